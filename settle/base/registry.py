@@ -1,0 +1,80 @@
+"""A part is a file: a family is a folder, a part's name is its filename, nothing lists it a second time.
+
+    settle/data/sources/jsonl.py   →   part("data/sources", "jsonl")
+
+A family's `__init__.py` defines the contract: one subclass of `Part`. Each file beside it defines exactly one
+subclass of that contract. Other packages join through the entry-point group `settle.<family>` (slashes as dots).
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+
+from pydantic import BaseModel, ConfigDict
+
+from settle.base.errors import UsageError
+
+
+class Part(BaseModel):
+    """Something that can vary: its fields are its settings, its methods are its work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@cache
+def part_names(family: str) -> tuple[str, ...]:
+    """Names of a family's parts, sorted; reads the folder and the entry points, imports no part."""
+    package = _family_package(family)
+    own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    others = [e.name for e in entry_points(group=_group(family))]
+    return tuple(sorted({*own, *others}))
+
+
+@cache
+def part(family: str, name: str) -> type[Part]:
+    """The part `name` of `family`. Raises UsageError naming the nearest part when there is none."""
+    package = _family_package(family)
+    if name not in part_names(family):
+        near = difflib.get_close_matches(name, part_names(family), n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(part_names(family))}"
+        raise UsageError(f"there is no {name!r} in {family}", fix)
+    for entry in entry_points(group=_group(family)):
+        if entry.name == name:
+            loaded: type[Part] = entry.load()
+            return loaded
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    contract = _contract(family)
+    found = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, contract) and c is not contract and c.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must define exactly one {contract.__name__}, found {len(found)}"
+    return found[0]
+
+
+def parts(family: str) -> dict[str, type[Part]]:
+    """Every part of a family by name."""
+    return {name: part(family, name) for name in part_names(family)}
+
+
+def _group(family: str) -> str:
+    return "settle." + family.replace("/", ".")
+
+
+def _family_package(family: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module("settle." + family.replace("/", "."))
+
+
+def _contract(family: str) -> type[Part]:
+    package = _family_package(family)
+    found = [
+        c
+        for _, c in inspect.getmembers(package, inspect.isclass)
+        if issubclass(c, Part) and c is not Part and c.__module__ == package.__name__
+    ]
+    assert len(found) == 1, f"{package.__name__} must define exactly one contract, found {len(found)}"
+    return found[0]

@@ -1,0 +1,161 @@
+"""A run is a folder. Nothing about it is stored twice: its status is derived from what lies in it."""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from settle.base.errors import ResourceError, RunError, UsageError
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+
+
+def home() -> Path:
+    """Where everything of settle's lives: $SETTLE_HOME, or ~/.settle."""
+    return Path(os.environ.get("SETTLE_HOME") or Path.home() / ".settle").expanduser()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=1, default=str, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a run's file. Raises RunError when it was damaged by hand."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise RunError(f"{path} is damaged: {e}", "restore the file, or start a new run") from None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut (POSIX only: Windows cannot open a folder)."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Run:
+    """One run folder: recipe.toml, plan.json, forecast.json, events.jsonl, checkpoints/, out/, result.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if path.name.count("-") >= 5 else path.name
+        self.out = path / "out"
+        self.checkpoints = path / "checkpoints"
+        self.events = path / "events.jsonl"
+
+    @classmethod
+    def create(cls, command: str, name: str) -> "Run":
+        """A new folder `<date>-<command>-<name>-<id>`. Raises UsageError for a bad or taken name."""
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore, 64 at most")
+        if any(run.name == name for run in cls.all()):
+            raise UsageError(
+                f"a run named {name!r} exists already",
+                f"`settle resume {name}` goes on with it, or choose another --name",
+            )
+        date = datetime.date.today().isoformat()
+        path = home() / "runs" / f"{date}-{command}-{name}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+            run = cls(path)
+            run.out.mkdir()
+            run.checkpoints.mkdir()
+        except OSError as e:
+            raise _cannot_write(path, e) from None
+        return run
+
+    @classmethod
+    def all(cls) -> list["Run"]:
+        """Every run, oldest first."""
+        folder = home() / "runs"
+        paths = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        return [cls(p) for p in sorted(paths, key=lambda p: (p.stat().st_mtime, p.name))]
+
+    @classmethod
+    def find(cls, name: str) -> "Run":
+        """The newest run of that name (or folder name). Raises UsageError naming the runs there are."""
+        runs = cls.all()
+        for run in reversed(runs):
+            if name in (run.name, run.path.name) or name == str(run.path):
+                return run
+        known = ", ".join(dict.fromkeys(r.name for r in reversed(runs)))
+        raise UsageError(f"there is no run named {name!r}", f"known: {known}" if known else "start one: `settle train`")
+
+    @property
+    def status(self) -> str:
+        """finished | running | interrupted, derived from result.json and the lock."""
+        if (self.path / "result.json").exists():
+            return "finished"
+        try:
+            with self.lock():
+                return "interrupted"
+        except RunError:
+            return "running"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the system releases it when the process ends, however it ends."""
+        lock = FileLock(self.path / ".lock", timeout=0, is_singleton=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"another settle is working on {self.name!r}", "wait for it, or stop it, and try again"
+            ) from None
+        except OSError as e:
+            raise _cannot_write(self.path, e) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read(self, file: str) -> Any:
+        """A JSON file of the run, or None when it does not exist."""
+        path = self.path / file
+        return read_json(path) if path.exists() else None
+
+
+def free_name(wanted: str) -> str:
+    """`wanted`, cleaned to a usable run name, with -2, -3 … when taken."""
+    name = re.sub(r"[^a-zA-Z0-9._-]+", "-", wanted).strip("-._")[:48] or "run"
+    taken = {run.name for run in Run.all()}
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
+def _cannot_write(path: Path, e: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write to {path}: {e.strerror}",
+        "make room or permission there, or set SETTLE_HOME to a folder that has both",
+    )

@@ -1,0 +1,113 @@
+"""commands/ as a command line."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
+
+from settle import __version__
+from settle.base.errors import SettleError
+from settle.base.events import Events
+from settle.base.registry import part, part_names
+from settle.commands import Command
+from settle.show import Face
+
+# nothing phones home: the switches of every dependency that has some, before any of them is imported
+SWITCHES = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    for key, value in SWITCHES.items():
+        os.environ.setdefault(key, value)
+    app = build_app()
+    try:
+        code = app(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        return 2
+    except ValidationError as e:
+        first = e.errors()[0]
+        Face().error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see --help")
+        return 2
+    except SettleError as e:
+        Face().error(e.what, e.fix)
+        return e.exit_code
+    except KeyboardInterrupt:
+        Face().error("interrupted", "")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def build_app() -> App:
+    """The command line, made from the commands family."""
+    app = App(
+        name="settle",
+        help="Train a model until it has settled, on your own machine, and know that it has.",
+        version=__version__,
+        result_action="return_value",
+    )
+    for name in part_names("commands"):
+        command = part("commands", name)
+        assert issubclass(command, Command)
+        app.command(_function(command), name=name)
+    return app
+
+
+def _function(command: type[Command]) -> Callable[..., int]:
+    """A function with one parameter a field, that receives only what was given."""
+
+    def call(*args: Any, json: bool = False, **given: Any) -> int:
+        for name, value in zip(command.positional, args, strict=False):
+            given[name] = list(args) if _is_list(command, name) else value
+        face = Face(json=json)
+        events = Events(listeners=[face])
+        try:
+            return command(**given).run(events)
+        finally:
+            face.close()
+            events.close()
+
+    call.__doc__ = command.__doc__
+    call.__signature__ = inspect.Signature(list(_parameters(command)), return_annotation=int)  # type: ignore[attr-defined]
+    return call
+
+
+def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
+    for name in command.positional:
+        field = command.model_fields[name]
+        default = inspect.Parameter.empty if field.is_required() else field.get_default()
+        if _is_list(command, name):
+            kind, hint = inspect.Parameter.VAR_POSITIONAL, str
+            yield inspect.Parameter(name, kind, annotation=Annotated[hint, Parameter(help=field.description)])
+        else:
+            kind = inspect.Parameter.POSITIONAL_ONLY
+            annotation = Annotated[field.annotation, Parameter(help=field.description)]  # type: ignore[name-defined]
+            yield inspect.Parameter(name, kind, annotation=annotation, default=default)
+    for name, field in command.model_fields.items():
+        if name not in command.positional:
+            annotation = Annotated[field.annotation, Parameter(help=field.description, negative="")]  # type: ignore[name-defined]
+            yield inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=field.get_default()
+            )
+    yield inspect.Parameter(
+        "json",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[bool, Parameter(help="print the result as JSON, the last line of stdout", negative="")],
+        default=False,
+    )
+
+
+def _is_list(command: type[Command], name: str) -> bool:
+    return "list" in str(command.model_fields[name].annotation)

@@ -1,0 +1,19 @@
+"""One file is one command: its docstring is the help, its fields are the arguments, `run` does it."""
+
+from typing import ClassVar
+
+from settle.base.events import Events
+from settle.base.registry import Part
+
+
+class Command(Part):
+    """The contract of a command. It prints nothing: it emits events, and the face renders them.
+
+    Field annotations become the command line: `positional` fields in order, every other one an option.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, events: Events) -> int:
+        """Do the work; the exit code: 0 done, 1 error, 2 usage, 3 no answer or not better, 130 interrupted."""
+        raise NotImplementedError
