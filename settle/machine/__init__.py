@@ -1,0 +1,60 @@
+"""What this computer is and can do: cores, memory, accelerator, speed, energy. Measured here, remembered.
+
+Importing it loads no torch; what needs torch imports it when called.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from settle.machine.accelerator import Accelerator, accelerator
+from settle.machine.cores import Cores, cores, processor_name
+from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
+from settle.machine.power import Energy, EnergyMeter, Power, power
+from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
+
+__all__ = [
+    "Accelerator",
+    "Cores",
+    "DtypeProbe",
+    "Energy",
+    "EnergyMeter",
+    "Memory",
+    "PeakMemory",
+    "Power",
+    "accelerator",
+    "bandwidth",
+    "ceiling",
+    "cores",
+    "describe",
+    "disk_free",
+    "memory",
+    "power",
+    "probe_dtype",
+    "processor_name",
+    "resident",
+]
+
+
+def describe(folder: Path | None = None) -> dict[str, Any]:
+    """This machine as plain JSON values, for plan.json: what it is, nothing that takes time to measure.
+
+    folder: where disk space is counted, SETTLE_HOME by default. Sizes in bytes.
+    """
+    import platform
+    from importlib.metadata import version
+
+    from settle.base.run import home
+
+    count = cores()
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor_name(),
+        "cores": asdict(count),
+        "memory": asdict(memory()),
+        "disk_free": disk_free(folder or home()),
+        "accelerator": asdict(accelerator()),
+        "power": asdict(power(count.usable)),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }

@@ -1,0 +1,167 @@
+"""Energy: counted where the machine counts it, otherwise estimated and called so.
+
+Counters: RAPL through /sys/class/powercap (Linux, Intel and AMD; usually readable by root only) for the processor,
+NVML for NVIDIA cards. Estimate: processor time × a constant per core + memory held × a constant per GiB.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Design power per core of current processors lies between 4 W (laptops) and 12 W (desktops and servers).
+WATTS_PER_CORE = 7.0
+# Lannelongue, Grealey, Inouye: Green Algorithms, Advanced Science 2021.
+WATTS_PER_GIB = 0.3725
+
+
+@dataclass(frozen=True)
+class Energy:
+    """`source` is one of: asked, measured (RAPL), measured (RAPL + NVML), estimated, estimated + measured (NVML)."""
+
+    joules: float
+    seconds: float
+    source: str
+
+    @property
+    def watts(self) -> float:
+        return self.joules / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Power:
+    watts: float
+    source: str
+
+
+class EnergyMeter:
+    """Joules between `start()` and `read()`. RAPL counts the whole processor, whoever uses it.
+
+    watts: what the person says the machine draws; then that is believed and nothing is read.
+    device: torch's device type; for `cuda` the card's counter is added.
+    """
+
+    def __init__(self, watts: float | None = None, device: str = "cpu", root: Path = Path("/")) -> None:
+        self._asked = watts
+        self._device = device
+        self._root = root
+        self._began: float | None = None
+
+    def start(self) -> "EnergyMeter":
+        self._began = time.monotonic()
+        self._cpu_seconds = _cpu_seconds()
+        self._zones = {zone: _joules(zone) for zone in _rapl_zones(self._root)}
+        self._counted = dict.fromkeys(self._zones, 0.0)
+        self._card = _card_joules() if self._device == "cuda" else None
+        return self
+
+    def read(self) -> Energy:
+        """Energy since `start()`. Read it at least once an hour: RAPL's counters wrap around, one wrap is mended."""
+        assert self._began is not None, "read() before start()"
+        seconds = time.monotonic() - self._began
+        if self._asked is not None:
+            return Energy(self._asked * seconds, seconds, "asked")
+        joules, source = self._processor(seconds)
+        card = _card_joules() if self._card is not None else None
+        if card is not None:
+            joules += card - self._card
+            source = "measured (RAPL + NVML)" if self._zones else "estimated + measured (NVML)"
+        return Energy(joules, seconds, source)
+
+    def _processor(self, seconds: float) -> tuple[float, str]:
+        if not self._zones:
+            busy = _cpu_seconds() - self._cpu_seconds
+            return busy * WATTS_PER_CORE + seconds * _held_gib() * WATTS_PER_GIB, "estimated"
+        for zone, before in self._zones.items():
+            now = _joules(zone)
+            if now < before:
+                before -= int((zone / "max_energy_range_uj").read_text()) / 1e6
+            self._counted[zone] += now - before
+            self._zones[zone] = now
+        return sum(self._counted.values()), "measured (RAPL)"
+
+
+def power(threads: int, watts: float | None = None, device: str = "cpu") -> Power:
+    """Watts to expect while `threads` cores work, for a forecast; `watts` is what the person says and is believed.
+
+    A card is expected at its enforced limit, which full training load reaches.
+    """
+    if watts is not None:
+        return Power(watts, "asked")
+    from settle.machine.memory import resident
+
+    expected = threads * WATTS_PER_CORE + resident() / 2**30 * WATTS_PER_GIB
+    if device == "cuda":
+        limit = _card_limit()
+        if limit is not None:
+            return Power(expected + limit, "estimated + card limit (NVML)")
+    return Power(expected, "estimated")
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended, all cores added up."""
+    import os
+
+    return sum(os.times()[:4])
+
+
+def _held_gib() -> float:
+    from settle.machine.memory import resident
+
+    return resident() / 2**30
+
+
+def _rapl_zones(root: Path) -> Iterator[Path]:
+    """Processor packages and memory; cores and graphics lie within the package, psys around all of it."""
+    for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
+        try:
+            name = (zone / "name").read_text().strip()
+            _joules(zone)
+        except (OSError, ValueError):
+            continue  # readable by root only
+        if name.startswith("package") or name == "dram":
+            yield zone
+
+
+def _joules(zone: Path) -> float:
+    return int((zone / "energy_uj").read_text()) / 1e6
+
+
+def _card_joules() -> float | None:
+    card = _card()
+    if card is None:
+        return None
+    import pynvml
+
+    try:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
+    except pynvml.NVMLError:
+        return None  # cards before Volta do not count
+
+
+def _card_limit() -> float | None:
+    card = _card()
+    if card is None:
+        return None
+    import pynvml
+
+    try:
+        return pynvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1e3
+    except pynvml.NVMLError:
+        return None
+
+
+def _card():
+    """NVML's handle of the card torch uses, by its identity, since the two number cards differently."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        identity = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+    except (pynvml.NVMLError, RuntimeError, AttributeError):
+        return None

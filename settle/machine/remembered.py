@@ -1,0 +1,88 @@
+"""Measurements of this machine are made once: a small file for each machine that says what it measured.
+
+The key is everything that can change the answer: the processor, the cores we may use, the threads torch uses,
+the memory, the device and torch's version. Another key is another file, so nothing is ever stale by it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from settle.base.run import home, write_json
+
+
+def key(device: str, threads: int) -> dict[str, Any]:
+    """What the measurements depend on."""
+    from importlib.metadata import version
+
+    from settle.machine.cores import cores, processor_name
+    from settle.machine.memory import memory
+
+    return {
+        "processor": processor_name(),
+        "cores": cores().usable,
+        "threads": threads,
+        "memory_gib": round(memory().total / 2**30),
+        "device": device,
+        "torch": version("torch"),
+    }
+
+
+def path_of(key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return home() / "machine" / f"{digest[:16]}.json"
+
+
+def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> Any:
+    """The value measured before under `name`, otherwise what `measure()` says, which is then kept.
+
+    What was measured while other programs kept the machine busy is measured again once they do not.
+    """
+    path = path_of(key)
+    known = _read(path, key).get(name)
+    if known is not None and (not known["busy"] or others_are_busy()):
+        return known["value"]
+    busy = others_are_busy()
+    value = measure()
+    busy = busy or others_are_busy()
+    measured = _read(path, key)  # another process may have added to it meanwhile
+    measured[name] = {"value": value, "busy": busy}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "measured": measured})
+    except OSError:
+        pass  # a home that cannot be written costs a second of measuring each time, nothing else
+    return value
+
+
+def _read(path: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name → value and whether the machine was busy; nothing when the file is missing or was damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        measured = known["measured"]
+        if known["key"] == key and all({"value", "busy"} <= m.keys() for m in measured.values()):
+            return measured
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def others_are_busy() -> bool:
+    """Whether other programs take more than a quarter of the processor, over a twentieth of a second."""
+    import time
+
+    import psutil
+
+    process = psutil.Process()
+
+    def spent() -> tuple[float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times) - idle - sum(process.cpu_times()[:2]), time.monotonic()
+
+    before, since = spent()
+    time.sleep(0.05)
+    after, now = spent()
+    return after - before > 0.25 * (now - since) * (psutil.cpu_count() or 1)

@@ -1,0 +1,151 @@
+"""What the machine can compute: matrix products per dtype, and how fast memory is copied. Measured, remembered.
+
+Letters: M rows (tokens), K inputs, N outputs of one product y (M, N) = x (M, K) @ w (N, K).T; 2·M·K·N operations.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from settle.machine.accelerator import Accelerator, accelerator
+from settle.machine.remembered import key, remembered
+
+Shape = tuple[int, int, int]  # (M, K, N)
+
+# The half precisions cost casts and care; they must be clearly faster to be worth it.
+WORTH_IT = 1.15
+
+
+@dataclass(frozen=True)
+class DtypeProbe:
+    """`dtype` is what to compute in; `rates` is operations per second of a linear layer's forward and backward."""
+
+    dtype: str
+    rates: dict[str, float]
+
+    @property
+    def why(self) -> str:
+        rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in self.rates.items())
+        return f"measured here at the planned shapes: {rates}"
+
+
+def ceiling(
+    shapes: Sequence[Shape], dtype: str = "float32", device: Accelerator | None = None, seconds: float = 1.0
+) -> float:
+    """The most operations per second that bare matrix products of these shapes reach here, all cores together.
+
+    The rate is the sum of operations ÷ the sum of the best times. Remembered per machine, shapes and dtype.
+    """
+    import torch
+
+    device = device or accelerator("cpu")
+    name = f"ceiling {dtype} {_spelled(shapes)}"
+
+    def measure() -> float:
+        rounds = []
+        for m, k, n in dict.fromkeys(shapes):
+            x = torch.randn(m, k, device=device.kind).to(getattr(torch, dtype))
+            w = torch.randn(n, k, device=device.kind).to(getattr(torch, dtype))
+            rounds.append(_timed(lambda x=x, w=w: torch.nn.functional.linear(x, w), device.kind))
+        best = dict(zip(dict.fromkeys(shapes), _best_times(rounds, seconds), strict=True))
+        return sum(2.0 * m * k * n for m, k, n in shapes) / sum(best[shape] for shape in shapes)
+
+    with torch.no_grad():
+        return remembered(key(device.kind, torch.get_num_threads()), name, measure)
+
+
+def probe_dtype(shapes: Sequence[Shape], device: Accelerator | None = None, seconds: float = 1.0) -> DtypeProbe:
+    """Choose the dtype to compute in: the fastest at these shapes, float32 unless another is clearly faster.
+
+    What is timed is what training does: a linear layer's forward and both its backward products on activations of
+    that dtype with master weights in float32, so that the casts of the weights and their gradient are paid for.
+    Dtypes take turns, so that a busy moment of the machine hits all of them. Remembered per machine and shapes.
+    """
+    import torch
+
+    device = device or accelerator()
+
+    def measure() -> dict[str, float]:
+        times = dict.fromkeys(device.dtypes, 0.0)
+        for shape in shapes:
+            rounds = [_training_round(shape, dtype, device.kind) for dtype in device.dtypes]
+            for dtype, best in zip(device.dtypes, _best_times(rounds, seconds / len(shapes)), strict=True):
+                times[dtype] += best
+        operations = sum(6.0 * m * k * n for m, k, n in shapes)
+        return {dtype: operations / spent for dtype, spent in times.items()}
+
+    name = f"training {' '.join(device.dtypes)} {_spelled(shapes)}"
+    rates = remembered(key(device.kind, torch.get_num_threads()), name, measure)
+    fastest = max(rates, key=rates.__getitem__)
+    safe = device.dtypes[0]
+    return DtypeProbe(fastest if rates[fastest] >= WORTH_IT * rates[safe] else safe, rates)
+
+
+def bandwidth(device: Accelerator | None = None, seconds: float = 0.3) -> float:
+    """Bytes per second that memory moves in a plain copy, read and written bytes both counted."""
+    import torch
+
+    device = device or accelerator("cpu")
+
+    def measure() -> float:
+        source = torch.ones(32 << 20, dtype=torch.float32, device=device.kind)  # 128 MiB: beyond usual caches
+        target = torch.empty_like(source)
+        (best,) = _best_times([_timed(lambda: target.copy_(source), device.kind)], seconds)
+        return 2.0 * source.nbytes / best
+
+    return remembered(key(device.kind, torch.get_num_threads()), "bandwidth", measure)
+
+
+def _training_round(shape: Shape, dtype: str, device: str) -> Callable[[], float]:
+    import torch
+
+    m, k, n = shape
+    compute = getattr(torch, dtype)
+    x = torch.randn(m, k, device=device).to(compute).requires_grad_()
+    w = torch.randn(n, k, device=device, requires_grad=True)
+    gradient = torch.randn(m, n, device=device).to(compute)
+
+    def once() -> None:
+        y = torch.nn.functional.linear(x, w.to(compute))
+        torch.autograd.grad(y, (x, w), gradient)
+
+    return _timed(once, device)
+
+
+def _timed(work: Callable[[], Any], device: str) -> Callable[[], float]:
+    """A function that does the work once and returns the seconds it took, the device's queue emptied."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        return time.perf_counter() - start
+
+    return once
+
+
+def _best_times(rounds: Sequence[Callable[[], float]], seconds: float) -> list[float]:
+    """The shortest time of each, taking turns for about `seconds`: the first turn warms up, the second counts."""
+    best = [float("inf")] * len(rounds)
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < 2 or time.perf_counter() < end:
+        for i, once in enumerate(rounds):
+            spent = once()
+            best[i] = min(best[i], spent) if turns else float("inf")
+        turns += 1
+    return best
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _spelled(shapes: Sequence[Shape]) -> str:
+    return " ".join("x".join(map(str, shape)) for shape in shapes)
