@@ -1,0 +1,76 @@
+"""Events → a terminal: stdout carries the answer, stderr the talk. Nothing is shown that is not an event.
+
+Kinds that are shown: plan {values, origin, why, full}, forecast {forecast: name → value, low, high, unit},
+say and warn {text}, progress {what, done, total, unit}, step, eval, settled, decay, checkpoint, rollback,
+proof and gate {check, passed, detail}, answer {text}, table {title, columns, rows, note}, result {result}.
+"""
+
+import json as jsonlib
+import sys
+from typing import Any
+
+from settle.base.events import Event
+
+
+class Face:
+    """Renders events. With `json`, the result is the last line of stdout and nothing else is on it."""
+
+    def __init__(self, json: bool = False) -> None:
+        self.json = json
+        self._talk: Any = None
+        self._result: dict[str, Any] | None = None
+
+    def __call__(self, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "answer":
+            if not self.json:
+                sys.stdout.write(event["text"])
+                sys.stdout.flush()
+        elif kind == "table":
+            if not self.json:
+                self._table(event)
+        else:
+            if kind == "result":
+                self._result = event["result"]
+            self.talk.hear(event)
+
+    @property
+    def talk(self) -> Any:
+        """Made when first needed: rich takes longer to import than most commands take to run."""
+        if self._talk is None:
+            from settle.show.talk import Talk
+
+            self._talk = Talk()
+        return self._talk
+
+    def error(self, what: str, fix: str) -> None:
+        """A person's mistake, or ours: what went wrong and how to mend it. One or two lines, no traceback."""
+        self.close()
+        text = f"settle: {what}\n" + (f"  → {fix}\n" if fix else "")
+        encoding = sys.stderr.encoding or "ascii"
+        sys.stderr.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the live display; with `json`, print the result."""
+        if self._talk is not None:
+            self._talk.close()
+        if self.json and self._result is not None:
+            result, self._result = self._result, None
+            sys.stdout.write(jsonlib.dumps(result, default=str) + "\n")
+            sys.stdout.flush()
+        sys.stderr.flush()
+
+    def _table(self, event: Event) -> None:
+        from settle.show.tables import aligned, listing
+
+        if event["rows"]:
+            if sys.stdout.isatty():
+                from rich.console import Console
+
+                Console(highlight=False).print(listing(event))
+            else:
+                sys.stdout.write(aligned(event) + "\n")
+            sys.stdout.flush()
+        if event.get("note"):
+            self.talk.hear({"kind": "say", "text": event["note"]})

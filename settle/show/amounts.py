@@ -1,0 +1,76 @@
+"""Amounts as people read them: 1.2 GB, 3 min 20 s, 0.4 Wh, 12.3 M."""
+
+import math
+from typing import Any
+
+# What a number is, by the name it has in forecasts, results and plans.
+UNITS = {
+    "time": "s",
+    "seconds": "s",
+    "memory": "bytes",
+    "peak_memory": "bytes",
+    "device_memory": "bytes",
+    "energy": "J",
+    "loss": "nats",
+    "bits_per_byte": "bits per byte",
+    "tokens": "tokens",
+}
+
+
+def amount(value: Any, unit: str = "") -> str:
+    """`value` in `unit` (s, bytes, J, nats, tokens, a currency …) for a person; what is no number, as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if not isinstance(value, int | float):
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if not math.isfinite(value):
+        return "unknown"
+    if unit == "s":
+        return duration(value)
+    if unit == "bytes":
+        return _scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
+    if unit == "J":
+        return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh"))
+    if unit in ("tokens", "parameters", "rows", "documents"):
+        return f"{count(value)} {unit}"
+    return f"{plain(value)} {unit}".rstrip()
+
+
+def plain(value: float) -> str:
+    """Four significant digits, thousands apart, no needless zeros; whole numbers in full."""
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def count(value: float) -> str:
+    """1,234 in full, more in thousands, millions, billions."""
+    if abs(value) < 10_000:
+        return f"{value:,.0f}"
+    return _scaled(value / 1000, 1000.0, ("k", "M", "B", "T"))
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
+
+
+def duration(seconds: float) -> str:
+    """8.2 s, 3 min 20 s, 1 h 04 min, 2 d 3 h."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if abs(value) < step * 0.9995:
+            return f"{value:.3g} {unit}"
+        value /= step
+    return f"{value:,.3g} {units[-1]}"

@@ -1,0 +1,86 @@
+"""Where a run stands, gathered from its events: what a face needs to draw a bar and to say when it will end."""
+
+from dataclasses import dataclass, field
+
+from settle.base.events import Event
+
+
+@dataclass
+class Standing:
+    """The state of the run as its events told it so far. Times are the events' own, in epoch seconds."""
+
+    began: float | None = None  # when the first step was told
+    now: float = 0.0
+    expected: float | None = None  # seconds of the whole run, by the forecast
+    at_most: float | None = None  # the upper end of that
+    step: int = 0
+    end_step: int | None = None  # known once the decay has begun
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    train_loss: float | None = None
+    loss: float | None = None
+    stderr: float | None = None
+    bits_per_byte: float | None = None
+    losses: list[float] = field(default_factory=list)
+    gain: float | None = None
+    high: float | None = None
+    tolerance: float | None = None
+    state: str = ""
+    _pace: list[tuple[float, int]] = field(default_factory=list)  # (time, step) of the latest steps
+
+    def hear(self, event: Event) -> None:
+        self.now = event.get("time", self.now)
+        kind = event["kind"]
+        if kind == "step":
+            self._hear_step(event)
+        elif kind == "eval":
+            self.loss, self.stderr = event["loss"], event.get("stderr")
+            self.bits_per_byte, self.tokens = event.get("bits_per_byte"), event["tokens"]
+            self.losses.append(event["loss"])
+        elif kind == "settled":
+            self.gain, self.high = event.get("gain"), event.get("high")
+            self.tolerance, self.state = event.get("tolerance"), event.get("state", "")
+        elif kind == "decay":
+            self.end_step, self.state = event.get("until"), "decaying"
+        elif kind == "rollback":
+            self._pace.clear()
+
+    def _hear_step(self, event: Event) -> None:
+        self.began = self.began if self.began is not None else self.now
+        self.step, self.tokens, self.train_loss = event["step"], event["tokens"], event["loss"]
+        speed = event.get("tokens_per_second")
+        if speed:
+            # a smooth number reads better than a nervous one
+            self.tokens_per_second = speed if not self.tokens_per_second else 0.9 * self.tokens_per_second + 0.1 * speed
+        self._pace = [*self._pace[-63:], (self.now, self.step)]
+
+    @property
+    def nearness(self) -> float | None:
+        """How near the run is to settled: tolerance ÷ upper end of the gain still expected; 1 is settled."""
+        if self.high is None or not self.tolerance:
+            return None
+        return 1.0 if self.high <= self.tolerance else max(0.0, self.tolerance / self.high)
+
+    def left(self) -> tuple[float, str] | None:
+        """Seconds still to go and how that is known: "steps", "forecast" or "at most"; None when it is not known."""
+        if self.end_step is not None and len(self._pace) > 1:
+            (t0, s0), (t1, s1) = self._pace[0], self._pace[-1]
+            if s1 > s0:
+                return max(0.0, (self.end_step - self.step) * (t1 - t0) / (s1 - s0)), "steps"
+        spent = self.spent()
+        if self.expected is not None and spent < self.expected:
+            return self.expected - spent, "forecast"
+        if self.at_most is not None and spent < self.at_most:
+            return self.at_most - spent, "at most"
+        return None
+
+    def spent(self) -> float:
+        return self.now - self.began if self.began is not None else 0.0
+
+    def fraction(self) -> float | None:
+        """The share of the run that is done, in time; never quite 1 while it goes on."""
+        left = self.left()
+        if left is None:
+            return None
+        spent = self.spent()
+        return min(0.995, spent / (spent + left[0])) if spent + left[0] > 0 else 0.0

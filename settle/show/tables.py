@@ -1,0 +1,183 @@
+"""Tables and panels: the plan, the forecast, forecast beside actual, the verdict, and any list."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from settle.base.events import Event
+from settle.show.amounts import UNITS, amount, percent
+
+ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
+VERDICT_STYLES = {
+    "settled": "green",
+    "out of budget": "yellow",
+    "overfitting": "yellow",
+    "diverged": "red",
+    "broken": "red",
+}
+INTERVAL_FITS = 84  # columns from which it fits beside what came
+WHY_FITS = 96  # columns from which a table has room for its reasons
+
+
+def plan_table(event: Event, width: int) -> RenderableType:
+    """Every number with where it came from. Fields: values (nested or dotted), origin, why (by dotted key).
+
+    `full: false` leaves the defaults out and says how many there are.
+    """
+    values, origins, reasons = flat(event["values"]), event.get("origin", {}), event.get("why", {})
+    table = _table("plan")
+    table.add_column("setting", style="bold", overflow="fold")
+    table.add_column("value", overflow="fold")
+    table.add_column("from", no_wrap=True)
+    if width >= WHY_FITS:
+        table.add_column("why", style="dim", overflow="fold")
+    hidden = 0
+    for key, value in values.items():
+        origin = {"command line": "asked"}.get(origins.get(key, ""), origins.get(key, "derived"))
+        if origin == "default" and not event.get("full", True):
+            hidden += 1
+            continue
+        leaf = key.rsplit(".", 1)[-1]
+        row = [Text(key), Text(amount(value, UNITS.get(leaf, ""))), Text(origin, ORIGIN_STYLES.get(origin, ""))]
+        table.add_row(*row, *([Text(str(reasons.get(key, "")))] if width >= WHY_FITS else []))
+    if hidden:
+        return Group(table, Text(f"  and {hidden} defaults; --dry shows them", "dim"))
+    return table
+
+
+def forecast_table(
+    forecast: Mapping[str, Any], actual: Mapping[str, Any] | None = None, width: int = WHY_FITS
+) -> RenderableType:
+    """What is expected, with its 80 % interval; beside it what came, when that is known.
+
+    forecast: name → {"value", "low", "high", "unit"}; a unit not given is known by the name. Where both do not fit
+    the interval gives way, since a mark says whether what came lies in it.
+    """
+    table = _table("forecast" if actual is None else "forecast and what came")
+    table.add_column("", style="bold")
+    table.add_column("expected", justify="right", no_wrap=True)
+    has_interval = actual is None or width >= INTERVAL_FITS
+    if has_interval:
+        table.add_column("80 % interval", justify="right", no_wrap=True)
+    if actual is not None:
+        table.add_column("came", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+    for name, item in forecast.items():
+        if not isinstance(item, Mapping) or "value" not in item:
+            continue
+        unit = item.get("unit") or UNITS.get(name, "")
+        row = [name.replace("_", " "), amount(item["value"], unit)]
+        if has_interval:
+            row.append(_interval(item.get("low"), item.get("high"), unit))
+        if actual is not None:
+            row += _came(actual.get(name), item, unit)
+        table.add_row(*row)
+    return table
+
+
+def _interval(low: float | None, high: float | None, unit: str) -> str:
+    """low – high, the unit said once when both have the same."""
+    if low is None or high is None:
+        return ""
+    start, end = amount(low, unit), amount(high, unit)
+    if start.count(" ") == 1 and start.split(" ")[1] == end.partition(" ")[2]:
+        start = start.split(" ")[0]
+    return f"{start} – {end}"
+
+
+def _came(value: Any, item: Mapping[str, Any], unit: str) -> list[str]:
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    if not isinstance(value, int | float):
+        return ["–", ""]
+    low, high = item.get("low"), item.get("high")
+    inside = low is None or high is None or low <= value <= high
+    off = f" {100 * (value / item['value'] - 1):+.0f} %" if item["value"] else ""
+    return [amount(value, unit), ("[green]✓[/]" if inside else "[yellow]outside[/]") + off]
+
+
+def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
+    """The verdict, why, the best evaluation, the gate, and where things lie."""
+    verdict = str(result["verdict"])
+    style = VERDICT_STYLES.get(verdict, "bold")
+    lines = [Text(str(result.get("why", "")))]
+    best = result.get("best") or {}
+    if best.get("loss") is not None:
+        text = f"held-out loss {best['loss']:.4f}"
+        if best.get("stderr") is not None:
+            text += f" ± {best['stderr']:.4f}"
+        if best.get("bits_per_byte") is not None:
+            text += f" · {best['bits_per_byte']:.4f} bits per byte"
+        if best.get("step") is not None:
+            text += f" · step {best['step']:,}"
+        lines.append(Text(text, "bold"))
+    gate = result.get("gate")
+    if isinstance(gate, Mapping) and "passed" in gate:
+        passed = gate["passed"]
+        lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
+    files = result.get("files") or {}
+    for name, path in files.items() if isinstance(files, Mapping) else enumerate(files):
+        label = f"{name}: " if isinstance(name, str) else ""
+        lines.append(Text.assemble((label, "dim"), str(path), overflow="fold"))
+    return Panel(
+        Group(*lines), title=Text(f" {verdict} ", f"bold {style}"), title_align="left", border_style=style,
+        width=min(width, 100),
+    )  # fmt: skip
+
+
+def listing(event: Event) -> Table:
+    """Any list: `columns` (names), `rows` (values as they are to be read), `title`. Numbers stand to the right."""
+    table = _table(event.get("title", ""))
+    rows = [[_cell(v) for v in row] for row in event["rows"]]
+    for i, name in enumerate(event["columns"]):
+        right = all(_is_number(row[i]) for row in rows) if rows else False
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def aligned(event: Event) -> str:
+    """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
+    rows = [list(event["columns"]), *([_cell(v) for v in row] for row in event["rows"])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings → dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return out
+
+
+def gain_text(high: float, tolerance: float, width: int) -> str:
+    """The evidence for settled in a sentence."""
+    if width >= WHY_FITS:
+        return f"10 % more tokens gain {percent(max(0.0, high))} at most; {percent(tolerance)} matters"
+    return f"≤ {percent(max(0.0, high))} to gain, {percent(tolerance)} matters"
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="dim",
+    )
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else amount(value)
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text in ("–", "")

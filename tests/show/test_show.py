@@ -1,0 +1,198 @@
+"""Faces are fed the events of a run and looked at as a person or a script would see them."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from settle.show import Face
+from settle.show.progress import Standing
+from settle.show.talk import Talk
+
+FORECAST = {
+    "time": {"value": 640, "low": 500, "high": 900},
+    "memory": {"value": 1.3e9, "low": 1.2e9, "high": 1.45e9},
+    "loss": {"value": 2.71, "low": 2.6, "high": 2.8},
+    "money": {"value": 0.02, "low": 0.01, "high": 0.03, "unit": "EUR"},
+}
+RESULT = {
+    "verdict": "settled",
+    "why": "10 % more tokens would gain 0.4 % at most; 0.5 % matters",
+    "best": {"step": 299, "loss": 2.7123, "stderr": 0.012, "bits_per_byte": 1.62},
+    "forecast": FORECAST,
+    "actual": {"time": 612.0, "memory": 1.6e9, "loss": 2.7123},
+    "gate": {"passed": True},
+    "files": {"weights": "/runs/notes/out/notes-f16.gguf"},
+}
+
+
+def a_run(steps=60, seconds=2.0):
+    """The events of a run, in the order and with the fields a run has."""
+    at = 1000.0
+
+    def event(kind, **fields):
+        nonlocal at
+        at += 0.0 if kind in ("eval", "settled") else seconds
+        return {"time": at, "kind": kind, **fields}
+
+    yield event("say", text="reading 214 files")
+    for done in range(0, 21, 5):
+        yield event("progress", what="tokenize", done=done * 10**6, total=20 * 10**6, unit="bytes")
+    values = {"name": "notes", "train": {"tolerance": 0.005, "seconds": 1800}, "dtype": "bfloat16"}
+    origin = {"name": "command line", "train.tolerance": "default", "train.seconds": "recipe", "dtype": "measured"}
+    yield event("plan", values=values, origin=origin, why={"dtype": "faster at the planned shapes"})
+    yield event("forecast", forecast=FORECAST)
+    yield event("proof", check="gradient", passed=True, detail="error 2e-4")
+    for step in range(1, steps + 1):
+        loss = 2.6 + 5 * step**-0.5
+        yield event("step", step=step, tokens=step * 8192, loss=loss, lr=0.01, grad_norm=0.5, tokens_per_second=41000.0)
+        if step % 10 == 0:
+            yield event("eval", step=step, tokens=step * 8192, loss=loss, stderr=0.012, bits_per_byte=loss * 0.6)
+            yield event("settled", step=step, tolerance=0.005, gain=0.01, low=0.0, high=0.02, state="learning")
+    yield event("warn", text="the disk is full")
+    yield event("rollback", step=60, loss="nan", grad_norm="nan", rows=[], to_step=50)
+    yield event("decay", step=60, until=80, why="settled")
+    yield event("checkpoint", step=60)
+    yield event("gate", check="token ids", passed=False, detail="first difference at string 7")
+    yield event("a kind of a later version", anything=1)
+    yield event("result", result=RESULT)
+
+
+def heard(events, width=100, terminal=False, **console):
+    stream = io.StringIO()
+    made = Console(file=stream, force_terminal=terminal, width=width, legacy_windows=False, **console)
+    talk = Talk(console=made)
+    for event in events:
+        talk.hear(event)
+    talk.close()
+    return stream.getvalue()
+
+
+def test_plain_lines_tell_the_whole_story():
+    text = heard(a_run())
+    for part in (
+        "reading 214 files",
+        "tokenize: 20 MB of 20 MB",
+        "train.seconds     30 min 00 s   recipe",
+        "measured   faster at the planned shapes",
+        "1.2 – 1.45 GB",
+        "✓ proof: gradient – error 2e-4",
+        "held-out after 81.9 k tokens: loss 4.1811 ± 0.0120 · 2.5087 bits per byte",
+        "learning: 10 % more tokens gain 2 % at most; 0.5 % matters",
+        "! the disk is full",
+        "step 60 went wrong (loss nan): back to step 50",
+        "the model has settled: the learning rate falls to zero until step 80",
+        "✗ gate: token ids – first difference at string 7",
+        "10 min 12 s   ✓ -4 %",
+        "outside +23 %",
+        "held-out loss 2.7123 ± 0.0120 · 1.6200 bits per byte · step 299",
+    ):
+        assert part in text, f"{part!r} is not in\n{text}"
+    assert "\x1b" not in text and "\r" not in text
+    assert "about 10 min 40 s left" in text  # at the first step all of the forecast is left
+
+
+def test_plain_lines_are_few():
+    lines = [line for line in heard(a_run(steps=2000, seconds=1.0)).splitlines() if line.startswith("step ")]
+    assert 10 < len(lines) < 80
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_nothing_is_wider_than_the_terminal(width):
+    stream = io.StringIO()
+    talk = Talk(console=Console(file=stream, force_terminal=True, width=width, legacy_windows=False))
+    ruler = Console(file=io.StringIO(), width=1000)
+    for event in a_run():
+        talk.hear(event)
+        shown = Console(file=io.StringIO(), width=width)
+        with shown.capture() as captured:
+            shown.print(talk.picture())
+        lines = captured.get().splitlines()
+        assert len(lines) <= 4, "the display never wraps"
+        assert all(ruler.measure(line).maximum <= width for line in lines)
+    talk.close()
+
+
+def test_the_live_display_leaves_no_trace():
+    text = heard(a_run(), terminal=True)
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") >= 1, "the cursor is shown again"
+    assert "settled" in text and "left" in text
+
+
+def test_no_color_is_respected(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = heard(a_run(), terminal=True)
+    assert "\x1b[32m" not in text and "\x1b[33m" not in text and "38;5" not in text
+
+
+def test_a_terminal_that_knows_only_ascii():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    talk = Talk(console=Console(file=stream, width=100))
+    for event in a_run():
+        talk.hear(event)
+    talk.close()
+    stream.flush()
+    assert b"ok proof: gradient - error 2e-4" in stream.buffer.getvalue()
+
+
+def test_defaults_can_be_left_out():
+    event = {"kind": "plan", "values": {"a": 1, "b": 2}, "origin": {"a": "default", "b": "recipe"}, "full": False}
+    text = heard([event])
+    assert "and 1 defaults; --dry shows them" in text and " a " not in text
+
+
+def test_json_is_the_last_line_and_all_of_stdout():
+    code = (
+        "import sys; from settle.show import Face; from tests.show.test_show import a_run\n"
+        "face = Face(json=True)\n"
+        "for event in a_run(): face(event)\n"
+        "face({'kind': 'answer', 'text': 'words'}); face({'kind': 'table', 'columns': ['a'], 'rows': [[1]]})\n"
+        "face.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == RESULT and "reading 214 files" in done.stderr
+
+
+def test_stdout_carries_the_answer_only(capsys):
+    face = Face()
+    for event in a_run():
+        face(event)
+    face({"kind": "answer", "text": "once upon "})
+    face({"kind": "answer", "text": "a time"})
+    face.close()
+    out, err = capsys.readouterr()
+    assert out == "once upon a time" and "settled" in err
+
+
+def test_a_table_in_a_pipe_is_aligned_and_never_cut(capsys):
+    face = Face()
+    path = "/a/very/long/path" * 20
+    face({"kind": "table", "columns": ["name", "loss", "path"], "rows": [["notes", 2.5, path], ["x", None, "y"]]})
+    face.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["name   loss  path", f"notes  2.5   {path}", "x      –     y"]
+
+
+def test_errors_name_the_fix(capsys):
+    Face().error("there is no run named 'x'", "known: notes")
+    assert capsys.readouterr().err == "settle: there is no run named 'x'\n  → known: notes\n"
+
+
+def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
+    standing = Standing()
+    assert standing.left() is None and standing.fraction() is None and standing.nearness is None
+    standing.expected, standing.at_most = 100.0, 150.0
+    seen = []
+    for step in range(1, 30):
+        standing.hear({"kind": "step", "time": step * 5.0, "step": step, "tokens": step, "loss": 1.0})
+        seen.append(standing.left())
+    assert seen[0] == (100.0, "forecast") and seen[20] == (50.0, "at most") and seen[-5] == (30.0, "at most")
+    standing.hear({"kind": "decay", "time": 145.0, "step": 29, "until": 39, "why": "settled"})
+    assert standing.left() == (50.0, "steps") and standing.fraction() == pytest.approx(140 / 190)
+    standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
+    assert standing.nearness == 1.0
+    standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": 0.05, "tolerance": 0.005})
+    assert standing.nearness == pytest.approx(0.1)
