@@ -1,0 +1,118 @@
+"""Files of weights. Each is checked before it is believed; each is written beside and renamed.
+
+A format is a file in this folder: `read(path)` gives lazy named tensors and metadata, `write(…)` makes a file.
+"""
+
+import abc
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from settle.base.errors import ResourceError
+from settle.base.registry import Part
+from settle.base.run import fsync_folder
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """One tensor of a checked file: nothing is read until `load`.
+
+    shape: outermost dimension first, as in torch. dtype: the file's name of it ("F16", "Q8_0" …).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    load: Callable[[], np.ndarray]  # floats and quantized blocks as float32, integers as they are
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: tensors by name, in the file's order, and its metadata."""
+
+    tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, Any]
+
+
+class Format(Part):
+    """The contract of a format. Settings of writing are fields."""
+
+    suffix: ClassVar[str]  # of the file; empty for a folder
+
+    @abc.abstractmethod
+    def read(self, path: Path) -> Weights:
+        """Raises FormatError, with the place, for anything that is not a sound file of this format."""
+
+    @abc.abstractmethod
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        """Write a model. part: its architecture; weights: Hugging Face names → tensors (torch or numpy);
+        metadata: name, description, license and the like for the card. Raises ResourceError on a full disk."""
+
+
+def to_float32(tensor: Any) -> np.ndarray:
+    """A torch or numpy tensor of any float type as a contiguous float32 array; no copy when it is one already."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu().float().numpy()
+    return np.ascontiguousarray(tensor, dtype=np.float32)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 → bfloat16 bits (uint16, same shape), rounded to nearest even as torch does; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bits (uint16) → float32, exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@contextlib.contextmanager
+def beside(path: Path, num_bytes: int) -> Iterator[Path]:
+    """A path next to `path` to write to; fsynced and renamed to `path` at the end, removed after any error.
+
+    num_bytes: what is going to be written. Raises ResourceError before the start when it cannot fit, and when
+    the disk fills up all the same.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    free = shutil.disk_usage(path.parent).free
+    if free < num_bytes:
+        raise _full(path, num_bytes, free)
+    try:
+        yield part
+        with part.open("rb+") as f:
+            os.fsync(f.fileno())
+        part.replace(path)
+        fsync_folder(path.parent)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        # numpy's tofile reports a short write without an errno
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (e.errno is None and "written" in str(e)):
+            raise _full(path, num_bytes, shutil.disk_usage(path.parent).free) from None
+        raise
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_array(f: IO[bytes], array: np.ndarray) -> None:
+    """The array's bytes, little-endian, through the file object (so that a full disk is an honest OSError)."""
+    f.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+
+
+def _full(path: Path, num_bytes: int, free: int) -> ResourceError:
+    return ResourceError(
+        f"no room for {path.name}: it takes {num_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are free in {path.parent}",
+        "make room, or choose another place with --out",
+    )

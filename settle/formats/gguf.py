@@ -1,0 +1,260 @@
+"""GGUF, the file that llama.cpp, Ollama and LM Studio load."""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import FormatError
+from settle.formats import Format, LazyTensor, Weights, beside, from_bfloat16, to_bfloat16, to_float32, write_array
+from settle.formats._gguf_header import TensorInfo, read_header
+
+Dtype = Literal["f32", "f16", "bf16", "q8_0"]
+UNUSED = 5  # llama.cpp's token type
+GENERAL = ("name", "description", "license", "tags", "datasets", "size_label", "url")
+
+
+class Gguf(Format):
+    """One file with weights, tokenizer, chat template and card."""
+
+    suffix: ClassVar[str] = ".gguf"
+    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
+
+    def read(self, path: Path) -> Weights:
+        return read_gguf(path)
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        return export_gguf(part, weights, tokenizer, path, self.dtype, metadata)
+
+
+def read_gguf(path: Path) -> Weights:
+    """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.
+
+    Checked before anything is believed: see `_gguf_header.py`; then the tokenizer's lists against each other and
+    against the embedding, and the chat template's grammar.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise FormatError(f"there is no file {path}", "check the path") from None
+    except ValueError:
+        raise FormatError(f"{path.name} is empty", "get the file again") from None
+    except OSError as e:
+        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
+    metadata, infos = read_header(data, path.name)
+    _check_meaning(metadata, infos, path.name)
+    return Weights({i.name: _lazy(data, i) for i in infos}, metadata)
+
+
+def export_gguf(
+    part: Any,
+    weights: Mapping[str, Any],
+    tokenizer: Any,
+    path: Path,
+    dtype: Dtype = "f16",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
+
+    part: the architecture (fields as in HF's config.json, `gguf_names()`); weights: HF name → tensor; tokenizer: a
+    `settle.data.tokenizer.Tokenizer`; metadata: "name", "description", "license", "tags" (list), "datasets" (list)
+    go to general.*, what else there is to settle.*. Raises FormatError for weights that the type cannot hold,
+    ResourceError when the disk is full.
+    """
+    from gguf import GGUFWriter
+
+    names = part.gguf_names()
+    stray = sorted(set(weights) ^ set(names))
+    if stray:
+        raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
+    layout = {hf: _layout(np.shape(tensor), dtype) for hf, tensor in weights.items()}
+    total = sum(size for _, size in layout.values()) + (1 << 20)
+    with beside(Path(path), total) as beside_path:
+        writer = GGUFWriter(beside_path, part.gguf_architecture)
+        try:
+            _write_card(writer, metadata or {}, dtype)
+            _write_architecture(writer, part)
+            _write_tokenizer(writer, tokenizer, part.vocab_size)
+            for hf, (code, size) in layout.items():
+                shape = np.shape(weights[hf])
+                writer.add_tensor_info(names[hf], shape, np.dtype(np.uint16), size, raw_dtype=code)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            (f,) = writer.fout
+            for hf, tensor in weights.items():
+                writer.write_padding(f, f.tell())
+                write_array(f, _encode(hf, _in_ggml_order(hf, to_float32(tensor), part), layout[hf][0]))
+            writer.write_padding(f, f.tell())
+        finally:
+            writer.close()
+    return Path(path)
+
+
+def _layout(shape: tuple[int, ...], dtype: Dtype) -> tuple[Any, int]:
+    """ggml type and number of bytes. Vectors stay f32; a row that Q8_0 blocks do not divide becomes f16."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    code = GGMLQuantizationType[dtype.upper()] if len(shape) > 1 else GGMLQuantizationType.F32
+    if shape[-1] % GGML_QUANT_SIZES[code][0]:
+        code = GGMLQuantizationType.F16
+    block, block_bytes = GGML_QUANT_SIZES[code]
+    return code, int(np.prod(shape)) // block * block_bytes
+
+
+def _in_ggml_order(name: str, values: np.ndarray, part: Any) -> np.ndarray:
+    """llama.cpp turns neighbouring pairs of a head where HF turns its two halves: interleave the rows of q and k.
+
+    (heads · 2 · half, D) → (heads · half · 2, D), as llama.cpp's convert_hf_to_gguf.py does for this family.
+    """
+    heads = {"q_proj": part.num_attention_heads, "k_proj": part.num_key_value_heads}
+    for projection, num_heads in heads.items():
+        if part.gguf_architecture == "llama" and f".{projection}." in name:
+            split = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
+            return split.swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
+    from gguf.quants import quantize
+
+    if not np.isfinite(values).all():
+        raise FormatError(f"{name} holds NaN or infinity", "the run is broken; resume it from an earlier checkpoint")
+    if code.name == "BF16":
+        return to_bfloat16(values)
+    if code.name in ("F16", "Q8_0") and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+        raise FormatError(f"{name} holds values that f16 cannot hold", "export with --dtype bf16")
+    return quantize(values, code)
+
+
+def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: Dtype) -> None:
+    from gguf.constants import GGML_QUANT_VERSION, LlamaFileType
+
+    file_types = {
+        "f32": LlamaFileType.ALL_F32,
+        "f16": LlamaFileType.MOSTLY_F16,
+        "bf16": LlamaFileType.MOSTLY_BF16,
+        "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    }
+    writer.add_type("model")
+    writer.add_file_type(file_types[dtype])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    for key, value in metadata.items():
+        name = f"general.{key}" if key in GENERAL else f"settle.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_int64(name, value)
+        elif isinstance(value, float):
+            writer.add_float64(name, value)
+        elif isinstance(value, list | tuple):
+            writer.add_array(name, [str(v) for v in value])
+        elif value is not None:
+            writer.add_string(name, str(value))
+
+
+def _write_architecture(writer: Any, part: Any) -> None:
+    head_dim = part.head_dim or part.hidden_size // part.num_attention_heads
+    writer.add_vocab_size(part.vocab_size)
+    writer.add_context_length(part.max_position_embeddings)
+    writer.add_embedding_length(part.hidden_size)
+    writer.add_block_count(part.num_hidden_layers)
+    writer.add_feed_forward_length(part.intermediate_size)
+    writer.add_head_count(part.num_attention_heads)
+    writer.add_head_count_kv(part.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(part.rope_theta)
+    writer.add_layer_norm_rms_eps(part.rms_norm_eps)
+
+
+def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
+    padding = range(tokenizer.vocab_size, vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list([*tokenizer.tokens, *(f"[PAD{i}]" for i in padding)])
+    writer.add_token_types([*tokenizer.token_types, *(UNUSED for _ in padding)])
+    writer.add_token_merges(tokenizer.merges)
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_eot_token_id(tokenizer.turn_end_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_add_bos_token(tokenizer.add_bos)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
+    from gguf.constants import GGMLQuantizationType
+
+    dtype = GGMLQuantizationType(info.dtype).name
+
+    def load() -> np.ndarray:
+        from gguf.quants import dequantize, quant_shape_to_byte_shape
+
+        raw = np.frombuffer(data, np.uint8, info.num_bytes, info.start)
+        if dtype in ("I8", "I16", "I32", "I64", "F64"):
+            return raw.view(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}").reshape(info.shape)
+        if dtype == "BF16":
+            return from_bfloat16(raw.view("<u2")).reshape(info.shape)
+        if dtype in ("F32", "F16"):
+            return raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32).reshape(info.shape)
+        code = GGMLQuantizationType(info.dtype)
+        try:
+            return dequantize(raw.reshape(quant_shape_to_byte_shape(info.shape, code)), code)
+        except NotImplementedError:
+            raise FormatError(f"{info.name} is {dtype}, which is not read here", "use a file of another type") from None
+
+    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load)
+
+
+def _check_meaning(metadata: Mapping[str, Any], infos: list[TensorInfo], file: str) -> None:
+    for what in _complaints(metadata, {i.name: i.shape for i in infos}):
+        raise FormatError(f"{file} is not a sound GGUF model: {what}", "get the file again, or export it again")
+
+
+def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What C++ would believe: names of the right type, lists of equal length, ids inside the vocabulary."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        yield "general.architecture is missing"
+        return
+    context = metadata.get(f"{architecture}.context_length")
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        yield f"{architecture}.context_length is {context!r}"
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        yield "tokenizer.ggml.tokens is not a list of strings"
+        return
+    for key in ("token_type", "scores"):
+        values = metadata.get(f"tokenizer.ggml.{key}")
+        if values is not None and (not isinstance(values, list) or len(values) != len(tokens)):
+            yield f"tokenizer.ggml.{key} has not one entry for each of the {len(tokens)} tokens"
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if is_id and not (isinstance(value, int) and 0 <= value < max(len(tokens), 1)):
+            yield f"{key} is {value!r}, outside the {len(tokens)} tokens"
+    embedding = shapes.get("token_embd.weight")
+    if tokens and embedding is not None and embedding[0] != len(tokens):
+        yield f"token_embd.weight has {embedding[0]} rows for {len(tokens)} tokens"
+    yield from _template_complaints(metadata)
+
+
+def _template_complaints(metadata: Mapping[str, Any]) -> Iterator[str]:
+    from settle.formats._template import complaint
+
+    for key, value in metadata.items():
+        if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+            what = complaint(value)
+            if what:
+                yield f"{key}: {what}"

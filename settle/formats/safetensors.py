@@ -1,0 +1,187 @@
+"""safetensors in Hugging Face's layout: a folder that transformers, vLLM and MLX load."""
+
+import json
+import math
+import mmap
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import FormatError
+from settle.base.run import write_json
+from settle.formats import Format, LazyTensor, Weights, beside, from_bfloat16, to_bfloat16, to_float32, write_array
+
+Dtype = Literal["f32", "f16", "bf16"]
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
+MAX_DIMS = 8
+TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+class Safetensors(Format):
+    """A folder: model.safetensors, config.json, generation_config.json and the tokenizer's files."""
+
+    suffix: ClassVar[str] = ""
+    dtype: Dtype = Field("f32", description="type of the tensors")
+
+    def read(self, path: Path) -> Weights:
+        return read_safetensors(path)
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        return export_safetensors(part, weights, tokenizer, path, self.dtype, metadata)
+
+
+def read_safetensors(path: Path) -> Weights:
+    """The checked header of a .safetensors file (or of model.safetensors in a folder); tensors mapped, not read.
+
+    Format: https://huggingface.co/docs/safetensors. Raises FormatError for a header that lies about its size, its
+    types or where tensors are; gaps between tensors are refused as the library refuses them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    try:
+        with path.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise FormatError(f"there is no file {path}", "check the path") from None
+    except ValueError:
+        raise FormatError(f"{path.name} is empty", "get the file again") from None
+    except OSError as e:
+        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
+    header, start = _header(data, path.name)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _unsound(path.name, "its __metadata__ is not a map of strings")
+    places = [_place(path.name, name, entry) for name, entry in header.items()]
+    end = 0
+    for name, _, _, first, last in sorted(places, key=lambda p: (p[3], p[4])):
+        if first != end:
+            raise _unsound(path.name, f"{name} starts at {first}, the tensor before it ends at {end}")
+        end = last
+    if start + end != len(data):
+        raise _unsound(path.name, f"its tensors end at byte {start + end}, the file at {len(data)}")
+    return Weights({p[0]: _lazy(data, start, p) for p in places}, metadata)
+
+
+def export_safetensors(
+    part: Any,
+    weights: Mapping[str, Any],
+    tokenizer: Any,
+    path: Path,
+    dtype: Dtype = "f32",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as a folder in Hugging Face's layout, one tensor in memory at a time.
+
+    part, weights, tokenizer, metadata: as in `export_gguf`. Returns the folder. Raises ResourceError on a full
+    disk, FormatError for values that the type cannot hold.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    for source in Path(tokenizer.path).iterdir():
+        if source.suffix in (".json", ".jinja"):
+            shutil.copyfile(source, path / source.name)
+    config = part.hf_config() | {"dtype": TORCH_NAMES[dtype]}
+    write_json(path / "config.json", config)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
+    write_safetensors(path / "model.safetensors", weights, dtype, card)
+    return path
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Any], dtype: Dtype = "f32", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Float tensors (torch or numpy) to one file, in `dtype`, beside and renamed; one at a time in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    at = 0
+    for name, tensor in tensors.items():
+        size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
+        header[name] = {"dtype": dtype.upper(), "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with beside(path, 8 + len(raw) + at) as part, part.open("wb") as f:
+        f.write(struct.pack("<Q", len(raw)) + raw)
+        for name, tensor in tensors.items():
+            write_array(f, _encode(name, to_float32(tensor), dtype))
+
+
+def _encode(name: str, values: np.ndarray, dtype: Dtype) -> np.ndarray:
+    if dtype == "bf16":
+        return to_bfloat16(values)
+    if dtype == "f16" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+        raise FormatError(f"{name} holds values that f16 cannot hold", "export with --dtype bf16")
+    return values.astype("<f2" if dtype == "f16" else "<f4", copy=False)
+
+
+def _unsound(file: str, what: str) -> FormatError:
+    return FormatError(f"{file} is not a sound safetensors file: {what}", "get the file again, or export it again")
+
+
+def _header(data: mmap.mmap, file: str) -> tuple[dict[str, Any], int]:
+    """The JSON header and where the data starts."""
+    if len(data) < 8:
+        raise _unsound(file, f"it is {len(data)} bytes long")
+    (size,) = struct.unpack("<Q", data[:8])
+    if size > min(LONGEST_HEADER, len(data) - 8):
+        raise _unsound(file, f"it says its header is {size} bytes long, the file is {len(data)}")
+    try:
+        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as e:
+        raise _unsound(file, f"its header is not JSON: {str(e)[:100]}") from None
+    if not isinstance(header, dict):
+        raise _unsound(file, "its header is not an object")
+    return header, 8 + size
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _place(file: str, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    """(name, dtype, shape, first byte, end) of one tensor, in itself sound."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(first), int(last)]} if len(entry) == 3:
+            pass
+        case _:
+            raise _unsound(file, f"the entry of {name[:80]!r} is not dtype, shape and data_offsets")
+    if dtype not in ITEM_BYTES:
+        raise _unsound(file, f"{name} has the unknown type {dtype[:20]!r}")
+    if len(shape) > MAX_DIMS or not all(type(d) is int and 0 <= d < 1 << 48 for d in shape):
+        raise _unsound(file, f"{name} has an impossible shape")
+    if not 0 <= first <= last or last - first != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise _unsound(file, f"{name} takes bytes {first} to {last}, which its shape and type do not fill")
+    return name, dtype, tuple(shape), first, last
+
+
+def _lazy(data: mmap.mmap, start: int, place: tuple[str, str, tuple[int, ...], int, int]) -> LazyTensor:
+    name, dtype, shape, first, last = place
+
+    def load() -> np.ndarray:
+        if dtype.startswith("F8"):
+            raise FormatError(f"{name} is {dtype}, which is not read yet", "convert the file to BF16")
+        raw = np.frombuffer(data, np.uint8, last - first, start + first)
+        if dtype == "BF16":
+            return from_bfloat16(raw.view("<u2")).reshape(shape)
+        if dtype in ("F16", "F32"):
+            return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32).reshape(shape)
+        kind = {"B": "?", "U": "<u", "I": "<i", "F": "<f"}[dtype[0]]
+        return raw.view(kind if kind == "?" else f"{kind}{ITEM_BYTES[dtype]}").reshape(shape)
+
+    return LazyTensor(name, shape, dtype, last - first, load)

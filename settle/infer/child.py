@@ -1,0 +1,59 @@
+"""llama.cpp's server in a process of its own. Run by `engine.py` as a script, never imported by it.
+
+Reads one JSON line of settings on stdin, answers one JSON line `{"address": …}` on stdout once the model is
+loaded, and lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+
+def die_with_parent() -> None:
+    """Blocks until stdin ends, then leaves without llama.cpp's destructors, which may hang at exit."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)
+
+
+def serve(settings: dict) -> str:
+    """Loads the model and starts the server; returns its address. The server lives in a global on purpose."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["path"]
+    params.api_keys = [settings["api_key"]]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_ctx = settings["context"]
+    params.cpuparams.n_threads = settings["threads"]
+    params.n_parallel = 1
+    params.warmup = False
+    params.ui = False
+    params.endpoint_slots = False
+    params.offline = True
+    params.check_tensors = True
+    # The defaults fit a model to free GPU memory, and keep 8 GiB of old prompts in RAM.
+    params.fit_params = False
+    params.cache_ram_mib = 0
+    params.n_ctx_checkpoints = 0
+    globals()["server"] = xllamacpp.Server(params)
+    return globals()["server"].listening_address
+
+
+def main() -> None:
+    settings = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    address = serve(settings)
+    # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout.write(json.dumps({"address": address}) + "\n")
+    sys.stdout.flush()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

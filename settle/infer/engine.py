@@ -1,0 +1,229 @@
+"""A GGUF file running in llama.cpp, in a child process (see `child.py`)."""
+
+import collections
+import http.client
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from settle.base.errors import EngineError
+from settle.formats.gguf import read_gguf
+
+STOP_SECONDS = 3.0
+STDERR_LINES = 40
+
+
+class Engine:
+    """One model loaded in one llama.cpp child, spoken to over loopback with a random key.
+
+    Use it as a context manager. The file is checked in Python before the child may open it.
+
+    context: the largest number of tokens of prompt and answer together; None takes the model's own.
+    ready_seconds: how long loading may take before it counts as failed.
+    Raises FormatError for a file that is not a sound GGUF, EngineError when llama.cpp refuses it or dies.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        context: int | None = None,
+        threads: int | None = None,
+        ready_seconds: float = 300.0,
+    ) -> None:
+        self.path = Path(path)
+        self.metadata = read_gguf(self.path).metadata
+        architecture = self.metadata["general.architecture"]
+        longest = int(self.metadata[f"{architecture}.context_length"])
+        self.context = min(context or longest, longest)
+        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
+        self.num_vocab = len(tokens)
+        self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
+        self._settings = {
+            "path": str(self.path.resolve()),
+            "context": self.context,
+            "threads": threads or os.cpu_count() or 1,
+            "api_key": secrets.token_hex(16),
+        }
+        self._ready_seconds = ready_seconds
+        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Engine":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the child and waits until it has loaded the model."""
+        # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("child.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        self._drain.start()
+        try:
+            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the child is dead already; what it said on stderr is the error
+        answer: list[bytes] = []
+        reader = threading.Thread(target=lambda: answer.append(self._process.stdout.readline()), daemon=True)
+        reader.start()
+        reader.join(self._ready_seconds)
+        if not answer or not answer[0]:
+            hung = not answer
+            self.close()
+            why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
+            raise EngineError(f"llama.cpp {why}: {self.path.name}{self._tail()}", self._fix())
+        self._address = urllib.parse.urlsplit(json.loads(answer[0])["address"])
+
+    def close(self) -> None:
+        """Ends the child: terminate, three seconds, kill. Calling it twice is harmless."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._drain.join(STOP_SECONDS)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text, nothing added. special: whether `<|end|>` and its like in the text become tokens."""
+        body = {"content": text, "add_special": False, "parse_special": special}
+        return self._post("/tokenize", body)["tokens"]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        return self._post("/detokenize", {"tokens": list(map(int, ids))})["content"]
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Messages (`{"role", "content"}`) through the file's own chat template, ready for an answer."""
+        return self._post("/apply-template", {"messages": messages})["prompt"]
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yields pieces of the answer as they come. A str prompt is plain text: no template, special tokens
+        in it are text. Closing the generator stops llama.cpp."""
+        for event in self._stream(self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop)):
+            if event.get("content"):
+                yield event["content"]
+
+    def greedy(self, prompt: str | Sequence[int], max_tokens: int) -> list[int]:
+        """The ids of the likeliest answer."""
+        body = self._request(prompt, max_tokens, 0.0, 1.0, 0, 0, ()) | {"return_tokens": True}
+        return self._post("/completion", body)["tokens"]
+
+    def next_token_logprobs(self, ids: Sequence[int], top: int | None = None) -> dict[int, float]:
+        """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all.
+
+        Consecutive calls whose ids extend each other reuse llama.cpp's cache and cost one token each.
+        """
+        body = self._request(ids, 1, 0.0, 1.0, 0, 0, ())
+        # llama.cpp leaves probabilities out when it draws an end of text or a piece of a character. So it is made to
+        # draw a plain letter: a bias changes what is drawn, while these probabilities are of the raw logits.
+        body |= {"n_probs": top or self.num_vocab, "post_sampling_probs": False, "logit_bias": [[self._letter, 1e3]]}
+        entries = self._post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
+        return {e["id"]: e["logprob"] if e["logprob"] is not None else -math.inf for e in entries}
+
+    def _request(self, prompt, max_tokens, temperature, top_p, top_k, seed, stop) -> dict:
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(map(int, prompt))
+        return {
+            "prompt": ids,
+            "n_predict": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": 0.0,
+            "seed": secrets.randbits(31) if seed is None else seed,
+            "stop": list(stop),
+            "cache_prompt": True,
+        }
+
+    def _open(self, path: str, body: dict) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        if self._process is None:
+            raise EngineError("the engine is not running", "use it inside `with Engine(path) as engine:`")
+        connection = http.client.HTTPConnection(self._address.hostname, self._address.port)
+        headers = {"Authorization": f"Bearer {self._settings['api_key']}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._died() from error
+        if response.status != 200:
+            detail = response.read().decode("utf-8", "replace")
+            connection.close()
+            raise EngineError(f"llama.cpp refused {path}: {detail[:500]}", self._refusal_fix(detail))
+        return connection, response
+
+    def _post(self, path: str, body: dict) -> dict:
+        connection, response = self._open(path, body)
+        try:
+            # errors="replace": a byte-level token can be half a character.
+            return json.loads(response.read().decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException) as error:
+            raise self._died() from error
+        finally:
+            connection.close()
+
+    def _stream(self, body: dict) -> Iterator[dict]:
+        connection, response = self._open("/completion", body | {"stream": True})
+        try:
+            for line in response:
+                if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                    yield json.loads(line[len(b"data: ") :].decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException) as error:
+            raise self._died() from error
+        finally:
+            connection.close()
+
+    def _read_stderr(self, stream) -> None:
+        for line in stream:
+            self._stderr.append(line.decode("utf-8", "replace").rstrip())
+
+    def _tail(self) -> str:
+        return "\n" + "\n".join(self._stderr) if self._stderr else ""
+
+    def _died(self) -> EngineError:
+        return EngineError(f"llama.cpp died with {self.path.name} loaded{self._tail()}", self._fix())
+
+    def _fix(self) -> str:
+        return "export the model again, or ask for a smaller context if memory is short"
+
+    def _refusal_fix(self, detail: str) -> str:
+        if "context" in detail:
+            return f"shorten the prompt: {self.path.name} was opened with a context of {self.context} tokens"
+        return "check the request"
