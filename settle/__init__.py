@@ -6,12 +6,18 @@ run.verdict
 run.generate("Once upon a time")
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["SettleError", "train", "open_run"]
 
-from settle.base.errors import SettleError
+# Nothing phones home: the switches of every dependency that has some, before any of them is imported.
+for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_switch, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not warn when a process forks
+
+from settle.base.errors import SettleError  # noqa: E402
 
 if TYPE_CHECKING:
     from settle.commands.train import FinishedRun

@@ -1,12 +1,13 @@
 """commands/ as a command line."""
 
+import errno
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from settle import __version__
@@ -16,23 +17,15 @@ from settle.base.registry import part, part_names
 from settle.commands import Command
 from settle.show import Face
 
-# nothing phones home: the switches of every dependency that has some, before any of them is imported
-SWITCHES = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-}
-
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code."""
-    for key, value in SWITCHES.items():
-        os.environ.setdefault(key, value)
-    app = build_app()
+    """Run one command; the exit code. What a person can mend is one or two lines on stderr, never a traceback."""
     try:
-        code = app(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=True)
-    except CycloptsError:
+        code = build_app()(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as e:
+        what, fix = _said(e)
+        Face().error(what, fix)
         return 2
     except ValidationError as e:
         first = e.errors()[0]
@@ -44,10 +37,39 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         Face().error("interrupted", "")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as e:
+        return _environment(e)
     return code if isinstance(code, int) else 0
+
+
+def _environment(error: OSError) -> int:
+    """The exit code after a file or stream failed that is the person's; any other failure is ours, with a traceback."""
+    if isinstance(error, BrokenPipeError):
+        _forget_stdout()  # who read our output has gone, which is no news to anyone
+    elif error.filename is not None:
+        what = f"{error.filename}: {error.strerror}"
+        Face().error(what, "check that it exists, and the permission and room there")
+    elif error.errno == errno.ENOSPC:
+        _forget_stdout()
+        Face().error(f"the output could not be written: {error.strerror}", "make room where it goes")
+    else:
+        raise error
+    return 1
+
+
+def _forget_stdout() -> None:
+    """What is still buffered would fail once more at exit, and be told by the interpreter."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error: CycloptsError) -> tuple[str, str]:
+    """A wrong command line as what is wrong and how to mend it."""
+    if isinstance(error, UnusedCliTokensError):
+        return f"too many arguments: {' '.join(error.unused_tokens or [])}", "see --help"
+    what, _, hint = str(error).partition(" Did you mean ")
+    what = what[:1].lower() + what[1:].rstrip(".")
+    near = hint.partition("?")[0].strip('"')
+    return what, f"did you mean {near!r}?" if near else "see --help"
 
 
 def build_app() -> App:
@@ -57,7 +79,9 @@ def build_app() -> App:
         help="Train a model until it has settled, on your own machine, and know that it has.",
         version=__version__,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
+    app.register_install_completion_command(help="Complete settle's commands and options in this shell, from now on.")
     for name in part_names("commands"):
         command = part("commands", name)
         assert issubclass(command, Command)
@@ -68,7 +92,8 @@ def build_app() -> App:
 def _function(command: type[Command]) -> Callable[..., int]:
     """A function with one parameter a field, that receives only what was given."""
 
-    def call(*args: Any, json: bool = False, **given: Any) -> int:
+    def call(*args: Any, **given: Any) -> int:
+        json = given.pop("json", False)
         for name, value in zip(command.positional, args, strict=False):
             given[name] = list(args) if _is_list(command, name) else value
         face = Face(json=json)

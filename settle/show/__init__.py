@@ -2,7 +2,8 @@
 
 Kinds that are shown: plan {values, origin, why, full}, forecast {forecast: name → value, low, high, unit},
 say and warn {text}, progress {what, done, total, unit}, step, eval, settled, decay, checkpoint, rollback,
-proof and gate {check, passed, detail}, answer {text}, table {title, columns, rows, note}, result {result}.
+proof and gate {check, passed, detail}, answer {text}, result {result}, comparison {forecast, actual} and
+table {title, columns, rows, note}, whose cells are text, numbers, or {value, unit}.
 """
 
 import json as jsonlib
@@ -26,7 +27,7 @@ class Face:
             if not self.json:
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()
-        elif kind == "table":
+        elif kind in ("table", "comparison"):
             if not self.json:
                 self._table(event)
         else:
@@ -62,15 +63,17 @@ class Face:
         sys.stderr.flush()
 
     def _table(self, event: Event) -> None:
-        from settle.show.tables import aligned, listing
+        """A list as an answer: drawn on a terminal, aligned text for a pipe."""
+        from rich.console import Console
 
-        if event["rows"]:
+        from settle.show.tables import aligned, comparison, listing
+
+        shown = event if event["kind"] == "table" else comparison(event["forecast"], event["actual"])
+        if shown["rows"]:
             if sys.stdout.isatty():
-                from rich.console import Console
-
-                Console(highlight=False).print(listing(event))
+                Console(highlight=False).print(listing(shown))
             else:
-                sys.stdout.write(aligned(event) + "\n")
+                sys.stdout.write(aligned(shown) + "\n")
             sys.stdout.flush()
         if event.get("note"):
             self.talk.hear({"kind": "say", "text": event["note"]})

@@ -18,7 +18,7 @@ UNITS = {
 
 
 def amount(value: Any, unit: str = "") -> str:
-    """`value` in `unit` (s, bytes, J, nats, tokens, a currency …) for a person; what is no number, as it is."""
+    """`value` in `unit` (s, bytes, J, nats, tokens, count, a currency …) for a person; what is no number, as it is."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if not isinstance(value, int | float):
@@ -31,6 +31,8 @@ def amount(value: Any, unit: str = "") -> str:
         return _scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
     if unit == "J":
         return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh"))
+    if unit == "count":
+        return count(value)
     if unit in ("tokens", "parameters", "rows", "documents"):
         return f"{count(value)} {unit}"
     return f"{plain(value)} {unit}".rstrip()

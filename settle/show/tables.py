@@ -1,5 +1,6 @@
 """Tables and panels: the plan, the forecast, forecast beside actual, the verdict, and any list."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ VERDICT_STYLES = {
     "diverged": "red",
     "broken": "red",
 }
+CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
+NUMBER = re.compile(r"[-−]?\d|–?$")
 INTERVAL_FITS = 84  # columns from which it fits beside what came
 WHY_FITS = 96  # columns from which a table has room for its reasons
 
@@ -50,34 +53,24 @@ def plan_table(event: Event, width: int) -> RenderableType:
     return table
 
 
-def forecast_table(
-    forecast: Mapping[str, Any], actual: Mapping[str, Any] | None = None, width: int = WHY_FITS
-) -> RenderableType:
-    """What is expected, with its 80 % interval; beside it what came, when that is known.
+def comparison(forecast: Mapping[str, Any], actual: Mapping[str, Any] | None, width: int = WHY_FITS) -> Event:
+    """What is expected, with its 80 % interval; beside it what came, when that is known. Made to be listed.
 
     forecast: name → {"value", "low", "high", "unit"}; a unit not given is known by the name. Where both do not fit
     the interval gives way, since a mark says whether what came lies in it.
     """
-    table = _table("forecast" if actual is None else "forecast and what came")
-    table.add_column("", style="bold")
-    table.add_column("expected", justify="right", no_wrap=True)
     has_interval = actual is None or width >= INTERVAL_FITS
-    if has_interval:
-        table.add_column("80 % interval", justify="right", no_wrap=True)
-    if actual is not None:
-        table.add_column("came", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
+    columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["came", ""] * (actual is not None)
+    rows = []
     for name, item in forecast.items():
         if not isinstance(item, Mapping) or "value" not in item:
             continue
         unit = item.get("unit") or UNITS.get(name, "")
         row = [name.replace("_", " "), amount(item["value"], unit)]
-        if has_interval:
-            row.append(_interval(item.get("low"), item.get("high"), unit))
-        if actual is not None:
-            row += _came(actual.get(name), item, unit)
-        table.add_row(*row)
-    return table
+        row += [_interval(item.get("low"), item.get("high"), unit)] * has_interval
+        row += _came(actual.get(name), item, unit) if actual is not None else []
+        rows.append(row)
+    return {"kind": "table", "columns": columns, "rows": rows}
 
 
 def _interval(low: float | None, high: float | None, unit: str) -> str:
@@ -98,7 +91,7 @@ def _came(value: Any, item: Mapping[str, Any], unit: str) -> list[str]:
     low, high = item.get("low"), item.get("high")
     inside = low is None or high is None or low <= value <= high
     off = f" {100 * (value / item['value'] - 1):+.0f} %" if item["value"] else ""
-    return [amount(value, unit), ("[green]✓[/]" if inside else "[yellow]outside[/]") + off]
+    return [amount(value, unit), ("✓" if inside else "outside") + off]
 
 
 def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
@@ -131,20 +124,22 @@ def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
 
 
 def listing(event: Event) -> Table:
-    """Any list: `columns` (names), `rows` (values as they are to be read), `title`. Numbers stand to the right."""
+    """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right."""
     table = _table(event.get("title", ""))
     rows = [[_cell(v) for v in row] for row in event["rows"]]
     for i, name in enumerate(event["columns"]):
-        right = all(_is_number(row[i]) for row in rows) if rows else False
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        right = bool(rows) and all(NUMBER.match(row[i]) for row in rows)
+        style = "bold" if i == 0 else ""
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, style=style)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, CELL_STYLES.get(cell.split(" ")[0], "")) for cell in row))
     return table
 
 
 def aligned(event: Event) -> str:
     """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
-    rows = [list(event["columns"]), *([_cell(v) for v in row] for row in event["rows"])]
+    named = [list(event["columns"])] if any(event["columns"]) else []
+    rows = [*named, *([_cell(v) for v in row] for row in event["rows"])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -176,8 +171,6 @@ def _table(title: str) -> Table:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return amount(value["value"], value["unit"])
     return value if isinstance(value, str) else amount(value)
-
-
-def _is_number(text: str) -> bool:
-    return text[:1].isdigit() or text in ("–", "")

@@ -12,7 +12,7 @@ from rich.text import Text
 from settle.base.events import Event
 from settle.show.amounts import amount, count, duration
 from settle.show.progress import Standing
-from settle.show.tables import WHY_FITS, forecast_table, gain_text, plan_table, verdict_panel
+from settle.show.tables import WHY_FITS, comparison, gain_text, listing, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run talks less).
 PLAIN_WIDTH = 100
@@ -90,7 +90,7 @@ class Talk:
         told = forecast.get("time") or forecast.get("seconds") or {}
         self.standing.expected, self.standing.at_most = told.get("value"), told.get("high")
         if forecast:
-            self.console.print(forecast_table(forecast))
+            self.console.print(listing(comparison(forecast, None)))
 
     def _on_proof(self, event: Event) -> None:
         self._check(event, "proof")
@@ -125,7 +125,7 @@ class Talk:
         if "verdict" not in result:
             return
         if result.get("forecast") and result.get("actual"):
-            self.console.print(forecast_table(result["forecast"], result["actual"], self.console.width))
+            self.console.print(listing(comparison(result["forecast"], result["actual"], self.console.width)))
         self.console.print(verdict_panel(result, self.console.width))
 
     # --- progress ---

@@ -1,0 +1,169 @@
+"""The runs there are, and what is known of one."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.base.errors import UsageError
+from settle.base.events import Event, Events
+from settle.base.run import Run
+from settle.commands import Command
+
+TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
+
+
+class Runs(Command):
+    """List the runs, newest first; `settle runs show NAME` tells one of them, `settle runs remove NAME` deletes it."""
+
+    positional: ClassVar[tuple[str, ...]] = ("action", "name")
+
+    action: str = Field("list", description="list, show or remove")
+    name: str = Field("", description="the run to show or to remove")
+
+    def run(self, events: Events) -> int:
+        actions = {"list": self._list, "show": self._show, "remove": self._remove}
+        if self.action not in actions:
+            known = self.action in {run.name for run in Run.all()}
+            fix = f"`settle runs show {self.action}`" if known else "list, show or remove"
+            raise UsageError(f"there is no `settle runs {self.action}`", fix)
+        if self.action != "list" and not self.name:
+            raise UsageError(f"which run is there to {self.action}?", f"`settle runs {self.action} NAME`")
+        actions[self.action](events)
+        return 0
+
+    def _list(self, events: Events) -> None:
+        told = sorted((summary(run) for run in Run.all()), key=lambda run: run["started"] or 0.0, reverse=True)
+        columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "started")
+        rows = [
+            [
+                run["name"],
+                run["status"],
+                run["verdict"] or "",
+                run["bits_per_byte"],
+                _of(run["tokens"], "count"),
+                _of(run["seconds"], "s"),
+                _day(run["started"]),
+            ]
+            for run in told
+        ]
+        hint = "`settle runs show NAME` tells more" if told else "no runs yet; start one: `settle train FOLDER`"
+        events.emit("table", columns=columns, rows=rows, note=hint)
+        events.emit("result", result={"runs": told})
+
+    def _show(self, events: Events) -> None:
+        run = Run.find(self.name)
+        told = summary(run)
+        result = run.read("result.json") or {}
+        told |= {"why": result.get("why"), "best": result.get("best"), "gate": result.get("gate")}
+        files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
+        told["files"] = [{"path": str(path), "bytes": path.stat().st_size} for path in files]
+        told["forecast"] = result.get("forecast") or run.read("forecast.json")
+        told["actual"] = result.get("actual")
+        events.emit("table", title=run.name, columns=("", ""), rows=_facts(told))
+        if told["forecast"]:
+            events.emit("comparison", forecast=told["forecast"], actual=told["actual"])
+        events.emit("result", result={"run": told})
+
+    def _remove(self, events: Events) -> None:
+        run = Run.find(self.name)
+        with run.lock():
+            freed = _size(run.path)
+            shutil.rmtree(run.path)
+        events.emit("say", text=f"removed {run.name}: {freed / 1e6:,.1f} MB freed")
+        events.emit("result", result={"removed": run.name, "bytes": freed})
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What is known of a run, finished or not: plain JSON values, None for what is not known."""
+    result: dict[str, Any] = run.read("result.json") or {}
+    best = result.get("best") or {}
+    latest = _latest(run.events, "eval")
+    actual = result.get("actual") or {}
+    started = next(iter(_lines(run.events, from_end=False)), {}).get("time")
+    ended = _latest(run.events, None).get("time")
+    seconds = actual.get("time")
+    if seconds is None and started is not None and ended is not None:
+        seconds = ended - started
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "verdict": result.get("verdict"),
+        "loss": best.get("loss", latest.get("loss")),
+        "bits_per_byte": best.get("bits_per_byte", latest.get("bits_per_byte")),
+        "step": latest.get("step"),
+        "tokens": latest.get("tokens"),
+        "seconds": seconds,
+        "started": started,
+        "bytes": _size(run.path),
+    }
+
+
+def _facts(told: dict[str, Any]) -> list[list[Any]]:
+    """Rows of the table that shows one run; what is not known is left out."""
+    best = told["best"] or {}
+    gate = told["gate"]
+    facts = [
+        ["status", told["status"]],
+        ["verdict", told["verdict"]],
+        ["why", told["why"]],
+        ["held-out loss", _of(told["loss"], "nats")],
+        ["", _of(told["bits_per_byte"], "bits per byte")],
+        ["best at step", best.get("step")],
+        ["tokens seen", _of(told["tokens"], "count")],
+        ["time", _of(told["seconds"], "s")],
+        ["started", _day(told["started"])],
+        ["gate", None if not isinstance(gate, dict) else "passed" if gate.get("passed") else "failed"],
+        ["folder", told["path"]],
+        ["size", _of(told["bytes"], "bytes")],
+    ]
+    facts += [["made" if i == 0 else "", file["path"]] for i, file in enumerate(told["files"])]
+    if told["status"] == "interrupted":
+        facts.append(["go on with", f"settle resume {told['name']}"])
+    return [row for row in facts if row[1] not in (None, "")]
+
+
+def _of(value: Any, unit: str) -> Any:
+    """A value with its unit, which the face writes as people read it."""
+    return None if value is None else {"value": value, "unit": unit}
+
+
+def _day(at: float | None) -> str:
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def _latest(path: Path, kind: str | None) -> Event:
+    """The last event of a kind (of any with None) near the end of the file; an empty one when there is none."""
+    for event in reversed(list(_lines(path, from_end=True))):
+        if kind is None or event["kind"] == kind:
+            return event
+    return {}
+
+
+def _lines(path: Path, from_end: bool) -> list[Event]:
+    """The events in the first line, or in the last TAIL_BYTES; a run's file may be too long to read for a list."""
+    if not path.exists():
+        return []
+    with path.open("rb") as f:
+        if not from_end:
+            lines = [f.readline()]
+        else:
+            f.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = f.read().splitlines()
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash, or by where we began to read
+        if isinstance(event, dict) and "kind" in event:
+            found.append(event)
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

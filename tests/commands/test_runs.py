@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from settle.base.errors import RunError
+from settle.base.events import Events
+from settle.base.run import Run, write_json
+from settle.cli import main
+from settle.commands.runs import TAIL_BYTES, summary
+
+RESULT = {
+    "verdict": "settled",
+    "why": "little is left to gain",
+    "best": {"step": 20, "loss": 2.0, "bits_per_byte": 1.5},
+    "forecast": {"time": {"value": 100, "low": 80, "high": 130}},
+    "actual": {"time": 90.0},
+    "gate": {"passed": True},
+}
+
+
+def a_run(name, result=None, steps=20):
+    run = Run.create("train", name)
+    events = Events(run.events)
+    for step in range(0, steps + 1, 10):
+        events.emit("step", step=step, tokens=step * 1000, loss=3.0, lr=0.1, grad_norm=1.0, tokens_per_second=5.0)
+        events.emit("eval", step=step, tokens=step * 1000, loss=2.5, stderr=0.1, bits_per_byte=1.75)
+    events.close()
+    (run.out / "curves.png").write_bytes(b"x" * 1000)
+    if result is not None:
+        write_json(run.path / "result.json", result)
+    return run
+
+
+def test_none_yet_says_how_to_start(home, capsys):
+    assert main(["runs"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "settle train" in err
+
+
+def test_a_list_newest_first(home, capsys):
+    a_run("old", RESULT)
+    a_run("new")
+    assert main(["runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["new", "interrupted"], ["old", "finished"]]
+    assert "settled" in lines[2] and "20 k" in lines[2] and "1 min 30 s" in lines[2] and "1.75" in lines[1]
+
+
+def test_show_a_finished_run(home, capsys):
+    run = a_run("notes", RESULT)
+    assert main(["runs", "show", "notes"]) == 0
+    out = capsys.readouterr().out
+    for part in ("settled", "little is left to gain", "2 nats", "passed", str(run.path), "curves.png", "✓ -10 %"):
+        assert part in out
+    assert main(["runs", "show", "notes", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["run"]
+    assert told["verdict"] == "settled" and told["files"] == [{"path": str(run.out / "curves.png"), "bytes": 1000}]
+
+
+def test_show_an_interrupted_and_a_bare_run(home, capsys):
+    a_run("cut")
+    Run.create("train", "bare")
+    assert main(["runs", "show", "cut"]) == 0
+    assert "settle resume cut" in capsys.readouterr().out
+    assert main(["runs", "show", "bare"]) == 0
+    assert main(["runs"]) == 0
+    assert "bare" in capsys.readouterr().out
+
+
+def test_remove_frees_the_name_but_not_under_a_running_one(home, capsys):
+    run = a_run("notes", RESULT)
+    with run.lock(), pytest.raises(RunError, match="another settle"), Run(run.path).lock():
+        pass
+    with run.lock():
+        assert main(["runs", "remove", "notes"]) == 1
+    assert run.path.exists()
+    assert main(["runs", "remove", "notes"]) == 0
+    assert not run.path.exists() and "removed notes" in capsys.readouterr().err
+    a_run("notes")
+
+
+def test_a_long_or_torn_event_file_is_read_from_its_end(home):
+    run = a_run("long", steps=10)
+    line = json.dumps({"time": 5.0, "kind": "step", "step": 1, "tokens": 1, "loss": 1.0}) + "\n"
+    with run.events.open("a") as f:
+        f.write(line * (2 * TAIL_BYTES // len(line)))
+        f.write(json.dumps({"time": 99.0, "kind": "eval", "step": 7, "tokens": 70, "loss": 1.25}) + "\n")
+        f.write('{"time": 100.0, "kind": "ev')
+    told = summary(run)
+    assert (told["loss"], told["tokens"], told["bits_per_byte"]) == (1.25, 70, None)

@@ -1,0 +1,149 @@
+"""The command line's manners, tried in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from settle import __version__
+from settle.base.events import Events
+from settle.base.run import Run, write_json
+from settle.cli import main
+
+SETTLE = [sys.executable, "-m", "settle"]
+
+
+def settle(*argv, **options):
+    return subprocess.run([*SETTLE, *argv], capture_output=True, text=True, **options)
+
+
+def test_help_is_quick_and_loads_no_torch():
+    bare = min(_seconds([sys.executable, "-c", "pass"]) for _ in range(3))
+    quick = min(_seconds([*SETTLE, "--help"]) for _ in range(3))
+    # The bar is 0.3 s on an idle machine; against the interpreter's own start it holds on a busy one too.
+    assert quick < max(0.3, 12 * bare)
+    code = "import sys; from settle.cli import build_app; build_app(); print([m for m in sys.modules if m in HEAVY])"
+    code = code.replace("HEAVY", "('torch', 'numpy', 'matplotlib', 'tokenizers', 'pyarrow', 'xllamacpp')")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def _seconds(argv):
+    start = time.perf_counter()
+    subprocess.run(argv, capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+def test_version():
+    done = settle("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+@pytest.mark.parametrize(
+    ("argv", "what", "fix"),
+    [
+        (["rusn"], 'unknown command "rusn"', "did you mean 'runs'?"),
+        (["runs", "--jsn"], "unknown option: --jsn", "did you mean '--json'?"),
+        (["runs", "show", "x", "y"], "too many arguments: y", "see --help"),
+        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show or remove"),
+        (["runs", "show"], "which run is there to show?", "`settle runs show NAME`"),
+        (["runs", "show", "nothing"], "there is no run named 'nothing'", "start one: `settle train`"),
+    ],
+)
+def test_wrong_usage_is_two_lines_and_code_2(argv, what, fix, home, capsys):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"settle: {what}\n  → {fix}\n")
+
+
+def test_a_file_that_cannot_be_used_is_one_error_without_a_traceback(home, capsys):
+    (home / "runs").write_text("a file in the way")
+    assert main(["runs"]) == 0  # no folder of runs is no runs
+    (home / "runs").unlink()
+    run = Run.create("train", "notes")
+    (run.path / "result.json").write_text("{")
+    assert main(["runs"]) == 1
+    assert "result.json is damaged" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(home):
+    for i in range(30):
+        Run.create("train", f"run-{i}")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*SETTLE, "runs"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_output_that_finds_no_room_is_told(home):
+    Run.create("train", "notes")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*SETTLE, "runs"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "No space left" in done.stderr
+
+
+def test_ctrl_c_is_one_line(home, tmp_path):
+    """A command that waits, joined from a folder as others' packages join, and interrupted."""
+    made = tmp_path / "waits"
+    (made / "waits-1.dist-info").mkdir(parents=True)
+    (made / "waits-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: waits\nVersion: 1\n")
+    (made / "waits-1.dist-info/entry_points.txt").write_text("[settle.commands]\nwait = waits:Wait\n")
+    (made / "waits.py").write_text(
+        textwrap.dedent(
+            """
+            import time
+            from settle.commands import Command
+
+            class Wait(Command):
+                "Wait."
+
+                def run(self, events):
+                    for done in range(600):
+                        events.emit("progress", what="wait", done=done, total=600, unit="rows")
+                        time.sleep(0.1)
+                    return 0
+            """
+        )
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(made), *sys.path])}
+    process = subprocess.Popen([*SETTLE, "wait"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert first.startswith("wait: 0 rows of 600 rows") and process.returncode == 130
+    assert (out, err.splitlines()[-1]) == ("", "settle: interrupted") and "Traceback" not in err
+
+
+def test_json_is_the_last_line_of_stdout(home):
+    run = Run.create("train", "notes")
+    events = Events(run.events)
+    events.emit("eval", step=3, tokens=300, loss=2.0, stderr=0.1, bits_per_byte=1.5)
+    events.close()
+    write_json(run.path / "result.json", {"verdict": "settled", "best": {"loss": 1.9, "bits_per_byte": 1.4}})
+    told = json.loads(settle("runs", "--json").stdout)
+    assert [(r["name"], r["verdict"], r["bits_per_byte"]) for r in told["runs"]] == [("notes", "settled", 1.4)]
+
+
+def test_nothing_phones_home():
+    """Importing everything opens no socket, and the switches of the dependencies are set before they load."""
+    code = """
+        import sys
+        opened = []
+        sys.addaudithook(lambda name, args: opened.append((name, args)) if name.startswith("socket.") else None)
+        import os, importlib, pkgutil, settle
+        assert all(os.environ[k] == "1" for k in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"))
+        for module in pkgutil.walk_packages(settle.__path__, "settle."):
+            if module.name != "settle.__main__":
+                importlib.import_module(module.name)
+        print([o for o in opened if o[0] in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind")])
+    """
+    env = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k and k != "DO_NOT_TRACK"}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
