@@ -1,0 +1,175 @@
+"""Batches as a pure function of (seed, position): the position is the whole state of the data.
+
+An epoch shows every token exactly once as a target. Its stream is made in three steps, each drawn from (seed, epoch):
+documents stand in small blocks of neighbours, the blocks are permuted; a fixed number of blocks that now stand together
+form a group; in a group long documents are cut into pieces, the first of random length, and the pieces are permuted.
+So a batch mixes text from everywhere, and memory is that of one group whatever the size of the corpus.
+
+Legend: N tokens in a batch, S segments, T sequence_length, M tokens in the store, P pieces, D documents.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from settle.base.errors import DataError
+from settle.data.store import TokenStore
+
+_BLOCK_TOKENS = 1 << 16
+_GROUP_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed batch; attention stays within a segment.
+
+    inputs, targets: int64 (N,), targets[i] follows inputs[i] in the same document. cu_seqlens: int32 (S + 1,), where
+    segments begin. positions: int64 (N,), the index within the segment.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    cu_seqlens: np.ndarray
+    positions: np.ndarray
+
+
+class Batches:
+    """The endless stream of training batches of one store."""
+
+    def __init__(self, store: TokenStore, sequence_length: int, tokens_per_batch: int, seed: int) -> None:
+        if not store.num_tokens:
+            raise DataError("the token store is empty", "give text to train on")
+        self.store = store
+        self.sequence_length = sequence_length
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
+        starts = store.document_starts
+        wanted = np.arange(0, store.num_tokens, _BLOCK_TOKENS, np.int64) + 1
+        edges = np.unique(np.searchsorted(starts, wanted, side="left"))
+        self._block_edges = np.unique(np.append(edges, store.num_documents))  # document numbers
+        self._block_tokens = np.diff(starts[self._block_edges])
+        self._order = lru_cache(2)(self._order_of)
+        self._pieces = lru_cache(3)(self._pieces_of)
+
+    def at(self, position: int) -> Batch:
+        """Batch number `position`, from 0; epochs roll on by themselves."""
+        return _pack(self.store, *self._spans(position))
+
+    def epoch(self, position: int) -> float:
+        """How many times the store has been seen before this batch."""
+        return position * self.tokens_per_batch / self.store.num_tokens
+
+    def rows_of(self, position: int) -> list[tuple[int, int, int]]:
+        """The rows of a batch as (document, start, stop): which tokens of that document are its targets."""
+        first, last = self._spans(position)
+        starts = self.store.document_starts
+        documents = np.searchsorted(starts, first, side="right") - 1
+        begins = starts[documents]
+        rows = zip(documents.tolist(), (first - begins).tolist(), (last - begins).tolist(), strict=True)
+        return list(rows)
+
+    def _spans(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the batch's targets lie in the store: first and last+1 of each segment, both int64 (S,)."""
+        total = self.store.num_tokens
+        offset, missing = position * self.tokens_per_batch, self.tokens_per_batch
+        first: list[np.ndarray] = []
+        last: list[np.ndarray] = []
+        while missing:
+            epoch, within = divmod(offset, total)
+            groups = self._order(epoch)
+            group = int(np.searchsorted(groups.tokens_before, within, side="right")) - 1
+            starts, lengths, before = self._pieces(epoch, group)
+            within -= int(groups.tokens_before[group])
+            take = min(missing, int(before[-1]) - within)
+            a = int(np.searchsorted(before, within, side="right")) - 1
+            b = int(np.searchsorted(before, within + take, side="left"))
+            begin, end = starts[a:b].copy(), starts[a:b] + lengths[a:b]
+            begin[0] += within - before[a]
+            end[-1] -= before[b] - (within + take)
+            first.append(begin)
+            last.append(end)
+            missing -= take
+            offset += take
+        return np.concatenate(first), np.concatenate(last)
+
+    def _order_of(self, epoch: int) -> "_Order":
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._block_tokens))
+        before = np.append(0, np.cumsum(self._block_tokens[order]))
+        # a group ends with the block that fills it
+        edges = np.unique(np.searchsorted(before, np.arange(0, before[-1], _GROUP_TOKENS), side="left"))
+        edges = np.unique(np.append(edges, len(order)))
+        return _Order(order, edges, before[edges])
+
+    def _pieces_of(self, epoch: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The group's pieces in the order they are shown: first token, length (P,), tokens before each (P + 1,)."""
+        groups, starts, longest = self._order(epoch), self.store.document_starts, self.sequence_length
+        rng = np.random.default_rng([self.seed, epoch, group + 1])
+        blocks = groups.order[groups.edges[group] : groups.edges[group + 1]]
+        documents = np.concatenate([np.arange(self._block_edges[b], self._block_edges[b + 1]) for b in blocks])
+        begin = np.asarray(starts[documents])
+        length = np.asarray(starts[documents + 1]) - begin
+        phase = rng.integers(1, longest + 1, len(documents))
+        phase = np.where(length <= longest, length, phase)
+        first, size = _cut(begin, length, phase, longest)
+        shown = rng.permutation(len(first))
+        return first[shown], size[shown], np.append(0, np.cumsum(size[shown]))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """An epoch's blocks as permuted, where groups of them begin (and end), and the tokens before each group."""
+
+    order: np.ndarray
+    edges: np.ndarray
+    tokens_before: np.ndarray
+
+
+def held_out_batches(
+    store: TokenStore, sequence_length: int, tokens_per_batch: int, limit_tokens: int | None = None
+) -> Iterator[Batch]:
+    """The store once, in a fixed order, documents cut every `sequence_length`; the last batch may be shorter.
+
+    With `limit_tokens` an evenly spread choice of pieces of about that many tokens, always the same ones.
+    """
+    starts = np.asarray(store.document_starts)
+    length = np.diff(starts)
+    first, size = _cut(starts[:-1], length, np.minimum(length, sequence_length), sequence_length)
+    if limit_tokens is not None and limit_tokens < store.num_tokens:
+        count = max(1, round(len(first) * limit_tokens / store.num_tokens))
+        chosen = (np.arange(count) * len(first)) // count
+        first, size = first[chosen], size[chosen]
+    before = np.append(0, np.cumsum(size))
+    for begin in range(0, int(before[-1]), tokens_per_batch):
+        end = min(begin + tokens_per_batch, int(before[-1]))
+        a = int(np.searchsorted(before, begin, side="right")) - 1
+        b = int(np.searchsorted(before, end, side="left"))
+        spans, stops = first[a:b].copy(), first[a:b] + size[a:b]
+        spans[0] += begin - before[a]
+        stops[-1] -= before[b] - end
+        yield _pack(store, spans, stops)
+
+
+def _cut(begin: np.ndarray, length: np.ndarray, phase: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of documents: the first of `phase` tokens, the others of `longest`, the last of what is left."""
+    count = 1 + -(-(length - phase) // longest)
+    which = np.repeat(np.arange(len(begin)), count)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+    offset = np.where(nth == 0, 0, phase[which] + (nth - 1) * longest)
+    stop = np.minimum(phase[which] + nth * longest, length[which])
+    return begin[which] + offset, stop - offset
+
+
+def _pack(store: TokenStore, first: np.ndarray, last: np.ndarray) -> Batch:
+    lengths = last - first
+    cu_seqlens = np.append(0, np.cumsum(lengths))
+    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    place = positions + np.repeat(first, lengths)
+    tokens = store.tokens
+    return Batch(
+        inputs=tokens[place - 1].astype(np.int64),
+        targets=tokens[place].astype(np.int64),
+        cu_seqlens=cu_seqlens.astype(np.int32),
+        positions=positions,
+    )

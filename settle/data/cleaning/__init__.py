@@ -1,0 +1,42 @@
+"""Cleaning: one file a pass. A pass drops a document or mends it, and says why."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from settle.base.registry import Part
+from settle.data.spool import Spool
+
+# note("mended" | "dropped" | a kind of thing found, reason, count)
+Note = Callable[[str, str, int], None]
+
+
+class Cleaning(Part):
+    """One pass. Passes run in the order of `rank`; each overrides what it needs of the three."""
+
+    rank: ClassVar[int]
+
+    def start(self) -> "Sweep":
+        """Fresh working state for one corpus."""
+        raise NotImplementedError
+
+
+class Sweep:
+    """A pass at work on one corpus."""
+
+    def mend(self, text: str, note: Note) -> str | None:
+        """First reading, row by row: the text, mended, or None when it is dropped (and `note` was told why)."""
+        return text
+
+    def revises(self) -> bool:
+        """Whether, now that every row was seen, `revise` has something to do."""
+        return False
+
+    def revise(self, text: str, note: Note) -> str | None:
+        """Second reading, for what only the whole corpus can tell; as `mend`."""
+        return text
+
+    def repeats(self, documents: Spool) -> tuple[str, np.ndarray] | None:
+        """A reason and which of the documents are dropped for it: bool (D,)."""
+        return None

@@ -1,0 +1,25 @@
+"""Documents that were there before, letter for letter."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from settle.data.cleaning import Cleaning, Sweep
+from settle.data.spool import Spool
+
+
+class ExactDuplicates(Cleaning):
+    """Keeps the first of equal documents."""
+
+    rank: ClassVar[int] = 80
+
+    def start(self) -> Sweep:
+        return _ExactDuplicates()
+
+
+class _ExactDuplicates(Sweep):
+    def repeats(self, documents: Spool) -> tuple[str, np.ndarray]:
+        _, first = np.unique(documents.hashes, return_index=True)
+        repeated = np.ones(len(documents), bool)
+        repeated[first] = False
+        return "exact duplicate", repeated

@@ -1,0 +1,319 @@
+"""From inputs to token stores: read → clean → split → tokenizer → tokens. Streaming; reused when nothing changed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import DataError, ResourceError
+from settle.base.events import Events
+from settle.base.registry import parts
+from settle.base.run import fsync_folder, home, read_json, write_json
+from settle.base.settings import Settings
+from settle.data.cleaning import Sweep
+from settle.data.files import InputFile, find_files, hash_files
+from settle.data.ledger import Ledger
+from settle.data.sources import Skip
+from settle.data.split import DROPPED, FEW, HELD_OUT, TRAIN, split_documents, split_sections
+from settle.data.spool import Spool, SpoolWriter
+from settle.data.store import StoreWriter, TokenStore
+from settle.data.tokenizer import Tokenizer, vocabulary_size
+
+_VERSION = 1  # of everything below: a change in what it makes of the same input counts this up
+_LEAST_TEXT = 2048
+# enough to learn merges from; more text changes few of them and takes longer
+_SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
+
+
+class DataSettings(Settings):
+    """What to make of the given text."""
+
+    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text kept for evaluation, 16 MB at most")
+    held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
+    clean: bool = Field(True, description="drop and mend rows; the ledger says what and why")
+    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="secrets to replace in the text")
+    vocab_size: int | None = Field(None, ge=260, le=1_000_000, description="tokens; derived from the text if not given")
+    field: str | None = Field(None, description="the column or key that holds the text, in tables and JSON")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything training needs to know of its data. ledger: plain JSON values, see `Ledger.as_dict`."""
+
+    train: TokenStore
+    held_out: TokenStore
+    tokenizer: Tokenizer
+    ledger: dict[str, Any]
+    fingerprint: str
+
+
+def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
+    """The corpus of `inputs` (files, folders, `-`, `stdlib`) under $SETTLE_HOME/tokens, made if it is not there yet.
+
+    Raises DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
+    """
+    with _workspace() as work:
+        ledger = Ledger()
+        files = find_files(inputs, work, ledger)
+        held_out_files = find_files([str(settings.held_out_from)], work, ledger) if settings.held_out_from else []
+        hashes = hash_files(files + held_out_files)
+        fingerprint = _fingerprint(files, held_out_files, hashes, settings)
+        folder = home() / "tokens" / fingerprint
+        if not (folder / "ledger.json").exists():
+            _describe_sources(ledger, files + held_out_files, hashes)
+            _make(work, files, held_out_files, settings, ledger, events)
+            _publish(work / "corpus", folder)
+    return Corpus(
+        TokenStore(folder / "train"),
+        TokenStore(folder / "held_out"),
+        Tokenizer(folder / "tokenizer"),
+        read_json(folder / "ledger.json"),
+        fingerprint,
+    )
+
+
+def _make(
+    work: Path,
+    files: list[InputFile],
+    held_out_files: list[InputFile],
+    settings: DataSettings,
+    ledger: Ledger,
+    events: Events,
+) -> None:
+    """Builds work/corpus."""
+    spool, first_held_out = _read(work, files, held_out_files, settings, ledger, events)
+    kept = _kept(spool, settings, ledger)
+    text = int(spool.sizes[kept].sum())
+    if text < _LEAST_TEXT:
+        raise DataError(
+            f"there is too little text to train on: {text:,} bytes ({ledger.summary() or 'no file found'})",
+            f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes; see `--no-clean` too"
+            if ledger.read
+            else "give files or folders with text in them",
+        )
+    if held_out_files:
+        sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
+        sides[first_held_out:][kept[first_held_out:]] = HELD_OUT
+    elif kept.sum() < FEW:
+        spool, sides = split_sections(spool, kept, settings.held_out, work)
+    else:
+        sides = split_documents(spool, kept, settings.held_out)
+    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
+        if not (sides == side).any():
+            raise DataError(
+                f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
+                "give more varied text, or a held-out file of its own with --held-out-from",
+            )
+    corpus = work / "corpus"
+    trained_bytes = int(spool.sizes[sides == TRAIN].sum())
+    vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
+    sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
+    tokenizer = Tokenizer.train(sample, vocab_size, corpus / "tokenizer")
+    train, held_out = _tokenize(spool, sides, tokenizer, corpus, events)
+    ledger.kept = int((sides != DROPPED).sum())
+    ledger.kept_bytes = train.num_bytes + held_out.num_bytes
+    ledger.notes["tokenizer"] = {
+        "entries": tokenizer.vocab_size,
+        "bytes_per_token": round(train.num_bytes / train.num_tokens, 3),
+    }
+    for name, store in (("train", train), ("held_out", held_out)):
+        ledger.notes[name] = {
+            "documents": store.num_documents,
+            "tokens": store.num_tokens,
+            "bytes": store.num_bytes,
+        }
+    write_json(corpus / "ledger.json", ledger.as_dict())
+
+
+def _read(
+    work: Path,
+    files: list[InputFile],
+    held_out_files: list[InputFile],
+    settings: DataSettings,
+    ledger: Ledger,
+    events: Events,
+) -> tuple[Spool, int]:
+    """Every row, mended, in one spool; and the number of the first document of the held-out files."""
+    sweeps = _sweeps(settings)
+    total = sum(f.size for f in files + held_out_files)
+    done = 0
+    writer = SpoolWriter(work / "spool")
+    documents = first_held_out = 0
+    try:
+        for number, file in enumerate(files + held_out_files):
+            if number == len(files):
+                first_held_out = documents
+            for row, text in _rows(file, settings, ledger):
+                mended = _mend(text, f"{file.name}:{row}", sweeps, ledger)
+                if mended is not None:
+                    writer.append(mended, number, row)
+                    documents += 1
+            done += file.size
+            events.emit("progress", what="read", done=done, total=total, unit="bytes")
+    finally:
+        writer.abandon()
+    return writer.close(), first_held_out
+
+
+def _rows(file: InputFile, settings: DataSettings, ledger: Ledger) -> Iterator[tuple[int, str]]:
+    try:
+        with file.open() as stream:
+            for row in file.source({"field": settings.field}).rows(stream):
+                ledger.read += 1
+                yield row["row"], row["text"]
+    except Skip as e:
+        ledger.skip(str(e), file.name)
+    except (EOFError, OSError, UnicodeError) as e:
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise
+        ledger.skip("damaged file, read up to the damage", f"{file.name}: {e}")
+
+
+def _sweeps(settings: DataSettings) -> list[Sweep]:
+    if not settings.clean:
+        return []
+    passes = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[attr-defined]
+    return [p().start() for p in passes]  # type: ignore[attr-defined]
+
+
+def _mend(text: str, where: str, sweeps: list[Sweep], ledger: Ledger) -> str | None:
+    def note(what: str, reason: str, count: int) -> None:
+        if what == "dropped":
+            ledger.drop(reason, where, text)
+        elif what == "mended":
+            ledger.mend(reason, where, text)
+        else:
+            ledger.find(reason, count)
+
+    mended: str | None = text
+    for sweep in sweeps:
+        mended = sweep.mend(mended, note)
+        if mended is None:
+            return None
+    return mended
+
+
+def _kept(spool: Spool, settings: DataSettings, ledger: Ledger) -> np.ndarray:
+    """Which documents stay once duplicates are gone: bool (D,)."""
+    kept = np.ones(len(spool), bool)
+    for sweep in _sweeps(settings) if len(spool) > 1 else ():
+        found = sweep.repeats(spool)
+        if found is None:
+            continue
+        reason, dropped = found
+        for document in np.flatnonzero(dropped & kept).tolist():
+            ledger.drop(reason, str(spool.origins[document].tolist()), "")
+        kept &= ~dropped
+    return kept
+
+
+def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:
+    """About `share` of the training text, evenly spread, in short pieces."""
+    owed = 0.0
+    for first, text, ends in spool.chunks():
+        begin = 0
+        for number, end in enumerate(ends.tolist(), first):
+            if sides[number] == TRAIN:
+                for start in range(begin, end, _SAMPLE_PIECE):
+                    owed += share
+                    if owed >= 1:
+                        owed -= 1
+                        yield text[start : min(start + _SAMPLE_PIECE, end)].decode("utf-8", "ignore")
+            begin = end + 1
+
+
+def _tokenize(
+    spool: Spool, sides: np.ndarray, tokenizer: Tokenizer, corpus: Path, events: Events
+) -> tuple[TokenStore, TokenStore]:
+    """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
+
+    def encode(chunk: tuple[int, bytes, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        first, text, ends = chunk
+        ids, after = tokenizer.encode_documents(text, ends)
+        own = sides[first : first + len(ends)]
+        return ids, after, own, np.diff(ends, prepend=-1) - 1
+
+    writers = [StoreWriter(corpus / name, tokenizer.bos_id, tokenizer.dtype) for name in ("train", "held_out")]
+    done = 0
+    with contextlib.ExitStack() as stack:
+        for writer in writers:
+            stack.enter_context(writer)
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        for ids, after, own, sizes in _ahead(pool, encode, spool.chunks()):
+            lengths = np.diff(after, prepend=0)
+            for side, writer in zip((TRAIN, HELD_OUT), writers, strict=True):
+                mine = own == side
+                if mine.all():
+                    writer.append(ids, after, int(sizes.sum()))
+                elif mine.any():
+                    writer.append(ids[np.repeat(mine, lengths)], np.cumsum(lengths[mine]), int(sizes[mine].sum()))
+            done += int(sizes.sum()) + len(sizes)
+            events.emit("progress", what="tokenize", done=done, total=spool.size, unit="bytes")
+    return writers[0].close(), writers[1].close()
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+    """`map` over a pool that holds only `depth` items at a time."""
+    waiting = []
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= depth:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+def _describe_sources(ledger: Ledger, files: list[InputFile], hashes: list[str]) -> None:
+    listed = [
+        {"name": f.name, "kind": f.kind, "bytes": f.size, "sha256": h} for f, h in zip(files, hashes, strict=True)
+    ]
+    ledger.notes["sources"] = listed
+
+
+def _fingerprint(
+    files: list[InputFile], held_out_files: list[InputFile], hashes: list[str], settings: DataSettings
+) -> str:
+    asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files)}
+    names = [[f.name, f.kind] for f in files + held_out_files]
+    content = [_VERSION, names, hashes, len(files), asked]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Rename into place; another process may have made the same corpus meanwhile, then theirs is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "ledger.json").exists():
+            raise
+    fsync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _workspace() -> Iterator[Path]:
+    """A folder that is gone afterwards, whatever happens. A full disk becomes a ResourceError."""
+    work = home() / "tokens" / f".work-{os.getpid()}-{secrets.token_hex(3)}"
+    try:
+        work.mkdir(parents=True)
+        yield work
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(home()).free
+        raise ResourceError(
+            f"the disk that holds {home()} is full ({free / 1e6:,.0f} MB free)",
+            "make room, or put SETTLE_HOME on another disk",
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

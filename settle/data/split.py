@@ -1,0 +1,94 @@
+"""Training and held-out documents, so that nothing nearly the same stands on both sides.
+
+Many documents: whole clusters of similar ones go to a side by the hash of their text, so a document stays on its side
+when others are added. Few documents: each is cut into sections and its last ones are held out.
+Legend: D documents.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from settle.data.similarity import Similarity
+from settle.data.sources import cut
+from settle.data.spool import Spool, SpoolWriter
+
+DROPPED, TRAIN, HELD_OUT = -1, 0, 1
+FEW = 50
+# more held-out text makes an evaluation no better, only the training set smaller
+MOST_HELD_OUT = 16 << 20
+# documents are kin, and stay on one side, well before they are alike enough to be dropped
+KINSHIP = 0.6
+_SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
+
+
+def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndarray:
+    """The side of each document, int8 (D,), for many documents; `kept` is bool (D,), the others are DROPPED."""
+    sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
+    cluster = Similarity(documents).clusters(KINSHIP)
+    sizes = np.where(kept, documents.sizes, 0)
+    size = np.bincount(cluster, sizes, len(sides))
+    lowest = np.full(len(sides), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(lowest, cluster, documents.hashes)
+    budget = min(share * size.sum(), MOST_HELD_OUT)
+    # one large document must not be the whole of what is measured on
+    candidates = np.flatnonzero((size > 0) & (size <= budget / 4))
+    candidates = candidates[np.argsort(lowest[candidates], kind="stable")]
+    chosen = candidates[np.cumsum(size[candidates]) <= budget]
+    held_out = np.isin(cluster, chosen) & kept
+    sides[held_out] = HELD_OUT
+    return sides
+
+
+def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Path) -> tuple[Spool, np.ndarray]:
+    """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each."""
+    sections, parents = _cut_sections(documents, kept, folder / "sections")
+    sides = np.full(len(sections), TRAIN, np.int8)
+    sizes = sections.sizes
+    for parent in np.unique(parents):
+        own = np.flatnonzero(parents == parent)
+        after = np.cumsum(sizes[own][::-1])[::-1]
+        tail = own[after <= max(share * after[0], sizes[own[-1]])] if len(own) > 3 else own[:0]
+        sides[tail] = HELD_OUT
+    if not (sides == HELD_OUT).any() and len(sections) > 1:
+        order = np.argsort(sections.hashes, kind="stable")
+        count = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum(), side="right"))
+        sides[order[: max(count, 1)]] = HELD_OUT
+    _keep_kin_together(sides, Similarity(sections).clusters(KINSHIP))
+    return _join(sections, parents, sides, folder / "split")
+
+
+def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:
+    """A held-out document with kin in training goes to training."""
+    trained = np.zeros(len(sides), bool)
+    trained[cluster[sides == TRAIN]] = True
+    sides[(sides == HELD_OUT) & trained[cluster]] = TRAIN
+
+
+def _cut_sections(documents: Spool, kept: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
+    writer, parents = SpoolWriter(folder), []
+    try:
+        for document in np.flatnonzero(kept).tolist():
+            text = documents.read(document)
+            file, row = documents.origins[document].tolist()
+            size = min(max(len(text) // _SECTIONS, _SMALLEST_SECTION), _LARGEST_SECTION)
+            for section in cut([text], size):
+                writer.append(section, file, row)
+                parents.append(document)
+    finally:
+        spool = writer.close()
+    return spool, np.array(parents, np.int64)
+
+
+def _join(sections: Spool, parents: np.ndarray, sides: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
+    """Neighbouring sections of one document on one side become one document again."""
+    same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
+    begins = np.flatnonzero(np.append(True, ~same))
+    writer = SpoolWriter(folder)
+    try:
+        for first, last in zip(begins.tolist(), [*begins[1:].tolist(), len(parents)], strict=True):
+            file, row = sections.origins[first].tolist()
+            writer.append("".join(sections.read(i) for i in range(first, last)), file, row)
+    finally:
+        spool = writer.close()
+    return spool, sides[begins]
