@@ -1,0 +1,1 @@
+"""Models: layers written for speed, one file an architecture."""

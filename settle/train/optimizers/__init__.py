@@ -1,0 +1,36 @@
+"""Optimizers: how a step follows from gradients."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from settle.base.registry import Part
+
+
+class Stepper(ABC):
+    """An optimizer bound to a model's parameters."""
+
+    @abstractmethod
+    def step(self, scale: float) -> None:
+        """One update from the gradients as they are, every learning rate multiplied by `scale`."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later step depends on, by name; the tensors are the live ones."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave, exactly."""
+
+
+class Optimizer(Part):
+    """A rule with its rates."""
+
+    @abstractmethod
+    def bind(self, model: nn.Module) -> Stepper:
+        """The rule on every trainable parameter of `model`."""
+
+    @abstractmethod
+    def bytes_per_parameter(self) -> float:
+        """Bytes of state a trainable number needs."""

@@ -1,0 +1,111 @@
+"""AdamW (arXiv:1711.05101) through the framework's fused kernel."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from settle.train.optimizers import Optimizer, Stepper
+
+
+class AdamW(Optimizer):
+    """AdamW on every parameter. The rate of matrices and of the output table falls as 1/√(width / 256)."""
+
+    lr: float = Field(3e-3, gt=0, description="rate at width 256")
+    table_lr: float = Field(1e-2, gt=0, description="rate of the input table")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean squared gradient")
+    eps: float = Field(1e-10, gt=0, description="added to the root mean square")
+    weight_decay: float = Field(0.1, ge=0, description="decay of matrices, per unit of rate")
+
+    def bind(self, model: nn.Module) -> "AdamStepper":
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups[role(name, parameter)].append((name, parameter))
+        shrink = width_factor(model)
+        return AdamStepper(
+            [
+                AdamGroup(groups["matrix"], self.lr * shrink, self.weight_decay),
+                AdamGroup(groups["head"], self.lr * shrink, 0.0),
+                AdamGroup(groups["table"], self.table_lr, 0.0),
+                AdamGroup(groups["norm"], self.lr, 0.0),
+            ],
+            (self.beta1, self.beta2),
+            self.eps,
+        )
+
+    def bytes_per_parameter(self) -> float:
+        return 8.0
+
+
+def role(name: str, parameter: nn.Parameter) -> str:
+    """What a parameter is to an optimizer: "matrix", "table" (input), "head" (output) or "norm"."""
+    if parameter.ndim < 2:
+        return "norm"
+    if "embed_tokens" in name:
+        return "table"
+    return "head" if "lm_head" in name else "matrix"
+
+
+def width_factor(model: nn.Module) -> float:
+    """√(256 / hidden width): how the rate of what multiplies activations falls with the width."""
+    return math.sqrt(256 / next(p.shape[1] for p in model.parameters() if p.ndim == 2))
+
+
+class AdamGroup:
+    """Parameters that share a rate and a decay, with their moments."""
+
+    def __init__(self, members: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> None:
+        members = list(members)
+        self.names = [name for name, _ in members]
+        self.parameters = [parameter for _, parameter in members]
+        self.mean = [torch.zeros_like(p) for p in self.parameters]
+        self.square = [torch.zeros_like(p) for p in self.parameters]
+        self.lr, self.weight_decay = lr, weight_decay
+
+
+class AdamStepper(Stepper):
+    """AdamW on groups; the count of steps is a tensor, as part of the state."""
+
+    def __init__(self, groups: list[AdamGroup], betas: tuple[float, float], eps: float) -> None:
+        self.groups = [g for g in groups if g.parameters]
+        self.betas, self.eps = betas, eps
+        device = self.groups[0].parameters[0].device
+        self.count = torch.zeros((), dtype=torch.float32, device=device)
+
+    @torch.no_grad()
+    def step(self, scale: float) -> None:
+        self.count += 1
+        for group in self.groups:
+            torch._fused_adamw_(
+                group.parameters,
+                [p.grad for p in group.parameters],
+                group.mean,
+                group.square,
+                [],
+                [self.count] * len(group.parameters),
+                lr=group.lr * scale,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=group.weight_decay,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+            # The fused kernel writes behind autograd's back; the model's cast copies go by the version.
+            torch.autograd.graph.increment_version(group.parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {"adam.count": self.count}
+        for group in self.groups:
+            for name, mean, square in zip(group.names, group.mean, group.square, strict=True):
+                state |= {f"adam.mean.{name}": mean, f"adam.square.{name}": square}
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -1,0 +1,116 @@
+"""Muon for matrices, AdamW for the rest.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) steps by the orthogonal factor of the momentum,
+found by a Newton–Schulz iteration; here the iteration runs on all matrices of one shape at once.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from settle.train.optimizers import Optimizer, Stepper
+from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
+
+
+class Muon(Optimizer):
+    """Muon with Nesterov momentum on matrices; AdamW on tables and norms.
+
+    A matrix's step has spectral norm lr · √max(1, O / I), so the rate carries over between widths.
+    """
+
+    lr: float = Field(0.02, gt=0, description="rate of matrices")
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum")
+    ns_steps: int = Field(5, ge=1, le=10, description="Newton–Schulz iterations")
+    weight_decay: float = Field(0.0, ge=0, description="decay of matrices, per unit of rate")
+    table_lr: float = Field(0.02, gt=0, description="AdamW rate of the input table")
+    head_lr: float = Field(4e-3, gt=0, description="AdamW rate of the output table at width 256")
+    norm_lr: float = Field(4e-3, gt=0, description="AdamW rate of norms")
+    beta1: float = Field(0.8, ge=0, lt=1, description="AdamW decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the mean squared gradient")
+    eps: float = Field(1e-10, gt=0, description="AdamW: added to the root mean square")
+
+    def bind(self, model: nn.Module) -> "MuonStepper":
+        members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                members[role(name, parameter)].append((name, parameter))
+        adam = AdamStepper(
+            [
+                AdamGroup(members["table"], self.table_lr, 0.0),
+                AdamGroup(members["head"], self.head_lr * width_factor(model), 0.0),
+                AdamGroup(members["norm"], self.norm_lr, 0.0),
+            ],
+            (self.beta1, self.beta2),
+            self.eps,
+        )
+        half = getattr(model, "compute_dtype", torch.float32) == torch.bfloat16
+        return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
+
+    def bytes_per_parameter(self) -> float:
+        return 4.0
+
+
+class MuonStepper(Stepper):
+    """Muon on matrices grouped by shape; `dtype` is the type the iteration runs in."""
+
+    def __init__(
+        self, rates: Muon, members: list[tuple[str, nn.Parameter]], adam: AdamStepper, dtype: torch.dtype
+    ) -> None:
+        self.rates, self.adam, self.dtype = rates, adam, dtype
+        self.groups: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in members:
+            self.groups.setdefault(parameter.shape, []).append((name, parameter))
+        self.momentum = {
+            shape: torch.zeros(len(group), *shape, device=group[0][1].device) for shape, group in self.groups.items()
+        }
+
+    @torch.no_grad()
+    def step(self, scale: float) -> None:
+        self.adam.step(scale)
+        for shape, group in self.groups.items():
+            parameters = [p for _, p in group]
+            grads = torch.stack([p.grad for p in parameters])
+            momentum = self.momentum[shape].lerp_(grads, 1 - self.rates.momentum)
+            direction = orthogonal(grads.lerp_(momentum, self.rates.momentum), self.rates.ns_steps, self.dtype)
+            lr = self.rates.lr * scale
+            if self.rates.weight_decay:
+                torch._foreach_mul_(parameters, 1 - lr * self.rates.weight_decay)
+            torch._foreach_add_(parameters, direction.unbind(0), alpha=-lr * max(1.0, shape[0] / shape[1]) ** 0.5)
+
+    def state(self) -> dict[str, Tensor]:
+        state = self.adam.state()
+        for shape, group in self.groups.items():
+            for (name, _), momentum in zip(group, self.momentum[shape], strict=True):
+                state[f"muon.momentum.{name}"] = momentum
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
+# Optimal odd quintics for five iterations in bf16 (Polar Express, arXiv:2505.16932); the last one repeats.
+_POLYNOMIALS = [
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+]
+
+
+def orthogonal(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """The orthogonal factor of each matrix, (n, O, I) → (n, O, I) in fp32, singular values within about 0.1 of 1."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).mul_(1.02).add_(1e-7)
+    x = (x / norm).to(dtype).contiguous()
+    for i in range(steps):
+        a, b, c = _POLYNOMIALS[min(i, len(_POLYNOMIALS) - 1)]
+        gram = torch.bmm(x, x.mT)
+        inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, inner, x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -1,0 +1,191 @@
+"""Our Llama against the reference implementation, and what it says about itself against what is true."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from settle.base.errors import FormatError
+from settle.model.architectures.llama import Llama
+from settle.model.attention import RotatedAttention, fused_attention
+from settle.model.packing import Packing, RotationTable
+from settle.train.objectives.next_token import NextToken
+
+LENGTHS = [7, 16, 16, 3, 1, 16]
+
+
+def packed(lengths: list[int], vocab: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Random inputs, targets (the last of each segment not counted) and bounds."""
+    random = torch.Generator().manual_seed(0)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    inputs, targets = torch.randint(0, vocab, (2, sum(lengths)), generator=random)
+    targets[bounds[1:].long() - 1] = -1
+    return inputs, targets, bounds
+
+
+def reference(architecture: Llama):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**architecture.to_hf_config(), attn_implementation="eager"))
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_equals_transformers(tied: bool) -> None:
+    architecture = Llama.TINY.model_copy(update={"tie_word_embeddings": tied})
+    ours, theirs = architecture.build(seed=1), reference(architecture)
+    with torch.no_grad():  # norms off one, so that folding them into the next product is seen
+        for p in ours.parameters():
+            if p.ndim == 1:
+                p.copy_(torch.linspace(0.5, 1.5, len(p)))
+    theirs.load_state_dict({architecture.hf_names()[n]: p for n, p in ours.named_parameters()}, strict=not tied)
+    inputs, targets, bounds = packed(LENGTHS)
+
+    position = Packing(bounds).positions
+    segment = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
+    seen = (segment[:, None] == segment) & (position[:, None] >= position)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo().min)
+    logits = theirs(inputs[None], position_ids=position[None], attention_mask=mask[None, None]).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    loss.backward()
+
+    total, count = NextToken().loss(ours, inputs, targets, bounds)
+    total.backward()
+    torch.testing.assert_close(ours(inputs, bounds) @ ours.head.T, logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(total, loss, atol=1e-4, rtol=1e-4)
+    assert count == sum(LENGTHS) - len(LENGTHS)
+    for name, p in theirs.named_parameters():
+        torch.testing.assert_close(dict(ours.named_parameters())[name].grad, p.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_equals_alone() -> None:
+    model = Llama.TINY.build(seed=0)
+    inputs, _, bounds = packed(LENGTHS)
+    together = model(inputs, bounds)
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        alone = model(inputs[start:stop], torch.tensor([0, stop - start], dtype=torch.int32))
+        torch.testing.assert_close(together[start:stop], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_by_finite_differences() -> None:
+    model = Llama.TINY.build(seed=0).double()
+    model.compute_dtype = torch.float64
+    inputs, targets, bounds = packed([5, 9])
+
+    def loss() -> Tensor:
+        return NextToken(chunk_logits=200).loss(model, inputs, targets, bounds)[0]
+
+    loss().backward()
+    for _, p in model.named_parameters():
+        index = p.grad.abs().flatten().argmax()
+        with torch.no_grad():
+            p.view(-1)[index] += 1e-5
+            above = loss()
+            p.view(-1)[index] -= 2e-5
+            below = loss()
+            p.view(-1)[index] += 1e-5
+        torch.testing.assert_close((above - below) / 2e-5, p.grad.view(-1)[index], atol=1e-6, rtol=1e-5)
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    inputs, targets, bounds = packed([16] * 8)
+    got = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Llama.TINY.build(seed=0)
+        model.compute_dtype = dtype
+        loss, _ = NextToken().loss(model, inputs, targets, bounds)
+        loss.backward()
+        got[dtype] = (loss.detach(), gradients(model))
+    (loss, exact), (loss_half, rough) = got[torch.float32], got[torch.bfloat16]
+    torch.testing.assert_close(loss_half, loss, rtol=5e-3, atol=0)
+    for name, gradient in exact.items():
+        assert (rough[name] - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+def test_fused_attention_equals_plain() -> None:
+    table = RotationTable(8, 4, 2, 1e4, torch.device("cpu"), torch.float64)
+    for lengths in (LENGTHS, [8, 8, 8]):
+        packing = Packing(torch.tensor([0, *lengths]).cumsum(0).int())
+        random = torch.Generator().manual_seed(0)
+        qkv = torch.randn(sum(lengths), 64, generator=random, dtype=torch.float64, requires_grad=True)
+        out = torch.randn(sum(lengths), 32, generator=random, dtype=torch.float64)
+        results = []
+        for attend in (RotatedAttention.apply, fused_attention):
+            y = attend(qkv, packing, table)
+            results.append((y, torch.autograd.grad(y, qkv, out)[0]))
+        torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_accelerator_equals_cpu(device: str) -> None:
+    if not getattr(torch, device if device == "cuda" else "mps").is_available():
+        pytest.skip(f"this machine has no {device}")
+    inputs, targets, bounds = packed(LENGTHS)
+    on_cpu, on_device = Llama.TINY.build(seed=0), Llama.TINY.build(seed=0, device=device)
+    loss, _ = NextToken().loss(on_cpu, inputs, targets, bounds)
+    there, _ = NextToken().loss(on_device, inputs.to(device), targets.to(device), bounds.to(device))
+    loss.backward()
+    there.backward()
+    torch.testing.assert_close(there.cpu(), loss, atol=1e-3, rtol=1e-4)
+    for name, gradient in gradients(on_device).items():
+        torch.testing.assert_close(gradient.cpu(), dict(on_cpu.named_parameters())[name].grad, atol=1e-3, rtol=1e-3)
+
+
+def test_counts_are_true() -> None:
+    for tied in (False, True):
+        architecture = Llama.TINY.model_copy(update={"tie_word_embeddings": tied})
+        model = architecture.build(seed=0)
+        assert architecture.num_parameters == sum(p.numel() for p in model.parameters())
+        assert set(architecture.gguf_names()) == {n for n, _ in model.named_parameters()}
+        tables = {p for n, p in model.named_parameters() if "embed_tokens" in n or "lm_head" in n}
+        rest = sum(p.numel() for p in model.parameters() if p not in tables)
+        assert architecture.num_non_embedding_parameters == rest
+
+
+def test_activation_bytes_are_what_autograd_keeps() -> None:
+    architecture = Llama.TINY
+    model = architecture.build(seed=0)
+    inputs, targets, bounds = packed([32] * 16)
+    targets = targets.abs()
+    kept: dict[int, int] = {}
+    owned = {p.data_ptr() for p in model.parameters()}
+
+    def remember(t: Tensor) -> Tensor:
+        if t.shape[0] == len(inputs) or t.ndim == 3:  # rows of tokens, or attention by head
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in owned and t.dtype == torch.float32:
+                kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
+        loss, _ = NextToken().loss(model, inputs, targets, bounds)
+    assert sum(kept.values()) == architecture.activation_bytes_per_token(32, 4) * len(inputs)
+    loss.backward()
+
+
+def test_a_changed_weight_is_seen() -> None:
+    model = Llama.TINY.build(seed=0)
+    inputs, _, bounds = packed([8])
+    before = model(inputs, bounds).detach().clone()
+    for p in model.parameters():
+        with torch.no_grad():
+            p.mul_(1.01)
+        after = model(inputs, bounds).detach().clone()
+        if p is not model.head:
+            assert not torch.equal(before, after)
+        before = after
+
+
+def test_config_round_trip_and_refusals() -> None:
+    config = Llama.TINY.to_hf_config()
+    assert Llama.from_hf_config(config) == Llama.TINY
+    with pytest.raises(FormatError, match="rope_type"):
+        Llama.from_hf_config(config | {"rope_parameters": {"rope_type": "llama3"}})
+
+
+@pytest.mark.parametrize("asked", [300_000, 2_000_000, 15_000_000, 100_000_000])
+def test_sized_comes_near(asked: int) -> None:
+    made = Llama.sized(asked, vocab_size=1024, context=128)
+    assert 0.6 < made.num_parameters / asked < 1.6
