@@ -7,6 +7,8 @@ run.generate("Once upon a time")
 """
 
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -38,3 +40,17 @@ def open_run(name: str) -> "FinishedRun":
     from settle.commands.train import FinishedRun
 
     return FinishedRun.find(name)
+
+
+class _Settle(ModuleType):
+    """`settle.train` is the function, also after the room of the same name has been imported.
+
+    Python binds a submodule as an attribute of its package; the room stays reachable by `from settle.train import …`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Settle

@@ -1,5 +1,6 @@
 """The command line's manners, tried in real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -89,8 +90,9 @@ def test_output_that_finds_no_room_is_told(home):
     assert done.returncode == 1 and "Traceback" not in done.stderr and "No space left" in done.stderr
 
 
-def test_ctrl_c_is_one_line(home, tmp_path):
-    """A command that waits, joined from a folder as others' packages join, and interrupted."""
+@pytest.fixture
+def waiting(home, tmp_path):
+    """The environment of a settle with one more command, `wait`, joined as others' packages join."""
     made = tmp_path / "waits"
     (made / "waits-1.dist-info").mkdir(parents=True)
     (made / "waits-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: waits\nVersion: 1\n")
@@ -112,13 +114,38 @@ def test_ctrl_c_is_one_line(home, tmp_path):
             """
         )
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(made), *sys.path])}
-    process = subprocess.Popen([*SETTLE, "wait"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(made), *sys.path])}
+
+
+def test_ctrl_c_is_one_line(waiting):
+    process = subprocess.Popen(
+        [*SETTLE, "wait"], env=waiting, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     first = process.stderr.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert first.startswith("wait: 0 rows of 600 rows") and process.returncode == 130
-    assert (out, err.splitlines()[-1]) == ("", "settle: interrupted") and "Traceback" not in err
+    assert (out, err.splitlines()) == ("", ["settle: interrupted"])
+
+
+def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(waiting):
+    """The key itself, typed at a terminal: the bar goes, the cursor comes back, one line says what happened."""
+    pty = pytest.importorskip("pty")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe(sys.executable, [*SETTLE, "wait"], {**waiting, "TERM": "xterm-256color", "COLUMNS": "60"})
+    shown = b""
+    while b"rows/s" not in shown:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # how Linux says that the other side has closed
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    text = shown.decode()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1 and "Traceback" not in text
+    assert text.rpartition("\x1b")[2].endswith("settle: interrupted\r\n")
 
 
 def test_json_is_the_last_line_of_stdout(home):

@@ -16,6 +16,12 @@ Shape = tuple[int, int, int]  # (M, K, N)
 # The half precisions cost casts and care; they must be clearly faster to be worth it.
 WORTH_IT = 1.15
 
+# Of one product; beyond it more rows only cost time, the rate stays the same.
+MOST_OPERATIONS = 6e9
+# A dtype that a processor lacks may be computed a hundred times slower: a product this small finds it out first.
+FEW_OPERATIONS = 1e7
+HOPELESS = 4.0
+
 
 @dataclass(frozen=True)
 class DtypeProbe:
@@ -67,19 +73,33 @@ def probe_dtype(shapes: Sequence[Shape], device: Accelerator | None = None, seco
     device = device or accelerator()
 
     def measure() -> dict[str, float]:
-        times = dict.fromkeys(device.dtypes, 0.0)
-        for shape in shapes:
-            rounds = [_training_round(shape, dtype, device.kind) for dtype in device.dtypes]
-            for dtype, best in zip(device.dtypes, _best_times(rounds, seconds / len(shapes)), strict=True):
-                times[dtype] += best
-        operations = sum(6.0 * m * k * n for m, k, n in shapes)
-        return {dtype: operations / spent for dtype, spent in times.items()}
+        first = _cut(shapes[0], FEW_OPERATIONS)
+        small = _rates([first], device.dtypes, device.kind, 0.0)
+        hopeful = [d for d in device.dtypes if small[d] * HOPELESS > small[device.dtypes[0]]]
+        return small | _rates([_cut(s, MOST_OPERATIONS) for s in shapes], hopeful, device.kind, seconds)
 
     name = f"training {' '.join(device.dtypes)} {_spelled(shapes)}"
     rates = remembered(key(device.kind, torch.get_num_threads()), name, measure)
     fastest = max(rates, key=rates.__getitem__)
     safe = device.dtypes[0]
     return DtypeProbe(fastest if rates[fastest] >= WORTH_IT * rates[safe] else safe, rates)
+
+
+def _rates(shapes: Sequence[Shape], dtypes: Sequence[str], device: str, seconds: float) -> dict[str, float]:
+    """Operations per second of a linear layer's forward and backward in each dtype, over all the shapes."""
+    times = dict.fromkeys(dtypes, 0.0)
+    for shape in shapes:
+        rounds = [_training_round(shape, dtype, device) for dtype in dtypes]
+        for dtype, best in zip(dtypes, _best_times(rounds, seconds / len(shapes)), strict=True):
+            times[dtype] += best
+    operations = sum(6.0 * m * k * n for m, k, n in shapes)
+    return {dtype: operations / spent for dtype, spent in times.items()}
+
+
+def _cut(shape: Shape, operations: float) -> Shape:
+    """The shape with no more rows than these operations need, and no fewer than a handful."""
+    m, k, n = shape
+    return min(m, max(64, int(operations / (6 * k * n)))), k, n
 
 
 def bandwidth(device: Accelerator | None = None, seconds: float = 0.3) -> float:

@@ -24,6 +24,8 @@ class Face:
     def __call__(self, event: Event) -> None:
         kind = event["kind"]
         if kind == "answer":
+            if self._talk is not None:
+                self._talk.close()
             if not self.json:
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()

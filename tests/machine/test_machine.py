@@ -3,12 +3,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from settle.base.errors import ResourceError
 from settle.machine import (
+    DtypeProbe,
     EnergyMeter,
     PeakMemory,
     accelerator,
@@ -24,6 +27,7 @@ from settle.machine import (
 )
 from settle.machine.power import WATTS_PER_CORE
 from settle.machine.remembered import key, path_of, remembered
+from settle.machine.speed import FEW_OPERATIONS, _cut
 
 SHAPES = [(256, 128, 256), (256, 256, 128)]
 
@@ -86,17 +90,25 @@ def test_probe_chooses_the_faster_dtype_and_says_why(home):
     probe = probe_dtype(SHAPES, accelerator("cpu"), seconds=0.05)
     assert set(probe.rates) == {"float32", "bfloat16"} and probe.dtype in probe.rates
     assert "GFLOP/s" in probe.why
-    assert probe_dtype(SHAPES, accelerator("cpu")) == probe
-    path = path_of(key("cpu", __import__("torch").get_num_threads()))
+    path = path_of(key("cpu", torch.get_num_threads()))
     kept = json.loads(path.read_text())
+    (entry,) = kept["measured"].values()
+    entry["busy"] = False
     for rates, chosen in (
+        (probe.rates, probe.dtype),
         ({"float32": 100.0, "bfloat16": 105.0}, "float32"),
         ({"float32": 1.0, "bfloat16": 2.0}, "bfloat16"),
     ):
-        for entry in kept["measured"].values():
-            entry.update(value=rates, busy=False)
+        entry["value"] = rates
         path.write_text(json.dumps(kept))
-        assert probe_dtype(SHAPES, accelerator("cpu")).dtype == chosen
+        assert probe_dtype(SHAPES, accelerator("cpu")) == DtypeProbe(chosen, rates)
+
+
+def test_a_slow_dtype_is_not_chosen_and_is_first_tried_on_few_rows(home):
+    slow = replace(accelerator("cpu"), dtypes=("float32", "float64"))
+    probe = probe_dtype([(512, 256, 256)], slow, seconds=0.02)
+    assert probe.dtype == "float32" and set(probe.rates) == {"float32", "float64"}
+    assert _cut((8192, 256, 256), FEW_OPERATIONS) == (64, 256, 256) and _cut((8, 9, 9), 1.0) == (8, 9, 9)
 
 
 def test_another_machine_or_a_damaged_memory_is_measured_again(home):
