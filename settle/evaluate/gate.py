@@ -40,9 +40,9 @@ class Bars:
 
 # bench/gate.py measures what sound exports need; the bars leave several times that.
 BARS = {
-    "f32": Bars(1e-4, 0.01, 0.02),
-    "f16": Bars(1e-4, 0.01, 0.02),
-    "bf16": Bars(1e-3, 0.03, 0.10),
+    "f32": Bars(1e-4, 0.005, 0.02),
+    "f16": Bars(1e-4, 0.005, 0.02),
+    "bf16": Bars(1e-3, 0.02, 0.10),
     "q8_0": Bars(1e-2, 0.06, 0.30),
 }
 
@@ -99,17 +99,18 @@ def run_gate(
 ) -> dict[str, Any]:
     """Compare a live model with its GGUF file. Returns the figures, `passed`, and `first_difference` (or None).
 
-    model: the live one, in the precision that counts (fp32 for the bars to mean anything); held_out_texts: documents
-    it was not trained on. Raises FormatError or EngineError when the file cannot even be loaded.
+    model: the live one, compared in fp32; held_out_texts: documents it was not trained on. Raises FormatError or
+    EngineError when the file cannot even be loaded.
     """
     start = time.perf_counter()
     small = path.stat().st_size < SMALL_FILE
     figures: dict[str, Any] = {"dtype": dtype, "bars": vars(BARS[dtype]), "first_difference": None}
     texts = _pieces(held_out_texts, effort.num_texts)
-    with _few_threads(small), Engine(path, threads=1 if small else None) as engine:
+    with _reference(model, small), Engine(path, threads=1 if small else None) as engine:
         try:
             figures["prompts_equal"] = _compare_prompts(tokenizer, engine)
             figures["texts_equal"] = _compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
+            _compare_lists(tokenizer, engine.metadata)
             sequences = _sequences(tokenizer, held_out_texts, engine.context)
             figures |= _compare_distributions(model, tokenizer, engine, sequences, BARS[dtype], effort)
             figures |= _compare_greedy(model, tokenizer, engine, sequences, BARS[dtype], effort)
@@ -149,17 +150,19 @@ def export_through_gate(
 
 
 @contextlib.contextmanager
-def _few_threads(small: bool) -> Iterator[None]:
-    """One torch thread for a small model. Threads that wait for each other spinning, torch's and llama.cpp's, are
-    ten times slower than one alone as soon as anything else runs on the machine."""
+def _reference(model: Any, small: bool) -> Iterator[None]:
+    """The live model in fp32, whatever it was trained in, and one torch thread for a small one: threads that wait for
+    each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the machine is shared."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if small else before)
+    num_threads, compute_dtype = torch.get_num_threads(), model.compute_dtype
+    torch.set_num_threads(1 if small else num_threads)
+    model.compute_dtype = torch.float32
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
+        model.compute_dtype = compute_dtype
 
 
 def require(figures: Mapping[str, Any], path: Path) -> None:
@@ -193,6 +196,20 @@ def _sequences(tokenizer: Any, texts: Sequence[str], context: int) -> list[list[
     if not long_enough:
         raise GateError("there is no held-out text to compare on", "give at least one document of a few words")
     return sorted(long_enough, key=len, reverse=True)
+
+
+def _compare_lists(tokenizer: Any, metadata: Mapping[str, Any]) -> None:
+    """The file's vocabulary itself: most of it occurs in no text that could be compared."""
+    lists = {"tokens": tokenizer.tokens, "token_type": tokenizer.token_types, "merges": tokenizer.merges}
+    for key, ours in lists.items():
+        theirs = metadata.get(f"tokenizer.ggml.{key}", [])
+        at = _first(ours, theirs)
+        if at < len(ours):
+            raise _Difference(f"{key} differ at {at}: {ours[at]!r} here, {theirs[at : at + 1]} in the file")
+    numbers = {"add_bos_token": tokenizer.add_bos, "eos_token_id": tokenizer.eos_id}
+    for key, value in numbers.items():
+        if metadata.get(f"tokenizer.ggml.{key}") != value:
+            raise _Difference(f"{key} is {value} here, {metadata.get(f'tokenizer.ggml.{key}')} in the file")
 
 
 def _compare_prompts(tokenizer: Any, engine: Engine) -> int:

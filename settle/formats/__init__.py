@@ -55,8 +55,8 @@ class Format(Part):
     def write(
         self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
     ) -> Path:
-        """Write a model. part: its architecture; weights: Hugging Face names → tensors (torch or numpy);
-        metadata: name, description, license and the like for the card. Raises ResourceError on a full disk."""
+        """Write a model. part: its architecture; weights: parameter name → tensor (torch or numpy); metadata: name,
+        description, license and the like for the card. Raises ResourceError on a full disk."""
 
 
 def to_float32(tensor: Any) -> np.ndarray:

@@ -63,7 +63,7 @@ def export_gguf(
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
-    part: the architecture (fields as in HF's config.json, `gguf_names()`); weights: HF name → tensor; tokenizer: a
+    part: the architecture; weights: parameter name → tensor; tokenizer: a
     `settle.data.tokenizer.Tokenizer`; metadata: "name", "description", "license", "tags" (list), "datasets" (list)
     go to general.*, what else there is to settle.*. Raises FormatError for weights that the type cannot hold,
     ResourceError when the disk is full.
@@ -77,7 +77,7 @@ def export_gguf(
     layout = {hf: _layout(np.shape(tensor), dtype) for hf, tensor in weights.items()}
     total = sum(size for _, size in layout.values()) + (1 << 20)
     with beside(Path(path), total) as beside_path:
-        writer = GGUFWriter(beside_path, part.gguf_architecture)
+        writer = GGUFWriter(beside_path, part.model_type)
         try:
             _write_card(writer, metadata or {}, dtype)
             _write_architecture(writer, part)
@@ -116,7 +116,7 @@ def _in_ggml_order(name: str, values: np.ndarray, part: Any) -> np.ndarray:
     """
     heads = {"q_proj": part.num_attention_heads, "k_proj": part.num_key_value_heads}
     for projection, num_heads in heads.items():
-        if part.gguf_architecture == "llama" and f".{projection}." in name:
+        if part.model_type == "llama" and f".{projection}." in name:
             split = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
             return split.swapaxes(1, 2).reshape(values.shape)
     return values
@@ -161,7 +161,6 @@ def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: Dtype) -> None:
 
 
 def _write_architecture(writer: Any, part: Any) -> None:
-    head_dim = part.head_dim or part.hidden_size // part.num_attention_heads
     writer.add_vocab_size(part.vocab_size)
     writer.add_context_length(part.max_position_embeddings)
     writer.add_embedding_length(part.hidden_size)
@@ -169,9 +168,9 @@ def _write_architecture(writer: Any, part: Any) -> None:
     writer.add_feed_forward_length(part.intermediate_size)
     writer.add_head_count(part.num_attention_heads)
     writer.add_head_count_kv(part.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(part.head_dim)
+    writer.add_value_length(part.head_dim)
+    writer.add_rope_dimension_count(part.head_dim)
     writer.add_rope_freq_base(part.rope_theta)
     writer.add_layer_norm_rms_eps(part.rms_norm_eps)
 

@@ -92,12 +92,13 @@ def export_safetensors(
     for source in Path(tokenizer.path).iterdir():
         if source.suffix in (".json", ".jinja"):
             shutil.copyfile(source, path / source.name)
-    config = part.hf_config() | {"dtype": TORCH_NAMES[dtype]}
+    config = part.to_hf_config() | {"dtype": TORCH_NAMES[dtype]}
     write_json(path / "config.json", config)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
-    write_safetensors(path / "model.safetensors", weights, dtype, card)
+    names = part.hf_names()
+    write_safetensors(path / "model.safetensors", {names[n]: t for n, t in weights.items()}, dtype, card)
     return path
 
 

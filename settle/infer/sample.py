@@ -17,7 +17,8 @@ def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # not inference_mode: the model keeps casts of its weights, and training must be able to use them afterwards
+        with torch.no_grad():
             yield
     finally:
         model.train(training)

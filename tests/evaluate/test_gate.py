@@ -1,0 +1,138 @@
+"""The gate lets sound files through and refuses files that load, look right and behave wrongly."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from settle.base.errors import GateError
+from settle.evaluate.gate import Effort, export_through_gate, require, run_gate
+from settle.formats import gguf
+from settle.formats.gguf import export_gguf
+
+EFFORT = dataclasses.replace(Effort(), num_texts=40)
+
+
+def gate(tiny, path, dtype="f16"):
+    return run_gate(tiny.model, tiny.tokenizer, path, tiny.held_out, dtype, EFFORT)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+def test_sound_export_passes(tiny, tmp_path, dtype):
+    path = tmp_path / "tiny.gguf"
+    figures = export_through_gate(
+        tiny.model, tiny.part, tiny.weights, tiny.tokenizer, path, tiny.held_out, dtype, effort=EFFORT
+    )
+    assert figures["passed"] and figures["first_difference"] is None
+    # the bar is not where the figure happens to be: a sound export has room below it
+    assert figures["kl"] < figures["bars"]["kl"] / 4
+    assert figures["logit_error"] < figures["bars"]["logit_error"] / 4
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def refused(tiny, tmp_path, says, weights=None, tokenizer=None, part=None):
+    """Export something that is not the live model; the file loads, and the gate must name the difference."""
+    path = tmp_path / "bad.gguf"
+    export_gguf(part or tiny.part, weights or tiny.weights, tokenizer or tiny.tokenizer, path)
+    figures = gate(tiny, path)
+    assert not figures["passed"]
+    assert says in figures["first_difference"]
+    with pytest.raises(GateError, match="does not behave like the trained model"):
+        require(figures, path)
+
+
+def test_unpermuted_queries_and_keys(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "_in_ggml_order", lambda name, values, part: values)
+    refused(tiny, tmp_path, "the distributions differ")
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.k_proj"])
+def test_scaled_tensor(tiny, tmp_path, name):
+    weights = tiny.weights | {f"{name}.weight": tiny.weights[f"{name}.weight"] * 1.05}
+    refused(tiny, tmp_path, "the distributions differ", weights=weights)
+
+
+def test_swapped_tensors(tiny, tmp_path):
+    gate_, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    refused(
+        tiny,
+        tmp_path,
+        "the distributions differ",
+        weights=tiny.weights | {gate_: tiny.weights[up], up: tiny.weights[gate_]},
+    )
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 20000.0}, {"rms_norm_eps": 0.05}])
+def test_wrong_number_in_the_header(tiny, tmp_path, change):
+    refused(tiny, tmp_path, "the distributions differ", part=tiny.part.model_copy(update=change))
+
+
+def with_(tokenizer, **changes):
+    changed = copy.copy(tokenizer)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def test_wrong_pre_tokenizer(tiny, tmp_path):
+    refused(tiny, tmp_path, "token ids differ", tokenizer=with_(tiny.tokenizer, pre="llama-bpe"))
+
+
+def test_swapped_merges(tiny, tmp_path):
+    """Two merges that compete for a letter."""
+    merges = list(tiny.tokenizer.merges)
+    first = next(i for i, m in enumerate(merges) if m.endswith("e"))
+    second = next(i for i, m in enumerate(merges) if m.startswith("e "))
+    merges[first], merges[second] = merges[second], merges[first]
+    refused(tiny, tmp_path, "token ids differ", tokenizer=with_(tiny.tokenizer, merges=merges))
+
+
+def test_merges_swapped_without_an_effect_on_the_texts(tiny, tmp_path):
+    """What no text shows, the lists show."""
+    merges = list(tiny.tokenizer.merges)
+    merges[-1], merges[-2] = merges[-2], merges[-1]
+    refused(tiny, tmp_path, "merges differ at", tokenizer=with_(tiny.tokenizer, merges=merges))
+
+
+def test_special_token_that_is_text(tiny, tmp_path):
+    types = [1] * len(tiny.tokenizer.token_types)
+    refused(tiny, tmp_path, "token ids differ", tokenizer=with_(tiny.tokenizer, token_types=types))
+
+
+def test_wrong_template(tiny, tmp_path):
+    template = tiny.tokenizer.chat_template.replace("<|im_end|>\\n", "<|im_end|>")
+    refused(tiny, tmp_path, "rendered prompts differ", tokenizer=with_(tiny.tokenizer, chat_template=template))
+
+
+def test_beginning_of_text_is_added(tiny, tmp_path):
+    refused(tiny, tmp_path, "add_bos_token", tokenizer=with_(tiny.tokenizer, add_bos=True))
+
+
+def test_failed_gate_hands_over_nothing(tiny, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"the export before")
+    weights = tiny.weights | {"model.norm.weight": tiny.weights["model.norm.weight"] * 2}
+    with pytest.raises(GateError, match="the distributions differ"):
+        export_through_gate(tiny.model, tiny.part, weights, tiny.tokenizer, path, tiny.held_out, effort=EFFORT)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
+    assert path.read_bytes() == b"the export before"
+
+
+def test_model_can_be_trained_after_the_gate(tiny, tmp_path):
+    """The gate leaves the model's mode, type and weights alone."""
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf")
+    tiny.model.train()
+    gate(tiny, path)
+    assert tiny.model.training
+    import torch
+
+    ids = torch.arange(8)
+    tiny.model(ids, torch.tensor([0, 8], dtype=torch.int32)).sum().backward()
+    assert tiny.model.head.grad is None or torch.isfinite(tiny.model.head.grad).all()
+    tiny.model.zero_grad()
+
+
+def test_no_held_out_text(tiny, tmp_path):
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf")
+    with pytest.raises(GateError, match="no held-out text"):
+        run_gate(tiny.model, tiny.tokenizer, path, ["", "x"])

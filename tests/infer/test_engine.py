@@ -1,0 +1,180 @@
+"""The engine with its real child process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from settle.base.errors import EngineError, FormatError
+from settle.formats.gguf import export_gguf
+from settle.infer.engine import Engine
+from settle.infer.sample import generate, greedy, logprobs
+
+
+@pytest.fixture(scope="module")
+def file(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
+    return export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, "f32")
+
+
+@pytest.fixture(scope="module")
+def engine(file):
+    with Engine(file, threads=1) as engine:
+        yield engine
+
+
+def gone(pid: int) -> bool:
+    """The process has ended (its parent may not have collected it yet)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition) -> bool:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_text_to_ids_and_back(tiny, engine):
+    text = "def é😀(x):\r\n    return '<|im_end|>'"
+    ids = engine.tokenize(text)
+    assert ids == tiny.tokenizer.encode(text).tolist()
+    assert engine.detokenize(ids) == text
+    assert engine.tokenize("<|im_end|>", special=True) == [tiny.tokenizer.turn_end_id]
+
+
+def test_completion(tiny, engine):
+    pieces = list(engine.complete("    def __init__(self", max_tokens=12, temperature=0.0))
+    (ours,), _ = greedy(tiny.model, [tiny.tokenizer.encode("    def __init__(self")], 12)
+    assert len(pieces) > 1
+    assert "".join(pieces) == tiny.tokenizer.decode(ours)
+
+
+def test_same_seed_same_answer(engine):
+    first, again, other = ("".join(engine.complete("self.", 30, 1.0, seed=s)) for s in (7, 7, 8))
+    assert first == again != other
+
+
+def test_stop_string(engine):
+    whole = "".join(engine.complete("    def __init__(self", 40, 0.0))
+    word = whole[8:10]
+    assert "".join(engine.complete("    def __init__(self", 40, 0.0, stop=[word])) == whole.split(word)[0]
+
+
+def test_leaving_an_answer_early_leaves_the_engine_usable(engine):
+    answer = engine.complete("self.", 400, 1.0, seed=1)
+    next(answer)
+    answer.close()
+    assert engine.tokenize("a")
+
+
+def test_distribution(tiny, engine):
+    ids = tiny.tokenizer.encode("        return self").tolist()
+    file = engine.next_token_logprobs(ids)
+    live = logprobs(tiny.model, ids, [len(ids) - 1])[0]
+    assert len(file) == tiny.tokenizer.vocab_size
+    assert max(abs(file[i] - float(live[i])) for i in file) < 0.02
+    assert list(file) == sorted(file, key=file.get, reverse=True)
+
+
+def test_distribution_where_half_a_character_or_an_end_is_likeliest(tiny, engine):
+    """llama.cpp leaves probabilities out when it draws such a token."""
+    for text in ("\x00é\udc80"[:2], "x = '日", tiny.held_out[0][-60:]):
+        ids = tiny.tokenizer.encode(text).tolist()
+        for end in range(1, len(ids) + 1):
+            assert len(engine.next_token_logprobs(ids[:end], top=3)) == 3
+
+
+def test_prompt_longer_than_the_context(tiny, engine):
+    with pytest.raises(EngineError, match="shorten the prompt"):
+        list(engine.complete([5] * 600, 1))
+    assert engine.tokenize("a")
+
+
+def test_not_a_gguf_is_never_opened(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
+    with pytest.raises(FormatError):
+        Engine(tmp_path / "x.gguf")
+
+
+def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
+    """Sound as a file, but a tensor is missing."""
+    weights = {n: t for n, t in tiny.weights.items() if "layers.1.mlp.up" not in n}
+
+    class Fewer:
+        def __getattr__(self, name):
+            return getattr(tiny.part, name)
+
+        def gguf_names(self):
+            return {n: g for n, g in tiny.part.gguf_names().items() if n in weights}
+
+    path = export_gguf(Fewer(), weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
+    with pytest.raises(EngineError, match="ffn_up"), Engine(path):
+        pass
+
+
+def test_child_dies_in_mid_answer(file):
+    with Engine(file, threads=1) as engine:
+        answer = engine.complete("self.", 400, 1.0, seed=1)
+        next(answer)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="died"):
+            list(answer)
+            engine.tokenize("a")
+
+
+def test_child_ends_while_an_answer_streams(file):
+    with Engine(file, threads=1) as engine:
+        pid = engine._process.pid
+        answer = engine.complete("self.", 400, 1.0, seed=1)
+        next(answer)
+    assert gone(pid)
+
+
+def test_child_ignores_ctrl_c(file):
+    with Engine(file, threads=1) as engine:
+        os.kill(engine._process.pid, signal.SIGINT)
+        assert engine.tokenize("a")
+
+
+def test_child_dies_with_its_parent(file):
+    """kill -9 of the parent: stdin of the child ends, and so does the child."""
+    code = (
+        "import sys, time; from settle.infer.engine import Engine\n"
+        f"e = Engine({str(file)!r}, threads=1); e.start(); print(e._process.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    assert not gone(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until(lambda: gone(child))
+
+
+def test_needs_the_key(engine):
+    import http.client
+
+    connection = http.client.HTTPConnection(engine._address.hostname, engine._address.port)
+    connection.request("POST", "/tokenize", '{"content": "a"}', {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    assert response.status == 401
+    assert engine._address.hostname == "127.0.0.1"
+
+
+def test_generate_from_the_live_model(tiny):
+    prompt = tiny.tokenizer.encode("    def __init__(self")
+    (likeliest,), _ = greedy(tiny.model, [prompt], 10)
+    assert list(generate(tiny.model, prompt, 10, temperature=0)) == likeliest
+    one, again, other = (list(generate(tiny.model, prompt, 20, seed=s)) for s in (1, 1, 2))
+    assert one == again != other
+    assert list(generate(tiny.model, prompt, 10, temperature=0, stop_ids=likeliest[3:4])) == likeliest[:3]

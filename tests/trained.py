@@ -1,0 +1,58 @@
+"""A tiny model that is really trained, once a process, on two modules of the standard library."""
+
+import functools
+import inspect
+import json
+import tempfile
+from argparse import _ActionsContainer
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from settle.data.tokenizer import Tokenizer
+from settle.model.architectures.llama import Llama, LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Trained:
+    part: Llama
+    model: LlamaForCausalLM
+    tokenizer: Tokenizer
+    held_out: list[str]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+
+@functools.cache
+def trained() -> Trained:
+    """Grouped queries, an untied head, a few hundred steps: its distributions are far from flat."""
+    source = inspect.getsource(inspect.getmodule(_ActionsContainer))
+    held_out = [inspect.getsource(inspect.getmodule(json.JSONDecoder)), "def f(x):\n    return self.x[1:]\n" * 3]
+    folder = tempfile.TemporaryDirectory()
+    tokenizer = Tokenizer.train([source], 512, Path(folder.name))
+    tokenizer.folder = folder  # removed with it
+    part = Llama(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    model = part.build(seed=0)
+    torch.set_num_threads(1)  # the suite shares its cores
+    ids = torch.from_numpy(tokenizer.encode(source).astype("int64"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    random = torch.Generator().manual_seed(0)
+    length, rows = 96, 6
+    bounds = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32)
+    for _ in range(120):
+        starts = torch.randint(0, len(ids) - length - 1, (rows,), generator=random)
+        places = (starts[:, None] + torch.arange(length)).flatten()
+        hidden = model(ids[places], bounds)
+        loss = torch.nn.functional.cross_entropy(hidden @ model.head.T, ids[places + 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 4.0
+    return Trained(part, model, tokenizer, held_out)
