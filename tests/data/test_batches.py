@@ -47,9 +47,7 @@ def test_a_segment_stays_in_its_document(store: TokenStore) -> None:
         assert lengths.min() > 0 and lengths.max() <= 64
         rows = batches.rows_of(position)
         assert len(rows) == len(lengths)
-        for (document, start, stop), first, last in zip(
-            rows, batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True
-        ):
+        for (document, start, stop), first, last in zip(rows, batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             text = store.document(document)
             assert np.array_equal(batch.targets[first:last], text[start:stop])
             before = text[start - 1 : stop - 1] if start else np.append(0, text[: stop - 1])
