@@ -11,22 +11,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from settle.base.errors import DataError, ResourceError
 from settle.base.events import Events
-from settle.base.registry import parts
 from settle.base.run import fsync_folder, home, read_json, write_json
-from settle.base.settings import Settings
-from settle.data.cleaning import Sweep
 from settle.data.files import InputFile, find_files, hash_files
 from settle.data.ledger import Ledger
-from settle.data.sources import Skip
-from settle.data.split import DROPPED, FEW, HELD_OUT, TRAIN, split_documents, split_sections
-from settle.data.spool import Spool, SpoolWriter
+from settle.data.reading import DataSettings, Reading
+from settle.data.split import DROPPED, FEW, HELD_OUT, TRAIN, drop_kin_of_held_out, split_documents, split_sections
+from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer import Tokenizer, vocabulary_size
 
@@ -34,17 +30,6 @@ _VERSION = 1  # of everything below: a change in what it makes of the same input
 _LEAST_TEXT = 2048
 # enough to learn merges from; more text changes few of them and takes longer
 _SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
-
-
-class DataSettings(Settings):
-    """What to make of the given text."""
-
-    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text kept for evaluation, 16 MB at most")
-    held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
-    clean: bool = Field(True, description="drop and mend rows; the ledger says what and why")
-    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="secrets to replace in the text")
-    vocab_size: int | None = Field(None, ge=260, le=1_000_000, description="tokens; derived from the text if not given")
-    field: str | None = Field(None, description="the column or key that holds the text, in tables and JSON")
 
 
 @dataclass(frozen=True)
@@ -92,8 +77,9 @@ def _make(
     events: Events,
 ) -> None:
     """Builds work/corpus."""
-    spool, first_held_out = _read(work, files, held_out_files, settings, ledger, events)
-    kept = _kept(spool, settings, ledger)
+    reading = Reading(files + held_out_files, settings, ledger, events)
+    spool = reading.read(work)
+    kept = reading.without_repeats(spool)
     text = int(spool.sizes[kept].sum())
     if text < _LEAST_TEXT:
         raise DataError(
@@ -104,7 +90,8 @@ def _make(
         )
     if held_out_files:
         sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-        sides[first_held_out:][kept[first_held_out:]] = HELD_OUT
+        sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
+        drop_kin_of_held_out(spool, sides, ledger)
     elif kept.sum() < FEW:
         spool, sides = split_sections(spool, kept, settings.held_out, work)
     else:
@@ -134,88 +121,6 @@ def _make(
             "bytes": store.num_bytes,
         }
     write_json(corpus / "ledger.json", ledger.as_dict())
-
-
-def _read(
-    work: Path,
-    files: list[InputFile],
-    held_out_files: list[InputFile],
-    settings: DataSettings,
-    ledger: Ledger,
-    events: Events,
-) -> tuple[Spool, int]:
-    """Every row, mended, in one spool; and the number of the first document of the held-out files."""
-    sweeps = _sweeps(settings)
-    total = sum(f.size for f in files + held_out_files)
-    done = 0
-    writer = SpoolWriter(work / "spool")
-    documents = first_held_out = 0
-    try:
-        for number, file in enumerate(files + held_out_files):
-            if number == len(files):
-                first_held_out = documents
-            for row, text in _rows(file, settings, ledger):
-                mended = _mend(text, f"{file.name}:{row}", sweeps, ledger)
-                if mended is not None:
-                    writer.append(mended, number, row)
-                    documents += 1
-            done += file.size
-            events.emit("progress", what="read", done=done, total=total, unit="bytes")
-    finally:
-        writer.abandon()
-    return writer.close(), first_held_out
-
-
-def _rows(file: InputFile, settings: DataSettings, ledger: Ledger) -> Iterator[tuple[int, str]]:
-    try:
-        with file.open() as stream:
-            for row in file.source({"field": settings.field}).rows(stream):
-                ledger.read += 1
-                yield row["row"], row["text"]
-    except Skip as e:
-        ledger.skip(str(e), file.name)
-    except (EOFError, OSError, UnicodeError) as e:
-        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
-            raise
-        ledger.skip("damaged file, read up to the damage", f"{file.name}: {e}")
-
-
-def _sweeps(settings: DataSettings) -> list[Sweep]:
-    if not settings.clean:
-        return []
-    passes = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[attr-defined]
-    return [p().start() for p in passes]  # type: ignore[attr-defined]
-
-
-def _mend(text: str, where: str, sweeps: list[Sweep], ledger: Ledger) -> str | None:
-    def note(what: str, reason: str, count: int) -> None:
-        if what == "dropped":
-            ledger.drop(reason, where, text)
-        elif what == "mended":
-            ledger.mend(reason, where, text)
-        else:
-            ledger.find(reason, count)
-
-    mended: str | None = text
-    for sweep in sweeps:
-        mended = sweep.mend(mended, note)
-        if mended is None:
-            return None
-    return mended
-
-
-def _kept(spool: Spool, settings: DataSettings, ledger: Ledger) -> np.ndarray:
-    """Which documents stay once duplicates are gone: bool (D,)."""
-    kept = np.ones(len(spool), bool)
-    for sweep in _sweeps(settings) if len(spool) > 1 else ():
-        found = sweep.repeats(spool)
-        if found is None:
-            continue
-        reason, dropped = found
-        for document in np.flatnonzero(dropped & kept).tolist():
-            ledger.drop(reason, str(spool.origins[document].tolist()), "")
-        kept &= ~dropped
-    return kept
 
 
 def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:

@@ -15,6 +15,7 @@ from settle.data.words import word_starts
 _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 89 of 100 cases, with 0.85 always
 _SHINGLE = 5  # words
 _SEED = 1
+_LEAST_KEPT = 0.5  # pairs less alike are of no use to anyone
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2**64
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -25,14 +26,18 @@ class Similarity:
 
     def __init__(self, documents: Spool) -> None:
         self.size = len(documents)
-        self._signatures = _signatures(documents)
-        self._pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        kept: Path = documents.folder / "similar.npz"
+        if not kept.exists():
+            left, right, alike = self._compare(_signatures(documents))
+            np.savez(kept, left=left, right=right, alike=alike)
+        with np.load(kept) as pairs:
+            self._left, self._right, self._alike = pairs["left"], pairs["right"], pairs["alike"]
 
     def clusters(self, jaccard: float) -> np.ndarray:
         """For each document the first document of its cluster: int64 (D,); pairs at or above `jaccard` are joined."""
-        left, right, alike = self._candidates()
-        enough = alike >= jaccard
-        parent = list(range(self.size))
+        enough = self._alike >= jaccard
+        left, right = self._left[enough], self._right[enough]
+        parent = {i: i for i in np.union1d(left, right).tolist()}
 
         def root(i: int) -> int:
             while parent[i] != i:
@@ -40,37 +45,38 @@ class Similarity:
                 i = parent[i]
             return i
 
-        for a, b in zip(left[enough].tolist(), right[enough].tolist(), strict=True):
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
             a, b = root(a), root(b)
             parent[max(a, b)] = min(a, b)
-        for i in range(self.size):
-            parent[i] = parent[parent[i]]
-        return np.array([root(i) for i in parent], np.int64)
+        first = np.arange(self.size)
+        joined = list(parent)
+        first[joined] = [root(i) for i in joined]
+        return first
 
-    def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _compare(self, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (left < right) that share a band, and the share of equal hashes: an estimate of Jaccard."""
-        if self._pairs is None:
-            found = [self._band(first) for first in range(0, _HASHES, _ROWS)]
-            pairs = np.unique(np.concatenate(found), axis=0)
-            alike = np.empty(len(pairs), np.float32)
-            for start in range(0, len(pairs), 65536):
-                a, b = pairs[start : start + 65536].T
-                alike[start : start + 65536] = (self._signatures[a] == self._signatures[b]).mean(1)
-            self._pairs = pairs[:, 0], pairs[:, 1], alike
-        return self._pairs
+        found = [_band(signatures, first) for first in range(0, _HASHES, _ROWS)]
+        left, right = np.divmod(np.unique(np.concatenate(found)), max(self.size, 1))
+        alike = np.empty(len(left), np.float32)
+        for start in range(0, len(left), 65536):
+            part = slice(start, start + 65536)
+            alike[part] = (signatures[left[part]] == signatures[right[part]]).mean(1)
+        likely = alike >= _LEAST_KEPT
+        return left[likely], right[likely], alike[likely]
 
-    def _band(self, first: int) -> np.ndarray:
-        """Documents equal in one band, as pairs: each with its group's first and with its neighbour."""
-        key = np.zeros(self.size, np.uint64)
-        for column in range(first, first + _ROWS):
-            key = (key ^ self._signatures[:, column].astype(np.uint64)) * _PRIME
-            key ^= key >> np.uint64(29)
-        order = np.argsort(key, kind="stable")
-        same = np.append(False, key[order][1:] == key[order][:-1])
-        begins = np.maximum.accumulate(np.where(same, 0, np.arange(self.size)))
-        at = np.flatnonzero(same)
-        pairs = np.concatenate([np.stack([order[begins[at]], order[at]], 1), np.stack([order[at - 1], order[at]], 1)])
-        return np.unique(pairs, axis=0)
+
+def _band(signatures: np.ndarray, first: int) -> np.ndarray:
+    """Documents equal in one band, as pairs left * D + right: each with its group's first and with its neighbour."""
+    size = len(signatures)
+    key = np.zeros(size, np.uint64)
+    for column in range(first, first + _ROWS):
+        key = (key ^ signatures[:, column].astype(np.uint64)) * _PRIME
+        key ^= key >> np.uint64(29)
+    order = np.argsort(key, kind="stable")
+    same = np.append(False, key[order][1:] == key[order][:-1])[:size]
+    begins = np.maximum.accumulate(np.where(same, 0, np.arange(size)))
+    at = np.flatnonzero(same)
+    return np.concatenate([order[begins[at]] * size + order[at], order[at - 1] * size + order[at]])
 
 
 def _signatures(documents: Spool) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.data.ledger import Ledger
 from settle.data.similarity import Similarity
 from settle.data.sources import cut
 from settle.data.spool import Spool, SpoolWriter
@@ -56,6 +57,17 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
         sides[order[: max(count, 1)]] = HELD_OUT
     _keep_kin_together(sides, Similarity(sections).clusters(KINSHIP))
     return _join(sections, parents, sides, folder / "split")
+
+
+def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, ledger: Ledger) -> None:
+    """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
+    cluster = Similarity(documents).clusters(KINSHIP)
+    held_out = np.zeros(len(sides), bool)
+    held_out[cluster[sides == HELD_OUT]] = True
+    dropped = (sides == TRAIN) & held_out[cluster]
+    sides[dropped] = DROPPED
+    for file, row in documents.origins[dropped].tolist():
+        ledger.drop("nearly the same as held-out text", f"file {file + 1}, row {row}", "")
 
 
 def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:

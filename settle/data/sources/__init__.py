@@ -3,20 +3,24 @@
 import codecs
 import re
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, ClassVar, TypedDict
+from typing import BinaryIO, ClassVar, NotRequired, TypedDict
 
 from settle.base.registry import Part
 
 # a longer text is cut at a paragraph's border, so that no file, whatever its size, is held in memory whole
 MAX_DOCUMENT = 4 << 20
+# a record of a table or of JSON is read whole, and none is this long
+MAX_RECORD = 64 << 20
 _CHUNK = 1 << 20
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"[.!?。！？;]\s*"), re.compile(r"\s"))
 
 
 class Row(TypedDict):
-    """One document: its text, and which row of the file it is (from 1)."""
+    """One document: its text, and which row of the file it is (from 1); or what kept a row from being read."""
 
-    text: str
+    text: NotRequired[str]
+    problem: NotRequired[str]
     row: int
 
 
@@ -46,6 +50,25 @@ def decoded(stream: BinaryIO) -> Iterator[str]:
         yield decoder.decode(head)
         head = stream.read(_CHUNK)
     yield decoder.decode(b"", final=True)
+
+
+def lines(stream: BinaryIO) -> Iterator[str | None]:
+    """A file's lines with their ends; None in place of one longer than MAX_RECORD characters, which is passed over."""
+    held: list[str] = []
+    size = 0
+    for chunk in decoded(stream):
+        for line in _LINE.findall(chunk):
+            size += len(line)
+            if size <= MAX_RECORD:
+                held.append(line)
+            else:
+                held.clear()
+            if line.endswith("\n"):
+                yield "".join(held) if size <= MAX_RECORD else None
+                held.clear()
+                size = 0
+    if size:
+        yield "".join(held) if size <= MAX_RECORD else None
 
 
 def _encoding(head: bytes) -> str:

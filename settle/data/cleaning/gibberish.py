@@ -1,0 +1,59 @@
+"""Text that says nothing: encoded data, random characters, one thing over and over.
+
+Judged by statistics of characters alone, and only where they are far from anything people write: source code, poetry,
+tables and every script pass.
+"""
+
+import zlib
+from typing import ClassVar
+
+from pydantic import Field
+
+from settle.data.cleaning import Cleaning, Note, Sweep
+
+_SAMPLE, _SAMPLES = 8192, 4
+_ENOUGH_TO_JUDGE = 1024
+
+
+class Gibberish(Cleaning):
+    """Drops what compresses as no writing does, and what has no words."""
+
+    rank: ClassVar[int] = 50
+    most_repetitive: float = Field(0.02, description="compressed size over size below which a row repeats itself")
+    most_random: float = Field(0.72, description="compressed size over size above which a row is random")
+    longest_words: int = Field(120, description="mean length of words in plain ASCII above which it is encoded data")
+
+    def start(self) -> Sweep:
+        return _Gibberish(self)
+
+
+class _Gibberish(Sweep):
+    def __init__(self, limits: Gibberish) -> None:
+        self._limits = limits
+
+    def mend(self, text: str, note: Note) -> str | None:
+        reason = self._reason(text) if len(text) >= _ENOUGH_TO_JUDGE else None
+        if reason is None:
+            return text
+        note("dropped", reason, 1)
+        return None
+
+    def _reason(self, text: str) -> str | None:
+        samples = _samples(text)
+        raw = [s.encode("utf-8", "replace") for s in samples]
+        ratios = [len(zlib.compress(r, 1)) / len(r) for r in raw]
+        if max(ratios) < self._limits.most_repetitive:
+            return "repeats itself"
+        # scripts of many characters hold more in each of their bytes
+        if text.isascii() and min(ratios) > self._limits.most_random:
+            return "random characters"
+        if all(len(s) / (len(s.split()) + 1) > self._limits.longest_words and s.isascii() for s in samples):
+            return "encoded data without words"
+        return None
+
+
+def _samples(text: str) -> list[str]:
+    if len(text) <= _SAMPLE * _SAMPLES:
+        return [text]
+    step = (len(text) - _SAMPLE) // (_SAMPLES - 1)
+    return [text[i * step : i * step + _SAMPLE] for i in range(_SAMPLES)]

@@ -1,0 +1,29 @@
+"""Documents that are nearly the same as one before: other versions, copies with another date."""
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from settle.data.cleaning import Cleaning, Sweep
+from settle.data.similarity import Similarity
+from settle.data.spool import Spool
+
+
+class NearDuplicates(Cleaning):
+    """Keeps the first of each cluster of documents that share most of their five-word sequences (MinHash)."""
+
+    rank: ClassVar[int] = 90
+    jaccard: float = Field(0.85, ge=0.6, le=1, description="shared share of all five-word sequences of two documents")
+
+    def start(self) -> Sweep:
+        return _NearDuplicates(self.jaccard)
+
+
+class _NearDuplicates(Sweep):
+    def __init__(self, jaccard: float) -> None:
+        self._jaccard = jaccard
+
+    def repeats(self, documents: Spool) -> tuple[str, np.ndarray]:
+        first = Similarity(documents).clusters(self._jaccard)
+        return "near duplicate", first != np.arange(len(documents))

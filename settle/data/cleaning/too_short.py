@@ -1,0 +1,29 @@
+"""Documents too short to learn from."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from settle.data.cleaning import Cleaning, Note, Sweep
+
+
+class TooShort(Cleaning):
+    """Drops documents with hardly any text."""
+
+    rank: ClassVar[int] = 60
+    least: int = Field(16, ge=1, description="characters a document has at least, surrounding space not counted")
+
+    def start(self) -> Sweep:
+        return _TooShort(self.least)
+
+
+class _TooShort(Sweep):
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def mend(self, text: str, note: Note) -> str | None:
+        # a long text needs no copy to be stripped
+        if len(text) > 1000 and not text.isspace() or len(text.strip()) >= self._least:
+            return text
+        note("dropped", "empty" if not text.strip() else "too short", 1)
+        return None

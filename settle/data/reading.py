@@ -1,0 +1,162 @@
+"""Inputs → one spool of cleaned documents, with a reason for every row that did not come through as it was."""
+
+import errno
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.base.registry import parts
+from settle.base.settings import Settings
+from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.files import InputFile
+from settle.data.ledger import Ledger
+from settle.data.sources import Skip
+from settle.data.spool import Spool, SpoolWriter
+
+Step = Callable[[str, Note], str | None]
+
+_TELL_EVERY = 8 << 20  # characters between two progress events
+
+
+class DataSettings(Settings):
+    """What to make of the given text."""
+
+    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text kept for evaluation, 16 MB at most")
+    held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
+    clean: bool = Field(True, description="drop and mend rows; the ledger says what and why")
+    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="secrets to replace in the text")
+    vocab_size: int | None = Field(None, ge=260, le=1_000_000, description="tokens; derived from the text if not given")
+    field: str | None = Field(None, description="the column or key that holds the text, in tables and JSON")
+
+
+class Reading:
+    """One corpus being read: the files and the cleaning passes at work on them."""
+
+    def __init__(self, files: list[InputFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
+        self._files = files
+        self._settings = settings
+        self._ledger = ledger
+        self._events = events
+        self._sweeps = _sweeps(settings)
+
+    def read(self, work: Path) -> Spool:
+        """Every row, mended, on disk in `work`; a document's origin is its file's place in the list and its row."""
+        writer = SpoolWriter(work / "read")
+        try:
+            for number, row, text in self._rows():
+                mended = self._mend(text, number, row)
+                if mended is not None:
+                    writer.append(mended, number, row)
+        finally:
+            writer.abandon()
+        spool = writer.close()
+        revising = [sweep for sweep in self._sweeps if sweep.revises()]
+        return self._revise(spool, revising, work / "revised") if revising else spool
+
+    def without_repeats(self, spool: Spool) -> np.ndarray:
+        """Which documents stay once duplicates are gone: bool (D,)."""
+        kept = np.ones(len(spool), bool)
+        for sweep in self._sweeps if len(spool) > 1 else ():
+            found = sweep.repeats(spool)
+            if found is None:
+                continue
+            reason, repeated = found
+            for document in np.flatnonzero(repeated & kept).tolist():
+                file, row = spool.origins[document].tolist()
+                self._ledger.drop(reason, self._where(file, row), "")
+            kept &= ~repeated
+        return kept
+
+    def _rows(self) -> Iterator[tuple[int, int, str]]:
+        """File number, row and text of every row that can be read."""
+        total, done = sum(f.size for f in self._files), 0
+        for number, file in enumerate(self._files):
+            told = read = 0
+            try:
+                with file.open() as stream:
+                    for row in file.source({"field": self._settings.field}).rows(stream):
+                        self._ledger.read += 1
+                        if "problem" in row:
+                            self._ledger.drop(row["problem"], self._where(number, row["row"]), "")
+                            continue
+                        yield number, row["row"], row["text"]
+                        read += len(row["text"])
+                        if read - told >= _TELL_EVERY:
+                            told = read
+                            self._tell(done + min(read, file.size), total)
+            except Skip as e:
+                self._ledger.skip(str(e), file.name)
+            except (EOFError, OSError, zlib.error, *_zstd_errors(file)) as e:
+                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self._ledger.skip("damaged, read up to the damage", file.name)
+            except DataError as e:
+                raise DataError(f"{file.name}: {e.what}", e.fix) from None
+            done += file.size
+            self._tell(done, total)
+
+    def _tell(self, done: int, total: int) -> None:
+        self._events.emit("progress", what="read", done=done, total=total, unit="bytes")
+
+    def _where(self, number: int, row: int) -> str:
+        return f"{self._files[number].name}:{row}"
+
+    def _mend(self, text: str, number: int, row: int) -> str | None:
+        return self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+
+    def _revise(self, spool: Spool, sweeps: list[Sweep], folder: Path) -> Spool:
+        writer = SpoolWriter(folder)
+        steps = [sweep.revise for sweep in sweeps]
+        try:
+            for first, data, ends in spool.chunks():
+                begin = 0
+                for document, end in enumerate(ends.tolist(), first):
+                    number, row = spool.origins[document].tolist()
+                    mended = self._through(steps, data[begin:end].decode(), number, row)
+                    if mended is not None:
+                        writer.append(mended, number, row)
+                    begin = end + 1
+        finally:
+            writer.abandon()
+        return writer.close()
+
+    def _through(self, steps: list[Step], text: str, number: int, row: int) -> str | None:
+        def note(what: str, reason: str, count: int) -> None:
+            if what == "dropped":
+                self._ledger.drop(reason, self._where(number, row), text)
+            elif what == "mended":
+                self._ledger.mend(reason, self._where(number, row), text)
+            else:
+                self._ledger.find(reason, count)
+
+        mended: str | None = text
+        for step in steps:
+            mended = step(mended, note)
+            if mended is None:
+                return None
+        return mended
+
+
+def _sweeps(settings: DataSettings) -> list[Sweep]:
+    passes: list[type[Cleaning]] = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[arg-type]
+    asked = {"mask": settings.mask}
+    # secrets are looked for in any case
+    return [
+        p(**{k: v for k, v in asked.items() if k in p.model_fields}).start()
+        for p in passes
+        if settings.clean or "mask" in p.model_fields
+    ]
+
+
+def _zstd_errors(file: InputFile) -> tuple[type[Exception], ...]:
+    if file.compression != ".zst":
+        return ()
+    import zstandard
+
+    return (zstandard.ZstdError,)

@@ -1,0 +1,95 @@
+"""Web pages: their text, without markup, scripts, style and navigation."""
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import BinaryIO, ClassVar
+
+from settle.data.sources import Row, Source, cut, decoded
+
+_LEFT_OUT = {"script", "style", "noscript", "template", "svg", "nav", "footer", "iframe", "button", "head"}
+_BLOCKS = {
+    *("p", "div", "section", "article", "main", "header", "aside", "ul", "ol", "table", "blockquote", "figure"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "pre", "dl", "hr", "details"),
+}
+_LINES = {"br", "li", "tr", "dt", "dd", "summary", "figcaption", "option"}
+
+
+class Html(Source):
+    """A page is a document."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
+
+    def rows(self, stream: BinaryIO) -> Iterator[Row]:
+        for number, text in enumerate(cut(_texts(decoded(stream))), 1):
+            yield {"text": text, "row": number}
+
+
+def _texts(chunks: Iterator[str]) -> Iterator[str]:
+    page = _Page()
+    for chunk in chunks:
+        page.feed(chunk)
+        yield page.take()
+    page.close()
+    yield page.take().rstrip("\n") + "\n"
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._left_out = 0
+        self._verbatim = 0
+        self._pieces: list[str] = []
+        self._breaks = 2  # line feeds that stand at the end already
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in _LEFT_OUT:
+            self._left_out += 1
+        self._verbatim += tag == "pre"
+        self._break(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _LEFT_OUT and self._left_out:
+            self._left_out -= 1
+        if tag == "pre" and self._verbatim:
+            self._verbatim -= 1
+        if tag == "body":
+            self._left_out = 0
+        self._break(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._break(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._left_out or not data:
+            return
+        if not self._verbatim:
+            words = " ".join(data.split())
+            if not words:
+                if not self._breaks:
+                    self._add(" ")
+                return
+            front = " " if data[0].isspace() and not self._breaks else ""
+            back = " " if data[-1].isspace() else ""
+            data = front + words + back
+        self._add(data)
+        self._breaks = len(data) - len(data.rstrip("\n"))
+
+    def take(self) -> str:
+        """The text found since the last call."""
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        return text
+
+    def _add(self, text: str) -> None:
+        if self._pieces and self._pieces[-1].endswith(" ") and text.startswith(" "):
+            text = text[1:]
+        self._pieces.append(text)
+
+    def _break(self, tag: str) -> None:
+        wanted = 2 if tag in _BLOCKS else 1 if tag in _LINES else 0
+        if self._left_out or wanted <= self._breaks:
+            return
+        if self._pieces:
+            self._pieces[-1] = self._pieces[-1].rstrip(" ")
+        self._pieces.append("\n" * (wanted - self._breaks))
+        self._breaks = wanted

@@ -1,0 +1,32 @@
+"""JSON Lines: a line is a record."""
+
+import json
+from collections.abc import Iterator
+from typing import BinaryIO, ClassVar
+
+from pydantic import Field
+
+from settle.data.records import record_text
+from settle.data.sources import Row, Source, cut, lines
+
+
+class Jsonl(Source):
+    """One JSON value a line."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".jsonlines")
+    field: str | None = Field(None, description="the key that holds the text")
+
+    def rows(self, stream: BinaryIO) -> Iterator[Row]:
+        for number, line in enumerate(lines(stream), 1):
+            if line is None:
+                yield {"row": number, "problem": "a line too long to be a record"}
+                continue
+            if not line.strip():
+                continue
+            try:
+                text = record_text(json.loads(line), self.field)
+            except (ValueError, RecursionError):
+                yield {"row": number, "problem": "a line that is no JSON"}
+                continue
+            for piece in cut([text]):
+                yield {"text": piece, "row": number}
