@@ -114,12 +114,11 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
         field = command.model_fields[name]
         default = inspect.Parameter.empty if field.is_required() else field.get_default()
         if _is_list(command, name):
-            kind, hint = inspect.Parameter.VAR_POSITIONAL, str
-            yield inspect.Parameter(name, kind, annotation=Annotated[hint, Parameter(help=field.description)])
+            hint: Any = Annotated[str, Parameter(help=field.description)]
+            yield inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=hint)
         else:
-            kind = inspect.Parameter.POSITIONAL_ONLY
-            annotation = Annotated[field.annotation, Parameter(help=field.description)]  # type: ignore[name-defined]
-            yield inspect.Parameter(name, kind, annotation=annotation, default=default)
+            hint = Annotated[field.annotation, Parameter(help=field.description)]
+            yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     for name, field in command.model_fields.items():
         if name not in command.positional:
             annotation = Annotated[field.annotation, Parameter(help=field.description, negative="")]  # type: ignore[name-defined]

@@ -1,6 +1,5 @@
 """How much memory and disk there is for us, and the most that was ever used."""
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -96,10 +95,6 @@ def _high_water_mark() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    if os.name != "posix":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

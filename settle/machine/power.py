@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Design power per core of current processors lies between 4 W (laptops) and 12 W (desktops and servers).
 WATTS_PER_CORE = 7.0
@@ -62,8 +63,8 @@ class EnergyMeter:
         if self._asked is not None:
             return Energy(self._asked * seconds, seconds, "asked")
         joules, source = self._processor(seconds)
-        card = _card_joules() if self._card is not None else None
-        if card is not None:
+        card = _card_joules() if self._device == "cuda" else None
+        if card is not None and self._card is not None:
             joules += card - self._card
             source = "measured (RAPL + NVML)" if self._zones else "estimated + measured (NVML)"
         return Energy(joules, seconds, source)
@@ -134,7 +135,7 @@ def _card_joules() -> float | None:
     import pynvml
 
     try:
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1e3
     except pynvml.NVMLError:
         return None  # cards before Volta do not count
 
@@ -146,17 +147,14 @@ def _card_limit() -> float | None:
     import pynvml
 
     try:
-        return pynvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1e3
+        return float(pynvml.nvmlDeviceGetEnforcedPowerLimit(card)) / 1e3
     except pynvml.NVMLError:
         return None
 
 
-def _card():
+def _card() -> Any:
     """NVML's handle of the card torch uses, by its identity, since the two number cards differently."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
+    import pynvml
     import torch
 
     try:

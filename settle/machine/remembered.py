@@ -61,7 +61,7 @@ def _read(path: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name → value and whether the machine was busy; nothing when the file is missing or was damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        measured = known["measured"]
+        measured: dict[str, dict[str, Any]] = known["measured"]
         if known["key"] == key and all({"value", "busy"} <= m.keys() for m in measured.values()):
             return measured
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -6,6 +6,7 @@ Letters: M rows (tokens), K inputs, N outputs of one product y (M, N) = x (M, K)
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from settle.machine.accelerator import Accelerator, accelerator
@@ -53,12 +54,12 @@ def ceiling(
         for m, k, n in dict.fromkeys(shapes):
             x = torch.randn(m, k, device=device.kind).to(getattr(torch, dtype))
             w = torch.randn(n, k, device=device.kind).to(getattr(torch, dtype))
-            rounds.append(_timed(lambda x=x, w=w: torch.nn.functional.linear(x, w), device.kind))
+            rounds.append(_timed(partial(torch.nn.functional.linear, x, w), device.kind))
         best = dict(zip(dict.fromkeys(shapes), _best_times(rounds, seconds), strict=True))
         return sum(2.0 * m * k * n for m, k, n in shapes) / sum(best[shape] for shape in shapes)
 
     with torch.no_grad():
-        return remembered(key(device.kind, torch.get_num_threads()), name, measure)
+        return float(remembered(key(device.kind, torch.get_num_threads()), name, measure))
 
 
 def probe_dtype(shapes: Sequence[Shape], device: Accelerator | None = None, seconds: float = 1.0) -> DtypeProbe:
@@ -114,7 +115,7 @@ def bandwidth(device: Accelerator | None = None, seconds: float = 0.3) -> float:
         (best,) = _best_times([_timed(lambda: target.copy_(source), device.kind)], seconds)
         return 2.0 * source.nbytes / best
 
-    return remembered(key(device.kind, torch.get_num_threads()), "bandwidth", measure)
+    return float(remembered(key(device.kind, torch.get_num_threads()), "bandwidth", measure))
 
 
 def _training_round(shape: Shape, dtype: str, device: str) -> Callable[[], float]:

@@ -30,12 +30,13 @@ class Simple:
         | {spark: str(i) for i, spark in enumerate(SPARKS)}
     )
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], encoding: str) -> None:
+        self._encoding = encoding
         self._stream = stream
 
     def write(self, text: str) -> int:
-        encoding = self._stream.encoding or "ascii"
-        return self._stream.write(text.translate(self.SIGNS).encode(encoding, "replace").decode(encoding))
+        simple = text.translate(self.SIGNS).encode(self._encoding, "replace").decode(self._encoding)
+        return self._stream.write(simple)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -47,7 +48,7 @@ class Talk:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         if not self.console.encoding.lower().startswith("utf"):
-            self.console.file = cast(IO[str], Simple(self.console.file))
+            self.console.file = cast(IO[str], Simple(self.console.file, self.console.encoding))
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -197,7 +198,7 @@ class Talk:
         if s.step == 0 and s.loss is None:
             return Text("")
         label = "settling" if s.state == "decaying" else "training"
-        lines = [_bar(label, s.fraction(), " · ".join(self._left()), width)]
+        lines: list[RenderableType] = [_bar(label, s.fraction(), " · ".join(self._left()), width)]
         if s.loss is not None:
             lines.append(self._row(self._held_out(), self._sparks()))
         parts = [f"train {s.train_loss:.4f}"] if s.train_loss is not None else []
