@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLUE, GREEN, VERMILION, PURPLE, GREY, INK = "#0072B2", "#009E73", "#D55E00", "#AA6F9E", "#8C8C8C", "#222222"
 VERDICT_COLOURS = {"settled": GREEN, "diverged": VERMILION, "broken": VERMILION}
 INCHES, DPI = (10.0, 7.6), 150
+MOST_DOTS = 60
 POINTS = 600  # a line of more points than the picture has room for is drawn as the mean of each stretch
 STYLE = {
     "font.size": 10.0,
@@ -146,7 +147,7 @@ def _draw_loss(axes: "Axes", history: History, right: "Axes") -> None:
         x, [a - b for a, b in zip(y, error, strict=True)], [a + b for a, b in zip(y, error, strict=True)],
         color=BLUE, alpha=0.25, linewidth=0,
     )  # fmt: skip
-    axes.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=3.2, label="held-out ± 2 standard errors")
+    axes.plot(x, y, color=BLUE, linewidth=1.8, marker=_dots(x), markersize=3.2, label="held-out ± 2 standard errors")
     best = min(evals, key=lambda e: e["loss"])
     axes.plot(
         best["tokens"], best["loss"], marker="*", markersize=15, color="white", markeredgecolor=BLUE,
@@ -162,6 +163,11 @@ def _draw_loss(axes: "Axes", history: History, right: "Axes") -> None:
         bits = right.secondary_yaxis("right", functions=(lambda v: v * ratio, lambda v: v / ratio))
         bits.set_ylabel("bits per byte")
         bits.spines["right"].set_visible(True)
+
+
+def _dots(x: Sequence[float]) -> str:
+    """A mark for each point, unless there are so many that they would run together."""
+    return "o" if len(x) <= MOST_DOTS else ""
 
 
 def _set_loss_limits(axes: "Axes", held_out: Sequence[float], training: Sequence[float]) -> None:
@@ -212,10 +218,10 @@ def _draw_evidence(axes: "Axes", history: History) -> None:
     axes.fill_between(x, low, high, color=GREEN, alpha=0.22, linewidth=0, label="its interval")
     axes.plot(x, high, color=GREEN, linewidth=1.0, linestyle=(0, (4, 2)), label="upper end")
     axes.plot(
-        x, gain, color=GREEN, linewidth=1.8, marker="o", markersize=3.2, label="gain expected of 10 % more tokens"
+        x, gain, color=GREEN, linewidth=1.8, marker=_dots(x), markersize=3.2, label="gain expected of 10 % more tokens"
     )
     axes.axhline(100 * tolerance, color=VERMILION, linewidth=1.4, label=f"what matters: {100 * tolerance:.3g} %")
-    settled = next((i for i, e in enumerate(judged) if float(e["high"]) <= tolerance), None)
+    settled = next((i for i, e in enumerate(judged) if e.get("state") == "settled"), None)
     if settled is not None:
         axes.plot(
             x[settled], high[settled], marker="D", markersize=8, color="white", markeredgecolor=GREEN,

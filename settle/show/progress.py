@@ -1,8 +1,15 @@
 """Where a run stands, gathered from its events: what a face needs to draw a bar and to say when it will end."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from settle.base.events import Event
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None: a loss can be no number, and in a file that is written as text."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass
@@ -26,6 +33,7 @@ class Standing:
     high: float | None = None
     tolerance: float | None = None
     state: str = ""
+    why: str = ""  # what the latest judgement said
     _pace: list[tuple[float, int]] = field(default_factory=list)  # (time, step) of the latest steps
 
     def hear(self, event: Event) -> None:
@@ -34,12 +42,13 @@ class Standing:
         if kind == "step":
             self._hear_step(event)
         elif kind == "eval":
-            self.loss, self.stderr = event["loss"], event.get("stderr")
-            self.bits_per_byte, self.tokens = event.get("bits_per_byte"), event["tokens"]
-            self.losses.append(event["loss"])
+            self.loss, self.stderr = number(event["loss"]), number(event.get("stderr"))
+            self.bits_per_byte, self.tokens = number(event.get("bits_per_byte")), event["tokens"]
+            self.losses += [self.loss] if self.loss is not None else []
         elif kind == "settled":
-            self.gain, self.high = event.get("gain"), event.get("high")
-            self.tolerance, self.state = event.get("tolerance"), event.get("state", "")
+            self.gain, self.high = number(event.get("gain")), number(event.get("high"))
+            self.tolerance, self.state = number(event.get("tolerance")), event.get("state", "")
+            self.why = event.get("why", "")
         elif kind == "decay":
             self.end_step, self.state = event.get("until"), "decaying"
         elif kind == "rollback":
@@ -47,8 +56,8 @@ class Standing:
 
     def _hear_step(self, event: Event) -> None:
         self.began = self.began if self.began is not None else self.now
-        self.step, self.tokens, self.train_loss = event["step"], event["tokens"], event["loss"]
-        speed = event.get("tokens_per_second")
+        self.step, self.tokens, self.train_loss = event["step"], event["tokens"], number(event["loss"])
+        speed = number(event.get("tokens_per_second"))
         if speed:
             # a smooth number reads better than a nervous one
             self.tokens_per_second = speed if not self.tokens_per_second else 0.9 * self.tokens_per_second + 0.1 * speed

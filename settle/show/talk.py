@@ -20,6 +20,7 @@ PLAIN_SECONDS = 10.0
 PLAIN_SHARE = 0.05
 FRAME_SECONDS = 0.1
 SPARKS = "▁▂▃▄▅▆▇█"
+MOST_SPARKS = 20
 
 
 class Simple:
@@ -58,6 +59,7 @@ class Talk:
         self._work_began = 0.0
         self._said_at: dict[str, float] = {}
         self._drawn_at = 0.0
+        self._state: str | None = None  # of the latest judgement
 
     def hear(self, event: Event) -> None:
         self.standing.hear(event)
@@ -149,21 +151,22 @@ class Talk:
             self._draw()
         elif self._is_due("step", event):
             s = self.standing
-            parts = [f"step {s.step:,}", f"{count(s.tokens)} tokens", f"loss {s.train_loss:.4f}", *self._pace()]
+            parts = [f"step {s.step:,}", f"{count(s.tokens)} tokens", f"loss {_four(s.train_loss)}"]
+            parts += [*self._speed(), *self._left()]
             self._line(" · ".join(parts))
 
     def _on_eval(self, event: Event) -> None:
         if self.is_live:
             self._draw(now=True)
-        else:
+        elif self._is_due("eval", event):
             self._line(f"held-out after {count(event['tokens'])} tokens: {self._held_out()}")
 
     def _on_settled(self, event: Event) -> None:
-        s = self.standing
         if self.is_live:
             self._draw(now=True)
-        elif s.high is not None and s.tolerance:
-            self._line(f"{event.get('state', '')}: {gain_text(s.high, s.tolerance, self.console.width)}")
+        elif self._is_due("settled", event) or self._state != event.get("state"):
+            self._line(f"{event.get('state', '')}: {self._evidence()}")
+        self._state = event.get("state")
 
     def _is_due(self, what: str, event: Event) -> bool:
         at = event.get("time", 0.0)
@@ -199,13 +202,12 @@ class Talk:
             return Text("")
         label = "settling" if s.state == "decaying" else "training"
         lines: list[RenderableType] = [_bar(label, s.fraction(), " · ".join(self._left()), width)]
-        if s.loss is not None:
+        if s.losses:
             lines.append(self._row(self._held_out(), self._sparks()))
-        parts = [f"train {s.train_loss:.4f}"] if s.train_loss is not None else []
-        lines.append(self._row(" · ".join([*parts, f"{count(s.tokens)} tokens", *self._speed(), f"step {s.step:,}"])))
-        if s.nearness is not None and s.state != "decaying":
-            assert s.high is not None and s.tolerance is not None
-            lines.append(_bar("settled", s.nearness, gain_text(s.high, s.tolerance, width), width))
+        parts = [f"train {_four(s.train_loss)}", f"{count(s.tokens)} tokens", *self._speed(), f"step {s.step:,}"]
+        lines.append(self._row(" · ".join(parts)))
+        if s.state and s.state != "decaying":
+            lines.append(_bar("settled", s.nearness or 0.0, self._evidence(), width))
         return Group(*lines)
 
     def _row(self, text: str, after: str = "") -> Text:
@@ -219,18 +221,23 @@ class Talk:
 
     def _held_out(self) -> str:
         s = self.standing
-        text = f"loss {s.loss:.4f}" + (f" ± {s.stderr:.4f}" if s.stderr is not None else "")
+        text = f"loss {_four(s.loss)}" + (f" ± {s.stderr:.4f}" if s.stderr is not None else "")
         return text + (f" · {s.bits_per_byte:.4f} bits per byte" if s.bits_per_byte is not None else "")
 
+    def _evidence(self) -> str:
+        s = self.standing
+        if s.high is None or not s.tolerance:
+            return s.why
+        return gain_text(s.high, s.tolerance, self.console.width)
+
     def _sparks(self) -> str:
-        losses = self.standing.losses[-16:]
+        losses = self.standing.losses
         if len(losses) < 3:
             return ""
+        wanted = min(len(losses), MOST_SPARKS)
+        losses = [losses[round(i * (len(losses) - 1) / (wanted - 1))] for i in range(wanted)]
         low, high = min(losses), max(losses)
         return "".join(SPARKS[round((loss - low) / ((high - low) or 1.0) * (len(SPARKS) - 1))] for loss in losses)
-
-    def _pace(self) -> list[str]:
-        return [*self._speed(), *self._left()]
 
     def _speed(self) -> list[str]:
         speed = self.standing.tokens_per_second
@@ -252,6 +259,10 @@ def _bar(label: str, share: float | None, text: str, width: int) -> Table:
     bar = ProgressBar(total=1.0, completed=share or 0.0, width=room, pulse=False)
     grid.add_row(Text(label, "bold"), bar, Text(f"{100 * share:3.0f} %  {text}" if share is not None else text))
     return grid
+
+
+def _four(loss: float | None) -> str:
+    return "not a number" if loss is None else f"{loss:.4f}"
 
 
 def _progress_text(event: Event, began: float) -> str:

@@ -32,7 +32,9 @@ def a_run(steps=300, decays=True, judged=True, seed=0):
             }
             if judged and step > 40:
                 gain = 0.3 * step**-0.7
-                yield {"kind": "settled", "step": step, "gain": gain, "low": 0.0, "high": gain * 1.3, "tolerance": 0.01}
+                state = "settled" if gain * 1.3 < 0.01 else "improving"
+                numbers = {"gain": gain, "low": 0.0, "high": gain * 1.3, "tolerance": 0.01}
+                yield {"kind": "settled", "step": step, "state": state, **numbers}
         if decays and step == steps * 4 // 5:
             yield {"kind": "decay", "step": step, "until": steps, "why": "settled"}
 

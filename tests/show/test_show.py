@@ -138,6 +138,34 @@ def test_a_terminal_that_knows_only_ascii():
     assert b"ok proof: gradient - error 2e-4" in stream.buffer.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_numbers_that_are_none(terminal):
+    nan = float("nan")
+    why = "3 of 30 evaluations needed for a verdict"
+    events = [
+        {"kind": "step", "time": 1.0, "step": 1, "tokens": 10, "loss": nan, "lr": 0.1, "tokens_per_second": nan},
+        {"kind": "eval", "time": 1.0, "step": 1, "tokens": 10, "loss": "nan", "stderr": "nan", "bits_per_byte": nan},
+        {
+            "kind": "settled",
+            "time": 1.0,
+            "step": 1,
+            "gain": nan,
+            "low": nan,
+            "high": nan,
+            "why": why,
+            "state": "improving",
+        },
+    ]
+    text = heard(events, terminal=terminal)
+    assert "not a number" in text and (why in text or terminal) and "nan" not in text
+
+
+def test_a_change_of_mind_is_always_said():
+    told = {"kind": "settled", "time": 1.0, "step": 1, "gain": 0.1, "low": 0.0, "high": 0.1, "tolerance": 0.01}
+    events = [{**told, "state": state} for state in ("improving", "improving", "settled", "settled")]
+    assert [line.partition(":")[0] for line in heard(events).splitlines()] == ["improving", "settled"]
+
+
 def test_defaults_can_be_left_out():
     event = {"kind": "plan", "values": {"a": 1, "b": 2}, "origin": {"a": "default", "b": "recipe"}, "full": False}
     text = heard([event])
