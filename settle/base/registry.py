@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +29,7 @@ def part_names(family: str) -> tuple[str, ...]:
     """Names of a family's parts, sorted; reads the folder and the entry points, imports no part."""
     package = _family_package(family)
     own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    others = [e.name for e in entry_points(group=_group(family))]
+    others = [e.name for e in _joined(family)]
     return tuple(sorted({*own, *others}))
 
 
@@ -41,7 +41,7 @@ def part(family: str, name: str) -> type[Part]:
         near = difflib.get_close_matches(name, part_names(family), n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(part_names(family))}"
         raise UsageError(f"there is no {name!r} in {family}", fix)
-    for entry in entry_points(group=_group(family)):
+    for entry in _joined(family):
         if entry.name == name:
             loaded: type[Part] = entry.load()
             return loaded
@@ -59,6 +59,16 @@ def part(family: str, name: str) -> type[Part]:
 def parts(family: str) -> dict[str, type[Part]]:
     """Every part of a family by name."""
     return {name: part(family, name) for name in part_names(family)}
+
+
+@cache
+def _installed() -> EntryPoints:
+    # reads the metadata of every installed distribution, so once
+    return entry_points()
+
+
+def _joined(family: str) -> EntryPoints:
+    return _installed().select(group=_group(family))
 
 
 def _group(family: str) -> str:

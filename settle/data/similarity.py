@@ -4,6 +4,7 @@ What grows with the corpus lies on disk (256 bytes a document) and is compared o
 Legend: D documents, W words, B bytes, H hashes per signature.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -92,18 +93,22 @@ def _signatures(documents: Spool) -> np.ndarray:
     return np.memmap(path, np.uint32, "r").reshape(-1, _HASHES)
 
 
+@lru_cache(4)
+def _powers(base: np.uint64, count: int) -> np.ndarray:
+    """base to the power of 0, 1, … modulo 2**64."""
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers, out=powers)
+
+
 def _shingles(buffer: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of every five words in a row of each document, and where each document's begin (D + 1,): both uint64.
 
     A document of fewer words has one shingle: all of them.
     """
     starts = word_starts(buffer, ends)
-    power = np.full(len(buffer), _PRIME, np.uint64)
-    power[0] = 1
-    inverse = np.full(len(buffer), _INVERSE, np.uint64)
-    inverse[0] = 1
-    np.multiply.accumulate(power, out=power)
-    np.multiply.accumulate(inverse, out=inverse)
+    room = 1 << len(buffer).bit_length()
+    power, inverse = _powers(_PRIME, room)[: len(buffer)], _powers(_INVERSE, room)[: len(buffer)]
     words = np.add.reduceat((buffer.astype(np.uint64) + np.uint64(1)) * power, starts) * inverse[starts]
     words = (words ^ (words >> np.uint64(31))) * _MIX
     words ^= words >> np.uint64(29)

@@ -89,9 +89,11 @@ class Spool:
 
     def read(self, document: int) -> str:
         """One document's text."""
-        with (self.folder / "text.bin").open("rb") as f:
-            f.seek(int(self.begins[document]))
-            return f.read(int(self.sizes[document])).decode("utf-8")
+        return self._text[self.begins[document] : self.ends[document]].tobytes().decode("utf-8")
+
+    @cached_property
+    def _text(self) -> np.ndarray:
+        return np.memmap(self.folder / "text.bin", np.uint8, "r")
 
 
 def _column(path: Path, dtype: type) -> np.ndarray:

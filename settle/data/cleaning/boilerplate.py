@@ -93,6 +93,11 @@ def _windows(lines: list[str]) -> list[tuple[int, tuple[int, ...]]]:
         (hash(s) | 1, (i,)) for i, s in stripped if len(s) >= _ALONE and " " in s
     ]
     for (i, a), (j, b), (k, c) in zip(stripped, stripped[1:], stripped[2:], strict=False):
-        if len(a) + len(b) + len(c) >= _TOGETHER:
+        if len(a) + len(b) + len(c) >= _TOGETHER and _kind(a) == _kind(b) == _kind(c):
             found.append((hash((a, b, c)) & ~1, (i, j, k)))
     return found
+
+
+def _kind(line: str) -> str:
+    """What a line begins with, so that a comment and the code after it are not taken for one block."""
+    return "" if line[0].isalnum() else "*" if line[0] in "/*" else line[0]

@@ -9,31 +9,38 @@ from pydantic import Field
 
 from settle.data.cleaning import Cleaning, Note, Sweep
 
+# each begins with what is rare, so that a search passes quickly over ordinary text; what may not stand before a match
+# is looked at afterwards
 _AT = re.compile(r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,24}(?![A-Za-z0-9-]|\.[A-Za-z])")
 _LOCAL = re.compile(r"[A-Za-z0-9._%+-]+\Z")
-_IPV4 = re.compile(r"(?<![\w.-])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])")
-# what must stand in a text before a pattern is worth trying, and the pattern
-_KEYS = (
-    ("AKIA", re.compile(r"\bAKIA[0-9A-Z]{16}\b")),
-    ("ASIA", re.compile(r"\bASIA[0-9A-Z]{16}\b")),
-    ("AIza", re.compile(r"\bAIza[0-9A-Za-z_-]{35}(?![\w-])")),
-    ("ghp_", re.compile(r"\bghp_[0-9A-Za-z]{36}\b")),
-    ("gho_", re.compile(r"\bgho_[0-9A-Za-z]{36}\b")),
-    ("github_pat_", re.compile(r"\bgithub_pat_[0-9A-Za-z_]{60,90}\b")),
-    ("glpat-", re.compile(r"\bglpat-[0-9A-Za-z_-]{20}(?![\w-])")),
-    ("hf_", re.compile(r"\bhf_[0-9A-Za-z]{30,40}\b")),
-    ("xox", re.compile(r"\bxox[abprs]-[0-9A-Za-z-]{10,}")),
-    ("sk-", re.compile(r"(?<![\w-])sk-(?=[\w-]*\d)[0-9A-Za-z_-]{20,}")),
-    ("sk_live_", re.compile(r"\bsk_live_[0-9A-Za-z]{16,}")),
-    ("eyJ", re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")),
-    ("PRIVATE KEY", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]{32,16384}?-----END [A-Z ]*PRIVATE KEY-----")),
+# an address but its first number, and that number; of IPv6 only what is assigned to the internet, 2000::/3
+_IPS = (
+    (re.compile(r"\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)"), re.compile(r"\d{1,3}\Z")),
+    (re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{0,32}(?!\w)"), re.compile(r"[23][0-9A-Fa-f]{3}\Z")),
+)
+_WORD_BEFORE = re.compile(r"[\w.:-]")
+_KEYS = tuple(
+    (hint, re.compile(hint + rest))
+    for hint, rest in (
+        ("AKIA", r"[0-9A-Z]{16}\b"),
+        ("ASIA", r"[0-9A-Z]{16}\b"),
+        ("AIza", r"[0-9A-Za-z_-]{35}(?![\w-])"),
+        ("ghp_", r"[0-9A-Za-z]{36}\b"),
+        ("gho_", r"[0-9A-Za-z]{36}\b"),
+        ("github_pat_", r"[0-9A-Za-z_]{60,90}\b"),
+        ("glpat-", r"[0-9A-Za-z_-]{20}(?![\w-])"),
+        ("hf_", r"[0-9A-Za-z]{30,40}\b"),
+        ("xox", r"[abprs]-[0-9A-Za-z-]{10,}"),
+        ("sk-", r"(?=[\w-]*\d)[0-9A-Za-z_-]{20,}"),
+        ("sk_live_", r"[0-9A-Za-z]{16,}"),
+        ("eyJ", r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+        ("-----BEGIN ", r"[A-Z ]{0,20}PRIVATE KEY-----[\s\S]{32,16384}?-----END [A-Z ]{0,20}PRIVATE KEY-----"),
+    )
 )
 _ASSIGNED = re.compile(
-    r"(?i:api_?key|secret|token|passw(?:or)?d)[\"']?\s{0,4}[:=]\s{0,4}"
-    r"[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=.~!@#$%^&*-]{16,200})[\"']"
+    r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=.~!@#$%^&*-]{16,200})[\"']"
 )
-_HINTS = ("key", "KEY", "Key", "ecret", "ECRET", "oken", "OKEN", "assw", "ASSW")
+_SECRET_NAME = re.compile(r"(?i:key|secret|token|passw(?:or)?d)[\"']?\s{0,4}\Z")
 
 Span = tuple[int, int]
 
@@ -74,25 +81,38 @@ def _emails(text: str) -> Iterator[Span]:
 
 
 def _ips(text: str) -> Iterator[Span]:
-    for pattern in (_IPV4, _IPV6):
-        for found in pattern.finditer(text):
+    for rest, first in _IPS:
+        for found in rest.finditer(text):
+            start = found.start()
+            head = first.search(text, max(start - 4, 0), start)
+            if head is None or _inside_word(text, head.start()):
+                continue
+            written = text[head.start() : found.end()].rstrip(":")
             try:
-                address = ipaddress.ip_address(found.group().rstrip(":"))
+                address = ipaddress.ip_address(written)
             except ValueError:
                 continue
             if address.is_global:
-                yield found.start(), found.start() + len(found.group().rstrip(":"))
+                yield head.start(), head.start() + len(written)
 
 
 def _keys(text: str) -> Iterator[Span]:
     spans = [found.span() for hint, pattern in _KEYS if hint in text for found in pattern.finditer(text)]
-    if any(hint in text for hint in _HINTS):
-        spans += [found.span("value") for found in _ASSIGNED.finditer(text)]
+    spans = [(start, end) for start, end in spans if not _inside_word(text, start)]
+    spans += [
+        found.span("value")
+        for found in _ASSIGNED.finditer(text)
+        if _SECRET_NAME.search(text[max(found.start() - 16, 0) : found.start()])
+    ]
     end = 0
     for span in sorted(spans):
         if span[0] >= end:
             yield span
             end = span[1]
+
+
+def _inside_word(text: str, start: int) -> bool:
+    return start > 0 and _WORD_BEFORE.match(text[start - 1]) is not None
 
 
 def _replace(text: str, spans: list[Span], placeholder: str) -> str:

@@ -30,7 +30,7 @@ def _texts(chunks: Iterator[str]) -> Iterator[str]:
         page.feed(chunk)
         yield page.take()
     page.close()
-    yield page.take().rstrip("\n") + "\n"
+    yield page.take() + "\n"
 
 
 class _Page(HTMLParser):
@@ -75,10 +75,11 @@ class _Page(HTMLParser):
         self._breaks = len(data) - len(data.rstrip("\n"))
 
     def take(self) -> str:
-        """The text found since the last call."""
+        """The text found since the last call, without the line feeds at its end: they may be the page's last."""
         text = "".join(self._pieces)
-        self._pieces.clear()
-        return text
+        ended = text.rstrip("\n")
+        self._pieces = [text[len(ended) :]] if len(ended) < len(text) else []
+        return ended
 
     def _add(self, text: str) -> None:
         if self._pieces and self._pieces[-1].endswith(" ") and text.startswith(" "):
