@@ -20,7 +20,7 @@ from settle.base.run import fsync_folder
 from settle.formats._template import render
 from settle.formats.gguf import Dtype, export_gguf
 from settle.infer.engine import Engine
-from settle.infer.sample import greedy, logprobs
+from settle.infer.sample import logprobs
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Effort:
     num_prompts: int = 6
     num_greedy: int = 24
     num_windows: int = 4
+    window: int = 256  # tokens
     num_logprobs: int = 1 << 17  # log-probabilities fetched from llama.cpp; at about 5 µs each
 
 
@@ -71,6 +72,17 @@ ADVERSARIAL = (
     "<|end|", "|end|>", "< |end|>", "[INST] x [/INST]", "<0x0A>", "<|reserved_special_token_0|>", "▁x", "Ġx", "Ċ",
 )  # fmt: skip
 
+PROSE = (
+    "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "
+    "over was a miller's boy with a letter in his hat; he had been told to ask for no answer and to wait for one. "
+    "What he found on the other side was an empty house, a warm stove, and 3 cups on the table.\n\n"
+    "He sat down. After an hour, he poured himself some tea.\n",
+    "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
+    "    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+    "# Notes\n\n- buy bread, 2 litres of milk (1.5 %), and a dozen eggs\n- call the office before 17:30\n\n"
+    "| day | hours |\n|-----|-------|\n| Mon | 7.5   |\n| Tue | 8     |\n",
+)
+
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "Hello"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say “hi” 😀\n\n  twice "}],
@@ -82,7 +94,8 @@ CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
 )
 
 
-SMALL_FILE = 100_000_000  # bytes
+SMALL_FILE = 400_000_000  # bytes
+SEQUENCE_TEXTS = 200
 
 
 class _Difference(Exception):
@@ -111,7 +124,7 @@ def run_gate(
             figures["prompts_equal"] = _compare_prompts(tokenizer, engine)
             figures["texts_equal"] = _compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
             _compare_lists(tokenizer, engine.metadata)
-            sequences = _sequences(tokenizer, held_out_texts, engine.context)
+            sequences = _sequences(tokenizer, held_out_texts, min(effort.window, engine.context // 2))
             figures |= _compare_distributions(model, tokenizer, engine, sequences, BARS[dtype], effort)
             figures |= _compare_greedy(model, tokenizer, engine, sequences, BARS[dtype], effort)
         except _Difference as e:
@@ -165,6 +178,14 @@ def _reference(model: Any, small: bool) -> Iterator[None]:
         model.compute_dtype = compute_dtype
 
 
+def held_out_texts(store: Any, tokenizer: Any, most_tokens: int = 60_000) -> list[str]:
+    """Documents of a token store as text, evenly spread: about `most_tokens` in all, at least 8 documents if it has
+    them, none longer than an eighth of the whole."""
+    number = store.num_documents
+    stride = min(max(1, round(store.num_tokens / most_tokens)), max(1, number // 8))
+    return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
+
+
 def require(figures: Mapping[str, Any], path: Path) -> None:
     """Raises GateError with the first difference unless the gate was passed."""
     if not figures["passed"]:
@@ -185,17 +206,26 @@ def lookalikes(tokenizer: Any) -> list[str]:
 def _pieces(texts: Sequence[str], number: int) -> list[str]:
     """`number` pieces of up to 400 characters, evenly spread, cut anywhere (in mid-word too)."""
     pieces = [t[i : i + 400] for t in texts for i in range(0, len(t), 400)]
-    return pieces[:: max(1, -(-len(pieces) // number))]
+    return _spread(pieces, number)
 
 
-def _sequences(tokenizer: Any, texts: Sequence[str], context: int) -> list[list[int]]:
-    """Token ids of held-out documents, cut to half the context so that there is room to go on."""
-    longest = max(2, min(256, context // 2))
-    encoded = ([int(i) for i in tokenizer.encode(t[: longest * 16])][:longest] for t in texts)
-    long_enough = [ids for ids in encoded if len(ids) >= 2]
-    if not long_enough:
+def _sequences(tokenizer: Any, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """Ids of held-out documents in pieces of at most `longest`: the full ones, or the longer half if none is full."""
+    pieces = []
+    for text in texts[:SEQUENCE_TEXTS]:
+        ids = tokenizer.encode(text[: longest * 64]).tolist()
+        pieces += [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    pieces = [ids for ids in pieces if len(ids) >= 2]
+    if not pieces:
         raise GateError("there is no held-out text to compare on", "give at least one document of a few words")
-    return sorted(long_enough, key=len, reverse=True)
+    pieces.sort(key=len, reverse=True)
+    full = sum(len(ids) == len(pieces[0]) for ids in pieces)
+    return pieces[: max(full, -(-len(pieces) // 2))]
+
+
+def _spread(items: Sequence[Any], number: int) -> list[Any]:
+    """`number` of the items at most, evenly spread."""
+    return [items[i * len(items) // number] for i in range(number)] if len(items) > number else list(items)
 
 
 def _compare_lists(tokenizer: Any, metadata: Mapping[str, Any]) -> None:
@@ -249,7 +279,7 @@ def _compare_distributions(
     model: Any, tokenizer: Any, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
 ) -> dict[str, Any]:
     """KL and logit error at positions spread over the longest held-out sequences, the last one included."""
-    windows = sequences[: effort.num_windows]
+    windows = _spread(sequences, effort.num_windows)
     each = max(2, effort.num_logprobs // engine.num_vocab // len(windows))
     divergences, errors, spreads, agree, worst = [], [], [], [], (-1.0, "")
     for number, ids in enumerate(windows):
@@ -282,30 +312,41 @@ def _compare_distributions(
 def _compare_greedy(
     model: Any, tokenizer: Any, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
 ) -> dict[str, Any]:
-    """Greedy continuations are equal up to the first near-tie; a difference elsewhere fails."""
-    prompts = [ids[: min(16, len(ids))] for ids in sequences[: effort.num_prompts]]
+    """Greedy continuations are equal up to the first near-tie; a difference elsewhere fails.
+
+    The live model is shown llama.cpp's continuation in one pass: as long as its own first choice is the next token
+    there, its continuation is the same, and the first other choice is the first difference.
+    """
+    prompts = [ids[:16] for ids in _spread(sequences, effort.num_prompts)]
     number = min(effort.num_greedy, engine.context - 16)
-    ours, seen = greedy(model, prompts, number)
-    equal = ties = 0
-    ends = (tokenizer.eos_id, tokenizer.turn_end_id)
+    compared = equal = ties = 0
     for row, prompt in enumerate(prompts):
         theirs = engine.greedy(prompt, number)
-        at = _first(ours[row], theirs)
-        equal += at
-        # llama.cpp ends at the end of a text or a turn, and leaves that token out
-        if at == len(theirs) == number or (at == len(theirs) and ours[row][at] in ends):
-            continue
-        if at == len(theirs):
-            theirs.append(tokenizer.eos_id)
-        gap = float(seen[row][at][ours[row][at]] - seen[row][at][theirs[at]])
-        if not gap <= bars.tie:
-            raise _Difference(
-                f"greedy continuations differ at token {at} of prompt {row} "
-                f"({tokenizer.decode(prompt)[-40:]!r}): {tokenizer.decode(ours[row][at : at + 1])!r} here, "
-                f"{tokenizer.decode(theirs[at : at + 1])!r} in llama.cpp, {gap:.3f} nats apart (bar {bars.tie})"
-            )
-        ties += 1
-    return {"greedy_prompts": len(prompts), "greedy_tokens_equal": equal, "greedy_near_ties": ties}
+        # llama.cpp ends at the end of a text or a turn, and leaves that token out; either is right then
+        ended = [tokenizer.eos_id, tokenizer.turn_end_id] if len(theirs) < number else []
+        last = len(prompt) + len(theirs) - (0 if ended else 1)
+        live = logprobs(model, prompt + theirs, range(len(prompt) - 1, last)).cpu().numpy()
+        for at, distribution in enumerate(live):
+            choices = theirs[at : at + 1] or ended
+            ours, gap = int(distribution.argmax()), float(distribution.max() - distribution[choices].max())
+            compared += 1
+            if ours in choices:
+                equal += 1
+            elif gap <= bars.tie:
+                ties += 1
+                break
+            else:
+                raise _Difference(
+                    f"greedy continuations differ at token {at} of prompt {row} "
+                    f"({tokenizer.decode(prompt)[-40:]!r}): {tokenizer.tokens[ours]!r} here, "
+                    f"{tokenizer.tokens[choices[0]]!r} in llama.cpp, {gap:.3f} nats apart (bar {bars.tie})"
+                )
+    return {
+        "greedy_prompts": len(prompts),
+        "greedy_tokens": compared,
+        "greedy_tokens_equal": equal,
+        "greedy_near_ties": ties,
+    }
 
 
 def _dense(sparse: Mapping[int, float], size: int) -> np.ndarray:

@@ -98,6 +98,15 @@ def export_gguf(
     return Path(path)
 
 
+def card_of(path: Path) -> dict[str, Any]:
+    """What `export_gguf` was given as metadata, read back from a file; {} when there is no file."""
+    if not path.exists():
+        return {}
+    stored = read_gguf(path).metadata
+    ours = {key.removeprefix("settle."): value for key, value in stored.items() if key.startswith("settle.")}
+    return {key: stored[f"general.{key}"] for key in GENERAL if f"general.{key}" in stored} | ours
+
+
 def _layout(shape: tuple[int, ...], dtype: Dtype) -> tuple[Any, int]:
     """ggml type and number of bytes. Vectors stay f32; a row that Q8_0 blocks do not divide becomes f16."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType

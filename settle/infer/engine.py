@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from settle.base.errors import EngineError
@@ -112,6 +112,10 @@ class Engine:
             except BrokenPipeError:
                 pass
 
+    def alive(self) -> bool:
+        """Whether the child runs."""
+        return self._process is not None and self._process.poll() is None
+
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text, nothing added. special: whether `<|end|>` and its like in the text become tokens."""
         body = {"content": text, "add_special": False, "parse_special": special}
@@ -134,7 +138,7 @@ class Engine:
         top_k: int = 40,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Yields pieces of the answer as they come. A str prompt is plain text: no template, special tokens
         in it are text. Closing the generator stops llama.cpp."""
         for event in self._stream(self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop)):

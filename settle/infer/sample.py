@@ -1,8 +1,7 @@
 """Tokens and probabilities from a live torch model.
 
-S sequences, N tokens of all sequences together, V vocabulary. The model is `model(inputs (N,), cu_seqlens (S+1,))`
-→ hidden (N, D) with `model.head` (V, D). Nothing is cached between tokens: sequences are packed into one forward
-pass instead, which for a small model costs less than it takes to keep a cache right.
+N tokens, V vocabulary. The model is `model(inputs (N,), cu_seqlens (2,))` → hidden (N, D) with `model.head` (V, D).
+Nothing is cached between tokens: this is for a look at a model in training; the exported file answers faster.
 """
 
 import contextlib
@@ -36,27 +35,6 @@ def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
         return (hidden.float() @ model.head.float().T).log_softmax(-1)
 
 
-def greedy(model: Any, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[list[list[int]], list[list[Any]]]:
-    """The likeliest continuation of each prompt, `num_tokens` long whatever comes (an end of text too).
-
-    Returns ids per prompt and, per prompt, the log-probabilities (V,) each was chosen from.
-    """
-    import torch
-
-    sequences = [list(p) for p in prompts]
-    chosen: list[list[int]] = [[] for _ in prompts]
-    seen: list[list[Any]] = [[] for _ in prompts]
-    with _evaluating(model):
-        for _ in range(num_tokens):
-            for row, distribution in enumerate(_next(model, sequences)):
-                token = int(distribution.argmax())
-                sequences[row].append(token)
-                chosen[row].append(token)
-                seen[row].append(distribution)
-    assert all(torch.isfinite(d).all() for row in seen for d in row), "the live model gives NaN"
-    return chosen, seen
-
-
 def generate(
     model: Any,
     prompt: Sequence[int],
@@ -76,24 +54,13 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt)
     for _ in range(max_tokens):
-        with _evaluating(model):
-            (distribution,) = _next(model, [ids[-context:] if context else ids])
+        seen = ids[-context:] if context else ids
+        (distribution,) = logprobs(model, seen, [len(seen) - 1])
         token = _draw(distribution.cpu(), temperature, top_p, generator)
         if token in stop_ids:
             return
         ids.append(token)
         yield token
-
-
-def _next(model: Any, sequences: list[list[int]]) -> Any:
-    """Log-probabilities (S, V) after the last token of each sequence, from one packed pass."""
-    import torch
-
-    device = model.head.device
-    ends = torch.tensor([0] + [len(s) for s in sequences]).cumsum(0)
-    inputs = torch.tensor([t for s in sequences for t in s], dtype=torch.long, device=device)
-    hidden = model(inputs, ends.to(device, torch.int32))[(ends[1:] - 1).to(device)]
-    return (hidden.float() @ model.head.float().T).log_softmax(-1)
 
 
 def _draw(logp: Any, temperature: float, top_p: float, generator: Any) -> int:

@@ -1,0 +1,71 @@
+"""What a finished run gives away: the files in out/, made only if the gate is passed."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from settle.base.events import Events
+from settle.base.run import write_atomic
+from settle.evaluate.gate import Effort, export_through_gate
+from settle.formats.gguf import Dtype
+from settle.formats.safetensors import export_safetensors
+
+HF_FOLDER = "hf"
+
+
+def hand_over(
+    out: Path,
+    name: str,
+    part: Any,
+    model: Any,
+    weights: Mapping[str, Any],
+    tokenizer: Any,
+    held_out: Sequence[str],
+    metadata: Mapping[str, Any],
+    events: Events,
+    dtype: Dtype = "f16",
+) -> dict[str, Any]:
+    """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile; the gate's figures.
+
+    model: the live one, holding `weights` (parameter name → tensor, fp32); held_out: texts it was not trained on;
+    metadata: as in `export_gguf`. Raises GateError, and then nothing is in `out` that was not there before.
+    """
+    metadata = {"name": name, **metadata}
+    beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        export_safetensors(part, weights, tokenizer, beside, "f32", metadata)
+        file = out / f"{name}.gguf"
+        figures = export_through_gate(model, part, weights, tokenizer, file, held_out, dtype, metadata, Effort())
+        shutil.rmtree(out / HF_FOLDER, ignore_errors=True)
+        beside.rename(out / HF_FOLDER)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    base = bool(metadata.get("base"))
+    write_atomic(out / "Modelfile", modelfile(file.name, tokenizer, part.max_position_embeddings, base))
+    tell(figures, events)
+    return figures
+
+
+def tell(figures: Mapping[str, Any], events: Events) -> None:
+    """The gate's figures as events, one a check."""
+    details = {
+        "rendered prompts": f"{figures['prompts_equal']} equal byte for byte",
+        "token ids": f"{figures['texts_equal']} texts equal",
+        "distributions": f"KL {figures['kl']:.1e} nats per token over {figures['positions']} positions",
+        "greedy answers": f"{figures['greedy_tokens_equal']} of {figures['greedy_tokens']} tokens equal",
+    }
+    for check, detail in details.items():
+        events.emit("gate", check=check, passed=True, detail=detail)
+
+
+def modelfile(file: str, tokenizer: Any, context: int, base: bool) -> str:
+    """For `ollama create NAME -f Modelfile`. A base model continues text: its template adds nothing around it."""
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
+    end, turn_end = tokenizer.tokens[tokenizer.eos_id], tokenizer.tokens[tokenizer.turn_end_id]
+    if base:
+        lines.append('TEMPLATE """{{ .Prompt }}"""')
+    lines += [f'PARAMETER stop "{token}"' for token in dict.fromkeys((end, turn_end))]
+    return "\n".join(lines) + "\n"

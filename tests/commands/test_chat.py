@@ -1,0 +1,137 @@
+"""`settle chat` with a real model in a real child, one-shot, by pipe and on a terminal."""
+
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from settle.base.run import Run
+from settle.cli import main
+from settle.formats.gguf import export_gguf
+
+
+@pytest.fixture
+def a_run(tiny, home):
+    """A finished run named notes, trained on plain text."""
+    run = Run.create("train", "notes")
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / "notes.gguf", "f16", {"base": True})
+    return run
+
+
+def test_one_answer(a_run, capsys):
+    assert main(["chat", "notes", "    def __init__(self", "--temperature", "0", "--max-tokens", "20"]) == 0
+    first = capsys.readouterr().out
+    assert len(first) > 10 and first.endswith("\n")
+    path = str(a_run.out / "notes.gguf")
+    assert main(["chat", path, "    def __init__(self", "--temperature", "0", "--max-tokens", "20", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["answer"] == first[:-1]
+
+
+def test_prompt_from_stdin(a_run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("import os\n"))
+    assert main(["chat", "notes", "--seed", "1", "--max-tokens", "10"]) == 0
+    assert capsys.readouterr().out.strip()
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["chat", "notes"]) == 2
+    assert "nothing to answer" in capsys.readouterr().err
+
+
+def test_template_is_used_only_when_asked_for(a_run, capsys):
+    assert main(["chat", "notes", "hello", "--seed", "1", "--max-tokens", "8", "--template"]) in (0, 3)
+    assert main(["chat", "notes", "hello", "--system", "Be brief."]) == 2
+    assert "add --template" in capsys.readouterr().err
+
+
+def test_long_prompt_says_what_is_left_out(a_run, capsys):
+    assert main(["chat", "notes", "word " * 2000, "--max-tokens", "8", "--seed", "1"]) in (0, 3)
+    assert "fit into the context" in capsys.readouterr().err
+
+
+def test_no_such_run_and_no_model_yet(home, capsys):
+    assert main(["chat", "nobody", "hi"]) == 2
+    assert "no run named" in capsys.readouterr().err
+    Run.create("train", "cut")
+    assert main(["chat", "cut", "hi"]) == 2
+    assert "settle resume cut" in capsys.readouterr().err
+    assert main(["chat", "none.gguf", "hi"]) == 1
+    assert "there is no file" in capsys.readouterr().err
+
+
+class Terminal:
+    """`settle chat` on a pseudo-terminal."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "settle", "chat", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.heard = ""
+
+    def type(self, text: str) -> None:
+        self.heard = ""
+        os.write(self.master, text.encode())
+
+    def until(self, text: str) -> str:
+        deadline = time.monotonic() + 60
+        while text not in self.heard:
+            assert time.monotonic() < deadline, self.heard
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    self.heard += os.read(self.master, 65536).decode("utf-8", "replace")
+                except OSError:
+                    break
+        assert text in self.heard, self.heard
+        return self.heard
+
+    def close(self) -> int:
+        code = self.process.wait(60)
+        os.close(self.master)
+        return code
+
+
+def test_a_talk_on_a_terminal(a_run, tmp_path):
+    terminal = Terminal(["notes", "--max-tokens", "30", "--seed", "1"])
+    assert "plain text" in terminal.until("> ")
+    terminal.type("import sys\n")
+    terminal.until("\n> ")
+    terminal.type("/nonsense\n")
+    terminal.until("there is no /nonsense")
+    terminal.until("> ")
+    terminal.type("/system Be brief.\n")
+    terminal.until("has no system prompt")
+    saved = tmp_path / "talk.json"
+    terminal.type(f"/save {saved}\n")
+    terminal.until("wrote")
+    talk = json.loads(saved.read_text())
+    assert [m["role"] for m in talk["messages"]] == ["user", "assistant"]
+    assert talk["messages"][0]["content"] == "import sys"
+    terminal.type("/reset\n")
+    terminal.until("forgotten")
+    terminal.type("/bye\n")
+    assert terminal.close() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(a_run):
+    terminal = Terminal(["notes", "--max-tokens", "500", "--seed", "1", "--temperature", "2", "--top-p", "1"])
+    terminal.until("> ")
+    terminal.type("import sys\n")
+    terminal.until("import sys\r\n")
+    terminal.type("\x03")
+    terminal.until("> ")
+    terminal.type("\x03")
+    terminal.until("Ctrl-D leaves")
+    terminal.type("\x04")
+    assert terminal.close() == 0

@@ -1,0 +1,48 @@
+"""What a finished run gives away."""
+
+import pytest
+
+from settle.base.errors import GateError
+from settle.base.events import Events
+from settle.evaluate.handover import hand_over
+from settle.formats.gguf import card_of
+from settle.infer.live import load
+
+CARD = {"description": "a test", "tags": ["a", "b"], "loss": 1.5, "base": True}
+
+
+def give(tiny, out, weights=None):
+    heard = []
+    events = Events(listeners=[heard.append])
+    weights = weights or tiny.weights
+    figures = hand_over(out, "tiny", tiny.part, tiny.model, weights, tiny.tokenizer, tiny.held_out, CARD, events)
+    return figures, heard
+
+
+def test_everything_is_there(tiny, tmp_path):
+    figures, heard = give(tiny, tmp_path)
+    give(tiny, tmp_path)  # a second time replaces the first
+    assert figures["passed"]
+    assert [e["kind"] for e in heard] == ["gate"] * 4 and all(e["passed"] for e in heard)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Modelfile", "hf", "tiny.gguf"]
+    modelfile = (tmp_path / "Modelfile").read_text()
+    assert modelfile.startswith("FROM ./tiny.gguf\n") and 'stop "<|im_end|>"' in modelfile
+    assert card_of(tmp_path / "tiny.gguf") == {"name": "tiny", **CARD}
+
+
+def test_alive_again(tiny, tmp_path):
+    import torch
+
+    give(tiny, tmp_path)
+    live = load(tmp_path / "hf")
+    assert live.part == tiny.part
+    assert live.weights.keys() == tiny.weights.keys()
+    assert all(torch.equal(live.weights[n], t) for n, t in tiny.weights.items())
+    assert live.tokenizer.tokens == tiny.tokenizer.tokens
+
+
+def test_failed_gate_leaves_out_as_it_was(tiny, tmp_path):
+    (tmp_path / "curves.png").write_bytes(b"x")
+    with pytest.raises(GateError):
+        give(tiny, tmp_path, tiny.weights | {"model.norm.weight": tiny.weights["model.norm.weight"] * 3})
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
