@@ -1,0 +1,61 @@
+"""Held-out loss with its standard error: the same tokens each time, so that differences are paired.
+
+Legend: N tokens of a packed batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from settle.data.batches import Batch
+from settle.train.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the held-out data. Losses in nats per token."""
+
+    step: int
+    tokens: int
+    loss: float
+    stderr: float
+    bits_per_byte: float
+    blocks: tuple[float, ...]  # loss of each block of held-out text, in the same order every time
+
+
+def evaluate(
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Sequence[Batch],
+    byte_length: np.ndarray,
+    step: int,
+    tokens: int,
+) -> Evaluation:
+    """Evaluate `model` on `batches` (each is one block). `byte_length` (V,): bytes that each token id stands for."""
+    sums, counts, num_bytes = [], [], 0
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            total, count = objective.loss(model, batch)
+            sums.append(float(total))
+            counts.append(count)
+            num_bytes += int(byte_length[batch.targets[batch.targets >= 0]].sum())
+    model.train(training)
+    loss = sum(sums) / sum(counts)
+    blocks = np.array(sums) / np.array(counts)
+    weights = np.array(counts) / sum(counts)
+    # standard error of a ratio of sums over blocks (Cochran 1977, section 6.4)
+    spread = float(np.sum((weights * (blocks - loss)) ** 2))
+    stderr = math.sqrt(spread * len(blocks) / max(1, len(blocks) - 1))
+    return Evaluation(
+        step=step,
+        tokens=tokens,
+        loss=loss,
+        stderr=stderr,
+        bits_per_byte=sum(sums) / math.log(2) / max(1, num_bytes),
+        blocks=tuple(float(b) for b in blocks),
+    )
