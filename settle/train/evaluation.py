@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from settle.data.batches import Batch
+from settle.model.architectures import Decoder
 from settle.train.objectives import Objective
 
 
@@ -27,7 +28,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: Decoder,
     objective: Objective,
     batches: Sequence[Batch],
     byte_length: np.ndarray,
@@ -38,9 +39,9 @@ def evaluate(
     sums, counts, num_bytes = [], [], 0
     training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: the model's cast weights must serve training too
         for batch in batches:
-            total, count = objective.loss(model, batch)
+            total, count = objective.batch_loss(model, batch)
             sums.append(float(total))
             counts.append(count)
             num_bytes += int(byte_length[batch.targets[batch.targets >= 0]].sum())

@@ -21,12 +21,15 @@ from settle.data.batches import Batch, Batches
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.evaluation import Evaluation, evaluate
+from settle.model.architectures import Decoder
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.schedule import Schedule
-from settle.train.settled import Judgement, Settled, decay_tokens, is_spike, next_evaluation
+from settle.train.settled import Judgement, Settled, decay_tokens, frequency_loss, next_evaluation, steps_astray
 
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
+FLOOR_TOKENS = 1 << 20
+KEPT_LOSSES = 127  # training losses that a spike is told by
 
 
 class LoopPlan(Settings):
@@ -89,7 +92,7 @@ class Loop:
     def __init__(
         self,
         plan: LoopPlan,
-        model: torch.nn.Module,
+        model: Decoder,
         objective: Objective,
         optimizer: Optimizer,
         batches: Batches,
@@ -99,10 +102,12 @@ class Loop:
         events: Events,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.plan, self.model, self.objective, self.optimizer = plan, model, objective, optimizer
+        self.plan, self.model, self.objective = plan, model, objective
+        self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
         self.batches, self.held_out, self.byte_length = batches, held_out, byte_length
         self.run, self.events, self.stopping = run, events, stopping
-        self.settled = Settled(tolerance=plan.tolerance)
+        self.sample_tokens = sum(len(b.targets) for b in held_out)
+        self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, self._floor())
         self.state = State(schedule=Schedule(plan.warmup_steps))
         self.best: Weights = {}
 
@@ -115,17 +120,17 @@ class Loop:
             started = time.perf_counter()
             self._decide_end()
             loss, grad_norm = self._step(state.schedule.multiplier(state.step))
-            if self._is_bad(loss, grad_norm):
-                self._roll_back(loss, grad_norm)
+            astray = steps_astray(state.train_losses, loss) if math.isfinite(grad_norm) else 1
+            if astray:
+                self._roll_back(loss, grad_norm, astray)
                 state = self.state
                 continue
             state.step += 1
-            state.train_losses = [*state.train_losses[-511:], loss]
-            elapsed = time.perf_counter() - started
-            state.seconds += elapsed
-            self._tell_step(loss, grad_norm, elapsed)
+            state.train_losses = [*state.train_losses[-KEPT_LOSSES:], loss]
+            self._tell_step(loss, grad_norm, time.perf_counter() - started)
             if self._evaluation_is_due():
                 self._evaluate()
+            state.seconds += time.perf_counter() - started
             if state.step % self.plan.checkpoint_steps == 0:
                 self._save()
             if self.stopping() and not self._over():
@@ -144,15 +149,15 @@ class Loop:
         batches = [self.batches.at(self._next_position()) for _ in range(self.plan.micro_batches)]
         count = sum(int((b.targets >= 0).sum()) for b in batches)
         loss = 0.0
-        self.optimizer.zero_grad()
+        self.model.zero_grad(set_to_none=True)
         for batch in batches:
-            total, _ = self.objective.loss(self.model, batch)
+            total, _ = self.objective.batch_loss(self.model, batch)
             (total / count).backward()
             loss += float(total.detach()) / count
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
         if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.optimizer.step(multiplier)
+            self.stepper.step(multiplier)
         return loss, grad_norm
 
     def _next_position(self) -> int:
@@ -193,7 +198,7 @@ class Loop:
         if state.step == state.schedule.end:
             return True
         last = state.history[-1].tokens
-        return self._tokens() >= next_evaluation(last, self.plan.tokens_per_step)
+        return self._tokens() >= next_evaluation(last, self.sample_tokens)
 
     def _evaluate(self) -> None:
         """Look at the held-out data, keep the best weights, and ask whether the run has settled."""
@@ -211,9 +216,8 @@ class Loop:
             stderr=seen.stderr,
             bits_per_byte=seen.bits_per_byte,
         )
-        stable = [e for e in state.history if e.step >= self.plan.warmup_steps]
-        if state.schedule.decay_start is None and len(stable) > 1:
-            judgement = self.settled.judge(stable)
+        if state.schedule.decay_start is None:
+            judgement = self.settled.judge(state.history)
             state.judgement = asdict(judgement)
             self.events.emit("settled", step=state.step, tolerance=self.plan.tolerance, **asdict(judgement))
             if self.plan.until_settled:
@@ -231,6 +235,13 @@ class Loop:
     def _best_loss(self) -> float:
         return next(e.loss for e in self.state.history if e.step == self.state.best_step)
 
+    def _floor(self) -> float:
+        """The loss that knowing only token frequencies would give, from a bounded part of the training text."""
+        size = len(self.byte_length)
+        train = np.bincount(self.batches.store.tokens[:FLOOR_TOKENS], minlength=size)
+        held_out = sum(np.bincount(b.targets[b.targets >= 0], minlength=size) for b in self.held_out)
+        return frequency_loss(train, np.asarray(held_out))
+
     def _tokens(self) -> int:
         return self.state.step * self.plan.tokens_per_step
 
@@ -240,20 +251,17 @@ class Loop:
             step=self.state.step,
             tokens=self._tokens(),
             loss=loss,
-            lr=self.optimizer.lr * self.state.schedule.multiplier(self.state.step - 1),
+            lr=self.base_lr * self.state.schedule.multiplier(self.state.step - 1),
             grad_norm=grad_norm,
             tokens_per_second=self.plan.tokens_per_step / elapsed,
         )
 
     # --- when it goes wrong ---
 
-    def _is_bad(self, loss: float, grad_norm: float) -> bool:
-        return not (math.isfinite(loss) and math.isfinite(grad_norm)) or is_spike(self.state.train_losses, loss)
-
-    def _roll_back(self, loss: float, grad_norm: float) -> None:
-        """Go back to the last checkpoint and never draw the batch that did it again; its rows are named."""
+    def _roll_back(self, loss: float, grad_norm: float, steps: int) -> None:
+        """Go back to the last checkpoint and never draw the last `steps` steps' batches again; their rows are named."""
         bad = self.state
-        positions = list(range(bad.position - self.plan.micro_batches, bad.position))
+        positions = list(range(bad.position - steps * self.plan.micro_batches, bad.position))
         rows = [self.batches.rows_of(p) for p in positions]
         found = checkpoints.load_newest(self.run.checkpoints, self.events)
         if found is None:
@@ -279,7 +287,7 @@ class Loop:
         made = Checkpoint(
             step=state.step,
             model=self._weights(),
-            optimizer=self.optimizer.state(),
+            optimizer={k: v.detach().to("cpu", copy=True) for k, v in self.stepper.state().items()},
             best=self.best if state.best_step != state.step else None,
             state={"plan": self.plan.model_dump(), **state.to_json()},
         )
@@ -291,7 +299,7 @@ class Loop:
         state.pop("plan")
         self.state = State.from_json(state)
         self.model.load_state_dict(found.model)
-        self.optimizer.load(found.optimizer)
+        self.stepper.restore(found.optimizer)
         self.best = found.best if found.best is not None else found.model
 
     def _restore_or_begin(self) -> None:

@@ -15,13 +15,14 @@ import torch
 from settle.base.errors import ProofError
 from settle.base.events import Events
 from settle.data.batches import Batch
+from settle.model.architectures import Decoder
 from settle.train.objectives import Objective
 
 PROBED_TENSORS = 6  # finite differences cost two forward passes each
 
 
 def prove(
-    model: torch.nn.Module,
+    model: Decoder,
     objective: Objective,
     batch: Batch,
     vocab_size: int,
@@ -36,6 +37,7 @@ def prove(
     """
     small = shorten(batch, 192)
     exact = copy.deepcopy(model).to("cpu", torch.float64)
+    exact.compute_dtype = torch.float64
     found: list[dict[str, Any]] = []
     checks: list[tuple[str, Callable[[], str]]] = [
         ("first loss", lambda: _first_loss(model, objective, batch, vocab_size, rows)),
@@ -62,22 +64,26 @@ def shorten(batch: Batch, tokens: int) -> Batch:
     if len(cuts) < 3 and n > 2:
         cuts.add(n // 3)
     edges = np.array(sorted(cuts), dtype=batch.cu_seqlens.dtype)
-    targets = batch.targets[:n].copy()
-    targets[edges[1:-1] - 1] = -1  # a new segment's first token is not the answer to the one before
-    return Batch(inputs=batch.inputs[:n], targets=targets, cu_seqlens=edges)
+    return _rows(batch, edges)
+
+
+def _rows(batch: Batch, edges: np.ndarray) -> Batch:
+    """The part of a batch between the first and the last edge, its segments bounded by `edges` (S+1,)."""
+    first, last = int(edges[0]), int(edges[-1])
+    positions = np.concatenate([np.arange(b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return Batch(batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions)
 
 
 def _segments(batch: Batch) -> Iterator[Batch]:
-    for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
-        edges = np.array([0, stop - start], dtype=batch.cu_seqlens.dtype)
-        yield Batch(inputs=batch.inputs[start:stop], targets=batch.targets[start:stop], cu_seqlens=edges)
+    for i in range(len(batch.cu_seqlens) - 1):
+        yield _rows(batch, batch.cu_seqlens[i : i + 2])
 
 
 def _first_loss(
-    model: torch.nn.Module, objective: Objective, batch: Batch, vocab_size: int, rows: list[Any]
+    model: Decoder, objective: Objective, batch: Batch, vocab_size: int, rows: list[Any]
 ) -> str:
     with torch.no_grad():
-        total, count = objective.loss(model, batch)
+        total, count = objective.batch_loss(model, batch)
     if count == 0:
         raise ProofError(f"the first batch has nothing to learn from: {rows[:3]}", "look at these rows of your data")
     loss, expected = float(total) / count, math.log(vocab_size)
@@ -89,17 +95,17 @@ def _first_loss(
     return f"{loss:.3f} nats, ln(V) = {expected:.3f}"
 
 
-def _packed(model: torch.nn.Module, objective: Objective, batch: Batch) -> str:
+def _packed(model: Decoder, objective: Objective, batch: Batch) -> str:
     with torch.no_grad():
-        together = float(objective.loss(model, batch)[0])
-        apart = [float(objective.loss(model, one)[0]) for one in _segments(batch)]
+        together = float(objective.batch_loss(model, batch)[0])
+        apart = [float(objective.batch_loss(model, one)[0]) for one in _segments(batch)]
     off = abs(together - sum(apart)) / max(1e-12, abs(together))
     if off > 1e-6:
         raise ProofError(f"packed loss {together:.6f} is not the sum of its rows {sum(apart):.6f}", "attention leaks")
     return f"{len(apart)} rows, relative difference {off:.1e}"
 
 
-def _accumulated(model: torch.nn.Module, objective: Objective, batch: Batch) -> str:
+def _accumulated(model: Decoder, objective: Objective, batch: Batch) -> str:
     big = _gradients(model, objective, [batch])
     parts = _gradients(model, objective, list(_segments(batch)))
     worst, name = max((float((big[k] - parts[k]).norm() / (big[k].norm() + 1e-12)), k) for k in big)
@@ -108,7 +114,7 @@ def _accumulated(model: torch.nn.Module, objective: Objective, batch: Batch) -> 
     return f"worst tensor {name}: {worst:.1e}"
 
 
-def _reaches_all(model: torch.nn.Module, objective: Objective, batch: Batch) -> str:
+def _reaches_all(model: Decoder, objective: Objective, batch: Batch) -> str:
     grads = _gradients(model, objective, [batch])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and (name not in grads or not torch.isfinite(grads[name]).all()):
@@ -127,7 +133,7 @@ def _reaches_all(model: torch.nn.Module, objective: Objective, batch: Batch) -> 
     return f"{len(grads)} tensors"
 
 
-def _finite_differences(model: torch.nn.Module, objective: Objective, batch: Batch, seed: int) -> str:
+def _finite_differences(model: Decoder, objective: Objective, batch: Batch, seed: int) -> str:
     """Central differences along one random direction a tensor, in float64."""
     generator = torch.Generator().manual_seed(seed)
     moved = copy.deepcopy(model)
@@ -153,7 +159,7 @@ def _finite_differences(model: torch.nn.Module, objective: Objective, batch: Bat
 
 
 def _slope(
-    model: torch.nn.Module, objective: Objective, batch: Batch, parameter: torch.Tensor, direction: torch.Tensor
+    model: Decoder, objective: Objective, batch: Batch, parameter: torch.Tensor, direction: torch.Tensor
 ) -> float:
     step = 1e-4
     count = max(1, int((batch.targets >= 0).sum()))
@@ -161,16 +167,16 @@ def _slope(
     with torch.no_grad():
         for sign in (+1, -2):
             parameter.add_(direction, alpha=sign * step)
-            losses.append(float(objective.loss(model, batch)[0]) / count)
+            losses.append(float(objective.batch_loss(model, batch)[0]) / count)
         parameter.add_(direction, alpha=step)
     return (losses[0] - losses[1]) / (2 * step)
 
 
-def _gradients(model: torch.nn.Module, objective: Objective, batches: list[Batch]) -> dict[str, torch.Tensor]:
+def _gradients(model: Decoder, objective: Objective, batches: list[Batch]) -> dict[str, torch.Tensor]:
     """Gradient of the mean loss over all `batches`, accumulated batch by batch."""
     model.zero_grad(set_to_none=True)
     count = sum(int((b.targets >= 0).sum()) for b in batches)
     for batch in batches:
-        total, _ = objective.loss(model, batch)
+        total, _ = objective.batch_loss(model, batch)
         (total / max(1, count)).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -3,9 +3,11 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from settle.base.registry import Part
+from settle.data.batches import Batch
 from settle.model.architectures import Decoder
 
 
@@ -20,3 +22,11 @@ class Objective(Part):
 
         A target of -1 is not counted.
         """
+
+    def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+        """`loss` of a packed batch, brought to where the model is."""
+        device = model.head.device
+        inputs, targets, cu_seqlens = (
+            torch.from_numpy(a).to(device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
+        )
+        return self.loss(model, inputs, targets, cu_seqlens)
