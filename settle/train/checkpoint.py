@@ -1,11 +1,11 @@
 """Checkpoints: written beside, fsynced, renamed, with a manifest of hashes. No pickle.
 
-    checkpoints/00000120/
-    ├── model.safetensors       weights at step 120
-    ├── optimizer.safetensors   optimizer state, flat
-    ├── best.safetensors        weights of the best evaluation, when that was an earlier step
-    ├── state.json              everything else: step, position, schedule, history
-    └── manifest.json           sha256 and size of each file, written last
+checkpoints/00000120/
+├── model.safetensors       weights at step 120
+├── optimizer.safetensors   optimizer state, flat
+├── best.safetensors        weights of the best evaluation, when that was an earlier step
+├── state.json              everything else: step, position, schedule, history
+└── manifest.json           sha256 and size of each file, written last
 """
 
 import errno
@@ -58,7 +58,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         }
         if checkpoint.best is not None:
             files["best.safetensors"] = safetensors.torch.save(checkpoint.best)
-        manifest = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+        manifest = {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
+        }
         for name, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
             with (beside / name).open("wb") as f:
                 f.write(data)
@@ -83,7 +85,9 @@ def save_or_wait(folder: Path, checkpoint: Checkpoint, events: Events, stopping:
             save(folder, checkpoint)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise CheckpointError(f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk") from None
+                raise CheckpointError(
+                    f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk"
+                ) from None
             if not told:
                 need = sum(t.nbytes for t in [*checkpoint.model.values(), *checkpoint.optimizer.values()])
                 events.emit(

@@ -18,10 +18,10 @@ from settle.base.events import Events
 from settle.base.run import Run
 from settle.base.settings import Settings
 from settle.data.batches import Batch, Batches
+from settle.model.architectures import Decoder
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.evaluation import Evaluation, evaluate
-from settle.model.architectures import Decoder
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.schedule import Schedule

@@ -79,9 +79,7 @@ def _segments(batch: Batch) -> Iterator[Batch]:
         yield _rows(batch, batch.cu_seqlens[i : i + 2])
 
 
-def _first_loss(
-    model: Decoder, objective: Objective, batch: Batch, vocab_size: int, rows: list[Any]
-) -> str:
+def _first_loss(model: Decoder, objective: Objective, batch: Batch, vocab_size: int, rows: list[Any]) -> str:
     with torch.no_grad():
         total, count = objective.batch_loss(model, batch)
     if count == 0:

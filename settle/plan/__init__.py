@@ -1,0 +1,1 @@
+"""Before a run: what it will be and cost. After it: what it was."""

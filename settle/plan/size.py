@@ -1,0 +1,50 @@
+"""One dial: a size, or a time, becomes a model, a batch and a number of tokens."""
+
+import math
+from dataclasses import dataclass
+
+from settle.data.prepare import Corpus
+from settle.machine import Accelerator, probe_dtype
+from settle.model import sizing
+from settle.plan.amounts import count, seconds
+from settle.plan.settings import TrainingSettings
+
+TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556
+SHARE_OF_CEILING = 0.4  # of what matrix products reach here, by whole steps of small models
+OVERNIGHT = 8 * 3600.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the dial stands at."""
+
+    parameters: int
+    context: int
+    tokens_per_step: int
+    micro_tokens: int
+    expected_tokens: int
+    seconds: float | None  # the loop's budget
+
+
+def choose_size(settings: TrainingSettings, corpus: Corpus, device: Accelerator, why: dict[str, str]) -> Size:
+    """The size that suits the budget and the corpus; `why` is told the reason of each number."""
+    budget = seconds(settings.time) if settings.time else None
+    unique = corpus.train.num_tokens
+    width = 256
+    rate = max(probe_dtype([(2048, width, 3 * width), (2048, width, 4 * width)], device, seconds=0.3).rates.values())
+    flops = rate * SHARE_OF_CEILING * (budget or OVERNIGHT)
+    if settings.size:
+        parameters = count(settings.size)
+    else:
+        by_time = math.sqrt(flops / 6 / TOKENS_PER_PARAMETER)
+        by_corpus = unique / 2
+        parameters = int(min(by_time, by_corpus))
+        limit = "the time" if by_time < by_corpus else "the corpus"
+        why["size"] = f"{parameters:,} parameters: what {limit} allows"
+    context = settings.context or sizing.context(parameters)
+    batch = settings.batch_tokens or sizing.tokens_per_batch(parameters)
+    why.setdefault("context", f"{context} tokens suit a model of this size")
+    why.setdefault("batch_tokens", f"{batch} tokens suit a model of this size")
+    expected = max(batch, int(flops / (6 * parameters)))
+    micro = math.gcd(batch, 8192)
+    return Size(parameters, context, batch, micro, expected, budget)

@@ -1,0 +1,349 @@
+"""Has the run settled? Decided from held-out losses, by statistics, in tokens.
+
+At a constant learning rate the held-out loss is followed against the logarithm of the tokens seen. Over a
+recent stretch it is nearly a straight line, and its slope times ln 1.1 is what 10 % more tokens would still
+bring. The curve bends upwards there, so a straight line promises a little too much rather than too little.
+The slope's error has two sources, added in quadrature:
+
+* training noise, from the residuals and their lag-1 correlation (the weights wander, and neighbouring
+  evaluations share the wandering);
+* the held-out sample being finite. The same sample is used every time, so most of its error cancels in
+  differences: the line is fitted to each block of the sample, and the spread between the blocks' slopes gives
+  what is left.
+
+Everything here is a pure function of the history of evaluations, so a resumed run decides exactly as one that
+was never interrupted. Losses are nats per token.
+
+Legend: n evaluations in a stretch, B blocks of the held-out sample, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+State = Literal["improving", "settled", "overfitting", "broken"]
+
+MORE = 0.10  # "10 % more tokens than already seen"
+CONFIDENCE = 0.95  # of the two-sided interval: the decision is repeated at every evaluation and must stay right
+STRETCHES = (0.7, 0.5, 0.35, 0.2)  # a stretch reaches back to this fraction of the tokens seen
+MIN_POINTS = 10  # evaluations in a stretch
+MIN_HISTORY = 30  # evaluations before the first verdict
+IN_A_ROW = 3  # evaluations that must agree on "settled"
+
+EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
+EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
+DECAY_FRACTION = 0.25  # of the tokens seen: length of the final decay (bench/settled.py measures it)
+
+
+class Evaluation(Protocol):
+    """One look at the held-out sample, the same sample at every look."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[float]:
+        """(B,) mean loss of each block of the sample, in the same order every time; may be empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line in ln(tokens) through one stretch of the history.
+
+    `gain`, `low`, `high` are the improvement for 10 % more tokens and its interval, as fractions of the loss.
+    """
+
+    start_tokens: int
+    points: int
+    gain: float
+    low: float
+    high: float
+    noise: float  # standard deviation of one evaluation around the line, nats
+    correlation: float  # of neighbouring residuals
+    sample_stderr: float  # of the gain, from the finite held-out sample alone
+    loss: float  # the line at its end, nats
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the evaluations say. `gain`, `low`, `high`: expected improvement for 10 % more tokens, as fractions
+    of the present loss, with a 95 % interval; NaN while there are too few evaluations."""
+
+    state: State
+    why: str
+    gain: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The stopping rule.
+
+    `tolerance`: the smallest improvement for 10 % more tokens that matters, as a fraction of the loss.
+    `since_tokens`: where the constant learning rate began; evaluations before are not part of a line.
+    `floor`: what knowing only how often each token occurs would give (`frequency_loss`), nats per token.
+    """
+
+    tolerance: float = 0.005
+    since_tokens: int = 0
+    floor: float | None = None
+
+    def judge(self, history: Sequence[Evaluation]) -> Judgement:
+        """The verdict after the last evaluation of `history` (all of them, oldest first, learning rate not yet
+        decaying)."""
+        usable = [e for e in history if e.tokens > self.since_tokens]
+        lines = trends(usable) if len(usable) >= MIN_HISTORY else []
+        if not lines:
+            return Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
+        line = min(lines, key=lambda t: t.high)
+        numbers = (line.gain, line.low, line.high)
+        evidence = {"tolerance": self.tolerance, "line": asdict(line), "evaluations": len(usable)}
+        broken = self._broken(history, lines)
+        if broken:
+            return Judgement("broken", broken, *numbers, evidence)
+        rise = overfitting(usable, line, self.tolerance)
+        if rise:
+            why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
+            return Judgement("overfitting", why, *numbers, {**evidence, **rise})
+        expected = f"10 % more tokens would bring {line.gain:.2%} ({line.low:.2%} to {line.high:.2%})"
+        learned = self.floor is None or line.loss < self.floor
+        if learned and all(self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)):
+            why = f"{expected}, less than the {self.tolerance:.2%} that matter"
+            return Judgement("settled", why, *numbers, evidence)
+        return Judgement("improving", expected, *numbers, evidence)
+
+    def _flat(self, usable: Sequence[Evaluation]) -> bool:
+        lines = trends(usable) if len(usable) >= MIN_POINTS else []
+        return bool(lines) and min(t.high for t in lines) < self.tolerance
+
+    def _broken(self, history: Sequence[Evaluation], lines: Sequence[Trend]) -> str:
+        """Which check says that nothing was learned; empty if none does.
+
+        The loss may rest at the level of token frequencies for a while before it falls on, so that level counts
+        as broken only when the loss has been flat since a quarter of the tokens.
+        """
+        first, now = history[0], lines[0]
+        spread = 4 * now.noise / math.sqrt(now.points)
+        if first.tokens == 0 and now.loss > first.loss - spread:
+            return f"the loss, {now.loss:.3f}, is not below the untrained model's, {first.loss:.3f}"
+        longest = lines[-1]
+        long_enough = longest.start_tokens <= history[-1].tokens * (STRETCHES[-1] + EVALUATION_GROWTH * 2)
+        if self.floor is not None and long_enough and now.loss > self.floor - spread and longest.high < self.tolerance:
+            return (
+                f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
+                f"since {longest.start_tokens:,} tokens"
+            )
+        return ""
+
+
+def trends(history: Sequence[Evaluation]) -> list[Trend]:
+    """Straight lines over ever longer stretches, the shortest first; empty if there are too few evaluations.
+
+    The curve is convex once learning slows down, so each line's upper end is valid by itself and the lowest may
+    be used. A longer stretch whose upper end lies below what a shorter one expects is left out, with all longer
+    ones: the loss falls faster now than it did, and the past is no guide.
+    """
+    lines: list[Trend] = []
+    now = history[-1].tokens
+    for fraction in STRETCHES:
+        stretch = [e for e in history if e.tokens >= fraction * now]
+        if len(stretch) < MIN_POINTS or (lines and len(stretch) == lines[-1].points):
+            continue
+        line = fit(stretch)
+        if any(line.high < shorter.gain for shorter in lines):
+            break
+        lines.append(line)
+    return lines
+
+
+def fit(stretch: Sequence[Evaluation]) -> Trend:
+    """Least squares of loss on ln(tokens) over a stretch of evaluations."""
+    x = np.log([e.tokens for e in stretch])
+    y = np.array([e.loss for e in stretch])
+    design = np.stack([np.ones(len(x)), x - x[-1]], axis=1)
+    inverse = np.linalg.pinv(design)
+    weights = -math.log1p(MORE) * inverse[1]  # weights @ y is the fall of the loss for MORE tokens
+    level, _ = inverse @ y
+    residuals = y - design @ (inverse @ y)
+    correlation, variance, freedom = _noise(residuals, design, inverse)
+    apart = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
+    training = math.sqrt(max(0.0, variance * float(weights @ correlation**apart @ weights)))
+    sample = _sample_error(stretch, weights)
+    gain = float(weights @ y) / level
+    reach = student(0.5 + CONFIDENCE / 2, freedom) * math.hypot(training, sample) / level
+    return Trend(
+        start_tokens=stretch[0].tokens,
+        points=len(x),
+        gain=gain,
+        low=gain - reach,
+        high=gain + reach,
+        noise=math.sqrt(variance),
+        correlation=correlation,
+        sample_stderr=sample / level,
+        loss=float(level),
+    )
+
+
+def _noise(residuals: np.ndarray, design: np.ndarray, inverse: np.ndarray) -> tuple[float, float, float]:
+    """(lag-1 correlation, variance of one point, degrees of freedom) from the residuals (n,) of a fit.
+
+    In a short series with a trend the plain estimate of the correlation ρ is too low by about (2 + 4ρ)/n
+    (Kendall 1954, Marriott & Pope 1954); that is put right. The variance is scaled so that its expectation is
+    right under that correlation.
+    """
+    n = len(residuals)
+    total = float(residuals @ residuals)
+    if total <= 0.0:
+        return 0.0, 0.0, float(n - 2)
+    plain = float(residuals[1:] @ residuals[:-1]) / total
+    correlation = min(max((plain + 2 / n) / (1 - 4 / n), 0.0), 0.9)
+    covariance = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    maker = np.eye(n) - design @ inverse
+    variance = total / float(np.sum(maker * covariance))
+    freedom = (n - 2) * (1 - correlation) / (1 + correlation)
+    return correlation, variance, freedom
+
+
+def _sample_error(stretch: Sequence[Evaluation], weights: np.ndarray) -> float:
+    """Standard error of weights @ loss through the finite held-out sample: the spread between its blocks."""
+    if any(len(e.blocks) < 2 for e in stretch):
+        return 0.0
+    falls = weights @ np.array([e.blocks for e in stretch])  # (B,)
+    return float(falls.std(ddof=1)) / math.sqrt(len(falls))
+
+
+def student(probability: float, freedom: float) -> float:
+    """Quantile of Student's t by its expansion in 1/freedom (Abramowitz & Stegun 26.7.5); freedom at least 3."""
+    z = NormalDist().inv_cdf(probability)
+    v = max(freedom, 3.0)
+    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+
+
+def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> dict[str, Any]:
+    """From where and by how much the held-out loss has risen; empty if it has not, significantly.
+
+    Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
+    errors; and a rise that is smaller than the tolerance is nothing to stop for.
+    """
+    few = 5
+    if len(usable) < 2 * few or line.high >= 0:
+        return {}
+    losses = np.array([e.loss for e in usable])
+    means = np.convolve(losses, np.ones(few) / few, mode="valid")
+    low = int(means.argmin())
+    rise = float(means[-1] - means[low])
+    inflation = (1 + line.correlation) / (1 - line.correlation)
+    error = line.noise * math.sqrt(2 / few * min(inflation, few))
+    blocks = [e.blocks for e in usable]
+    if all(len(b) > 1 for b in blocks):
+        shift = np.mean(blocks[-few:], axis=0) - np.mean(blocks[low : low + few], axis=0)
+        error = math.hypot(error, float(shift.std(ddof=1)) / math.sqrt(len(shift)))
+    if rise < 4 * error or rise < tolerance * float(means[low]):
+        return {}
+    best = usable[low + int(losses[low : low + few].argmin())]
+    return {
+        "best_step": best.step,
+        "best_tokens": best.tokens,
+        "best_loss": best.loss,
+        "rise": rise,
+        "rise_stderr": error,
+    }
+
+
+def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> tuple[float, float, float]:
+    """(gain, low, high): improvement from `more_tokens` further tokens at the constant learning rate, as fractions
+    of the present loss, with an 80 % interval; NaN while there are too few evaluations.
+
+    The slope comes from the shortest line. How it goes on falling is not known: the loss is taken to follow
+    E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end).
+    """
+    usable = [e for e in history if e.tokens > since_tokens]
+    lines = trends(usable) if len(usable) >= MIN_POINTS else []
+    if not lines:
+        return math.nan, math.nan, math.nan
+    line = lines[0]
+    grown = 1 + more_tokens / usable[-1].tokens
+
+    def further(kappa: float) -> float:
+        def fall(ratio: float) -> float:
+            return math.log(ratio) if kappa == 0 else -math.expm1(-kappa * math.log(ratio)) / kappa
+
+        return fall(grown) / fall(1 + MORE)
+
+    narrower = NormalDist().inv_cdf(0.9) / NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    low = line.gain - (line.gain - line.low) * narrower
+    high = line.gain + (line.high - line.gain) * narrower
+    # a falling loss (positive gain) slows down at the lower end and does not at the upper; a rising one the other way
+    return (
+        line.gain * further(0.4),
+        low * further(1.0 if low > 0 else 0.0),
+        high * further(0.0 if high > 0 else 1.0),
+    )
+
+
+def next_evaluation(last_tokens: int, sample_tokens: int) -> int:
+    """At which token count to look next, after a look at `last_tokens`; `sample_tokens` are looked at each time.
+
+    While tokens are few the spacing keeps evaluating (a forward pass: a third of a training step) at 4 % of the
+    computing time; once 2 % of the tokens seen is the wider spacing, that is taken, and the share falls.
+    """
+    return last_tokens + math.ceil(max(EVALUATION_GROWTH * last_tokens, sample_tokens / (3 * EVALUATION_COST)))
+
+
+def sample_size(expected_tokens: int) -> int:
+    """How many held-out tokens to look at each time, so that a run of `expected_tokens` gets 60 looks on the way."""
+    return max(4096, int(expected_tokens / 60 * 3 * EVALUATION_COST))
+
+
+def decay_tokens(tokens: int) -> int:
+    """Length of the final decay to zero, in tokens, when it begins after `tokens`."""
+    return round(DECAY_FRACTION * tokens)
+
+
+def frequency_loss(train_counts: np.ndarray, held_out_counts: np.ndarray) -> float:
+    """What knowing only the token frequencies of the training text gives on held-out text, nats per token.
+
+    Both (V,), counts of each token id; frequencies are smoothed by adding one.
+    """
+    frequencies = (train_counts + 1.0) / (train_counts.sum() + len(train_counts))
+    return float(-(held_out_counts * np.log(frequencies)).sum() / held_out_counts.sum())
+
+
+def steps_astray(before: Sequence[float], loss: float) -> int:
+    """For how many steps, the last included, the training loss has been astray; 0 if it is not.
+
+    A spike is told from a hard batch by staying: three steps in a row that are more than 8 robust standard
+    deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before
+    them. A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
+    """
+    stay, window = 3, 64
+    if not math.isfinite(loss):
+        return 1
+    if len(before) < window + stay - 1:
+        return 0
+    recent = [*before[1 - stay :], loss]
+    calm = np.array(before[1 - stay - window : 1 - stay])
+    middle = float(np.median(calm))
+    deviation = 1.4826 * float(np.median(np.abs(calm - middle)))
+    return stay if min(recent) > middle + max(8 * deviation, 0.1 * abs(middle)) else 0
+
+
+def is_spike(before: Sequence[float], loss: float) -> bool:
+    """Whether the training loss has gone astray with this step; see `steps_astray`."""
+    return steps_astray(before, loss) > 0

@@ -1,0 +1,48 @@
+"""The verdict of a finished loop, from its state alone."""
+
+import math
+from typing import Any
+
+from settle.train.loop import LoopPlan, State
+from settle.train.settled import gain_for
+
+
+def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str, Any]:
+    """`verdict` (settled, out of budget, overfitting, diverged, broken), `why`, and the evidence for it."""
+    stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
+    told: dict[str, Any] = {"evidence": state.judgement.get("evidence", {})}
+    if state.stop == "diverged":
+        last = state.rollbacks[-1]
+        return told | {
+            "verdict": "diverged",
+            "why": f"rolled back {len(state.rollbacks)} times, the last at step {last['step']} (loss {last['loss']})",
+            "rollbacks": state.rollbacks,
+        }
+    if state.stop == "broken":
+        return told | {"verdict": "broken", "why": state.judgement["why"]}
+    rise = _rise(state)
+    if state.stop == "overfitting" or rise:
+        return told | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
+    if state.stop == "settled":
+        return told | {"verdict": "settled", "why": state.judgement["why"]}
+    gain, low, high = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
+    hour = "a further hour"
+    if math.isnan(gain):
+        why = f"the budget was spent after {len(stable)} evaluations, too few to say what {hour} would bring"
+        return told | {"verdict": "out of budget", "why": why}
+    why = f"{hour} would bring about {gain:.1%} of the loss ({low:.1%} to {high:.1%})"
+    return told | {"verdict": "out of budget", "why": why, "gain_per_hour": {"value": gain, "low": low, "high": high}}
+
+
+def _rise(state: State) -> str:
+    """Whether the loss at the end is significantly above the best one, by paired blocks; from where it rose."""
+    best = next(e for e in state.history if e.step == state.best_step)
+    last = state.history[-1]
+    if best.step == last.step or len(best.blocks) < 2:
+        return ""
+    shifts = [b - a for a, b in zip(best.blocks, last.blocks, strict=True)]
+    mean = sum(shifts) / len(shifts)
+    spread = math.sqrt(sum((s - mean) ** 2 for s in shifts) / (len(shifts) - 1) / len(shifts))
+    if last.loss - best.loss > max(4 * spread, 0.005 * best.loss):
+        return f"held-out loss rose from {best.loss:.4f} at step {best.step:,} to {last.loss:.4f}; the best was kept"
+    return ""
