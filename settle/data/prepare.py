@@ -20,7 +20,8 @@ from settle.base.events import Events
 from settle.base.run import fsync_folder, home, read_json, write_json
 from settle.data.files import InputFile, find_files, hash_files
 from settle.data.ledger import Ledger
-from settle.data.reading import DataSettings, Reading
+from settle.data.reading import Reading
+from settle.data.settings import DataSettings
 from settle.data.split import DROPPED, FEW, HELD_OUT, TRAIN, drop_kin_of_held_out, split_documents, split_sections
 from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore

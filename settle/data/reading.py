@@ -4,35 +4,22 @@ import errno
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from settle.base.errors import DataError
 from settle.base.events import Events
 from settle.base.registry import parts
-from settle.base.settings import Settings
 from settle.data.cleaning import Cleaning, Note, Sweep
 from settle.data.files import InputFile
 from settle.data.ledger import Ledger
+from settle.data.settings import DataSettings
 from settle.data.sources import Skip
 from settle.data.spool import Spool, SpoolWriter
 
 Step = Callable[[str, Note], str | None]
 
 _TELL_EVERY = 8 << 20  # characters between two progress events
-
-
-class DataSettings(Settings):
-    """What to make of the given text."""
-
-    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text kept for evaluation, 16 MB at most")
-    held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
-    clean: bool = Field(True, description="drop and mend rows; the ledger says what and why")
-    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="secrets to replace in the text")
-    vocab_size: int | None = Field(None, ge=260, le=1_000_000, description="tokens; derived from the text if not given")
-    field: str | None = Field(None, description="the column or key that holds the text, in tables and JSON")
 
 
 class Reading:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from settle.base.settings import Settings
-from settle.data.prepare import DataSettings
+from settle.data.settings import DataSettings
 
 
 class TrainingSettings(Settings):

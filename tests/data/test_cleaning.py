@@ -121,9 +121,7 @@ def test_secrets_are_found_and_masked_only_when_asked() -> None:
         ("found", "e-mail addresses", 1),
         ("found", "keys and passwords", 1),
     ]
-    assert mend("secrets", text, mask="all")[0] == (
-        "Write to <email> from <ip> with <key>.\napi_key = 'Zx81' + 'no'\n"
-    )
+    assert mend("secrets", text, mask="all")[0] == ("Write to <email> from <ip> with <key>.\napi_key = 'Zx81' + 'no'\n")
     assert mend("secrets", text, mask="email")[0] == text.replace("jane.doe+x@mail.example.co.uk", "<email>")
 
 

@@ -9,7 +9,8 @@ import pytest
 from settle.base.errors import DataError
 from settle.base.events import Events
 from settle.base.run import home
-from settle.data.prepare import Corpus, DataSettings, prepare
+from settle.data.prepare import Corpus, prepare
+from settle.data.settings import DataSettings
 
 TEXT = "the sea wind carries salt over old stone walls while gulls turn above quiet harbour lights at dusk"
 WORDS = TEXT.split(" ")

@@ -178,9 +178,7 @@ def test_transformers_reads_the_folder(tokenizer: Tokenizer) -> None:
         assert theirs.decode(tokenizer.encode(text)) == text
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     shown = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert shown == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert shown == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>assistant\n")
     assert (theirs.eos_token, theirs.pad_token) == ("<|endoftext|>", "<|pad|>")
 
 
