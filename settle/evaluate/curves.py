@@ -21,6 +21,7 @@ BLUE, GREEN, VERMILION, PURPLE, GREY, INK = "#0072B2", "#009E73", "#D55E00", "#A
 VERDICT_COLOURS = {"settled": GREEN, "diverged": VERMILION, "broken": VERMILION}
 INCHES, DPI = (10.0, 7.6), 150
 MOST_DOTS = 60
+FEW_EVALUATIONS = 8
 POINTS = 600  # a line of more points than the picture has room for is drawn as the mean of each stretch
 STYLE = {
     "font.size": 10.0,
@@ -173,7 +174,8 @@ def _dots(x: Sequence[float]) -> str:
 def _set_loss_limits(axes: "Axes", held_out: Sequence[float], training: Sequence[float]) -> None:
     """Room for what matters: the first fall from ln(vocabulary) would press the rest into a line."""
     end = min(held_out)
-    later = sorted(held_out)[: max(2, math.ceil(0.7 * len(held_out)))]
+    share = 0.7 if len(held_out) >= FEW_EVALUATIONS else 1.0
+    later = sorted(held_out)[: max(2, math.ceil(share * len(held_out)))]
     top = max(later[-1], end * 1.05)
     bottom = min(end, *sorted(training)[len(training) // 50 :][:1]) if training else end
     margin = 0.08 * (top - bottom)
@@ -210,12 +212,16 @@ def _draw_evidence(axes: "Axes", history: History) -> None:
     """The gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
     from matplotlib.ticker import FuncFormatter
 
+    from settle.train.settled import CONFIDENCE
+
     judged = _finite(history.judged, "gain", "high")
     x = [history.tokens_at(e["step"]) for e in judged]
     tolerance = next((float(e["tolerance"]) for e in reversed(judged) if e.get("tolerance")), 0.005)
     floor = tolerance / 10
     gain, low, high = ([100 * max(floor, float(e.get(k) or 0.0)) for e in judged] for k in ("gain", "low", "high"))
-    axes.fill_between(x, low, high, color=GREEN, alpha=0.22, linewidth=0, label="its interval")
+    axes.fill_between(
+        x, low, high, color=GREEN, alpha=0.22, linewidth=0, label=f"its {100 * CONFIDENCE:.0f} % interval"
+    )
     axes.plot(x, high, color=GREEN, linewidth=1.0, linestyle=(0, (4, 2)), label="upper end")
     axes.plot(
         x, gain, color=GREEN, linewidth=1.8, marker=_dots(x), markersize=3.2, label="gain expected of 10 % more tokens"
@@ -258,9 +264,10 @@ def _mark_decay(all_axes: Sequence["Axes"], history: History) -> None:
     for axes in all_axes:
         axes.axvspan(start, max(start, end), color=PURPLE, alpha=0.10, linewidth=0)
         axes.axvline(start, color=PURPLE, linewidth=1.2, linestyle=(0, (1, 1.5)))
+    is_early = start < 0.25 * all_axes[0].get_xlim()[1]
     all_axes[0].annotate(
-        "decay begins", (start, 0.0), (-4, 6), xycoords=("data", "axes fraction"), textcoords="offset points",
-        color="#7D4B72", ha="right", va="bottom",
+        "decay begins", (start, 0.0), (4 if is_early else -4, 6), xycoords=("data", "axes fraction"),
+        textcoords="offset points", color="#7D4B72", ha="left" if is_early else "right", va="bottom",
     )  # fmt: skip
 
 

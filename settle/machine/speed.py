@@ -33,7 +33,7 @@ class DtypeProbe:
 
     @property
     def why(self) -> str:
-        rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in self.rates.items())
+        rates = ", ".join(f"{name} {rate / 1e9:,.3g} GFLOP/s" for name, rate in self.rates.items())
         return f"measured here at the planned shapes: {rates}"
 
 

@@ -34,8 +34,8 @@ def plan_table(event: Event, width: int) -> RenderableType:
     """
     values, origins, reasons = flat(event["values"]), event.get("origin", {}), event.get("why", {})
     table = _table("plan")
-    table.add_column("setting", style="bold", overflow="fold")
-    table.add_column("value", overflow="fold")
+    table.add_column("setting", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold", max_width=max(12, width // 3))
     table.add_column("from", no_wrap=True)
     if width >= WHY_FITS:
         table.add_column("why", style="dim", overflow="fold")

@@ -246,7 +246,7 @@ class Talk:
     def _left(self) -> list[str]:
         left = self.standing.left()
         if left is None:
-            return [f"{duration(self.standing.spent())} so far"] if self.standing.step else []
+            return [f"{duration(self.standing.spent())} so far"] if self.standing.spent() > 1 else []
         return [f"{'at most' if left[1] == 'at most' else 'about'} {duration(left[0])} left"]
 
 
