@@ -1,0 +1,260 @@
+"""The model card: what a model is, what it was trained on, how that went, and how to use it.
+
+Written from plain dicts: plan.json, result.json and the data ledger. What a dict does not have, the card leaves out.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from settle.base.run import write_atomic
+
+MOST_SOURCES = 40
+Values = Mapping[str, Any]
+
+
+def write_card(path: Path, name: str, plan: Values, result: Values, ledger: Values) -> None:
+    """Write the card in Markdown, with the front matter that model hubs read."""
+    write_atomic(path, card(name, plan, result, ledger))
+
+
+def card(name: str, plan: Values, result: Values, ledger: Values) -> str:
+    """The card's text. plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data."""
+    sections = [
+        _front(plan, result),
+        [f"# {_plain(name)}", "", *_summary(plan, result, ledger)],
+        _section("Use", _use(name, plan)),
+        _section("Model", _table(_model(plan, ledger))),
+        _section("Training data", list(_data(ledger))),
+        _section("Training", _table(_training(plan, result))),
+        _section("Result", [*_table(_outcome(result)), *_forecasts(result)]),
+        _section("Check of the exported file", _gate(result.get("gate") or {})),
+        _section("Made with", _table(_made_with(plan))),
+    ]
+    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+
+
+def _front(plan: Values, result: Values) -> list[str]:
+    bits = (result.get("best") or {}).get("bits_per_byte")
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- settle"]
+    lines += [f"- {plan['architecture_name']}"] if plan.get("architecture_name") else []
+    lines += [f"bits_per_byte: {bits:.4f}"] if _is_number(bits) else []
+    return [*lines, "---", ""]
+
+
+def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
+    parameters = plan.get("num_parameters")
+    what = f"A language model with {_count(parameters)} parameters" if parameters else "A language model"
+    size = (ledger.get("train") or {}).get("bytes")
+    text = f"{what}, trained from nothing" + (f" on {_bytes(size)} of text" if size else "") + "."
+    verdict = result.get("verdict")
+    if verdict:
+        text += f" Verdict: **{verdict}**" + (f" ({_plain(result['why'])})" if result.get("why") else "") + "."
+    return [
+        text,
+        "",
+        "It is a base model: it goes on with a text, and was not taught to hold a conversation or to follow "
+        "instructions. What it writes may be wrong, and may repeat what it was trained on.",
+        "",
+    ]
+
+
+def _use(name: str, plan: Values) -> list[str]:
+    context = (plan.get("architecture") or {}).get("max_position_embeddings", 512)
+    return [
+        "```sh",
+        f"settle chat {name}                                  # settle",
+        f"llama-cli -m {name}.gguf -no-cnv -p 'Once'          # llama.cpp",
+        f"ollama create {name} -f Modelfile && ollama run {name}   # Ollama",
+        f"lms import {name}.gguf                              # LM Studio",
+        "```",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'tokenizer, model = AutoTokenizer.from_pretrained("hf"), AutoModelForCausalLM.from_pretrained("hf")',
+        'inputs = tokenizer(tokenizer.bos_token + "Once", return_tensors="pt")',
+        f"print(tokenizer.decode(model.generate(**inputs, max_length={context}, do_sample=True)[0]))",
+        "```",
+        "",
+    ]
+
+
+def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, Any]]:
+    shape = plan.get("architecture") or {}
+    yield "architecture", plan.get("architecture_name")
+    yield "parameters", _whole(plan.get("num_parameters"))
+    yield "layers", shape.get("num_hidden_layers")
+    yield "width", shape.get("hidden_size")
+    heads, kv_heads = shape.get("num_attention_heads"), shape.get("num_key_value_heads")
+    yield "heads", heads and (f"{heads}, {kv_heads} for keys and values" if kv_heads != heads else heads)
+    yield "context", shape.get("max_position_embeddings") and f"{shape['max_position_embeddings']} tokens"
+    tokenizer = ledger.get("tokenizer") or {}
+    if tokenizer:
+        per_token = tokenizer.get("bytes_per_token")
+        yield "tokenizer", f"byte-level BPE, {_whole(tokenizer.get('entries'))} entries, {per_token} bytes per token"
+
+
+def _data(ledger: Values) -> Iterator[str]:
+    for key, side in (("train", "Trained on"), ("held_out", "Evaluated on")):
+        if counts := ledger.get(key):
+            yield (
+                f"{side} {_whole(counts.get('documents'))} documents, {_bytes(counts.get('bytes'))}, "
+                f"{_whole(counts.get('tokens'))} tokens."
+            )
+    yield ""
+    for key, title in (("dropped", "Left out"), ("mended", "Mended"), ("skipped", "Files not read")):
+        if counts := ledger.get(key):
+            read = _whole(ledger.get("read")) if key != "skipped" else None
+            yield f"{title}, of {read} documents read:" if read else f"{title}:"
+            yield ""
+            for reason, entry in sorted(counts.items(), key=lambda item: -item[1]["count"]):
+                yield f"- {_plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
+            yield ""
+    if found := ledger.get("found"):
+        yield "Found in the text: " + ", ".join(f"{_whole(n)} {_plain(kind)}" for kind, n in found.items()) + "."
+        yield ""
+    yield from _sources(ledger.get("sources") or [])
+
+
+def _example(examples: Sequence[Values] | None) -> str:
+    return f" (such as `{_code(examples[0]['where'])}`)" if examples and examples[0].get("where") else ""
+
+
+def _sources(sources: Sequence[Values]) -> Iterator[str]:
+    if not sources:
+        return
+    largest = sorted(sources, key=lambda s: -s.get("bytes", 0))[:MOST_SOURCES]
+    more = "" if len(largest) == len(sources) else f" The largest {len(largest)}; the ledger has all."
+    total = sum(s.get("bytes", 0) for s in sources)
+    yield f"{_whole(len(sources))} files, {_bytes(total)}.{more}"
+    yield ""
+    yield "| source | bytes | SHA-256 |"
+    yield "|---|---|---|"
+    for source in largest:
+        yield f"| `{_code(source.get('name'))}` | {_whole(source.get('bytes'))} | `{str(source.get('sha256'))[:16]}…` |"
+    yield ""
+
+
+def _training(plan: Values, result: Values) -> Iterator[tuple[str, Any]]:
+    loop, best, actual = plan.get("loop") or {}, result.get("best") or {}, result.get("actual") or {}
+    yield "tokens seen, best weights", _whole(best.get("tokens"))
+    yield "steps, best weights", _whole(best.get("step"))
+    yield "tokens per step", _whole(loop.get("tokens_per_step"))
+    rates = ", ".join(f"{key} {value}" for key, value in (plan.get("optimizer") or {}).items())
+    yield "optimizer", plan.get("optimizer_name") and f"{plan['optimizer_name']} ({rates})"
+    yield "precision", plan.get("dtype")
+    yield "seed", loop.get("seed")
+    yield "time", _amount("time", actual.get("time"))
+    yield "energy", _amount("energy", actual.get("energy"))
+    yield "cost", _amount("cost", actual.get("cost"))
+    yield "peak memory", _amount("peak_memory", actual.get("peak_memory"))
+
+
+def _outcome(result: Values) -> Iterator[tuple[str, Any]]:
+    best = result.get("best") or {}
+    yield "verdict", result.get("verdict")
+    yield "why", result.get("why")
+    loss, stderr = best.get("loss"), best.get("stderr")
+    if _is_number(loss):
+        yield "held-out loss", f"{loss:.4f}" + (f" ± {stderr:.4f}" if _is_number(stderr) else "") + " nats per token"
+    if _is_number(best.get("bits_per_byte")):
+        yield "bits per byte", f"{best['bits_per_byte']:.4f}"
+
+
+def _forecasts(result: Values) -> list[str]:
+    """Forecast beside what came, where both are known."""
+    forecast, actual = result.get("forecast") or {}, result.get("actual") or {}
+    lines = []
+    for key, told in forecast.items():
+        if isinstance(told, Mapping) and _is_number(told.get("value")) and _is_number(actual.get(key)):
+            low, high = (_amount(key, told.get(end)) for end in ("low", "high"))
+            lines.append(
+                f"| {key.replace('_', ' ')} | {_amount(key, told['value'])} ({low} – {high}) "
+                f"| {_amount(key, actual[key])} |"
+            )
+    return ["| | forecast (80 %) | came |", "|---|---|---|", *lines, ""] if lines else []
+
+
+def _gate(gate: Values) -> list[str]:
+    if not gate:
+        return []
+    if not gate.get("passed"):
+        return [f"Failed: {_plain(gate.get('first_difference'))}", ""]
+    lines = ["The GGUF file was compared, in llama.cpp, with the model that was trained:", ""]
+    lines.append(f"- {gate.get('prompts_equal')} rendered prompts equal byte for byte")
+    lines.append(f"- {gate.get('texts_equal')} texts, held-out and adversarial, give equal token ids")
+    if _is_number(gate.get("kl")):
+        lines.append(f"- KL divergence {gate['kl']:.1e} nats per token over {gate.get('positions')} positions")
+    lines.append(f"- {gate.get('greedy_tokens_equal')} of {gate.get('greedy_tokens')} greedy tokens equal")
+    return [*lines, ""]
+
+
+def _made_with(plan: Values) -> Iterator[tuple[str, Any]]:
+    yield from (plan.get("versions") or {}).items()
+    machine = plan.get("machine")
+    if isinstance(machine, Mapping):
+        for key, value in machine.items():
+            if not isinstance(value, Mapping | list):
+                yield key.replace("_", " "), value
+    yield "data", plan.get("corpus")
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *lines] if any(lines) else []
+
+
+def _table(rows: Iterator[tuple[str, Any]]) -> list[str]:
+    shown = [f"| {key} | {_plain(value)} |" for key, value in rows if value not in (None, "")]
+    return ["| | |", "|---|---|", *shown, ""] if shown else []
+
+
+def _plain(value: Any) -> str:
+    """One line of text in which a person's file names and words cannot become markup or a table cell's end."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(text.split())
+    for character in ("\\", "|", "<", "`", "["):
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def _code(value: Any) -> str:
+    return " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> str | None:
+    return f"{value:,.0f}" if _is_number(value) else None
+
+
+def _count(value: Any) -> str:
+    for scale, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= scale:
+            return f"{value / scale:.3g} {name}"
+    return str(value)
+
+
+def _bytes(value: Any) -> str | None:
+    if not _is_number(value):
+        return None
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value} bytes"
+
+
+def _amount(key: str, value: Any) -> str | None:
+    """A number with its unit, by what it is a number of: time in seconds, energy in joules, memory in bytes."""
+    if not _is_number(value):
+        return None
+    if key == "time":
+        hours, minutes = divmod(round(value) // 60, 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(value) % 60} s"
+    if key == "energy":
+        return f"{value / 3.6e6:.3g} kWh"
+    if "memory" in key:
+        return _bytes(value)
+    return f"{value:.4g}"
