@@ -43,7 +43,7 @@ class Export(Command):
 
     def _gguf(self, run: Run, source: Path, path: Path, events: Events) -> dict[str, object]:
         from settle.evaluate.gate import export_through_gate
-        from settle.evaluate.handover import tell
+        from settle.evaluate.hand_over import tell
         from settle.formats.gguf import card_of
         from settle.infer.live import load
 
@@ -72,8 +72,8 @@ def _held_out(run: Run, tokenizer: object, events: Events) -> list[str]:
     from settle.data.store import TokenStore
     from settle.evaluate.gate import PROSE, held_out_texts
 
-    fingerprint = (run.read("plan.json") or {}).get("fingerprint")
-    folder = home() / "tokens" / str(fingerprint) / "held_out"
+    corpus = (run.read("plan.json") or {}).get("corpus")
+    folder = home() / "tokens" / str(corpus) / "held_out"
     if folder.is_dir():
         return held_out_texts(TokenStore(folder), tokenizer)
     events.emit("warn", text="the run's held-out text is gone; the file is compared on a few built-in texts instead")

@@ -104,7 +104,9 @@ def finish(
     run: Run, job: "TrainingJob", outcome: "Outcome", proof: list[Any], spent: dict[str, Any], events: Events
 ) -> dict[str, Any]:
     """Hand over what the run made, and write its result last."""
+    from settle.evaluate.card import write_card
     from settle.evaluate.curves import draw_curves
+    from settle.evaluate.gate import held_out_texts
     from settle.evaluate.hand_over import hand_over
     from settle.train.verdict import verdict
 
@@ -131,11 +133,13 @@ def finish(
             job.corpus.tokenizer,
             run.out,
             run.name,
-            job.held_out_texts(),
-            {"name": run.name},
+            held_out_texts(job.corpus.held_out, job.corpus.tokenizer),
+            {"base": True, "verdict": result["verdict"], **result["best"]},
+            events,
         )
-        events.emit("gate", check="behaves like the model", passed=gate["passed"], detail="")
         result |= {"files": files, "gate": gate}
+    plan = (run.read("plan.json") or {}) | {"num_parameters": job.architecture.num_parameters}
+    write_card(run.out / "card.md", run.name, plan, result, job.corpus.ledger)
     draw_curves(run, result)
     write_json(run.path / "result.json", result)
     return result

@@ -1,11 +1,19 @@
-"""What a finished run hands over: weights, a GGUF that passed the gate, and how to load it."""
+"""What a finished run gives away: the files in out/, made only if the gate is passed."""
 
+import os
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from settle.evaluate.gate import export_through_gate
+from settle.base.events import Events
+from settle.base.run import write_atomic
+from settle.evaluate.gate import Effort, export_through_gate
+from settle.formats.gguf import Dtype
 from settle.formats.safetensors import export_safetensors
+
+HF_FOLDER = "hf"
 
 
 def hand_over(
@@ -17,15 +25,51 @@ def hand_over(
     name: str,
     held_out_texts: Sequence[str],
     metadata: Mapping[str, Any],
+    events: Events,
+    dtype: Dtype = "f16",
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `out/hf` (safetensors) and `out/<name>.gguf`; the files by kind and the gate's figures.
+    """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile.
 
-    `model` is left holding `weights`. Raises GateError, and then there is no GGUF.
+    weights: parameter name → tensor, which `model` is left holding; held_out_texts: what it was not trained on;
+    metadata: as in `export_gguf`, with "base": True for a model that continues plain text. Returns the files by kind
+    and the gate's figures. Raises GateError, and then nothing is in `out` that was not there before.
     """
     model.load_state_dict(weights)
-    folder = export_safetensors(architecture, weights, tokenizer, out / "hf", "f32", metadata)
-    gguf = out / f"{name}.gguf"
-    gate = export_through_gate(
-        model, architecture, weights, tokenizer, gguf, held_out_texts, dtype="f16", metadata=metadata
-    )
-    return {"safetensors": str(folder), "gguf": str(gguf)}, gate
+    metadata = {"name": name, **metadata}
+    file, folder = out / f"{name}.gguf", out / HF_FOLDER
+    beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        export_safetensors(architecture, weights, tokenizer, beside, "f32", metadata)
+        gate = export_through_gate(
+            model, architecture, weights, tokenizer, file, held_out_texts, dtype, metadata, Effort()
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    base = bool(metadata.get("base"))
+    write_atomic(out / "Modelfile", modelfile(file.name, tokenizer, architecture.max_position_embeddings, base))
+    tell(gate, events)
+    return {"gguf": str(file), "safetensors": str(folder), "ollama": str(out / "Modelfile")}, gate
+
+
+def tell(figures: Mapping[str, Any], events: Events) -> None:
+    """The gate's figures as events, one a check."""
+    details = {
+        "rendered prompts": f"{figures['prompts_equal']} equal byte for byte",
+        "token ids": f"{figures['texts_equal']} texts equal",
+        "distributions": f"KL {figures['kl']:.1e} nats per token over {figures['positions']} positions",
+        "greedy answers": f"{figures['greedy_tokens_equal']} of {figures['greedy_tokens']} tokens equal",
+    }
+    for check, detail in details.items():
+        events.emit("gate", check=check, passed=True, detail=detail)
+
+
+def modelfile(file: str, tokenizer: Any, context: int, base: bool) -> str:
+    """For `ollama create NAME -f Modelfile`. A base model continues text: its template adds nothing around it."""
+    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
+    end, turn_end = tokenizer.tokens[tokenizer.eos_id], tokenizer.tokens[tokenizer.turn_end_id]
+    if base:
+        lines.append('TEMPLATE """{{ .Prompt }}"""')
+    lines += [f'PARAMETER stop "{token}"' for token in dict.fromkeys((end, turn_end))]
+    return "\n".join(lines) + "\n"

@@ -66,10 +66,3 @@ class TrainingJob:
             events,
             stopping,
         )
-
-    def held_out_texts(self, most: int = 64) -> list[str]:
-        """Some held-out documents as text, for the gate."""
-        store = self.corpus.held_out
-        stride = max(1, store.num_documents // most)
-        numbers = range(0, store.num_documents, stride)
-        return [self.corpus.tokenizer.decode(store.document(i)[:4096]) for i in numbers][:most]

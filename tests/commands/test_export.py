@@ -8,7 +8,7 @@ import pytest
 from settle.base.events import Events
 from settle.base.run import Run
 from settle.cli import main
-from settle.evaluate.handover import hand_over
+from settle.evaluate.hand_over import hand_over
 from settle.formats.gguf import read_gguf
 from settle.formats.safetensors import read_safetensors
 
@@ -18,7 +18,8 @@ def a_run(tiny, home, monkeypatch, tmp_path):
     """A finished run; commands work in an empty folder."""
     run = Run.create("train", "notes")
     metadata = {"base": True, "loss": 1.25}
-    hand_over(run.out, "notes", tiny.part, tiny.model, tiny.weights, tiny.tokenizer, tiny.held_out, metadata, Events())
+    weights, texts = tiny.weights, tiny.held_out
+    hand_over(tiny.model, tiny.part, weights, tiny.tokenizer, run.out, "notes", texts, metadata, Events())
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
