@@ -22,6 +22,7 @@ class Standing:
     at_most: float | None = None  # the upper end of that
     step: int = 0
     end_step: int | None = None  # known once the decay has begun
+    most_steps: int | None = None  # that the person allowed
     tokens: int = 0
     tokens_per_second: float | None = None
     train_loss: float | None = None
@@ -51,6 +52,9 @@ class Standing:
             self.why = event.get("why", "")
         elif kind == "decay":
             self.end_step, self.state = event.get("until"), "decaying"
+        elif kind == "plan":
+            steps = number(event.get("values", {}).get("steps"))
+            self.most_steps = int(steps) if steps else None
         elif kind == "rollback":
             self._pace.clear()
 
@@ -72,16 +76,23 @@ class Standing:
 
     def left(self) -> tuple[float, str] | None:
         """Seconds still to go and how that is known: "steps", "forecast" or "at most"; None when it is not known."""
-        if self.end_step is not None and len(self._pace) > 1:
-            (t0, s0), (t1, s1) = self._pace[0], self._pace[-1]
-            if s1 > s0:
-                return max(0.0, (self.end_step - self.step) * (t1 - t0) / (s1 - s0)), "steps"
+        per_step = self._seconds_per_step()
+        if self.end_step is not None and per_step is not None:
+            return max(0.0, (self.end_step - self.step) * per_step), "steps"
         spent = self.spent()
         if self.expected is not None and spent < self.expected:
             return self.expected - spent, "forecast"
         if self.at_most is not None and spent < self.at_most:
             return self.at_most - spent, "at most"
+        if self.most_steps is not None and per_step is not None:
+            return max(0.0, (self.most_steps - self.step) * per_step), "at most"
         return None
+
+    def _seconds_per_step(self) -> float | None:
+        """Over the latest steps; None before there are two."""
+        if len(self._pace) < 2 or self._pace[-1][1] <= self._pace[0][1]:
+            return None
+        return (self._pace[-1][0] - self._pace[0][0]) / (self._pace[-1][1] - self._pace[0][1])
 
     def spent(self) -> float:
         return self.now - self.began if self.began is not None else 0.0

@@ -192,7 +192,7 @@ class Talk:
 
     def picture(self) -> RenderableType:
         """What the live display shows at this moment; no line is wider than the terminal."""
-        width = self.console.width
+        width = self._width()
         if self._work is not None:
             work = self._work
             share = work["done"] / work["total"] if work.get("total") else None
@@ -210,13 +210,17 @@ class Talk:
             lines.append(_bar("settled", s.nearness or 0.0, self._evidence(), width))
         return Group(*lines)
 
+    def _width(self) -> int:
+        """Room is left for the ^C that a terminal writes: were it to wrap, the display could not be taken away."""
+        return max(1, self.console.width - 3)
+
     def _row(self, text: str, after: str = "") -> Text:
         row = Text(
             " " * (9 if self.console.width >= WHY_FITS else 2) + text + ("  " + after if after else ""),
             no_wrap=True,
             overflow="ellipsis",
         )
-        row.truncate(max(1, self.console.width - 1), overflow="ellipsis")
+        row.truncate(self._width(), overflow="ellipsis")
         return row
 
     def _held_out(self) -> str:
@@ -255,9 +259,11 @@ def _bar(label: str, share: float | None, text: str, width: int) -> Table:
     grid.add_column(no_wrap=True, min_width=8)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
-    room = max(4, min(40, width - 8 - 10 - len(text)))
-    bar = ProgressBar(total=1.0, completed=share or 0.0, width=room, pulse=False)
-    grid.add_row(Text(label, "bold"), bar, Text(f"{100 * share:3.0f} %  {text}" if share is not None else text))
+    after = Text(f"{100 * share:3.0f} %  {text}" if share is not None else text)
+    name = max(8, len(label))
+    room = max(4, min(40, width - name - 2 - len(after)))
+    after.truncate(max(1, width - name - 2 - room), overflow="ellipsis")
+    grid.add_row(Text(label, "bold"), ProgressBar(total=1.0, completed=share or 0.0, width=room, pulse=False), after)
     return grid
 
 

@@ -112,7 +112,7 @@ def test_nothing_is_wider_than_the_terminal(width):
             shown.print(talk.picture())
         lines = captured.get().splitlines()
         assert len(lines) <= 4, "the display never wraps"
-        assert all(ruler.measure(line).maximum <= width for line in lines)
+        assert all(ruler.measure(line.rstrip()).maximum <= width - 3 for line in lines)
     talk.close()
 
 
@@ -220,6 +220,11 @@ def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
     assert seen[0] == (100.0, "forecast") and seen[20] == (50.0, "at most") and seen[-5] == (30.0, "at most")
     standing.hear({"kind": "decay", "time": 145.0, "step": 29, "until": 39, "why": "settled"})
     assert standing.left() == (50.0, "steps") and standing.fraction() == pytest.approx(140 / 190)
+    bounded = Standing()
+    bounded.hear({"kind": "plan", "values": {"steps": 10}})
+    for step in (1, 2, 3):
+        bounded.hear({"kind": "step", "time": step * 5.0, "step": step, "tokens": step, "loss": 1.0})
+    assert bounded.left() == (35.0, "at most")
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
     assert standing.nearness == 1.0
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": 0.05, "tolerance": 0.005})
