@@ -103,8 +103,6 @@ class _Talk:
             )
         self.system = settings.system
         self.messages: list[dict[str, str]] = []
-        # a document of the training data begins with this token, and so does ours
-        self.begin = [metadata["tokenizer.ggml.bos_token_id"]] if "tokenizer.ggml.bos_token_id" in metadata else []
 
     @property
     def nature(self) -> str:
@@ -174,7 +172,7 @@ class _Talk:
         """Ids of the prompt with room for an answer; says so when the oldest part no longer fits."""
         most = self.engine.context - min(self.settings.max_tokens, self.engine.context // 2)
         if not self.turns:
-            ids = self.begin + self.engine.tokenize(text)
+            ids = self.engine.plain(text)
             if len(ids) > most:
                 self._forgot(f"only the last {most} of {len(ids)} tokens fit into the context")
             return ids[-most:]

@@ -73,7 +73,7 @@ def _use(name: str, plan: Values) -> list[str]:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         'tokenizer, model = AutoTokenizer.from_pretrained("hf"), AutoModelForCausalLM.from_pretrained("hf")',
-        'inputs = tokenizer(tokenizer.bos_token + "Once", return_tensors="pt")',
+        'inputs = tokenizer("Once", return_tensors="pt")',
         f"print(tokenizer.decode(model.generate(**inputs, max_length={context}, do_sample=True)[0]))",
         "```",
         "",
@@ -99,14 +99,14 @@ def _data(ledger: Values) -> Iterator[str]:
     for key, side in (("train", "Trained on"), ("held_out", "Evaluated on")):
         if counts := ledger.get(key):
             yield (
-                f"{side} {_whole(counts.get('documents'))} documents, {_bytes(counts.get('bytes'))}, "
+                f"{side} {_number_of(counts.get('documents'), 'document')}, {_bytes(counts.get('bytes'))}, "
                 f"{_whole(counts.get('tokens'))} tokens."
             )
     yield ""
     for key, title in (("dropped", "Left out"), ("mended", "Mended"), ("skipped", "Files not read")):
         if counts := ledger.get(key):
-            read = _whole(ledger.get("read")) if key != "skipped" else None
-            yield f"{title}, of {read} documents read:" if read else f"{title}:"
+            read = _number_of(ledger.get("read"), "document") if key != "skipped" else None
+            yield f"{title}, of {read} read:" if read else f"{title}:"
             yield ""
             for reason, entry in sorted(counts.items(), key=lambda item: -item[1]["count"]):
                 yield f"- {_plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
@@ -127,7 +127,7 @@ def _sources(sources: Sequence[Values]) -> Iterator[str]:
     largest = sorted(sources, key=lambda s: -s.get("bytes", 0))[:MOST_SOURCES]
     more = "" if len(largest) == len(sources) else f" The largest {len(largest)}; the ledger has all."
     total = sum(s.get("bytes", 0) for s in sources)
-    yield f"{_whole(len(sources))} files, {_bytes(total)}.{more}"
+    yield f"{_number_of(len(sources), 'file')}, {_bytes(total)}.{more}"
     yield ""
     yield "| source | bytes | SHA-256 |"
     yield "|---|---|---|"
@@ -194,9 +194,9 @@ def _made_with(plan: Values) -> Iterator[tuple[str, Any]]:
     yield from (plan.get("versions") or {}).items()
     machine = plan.get("machine")
     if isinstance(machine, Mapping):
-        for key, value in machine.items():
-            if not isinstance(value, Mapping | list):
-                yield key.replace("_", " "), value
+        for key in ("system", "processor", "python"):
+            yield key, machine.get(key)
+        yield "cores", (machine.get("cores") or {}).get("usable")
     yield "data", plan.get("corpus")
 
 
@@ -230,6 +230,10 @@ def _whole(value: Any) -> str | None:
     return f"{value:,.0f}" if _is_number(value) else None
 
 
+def _number_of(value: Any, thing: str) -> str | None:
+    return f"{value:,.0f} {thing}{'' if value == 1 else 's'}" if _is_number(value) else None
+
+
 def _count(value: Any) -> str:
     for scale, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if value >= scale:
@@ -254,7 +258,7 @@ def _amount(key: str, value: Any) -> str | None:
         hours, minutes = divmod(round(value) // 60, 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(value) % 60} s"
     if key == "energy":
-        return f"{value / 3.6e6:.3g} kWh"
+        return f"{value / 3.6e6:.3g} kWh" if value >= 3.6e6 else f"{value / 3600:.3g} Wh"
     if "memory" in key:
         return _bytes(value)
     return f"{value:.4g}"

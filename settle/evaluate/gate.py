@@ -6,7 +6,7 @@ continuations. A failed gate hands over nothing and says where the first differe
 """
 
 import contextlib
-import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from settle.base.errors import GateError
+from settle.base.errors import GateError, ResourceError
 from settle.base.run import fsync_folder
 from settle.formats._template import render
 from settle.formats.gguf import Dtype, export_gguf
@@ -150,15 +150,17 @@ def export_through_gate(
     part, weights, tokenizer, metadata: as in `export_gguf`. Raises GateError, and then nothing lies at `path` that
     was not there before.
     """
-    unproven = path.with_name(f".unproven-{os.getpid()}-{path.name}")
     try:
+        folder = tempfile.TemporaryDirectory(prefix=".unproven-", dir=path.parent)
+    except OSError as e:
+        raise ResourceError(f"cannot write {path}: {e.strerror}", "choose another place") from None
+    with folder as beside:
+        unproven = Path(beside) / path.name
         export_gguf(part, weights, tokenizer, unproven, dtype, metadata)
         figures = run_gate(model, tokenizer, unproven, held_out_texts, dtype, effort)
         require(figures, path)
         unproven.replace(path)
         fsync_folder(path.parent)
-    finally:
-        unproven.unlink(missing_ok=True)
     return figures
 
 

@@ -86,21 +86,22 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
     the disk fills up all the same.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    free = shutil.disk_usage(path.parent).free
-    if free < num_bytes:
-        raise _full(path, num_bytes, free)
     try:
+        free = shutil.disk_usage(path.parent).free
+        if free < num_bytes:
+            raise _full(path, num_bytes, free)
         yield part
         with part.open("rb+") as f:
             os.fsync(f.fileno())
         part.replace(path)
         fsync_folder(path.parent)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         # numpy's tofile reports a short write without an errno
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (e.errno is None and "written" in str(e)):
             raise _full(path, num_bytes, shutil.disk_usage(path.parent).free) from None
-        raise
+        raise ResourceError(f"cannot write {path}: {e.strerror or e}", "choose another place with --out") from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from settle.base.errors import FormatError
+from settle.base.errors import FormatError, ResourceError
 from settle.base.run import write_json
 from settle.formats import Format, LazyTensor, Weights, beside, from_bfloat16, to_bfloat16, to_float32, write_array
 
@@ -23,6 +23,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
 MAX_DIMS = 8
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -88,10 +89,13 @@ def export_safetensors(
     disk, FormatError for values that the type cannot hold.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    for source in Path(tokenizer.path).iterdir():
-        if source.suffix in (".json", ".jinja"):
-            shutil.copyfile(source, path / source.name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for source in Path(tokenizer.path).iterdir():
+            if source.name in TOKENIZER_FILES:
+                shutil.copyfile(source, path / source.name)
+    except OSError as e:
+        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
     config = part.to_hf_config() | {"dtype": TORCH_NAMES[dtype]}
     write_json(path / "config.json", config)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}

@@ -121,6 +121,14 @@ class Engine:
         body = {"content": text, "add_special": False, "parse_special": special}
         return self._post("/tokenize", body)["tokens"]
 
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text to go on with: no template, special tokens in it are text, and before it the token that opens
+        a text where the file says that its model expects one, or where there is no text."""
+        ids = self.tokenize(text)
+        opening = self.metadata.get("tokenizer.ggml.bos_token_id")
+        wanted = self.metadata.get("tokenizer.ggml.add_bos_token") or not ids
+        return [opening, *ids] if wanted and opening is not None else ids
+
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
         return self._post("/detokenize", {"tokens": list(map(int, ids))})["content"]
@@ -139,8 +147,8 @@ class Engine:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Generator[str]:
-        """Yields pieces of the answer as they come. A str prompt is plain text: no template, special tokens
-        in it are text. Closing the generator stops llama.cpp."""
+        """Yields pieces of the answer as they come. A str prompt is plain text (see `plain`). Closing the generator
+        stops llama.cpp."""
         for event in self._stream(self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop)):
             if event.get("content"):
                 yield event["content"]
@@ -163,7 +171,7 @@ class Engine:
         return {e["id"]: e["logprob"] if e["logprob"] is not None else -math.inf for e in entries}
 
     def _request(self, prompt, max_tokens, temperature, top_p, top_k, seed, stop) -> dict:
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(map(int, prompt))
+        ids = self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt))
         return {
             "prompt": ids,
             "n_predict": max_tokens,

@@ -62,3 +62,12 @@ def test_nothing_to_export(home, capsys, tmp_path):
     Run.create("train", "cut")
     assert main(["export", "cut"]) == 2
     assert "settle resume cut" in capsys.readouterr().err
+
+
+def test_no_permission(a_run, tmp_path, capsys):
+    """Root may write almost anywhere, so: where nobody can."""
+    assert main(["export", "notes", "--out", "/proc/notes.gguf"]) == 1
+    assert "cannot write /proc/notes.gguf" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["export", "notes", "--to", "safetensors", "--out", str(tmp_path / "file")]) == 1
+    assert "cannot write" in capsys.readouterr().err

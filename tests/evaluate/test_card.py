@@ -16,7 +16,7 @@ PLAN = {
     "loop": {"tokens_per_step": 4096, "seed": 7},
     "dtype": "float32",
     "versions": {"settle": "0.1.0", "torch": "2.13"},
-    "machine": {"cpu": "a processor", "cores": {"usable": 2}},
+    "machine": {"processor": "a processor", "cores": {"usable": 2}},
     "corpus": "abc123",
 }  # fmt: skip
 RESULT = {
@@ -39,7 +39,7 @@ LEDGER = {
     "sources": [{"name": f"notes/{i}.md", "kind": "text", "bytes": 1000 + i, "sha256": "f" * 64} for i in range(60)],
     "tokenizer": {"entries": 1024, "bytes_per_token": 3.1},
     "train": {"documents": 100, "tokens": 200_000, "bytes": 640_000},
-    "held_out": {"documents": 8, "tokens": 20_000, "bytes": 64_000},
+    "held_out": {"documents": 1, "tokens": 20_000, "bytes": 64_000},
 }
 
 
@@ -48,8 +48,10 @@ def test_says_everything(tmp_path):
     text = (tmp_path / "card.md").read_text()
     for said in (
         "2.1 million parameters", "640 kB of text", "**settled**", "10 % more tokens would bring 0.2 %",
-        "too short: 12 (such as `a/b.md:3`)", "not text: 1", "4 e-mail addresses", "60 files", "`notes/59.md`",
-        "ffffffffffffffff…", "2.3456 ± 0.0100 nats per token", "1.8765", "12 min 34 s", "0.01 kWh", "512 MB",
+        "too short: 12 (such as `a/b.md:3`)", "not text: 1", "4 e-mail addresses", "60 files", "1 document",
+        "of 120 documents read", "| processor | a processor |", "| cores | 2 |",
+        "`notes/59.md`",
+        "ffffffffffffffff…", "2.3456 ± 0.0100 nats per token", "1.8765", "12 min 34 s", "10 Wh", "512 MB",
         "11 min 40 s (10 min 0 s – 13 min 20 s)", "KL divergence 3.0e-07", "210 texts", "ollama create notes",
         "llama-cli -m notes.gguf", "lms import notes.gguf", "from transformers import", "3,686,400", "muon (lr 0.02)",
     ):  # fmt: skip
