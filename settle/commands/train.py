@@ -68,7 +68,7 @@ def start(run: Run, settings: Train, origin: dict[str, str], events: Events) -> 
     from settle.plan.training import plan_training
     from settle.plan.training_job import TrainingJob
 
-    plan = plan_training(settings, origin, corpus)
+    plan = plan_training(settings, origin, corpus, time.monotonic() - began)
     events.emit("plan", values=_told(plan, settings), origin=plan.origin, why=plan.why, full=settings.dry)
     job = TrainingJob.build(plan, corpus)
     if settings.dry:

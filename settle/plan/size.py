@@ -12,6 +12,7 @@ from settle.plan.settings import TrainingSettings
 TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556
 SHARE_OF_CEILING = 0.4  # of what matrix products reach here, by whole steps of small models
 OVERNIGHT = 8 * 3600.0
+HAND_OVER_SECONDS = 6.0  # proof before, export and gate after the loop
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,14 @@ class Size:
     seconds: float | None  # the loop's budget
 
 
-def choose_size(settings: TrainingSettings, corpus: Corpus, device: Accelerator, why: dict[str, str]) -> Size:
+def choose_size(
+    settings: TrainingSettings, corpus: Corpus, device: Accelerator, spent: float, why: dict[str, str]
+) -> Size:
     """The size that suits the budget and the corpus; `why` is told the reason of each number."""
-    budget = seconds(settings.time) if settings.time else None
+    budget = None
+    if settings.time:
+        asked = seconds(settings.time)
+        budget = max(asked / 4, asked - spent - HAND_OVER_SECONDS)
     unique = corpus.train.num_tokens
     width = 256
     rate = max(probe_dtype([(2048, width, 3 * width), (2048, width, 4 * width)], device, seconds=0.3).rates.values())

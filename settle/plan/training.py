@@ -41,15 +41,19 @@ class TrainingPlan:
         return cls(**{**known, "loop": LoopPlan(**values["loop"])})
 
 
-def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus) -> TrainingPlan:
-    """Every number of the run. `origin`: where each setting came from. Raises UsageError, ResourceError."""
+def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
+    """Every number of the run. `origin`: where each setting came from; `spent`: seconds that the data took.
+
+    A time budget is for everything, so the loop gets what preparation and hand-over leave. Raises UsageError,
+    ResourceError.
+    """
     import torch
 
     device = accelerator(settings.device)
     threads = settings.threads or cores().usable
     torch.set_num_threads(threads)
     why: dict[str, str] = {}
-    size = choose_size(settings, corpus, device, why)
+    size = choose_size(settings, corpus, device, spent, why)
     architecture = part("model/architectures", settings.architecture).sized(  # type: ignore[attr-defined]
         size.parameters, corpus.tokenizer.vocab_size, size.context
     )

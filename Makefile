@@ -1,0 +1,32 @@
+# A fresh clone needs Python 3.11 or newer and nothing else: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# Trains a model on Python's own standard library, from nothing to a GGUF file that llama.cpp loads.
+demo: install
+	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
+	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
+	echo && echo "The exported file goes on with:  $$prompt" && \
+	$(BIN)/settle chat $$name "$$prompt" --temperature 0.4 --max-tokens 100
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build *.egg-info
