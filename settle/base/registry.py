@@ -62,13 +62,8 @@ def parts(family: str) -> dict[str, type[Part]]:
 
 
 @cache
-def _installed() -> EntryPoints:
-    # reads the metadata of every installed distribution, so once
-    return entry_points()
-
-
 def _joined(family: str) -> EntryPoints:
-    return _installed().select(group=_group(family))
+    return entry_points(group=_group(family))  # reads the metadata of every installed distribution: once a family
 
 
 def _group(family: str) -> str:

@@ -112,15 +112,16 @@ def finish(
 
     state = outcome.state
     speed = state.step * job.plan.loop.tokens_per_step / max(state.seconds, 1e-9)
-    best = next(e for e in state.history if e.step == state.best_step)
+    best = job.judge(outcome.best, state)
+    events.emit("eval", whole=True, **best)
     result: dict[str, Any] = {
         **verdict(state, job.plan.loop, speed),
-        "best": {k: getattr(best, k) for k in ("step", "tokens", "loss", "stderr", "bits_per_byte")},
+        "best": best,
         "actual": {
             "time": spent["seconds"],
             "peak_memory": spent["peak_memory"],
             "energy": spent["energy"].joules,
-            "loss": best.loss,
+            "loss": best["loss"],
         },
         "forecast": run.read("forecast.json"),
         "proof": proof,

@@ -12,7 +12,9 @@ from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.model.architectures import Architecture, Decoder
 from settle.plan.training import TrainingPlan
-from settle.train.loop import Loop
+from settle.train.checkpoint import Weights
+from settle.train.evaluation import evaluate
+from settle.train.loop import Loop, State
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.stopping import Stopping
@@ -66,3 +68,18 @@ class TrainingJob:
             events,
             stopping,
         )
+
+    def judge(self, weights: Weights, state: State) -> dict[str, float]:
+        """The evaluation of `weights` on all held-out text, or as much as a twentieth of the run's time allows.
+
+        The loop looks at a sample, and picks the best of many looks; this is the figure to quote.
+        """
+        self.model.load_state_dict(weights)
+        loop = self.plan.loop
+        affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
+        limit = max(self.plan.held_out_tokens, affordable)
+        batches = list(held_out_batches(self.corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
+        tokens = state.best_step * loop.tokens_per_step
+        byte_length = self.corpus.tokenizer.byte_length
+        seen = evaluate(self.model, self.objective, batches, byte_length, state.best_step, tokens)
+        return {k: getattr(seen, k) for k in ("step", "tokens", "loss", "stderr", "bits_per_byte")}
