@@ -125,6 +125,7 @@ def finish(
         },
         "forecast": run.read("forecast.json"),
         "proof": proof,
+        "files": {"card": str(run.out / "card.md"), "curves": str(run.out / "curves.png")},
     }
     if result["verdict"] not in ("diverged", "broken"):
         files, gate = hand_over(
@@ -138,7 +139,7 @@ def finish(
             {"base": True, "verdict": result["verdict"], **result["best"]},
             events,
         )
-        result |= {"files": files, "gate": gate}
+        result |= {"files": files | result["files"], "gate": gate}
     plan = (run.read("plan.json") or {}) | {"num_parameters": job.architecture.num_parameters}
     write_card(run.out / "card.md", run.name, plan, result, job.corpus.ledger)
     draw_curves(run, result)
