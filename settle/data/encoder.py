@@ -13,8 +13,8 @@ from tokenizers import models
 
 from settle.data.words import word_starts
 
-# words remembered before the memory is emptied: with their ids they take about 100 MB
-MAX_WORDS = 500_000
+# words remembered before the memory is emptied: with their ids they take about 40 MB
+MAX_WORDS = 200_000
 # a longer word is hardly ever met twice
 MAX_REMEMBERED_BYTES = 64
 
@@ -45,18 +45,18 @@ class Encoder:
         closing = np.searchsorted(starts, ends)
         lengths = length[which]
         lengths[closing] = 1
-        stops = np.cumsum(lengths, dtype=np.int64)
+        stops = np.cumsum(lengths, dtype=np.int32)
         source = np.repeat(first[which] - (stops - lengths), lengths)
-        source += np.arange(len(source))
+        source += np.arange(len(source), dtype=np.int32)
         out = ids[source]
-        after = stops[closing]
+        after = stops[closing].astype(np.int64)
         out[after - 1] = self._end_id
         return out, after
 
     def _forget(self) -> None:
         self._known: dict[bytes, int] = {}
-        self._first = np.zeros(1 << 12, np.int64)
-        self._length = np.zeros(1 << 12, np.int64)
+        self._first = np.zeros(1 << 12, np.int32)
+        self._length = np.zeros(1 << 12, np.int32)
         self._ids = np.zeros(1 << 14, self._dtype)
         self._places = self._used = 0
 

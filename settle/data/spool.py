@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-_CHUNK = 2 << 20
+_CHUNK = 1 << 20
 
 
 class SpoolWriter:
@@ -77,7 +77,7 @@ class Spool:
         return found
 
     def chunks(self) -> Iterator[tuple[int, bytes, np.ndarray]]:
-        """The documents in order, about two megabytes at a time: number of the first, text, ends in that text."""
+        """The documents in order, about a megabyte at a time: number of the first, text, ends in that text."""
         with (self.folder / "text.bin").open("rb") as f:
             first, position = 0, 0
             while first < len(self):

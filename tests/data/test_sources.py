@@ -77,7 +77,7 @@ def test_records_without_a_usual_name() -> None:
     turns = [{"role": "user", "content": "Hi"}, "there"]
     rows = [{"question": "Why?", "n": 1, "answer": "So."}, {"messages": turns}, 3]
     data = "\n".join(map(json.dumps, rows)).encode()
-    assert read("jsonl", data) == ["Why?\n\nSo.", "Hi\n\nthere"]
+    assert read("jsonl", data) == ["Why?\n\nSo.", "Hi\n\nthere", "! a record without text"]
 
 
 def test_a_broken_line_is_named_and_passed_over() -> None:

@@ -38,9 +38,9 @@ _KEYS = tuple(
     )
 )
 _ASSIGNED = re.compile(
-    r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=.~!@#$%^&*-]{16,200})[\"']"
+    r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=~!@#$%^&*-]{16,200})[\"']"
 )
-_SECRET_NAME = re.compile(r"(?i:key|secret|token|passw(?:or)?d)[\"']?\s{0,4}\Z")
+_SECRET_NAME = re.compile(r"(?i:(?:api|access|secret|private|auth)_?key|secret|token|passw(?:or)?d)[\"']?\s{0,4}\Z")
 
 Span = tuple[int, int]
 
@@ -92,7 +92,7 @@ def _ips(text: str) -> Iterator[Span]:
                 address = ipaddress.ip_address(written)
             except ValueError:
                 continue
-            if address.is_global:
+            if address.is_global and not _looks_like_version(written):
                 yield head.start(), head.start() + len(written)
 
 
@@ -109,6 +109,11 @@ def _keys(text: str) -> Iterator[Span]:
         if span[0] >= end:
             yield span
             end = span[1]
+
+
+def _looks_like_version(written: str) -> bool:
+    """3.1.1.6 is more often a version or a section than an address."""
+    return "." in written and sum(int(number) >= 10 for number in written.split(".")) < 2
 
 
 def _inside_word(text: str, start: int) -> bool:

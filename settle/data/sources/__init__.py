@@ -8,7 +8,7 @@ from typing import BinaryIO, ClassVar, NotRequired, TypedDict
 from settle.base.registry import Part
 
 # a longer text is cut at a paragraph's border, so that no file, whatever its size, is held in memory whole
-MAX_DOCUMENT = 4 << 20
+MAX_DOCUMENT = 2 << 20
 # a record of a table or of JSON is read whole, and none is this long
 MAX_RECORD = 64 << 20
 _CHUNK = 1 << 20
@@ -96,6 +96,14 @@ def is_binary(head: bytes) -> bool:
     start = head[:8192]
     control = len(start) - len(start.translate(None, bytes([*range(8), *range(14, 27), *range(28, 32), 127])))
     return control * 10 > len(start)
+
+
+def documents(text: str, row: int) -> Iterator[Row]:
+    """The rows of one record: its text, in several where it is very long."""
+    if not text:
+        yield {"row": row, "problem": "a record without text"}
+    for piece in cut([text]):
+        yield {"text": piece, "row": row}
 
 
 def cut(chunks: Iterable[str], limit: int = MAX_DOCUMENT) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import MAX_RECORD, Row, Skip, Source, cut, lines
+from settle.data.sources import MAX_RECORD, Row, Skip, Source, documents, lines
 
 
 class Csv(Source):
@@ -30,8 +30,7 @@ class Csv(Source):
                 record = {name: cell for name, cell in zip(header, cells, strict=False) if not _is_number(cell)}
                 if self.field is not None and self.field in header:
                     record.setdefault(self.field, "")
-                for piece in cut([record_text(record, self.field)]):
-                    yield {"text": piece, "row": number}
+                yield from documents(record_text(record, self.field), number)
         except csv.Error as e:
             raise Skip(f"not a readable table: {e}") from None
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import MAX_RECORD, Row, Skip, Source, cut, decoded
+from settle.data.sources import MAX_RECORD, Row, Skip, Source, decoded, documents
 
 _SPACE = " \t\r\n"
 _WRAPPERS = ("data", "rows", "records", "examples", "items", "train", "documents")
@@ -21,8 +21,7 @@ class Json(Source):
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
         for number, record in enumerate(_records(decoded(stream)), 1):
-            for piece in cut([record_text(record, self.field)]):
-                yield {"text": piece, "row": number}
+            yield from documents(record_text(record, self.field), number)
 
 
 def _records(chunks: Iterator[str]) -> Iterator[Any]:

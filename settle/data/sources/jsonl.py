@@ -7,7 +7,7 @@ from typing import BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import Row, Source, cut, lines
+from settle.data.sources import Row, Source, documents, lines
 
 
 class Jsonl(Source):
@@ -28,5 +28,4 @@ class Jsonl(Source):
             except (ValueError, RecursionError):
                 yield {"row": number, "problem": "a line that is no JSON"}
                 continue
-            for piece in cut([text]):
-                yield {"text": piece, "row": number}
+            yield from documents(text, number)

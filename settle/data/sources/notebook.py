@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO, ClassVar
 
-from settle.data.sources import MAX_RECORD, Row, Skip, Source, cut
+from settle.data.sources import MAX_RECORD, Row, Skip, Source, documents
 
 
 class Notebook(Source):
@@ -22,5 +22,4 @@ class Notebook(Source):
         except (ValueError, KeyError, TypeError, RecursionError):
             raise Skip("not a readable notebook") from None
         joined = ["".join(s) if isinstance(s, list) else str(s) for s in sources]
-        for piece in cut(["\n\n".join(s for s in joined if s.strip())]):
-            yield {"text": piece, "row": 1}
+        yield from documents("\n\n".join(s for s in joined if s.strip()), 1)

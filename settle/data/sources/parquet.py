@@ -7,7 +7,7 @@ from pydantic import Field
 
 from settle.base.errors import DataError
 from settle.data.records import record_text
-from settle.data.sources import Row, Skip, Source, cut
+from settle.data.sources import Row, Skip, Source, documents
 
 
 class Parquet(Source):
@@ -32,7 +32,6 @@ class Parquet(Source):
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
-                    for piece in cut([record_text(record, self.field)]):
-                        yield {"text": piece, "row": number}
+                    yield from documents(record_text(record, self.field), number)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
             raise Skip(f"not a readable parquet file: {str(e).splitlines()[0]}") from None

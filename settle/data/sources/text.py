@@ -7,7 +7,7 @@ from settle.data.sources import Row, Source, cut, decoded
 
 
 class Text(Source):
-    """Any text file; a file of more than four million characters is cut at paragraphs."""
+    """Any text file; a file of more than two million characters is cut at paragraphs."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".txt", ".text", ".md", ".markdown", ".mdx", ".rst", ".org", ".tex", ".adoc", ".log", ".srt", ".vtt"),
