@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from settle.base.errors import DataError, ResourceError
+from settle.base.errors import DataError, ResourceError, SettleError
 from settle.base.events import Events
 from settle.base.run import fsync_folder, home, read_json, write_json
 from settle.data.files import InputFile, find_files, hash_files
@@ -29,6 +29,7 @@ from settle.data.tokenizer import Tokenizer, vocabulary_size
 
 _VERSION = 1  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
+_DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer
 _SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
 
@@ -56,16 +57,24 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
         hashes = hash_files(files + held_out_files)
         fingerprint = _fingerprint(files, held_out_files, hashes, settings)
         folder = home() / "tokens" / fingerprint
-        if not (folder / "ledger.json").exists():
-            _describe_sources(ledger, files + held_out_files, hashes)
-            _make(work, files, held_out_files, settings, ledger, events)
-            _publish(work / "corpus", folder)
+        if (folder / "ledger.json").exists():
+            with contextlib.suppress(SettleError):  # a damaged one is made again
+                return _open(folder)
+            shutil.rmtree(folder)
+        _describe_sources(ledger, files + held_out_files, hashes)
+        _refuse_if_too_large(files + held_out_files)
+        _make(work, files, held_out_files, settings, ledger, events)
+        _publish(work / "corpus", folder)
+        return _open(folder)
+
+
+def _open(folder: Path) -> Corpus:
     return Corpus(
         TokenStore(folder / "train"),
         TokenStore(folder / "held_out"),
         Tokenizer(folder / "tokenizer"),
         read_json(folder / "ledger.json"),
-        fingerprint,
+        folder.name,
     )
 
 
@@ -92,7 +101,7 @@ def _make(
     if held_out_files:
         sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
         sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
-        drop_kin_of_held_out(spool, sides, ledger)
+        drop_kin_of_held_out(spool, sides, reading.drop)
     elif kept.sum() < FEW:
         spool, sides = split_sections(spool, kept, settings.held_out, work)
     else:
@@ -121,6 +130,7 @@ def _make(
             "tokens": store.num_tokens,
             "bytes": store.num_bytes,
         }
+    write_json(corpus / "files.json", [f.name for f in files + held_out_files])
     write_json(corpus / "ledger.json", ledger.as_dict())
 
 
@@ -144,11 +154,10 @@ def _tokenize(
 ) -> tuple[TokenStore, TokenStore]:
     """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
 
-    def encode(chunk: tuple[int, bytes, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def encode(chunk: tuple[int, bytes, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
         first, text, ends = chunk
         ids, after = tokenizer.encode_documents(text, ends)
-        own = sides[first : first + len(ends)]
-        return ids, after, own, np.diff(ends, prepend=-1) - 1
+        return ids, np.diff(after, prepend=0), np.diff(ends, prepend=-1) - 1, slice(first, first + len(ends))
 
     writers = [StoreWriter(corpus / name, tokenizer.bos_id, tokenizer.dtype) for name in ("train", "held_out")]
     done = 0
@@ -156,17 +165,16 @@ def _tokenize(
         for writer in writers:
             stack.enter_context(writer)
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        for ids, after, own, sizes in _ahead(pool, encode, spool.chunks()):
-            lengths = np.diff(after, prepend=0)
+        for ids, lengths, sizes, these in _ahead(pool, encode, spool.chunks()):
+            own, origins = sides[these], spool.origins[these]
             for side, writer in zip((TRAIN, HELD_OUT), writers, strict=True):
                 mine = own == side
-                if mine.all():
-                    writer.append(ids, after, int(sizes.sum()))
-                elif mine.any():
-                    writer.append(ids[np.repeat(mine, lengths)], np.cumsum(lengths[mine]), int(sizes[mine].sum()))
+                if mine.any():
+                    chosen = ids if mine.all() else ids[np.repeat(mine, lengths)]
+                    writer.append(chosen, np.cumsum(lengths[mine]), origins[mine], int(sizes[mine].sum()))
             done += int(sizes.sum()) + len(sizes)
             events.emit("progress", what="tokenize", done=done, total=spool.size, unit="bytes")
-    return writers[0].close(), writers[1].close()
+        return writers[0].close(), writers[1].close()
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int = 3) -> Iterator[Any]:
@@ -181,10 +189,13 @@ def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int
 
 
 def _describe_sources(ledger: Ledger, files: list[InputFile], hashes: list[str]) -> None:
-    listed = [
+    """Every file, and all of them in one number."""
+    ledger.notes["sources"] = [
         {"name": f.name, "kind": f.kind, "bytes": f.size, "sha256": h} for f, h in zip(files, hashes, strict=True)
     ]
-    ledger.notes["sources"] = listed
+    ledger.notes["num_sources"] = len(files)
+    ledger.notes["sources_bytes"] = sum(f.size for f in files)
+    ledger.notes["sources_sha256"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _fingerprint(
@@ -208,18 +219,53 @@ def _publish(made: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _workspace() -> Iterator[Path]:
-    """A folder that is gone afterwards, whatever happens. A full disk becomes a ResourceError."""
-    work = home() / "tokens" / f".work-{os.getpid()}-{secrets.token_hex(3)}"
+    """A folder that is gone afterwards, whatever happens; what a killed process left is cleared away here.
+
+    A full disk becomes a ResourceError.
+    """
+    tokens = home() / "tokens"
+    work = tokens / f".work-{secrets.token_hex(6)}"
+    lock = FileLock(work.with_suffix(".lock"))
     try:
-        work.mkdir(parents=True)
+        tokens.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(tokens)
+        lock.acquire()
+        work.mkdir()
+    except OSError as e:
+        raise ResourceError(
+            f"{home()} cannot be written: {e.strerror}", "mend its permissions, or set SETTLE_HOME to another folder"
+        ) from None
+    try:
         yield work
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(home()).free
-        raise ResourceError(
-            f"the disk that holds {home()} is full ({free / 1e6:,.0f} MB free)",
-            "make room, or put SETTLE_HOME on another disk",
-        ) from None
+        raise _disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+        work.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _clear_abandoned(tokens: Path) -> None:
+    for path in tokens.glob(".work-*.lock"):
+        lock = FileLock(path, timeout=0)
+        with contextlib.suppress(Timeout), lock:
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def _refuse_if_too_large(files: list[InputFile]) -> None:
+    """Plain text is written once as text and once as tokens: when there is no room for that, say so at once."""
+    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if f.kind == "text" and not f.compression))
+    if needed > shutil.disk_usage(home()).free:
+        raise _disk_full(needed)
+
+
+def _disk_full(needed: int) -> ResourceError:
+    free = shutil.disk_usage(home()).free
+    return ResourceError(
+        f"the disk that holds {home()} has no room: more than {needed / 1e6:,.1f} MB are needed for this text, "
+        f"{free / 1e6:,.1f} MB are free",
+        "make room, or set SETTLE_HOME to a folder on another disk",
+    )

@@ -56,9 +56,13 @@ class Reading:
             reason, repeated = found
             for document in np.flatnonzero(repeated & kept).tolist():
                 file, row = spool.origins[document].tolist()
-                self._ledger.drop(reason, self._where(file, row), "")
+                self.drop(reason, file, row)
             kept &= ~repeated
         return kept
+
+    def drop(self, reason: str, file: int, row: int) -> None:
+        """Note that a row which was read is left out after all."""
+        self._ledger.drop(reason, self._where(file, row), "")
 
     def _rows(self) -> Iterator[tuple[int, int, str]]:
         """File number, row and text of every row that can be read."""
@@ -70,7 +74,7 @@ class Reading:
                     for row in file.source({"field": self._settings.field}).rows(stream):
                         self._ledger.read += 1
                         if "problem" in row:
-                            self._ledger.drop(row["problem"], self._where(number, row["row"]), "")
+                            self.drop(row["problem"], number, row["row"])
                             continue
                         yield number, row["row"], row["text"]
                         read += len(row["text"])

@@ -88,7 +88,7 @@ def _signatures(documents: Spool) -> np.ndarray:
         for _, text, ends in documents.chunks():
             hashes, rows = _shingles(np.frombuffer(text, np.uint8), ends)
             matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, rows, _HASHES, _SEED)
-            np.array(matrix.to_rows(), np.uint32).tofile(f)
+            f.write(np.array(matrix.to_rows(), np.uint32).data)
     if not len(documents):
         return np.zeros((0, _HASHES), np.uint32)
     return np.memmap(path, np.uint32, "r").reshape(-1, _HASHES)

@@ -5,11 +5,11 @@ when others are added. Few documents: each is cut into sections and its last one
 Legend: D documents.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from settle.data.ledger import Ledger
 from settle.data.similarity import Similarity
 from settle.data.sources import cut
 from settle.data.spool import Spool, SpoolWriter
@@ -59,7 +59,7 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
     return _join(sections, parents, sides, folder / "split")
 
 
-def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, ledger: Ledger) -> None:
+def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
     """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
     cluster = Similarity(documents).clusters(KINSHIP)
     held_out = np.zeros(len(sides), bool)
@@ -67,7 +67,7 @@ def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, ledger: Ledger) ->
     dropped = (sides == TRAIN) & held_out[cluster]
     sides[dropped] = DROPPED
     for file, row in documents.origins[dropped].tolist():
-        ledger.drop("nearly the same as held-out text", f"file {file + 1}, row {row}", "")
+        drop("nearly the same as held-out text", file, row)
 
 
 def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:

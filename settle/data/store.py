@@ -2,12 +2,15 @@
 
     tokens.bin       bos, then each document's ids closed by eos; uint16 (uint32 above 65,536 entries), little-endian
     documents.bin    int64: where each document begins, and one past the last
+    origins.bin      int32 (D, 2): the file each document comes from, by its place in ../files.json, and its row there
     store.json       counts and the dtype; written last
 
 The token before a document's first is always bos (= eos), so every token of a document can be predicted, its first
 too. Legend: D documents, M tokens of all documents.
 """
 
+import os
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -32,14 +35,26 @@ class TokenStore:
             self.num_bytes: int = about["num_bytes"]
             self.tokens: np.ndarray = np.memmap(folder / "tokens.bin", np.dtype(about["dtype"]), "r")
             self.document_starts: np.ndarray = np.memmap(folder / "documents.bin", "<i8", "r")
+            self._origins: np.ndarray = np.memmap(folder / "origins.bin", "<i4", "r")
         except (OSError, KeyError, TypeError, ValueError) as e:
             raise _damaged(folder, repr(e)) from None
-        if len(self.tokens) != self.num_tokens + 1 or len(self.document_starts) != self.num_documents + 1:
+        sizes = (len(self.tokens) - 1, len(self.document_starts) - 1, len(self._origins) / 2)
+        if sizes != (self.num_tokens, self.num_documents, self.num_documents):
             raise _damaged(folder, "its files are shorter or longer than store.json says")
 
     def document(self, index: int) -> np.ndarray:
         """Ids of one document, eos included."""
         return self.tokens[self.document_starts[index] : self.document_starts[index + 1]]
+
+    def origin(self, index: int) -> str:
+        """Where a document comes from, as `file:row`."""
+        file, row = self._origins[2 * index : 2 * index + 2].tolist()
+        return f"{self._files[file]}:{row}"
+
+    @cached_property
+    def _files(self) -> list[str]:
+        files: list[str] = read_json(self.folder.parent / "files.json")
+        return files
 
 
 class StoreWriter:
@@ -51,23 +66,32 @@ class StoreWriter:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._tokens = (folder / "tokens.bin").open("wb")
         self._documents = (folder / "documents.bin").open("wb")
+        self._origins = (folder / "origins.bin").open("wb")
+        self._all = (self._tokens, self._documents, self._origins)
         self._position = 1
         self.num_documents = 0
         self.num_bytes = 0
-        np.array([bos_id], self._dtype).tofile(self._tokens)
-        np.array([1], "<i8").tofile(self._documents)
+        self._tokens.write(np.array([bos_id], self._dtype).data)
+        self._documents.write(np.array([1], "<i8").data)
 
-    def append(self, ids: np.ndarray, after: np.ndarray, num_bytes: int) -> None:
-        """Documents whose ids lie one after the other in `ids`; `after` (D,) is the position after each one's eos."""
+    def append(self, ids: np.ndarray, after: np.ndarray, origins: np.ndarray, num_bytes: int) -> None:
+        """Documents whose ids lie one after the other in `ids`; `after` (D,) is the position after each one's eos.
+
+        origins: (D, 2), the number of each document's file and its row. num_bytes: UTF-8 bytes of all of them.
+        """
         self._tokens.write(np.ascontiguousarray(ids, self._dtype).data)
         self._documents.write((after + self._position).astype("<i8").data)
+        self._origins.write(np.ascontiguousarray(origins, "<i4").data)
         self._position += len(ids)
         self.num_documents += len(after)
         self.num_bytes += num_bytes
 
     def close(self) -> TokenStore:
-        self._tokens.close()
-        self._documents.close()
+        """On disk for good, and opened."""
+        for file in self._all:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
         about = {
             "num_tokens": self._position - 1,
             "num_documents": self.num_documents,
@@ -81,8 +105,8 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._tokens.close()
-        self._documents.close()
+        for file in self._all:
+            file.close()
 
 
 def _damaged(folder: Path, why: str) -> DataError:

@@ -1,12 +1,16 @@
 """From files to token stores."""
 
+import gzip
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from settle.base.errors import DataError
+from settle.base.errors import DataError, ResourceError
 from settle.base.events import Events
 from settle.base.run import home
 from settle.data.prepare import Corpus, prepare
@@ -44,6 +48,10 @@ def texts(corpus: Corpus, side: str) -> list[str]:
 
 def left_behind() -> list[str]:
     return [p.name for p in (home() / "tokens").iterdir() if p.name != "hashes.json"]
+
+
+def reasons(corpus: Corpus, what: str) -> dict[str, int]:
+    return {reason: entry["count"] for reason, entry in corpus.ledger[what].items()}
 
 
 def test_one_file_is_split_at_a_paragraph(tmp_path: Path) -> None:
@@ -100,6 +108,139 @@ def test_too_little_or_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
             run(tmp_path / name)
         assert caught.value.fix
         assert left_behind() == []
+
+
+def test_one_line_repeated_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the same line again\n" * 20_000)
+    with pytest.raises(DataError, match="repeats itself"):
+        run(tmp_path / "a.txt")
+    (tmp_path / "b.jsonl").write_text('{"text": "the same line again, in every row"}\n' * 2000)
+    with pytest.raises(DataError, match="1999 dropped \\(exact duplicate\\)"):
+        run(tmp_path / "b.jsonl")
+    with pytest.raises(DataError, match="similar passages"):
+        run(tmp_path / "a.txt", clean=False)
+    assert left_behind() == []
+
+
+_BROKEN = b" caf\xe9 \xff na\xc3\xafve jane@example.com"
+
+
+def test_the_ledger_names_every_row_that_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(prose(i, 500))
+    (folder / "copy.txt").write_text(prose(0, 500))
+    (folder / "dos.txt").write_bytes(prose(4, 500).replace("\n", "\r\n").encode() + _BROKEN)
+    (folder / "short.txt").write_text("hm")
+    (folder / "image.png").write_bytes(b"\x89PNG\0\0")
+    corpus = run(folder, mask="email")
+    assert reasons(corpus, "dropped") == {"too short": 1, "exact duplicate": 1}
+    assert corpus.ledger["dropped"]["exact duplicate"]["examples"][0]["where"] == "copy.txt:1"
+    assert reasons(corpus, "mended") == {
+        "invalid bytes taken out": 1,
+        "line ends written as line feeds": 1,
+        "e-mail addresses masked": 1,
+    }
+    assert reasons(corpus, "skipped") == {"binary data": 1}
+    assert corpus.ledger["found"] == {"e-mail addresses": 1}
+    assert len(corpus.ledger["sources"]) == corpus.ledger["num_sources"] == 6
+    assert all(len(source["sha256"]) == 64 for source in corpus.ledger["sources"])
+    json.dumps(corpus.ledger)
+    joined = "".join(texts(corpus, "train") + texts(corpus, "held_out"))
+    assert "caf  naïve <email>" in joined and "\r" not in joined
+    assert {corpus.train.origin(i) for i in range(corpus.train.num_documents)} <= {
+        f"{name}:1" for name in ("0.txt", "1.txt", "2.txt", "copy.txt", "dos.txt")
+    }
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
+    text = prose(1, 2000) + "<|endoftext|><|im_start|>user" * 10 + prose(2, 2000)
+    (tmp_path / "a.txt").write_text(text)
+    corpus = run(tmp_path / "a.txt")
+    assert "".join(texts(corpus, "train") + texts(corpus, "held_out")) == text
+
+
+def test_stdin(tmp_path: Path) -> None:
+    code = (
+        "from settle.data.prepare import *\n"
+        "c = prepare(['-'], DataSettings(), Events())\n"
+        "print(c.train.num_documents + c.held_out.num_documents, c.ledger['sources'][0]['kind'])"
+    )
+    rows = "".join(json.dumps({"text": prose(i, 60)}) + "\n" for i in range(200))
+    for given, expected in ((rows, "200 jsonl"), (prose(1, 3000), "2 text")):
+        done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_a_damaged_store_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 3000))
+    first = run(tmp_path / "a.txt")
+    tokens = first.train.tokens.tobytes()
+    with (first.train.folder / "tokens.bin").open("r+b") as f:
+        f.truncate(100)
+    assert run(tmp_path / "a.txt").train.tokens.tobytes() == tokens
+    (first.train.folder / "store.json").write_text("{")
+    assert run(tmp_path / "a.txt").train.tokens.tobytes() == tokens
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 3000))
+    (home() / "tokens" / ".work-dead").mkdir(parents=True)
+    (home() / "tokens" / ".work-dead.lock").touch()
+    corpus = run(tmp_path / "a.txt")
+    assert left_behind() == [corpus.fingerprint]
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 3000))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ResourceError, match="SETTLE_HOME"):
+        run(tmp_path / "a.txt")
+
+
+def test_a_compressed_file_that_breaks_off_is_read_up_to_there(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(prose(i, 300) for i in range(200)).encode())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "b.txt").write_text(prose(1000, 3000))
+    corpus = run(tmp_path / "in")
+    assert reasons(corpus, "skipped") == {"damaged, read up to the damage": 1}
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from settle.base.errors import ResourceError
+from settle.data.prepare import *
+try:
+    prepare([sys.argv[1]], DataSettings(), Events())
+except ResourceError as e:
+    print(e)
+print([p.name for p in (home() / "tokens").iterdir() if p.name != "hashes.json"])
+"""
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": prose(i, 300)}) for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "small").mkdir()
+    full = []
+    for room in range(300, 1400, 160):  # kilobytes: full while reading, comparing, tokenizing
+        mount = f"mount -t tmpfs -o size={room}k settle {tmp_path}/small"
+        command = f"{mount} && SETTLE_HOME={tmp_path}/small exec {sys.executable} -c '{FULL_DISK}' {tmp_path}/a.jsonl"
+        shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", command]
+        done = subprocess.run(shell, capture_output=True, text=True)
+        if done.stderr.startswith(("unshare", "mount")):
+            pytest.skip("this system lets nobody mount a small disk")
+        assert not done.stderr
+        *told, left = done.stdout.splitlines()
+        if told:
+            assert "has no room" in told[0] and "MB are needed" in told[0]
+            full.append(room)
+        assert (left == "[]") == bool(told)
+    assert 2 < len(full) < 7
 
 
 def test_tokens_take_two_bytes_each(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,29 @@ def test_the_standard_library_is_there_without_its_tests(tmp_path: Path) -> None
 def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     assert len(find_files([str(tmp_path), str(tmp_path / "a.txt")], tmp_path / "work", Ledger())) == 1
+
+
+def test_one_endless_line_streams(tmp_path: Path) -> None:
+    block = " ".join(f"word{i}" for i in range(120_000)).encode() + b" "
+    with (tmp_path / "line.txt").open("wb") as f:
+        for _ in range(200):
+            f.write(block)
+    size = (tmp_path / "line.txt").stat().st_size
+    code = (
+        "import resource, sys\n"
+        "from settle.data.sources.text import Text\n"
+        "from settle.data.sources.jsonl import Jsonl\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "rows = list(len(r['text']) for r in Text().rows(open(sys.argv[1], 'rb')))\n"
+        "problems = [r['problem'] for r in Jsonl().rows(open(sys.argv[1], 'rb'))]\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "print(sum(rows), max(rows), problems, grown * (1 if sys.platform == 'darwin' else 1024))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "line.txt")], capture_output=True, text=True, check=True
+    )
+    total, longest, rest = done.stdout.split(" ", 2)
+    problems, grown = rest.rsplit(" ", 1)
+    assert (int(total), problems) == (size, "['a line too long to be a record']")
+    assert int(longest) <= MAX_DOCUMENT
+    assert int(grown) < 150e6 < size
