@@ -1,0 +1,213 @@
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from settle.train.settled import (
+    EVALUATION_COST,
+    MIN_HISTORY,
+    Settled,
+    decay_tokens,
+    fit,
+    frequency_loss,
+    gain_for,
+    is_spike,
+    next_evaluation,
+    sample_size,
+    steps_astray,
+    student,
+)
+
+SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class Look:
+    step: int
+    tokens: int
+    loss: float
+    blocks: tuple[float, ...] = ()
+
+
+def looks(true: Callable[[float], float], until: int, noise: float = 0.0, seed: int = 0, start: int = 0) -> list[Look]:
+    rng = np.random.default_rng(seed)
+    at, found = start, [Look(0, 0, true(0.0))]
+    while (at := next_evaluation(at, SAMPLE)) <= until:
+        found.append(Look(at // 100, at, true(at) + noise * rng.normal()))
+    return found
+
+
+def power(t: float, exponent: float = 0.5, scale: float = 1e4) -> float:
+    return 2.0 + 5.0 * (1 + t / scale) ** -exponent
+
+
+def gain(true: Callable[[float], float], t: float) -> float:
+    return (true(t) - true(1.1 * t)) / true(t)
+
+
+def first_verdict(history: list[Look], rule: Settled) -> tuple[str, Look]:
+    for n in range(1, len(history) + 1):
+        state = rule.judge(history[:n]).state
+        if state != "improving":
+            return state, history[n - 1]
+    return "improving", history[-1]
+
+
+def test_settles_when_less_is_to_be_had_than_the_tolerance():
+    history = looks(power, 20_000_000, noise=0.005)
+    state, at = first_verdict(history, Settled(0.005))
+    assert state == "settled"
+    assert gain(power, at.tokens) < 0.005
+    assert gain(power, at.tokens / 3) > 0.005  # and not long after
+
+
+def test_a_smaller_tolerance_trains_longer():
+    history = looks(power, 30_000_000, noise=0.002)
+    stops = [first_verdict(history, Settled(t))[1].tokens for t in (0.01, 0.005, 0.002)]
+    assert stops == sorted(stops) and stops[0] < stops[2] / 3
+
+
+def test_interval_covers_the_true_gain():
+    """On a straight line in ln(tokens), where the model is exact, with correlated noise."""
+    rng = np.random.default_rng(1)
+    tokens = [int(1000 * 1.02**k) for k in range(60)]
+    covered = []
+    for _ in range(400):
+        noise = rng.normal(size=60)
+        for i in range(1, 60):
+            noise[i] = 0.5 * noise[i - 1] + math.sqrt(0.75) * noise[i]
+        line = fit([Look(t, t, 3 - 0.1 * math.log(t) + 0.01 * e) for t, e in zip(tokens, noise, strict=True)])
+        true = 0.1 * math.log(1.1) / line.loss
+        covered.append(line.low <= true <= line.high)
+    assert 0.88 < np.mean(covered) <= 1.0
+
+
+def test_blocks_that_disagree_widen_the_interval():
+    tokens = [int(1000 * 1.02**k) for k in range(40)]
+    rng = np.random.default_rng(2)
+    slopes = 0.1 + 0.1 * rng.normal(size=16)
+    even = [Look(t, t, 3 - 0.1 * math.log(t), (3 - 0.1 * math.log(t),) * 16) for t in tokens]
+    uneven = [replace(e, blocks=tuple(3 - s * math.log(e.tokens) for s in slopes)) for e in even]
+    expected = slopes.std(ddof=1) / 4 * math.log(1.1)
+    assert fit(even).sample_stderr == pytest.approx(0.0, abs=1e-9)
+    assert fit(uneven).sample_stderr * fit(uneven).loss == pytest.approx(expected, rel=1e-6)
+    assert fit(uneven).high > fit(even).high
+
+
+def test_a_shared_error_of_all_looks_changes_nothing():
+    """The sample is the same every time, so what makes it harder than other text must not matter."""
+    history = looks(power, 3_000_000, noise=0.005)
+    rule = Settled(0.005)
+    shifted = [replace(e, loss=e.loss * 1.0 + 0.0, blocks=(e.loss - 1.0, e.loss + 1.0)) for e in history]
+    assert rule.judge(shifted).high == pytest.approx(rule.judge(history).high)
+
+
+def test_overfitting_names_the_best_evaluation():
+    def curve(t: float) -> float:
+        return power(t) + 0.8 * max(0.0, math.log((t + 1) / 300_000))
+
+    history = looks(curve, 3_000_000, noise=0.002)
+    verdict = Settled(0.005).judge(history)
+    assert verdict.state == "overfitting"
+    assert verdict.evidence["best_tokens"] == pytest.approx(300_000, rel=0.1)
+    assert verdict.gain < 0 and verdict.high < 0
+
+
+def test_nothing_learned_is_broken():
+    flat = [Look(i, i * 10_000, 6.9 + 0.001 * math.sin(i)) for i in range(60)]
+    verdict = Settled().judge(flat)
+    assert verdict.state == "broken" and "untrained" in verdict.why
+
+
+def test_stuck_at_token_frequencies_is_broken_only_after_a_long_rest():
+    def stuck(t: float) -> float:
+        return 5.5 + 1.4 * math.exp(-t / 20_000)
+
+    history = looks(stuck, 4_000_000, noise=0.001)
+    state, at = first_verdict(history, Settled(floor=5.45))
+    assert state == "broken"
+    resting = looks(lambda t: stuck(t) - 2 * (1 - math.exp(-((t / 600_000) ** 4))), 150_000, noise=0.001)
+    assert Settled(floor=5.45).judge(resting).state == "improving"
+
+
+def test_too_few_evaluations_give_no_verdict():
+    judgement = Settled().judge([Look(0, 0, 7.0), Look(1, 100, 7.0)])
+    assert judgement.state == "improving" and math.isnan(judgement.high)
+
+
+def test_what_came_before_the_constant_rate_is_not_looked_at():
+    history = looks(lambda t: 9.0 if t < 200_000 else power(t), 2_000_000, noise=0.002)
+    line = Settled(since_tokens=200_000).judge(history).evidence["line"]
+    assert line["start_tokens"] > 200_000
+
+
+def test_judging_is_a_pure_function_of_the_history():
+    history = looks(power, 1_000_000, noise=0.01)
+    assert Settled().judge(history) == Settled().judge(list(history))
+
+
+def test_evaluating_costs_little_and_gets_rarer():
+    at, looked, previous = 0, 0, 0
+    gaps = []
+    while at < 20_000_000:
+        at = next_evaluation(at, SAMPLE)
+        looked += 1
+        gaps.append(at - previous)
+        previous = at
+        assert looked * SAMPLE / 3 <= (EVALUATION_COST + 0.001) * at
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == pytest.approx(0.02 * at, rel=0.03)
+    assert looked > MIN_HISTORY
+
+
+def test_a_run_gets_enough_looks():
+    expected = 30_000_000
+    at, looked = 0, 0
+    while (at := next_evaluation(at, sample_size(expected))) <= expected:
+        looked += 1
+    assert looked >= MIN_HISTORY * 1.5
+
+
+def test_decay_is_a_share_of_what_was_seen():
+    assert decay_tokens(2_000_000) == 2 * decay_tokens(1_000_000) > 0
+
+
+@pytest.mark.parametrize("kappa", [0.1, 0.4, 0.8])
+def test_gain_of_a_further_hour_covers_power_laws(kappa: float):
+    history = looks(lambda t: power(t, kappa, 1e3), 1_000_000, noise=0.002)
+    expected, low, high = gain_for(history, 3_000_000)
+    true = 1 - power(4_000_000, kappa, 1e3) / power(1_000_000, kappa, 1e3)
+    assert low <= true <= high and low < expected < high
+
+
+def test_frequency_loss_is_the_cross_entropy_of_the_counts():
+    counts = np.array([3, 1, 0, 0])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert frequency_loss(counts * 10**6, counts) == pytest.approx(entropy, rel=1e-4)
+    assert frequency_loss(np.zeros(4), counts) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(("probability", "freedom", "value"), [(0.975, 10, 2.228), (0.975, 4, 2.776), (0.9, 30, 1.310)])
+def test_student_quantiles(probability: float, freedom: float, value: float):
+    assert student(probability, freedom) == pytest.approx(value, rel=0.02)
+
+
+def test_a_spike_stays_and_a_hard_batch_does_not():
+    rng = np.random.default_rng(3)
+    calm = list(3 + 0.05 * rng.normal(size=200))
+    assert not is_spike(calm, 3.1)
+    assert not is_spike(calm, 9.0)  # one hard batch
+    assert not is_spike([*calm, 9.0, 3.0], 9.0)
+    assert steps_astray([*calm, 5.0, 5.5], 6.0) == 3
+    assert steps_astray([], math.nan) == steps_astray(calm, math.inf) == 1
+
+
+def test_spikes_are_hardly_ever_seen_where_there_are_none():
+    """Falling losses with heavy tails (Student's t, 3 degrees of freedom): 20,000 steps."""
+    rng = np.random.default_rng(4)
+    steps = np.arange(20_000)
+    losses = (2 + 5 * (1 + steps / 50) ** -0.5 + 0.08 * rng.standard_t(3, size=len(steps))).tolist()
+    seen = [is_spike(losses[max(0, i - 127) : i], losses[i]) for i in range(len(losses))]
+    assert sum(seen) == 0
