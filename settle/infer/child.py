@@ -44,14 +44,17 @@ def serve(settings: dict) -> str:
 
 
 def main() -> None:
+    # llama.cpp writes to stdout too, now and then: the answer has a channel of its own
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     settings = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
     address = serve(settings)
     # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdout.write(json.dumps({"address": address}) + "\n")
-    sys.stdout.flush()
+    answers.write(json.dumps({"address": address}) + "\n")
+    answers.flush()
     threading.Event().wait()
 
 

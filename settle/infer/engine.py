@@ -11,14 +11,17 @@ import subprocess
 import sys
 import threading
 import urllib.parse
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from settle.base.errors import EngineError
+from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import read_gguf
+from settle.machine import memory
 
 STOP_SECONDS = 3.0
 STDERR_LINES = 40
+LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
 class Engine:
@@ -26,9 +29,11 @@ class Engine:
 
     Use it as a context manager. The file is checked in Python before the child may open it.
 
-    context: the largest number of tokens of prompt and answer together; None takes the model's own.
+    context: the largest number of tokens of prompt and answer together; None takes the model's own, as far
+    as memory has room for it.
     ready_seconds: how long loading may take before it counts as failed.
-    Raises FormatError for a file that is not a sound GGUF, EngineError when llama.cpp refuses it or dies.
+    Raises FormatError for a file that is not a sound GGUF, ResourceError when the context asked for does not fit into
+    memory, EngineError when llama.cpp refuses the file or dies.
     """
 
     def __init__(
@@ -40,9 +45,7 @@ class Engine:
     ) -> None:
         self.path = Path(path)
         self.metadata = read_gguf(self.path).metadata
-        architecture = self.metadata["general.architecture"]
-        longest = int(self.metadata[f"{architecture}.context_length"])
-        self.context = min(context or longest, longest)
+        self.context = _context(self.path.name, self.metadata, context)
         tokens = self.metadata.get("tokenizer.ggml.tokens", [])
         self.num_vocab = len(tokens)
         self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
@@ -239,3 +242,30 @@ class Engine:
         if "context" in detail:
             return f"shorten the prompt: {self.path.name} was opened with a context of {self.context} tokens"
         return "check the request"
+
+
+def _context(name: str, metadata: Mapping[str, Any], asked: int | None) -> int:
+    """Tokens of context: never more than the model knows, nor than memory holds, whatever the file says."""
+    architecture = metadata["general.architecture"]
+
+    def number(key: str) -> int:
+        """The largest value where each layer has its own; 0 when it is not said."""
+        value = metadata.get(f"{architecture}.{key}", 0)
+        values = value if isinstance(value, list) else [value]
+        return max((v for v in values if type(v) is int), default=0)
+
+    longest = number("context_length")
+    if longest < 1:
+        raise FormatError(f"{name} does not say how long its context is", "it is not a whole model")
+    heads = number("attention.head_count")
+    width = number("attention.key_length") or number("embedding_length") // max(heads, 1)
+    # keys and values of two bytes each; half of what is free is left for everything else
+    per_token = 4 * number("block_count") * (number("attention.head_count_kv") or heads) * width
+    fits = memory().available // 2 // max(per_token, 1)
+    if asked is not None and min(asked, longest) > fits:
+        raise ResourceError(
+            f"a context of {min(asked, longest):,} tokens takes {min(asked, longest) * per_token / 1e9:.1f} GB, "
+            f"and {memory().available / 1e9:.1f} GB are free",
+            f"ask for {fits:,} at most",
+        )
+    return max(1, min(asked or LONGEST_UNASKED, longest, fits))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from settle.base.errors import EngineError, FormatError
+from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
-from settle.infer.engine import Engine
+from settle.infer.engine import LONGEST_UNASKED, Engine
 from settle.infer.sample import generate, logprobs
+from settle.machine import memory
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,25 @@ def test_not_a_gguf_is_never_opened(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
     with pytest.raises(FormatError):
         Engine(tmp_path / "x.gguf")
+
+
+def test_context_that_memory_does_not_hold(tiny, tmp_path):
+    """A file may claim any context: what is allocated is what fits, and too much asked for is a clear error."""
+    part = tiny.part.model_copy(update={"max_position_embeddings": (1 << 31) - 1})
+    path = export_gguf(part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    available = memory().available
+    per_token = 4 * 2 * 2 * 16
+    assert 0 < Engine(path).context <= LONGEST_UNASKED
+    with pytest.raises(ResourceError, match="ask for"):
+        Engine(path, context=1 << 30 if (1 << 30) * per_token > available else (1 << 31) - 1)
+    assert Engine(path, context=100).context == 100
+
+
+def test_context_is_not_said(tiny, tmp_path):
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    path.write_bytes(path.read_bytes().replace(b"llama.context_length", b"llama.context_lengtH"))
+    with pytest.raises(FormatError, match="how long its context is"):
+        Engine(path)
 
 
 def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
