@@ -81,7 +81,7 @@ def summary(run: Run) -> dict[str, Any]:
     """What is known of a run, finished or not: plain JSON values, None for what is not known."""
     result: dict[str, Any] = run.read("result.json") or {}
     best = result.get("best") or {}
-    latest = _latest(run.events, "eval")
+    latest, step = _latest(run.events, "eval"), _latest(run.events, "step")
     actual = result.get("actual") or {}
     started = next(iter(_lines(run.events, from_end=False)), {}).get("time")
     ended = _latest(run.events, None).get("time")
@@ -95,8 +95,8 @@ def summary(run: Run) -> dict[str, Any]:
         "verdict": result.get("verdict"),
         "loss": best.get("loss", latest.get("loss")),
         "bits_per_byte": best.get("bits_per_byte", latest.get("bits_per_byte")),
-        "step": latest.get("step"),
-        "tokens": latest.get("tokens"),
+        "step": step.get("step"),
+        "tokens": step.get("tokens", latest.get("tokens")),
         "seconds": seconds,
         "started": started,
         "bytes": _size(run.path),

@@ -47,6 +47,7 @@ class History:
     steps: list[Event] = field(default_factory=list)
     evals: list[Event] = field(default_factory=list)
     judged: list[Event] = field(default_factory=list)
+    whole: Event | None = None  # the best weights, judged at the end on more of the held-out text
     decay_step: int | None = None
     rollbacks: list[Event] = field(default_factory=list)
 
@@ -56,7 +57,9 @@ class History:
         lists = {"step": history.steps, "eval": history.evals, "settled": history.judged}
         for event in events:
             kind = event["kind"]
-            if kind in lists:
+            if event.get("whole"):
+                history.whole = event
+            elif kind in lists:
                 while lists[kind] and lists[kind][-1]["step"] >= event["step"]:
                     lists[kind].pop()
                 lists[kind].append(event)
@@ -102,7 +105,7 @@ def picture(history: History, result: dict[str, Any], forecast: dict[str, Any], 
         has_evidence = bool(_finite(history.judged, "gain", "high"))
         expected = _interval(forecast, "loss")
         loss, rate, evidence, beside = _axes(figure, has_evidence, expected is not None)
-        _draw_loss(loss, history, beside or loss)
+        _draw_loss(loss, history, beside or loss, (result.get("best") or {}).get("step"))
         _draw_rate(rate, history)
         if evidence is not None:
             _draw_evidence(evidence, history)
@@ -134,7 +137,8 @@ def _axes(figure: "Figure", has_evidence: bool, has_forecast: bool) -> tuple[Any
     return loss, rate, evidence, beside
 
 
-def _draw_loss(axes: "Axes", history: History, right: "Axes") -> None:
+def _draw_loss(axes: "Axes", history: History, right: "Axes", best_step: int | None) -> None:
+    """Training and held-out loss; the axis of bits per byte goes to the right of `right`."""
     steps = _finite(history.steps, "tokens", "loss")
     if steps:
         x, mean, low, high = _stretches(steps)
@@ -143,18 +147,28 @@ def _draw_loss(axes: "Axes", history: History, right: "Axes") -> None:
     evals = _finite(history.evals, "tokens", "loss")
     x = [e["tokens"] for e in evals]
     y = [e["loss"] for e in evals]
-    error = [2 * float(e.get("stderr") or 0.0) for e in evals]
+    error = [e["stderr"] if _finite([e], "stderr") else 0.0 for e in evals]
     axes.fill_between(
         x, [a - b for a, b in zip(y, error, strict=True)], [a + b for a, b in zip(y, error, strict=True)],
-        color=BLUE, alpha=0.25, linewidth=0,
+        color=BLUE, alpha=0.16, linewidth=0,
     )  # fmt: skip
-    axes.plot(x, y, color=BLUE, linewidth=1.8, marker=_dots(x), markersize=3.2, label="held-out ± 2 standard errors")
-    best = min(evals, key=lambda e: e["loss"])
+    axes.plot(
+        x,
+        y,
+        color=BLUE,
+        linewidth=1.8,
+        marker=_dots(x),
+        markersize=3.2,
+        label="held-out ± standard error of the sample",
+    )
+    looked = next((e for e in evals if e["step"] == best_step), min(evals, key=lambda e: e["loss"]))
+    best = history.whole or looked
+    where = "judged at the end" if history.whole else f"at step {best['step']:,}"
     axes.plot(
         best["tokens"], best["loss"], marker="*", markersize=15, color="white", markeredgecolor=BLUE,
-        markeredgewidth=1.4, linestyle="none", label=f"best: {best['loss']:.4f}", zorder=5,
+        markeredgewidth=1.4, linestyle="none", label=f"best weights: {best['loss']:.4f} {where}", zorder=5,
     )  # fmt: skip
-    _set_loss_limits(axes, y, [e["loss"] for e in steps])
+    _set_loss_limits(axes, [*y, best["loss"]], [e["loss"] for e in steps])
     _mark_rollbacks(axes, history)
     axes.set_ylabel("loss, nats per token")
     axes.grid(axis="y", color="#E6E6E6")

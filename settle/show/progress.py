@@ -26,9 +26,7 @@ class Standing:
     tokens: int = 0
     tokens_per_second: float | None = None
     train_loss: float | None = None
-    loss: float | None = None
-    stderr: float | None = None
-    bits_per_byte: float | None = None
+    evaluated: Event | None = None  # the latest evaluation
     losses: list[float] = field(default_factory=list)
     gain: float | None = None
     high: float | None = None
@@ -42,10 +40,10 @@ class Standing:
         kind = event["kind"]
         if kind == "step":
             self._hear_step(event)
-        elif kind == "eval":
-            self.loss, self.stderr = number(event["loss"]), number(event.get("stderr"))
-            self.bits_per_byte, self.tokens = number(event.get("bits_per_byte")), event["tokens"]
-            self.losses += [self.loss] if self.loss is not None else []
+        elif kind == "eval" and not event.get("whole"):
+            self.evaluated, self.tokens = event, event["tokens"]
+            loss = number(event["loss"])
+            self.losses += [loss] if loss is not None else []
         elif kind == "settled":
             self.gain, self.high = number(event.get("gain")), number(event.get("high"))
             self.tolerance, self.state = number(event.get("tolerance")), event.get("state", "")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from settle.base.events import Event
 from settle.show.amounts import amount, count, duration
-from settle.show.progress import Standing
+from settle.show.progress import Standing, number
 from settle.show.tables import WHY_FITS, comparison, gain_text, listing, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run talks less).
@@ -156,10 +156,13 @@ class Talk:
             self._line(" · ".join(parts))
 
     def _on_eval(self, event: Event) -> None:
+        if event.get("whole"):
+            self._line(f"best weights, of step {event['step']:,}, judged at the end: {_held_out(event)}")
+            return
         if self.is_live:
             self._draw(now=True)
         elif self._is_due("eval", event):
-            self._line(f"held-out after {count(event['tokens'])} tokens: {self._held_out()}")
+            self._line(f"held-out after {count(event['tokens'])} tokens: {_held_out(event)}")
 
     def _on_settled(self, event: Event) -> None:
         if self.is_live:
@@ -198,12 +201,12 @@ class Talk:
             share = work["done"] / work["total"] if work.get("total") else None
             return _bar(work["what"], share, _progress_text(work, self._work_began), width)
         s = self.standing
-        if s.step == 0 and s.loss is None:
+        if s.step == 0 and s.evaluated is None:
             return Text("")
         label = "settling" if s.state == "decaying" else "training"
         lines: list[RenderableType] = [_bar(label, s.fraction(), " · ".join(self._left()), width)]
-        if s.losses:
-            lines.append(self._row(self._held_out(), self._sparks()))
+        if s.evaluated is not None:
+            lines.append(self._row(_held_out(s.evaluated), self._sparks()))
         parts = [f"train {_four(s.train_loss)}", f"{count(s.tokens)} tokens", *self._speed(), f"step {s.step:,}"]
         lines.append(self._row(" · ".join(parts)))
         if s.state and s.state != "decaying":
@@ -222,11 +225,6 @@ class Talk:
         )
         row.truncate(self._width(), overflow="ellipsis")
         return row
-
-    def _held_out(self) -> str:
-        s = self.standing
-        text = f"loss {_four(s.loss)}" + (f" ± {s.stderr:.4f}" if s.stderr is not None else "")
-        return text + (f" · {s.bits_per_byte:.4f} bits per byte" if s.bits_per_byte is not None else "")
 
     def _evidence(self) -> str:
         s = self.standing
@@ -265,6 +263,14 @@ def _bar(label: str, share: float | None, text: str, width: int) -> Table:
     after.truncate(max(1, width - name - 2 - room), overflow="ellipsis")
     grid.add_row(Text(label, "bold"), ProgressBar(total=1.0, completed=share or 0.0, width=room, pulse=False), after)
     return grid
+
+
+def _held_out(event: Event) -> str:
+    """An evaluation in words."""
+    text = f"loss {_four(number(event['loss']))}"
+    stderr, bits = number(event.get("stderr")), number(event.get("bits_per_byte"))
+    text += f" ± {stderr:.4f}" if stderr is not None else ""
+    return text + (f" · {bits:.4f} bits per byte" if bits is not None else "")
 
 
 def _four(loss: float | None) -> str:

@@ -98,6 +98,14 @@ def test_steps_undone_by_a_rollback_or_a_crash_are_left_out():
     assert pixels(picture(history, {}, {}, "x"), VERMILION) > 50
 
 
+def test_the_best_weights_judged_at_the_end_undo_no_evaluation():
+    events = list(a_run(steps=100))
+    whole = {"kind": "eval", "whole": True, "step": 80, "tokens": 80 * 512, "loss": 3.4, "stderr": 0.01}
+    history = History.of([*events, whole])
+    assert history.evals[-1]["step"] == 100 and history.whole == whole
+    assert picture(history, {"best": {"step": 80}}, FORECAST, "x") != picture(History.of(events), {}, FORECAST, "x")
+
+
 def test_numbers_of_the_title_fit(home):
     history = History.of(a_run(steps=40))
     wide = picture(history, {"verdict": "out of budget", "why": "w" * 400}, {}, "n" * 64)

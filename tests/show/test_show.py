@@ -56,6 +56,7 @@ def a_run(steps=60, seconds=2.0):
     yield event("rollback", step=60, loss="nan", grad_norm="nan", rows=[], to_step=50)
     yield event("decay", step=60, until=80, why="settled")
     yield event("checkpoint", step=60)
+    yield event("eval", whole=True, step=50, tokens=50 * 8192, loss=3.31, stderr=0.005, bits_per_byte=1.986)
     yield event("gate", check="token ids", passed=False, detail="first difference at string 7")
     yield event("a kind of a later version", anything=1)
     yield event("result", result=RESULT)
@@ -85,6 +86,7 @@ def test_plain_lines_tell_the_whole_story():
         "! the disk is full",
         "step 60 went wrong (loss nan): back to step 50",
         "the model has settled: the learning rate falls to zero until step 80",
+        "best weights, of step 50, judged at the end: loss 3.3100 ± 0.0050",
         "✗ gate: token ids – first difference at string 7",
         "10 min 12 s   ✓ -4 %",
         "outside +23 %",

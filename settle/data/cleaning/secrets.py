@@ -37,9 +37,7 @@ _KEYS = tuple(
         ("-----BEGIN ", r"[A-Z ]{0,20}PRIVATE KEY-----[\s\S]{32,16384}?-----END [A-Z ]{0,20}PRIVATE KEY-----"),
     )
 )
-_ASSIGNED = re.compile(
-    r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=~!@#$%^&*-]{16,200})[\"']"
-)
+_ASSIGNED = re.compile(r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[\w/+=~!@#$%^&*-]{16,200})[\"']")
 _SECRET_NAME = re.compile(r"(?i:(?:api|access|secret|private|auth)_?key|secret|token|passw(?:or)?d)[\"']?\s{0,4}\Z")
 
 Span = tuple[int, int]
