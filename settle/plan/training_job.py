@@ -1,5 +1,6 @@
 """A plan made live: the model, data and optimizer that it names, ready for the loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.stopping import Stopping
 
+IDENTITY = (
+    "architecture_name", "architecture", "objective", "optimizer_name", "optimizer",
+    "device", "dtype", "held_out_tokens", "loop", "corpus",
+)  # fmt: skip
 EVALUATION_BLOCK = 2048  # tokens: many blocks make the standard error of a mean believable
 
 
@@ -55,7 +60,14 @@ class TrainingJob:
             held_out=list(held_out_batches(corpus.held_out, loop.sequence_length, block, plan.held_out_tokens)),
         )
 
-    def loop(self, run: Run, events: Events, stopping: Stopping) -> Loop:
+    def identity(self) -> dict[str, Any]:
+        """Everything that must not change between sessions, as plan.json holds it."""
+        record = self.plan.to_json() | {"corpus": self.corpus.fingerprint}
+        return {key: record[key] for key in IDENTITY}
+
+    def loop(
+        self, run: Run, events: Events, stopping: Stopping, spending: Callable[[], dict[str, float]] = dict
+    ) -> Loop:
         return Loop(
             self.plan.loop,
             self.model,
@@ -67,6 +79,9 @@ class TrainingJob:
             run,
             events,
             stopping,
+            self.identity(),
+            spending,
+            self.corpus.tokenizer.decode,
         )
 
     def judge(self, weights: Weights, state: State) -> dict[str, float]:

@@ -6,6 +6,9 @@ checkpoints/00000120/
 ├── best.safetensors        weights of the best evaluation, when that was an earlier step
 ├── state.json              everything else: step, position, schedule, history
 └── manifest.json           sha256 and size of each file, written last
+
+A name without a leading dot is a whole checkpoint at every moment. `.00000120.part` is one being written or removed,
+`.00000120.old` one that another of the same step is about to replace: a killed process may leave either.
 """
 
 import errno
@@ -13,152 +16,287 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from settle.base.errors import CheckpointError
+from settle.base.errors import CheckpointError, FormatError
 from settle.base.events import Events
 from settle.base.run import fsync_folder
+from settle.formats.safetensors import read_safetensors
 
 Weights = dict[str, Tensor]
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CHUNK = 1 << 20
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on: tensors on the CPU and a JSON-able state."""
+    """What a run needs to go on: tensors, which may be live and on any device, and a JSON-able state."""
 
     step: int
-    model: Weights
-    optimizer: Weights
-    best: Weights | None
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    best: Mapping[str, Tensor] | None
     state: dict[str, Any]
 
+    @property
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Tensors by file name."""
+        files = {"model.safetensors": self.model, "optimizer.safetensors": self.optimizer}
+        return files if self.best is None else {**files, "best.safetensors": self.best}
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for tensors in self.tensors.values() for t in tensors.values())
+
+
+def save(folder: Path, checkpoint: Checkpoint, every: int) -> None:
     """Write `checkpoint` into `folder/<step>`; the name appears only when all of it is on disk.
 
-    Raises OSError (ENOSPC when the disk is full) with nothing left behind.
+    One tensor at a time goes through memory. every: steps from one regular checkpoint to the next; see `_drop_old`.
+    Raises OSError (ENOSPC when the disk is full) with nothing left behind and all older ones whole.
     """
-    final = folder / f"{checkpoint.step:08d}"
-    beside = folder / f".{checkpoint.step:08d}.part"
+    final, beside, aside = (folder / n.format(checkpoint.step) for n in ("{:08d}", ".{:08d}.part", ".{:08d}.old"))
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
-        files: dict[str, bytes] = {
-            "model.safetensors": safetensors.torch.save(checkpoint.model),
-            "optimizer.safetensors": safetensors.torch.save(checkpoint.optimizer),
-            "state.json": json.dumps(checkpoint.state).encode(),
-        }
-        if checkpoint.best is not None:
-            files["best.safetensors"] = safetensors.torch.save(checkpoint.best)
-        manifest = {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
-        }
-        for name, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
-            with (beside / name).open("wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
+        manifest = {name: _write(beside / name, _safetensors(t)) for name, t in checkpoint.tensors.items()}
+        manifest["state.json"] = _write(beside / "state.json", [json.dumps(checkpoint.state).encode()])
+        _write(beside / "manifest.json", [json.dumps(manifest).encode()])
         fsync_folder(beside)
         if final.exists():  # the same step again after a roll-back
-            shutil.rmtree(final)
+            final.rename(aside)
         beside.rename(final)
         fsync_folder(folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        recover(folder)
         raise
-    _drop_old(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    _drop_old(folder, every)
 
 
-def save_or_wait(folder: Path, checkpoint: Checkpoint, events: Events, stopping: Callable[[], bool]) -> None:
-    """Save; when the disk is full say so once, wait for room, and go on. Returns unsaved only when `stopping`."""
+def recover(folder: Path) -> None:
+    """Put the folder in order after a process was killed in it: leftovers go, a half-replaced checkpoint comes back."""
+    for path in folder.glob(".*.old"):
+        final = folder / path.name[1:].removesuffix(".old")
+        if not final.exists():
+            path.rename(final)
+    for path in [*folder.glob(".*.old"), *folder.glob(".*.part")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_or_wait(
+    folder: Path, checkpoint: Checkpoint, every: int, events: Events, stopping: Callable[[], bool]
+) -> bool:
+    """Save; when the disk is full say so once, wait for room, and go on. False: not saved, as `stopping` ended it."""
     told = False
     while True:
         try:
-            save(folder, checkpoint)
+            save(folder, checkpoint, every)
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if e.errno not in FULL:
                 raise CheckpointError(
-                    f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk"
+                    f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk and its permissions"
                 ) from None
-            if not told:
-                need = sum(t.nbytes for t in [*checkpoint.model.values(), *checkpoint.optimizer.values()])
-                events.emit(
-                    "warn",
-                    text=f"the disk is full: a checkpoint needs {need / 1e6:,.0f} MB in {folder}. "
-                    "The run waits and goes on by itself when there is room.",
-                )
-                told = True
-            if stopping():
-                return
-            time.sleep(0.5)
         else:
             if told:
                 events.emit("say", text="there is room again: the run goes on")
-            return
+            return True
+        if not told:
+            events.emit(
+                "warn",
+                text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
+                "The run waits and goes on by itself when there is room.",
+            )
+            told = True
+        while True:
+            if stopping():
+                return False
+            time.sleep(0.2)
+            # a quota does not show in the free space: then every look is a try
+            if shutil.disk_usage(folder).free >= checkpoint.num_bytes:
+                break
 
 
-def load_newest(folder: Path, events: Events) -> Checkpoint | None:
+def load_newest(
+    folder: Path, events: Events, at_most: int | None = None, every: int | None = None
+) -> Checkpoint | None:
     """The newest checkpoint whose manifest matches; damaged ones are passed over, and the run says so.
 
+    at_most: no later step than this. every: regular checkpoints only, those at a multiple of it.
     Returns None when there is no checkpoint at all. Raises CheckpointError when none can be believed.
     """
-    paths = steps(folder)
+    paths = [
+        p
+        for p in steps(folder)
+        if (at_most is None or int(p.name) <= at_most) and (every is None or int(p.name) % every == 0)
+    ]
     for path in reversed(paths):
-        fault = _fault(path)
-        if fault is None:
+        try:
+            _check(path)
             return _load(path)
-        events.emit("warn", text=f"checkpoint {path.name} is passed over: {fault}")
+        except _Damaged as e:
+            events.emit("warn", text=f"checkpoint {path.name} is passed over: {e}")
     if paths:
         raise CheckpointError(f"no checkpoint in {folder} is whole", "start the run again under another --name")
     return None
 
 
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint whose state.json is as it was written; tensors are not looked at."""
+    for path in reversed(steps(folder)):
+        try:
+            _check(path, only="state.json")
+            return _state(path)
+        except _Damaged:
+            continue
+    return None
+
+
 def steps(folder: Path) -> list[Path]:
     """The checkpoints there are, oldest first, whole or not."""
-    return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(p for p in folder.iterdir() if p.name.isdigit() and p.name.isascii()) if folder.is_dir() else []
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps: the run has gone back behind them."""
+    for path in steps(folder):
+        if int(path.name) > step:
+            _remove(path)
+
+
+# --- writing ---
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write and fsync a file; its entry in the manifest."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb", buffering=CHUNK) as f:
+        for piece in pieces:
+            f.write(piece)
+            digest.update(piece)
+            size += len(piece)
+        f.flush()
+        os.fsync(f.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": size}
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece by piece. The library's own writer needs all of it in memory, and hides ENOSPC.
+
+    Format: https://huggingface.co/docs/safetensors.
+    """
+    header: dict[str, Any] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes],
+        }  # fmt: skip
+        at += tensor.nbytes
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    yield struct.pack("<Q", len(raw)) + raw
+    for tensor in tensors.values():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield memoryview(flat.view(torch.uint8).numpy())
+
+
+def _drop_old(folder: Path, every: int) -> None:
+    """Keep the newest regular checkpoints, and the newest of all.
+
+    An irregular one comes of an interruption. It never pushes a regular one out, so that a roll-back goes to the
+    same step whether the run was interrupted or not.
+    """
+    paths = steps(folder)
+    regular = [p for p in paths if int(p.name) % every == 0]
+    for path in set(paths) - {*regular[-KEEP:], *paths[-1:]}:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Rename first: what still bears its name is whole."""
+    doomed = path.with_name(f".{path.name}.part")
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        path.rename(doomed)
+    except OSError:
+        return  # an old checkpoint too many harms nobody
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+# --- reading ---
+
+
+class _Damaged(Exception):
+    """Why a checkpoint cannot be believed."""
+
+
+def _check(path: Path, only: str | None = None) -> None:
+    """Hold the files of a checkpoint against its manifest. Raises _Damaged."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
-        for name, known in manifest.items():
-            data = (path / name).read_bytes()
-            if len(data) != known["bytes"]:
-                return f"{name} has {len(data)} bytes, {known['bytes']} were written"
-            if hashlib.sha256(data).hexdigest() != known["sha256"]:
-                return f"{name} is not what was written"
-        if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= manifest.keys():
-            return "its manifest does not name every file"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        return f"its manifest cannot be read ({type(e).__name__})"
-    return None
+        known = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise _Damaged(f"its manifest cannot be read ({type(e).__name__})") from None
+    if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= known.keys():
+        raise _Damaged("its manifest does not name every file")
+    for name, (sha256, size) in known.items():
+        if only in (None, name):
+            try:
+                found = (path / name).stat().st_size
+                if found != size:
+                    raise _Damaged(f"{name} has {found} bytes, {size} were written")
+                if _sha256(path / name) != sha256:
+                    raise _Damaged(f"{name} is not what was written")
+            except OSError as e:
+                raise _Damaged(f"{name} cannot be read: {e.strerror}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _load(path: Path) -> Checkpoint:
     best = path / "best.safetensors"
     return Checkpoint(
         step=int(path.name),
-        model=safetensors.torch.load_file(path / "model.safetensors"),
-        optimizer=safetensors.torch.load_file(path / "optimizer.safetensors"),
-        best=safetensors.torch.load_file(best) if best.exists() else None,
-        state=json.loads((path / "state.json").read_bytes()),
+        model=_tensors(path / "model.safetensors"),
+        optimizer=_tensors(path / "optimizer.safetensors"),
+        best=_tensors(best) if best.exists() else None,
+        state=_state(path),
     )
 
 
-def _drop_old(folder: Path) -> None:
-    """Keep the newest whole checkpoints; one that is damaged does not count as kept."""
-    kept = 0
-    for path in reversed(steps(folder)):
-        if kept >= KEEP:
-            shutil.rmtree(path, ignore_errors=True)
-        elif (path / "manifest.json").exists():
-            kept += 1
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise _Damaged(f"state.json cannot be read ({type(e).__name__})") from None
+    if not isinstance(state, dict) or state.get("step") != int(path.name):
+        raise _Damaged("state.json is of another step")
+    return state
+
+
+def _tensors(path: Path) -> Weights:
+    """The tensors of one file, its header checked by our reader first: hashes do not help against an editing hand."""
+    try:
+        read_safetensors(path)
+        return safetensors.torch.load_file(path)
+    except (FormatError, safetensors.SafetensorError, OSError, KeyError, ValueError) as e:
+        raise _Damaged(f"{path.name} cannot be read ({e})") from None

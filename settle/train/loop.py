@@ -5,7 +5,7 @@ Legend: N tokens of a packed micro-batch, V vocabulary.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from settle.train.settled import Judgement, Settled, decay_tokens, frequency_los
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
 FLOOR_TOKENS = 1 << 20
 KEPT_LOSSES = 127  # training losses that a spike is told by
+NAMED_ROWS, SHOWN = 16, 80  # rows of a bad batch that are told, and characters of each
 
 
 class LoopPlan(Settings):
@@ -52,7 +53,10 @@ class LoopPlan(Settings):
 
 @dataclass
 class State:
-    """What a checkpoint keeps beside tensors. `position` counts micro-batches drawn from the data."""
+    """What a checkpoint keeps beside tensors. `position` counts micro-batches drawn from the data.
+
+    `spent`: seconds, joules and peak bytes of all sessions until this checkpoint.
+    """
 
     step: int = 0
     position: int = 0
@@ -65,6 +69,7 @@ class State:
     best_step: int = 0
     stop: str = ""  # why the end was decided: settled | overfitting | budget | diverged | broken
     judgement: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +92,11 @@ class Outcome:
 
 
 class Loop:
-    """Trains `model` until it has settled or its budget is spent."""
+    """Trains `model` until it has settled or its budget is spent.
+
+    identity: what else a resume must find unchanged, kept in each checkpoint. spending: this session's share of
+    `State.spent` so far. decode: ids → text, to show the rows of a bad batch.
+    """
 
     def __init__(
         self,
@@ -101,30 +110,35 @@ class Loop:
         run: Run,
         events: Events,
         stopping: Callable[[], bool] = lambda: False,
+        identity: Mapping[str, Any] | None = None,
+        spending: Callable[[], dict[str, float]] = dict,
+        decode: Callable[[np.ndarray], str] = lambda ids: str(ids.tolist()),
     ) -> None:
         self.plan, self.model, self.objective = plan, model, objective
         self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
         self.batches, self.held_out, self.byte_length = batches, held_out, byte_length
         self.run, self.events, self.stopping = run, events, stopping
+        self.identity, self.spending, self.decode = identity, spending, decode
         self.sample_tokens = sum(len(b.targets) for b in held_out)
         self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, self._floor())
         self.state = State(schedule=Schedule(plan.warmup_steps))
         self.best: Weights = {}
+        self.earlier: dict[str, float] = {}  # spent by the sessions before this one
+        self.saved_step = -1  # of the newest checkpoint, when it holds the state as it is
 
     def train(self) -> Outcome:
         """Run to the end, or until `stopping()`; a checkpoint exists at every return."""
         torch.set_num_threads(self.plan.threads)
         self._restore_or_begin()
-        state = self.state
         while not self._over():
             started = time.perf_counter()
             self._decide_end()
-            loss, grad_norm = self._step(state.schedule.multiplier(state.step))
-            astray = steps_astray(state.train_losses, loss) if math.isfinite(grad_norm) else 1
-            if astray:
-                self._roll_back(loss, grad_norm, astray)
-                state = self.state
+            loss, grad_norm = self._step(self.state.schedule.multiplier(self.state.step))
+            blamed = self._blamed(loss, grad_norm)
+            if blamed:
+                self._roll_back(loss, grad_norm, blamed)
                 continue
+            state = self.state
             state.step += 1
             state.train_losses = [*state.train_losses[-KEPT_LOSSES:], loss]
             self._tell_step(loss, grad_norm, time.perf_counter() - started)
@@ -135,9 +149,10 @@ class Loop:
                 self._save()
             if self.stopping() and not self._over():
                 self._save()
-                return Outcome(state, self.best, interrupted=True)
-        self._save()
-        return Outcome(state, self.best, interrupted=False)
+                return Outcome(self.state, self.best, interrupted=True)
+        interrupted = not self._save()
+        self.state.spent = self.spent()
+        return Outcome(self.state, self.best, interrupted)
 
     # --- one step ---
 
@@ -204,6 +219,8 @@ class Loop:
         """Look at the held-out data, keep the best weights, and ask whether the run has settled."""
         state = self.state
         seen = evaluate(self.model, self.objective, self.held_out, self.byte_length, state.step, self._tokens())
+        if not math.isfinite(seen.loss):
+            return  # the next step cannot be finite either, and rolls back
         state.history.append(seen)
         if not self.best or seen.loss < self._best_loss():
             state.best_step = seen.step
@@ -258,62 +275,128 @@ class Loop:
 
     # --- when it goes wrong ---
 
-    def _roll_back(self, loss: float, grad_norm: float, steps: int) -> None:
-        """Go back to the last checkpoint and never draw the last `steps` steps' batches again; their rows are named."""
+    def _blamed(self, loss: float, grad_norm: float) -> int:
+        """How many of the last steps, this one included, went wrong or may have caused it; 0 when all is well.
+
+        Weights are looked at when they are about to be kept, so that no checkpoint holds a broken one.
+        """
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return 1 if self._weights_are_finite() else 2
+        astray = steps_astray(self.state.train_losses, loss)
+        if astray:
+            return astray + 1  # the update before the first bad loss is what led there
+        kept = (self.state.step + 1) % self.plan.checkpoint_steps == 0 or self.state.step + 1 == self.state.schedule.end
+        return 1 if kept and not self._weights_are_finite() else 0
+
+    def _weights_are_finite(self) -> bool:
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(list(self.model.parameters())))).all())
+
+    def _roll_back(self, loss: float, grad_norm: float, blamed: int) -> None:
+        """Go back before the last `blamed` steps and never draw their batches again; their rows are named.
+
+        Only to a regular checkpoint: where one of an interruption lies must not change what comes of the run.
+        """
         bad = self.state
-        positions = list(range(bad.position - steps * self.plan.micro_batches, bad.position))
-        rows = [self.batches.rows_of(p) for p in positions]
-        found = checkpoints.load_newest(self.run.checkpoints, self.events)
+        first = max(0, bad.step + 1 - blamed)
+        positions = self._last_positions(min(blamed, bad.step + 1) * self.plan.micro_batches)
+        found = checkpoints.load_newest(self.run.checkpoints, self.events, first, self.plan.checkpoint_steps)
         if found is None:
-            raise CheckpointError("the run went wrong before its first checkpoint", "start it again")
+            raise CheckpointError(f"step {bad.step} went wrong and no checkpoint before it is left", "start again")
         self._restore(found)
+        checkpoints.drop_after(self.run.checkpoints, found.step)
         state = self.state
-        note = {"step": bad.step, "loss": str(loss), "grad_norm": str(grad_norm), "rows": rows, "to_step": state.step}
+        note = {
+            "step": bad.step,
+            "loss": str(loss),
+            "grad_norm": str(grad_norm),
+            "to_step": state.step,
+            "batches": [self._named(p) for p in positions],
+        }
         state.rollbacks = [*bad.rollbacks, note]
         state.skipped = sorted({*bad.skipped, *positions})
         state.seconds = bad.seconds
+        self.saved_step = -1
         self.events.emit("rollback", **note)
         if len(state.rollbacks) > MAX_ROLLBACKS:
             state.stop = "diverged"
 
+    def _last_positions(self, count: int) -> list[int]:
+        """The `count` positions drawn last, in order."""
+        drawn: list[int] = []
+        position = self.state.position
+        while len(drawn) < count and position > 0:
+            position -= 1
+            if position not in self.state.skipped:
+                drawn.append(position)
+        return drawn[::-1]
+
+    def _named(self, position: int) -> dict[str, Any]:
+        """A batch and its first rows: which tokens of which document they are, and how they read."""
+        rows = self.batches.rows_of(position)
+        named = [
+            {
+                "document": document,
+                "start": start,
+                "stop": stop,
+                "text": self.decode(self.batches.store.document(document)[start : min(stop, start + SHOWN)])[:SHOWN],
+            }
+            for document, start, stop in rows[:NAMED_ROWS]
+        ]
+        return {"position": position, "num_rows": len(rows), "rows": named}
+
     # --- nothing lost ---
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and joules of all sessions added up; of peak bytes the largest."""
+        now = self.spending()
+        before = {k: self.earlier.get(k, 0.0) for k in now}
+        return {k: max(before[k], v) if k == "peak_memory" else before[k] + v for k, v in now.items()}
 
     def _weights(self) -> Weights:
         """A copy of the weights on the CPU."""
         return {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop."""
         state = self.state
+        if self.saved_step == state.step:
+            return True
+        state.spent = self.spent()
         made = Checkpoint(
             step=state.step,
-            model=self._weights(),
-            optimizer={k: v.detach().to("cpu", copy=True) for k, v in self.stepper.state().items()},
+            model=self.model.state_dict(),
+            optimizer=self.stepper.state(),
             best=self.best if state.best_step != state.step else None,
-            state={"plan": self.plan.model_dump(), **state.to_json()},
+            state={"identity": self.identity or {}, **state.to_json()},
         )
-        checkpoints.save_or_wait(self.run.checkpoints, made, self.events, self.stopping)
+        every = self.plan.checkpoint_steps
+        if not checkpoints.save_or_wait(self.run.checkpoints, made, every, self.events, self.stopping):
+            return False
+        self.saved_step = state.step
         self.events.emit("checkpoint", step=state.step)
+        return True
 
     def _restore(self, found: Checkpoint) -> None:
-        state = dict(found.state)
-        state.pop("plan")
-        self.state = State.from_json(state)
-        self.model.load_state_dict(found.model)
-        self.stepper.restore(found.optimizer)
-        self.best = found.best if found.best is not None else found.model
+        state = {k: v for k, v in found.state.items() if k != "identity"}
+        try:
+            self.state = State.from_json(state)
+            self.model.load_state_dict(found.model)
+            self.stepper.restore(found.optimizer)
+        except (KeyError, TypeError, RuntimeError) as e:
+            raise CheckpointError(
+                f"checkpoint {found.step} does not fit this run: {e}", "it was made by another version or by hand"
+            ) from None
+        self.best = dict(found.best if found.best is not None else found.model)
 
     def _restore_or_begin(self) -> None:
+        checkpoints.recover(self.run.checkpoints)
         found = checkpoints.load_newest(self.run.checkpoints, self.events)
         if found is None:
             self._evaluate()
+            if not self.state.history:
+                raise CheckpointError("the held-out loss is not a number before the first step", "look at the settings")
             self._save()
             return
-        for key, was in found.state["plan"].items():
-            now = self.plan.model_dump().get(key)
-            if now != was:
-                raise CheckpointError(
-                    f"plan.json was changed since the checkpoint: {key} is {now!r}, it was {was!r}",
-                    "put it back, or start a new run",
-                )
         self._restore(found)
-        self.events.emit("say", text=f"going on from step {self.state.step}")
+        self.earlier, self.saved_step = self.state.spent, self.state.step
+        self.events.emit("say", text=f"going on from step {self.state.step:,}")

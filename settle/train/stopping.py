@@ -1,22 +1,37 @@
-"""Ctrl-C and SIGTERM ask the loop to save and leave; a second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM: at once where nothing can be lost, after a checkpoint while the loop runs."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 
 class Stopping:
-    """While entered, the signals set a flag that the loop reads: `stopping()`."""
+    """While entered, both signals end the work as KeyboardInterrupt does: the exit code is 130 for either.
+
+    Within `patiently()` the first one only sets a flag, which `stopping()` reads; a second Ctrl-C still leaves at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.patient = False
         self._before: dict[int, object] = {}
 
     def __call__(self) -> bool:
         return self.asked
 
+    @contextlib.contextmanager
+    def patiently(self) -> Iterator[None]:
+        """For work that looks at the flag often and saves itself when it is set."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = False
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if not self.patient or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.asked = True
 
