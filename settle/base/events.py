@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 Event = dict[str, Any]
 
@@ -16,52 +16,50 @@ class Events:
     def __init__(self, path: Path | None = None, listeners: Sequence[Callable[[Event], None]] = ()) -> None:
         self.path = path
         self.listeners = list(listeners)
-        self._file = None
-        if path is not None:
-            _end_torn_line(path)
-            self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Write one event with the time in epoch seconds. A full disk never loses the run: see `OSError` note.
+        """Write one event with the time in epoch seconds. A full disk loses events and not the run: see `_append`.
 
         Steps are frequent and cheap to lose, so lines are flushed to the system but not fsynced.
         """
         event: Event = {"time": time.time(), "kind": kind, **fields}
-        if self._file is not None:
-            try:
-                self._file.write(json.dumps(event, default=_plain, allow_nan=False) + "\n")
-                self._file.flush()
-            except ValueError:
-                self._file.write(json.dumps(_finite(event), default=_plain) + "\n")
-                self._file.flush()
-            except OSError:
-                # disk full: the checkpoint writer is who pauses the run; an event may be lost, the run may not
-                self._reopen()
+        if self.path is not None:
+            self._append(event)
         for listener in self.listeners:
             listener(event)
+
+    def _append(self, event: Event) -> None:
+        """One line to the file. Where it cannot be written it is lost: it is the checkpoint that pauses the run."""
+        assert self.path is not None
+        try:
+            line = json.dumps(event, default=_plain, allow_nan=False)
+        except ValueError:
+            line = json.dumps(_finite(event), default=_plain)
+        try:
+            if self._file is None:
+                _end_torn_line(self.path)
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError:
+            self._drop()
 
     def move_to(self, path: Path) -> None:
         """From now on append to `path`; what the listeners heard before is not written again."""
         self.close()
         self.path = path
-        _end_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
+        self.path = None
+        self._drop()
+
+    def _drop(self) -> None:
         if self._file is not None:
             try:
                 self._file.close()
             except OSError:
-                pass
-            self._file = None
-
-    def _reopen(self) -> None:
-        assert self.path is not None
-        self.close()
-        try:
-            _end_torn_line(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError:
+                pass  # what was not written is lost, see `_append`
             self._file = None
 
 

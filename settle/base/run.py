@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import re
@@ -23,7 +24,10 @@ def home() -> Path:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part."""
+    """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part.
+
+    Raises ResourceError when the disk is full.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as f:
@@ -31,10 +35,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             f.flush()
             os.fsync(f.fileno())
         beside.replace(path)
-    except BaseException:
+        fsync_folder(path.parent)
+    except BaseException as e:
         beside.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _cannot_write(path, e) from None
         raise
-    fsync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 """settle train: from text to a settled model that answers."""
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from settle.base.errors import RunError, UsageError
+from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.events import Events
 from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.base.settings import read_recipe, resolve
 from settle.commands import Command
 from settle.plan.settings import TrainingSettings
+from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.data.prepare import Corpus
@@ -43,10 +45,10 @@ class Train(TrainingSettings, Command):
         name = settings.name or free_name(_name_of(settings.inputs[0]))
         run = Run.create("train", name)
         events.emit("run", name=name, path=str(run.path))
-        with run.lock():
-            write_atomic(run.path / "recipe.toml", to_toml(settings.model_dump(exclude_unset=True, mode="json")))
+        with run.lock(), Stopping() as stopping:
             try:
-                return start(run, settings, origin, events)
+                write_atomic(run.path / "recipe.toml", to_toml(_asked(settings)))
+                return start(run, settings, origin, stopping, events)
             finally:
                 if not (run.path / "plan.json").exists():
                     shutil.rmtree(run.path)  # nothing was begun that could be gone on with
@@ -59,50 +61,76 @@ class Train(TrainingSettings, Command):
         return resolved.value, resolved.origin
 
 
-def start(run: Run, settings: Train, origin: dict[str, str], events: Events) -> int:
-    """Data, plan, forecast and proof of a new run; then the loop. With `dry` it ends after the forecast."""
-    began = time.monotonic()
+def start(run: Run, settings: Train, origin: dict[str, str], stopping: "Stopping", events: Events) -> int:
+    """Data, plan, forecast and proof of a new run; then the loop. With `dry` it ends after the forecast.
+
+    plan.json is written when all of that is done: a run without one has not begun.
+    """
+    spending = Spending()
     from settle.data.prepare import prepare
 
     corpus = prepare(settings.inputs, settings.data, events)
     from settle.plan.training import plan_training
     from settle.plan.training_job import TrainingJob
+    from settle.train.proof import prove
 
-    plan = plan_training(settings, origin, corpus, time.monotonic() - began)
+    plan = plan_training(settings, origin, corpus, spending.seconds)
     events.emit("plan", values=_told(plan, settings), origin=plan.origin, why=plan.why, full=settings.dry)
     job = TrainingJob.build(plan, corpus)
     if settings.dry:
         events.emit("result", result={"plan": plan.to_json()})
         return 0
-    write_json(run.path / "plan.json", _record(plan, settings, corpus))
+    spending.start(plan.device)
     events.move_to(run.events)
-    return go_on(run, job, events, began)
+    first, rows, vocab_size = job.batches.at(0), job.batches.rows_of(0), corpus.tokenizer.vocab_size
+    proof = prove(job.model, job.objective, first, vocab_size, rows, events, plan.loop.seed)
+    write_json(run.path / "plan.json", _record(plan, settings, corpus) | {"proof": proof})
+    return go_on(run, job, spending, stopping, events)
 
 
-def go_on(run: Run, job: "TrainingJob", events: Events, began: float) -> int:
-    """Proof, loop and hand-over; also what `settle resume` calls. Returns the exit code."""
-    from settle.machine import EnergyMeter, PeakMemory
-    from settle.train.proof import prove
-    from settle.train.stopping import Stopping
-
-    meter, peak = EnergyMeter(device=job.plan.device).start(), PeakMemory(job.plan.device).start()
-    first = job.batches.at(0)
-    vocab_size = job.corpus.tokenizer.vocab_size
-    proof = prove(job.model, job.objective, first, vocab_size, job.batches.rows_of(0), events, job.plan.loop.seed)
-    with Stopping() as stopping:
-        outcome = job.loop(run, events, stopping).train()
-    if outcome.interrupted:
-        events.emit("say", text=f"saved; `settle resume {run.name}` goes on from step {outcome.state.step:,}")
+def go_on(run: Run, job: "TrainingJob", spending: "Spending", stopping: "Stopping", events: Events) -> int:
+    """Loop and hand-over; also what `settle resume` calls. Returns the exit code."""
+    loop = job.loop(run, events, stopping, spending)
+    with stopping.patiently():
+        outcome = loop.train()
+    if outcome.interrupted or stopping():
+        saved = f"saved at step {loop.saved_step:,}" if loop.saved_step >= 0 else "stopped"
+        events.emit("say", text=f"{saved}; `settle resume {run.name}` goes on from there")
         return 130
-    spent = {"energy": meter.read(), "peak_memory": peak.read(), "seconds": time.monotonic() - began}
-    result = finish(run, job, outcome, proof, spent, events)
+    try:
+        result = finish(run, job, outcome, loop.spent(), events)
+    except (ResourceError, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = e.what if isinstance(e, ResourceError) else f"the disk of {run.path} is full"
+        raise ResourceError(
+            f"{what}; the trained weights are safe", f"make room, then `settle resume {run.name}` hands them over"
+        ) from None
     events.emit("result", result=result)
     return 1 if result["verdict"] in ("diverged", "broken") else 0
 
 
-def finish(
-    run: Run, job: "TrainingJob", outcome: "Outcome", proof: list[Any], spent: dict[str, Any], events: Events
-) -> dict[str, Any]:
+class Spending:
+    """What this session has used so far: seconds, joules, and the most memory, in bytes."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def start(self, device: str) -> None:
+        """From here on energy is counted and memory watched, now that the device is known."""
+        from settle.machine import EnergyMeter, PeakMemory
+
+        self._meter, self._peak = EnergyMeter(device=device).start(), PeakMemory(device).start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "joules": self._meter.read().joules, "peak_memory": self._peak.read()}
+
+
+def finish(run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events) -> dict[str, Any]:
     """Hand over what the run made, and write its result last."""
     from settle.evaluate.card import write_card
     from settle.evaluate.curves import draw_curves
@@ -110,7 +138,7 @@ def finish(
     from settle.evaluate.hand_over import hand_over
     from settle.train.verdict import verdict
 
-    state = outcome.state
+    state, record = outcome.state, run.read("plan.json")
     speed = state.step * job.plan.loop.tokens_per_step / max(state.seconds, 1e-9)
     best = job.judge(outcome.best, state)
     events.emit("eval", whole=True, **best)
@@ -120,11 +148,11 @@ def finish(
         "actual": {
             "time": spent["seconds"],
             "peak_memory": spent["peak_memory"],
-            "energy": spent["energy"].joules,
+            "energy": spent["joules"],
             "loss": best["loss"],
         },
         "forecast": run.read("forecast.json"),
-        "proof": proof,
+        "proof": record.get("proof"),
         "files": {"card": str(run.out / "card.md"), "curves": str(run.out / "curves.png")},
     }
     if result["verdict"] not in ("diverged", "broken"):
@@ -140,8 +168,8 @@ def finish(
             events,
         )
         result |= {"files": files | result["files"], "gate": gate}
-    plan = (run.read("plan.json") or {}) | {"num_parameters": job.architecture.num_parameters}
-    write_card(run.out / "card.md", run.name, plan, result, job.corpus.ledger)
+    record["num_parameters"] = job.architecture.num_parameters
+    write_card(run.out / "card.md", run.name, record, result, job.corpus.ledger)
     draw_curves(run, result)
     write_json(run.path / "result.json", result)
     return result
@@ -201,6 +229,13 @@ def to_toml(values: dict[str, Any]) -> str:
         if isinstance(value, dict) and value
     ]
     return "\n".join([*plain, *groups]) + "\n"
+
+
+def _asked(settings: Train) -> dict[str, Any]:
+    """What recipe.toml keeps: all that was given, with paths that hold from any folder."""
+    kept = settings.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
+    paths = {i: Path(i).expanduser().absolute() for i in settings.inputs}
+    return kept | {"inputs": [str(path) if path.exists() else given for given, path in paths.items()]}
 
 
 def _toml(value: Any) -> str:

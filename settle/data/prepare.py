@@ -57,15 +57,24 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
         hashes = hash_files(files + held_out_files)
         fingerprint = _fingerprint(files, held_out_files, hashes, settings)
         folder = home() / "tokens" / fingerprint
-        if (folder / "ledger.json").exists():
-            with contextlib.suppress(SettleError):  # a damaged one is made again
-                return _open(folder)
-            shutil.rmtree(folder)
+        known = prepared(fingerprint)
+        if known is not None:
+            return known
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
         _describe_sources(ledger, files + held_out_files, hashes)
         _refuse_if_too_large(files + held_out_files)
         _make(work, files, held_out_files, settings, ledger, events)
         _publish(work / "corpus", folder)
         return _open(folder)
+
+
+def prepared(fingerprint: str) -> Corpus | None:
+    """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
+    folder = home() / "tokens" / fingerprint
+    if (folder / "ledger.json").exists():
+        with contextlib.suppress(SettleError):
+            return _open(folder)
+    return None
 
 
 def _open(folder: Path) -> Corpus:
