@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import json
 import os
 import re
@@ -26,7 +25,7 @@ def home() -> Path:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part.
 
-    Raises ResourceError when the disk is full.
+    Raises OSError that names the path, ENOSPC when the disk is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -38,8 +37,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         fsync_folder(path.parent)
     except BaseException as e:
         beside.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _cannot_write(path, e) from None
+        if isinstance(e, OSError) and e.filename is None:
+            e.filename = str(path)  # a full disk does not say of itself where it is full
         raise
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import ResourceError
 from settle.base.run import home, write_json
 
 
@@ -53,7 +52,7 @@ def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> An
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "measured": measured})
-    except (OSError, ResourceError):
+    except OSError:
         pass  # a home that cannot be written costs a second of measuring each time, nothing else
     return value
 
