@@ -331,14 +331,15 @@ class Loop:
         return drawn[::-1]
 
     def _named(self, position: int) -> dict[str, Any]:
-        """A batch and its first rows: which tokens of which document they are, and how they read."""
-        rows = self.batches.rows_of(position)
+        """A batch and its first rows: which tokens of which document, where that comes from, how they read."""
+        rows, store = self.batches.rows_of(position), self.batches.store
         named = [
             {
                 "document": document,
+                "source": store.origin(document),
                 "start": start,
                 "stop": stop,
-                "text": self.decode(self.batches.store.document(document)[start : min(stop, start + SHOWN)])[:SHOWN],
+                "text": self.decode(store.document(document)[start : min(stop, start + SHOWN)])[:SHOWN],
             }
             for document, start, stop in rows[:NAMED_ROWS]
         ]

@@ -13,9 +13,11 @@ def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str,
     told: dict[str, Any] = {"evidence": state.judgement.get("evidence", {})}
     if state.stop == "diverged":
         last = state.rollbacks[-1]
+        batch = last["batches"][-1]
         return told | {
             "verdict": "diverged",
-            "why": f"rolled back {len(state.rollbacks)} times, the last at step {last['step']} (loss {last['loss']})",
+            "why": f"rolled back {len(state.rollbacks)} times, the last at step {last['step']:,} (loss {last['loss']}): "
+            f"batch {batch['position']}, which begins with {batch['rows'][0]['source']}",
             "rollbacks": state.rollbacks,
         }
     if state.stop == "broken":
