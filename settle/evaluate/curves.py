@@ -22,7 +22,7 @@ VERDICT_COLOURS = {"settled": GREEN, "diverged": VERMILION, "broken": VERMILION}
 INCHES, DPI = (10.0, 7.6), 150
 MOST_DOTS = 60
 FEW_EVALUATIONS = 8
-POINTS = 600  # a line of more points than the picture has room for is drawn as the mean of each stretch
+POINTS = 300  # a line of more points than the picture has room for is drawn as the mean of each stretch
 STYLE = {
     "font.size": 10.0,
     "axes.spines.top": False,
@@ -126,7 +126,7 @@ def _axes(figure: "Figure", has_evidence: bool, has_forecast: bool) -> tuple[Any
     widths = [1.0] + [0.085] * has_forecast
     grid = figure.add_gridspec(
         len(heights), len(widths), height_ratios=heights, width_ratios=widths,
-        left=0.085, right=0.915, top=0.875, bottom=0.075, hspace=0.16, wspace=0.03,
+        left=0.085, right=0.915, top=0.875, bottom=0.075, hspace=0.2, wspace=0.03,
     )  # fmt: skip
     loss = figure.add_subplot(grid[0, 0])
     rate = figure.add_subplot(grid[1, 0], sharex=loss)
@@ -142,7 +142,7 @@ def _draw_loss(axes: "Axes", history: History, right: "Axes", best_step: int | N
     steps = _finite(history.steps, "tokens", "loss")
     if steps:
         x, mean, low, high = _stretches(steps)
-        axes.fill_between(x, low, high, color=GREY, alpha=0.22, linewidth=0)
+        axes.fill_between(x, low, high, color=GREY, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=GREY, linewidth=0.9, label="training batches")
     evals = _finite(history.evals, "tokens", "loss")
     x = [e["tokens"] for e in evals]
@@ -211,7 +211,7 @@ def _draw_rate(axes: "Axes", history: History) -> None:
 
     steps = _finite(history.steps, "tokens", "lr")
     if steps:
-        every = max(1, len(steps) // (2 * POINTS))
+        every = max(1, len(steps) // (4 * POINTS))
         shown = [*steps[::every], steps[-1]]
         axes.fill_between([e["tokens"] for e in shown], [e["lr"] for e in shown], color=PURPLE, alpha=0.45, linewidth=0)
         peak = max(e["lr"] for e in steps)
@@ -224,14 +224,14 @@ def _draw_rate(axes: "Axes", history: History) -> None:
 
 def _draw_evidence(axes: "Axes", history: History) -> None:
     """The gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     from settle.train.settled import CONFIDENCE
 
     judged = _finite(history.judged, "gain", "high")
     x = [history.tokens_at(e["step"]) for e in judged]
     tolerance = next((float(e["tolerance"]) for e in reversed(judged) if e.get("tolerance")), 0.005)
-    floor = tolerance / 10
+    floor = min(tolerance, *(max(tolerance / 20, e["gain"]) for e in judged)) / 2
     gain, low, high = ([100 * max(floor, float(e.get(k) or 0.0)) for e in judged] for k in ("gain", "low", "high"))
     axes.fill_between(
         x, low, high, color=GREEN, alpha=0.22, linewidth=0, label=f"its {100 * CONFIDENCE:.0f} % interval"
@@ -248,12 +248,20 @@ def _draw_evidence(axes: "Axes", history: History) -> None:
             markeredgewidth=1.6, linestyle="none", label="settled", zorder=5,
         )  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(100 * floor, max(200 * tolerance, 1.3 * sorted(high)[max(0, math.ceil(0.9 * len(high)) - 1)]))
+    top = max(200 * tolerance, 1.3 * sorted(high)[max(0, math.ceil(0.9 * len(high)) - 1)])
+    axes.set_ylim(100 * floor, top)
+    axes.yaxis.set_major_locator(FixedLocator(_round_numbers(100 * floor, top)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
     axes.set_ylabel("still to gain")
     axes.grid(axis="y", color="#E6E6E6")
-    axes.legend(loc="upper right", ncols=2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5, fontsize=8.5, columnspacing=1.2, frameon=False)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2, 5 of every power of ten between two ends."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
 
 
 def _draw_forecast(axes: "Axes", expected: tuple[float, float, float], came: float, label: str) -> None:
