@@ -120,7 +120,10 @@ class Talk:
 
     def _on_rollback(self, event: Event) -> None:
         text = f"step {event.get('step')} went wrong (loss {event.get('loss')}): back to step {event.get('to_step')}"
-        self._line(f"! {text}; its rows are named in events.jsonl", "yellow")
+        for batch in event.get("batches", [])[-1:]:
+            rows = batch.get("rows") or [{}]
+            text += f"; batch {batch.get('position')} is left out, which begins with {rows[0].get('source')}"
+        self._line(f"! {text}", "yellow")
 
     def _on_result(self, event: Event) -> None:
         self.close()

@@ -16,7 +16,7 @@ def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str,
         batch = last["batches"][-1]
         return told | {
             "verdict": "diverged",
-            "why": f"rolled back {len(state.rollbacks)} times, the last at step {last['step']:,} (loss {last['loss']}): "
+            "why": f"{len(state.rollbacks)} times rolled back, last at step {last['step']:,} (loss {last['loss']}): "
             f"batch {batch['position']}, which begins with {batch['rows'][0]['source']}",
             "rollbacks": state.rollbacks,
         }

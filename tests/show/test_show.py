@@ -53,7 +53,8 @@ def a_run(steps=60, seconds=2.0):
             yield event("eval", step=step, tokens=step * 8192, loss=loss, stderr=0.012, bits_per_byte=loss * 0.6)
             yield event("settled", step=step, tolerance=0.005, gain=0.01, low=0.0, high=0.02, state="learning")
     yield event("warn", text="the disk is full")
-    yield event("rollback", step=60, loss="nan", grad_norm="nan", rows=[], to_step=50)
+    batch = {"position": 61, "rows": [{"source": "notes/bad.md:1"}]}
+    yield event("rollback", step=60, loss="nan", grad_norm="nan", to_step=50, batches=[batch])
     yield event("decay", step=60, until=80, why="settled")
     yield event("checkpoint", step=60)
     yield event("eval", whole=True, step=50, tokens=50 * 8192, loss=3.31, stderr=0.005, bits_per_byte=1.986)
@@ -84,7 +85,7 @@ def test_plain_lines_tell_the_whole_story():
         "held-out after 81.9 k tokens: loss 4.1811 ± 0.0120 · 2.5087 bits per byte",
         "learning: 10 % more tokens gain 2 % at most; 0.5 % matters",
         "! the disk is full",
-        "step 60 went wrong (loss nan): back to step 50",
+        "step 60 went wrong (loss nan): back to step 50; batch 61 is left out, which begins with notes/bad.md:1",
         "the model has settled: the learning rate falls to zero until step 80",
         "best weights, of step 50, judged at the end: loss 3.3100 ± 0.0050",
         "✗ gate: token ids – first difference at string 7",
