@@ -1,14 +1,16 @@
 """A run's model as a file for other programs."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
+from settle.base.registry import part
 from settle.base.run import Run, home
 from settle.commands import Command
+from settle.formats import Format
 
 
 class Export(Command):
@@ -20,51 +22,47 @@ class Export(Command):
     positional: ClassVar[tuple[str, ...]] = ("name",)
 
     name: str = Field(description="the run")
-    to: Literal["gguf", "safetensors"] = Field("gguf", description="format of the file")
-    dtype: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="type of the weights")
-    out: Path | None = Field(
-        None, description="file (gguf) or folder (safetensors) to write; in this folder if not given"
-    )
+    to: str = Field("gguf", description="gguf or safetensors")
+    dtype: str = Field("f16", description="type of the weights: f32, f16, bf16, and for gguf q8_0")
+    out: Path | None = Field(None, description="file (gguf) or folder (safetensors) to write; here if not given")
 
     def run(self, events: Events) -> int:
         run = Run.find(self.name)
         source = run.out / "hf"
         if not source.is_dir():
             raise UsageError(f"{run.name} has no finished model", f"`settle resume {run.name}` finishes it")
-        suffix = ".gguf" if self.to == "gguf" else ""
-        path = self.out or Path(f"{run.name}-{self.dtype}{suffix}")
+        form = part("formats", self.to)
+        assert issubclass(form, Format)
+        known = get_args(form.model_fields["dtype"].annotation)
+        if self.dtype not in known:
+            raise UsageError(f"{self.to} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")
+        path = self.out or Path(f"{run.name}-{self.dtype}{form.suffix}")
         if not path.parent.is_dir():
             raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
         events.emit("say", text=f"reading {run.name} …")
-        figures = self._gguf(run, source, path, events) if self.to == "gguf" else self._safetensors(source, path)
+        gate = self._write(run, form(dtype=self.dtype), path, events)
         events.emit("say", text=f"wrote {path}")
-        events.emit("result", result={"path": str(path), "format": self.to, "dtype": self.dtype, "gate": figures})
+        events.emit("result", result={"path": str(path), "format": self.to, "dtype": self.dtype, "gate": gate})
         return 0
 
-    def _gguf(self, run: Run, source: Path, path: Path, events: Events) -> dict[str, object]:
+    def _write(self, run: Run, form: Format, path: Path, events: Events) -> dict[str, Any] | None:
+        """The gate's figures; None for a format that llama.cpp does not read."""
         from settle.evaluate.gate import export_through_gate
         from settle.evaluate.hand_over import tell
         from settle.formats.gguf import card_of
         from settle.infer.live import load
 
-        live = load(source)
+        live = load(run.out / "hf")
         card = card_of(run.out / f"{run.name}.gguf")
+        if form.suffix != ".gguf":
+            form.write(path, live.part, live.weights, live.tokenizer, card)
+            return None
         texts = _held_out(run, live.tokenizer, events)
         figures = export_through_gate(
             live.model, live.part, live.weights, live.tokenizer, path, texts, self.dtype, card
         )
         tell(figures, events)
         return figures
-
-    def _safetensors(self, source: Path, path: Path) -> dict[str, object]:
-        from settle.formats.safetensors import export_safetensors
-        from settle.infer.live import load
-
-        if self.dtype == "q8_0":
-            raise UsageError("safetensors has no q8_0", "use --dtype f32, f16 or bf16, or --to gguf")
-        live = load(source)
-        export_safetensors(live.part, live.weights, live.tokenizer, path, self.dtype, {"name": self.name})
-        return {}
 
 
 def _held_out(run: Run, tokenizer: object, events: Events) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from settle.base.errors import GateError, ResourceError
 from settle.base.run import fsync_folder
 from settle.formats._template import render
-from settle.formats.gguf import Dtype, export_gguf
+from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
 
@@ -141,7 +141,7 @@ def export_through_gate(
     tokenizer: Any,
     path: Path,
     held_out_texts: Sequence[str],
-    dtype: Dtype = "f16",
+    dtype: str = "f16",
     metadata: Mapping[str, Any] | None = None,
     effort: Effort = Effort(),
 ) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 from settle.base.events import Events
 from settle.base.run import write_atomic
 from settle.evaluate.gate import Effort, export_through_gate
-from settle.formats.gguf import Dtype
 from settle.formats.safetensors import export_safetensors
 
 HF_FOLDER = "hf"
@@ -26,7 +25,7 @@ def hand_over(
     held_out_texts: Sequence[str],
     metadata: Mapping[str, Any],
     events: Events,
-    dtype: Dtype = "f16",
+    dtype: str = "f16",
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile.
 

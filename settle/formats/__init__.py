@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from settle.base.errors import ResourceError
 from settle.base.registry import Part
@@ -46,6 +47,7 @@ class Format(Part):
     """The contract of a format. Settings of writing are fields."""
 
     suffix: ClassVar[str]  # of the file; empty for a folder
+    dtype: str = Field("f16", description="type of the weights")
 
     @abc.abstractmethod
     def read(self, path: Path) -> Weights:

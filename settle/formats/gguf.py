@@ -58,7 +58,7 @@ def export_gguf(
     weights: Mapping[str, Any],
     tokenizer: Any,
     path: Path,
-    dtype: Dtype = "f16",
+    dtype: str = "f16",
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
@@ -107,7 +107,7 @@ def card_of(path: Path) -> dict[str, Any]:
     return {key: stored[f"general.{key}"] for key in GENERAL if f"general.{key}" in stored} | ours
 
 
-def _layout(shape: tuple[int, ...], dtype: Dtype) -> tuple[Any, int]:
+def _layout(shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
     """ggml type and number of bytes. Vectors stay f32; a row that Q8_0 blocks do not divide becomes f16."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -143,7 +143,7 @@ def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
     return quantize(values, code)
 
 
-def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: Dtype) -> None:
+def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
     from gguf.constants import GGML_QUANT_VERSION, LlamaFileType
 
     file_types = {

@@ -80,7 +80,7 @@ def export_safetensors(
     weights: Mapping[str, Any],
     tokenizer: Any,
     path: Path,
-    dtype: Dtype = "f32",
+    dtype: str = "f32",
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as a folder in Hugging Face's layout, one tensor in memory at a time.
@@ -107,7 +107,7 @@ def export_safetensors(
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Any], dtype: Dtype = "f32", metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Any], dtype: str = "f32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Float tensors (torch or numpy) to one file, in `dtype`, beside and renamed; one at a time in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -124,7 +124,7 @@ def write_safetensors(
             write_array(f, _encode(name, to_float32(tensor), dtype))
 
 
-def _encode(name: str, values: np.ndarray, dtype: Dtype) -> np.ndarray:
+def _encode(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bf16":
         return to_bfloat16(values)
     if dtype == "f16" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:

@@ -64,6 +64,13 @@ def test_no_such_run_and_no_model_yet(home, capsys):
     assert "there is no file" in capsys.readouterr().err
 
 
+def test_damaged_file(a_run, capsys):
+    file = a_run.out / "notes.gguf"
+    file.write_bytes(file.read_bytes()[:-50_000])
+    assert main(["chat", "notes", "hi"]) == 1
+    assert "notes.gguf is not a sound GGUF file" in capsys.readouterr().err
+
+
 class Terminal:
     """`settle chat` on a pseudo-terminal."""
 

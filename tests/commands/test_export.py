@@ -40,7 +40,17 @@ def test_safetensors(a_run, tiny, tmp_path):
     norm = read_safetensors(tmp_path / "hf").tensors["model.norm.weight"]
     assert norm.dtype == "BF16"
     np.testing.assert_allclose(norm.load(), tiny.weights["model.norm.weight"].numpy(), rtol=2**-8)
-    assert main(["export", "notes", "--to", "safetensors", "--dtype", "q8_0"]) == 2
+
+
+def test_what_there_is_not(a_run, capsys):
+    for arguments, says in (
+        (["--to", "safetensors", "--dtype", "q8_0"], "one of: f32, f16, bf16"),
+        (["--dtype", "f61"], "gguf has no type 'f61'"),
+        (["--to", "guff"], "did you mean 'gguf'"),
+        (["--out", "nowhere/x.gguf"], "there is no folder nowhere"),
+    ):
+        assert main(["export", "notes", *arguments]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_damaged_weights_are_not_exported(a_run, tmp_path, capsys):
