@@ -166,7 +166,7 @@ def _pack(store: TokenStore, first: np.ndarray, last: np.ndarray) -> Batch:
     cu_seqlens = np.append(0, np.cumsum(lengths))
     positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     place = positions + np.repeat(first, lengths)
-    tokens = store.tokens
+    tokens = np.asarray(store.tokens)
     return Batch(
         inputs=tokens[place - 1].astype(np.int64),
         targets=tokens[place].astype(np.int64),

@@ -22,7 +22,15 @@ from settle.data.files import InputFile, find_files, hash_files
 from settle.data.ledger import Ledger
 from settle.data.reading import Reading
 from settle.data.settings import DataSettings
-from settle.data.split import DROPPED, FEW, HELD_OUT, TRAIN, drop_kin_of_held_out, split_documents, split_sections
+from settle.data.split import (
+    DROPPED,
+    HELD_OUT,
+    TRAIN,
+    are_few,
+    drop_kin_of_held_out,
+    split_documents,
+    split_sections,
+)
 from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer import Tokenizer, vocabulary_size
@@ -111,7 +119,7 @@ def _make(
         sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
         sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
         drop_kin_of_held_out(spool, sides, reading.drop)
-    elif kept.sum() < FEW:
+    elif are_few(spool, kept, settings.held_out):
         spool, sides = split_sections(spool, kept, settings.held_out, work)
     else:
         sides = split_documents(spool, kept, settings.held_out)

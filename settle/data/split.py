@@ -18,27 +18,42 @@ DROPPED, TRAIN, HELD_OUT = -1, 0, 1
 FEW = 50
 # more held-out text makes an evaluation no better, only the training set smaller
 MOST_HELD_OUT = 16 << 20
-# documents are kin, and stay on one side, well before they are alike enough to be dropped
-KINSHIP = 0.6
+# documents are kin, and stay on one side, well before they are near duplicates; where that makes one family of almost
+# everything (texts from one template), near duplicates alone are kept together
+_KINSHIP, _NEAR_DUPLICATE = 0.6, 0.85
 _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 
 def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndarray:
     """The side of each document, int8 (D,), for many documents; `kept` is bool (D,), the others are DROPPED."""
-    sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-    cluster = Similarity(documents).clusters(KINSHIP)
     sizes = np.where(kept, documents.sizes, 0)
-    size = np.bincount(cluster, sizes, len(sides))
-    lowest = np.full(len(sides), np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(lowest, cluster, documents.hashes)
-    budget = min(share * size.sum(), MOST_HELD_OUT)
-    # one large document must not be the whole of what is measured on
-    candidates = np.flatnonzero((size > 0) & (size <= budget / 4))
-    candidates = candidates[np.argsort(lowest[candidates], kind="stable")]
-    chosen = candidates[np.cumsum(size[candidates]) <= budget]
-    held_out = np.isin(cluster, chosen) & kept
-    sides[held_out] = HELD_OUT
+    budget = _budget(sizes, share)
+    similarity = Similarity(documents)
+    for jaccard in (_KINSHIP, _NEAR_DUPLICATE):
+        cluster = similarity.clusters(jaccard)
+        size = np.bincount(cluster, sizes, len(sizes))
+        lowest = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(lowest, cluster, documents.hashes)
+        # one large family must not be the whole of what is measured on
+        candidates = np.flatnonzero((size > 0) & (size <= budget / 2))
+        candidates = candidates[np.argsort(lowest[candidates], kind="stable")]
+        chosen = candidates[np.cumsum(size[candidates]) <= budget]
+        if size[chosen].sum() > budget / 2:
+            break
+    sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
+    sides[np.isin(cluster, chosen) & kept] = HELD_OUT
     return sides
+
+
+def are_few(documents: Spool, kept: np.ndarray, share: float) -> bool:
+    """Whether whole documents are too few, or some of them too large, to give a fair held-out set."""
+    sizes = documents.sizes[kept]
+    large = sizes[sizes > _budget(sizes, share) / 4]
+    return len(sizes) < FEW or 2 * large.sum() > sizes.sum()
+
+
+def _budget(sizes: np.ndarray, share: float) -> float:
+    return min(share * float(sizes.sum()), MOST_HELD_OUT)
 
 
 def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Path) -> tuple[Spool, np.ndarray]:
@@ -55,13 +70,18 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
         order = np.argsort(sections.hashes, kind="stable")
         count = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum(), side="right"))
         sides[order[: max(count, 1)]] = HELD_OUT
-    _keep_kin_together(sides, Similarity(sections).clusters(KINSHIP))
+    similarity, wanted = Similarity(sections), sides == HELD_OUT
+    for jaccard in (_KINSHIP, _NEAR_DUPLICATE):
+        sides = np.where(wanted, HELD_OUT, TRAIN).astype(np.int8)
+        _keep_kin_together(sides, similarity.clusters(jaccard))
+        if 2 * (sides == HELD_OUT).sum() > wanted.sum():
+            break
     return _join(sections, parents, sides, folder / "split")
 
 
 def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
     """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
-    cluster = Similarity(documents).clusters(KINSHIP)
+    cluster = Similarity(documents).clusters(_NEAR_DUPLICATE)
     held_out = np.zeros(len(sides), bool)
     held_out[cluster[sides == HELD_OUT]] = True
     dropped = (sides == TRAIN) & held_out[cluster]

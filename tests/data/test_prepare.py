@@ -76,6 +76,21 @@ def test_many_files_keep_their_kin_on_one_side(tmp_path: Path) -> None:
     assert not trained & {t[-60:] for t in texts(corpus, "held_out")}
 
 
+def test_one_large_file_among_many_small_ones(tmp_path: Path) -> None:
+    rows = [prose(0, 40_000), *(prose(i, 60) for i in range(1, 80))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in rows))
+    corpus = run(tmp_path / "a.jsonl")
+    large = sum(len(t) for t in texts(corpus, "held_out") if t in rows[0])
+    assert large > corpus.held_out.num_bytes / 2
+
+
+def test_texts_from_one_template_can_be_split(tmp_path: Path) -> None:
+    rows = [f"{prose(0, 120)} {prose(i, 25)}" for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in rows))
+    corpus = run(tmp_path / "a.jsonl")
+    assert corpus.held_out.num_documents > 10
+
+
 def test_nothing_is_made_twice(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 3000))
     first = run(tmp_path / "a.txt")
