@@ -76,7 +76,7 @@ class NormLinear(Function):
         pieces: Sequence[Tensor] = ctx.unfold(grad_folded)
         grad_norm = torch.zeros_like(norm)
         for piece, weight in zip(pieces, weights, strict=True):
-            grad_norm.add_(torch.einsum("od,od->d", piece, weight))
+            grad_norm.add_((piece * weight).sum(0))
         return grad_x, None, None, None, grad_norm, *(piece * norm for piece in pieces)
 
 

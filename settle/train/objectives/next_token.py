@@ -46,12 +46,10 @@ class LinearCrossEntropy(Function):
         rows = max(1, chunk_logits // cast.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part, target = hidden[start : start + rows], targets[start : start + rows].unsqueeze(1)
-            logits = part @ cast.t()
-            normal = torch.logsumexp(logits.to(wide), dim=-1, keepdim=True)
-            total += (normal - logits.gather(1, target)).sum()
+            likely = torch.softmax(part @ cast.t(), dim=-1, dtype=wide)
+            total -= likely.gather(1, target).clamp_min_(torch.finfo(wide).tiny).log_().sum()
             if ctx.with_grad:
-                errors = torch.softmax(logits, dim=-1)
-                errors.scatter_add_(1, target, errors.new_full(target.shape, -1.0))
+                errors = likely.scatter_add_(1, target, likely.new_full(target.shape, -1.0)).to(cast.dtype)
                 torch.mm(errors, cast, out=grad_hidden[start : start + rows])
                 grad_head += errors.t() @ part
         if ctx.with_grad:
