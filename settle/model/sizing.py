@@ -25,7 +25,7 @@ class Shape:
 def of_width(width: int) -> Shape:
     """The shape a width gets: layers grow with it slowly, F ≈ 8/3 D in whole cache lines."""
     layers = max(2, round(width / 64))
-    head_dim = 32 if width < 256 else 64
+    head_dim = 64 if width % 64 == 0 else 32
     return Shape(width, round(width * 8 / 3 / 64) * 64, layers, width // head_dim, head_dim, tied=False)
 
 

@@ -11,6 +11,7 @@ from settle.base.registry import part
 from settle.base.run import Run
 from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
+from settle.machine import keep_freed_memory
 from settle.model.architectures import Architecture, Decoder
 from settle.plan.training import TrainingPlan
 from settle.train.checkpoint import Weights
@@ -43,6 +44,7 @@ class TrainingJob:
     @classmethod
     def build(cls, plan: TrainingPlan, corpus: Corpus) -> "TrainingJob":
         torch.set_num_threads(plan.loop.threads)
+        keep_freed_memory()
         architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
         model = architecture.build(plan.loop.seed, plan.device)
         model.compute_dtype = getattr(torch, plan.dtype)
