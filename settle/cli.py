@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from settle import __version__
 from settle.base.errors import SettleError
@@ -121,7 +121,9 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     for name, field in command.model_fields.items():
         if name not in command.positional:
-            annotation = Annotated[field.annotation, Parameter(help=field.description, negative="")]  # type: ignore[name-defined]
+            # a switch that is off needs no --no-…; one in a group may be on
+            negative = None if isinstance(field.get_default(), BaseModel) else ""
+            annotation = Annotated[field.annotation, Parameter(help=field.description, negative=negative)]  # type: ignore[name-defined]
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=field.get_default()
             )

@@ -111,7 +111,7 @@ def _make(
     if text < _LEAST_TEXT:
         raise DataError(
             f"there is too little text to train on: {text:,} bytes ({ledger.summary() or 'no file found'})",
-            f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes; see `--no-clean` too"
+            f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes; see --data.no-clean too"
             if ledger.read
             else "give files or folders with text in them",
         )
@@ -127,7 +127,7 @@ def _make(
         if not (sides == side).any():
             raise DataError(
                 f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
-                "give more varied text, or a held-out file of its own with --held-out-from",
+                "give more varied text, or a held-out file of its own with --data.held-out-from",
             )
     corpus = work / "corpus"
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
