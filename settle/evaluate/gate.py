@@ -124,7 +124,7 @@ def run_gate(
             figures["prompts_equal"] = _compare_prompts(tokenizer, engine)
             figures["texts_equal"] = _compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
             _compare_lists(tokenizer, engine.metadata)
-            sequences = _sequences(tokenizer, held_out_texts, min(effort.window, engine.context // 2))
+            sequences = _sequences(tokenizer, held_out_texts, max(2, min(effort.window, engine.context // 2)))
             figures |= _compare_distributions(model, tokenizer, engine, sequences, BARS[dtype], effort)
             figures |= _compare_greedy(model, tokenizer, engine, sequences, BARS[dtype], effort)
         except _Difference as e:
@@ -212,14 +212,13 @@ def _pieces(texts: Sequence[str], number: int) -> list[str]:
 
 
 def _sequences(tokenizer: Any, texts: Sequence[str], longest: int) -> list[list[int]]:
-    """Ids of held-out documents in pieces of at most `longest`: the full ones, or the longer half if none is full."""
-    pieces = []
-    for text in texts[:SEQUENCE_TEXTS]:
+    """Ids of held-out documents (and of some prose, for there may be few) in pieces of at most `longest`: the full
+    ones, or the longer half if fewer are full."""
+    pieces: list[list[int]] = []
+    for text in [*texts[:SEQUENCE_TEXTS], *PROSE]:
         ids = tokenizer.encode(text[: longest * 64]).tolist()
         pieces += [ids[i : i + longest] for i in range(0, len(ids), longest)]
     pieces = [ids for ids in pieces if len(ids) >= 2]
-    if not pieces:
-        raise GateError("there is no held-out text to compare on", "give at least one document of a few words")
     pieces.sort(key=len, reverse=True)
     full = sum(len(ids) == len(pieces[0]) for ids in pieces)
     return pieces[: max(full, -(-len(pieces) // 2))]
@@ -286,7 +285,7 @@ def _compare_distributions(
     divergences, errors, spreads, agree, worst = [], [], [], [], (-1.0, "")
     for number, ids in enumerate(windows):
         positions = np.unique(np.linspace(0, len(ids) - 1, min(each, len(ids))).round().astype(int)).tolist()
-        live = logprobs(model, ids, positions).double().cpu().numpy()
+        live = logprobs(model, ids, positions).cpu().double().numpy()
         for row, position in zip(live, positions, strict=True):
             file = _dense(engine.next_token_logprobs(ids[: position + 1]), len(row))
             divergence = float(np.sum(np.exp(row) * (row - file)))
@@ -319,8 +318,9 @@ def _compare_greedy(
     The live model is shown llama.cpp's continuation in one pass: as long as its own first choice is the next token
     there, its continuation is the same, and the first other choice is the first difference.
     """
-    prompts = [ids[:16] for ids in _spread(sequences, effort.num_prompts)]
-    number = min(effort.num_greedy, engine.context - 16)
+    longest = min(16, engine.context // 2)
+    prompts = [ids[:longest] for ids in _spread(sequences, effort.num_prompts)]
+    number = min(effort.num_greedy, engine.context - longest)
     compared = equal = ties = 0
     for row, prompt in enumerate(prompts):
         theirs = engine.greedy(prompt, number)

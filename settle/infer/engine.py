@@ -20,7 +20,7 @@ from settle.formats.gguf import read_gguf
 from settle.machine import memory
 
 STOP_SECONDS = 3.0
-STDERR_LINES = 40
+STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
@@ -230,7 +230,10 @@ class Engine:
             self._stderr.append(line.decode("utf-8", "replace").rstrip())
 
     def _tail(self) -> str:
-        return "\n" + "\n".join(self._stderr) if self._stderr else ""
+        """What llama.cpp said last: its errors where it named some."""
+        lines = list(self._stderr)
+        errors = [line for line in lines if " E " in line or "error" in line.lower()]
+        return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
 
     def _died(self) -> EngineError:
         return EngineError(f"llama.cpp died with {self.path.name} loaded{self._tail()}", self._fix())
