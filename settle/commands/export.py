@@ -1,7 +1,7 @@
 """A run's model as a file for other programs."""
 
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import Field
 
@@ -10,7 +10,9 @@ from settle.base.events import Events
 from settle.base.registry import part
 from settle.base.run import Run, home
 from settle.commands import Command
-from settle.formats import Format
+
+if TYPE_CHECKING:
+    from settle.formats import Format
 
 
 class Export(Command):
@@ -27,6 +29,8 @@ class Export(Command):
     out: Path | None = Field(None, description="file (gguf) or folder (safetensors) to write; here if not given")
 
     def run(self, events: Events) -> int:
+        from settle.formats import Format
+
         run = Run.find(self.name)
         source = run.out / "hf"
         if not source.is_dir():
@@ -45,7 +49,7 @@ class Export(Command):
         events.emit("result", result={"path": str(path), "format": self.to, "dtype": self.dtype, "gate": gate})
         return 0
 
-    def _write(self, run: Run, form: Format, path: Path, events: Events) -> dict[str, Any] | None:
+    def _write(self, run: Run, form: "Format", path: Path, events: Events) -> dict[str, Any] | None:
         """The gate's figures; None for a format that llama.cpp does not read."""
         from settle.evaluate.gate import export_through_gate
         from settle.evaluate.hand_over import tell

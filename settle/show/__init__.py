@@ -6,6 +6,7 @@ proof and gate {check, passed, detail}, answer {text}, result {result}, comparis
 table {title, columns, rows, note}, whose cells are text, numbers, or {value, unit}.
 """
 
+import contextlib
 import json as jsonlib
 import sys
 from typing import Any
@@ -20,12 +21,12 @@ class Face:
         self.json = json
         self._talk: Any = None
         self._result: dict[str, Any] | None = None
+        self._is_silent = False
 
     def __call__(self, event: Event) -> None:
         kind = event["kind"]
         if kind == "answer":
-            if self._talk is not None:
-                self._talk.close()
+            self._end_talk()
             if not self.json:
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()
@@ -35,34 +36,42 @@ class Face:
         else:
             if kind == "result":
                 self._result = event["result"]
-            self.talk.hear(event)
+            self._say(event)
 
-    @property
-    def talk(self) -> Any:
-        """Made when first needed: rich takes longer to import than most commands take to run."""
-        if self._talk is None:
-            from settle.show.talk import Talk
+    def _say(self, event: Event) -> None:
+        """Tell it on stderr. When nobody can hear it any more (a closed terminal, a full disk), the work goes on."""
+        if self._is_silent:
+            return
+        try:
+            if self._talk is None:  # made when first needed: rich takes longer to import than most commands to run
+                from settle.show.talk import Talk
 
-            self._talk = Talk()
-        return self._talk
+                self._talk = Talk()
+            self._talk.hear(event)
+        except OSError:
+            self._is_silent = True
 
     def error(self, what: str, fix: str) -> None:
         """A person's mistake, or ours: what went wrong and how to mend it. One or two lines, no traceback."""
         self.close()
         text = f"settle: {what}\n" + (f"  → {fix}\n" if fix else "")
         encoding = sys.stderr.encoding or "ascii"
-        sys.stderr.write(text.encode(encoding, "replace").decode(encoding))
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text.encode(encoding, "replace").decode(encoding))
+            sys.stderr.flush()
 
     def close(self) -> None:
         """End the live display; with `json`, print the result."""
-        if self._talk is not None:
-            self._talk.close()
+        self._end_talk()
         if self.json and self._result is not None:
             result, self._result = self._result, None
             sys.stdout.write(jsonlib.dumps(result, default=str) + "\n")
             sys.stdout.flush()
-        sys.stderr.flush()
+
+    def _end_talk(self) -> None:
+        if self._talk is not None:
+            with contextlib.suppress(OSError):
+                self._talk.close()
 
     def _table(self, event: Event) -> None:
         """A list as an answer: drawn on a terminal, aligned text for a pipe."""
@@ -78,4 +87,4 @@ class Face:
                 sys.stdout.write(aligned(shown) + "\n")
             sys.stdout.flush()
         if event.get("note"):
-            self.talk.hear({"kind": "say", "text": event["note"]})
+            self._say({"kind": "say", "text": event["note"]})

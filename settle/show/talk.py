@@ -43,11 +43,18 @@ class Simple:
         return getattr(self._stream, name)
 
 
+class Stderr(Console):
+    """A console that says so when its reader has gone; rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Talk:
     """Says on one stream what happens. `hear` takes every event; kinds it does not know are none of its business."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Stderr(stderr=True, highlight=False)
         if not self.console.encoding.lower().startswith("utf"):
             self.console.file = cast(IO[str], Simple(self.console.file, self.console.encoding))
         if not self.console.is_terminal:
