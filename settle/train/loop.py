@@ -195,10 +195,17 @@ class Loop:
             steps = max(1, round(plan.max_steps * plan.decay_fraction))
             if state.step >= plan.max_steps - steps:
                 self._begin_decay("budget", plan.max_steps - state.step)
-        if plan.seconds is not None and state.step > 0 and state.schedule.decay_start is None:
-            per_step = state.seconds / state.step
-            if state.seconds >= plan.seconds * (1 - plan.decay_fraction):
-                self._begin_decay("budget", max(1, round((plan.seconds - state.seconds) / per_step)))
+        is_open = plan.seconds is not None and state.step > 0 and state.schedule.decay_start is None
+        if is_open and state.seconds >= plan.seconds * (1 - plan.decay_fraction):
+            self._begin_decay("budget", self._most_steps())
+
+    def _most_steps(self) -> int:
+        """How many further steps the budget has room for, at the speed so far; at least one."""
+        state, plan = self.state, self.plan
+        left = math.inf if plan.max_steps is None else plan.max_steps - state.step
+        if plan.seconds is not None:
+            left = min(left, (plan.seconds - state.seconds) / max(state.seconds / state.step, 1e-9))
+        return max(1, round(min(left, 1e9)))
 
     def _begin_decay(self, why: str, steps: int) -> None:
         state = self.state
@@ -242,10 +249,8 @@ class Loop:
 
     def _act_on(self, judgement: Judgement) -> None:
         if judgement.state in ("settled", "overfitting"):
-            steps = round(decay_tokens(self._tokens()) / self.plan.tokens_per_step)
-            if self.plan.max_steps is not None:
-                steps = min(steps, self.plan.max_steps - self.state.step)
-            self._begin_decay(judgement.state, max(1, steps))
+            steps = max(1, round(decay_tokens(self._tokens()) / self.plan.tokens_per_step))
+            self._begin_decay(judgement.state, min(steps, self._most_steps()))
         elif judgement.state == "broken":
             self.state.stop = "broken"
 
