@@ -37,10 +37,10 @@ class Ledger:
         self.found[kind] = self.found.get(kind, 0) + count
 
     def summary(self) -> str:
-        """One sentence fragment of what was found, for an error's text."""
-        parts = [f"{self.read} documents read"]
-        parts += [f"{n['count']} dropped ({reason})" for reason, n in self.dropped.items()]
-        parts += [f"{n['count']} files skipped ({reason})" for reason, n in self.skipped.items()]
+        """What was found, in short, for an error's text."""
+        parts = [f"documents read: {self.read}"]
+        parts += [f"dropped as {reason}: {n['count']}" for reason, n in self.dropped.items()]
+        parts += [f"skipped as {reason}: {n['count']}" for reason, n in self.skipped.items()]
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:

@@ -104,31 +104,7 @@ def _make(
     events: Events,
 ) -> None:
     """Builds work/corpus."""
-    reading = Reading(files + held_out_files, settings, ledger, events)
-    spool = reading.read(work)
-    kept = reading.without_repeats(spool)
-    text = int(spool.sizes[kept].sum())
-    if text < _LEAST_TEXT:
-        raise DataError(
-            f"there is too little text to train on: {text:,} bytes ({ledger.summary() or 'no file found'})",
-            f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes; see --data.no-clean too"
-            if ledger.read
-            else "give files or folders with text in them",
-        )
-    if held_out_files:
-        sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-        sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
-        drop_kin_of_held_out(spool, sides, reading.drop)
-    elif are_few(spool, kept, settings.held_out):
-        spool, sides = split_sections(spool, kept, settings.held_out, work)
-    else:
-        sides = split_documents(spool, kept, settings.held_out)
-    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
-        if not (sides == side).any():
-            raise DataError(
-                f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
-                "give more varied text, or a held-out file of its own with --data.held-out-from",
-            )
+    spool, sides = _documents(work, files, held_out_files, settings, ledger, events)
     corpus = work / "corpus"
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
@@ -149,6 +125,41 @@ def _make(
         }
     write_json(corpus / "files.json", [f.name for f in files + held_out_files])
     write_json(corpus / "ledger.json", ledger.as_dict())
+
+
+def _documents(
+    work: Path,
+    files: list[InputFile],
+    held_out_files: list[InputFile],
+    settings: DataSettings,
+    ledger: Ledger,
+    events: Events,
+) -> tuple[Spool, np.ndarray]:
+    """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
+    reading = Reading(files + held_out_files, settings, ledger, events)
+    spool = reading.read(work)
+    kept = reading.without_repeats(spool)
+    text = int(spool.sizes[kept].sum())
+    if text < _LEAST_TEXT:
+        fix = f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes"
+        if ledger.dropped:
+            fix += "; with --data.no-clean nothing is dropped"
+        raise DataError(f"there is too little text to train on: {text:,} bytes ({ledger.summary()})", fix)
+    if held_out_files:
+        sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
+        sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
+        drop_kin_of_held_out(spool, sides, reading.drop)
+    elif are_few(spool, kept, settings.held_out):
+        spool, sides = split_sections(spool, kept, settings.held_out, work)
+    else:
+        sides = split_documents(spool, kept, settings.held_out)
+    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
+        if not (sides == side).any():
+            raise DataError(
+                f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
+                "give more varied text, or a held-out file of its own with --data.held-out-from",
+            )
+    return spool, sides
 
 
 def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:
