@@ -44,7 +44,7 @@ class Resume(Command):
                 return _start_again(run, stopping, events)
             spending = Spending()
             job = _job(run, record, events)
-            spending.start(job.plan.device)
+            spending.start(job.plan.device, (record.get("asked") or {}).get("watts"))
             events.move_to(run.events)
             return go_on(run, job, spending, stopping, events)
 

@@ -12,6 +12,7 @@ from settle.base.errors import UsageError
 from settle.base.events import Event, Events
 from settle.base.run import Run
 from settle.commands import Command
+from settle.plan.ledger import UNITS, entries, scores
 
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 
@@ -23,6 +24,7 @@ class Runs(Command):
 
     action: str = Field("list", description="list, show or remove")
     name: str = Field("", description="the run to show or to remove")
+    ledger: bool = Field(False, description="how well forecasts have been doing: forecast against what came, every run")
 
     def run(self, events: Events) -> int:
         actions = {"list": self._list, "show": self._show, "remove": self._remove}
@@ -32,7 +34,10 @@ class Runs(Command):
             raise UsageError(f"there is no `settle runs {self.action}`", fix)
         if self.action != "list" and not self.name:
             raise UsageError(f"which run is there to {self.action}?", f"`settle runs {self.action} NAME`")
-        actions[self.action](events)
+        if self.ledger:
+            self._ledger(events)
+        else:
+            actions[self.action](events)
         return 0
 
     def _list(self, events: Events) -> None:
@@ -53,6 +58,23 @@ class Runs(Command):
         hint = "`settle runs show NAME` tells more" if told else "no runs yet; start one: `settle train FOLDER`"
         events.emit("table", columns=columns, rows=rows, note=hint)
         events.emit("result", result={"runs": told})
+
+    def _ledger(self, events: Events) -> None:
+        kept = entries([Run.find(self.name)] if self.name else reversed(Run.all()))
+        if kept:
+            columns: tuple[str, ...] = ("run", "forecast of", "expected", "came", "error", "in the 80 % interval")
+            rows = [
+                [e.run, e.figure, _of(e.expected, unit), _of(e.came, unit), f"{e.error:+.0%}", _yes(e.inside)]
+                for e in kept
+                for unit in [UNITS.get(e.figure, "")]
+            ]
+            events.emit("table", columns=columns, rows=rows)
+        told = scores(kept)
+        columns = ("forecast of", "runs", "median error", "bias", "in the 80 % interval")
+        summed = [[s.figure, s.runs, f"{s.median_error:.1%}", f"{s.bias:+.1%}", f"{s.coverage:.0%}"] for s in told]
+        note = "came ÷ expected − 1" if kept else "no finished run has a forecast yet"
+        events.emit("table", title="how forecasts have been doing", columns=columns, rows=summed, note=note)
+        events.emit("result", result={"ledger": [vars(e) for e in kept], "scores": [vars(s) for s in told]})
 
     def _show(self, events: Events) -> None:
         run = Run.find(self.name)
@@ -130,6 +152,10 @@ def _facts(told: dict[str, Any]) -> list[list[Any]]:
 def _of(value: Any, unit: str) -> Any:
     """A value with its unit, which the face writes as people read it."""
     return None if value is None else {"value": value, "unit": unit}
+
+
+def _yes(inside: bool) -> str:
+    return "✓" if inside else "outside"
 
 
 def _day(at: float | None) -> str:

@@ -70,17 +70,21 @@ def start(run: Run, settings: Train, origin: dict[str, str], stopping: "Stopping
     from settle.data.prepare import prepare
 
     corpus = prepare(settings.inputs, settings.data, events)
+    from settle.plan.forecast import look_ahead
     from settle.plan.training import plan_training
     from settle.plan.training_job import TrainingJob
     from settle.train.proof import prove
 
     plan = plan_training(settings, origin, corpus, spending.seconds)
     events.emit("plan", values=_told(plan, settings), origin=plan.origin, why=plan.why, full=settings.dry)
-    job = TrainingJob.build(plan, corpus)
+    plan, expected = look_ahead(plan, corpus, settings, lambda: spending.seconds, events)
+    events.emit("forecast", forecast=expected.to_json())
     if settings.dry:
-        events.emit("result", result={"plan": plan.to_json()})
+        events.emit("result", result={"plan": plan.to_json(), "forecast": expected.to_json()})
         return 0
-    spending.start(plan.device)
+    job = TrainingJob.build(plan, corpus)
+    spending.start(plan.device, settings.watts)
+    write_json(run.path / "forecast.json", expected.to_json())
     events.move_to(run.events)
     first, rows, vocab_size = job.batches.at(0), job.batches.rows_of(0), corpus.tokenizer.vocab_size
     proof = prove(job.model, job.objective, first, vocab_size, rows, events, plan.loop.seed)
@@ -116,11 +120,14 @@ class Spending:
     def __init__(self) -> None:
         self._began = time.monotonic()
 
-    def start(self, device: str) -> None:
-        """From here on energy is counted and memory watched, now that the device is known."""
+    def start(self, device: str, watts: float | None) -> None:
+        """From here on energy is counted and memory watched, now that the device is known.
+
+        `watts`: what the machine draws, when the person says so.
+        """
         from settle.machine import EnergyMeter, PeakMemory
 
-        self._meter, self._peak = EnergyMeter(device=device).start(), PeakMemory(device).start()
+        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory(device).start()
 
     @property
     def seconds(self) -> float:
@@ -136,9 +143,11 @@ def finish(run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, fl
     from settle.evaluate.curves import draw_curves
     from settle.evaluate.gate import held_out_texts
     from settle.evaluate.hand_over import hand_over
+    from settle.plan.forecast import cost
     from settle.train.verdict import verdict
 
     state, record = outcome.state, run.read("plan.json")
+    prices = record["asked"]["price_per_kwh"], record["asked"]["price_per_hour"]
     speed = state.step * job.plan.loop.tokens_per_step / max(state.seconds, 1e-9)
     best = job.judge(outcome.best, state)
     events.emit("eval", whole=True, **best)
@@ -149,6 +158,8 @@ def finish(run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, fl
             "time": spent["seconds"],
             "peak_memory": spent["peak_memory"],
             "energy": spent["joules"],
+            "cost": cost(spent["joules"], spent["seconds"], *prices),
+            "tokens": state.step * job.plan.loop.tokens_per_step,
             "loss": best["loss"],
         },
         "forecast": run.read("forecast.json"),

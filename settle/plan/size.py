@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
-from settle.machine import Accelerator, probe_dtype
+from settle.machine import Accelerator, cores, power, probe_dtype
 from settle.model import sizing
 from settle.plan.amounts import count, seconds
 from settle.plan.settings import TrainingSettings
@@ -32,8 +33,7 @@ def choose_size(
 ) -> Size:
     """The size that suits the budget and the corpus; `why` is told the reason of each number."""
     budget = None
-    if settings.time:
-        asked = seconds(settings.time)
+    if asked := asked_seconds(settings, device):
         budget = max(asked / 4, asked - spent - HAND_OVER_SECONDS)
     unique = corpus.train.num_tokens
     width = 256
@@ -54,3 +54,15 @@ def choose_size(
     expected = max(batch, int(flops / (6 * parameters)))
     micro = math.gcd(batch, 8192)
     return Size(parameters, context, batch, micro, expected, budget)
+
+
+def asked_seconds(settings: TrainingSettings, device: Accelerator) -> float | None:
+    """The time that was asked for, or that the money asked for buys here, whichever is less."""
+    times = [seconds(settings.time)] if settings.time else []
+    if settings.max_cost:
+        watts = power(settings.threads or cores().usable, settings.watts, device.kind).watts
+        price = watts / 3.6e6 * settings.price_per_kwh + settings.price_per_hour / 3600
+        if not price:
+            raise UsageError("--max-cost says nothing while all prices are 0", "give --price-per-hour as well")
+        times.append(settings.max_cost / price)
+    return min(times, default=None)

@@ -1,0 +1,177 @@
+"""What a run will need and reach, before it begins: memory, time, energy, money and final loss, with 80 % intervals.
+
+Costs come from a short real training of the planned model (settle/plan/probe.py); the loss from its loss and a law
+(settle/plan/loss_law.py).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from settle.base.errors import ResourceError
+from settle.base.events import Events
+from settle.base.registry import part
+from settle.data.prepare import Corpus
+from settle.machine import memory, resident
+from settle.plan.estimate import TENTH, Estimate
+from settle.plan.loss_law import LAW, worth
+from settle.plan.probe import Probe, probe, probe_steps
+from settle.plan.settings import TrainingSettings
+from settle.plan.size import HAND_OVER_SECONDS
+from settle.plan.training import TrainingPlan
+from settle.train.settled import MORE, decay_tokens, next_evaluation
+
+# 2026-11-25, bench/forecast.py: standard deviations of the logarithm of came ÷ expected
+TIME_SPREAD = 0.08
+MEMORY_SPREAD = 0.06
+POWER_SPREAD = 0.15
+MEMORY_GROWTH = 1.08  # a long run's peak over a short one's: the allocator keeps what ever was asked for
+STOP_SPREAD = 0.5  # of the tokens at which a run settles
+LATER_STOP = 1.5  # settled is said this much later than it is true (bench/settled.py)
+LOOKS_LIKE = 1.25  # times slower evaluations are in a run than in a row
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats."""
+
+    tokens: Estimate
+    time: Estimate
+    peak_memory: Estimate
+    energy: Estimate
+    cost: Estimate
+    loss: Estimate
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        return {name: estimate.to_json() for name, estimate in vars(self).items()}
+
+
+def look_ahead(
+    plan: TrainingPlan, corpus: Corpus, settings: TrainingSettings, elapsed: Callable[[], float], events: Events
+) -> tuple[TrainingPlan, Forecast]:
+    """Probe the plan and forecast it. `elapsed`: seconds since the command began.
+
+    What the probe takes of a time budget is missing from the plan handed back. Raises ResourceError, before anything
+    is allocated, when the run would not fit in memory.
+    """
+    must_fit(plan)
+    before = elapsed()
+    expected_steps = plan.loop.max_steps or 50 * plan.loop.warmup_steps
+    events.emit("progress", what="probe", done=0, total=1, unit="run")
+    probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts)
+    events.emit("progress", what="probe", done=1, total=1, unit="run")
+    loop = plan.loop
+    if loop.seconds:
+        left = max(loop.seconds / 2, loop.seconds - (elapsed() - before))
+        plan = dataclasses.replace(plan, loop=loop.model_copy(update={"seconds": left}))
+    return plan, forecast(plan, corpus, probed, settings, elapsed())
+
+
+def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, spent: float) -> Forecast:
+    """`spent`: seconds since the command began, which are part of the time that will be told."""
+    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    unique = corpus.train.num_tokens
+    parameters = architecture.num_parameters
+
+    def loss_at(tokens: float) -> Estimate:
+        fresh, short = worth(tokens, unique), worth(probed.tokens, unique)
+        return LAW.loss(probed.loss, probed.stderr, probed.floor, short, fresh, parameters)
+
+    per_token = _seconds_per_token(plan, probed)
+    tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value)
+    looked_at = min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens.value / 20))
+    fixed = spent + HAND_OVER_SECONDS + probed.look_seconds * looked_at
+    spread = math.hypot(TIME_SPREAD, math.log(tokens.high / tokens.low) / 2 / TENTH)
+    time = Estimate.within(tokens.value * per_token, spread).plus(fixed)
+    if plan.loop.seconds:
+        most = plan.loop.seconds + fixed
+        time = Estimate(min(time.value, most), min(time.low, most), min(time.high, most * 1.05))
+    unsure = 0.0 if probed.watts_source == "asked" else POWER_SPREAD
+    spread = math.hypot(math.log(time.high / time.low) / 2 / TENTH, unsure)
+    energy = Estimate.within((time.value - spent) * probed.watts, spread)
+    prices = settings.price_per_kwh, settings.price_per_hour
+    low, value, high = loss_at(tokens.high), loss_at(tokens.value), loss_at(tokens.low)
+    return Forecast(
+        tokens=tokens,
+        time=time,
+        peak_memory=Estimate.within(probed.memory * MEMORY_GROWTH, MEMORY_SPREAD),
+        energy=energy,
+        cost=Estimate(*(cost(e, t, *prices) for e, t in zip(_ends(energy), _ends(time), strict=True))),
+        loss=Estimate(value.value, min(low.low, value.low), max(high.high, value.high)),
+    )
+
+
+def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: float) -> float:
+    """Money for energy and for the machine's hours, in the unit of the prices."""
+    return joules / 3.6e6 * price_per_kwh + seconds / 3600 * price_per_hour
+
+
+def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Estimate:
+    """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
+    loop = plan.loop
+    most = math.inf
+    if loop.max_steps:
+        most = loop.max_steps * loop.tokens_per_step
+    if loop.seconds:
+        most = min(most, loop.seconds / seconds_per_token)
+    settles = math.inf
+    if loop.until_settled:
+        tokens = loop.tokens_per_step * loop.warmup_steps * 4.0
+        while tokens < min(most, 1e13) and 1 - loss_at(tokens * (1 + MORE)) / loss_at(tokens) > loop.tolerance:
+            tokens *= 1.05
+        settles = (tokens + decay_tokens(int(tokens))) * LATER_STOP
+    around = Estimate.within(min(settles, 1e13), STOP_SPREAD)
+    return Estimate(min(around.value, most), min(around.low, most), min(around.high, most))
+
+
+def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:
+    """Step and evaluations together, over a run of usual length."""
+    loop = plan.loop
+    looks = sum(1 for _ in _looks(plan.held_out_tokens, 60 * plan.held_out_tokens * 9))
+    looking = looks * plan.held_out_tokens * probed.look_seconds * LOOKS_LIKE / (60 * plan.held_out_tokens * 9)
+    return probed.step_seconds / loop.tokens_per_step + looking
+
+
+def _looks(sample: int, until: int) -> Iterator[int]:
+    at = 0
+    while (at := next_evaluation(at, sample)) <= until:
+        yield at
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def must_fit(plan: TrainingPlan) -> None:
+    """Raises ResourceError, before anything is allocated, when the run will not fit in memory; proposes what will.
+
+    Weights, gradients, optimizer state, the best weights, a checkpoint being made, activations of one micro-batch.
+    """
+    if plan.device != "cpu":
+        return
+    need, have = resident() + needed(plan), memory().available
+    if need <= have + resident():
+        return
+    scale = (have * 0.8) / max(1, needed(plan))
+    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    fits = int(architecture.num_parameters * scale)
+    raise ResourceError(
+        f"this run needs about {need / 1e9:,.1f} GB of memory and {have / 1e9:,.1f} GB are free",
+        f"--size {max(1, fits // 1_000_000)}M would fit, or fewer --batch-tokens",
+    )
+
+
+def needed(plan: TrainingPlan) -> int:
+    """Bytes that training takes beyond what the process holds already."""
+    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    optimizer: Any = part("train/optimizers", plan.optimizer_name)(**plan.optimizer)
+    number = 4 if plan.dtype == "float32" else 2
+    parameters = architecture.num_parameters
+    state = optimizer.bytes_per_parameter()
+    cast = 0 if number == 4 else number
+    weights = parameters * (4 + 4 + state + cast + 4 + (4 + state))
+    micro = plan.loop.tokens_per_step // plan.loop.micro_batches
+    context = plan.loop.sequence_length
+    return int(weights + micro * architecture.activation_bytes_per_token(context, number))

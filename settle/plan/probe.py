@@ -1,0 +1,90 @@
+"""A short real training of the planned model: what it costs per step here, what it holds, how fast it learns."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settle.base.events import Events
+from settle.base.run import Run
+from settle.data.batches import held_out_batches
+from settle.data.prepare import Corpus
+from settle.machine import EnergyMeter, PeakMemory, resident
+from settle.plan.training import TrainingPlan
+from settle.plan.training_job import EVALUATION_BLOCK, TrainingJob
+from settle.train.evaluation import evaluate
+
+SHARE = 0.025  # of the run's steps
+FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
+SHARE_OF_TIME = 0.05  # of a time budget
+DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
+LOOKED_AT = 32768  # held-out tokens
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Times in seconds, sizes in bytes, losses in nats per token of held-out text."""
+
+    steps: int
+    tokens: int
+    step_seconds: float  # one optimizer step, median
+    look_seconds: float  # one evaluation per held-out token
+    memory: int  # most held by the process while training
+    watts: float  # drawn on average
+    watts_source: str  # asked, measured or estimated
+    loss: float
+    stderr: float
+    floor: float  # what knowing only the token frequencies would give
+
+
+def probe_steps(expected_steps: int) -> int:
+    """Length of the probe for a run of `expected_steps`."""
+    return max(4, min(MOST, max(FEWEST, round(SHARE * expected_steps)), expected_steps // 10))
+
+
+def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | None = None) -> Probe:
+    """Train the plan's model for `most_steps` on a schedule of its own, and look at more held-out text at the end.
+
+    A time budget may end it earlier. `watts`: what the machine draws, when the person says so.
+    """
+    loop = plan.loop.model_copy(
+        update={
+            "max_steps": most_steps,
+            "seconds": plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME,
+            "warmup_steps": min(plan.loop.warmup_steps, max(1, most_steps // 4)),
+            "decay_fraction": DECAY,
+            "until_settled": False,
+            "checkpoint_steps": most_steps + 1,
+        }
+    )
+    job = TrainingJob.build(dataclasses.replace(plan, loop=loop, held_out_tokens=EVALUATION_BLOCK), corpus)
+    heard: list[dict[str, Any]] = []
+    peak, meter = PeakMemory(plan.device).start(), EnergyMeter(watts, plan.device).start()
+    with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
+        run = Run(Path(folder))
+        run.checkpoints.mkdir()
+        trainer = job.loop(run, Events(listeners=[heard.append]), lambda: False)
+        steps = trainer.train().state.step
+    energy = meter.read()
+    speeds = [e["tokens_per_second"] for e in heard if e["kind"] == "step"]
+    memory = max(peak.read(), resident()) if plan.device == "cpu" else peak.read_device()
+    limit = min(corpus.held_out.num_tokens, max(LOOKED_AT, plan.held_out_tokens))
+    sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
+    began = time.perf_counter()
+    seen = evaluate(job.model, job.objective, sample, corpus.tokenizer.byte_length, steps, steps * loop.tokens_per_step)
+    looking = time.perf_counter() - began
+    return Probe(
+        steps=steps,
+        tokens=steps * loop.tokens_per_step,
+        step_seconds=loop.tokens_per_step / statistics.median(speeds[len(speeds) // 4 :]),
+        look_seconds=looking / sum(len(b.targets) for b in sample),
+        memory=memory,
+        watts=energy.watts,
+        watts_source=energy.source,
+        loss=seen.loss,
+        stderr=seen.stderr,
+        floor=trainer.settled.floor or seen.loss,
+    )

@@ -1,0 +1,111 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from settle.base.errors import ResourceError
+from settle.base.events import Events
+from settle.base.settings import resolve
+from settle.data.prepare import Corpus, prepare
+from settle.machine import memory
+from settle.plan.estimate import Estimate
+from settle.plan.forecast import cost, expected_tokens, look_ahead, must_fit
+from settle.plan.loss_law import LAW, worth
+from settle.plan.probe import probe_steps
+from settle.plan.settings import TrainingSettings
+from settle.plan.size import asked_seconds
+from settle.plan.training import TrainingPlan, plan_training
+
+WORDS = ["the", "model", "reads", "line", "text", "learns", "which", "word", "comes", "next", "after", "many", "seen"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(40):
+        lines = (" ".join(WORDS[(i * 7 + j * k) % len(WORDS)] for k in range(1, 14)) for j in range(1, 60))
+        (folder / f"{i}.txt").write_text(".\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(tmp_path_factory.mktemp("home")))
+        return prepare([str(folder)], TrainingSettings().data, Events())
+
+
+def planned(corpus: Corpus, **asked: object) -> tuple[TrainingPlan, TrainingSettings]:
+    layers = [("asked", {"size": "100k", "steps": 40, "threads": 1, "dtype": "float32", **asked})]
+    resolved = resolve(TrainingSettings, layers)
+    return plan_training(resolved.value, resolved.origin, corpus, 0.0), resolved.value
+
+
+def test_forecast_tells_every_figure_with_its_interval(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    plan, settings = planned(corpus, watts=10.0, price_per_kwh=1.0, price_per_hour=36.0)
+    _, told = look_ahead(plan, corpus, settings, lambda: 5.0, Events())
+    for name, figure in told.to_json().items():
+        assert 0 < figure["low"] <= figure["value"] <= figure["high"] < math.inf, name
+    assert told.tokens.high == 40 * plan.loop.tokens_per_step
+    assert told.energy.value == pytest.approx((told.time.value - 5.0) * 10.0)
+    assert told.cost.value == pytest.approx(cost(told.energy.value, told.time.value, 1.0, 36.0))
+    assert told.loss.value < math.log(corpus.tokenizer.vocab_size)
+
+
+def test_what_does_not_fit_is_refused_and_something_proposed(corpus: Corpus):
+    plan, _ = planned(corpus)
+    must_fit(plan)
+    width = 1 << 20
+    heads = {"head_dim": width // 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    big = dataclasses.replace(plan, architecture={**plan.architecture, "hidden_size": width, **heads})
+    with pytest.raises(ResourceError, match="GB of memory") as refused:
+        must_fit(big)
+    assert "--size" in refused.value.fix
+    assert memory().available > 0
+
+
+def test_a_run_is_expected_to_settle_where_the_law_flattens(corpus: Corpus):
+    plan, _ = planned(corpus)
+    free = dataclasses.replace(plan, loop=plan.loop.model_copy(update={"max_steps": None}))
+
+    def loss_at(tokens: float) -> float:
+        return 2 + 5 * (1 + tokens / 1e4) ** -0.5
+
+    expected = expected_tokens(free, 1e-6, loss_at)
+    assert 4e6 < expected.value < 1e7 and expected.low < expected.value < expected.high
+    budget = dataclasses.replace(free, loop=free.loop.model_copy(update={"seconds": 3.0}))
+    assert expected_tokens(budget, 1e-6, loss_at).value == pytest.approx(3e6)
+
+
+def test_money_is_a_time_budget(corpus: Corpus):
+    from settle.machine import accelerator
+
+    settings = TrainingSettings(max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
+    assert asked_seconds(settings, accelerator("cpu")) == pytest.approx(1800.0)
+    both = TrainingSettings(time="10m", max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
+    assert asked_seconds(both, accelerator("cpu")) == 600.0
+
+
+def test_interval_is_a_factor_and_scales():
+    estimate = Estimate.within(100.0, 0.1)
+    assert estimate.low * estimate.high == pytest.approx(100.0**2)
+    assert math.log(estimate.high / 100.0) == pytest.approx(0.12816, rel=1e-3)
+    assert estimate.plus(10.0).value == 110.0
+
+
+def test_law_falls_with_tokens_and_never_rises():
+    losses = [LAW.loss(5.0, 0.02, 6.0, 1e5, tokens, 1e6).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
+    assert losses[0] == 5.0
+    assert losses == sorted(losses, reverse=True)
+    near, far = (LAW.loss(5.0, 0.02, 6.0, 1e5, t, 1e6) for t in (2e5, 1e7))
+    assert near.high / near.low < far.high / far.low
+
+
+def test_repeated_text_is_worth_less():
+    assert worth(500, 1000) == 500
+    assert 1900 < worth(2000, 1000) < 2000
+    assert worth(1e9, 1000) == pytest.approx(16_000)
+
+
+def test_a_probe_is_a_small_part_of_the_run():
+    assert probe_steps(10_000) == 250
+    assert probe_steps(100) == 10
+    assert probe_steps(10**6) == 400
+    assert probe_steps(5) == 4
