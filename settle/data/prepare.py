@@ -111,7 +111,6 @@ def _make(
     sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
     tokenizer = Tokenizer.train(sample, vocab_size, corpus / "tokenizer")
     train, held_out = _tokenize(spool, sides, tokenizer, corpus, events)
-    ledger.kept = int((sides != DROPPED).sum())
     ledger.kept_bytes = train.num_bytes + held_out.num_bytes
     ledger.notes["tokenizer"] = {
         "entries": tokenizer.vocab_size,
@@ -149,6 +148,7 @@ def _documents(
         sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
         sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
         drop_kin_of_held_out(spool, sides, reading.drop)
+        kept = sides != DROPPED
     elif are_few(spool, kept, settings.held_out):
         spool, sides = split_sections(spool, kept, settings.held_out, work)
     else:
@@ -159,6 +159,7 @@ def _documents(
                 f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
                 "give more varied text, or a held-out file of its own with --data.held-out-from",
             )
+    ledger.kept = int(kept.sum())
     return spool, sides
 
 

@@ -60,7 +60,8 @@ def test_one_file_is_split_at_a_paragraph(tmp_path: Path) -> None:
     corpus = run(tmp_path / "a.txt")
     assert "".join(texts(corpus, "train") + texts(corpus, "held_out")) == text
     assert 0.05 < corpus.held_out.num_bytes / len(text) < 0.15
-    assert corpus.train.num_bytes + corpus.held_out.num_bytes == len(text)
+    assert corpus.train.num_bytes + corpus.held_out.num_bytes == len(text) == corpus.ledger["kept_bytes"]
+    assert (corpus.ledger["read"], corpus.ledger["kept"]) == (1, 1)
 
 
 def test_many_files_keep_their_kin_on_one_side(tmp_path: Path) -> None:
