@@ -1,7 +1,9 @@
 """Tables and panels: the plan, the forecast, forecast beside actual, the verdict, and any list."""
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -95,7 +97,7 @@ def _came(value: Any, item: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
-    """The verdict, why, the best evaluation, the gate, and where things lie."""
+    """The verdict, why, the best evaluation and the gate."""
     verdict = str(result["verdict"])
     style = VERDICT_STYLES.get(verdict, "bold")
     lines = [Text(str(result.get("why", "")))]
@@ -113,14 +115,20 @@ def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
     if isinstance(gate, Mapping) and "passed" in gate:
         passed = gate["passed"]
         lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
-    files = result.get("files") or {}
-    for name, path in files.items() if isinstance(files, Mapping) else enumerate(files):
-        label = f"{name}: " if isinstance(name, str) else ""
-        lines.append(Text.assemble((label, "dim"), str(path), overflow="fold"))
     return Panel(
         Group(*lines), title=Text(f" {verdict} ", f"bold {style}"), title_align="left", border_style=style,
         width=min(width, 100),
     )  # fmt: skip
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """Where what the run made lies, on one line that can be copied; empty when it made nothing."""
+    files = result.get("files") or {}
+    paths = [Path(path) for path in (files.values() if isinstance(files, Mapping) else files)]
+    if not paths:
+        return ""
+    folder = paths[0].parent
+    return f"{', '.join(os.path.relpath(path, folder) for path in paths)} in {folder}"
 
 
 def listing(event: Event) -> Table:

@@ -12,7 +12,7 @@ from rich.text import Text
 from settle.base.events import Event
 from settle.show.amounts import amount, count, duration
 from settle.show.progress import Standing, number
-from settle.show.tables import WHY_FITS, comparison, gain_text, listing, plan_table, verdict_panel
+from settle.show.tables import WHY_FITS, comparison, gain_text, listing, made, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run talks less).
 PLAIN_WIDTH = 100
@@ -140,6 +140,8 @@ class Talk:
         if result.get("forecast") and result.get("actual"):
             self.console.print(listing(comparison(result["forecast"], result["actual"], self.console.width)))
         self.console.print(verdict_panel(result, self.console.width))
+        if made(result):
+            self.console.print(Text(made(result)), soft_wrap=True)
 
     # --- progress ---
 

@@ -25,7 +25,7 @@ RESULT = {
     "forecast": FORECAST,
     "actual": {"time": 612.0, "memory": 1.6e9, "loss": 2.7123},
     "gate": {"passed": True},
-    "files": {"weights": "/runs/notes/out/notes-f16.gguf"},
+    "files": {"gguf": "/runs/notes/out/notes-f16.gguf", "safetensors": "/runs/notes/out/hf"},
 }
 
 
@@ -92,6 +92,7 @@ def test_plain_lines_tell_the_whole_story():
         "10 min 12 s   ✓ -4 %",
         "outside +23 %",
         "held-out loss 2.7123 ± 0.0120 · 1.6200 bits per byte · step 299",
+        "notes-f16.gguf, hf in /runs/notes/out\n",
     ):
         assert part in text, f"{part!r} is not in\n{text}"
     assert "\x1b" not in text and "\r" not in text
