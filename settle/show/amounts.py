@@ -12,6 +12,7 @@ UNITS = {
     "device_memory": "bytes",
     "energy": "J",
     "loss": "nats",
+    "cost": "money",
     "bits_per_byte": "bits per byte",
     "tokens": "tokens",
 }
@@ -31,6 +32,8 @@ def amount(value: Any, unit: str = "") -> str:
         return _scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
     if unit == "J":
         return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh"))
+    if unit == "money":
+        return money(value)
     if unit == "count":
         return count(value)
     if unit in ("tokens", "parameters", "rows", "documents"):
@@ -52,6 +55,13 @@ def count(value: float) -> str:
     if abs(value) < 10_000:
         return f"{value:,.0f}"
     return _scaled(value / 1000, 1000.0, ("k", "M", "B", "T"))
+
+
+def money(value: float) -> str:
+    """Two decimals, or two digits that say something where that would be nothing; never a power of ten."""
+    if value == 0 or abs(value) >= 1:
+        return f"{value:,.2f}"
+    return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
 def percent(fraction: float) -> str:

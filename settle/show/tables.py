@@ -80,8 +80,9 @@ def _interval(low: float | None, high: float | None, unit: str) -> str:
     if low is None or high is None:
         return ""
     start, end = amount(low, unit), amount(high, unit)
-    if start.count(" ") == 1 and start.split(" ")[1] == end.partition(" ")[2]:
-        start = start.split(" ")[0]
+    unit_of_start = start.partition(" ")[2]
+    if unit_of_start == end.partition(" ")[2] and not any(map(str.isdigit, unit_of_start)):
+        start = start.partition(" ")[0]
     return f"{start} – {end}"
 
 

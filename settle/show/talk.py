@@ -21,6 +21,7 @@ PLAIN_SHARE = 0.05
 FRAME_SECONDS = 0.1
 SPARKS = "▁▂▃▄▅▆▇█"
 MOST_SPARKS = 20
+FEW = 10
 
 
 class Simple:
@@ -291,9 +292,10 @@ def _four(loss: float | None) -> str:
 
 def _progress_text(event: Event, began: float) -> str:
     unit, done, total = event.get("unit", ""), event["done"], event.get("total")
-    text = amount(done, unit) + (f" of {amount(total, unit)}" if total else "")
+    scaled = unit in ("bytes", "s", "J") or not total
+    text = (amount(done, unit) if scaled else f"{done:,}") + (f" of {amount(total, unit)}" if total else "")
     spent = event.get("time", began) - began
-    if spent > 0 and done > 0:
+    if spent > 0 and done > 0 and not (total and total <= FEW):  # the pace of a few big things says nothing
         speed = done / spent
         text += f" · {amount(speed, unit)}/s"
         if total and done < total:
