@@ -25,9 +25,9 @@ from settle.train.settled import MORE, decay_tokens, next_evaluation
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of came ÷ expected
 TIME_SPREAD = 0.08
-MEMORY_SPREAD = 0.06
+MEMORY_SPREAD = 0.05
 POWER_SPREAD = 0.15
-MEMORY_GROWTH = 1.08  # a long run's peak over a short one's: the allocator keeps what ever was asked for
+DOUBLINGS = 6.0  # for so long the kernels' cache goes on growing with batches of ever new shapes
 STOP_SPREAD = 0.5  # of the tokens at which a run settles
 LATER_STOP = 1.5  # settled is said this much later than it is true (bench/settled.py)
 LOOKS_LIKE = 1.25  # times slower evaluations are in a run than in a row
@@ -71,19 +71,19 @@ def look_ahead(
 
 def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, spent: float) -> Forecast:
     """`spent`: seconds since the command began, which are part of the time that will be told."""
-    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
     unique = corpus.train.num_tokens
-    parameters = architecture.num_parameters
+    packed = corpus.train.num_bytes / unique
 
     def loss_at(tokens: float) -> Estimate:
         fresh, short = worth(tokens, unique), worth(probed.tokens, unique)
-        return LAW.loss(probed.loss, probed.stderr, probed.floor, short, fresh, parameters)
+        return LAW.loss(probed.loss, probed.stderr, short, fresh, packed)
 
     per_token = _seconds_per_token(plan, probed)
     tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value)
     looked_at = min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens.value / 20))
     fixed = spent + HAND_OVER_SECONDS + probed.look_seconds * looked_at
-    spread = math.hypot(TIME_SPREAD, math.log(tokens.high / tokens.low) / 2 / TENTH)
+    # a machine whose steps are uneven now will be busy or quiet later
+    spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, math.log(tokens.high / tokens.low) / 2 / TENTH)
     time = Estimate.within(tokens.value * per_token, spread).plus(fixed)
     if plan.loop.seconds:
         most = plan.loop.seconds + fixed
@@ -96,11 +96,17 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     return Forecast(
         tokens=tokens,
         time=time,
-        peak_memory=Estimate.within(probed.memory * MEMORY_GROWTH, MEMORY_SPREAD),
+        peak_memory=Estimate.within(peak_memory(plan, probed, tokens.value), MEMORY_SPREAD),
         energy=energy,
         cost=Estimate(*(cost(e, t, *prices) for e, t in zip(_ends(energy), _ends(time), strict=True))),
         loss=Estimate(value.value, min(low.low, value.low), max(high.high, value.high)),
     )
+
+
+def peak_memory(plan: TrainingPlan, probed: Probe, tokens: float) -> float:
+    """Bytes at the end of the run: it goes on growing with every doubling of the steps as it did in the probe."""
+    steps = tokens / plan.loop.tokens_per_step
+    return probed.memory + probed.memory_growth * min(DOUBLINGS, math.log2(1 + steps / probed.steps))
 
 
 def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: float) -> float:

@@ -1,14 +1,14 @@
 """How the held-out loss falls from a short run of the planned model to a long one.
 
-Both runs end with the learning rate at zero. With D tokens in the long run, D' in the short one, F the loss of
-knowing only token frequencies, L' the short run's loss and P parameters:
+Both runs end with the learning rate at zero. With D tokens in the long run and D' in the short one:
 
-    ln L' / L = r(z) (b0 + b1 ln(F / L') + b2 ln(D' / 100k) + b3 ln(P / 1M)),   r(z) = (1 - e^{-c z}) / c,
-    z = ln(D / D')
+    ln(L' / L) = r(z) (base + length ln(D' / 100k) + packing ln(bytes per token / 3))
+    r(z) = (1 - e^{-slowing z}) / slowing,   z = ln(D / D')
 
-A power law to an asymptote falls ever more slowly in ln D, which r does with one constant; the bracket is the slope
-where the short run ended. Text seen again teaches less: D counts U(1 + R(1 - e^{-x/R})) for U unique tokens seen
-1 + x times, R = 15 (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
+A power law to an asymptote falls ever more slowly in ln D: r does so with one constant, and the bracket is the slope
+where the short run ended. How many bytes the tokenizer packs in a token tells how regular the text is, and regular
+text is learned faster. Text seen again teaches less: D counts U(1 + R(1 - e^{-x/R})) for U unique tokens seen 1 + x
+times, R = 15 (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
 """
 
 import math
@@ -21,37 +21,32 @@ REPEATS = 15.0
 
 @dataclass(frozen=True)
 class LossLaw:
-    """Constants by bench/forecast.py. `spread`: standard deviation of ln L around the law at z = 1."""
+    """The constants, as `bench/forecast.py` fits them. The standard deviation of ln L around the law is `apart`
+    for two runs of one length and grows by `spread` with r."""
 
     base: float
-    progress: float
     length: float
-    size: float
+    packing: float
     slowing: float
+    apart: float
     spread: float
 
-    def fall(self, short: float, floor: float, short_tokens: float, tokens: float, parameters: float) -> float:
-        """ln(L' / L) from `short` nats at `short_tokens` to `tokens` (both as worth of fresh text)."""
-        if tokens <= short_tokens:
-            return 0.0
-        slope = (
-            self.base
-            + self.progress * math.log(max(floor / short, 1.0))
-            + self.length * math.log(short_tokens / 1e5)
-            + self.size * math.log(parameters / 1e6)
-        )
-        return max(0.0, slope) * self._reach(tokens / short_tokens)
+    def reach(self, ratio: float) -> float:
+        """r for D / D' = `ratio`."""
+        return -math.expm1(-self.slowing * math.log(max(1.0, ratio))) / self.slowing
 
-    def _reach(self, ratio: float) -> float:
-        return -math.expm1(-self.slowing * math.log(ratio)) / self.slowing
+    def fall(self, short_tokens: float, tokens: float, bytes_per_token: float) -> float:
+        """ln(L' / L) from `short_tokens` to `tokens`, both as worth of fresh text."""
+        slope = self.base + self.length * math.log(short_tokens / 1e5) + self.packing * math.log(bytes_per_token / 3)
+        return max(0.0, slope) * self.reach(tokens / short_tokens)
 
     def loss(
-        self, short: float, stderr: float, floor: float, short_tokens: float, tokens: float, parameters: float
+        self, short: float, stderr: float, short_tokens: float, tokens: float, bytes_per_token: float
     ) -> Estimate:
         """The loss after `tokens`, nats per token, with its 80 % interval. `stderr`: of `short`."""
-        value = short * math.exp(-self.fall(short, floor, short_tokens, tokens, parameters))
-        further = self._reach(max(1.0, tokens / short_tokens))
-        return Estimate.within(value, math.hypot(self.spread * further, stderr / short))
+        value = short * math.exp(-self.fall(short_tokens, tokens, bytes_per_token))
+        reach = self.reach(tokens / short_tokens)
+        return Estimate.within(value, math.hypot(self.apart, self.spread * reach, stderr / short))
 
 
 def worth(tokens: float, unique: float) -> float:
@@ -61,5 +56,5 @@ def worth(tokens: float, unique: float) -> float:
     return unique * (1 + REPEATS * -math.expm1(-(tokens / unique - 1) / REPEATS))
 
 
-# 2026-11-25
-LAW = LossLaw(base=0.06, progress=0.15, length=0.0, size=0.0, slowing=0.15, spread=0.02)
+# 2026-11-25, `python bench/forecast.py fit.jsonl`: standard library, prose, dialogue and code, 0.2 to 2 M parameters
+LAW = LossLaw(base=0.167, length=-0.016, packing=0.188, slowing=0.10, apart=0.012, spread=0.012)

@@ -30,14 +30,15 @@ class Probe:
 
     steps: int
     tokens: int
-    step_seconds: float  # one optimizer step, median
+    step_seconds: float  # one optimizer step, on average
     look_seconds: float  # one evaluation per held-out token
+    step_spread: float  # standard deviation of a step's time, as a share of it
     memory: int  # most held by the process while training
+    memory_growth: int  # what that rose by over the last doubling of the steps
     watts: float  # drawn on average
     watts_source: str  # asked, measured or estimated
     loss: float
     stderr: float
-    floor: float  # what knowing only the token frequencies would give
 
 
 def probe_steps(expected_steps: int) -> int:
@@ -61,16 +62,21 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
         }
     )
     job = TrainingJob.build(dataclasses.replace(plan, loop=loop, held_out_tokens=EVALUATION_BLOCK), corpus)
-    heard: list[dict[str, Any]] = []
+    times: list[float] = []
+    peaks: list[int] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            times.append(loop.tokens_per_step / event["tokens_per_second"])
+            peaks.append(peak.read())
+
     peak, meter = PeakMemory(plan.device).start(), EnergyMeter(watts, plan.device).start()
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
-        trainer = job.loop(run, Events(listeners=[heard.append]), lambda: False)
-        steps = trainer.train().state.step
+        steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
     energy = meter.read()
-    speeds = [e["tokens_per_second"] for e in heard if e["kind"] == "step"]
-    memory = max(peak.read(), resident()) if plan.device == "cpu" else peak.read_device()
+    settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
     limit = min(corpus.held_out.num_tokens, max(LOOKED_AT, plan.held_out_tokens))
     sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
     began = time.perf_counter()
@@ -79,12 +85,13 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
     return Probe(
         steps=steps,
         tokens=steps * loop.tokens_per_step,
-        step_seconds=loop.tokens_per_step / statistics.median(speeds[len(speeds) // 4 :]),
+        step_seconds=statistics.fmean(settled_times),
+        step_spread=statistics.pstdev(settled_times) / statistics.fmean(settled_times),
         look_seconds=looking / sum(len(b.targets) for b in sample),
-        memory=memory,
+        memory=max(peaks[-1], resident()),
+        memory_growth=peaks[-1] - peaks[len(peaks) // 2],
         watts=energy.watts,
         watts_source=energy.source,
         loss=seen.loss,
         stderr=seen.stderr,
-        floor=trainer.settled.floor or seen.loss,
     )

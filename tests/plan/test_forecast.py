@@ -91,10 +91,10 @@ def test_interval_is_a_factor_and_scales():
 
 
 def test_law_falls_with_tokens_and_never_rises():
-    losses = [LAW.loss(5.0, 0.02, 6.0, 1e5, tokens, 1e6).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
+    losses = [LAW.loss(5.0, 0.02, 1e5, tokens, 3.0).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
     assert losses[0] == 5.0
     assert losses == sorted(losses, reverse=True)
-    near, far = (LAW.loss(5.0, 0.02, 6.0, 1e5, t, 1e6) for t in (2e5, 1e7))
+    near, far = (LAW.loss(5.0, 0.02, 1e5, t, 3.0) for t in (2e5, 1e7))
     assert near.high / near.low < far.high / far.low
 
 
