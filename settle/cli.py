@@ -17,19 +17,21 @@ from settle.base.registry import part, part_names
 from settle.commands import Command
 from settle.show import Face
 
+STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. What a person can mend is one or two lines on stderr, never a traceback."""
     try:
-        code = build_app()(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False)
+        given = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]
+        code = build_app()(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as e:
         what, fix = _said(e)
         Face().error(what, fix)
         return 2
     except ValidationError as e:
-        first = e.errors()[0]
-        Face().error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "see --help")
+        Face().error(*_invalid(e))
         return 2
     except SettleError as e:
         Face().error(e.what, e.fix)
@@ -66,10 +68,19 @@ def _said(error: CycloptsError) -> tuple[str, str]:
     """A wrong command line as what is wrong and how to mend it."""
     if isinstance(error, UnusedCliTokensError):
         return f"too many arguments: {' '.join(error.unused_tokens or [])}", "see --help"
+    if isinstance(error.__cause__, ValidationError):  # of a group of settings
+        return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")
     what = what[:1].lower() + what[1:].rstrip(".")
     near = hint.partition("?")[0].strip('"')
     return what, f"did you mean {near!r}?" if near else "see --help"
+
+
+def _invalid(error: ValidationError, prefix: str = "--") -> tuple[str, str]:
+    """A value that a setting does not take, under the name the setting has on the command line."""
+    first = error.errors()[0]
+    flag = prefix + ".".join(map(str, first["loc"])).replace("_", "-")
+    return f"{flag} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see --help"
 
 
 def build_app() -> App:
@@ -95,7 +106,7 @@ def _function(command: type[Command]) -> Callable[..., int]:
     def call(*args: Any, **given: Any) -> int:
         json = given.pop("json", False)
         for name, value in zip(command.positional, args, strict=False):
-            given[name] = list(args) if _is_list(command, name) else value
+            given[name] = ["-" if arg == STDIN else arg for arg in args] if _is_list(command, name) else value
         face = Face(json=json)
         events = Events(listeners=[face])
         try:

@@ -56,6 +56,12 @@ def test_version():
         (["runs", "show", "x", "y"], "too many arguments: y", "see --help"),
         (["runs", "shwo"], "there is no `settle runs shwo`", "list, show or remove"),
         (["runs", "show"], "which run is there to show?", "`settle runs show NAME`"),
+        (
+            ["train", "x", "--data.vocab_size", "9"],
+            "--data.vocab-size 9: input should be greater than or equal to 260",
+            "see --help",
+        ),
+        (["train", "x", "--steps", "0"], "--steps 0: input should be greater than 0", "see --help"),
         (["runs", "show", "nothing"], "there is no run named 'nothing'", "start one: `settle train`"),
     ],
 )
@@ -63,6 +69,11 @@ def test_wrong_usage_is_two_lines_and_code_2(argv, what, fix, home, capsys):
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"settle: {what}\n  → {fix}\n")
+
+
+def test_a_lone_hyphen_is_stdin(home):
+    done = settle("train", "-", "--dry", input="a few words\n")
+    assert "too little text" in done.stderr and "documents read: 1" in done.stderr
 
 
 def test_a_file_that_cannot_be_used_is_one_error_without_a_traceback(home, capsys):

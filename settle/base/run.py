@@ -81,11 +81,11 @@ class Run:
         """A new folder `<date>-<command>-<name>-<id>`. Raises UsageError for a bad or taken name."""
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore, 64 at most")
-        if any(run.name == name for run in cls.all()):
-            raise UsageError(
-                f"a run named {name!r} exists already",
-                f"`settle resume {name}` goes on with it, or choose another --name",
-            )
+        taken = [run for run in cls.all() if run.name == name]
+        if taken:
+            done = taken[-1].status == "finished"
+            fix = f"`settle runs remove {name}` deletes it" if done else f"`settle resume {name}` goes on with it"
+            raise UsageError(f"a run named {name!r} exists already", f"choose another --name; {fix}")
         date = datetime.date.today().isoformat()
         path = home() / "runs" / f"{date}-{command}-{name}-{secrets.token_hex(3)}"
         try:

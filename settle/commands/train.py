@@ -152,6 +152,7 @@ def finish(run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, fl
     best = job.judge(outcome.best, state)
     events.emit("eval", whole=True, **best)
     result: dict[str, Any] = {
+        "name": run.name,
         **verdict(state, job.plan.loop, speed),
         "best": best,
         "actual": {
@@ -265,6 +266,7 @@ def _told(plan: "TrainingPlan", settings: Train) -> dict[str, Any]:
     architecture = {k: v for k, v in plan.architecture.items() if not k.endswith("_token_id")}
     return {
         **settings.model_dump(mode="json", exclude={"dry", "recipe"}),
+        "size": f"{plan.num_parameters / 1e6:.3g}M",
         "device": plan.device,
         "dtype": plan.dtype,
         "context": loop.sequence_length,

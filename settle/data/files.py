@@ -66,7 +66,12 @@ def find_files(inputs: list[str], workspace: Path, ledger: Ledger) -> list[Input
         if path.is_dir():
             files += _walk(path, ledger, only=".py" if given == STDLIB else None)
         elif path.is_file():
-            files.append(_file(path, path.name))
+            try:
+                files.append(_file(path, path.name))
+            except Skip as e:
+                raise DataError(
+                    f"{given} is no text: {e}", "give text, or a folder: what is no text there is left out"
+                ) from None
         else:
             raise DataError(f"there is no file or folder {given!r}", "check the path")
     return list({f.path.resolve(): f for f in reversed(files)}.values())[::-1]

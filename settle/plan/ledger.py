@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from settle.base.run import Run
 
-UNITS = {"time": "s", "peak_memory": "bytes", "energy": "J", "loss": "nats", "tokens": "tokens"}
+UNITS = {"time": "s", "peak_memory": "bytes", "energy": "J", "cost": "money", "loss": "nats", "tokens": "tokens"}
 
 
 @dataclass(frozen=True)

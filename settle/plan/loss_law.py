@@ -40,9 +40,7 @@ class LossLaw:
         slope = self.base + self.length * math.log(short_tokens / 1e5) + self.packing * math.log(bytes_per_token / 3)
         return max(0.0, slope) * self.reach(tokens / short_tokens)
 
-    def loss(
-        self, short: float, stderr: float, short_tokens: float, tokens: float, bytes_per_token: float
-    ) -> Estimate:
+    def loss(self, short: float, stderr: float, short_tokens: float, tokens: float, bytes_per_token: float) -> Estimate:
         """The loss after `tokens`, nats per token, with its 80 % interval. `stderr`: of `short`."""
         value = short * math.exp(-self.fall(short_tokens, tokens, bytes_per_token))
         reach = self.reach(tokens / short_tokens)

@@ -13,6 +13,7 @@ from settle.plan.settings import TrainingSettings
 TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556
 SHARE_OF_CEILING = 0.4  # of what matrix products reach here, by whole steps of small models
 OVERNIGHT = 8 * 3600.0
+MOST_AT_ONCE = 8192  # tokens of one micro-batch
 HAND_OVER_SECONDS = 6.0  # proof before, export and gate after the loop
 
 
@@ -49,10 +50,11 @@ def choose_size(
         why["size"] = f"{parameters:,} parameters: what {limit} allows"
     context = settings.context or sizing.context(parameters)
     batch = settings.batch_tokens or sizing.tokens_per_batch(parameters)
-    why.setdefault("context", f"{context} tokens suit a model of this size")
-    why.setdefault("batch_tokens", f"{batch} tokens suit a model of this size")
+    for key, tokens in (("context", context), ("batch_tokens", batch)):
+        if getattr(settings, key) is None:
+            why[key] = f"{tokens} tokens suit a model of this size"
     expected = max(batch, int(flops / (6 * parameters)))
-    micro = math.gcd(batch, 8192)
+    micro = max(part for part in range(1, min(batch, MOST_AT_ONCE) + 1) if batch % part == 0)
     return Size(parameters, context, batch, micro, expected, budget)
 
 

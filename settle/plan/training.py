@@ -32,6 +32,12 @@ class TrainingPlan:
     origin: dict[str, str]
     why: dict[str, str]
 
+    @property
+    def num_parameters(self) -> int:
+        """What the model really has: the shape whose size comes nearest to what was asked for."""
+        architecture: Any = part("model/architectures", self.architecture_name)(**self.architecture)
+        return int(architecture.num_parameters)
+
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "loop": self.loop.model_dump()}
 
@@ -80,7 +86,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=_origins(origin, settings, why),
+        origin=_origins(origin, settings, why, optimizer.model_dump()),
         why=why,
     )
 
@@ -118,6 +124,9 @@ def _shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
     return [(tokens, width, heads), (tokens, mixed, width), (tokens, width, 2 * inner), (tokens, inner, width)]
 
 
-def _origins(origin: dict[str, str], settings: TrainingSettings, why: dict[str, str]) -> dict[str, str]:
+def _origins(
+    origin: dict[str, str], settings: TrainingSettings, why: dict[str, str], optimizer: dict[str, Any]
+) -> dict[str, str]:
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
-    return {**origin, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}
+    rates = {f"rates.{key}": origin["rates"] if key in settings.rates else "default" for key in optimizer}
+    return {**origin, **rates, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}

@@ -23,8 +23,11 @@ def test_create_find_and_status(home):
 
 
 def test_taken_unusable_and_unknown_names(home):
-    Run.create("train", "one")
-    with pytest.raises(UsageError, match="exists already"):
+    run = Run.create("train", "one")
+    with pytest.raises(UsageError, match="exists already.*`settle resume one` goes on"):
+        Run.create("train", "one")
+    write_json(run.path / "result.json", {})
+    with pytest.raises(UsageError, match="exists already.*`settle runs remove one`"):
         Run.create("train", "one")
     with pytest.raises(UsageError, match="not a usable name"):
         Run.create("train", "../x")

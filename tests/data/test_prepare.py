@@ -119,7 +119,7 @@ def test_too_little_or_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / "x.bin").write_bytes(bytes(range(256)) * 10)
     (tmp_path / "line.txt").write_text("a single line\n")
-    for name in ("empty", "binary", "line.txt", "absent"):
+    for name in ("empty", "binary", "binary/x.bin", "line.txt", "absent"):
         with pytest.raises(DataError) as caught:
             run(tmp_path / name)
         assert caught.value.fix
