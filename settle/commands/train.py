@@ -86,7 +86,8 @@ def start(run: Run, settings: Train, origin: dict[str, str], stopping: "Stopping
     spending.start(plan.device, settings.watts)
     write_json(run.path / "forecast.json", expected.to_json())
     events.move_to(run.events)
-    first, rows, vocab_size = job.batches.at(0), job.batches.rows_of(0), corpus.tokenizer.vocab_size
+    first, vocab_size = job.batches.at(0), corpus.tokenizer.vocab_size
+    rows = [f"{corpus.train.origin(d)}, tokens {a} to {b}" for d, a, b in job.batches.rows_of(0)]
     proof = prove(job.model, job.objective, first, vocab_size, rows, events, plan.loop.seed)
     write_json(run.path / "plan.json", _record(plan, settings, corpus) | {"proof": proof})
     return go_on(run, job, spending, stopping, events)

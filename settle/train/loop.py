@@ -22,6 +22,7 @@ from settle.model.architectures import Decoder
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.evaluation import Evaluation, evaluate
+from settle.train.gradient import backward
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.schedule import Schedule
@@ -157,18 +158,10 @@ class Loop:
     # --- one step ---
 
     def _step(self, multiplier: float) -> tuple[float, float]:
-        """Forward, backward, clip, update. Returns the mean loss, nats per token, and the gradient's norm.
-
-        The loss is sum ÷ count over the whole step: the count of all micro-batches is known before the first.
-        """
+        """Forward, backward, clip, update. Returns the mean loss, nats per token, and the gradient's norm."""
         batches = [self.batches.at(self._next_position()) for _ in range(self.plan.micro_batches)]
-        count = sum(int((b.targets >= 0).sum()) for b in batches)
-        loss = 0.0
         self.model.zero_grad(set_to_none=True)
-        for batch in batches:
-            total, _ = self.objective.batch_loss(self.model, batch)
-            (total / count).backward()
-            loss += float(total.detach()) / count
+        loss = backward(self.model, self.objective, batches)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
         if math.isfinite(loss) and math.isfinite(grad_norm):

@@ -1,0 +1,21 @@
+"""The gradient of one step: sum ÷ count over all of its micro-batches. The loop takes it, and the proof proves it."""
+
+from collections.abc import Sequence
+
+from settle.data.batches import Batch
+from settle.model.architectures import Decoder
+from settle.train.objectives import Objective
+
+
+def backward(model: Decoder, objective: Objective, batches: Sequence[Batch], scale: float = 1.0) -> float:
+    """Add `scale` times the gradient of the mean loss over all `batches` to `.grad`; the mean loss, nats per token.
+
+    The count of all micro-batches is known before the first, so accumulation changes nothing but rounding.
+    """
+    count = max(1, sum(int((b.targets >= 0).sum()) for b in batches))
+    loss = 0.0
+    for batch in batches:
+        total, _ = objective.batch_loss(model, batch)
+        (total * (scale / count)).backward()
+        loss += float(total.detach()) / count
+    return loss
