@@ -1,6 +1,7 @@
 """The settled rule against patience = 3, on synthetic curves with known futures and on run folders.
 
-    python bench/settled.py [--curves 480] [--seed 11] [RUN_FOLDER …]
+    python bench/settled.py [--curves 480] [--seed 11]
+    python bench/settled.py RUN_FOLDER …      runs that were trained on past their verdict at a constant rate
 
 Definitions, for synthetic curves:
 
@@ -14,6 +15,9 @@ Definitions, for synthetic curves:
 * at the person's price: patience stops elsewhere on each curve, so its losses differ from ours in both
   directions. The tolerance is a price: 0.5 % of loss is worth 10 % more tokens. Each difference in loss is
   turned into compute at that price, and the N that does best is compared.
+
+For real runs the same, with the mean of five evaluations around a point as the loss there; patience looks at every
+1st, 2nd, 4th … point of an even grid of evaluations.
 """
 
 import argparse
@@ -79,38 +83,57 @@ def false_stop(curve: synthetic.Curve, stop: int) -> bool:
     return stop < synthetic.LONGEST and curve.gain(stop) > TOLERANCE
 
 
-def table(results: list[Result]) -> str:
-    compute = np.log([r.stop for r in results])
-    loss = np.log([r.loss for r in results])
-    other_compute = np.log([[s for s, _ in r.patience] for r in results])
-    other_loss = np.log([[v for _, v in r.patience] for r in results])
+@dataclass(frozen=True)
+class Comparison:
+    """Geometric means. `equal`, `priced`: how much less compute, at equal loss and at the person's price."""
+
+    compute: float
+    others: list[float]
+    losses: list[float]  # of the others, against ours
+    prices: list[float]  # compute of the others at the person's price, against ours
+    equal: float
+    priced: float
+
+
+def compare(ours: list[tuple[float, float]], others: list[list[tuple[float, float]]]) -> Comparison:
+    """(compute, loss) of each curve for us, and for each N of patience."""
+    compute, loss = np.log(ours).T
+    other_compute, other_loss = np.log(others).transpose(2, 0, 1).mean(2)  # by N
     price = math.log(1.1) / TOLERANCE
-    worth = compute.mean() + price * loss.mean()
-    others_worth = other_compute.mean(0) + price * other_loss.mean(0)
-    # the loss falls as N grows; interpolate the compute at our mean loss
-    order = np.argsort(other_loss.mean(0))
-    equal = np.interp(loss.mean(), other_loss.mean(0)[order], other_compute.mean(0)[order])
+    worth = other_compute + price * other_loss - compute.mean() - price * loss.mean()
+    order = np.argsort(other_loss)
+    equal = np.interp(loss.mean(), other_loss[order], other_compute[order])
+    return Comparison(
+        math.exp(compute.mean()),
+        np.exp(other_compute).tolist(),
+        np.expm1(other_loss - loss.mean()).tolist(),
+        np.exp(worth).tolist(),
+        1 - math.exp(compute.mean() - equal),
+        1 - math.exp(-worth.min()),
+    )
+
+
+def table(results: list[Result]) -> str:
+    by_every = [[r.patience[i] for r in results] for i in range(len(EVERY))]
+    told = compare([(r.stop, r.loss) for r in results], by_every)
     ours_false = np.mean([false_stop(r.curve, r.stop) for r in results])
     lines = [
         "| rule | steps, geometric mean | mean final loss against settled | false stops | ran to the end | "
         "compute at the person's price |",
         "|---|--:|--:|--:|--:|--:|",
-        f"| settled | {math.exp(compute.mean()):,.0f} | – | {ours_false:.1%} | "
+        f"| settled | {told.compute:,.0f} | – | {ours_false:.1%} | "
         f"{np.mean([r.state == 'out of budget' for r in results]):.0%} | 1.00 |",
     ]
     for i, every in enumerate(EVERY):
         false = np.mean([false_stop(r.curve, r.patience[i][0]) for r in results])
         lines.append(
-            f"| patience 3, every {every} | {math.exp(other_compute[:, i].mean()):,.0f} | "
-            f"{math.expm1(other_loss[:, i].mean() - loss.mean()):+.1%} | {false:.1%} | "
-            f"{np.mean([r.patience[i][0] >= synthetic.LONGEST - every for r in results]):.0%} | "
-            f"{math.exp(others_worth[i] - worth):.2f} |"
+            f"| patience 3, every {every} | {told.others[i]:,.0f} | {told.losses[i]:+.1%} | {false:.1%} | "
+            f"{np.mean([r.patience[i][0] >= synthetic.LONGEST - every for r in results]):.0%} | {told.prices[i]:.2f} |"
         )
     lines += [
         "",
-        f"{len(results)} curves. At equal final loss settled takes **{1 - math.exp(compute.mean() - equal):.0%} less "
-        f"compute** than patience; at the person's price, against the best N, "
-        f"{1 - math.exp(worth - others_worth.min()):.0%} less. False stops: **{ours_false:.1%}**.",
+        f"{len(results)} curves. At equal final loss settled takes **{told.equal:.0%} less compute** than patience; at "
+        f"the person's price, against the best N, {told.priced:.0%} less. False stops: **{ours_false:.1%}**.",
         "",
         "| kind of curve | verdicts | stop ÷ ideal stop, median | 90 % of curves below | false stops |",
         "|---|---|--:|--:|--:|",
@@ -127,30 +150,58 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def replay(folder: Path) -> str:
-    """One row for a run that was trained on well past its verdict at a constant rate (`until_settled` off)."""
+def read_looks(folder: Path) -> list[Look]:
+    """The evaluations of a run before its learning rate fell."""
     events = list(read_events(folder / "events.jsonl"))
     decay = next((e["step"] for e in events if e["kind"] == "decay"), math.inf)
-    looks = [
+    return [
         Look(e["step"], e["tokens"], e["loss"], tuple(e.get("blocks", ())))
         for e in events
-        if e["kind"] == "eval" and e["step"] <= decay
+        if e["kind"] == "eval" and e["step"] <= decay and not e.get("whole")
     ]
-    verdict = None
-    for n, look in enumerate(looks, 1):
-        judgement = Settled(TOLERANCE).judge(looks[:n])
-        if judgement.state != "improving":
-            verdict = look, judgement
-            break
-    if verdict is None:
-        return f"| {folder.name} | – | no verdict in {looks[-1].tokens:,} tokens | | |"
-    look, judgement = verdict
-    cells = []
-    for every in (1, 2, 5):
-        some = looks[1::every]
-        end = some[synthetic.patience([e.step for e in some], [e.loss for e in some])]
-        cells.append(f"{end.tokens / look.tokens:.2f}× tokens, loss {end.loss / look.loss - 1:+.1%}")
-    return f"| {folder.name} | {judgement.state} at {look.tokens:,} | {' | '.join(cells)} |"
+
+
+def smooth(looks: list[Look], tokens: float) -> float:
+    """The loss around `tokens`: mean of the five nearest evaluations."""
+    nearest = sorted(looks, key=lambda e: abs(e.tokens - tokens))[:5]
+    return float(np.mean([e.loss for e in nearest]))
+
+
+def real_table(folders: list[Path]) -> str:
+    """Rows for runs, and the comparison over all of them. The rule begins after 2 % of a run, its warm-up."""
+    thin = (1, 2, 4, 8)
+    lines = ["| run | verdict | at tokens | 10 % more then brought | " + "".join(f"patience ×{n} | " for n in thin)]
+    lines.append("|---|---|--:|--:|" + "--:|" * len(thin))
+    ours: list[tuple[float, float]] = []
+    others: list[list[tuple[float, float]]] = [[] for _ in thin]
+    for folder in folders:
+        looks = read_looks(folder)
+        rule = Settled(TOLERANCE, since_tokens=looks[-1].tokens // 50)
+        stop, state = looks[-1], "out of budget"
+        for n, look in enumerate(looks, 1):
+            if (judged := rule.judge(looks[:n]).state) != "improving":
+                stop, state = look, judged
+                break
+        loss = smooth(looks, stop.tokens)
+        ours.append((stop.tokens, loss))
+        gained = 1 - smooth(looks, 1.1 * stop.tokens) / loss
+        cells = []
+        for i, n in enumerate(thin):
+            some = looks[n::n]
+            end = some[synthetic.patience([e.step for e in some], [e.loss for e in some])]
+            others[i].append((end.tokens, smooth(looks, end.tokens)))
+            cells.append(f"{end.tokens / stop.tokens:.2f}×, loss {others[i][-1][1] / loss - 1:+.1%}")
+        brought = f"{gained:.2%}" if 1.1 * stop.tokens <= looks[-1].tokens else "–"
+        lines.append(f"| {folder.name} | {state} | {stop.tokens:,} | {brought} | {' | '.join(cells)} |")
+    told = compare(ours, others)
+    means = zip(thin, told.others, told.losses, strict=True)
+    lines += [
+        "",
+        "compute and loss of patience against settled: "
+        + "; ".join(f"×{n}: {compute / told.compute:.2f}, {loss:+.1%}" for n, compute, loss in means),
+        f"At equal final loss {told.equal:.0%} less compute; at the person's price {told.priced:.0%} less.",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -160,9 +211,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     arguments = parser.parse_args()
     if arguments.runs:
-        print("| run | settled | patience 3, every evaluation | every second | every fifth |\n|---|---|---|---|---|")
-        for folder in arguments.runs:
-            print(replay(folder))
+        print(real_table(arguments.runs))
         return
     rng = np.random.default_rng(arguments.seed)
     made = synthetic.make(arguments.curves, arguments.seed)
