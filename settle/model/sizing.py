@@ -41,5 +41,9 @@ def context(num_parameters: int) -> int:
 
 
 def tokens_per_batch(num_parameters: int) -> int:
-    """Tokens in one optimizer step, rounded to a power of two."""
-    return 2 ** round(math.log2(2048 * max(1.0, (num_parameters / 2e6) ** 0.5)))
+    """Tokens in one optimizer step, a power of two.
+
+    Small models learn most from many small steps (bench/recipe.py, "batch / 2, same tokens"). Muon's iteration costs
+    about 5 · D / N of a step's FLOPs, so larger models take larger batches to keep that under a third.
+    """
+    return 2 ** round(math.log2(max(1024.0, 1400 * (num_parameters / 1e6) ** 0.75)))

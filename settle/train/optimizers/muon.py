@@ -22,9 +22,9 @@ class Muon(Optimizer):
 
     lr: float = Field(0.02, gt=0, description="rate of matrices")
     momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum")
-    ns_steps: int = Field(5, ge=1, le=10, description="Newton–Schulz iterations")
+    ns_steps: int = Field(4, ge=1, le=10, description="Newton–Schulz iterations")
     weight_decay: float = Field(0.0, ge=0, description="decay of matrices, per unit of rate")
-    table_lr: float = Field(0.02, gt=0, description="AdamW rate of the input table")
+    table_lr: float = Field(0.05, gt=0, description="AdamW rate of the input table")
     head_lr: float = Field(4e-3, gt=0, description="AdamW rate of the output table at width 256")
     norm_lr: float = Field(4e-3, gt=0, description="AdamW rate of norms")
     beta1: float = Field(0.8, ge=0, lt=1, description="AdamW decay of the mean gradient")
