@@ -1,4 +1,4 @@
-"""Shapes and batches from one number, by rules measured in bench/recipe.py. No torch."""
+"""Shapes and batches from one number. Only the smallest was measured (bench/recipe.py); the rest is extrapolated."""
 
 import math
 from dataclasses import dataclass

@@ -79,4 +79,4 @@ class Architecture(Part):
     @classmethod
     @abstractmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
-        """The shape, among those that measured best, whose number of parameters comes nearest."""
+        """The shape of this family whose number of parameters comes nearest."""
