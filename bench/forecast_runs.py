@@ -1,6 +1,6 @@
 """Train through the product's own plan, probe and loop, and write one line of JSON a run: what a rule is fitted on.
 
-    python bench/forecast_runs.py OUT.jsonl SIZE TOKENS INPUT [INPUT …]     (appends one line)
+python bench/forecast_runs.py OUT.jsonl SIZE TOKENS INPUT [INPUT …]     (appends one line)
 """
 
 import argparse

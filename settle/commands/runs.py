@@ -143,7 +143,8 @@ def _facts(told: dict[str, Any]) -> list[list[Any]]:
         ["folder", told["path"]],
         ["size", _of(told["bytes"], "bytes")],
     ]
-    facts += [["made" if i == 0 else "", file["path"]] for i, file in enumerate(told["files"])]
+    made = [str(Path(file["path"]).relative_to(told["path"])) for file in told["files"]]
+    facts += [["made" if i == 0 else "", file] for i, file in enumerate(made)]
     if told["status"] == "interrupted":
         facts.append(["go on with", f"settle resume {told['name']}"])
     return [row for row in facts if row[1] not in (None, "")]

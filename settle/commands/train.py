@@ -267,7 +267,7 @@ def _told(plan: "TrainingPlan", settings: Train) -> dict[str, Any]:
     architecture = {k: v for k, v in plan.architecture.items() if not k.endswith("_token_id")}
     return {
         **settings.model_dump(mode="json", exclude={"dry", "recipe"}),
-        "size": f"{plan.num_parameters / 1e6:.3g}M",
+        "parameters": plan.num_parameters,
         "device": plan.device,
         "dtype": plan.dtype,
         "context": loop.sequence_length,

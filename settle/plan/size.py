@@ -42,12 +42,13 @@ def choose_size(
     flops = rate * SHARE_OF_CEILING * (budget or OVERNIGHT)
     if settings.size:
         parameters = count(settings.size)
+        why["parameters"] = "the shape nearest to the size asked for"
     else:
         by_time = math.sqrt(flops / 6 / TOKENS_PER_PARAMETER)
         by_corpus = unique / 2
         parameters = int(min(by_time, by_corpus))
         limit = "the time" if by_time < by_corpus else "the corpus"
-        why["size"] = f"{parameters:,} parameters: what {limit} allows"
+        why["parameters"] = f"the shape nearest to the {parameters:,} that {limit} allows"
     context = settings.context or sizing.context(parameters)
     batch = settings.batch_tokens or sizing.tokens_per_batch(parameters)
     for key, tokens in (("context", context), ("batch_tokens", batch)):
