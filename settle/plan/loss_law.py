@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from settle.plan.estimate import Estimate
 
 REPEATS = 15.0
+SHORTEST = 80_000  # tokens of the shortest runs the law was fitted on; from shorter ones it is less sure
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class LossLaw:
     def loss(self, short: float, stderr: float, short_tokens: float, tokens: float, bytes_per_token: float) -> Estimate:
         """The loss after `tokens`, nats per token, with its 80 % interval. `stderr`: of `short`."""
         value = short * math.exp(-self.fall(short_tokens, tokens, bytes_per_token))
-        reach = self.reach(tokens / short_tokens)
-        return Estimate.within(value, math.hypot(self.apart, self.spread * reach, stderr / short))
+        further = self.spread * self.reach(tokens / short_tokens)
+        further *= 1 + max(0.0, math.log(SHORTEST / short_tokens)) / 2
+        return Estimate.within(value, math.hypot(self.apart, further, stderr / short))
 
 
 def worth(tokens: float, unique: float) -> float:

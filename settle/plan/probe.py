@@ -21,7 +21,7 @@ SHARE = 0.025  # of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
 SHARE_OF_TIME = 0.05  # of a time budget
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
-LOOKED_AT = 32768  # held-out tokens
+LOOKED_AT = 32768  # held-out tokens, or as many as were trained on: a third of the probe's time
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
     energy = meter.read()
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
-    limit = min(corpus.held_out.num_tokens, max(LOOKED_AT, plan.held_out_tokens))
+    limit = max(2 * EVALUATION_BLOCK, min(LOOKED_AT, steps * loop.tokens_per_step))
     sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
     began = time.perf_counter()
     seen = evaluate(job.model, job.objective, sample, corpus.tokenizer.byte_length, steps, steps * loop.tokens_per_step)

@@ -50,7 +50,8 @@ class TrainingJob:
         model.compute_dtype = getattr(torch, plan.dtype)
         loop = plan.loop
         micro = loop.tokens_per_step // loop.micro_batches
-        block = min(EVALUATION_BLOCK, max(loop.sequence_length, corpus.held_out.num_tokens // 32))
+        # sixteen blocks at least: the spread between them is how sure a difference of two looks is
+        block = min(EVALUATION_BLOCK, max(loop.sequence_length, plan.held_out_tokens // 16))
         return cls(
             plan=plan,
             corpus=corpus,
