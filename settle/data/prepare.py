@@ -35,7 +35,7 @@ from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer import Tokenizer, vocabulary_size
 
-_VERSION = 1  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer

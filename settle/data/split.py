@@ -32,17 +32,28 @@ def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndar
     for jaccard in (_KINSHIP, _NEAR_DUPLICATE):
         cluster = similarity.clusters(jaccard)
         size = np.bincount(cluster, sizes, len(sizes))
-        lowest = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
-        np.minimum.at(lowest, cluster, documents.hashes)
+        order = _order(cluster, documents.hashes, kept)
         # one large family must not be the whole of what is measured on
         candidates = np.flatnonzero((size > 0) & (size <= budget / 2))
-        candidates = candidates[np.argsort(lowest[candidates], kind="stable")]
+        candidates = candidates[np.argsort(order[candidates], kind="stable")]
         chosen = candidates[np.cumsum(size[candidates]) <= budget]
         if size[chosen].sum() > budget / 2:
             break
     sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
     sides[np.isin(cluster, chosen) & kept] = HELD_OUT
     return sides
+
+
+def _order(cluster: np.ndarray, hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """A uniform number a cluster, from its lowest hash: float64 (D,).
+
+    The lowest of n hashes is the lower the larger n, and large clusters would be held out first: of n uniform numbers
+    the lowest is below x with probability 1 - (1 - x)^n, which is uniform again.
+    """
+    lowest = np.ones(len(hashes))
+    np.minimum.at(lowest, cluster[kept], hashes[kept] / 2.0**64)
+    members = np.bincount(cluster[kept], minlength=len(hashes))
+    return -np.expm1(members * np.log1p(-np.minimum(lowest, 1 - 2.0**-53)))
 
 
 def are_few(documents: Spool, kept: np.ndarray, share: float) -> bool:

@@ -261,4 +261,8 @@ def _amount(key: str, value: Any) -> str | None:
         return f"{value / 3.6e6:.3g} kWh" if value >= 3.6e6 else f"{value / 3600:.3g} Wh"
     if "memory" in key:
         return _bytes(value)
+    if key == "tokens":
+        return _count(value)
+    if key == "cost":  # a fraction of a cent is no amount anyone wants in powers of ten
+        return f"{value:,.2f}" if value >= 0.01 or value == 0 else "less than 0.01"
     return f"{value:.4g}"

@@ -16,7 +16,7 @@ from settle.model.architectures import Architecture, Decoder
 from settle.plan.training import TrainingPlan
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import evaluate
-from settle.train.loop import Loop, State
+from settle.train.loop import Loop, LoopPlan, State
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.stopping import Stopping
@@ -50,8 +50,6 @@ class TrainingJob:
         model.compute_dtype = getattr(torch, plan.dtype)
         loop = plan.loop
         micro = loop.tokens_per_step // loop.micro_batches
-        # sixteen blocks at least: the spread between them is how sure a difference of two looks is
-        block = min(EVALUATION_BLOCK, max(loop.sequence_length, plan.held_out_tokens // 16))
         return cls(
             plan=plan,
             corpus=corpus,
@@ -60,7 +58,7 @@ class TrainingJob:
             objective=part("train/objectives", plan.objective)(),  # type: ignore[arg-type]
             optimizer=part("train/optimizers", plan.optimizer_name)(**plan.optimizer),  # type: ignore[arg-type]
             batches=Batches(corpus.train, loop.sequence_length, micro, loop.seed),
-            held_out=list(held_out_batches(corpus.held_out, loop.sequence_length, block, plan.held_out_tokens)),
+            held_out=_blocks(corpus, loop, plan.held_out_tokens),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -96,8 +94,14 @@ class TrainingJob:
         loop = self.plan.loop
         affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
         limit = max(self.plan.held_out_tokens, affordable)
-        batches = list(held_out_batches(self.corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
+        batches = _blocks(self.corpus, loop, limit)
         tokens = state.best_step * loop.tokens_per_step
         byte_length = self.corpus.tokenizer.byte_length
         seen = evaluate(self.model, self.objective, batches, byte_length, state.best_step, tokens)
         return {k: getattr(seen, k) for k in ("step", "tokens", "loss", "stderr", "bits_per_byte")}
+
+
+def _blocks(corpus: Corpus, loop: LoopPlan, limit: int) -> list[Batch]:
+    """At most `limit` held-out tokens, in blocks: sixteen at least, since their spread is how sure a loss is."""
+    block = min(EVALUATION_BLOCK, max(loop.sequence_length, min(limit, corpus.held_out.num_tokens) // 16))
+    return list(held_out_batches(corpus.held_out, loop.sequence_length, block, limit))

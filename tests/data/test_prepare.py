@@ -15,6 +15,7 @@ from settle.base.events import Events
 from settle.base.run import home
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
+from settle.data.split import _order
 
 TEXT = "the sea wind carries salt over old stone walls while gulls turn above quiet harbour lights at dusk"
 WORDS = TEXT.split(" ")
@@ -104,6 +105,16 @@ def test_nothing_is_made_twice(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(2, 3000))
     assert run(tmp_path / "a.txt").fingerprint != first.fingerprint
     assert len(left_behind()) == 3
+
+
+def test_a_large_family_is_held_out_no_sooner_than_single_documents() -> None:
+    rng = np.random.default_rng(0)
+    first = 0
+    for _ in range(300):
+        cluster = np.concatenate([np.zeros(30, int), np.arange(30, 40)])
+        order = _order(cluster, rng.integers(0, 1 << 64, 40, np.uint64), np.ones(40, bool))
+        first += int(order[[0, *range(30, 40)]].argmin() == 0)
+    assert 10 < first < 50  # one family among eleven is the first in 27 of 300 cases
 
 
 def test_held_out_from_a_file(tmp_path: Path) -> None:
