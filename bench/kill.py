@@ -131,9 +131,9 @@ def end(home: Path, pid: int, began: float, patience: float = PATIENCE) -> Sessi
     return Session(os.waitstatus_to_exitcode(status), output, time.monotonic() - began)
 
 
-def session(home: Path, argv: list[str], hook: Any = None) -> Session:
+def session(home: Path, argv: list[str], hook: Any = None, patience: float = PATIENCE) -> Session:
     began = time.monotonic()
-    return end(home, begin(home, argv, hook), began)
+    return end(home, begin(home, argv, hook), began, patience)
 
 
 @dataclass
@@ -282,7 +282,7 @@ class Matrix:
 
         hook = Full(40, act)
         home = self.copy(self.half)
-        ended = session(home, ["resume", "k"], hook)
+        ended = session(home, ["resume", "k"], hook, 5 * PATIENCE)  # as many waits as events
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             times = len(pipe.read())

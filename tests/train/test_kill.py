@@ -1,0 +1,20 @@
+"""A small part of the kill matrix; bench/kill.py runs all of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_byte_for_byte_as_one_that_was_not() -> None:
+    # random moments, file events of a save, signals
+    command = [sys.executable, str(ROOT / "bench" / "kill.py"), "--reduced", "--json", "--only", "0", "1", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["failures"] == [] and all(good == cases > 0 for _, good, cases, _ in told["rows"])

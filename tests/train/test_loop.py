@@ -1,0 +1,125 @@
+"""The loop when training goes wrong, and that stopping and resuming changes nothing, to the last bit."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from settle.base.events import Event, Events
+from settle.base.run import Run
+from settle.data.batches import Batches, held_out_batches
+from settle.data.prepare import Corpus, prepare
+from settle.data.settings import DataSettings
+from settle.model.architectures.llama import Llama
+from settle.train import checkpoint as checkpoints
+from settle.train.loop import MAX_ROLLBACKS, Loop, LoopPlan, Outcome
+from settle.train.objectives.next_token import NextToken
+from settle.train.optimizers.adamw import AdamW
+from settle.train.verdict import verdict
+
+PLAN = LoopPlan(
+    tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8
+)  # fmt: skip
+
+
+@pytest.fixture
+def corpus(home: Path, tmp_path: Path) -> Corpus:
+    words = ["lorem", "ipsum", "dolor", "sit", "amet", "vokma", "tudri", "rensel"]
+    for number in range(30):
+        text = " ".join(random.Random(number).choices(words, k=200))
+        (tmp_path / f"{number}.txt").write_text(f"{number} {text}\n")
+    return prepare([str(tmp_path)], DataSettings(vocab_size=400), Events())
+
+
+class Poison(NextToken):
+    """The loss of the batches at some positions is no number, as of a row that overflows."""
+
+    def batch_loss(self, model: Any, batch: Any) -> tuple[Tensor, int]:
+        total, count = super().batch_loss(model, batch)
+        bad = any((batch.inputs == b).all() for b in POISONED if len(b) == len(batch.inputs))
+        return (total * float("nan") if bad else total), count
+
+
+POISONED: list[Any] = []
+
+
+def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, **rates: float) -> Loop:
+    architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
+    made = Loop(
+        PLAN,
+        architecture.build(0),
+        Poison(),
+        AdamW(**rates),
+        Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0),
+        list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, 512)),
+        corpus.tokenizer.byte_length,
+        run,
+        Events(listeners=[events.append]),
+        lambda: stop_at is not None and made.state.step >= stop_at,
+        decode=corpus.tokenizer.decode,
+    )
+    return made
+
+
+def ended(outcome: Outcome, made: Loop) -> tuple[dict[str, Tensor], list[int], int]:
+    assert not outcome.interrupted
+    return {k: v.clone() for k, v in made.model.state_dict().items()}, outcome.state.skipped, outcome.state.position
+
+
+@pytest.fixture
+def poisoned(corpus: Corpus) -> Any:
+    POISONED[:] = [Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0).at(p).inputs for p in (5, 21)]
+    yield
+    POISONED.clear()
+
+
+def test_a_poisoned_batch_is_named_and_never_drawn_again(corpus: Corpus, poisoned: Any) -> None:
+    events: list[Event] = []
+    made = loop(corpus, Run.create("train", "a"), events)
+    whole, skipped, position = ended(made.train(), made)
+    assert skipped == [5, 21] and position == PLAN.max_steps + 2
+    told = [e for e in events if e["kind"] == "rollback"]
+    assert [(e["step"], e["to_step"]) for e in told] == [(5, 0), (20, 16)]
+    row = told[0]["batches"][0]["rows"][0]
+    assert row["source"].partition(":")[0].endswith(".txt") and 0 < len(row["text"]) <= 80
+    assert row["text"] in corpus.tokenizer.decode(corpus.train.document(row["document"]))
+    assert all(torch.isfinite(v).all() for v in whole.values())
+
+    # stopped at any step, before, between and after the bad batches, it ends the same
+    for stop_at in (3, 7, 19, 23):
+        run = Run.create("train", f"stop{stop_at}")
+        assert loop(corpus, run, [], stop_at).train().interrupted
+        again = loop(corpus, run, [])
+        weights, seen, at = ended(again.train(), again)
+        assert (seen, at) == (skipped, position)
+        assert all(torch.equal(v, whole[k]) for k, v in weights.items()), stop_at
+
+
+def test_a_rate_at_which_nothing_can_be_learned_ends_as_diverged_with_the_batch(corpus: Corpus) -> None:
+    events: list[Event] = []
+    run = Run.create("train", "a")
+    made = loop(corpus, run, events, lr=1e30, table_lr=1e30)
+    outcome = made.train()
+    assert outcome.state.stop == "diverged" and len(outcome.state.rollbacks) == MAX_ROLLBACKS + 1
+    told = verdict(outcome.state, PLAN, 1.0)
+    assert told["verdict"] == "diverged" and ".txt:" in told["why"]
+    assert all(torch.isfinite(v).all() for v in outcome.best.values())
+    # what lies on disk is whole and finite, and a resume knows that it is over
+    again = loop(corpus, run, [], lr=1e30, table_lr=1e30).train()
+    assert again.state.stop == "diverged" and again.state.rollbacks == outcome.state.rollbacks
+
+
+def test_a_run_stopped_at_every_step_ends_as_one_that_was_not(corpus: Corpus) -> None:
+    made = loop(corpus, Run.create("train", "whole"), [])
+    whole, *_ = ended(made.train(), made)
+    run = Run.create("train", "parts")
+    for step in range(1, 30, 3):
+        assert loop(corpus, run, [], step).train().interrupted
+        kept = [int(p.name) for p in checkpoints.steps(run.checkpoints)]
+        assert len(kept) <= checkpoints.KEEP + 1 and kept[-1] == step
+    last = loop(corpus, run, [])
+    weights, *_ = ended(last.train(), last)
+    assert all(torch.equal(v, whole[k]) for k, v in weights.items())
