@@ -2,19 +2,28 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from settle.base.errors import UsageError
+from settle.base.registry import part
 from settle.data.prepare import Corpus
-from settle.machine import Accelerator, cores, power, probe_dtype
+from settle.machine import Accelerator, cores, power
 from settle.model import sizing
 from settle.plan.amounts import count, seconds
+from settle.plan.loss_law import worth
 from settle.plan.settings import TrainingSettings
+from settle.plan.speed import Speed, measure_speed
 
-TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv 2203.15556
-SHARE_OF_CEILING = 0.4  # of what matrix products reach here, by whole steps of small models
-OVERNIGHT = 8 * 3600.0
+# Loss that a model's size and its text leave, Hoffmann et al. 2022, arXiv 2203.15556, approach 3; bench/sizes.py
+# shows that the best size for a time on a small machine comes out near what training finds.
+SIZE_TERM, SIZE_POWER = 406.4, 0.34
+TEXT_TERM, TEXT_POWER = 410.7, 0.28
+SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
+PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only learn it by heart
+EPOCHS = 20  # that a run without a budget is expected to take until it has settled
+OVERNIGHT = 8 * 3600.0  # that it may take at most, when its size is chosen
 MOST_AT_ONCE = 8192  # tokens of one micro-batch
-HAND_OVER_SECONDS = 6.0  # proof before, export and gate after the loop
+HAND_OVER_SECONDS = 4.0  # proof before, export and gate after the loop
 
 
 @dataclass(frozen=True)
@@ -36,27 +45,73 @@ def choose_size(
     budget = None
     if asked := asked_seconds(settings, device):
         budget = max(asked / 4, asked - spent - HAND_OVER_SECONDS)
-    unique = corpus.train.num_tokens
-    width = 256
-    rate = max(probe_dtype([(2048, width, 3 * width), (2048, width, 4 * width)], device, seconds=0.3).rates.values())
-    flops = rate * SHARE_OF_CEILING * (budget or OVERNIGHT)
+    choice = _Choice(settings, corpus, device)
     if settings.size:
         parameters = count(settings.size)
         why["parameters"] = "the shape nearest to the size asked for"
     else:
-        by_time = math.sqrt(flops / 6 / TOKENS_PER_PARAMETER)
-        by_corpus = unique / 2
-        parameters = int(min(by_time, by_corpus))
-        limit = "the time" if by_time < by_corpus else "the corpus"
-        why["parameters"] = f"the shape nearest to the {parameters:,} that {limit} allows"
-    context = settings.context or sizing.context(parameters)
-    batch = settings.batch_tokens or sizing.tokens_per_batch(parameters)
+        parameters, limit = choice.best(budget)
+        why["parameters"] = f"the shape nearest to the {parameters:,} that suit {limit}"
+    context, batch = choice.context(parameters), choice.batch(parameters)
     for key, tokens in (("context", context), ("batch_tokens", batch)):
         if getattr(settings, key) is None:
             why[key] = f"{tokens} tokens suit a model of this size"
-    expected = max(batch, int(flops / (6 * parameters)))
+    expected = max(batch, int(choice.tokens_in(budget or OVERNIGHT, parameters)))
+    if not budget:
+        expected = min(expected, EPOCHS * corpus.train.num_tokens)
     micro = max(part for part in range(1, min(batch, MOST_AT_ONCE) + 1) if batch % part == 0)
     return Size(parameters, context, batch, micro, expected, budget)
+
+
+class _Choice:
+    """Sizes weighed against each other by how many tokens each could see and what loss that would leave."""
+
+    def __init__(self, settings: TrainingSettings, corpus: Corpus, device: Accelerator) -> None:
+        self.settings, self.unique = settings, corpus.train.num_tokens
+        self.vocab_size = corpus.tokenizer.vocab_size
+        self.family: Any = part("model/architectures", settings.architecture)
+        optimizer = part("train/optimizers", settings.optimizer)()
+        self.speed: Speed = measure_speed(self.family, self.vocab_size, optimizer, device, settings.dtype)
+
+    def best(self, budget: float | None) -> tuple[int, str]:
+        """The size that leaves the least loss, and what it suits."""
+        most = max(SMALLEST, int(PER_UNIQUE_TOKEN * self.unique))
+        asked = count(self.settings.tokens) if self.settings.tokens else None
+        if budget:
+            parameters, limit = self._best_in(budget), "the time, by the speed measured here"
+        elif asked or self.settings.steps:
+            parameters, limit = self._best_for(asked), "the number of tokens"
+        else:
+            parameters, limit = self._best_in(OVERNIGHT), "a night on this machine"
+        return (most, "the corpus") if parameters > most else (parameters, limit)
+
+    def _best_in(self, seconds: float) -> int:
+        sizes = [int(SMALLEST * 1.15**i) for i in range(round(math.log(LARGEST / SMALLEST) / math.log(1.15)))]
+        return min(sizes, key=lambda size: self._loss(size, self.tokens_in(seconds, size)))
+
+    def _best_for(self, tokens: int | None) -> int:
+        """The size that would also be the best one for the time that it takes over these tokens."""
+        parameters = SMALLEST
+        for _ in range(12):
+            seen = tokens or (self.settings.steps or 1) * self.batch(parameters)
+            parameters = self._best_in(seen / self.tokens_in(1.0, parameters))
+        return parameters
+
+    def _loss(self, parameters: int, tokens: float) -> float:
+        fresh = max(1.0, worth(tokens, self.unique))
+        return SIZE_TERM / parameters**SIZE_POWER + TEXT_TERM / fresh**TEXT_POWER
+
+    def tokens_in(self, seconds: float, parameters: int) -> float:
+        """How many tokens a model of this size sees in that time."""
+        context, batch = self.context(parameters), self.batch(parameters)
+        architecture = self.family.sized(parameters, self.vocab_size, context)
+        return seconds / self.speed.step(architecture, batch, context) * batch
+
+    def context(self, parameters: int) -> int:
+        return self.settings.context or sizing.context(parameters)
+
+    def batch(self, parameters: int) -> int:
+        return self.settings.batch_tokens or sizing.tokens_per_batch(parameters)
 
 
 def asked_seconds(settings: TrainingSettings, device: Accelerator) -> float | None:

@@ -1,0 +1,61 @@
+"""The one dial: more time, more text or a faster machine never make a smaller model."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from settle.machine import accelerator
+from settle.plan import size as sizes
+from settle.plan.settings import TrainingSettings
+from settle.plan.size import PER_UNIQUE_TOKEN, choose_size
+from settle.plan.speed import Speed, measure_speed
+from settle.train.optimizers.muon import Muon
+
+
+def corpus(tokens: int, vocab_size: int = 1024):
+    return SimpleNamespace(train=SimpleNamespace(num_tokens=tokens), tokenizer=SimpleNamespace(vocab_size=vocab_size))
+
+
+def chosen(monkeypatch, speed: Speed, tokens: int, **asked):
+    monkeypatch.setattr(sizes, "measure_speed", lambda *_: speed)
+    why: dict[str, str] = {}
+    return choose_size(TrainingSettings(**asked), corpus(tokens), accelerator("cpu"), 0.0, why), why
+
+
+FAST = Speed(layer=1e-3, flop=5e-12)
+SLOW = Speed(layer=1e-2, flop=5e-11)
+
+
+def test_more_time_and_a_faster_machine_take_a_larger_model(monkeypatch):
+    plenty = 10**9
+    times = [chosen(monkeypatch, FAST, plenty, time=t)[0].parameters for t in ("1m", "10m", "2h", "2d")]
+    assert times == sorted(times) and times[-1] > 4 * times[0]
+    assert chosen(monkeypatch, SLOW, plenty, time="2h")[0].parameters < times[2]
+
+
+def test_a_small_corpus_bounds_the_model(monkeypatch):
+    size, why = chosen(monkeypatch, FAST, 200_000, time="8h")
+    assert size.parameters == PER_UNIQUE_TOKEN * 200_000 and "the corpus" in why["parameters"]
+
+
+def test_a_number_of_tokens_chooses_a_size_too(monkeypatch):
+    few, many = (chosen(monkeypatch, FAST, 10**9, tokens=t)[0].parameters for t in ("1M", "1G"))
+    assert few < many
+
+
+@pytest.mark.parametrize("asked", [{"size": "3M"}, {"size": "3M", "time": "1m"}])
+def test_what_is_asked_for_is_taken(monkeypatch, asked):
+    assert chosen(monkeypatch, FAST, 1000, **asked)[0].parameters == 3_000_000
+
+
+def test_money_buys_time(monkeypatch):
+    size, _ = chosen(monkeypatch, FAST, 10**9, max_cost=1.0, price_per_hour=6.0, price_per_kwh=0.0)
+    assert size.seconds == pytest.approx(600 - sizes.HAND_OVER_SECONDS)
+
+
+def test_the_speed_is_really_measured(home):
+    from settle.model.architectures.llama import Llama
+
+    speed = measure_speed(Llama, 512, Muon(), accelerator("cpu"), "float32")
+    small, large = (Llama.sized(n, 512, 128) for n in (200_000, 4_000_000))
+    assert 0 < speed.step(small, 1024, 128) < speed.step(large, 1024, 128)
