@@ -16,10 +16,10 @@ def corpus(tokens: int, vocab_size: int = 1024):
     return SimpleNamespace(train=SimpleNamespace(num_tokens=tokens), tokenizer=SimpleNamespace(vocab_size=vocab_size))
 
 
-def chosen(monkeypatch, speed: Speed, tokens: int, **asked):
+def chosen(monkeypatch, speed: Speed, unique: int, **asked):
     monkeypatch.setattr(sizes, "measure_speed", lambda *_: speed)
     why: dict[str, str] = {}
-    return choose_size(TrainingSettings(**asked), corpus(tokens), accelerator("cpu"), 0.0, why), why
+    return choose_size(TrainingSettings(**asked), corpus(unique), accelerator("cpu"), 0.0, why), why
 
 
 FAST = Speed(layer=1e-3, flop=5e-12)
