@@ -77,12 +77,14 @@ class Face:
         """A list as an answer: drawn on a terminal, aligned text for a pipe."""
         from rich.console import Console
 
-        from settle.show.tables import aligned, comparison, listing
+        from settle.show.tables import WHY_FITS, aligned, comparison, listing
 
-        shown = event if event["kind"] == "table" else comparison(event["forecast"], event["actual"])
+        console = Console(highlight=False)
+        width = console.width if sys.stdout.isatty() else WHY_FITS
+        shown = event if event["kind"] == "table" else comparison(event["forecast"], event["actual"], width)
         if shown["rows"]:
             if sys.stdout.isatty():
-                Console(highlight=False).print(listing(shown))
+                console.print(listing(shown, width))
             else:
                 sys.stdout.write(aligned(shown) + "\n")
             sys.stdout.flush()

@@ -77,14 +77,16 @@ class Standing:
         per_step = self._seconds_per_step()
         if self.end_step is not None and per_step is not None:
             return max(0.0, (self.end_step - self.step) * per_step), "steps"
+        known = [(math.inf, "")]
+        if self.most_steps is not None and per_step is not None:
+            known.append((max(0.0, (self.most_steps - self.step) * per_step), "at most"))
         spent = self.spent()
         if self.expected is not None and spent < self.expected:
-            return self.expected - spent, "forecast"
-        if self.at_most is not None and spent < self.at_most:
-            return self.at_most - spent, "at most"
-        if self.most_steps is not None and per_step is not None:
-            return max(0.0, (self.most_steps - self.step) * per_step), "at most"
-        return None
+            known.append((self.expected - spent, "forecast"))
+        elif self.at_most is not None and spent < self.at_most:
+            known.append((self.at_most - spent, "at most"))
+        left = min(known)
+        return left if left[1] else None
 
     def _seconds_per_step(self) -> float | None:
         """Over the latest steps; None before there are two."""

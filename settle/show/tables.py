@@ -26,6 +26,7 @@ VERDICT_STYLES = {
 CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
 NUMBER = re.compile(r"[-−]?\d|–?$")
 INTERVAL_FITS = 84  # columns from which it fits beside what came
+FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 WHY_FITS = 96  # columns from which a table has room for its reasons
 
 
@@ -132,16 +133,29 @@ def made(result: Mapping[str, Any]) -> str:
     return f"{', '.join(os.path.relpath(path, folder) for path in paths)} in {folder}"
 
 
-def listing(event: Event) -> Table:
-    """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right."""
+def listing(event: Event, width: int = WHY_FITS) -> Table:
+    """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right.
+
+    Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
+    """
     table = _table(event.get("title", ""))
-    rows = [[_cell(v) for v in row] for row in event["rows"]]
-    for i, name in enumerate(event["columns"]):
-        right = bool(rows) and all(NUMBER.match(row[i]) for row in rows)
-        style = "bold" if i == 0 else ""
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, style=style)
+    names, rows = list(event["columns"]), [[_cell(v) for v in row] for row in event["rows"]]
+    number = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(names))]
+    needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
+    needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]
+    shown = len(names)
+    while shown > 2 and sum(needed[:shown]) + 3 * shown > width:
+        shown -= 1
+    for i, name in enumerate(names[:shown]):
+        fixed, style = number[i] or i == 0, "bold" if i == 0 else ""
+        table.add_column(
+            name, justify="right" if number[i] else "left", overflow="fold", min_width=needed[i] * fixed, style=style
+        )
     for row in rows:
-        table.add_row(*(Text(cell, CELL_STYLES.get(cell.split(" ")[0], "")) for cell in row))
+        table.add_row(*(Text(cell, CELL_STYLES.get(cell.split(" ")[0], "")) for cell in row[:shown]))
+    if shown < len(names):
+        table.caption = Text(f"a wider terminal shows {', '.join(filter(None, names[shown:]))} too", "dim")
+        table.caption_justify = "left"
     return table
 
 

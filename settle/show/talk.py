@@ -101,7 +101,7 @@ class Talk:
         told = forecast.get("time") or forecast.get("seconds") or {}
         self.standing.expected, self.standing.at_most = told.get("value"), told.get("high")
         if forecast:
-            self.console.print(listing(comparison(forecast, None)))
+            self.console.print(listing(comparison(forecast, None), self.console.width))
 
     def _on_proof(self, event: Event) -> None:
         self._check(event, "proof")
@@ -135,12 +135,12 @@ class Talk:
 
     def _on_result(self, event: Event) -> None:
         self.close()
-        result = event["result"]
+        result, width = event["result"], self.console.width
         if "verdict" not in result:
             return
         if result.get("forecast") and result.get("actual"):
-            self.console.print(listing(comparison(result["forecast"], result["actual"], self.console.width)))
-        self.console.print(verdict_panel(result, self.console.width))
+            self.console.print(listing(comparison(result["forecast"], result["actual"], width), width))
+        self.console.print(verdict_panel(result, width))
         if made(result):
             self.console.print(Text(made(result)), soft_wrap=True)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from settle.show import Face
 from settle.show.progress import Standing
+from settle.show.tables import listing
 from settle.show.talk import Talk
 
 FORECAST = {
@@ -208,6 +209,18 @@ def test_a_table_in_a_pipe_is_aligned_and_never_cut(capsys):
     assert lines == ["name   loss  path", f"notes  2.5   {path}", "x      –     y"]
 
 
+def test_a_narrow_terminal_shows_what_a_row_is_and_says_what_is_left_out():
+    columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "started")
+    row = ["a-long-name-of-a-run", "finished", "out of budget", 2.25, "246 k", "1 min 16 s", "2026-11-25 01:27"]
+    for width, left_out in ((60, "bits per byte, tokens, time, started"), (120, "")):
+        console = Console(width=width, file=io.StringIO())
+        console.print(listing({"columns": columns, "rows": [row]}, width))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width and any("a-long-name-of-a-run" in line for line in lines)
+        text = " ".join(" ".join(lines).split())
+        assert (f"a wider terminal shows {left_out} too" in text) == bool(left_out)
+
+
 def test_errors_name_the_fix(capsys):
     Face().error("there is no run named 'x'", "known: notes")
     assert capsys.readouterr().err == "settle: there is no run named 'x'\n  → known: notes\n"
@@ -228,6 +241,8 @@ def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
     bounded.hear({"kind": "plan", "values": {"steps": 10}})
     for step in (1, 2, 3):
         bounded.hear({"kind": "step", "time": step * 5.0, "step": step, "tokens": step, "loss": 1.0})
+    assert bounded.left() == (35.0, "at most")
+    bounded.expected = 1000.0  # by a forecast that was made while the machine was slower
     assert bounded.left() == (35.0, "at most")
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
     assert standing.nearness == 1.0
