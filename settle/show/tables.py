@@ -144,7 +144,7 @@ def listing(event: Event, width: int = WHY_FITS) -> Table:
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]
     shown = len(names)
-    while shown > 2 and sum(needed[:shown]) + 3 * shown > width:
+    while shown > 2 and sum(needed[:shown]) + 3 * shown - 1 > width:
         shown -= 1
     for i, name in enumerate(names[:shown]):
         fixed, style = number[i] or i == 0, "bold" if i == 0 else ""
@@ -153,8 +153,9 @@ def listing(event: Event, width: int = WHY_FITS) -> Table:
         )
     for row in rows:
         table.add_row(*(Text(cell, CELL_STYLES.get(cell.split(" ")[0], "")) for cell in row[:shown]))
-    if shown < len(names):
-        table.caption = Text(f"a wider terminal shows {', '.join(filter(None, names[shown:]))} too", "dim")
+    left_out = ", ".join(filter(None, names[shown:]))
+    if left_out:
+        table.caption = Text(f"a wider terminal shows {left_out} too", "dim")
         table.caption_justify = "left"
     return table
 
