@@ -71,6 +71,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert where.exists() or str(where.relative_to(ROOT)) in MEASURED_LATER, f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_ours_that_is_named_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:bench|settle|tests|recipes)/[\w/.]+\w)`", page.read_text(encoding="utf-8"))
+    assert all((ROOT / name).exists() or name in MEASURED_LATER for name in named), named
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
