@@ -1,6 +1,7 @@
 """A GGUF file running in llama.cpp, in a child process (see `child.py`)."""
 
 import collections
+import errno
 import http.client
 import json
 import math
@@ -197,6 +198,15 @@ class Engine:
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if isinstance(error, OSError) and error.errno in (
+                errno.ENETUNREACH,
+                errno.EHOSTUNREACH,
+                errno.EADDRNOTAVAIL,
+            ):
+                raise EngineError(
+                    f"llama.cpp runs, and cannot be reached at {self._address.hostname}: {error.strerror}",
+                    "it needs the loopback interface, though no other network: `ip link set lo up`",
+                ) from None
             raise self._died() from error
         if response.status != 200:
             detail = response.read().decode("utf-8", "replace")

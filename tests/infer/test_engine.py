@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,13 @@ def test_child_dies_with_its_parent(file):
     parent.wait()
     parent.stdout.close()
     assert wait_until(lambda: gone(child))
+
+
+def test_an_engine_that_cannot_be_reached_is_not_called_dead(engine, monkeypatch):
+    monkeypatch.setattr(engine, "_address", urllib.parse.urlsplit("http://[2001:db8::1]:9"))  # set aside for examples
+    with pytest.raises(EngineError, match="cannot be reached at 255.255.255.255") as caught:
+        engine.tokenize("a")
+    assert "loopback" in caught.value.fix and engine.alive()
 
 
 def test_needs_the_key(engine):
