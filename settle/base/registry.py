@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoints, distributions
 
 from pydantic import BaseModel, ConfigDict
 
@@ -62,8 +62,14 @@ def parts(family: str) -> dict[str, type[Part]]:
 
 
 @cache
+def _installed() -> EntryPoints:
+    # reads the metadata of every installed distribution, so once
+    return EntryPoints(e for d in distributions() for e in d.entry_points if e.group.startswith("settle."))
+
+
+@cache
 def _joined(family: str) -> EntryPoints:
-    return entry_points(group=_group(family))  # reads the metadata of every installed distribution: once a family
+    return _installed().select(group=_group(family))
 
 
 def _group(family: str) -> str:

@@ -4,6 +4,7 @@ Letters: N tokens, H query heads, K key/value heads, d head width, B segments of
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from settle.model.packing import Bucket, Packing, RotationTable
 
-try:
-    from torch.nn.attention import varlen
-except ImportError:  # torch < 2.10: the buckets serve CUDA too
-    varlen = None
+
+@cache
+def _varlen_kernel() -> Any:
+    """torch's attention on packed rows; None before torch 2.10, where the buckets serve CUDA too.
+
+    Imported when a card asks for it: it takes a second and the compiler with it.
+    """
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
+        return None
+    return varlen.varlen_attn
 
 
 def attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
@@ -40,7 +49,8 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tens
     even, odd = by_head[:, : heads + kv_heads].unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
     q, k, v = turned[:, :heads], turned[:, heads:], by_head[:, heads + kv_heads :]
-    if varlen is not None and qkv.device.type == "cuda" and qkv.dtype in (torch.bfloat16, torch.float16):
+    is_half_on_cuda = qkv.device.type == "cuda" and qkv.dtype in (torch.bfloat16, torch.float16)
+    if is_half_on_cuda and _varlen_kernel() is not None:
         return _varlen(q, k, v, packing)
     out = qkv.new_zeros(qkv.shape[0], heads * width)
     for bucket in packing.buckets:
@@ -59,7 +69,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     bounds = packing.cu_seqlens.int()
     longest = max(b.length for b in packing.buckets)
-    out: Tensor = varlen.varlen_attn(
+    out: Tensor = _varlen_kernel()(
         q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(-1, 0)
     )
     return out.flatten(1)

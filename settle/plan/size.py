@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from settle.base.errors import UsageError
@@ -56,9 +57,10 @@ def choose_size(
     for key, tokens in (("context", context), ("batch_tokens", batch)):
         if getattr(settings, key) is None:
             why[key] = f"{tokens} tokens suit a model of this size"
-    expected = max(batch, int(choice.tokens_in(budget or OVERNIGHT, parameters)))
-    if not budget:
-        expected = min(expected, EPOCHS * corpus.train.num_tokens)
+    expected = EPOCHS * corpus.train.num_tokens
+    if not (settings.size and (settings.steps or settings.tokens)):
+        most = choice.tokens_in(budget or OVERNIGHT, parameters)
+        expected = max(batch, int(most if budget else min(expected, most)))
     micro = max(part for part in range(1, min(batch, MOST_AT_ONCE) + 1) if batch % part == 0)
     return Size(parameters, context, batch, micro, expected, budget)
 
@@ -70,8 +72,13 @@ class _Choice:
         self.settings, self.unique = settings, corpus.train.num_tokens
         self.vocab_size = corpus.tokenizer.vocab_size
         self.family: Any = part("model/architectures", settings.architecture)
-        optimizer = part("train/optimizers", settings.optimizer)()
-        self.speed: Speed = measure_speed(self.family, self.vocab_size, optimizer, device, settings.dtype)
+        self.device = device
+
+    @cached_property
+    def speed(self) -> Speed:
+        """Measured when it is first asked for: a size with a number of steps needs no weighing."""
+        optimizer = part("train/optimizers", self.settings.optimizer)()
+        return measure_speed(self.family, self.vocab_size, optimizer, self.device, self.settings.dtype)
 
     def best(self, budget: float | None) -> tuple[int, str]:
         """The size that leaves the least loss, and what it suits."""

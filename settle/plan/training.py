@@ -68,7 +68,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     optimizer = resolve(part("train/optimizers", settings.optimizer), [("--rates", settings.rates)]).value
     dtype = settings.dtype
     if dtype is None:
-        probe = probe_dtype(_shapes(architecture, size.micro_tokens), device, seconds=0.5)
+        probe = probe_dtype(_shapes(architecture, size.micro_tokens), device, seconds=0.3)
         dtype, why["dtype"] = probe.dtype, probe.why
     elif dtype not in ("float32", *device.dtypes):
         raise UsageError(f"dtype {dtype!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
