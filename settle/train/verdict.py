@@ -30,7 +30,7 @@ def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str,
     gain, low, high = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
     hour = "a further hour"
     if math.isnan(gain):
-        why = f"the budget was spent after {len(stable)} evaluations, too few to say what {hour} would bring"
+        why = f"the budget was spent before there were enough evaluations to say what {hour} would bring"
         return told | {"verdict": "out of budget", "why": why}
     why = f"{hour} would bring about {gain:.1%} of the loss ({low:.1%} to {high:.1%})"
     return told | {"verdict": "out of budget", "why": why, "gain_per_hour": {"value": gain, "low": low, "high": high}}
