@@ -56,7 +56,9 @@ def report(name: str, rows: list[dict], law: LossLaw) -> None:
     for row in rows:
         short, end, packed, _ = falls(row)[0]
         probe, final = row["probe"], row["final"]
-        told = law.loss(probe["loss"], math.hypot(probe["stderr"], final["stderr"]), short, end, packed)
+        told = law.loss(
+            probe["loss"], math.hypot(probe["stderr"], final["stderr"]), short, end, packed, row["parameters"]
+        )
         error = final["loss"] / told.value - 1
         step = float(np.mean(row["step_seconds"])) / probe["step_seconds"] - 1
         growth = (row["longer"]["memory"] - probe["memory"]) / 2  # two doublings: 40 steps, then 120 more

@@ -73,10 +73,12 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     """`spent`: seconds since the command began, which are part of the time that will be told."""
     unique = corpus.train.num_tokens
     packed = corpus.train.num_bytes / unique
+    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    parameters = architecture.num_parameters
 
     def loss_at(tokens: float) -> Estimate:
         fresh, short = worth(tokens, unique), worth(probed.tokens, unique)
-        return LAW.loss(probed.loss, probed.stderr, short, fresh, packed)
+        return LAW.loss(probed.loss, probed.stderr, short, fresh, packed, parameters)
 
     per_token = _seconds_per_token(plan, probed)
     tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value)

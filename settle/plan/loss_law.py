@@ -9,6 +9,9 @@ A power law to an asymptote falls ever more slowly in ln D: r does so with one c
 where the short run ended. How many bytes the tokenizer packs in a token tells how regular the text is, and regular
 text is learned faster. Text seen again teaches less: D counts U(1 + R(1 - e^{-x/R})) for U unique tokens seen 1 + x
 times, R = 15 (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
+
+The constants stand for models of about REFERENCE parameters. A smaller one is held back sooner by its size, a larger
+one later: the result is multiplied by how much less (or more) of the loss of Hoffmann et al. it loses on the way.
 """
 
 import math
@@ -17,6 +20,10 @@ from dataclasses import dataclass
 from settle.plan.estimate import Estimate
 
 REPEATS = 15.0
+# Loss that a model's size and its text leave: Hoffmann et al. 2022, arXiv 2203.15556, approach 3.
+SIZE_TERM, SIZE_POWER = 406.4, 0.34
+TEXT_TERM, TEXT_POWER = 410.7, 0.28
+REFERENCE = 600_000  # parameters of the runs that the law was fitted on, their geometric mean
 SHORTEST = 80_000  # tokens of the shortest runs the law was fitted on; from shorter ones it is less sure
 
 
@@ -41,12 +48,32 @@ class LossLaw:
         slope = self.base + self.length * math.log(short_tokens / 1e5) + self.packing * math.log(bytes_per_token / 3)
         return max(0.0, slope) * self.reach(tokens / short_tokens)
 
-    def loss(self, short: float, stderr: float, short_tokens: float, tokens: float, bytes_per_token: float) -> Estimate:
+    def loss(
+        self,
+        short: float,
+        stderr: float,
+        short_tokens: float,
+        tokens: float,
+        bytes_per_token: float,
+        parameters: float,
+    ) -> Estimate:
         """The loss after `tokens`, nats per token, with its 80 % interval. `stderr`: of `short`."""
-        value = short * math.exp(-self.fall(short_tokens, tokens, bytes_per_token))
+        tokens = max(tokens, short_tokens)
+        size = share_left(parameters, short_tokens, tokens) / share_left(REFERENCE, short_tokens, tokens)
+        value = short * min(1.0, size * math.exp(-self.fall(short_tokens, tokens, bytes_per_token)))
         further = self.spread * self.reach(tokens / short_tokens)
         further *= 1 + max(0.0, math.log(SHORTEST / short_tokens)) / 2
         return Estimate.within(value, math.hypot(self.apart, further, stderr / short))
+
+
+def left_over(parameters: float, fresh_tokens: float) -> float:
+    """The part of the loss that more parameters or more text would take away, up to a unit."""
+    return SIZE_TERM / parameters**SIZE_POWER + TEXT_TERM / fresh_tokens**TEXT_POWER
+
+
+def share_left(parameters: float, short_tokens: float, tokens: float) -> float:
+    """What remains of `left_over` when the text grows from `short_tokens` to `tokens`."""
+    return left_over(parameters, tokens) / left_over(parameters, short_tokens)
 
 
 def worth(tokens: float, unique: float) -> float:
@@ -57,5 +84,6 @@ def worth(tokens: float, unique: float) -> float:
 
 
 # 2026-11-25, `python bench/forecast.py`: 12 runs on the standard library, other code, prose and dialogue, 0.2 to 2 M
-# parameters, 0.4 to 2 M tokens. Far longer runs are an extrapolation.
-LAW = LossLaw(base=0.183, length=-0.035, packing=0.225, slowing=0.20, apart=0.012, spread=0.014)
+# parameters, 0.4 to 2 M tokens. The term for the size and the spread: 8 runs of 0.06 to 0.2 M parameters, 5 M tokens,
+# bench/settled_runs.py. Far longer runs are an extrapolation.
+LAW = LossLaw(base=0.183, length=-0.035, packing=0.225, slowing=0.20, apart=0.012, spread=0.024)

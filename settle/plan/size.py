@@ -11,14 +11,10 @@ from settle.data.prepare import Corpus
 from settle.machine import Accelerator, cores, power
 from settle.model import sizing
 from settle.plan.amounts import count, seconds
-from settle.plan.loss_law import worth
+from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import TrainingSettings
 from settle.plan.speed import Speed, measure_speed
 
-# Loss that a model's size and its text leave, Hoffmann et al. 2022, arXiv 2203.15556, approach 3; bench/sizes.py
-# shows that the best size for a time on a small machine comes out near what training finds.
-SIZE_TERM, SIZE_POWER = 406.4, 0.34
-TEXT_TERM, TEXT_POWER = 410.7, 0.28
 SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
 PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only learn it by heart
 EPOCHS = 20  # that a run without a budget is expected to take until it has settled
@@ -105,8 +101,7 @@ class _Choice:
         return parameters
 
     def _loss(self, parameters: int, tokens: float) -> float:
-        fresh = max(1.0, worth(tokens, self.unique))
-        return SIZE_TERM / parameters**SIZE_POWER + TEXT_TERM / fresh**TEXT_POWER
+        return left_over(parameters, max(1.0, worth(tokens, self.unique)))
 
     def tokens_in(self, seconds: float, parameters: int) -> float:
         """How many tokens a model of this size sees in that time."""

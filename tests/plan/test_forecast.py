@@ -91,10 +91,10 @@ def test_interval_is_a_factor_and_scales():
 
 
 def test_law_falls_with_tokens_and_never_rises():
-    losses = [LAW.loss(5.0, 0.02, 1e5, tokens, 3.0).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
+    losses = [LAW.loss(5.0, 0.02, 1e5, tokens, 3.0, 6e5).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
     assert losses[0] == 5.0
     assert losses == sorted(losses, reverse=True)
-    near, far = (LAW.loss(5.0, 0.02, 1e5, t, 3.0) for t in (2e5, 1e7))
+    near, far = (LAW.loss(5.0, 0.02, 1e5, t, 3.0, 6e5) for t in (2e5, 1e7))
     assert near.high / near.low < far.high / far.low
 
 
@@ -109,3 +109,8 @@ def test_a_probe_is_a_small_part_of_the_run():
     assert probe_steps(100) == 10
     assert probe_steps(10**6) == 400
     assert probe_steps(5) == 4
+
+
+def test_a_small_model_is_held_back_by_its_size() -> None:
+    small, middle, large = (LAW.loss(5.0, 0.02, 1e5, 5e6, 3.0, n).value for n in (6e4, 6e5, 6e6))
+    assert large < middle < small < 5.0
