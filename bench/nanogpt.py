@@ -34,8 +34,12 @@ def peer(checkout: Path, text: Path) -> dict[str, float]:
     data = checkout / "data" / "shakespeare_char"
     (data / "input.txt").write_bytes(text.read_bytes())
     subprocess.run([sys.executable, data / "prepare.py"], check=True, capture_output=True)
+    # without what importing settle has set here: it would change how the peer's threads wait
+    env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "train.py", *PEER], cwd=checkout, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "train.py", *PEER], cwd=checkout, env=env, check=True, capture_output=True, text=True
+    )
     seconds = time.perf_counter() - began
     loss = float(re.findall(r"val loss ([\d.]+)", done.stdout)[-1])
     return {"seconds": seconds, "bits_per_byte": loss / math.log(2)}
