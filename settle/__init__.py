@@ -18,8 +18,9 @@ __all__ = ["SettleError", "train", "open_run"]
 for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_switch, "1")
 # Threads that wait for each other spin a moment, then sleep. The default spins so long that whatever else runs on the
-# machine makes training four times slower (measured: two threads, a load of 8); GNU OpenMP reads this when torch loads.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# machine makes training some times slower; this costs 5 % of small operations on an idle one (both measured on two
+# cores). GNU OpenMP reads it when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not warn when a process forks
 
 from settle.base.errors import SettleError  # noqa: E402
