@@ -51,7 +51,8 @@ class Resume(Command):
 
 def _sweep(run: Run) -> None:
     """Remove what a killed process left half-written; the lock says that nobody is writing now."""
-    for path in [*run.path.glob(".*.part"), *run.out.glob(".*.part"), *run.out.glob(".hf-*")]:
+    in_out = [path for pattern in (".*.part", ".hf-*", ".unproven-*") for path in run.out.glob(pattern)]
+    for path in [*run.path.glob(".*.part"), *in_out]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
