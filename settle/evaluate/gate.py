@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from settle.base.chat_template import render
 from settle.base.errors import GateError, ResourceError
 from settle.base.run import fsync_folder
-from settle.formats._template import render
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs

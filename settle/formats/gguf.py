@@ -259,7 +259,7 @@ def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
 
 def _template_complaints(metadata: Mapping[str, Any]) -> Iterator[str]:
-    from settle.formats._template import complaint
+    from settle.base.chat_template import complaint
 
     for key, value in metadata.items():
         if key.startswith("tokenizer.chat_template") and isinstance(value, str):

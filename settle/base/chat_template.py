@@ -1,0 +1,274 @@
+"""Chat templates are programs that come with a model: they run only in jinja2's immutable sandbox, within limits.
+
+The sandbox keeps a template from the machine; the limits keep it from running on and from filling the memory. A loop's
+iterations and the calls are counted, and every text that is made is measured before it can be doubled again.
+"""
+
+import datetime
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from settle.base.errors import DataError
+
+LONGEST = 1 << 18
+MOST_STEPS = 300_000  # iterations and calls of one rendering
+MOST_CHARACTERS = 1 << 24
+MOST_SECONDS = 10.0
+# whatever a program can raise that is not our own mistake
+_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+_WIDE = re.compile(r"%[-+ #0.*\d]*\d{6}|\{[^{}]*:[^{}]*\d{6}")  # a format that pads to a million characters
+_MEND = "use a template that `transformers` can read"
+_PADDING = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
+
+
+class TemplateFailure(DataError):
+    """A chat template refused the messages, or ran into a limit."""
+
+
+class ChatTemplate:
+    """A compiled template. bos_token, eos_token: what it may write; now: the time told to templates that ask for it.
+
+    Raises TemplateFailure when the template does not parse.
+    """
+
+    def __init__(
+        self, source: str, bos_token: str = "", eos_token: str = "", now: datetime.datetime | None = None
+    ) -> None:
+        if len(source) > LONGEST:
+            raise TemplateFailure(f"the chat template is {len(source)} characters long, {LONGEST} is the most", _MEND)
+        self.source = source
+        self._environment = _Environment(now)
+        try:
+            self._template = self._environment.from_string(source)
+        except (TemplateError, RecursionError, SyntaxError, ValueError) as e:
+            raise TemplateFailure(f"the chat template does not parse: {str(e)[:200]}", _MEND) from None
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **arguments: Any,
+    ) -> str:
+        """The conversation as text. Raises TemplateFailure with the template's own words, or the limit it ran into."""
+        values = {"messages": list(messages), "tools": list(tools) if tools else None, "documents": None}
+        given = values | self._tokens | {"add_generation_prompt": add_generation_prompt} | arguments
+        self._environment.start()
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._template.generate(**given):
+                parts.append(part)
+                size += len(part)
+                if size > MOST_CHARACTERS:
+                    raise SecurityError(f"it writes more than {MOST_CHARACTERS:,} characters")
+        except _FAILURES as e:
+            said = str(e) or type(e).__name__
+            raise TemplateFailure(
+                f"the chat template refuses: {said[:300]}", "see what it asks of the messages"
+            ) from None
+        return "".join(parts)
+
+
+def complaint(template: str) -> str | None:
+    """What is wrong with a template's grammar, or None. The template is compiled, not run."""
+    try:
+        ChatTemplate(template)
+    except TemplateFailure as e:
+        return e.what
+    return None
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: Any) -> str:
+    """Messages through a template, once; tokens: bos_token, eos_token. Raises TemplateFailure."""
+    return ChatTemplate(template, **tokens).render(messages, add_generation_prompt=add_generation_prompt)
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}` marks what is trained on; rendered, it is just its content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Counted:
+    """An iterable whose every step is counted; as long as what it goes through."""
+
+    def __init__(self, values: Any, count: Callable[[], None]) -> None:
+        self._values, self._count = values, count
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self._values:
+            self._count()
+            yield value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class _Limiting(NodeTransformer):
+    """Sends what loops go through and what is put together past the environment's `_counted` and `_sized`."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _through("_counted", node.iter)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _through("_sized", node)
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.filter = _through("_sized", node.filter)
+        return node
+
+
+def _through(name: str, node: Any) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """As transformers sets it up (chat_template_utils), so that a template means the same here and there; limited."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, now: datetime.datetime | None) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+        self.filters["tojson"] = _tojson
+        self.filters = {name: self._measured(name, f) for name, f in self.filters.items()}
+        self.filters |= {"_counted": lambda values: _Counted(values, self._step), "_sized": _sized}
+        self.globals = {
+            "dict": _Dict(),
+            "namespace": _PublicNamespace,
+            "raise_exception": _raise,
+            "range": self.globals["range"],
+            "strftime_now": lambda form: (now or datetime.datetime.now()).strftime(form),
+        }
+        self.start()
+
+    def start(self) -> None:
+        """A new rendering begins, with all of its budget."""
+        self._steps, self._end = 0, time.monotonic() + MOST_SECONDS
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise SecurityError(f"it takes more than {MOST_STEPS:,} steps")
+        if not self._steps % 1024 and time.monotonic() > self._end:
+            raise SecurityError(f"it takes more than {MOST_SECONDS:.0f} s")
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        parsed: nodes.Template = _Limiting().visit(super()._parse(source, name, filename))
+        return parsed
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            _check_format(left)
+        if operator == "*":
+            for text, times in ((left, right), (right, left)):
+                if (
+                    isinstance(text, str | list | tuple)
+                    and isinstance(times, int)
+                    and len(text) * times > MOST_CHARACTERS
+                ):
+                    raise SecurityError(f"it repeats a text {times:,} times")
+        if operator == "**" and abs(right) * len(str(left)) > 10_000:
+            raise SecurityError("it computes a number too large to be written")
+        return _sized(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        # the names are jinja's: keyword arguments of the template must not collide with them
+        __self._step()
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
+        if isinstance(owner, str):
+            if __obj.__name__ in ("format", "format_map"):
+                _check_format(owner)
+            _check_numbers(args)
+        return _sized(super().call(__context, __obj, *args, **kwargs))
+
+    def _measured(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            self._step()
+            if name in _PADDING:
+                _check_numbers((*args, *kwargs.values()))
+            if name == "format":
+                _check_format(str(args[0]))
+            return _sized(function(*args, **kwargs))
+
+        return measured
+
+
+def _sized(value: Any) -> Any:
+    if isinstance(value, str | list | tuple) and len(value) > MOST_CHARACTERS:
+        raise SecurityError(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+    return value
+
+
+def _check_numbers(values: Sequence[Any]) -> None:
+    if any(isinstance(v, int) and abs(v) > MOST_CHARACTERS for v in values):
+        raise SecurityError(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+
+
+def _check_format(text: str) -> None:
+    if _WIDE.search(text):
+        raise SecurityError(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    # jinja's own escapes HTML
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+class _Dict:
+    """`dict` as a function, without the attributes of the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+
+class _PublicNamespace(Namespace):
+    """A namespace that takes no names with an underscore in front."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        # no name for self, so that a template may use it
+        Namespace.__init__(*args)
+        for name, value in kwargs.items():
+            args[0][name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"it stores the private name {name!r}")
+        super().__setitem__(name, value)
