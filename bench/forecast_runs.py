@@ -27,8 +27,9 @@ def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:
     corpus = prepare(inputs, settings.value.data, Events())
     plan = plan_training(settings.value, settings.origin, corpus, 0.0)
     base = resident()
-    steps = probe_steps(plan.loop.max_steps)
-    probes = [probe(plan, corpus, n) for n in (steps // 3, steps, 3 * steps)]
+    steps = probe_steps(plan.loop.max_steps) or 40
+    probed = probe(plan, corpus, steps)
+    longer = probe(plan, corpus, 3 * steps)
     plan = dataclasses.replace(plan, loop=plan.loop.model_copy(update={"until_settled": False}))
     began = time.monotonic()
     peak = PeakMemory().start()
@@ -54,7 +55,8 @@ def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:
         "bytes": corpus.train.num_bytes,
         "held_out_tokens": plan.held_out_tokens,
         "resident": base,
-        "probes": [dataclasses.asdict(short) for short in probes],
+        "probe": dataclasses.asdict(probed),
+        "longer": dataclasses.asdict(longer),
         "memory": memory,
         "loop_seconds": outcome.state.seconds,
         "seconds": time.monotonic() - began,

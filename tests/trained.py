@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from settle.data.tokenizer import Tokenizer
+from settle.formats._adapter import PREFIX, Adapter
 from settle.model.architectures.llama import Llama, LlamaForCausalLM
 
 
@@ -56,3 +57,24 @@ def trained() -> Trained:
         optimizer.step()
     assert loss < 4.0
     return Trained(part, model, tokenizer, held_out)
+
+
+def adapter(part: Llama, rank: int = 4, seed: int = 0, strength: float = 0.5) -> Adapter:
+    """A LoRA on every linear whose B is not zero: `strength` is about the size of its change to that of the weights."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {name: p.shape for name, p in part.build(0).named_parameters() if name.endswith("_proj.weight")}
+    state = {}
+    for name, (outputs, inputs) in shapes.items():
+        module = PREFIX + name.removesuffix(".weight")
+        state[f"{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=random) / inputs**0.5
+        state[f"{module}.lora_B.weight"] = torch.randn(outputs, rank, generator=random) * strength / rank**0.5
+    return Adapter(state, alpha=float(rank), base="tiny", base_sha256="ab" * 32)
+
+
+def merged(weights: dict[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Weights with an adapter added to them."""
+    out = dict(weights)
+    for module in adapter.modules:
+        down, up = (torch.from_numpy(half) for half in adapter.pair(module))
+        out[f"{module}.weight"] = out[f"{module}.weight"] + adapter.scale * up @ down
+    return out

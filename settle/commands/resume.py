@@ -46,8 +46,6 @@ class Resume(Command):
             job = _job(run, record, events)
             spending.start(job.plan.device, (record.get("asked") or {}).get("watts"))
             events.move_to(run.events)
-            if (expected := run.read("forecast.json")) is not None:
-                events.emit("forecast", forecast=expected)
             return go_on(run, job, spending, stopping, events)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from settle.base.events import Events
 from settle.base.run import write_atomic
 from settle.evaluate.gate import Effort, export_through_gate
+from settle.formats.ollama import modelfile
 from settle.formats.safetensors import export_safetensors
 
 HF_FOLDER = "hf"
@@ -47,7 +48,7 @@ def hand_over(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     base = bool(metadata.get("base"))
-    write_atomic(out / "Modelfile", modelfile(file.name, tokenizer, architecture.max_position_embeddings, base))
+    write_atomic(out / "Modelfile", modelfile(f"./{file.name}", tokenizer, architecture.max_position_embeddings, base))
     tell(gate, events)
     return {"gguf": str(file), "safetensors": str(folder), "ollama": str(out / "Modelfile")}, gate
 
@@ -62,13 +63,3 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
     }
     for check, detail in details.items():
         events.emit("gate", check=check, passed=True, detail=detail)
-
-
-def modelfile(file: str, tokenizer: Any, context: int, base: bool) -> str:
-    """For `ollama create NAME -f Modelfile`. A base model continues text: its template adds nothing around it."""
-    lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}"]
-    end, turn_end = tokenizer.tokens[tokenizer.eos_id], tokenizer.tokens[tokenizer.turn_end_id]
-    if base:
-        lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += [f'PARAMETER stop "{token}"' for token in dict.fromkeys((end, turn_end))]
-    return "\n".join(lines) + "\n"

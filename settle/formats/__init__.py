@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -47,6 +47,7 @@ class Format(Part):
     """The contract of a format. Settings of writing are fields."""
 
     suffix: ClassVar[str]  # of the file; empty for a folder
+    holds: ClassVar[Literal["model", "adapter"]] = "model"
     dtype: str = Field("f16", description="type of the weights")
 
     @abc.abstractmethod
@@ -57,8 +58,13 @@ class Format(Part):
     def write(
         self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
     ) -> Path:
-        """Write a model. part: its architecture; weights: parameter name → tensor (torch or numpy); metadata: name,
-        description, license and the like for the card. Raises ResourceError on a full disk."""
+        """Write a model. part: its architecture; weights: parameter name → tensor (torch or numpy), or an `Adapter`
+        for a format that holds one; metadata: name, description, license and the like for the card. Returns what was
+        written. Raises ResourceError on a full disk."""
+
+    def gguf(self, path: Path) -> Path | None:
+        """The GGUF model in what was written at `path`: what the gate loads. None when llama.cpp reads none of it."""
+        return None
 
 
 def to_float32(tensor: Any) -> np.ndarray:

@@ -31,6 +31,9 @@ class Gguf(Format):
     ) -> Path:
         return export_gguf(part, weights, tokenizer, path, self.dtype, metadata)
 
+    def gguf(self, path: Path) -> Path:
+        return path
+
 
 def read_gguf(path: Path) -> Weights:
     """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.

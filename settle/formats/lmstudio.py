@@ -1,0 +1,57 @@
+"""A model where LM Studio looks for it: `~/.lmstudio/models/<publisher>/<model>/<file>.gguf`.
+
+Layout: https://lmstudio.ai/docs/app/advanced/import-model
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from settle.base.errors import FormatError, ResourceError
+from settle.formats import Format, Weights
+from settle.formats.gguf import export_gguf, read_gguf
+
+PUBLISHER = "settle"
+
+
+class LmStudio(Format):
+    """A folder `<publisher>/<model>` with one GGUF; LM Studio lists it as soon as it lies among its models."""
+
+    suffix: ClassVar[str] = ""
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="type of the matrices; vectors stay f32")
+
+    def read(self, path: Path) -> Weights:
+        return read_gguf(self.gguf(path))
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
+        # LM Studio tells a model's files apart by the type at the end of their names
+        file = path / f"{path.name}-{self.dtype.upper()}.gguf"
+        export_gguf(part, weights, tokenizer, file, self.dtype, metadata)
+        return path
+
+    def gguf(self, path: Path) -> Path:
+        files = sorted(Path(path).glob("[!.]*.gguf"))
+        if len(files) != 1:
+            raise FormatError(f"{path} holds {len(files)} GGUF files, one was expected", "export the model again")
+        return files[0]
+
+    def place(self, name: str) -> Path:
+        """The folder that LM Studio will find the model in; under the working directory where it is not installed."""
+        models = models_folder()
+        return (models if models.is_dir() else Path("lmstudio-models")) / PUBLISHER / name
+
+
+def models_folder() -> Path:
+    """LM Studio's folder of models; its home may have been moved, and then a file says where to."""
+    pointer = Path.home() / ".lmstudio-home-pointer"
+    home = Path(pointer.read_text(encoding="utf-8").strip()) if pointer.is_file() else Path.home() / ".lmstudio"
+    return home / "models"

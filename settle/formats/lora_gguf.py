@@ -1,0 +1,127 @@
+"""An adapter as llama.cpp loads it over the GGUF of its base (`--lora`, Ollama's ADAPTER).
+
+Layout, as llama.cpp's convert_lora_to_gguf.py writes and src/llama-adapter.cpp reads: general.type "adapter",
+adapter.type "lora", adapter.lora.alpha, and for each adapted tensor NAME the two NAME.lora_a (r, I) and NAME.lora_b
+(O, r). llama.cpp adds alpha / r · B A.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import FormatError
+from settle.formats import Format, Weights, beside
+from settle.formats._adapter import Adapter
+from settle.formats.gguf import _in_ggml_order, read_gguf
+
+DOWN, UP = ".lora_a", ".lora_b"
+BASE_SHA256 = "settle.base_sha256"
+
+
+class LoraGguf(Format):
+    """One file with the adapter alone; llama.cpp loads it together with the GGUF of its base."""
+
+    suffix: ClassVar[str] = ".gguf"
+    holds: ClassVar[Literal["model", "adapter"]] = "adapter"
+    dtype: Literal["f32", "f16"] = Field("f32", description="type of the tensors")
+
+    def read(self, path: Path) -> Weights:
+        return read_lora(path)
+
+    def write(self, path: Path, part: Any, weights: Any, tokenizer: Any, metadata: Mapping[str, Any]) -> Path:
+        return export_lora(part, weights, path, self.dtype, metadata)
+
+
+def export_lora(
+    part: Any, adapter: Adapter, path: Path, dtype: str = "f32", metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write an adapter as GGUF, beside and renamed. Returns the path.
+
+    part: the architecture of its base; metadata: "name" and "description" go to general.*. Raises FormatError for
+    DoRA, for a module that llama.cpp cannot adapt and for values that the type cannot hold, ResourceError on a full
+    disk.
+    """
+    from gguf import GGUFWriter
+
+    tensors = _tensors(part, adapter, dtype)
+    with beside(Path(path), sum(t.nbytes for t in tensors.values()) + (1 << 20)) as beside_path:
+        writer = GGUFWriter(beside_path, part.model_type)
+        try:
+            writer.add_type("adapter")
+            for key in ("name", "description"):
+                if (metadata or {}).get(key):
+                    writer.add_string(f"general.{key}", str((metadata or {})[key]))
+            if adapter.base:
+                writer.add_base_model_count(1)
+                writer.add_base_model_name(0, adapter.base)
+            if adapter.base_sha256:
+                writer.add_string(BASE_SHA256, adapter.base_sha256)
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", adapter.scale * adapter.rank)
+            for name, tensor in tensors.items():
+                writer.add_tensor(name, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+    return Path(path)
+
+
+def read_lora(path: Path) -> Weights:
+    """The checked file of an adapter. Raises FormatError for a file that is no LoRA or whose pairs do not fit."""
+    weights = read_gguf(path)
+    file = Path(path).name
+    if weights.metadata.get("general.type") != "adapter" or weights.metadata.get("adapter.type") != "lora":
+        raise FormatError(f"{file} is no LoRA adapter", "give the file that was exported with --to lora-gguf")
+    if not isinstance(weights.metadata.get("adapter.lora.alpha"), float):
+        raise FormatError(f"{file} does not say its adapter.lora.alpha", "export it again")
+    for name, tensor in weights.tensors.items():
+        half, other_half = (DOWN, UP) if name.endswith(DOWN) else (UP, DOWN)
+        other = weights.tensors.get(name.removesuffix(half) + other_half)
+        if other is None or len(tensor.shape) != 2 or len(other.shape) != 2:
+            raise FormatError(f"{file}: {name} is not one of a pair of matrices", "export it again")
+        if half == DOWN and tensor.shape[0] != other.shape[1]:
+            raise FormatError(f"{file}: {name} and its other half have no rank in common", "export it again")
+    return weights
+
+
+def require_fit(lora: Weights, base: Weights, names: tuple[str, str]) -> None:
+    """Raises FormatError when an adapter's file does not fit over a base's file. names: of the two, for the error."""
+    theirs, ours = lora.metadata["general.architecture"], base.metadata["general.architecture"]
+    if theirs != ours:
+        raise FormatError(f"{names[0]} is an adapter of a {theirs} model, and {names[1]} is {ours}", "use its own base")
+    for name, down in lora.tensors.items():
+        if not name.endswith(DOWN):
+            continue
+        target, up = name.removesuffix(DOWN), lora.tensors[name.removesuffix(DOWN) + UP]
+        tensor = base.tensors.get(target)
+        if tensor is None or tensor.shape != (up.shape[0], down.shape[1]):
+            has = "is not there" if tensor is None else f"has the shape {tensor.shape}"
+            raise FormatError(
+                f"{names[0]} adapts {target} of shape {(up.shape[0], down.shape[1])}, which {has} in {names[1]}",
+                "use the base it was trained on",
+            )
+
+
+def _tensors(part: Any, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
+    """llama.cpp's name → array. B's rows are in the order of the rows of the weight they are added to."""
+    if adapter.dora:
+        raise FormatError(
+            "llama.cpp has no DoRA: its magnitudes scale whole rows of the weights",
+            "merge it: `settle export NAME --to gguf`",
+        )
+    names, tensors = part.gguf_names(), {}
+    code = np.float16 if dtype == "f16" else np.float32
+    for module, parameter in adapter.parameters(part).items():
+        down, up = adapter.pair(module)
+        for suffix, values in ((DOWN, down), (UP, _in_ggml_order(parameter, up, part))):
+            if not np.isfinite(values).all():
+                raise FormatError(f"the adapter of {module} holds NaN or infinity", "the run is broken; resume it")
+            if np.abs(values).max(initial=0.0) > np.finfo(code).max:
+                raise FormatError(f"the adapter of {module} holds values that f16 cannot hold", "use --dtype f32")
+            tensors[names[parameter] + suffix] = np.ascontiguousarray(values, code)
+    return tensors

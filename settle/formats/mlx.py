@@ -1,0 +1,29 @@
+"""A folder that mlx-lm loads on a Mac (`mlx_lm.generate --model FOLDER`) and converts from.
+
+mlx-lm reads Hugging Face's layout and names; what is its own is the mark in the file's metadata, by which
+transformers and LM Studio tell the two apart.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from settle.formats import Format, Weights
+from settle.formats.safetensors import export_safetensors, read_safetensors
+
+
+class Mlx(Format):
+    """A folder: model.safetensors marked as MLX's, config.json and the tokenizer's files."""
+
+    suffix: ClassVar[str] = ""
+    dtype: Literal["f32", "f16", "bf16"] = Field("bf16", description="type of the tensors")
+
+    def read(self, path: Path) -> Weights:
+        return read_safetensors(path)
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        return export_safetensors(part, weights, tokenizer, path, self.dtype, {**metadata, "format": "mlx"})

@@ -1,0 +1,165 @@
+"""A folder for `ollama create NAME -f Modelfile`: the GGUF, or base and adapter, and how to talk to it.
+
+Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md. Ollama does not run the Jinja template of the
+file; it guesses one of its own from it. So the template is written out in Go's language wherever it is a plain
+sequence of turns, and proven to render the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.base.errors import ResourceError
+from settle.base.run import write_atomic
+from settle.formats import Format, Weights
+from settle.formats.gguf import export_gguf, read_gguf
+
+
+class Ollama(Format):
+    """A folder with Modelfile and GGUF."""
+
+    suffix: ClassVar[str] = ""
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="type of the matrices; vectors stay f32")
+
+    def read(self, path: Path) -> Weights:
+        return read_gguf(self.gguf(path))
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        path = Path(path)
+        file = path / f"{metadata.get('name') or path.name}.gguf"
+        base = bool(metadata.get("base"))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            export_gguf(part, weights, tokenizer, file, self.dtype, metadata)
+            write_atomic(path / "Modelfile", modelfile(f"./{file.name}", tokenizer, part.max_position_embeddings, base))
+        except OSError as e:
+            raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
+        return path
+
+    def gguf(self, path: Path) -> Path:
+        lines = (Path(path) / "Modelfile").read_text(encoding="utf-8").splitlines()
+        return Path(path) / next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+
+
+def modelfile(source: str, tokenizer: Any, context: int, base: bool = False, adapter: str | None = None) -> str:
+    """For `ollama create NAME -f Modelfile`. source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it,
+    served without a merge; base: whether the model continues plain text, so that nothing may be put around it."""
+    lines = [f"FROM {source}", *([f"ADAPTER {adapter}"] if adapter else []), f"PARAMETER num_ctx {context}"]
+    template = "{{ .Prompt }}" if base or not tokenizer.chat_template else turns(tokenizer)
+    if template:
+        lines.append(f'TEMPLATE """{template}"""')
+    ends = [tokenizer.tokens[i] for i in (tokenizer.eos_id, tokenizer.turn_end_id) if i is not None]
+    lines += [f'PARAMETER stop "{token}"' for token in dict.fromkeys(ends)]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What stands around messages: before each role's content, after it, and before everything."""
+
+    first: str  # before a first message that is the user's: often a system prompt that nobody asked for
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    opening: str  # of the answer that is wanted
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        out = self.first if messages[0]["role"] != "system" else ""
+        for message in messages:
+            out += self.before[message["role"]] + message["content"] + self.after[message["role"]]
+        return out + self.opening
+
+    def go(self) -> str:
+        """The same in Go's text/template, every literal quoted so that no space is lost."""
+        branches = [
+            f'{{{{ {"else if" if n else "if"} eq .Role "{role}" }}}}'
+            f"{_quoted(self.before[role])}{{{{ .Content }}}}{_quoted(self.after[role])}"
+            for n, role in enumerate(self.before)
+        ]
+        start = '{{ if and (eq $i 0) (ne .Role "system") }}'
+        first = f"{start}{_quoted(self.first)}{{{{ end }}}}" if self.first else ""
+        loop = "{{ range $i, $_ := .Messages }}" + first + "".join(branches) + "{{ end }}{{ end }}"
+        return loop + _quoted(self.opening)
+
+
+def turns(tokenizer: Any) -> str | None:
+    """The chat template in Go's language; None when it is not a plain sequence of turns.
+
+    What the Jinja template puts around messages is read off a few renderings, and believed only when it renders other
+    conversations to the same characters. An opening token that llama.cpp adds by itself is left out.
+    """
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    tokens = {key: "" if i is None else tokenizer.tokens[i] for key, i in ids.items()}
+
+    def rendered(messages: Sequence[Mapping[str, str]], wanted: bool = True) -> str:
+        text = template.render(messages, add_generation_prompt=wanted)
+        return text.removeprefix(tokens["bos_token"]) if tokenizer.add_bos else text
+
+    try:
+        template = ChatTemplate(tokenizer.chat_template, **tokens)
+        found = _read_off(rendered)
+        known = [m for m in PROBES if found and found.before.keys() >= {message["role"] for message in m}]
+        same = bool(found) and all(found.render(messages) == rendered(messages) for messages in known)
+    except (TemplateFailure, ValueError):  # it refuses a talk, or leaves out or repeats what was said
+        return None
+    return found.go() if found and same else None
+
+
+USER, ANSWER, AGAIN, RULE = "\ufdd0user", "\ufdd1answer", "\ufdd2again", "\ufdd3rule"  # occur in no template
+PROBES: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "Is 1 < 2?"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c\n\nd"},
+        {"role": "assistant", "content": "e"},
+        {"role": "user", "content": "f"},
+    ],
+    [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ],
+)
+
+
+def _read_off(rendered: Any) -> _Turns | None:
+    """What stands around messages; without "system" when the template knows no such turn."""
+    user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
+    first, closed = rendered([user], False).split(USER)
+    opened = rendered([user]).split(USER)[1]
+    talk = rendered([user, answer, {"role": "user", "content": AGAIN}])
+    _, reply = talk.split(USER)
+    to_answer, rest = reply.split(ANSWER)
+    to_user, last = rest.split(AGAIN)
+    if last != opened or not opened.startswith(closed) or not to_answer.startswith(closed):
+        return None
+    ended = rendered([user, answer], False).split(ANSWER)[1]
+    if not to_user.startswith(ended):
+        ended = ""
+    before = {"user": to_user.removeprefix(ended), "assistant": to_answer.removeprefix(closed)}
+    after = {"user": closed, "assistant": ended}
+    if not first.endswith(before["user"]):
+        return None
+    try:
+        head, tail = rendered([{"role": "system", "content": RULE}, user], False).split(RULE)
+        between = tail.split(USER)[0]
+        if between.endswith(before["user"]):
+            before["system"], after["system"] = head, between.removesuffix(before["user"])
+    except (TemplateFailure, ValueError):
+        pass  # it refuses system prompts, or leaves them out
+    return _Turns(first.removesuffix(before["user"]), before, after, opened.removeprefix(closed))
+
+
+def _quoted(text: str) -> str:
+    """A piece of text as a Go template's string constant; nothing for no text."""
+    for plain, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(plain, written)
+    return f'{{{{ "{text}" }}}}' if text else ""
