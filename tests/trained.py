@@ -12,13 +12,14 @@ import torch
 
 from settle.data.tokenizer import Tokenizer
 from settle.formats._adapter import PREFIX, Adapter
-from settle.model.architectures.llama import Llama, LlamaForCausalLM
+from settle.model.architectures.llama import Llama
+from settle.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Trained:
     part: Llama
-    model: LlamaForCausalLM
+    model: Decoder
     tokenizer: Tokenizer
     held_out: list[str]
 

@@ -1,6 +1,6 @@
 """Tokens and probabilities from a live torch model.
 
-N tokens, V vocabulary. The model is `model(inputs (N,), cu_seqlens (2,))` → hidden (N, D) with `model.head` (V, D).
+N tokens, V vocabulary. The model is `model(inputs (N,), cu_seqlens (2,))` → hidden (N, D), then `model.logits` (N, V).
 Nothing is cached between tokens: this is for a look at a model in training; the exported file answers faster.
 """
 
@@ -32,7 +32,7 @@ def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
         inputs = torch.as_tensor(list(ids), dtype=torch.long, device=device)
         ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
         hidden = model(inputs, ends)[torch.as_tensor(list(positions), device=device)]
-        return (hidden.float() @ model.head.float().T).log_softmax(-1)
+        return model.logits(hidden.float()).log_softmax(-1)
 
 
 def generate(

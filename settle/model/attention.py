@@ -28,17 +28,19 @@ def _varlen_kernel() -> Any:
     return varlen.varlen_attn
 
 
-def attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+def attention(
+    qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None, soft_cap: float | None = None
+) -> Tensor:
     """Attention within each segment. qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order →
-    (N, H·d).
+    (N, H·d). window, soft_cap: see `LayerOptions`. The framework's kernels know no soft cap.
     """
-    if qkv.device.type == "cpu":
-        out: Tensor = RotatedAttention.apply(qkv, packing, table)
+    if qkv.device.type == "cpu" or soft_cap is not None:
+        out: Tensor = RotatedAttention.apply(qkv, packing, table, window, soft_cap)
         return out
-    return fused_attention(qkv, packing, table)
+    return fused_attention(qkv, packing, table, window)
 
 
-def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None) -> Tensor:
     """The same through the framework's kernels: variable-length flash attention on CUDA in half precision, else
     scaled_dot_product_attention per bucket.
     """
@@ -51,12 +53,16 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tens
     q, k, v = turned[:, :heads], turned[:, heads:], by_head[:, heads + kv_heads :]
     is_half_on_cuda = qkv.device.type == "cuda" and qkv.dtype in (torch.bfloat16, torch.float16)
     if is_half_on_cuda and _varlen_kernel() is not None:
-        return _varlen(q, k, v, packing)
+        return _varlen(q, k, v, packing, window)
     out = qkv.new_zeros(qkv.shape[0], heads * width)
     for bucket in packing.buckets:
         rows = [x if bucket.gather is None else x[bucket.gather] for x in (q, k, v)]
         split = [x.unflatten(0, (bucket.segments, bucket.length)).transpose(1, 2) for x in rows]
-        mixed = scaled_dot_product_attention(*split, is_causal=True, scale=1.0, enable_gqa=heads != kv_heads)
+        is_causal = window is None or window >= bucket.length
+        seen = None if is_causal else table.mask(bucket.length, 1, qkv.dtype, window)
+        mixed = scaled_dot_product_attention(
+            *split, attn_mask=seen, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
+        )
         mixed = mixed.transpose(1, 2).reshape(-1, heads * width)
         if bucket.gather is None:
             return mixed
@@ -64,13 +70,14 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable) -> Tens
     return out
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     bounds = packing.cu_seqlens.int()
     longest = max(b.length for b in packing.buckets)
+    past = -1 if window is None else window - 1
     out: Tensor = _varlen_kernel()(
-        q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(-1, 0)
+        q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(past, 0)
     )
     return out.flatten(1)
 
@@ -83,15 +90,17 @@ class RotatedAttention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        ctx.packing, ctx.table, ctx.width = packing, table, qkv.shape[-1]
+    def forward(
+        ctx: Any, qkv: Tensor, packing: Packing, table: RotationTable, window: int | None, soft_cap: float | None
+    ) -> Tensor:
+        ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], soft_cap
         if packing.is_uniform:
-            out, saved = _attend(qkv, packing.buckets[0], table)
+            out, saved = _attend(qkv, packing.buckets[0], table, window, soft_cap)
         else:
             out = qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
             saved = ()
             for bucket in packing.buckets:
-                padded, kept = _attend(qkv.index_select(0, bucket.gather), bucket, table)
+                padded, kept = _attend(qkv.index_select(0, bucket.gather), bucket, table, window, soft_cap)
                 out.index_copy_(0, bucket.packed_rows, padded.index_select(0, bucket.padded_rows))
                 saved += kept
         ctx.save_for_backward(*saved)
@@ -102,17 +111,20 @@ class RotatedAttention(Function):
         grad, packing, table = grads[0], ctx.packing, ctx.table
         saved = ctx.saved_tensors
         if packing.is_uniform:
-            return _attend_backward(grad, saved, packing.buckets[0], table), None, None
+            return _attend_backward(grad, saved, packing.buckets[0], table, ctx.soft_cap), None, None, None, None
         grad_qkv = grad.new_empty(grad.shape[0], ctx.width)
+        each = len(saved) // len(packing.buckets)
         for i, bucket in enumerate(packing.buckets):
             padded = grad.new_zeros(bucket.segments * bucket.length, grad.shape[-1])
             padded.index_copy_(0, bucket.padded_rows, grad.index_select(0, bucket.packed_rows))
-            piece = _attend_backward(padded, saved[4 * i : 4 * i + 4], bucket, table)
+            piece = _attend_backward(padded, saved[each * i : each * (i + 1)], bucket, table, ctx.soft_cap)
             grad_qkv.index_copy_(0, bucket.packed_rows, piece.index_select(0, bucket.padded_rows))
-        return grad_qkv, None, None
+        return grad_qkv, None, None, None, None
 
 
-def _attend(qkv: Tensor, bucket: Bucket, table: RotationTable) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _attend(
+    qkv: Tensor, bucket: Bucket, table: RotationTable, window: int | None, soft_cap: float | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One bucket: qkv (B*T, (H + 2K)·d) → (B*T, H·d) and what the backward needs."""
     size, length, width = bucket.segments, bucket.length, table.head_dim
     heads, kv_heads = table.heads, table.kv_heads
@@ -123,21 +135,32 @@ def _attend(qkv: Tensor, bucket: Bucket, table: RotationTable) -> tuple[Tensor, 
     v = qkv[:, turned:].view(size, length, kv_heads, width).transpose(1, 2).contiguous()
     # The query heads that share a key head stand below one another, so that one product serves them all.
     q, k, v = q.view(size * kv_heads, -1, width), k.view(-1, length, width), v.view(-1, length, width)
-    mask = table.mask(length, heads // kv_heads, qkv.dtype)
-    probabilities = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2)), dim=-1)
+    mask = table.mask(length, heads // kv_heads, qkv.dtype, window)
+    kept: tuple[Tensor, ...] = ()
+    if soft_cap is None:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2))
+    else:
+        capped = torch.bmm(q, k.transpose(1, 2)).div_(soft_cap).tanh_()
+        scores = torch.add(mask, capped, alpha=soft_cap)
+        kept = (capped,)
+    probabilities = torch.softmax(scores, dim=-1)
     out = torch.bmm(probabilities, v).view(size, heads, length, width).transpose(1, 2)
-    return out.reshape(size * length, heads * width), (q, k, v, probabilities)
+    return out.reshape(size * length, heads * width), (q, k, v, probabilities, *kept)
 
 
-def _attend_backward(grad: Tensor, saved: Sequence[Tensor], bucket: Bucket, table: RotationTable) -> Tensor:
+def _attend_backward(
+    grad: Tensor, saved: Sequence[Tensor], bucket: Bucket, table: RotationTable, soft_cap: float | None
+) -> Tensor:
     """Gradient of `_attend`: grad (B*T, H·d) → (B*T, (H + 2K)·d)."""
-    q, k, v, probabilities = saved
+    q, k, v, probabilities = saved[:4]
     size, length, width = bucket.segments, bucket.length, table.head_dim
     heads, kv_heads = table.heads, table.kv_heads
     grad = grad.view(size, length, heads, width).transpose(1, 2).reshape(q.shape)
     grad_v = torch.bmm(probabilities.transpose(1, 2), grad)
     grad_scores = torch.bmm(grad, v.transpose(1, 2))
     grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
+    if soft_cap is not None:
+        grad_scores = torch.ops.aten.tanh_backward(grad_scores, saved[4])
     grad_q = torch.bmm(grad_scores, k).view(size, heads, length, width)
     grad_k = torch.bmm(grad_scores.transpose(1, 2), q).view(size, kv_heads, length, width)
 

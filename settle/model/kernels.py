@@ -10,6 +10,7 @@ d head width, B segments of x
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.autograd import Function
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / rms of each row. x (N, D) → (N, 1) in fp32 (fp64 stays fp64)."""
+    """1 / rms along the last dimension. x (…, D) → (…, 1) in fp32 (fp64 stays fp64)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -38,7 +39,7 @@ class RmsNorm(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0]
-        grad_weight = (grad * unit).sum(0, dtype=weight.dtype)
+        grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
         grad_unit = grad * weight.to(grad.dtype)
         return _norm_backward(grad_unit, unit).mul_(scale), grad_weight, None
 
@@ -52,20 +53,28 @@ def _norm_backward(grad_unit: Tensor, unit: Tensor) -> Tensor:
 class NormLinear(Function):
     """RMS norm and the linears behind it as one matrix product; hands the residual on.
 
-    x (N, D), `folded` (O, D) = the stacked weights times the norm's weight, then the norm's weight (D,) and the
-    stacked weights' owners → (x unchanged, (N, O)). The gradient of the norm's weight is computed on the weight's
-    side, where it costs O·D instead of N·D.
+    x (N, D), `folded` (O, D) = the stacked weights times the norm's, bias (O,) or None, then the norm's weight (D,),
+    to which `offset` is added, and the stacked weights' owners → (x unchanged, (N, O)). The gradient of the norm's
+    weight is computed on the weights' side, where it costs O·D instead of N·D.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, folded: Tensor, unfold: Any, eps: float, norm: Tensor, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        folded: Tensor,
+        bias: Tensor | None,
+        unfold: Any,
+        eps: float,
+        offset: float,
+        norm: Tensor,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         scale = inverse_rms(x, eps).to(x.dtype)
         unit = x * scale
         ctx.save_for_backward(unit, scale, folded, norm, *weights)
-        ctx.unfold = unfold
-        return x.view_as(x), unit @ folded.t()
+        ctx.unfold, ctx.offset = unfold, offset
+        return x.view_as(x), _linear(unit, folded, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -77,7 +86,30 @@ class NormLinear(Function):
         grad_norm = torch.zeros_like(norm)
         for piece, weight in zip(pieces, weights, strict=True):
             grad_norm.add_((piece * weight).sum(0))
-        return grad_x, None, None, None, grad_norm, *(piece * norm for piece in pieces)
+        factor = norm + ctx.offset if ctx.offset else norm
+        grad_bias = grad_out.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, None, None, None, grad_norm, *(piece * factor for piece in pieces)
+
+
+class Product(Function):
+    """x (N, I) @ weight.T + bias. `cast` (O, I) is the weight in the compute type, `weight` its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Any, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, cast)
+        ctx.unfold, ctx.weight_dtype = unfold, weights[0].dtype
+        return _linear(x, cast, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, cast = ctx.saved_tensors
+        grad = grads[0]
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return grad @ cast, None, grad_bias, None, *ctx.unfold((grad.t() @ x).to(ctx.weight_dtype))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
 
 class LinearAdd(Function):
@@ -99,26 +131,76 @@ class LinearAdd(Function):
         return grad, grad @ cast, None, (grad.t() @ x).to(ctx.weight_dtype)
 
 
-class SwiGlu(Function):
-    """gate_up (N, 2F) → silu(gate) * up (N, F) (arXiv:2002.05202)."""
+class NormAdd(Function):
+    """residual (N, D) + y / rms(y) · weight: a branch behind a norm of its own. y (N, D), weight (D,)."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = inverse_rms(y, eps).to(y.dtype)
+        unit = y * scale
+        ctx.save_for_backward(unit, scale, weight)
+        return torch.addcmul(residual, unit, weight.to(y.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        unit, scale, weight = ctx.saved_tensors
+        grad = grads[0]
+        grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
+        grad_y = _norm_backward(grad * weight.to(grad.dtype), unit).mul_(scale)
+        return grad, grad_y, grad_weight, None
+
+
+class HeadNorm(Function):
+    """RMS norm of each query and key head, in place: qkv (N, (H + 2K)·d), weight (H + K, d) a row for each head."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, weight: Tensor, eps: float) -> Tensor:
+        heads = qkv[:, : weight.numel()].view(-1, *weight.shape)
+        scale = inverse_rms(heads, eps).to(qkv.dtype)
+        unit = heads * scale
+        torch.mul(unit, weight.to(qkv.dtype), out=heads)
+        ctx.save_for_backward(unit, scale, weight)
+        ctx.mark_dirty(qkv)
+        return qkv
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        unit, scale, weight = ctx.saved_tensors
+        grad = grads[0].clone()
+        heads = grad[:, : weight.numel()].view(-1, *weight.shape)
+        grad_weight = (heads * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
+        torch.mul(_norm_backward(heads * weight.to(grad.dtype), unit), scale, out=heads)
+        return grad, grad_weight, None
+
+
+class Gated(Function):
+    """gate_up (N, 2F) → activation(gate) · up (N, F): silu (arXiv:2002.05202) or gelu_tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        activated = torch.nn.functional.silu(gate)
+        activated = _ACTIVATE[activation](gate)
         ctx.save_for_backward(gate_up, activated)
+        ctx.activation = activation
         return activated * up
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate_up, activated = ctx.saved_tensors
         grad = grads[0]
         gate, up = gate_up.chunk(2, dim=-1)
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         torch.mul(grad, activated, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        return (grad_gate_up,)
+        _ACTIVATE_BACKWARD[ctx.activation](grad * up, gate, grad_input=grad_gate)
+        return grad_gate_up, None
+
+
+_ACTIVATE = {"silu": torch.nn.functional.silu, "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh")}
+_ACTIVATE_BACKWARD = {
+    "silu": torch.ops.aten.silu_backward.grad_input,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward.grad_input, approximate="tanh"),
+}
 
 
 class Lookup(Function):

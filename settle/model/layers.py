@@ -1,53 +1,19 @@
-"""Layers of a Llama-family decoder on packed sequences, in the compute type a machine is fastest in.
+"""Layers of a decoder on packed sequences, in the compute type a machine is fastest in; one set for all families.
 
-Parameters stay fp32 and keep Hugging Face's names and layout. What the matrix products read is a copy: stacked
-(q, k, v as one; gate, up as one), with the norm's weight folded in, in the compute type. A copy is made again
-when its parameters have changed, so once a step and not once a micro-batch.
+Parameters stay fp32 and keep Hugging Face's names and layout; `linear` says what the matrix products read.
 
-Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/value heads, d head width.
+Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/value heads, d head width, E experts.
 """
-
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from settle.model.attention import attention
-from settle.model.kernels import LinearAdd, Lookup, NormLinear, RmsNorm, SwiGlu
+from settle.model.kernels import Gated, HeadNorm, Lookup
+from settle.model.linear import Cast, Linear, Stack, Turning
+from settle.model.norm import RMSNorm
+from settle.model.options import Experts, LayerOptions
 from settle.model.packing import Packing, RotationTable
-
-
-class Cast:
-    """What `make` computes from parameters, kept until one of them changes.
-
-    A change is seen by the tensor's version counter and address; writing through `.data` escapes both.
-    """
-
-    def __init__(self, make: Callable[..., Tensor]) -> None:
-        self.make = make
-        self.key: tuple[object, ...] = ()
-        self.value: Tensor | None = None
-
-    def __call__(self, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-        key = (dtype, *((p._version, p.data_ptr()) for p in parameters))
-        if self.value is None or key != self.key:
-            with torch.no_grad():
-                self.value = self.make(*parameters).to(dtype)
-            self.key = key
-        return self.value
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a weight (D,), initialised to ones."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, D) → (N, D)."""
-        return RmsNorm.apply(x, self.weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -59,92 +25,127 @@ class Embedding(nn.Module):
         self._cast = Cast(lambda w: w.detach())
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return Lookup.apply(ids, self._cast(dtype, self.weight), self.weight)
+        out: Tensor = Lookup.apply(ids, self._cast(dtype, self.weight), self.weight)
+        return out
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and K ≤ H key/value heads."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, o: LayerOptions) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.q_proj = _linear(width, heads * head_dim)
-        self.k_proj = _linear(width, kv_heads * head_dim)
-        self.v_proj = _linear(width, kv_heads * head_dim)
-        self.o_proj = _linear(heads * head_dim, width)
-        self._qkv = Cast(self._stack)
-        self._out = Cast(lambda w: w.detach())
+        query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+        self.heads, self.kv_heads, self.window, self.soft_cap = o.heads, o.kv_heads, o.window, o.soft_cap
+        if o.fused:
+            self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
+            members = [(self.qkv_proj, query + key)]
+        else:
+            self.q_proj = Linear(o.width, query, o.qkv_bias)
+            self.k_proj = Linear(o.width, key, o.qkv_bias)
+            self.v_proj = Linear(o.width, key, o.qkv_bias)
+            members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
+        self.o_proj = Linear(query, o.width, o.out_bias)
+        self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
+        self.qkv = Stack(members, self.turning, o.norm_offset)
+        self.out = Stack([(self.o_proj, 0)])
 
-    def _stack(self, norm: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Stacked and folded weight ((H + 2K)·d, D), with rotation pairs as neighbours."""
-        return torch.cat([_interleave(q, self.head_dim), _interleave(k, self.head_dim), v]).mul_(norm)
+    def forward(
+        self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
+    ) -> Tensor:
+        """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x)))."""
+        residual, qkv = self.qkv.norm_linear(x, norm)
+        if self.q_norm is not None:
+            qkv = HeadNorm.apply(qkv, self._head_factors(), self.q_norm.eps)
+        mixed = attention(qkv, packing, table, self.window, self.soft_cap)
+        if after is None:
+            return self.out.linear_add(residual, mixed)
+        return after.add(residual, self.out.linear(mixed))
 
-    def _unstack(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = grad.split([p.weight.shape[0] for p in (self.q_proj, self.k_proj, self.v_proj)])
-        return _halves(q, self.head_dim), _halves(k, self.head_dim), v
-
-    def forward(self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable) -> Tensor:
-        """x (N, D) → x + attention(norm(x))."""
-        weights = (norm.weight, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        folded = self._qkv(x.dtype, *weights)
-        residual, qkv = NormLinear.apply(x, folded, self._unstack, norm.eps, *weights)
-        mixed = attention(qkv, packing, table)
-        return LinearAdd.apply(residual, mixed, self._out(x.dtype, self.o_proj.weight), self.o_proj.weight)
+    def _head_factors(self) -> Tensor:
+        """What each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
+        q, k = (self.turning.neighbours(norm.factor()) for norm in (self.q_norm, self.k_norm))
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward of width F."""
+    """Gated feed-forward of width F."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, o: LayerOptions, inner: int) -> None:
         super().__init__()
-        self.gate_proj = _linear(width, inner)
-        self.up_proj = _linear(width, inner)
-        self.down_proj = _linear(inner, width)
-        self._gate_up = Cast(lambda norm, gate, up: torch.cat([gate, up]).mul_(norm))
-        self._down = Cast(lambda w: w.detach())
+        if o.fused:
+            self.gate_up_proj = Linear(o.width, 2 * inner, o.mlp_bias)
+            members = [self.gate_up_proj]
+        else:
+            self.gate_proj = Linear(o.width, inner, o.mlp_bias)
+            self.up_proj = Linear(o.width, inner, o.mlp_bias)
+            members = [self.gate_proj, self.up_proj]
+        self.down_proj = Linear(inner, o.width, o.mlp_bias)
+        self.activation = o.activation
+        self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
+        self.down = Stack([(self.down_proj, 0)])
 
-    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """x (N, D) → x + mlp(norm(x))."""
-        weights = (norm.weight, self.gate_proj.weight, self.up_proj.weight)
-        folded = self._gate_up(x.dtype, *weights)
-        residual, gate_up = NormLinear.apply(x, folded, _two, norm.eps, *weights)
-        inner = SwiGlu.apply(gate_up)
-        return LinearAdd.apply(residual, inner, self._down(x.dtype, self.down_proj.weight), self.down_proj.weight)
+    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x)))."""
+        residual, gate_up = self.gate_up.norm_linear(x, norm)
+        inner = Gated.apply(gate_up, self.activation)
+        if after is None:
+            return self.down.linear_add(residual, inner)
+        return after.add(residual, self.down.linear(inner))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """x (N, D), already behind the norm → mlp(x)."""
+        return self.down.linear(Gated.apply(self.gate_up.linear(x), self.activation))
+
+
+class MixtureOfExperts(nn.Module):
+    """Feed-forwards of which each token meets the few that a router picks (Qwen3-MoE)."""
+
+    def __init__(self, o: LayerOptions, experts: Experts) -> None:
+        super().__init__()
+        self.gate = Linear(o.width, experts.num)
+        self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
+        self.top, self.normalised = experts.top, experts.normalised
+        self.router = Stack([(self.gate, 0)])
+
+    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + the chosen experts' results, weighted."""
+        unit = norm(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        chances, chosen = self.router.linear(unit).softmax(-1, dtype=wide).topk(self.top, dim=-1)
+        if self.normalised:
+            chances = chances / chances.sum(-1, keepdim=True)
+        tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.top)
+        order = chosen.flatten().argsort(stable=True)
+        tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        mixed = torch.zeros_like(x)
+        parts = zip(self.experts, tokens.split(counts), shares.split(counts), strict=True)
+        for expert, rows, share in parts:
+            if len(rows):
+                mixed = mixed.index_add(0, rows, expert.branch(unit[rows]) * share)
+        return x + mixed if after is None else after.add(x, mixed)
 
 
 class DecoderLayer(nn.Module):
     """Attention and feed-forward, each behind its norm and added to the residual."""
 
-    def __init__(self, width: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, o: LayerOptions) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads, kv_heads, head_dim)
-        self.mlp = MLP(width, inner)
-        self.input_layernorm = RMSNorm(width, eps)
-        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.options = o
+        self.self_attn = Attention(o)
+        self.mlp = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
+        self.input_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        self.post_attention_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        if o.sandwich_norms:
+            self.pre_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+            self.post_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
         """x (N, D) → (N, D)."""
+        if self.options.sandwich_norms:
+            x = self.self_attn(x, self.input_layernorm, packing, table, self.post_attention_layernorm)
+            return self.mlp(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
         x = self.self_attn(x, self.input_layernorm, packing, table)
         return self.mlp(x, self.post_attention_layernorm)
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear without bias whose weight is left for the architecture to initialise."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-    return made
-
-
-def _interleave(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of each head from halves (Hugging Face: i pairs with i + d/2) to neighbours (2i with 2i + 1)."""
-    rows, width = weight.shape
-    return weight.view(-1, 2, head_dim // 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def _halves(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `_interleave`."""
-    rows, width = weight.shape
-    return weight.view(-1, head_dim // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def _two(grad: Tensor) -> Sequence[Tensor]:
-    return grad.chunk(2)

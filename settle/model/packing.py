@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from settle.model.options import Rope
+
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
@@ -78,41 +80,65 @@ class Packing:
 
 
 class RotationTable:
-    """Rotary embeddings (arXiv:2104.09864) as complex numbers; query heads carry the attention's 1/sqrt(d).
+    """Rotary embeddings (arXiv:2104.09864) as complex numbers; query heads carry the scale of the scores.
 
     `dtype` is the real type the rotation is computed in. Tables are kept per length and reused.
     """
 
     def __init__(
-        self, head_dim: int, heads: int, kv_heads: int, theta: float, device: torch.device, dtype: torch.dtype
+        self,
+        head_dim: int,
+        heads: int,
+        kv_heads: int,
+        rope: Rope,
+        device: torch.device,
+        dtype: torch.dtype,
+        query_scale: float | None = None,
     ) -> None:
-        self.head_dim, self.heads, self.kv_heads, self.theta = head_dim, heads, kv_heads, theta
+        self.head_dim, self.heads, self.kv_heads, self.rope = head_dim, heads, kv_heads, rope
         self.device, self.dtype = device, dtype
+        self.query_scale = head_dim**-0.5 if query_scale is None else query_scale
+        self.rotary_dim = rope.rotary_dim or head_dim
         self._turns: dict[tuple[int, bool], Tensor] = {}
-        self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[int, int, torch.dtype, int | None], Tensor] = {}
 
-    def angles(self, positions: Tensor) -> Tensor:
-        """Angle of each position and frequency: (T,) → (T, d/2), fp64 where the device has it."""
-        wide = torch.float32 if positions.device.type == "mps" else torch.float64
-        exponent = torch.arange(0, self.head_dim, 2, dtype=wide, device=positions.device) / self.head_dim
-        return positions.to(wide).unsqueeze(1) / self.theta**exponent
+    def angles(self, length: int) -> Tensor:
+        """Angle of each position and pair, (length, d/2), fp64 where the device has it; zero for what does not turn."""
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        positions = torch.arange(length, device=self.device).to(wide).unsqueeze(1)
+        rope = self.rope
+        frequencies = rope.frequencies
+        if rope.long_after is not None and length > rope.long_after:
+            frequencies = rope.long_frequencies
+        if frequencies is None:
+            exponent = torch.arange(0, self.rotary_dim, 2, dtype=wide, device=self.device) / self.rotary_dim
+            angles = positions / rope.theta**exponent
+        else:
+            angles = positions * torch.tensor(frequencies, dtype=wide, device=self.device)
+        return torch.nn.functional.pad(angles, (0, (self.head_dim - self.rotary_dim) // 2))
 
     def turn(self, length: int, back: bool = False) -> Tensor:
         """Turns of positions 0 … length - 1, (length, H + K, d/2) complex; `back` carries gradients back."""
         key = (length, back)
         if key not in self._turns:
-            angles = self.angles(torch.arange(length, device=self.device))
-            scale = torch.ones(self.heads + self.kv_heads, 1, dtype=angles.dtype, device=self.device)
-            scale[: self.heads] = self.head_dim**-0.5
+            angles = self.angles(length)
+            scale = angles.new_ones(self.heads + self.kv_heads, self.head_dim // 2)
+            scale[:, : self.rotary_dim // 2] = self.rope.attention_factor
+            scale[: self.heads] *= self.query_scale
             angles = angles.unsqueeze(1).expand(-1, len(scale), -1)
             turn = torch.polar(scale.expand_as(angles).contiguous(), (-angles if back else angles).contiguous())
             self._turns[key] = turn.to(torch.complex128 if self.dtype == torch.float64 else torch.complex64)
         return self._turns[key]
 
-    def mask(self, length: int, group: int, dtype: torch.dtype) -> Tensor:
-        """0 where a query may look and -inf where not, (group·length, length), for `group` queries per key head."""
-        key = (length, group, dtype)
+    def mask(self, length: int, group: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+        """0 where a query may look and -inf where not, (group·length, length), for `group` queries per key head.
+
+        window: a query sees itself and the window - 1 tokens before it.
+        """
+        window = None if window is None or window >= length else window
+        key = (length, group, dtype, window)
         if key not in self._masks:
-            future = torch.full((length, length), float("-inf"), dtype=dtype, device=self.device).triu(1)
-            self._masks[key] = future.repeat(group, 1)
+            unseen = torch.full((length, length), float("-inf"), dtype=dtype, device=self.device)
+            past = unseen.tril(-window) if window else 0  # tril and triu leave zeros, also of -inf
+            self._masks[key] = (unseen.triu(1) + past).repeat(group, 1)
         return self._masks[key]

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from settle.base.errors import FormatError
 from settle.model.architectures.llama import Llama
-from settle.model.attention import RotatedAttention, fused_attention
+from settle.model.attention import attention, fused_attention
+from settle.model.options import Rope
 from settle.model.packing import Packing, RotationTable
 from settle.train.objectives.next_token import NextToken
 
@@ -105,14 +106,14 @@ def test_bf16_is_close_to_fp32() -> None:
 
 
 def test_fused_attention_equals_plain() -> None:
-    table = RotationTable(8, 4, 2, 1e4, torch.device("cpu"), torch.float64)
+    table = RotationTable(8, 4, 2, Rope(1e4), torch.device("cpu"), torch.float64)
     for lengths in (LENGTHS, [8, 8, 8]):
         packing = Packing(torch.tensor([0, *lengths]).cumsum(0).int())
         random = torch.Generator().manual_seed(0)
         qkv = torch.randn(sum(lengths), 64, generator=random, dtype=torch.float64, requires_grad=True)
         out = torch.randn(sum(lengths), 32, generator=random, dtype=torch.float64)
         results = []
-        for attend in (RotatedAttention.apply, fused_attention):
+        for attend in (attention, fused_attention):
             y = attend(qkv, packing, table)
             results.append((y, torch.autograd.grad(y, qkv, out)[0]))
         torch.testing.assert_close(results[0], results[1])

@@ -4,31 +4,12 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
 
 from settle.base.registry import Part
+from settle.model.decoder import Decoder
+from settle.model.options import DecoderOptions
 
-
-class Decoder(nn.Module):
-    """What an architecture builds: a causal language model on packed tokens.
-
-    `compute_dtype` is the type of its matrix products and may be set at any time; parameters stay fp32.
-    """
-
-    compute_dtype: torch.dtype = torch.float32
-
-    def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
-        raise NotImplementedError
-
-    @property
-    def head(self) -> nn.Parameter:
-        """The output table (V, D); the input table itself when they are tied."""
-        raise NotImplementedError
-
-    def head_cast(self) -> Tensor:
-        """`head` in the compute type, without gradient."""
-        raise NotImplementedError
+__all__ = ["Architecture", "Decoder"]
 
 
 class Architecture(Part):
@@ -38,8 +19,19 @@ class Architecture(Part):
     TINY: ClassVar[Self]
 
     @abstractmethod
+    def options(self) -> DecoderOptions:
+        """What the layers must be."""
+
     def build(self, seed: int, device: str = "cpu") -> Decoder:
         """A freshly initialised model; the same seed gives the same weights everywhere."""
+        model = self.skeleton("cpu")
+        model.initialise(torch.Generator().manual_seed(seed))
+        return model.to(device)
+
+    def skeleton(self, device: str = "meta") -> Decoder:
+        """The model with weights that hold nothing yet; on "meta" they take no memory either."""
+        with torch.device(device):
+            return Decoder(self.options())
 
     @property
     @abstractmethod

@@ -5,23 +5,14 @@ renaming. Letters: N tokens, D hidden width, F feed-forward width, L layers, H h
 V vocabulary, T context.
 """
 
-import math
 from typing import Any, ClassVar, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from settle.base.errors import FormatError
 from settle.model import sizing
-from settle.model.architectures import Architecture, Decoder
-from settle.model.layers import Cast, DecoderLayer, Embedding, RMSNorm
-from settle.model.packing import Packing, RotationTable
-
-# Standard deviations at initialisation; chosen, not yet compared with others in bench/recipe.py.
-_EMBEDDING_STD = 0.5
-_HEAD_STD = 0.02
-_BRANCH_SHRINK = 0.1
+from settle.model.architectures import Architecture
+from settle.model.options import DecoderOptions, LayerOptions, Rope
 
 
 class Llama(Architecture):
@@ -50,10 +41,17 @@ class Llama(Architecture):
             raise ValueError("num_key_value_heads must divide num_attention_heads")
         return self
 
-    def build(self, seed: int, device: str = "cpu") -> "LlamaForCausalLM":
-        model = LlamaForCausalLM(self)
-        model.initialise(torch.Generator().manual_seed(seed))
-        return model.to(device)
+    def options(self) -> DecoderOptions:
+        layer = LayerOptions(
+            width=self.hidden_size,
+            inner=self.intermediate_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+            rope=Rope(self.rope_theta),
+        )
+        return DecoderOptions(self.vocab_size, (layer,) * self.num_hidden_layers, self.tie_word_embeddings)
 
     @property
     def num_parameters(self) -> int:
@@ -148,79 +146,6 @@ _GGUF = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-class LlamaModel(nn.Module):
-    """Input table, layers and final norm, named as in Hugging Face."""
-
-    def __init__(self, config: Llama) -> None:
-        super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                config.hidden_size,
-                config.intermediate_size,
-                config.num_attention_heads,
-                config.num_key_value_heads,
-                config.head_dim,
-                config.rms_norm_eps,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
-class LlamaForCausalLM(Decoder):
-    """The trainable model of `Llama`."""
-
-    def __init__(self, config: Llama) -> None:
-        super().__init__()
-        self.config = config
-        self.model = LlamaModel(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = Embedding(config.vocab_size, config.hidden_size)
-        self._head_cast = Cast(lambda w: w.detach())
-        self._tables: dict[tuple[torch.device, torch.dtype], RotationTable] = {}
-
-    @torch.no_grad()
-    def initialise(self, random: torch.Generator) -> None:
-        """Draw every weight from `random` (a CPU generator), in the order of `named_parameters`."""
-        for name, weight in self.named_parameters():
-            if name.endswith(("norm.weight", "layernorm.weight")):
-                weight.fill_(1.0)
-            elif "embed_tokens" in name and not self.config.tie_word_embeddings:
-                weight.normal_(0.0, _EMBEDDING_STD, generator=random)
-            elif "embed_tokens" in name or "lm_head" in name:
-                weight.normal_(0.0, _HEAD_STD, generator=random)
-            else:
-                std = 1 / math.sqrt(weight.shape[1])
-                shrink = _BRANCH_SHRINK if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                weight.normal_(0.0, std * shrink, generator=random)
-
-    def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
-        packing = Packing(cu_seqlens)
-        table = self._table(inputs.device)
-        x = self.model.embed_tokens(inputs, self.compute_dtype)
-        for layer in self.model.layers:
-            x = layer(x, packing, table)
-        out: Tensor = self.model.norm(x)
-        return out
-
-    @property
-    def head(self) -> nn.Parameter:
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-
-    def head_cast(self) -> Tensor:
-        return self._head_cast(self.compute_dtype, self.head)
-
-    def _table(self, device: torch.device) -> RotationTable:
-        """Rotations are computed in fp32, or in fp64 when the model is."""
-        key = (device, torch.promote_types(self.compute_dtype, torch.float32))
-        if key not in self._tables:
-            c = self.config
-            heads = (c.num_attention_heads, c.num_key_value_heads)
-            self._tables[key] = RotationTable(c.head_dim, *heads, c.rope_theta, *key)
-        return self._tables[key]
 
 
 def _refuse_unknown(config: dict[str, Any]) -> None:
