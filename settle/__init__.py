@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not war
 from settle.base.errors import SettleError  # noqa: E402
 
 if TYPE_CHECKING:
-    from settle.commands.train import FinishedRun
+    from settle.commands._session import FinishedRun
 
 
 def train(*inputs: str, **settings: Any) -> "FinishedRun":
@@ -34,14 +34,15 @@ def train(*inputs: str, **settings: Any) -> "FinishedRun":
 
     Returns the finished run: `.verdict`, `.result`, `.path`, `.generate(prompt)`. Raises SettleError.
     """
-    from settle.commands.train import train_quietly
+    from settle.commands._session import make_quietly
+    from settle.commands.train import Train
 
-    return train_quietly(list(inputs), settings)
+    return make_quietly(Train, list(inputs), settings)
 
 
 def open_run(name: str) -> "FinishedRun":
     """The finished run of that name. Raises UsageError when there is none."""
-    from settle.commands.train import FinishedRun
+    from settle.commands._session import FinishedRun
 
     return FinishedRun.find(name)
 

@@ -71,6 +71,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.command = path.name.split("-", 4)[3] if path.name.count("-") >= 5 else ""
         self.name = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if path.name.count("-") >= 5 else path.name
         self.out = path / "out"
         self.checkpoints = path / "checkpoints"

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from settle.base.errors import RunError
 from settle.base.events import Events
+from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.settings import read_recipe, resolve
 from settle.commands import Command
-from settle.commands.train import Spending, Train, go_on, start
+from settle.commands._session import RunCommand, Spending, go_on
 from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
-    from settle.data.prepare import Corpus
     from settle.plan.training_job import TrainingJob
 
 
@@ -39,14 +39,17 @@ class Resume(Command):
                 events.emit("result", result=result)
                 return 0
             _sweep(run)
+            command = _command(run)
             record = run.read("plan.json")
             if record is None:
-                return _start_again(run, stopping, events)
+                return _start_again(command, run, stopping, events)
             spending = Spending()
-            job = _job(run, record, events)
+            job = _job(command, run, record, events)
             spending.start(job.plan.device, (record.get("asked") or {}).get("watts"))
             events.move_to(run.events)
-            return go_on(run, job, spending, stopping, events)
+            if (expected := run.read("forecast.json")) is not None:
+                events.emit("forecast", forecast=expected)
+            return go_on(command, run, job, spending, stopping, events)
 
 
 def _sweep(run: Run) -> None:
@@ -61,13 +64,21 @@ def _sweep(run: Run) -> None:
     run.checkpoints.mkdir(exist_ok=True)
 
 
-def _start_again(run: Run, stopping: Stopping, events: Events) -> int:
+def _command(run: Run) -> type[RunCommand]:
+    """The command that made the run, by its folder's name."""
+    command = part("commands", run.command)
+    if not issubclass(command, RunCommand):
+        raise RunError(f"{run.path.name} is not a run that can be gone on with", "see `settle runs`")
+    return command
+
+
+def _start_again(command: type[RunCommand], run: Run, stopping: Stopping, events: Events) -> int:
     """A run killed before its first step has nothing but its recipe."""
-    resolved = resolve(Train, [("asked", _recipe(run))])
+    resolved = resolve(command, [("asked", _recipe(run))])
     if "-" in resolved.value.inputs:
         raise RunError(f"{run.name} was to read from stdin and was stopped before it had", "start it again")
     events.emit("say", text=f"{run.name} was stopped before its first step: it starts again")
-    return start(run, resolved.value, resolved.origin, stopping, events)
+    return resolved.value.start(run, resolved.origin, stopping, events)
 
 
 def _recipe(run: Run) -> dict[str, Any]:
@@ -78,7 +89,7 @@ def _recipe(run: Run) -> dict[str, Any]:
     return read_recipe(run.path / "recipe.toml")
 
 
-def _job(run: Run, record: Any, events: Events) -> "TrainingJob":
+def _job(command: type[RunCommand], run: Run, record: Any, events: Events) -> "TrainingJob":
     """The run's plan made live again. Raises RunError naming what was changed since."""
     from settle.machine import accelerator
     from settle.plan.training import TrainingPlan
@@ -97,7 +108,7 @@ def _job(run: Run, record: Any, events: Events) -> "TrainingJob":
     try:
         plan = TrainingPlan.from_json(record)
         accelerator(plan.device)
-        return TrainingJob.build(plan, _corpus(run, record, events))
+        return TrainingJob.build(plan, _corpus(command, run, record, events))
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise _edited(run, str(e).replace("\n", " ")) from None
 
@@ -130,18 +141,16 @@ def _warn_of_versions(record: dict[str, Any], events: Events) -> None:
             events.emit("warn", text=text)
 
 
-def _corpus(run: Run, record: dict[str, Any], events: Events) -> "Corpus":
+def _corpus(command: type[RunCommand], run: Run, record: dict[str, Any], events: Events) -> Any:
     """The token store of the run; made again from the recipe's inputs when it was deleted."""
-    from settle.data.prepare import prepare, prepared
-
-    corpus = prepared(str(record["corpus"]))
+    corpus = command.stored_corpus(record)
     if corpus is not None:
         return corpus
-    settings = resolve(Train, [("recipe.toml", _recipe(run))]).value
+    settings = resolve(command, [("recipe.toml", _recipe(run))]).value
     if "-" in settings.inputs:
         raise RunError("the tokens of this run were deleted, and they came from stdin", "start a new run")
     events.emit("say", text="the tokens of this run were deleted: they are made again")
-    corpus = prepare(settings.inputs, settings.data, events)
+    corpus = settings.corpus(events)
     if corpus.fingerprint != record["corpus"]:
         raise RunError(
             f"the data is not what the run began with: corpus is {corpus.fingerprint}, it was {record['corpus']}",

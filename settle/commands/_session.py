@@ -1,0 +1,227 @@
+"""What every command shares that makes a run: begin a folder, go on to the end, hand over, tell what was used."""
+
+import errno
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
+
+from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.events import Events
+from settle.base.run import Run, free_name, write_atomic
+from settle.base.settings import read_recipe, resolve
+from settle.commands import Command
+from settle.train.stopping import Stopping
+
+if TYPE_CHECKING:
+    from settle.plan.training import TrainingPlan
+    from settle.plan.training_job import TrainingJob
+    from settle.train.loop import Outcome
+
+
+class RunCommand(Command):
+    """A command that makes a run. `settle resume` finds it by the name in the run's folder."""
+
+    inputs: list[str] = Field([], description="files, folders, - or stdlib")
+    name: str | None = Field(None, description="name of the run; from the first input when not given")
+    recipe: Path | None = Field(None, description="settings from a TOML file; the command line goes before it")
+    dry: bool = Field(False, description="show the plan and the forecast, run nothing")
+
+    @abstractmethod
+    def start(self, run: Run, origin: dict[str, str], stopping: Stopping, events: Events) -> int:
+        """Data, plan, forecast and proof of a new run; then the loop. With `dry` it ends after the forecast.
+
+        plan.json is written when all of that is done: a run without one has not begun.
+        """
+
+    @abstractmethod
+    def corpus(self, events: Events) -> Any:
+        """The data of these settings, made again or found as it was."""
+
+    @classmethod
+    @abstractmethod
+    def stored_corpus(cls, record: dict[str, Any]) -> Any:
+        """The data that plan.json names, or None when it was deleted."""
+
+    @classmethod
+    @abstractmethod
+    def finish(
+        cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
+    ) -> dict[str, Any]:
+        """Hand over what the run made, and write its result last."""
+
+    def run(self, events: Events) -> int:
+        settings, origin = self._resolved()
+        settings.check()
+        name = settings.name or free_name(name_of(settings.inputs[0]))
+        run = Run.create(self.command_name(), name)
+        events.emit("run", name=name, path=str(run.path))
+        with run.lock(), Stopping() as stopping:
+            try:
+                write_atomic(run.path / "recipe.toml", to_toml(settings._asked()))
+                return settings.start(run, origin, stopping, events)
+            finally:
+                if not (run.path / "plan.json").exists():
+                    shutil.rmtree(run.path)  # nothing was begun that could be gone on with
+
+    def check(self) -> None:
+        """Raises UsageError for what cannot be begun."""
+        if not self.inputs:
+            command = self.command_name()
+            raise UsageError(f"there is nothing to {command} on", f"give files or folders: `settle {command} ~/notes`")
+
+    @classmethod
+    def command_name(cls) -> str:
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    def _resolved(self) -> tuple[Self, dict[str, str]]:
+        layers = [("asked", self.model_dump(exclude_unset=True))]
+        if self.recipe:
+            layers.insert(0, ("recipe", read_recipe(self.recipe)))
+        resolved = resolve(type(self), layers)
+        return resolved.value, resolved.origin
+
+    def _asked(self) -> dict[str, Any]:
+        """What recipe.toml keeps: all that was given, with paths that hold from any folder."""
+        kept = self.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
+        paths = {i: Path(i).expanduser().absolute() for i in self.inputs}
+        return kept | {"inputs": [str(path) if path.exists() else given for given, path in paths.items()]}
+
+
+def go_on(
+    command: type[RunCommand],
+    run: Run,
+    job: "TrainingJob",
+    spending: "Spending",
+    stopping: Stopping,
+    events: Events,
+) -> int:
+    """Loop and hand-over; also what `settle resume` calls. Returns the exit code."""
+    loop = job.loop(run, events, stopping, spending)
+    with stopping.patiently():
+        outcome = loop.train()
+    if outcome.interrupted or stopping():
+        saved = f"saved at step {loop.saved_step:,}" if loop.saved_step >= 0 else "stopped"
+        events.emit("say", text=f"{saved}; `settle resume {run.name}` goes on from there")
+        return 130
+    try:
+        result = command.finish(run, job, outcome, loop.spent(), events)
+    except (ResourceError, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = e.what if isinstance(e, ResourceError) else f"the disk of {run.path} is full"
+        raise ResourceError(
+            f"{what}; the trained weights are safe", f"make room, then `settle resume {run.name}` hands them over"
+        ) from None
+    events.emit("result", result=result)
+    return 1 if result["verdict"] in ("diverged", "broken") else 0
+
+
+class Spending:
+    """What this session has used so far: seconds, joules, and the most memory, in bytes."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def start(self, device: str, watts: float | None) -> None:
+        """From here on energy is counted and memory watched, now that the device is known.
+
+        `watts`: what the machine draws, when the person says so.
+        """
+        from settle.machine import EnergyMeter, PeakMemory
+
+        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory(device).start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "joules": self._meter.read().joules, "peak_memory": self._peak.read()}
+
+
+class FinishedRun:
+    """What `settle.train` returns: the verdict, the result, and a way to ask the model."""
+
+    def __init__(self, run: Run) -> None:
+        self.path = run.path
+        self.name = run.name
+        self.result: dict[str, Any] = run.read("result.json")
+        if self.result is None:
+            raise RunError(f"{run.name} is not finished", f"`settle resume {run.name}` goes on with it")
+
+    @classmethod
+    def find(cls, name: str) -> "FinishedRun":
+        return cls(Run.find(name))
+
+    @property
+    def verdict(self) -> str:
+        """settled, out of budget, overfitting, diverged or broken."""
+        return str(self.result["verdict"])
+
+    def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
+        """The model's continuation of `prompt`, by the exported file in llama.cpp."""
+        return "".join(self.stream(prompt, max_tokens, temperature, seed))
+
+    def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
+        """`generate`, piece by piece."""
+        from settle.infer.engine import Engine
+
+        with Engine(Path(self.result["files"]["gguf"])) as engine:
+            yield from engine.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[str, Any]) -> FinishedRun:
+    """A command without a face. Raises SettleError."""
+    resolved = resolve(command, [("asked", {"inputs": inputs, **settings})]).value
+    if resolved.dry:
+        raise UsageError("dry=True makes no run", f"use `settle {command.command_name()} --dry`")
+    heard: list[str] = []
+    events = Events(listeners=[lambda e: heard.append(str(e.get("path"))) if e["kind"] == "run" else None])
+    try:
+        command(**resolved.model_dump(exclude_unset=True)).run(events)
+    finally:
+        events.close()
+    return FinishedRun(Run(Path(heard[-1])))
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Settings as TOML: plain values first, then a table a group."""
+    plain = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    groups = [
+        f"\n[{key}]\n" + "\n".join(f"{k} = {_toml(v)}" for k, v in value.items() if v is not None)
+        for key, value in values.items()
+        if isinstance(value, dict) and value
+    ]
+    return "\n".join([*plain, *groups]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def name_of(source: str) -> str:
+    return "stdin" if source == "-" else Path(source).expanduser().resolve().stem if source != "stdlib" else source
+
+
+def record_of(plan: "TrainingPlan", settings: RunCommand, corpus: Any) -> dict[str, Any]:
+    """plan.json: the plan, what was asked, versions, machine, and hashes of what it stands on."""
+    import importlib.metadata
+
+    from settle import __version__
+    from settle.machine import describe
+
+    packages = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")
+    return {
+        **plan.to_json(),
+        "asked": settings.model_dump(mode="json"),
+        "corpus": corpus.fingerprint,
+        "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in packages}},
+        "machine": describe(),
+    }
