@@ -16,7 +16,8 @@ def number(value: Any) -> float | None:
 class Standing:
     """The state of the run as its events told it so far. Times are the events' own, in epoch seconds."""
 
-    began: float | None = None  # when the first step was told
+    began: float | None = None  # when the first step of this session was told
+    earlier: float = 0.0  # seconds of work in the sessions before this one
     now: float = 0.0
     expected: float | None = None  # seconds of the whole run, by the forecast
     at_most: float | None = None  # the upper end of that
@@ -53,6 +54,9 @@ class Standing:
         elif kind == "plan":
             steps = number(event.get("values", {}).get("steps"))
             self.most_steps = int(steps) if steps else None
+        elif kind == "resumed":
+            self.earlier, self.step = event.get("seconds", 0.0), event["step"]
+            self.end_step, self.most_steps = event.get("until"), event.get("most_steps")
         elif kind == "rollback":
             self._pace.clear()
 
@@ -95,7 +99,7 @@ class Standing:
         return (self._pace[-1][0] - self._pace[0][0]) / (self._pace[-1][1] - self._pace[0][1])
 
     def spent(self) -> float:
-        return self.now - self.began if self.began is not None else 0.0
+        return self.earlier + (self.now - self.began if self.began is not None else 0.0)
 
     def fraction(self) -> float | None:
         """The share of the run that is done, in time; never quite 1 while it goes on."""

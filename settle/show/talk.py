@@ -89,6 +89,9 @@ class Talk:
     def _on_say(self, event: Event) -> None:
         self._line(event["text"])
 
+    def _on_resumed(self, event: Event) -> None:
+        self._line(f"going on from step {event['step']:,}")
+
     def _on_warn(self, event: Event) -> None:
         self._line(f"! {event['text']}", "yellow")
 

@@ -398,4 +398,11 @@ class Loop:
             return
         self._restore(found)
         self.earlier, self.saved_step = self.state.spent, self.state.step
-        self.events.emit("say", text=f"going on from step {self.state.step:,}")
+        state = self.state
+        self.events.emit(
+            "resumed",
+            step=state.step,
+            until=state.schedule.end,
+            most_steps=self.plan.max_steps,
+            seconds=state.seconds,
+        )

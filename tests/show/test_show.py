@@ -244,6 +244,10 @@ def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
     assert bounded.left() == (35.0, "at most")
     bounded.expected = 1000.0  # by a forecast that was made while the machine was slower
     assert bounded.left() == (35.0, "at most")
+    resumed = Standing(expected=100.0)
+    resumed.hear({"kind": "resumed", "time": 0.0, "step": 7, "until": None, "most_steps": None, "seconds": 30.0})
+    resumed.hear({"kind": "step", "time": 5.0, "step": 8, "tokens": 8, "loss": 1.0})
+    assert resumed.left() == (70.0, "forecast")
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
     assert standing.nearness == 1.0
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": 0.05, "tolerance": 0.005})
