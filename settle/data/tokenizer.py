@@ -5,9 +5,11 @@ its character classes written out, see `character_classes`), the merges, and tha
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -71,7 +73,7 @@ class Tokenizer:
         self.vocab_size = len(self.tokens)
         self.dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
         model = models.BPE(vocab=vocabulary, merges=pairs)
-        self._encoder = Encoder(model, self.eos_id, _BYTE_CHARACTERS, self.dtype)
+        self._encoder = Encoder(model, self.eos_id, BYTE_CHARACTERS, self.dtype)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, path: Path) -> "Tokenizer":
@@ -135,10 +137,33 @@ class Tokenizer:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes.__getitem__, map(int, ids))).decode("utf-8", "replace")
 
+    def gguf_metadata(self) -> dict[str, Any]:
+        """The `tokenizer.*` keys of a GGUF file."""
+        keys: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": self.pre,
+            "tokens": self.tokens,
+            "token_type": self.token_types,
+            "merges": self.merges,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_id,
+            "eot_token_id": self.turn_end_id,
+            "padding_token_id": self.pad_id,
+            "add_bos_token": self.add_bos,
+            "add_eos_token": False,
+        }
+        template = {"tokenizer.chat_template": self.chat_template} if self.chat_template else {}
+        return {f"tokenizer.ggml.{key}": value for key, value in keys.items()} | template
+
+    def save(self, folder: Path) -> None:
+        """Copy the files to another folder."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(self.path / name, folder / name)
+
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes each id stands for; empty for special tokens."""
-        values = {character: byte for byte, character in _BYTE_CHARACTERS.items()}
+        values = {character: byte for byte, character in BYTE_CHARACTERS.items()}
         return [
             b"" if token in self.special_tokens else bytes(values[character] for character in token)
             for token in self.tokens
@@ -188,4 +213,4 @@ def _byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
 
-_BYTE_CHARACTERS = _byte_characters()
+BYTE_CHARACTERS = _byte_characters()

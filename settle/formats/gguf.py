@@ -190,19 +190,20 @@ def _write_architecture(writer: Any, part: Any) -> None:
 def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(tokenizer.pre)
-    writer.add_token_list([*tokenizer.tokens, *(f"[PAD{i}]" for i in padding)])
-    writer.add_token_types([*tokenizer.token_types, *(UNUSED for _ in padding)])
-    writer.add_token_merges(tokenizer.merges)
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_eot_token_id(tokenizer.turn_end_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_add_bos_token(tokenizer.add_bos)
-    writer.add_add_eos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    filled = {
+        "tokenizer.ggml.tokens": [f"[PAD{i}]" for i in padding],
+        "tokenizer.ggml.token_type": [UNUSED for _ in padding],
+        "tokenizer.ggml.scores": [-1e6 for _ in padding],
+    }
+    for key, value in tokenizer.gguf_metadata().items():
+        if isinstance(value, list):
+            writer.add_array(key, [*value, *filled.get(key, [])])
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
 
 
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:

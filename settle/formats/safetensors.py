@@ -3,7 +3,6 @@
 import json
 import math
 import mmap
-import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ ITEM_BYTES = {
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
 MAX_DIMS = 8
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -91,9 +89,7 @@ def export_safetensors(
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for source in Path(tokenizer.path).iterdir():
-            if source.name in TOKENIZER_FILES:
-                shutil.copyfile(source, path / source.name)
+        tokenizer.save(path)
     except OSError as e:
         raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
     config = part.to_hf_config() | {"dtype": TORCH_NAMES[dtype]}
