@@ -187,7 +187,7 @@ class _Talk:
         return ids
 
     def _rendered(self) -> list[int]:
-        return self.engine.tokenize(self.engine.render(self._all()), special=True)
+        return self.engine.turns(self._all())
 
     def _forgot(self, text: str) -> None:
         self.events.emit("warn", text=text)

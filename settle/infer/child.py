@@ -29,7 +29,10 @@ def serve(settings: dict) -> str:
     params.port = 0
     params.n_ctx = settings["context"]
     params.cpuparams.n_threads = settings["threads"]
-    params.n_parallel = 1
+    params.n_parallel = settings["slots"]
+    params.kv_unified = False
+    if settings["adapter"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(settings["adapter"])]
     params.warmup = False
     params.ui = False
     params.endpoint_slots = False

@@ -18,6 +18,7 @@ from typing import Any
 
 from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import read_gguf
+from settle.formats.lora_gguf import read_lora, require_fit
 from settle.machine import memory
 
 STOP_SECONDS = 3.0
@@ -33,8 +34,11 @@ class Engine:
     context: the largest number of tokens of prompt and answer together; None takes the model's own, as far
     as memory has room for it.
     ready_seconds: how long loading may take before it counts as failed.
-    Raises FormatError for a file that is not a sound GGUF, ResourceError when the context asked for does not fit into
-    memory, EngineError when llama.cpp refuses the file or dies.
+    adapter: a LoRA in a GGUF file of its own, served over `path` without a merge, `adapter_scale` times: an attribute
+    that may change from one request to the next, and 0 is the model without it.
+    slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
+    Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, ResourceError when the
+    context asked for does not fit into memory, EngineError when llama.cpp refuses the file or dies.
     """
 
     def __init__(
@@ -43,16 +47,26 @@ class Engine:
         context: int | None = None,
         threads: int | None = None,
         ready_seconds: float = 300.0,
+        adapter: Path | str | None = None,
+        adapter_scale: float = 1.0,
+        slots: int = 1,
     ) -> None:
         self.path = Path(path)
-        self.metadata = read_gguf(self.path).metadata
-        self.context = _context(self.path.name, self.metadata, context)
+        weights = read_gguf(self.path)
+        self.metadata = weights.metadata
+        self.adapter_scale = adapter_scale
+        self.adapter = Path(adapter) if adapter else None
+        if self.adapter:
+            require_fit(read_lora(self.adapter), weights, (self.adapter.name, self.path.name))
+        self.context = _context(self.path.name, self.metadata, context, slots)
         tokens = self.metadata.get("tokenizer.ggml.tokens", [])
         self.num_vocab = len(tokens)
         self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
         self._settings = {
             "path": str(self.path.resolve()),
-            "context": self.context,
+            "context": self.context * slots,
+            "slots": slots,
+            "adapter": str(self.adapter.resolve()) if self.adapter else None,
             "threads": threads or os.cpu_count() or 1,
             "api_key": secrets.token_hex(16),
         }
@@ -76,6 +90,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            env=os.environ | self._environment(),
         )
         self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
         self._drain.start()
@@ -129,17 +144,23 @@ class Engine:
         """Ids of a text to go on with: no template, special tokens in it are text, and before it the token that opens
         a text where the file says that its model expects one, or where there is no text."""
         ids = self.tokenize(text)
-        opening = self.metadata.get("tokenizer.ggml.bos_token_id")
-        wanted = self.metadata.get("tokenizer.ggml.add_bos_token") or not ids
-        return [opening, *ids] if wanted and opening is not None else ids
+        return ids if ids and not self._is_opened else self._opened(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
         return self._post("/detokenize", {"tokens": list(map(int, ids))})["content"]
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Messages (`{"role", "content"}`) through the file's own chat template, ready for an answer."""
-        return self._post("/apply-template", {"messages": messages})["prompt"]
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Messages (`{"role", "content"}`), and the tools they may call, through the file's own chat template, ready
+        for an answer."""
+        body: dict[str, Any] = {"messages": list(messages)}
+        return self._post("/apply-template", body | ({"tools": list(tools)} if tools else {}))["prompt"]
+
+    def turns(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Ids of rendered messages; llama.cpp leaves out of them the token that opens a text where the file says that
+        every text has it."""
+        ids = self.tokenize(self.render(messages, tools), special=True)
+        return self._opened(ids) if self._is_opened else ids
 
     def complete(
         self,
@@ -162,6 +183,13 @@ class Engine:
         body = self._request(prompt, max_tokens, 0.0, 1.0, 0, 0, ()) | {"return_tokens": True}
         return self._post("/completion", body)["tokens"]
 
+    def answer(
+        self, prompt: str | Sequence[int], max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> tuple[str, bool]:
+        """A whole answer, the likeliest one unless `temperature` is given; and whether the model ended it by itself."""
+        answer = self._post("/completion", self._request(prompt, max_tokens, temperature, 1.0, 0, seed, ()))
+        return answer["content"], answer["stop_type"] != "limit"
+
     def next_token_logprobs(self, ids: Sequence[int], top: int | None = None) -> dict[int, float]:
         """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all.
 
@@ -176,7 +204,8 @@ class Engine:
 
     def _request(self, prompt, max_tokens, temperature, top_p, top_k, seed, stop) -> dict:
         ids = self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt))
-        return {
+        served = {"lora": [{"id": 0, "scale": self.adapter_scale}]} if self.adapter else {}
+        return served | {
             "prompt": ids,
             "n_predict": max_tokens,
             "temperature": temperature,
@@ -187,6 +216,16 @@ class Engine:
             "stop": list(stop),
             "cache_prompt": True,
         }
+
+    @property
+    def _is_opened(self) -> bool:
+        """Whether the file says that every text begins with a token of its own."""
+        is_spm = self.metadata.get("tokenizer.ggml.model") == "llama"  # llama.cpp's default where it is not said
+        return bool(self.metadata.get("tokenizer.ggml.add_bos_token", is_spm))
+
+    def _opened(self, ids: list[int]) -> list[int]:
+        opening = self.metadata.get("tokenizer.ggml.bos_token_id")
+        return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
 
     def _open(self, path: str, body: dict) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         if self._process is None:
@@ -235,6 +274,11 @@ class Engine:
         finally:
             connection.close()
 
+    def _environment(self) -> dict[str, str]:
+        # many small products one after the other: on a machine that has other work, threads that wait for each other
+        # spinning are three times slower than threads that sleep
+        return {"GOMP_SPINCOUNT": "200"} if self._settings["slots"] > 1 else {}
+
     def _read_stderr(self, stream) -> None:
         for line in stream:
             self._stderr.append(line.decode("utf-8", "replace").rstrip())
@@ -257,8 +301,9 @@ class Engine:
         return "check the request"
 
 
-def _context(name: str, metadata: Mapping[str, Any], asked: int | None) -> int:
-    """Tokens of context: never more than the model knows, nor than memory holds, whatever the file says."""
+def _context(name: str, metadata: Mapping[str, Any], asked: int | None, slots: int) -> int:
+    """Tokens of context for each slot: never more than the model knows, nor than memory holds, whatever the file
+    says."""
     architecture = metadata["general.architecture"]
 
     def number(key: str) -> int:
@@ -274,6 +319,7 @@ def _context(name: str, metadata: Mapping[str, Any], asked: int | None) -> int:
     width = number("attention.key_length") or number("embedding_length") // max(heads, 1)
     # keys and values of two bytes each; half of what is free is left for everything else
     per_token = 4 * number("block_count") * (number("attention.head_count_kv") or heads) * width
+    per_token *= slots
     fits = memory().available // 2 // max(per_token, 1)
     if asked is not None and min(asked, longest) > fits:
         raise ResourceError(

@@ -1,20 +1,24 @@
 """The engine with its real child process."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
+from settle.formats.lora_gguf import export_lora
 from settle.infer.engine import LONGEST_UNASKED, Engine
 from settle.infer.sample import generate, logprobs
 from settle.machine import memory
+from tests.trained import adapter, merged
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +210,46 @@ def test_generate_from_the_live_model(tiny):
     one, again, other = (list(generate(tiny.model, prompt, 20, seed=s)) for s in (1, 1, 2))
     assert one == again != other
     assert list(generate(tiny.model, prompt, 10, temperature=0, stop_ids=likeliest[3:4])) == likeliest[:3]
+
+
+def test_adapter_is_served_without_a_merge(tiny, file, tmp_path):
+    lora = adapter(tiny.part)
+    path = export_lora(tiny.part, lora, tmp_path / "lora.gguf")
+    whole = export_gguf(tiny.part, merged(tiny.weights, lora), tiny.tokenizer, tmp_path / "merged.gguf", "f32")
+    ids = tiny.tokenizer.encode("    def __init__(self").tolist()
+    with Engine(whole, threads=1) as other:
+        wanted = other.next_token_logprobs(ids)
+    with Engine(file, threads=1, adapter=path) as engine:
+        served = engine.next_token_logprobs(ids)
+        assert max(abs(served[i] - wanted[i]) for i in wanted) < 0.02
+        engine.adapter_scale = 0.0
+        bare = engine.next_token_logprobs(ids)
+    with Engine(file, threads=1) as engine:
+        alone = engine.next_token_logprobs(ids)
+    assert max(abs(bare[i] - alone[i]) for i in alone) < 1e-4
+    assert max(abs(bare[i] - wanted[i]) for i in wanted) > 0.5
+
+
+def test_a_model_is_no_adapter(file):
+    with pytest.raises(FormatError, match="is no LoRA adapter"):
+        Engine(file, adapter=file)
+
+
+def test_questions_at_the_same_time(tiny, file):
+    prompts = [tiny.tokenizer.encode(text).tolist() for text in ("self.", "def f(", "return ", "    if x")]
+    with Engine(file, 64, threads=1, slots=4) as engine, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda ids: engine.answer(ids, 12), prompts))
+        assert [engine.answer(ids, 12) for ids in prompts] == together
+        assert not together[0][1]
+
+
+def test_turns_are_opened_where_the_file_says_so(tiny, engine, tmp_path):
+    messages = [{"role": "user", "content": "a"}]
+    ids = engine.turns(messages)
+    assert engine.detokenize(ids[1:]) and ids == engine.tokenize(engine.render(messages), special=True)
+    opened = copy.copy(tiny.tokenizer)
+    opened.add_bos = True
+    path = export_gguf(tiny.part, tiny.weights, opened, tmp_path / "opened.gguf", "f32")
+    with Engine(path, threads=1) as other:
+        assert other.turns(messages) == [tiny.tokenizer.bos_id, *ids]
+        assert other.plain("a") == [tiny.tokenizer.bos_id, *engine.tokenize("a")]
