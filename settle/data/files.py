@@ -105,6 +105,16 @@ def hash_files(files: list[InputFile]) -> list[str]:
     return hashes
 
 
+def describe_files(ledger: Ledger, files: list[InputFile], hashes: list[str]) -> None:
+    """Note every file, and all of them in one number."""
+    ledger.notes["sources"] = [
+        {"name": f.name, "kind": f.kind, "bytes": f.size, "sha256": h} for f, h in zip(files, hashes, strict=True)
+    ]
+    ledger.notes["num_sources"] = len(files)
+    ledger.notes["sources_bytes"] = sum(f.size for f in files)
+    ledger.notes["sources_sha256"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def _walk(folder: Path, ledger: Ledger, only: str | None) -> Iterator[InputFile]:
     for where, folders, names in os.walk(folder, onerror=None):
         here = Path(where)

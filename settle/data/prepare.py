@@ -1,10 +1,8 @@
 """From inputs to token stores: read → clean → split → tokenizer → tokens. Streaming; reused when nothing changed."""
 
 import contextlib
-import errno
 import hashlib
 import json
-import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from settle.base.errors import DataError, ResourceError, SettleError
+from settle.base.errors import DataError, SettleError
 from settle.base.events import Events
-from settle.base.run import fsync_folder, home, read_json, write_json
-from settle.data.files import InputFile, find_files, hash_files
+from settle.base.run import home, read_json, write_json
+from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.ledger import Ledger
 from settle.data.reading import Reading
 from settle.data.settings import DataSettings
@@ -34,6 +31,7 @@ from settle.data.split import (
 from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer import Tokenizer, vocabulary_size
+from settle.data.workspace import disk_full, publish, workspace
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
@@ -58,7 +56,7 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
 
     Raises DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
     """
-    with _workspace() as work:
+    with workspace() as work:
         ledger = Ledger()
         files = find_files(inputs, work, ledger)
         held_out_files = find_files([str(settings.held_out_from)], work, ledger) if settings.held_out_from else []
@@ -69,10 +67,10 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
         if known is not None:
             return known
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
-        _describe_sources(ledger, files + held_out_files, hashes)
+        describe_files(ledger, files + held_out_files, hashes)
         _refuse_if_too_large(files + held_out_files)
         _make(work, files, held_out_files, settings, ledger, events)
-        _publish(work / "corpus", folder)
+        publish(work / "corpus", folder)
         return _open(folder)
 
 
@@ -217,16 +215,6 @@ def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int
         yield future.result()
 
 
-def _describe_sources(ledger: Ledger, files: list[InputFile], hashes: list[str]) -> None:
-    """Every file, and all of them in one number."""
-    ledger.notes["sources"] = [
-        {"name": f.name, "kind": f.kind, "bytes": f.size, "sha256": h} for f, h in zip(files, hashes, strict=True)
-    ]
-    ledger.notes["num_sources"] = len(files)
-    ledger.notes["sources_bytes"] = sum(f.size for f in files)
-    ledger.notes["sources_sha256"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def _fingerprint(
     files: list[InputFile], held_out_files: list[InputFile], hashes: list[str], settings: DataSettings
 ) -> str:
@@ -236,65 +224,8 @@ def _fingerprint(
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _publish(made: Path, folder: Path) -> None:
-    """Rename into place; another process may have made the same corpus meanwhile, then theirs is as good."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if not (folder / "ledger.json").exists():
-            raise
-    fsync_folder(folder.parent)
-
-
-@contextlib.contextmanager
-def _workspace() -> Iterator[Path]:
-    """A folder that is gone afterwards, whatever happens; what a killed process left is cleared away here.
-
-    A full disk becomes a ResourceError.
-    """
-    tokens = home() / "tokens"
-    work = tokens / f".work-{secrets.token_hex(6)}"
-    lock = FileLock(work.with_suffix(".lock"))
-    try:
-        tokens.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(tokens)
-        lock.acquire()
-        work.mkdir()
-    except OSError as e:
-        raise ResourceError(
-            f"{home()} cannot be written: {e.strerror}", "mend its permissions, or set SETTLE_HOME to another folder"
-        ) from None
-    try:
-        yield work
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lock.release()
-        work.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _clear_abandoned(tokens: Path) -> None:
-    for path in tokens.glob(".work-*.lock"):
-        lock = FileLock(path, timeout=0)
-        with contextlib.suppress(Timeout), lock:
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink(missing_ok=True)
-
-
 def _refuse_if_too_large(files: list[InputFile]) -> None:
     """Plain text is written once as text and once as tokens: when there is no room for that, say so at once."""
     needed = int(_DISK_PER_BYTE * sum(f.size for f in files if f.kind == "text" and not f.compression))
     if needed > shutil.disk_usage(home()).free:
-        raise _disk_full(needed)
-
-
-def _disk_full(needed: int) -> ResourceError:
-    free = shutil.disk_usage(home()).free
-    return ResourceError(
-        f"the disk that holds {home()} has no room: more than {needed / 1e6:,.1f} MB are needed for this text, "
-        f"{free / 1e6:,.1f} MB are free",
-        "make room, or set SETTLE_HOME to a folder on another disk",
-    )
+        raise disk_full(needed)

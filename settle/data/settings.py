@@ -17,3 +17,35 @@ class DataSettings(Settings):
     mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="secrets to replace in the text")
     vocab_size: int | None = Field(None, ge=260, le=1_000_000, description="tokens; derived from the text if not given")
     field: str | None = Field(None, description="the column or key that holds the text, in tables and JSON")
+
+
+class ColumnSettings(Settings):
+    """Which column (or key) holds what; those not given are found by their usual names."""
+
+    messages: str | None = Field(None, description="the turns of a conversation")
+    system: str | None = Field(None, description="the system prompt")
+    tools: str | None = Field(None, description="the tools that may be called")
+    prompt: str | None = Field(None, description="the prompt")
+    completion: str | None = Field(None, description="what is to be answered")
+    chosen: str | None = Field(None, description="the better answer of a pair")
+    rejected: str | None = Field(None, description="the worse answer of a pair")
+    text: str | None = Field(None, description="plain text")
+
+
+class RowSettings(Settings):
+    """What to make of the given examples."""
+
+    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the rows kept for evaluation")
+    held_out_from: Path | None = Field(None, description="evaluate on the rows of this file or folder instead")
+    columns: ColumnSettings = ColumnSettings()
+    supervise: Literal["assistant", "completion", "last-turn", "all"] | None = Field(
+        None, description="what is learned: all answers, those after the last question, the last one, or every token"
+    )
+    template: str | None = Field(
+        None, description="a chat template's file, or `none` for prompt and completion as they are; else the model's"
+    )
+    thinking: bool | None = Field(None, description="enable_thinking, for templates that ask")
+    max_tokens: int | None = Field(None, ge=8, description="longest row, in tokens; the model's context if not given")
+    most_too_long: float = Field(0.05, ge=0, le=1, description="share of rows that may lose an answer for their length")
+    drop_broken: bool = Field(False, description="leave out rows that cannot be used instead of refusing")
+    repeats: bool = Field(False, description="keep rows that were there before, word for word")

@@ -20,7 +20,7 @@ FEW = 50
 MOST_HELD_OUT = 16 << 20
 # documents are kin, and stay on one side, well before they are near duplicates; where that makes one family of almost
 # everything (texts from one template), near duplicates alone are kept together
-_KINSHIP, _NEAR_DUPLICATE = 0.6, 0.85
+KINSHIP, NEAR_DUPLICATE = 0.6, 0.85
 _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 
@@ -29,10 +29,10 @@ def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndar
     sizes = np.where(kept, documents.sizes, 0)
     budget = _budget(sizes, share)
     similarity = Similarity(documents)
-    for jaccard in (_KINSHIP, _NEAR_DUPLICATE):
+    for jaccard in (KINSHIP, NEAR_DUPLICATE):
         cluster = similarity.clusters(jaccard)
         size = np.bincount(cluster, sizes, len(sizes))
-        order = _order(cluster, documents.hashes, kept)
+        order = uniform_order(cluster, documents.hashes, kept)
         # one large family must not be the whole of what is measured on
         candidates = np.flatnonzero((size > 0) & (size <= budget / 2))
         candidates = candidates[np.argsort(order[candidates], kind="stable")]
@@ -44,7 +44,7 @@ def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndar
     return sides
 
 
-def _order(cluster: np.ndarray, hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def uniform_order(cluster: np.ndarray, hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """A uniform number a cluster, from its lowest hash: float64 (D,).
 
     The lowest of n hashes is the lower the larger n, and large clusters would be held out first: of n uniform numbers
@@ -82,7 +82,7 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
         count = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum(), side="right"))
         sides[order[: max(count, 1)]] = HELD_OUT
     similarity, wanted = Similarity(sections), sides == HELD_OUT
-    for jaccard in (_KINSHIP, _NEAR_DUPLICATE):
+    for jaccard in (KINSHIP, NEAR_DUPLICATE):
         sides = np.where(wanted, HELD_OUT, TRAIN).astype(np.int8)
         _keep_kin_together(sides, similarity.clusters(jaccard))
         if 2 * (sides == HELD_OUT).sum() > wanted.sum():
@@ -92,7 +92,7 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
 
 def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
     """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
-    cluster = Similarity(documents).clusters(_NEAR_DUPLICATE)
+    cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
     held_out = np.zeros(len(sides), bool)
     held_out[cluster[sides == HELD_OUT]] = True
     dropped = (sides == TRAIN) & held_out[cluster]

@@ -13,6 +13,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class StoreWriter:
         self._tokens = (folder / "tokens.bin").open("wb")
         self._documents = (folder / "documents.bin").open("wb")
         self._origins = (folder / "origins.bin").open("wb")
-        self._all = (self._tokens, self._documents, self._origins)
+        self._all: tuple[BinaryIO, ...] = (self._tokens, self._documents, self._origins)
         self._position = 1
         self.num_documents = 0
         self.num_bytes = 0

@@ -15,7 +15,7 @@ from settle.base.events import Events
 from settle.base.run import home
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
-from settle.data.split import _order
+from settle.data.split import uniform_order
 
 TEXT = "the sea wind carries salt over old stone walls while gulls turn above quiet harbour lights at dusk"
 WORDS = TEXT.split(" ")
@@ -112,7 +112,7 @@ def test_a_large_family_is_held_out_no_sooner_than_single_documents() -> None:
     first = 0
     for _ in range(300):
         cluster = np.concatenate([np.zeros(30, int), np.arange(30, 40)])
-        order = _order(cluster, rng.integers(0, 1 << 64, 40, np.uint64), np.ones(40, bool))
+        order = uniform_order(cluster, rng.integers(0, 1 << 64, 40, np.uint64), np.ones(40, bool))
         first += int(order[[0, *range(30, 40)]].argmin() == 0)
     assert 10 < first < 50  # one family among eleven is the first in 27 of 300 cases
 

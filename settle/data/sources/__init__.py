@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, ClassVar, NotRequired, TypedDict
+from typing import Any, BinaryIO, ClassVar, NotRequired, TypedDict
 
 from settle.base.registry import Part
 
@@ -24,6 +24,14 @@ class Row(TypedDict):
     row: int
 
 
+class Record(TypedDict):
+    """One row as it stands: its named values, and which row of the file it is; or what kept it from being read."""
+
+    value: NotRequired[Any]
+    problem: NotRequired[str]
+    row: int
+
+
 class Skip(Exception):
     """This file holds nothing that can be read; the reason goes to the ledger and the others go on."""
 
@@ -34,8 +42,16 @@ class Source(Part):
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        """The rows of a file opened for reading bytes. Raises Skip with the reason when it has none to give."""
+        """The documents of a file opened for reading bytes. Raises Skip with the reason when it has none to give."""
         raise NotImplementedError
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        """The rows with their named values; those of a file of text have one, `text`."""
+        for row in self.rows(stream):
+            if "problem" in row:
+                yield {"row": row["row"], "problem": row["problem"]}
+            else:
+                yield {"row": row["row"], "value": {"text": row["text"]}}
 
 
 def decoded(stream: BinaryIO) -> Iterator[str]:

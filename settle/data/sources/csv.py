@@ -8,7 +8,7 @@ from typing import BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import MAX_RECORD, Row, Skip, Source, documents, lines
+from settle.data.sources import MAX_RECORD, Record, Row, Skip, Source, documents, lines
 
 
 class Csv(Source):
@@ -18,6 +18,12 @@ class Csv(Source):
     field: str | None = Field(None, description="the column that holds the text")
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
+        for record in self.records(stream):
+            cells = record["value"]
+            text = {name: cell for name, cell in cells.items() if name == self.field or not _is_number(cell)}
+            yield from documents(record_text(text, self.field), record["row"])
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
         csv.field_size_limit(MAX_RECORD)
         text = (line for line in lines(stream) if line is not None)
         head = list(islice(text, 20))
@@ -27,10 +33,8 @@ class Csv(Source):
             if header is None:
                 return
             for number, cells in enumerate(reader, 2):
-                record = {name: cell for name, cell in zip(header, cells, strict=False) if not _is_number(cell)}
-                if self.field is not None and self.field in header:
-                    record.setdefault(self.field, "")
-                yield from documents(record_text(record, self.field), number)
+                cells += [""] * (len(header) - len(cells))
+                yield {"row": number, "value": dict(zip(header, cells, strict=False))}
         except csv.Error as e:
             raise Skip(f"not a readable table: {e}") from None
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import MAX_RECORD, Row, Skip, Source, decoded, documents
+from settle.data.sources import MAX_RECORD, Record, Row, Skip, Source, decoded, documents
 
 _SPACE = " \t\r\n"
 _WRAPPERS = ("data", "rows", "records", "examples", "items", "train", "documents")
@@ -20,8 +20,12 @@ class Json(Source):
     field: str | None = Field(None, description="the key that holds the text")
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        for number, record in enumerate(_records(decoded(stream)), 1):
-            yield from documents(record_text(record, self.field), number)
+        for record in self.records(stream):
+            yield from documents(record_text(record["value"], self.field), record["row"])
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        for number, value in enumerate(_records(decoded(stream)), 1):
+            yield {"row": number, "value": value}
 
 
 def _records(chunks: Iterator[str]) -> Iterator[Any]:

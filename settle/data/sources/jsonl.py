@@ -7,7 +7,7 @@ from typing import BinaryIO, ClassVar
 from pydantic import Field
 
 from settle.data.records import record_text
-from settle.data.sources import Row, Source, documents, lines
+from settle.data.sources import Record, Row, Source, documents, lines
 
 
 class Jsonl(Source):
@@ -17,6 +17,13 @@ class Jsonl(Source):
     field: str | None = Field(None, description="the key that holds the text")
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
+        for record in self.records(stream):
+            if "problem" in record:
+                yield {"row": record["row"], "problem": record["problem"]}
+            else:
+                yield from documents(record_text(record["value"], self.field), record["row"])
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
         for number, line in enumerate(lines(stream), 1):
             if line is None:
                 yield {"row": number, "problem": "a line too long to be a record"}
@@ -24,8 +31,6 @@ class Jsonl(Source):
             if not line.strip():
                 continue
             try:
-                text = record_text(json.loads(line), self.field)
+                yield {"row": number, "value": json.loads(line)}
             except (ValueError, RecursionError):
                 yield {"row": number, "problem": "a line that is no JSON"}
-                continue
-            yield from documents(text, number)

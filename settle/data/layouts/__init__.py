@@ -1,0 +1,67 @@
+"""Layouts: one file a way to write down examples. A layout knows its rows by their columns, and reads them."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from settle.base.registry import Part
+
+# role, content; with tool_calls, tool_call_id, reasoning_content, name or weight where the row has them
+Message = dict[str, Any]
+Kind = Literal["chat", "text", "preference"]
+
+
+class Broken(Exception):
+    """A row that cannot be used; the reason is a short phrase, the same for every row it befalls."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, whatever it was written as.
+
+    messages: of a chat all turns, of a preference those before the answer. chosen, rejected: the two answers' turns.
+    text: of plain text. single: the row is one prompt and one completion. mended: what was changed in reading it.
+    """
+
+    kind: Kind
+    messages: list[Message] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
+    chosen: list[Message] = field(default_factory=list)
+    rejected: list[Message] = field(default_factory=list)
+    single: bool = False
+    mended: str = ""
+
+
+class Layout(Part):
+    """One way to write rows. Its settings name its columns; layouts are tried in the order of `rank`."""
+
+    rank: ClassVar[int]
+    kind: ClassVar[Kind]
+
+    @abstractmethod
+    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+        """Which column holds what, or None when the record is no row of this layout."""
+
+    @abstractmethod
+    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+        """The row. Raises Broken with what is wrong with it."""
+
+
+def find(record: Mapping[str, Any], asked: str | None, usual: Sequence[str]) -> str | None:
+    """The column that is asked for, or the first of the usual names that is there, whatever its case."""
+    if asked is not None:
+        return asked if asked in record else None
+    lowered = {str(key).lower(): key for key in record}
+    return next((lowered[name] for name in usual if name in lowered), None)
+
+
+def text_of(record: Mapping[str, Any], column: str, what: str) -> str:
+    """A column's text. Raises Broken when it is something else; a number is text too, and nothing is empty text."""
+    value = record[column]
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Broken(f"{what} is no text")
+    return str(value)

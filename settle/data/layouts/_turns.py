@@ -1,0 +1,147 @@
+"""A conversation's turns in the field's one form, from the several ways in which people write them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from settle.data.layouts import Broken, Message
+
+_ROLES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "tool": ("tool", "observation", "function", "function_response", "tool_response", "ipython"),
+    "call": ("function_call", "tool_call"),
+}
+_ROLE = {name: role for role, names in _ROLES.items() for name in names}
+# of an answer: kept for the templates that render them
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+def read_turns(value: Any) -> list[Message]:
+    """Messages from a list of turns (or the JSON of one) in OpenAI's or ShareGPT's form. Raises Broken."""
+    value = parsed(value)
+    if not isinstance(value, list) or not value:
+        raise Broken("no list of turns")
+    messages: list[Message] = []
+    for turn in value:
+        if not isinstance(turn, dict):
+            raise Broken("a turn without role and content")
+        _add(messages, turn)
+    _name_calls(messages)
+    return messages
+
+
+def check_turns(messages: Sequence[Message], answered: bool = True) -> None:
+    """Refuse a conversation that no chat could have had. answered: it has to hold an answer. Raises Broken."""
+    before = ""
+    for number, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" and number:
+            raise Broken("a system turn in the middle")
+        if role == "assistant":
+            if before == "assistant":
+                raise Broken("two assistant turns in a row")
+            if before in ("", "system"):
+                raise Broken("an answer before any question")
+            if not (message["content"].strip() or message.get("tool_calls")):
+                raise Broken("an empty answer")
+        if role == "tool" and not (before == "tool" or messages[number - 1].get("tool_calls")):
+            raise Broken("a tool's result without a call")
+        before = role
+    if answered and not any(m["role"] == "assistant" for m in messages):
+        raise Broken("no answer")
+
+
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """Tools as JSON schemas of functions, from a list of them (or the JSON of one). Raises Broken."""
+    value = parsed(value) if value else []
+    value = [value] if isinstance(value, dict) else value
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Broken("tools that are no list of functions")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+    if any(not isinstance(tool["function"], dict) or "name" not in tool["function"] for tool in tools):
+        raise Broken("a tool without a name")
+    return tools
+
+
+def parsed(value: Any) -> Any:
+    """A list or an object that a table holds as JSON, or as numpy gives it back; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _add(messages: list[Message], turn: dict[str, Any]) -> None:
+    said = turn.get("role", turn.get("from"))
+    role = _ROLE.get(said.lower()) if isinstance(said, str) else None
+    if role is None:
+        raise Broken(f"an unknown role {said!r}"[:80] if said is not None else "a turn without a role")
+    content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+    if role == "call":
+        calls = parsed(content)
+        _add_calls(messages, calls if isinstance(calls, list) else [calls])
+        return
+    message: Message = {"role": role, "content": _text(content, may_be_missing=_holds_calls(turn))}
+    message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    thought = next((turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)), None)
+    if thought is not None:
+        message["reasoning_content"] = thought
+    if turn.get("weight") == 0 or turn.get("train") is False:
+        message["weight"] = 0
+    messages.append(message)
+    if _holds_calls(turn):
+        given = turn.get("tool_calls") or [turn["function_call"]]
+        _add_calls(messages, given)
+
+
+def _holds_calls(turn: dict[str, Any]) -> bool:
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
+
+
+def _text(content: Any, may_be_missing: bool) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and may_be_missing:
+        return ""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    raise Broken("a turn without content" if content is None else "content that is no text")
+
+
+def _add_calls(messages: list[Message], calls: Any) -> None:
+    """Calls join the answer they stand in, or the one before them."""
+    if not isinstance(calls, list):
+        raise Broken("tool calls that are no list")
+    if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+        messages.append({"role": "assistant", "content": ""})
+    messages[-1]["tool_calls"] = [_call(call) for call in calls]
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Broken("a tool call without a name")
+    arguments = parsed(function.get("arguments", function.get("parameters", {})) or {})
+    if not isinstance(arguments, dict):
+        raise Broken("a tool call whose arguments are no JSON object")
+    named = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return named | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+
+
+def _name_calls(messages: list[Message]) -> None:
+    """Calls and results get ids where they have none: nine digits, as the strictest of templates wants them."""
+    count = 0
+    waiting: list[tuple[str, str]] = []
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            call.setdefault("id", f"{count:09d}")
+            waiting.append((call["id"], call["function"]["name"]))
+            count += 1
+        if message["role"] == "tool" and waiting:
+            identity, name = waiting.pop(0)
+            message.setdefault("tool_call_id", identity)
+            message.setdefault("name", name)

@@ -1,0 +1,46 @@
+"""Conversations: OpenAI's `messages` with role and content, ShareGPT's `conversations` with from and value."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.data.layouts import Example, Kind, Layout, Message, find
+from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+
+
+class Messages(Layout):
+    """A list of turns, with the tools that may be called and a system prompt where the row has them."""
+
+    rank: ClassVar[int] = 20
+    kind: ClassVar[Kind] = "chat"
+    messages: str | None = Field(None, description="the column of the turns")
+    system: str | None = Field(None, description="the column of the system prompt")
+    tools: str | None = Field(None, description="the column of the tools")
+
+    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+        turns = find(record, self.messages, ("messages", "conversations", "conversation", "turns", "dialog"))
+        if turns is None or not isinstance(parsed(record[turns]), list):
+            return None
+        found = {
+            "messages": turns,
+            "system": find(record, self.system, ("system", "system_prompt")),
+            "tools": find(record, self.tools, ("tools", "functions")),
+        }
+        return {what: column for what, column in found.items() if column is not None}
+
+    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+        messages = with_system(record, columns, read_turns(record[columns["messages"]]))
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages) - 1)
+        mended = "turns after the last answer left out" if last < len(messages) - 1 else ""
+        messages = messages[: last + 1]
+        check_turns(messages)
+        return Example("chat", messages, read_tools(record.get(columns.get("tools", ""))), mended=mended)
+
+
+def with_system(record: Mapping[str, Any], columns: Mapping[str, str], messages: list[Message]) -> list[Message]:
+    """The turns with the row's system prompt in front, if it has one of its own."""
+    prompt = record.get(columns.get("system", ""))
+    if isinstance(prompt, str) and prompt.strip() and messages[0]["role"] != "system":
+        return [{"role": "system", "content": prompt}, *messages]
+    return messages

@@ -1,0 +1,86 @@
+"""Preference pairs: a prompt with a better and a worse answer, as text, as turns, or as ends of one conversation."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.data.layouts import Broken, Example, Kind, Layout, Message, find, text_of
+from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+from settle.data.layouts.messages import with_system
+
+
+class Preference(Layout):
+    """chosen and rejected, after a prompt or a conversation; without one, what both begin with is the prompt."""
+
+    rank: ClassVar[int] = 10
+    kind: ClassVar[Kind] = "preference"
+    prompt: str | None = Field(None, description="the column of the prompt or of the turns before the answers")
+    chosen: str | None = Field(None, description="the column of the better answer")
+    rejected: str | None = Field(None, description="the column of the worse answer")
+    system: str | None = Field(None, description="the column of the system prompt")
+    tools: str | None = Field(None, description="the column of the tools")
+
+    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+        prompts = ("prompt", "question", "conversations", "messages", "instruction", "input")
+        found = {
+            "prompt": find(record, self.prompt, prompts),
+            "chosen": find(record, self.chosen, ("chosen", "preferred_output", "preferred")),
+            "rejected": find(record, self.rejected, ("rejected", "non_preferred_output")),
+            "about": find(record, None, ("input",)),
+            "system": find(record, self.system, ("system", "system_prompt")),
+            "tools": find(record, self.tools, ("tools", "functions")),
+        }
+        if found["chosen"] is None or found["rejected"] is None:
+            return None
+        if found["prompt"] != find(record, None, ("instruction",)):
+            del found["about"]  # only an instruction is followed by what it is about
+        return {what: column for what, column in found.items() if column is not None}
+
+    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+        chosen, rejected = (_answer(record, columns, what) for what in ("chosen", "rejected"))
+        if "prompt" in columns:
+            messages = _prompt(record, columns)
+        else:
+            same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+            if not same:
+                raise Broken("no prompt that both answers share")
+            messages, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+        messages = with_system(record, columns, messages)
+        if messages[-1]["role"] == "assistant":
+            raise Broken("a prompt that ends with an answer")
+        for answer in (chosen, rejected):
+            check_turns([*messages, *answer])
+            if not answer or answer[-1]["role"] != "assistant":
+                raise Broken("no answer")
+        if chosen == rejected:
+            raise Broken("chosen and rejected are the same")
+        tools = read_tools(record.get(columns.get("tools", "")))
+        return Example("preference", messages, tools, chosen=chosen, rejected=rejected)
+
+
+def _answer(record: Mapping[str, Any], columns: Mapping[str, str], what: str) -> list[Message]:
+    value = parsed(record[columns[what]])
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        messages = read_turns(value)
+        # with a prompt of its own the row may still repeat it in both answers
+        if "prompt" in columns and len(messages) > 1:
+            prompt = with_system(record, columns, _prompt(record, columns))
+            for before in (prompt, [m for m in prompt if m["role"] != "system"]):
+                if messages[: len(before)] == before:
+                    return messages[len(before) :]
+        return messages
+    return [{"role": "assistant", "content": text_of(record, columns[what], f"the {what} answer")}]
+
+
+def _prompt(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
+    value = parsed(record[columns["prompt"]])
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        value = value["messages"]
+    if isinstance(value, list):
+        return read_turns(value)
+    text = text_of(record, columns["prompt"], "the prompt")
+    about = text_of(record, columns["about"], "the input") if "about" in columns else ""
+    return [{"role": "user", "content": "\n\n".join(filter(str.strip, (text, about)))}]

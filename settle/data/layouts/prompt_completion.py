@@ -1,0 +1,49 @@
+"""A prompt and its completion, under any of their usual names: question and answer, input and output, …"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.data.layouts import Example, Kind, Layout, find, text_of
+from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+from settle.data.layouts.messages import with_system
+
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "source")
+COMPLETIONS = ("completion", "answer", "response", "output", "solution", "target", "label")
+
+
+class PromptCompletion(Layout):
+    """Two columns of text, or of turns: what is given and what is to be answered."""
+
+    rank: ClassVar[int] = 40
+    kind: ClassVar[Kind] = "chat"
+    prompt: str | None = Field(None, description="the column of the prompt")
+    completion: str | None = Field(None, description="the column of the completion")
+    system: str | None = Field(None, description="the column of the system prompt")
+    tools: str | None = Field(None, description="the column of the tools")
+
+    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+        found = {
+            "prompt": find(record, self.prompt, PROMPTS),
+            "completion": find(record, self.completion, COMPLETIONS),
+            "system": find(record, self.system, ("system", "system_prompt")),
+            "tools": find(record, self.tools, ("tools", "functions")),
+        }
+        if found["prompt"] is None or found["completion"] is None:
+            return None
+        return {what: column for what, column in found.items() if column is not None}
+
+    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+        sides = [parsed(record[columns[what]]) for what in ("prompt", "completion")]
+        if all(isinstance(side, list) for side in sides):
+            messages = read_turns(sides[0] + sides[1])
+        else:
+            messages = [
+                {"role": "user", "content": text_of(record, columns["prompt"], "the prompt")},
+                {"role": "assistant", "content": text_of(record, columns["completion"], "the completion")},
+            ]
+        messages = with_system(record, columns, messages)
+        check_turns(messages)
+        tools = read_tools(record.get(columns.get("tools", "")))
+        return Example("chat", messages, tools, single=len(messages) == 2 and messages[0]["role"] == "user")

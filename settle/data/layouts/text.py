@@ -1,0 +1,27 @@
+"""Plain text: a row is a document."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.data.layouts import Broken, Example, Kind, Layout, find, text_of
+
+
+class Text(Layout):
+    """One column of text, to go on in the same manner."""
+
+    rank: ClassVar[int] = 90
+    kind: ClassVar[Kind] = "text"
+    text: str | None = Field(None, description="the column of the text")
+
+    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+        usual = ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
+        column = find(record, self.text, usual)
+        return {"text": column} if column is not None else None
+
+    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+        text = text_of(record, columns["text"], "the text")
+        if not text.strip():
+            raise Broken("an empty text")
+        return Example("text", text=text)

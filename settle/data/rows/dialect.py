@@ -1,0 +1,142 @@
+"""What a chat template understands, found by trying it; what it does not know is written into the messages."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.data.layouts import Message
+
+_MARK = "k7Qz"  # a word that no template writes of itself
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": f"tool{_MARK}",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "d"}}},
+    },
+}
+
+
+class Dialect:
+    """Which roles and forms one template renders. notes: what had to be written otherwise, in a person's words."""
+
+    def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, Any]) -> None:
+        self._template, self._arguments = template, dict(arguments)
+        self.notes: set[str] = set()
+        if template is None:
+            return
+        self._has_system = self._renders([_said("system", _MARK), _said("user", "q")])
+        self._has_tools = self._renders([_said("user", "q")], [_TOOL])
+        self._arguments_as_text = False
+        self._has_calls = self._has_calls_with({"a": _MARK})
+        if not self._has_calls:
+            self._has_calls = self._arguments_as_text = self._has_calls_with(json.dumps({"a": _MARK}))
+        self._has_results = self._renders([*_called({"a": "b"}), _result(_MARK), _said("assistant", "a")])
+
+    def spoken(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[Message], list[dict[str, Any]]]:
+        """Messages and tools as the template takes them."""
+        spoken = [dict(message) for message in messages]
+        if tools and not self._has_tools:
+            self.notes.add("the chat template knows no tools: they are told in the system prompt")
+            spoken = _with_tools(spoken, tools)
+            tools = []
+        if any("tool_calls" in message for message in spoken):
+            spoken = self._calls(spoken)
+        if any(message["role"] == "tool" for message in spoken) and not (self._has_results and self._has_calls):
+            self.notes.add("the chat template knows no tool results: they are written as a user's turn")
+            spoken = _results_as_user(spoken)
+        if spoken[0]["role"] == "system" and not self._has_system:
+            self.notes.add("the chat template knows no system prompt: it is put before the first question")
+            spoken = _without_system(spoken)
+        return spoken, list(tools)
+
+    def _calls(self, messages: list[Message]) -> list[Message]:
+        if not self._has_calls:
+            self.notes.add("the chat template knows no tool calls: they are written as <tool_call>{…}</tool_call>")
+            return [_call_as_text(message) if "tool_calls" in message else message for message in messages]
+        if self._arguments_as_text:
+            return [_arguments_as_text(message) if "tool_calls" in message else message for message in messages]
+        return messages
+
+    def _has_calls_with(self, arguments: Any) -> bool:
+        return self._renders([*_called(arguments), _result("r"), _said("assistant", "a")], escaped=False)
+
+    def _renders(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None = None, escaped: bool = True
+    ) -> bool:
+        """Whether the mark comes through; unless `escaped`, as JSON and neither as Python nor as a string in JSON."""
+        assert self._template is not None
+        try:
+            text = self._template.render(messages, tools, True, **self._arguments)
+        except TemplateFailure:
+            return False
+        return _MARK in text and (escaped or f"'{_MARK}'" not in text and f'\\"{_MARK}\\"' not in text)
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _called(arguments: Any) -> list[Message]:
+    call = {"type": "function", "id": "000000000", "function": {"name": "f", "arguments": arguments}}
+    return [_said("user", "q"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+def _result(content: str) -> Message:
+    return {"role": "tool", "content": content, "tool_call_id": "000000000", "name": "f"}
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    system, question, *others = messages
+    return [question | {"content": f"{system['content']}\n\n{question['content']}"}, *others]
+
+
+def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """The tools in the system prompt, between the tags of Hermes and Qwen, which most servers read."""
+    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    told = (
+        f"# Tools\n\nThese functions may be called, each described in JSON:\n<tools>\n{listed}\n</tools>\n\n"
+        "To call one, answer with its name and its arguments:\n"
+        '<tool_call>\n{"name": "the function\'s name", "arguments": {}}\n</tool_call>'
+    )
+    if messages[0]["role"] == "system":
+        return [_said("system", f"{messages[0]['content']}\n\n{told}"), *messages[1:]]
+    return [_said("system", told), *messages]
+
+
+def _call_as_text(message: Message) -> Message:
+    written = [
+        f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+        for call in message["tool_calls"]
+    ]
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return kept | {"content": "\n".join(filter(None, [message["content"], *written]))}
+
+
+def _arguments_as_text(message: Message) -> Message:
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
+
+
+def _results_as_user(messages: list[Message]) -> list[Message]:
+    """Results that follow each other, and a question after them, share one turn."""
+    spoken: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            message = _said("user", f"<tool_response>\n{message['content']}\n</tool_response>")
+            joins = spoken and spoken[-1].get("results")
+            if joins:
+                spoken[-1] = spoken[-1] | {"content": f"{spoken[-1]['content']}\n{message['content']}"}
+            else:
+                spoken.append(message | {"results": True})
+        elif message["role"] == "user" and spoken and spoken[-1].get("results"):
+            spoken[-1] = _said("user", f"{spoken[-1]['content']}\n\n{message['content']}")
+        else:
+            spoken.append(message)
+    return [{key: value for key, value in message.items() if key != "results"} for message in spoken]

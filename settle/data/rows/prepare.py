@@ -1,0 +1,137 @@
+"""From files of examples to row stores: read → split → render → supervise and prove → tokens. Reused when unchanged."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settle.base.chat_template import ChatTemplate
+from settle.base.errors import DataError, SettleError
+from settle.base.events import Events
+from settle.base.run import home, read_json
+from settle.data.files import InputFile, describe_files, find_files, hash_files
+from settle.data.layouts import Example, Kind
+from settle.data.ledger import Ledger
+from settle.data.rows.gathering import gather
+from settle.data.rows.making import Making, Preview
+from settle.data.rows.store import RowStore
+from settle.data.rows.writing import write_rows
+from settle.data.settings import RowSettings
+from settle.data.workspace import publish, workspace
+
+_VERSION = 1  # of everything below: a change in what it makes of the same input counts this up
+_PLAIN = "none"
+
+
+@dataclass(frozen=True)
+class RowCorpus:
+    """Everything tuning needs to know of its rows. ledger: plain JSON values, see `Ledger.as_dict`.
+
+    template: the chat template the rows were rendered with, which an export has to carry; None when they are plain.
+    previews: a few training rows as they are learned from.
+    """
+
+    train: RowStore
+    held_out: RowStore
+    kind: Kind
+    template: str | None
+    ledger: dict[str, Any]
+    previews: list[Preview]
+    fingerprint: str
+
+    def examples(self, side: str = "held_out") -> Iterator[Example]:
+        """The examples of a side as they were read, in the order of its rows: prompts and answers to compare with."""
+        with (home() / "tokens" / self.fingerprint / side / "examples.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Example(**json.loads(line))
+
+
+def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, events: Events) -> RowCorpus:
+    """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
+
+    tokenizer: as `settle.data.tokenizer.Tokenizer`, with the model's chat template. Raises DataError when rows are
+    mixed, broken or too long, ProofError when a template does not end its turns, ResourceError when the disk is full.
+    """
+    template = _template(tokenizer, settings)
+    with workspace() as work:
+        ledger = Ledger()
+        files = find_files(list(inputs), work, ledger)
+        held_out_files = find_files([str(settings.held_out_from)], work, ledger) if settings.held_out_from else []
+        hashes = hash_files(files + held_out_files)
+        fingerprint = _fingerprint(files, held_out_files, hashes, settings, tokenizer, template)
+        known = prepared_rows(fingerprint)
+        if known is not None:
+            return known
+        folder = home() / "tokens" / fingerprint
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
+        describe_files(ledger, files + held_out_files, hashes)
+        gathered = gather(files, held_out_files, settings, ledger, events, work)
+        making = Making(tokenizer, template, settings, gathered.kind)
+        write_rows(work / "corpus", gathered, making, tokenizer, settings, ledger, events)
+        publish(work / "corpus", folder)
+        return _open(folder)
+
+
+def prepared_rows(fingerprint: str) -> RowCorpus | None:
+    """The rows of that fingerprint if they were made before, and are still there and undamaged."""
+    folder = home() / "tokens" / fingerprint
+    if (folder / "ledger.json").exists():
+        with contextlib.suppress(SettleError):
+            return _open(folder)
+    return None
+
+
+def _open(folder: Path) -> RowCorpus:
+    about = read_json(folder / "rows.json")
+    segments = 2 if about["kind"] == "preference" else 1
+    return RowCorpus(
+        RowStore(folder / "train", segments),
+        RowStore(folder / "held_out", segments),
+        about["kind"],
+        about["template"],
+        read_json(folder / "ledger.json"),
+        [Preview.from_json(preview) for preview in about["previews"]],
+        folder.name,
+    )
+
+
+def _template(tokenizer: Any, settings: RowSettings) -> ChatTemplate | None:
+    """The template asked for, or the model's own; None when rows are to be taken as they are."""
+    if settings.template == _PLAIN:
+        return None
+    source = tokenizer.chat_template
+    if settings.template is not None:
+        try:
+            source = Path(settings.template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(f"the chat template {settings.template} cannot be read: {e}", "check the path") from None
+    if not source:
+        return None
+    bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, bos, eos)
+
+
+def _fingerprint(
+    files: list[InputFile],
+    held_out_files: list[InputFile],
+    hashes: list[str],
+    settings: RowSettings,
+    tokenizer: Any,
+    template: ChatTemplate | None,
+) -> str:
+    asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}
+    source = template.source if template else ""
+    # a template that asks for the day writes another text tomorrow
+    day = datetime.date.today().isoformat() if "strftime_now" in source else ""
+    names = [[f.name, f.kind] for f in files + held_out_files]
+    ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.turn_end_id, bool(tokenizer.add_bos), tokenizer.pre]
+    content = ["rows", _VERSION, names, hashes, len(files), asked, source, day, ids]
+    digest = hashlib.sha256(json.dumps(content, default=str).encode())
+    digest.update("\n".join(tokenizer.tokens).encode("utf-8", "replace"))
+    digest.update("\n".join(tokenizer.merges).encode("utf-8", "replace"))
+    return digest.hexdigest()[:32]

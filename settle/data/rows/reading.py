@@ -1,0 +1,137 @@
+"""Files → examples: the layout of each file is found from its rows, and rows that do not keep to it are refused."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.base.registry import parts
+from settle.data.files import InputFile
+from settle.data.layouts import Broken, Example, Kind, Layout
+from settle.data.ledger import Ledger
+from settle.data.settings import ColumnSettings
+from settle.data.sources import Record, Skip
+
+_LOOKED_AT = 100  # rows that tell a file's layout
+_NAMED = 10  # rows that an error names
+_TELL_EVERY = 512  # rows between two progress events
+
+
+@dataclass
+class Refused:
+    """Rows that cannot be used, by reason: how many, and the first of them."""
+
+    rows: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.rows.setdefault(reason, []).append(where)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def __str__(self) -> str:
+        told = []
+        for reason, rows in self.rows.items():
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            told.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
+        return "; ".join(told)
+
+
+class RowReading:
+    """Reads files of examples, all of one kind; `layouts` tells per file how its rows were understood."""
+
+    def __init__(self, files: list[InputFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
+        self._files, self._ledger, self._events = files, ledger, events
+        asked = {name: column for name, column in columns.model_dump().items() if column is not None}
+        self._known = _layouts(asked)
+        self.refused = Refused()
+        self.layouts: dict[str, dict[str, Any]] = {}
+        self.kind: Kind | None = None
+
+    def examples(self) -> Iterator[tuple[int, int, Example]]:
+        """File number, row and example. Raises DataError when rows are mixed, or in no layout that is known."""
+        done, total = 0, sum(f.size for f in self._files)
+        for number, file in enumerate(self._files):
+            try:
+                with file.open() as stream:
+                    yield from self._of(number, file, iter(file.source({}).records(stream)))
+            except Skip as e:
+                self._ledger.skip(str(e), file.name)
+            except (EOFError, zlib.error):
+                raise DataError(f"{file.name} is damaged", "get the file again") from None
+            done += file.size
+            self._events.emit("progress", what="read", done=done, total=total, unit="bytes")
+
+    def _of(self, number: int, file: InputFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
+        first = list(islice(records, _LOOKED_AT))
+        layout, name, columns = self._recognise(file, [r["value"] for r in first if "value" in r])
+        if self.kind not in (None, layout.kind):
+            raise DataError(
+                f"{file.name} holds {layout.kind} rows, the files before it {self.kind} rows",
+                "tune on one kind at a time",
+            )
+        self.kind = layout.kind
+        self.layouts[file.name] = {"layout": name, "columns": columns}
+        for record in chain(first, records):
+            self._ledger.read += 1
+            where = f"{file.name}:{record['row']}"
+            try:
+                example = self._example(layout, record)
+            except Broken as e:
+                self.refused.add(str(e), where)
+                continue
+            if example.mended:
+                self._ledger.mend(example.mended, where, "")
+            yield number, record["row"], example
+
+    def _example(self, layout: Layout, record: Record) -> Example:
+        if "value" not in record:
+            raise Broken(record["problem"])
+        row = record["value"]
+        if not isinstance(row, Mapping):
+            raise Broken("a row without named values")
+        columns = layout.columns(row)
+        if columns is not None:
+            return layout.example(row, columns)
+        other = next((name for name, known in self._known.items() if known.columns(row)), None)
+        if other:
+            raise Broken(f"written as {other}, unlike the rows before")
+        raise Broken(f"a row that has only {', '.join(map(repr, list(row)[:8]))}" if row else "an empty row")
+
+    def _recognise(self, file: InputFile, rows: list[Any]) -> tuple[Layout, str, dict[str, str]]:
+        """The layout that most of the first rows are in, and the columns it reads."""
+        names = Counter(self._name_of(row) for row in rows)
+        del names[""]
+        if not names:
+            if not rows:
+                raise DataError(f"{file.name} holds no rows", "give a file of examples")
+            seen = ", ".join(map(repr, list(rows[0])[:12])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+            raise DataError(
+                f"{file.name} is in no layout that is known: its rows have {seen}",
+                "name its columns: --data.columns.prompt and --data.columns.completion, or .messages, or .text",
+            )
+        name = names.most_common(1)[0][0]
+        layout = self._known[name]
+        found = (layout.columns(row) for row in rows if isinstance(row, Mapping))
+        columns = {what: column for one in found if one for what, column in one.items()}
+        return layout, name, columns
+
+    def _name_of(self, row: Any) -> str:
+        if not isinstance(row, Mapping):
+            return ""
+        return next((name for name, layout in self._known.items() if layout.columns(row)), "")
+
+
+def _layouts(asked: dict[str, str]) -> dict[str, Layout]:
+    """The layouts that know all of the columns asked for, in the order in which they are tried."""
+    every: list[tuple[str, type[Layout]]] = list(parts("data/layouts").items())  # type: ignore[arg-type]
+    fitting = [(name, layout) for name, layout in every if set(asked) <= set(layout.model_fields)]
+    if not fitting:
+        names = ", ".join(asked)
+        raise DataError(f"no layout has all of the columns {names}", "name those of one: prompt and completion, say")
+    return {name: layout(**asked) for name, layout in sorted(fitting, key=lambda pair: pair[1].rank)}

@@ -1,0 +1,71 @@
+"""Where stores are made: a folder that is gone afterwards, and the rename that makes one of them public."""
+
+import contextlib
+import errno
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from settle.base.errors import ResourceError
+from settle.base.run import fsync_folder, home
+
+
+def publish(made: Path, folder: Path) -> None:
+    """Rename into place; another process may have made the same corpus meanwhile, then theirs is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "ledger.json").exists():
+            raise
+    fsync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder that is gone afterwards, whatever happens; what a killed process left is cleared away here.
+
+    A full disk becomes a ResourceError.
+    """
+    tokens = home() / "tokens"
+    work = tokens / f".work-{secrets.token_hex(6)}"
+    lock = FileLock(work.with_suffix(".lock"))
+    try:
+        tokens.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(tokens)
+        lock.acquire()
+        work.mkdir()
+    except OSError as e:
+        raise ResourceError(
+            f"{home()} cannot be written: {e.strerror}", "mend its permissions, or set SETTLE_HOME to another folder"
+        ) from None
+    try:
+        yield work
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+        work.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _clear_abandoned(tokens: Path) -> None:
+    for path in tokens.glob(".work-*.lock"):
+        lock = FileLock(path, timeout=0)
+        with contextlib.suppress(Timeout), lock:
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def disk_full(needed: int) -> ResourceError:
+    """The error of a disk without room for `needed` bytes."""
+    free = shutil.disk_usage(home()).free
+    return ResourceError(
+        f"the disk that holds {home()} has no room: more than {needed / 1e6:,.1f} MB are needed for this text, "
+        f"{free / 1e6:,.1f} MB are free",
+        "make room, or set SETTLE_HOME to a folder on another disk",
+    )
