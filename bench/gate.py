@@ -91,16 +91,17 @@ def refusals(live: Live, texts: list[str], folder: Path) -> Iterator[str]:
     """One row an export broken on purpose."""
     yield "| broken on purpose | refused | first difference |"
     yield "|---|---|---|"
-    ordered = gguf._in_ggml_order
+    family: Any = type(live.part)
+    ordered = family.to_gguf
     cases = [("queries and keys not interleaved", {}), *broken(live)]
     for name, changes in cases:
         arguments = {"part": live.part, "weights": live.weights, "tokenizer": live.tokenizer} | changes
         if not changes:
-            gguf._in_ggml_order = lambda name, values, part: values
+            family.to_gguf = lambda part, name, values: values
         try:
             path = gguf.export_gguf(path=folder / "broken.gguf", **arguments)
         finally:
-            gguf._in_ggml_order = ordered
+            family.to_gguf = ordered
         found = run_gate(live.model, live.tokenizer, path, texts)
         why = str(found["first_difference"]).replace("|", "\\|").replace("\n", " ")[:90]
         yield f"| {name} | {'no' if found['passed'] else 'yes'} | {why} |"

@@ -1,7 +1,9 @@
 """GGUF, the file that llama.cpp, Ollama and LM Studio load."""
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -71,34 +73,69 @@ def export_gguf(
     go to general.*, what else there is to settle.*. Raises FormatError for weights that the type cannot hold,
     ResourceError when the disk is full.
     """
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter
 
     names = part.gguf_names()
     stray = sorted(set(weights) ^ set(names))
     if stray:
         raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
-    layout = {hf: _layout(np.shape(tensor), dtype) for hf, tensor in weights.items()}
-    total = sum(size for _, size in layout.values()) + (1 << 20)
+    tensors = _tensors(part, names, weights, dtype)
+    total = sum(tensor.num_bytes for tensor in tensors) + (1 << 20)
     with beside(Path(path), total) as beside_path:
-        writer = GGUFWriter(beside_path, part.model_type)
+        writer = GGUFWriter(beside_path, part.gguf_architecture)
         try:
             _write_card(writer, metadata or {}, dtype)
             _write_architecture(writer, part)
             _write_tokenizer(writer, tokenizer, part.vocab_size)
-            for hf, (code, size) in layout.items():
-                shape = np.shape(weights[hf])
-                writer.add_tensor_info(names[hf], shape, np.dtype(np.uint16), size, raw_dtype=code)
+            for tensor in tensors:
+                code = GGMLQuantizationType[tensor.dtype]
+                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             (f,) = writer.fout
-            for hf, tensor in weights.items():
+            for tensor in tensors:
                 writer.write_padding(f, f.tell())
-                write_array(f, _encode(hf, _in_ggml_order(hf, to_float32(tensor), part), layout[hf][0]))
+                for piece in tensor.pieces:
+                    write_array(f, piece())
             writer.write_padding(f, f.tell())
         finally:
             writer.close()
     return Path(path)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor to be written, in pieces along its first axis that are made one at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    pieces: Sequence[Callable[[], np.ndarray]]
+
+
+def _tensors(part: Any, names: Mapping[str, str], weights: Mapping[str, Any], dtype: str) -> list[_Tensor]:
+    """What the file holds, in its order: parameters that share a name become one stacked tensor."""
+    members: dict[str, list[str]] = {}
+    for parameter, name in names.items():
+        members.setdefault(name, []).append(parameter)
+    made = []
+    for name, parameters in members.items():
+        shape = tuple(np.shape(weights[parameters[0]]))
+        if len(parameters) > 1:
+            shape = (len(parameters), *shape)
+        code, num_bytes = _layout(name, shape, dtype)
+        pieces = [partial(_piece, part, parameter, weights[parameter], code) for parameter in parameters]
+        made.append(_Tensor(name, shape, code.name, num_bytes, pieces))
+    for name, values in part.gguf_constants().items():
+        vector = np.asarray(values, np.float32)
+        made.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
+    return made
+
+
+def _piece(part: Any, parameter: str, tensor: Any, code: Any) -> np.ndarray:
+    return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), code)
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -110,28 +147,16 @@ def card_of(path: Path) -> dict[str, Any]:
     return {key: stored[f"general.{key}"] for key in GENERAL if f"general.{key}" in stored} | ours
 
 
-def _layout(shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
-    """ggml type and number of bytes. Vectors stay f32; a row that Q8_0 blocks do not divide becomes f16."""
+def _layout(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
+    """ggml type and number of bytes. Vectors and routers stay f32; a row that Q8_0 blocks do not divide becomes f16."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    code = GGMLQuantizationType[dtype.upper()] if len(shape) > 1 else GGMLQuantizationType.F32
+    is_small = len(shape) == 1 or name.endswith("ffn_gate_inp.weight")
+    code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[dtype.upper()]
     if shape[-1] % GGML_QUANT_SIZES[code][0]:
         code = GGMLQuantizationType.F16
     block, block_bytes = GGML_QUANT_SIZES[code]
     return code, int(np.prod(shape)) // block * block_bytes
-
-
-def _in_ggml_order(name: str, values: np.ndarray, part: Any) -> np.ndarray:
-    """llama.cpp turns neighbouring pairs of a head where HF turns its two halves: interleave the rows of q and k.
-
-    (heads · 2 · half, D) → (heads · half · 2, D), as llama.cpp's convert_hf_to_gguf.py does for this family.
-    """
-    heads = {"q_proj": part.num_attention_heads, "k_proj": part.num_key_value_heads}
-    for projection, num_heads in heads.items():
-        if part.model_type == "llama" and f".{projection}." in name:
-            split = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
-            return split.swapaxes(1, 2).reshape(values.shape)
-    return values
 
 
 def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
@@ -173,18 +198,13 @@ def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
 
 
 def _write_architecture(writer: Any, part: Any) -> None:
-    writer.add_vocab_size(part.vocab_size)
-    writer.add_context_length(part.max_position_embeddings)
-    writer.add_embedding_length(part.hidden_size)
-    writer.add_block_count(part.num_hidden_layers)
-    writer.add_feed_forward_length(part.intermediate_size)
-    writer.add_head_count(part.num_attention_heads)
-    writer.add_head_count_kv(part.num_key_value_heads)
-    writer.add_key_length(part.head_dim)
-    writer.add_value_length(part.head_dim)
-    writer.add_rope_dimension_count(part.head_dim)
-    writer.add_rope_freq_base(part.rope_theta)
-    writer.add_layer_norm_rms_eps(part.rms_norm_eps)
+    for key, value in part.gguf_metadata().items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_float32(key, value)
 
 
 def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.formats import Format, Weights, beside
 from settle.formats._adapter import Adapter
-from settle.formats.gguf import _in_ggml_order, read_gguf
+from settle.formats.gguf import read_gguf
 
 DOWN, UP = ".lora_a", ".lora_b"
 BASE_SHA256 = "settle.base_sha256"
@@ -48,7 +48,7 @@ def export_lora(
 
     tensors = _tensors(part, adapter, dtype)
     with beside(Path(path), sum(t.nbytes for t in tensors.values()) + (1 << 20)) as beside_path:
-        writer = GGUFWriter(beside_path, part.model_type)
+        writer = GGUFWriter(beside_path, part.gguf_architecture)
         try:
             writer.add_type("adapter")
             for key in ("name", "description"):
@@ -118,7 +118,7 @@ def _tensors(part: Any, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
     code = np.float16 if dtype == "f16" else np.float32
     for module, parameter in adapter.parameters(part).items():
         down, up = adapter.pair(module)
-        for suffix, values in ((DOWN, down), (UP, _in_ggml_order(parameter, up, part))):
+        for suffix, values in ((DOWN, down), (UP, part.to_gguf(parameter, up))):
             if not np.isfinite(values).all():
                 raise FormatError(f"the adapter of {module} holds NaN or infinity", "the run is broken; resume it")
             if np.abs(values).max(initial=0.0) > np.finfo(code).max:

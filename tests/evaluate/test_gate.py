@@ -7,8 +7,8 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.evaluate.gate import Effort, export_through_gate, require, run_gate
-from settle.formats import gguf
 from settle.formats.gguf import export_gguf
+from settle.model.architectures.llama import Llama
 
 EFFORT = dataclasses.replace(Effort(), num_texts=40)
 
@@ -42,7 +42,7 @@ def refused(tiny, tmp_path, says, weights=None, tokenizer=None, part=None):
 
 
 def test_unpermuted_queries_and_keys(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "_in_ggml_order", lambda name, values, part: values)
+    monkeypatch.setattr(Llama, "to_gguf", lambda part, name, values: values)
     refused(tiny, tmp_path, "the distributions differ")
 
 

@@ -7,9 +7,9 @@ import pytest
 from settle.base.errors import GateError
 from settle.base.events import Events
 from settle.evaluate.hand_over import hand_over
-from settle.formats import gguf
 from settle.formats.gguf import card_of
 from settle.infer.live import load
+from settle.model.architectures.llama import Llama
 
 CARD = {"description": "a test", "tags": ["a", "b"], "loss": 1.5, "base": True}
 
@@ -49,7 +49,7 @@ def test_alive_again(tiny, tmp_path):
 
 def test_failed_gate_leaves_out_as_it_was(tiny, tmp_path, monkeypatch):
     (tmp_path / "curves.png").write_bytes(b"x")
-    monkeypatch.setattr(gguf, "_in_ggml_order", lambda name, values, part: values)
+    monkeypatch.setattr(Llama, "to_gguf", lambda part, name, values: values)
     with pytest.raises(GateError):
         give(tiny, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]

@@ -1,11 +1,15 @@
-"""Architectures: a part holds the fields of its Hugging Face `config.json` and knows its own size and cost."""
+"""Architectures: a part holds the fields of its Hugging Face `config.json` and knows its own size, its cost, and where
+its parameters lie in files.
+"""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
 
 import torch
 
-from settle.base.registry import Part
+from settle.base.errors import FormatError
+from settle.base.registry import Part, parts
 from settle.model.decoder import Decoder
 from settle.model.options import DecoderOptions
 
@@ -16,6 +20,7 @@ class Architecture(Part):
     """A model family, sized by its fields."""
 
     model_type: ClassVar[str]
+    gguf_architecture: ClassVar[str]
     TINY: ClassVar[Self]
 
     @abstractmethod
@@ -52,12 +57,12 @@ class Architecture(Part):
         """Bytes kept between forward and backward a token, in full segments of `context` tokens."""
 
     @abstractmethod
-    def hf_names(self) -> dict[str, str]:
-        """Parameter name → name in Hugging Face's safetensors."""
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter's name and shape, in the order in which they are met."""
 
     @abstractmethod
-    def gguf_names(self) -> dict[str, str]:
-        """Parameter name → name in a GGUF file."""
+    def hf_names(self) -> dict[str, str]:
+        """Parameter name → name in Hugging Face's safetensors."""
 
     @abstractmethod
     def to_hf_config(self) -> dict[str, Any]:
@@ -68,7 +73,64 @@ class Architecture(Part):
     def from_hf_config(cls, config: dict[str, Any]) -> Self:
         """From a `config.json`. Raises FormatError naming the key that this family does not do."""
 
+    @abstractmethod
+    def gguf_names(self) -> dict[str, str]:
+        """Parameter name → name in a GGUF file, in the file's order. Parameters that share a name are one tensor there:
+        the first is its slice 0 along a new first axis, and so on (experts).
+        """
+
+    @abstractmethod
+    def gguf_metadata(self) -> dict[str, Any]:
+        """Metadata keys that say what llama.cpp must compute. Raises FormatError for what it cannot."""
+
+    def gguf_constants(self) -> dict[str, tuple[float, ...]]:
+        """Vectors that a GGUF file holds as tensors and that are no parameters: factors of rotary frequencies."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Self:
+        """From a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded). Raises
+        FormatError naming the key that is missing or not done here.
+        """
+
+    def to_gguf(self, name: str, values: Any) -> Any:
+        """A parameter's values (numpy or torch) as a GGUF file holds them. Matrices change the order of their rows at
+        most, so rows of quantized blocks may be given too.
+        """
+        return values
+
+    def from_gguf_tensor(self, name: str, values: Any) -> Any:
+        """The inverse of `to_gguf`."""
+        return values
+
     @classmethod
     @abstractmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
         """The shape of this family whose number of parameters comes nearest."""
+
+
+def of_hf_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
+    families = _families()
+    kind = config.get("model_type")
+    if kind not in families:
+        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(families)}")
+    return families[kind].from_hf_config(dict(config))
+
+
+def of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Architecture:
+    """The architecture that a GGUF file describes. Raises FormatError for a family that is not known.
+
+    Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.
+    """
+    kind = metadata.get("general.architecture")
+    alike = [family for family in _families().values() if family.gguf_architecture == kind]
+    if not alike:
+        known = sorted({family.gguf_architecture for family in _families().values()})
+        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
+    return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)
+
+
+def _families() -> dict[str, type[Architecture]]:
+    return cast(dict[str, type[Architecture]], parts("model/architectures"))

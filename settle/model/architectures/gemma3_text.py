@@ -1,0 +1,84 @@
+"""Gemma 3, its text model (arXiv:2503.19786): normed heads, five layers of six slide and turn faster than the sixth."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.base.errors import FormatError
+from settle.model.architectures._gemma import Gemma
+from settle.model.architectures._transformer import GgufFields
+from settle.model.options import LayerOptions, Rope
+from settle.model.rope import RopeScaling, rope_options
+
+
+class Gemma3Text(Gemma):
+    """A Gemma 3 decoder. `rope_scaling` is of the layers that see everything."""
+
+    model_type: ClassVar[str] = "gemma3_text"
+    gguf_architecture: ClassVar[str] = "gemma3"
+    HF_CLASS: ClassVar[str] = "Gemma3ForCausalLM"
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {
+        "max_position_embeddings": 131072,
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+        "rope_theta": 1e6,
+    }
+    # Hugging Face's model does not look at attn_logit_softcapping.
+    HF_FIXED: ClassVar[dict[str, Any]] = Gemma.HF_FIXED | {"attn_logit_softcapping": None}
+    PERIOD: ClassVar[int] = 6
+    LARGEST: ClassVar[int] = 62
+    TINY: ClassVar["Gemma3Text"]
+
+    rope_theta: float = Field(1e6, gt=0, description="base of the rotary frequencies of layers that see everything")
+    rope_local_base_freq: float = Field(10000.0, gt=0, description="the same of layers that slide")
+
+    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
+        return super().attention_parameters() | norms
+
+    def layer_options(self, layer: int) -> LayerOptions:
+        return replace(super().layer_options(layer), head_norms=True)
+
+    def rope(self, layer: int) -> Rope:
+        if self.slides(layer):
+            return rope_options(self.head_dim, self.rope_local_base_freq, self.max_position_embeddings, None)
+        return super().rope(layer)
+
+    @classmethod
+    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+        values = super().hf_values(config)
+        by_kind = config.get("rope_parameters") or {}
+        if "full_attention" in by_kind:
+            whole, local = by_kind["full_attention"], by_kind.get("sliding_attention") or {}
+            values["rope_theta"] = whole.get("rope_theta", values["rope_theta"])
+            values["rope_scaling"] = RopeScaling.from_hf(whole)
+            values["rope_local_base_freq"] = local.get("rope_theta", 10000.0)
+            if RopeScaling.from_hf(local) is not None:
+                raise FormatError("the sliding layers' rotations are stretched", "only those of the others may be")
+        return values
+
+    def gguf_metadata(self) -> dict[str, Any]:
+        if self.final_logit_softcapping is not None:
+            raise FormatError("llama.cpp does not cap the logits of a Gemma 3", "export it as safetensors")
+        return super().gguf_metadata() | {f"{self.gguf_architecture}.rope.freq_base_swa": self.rope_local_base_freq}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        local = fields.number("rope.freq_base_swa", 10000.0)
+        return super().gguf_values(fields, tensors) | {"rope_local_base_freq": local}
+
+
+Gemma3Text.TINY = Gemma3Text(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=64,
+    max_position_embeddings=64,
+    query_pre_attn_scalar=16,
+    sliding_window=8,
+)

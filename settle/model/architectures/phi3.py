@@ -1,0 +1,115 @@
+"""Phi-3, Phi-3.5 and Phi-4-mini (arXiv:2404.14219): fused projections, long-rope, part of a head turning."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from settle.model.architectures._transformer import GgufFields, Transformer
+from settle.model.options import LayerOptions
+from settle.model.rope import attention_factor
+
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+class Phi3(Transformer):
+    """A Phi-3 decoder. llama.cpp computes it without windows: a GGUF file's context ends where they would begin to
+    hide something."""
+
+    model_type: ClassVar[str] = "phi3"
+    gguf_architecture: ClassVar[str] = "phi3"
+    HF_CLASS: ClassVar[str] = "Phi3ForCausalLM"
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
+    GGUF_LAYER: ClassVar[dict[str, str]] = {
+        "input_layernorm": "attn_norm",
+        "self_attn.qkv_proj": "attn_qkv",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    TINY: ClassVar["Phi3"]
+
+    sliding_window: int | None = Field(None, gt=0, description="tokens that a query sees; None for all")
+    original_max_position_embeddings: int = Field(4096, gt=0, description="tokens of context before stretching")
+    partial_rotary_factor: float = Field(1.0, gt=0, le=1, description="share of a head that turns")
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+        heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        return {
+            "self_attn.qkv_proj.weight": (heads * self.head_dim, self.hidden_size),
+            "self_attn.o_proj.weight": (self.hidden_size, self.num_attention_heads * self.head_dim),
+        }
+
+    def feed_forward_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "mlp.gate_up_proj.weight": (2 * self.intermediate_size, self.hidden_size),
+            "mlp.down_proj.weight": (self.hidden_size, self.intermediate_size),
+        }
+
+    def layer_options(self, layer: int) -> LayerOptions:
+        return replace(super().layer_options(layer), fused=True)
+
+    @classmethod
+    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+        values = super().hf_values(config)
+        rope = config.get("rope_parameters") or {}
+        for key in ("original_max_position_embeddings", "partial_rotary_factor"):
+            values.setdefault(key, rope.get(key, cls.model_fields[key].default))
+        if values["rope_scaling"] is not None:
+            update = {"original_max_position_embeddings": values["original_max_position_embeddings"]}
+            values["rope_scaling"] = values["rope_scaling"].model_copy(update=update)
+        return values
+
+    def gguf_context(self) -> int:
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+
+    def gguf_metadata(self) -> dict[str, Any]:
+        keys: dict[str, Any] = {"rope.scaling.original_context_length": self.original_max_position_embeddings}
+        if self.rope_scaling is not None:
+            keys["rope.scaling.attn_factor"] = attention_factor(self.rope_scaling, self.max_position_embeddings)
+        return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
+
+    def gguf_constants(self) -> dict[str, tuple[float, ...]]:
+        scaling = self.rope_scaling
+        return {} if scaling is None else {_LONG: scaling.long_factor or (), _SHORT: scaling.short_factor or ()}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        values = super().gguf_values(fields, tensors)
+        old = fields.number("rope.scaling.original_context_length", values["max_position_embeddings"])
+        turned = fields.number("rope.dimension_count", values["head_dim"])
+        values["original_max_position_embeddings"] = old
+        values["partial_rotary_factor"] = turned / values["head_dim"]
+        window = fields.get("attention.sliding_window") or None
+        values["sliding_window"] = window
+        if _LONG in tensors:
+            values["rope_scaling"] = {
+                "rope_type": "longrope",
+                "long_factor": tensors[_LONG].load().tolist(),
+                "short_factor": tensors[_SHORT].load().tolist(),
+                "original_max_position_embeddings": old,
+                "attention_factor": fields.get("rope.scaling.attn_factor"),
+            }
+        return values
+
+
+Phi3.TINY = Phi3(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=64,
+    max_position_embeddings=64,
+)

@@ -1,0 +1,59 @@
+"""Qwen2, Qwen2.5 and Qwen2.5-Coder (arXiv:2407.10671): queries, keys and values have biases."""
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from settle.model.architectures._transformer import Transformer
+from settle.model.options import LayerOptions
+
+
+class Qwen2(Transformer):
+    """A Qwen2 decoder. llama.cpp computes it without windows: a GGUF file's context ends where they would begin to
+    hide something."""
+
+    model_type: ClassVar[str] = "qwen2"
+    gguf_architecture: ClassVar[str] = "qwen2"
+    HF_CLASS: ClassVar[str] = "Qwen2ForCausalLM"
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
+    TINY: ClassVar["Qwen2"]
+
+    use_sliding_window: bool = Field(False, description="whether some layers look back over a window only")
+    sliding_window: int | None = Field(4096, gt=0, description="tokens that a query of such a layer sees")
+    max_window_layers: int = Field(28, ge=0, description="layers before the first such layer")
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = Field(
+        None, description="which layers these are, where the number above does not say it"
+    )
+
+    def window(self, layer: int) -> int | None:
+        if not self.use_sliding_window:
+            return None
+        if self.layer_types is not None:
+            return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+        return self.sliding_window if layer >= self.max_window_layers else None
+
+    def gguf_context(self) -> int:
+        windows = [self.window(layer) or self.max_position_embeddings for layer in range(self.num_hidden_layers)]
+        return min(self.max_position_embeddings, *windows)
+
+    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+        shapes = super().attention_parameters()
+        return shapes | {f"self_attn.{x}_proj.bias": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qkv"}
+
+    def layer_options(self, layer: int) -> LayerOptions:
+        return replace(super().layer_options(layer), qkv_bias=True)
+
+
+Qwen2.TINY = Qwen2(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    max_position_embeddings=64,
+)

@@ -1,0 +1,29 @@
+"""Qwen3 (arXiv:2505.09388): each query and key head is normed before it turns; no biases."""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from settle.model.architectures._transformer import Transformer
+from settle.model.architectures.qwen2 import Qwen2
+from settle.model.options import LayerOptions
+
+
+class Qwen3(Qwen2):
+    """A Qwen3 decoder; about windows as Qwen2."""
+
+    model_type: ClassVar[str] = "qwen3"
+    gguf_architecture: ClassVar[str] = "qwen3"
+    HF_CLASS: ClassVar[str] = "Qwen3ForCausalLM"
+    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
+    HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
+    TINY: ClassVar["Qwen3"]
+
+    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
+        return Transformer.attention_parameters(self) | norms
+
+    def layer_options(self, layer: int) -> LayerOptions:
+        return replace(super().layer_options(layer), qkv_bias=False, head_norms=True)
+
+
+Qwen3.TINY = Qwen3(**Qwen2.TINY.model_dump() | {"head_dim": 16})

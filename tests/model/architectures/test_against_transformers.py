@@ -1,0 +1,76 @@
+"""Every family against transformers on random weights that transformers itself has saved: logits, loss, gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from settle.formats.safetensors import read_safetensors
+from settle.train.objectives.next_token import NextToken
+from tests.model.architectures.cases import CASES
+
+LENGTHS = [7, 30, 16, 1, 30]  # beyond the windows of 8, on both sides of longrope's 16
+
+
+def _reference(part):
+    """transformers' model with weights far from its initialisation, so that everything in it has a say."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = part.to_hf_config()
+    config = AutoConfig.for_model(config.pop("model_type"), **config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=random)
+            if name.endswith("norm.weight"):
+                weight.add_(noise * 0.2)
+            elif weight.ndim == 1:
+                weight.copy_(noise * 0.5)
+            else:
+                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
+    return model.float().train()
+
+
+def _loaded(part, folder):
+    model = part.skeleton("cpu")
+    tensors = read_safetensors(folder).tensors
+    names = part.hf_names()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.from_numpy(tensors[names[name]].load()))
+    return model
+
+
+def _saved_gradients(model, folder) -> dict[str, Tensor]:
+    """Gradients under the names of the files, which for experts are not those of transformers' parameters."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.grad)
+    model.save_pretrained(folder)
+    return {name: torch.from_numpy(t.load()) for name, t in read_safetensors(folder).tensors.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_transformers(name, tmp_path) -> None:
+    part = CASES[name]
+    theirs = _reference(part)
+    theirs.save_pretrained(tmp_path / "weights")
+    ours = _loaded(part, tmp_path / "weights")
+    random = torch.Generator().manual_seed(1)
+    inputs, targets = torch.randint(0, part.vocab_size, (2, sum(LENGTHS)), generator=random)
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    targets[bounds[1:].long() - 1] = -1
+
+    alone = [theirs(text[None]).logits[0] for text in inputs.split(LENGTHS)]
+    logits = torch.cat(alone)
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    loss.backward()
+    total, count = NextToken().loss(ours, inputs, targets, bounds)
+    total.backward()
+
+    assert count == sum(LENGTHS) - len(LENGTHS)
+    torch.testing.assert_close(ours.logits(ours(inputs, bounds)), logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(total, loss, atol=1e-4, rtol=1e-4)
+    gradients = _saved_gradients(theirs, tmp_path / "gradients")
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[part.hf_names()[name]], atol=1e-4, rtol=1e-4, msg=None)
