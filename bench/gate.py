@@ -18,7 +18,8 @@ from typing import Any
 
 from settle.base.run import Run, home
 from settle.data.store import TokenStore
-from settle.evaluate.gate import Effort, held_out_texts, run_gate
+from settle.evaluate.behaviour import Effort
+from settle.evaluate.gate import held_out_texts, run_gate
 from settle.formats import gguf
 from settle.infer.live import Live, load
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from settle.base.events import Events
 from settle.base.run import write_atomic
-from settle.evaluate.gate import Effort, export_through_gate
+from settle.evaluate.gate import export_through_gate
 from settle.formats.ollama import modelfile
 from settle.formats.safetensors import export_safetensors
 
@@ -40,9 +40,7 @@ def hand_over(
     beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         export_safetensors(architecture, weights, tokenizer, beside, "f32", metadata)
-        gate = export_through_gate(
-            model, architecture, weights, tokenizer, file, held_out_texts, dtype, metadata, Effort()
-        )
+        gate = export_through_gate(model, architecture, weights, tokenizer, file, held_out_texts, dtype, metadata)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     finally:
@@ -61,5 +59,12 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
         "distributions": f"KL {figures['kl']:.1e} nats per token over {figures['positions']} positions",
         "greedy answers": f"{figures['greedy_tokens_equal']} of {figures['greedy_tokens']} tokens equal",
     }
+    merge = figures.get("merge")
+    if merge:
+        kept = figures["adapter_kept"]
+        details["merge"] = (
+            f"into a base of {merge['base_type']}, written as {figures['dtype']}: costs {merge['kl']:.1e} nats per "
+            f"token, and {kept:.0%} of the adapter's change is in the file"
+        )
     for check, detail in details.items():
         events.emit("gate", check=check, passed=True, detail=detail)

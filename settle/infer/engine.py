@@ -135,9 +135,10 @@ class Engine:
         """Whether the child runs."""
         return self._process is not None and self._process.poll() is None
 
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Ids of a text, nothing added. special: whether `<|end|>` and its like in the text become tokens."""
-        body = {"content": text, "add_special": False, "parse_special": special}
+    def tokenize(self, text: str, special: bool = False, opening: bool = False) -> list[int]:
+        """Ids of a text. special: whether `<|end|>` and its like in it become tokens; opening: whether llama.cpp may
+        put before it what the file says a text is opened with."""
+        body = {"content": text, "add_special": opening, "parse_special": special}
         return self._post("/tokenize", body)["tokens"]
 
     def plain(self, text: str) -> list[int]:

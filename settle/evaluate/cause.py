@@ -1,0 +1,201 @@
+"""Why a file does not behave like the model: its header and tensors against what the model would have written.
+
+Behaviour decides whether a file is refused; this only names the reason. O outputs, I inputs of a linear, r rank.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from settle.formats import Weights, to_float32
+from settle.formats._adapter import Adapter
+
+# Root mean square error, relative to the tensor's own, that writing in a type can bring: several times what it does.
+ROUNDING = {"F32": 1e-5, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 0.02}
+COARSE = 0.5  # any other quantization
+MOST_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file was made from.
+
+    part: the architecture. weights: parameter name → tensor, as the file should hold them. base: the same before an
+    adapter was merged into them, None where there was none. adapter: when it lies in a file of its own, over the
+    base's file.
+    """
+
+    part: Any
+    weights: Mapping[str, Any]
+    base: Mapping[str, Any] | None = None
+    adapter: Adapter | None = None
+
+
+def causes(origin: Origin, file: Weights, lora: Weights | None = None) -> list[str]:
+    """What is wrong with a file, the likeliest cause first; empty when it holds just what it should. lora: the
+    adapter's file over it."""
+    found = [*header(origin, file), *adapter(origin, lora, kept(origin, file))]
+    return found or list(_tensors(origin, file))
+
+
+def kept(origin: Origin, file: Weights) -> float | None:
+    """How much of a merged adapter's change is in the file: 1 all of it, 0 none; None where nothing was merged.
+
+    The file's own change to the base, projected on the adapter's: rounding is not along it and averages out, unless
+    the steps of a coarse type swallow the change itself.
+    """
+    if origin.base is None:
+        return None
+    along = square = 0.0
+    for parameter, _, there in _stored(origin.part, file):
+        if parameter not in origin.base or parameter not in origin.weights:
+            continue
+        base, merged = (to_float32(side[parameter]).ravel() for side in (origin.base, origin.weights))
+        change = merged - base
+        values = np.asarray(origin.part.from_gguf_tensor(parameter, there)).ravel()
+        along += float(np.dot(change, values - base))
+        square += float(np.dot(change, change))
+    return along / square if square else None
+
+
+def _stored(part: Any, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(parameter, the file's tensor, its values in the file's order of rows), one tensor in memory at a time."""
+    members: dict[str, list[str]] = {}
+    for parameter, name in part.gguf_names().items():
+        members.setdefault(name, []).append(parameter)
+    for name, parameters in members.items():
+        if name in file.tensors:
+            values = file.tensors[name].load()
+            for number, parameter in enumerate(parameters):
+                yield parameter, name, values[number] if len(parameters) > 1 else values
+
+
+def header(origin: Origin, file: Weights) -> Iterator[str]:
+    """What the header makes llama.cpp compute, against what the model computes; some of it shows in no short text.
+
+    A file that others wrote (the base under an adapter) may leave out what llama.cpp takes as its default.
+    """
+    part, foreign = origin.part, origin.adapter is not None
+    wanted = {"general.architecture": part.gguf_architecture, **part.gguf_metadata()}
+    for key, value in wanted.items():
+        there = file.metadata.get(key)
+        if not (foreign if there is None else _same(value, there)):
+            says = "is not in the file" if there is None else f"is {there} in the file"
+            yield f"{_topic(key)}: {key} {says}, {value} in the model"
+    for key, there in file.metadata.items():
+        if (
+            not foreign
+            and key not in wanted
+            and (".rope." in key or "softcapping" in key)
+            and not _harmless(key, there)
+        ):
+            yield f"{_topic(key)}: {key} is {there} in the file, and the model has none"
+    yield from _constants(part, file)
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, float) or isinstance(theirs, float):
+        return isinstance(theirs, int | float) and math.isclose(ours, theirs, rel_tol=1e-5, abs_tol=1e-12)
+    return bool(ours == theirs)
+
+
+def _harmless(key: str, value: Any) -> bool:
+    """A default that is written out, or what llama.cpp does not read."""
+    return key.endswith((".finetuned", ".original_context_length", ".dimension_count")) or value in (1.0, "none")
+
+
+def _topic(key: str) -> str:
+    if ".rope." in key:
+        return "the RoPE scale is wrong"
+    if "softcapping" in key:
+        return "the soft-cap is wrong"
+    return "the header is wrong"
+
+
+def _constants(part: Any, file: Weights) -> Iterator[str]:
+    wanted = part.gguf_constants()
+    for name in sorted({*wanted, *(n for n in file.tensors if n.startswith("rope_"))}):
+        tensor = file.tensors.get(name)
+        if tensor is None or name not in wanted:
+            yield f"the RoPE scale is wrong: {name} is {'not in the file' if tensor is None else 'only in the file'}"
+        elif not np.allclose(tensor.load(), wanted[name], rtol=1e-4):
+            yield f"the RoPE scale is wrong: {name} holds other factors than the model's"
+
+
+def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterator[str]:
+    """Whether the adapter is in the file, merged, or beside it; a weak one that is lost hardly shows in behaviour.
+
+    share: what `kept` says.
+    """
+    if origin.adapter is not None:
+        yield from _lora(origin.part, origin.adapter, lora)
+    if share is not None and not 0.5 < share < 1.5:
+        yield f"the adapter is lost: {max(share, 0.0):.0%} of its change to the weights is in the file"
+
+
+def _lora(part: Any, adapter: Adapter, lora: Weights | None) -> Iterator[str]:
+    """An adapter in a file of its own: pairs, their product, and the scale."""
+    if lora is None:
+        yield "the adapter is lost: its file was not loaded over the base's"
+        return
+    names = part.gguf_names()
+    lost = []
+    for module, parameter in adapter.parameters(part).items():
+        down, up = (lora.tensors.get(names[parameter] + half) for half in (".lora_a", ".lora_b"))
+        if down is None or up is None:
+            lost.append(module)
+            continue
+        ours = adapter.pair(module)
+        there = down.load(), part.from_gguf_tensor(parameter, up.load())
+        scale = lora.metadata["adapter.lora.alpha"] / down.shape[0]
+        if not np.allclose(there[0], ours[0], rtol=1e-2, atol=1e-6):
+            yield f"the adapter is another one: A of {module} differs"
+        elif not np.allclose(there[1], ours[1], rtol=1e-2, atol=1e-6):
+            mixed = np.allclose(up.load(), ours[1], rtol=1e-2, atol=1e-6)
+            yield f"{'queries and keys are permuted' if mixed else 'the adapter is another one'}: B of {module} differs"
+        elif not math.isclose(scale, adapter.scale, rel_tol=1e-4):
+            yield f"the adapter's scale is {scale:g} in the file, {adapter.scale:g} in the model"
+            return
+    if lost:
+        yield f"the adapter is lost in {len(lost)} of {len(adapter.modules)} modules, the first is {lost[0]}"
+
+
+def _tensors(origin: Origin, file: Weights) -> Iterator[str]:
+    """Tensors that are not the model's, rows in the wrong order told apart from other damage."""
+    names = origin.part.gguf_names()
+    lacking = [names[name] for name in origin.weights if name in names and names[name] not in file.tensors]
+    if lacking:
+        yield f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"
+    permuted, damaged = [], []
+    for parameter, name, there in _stored(origin.part, file):
+        if parameter not in origin.weights:
+            continue
+        wanted = np.asarray(origin.part.to_gguf(parameter, to_float32(origin.weights[parameter])))
+        most = ROUNDING.get(file.tensors[name].dtype, COARSE)
+        if wanted.shape == there.shape and _error(there, wanted) <= most:
+            continue
+        reordered = wanted.ndim == 2 and wanted.shape == there.shape and _rows_alike(there, wanted, most)
+        (permuted if reordered else damaged).append(name)
+    if permuted:
+        what = "queries and keys are permuted" if any("attn_" in n for n in permuted) else "rows are permuted"
+        yield f"{what}: rows in another order than llama.cpp's in {_listed(permuted)}"
+    if damaged:
+        yield f"not the model's values in {_listed(damaged)}"
+
+
+def _error(there: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((there - wanted) ** 2) / max(float(np.mean(wanted**2)), 1e-30)))
+
+
+def _rows_alike(there: np.ndarray, wanted: np.ndarray, most: float) -> bool:
+    """Whether the two have the same rows in some order, by the lengths of the rows."""
+    lengths = (np.sort(np.linalg.norm(side, axis=1)) for side in (there, wanted))
+    return _error(*lengths) <= most
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return ", ".join(names[:MOST_SHOWN]) + more

@@ -1,0 +1,166 @@
+"""Exports that are broken on purpose, in the ways that exports have been broken: each is refused, by its cause."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from settle.base.errors import GateError
+from settle.base.registry import part as family
+from settle.evaluate.behaviour import Effort
+from settle.evaluate.cause import Origin
+from settle.evaluate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
+from settle.formats._adapter import Adapter
+from settle.formats.gguf import export_gguf
+from settle.formats.lora_gguf import export_lora
+from settle.model.architectures.llama import Llama
+from tests.trained import adapter, merged
+
+EFFORT = dataclasses.replace(Effort(), num_texts=20, num_logprobs=1 << 15)
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def with_(tokenizer, **changes):
+    changed = copy.copy(tokenizer)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def adapted(tiny, lora):
+    model = copy.deepcopy(tiny.model)
+    model.load_state_dict(merged(tiny.weights, lora))
+    return model
+
+
+def of_family(tiny, name, **changes):
+    """(part, model, weights) of a small model of another family, over the tokenizer that there is."""
+    part = family("model/architectures", name).TINY
+    part = type(part)(**(part.model_dump() | {"vocab_size": tiny.tokenizer.vocab_size} | changes))
+    model = part.build(0).eval()
+    return part, model, {n: p.detach() for n, p in model.named_parameters()}
+
+
+def refused(says, model, origin, tokenizer, path, tiny, **more):
+    figures = run_gate(model, tokenizer, path, tiny.held_out, "f16", EFFORT, origin=origin, **more)
+    assert not figures["passed"]
+    with pytest.raises(GateError, match=says):
+        require(figures, path)
+    return figures
+
+
+def test_wrong_template(tiny, tmp_path):
+    other = with_(tiny.tokenizer, chat_template=tiny.tokenizer.chat_template.replace("<|im_end|>", "</s>"))
+    path = export_gguf(tiny.part, tiny.weights, other, tmp_path / "x.gguf")
+    origin = Origin(tiny.part, tiny.weights)
+    refused(
+        "rendered prompts differ .* the chat template is another one", tiny.model, origin, tiny.tokenizer, path, tiny
+    )
+
+
+def test_missing_opening_token(tiny, tmp_path):
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    opened = with_(tiny.tokenizer, add_bos=True)
+    refused("the opening token is missing", tiny.model, Origin(tiny.part, tiny.weights), opened, path, tiny)
+
+
+def test_permuted_queries_and_keys(tiny, tmp_path):
+    class Unturned(Llama):
+        def to_gguf(self, name, values):
+            return values
+
+    path = export_gguf(Unturned(**tiny.part.model_dump()), tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    says = "the distributions differ.* The cause: queries and keys are permuted: .* blk.0.attn_q.weight"
+    refused(says, tiny.model, Origin(tiny.part, tiny.weights), tiny.tokenizer, path, tiny)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.002])
+def test_lost_adapter(tiny, tmp_path, strength):
+    """A merge that never happened; a weak adapter is lost below every bar on behaviour."""
+    lora = adapter(tiny.part, strength=strength)
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    origin = Origin(tiny.part, merged(tiny.weights, lora), base=tiny.weights)
+    figures = refused("the adapter is lost: 0% of", adapted(tiny, lora), origin, tiny.tokenizer, path, tiny)
+    blind = run_gate(adapted(tiny, lora), tiny.tokenizer, path, tiny.held_out, "f16", EFFORT)
+    assert blind["passed"] == (strength < 0.01)
+    assert abs(figures["adapter_kept"]) < 0.1
+
+
+def test_adapter_file_that_lost_a_part(tiny, tmp_path):
+    lora = adapter(tiny.part)
+    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf")
+    origin = Origin(tiny.part, tiny.weights, adapter=lora)
+    model = adapted(tiny, lora)
+    few = Adapter({n: t for n, t in lora.state.items() if "q_proj" not in n}, alpha=lora.alpha)
+    path = export_lora(tiny.part, few, tmp_path / "few.gguf")
+    says = "the adapter is lost in 2 of 14 modules, the first is model.layers.0.self_attn.q_proj"
+    refused(says, model, origin, tiny.tokenizer, base, tiny, lora=path)
+    path = export_lora(tiny.part, dataclasses.replace(lora, alpha=2.0), tmp_path / "scaled.gguf")
+    refused("scale is 0.5 in the file, 1 in the model", model, origin, tiny.tokenizer, base, tiny, lora=path)
+    refused("the adapter is lost: its file was not loaded", model, origin, tiny.tokenizer, base, tiny)
+
+
+@pytest.mark.parametrize("change", [{"rope_scaling": None}, {"rope_scaling": LLAMA3 | {"factor": 8.0}}])
+def test_wrong_rope_scale(tiny, tmp_path, change):
+    part, model, weights = of_family(tiny, "llama", rope_scaling=LLAMA3)
+    wrong = part.model_validate(part.model_dump() | change)
+    path = export_gguf(wrong, weights, tiny.tokenizer, tmp_path / "x.gguf")
+    refused("the RoPE scale is wrong: rope_freqs.weight", model, Origin(part, weights), tiny.tokenizer, path, tiny)
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_wrong_soft_cap(tiny, tmp_path, key):
+    part, model, weights = of_family(tiny, "gemma2")
+    path = export_gguf(part.model_copy(update={key: 7.0}), weights, tiny.tokenizer, tmp_path / "x.gguf")
+    says = f"the soft-cap is wrong: gemma2.{key} is 7.0 in the file"
+    refused(says, model, Origin(part, weights), tiny.tokenizer, path, tiny)
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 30.0}, {"rms_norm_eps": 0.05}])
+def test_sound_in_every_byte_and_wrong_in_what_it_does(tiny, tmp_path, change):
+    """Weights, tokenizer and template are bit for bit the model's; a number of the header is not. Nothing is known of
+    how the file was made: behaviour alone must show it."""
+    path = export_gguf(tiny.part.model_copy(update=change), tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
+    figures = run_gate(tiny.model, tiny.tokenizer, path, tiny.held_out, "f32", EFFORT)
+    assert not figures["passed"] and "the distributions differ" in figures["first_difference"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "mistral", "qwen3_moe"])
+def test_sound_exports_of_every_family_pass(tiny, tmp_path, name):
+    part, model, weights = of_family(tiny, name)
+    figures = export_through_gate(
+        model, part, weights, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, "f16", effort=EFFORT
+    )
+    assert figures["passed"]
+
+
+def test_sound_adapter_passes(tiny, tmp_path):
+    lora = adapter(tiny.part)
+    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf")
+    out = tmp_path / "out"
+    out.mkdir()
+    origin = Origin(tiny.part, tiny.weights, adapter=lora)
+    model = adapted(tiny, lora)
+    figures = adapter_through_gate(
+        model, origin, tiny.tokenizer, out / "x-lora.gguf", base, tiny.held_out, effort=EFFORT
+    )
+    assert figures["passed"] and [p.name for p in out.iterdir()] == ["x-lora.gguf"]
+    with pytest.raises(GateError):
+        adapter_through_gate(
+            tiny.model, origin, tiny.tokenizer, out / "y-lora.gguf", base, tiny.held_out, effort=EFFORT
+        )
+    assert [p.name for p in out.iterdir()] == ["x-lora.gguf"]
+
+
+def test_a_sound_merge_says_what_it_keeps(tiny, tmp_path):
+    lora = adapter(tiny.part)
+    into = merged(tiny.weights, lora)
+    figures = export_through_gate(
+        adapted(tiny, lora), tiny.part, into, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, "q8_0",
+        effort=EFFORT, merged=Merged(tiny.weights, "F16"),
+    )  # fmt: skip
+    assert 0.98 < figures["adapter_kept"] < 1.02
+    assert figures["merge"] == {"base_type": "F16", "limit": 0.02, "kl": figures["kl"]}
