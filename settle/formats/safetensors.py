@@ -23,13 +23,17 @@ ITEM_BYTES = {
 LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
 MAX_DIMS = 8
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # transformers' own limit for a file, so that any file system holds it
 
 
 class Safetensors(Format):
-    """A folder: model.safetensors, config.json, generation_config.json and the tokenizer's files."""
+    """A folder: model.safetensors, config.json, generation_config.json and the tokenizer's files. Large models lie in
+    several numbered files beside an index."""
 
     suffix: ClassVar[str] = ""
     dtype: Dtype = Field("f32", description="type of the tensors")
+    shard_bytes: int = Field(SHARD_BYTES, gt=0, description="bytes of one file of weights at most")
 
     def read(self, path: Path) -> Weights:
         return read_safetensors(path)
@@ -37,18 +41,46 @@ class Safetensors(Format):
     def write(
         self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
     ) -> Path:
-        return export_safetensors(part, weights, tokenizer, path, self.dtype, metadata)
+        return export_safetensors(part, weights, tokenizer, path, self.dtype, metadata, self.shard_bytes)
 
 
 def read_safetensors(path: Path) -> Weights:
-    """The checked header of a .safetensors file (or of model.safetensors in a folder); tensors mapped, not read.
+    """The checked header of a .safetensors file, or of a folder's model.safetensors or all files that its index names;
+    tensors mapped, not read.
 
     Format: https://huggingface.co/docs/safetensors. Raises FormatError for a header that lies about its size, its
-    types or where tensors are; gaps between tensors are refused as the library refuses them.
+    types or where tensors are; gaps between tensors are refused as the library refuses them; for a file that the index
+    names and that is not there.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    if not path.is_dir():
+        return _read_file(path)
+    if (path / INDEX).exists() and not (path / SINGLE).exists():
+        return _read_shards(path)
+    return _read_file(path / SINGLE)
+
+
+def _read_shards(folder: Path) -> Weights:
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _unsound(INDEX, "it is no index of tensors") from None
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise _unsound(INDEX, "it names files outside its folder")
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise FormatError(
+            f"{folder.name} lacks {missing[0]}, one of its {len(files)} files of weights", "get that file too"
+        )
+    found = {file: _read_file(folder / file) for file in files}
+    lost = [name for name, file in places.items() if name not in found[file].tensors]
+    if lost:
+        raise _unsound(places[lost[0]], f"{lost[0]} is not in it, and the index says so")
+    return Weights({name: found[file].tensors[name] for name, file in places.items()}, found[files[0]].metadata)
+
+
+def _read_file(path: Path) -> Weights:
     try:
         with path.open("rb") as f:
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
@@ -80,11 +112,13 @@ def export_safetensors(
     path: Path,
     dtype: str = "f32",
     metadata: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model as a folder in Hugging Face's layout, one tensor in memory at a time.
 
-    part, weights, tokenizer, metadata: as in `export_gguf`. Returns the folder. Raises ResourceError on a full
-    disk, FormatError for values that the type cannot hold.
+    part, weights, tokenizer, metadata: as in `export_gguf`; shard_bytes: of one file at most, unless one tensor alone
+    is larger. Returns the folder. Raises ResourceError on a full disk, FormatError for values that the type cannot
+    hold.
     """
     path = Path(path)
     try:
@@ -98,8 +132,33 @@ def export_safetensors(
     write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
     names = part.hf_names()
-    write_safetensors(path / "model.safetensors", {names[n]: t for n, t in weights.items()}, dtype, card)
+    _write_shards(path, {names[n]: t for n, t in weights.items()}, dtype, card, shard_bytes)
     return path
+
+
+def _write_shards(
+    folder: Path, tensors: Mapping[str, Any], dtype: str, card: Mapping[str, str], shard_bytes: int
+) -> None:
+    """One file, or numbered ones and their index. What an earlier export left under other names is removed."""
+    shards: list[dict[str, Any]] = [{}]
+    sizes = [0]
+    for name, tensor in tensors.items():
+        size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
+        if shards[-1] and sizes[-1] + size > shard_bytes:
+            shards.append({})
+            sizes.append(0)
+        shards[-1][name] = tensor
+        sizes[-1] += size
+    number = len(shards)
+    files = [f"model-{i + 1:05}-of-{number:05}.safetensors" for i in range(number)] if number > 1 else [SINGLE]
+    for file, shard in zip(files, shards, strict=True):
+        write_safetensors(folder / file, shard, dtype, card)
+    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    if number > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": places})
+    for stale in [*folder.glob("model*.safetensors"), *([folder / INDEX] if number == 1 else [])]:
+        if stale.name not in files:
+            stale.unlink(missing_ok=True)
 
 
 def write_safetensors(

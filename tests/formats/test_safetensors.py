@@ -178,3 +178,45 @@ def test_no_room(tmp_path):
     with pytest.raises(ResourceError, match="no room for x.safetensors"):
         write_safetensors(tmp_path / "x.safetensors", {"a": huge}, "f16")
     assert not list(tmp_path.iterdir())
+
+
+def test_shards(tiny, tmp_path):
+    """Several files and an index: transformers reads ours, we read the library's, a later whole file leaves none."""
+    from transformers import LlamaForCausalLM
+
+    folder = export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "ours", shard_bytes=100_000)
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    theirs = LlamaForCausalLM.from_pretrained(folder)
+    names = tiny.part.hf_names()
+    for name, tensor in tiny.weights.items():
+        assert torch.equal(theirs.state_dict()[names[name]], tensor)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    for place in (folder, tmp_path / "theirs"):
+        assert (place / "model.safetensors.index.json").exists()
+        read_back = read_safetensors(place).tensors
+        assert read_back.keys() == set(names.values())
+        for name, tensor in tiny.weights.items():
+            np.testing.assert_array_equal(read_back[names[name]].load(), tensor.numpy())
+    export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, folder)
+    assert [p.name for p in folder.glob("model*")] == ["model.safetensors"]
+
+
+def test_shards_that_do_not_fit_their_index(tiny, tmp_path):
+    folder = export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x", shard_bytes=100_000)
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    second = folder / f"model-00002-of-{len(set(places.values())):05}.safetensors"
+    for weight_map, says in [
+        (places | {"more": second.name}, "more is not in it"),
+        (places | {"more": "../other.safetensors"}, "outside its folder"),
+        (places | {"more": 7}, "outside its folder|no index"),
+        (list(places), "no index"),
+    ]:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(FormatError, match=says):
+            read_safetensors(folder)
+    index.write_text(json.dumps({"weight_map": places}))
+    second.unlink()
+    with pytest.raises(FormatError, match=f"x lacks {second.name}, one of its"):
+        read_safetensors(folder)
