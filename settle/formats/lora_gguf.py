@@ -2,9 +2,10 @@
 
 Layout, as llama.cpp's convert_lora_to_gguf.py writes and src/llama-adapter.cpp reads: general.type "adapter",
 adapter.type "lora", adapter.lora.alpha, and for each adapted tensor NAME the two NAME.lora_a (r, I) and NAME.lora_b
-(O, r). llama.cpp adds alpha / r · B A.
+(O, r), of stacked experts (experts, r, I) and (experts, O, r). llama.cpp adds alpha / r · B A.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -82,9 +83,9 @@ def read_lora(path: Path) -> Weights:
     for name, tensor in weights.tensors.items():
         half, other_half = (DOWN, UP) if name.endswith(DOWN) else (UP, DOWN)
         other = weights.tensors.get(name.removesuffix(half) + other_half)
-        if other is None or len(tensor.shape) != 2 or len(other.shape) != 2:
+        if other is None or len(tensor.shape) not in (2, 3) or len(other.shape) != len(tensor.shape):
             raise FormatError(f"{file}: {name} is not one of a pair of matrices", "export it again")
-        if half == DOWN and tensor.shape[0] != other.shape[1]:
+        if half == DOWN and tensor.shape[-2] != other.shape[-1]:
             raise FormatError(f"{file}: {name} and its other half have no rank in common", "export it again")
     return weights
 
@@ -98,11 +99,11 @@ def require_fit(lora: Weights, base: Weights, names: tuple[str, str]) -> None:
         if not name.endswith(DOWN):
             continue
         target, up = name.removesuffix(DOWN), lora.tensors[name.removesuffix(DOWN) + UP]
-        tensor = base.tensors.get(target)
-        if tensor is None or tensor.shape != (up.shape[0], down.shape[1]):
+        tensor, adapted = base.tensors.get(target), (*up.shape[:-1], down.shape[-1])
+        if tensor is None or tensor.shape != adapted:
             has = "is not there" if tensor is None else f"has the shape {tensor.shape}"
             raise FormatError(
-                f"{names[0]} adapts {target} of shape {(up.shape[0], down.shape[1])}, which {has} in {names[1]}",
+                f"{names[0]} adapts {target} of shape {adapted}, which {has} in {names[1]}",
                 "use the base it was trained on",
             )
 
@@ -114,14 +115,27 @@ def _tensors(part: Any, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
             "llama.cpp has no DoRA: its magnitudes scale whole rows of the weights",
             "merge it: `settle export NAME --to gguf`",
         )
-    names, tensors = part.gguf_names(), {}
+    names, pieces = part.gguf_names(), defaultdict(list)
     code = np.float16 if dtype == "f16" else np.float32
-    for module, parameter in adapter.parameters(part).items():
+    modules = {parameter: module for module, parameter in adapter.parameters(part).items()}
+    for parameter in filter(modules.__contains__, names):  # in the order in which experts are stacked
+        module = modules[parameter]
         down, up = adapter.pair(module)
         for suffix, values in ((DOWN, down), (UP, part.to_gguf(parameter, up))):
             if not np.isfinite(values).all():
                 raise FormatError(f"the adapter of {module} holds NaN or infinity", "the run is broken; resume it")
             if np.abs(values).max(initial=0.0) > np.finfo(code).max:
                 raise FormatError(f"the adapter of {module} holds values that f16 cannot hold", "use --dtype f32")
-            tensors[names[parameter] + suffix] = np.ascontiguousarray(values, code)
-    return tensors
+            pieces[names[parameter] + suffix].append(np.ascontiguousarray(values, code))
+    stacked = Counter(names.values())
+    return {name: _joined(name, made, stacked[name.rpartition(".")[0]]) for name, made in pieces.items()}
+
+
+def _joined(name: str, pieces: list[np.ndarray], number: int) -> np.ndarray:
+    """A tensor of the file; of experts, which lie on each other, all must have been adapted."""
+    if len(pieces) != number:
+        raise FormatError(
+            f"the adapter is for {len(pieces)} of the {number} experts behind {name}, llama.cpp wants all or none",
+            "merge it: `settle export NAME --to gguf`",
+        )
+    return np.stack(pieces) if number > 1 else pieces[0]
