@@ -1,0 +1,57 @@
+"""Rows of a person's data as questions with the answer that is wanted."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from settle.data.layouts import Example, Message
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question. messages (and tools): what is asked through a chat template; prompt: the same for a model without
+    one, where the row is one prompt and its completion. reference: the answer that is wanted, a tool call as
+    `{"name", "arguments"}` in JSON. number: of the row, from 1.
+    """
+
+    number: int
+    reference: str
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    prompt: str | None = None
+
+    @property
+    def question(self) -> str:
+        """What was asked, for a person to read: the last message."""
+        return str(self.messages[-1]["content"])
+
+
+def case(example: Example, number: int) -> Case | None:
+    """The last answer of a row as a question, of a preference the better one; None for plain text, which asks none."""
+    if example.kind == "text":
+        return None
+    messages = [*example.messages, *example.chosen]
+    asked, answer = tuple(messages[:-1]), messages[-1]
+    prompt = str(asked[0]["content"]) if len(asked) == 1 and asked[0]["role"] == "user" else None
+    return Case(number, _wanted(answer), asked, tuple(example.tools), prompt)
+
+
+def cases(examples: Iterable[Example]) -> list[Case]:
+    """Every row that asks something, numbered from 1 as they come."""
+    found = (case(example, number) for number, example in enumerate(examples, 1))
+    return [c for c in found if c is not None]
+
+
+def asking(text: str, number: int = 0) -> Case:
+    """A question of ours, to which no certain answer is wanted."""
+    return Case(number, "", ({"role": "user", "content": text},), prompt=text)
+
+
+def _wanted(message: Message) -> str:
+    """An answer as text; tool calls as the JSON of their names and arguments, one a line."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return str(message["content"])
+    keys = ("name", "arguments")
+    return "\n".join(json.dumps({k: call["function"].get(k) for k in keys}, ensure_ascii=False) for call in calls)

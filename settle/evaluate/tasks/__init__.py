@@ -1,0 +1,104 @@
+"""Tasks: one file a way to score an answer against the one that is wanted."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import ValidationError
+
+from settle.base.errors import UsageError
+from settle.base.registry import Part, part, part_names, parts
+from settle.evaluate.cases import Case
+
+MOST_OF = 0.9  # a task is chosen when this share of the wanted answers is made for it
+_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*\.?\d*%?")
+
+
+class Task(Part):
+    """Scores answers. title: its name for people. rank: where several suit the data, the lowest is taken; 0 is never
+    chosen by itself. is_share: scores are from 0 to 1.
+    """
+
+    title: ClassVar[str]
+    rank: ClassVar[int] = 0
+    is_share: ClassVar[bool] = True
+
+    def score(self, answer: str, case: Case) -> float:
+        """How right an answer is, 1 for all right."""
+        raise NotImplementedError
+
+    def beside(self) -> Sequence["Task"]:
+        """What else is worth knowing where this task is chosen; told, but no verdict hangs on it."""
+        return ()
+
+    @classmethod
+    def suited(cls, cases: Sequence[Case]) -> Self | None:
+        """The task with the settings that these cases ask for, or None where they are not made for it."""
+        return None
+
+    @classmethod
+    def asked(cls, value: str) -> Self:
+        """The task from what stands after the colon in `--score NAME:VALUE`; most tasks take nothing there."""
+        if value:
+            raise UsageError(f"this score takes no value, and {value!r} was given", "leave out the colon and the rest")
+        return cls()
+
+
+def chosen(cases: Sequence[Case]) -> Task:
+    """The most particular task that suits the data."""
+    known = sorted((t for t in parts("evaluate/tasks").values() if t.rank), key=lambda t: t.rank)  # type: ignore[attr-defined]
+    found = next(task for kind in known if (task := kind.suited(cases)) is not None)  # type: ignore[attr-defined]
+    assert isinstance(found, Task)
+    return found
+
+
+def named(score: str) -> Task:
+    """The task that `--score` asks for: `NAME`, `NAME:VALUE`, or the path of a Python file.
+
+    Raises UsageError naming the nearest one.
+    """
+    name, _, value = ("python", "", score) if score.endswith(".py") else score.partition(":")
+    if name not in part_names("evaluate/tasks"):
+        known = ", ".join(part_names("evaluate/tasks"))
+        raise UsageError(f"there is no score {name!r}", f"one of: {known}; or the path of a Python file")
+    kind = part("evaluate/tasks", name)
+    assert issubclass(kind, Task)
+    try:
+        return kind.asked(value)
+    except ValidationError as e:
+        raise UsageError(f"--score {score}: {e.errors()[0]['msg']}", "see docs/eval.md") from None
+
+
+def share(hits: Sequence[bool]) -> float:
+    """How many of them are true, from 0 to 1."""
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def plain(text: str) -> str:
+    """A text without what does not matter: case, spaces at the ends and between, and a full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+
+
+def same(answer: str, wanted: str) -> bool:
+    """Whether two short answers say the same: the same plain text, or the same number however it is written."""
+    if plain(answer) == plain(wanted):
+        return True
+    ours, theirs = _number(answer), _number(wanted)
+    return ours is not None and theirs is not None and math.isclose(ours, theirs, rel_tol=1e-9)
+
+
+def _number(text: str) -> float | None:
+    text = plain(text)
+    if not _NUMBER.fullmatch(text):
+        return None
+    return float(text.replace(",", "").replace("$", "").rstrip("%"))
+
+
+def existing(path: str) -> Path:
+    """A file that a person named. Raises UsageError when it is not there."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UsageError(f"there is no file {path}", "check the path given to --score")
+    return found

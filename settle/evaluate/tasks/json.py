@@ -1,0 +1,83 @@
+"""JSON: is it valid, and does it say what is wanted?"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from settle.evaluate.cases import Case
+from settle.evaluate.tasks import MOST_OF, Task, same, share
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)
+
+
+class Json(Task):
+    """Share of values that are right, each at its place (F1 over all places); 0 when the answer is no JSON."""
+
+    rank: ClassVar[int] = 2
+    want: Literal["match", "valid"] = Field("match", description="match the wanted answer, or only be valid JSON")
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return "JSON match" if self.want == "match" else "valid JSON"
+
+    def score(self, answer: str, case: Case) -> float:
+        found = value_in(answer)
+        if found is None or self.want == "valid":
+            return float(found is not None)
+        wanted = value_in(case.reference)
+        return agreement(found[0], wanted[0]) if wanted else 0.0
+
+    def beside(self) -> Sequence[Task]:
+        return (Json(want="valid"),) if self.want == "match" else ()
+
+    @classmethod
+    def suited(cls, cases: Sequence[Case]) -> Self | None:
+        """Objects and lists: a bare number is JSON too, and is better matched as text."""
+        found = [value_in(c.reference) for c in cases]
+        return cls() if share([f is not None and isinstance(f[0], dict | list) for f in found]) >= MOST_OF else None
+
+    @classmethod
+    def asked(cls, value: str) -> Self:
+        return cls(want=value or "match")  # type: ignore[arg-type]
+
+
+def value_in(text: str) -> tuple[Any] | None:
+    """The JSON value that a text is, alone or as its only fenced block; in a tuple, since null is a value too."""
+    fenced = _FENCE.findall(text)
+    for candidate in (text, *(fenced if len(fenced) == 1 else ())):
+        try:
+            return (json.loads(candidate),)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def agreement(ours: Any, wanted: Any) -> float:
+    """F1 over the leaves of two JSON values, each a place and what stands there; 1 when they are equal."""
+    left, right = dict(_leaves(ours)), dict(_leaves(wanted))
+    equal = sum(path in left and _same(left[path], value) for path, value in right.items())
+    return 2 * equal / (len(left) + len(right))
+
+
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every place of a value; an empty object or list is a leaf, so there is always one."""
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    empty = True
+    for key, inner in places:
+        empty = False
+        yield from _leaves(inner, (*path, key))
+    if empty:
+        yield path, value
+
+
+def _same(ours: Any, wanted: Any) -> bool:
+    if isinstance(ours, str) and isinstance(wanted, str):
+        return same(ours, wanted)
+    return type(ours) is type(wanted) and ours == wanted or _is_number(ours) and _is_number(wanted) and ours == wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
