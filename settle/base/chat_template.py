@@ -42,7 +42,15 @@ _PADDING = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
 
 
 class TemplateFailure(DataError):
-    """A chat template refused the messages, or ran into a limit."""
+    """A chat template refused the messages."""
+
+
+class TemplateRunaway(TemplateFailure):
+    """A chat template ran into a limit: it would not end, or fill the memory."""
+
+
+class _Limit(SecurityError):
+    """Raised within a template that runs into a limit."""
 
 
 class ChatTemplate:
@@ -82,7 +90,9 @@ class ChatTemplate:
                 parts.append(part)
                 size += len(part)
                 if size > MOST_CHARACTERS:
-                    raise SecurityError(f"it writes more than {MOST_CHARACTERS:,} characters")
+                    raise _Limit(f"it writes more than {MOST_CHARACTERS:,} characters")
+        except _Limit as e:
+            raise TemplateRunaway(f"the chat template is stopped: {e}", "use another, with --data.template") from None
         except _FAILURES as e:
             said = str(e) or type(e).__name__
             raise TemplateFailure(
@@ -179,9 +189,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _step(self) -> None:
         self._steps += 1
         if self._steps > MOST_STEPS:
-            raise SecurityError(f"it takes more than {MOST_STEPS:,} steps")
+            raise _Limit(f"it takes more than {MOST_STEPS:,} steps")
         if not self._steps % 1024 and time.monotonic() > self._end:
-            raise SecurityError(f"it takes more than {MOST_SECONDS:.0f} s")
+            raise _Limit(f"it takes more than {MOST_SECONDS:.0f} s")
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         parsed: nodes.Template = _Limiting().visit(super()._parse(source, name, filename))
@@ -197,9 +207,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                     and isinstance(times, int)
                     and len(text) * times > MOST_CHARACTERS
                 ):
-                    raise SecurityError(f"it repeats a text {times:,} times")
+                    raise _Limit(f"it repeats a text {times:,} times")
         if operator == "**" and abs(right) * len(str(left)) > 10_000:
-            raise SecurityError("it computes a number too large to be written")
+            raise _Limit("it computes a number too large to be written")
         return _sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -227,18 +237,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _sized(value: Any) -> Any:
     if isinstance(value, str | list | tuple) and len(value) > MOST_CHARACTERS:
-        raise SecurityError(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+        raise _Limit(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
     return value
 
 
 def _check_numbers(values: Sequence[Any]) -> None:
     if any(isinstance(v, int) and abs(v) > MOST_CHARACTERS for v in values):
-        raise SecurityError(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+        raise _Limit(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
 
 
 def _check_format(text: str) -> None:
     if _WIDE.search(text):
-        raise SecurityError(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+        raise _Limit(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
 
 
 def _tojson(

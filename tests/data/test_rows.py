@@ -194,3 +194,165 @@ def test_a_turn_cannot_write_special_tokens(tokenizer: Tokenizer, chats: Path) -
     chats.write_text("\n".join(lines))
     with pytest.raises(DataError, match="1 row cannot be used: a special token of the model within a turn: .*:9"):
         run(tokenizer, chats)
+
+
+def test_plain_text_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"text": f"{q} {a}", "source": "x"} for q, a in pairs()]
+    corpus = run(tokenizer, write(tmp_path / "text.jsonl", rows))
+    assert corpus.kind == "text"
+    for i in range(corpus.train.num_rows):
+        ids, mask = corpus.train.document(i), corpus.train.mask(i)
+        assert ids[-1] == tokenizer.eos_id and mask.tolist() == [0] + [1] * (len(ids) - 1)
+    cut = run(tokenizer, tmp_path / "text.jsonl", max_tokens=20)
+    assert cut.train.lengths.max() == 20 and cut.train.num_supervised == corpus.train.num_supervised
+    (tmp_path / "book.txt").write_text("\n\n".join(f"{q} {a}" for q, a in pairs()))
+    book = run(tokenizer, tmp_path / "book.txt")
+    text = "".join(tokenizer.decode(s.document(i)) for s in (book.train, book.held_out) for i in range(s.num_rows))
+    assert text == (tmp_path / "book.txt").read_text()
+
+
+def test_preferences_are_two_segments_a_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    questions = list(pairs())
+    turns = [{"role": "user", "content": q} for q, _ in questions]
+    ways = {
+        "text": [{"prompt": q, "chosen": a, "rejected": f"No, {a}"} for q, a in questions],
+        "sharegpt": [
+            {
+                "conversations": [{"from": "human", "value": q}],
+                "chosen": {"from": "gpt", "value": a},
+                "rejected": {"from": "gpt", "value": f"No, {a}"},
+            }
+            for q, a in questions
+        ],
+        "whole": [
+            {
+                name: [turn, {"role": "assistant", "content": text}]
+                for name, text in (("chosen", a), ("rejected", f"No, {a}"))
+            }
+            for turn, (_, a) in zip(turns, questions, strict=True)
+        ],
+        "repeated": [
+            {"prompt": q, "chosen": [turn, {"role": "assistant", "content": a}], "rejected": f"No, {a}"}
+            for turn, (q, a) in zip(turns, questions, strict=True)
+        ],
+        "openai": [
+            {
+                "input": {"messages": [turn]},
+                "preferred_output": [{"role": "assistant", "content": a}],
+                "non_preferred_output": [{"role": "assistant", "content": f"No, {a}"}],
+            }
+            for turn, (_, a) in zip(turns, questions, strict=True)
+        ],
+    }
+    found = [run(tokenizer, write(tmp_path / f"{name}.jsonl", rows)) for name, rows in ways.items()]
+    for corpus in found:
+        assert corpus.kind == "preference" and np.array_equal(corpus.train.tokens, found[0].train.tokens)
+    store = found[0].train
+    assert store.num_documents == 2 * store.num_rows
+    batches = RowBatches(store, 4, seed=0)
+    assert len(batches.at(0).cu_seqlens) == 9
+    for (chosen, *_), (rejected, *_) in zip(batches.rows_of(5)[::2], batches.rows_of(5)[1::2], strict=True):
+        assert rejected == chosen + 1 and store.origin(chosen) == store.origin(rejected)
+        better, worse = (tokenizer.decode(store.document(i)[store.mask(i) == 1]) for i in (chosen, rejected))
+        assert worse == f"No, {better}"
+    assert {p.part for p in found[0].previews} == {"chosen", "rejected"}
+    with pytest.raises(DataError, match="chosen and rejected are the same: same.jsonl:1"):
+        run(tokenizer, write(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}] * 2))
+
+
+def test_tools_in_sharegpt_s_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": q},
+                {"from": "function_call", "value": json.dumps({"name": "colour_of", "arguments": {"n": n}})},
+                {"from": "observation", "value": '{"colour": "red"}'},
+                {"from": "gpt", "value": a},
+            ],
+            "tools": json.dumps([{"name": "colour_of", "parameters": {"type": "object", "properties": {}}}]),
+        }
+        for n, (q, a) in enumerate(pairs())
+    ]
+    corpus = run(tokenizer, write(tmp_path / "tools.jsonl", rows))
+    said = supervised(corpus, tokenizer)
+    assert len(corpus.ledger["rows"]["notes"]) == 3  # settle's own template knows neither tools, nor calls, nor results
+    assert any('<tool_call>\n{"name": "colour_of", "arguments": {"n": 7}}\n</tool_call><|im_end|>' in s for s in said)
+    example = next(corpus.examples())
+    assert example.tools[0]["function"]["name"] == "colour_of"
+    assert example.messages[1]["tool_calls"][0]["id"] == example.messages[2]["tool_call_id"]
+
+
+def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    rows += [{"prompt": row["prompt"], "completion": f"I say: {row['completion'].upper()}"} for row in rows[:60]]
+    rows += rows[:10]
+    corpus = run(tokenizer, write(tmp_path / "a.jsonl", rows), held_out=0.2)
+    assert corpus.ledger["dropped"]["exact duplicate"]["count"] == 10
+    asked = {side: {e.messages[0]["content"] for e in corpus.examples(side)} for side in ("train", "held_out")}
+    assert len(asked["held_out"]) >= 10 and not asked["train"] & asked["held_out"]
+    again = run(tokenizer, tmp_path / "a.jsonl", held_out=0.2, repeats=True)
+    assert again.ledger["kept"] == 160
+
+
+def test_held_out_rows_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    test = write(tmp_path / "test.jsonl", rows[:20])
+    corpus = run(tokenizer, write(tmp_path / "train.jsonl", rows[15:]), held_out_from=test)
+    assert corpus.held_out.num_rows == 20 and corpus.train.num_rows == 70
+    assert corpus.held_out.origin(0) == "test.jsonl:1"
+
+
+def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    for row in rows[::10]:
+        row["completion"] *= 40
+    path = write(tmp_path / "a.jsonl", rows)
+    longest = int(run(tokenizer, path).train.lengths.max())
+    with pytest.raises(DataError) as caught:
+        run(tokenizer, path, max_tokens=200)
+    assert "9 of 90 rows are longer than 200 tokens: 9 would be left out" in caught.value.what
+    assert f"--data.max-tokens {longest} holds every row" in caught.value.fix
+    corpus = run(tokenizer, path, max_tokens=200, most_too_long=0.1)
+    assert corpus.ledger["kept"] == 81 and corpus.ledger["rows"]["too_long"]["dropped"] == 9
+    assert sum(entry["count"] for entry in corpus.ledger["dropped"].values()) == 9
+    assert supervised(corpus, tokenizer) == {f"{r['completion']}<|im_end|>" for i, r in enumerate(rows) if i % 10}
+
+
+def test_templates_of_one_s_own_and_none(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", [{"prompt": f"{q}\n", "completion": a} for q, a in pairs()])
+    plain = run(tokenizer, rows, template="none")
+    assert plain.template is None
+    ids, mask = plain.train.document(0), plain.train.mask(0)
+    assert ids[-1] == tokenizer.eos_id and tokenizer.decode(ids[mask == 0]).endswith("?\n")
+    with pytest.raises(DataError, match="a conversation, and no template"):
+        talks = [{"messages": [{**ASK, "content": q}, SAY, ASK, SAY]} for q, _ in pairs()]
+        run(tokenizer, write(tmp_path / "b.jsonl", talks), template="none")
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    corpus = run(tokenizer, chats, template=str(own))
+    assert corpus.template == own.read_text()
+    assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
+    own.write_text("{% for m in messages %}{{ m.role.content.x }}{% endfor %}")
+    with pytest.raises(DataError, match="the chat template refuses: 'str object' has no attribute"):
+        run(tokenizer, chats, template=str(own))
+    own.write_text("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    with pytest.raises(DataError, match="the chat template is stopped: it takes more than"):
+        run(tokenizer, chats, template=str(own))
+    own.write_text("{% for m in messages %}")
+    with pytest.raises(DataError, match="does not parse"):
+        run(tokenizer, chats, template=str(own))
+
+
+def test_tables(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs()]
+    parquet.write_table(pa.table({"messages": turns, "n": list(range(90))}), tmp_path / "a.parquet")
+    corpus = run(tokenizer, tmp_path / "a.parquet")
+    assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
+    (tmp_path / "b.json").write_text(json.dumps({"data": [{"Instruction": q, "Output": a} for q, a in pairs()]}))
+    assert np.array_equal(run(tokenizer, tmp_path / "b.json").train.tokens, corpus.train.tokens)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Message
 
 _MARK = "k7Qz"  # a word that no template writes of itself
@@ -28,11 +28,11 @@ class Dialect:
             return
         self._has_system = self._renders([_said("system", _MARK), _said("user", "q")])
         self._has_tools = self._renders([_said("user", "q")], [_TOOL])
-        self._arguments_as_text = False
-        self._has_calls = self._has_calls_with({"a": _MARK})
-        if not self._has_calls:
-            self._has_calls = self._arguments_as_text = self._has_calls_with(json.dumps({"a": _MARK}))
-        self._has_results = self._renders([*_called({"a": "b"}), _result(_MARK), _said("assistant", "a")])
+        # calls as templates want them: arguments as an object or as its JSON, beside an empty content or none at all
+        forms = [(as_text, empty) for as_text in (False, True) for empty in ("", None)]
+        self._form = next((form for form in forms if self._renders(_called(_MARK, *form), escaped=False)), None)
+        answer = [_result(_MARK), _said("assistant", "a")]
+        self._has_results = self._form is not None and self._renders([*_called("b", *self._form)[:2], *answer])
 
     def spoken(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -45,7 +45,7 @@ class Dialect:
             tools = []
         if any("tool_calls" in message for message in spoken):
             spoken = self._calls(spoken)
-        if any(message["role"] == "tool" for message in spoken) and not (self._has_results and self._has_calls):
+        if any(message["role"] == "tool" for message in spoken) and not self._has_results:
             self.notes.add("the chat template knows no tool results: they are written as a user's turn")
             spoken = _results_as_user(spoken)
         if spoken[0]["role"] == "system" and not self._has_system:
@@ -54,15 +54,11 @@ class Dialect:
         return spoken, list(tools)
 
     def _calls(self, messages: list[Message]) -> list[Message]:
-        if not self._has_calls:
+        if self._form is None:
             self.notes.add("the chat template knows no tool calls: they are written as <tool_call>{…}</tool_call>")
             return [_call_as_text(message) if "tool_calls" in message else message for message in messages]
-        if self._arguments_as_text:
-            return [_arguments_as_text(message) if "tool_calls" in message else message for message in messages]
-        return messages
-
-    def _has_calls_with(self, arguments: Any) -> bool:
-        return self._renders([*_called(arguments), _result("r"), _said("assistant", "a")], escaped=False)
+        form = self._form
+        return [_in_form(message, *form) if "tool_calls" in message else message for message in messages]
 
     def _renders(
         self, messages: list[Message], tools: list[dict[str, Any]] | None = None, escaped: bool = True
@@ -71,6 +67,8 @@ class Dialect:
         assert self._template is not None
         try:
             text = self._template.render(messages, tools, True, **self._arguments)
+        except TemplateRunaway:
+            raise
         except TemplateFailure:
             return False
         return _MARK in text and (escaped or f"'{_MARK}'" not in text and f'\\"{_MARK}\\"' not in text)
@@ -80,9 +78,11 @@ def _said(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _called(arguments: Any) -> list[Message]:
-    call = {"type": "function", "id": "000000000", "function": {"name": "f", "arguments": arguments}}
-    return [_said("user", "q"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+def _called(value: str, as_text: bool, empty: str | None) -> list[Message]:
+    """A conversation in which a tool is called with that value."""
+    call = {"type": "function", "id": "000000000", "function": {"name": "f", "arguments": {"a": value}}}
+    asking = _in_form({"role": "assistant", "content": "", "tool_calls": [call]}, as_text, empty)
+    return [_said("user", "q"), asking, _result("r"), _said("assistant", "a")]
 
 
 def _result(content: str) -> Message:
@@ -96,7 +96,7 @@ def _without_system(messages: list[Message]) -> list[Message]:
 
 def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
     """The tools in the system prompt, between the tags of Hermes and Qwen, which most servers read."""
-    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    listed = "\n".join(_json(tool) for tool in tools)
     told = (
         f"# Tools\n\nThese functions may be called, each described in JSON:\n<tools>\n{listed}\n</tools>\n\n"
         "To call one, answer with its name and its arguments:\n"
@@ -108,20 +108,19 @@ def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> lis
 
 
 def _call_as_text(message: Message) -> Message:
-    written = [
-        f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
-        for call in message["tool_calls"]
-    ]
+    written = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in message["tool_calls"]]
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
     return kept | {"content": "\n".join(filter(None, [message["content"], *written]))}
 
 
-def _arguments_as_text(message: Message) -> Message:
-    calls = [
-        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return message | {"tool_calls": calls}
+def _in_form(message: Message, as_text: bool, empty: str | None) -> Message:
+    """A message with calls in the form that a template wants."""
+    calls = message["tool_calls"]
+    if as_text:
+        functions = [call["function"] for call in calls]
+        written = [function | {"arguments": _json(function["arguments"])} for function in functions]
+        calls = [call | {"function": function} for call, function in zip(calls, written, strict=True)]
+    return message | {"content": message["content"] or empty, "tool_calls": calls}
 
 
 def _results_as_user(messages: list[Message]) -> list[Message]:
@@ -140,3 +139,7 @@ def _results_as_user(messages: list[Message]) -> list[Message]:
         else:
             spoken.append(message)
     return [{key: value for key, value in message.items() if key != "results"} for message in spoken]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -15,13 +15,13 @@ from settle.data.ledger import Ledger
 from settle.data.rows.reading import Refused, RowReading
 from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
-from settle.data.split import DROPPED, HELD_OUT, TRAIN, drop_kin_of_held_out
+from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
 from settle.data.spool import Spool, SpoolWriter
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """examples: as JSON, see `example`. sides: int8 (R,). names: of the files, by number."""
+    """examples: of plain text the text, of other kinds JSON. sides: int8 (R,). names: of the files, by number."""
 
     examples: Spool
     sides: np.ndarray
@@ -29,7 +29,9 @@ class Gathered:
     names: list[str]
 
     def example(self, number: int) -> Example:
-        return Example(**json.loads(self.examples.read(number)))
+        """One example."""
+        written = self.examples.read(number)
+        return Example("text", text=written) if self.kind == "text" else Example(**json.loads(written))
 
     def origin(self, number: int) -> str:
         """Where an example comes from, as `file:row`."""
@@ -52,8 +54,9 @@ def gather(
     try:
         for number, row, example in reading.examples():
             asked, said = _words(example)
-            examples.append(json.dumps(asdict(example), ensure_ascii=False), number, row)
-            texts.append(f"{asked}\n\n{said}", number, row)
+            if example.kind != "text":
+                examples.append(json.dumps(asdict(example), ensure_ascii=False), number, row)
+            texts.append(f"{asked}\n\n{said}" if said else asked, number, row)
             prompts.append(int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=8).digest()))
     finally:
         examples.abandon()
@@ -61,15 +64,21 @@ def gather(
     refuse(reading.refused, settings, ledger)
     ledger.notes["layouts"] = reading.layouts
     names = [f.name for f in files + held_out_files]
-    found = Gathered(examples.close(), np.full(len(prompts), TRAIN, np.int8), reading.kind or "chat", names)
+    similar, kind = texts.close(), reading.kind or "chat"
+    spool = similar if kind == "text" else examples.close()
+    found = Gathered(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
+    given = spool.origins[:, 0] >= len(files)
     if not settings.repeats:
-        _drop_repeats(found, ledger)
-    similar, kept = texts.close(), found.sides != DROPPED
+        _drop_repeats(found, given, ledger)
+    kept = found.sides != DROPPED
     if held_out_files:
-        found.sides[kept & (similar.origins[:, 0] >= len(files))] = HELD_OUT
+        found.sides[kept & given] = HELD_OUT
         drop_kin_of_held_out(
             similar, found.sides, lambda reason, file, row: ledger.drop(reason, f"{found.names[file]}:{row}", "")
         )
+    elif kind == "text" and are_few(similar, kept, settings.held_out):
+        spool, sides = split_sections(similar, kept, settings.held_out, work)
+        found = Gathered(spool, sides, kind, names)
     else:
         found.sides[:] = split_rows(similar, np.array(prompts, np.uint64), kept, settings.held_out)
     _refuse_one_sided(found, ledger)
@@ -86,11 +95,12 @@ def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:
             ledger.drop(reason, where, "")
 
 
-def _drop_repeats(found: Gathered, ledger: Ledger) -> None:
-    """Of examples that are the same, word for word, the first stays."""
-    _, first = np.unique(found.examples.hashes, return_index=True)
+def _drop_repeats(found: Gathered, given: np.ndarray, ledger: Ledger) -> None:
+    """Of examples that are the same, word for word, the first stays, or one that is `given` to evaluate on."""
+    order = np.argsort(~given, kind="stable")
+    _, first = np.unique(found.examples.hashes[order], return_index=True)
     found.sides[:] = DROPPED
-    found.sides[first] = TRAIN
+    found.sides[order[first]] = TRAIN
     for number in np.flatnonzero(found.sides == DROPPED).tolist():
         ledger.drop("exact duplicate", found.origin(number), "")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Broken, Example, Message
 from settle.data.rows.dialect import Dialect
 
@@ -72,6 +72,8 @@ class Renderer:
             return [self._plain(example)]
         try:
             return self._chat(example)
+        except TemplateRunaway:
+            raise
         except TemplateFailure as e:
             raise Broken(e.what) from None
 
@@ -95,7 +97,8 @@ class Renderer:
 
     def _chat(self, example: Example) -> list[Rendered]:
         messages, tools = self.dialect.spoken(example.messages, example.tools)
-        wanted = self._wanted(messages)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = dict(zip(answers, self._wanted(example.messages), strict=True))
         if not any(wanted.values()):
             raise Broken("no answer that is supervised")
         # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
@@ -111,15 +114,15 @@ class Renderer:
         everything = self._supervise == "all"
         return [Rendered(text, tuple(answers[::-1]), everything, unended) for text, answers, unended in rows[::-1]]
 
-    def _wanted(self, messages: Sequence[Message]) -> dict[int, bool]:
-        """The answers by their place in the conversation, and whether each is supervised."""
+    def _wanted(self, messages: Sequence[Message]) -> list[bool]:
+        """Whether each answer of the conversation is supervised."""
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         first = 0
         if self._supervise == "last-turn":
             first = answers[-1]
         elif self._supervise == "completion":
             first = max(i for i, m in enumerate(messages) if m["role"] == "user")
-        return {i: i >= first and messages[i].get("weight") != 0 for i in answers}
+        return [i >= first and messages[i].get("weight") != 0 for i in answers]
 
     def _turn(self, messages: Sequence[Message], number: int, tools: list[dict[str, Any]]) -> tuple[str, str, bool]:
         """The prompt of an answer, the answer with its end, and whether that end is still missing."""
@@ -137,7 +140,7 @@ class Renderer:
         """For a template that opens the answer (with `<think>`) in the prompt and not in the conversation."""
         same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
         opening = prompt[same:].strip()
-        content = message["content"].lstrip()
+        content = (message["content"] or "").lstrip()
         if not opening or not content.startswith(opening) or message.get("tool_calls"):
             raise Broken(f"the chat template begins each answer with {opening[:40]!r}, and this answer does not")
         end = self._stop.search(whole, same)
@@ -156,5 +159,5 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
 
 def _must_say(message: Message) -> tuple[str, ...]:
     """What has to be found in the rendered answer: its words, the thoughts apart, and the names of its calls."""
-    words = [part.strip() for part in _THOUGHT.split(message["content"])]
+    words = [part.strip() for part in _THOUGHT.split(message["content"] or "")]
     return (*filter(None, words), *(call["function"]["name"] for call in message.get("tool_calls", [])))

@@ -17,8 +17,7 @@ from settle.base.errors import ProofError
 from settle.data.layouts import Broken
 from settle.data.rows.rendering import Rendered
 
-_CONTROL = 3  # GGUF's token types
-_UNUSED = 5
+_UNUSED = 5  # of GGUF's token types
 # names of tokens at which llama.cpp stops, whatever the file says of them
 _STOPS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"),
@@ -47,23 +46,20 @@ class Supervision:
             for token, written, kind in zip(tokenizer.tokens, tokenizer.token_bytes, tokenizer.token_types, strict=True)
         ]
         self._sizes = np.array([len(piece) for piece in self.pieces], np.int64)
-        controls = {i for i, kind in enumerate(tokenizer.token_types) if kind == _CONTROL}
-        named = {i for i in controls if tokenizer.tokens[i] in _STOPS}
-        self._stop_ids = np.array(sorted({tokenizer.eos_id, tokenizer.turn_end_id, *named} - {None, -1}))
+        named = {i for token, i in tokenizer.special_tokens.items() if token in _STOPS}
+        self._stop_ids = np.array(sorted({tokenizer.eos_id, tokenizer.turn_end_id, *named}))
+        self._specials = set(tokenizer.special_tokens.values())
         self.stops = [tokenizer.tokens[i] for i in self._stop_ids.tolist()]
-        self.controls = [tokenizer.tokens[i] for i in sorted(controls | set(self._stop_ids.tolist()))]
+        self.controls = sorted({*tokenizer.special_tokens, *self.stops})
 
     def encode(self, row: Rendered) -> Encoded:
         """Raises Broken when the tokens do not give the text back, ProofError when what is supervised is not right."""
-        data = row.text.encode("utf-8", "replace")
-        edges = [len(row.text[:at].encode("utf-8", "replace")) for a in row.answers for at in (a.start, a.end)]
-        ids, before = self._aligned(row.text, data, edges)
+        ids, begins = self._aligned(row)
+        starts, stops = ([_bytes(row.text[:at]) for at in edges] for edges in _edges(row))
+        first, after = np.searchsorted(begins, starts), np.searchsorted(begins, stops)
         if row.unended:
-            ids, before = np.append(ids, self._tokenizer.eos_id), np.append(before, before[-1])
-        first = np.searchsorted(before, edges[0::2], "right") - 1
-        after = np.searchsorted(before, edges[1::2], "left")
-        if row.unended and len(after):
-            after[-1] = len(ids)
+            ids = np.append(ids, self._tokenizer.eos_id)
+            after[-1:] = len(ids)
         if self._tokenizer.add_bos and ids[:1].tolist() != [self._tokenizer.bos_id]:
             ids = np.append(self._tokenizer.bos_id, ids)
             first, after = first + 1, after + 1
@@ -72,7 +68,7 @@ class Supervision:
             if answer.supervised:
                 mask[start:stop] = 1
                 self._prove(ids[start:stop], answer.says)
-        mask[0] = 0
+        mask[:1] = 0
         return Encoded(ids.astype(self._tokenizer.dtype), mask, tuple(after.tolist()), row.text)
 
     def shown(self, ids: np.ndarray, mask: np.ndarray) -> list[tuple[str, bool]]:
@@ -84,42 +80,53 @@ class Supervision:
         """The text of ids, special tokens written out."""
         return b"".join(self.pieces[i] for i in ids.tolist()).decode("utf-8", "replace")
 
-    def _aligned(self, text: str, data: bytes, edges: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """ids (N,) and how many bytes of the text stand before each and after the last: int64 (N + 1,)."""
-        ids = self._encode(text)
-        before = self._places(ids, data)
-        if before is not None and np.isin(edges, before).all():
-            return ids, before
-        cuts = sorted({0, *edges, len(data)})
-        parts, places = [], [np.zeros(1, np.int64)]
-        for a, b in pairwise(cuts):
+    def _aligned(self, row: Rendered) -> tuple[np.ndarray, np.ndarray]:
+        """ids (N,) of a row and the byte at which each begins, so that an answer begins and ends with a token."""
+        data = row.text.encode("utf-8", "replace")
+        starts, stops = ([_bytes(row.text[:at]) for at in edges] for edges in _edges(row))
+        ids = self._encode(row.text)
+        places = self._places(ids, data)
+        if places is not None and np.isin(starts, places[0]).all() and np.isin(stops, places[1]).all():
+            return ids, places[0]
+        parts, begins = [], []
+        for a, b in pairwise(sorted({0, *starts, *stops, len(data)})):
             part = self._encode(data[a:b].decode("utf-8", "replace"))
             inner = self._places(part, data[a:b])
             if inner is None:
                 raise Broken("its tokens do not give its text back")
             parts.append(part)
-            places.append(inner[1:] + a)
-        return np.concatenate(parts) if parts else ids, np.concatenate(places)
+            begins.append(inner[0] + a)
+        return np.concatenate([*parts, ids[:0]]), np.concatenate([*begins, ids[:0]])
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer.encode(text, specials=True), np.int64)
 
-    def _places(self, ids: np.ndarray, data: bytes) -> np.ndarray | None:
-        """Bytes before each token and after the last, or None when the tokens do not spell the text.
+    def _places(self, ids: np.ndarray, data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+        """The byte at which each token begins and ends, or None when the tokens do not spell the text.
 
-        Some tokenizers put a space before a text or after a special token; it is of no bytes.
+        Some tokenizers put a space before a text or after a special token: it is of no bytes. Some take the space after
+        a special token away: it belongs to no token.
         """
         if b"".join(self.pieces[i] for i in ids.tolist()) == data:
-            return np.append(0, np.cumsum(self._sizes[ids]))
-        places = [0]
+            ends = np.cumsum(self._sizes[ids])
+            return ends - self._sizes[ids], ends
+        first: list[int] = []
+        after: list[int] = []
+        at, special = 0, False
         for token in ids.tolist():
             piece = self.pieces[token]
-            if not data.startswith(piece, places[-1]):
-                if not piece.startswith(b" ") or not data.startswith(piece[1:], places[-1]):
-                    return None
-                piece = piece[1:]
-            places.append(places[-1] + len(piece))
-        return np.array(places, np.int64) if places[-1] == len(data) else None
+            found = _found(data, at, piece)
+            if found is None and special:
+                at = _after_space(data, at)
+                found = _found(data, at, piece)
+            if found is None:
+                return None
+            first.append(at)
+            special = token in self._specials or (special and found == at)
+            at = found
+            after.append(at)
+        at = _after_space(data, at) if special else at
+        return (np.array(first, np.int64), np.array(after, np.int64)) if at == len(data) else None
 
     def _prove(self, ids: np.ndarray, says: Sequence[str]) -> None:
         """What is supervised gives the answer back, and its last token ends the turn."""
@@ -133,6 +140,27 @@ class Supervision:
             at = said.find(part, at)
             if at < 0:
                 raise Broken("the chat template does not give the answer back")
+
+
+def _edges(row: Rendered) -> tuple[list[int], list[int]]:
+    """The characters at which the answers of a row begin and end."""
+    return [answer.start for answer in row.answers], [answer.end for answer in row.answers]
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _found(data: bytes, at: int, piece: bytes) -> int | None:
+    """Where a token's text ends that begins at `at`, be it without the space in front of it."""
+    for written in (piece, piece[1:] if piece.startswith(b" ") else piece):
+        if data.startswith(written, at):
+            return at + len(written)
+    return None
+
+
+def _after_space(data: bytes, at: int) -> int:
+    return len(data) - len(data[at:].lstrip())
 
 
 def pieces_of(text: Encoded, longest: int) -> Iterator[Encoded]:

@@ -1,7 +1,9 @@
 """Gathered examples → both row stores, the examples of each side, the ledger and the previews."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from settle.data.split import HELD_OUT, TRAIN
 
 _SIDES = {TRAIN: "train", HELD_OUT: "held_out"}
 _PREVIEWS = 5
+_HOPELESS = 100  # examples that are refused, and none is good: it is the template
 _TELL_EVERY = 256  # examples between two progress events
 
 
@@ -60,9 +63,11 @@ def write_rows(
                     ledger.drop(TOO_LONG, where, "")
                 else:
                     refused.add(str(e), where)
+                if refused.count >= _HOPELESS and not ledger.kept:
+                    refuse(refused, settings.model_copy(update={"drop_broken": False}), ledger)
                 continue
             _add(writers[side], rows, gathered.examples.origins[number].tolist())
-            written[side].write(gathered.examples.read(number) + "\n")
+            written[side].write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
             ledger.kept += 1
             if number in shown:
                 previews += [preview.to_json() for preview in making.preview(where, rows[-1])]
