@@ -42,7 +42,9 @@ class RowSettings(Settings):
         None, description="what is learned: all answers, those after the last question, the last one, or every token"
     )
     template: str | None = Field(
-        None, description="a chat template's file, or `none` for prompt and completion as they are; else the model's"
+        None,
+        description="a template's file, chatml, gemma, llama3, turns, or none: prompt and completion as they are; "
+        "the model's own if not given",
     )
     thinking: bool | None = Field(None, description="enable_thinking, for templates that ask")
     max_tokens: int | None = Field(None, ge=8, description="longest row, in tokens; the model's context if not given")

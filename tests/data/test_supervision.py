@@ -8,6 +8,7 @@ import pytest
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken, Example
+from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.making import Making
 from settle.data.rows.supervision import Encoded
 from settle.data.settings import RowSettings
@@ -220,3 +221,17 @@ def test_templates_of_the_fixture_read_as_in_transformers() -> None:
         theirs, _ = render_jinja_template([CHAT], chat_template=family.template, bos_token="<b>", eos_token="<e>")
         assert ChatTemplate(family.template, "<b>", "<e>").render(CHAT) == theirs[0]
     assert "OPENING" not in DEEPSEEK_R1
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen2", "chatml"), ("gemma3", "gemma"), ("llama3", "llama3"), ("deepseek-coder", "turns")]
+)
+def test_a_model_without_a_template_gets_one_that_fits(family: str, name: str) -> None:
+    tokenizer = FAMILIES[family].tokenizer
+    assert fitting(set(tokenizer.tokens)) == name
+    template = ChatTemplate(KNOWN[name], tokenizer.tokens[tokenizer.bos_id], tokenizer.tokens[tokenizer.eos_id])
+    made = Making(tokenizer, template, RowSettings(), "chat")
+    (row,) = rows(made, [SYSTEM, *CHAT])
+    end = FAMILIES[family].turn_end
+    assert supervised(made, row) == [f"{CHAT[1]['content']}{end}", f"{CHAT[3]['content']}{end}"]
+    assert "Answer in short." in row.text and not made.renderer.dialect.notes

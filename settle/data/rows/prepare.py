@@ -18,6 +18,7 @@ from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
 from settle.data.rows.gathering import gather
+from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.making import Making, Preview
 from settle.data.rows.store import RowStore
 from settle.data.rows.writing import write_rows
@@ -57,7 +58,7 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, e
     tokenizer: as `settle.data.tokenizer.Tokenizer`, with the model's chat template. Raises DataError when rows are
     mixed, broken or too long, ProofError when a template does not end its turns, ResourceError when the disk is full.
     """
-    template = _template(tokenizer, settings)
+    template, note = _template(tokenizer, settings)
     with workspace() as work:
         ledger = Ledger()
         files = find_files(list(inputs), work, ledger)
@@ -72,6 +73,7 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, e
         describe_files(ledger, files + held_out_files, hashes)
         gathered = gather(files, held_out_files, settings, ledger, events, work)
         making = Making(tokenizer, template, settings, gathered.kind)
+        making.renderer.dialect.notes.update(filter(None, [note]))
         write_rows(work / "corpus", gathered, making, tokenizer, settings, ledger, events)
         publish(work / "corpus", folder)
         return _open(folder)
@@ -100,20 +102,27 @@ def _open(folder: Path) -> RowCorpus:
     )
 
 
-def _template(tokenizer: Any, settings: RowSettings) -> ChatTemplate | None:
-    """The template asked for, or the model's own; None when rows are to be taken as they are."""
-    if settings.template == _PLAIN:
-        return None
-    source = tokenizer.chat_template
-    if settings.template is not None:
+def _template(tokenizer: Any, settings: RowSettings) -> tuple[ChatTemplate | None, str]:
+    """The template asked for, the model's own or one that fits it, and a word where it is not its own.
+
+    None when rows are to be taken as they are.
+    """
+    asked, source, note = settings.template, tokenizer.chat_template, ""
+    if asked == _PLAIN:
+        return None, ""
+    if asked in KNOWN:
+        source = KNOWN[asked]
+    elif asked is not None:
         try:
-            source = Path(settings.template).expanduser().read_text(encoding="utf-8")
+            source = Path(asked).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f"the chat template {settings.template} cannot be read: {e}", "check the path") from None
-    if not source:
-        return None
+            known = ", ".join([*KNOWN, _PLAIN])
+            raise DataError(f"the chat template {asked} cannot be read: {e}", f"give a file, or {known}") from None
+    elif not source:
+        name = fitting(set(tokenizer.tokens))
+        source, note = KNOWN[name], f"the model has no chat template: {name} is used, and goes with it"
     bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
-    return ChatTemplate(source, bos, eos)
+    return ChatTemplate(source, bos, eos), note
 
 
 def _fingerprint(

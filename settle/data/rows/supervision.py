@@ -15,14 +15,8 @@ import numpy as np
 
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken
+from settle.data.pretrained_tokenizer import ENDS, UNUSED
 from settle.data.rows.rendering import Rendered
-
-_UNUSED = 5  # of GGUF's token types
-# names of tokens at which llama.cpp stops, whatever the file says of them
-_STOPS = {
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"),
-    *("<EOT>", "_<EOT>", "<|EOT|>", "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>", "</s>", "<eos>", "<|eot|>"),
-}
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,11 @@ class Supervision:
         self._tokenizer = tokenizer
         # a special token stands for no bytes of text, but in a rendered chat it is written out
         self.pieces: list[bytes] = [
-            written if written or kind == _UNUSED else token.encode()
+            written if written or kind == UNUSED else token.encode()
             for token, written, kind in zip(tokenizer.tokens, tokenizer.token_bytes, tokenizer.token_types, strict=True)
         ]
         self._sizes = np.array([len(piece) for piece in self.pieces], np.int64)
-        named = {i for token, i in tokenizer.special_tokens.items() if token in _STOPS}
+        named = {i for token, i in tokenizer.special_tokens.items() if token in ENDS}
         self._stop_ids = np.array(sorted({tokenizer.eos_id, tokenizer.turn_end_id, *named}))
         self._specials = set(tokenizer.special_tokens.values())
         self.stops = [tokenizer.tokens[i] for i in self._stop_ids.tolist()]
