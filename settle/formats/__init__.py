@@ -6,6 +6,7 @@ A format is a file in this folder: `read(path)` gives lazy named tensors and met
 import abc
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +23,30 @@ from settle.base.run import fsync_folder
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie in a mapped file."""
+
+    data: mmap.mmap
+    start: int
+    num_bytes: int
+
+    def bytes(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Some of them, read-only, uint8: a view that reads the file as it is looked at."""
+        end = self.num_bytes if last is None else last
+        return np.frombuffer(self.data, np.uint8, end - first, self.start + first)
+
+    def forget(self, first: int, last: int) -> None:
+        """Give the memory of bytes that were read back to the system; they can be read again."""
+        if hasattr(self.data, "madvise"):
+            page = mmap.PAGESIZE
+            begin, end = -(-(self.start + first) // page) * page, (self.start + last) // page * page
+            if end > begin:
+                self.data.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+@dataclass(frozen=True)
 class LazyTensor:
-    """One tensor of a checked file: nothing is read until `load`.
+    """One tensor of a checked file: nothing is read until `load`, or until bytes of its `place` are looked at.
 
     shape: outermost dimension first, as in torch. dtype: the file's name of it ("F16", "Q8_0" …).
     """
@@ -33,6 +56,7 @@ class LazyTensor:
     dtype: str
     num_bytes: int
     load: Callable[[], np.ndarray]  # floats and quantized blocks as float32, integers as they are
+    place: Place
 
 
 @dataclass(frozen=True)

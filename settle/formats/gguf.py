@@ -11,7 +11,17 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import Format, LazyTensor, Weights, beside, from_bfloat16, to_bfloat16, to_float32, write_array
+from settle.formats import (
+    Format,
+    LazyTensor,
+    Place,
+    Weights,
+    beside,
+    from_bfloat16,
+    to_bfloat16,
+    to_float32,
+    write_array,
+)
 from settle.formats._gguf_header import TensorInfo, read_header
 
 Dtype = Literal["f32", "f16", "bf16", "q8_0"]
@@ -247,7 +257,7 @@ def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
         except NotImplementedError:
             raise FormatError(f"{info.name} is {dtype}, which is not read here", "use a file of another type") from None
 
-    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load)
+    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load, Place(data, info.start, info.num_bytes))
 
 
 def _check_meaning(metadata: Mapping[str, Any], infos: list[TensorInfo], file: str) -> None:

@@ -13,7 +13,17 @@ from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
 from settle.base.run import write_json
-from settle.formats import Format, LazyTensor, Weights, beside, from_bfloat16, to_bfloat16, to_float32, write_array
+from settle.formats import (
+    Format,
+    LazyTensor,
+    Place,
+    Weights,
+    beside,
+    from_bfloat16,
+    to_bfloat16,
+    to_float32,
+    write_array,
+)
 
 Dtype = Literal["f32", "f16", "bf16"]
 ITEM_BYTES = {
@@ -244,4 +254,4 @@ def _lazy(data: mmap.mmap, start: int, place: tuple[str, str, tuple[int, ...], i
         kind = {"B": "?", "U": "<u", "I": "<i", "F": "<f"}[dtype[0]]
         return raw.view(kind if kind == "?" else f"{kind}{ITEM_BYTES[dtype]}").reshape(shape)
 
-    return LazyTensor(name, shape, dtype, last - first, load)
+    return LazyTensor(name, shape, dtype, last - first, load, Place(data, start + first, last - first))

@@ -1,0 +1,223 @@
+"""A model that others trained, from its files: opened lazily, loaded without a second copy.
+
+Letters: O outputs and I inputs of a matrix, E experts.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from settle.base.errors import FormatError
+from settle.base.run import read_json
+from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.formats import LazyTensor, Place
+from settle.formats.gguf import read_gguf
+from settle.formats.safetensors import read_safetensors
+from settle.model.architectures import Architecture, of_gguf, of_hf_config
+from settle.model.blocks import KINDS, dequantize, num_bytes, quantize_nf4
+from settle.model.decoder import Decoder
+from settle.model.source import Source, find_source
+
+if TYPE_CHECKING:
+    from settle.model.frozen import Frozen
+
+Quantize = Literal["nf4", "as-is"]
+_PIECE = 4 << 20  # bytes of a file that are in memory at a time
+# what files hold beside the weights: buffers that are computed here
+_NO_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a parameter lies: a lazy tensor, or one slice of it along a first axis (experts)."""
+
+    tensor: LazyTensor
+    shape: tuple[int, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """part: the architecture. tokenizer: with its chat template. source: the files. metadata: of a GGUF file, or of
+    config.json. stored: parameter name → where it lies."""
+
+    part: Architecture
+    tokenizer: PretrainedTokenizer
+    source: Source
+    metadata: Mapping[str, Any]
+    stored: Mapping[str, _Stored]
+
+    @classmethod
+    def open(cls, what: Path | str) -> "Pretrained":
+        """A .gguf file, a folder in Hugging Face's layout, or a name in the store; no weights are read.
+
+        Raises UsageError when there is no such model, FormatError for files that are not sound or not whole, for an
+        architecture that is not known (naming the known), for types of tensors that are not read.
+        """
+        source = find_source(what)
+        try:
+            return _from_gguf(source) if source.kind == "gguf" else _from_folder(source)
+        except FormatError as e:
+            named = e.what.startswith(source.path.name) or str(source.path) in e.what
+            raise e if named else FormatError(f"{source.path.name}: {e.what}", e.fix) from None
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def chat_template(self) -> str:
+        return self.tokenizer.chat_template
+
+    @property
+    def license(self) -> str:
+        """As the file or the store says, or ""."""
+        return self.source.license or str(self.metadata.get("general.license") or "")
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """How many bytes of weights are of each stored type."""
+        found: dict[str, int] = {}
+        for stored in self.stored.values():
+            found[stored.tensor.dtype] = found.get(stored.tensor.dtype, 0) + stored.place.num_bytes
+        return found
+
+    def load(
+        self, trainable: bool = False, dtype: torch.dtype = torch.float32, quantize: Quantize | None = None
+    ) -> Decoder:
+        """The model with its weights, on the processor.
+
+        trainable: all weights are parameters in fp32. Otherwise they are frozen: dense in `dtype`; the layers' matrices
+        in NF4 ("nf4"); or every quantized matrix in the file's own blocks ("as-is"), which stay in the mapped file as
+        far as their rows need no other order. dtype: what is computed in.
+        """
+        model = self.part.skeleton()
+        with _one_thread():
+            for name in self.part.parameters():
+                model.put(name, self.read(name) if trainable else self._frozen(name, dtype, quantize))
+        model.compute_dtype = dtype
+        return model
+
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """One parameter's numbers in Hugging Face's layout, read piece by piece."""
+        stored = self.stored[name]
+        shape = stored.shape
+        rows, row = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
+        out = torch.empty(shape, dtype=dtype)
+        filled = out.view(rows, *row)
+        row_bytes = num_bytes(stored.tensor.dtype, row)
+        step = max(1, _PIECE // row_bytes)
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            raw = _tensor(stored.place, first * row_bytes, last * row_bytes)
+            dequantize(raw, stored.tensor.dtype, (last - first, *row), dtype, filled[first:last])
+            del raw
+            stored.place.forget(first * row_bytes, last * row_bytes)
+        return self._in_our_order(name, out)
+
+    def _in_our_order(self, name: str, values: Tensor) -> Tensor:
+        if self.source.kind != "gguf":
+            return values
+        ordered: Tensor = self.part.from_gguf_tensor(name, values)
+        return ordered.contiguous()
+
+    def _frozen(self, name: str, dtype: torch.dtype, quantize: Quantize | None) -> "Frozen":
+        from settle.model.frozen import FrozenBlocks, FrozenDense, FrozenNf4
+
+        stored = self.stored[name]
+        if len(stored.shape) != 2:
+            return FrozenDense(self.read(name))
+        kind = stored.tensor.dtype
+        if quantize == "as-is" and KINDS[kind].num_values > 1:
+            rows = _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1)
+            return FrozenBlocks(self._in_our_order(name, rows), kind, (stored.shape[0], stored.shape[1]))
+        in_layers = name.startswith("model.layers.") and not name.endswith("mlp.gate.weight")
+        if quantize == "nf4" and in_layers and math.prod(stored.shape) % 64 == 0:
+            return FrozenNf4(quantize_nf4(self.read(name)))
+        return FrozenDense(self.read(name, dtype))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The pieces are small: threads would wait for each other more than work, on a busy machine most of the time."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
+def _tensor(place: Place, first: int, last: int) -> Tensor:
+    """Bytes of a mapped file as a tensor; only to be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(place.bytes(first, last))
+
+
+def _from_gguf(source: Source) -> Pretrained:
+    file = read_gguf(source.path)
+    part = of_gguf(file.metadata, file.tensors)
+    tokenizer = PretrainedTokenizer(file.metadata)
+    names = part.gguf_names()
+    stored = _places(part, names, file.tensors)
+    return Pretrained(part, tokenizer, source, file.metadata, stored)
+
+
+def _from_folder(source: Source) -> Pretrained:
+    config = read_json(source.path / "config.json")
+    part = of_hf_config(config)
+    _refuse_pickle(source.path)
+    file = read_safetensors(source.path)
+    tokenizer = PretrainedTokenizer.from_folder(source.path)
+    names = part.hf_names()
+    tensors = dict(file.tensors)
+    if "lm_head.weight" not in names.values():
+        tensors.pop("lm_head.weight", None)  # a copy of the tied table
+    return Pretrained(part, tokenizer, source, config, _places(part, names, tensors))
+
+
+def _refuse_pickle(folder: Path) -> None:
+    pickles = sorted(p.name for ending in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{ending}"))
+    if pickles and not list(folder.glob("*.safetensors*")):
+        raise FormatError(
+            f"{folder} has its weights only as pickle ({pickles[0]}), and opening one runs any code that is in it",
+            "get the model as safetensors or GGUF",
+        )
+
+
+def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, LazyTensor]) -> dict[str, _Stored]:
+    """Where each parameter lies, once it is sure that the file holds what the architecture needs and no more."""
+    stray = sorted(name for name in set(tensors) - set(names.values()) if not name.endswith(_NO_WEIGHTS))
+    if stray:
+        raise FormatError(f"it holds {stray[0]}, which a {part.model_type} of that shape does not have", "")
+    missing = sorted(set(names.values()) - set(tensors))
+    if missing:
+        raise FormatError(f"it lacks {missing[0]}", "get the whole model")
+    members: dict[str, list[str]] = {}
+    for parameter, name in names.items():
+        members.setdefault(name, []).append(parameter)
+    shapes = part.parameters()
+    found: dict[str, _Stored] = {}
+    for name, parameters in members.items():
+        tensor = tensors[name]
+        if tensor.dtype not in KINDS:
+            known = ", ".join(KINDS)
+            raise FormatError(f"{name} is {tensor.dtype}, which is not read here", f"read are: {known}")
+        for number, parameter in enumerate(parameters):
+            shape = shapes[parameter]
+            whole = shape if len(parameters) == 1 else (len(parameters), *shape)
+            if math.prod(tensor.shape) != math.prod(whole) or tensor.shape[-1] != whole[-1]:
+                raise FormatError(f"{name} has the shape {tensor.shape}, {whole} is needed", "")
+            size = tensor.num_bytes // len(parameters)
+            place = Place(tensor.place.data, tensor.place.start + number * size, size)
+            found[parameter] = _Stored(tensor, shape, place)
+    return {parameter: found[parameter] for parameter in shapes}

@@ -1,0 +1,62 @@
+"""The files of a model that others trained: what they are, and their hash."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from settle.base.errors import FormatError, UsageError
+from settle.base.models import Kind, all_models, find_model
+
+_PIECE = 1 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Source:
+    """path: a GGUF file, or a folder in Hugging Face's layout. name: of the model, to show and to build names from.
+    recorded: the sha256 that the store knows, or "". origin: where the store has it from, or ""."""
+
+    path: Path
+    kind: Kind
+    name: str
+    recorded: str = ""
+    origin: str = ""
+    license: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file; of a folder: of its files' names and hashes, those that decide how it behaves."""
+        return self.recorded or hash_of(self.path)
+
+
+def find_source(what: Path | str) -> Source:
+    """The model's files by path or by name in the store. Raises UsageError when there is none, naming those there are,
+    FormatError for a path that is not a model."""
+    path = Path(what).expanduser()
+    stored = find_model(str(what))
+    if stored is not None and not path.is_file():
+        return Source(stored.path, stored.kind, stored.name, stored.sha256, stored.origin, stored.license)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise FormatError(
+                f"there is no config.json in {path}", "give a folder in Hugging Face's layout, or a .gguf"
+            )
+        return Source(path, "safetensors", path.resolve().name)
+    if path.is_file():
+        return Source(path, "gguf", path.stem)
+    known = ", ".join(model.name for model in all_models())
+    fix = f"known: {known}; " if known else ""
+    raise UsageError(f"there is no model {str(what)!r}", fix + f"`settle pull {what}` gets one")
+
+
+def hash_of(path: Path) -> str:
+    """sha256 of a file, or of the names and hashes of a folder's weights, config and tokenizer."""
+    if not path.is_dir():
+        digest = sha256()
+        with path.open("rb") as f:
+            while piece := f.read(_PIECE):
+                digest.update(piece)
+        return digest.hexdigest()
+    files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model") and p.is_file()]
+    lines = [f"{p.name} {hash_of(p)}" for p in sorted(files)]
+    return sha256("\n".join(lines).encode()).hexdigest()
