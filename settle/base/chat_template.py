@@ -92,7 +92,7 @@ class ChatTemplate:
                 if size > MOST_CHARACTERS:
                     raise _Limit(f"it writes more than {MOST_CHARACTERS:,} characters")
         except _Limit as e:
-            raise TemplateRunaway(f"the chat template is stopped: {e}", "use another, with --data.template") from None
+            raise TemplateRunaway(f"the chat template is stopped: {e}", "use another, with --rows.template") from None
         except _FAILURES as e:
             said = str(e) or type(e).__name__
             raise TemplateFailure(

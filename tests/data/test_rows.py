@@ -311,7 +311,7 @@ def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_p
     with pytest.raises(DataError) as caught:
         run(tokenizer, path, max_tokens=200)
     assert "9 of 90 rows are longer than 200 tokens: 9 would be left out" in caught.value.what
-    assert f"--data.max-tokens {longest} holds every row" in caught.value.fix
+    assert f"--rows.max-tokens {longest} holds every row" in caught.value.fix
     corpus = run(tokenizer, path, max_tokens=200, most_too_long=0.1)
     assert corpus.ledger["kept"] == 81 and corpus.ledger["rows"]["too_long"]["dropped"] == 9
     assert sum(entry["count"] for entry in corpus.ledger["dropped"].values()) == 9

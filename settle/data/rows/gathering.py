@@ -33,6 +33,11 @@ class Gathered:
         written = self.examples.read(number)
         return Example("text", text=written) if self.kind == "text" else Example(**json.loads(written))
 
+    def line(self, number: int) -> str:
+        """One example as JSON."""
+        written = self.examples.read(number)
+        return json.dumps(asdict(Example("text", text=written))) if self.kind == "text" else written
+
     def origin(self, number: int) -> str:
         """Where an example comes from, as `file:row`."""
         file, row = self.examples.origins[number].tolist()
@@ -89,7 +94,7 @@ def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:
     """Rows that cannot be used end the work, or are left out where that is what was asked for."""
     if refused.count and not settings.drop_broken:
         rows = "1 row" if refused.count == 1 else f"{refused.count} rows"
-        raise DataError(f"{rows} cannot be used: {refused}", "mend them, or leave them out with --data.drop-broken")
+        raise DataError(f"{rows} cannot be used: {refused}", "mend them, or leave them out with --rows.drop-broken")
     for reason, places in refused.rows.items():
         for where in places:
             ledger.drop(reason, where, "")
@@ -112,7 +117,7 @@ def _refuse_one_sided(found: Gathered, ledger: Ledger) -> None:
             raise DataError(
                 f"no {name} rows are left of {kept} once those nearly the same are kept on one side "
                 f"({ledger.summary()})",
-                "give more varied examples, or held-out ones of their own with --data.held-out-from",
+                "give more varied examples, or held-out ones of their own with --rows.held-out-from",
             )
 
 

@@ -79,8 +79,8 @@ class Making:
             raise DataError(
                 f"{affected} of {len(lengths)} rows are longer than {self._longest} tokens: {self.dropped_long} would "
                 f"be left out, {self.shortened} would lose their last answers",
-                f"--data.max-tokens {int(lengths.max())} holds every row and {int(np.quantile(lengths, 0.95))} holds "
-                f"95 in 100; or allow it with --data.most-too-long {min(1.0, affected / len(lengths) + 0.005):.2f}",
+                f"--rows.max-tokens {int(lengths.max())} holds every row and {int(np.quantile(lengths, 0.95))} holds "
+                f"95 in 100; or allow it with --rows.most-too-long {min(1.0, affected / len(lengths) + 0.005):.2f}",
             )
 
     def _fitted(self, encoded: list[Encoded]) -> list[Encoded]:

@@ -113,7 +113,7 @@ class RowReading:
             seen = ", ".join(map(repr, list(rows[0])[:12])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
             raise DataError(
                 f"{file.name} is in no layout that is known: its rows have {seen}",
-                "name its columns: --data.columns.prompt and --data.columns.completion, or .messages, or .text",
+                "name its columns: --rows.columns.prompt and --rows.columns.completion, or .messages, or .text",
             )
         name = names.most_common(1)[0][0]
         layout = self._known[name]

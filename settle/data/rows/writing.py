@@ -1,9 +1,7 @@
 """Gathered examples → both row stores, the examples of each side, the ledger and the previews."""
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +65,7 @@ def write_rows(
                     refuse(refused, settings.model_copy(update={"drop_broken": False}), ledger)
                 continue
             _add(writers[side], rows, gathered.examples.origins[number].tolist())
-            written[side].write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            written[side].write(gathered.line(number) + "\n")
             ledger.kept += 1
             if number in shown:
                 previews += [preview.to_json() for preview in making.preview(where, rows[-1])]
@@ -102,7 +100,7 @@ def _describe(
         if not store.num_rows:
             raise DataError(
                 f"no rows are left to {'train' if side == TRAIN else 'evaluate'} on ({ledger.summary()})",
-                "give more examples, or allow longer ones with --data.max-tokens",
+                "give more examples, or allow longer ones with --rows.max-tokens",
             )
         ledger.notes[_SIDES[side]] = {
             "rows": store.num_rows,
