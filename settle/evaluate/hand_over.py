@@ -34,7 +34,7 @@ def hand_over(
     metadata: as in `export_gguf`, with "base": True for a model that continues plain text. Returns the files by kind
     and the gate's figures. Raises GateError, and then nothing is in `out` that was not there before.
     """
-    model.load_state_dict(weights)
+    model.load_trainable(weights)
     metadata = {"name": name, **metadata}
     file, folder = out / f"{name}.gguf", out / HF_FOLDER
     beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"

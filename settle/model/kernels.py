@@ -10,7 +10,6 @@ d head width, B segments of x
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,10 +40,10 @@ class RmsNorm(Function):
         grad = grads[0]
         grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
         grad_unit = grad * weight.to(grad.dtype)
-        return _norm_backward(grad_unit, unit).mul_(scale), grad_weight, None
+        return norm_backward(grad_unit, unit).mul_(scale), grad_weight, None
 
 
-def _norm_backward(grad_unit: Tensor, unit: Tensor) -> Tensor:
+def norm_backward(grad_unit: Tensor, unit: Tensor) -> Tensor:
     """Gradient through x → x / rms(x), before its factor 1 / rms."""
     shared = torch.linalg.vecdot(grad_unit, unit).unsqueeze(-1).div_(-unit.shape[-1])
     return torch.addcmul(grad_unit, unit, shared)
@@ -80,7 +79,7 @@ class NormLinear(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         unit, scale, folded, norm, *weights = ctx.saved_tensors
         grad_residual, grad_out = grads
-        grad_x = torch.addcmul(grad_residual, _norm_backward(grad_out @ folded, unit), scale)
+        grad_x = torch.addcmul(grad_residual, norm_backward(grad_out @ folded, unit), scale)
         grad_folded = (grad_out.t() @ unit).to(norm.dtype)
         pieces: Sequence[Tensor] = ctx.unfold(grad_folded)
         grad_norm = torch.zeros_like(norm)
@@ -146,7 +145,7 @@ class NormAdd(Function):
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0]
         grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
-        grad_y = _norm_backward(grad * weight.to(grad.dtype), unit).mul_(scale)
+        grad_y = norm_backward(grad * weight.to(grad.dtype), unit).mul_(scale)
         return grad, grad_y, grad_weight, None
 
 
@@ -169,7 +168,7 @@ class HeadNorm(Function):
         grad = grads[0].clone()
         heads = grad[:, : weight.numel()].view(-1, *weight.shape)
         grad_weight = (heads * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
-        torch.mul(_norm_backward(heads * weight.to(grad.dtype), unit), scale, out=heads)
+        torch.mul(norm_backward(heads * weight.to(grad.dtype), unit), scale, out=heads)
         return grad, grad_weight, None
 
 
@@ -179,7 +178,7 @@ class Gated(Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        activated = _ACTIVATE[activation](gate)
+        activated = activate(gate, activation)
         ctx.save_for_backward(gate_up, activated)
         ctx.activation = activation
         return activated * up
@@ -192,15 +191,23 @@ class Gated(Function):
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         torch.mul(grad, activated, out=grad_up)
-        _ACTIVATE_BACKWARD[ctx.activation](grad * up, gate, grad_input=grad_gate)
+        activate_backward(grad * up, gate, grad_gate, ctx.activation)
         return grad_gate_up, None
 
 
-_ACTIVATE = {"silu": torch.nn.functional.silu, "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh")}
-_ACTIVATE_BACKWARD = {
-    "silu": torch.ops.aten.silu_backward.grad_input,
-    "gelu_tanh": partial(torch.ops.aten.gelu_backward.grad_input, approximate="tanh"),
-}
+def activate(gate: Tensor, activation: str) -> Tensor:
+    """silu or gelu_tanh of each number."""
+    if activation == "silu":
+        return torch.nn.functional.silu(gate)
+    return torch.nn.functional.gelu(gate, approximate="tanh")
+
+
+def activate_backward(grad: Tensor, gate: Tensor, out: Tensor, activation: str) -> None:
+    """Gradient behind `activate` → of `gate`, into `out`."""
+    if activation == "silu":
+        torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=out)
+    else:
+        torch.ops.aten.gelu_backward.grad_input(grad, gate, approximate="tanh", grad_input=out)
 
 
 class Lookup(Function):

@@ -9,24 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from settle.model.attention import attention
-from settle.model.kernels import Gated, HeadNorm, Lookup
+from settle.model.frozen import Owner
+from settle.model.kernels import HeadNorm, Lookup
 from settle.model.linear import Cast, Linear, Stack, Turning
 from settle.model.norm import RMSNorm
 from settle.model.options import Experts, LayerOptions
 from settle.model.packing import Packing, RotationTable
 
 
-class Embedding(nn.Module):
+class Embedding(Owner):
     """A table (V, D); `forward(ids (N,), dtype)` → (N, D)."""
 
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
+        super().__init__(rows, width)
         self._cast = Cast(lambda w: w.detach())
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.frozen is not None:
+            return self.frozen.rows(ids, dtype)
         out: Tensor = Lookup.apply(ids, self._cast(dtype, self.weight), self.weight)
         return out
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """The table in `dtype`, without gradient; only to be read."""
+        return self.numbers(dtype) if self.frozen is not None else self._cast(dtype, self.weight)
 
 
 class Attention(nn.Module):
@@ -89,14 +95,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
         """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x)))."""
         residual, gate_up = self.gate_up.norm_linear(x, norm)
-        inner = Gated.apply(gate_up, self.activation)
         if after is None:
-            return self.down.linear_add(residual, inner)
-        return after.add(residual, self.down.linear(inner))
+            return self.down.gated(residual, gate_up, self.activation)
+        return after.add(residual, self.down.gated(None, gate_up, self.activation))
 
     def branch(self, x: Tensor) -> Tensor:
         """x (N, D), already behind the norm → mlp(x)."""
-        return self.down.linear(Gated.apply(self.gate_up.linear(x), self.activation))
+        return self.down.gated(None, self.gate_up.linear(x), self.activation)
 
 
 class MixtureOfExperts(nn.Module):

@@ -5,11 +5,15 @@ Letters: N tokens, I inputs, O outputs of a linear, H query heads, K key/value h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from settle.model.kernels import LinearAdd, NormLinear, Product
+from settle.model.adapted import Beside, FrozenAdd, FrozenNormLinear
+from settle.model.frozen import Joined, Order, Owner, unchanged
+from settle.model.kernels import Gated, LinearAdd, NormLinear, Product
+from settle.model.low_rank import LowRank, RowLengths
 from settle.model.norm import RMSNorm
 
 
@@ -33,14 +37,16 @@ class Cast:
         return self.value
 
 
-class Linear(nn.Module):
-    """A matrix `weight` (O, I) and perhaps a `bias` (O,), in Hugging Face's layout; left to be initialised."""
+class Linear(Owner):
+    """A matrix (O, I) and perhaps a `bias` (O,), in Hugging Face's layout; left to be initialised.
+
+    adapter: what is trained beside the matrix when that is frozen.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
-        super().__init__()
-        self.inputs, self.outputs = inputs, outputs
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        super().__init__(outputs, inputs)
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.adapter: LowRank | None = None
 
 
 @dataclass(frozen=True)
@@ -72,46 +78,109 @@ class Stack:
     """Linears that read the same input, as one product. A view of modules that live elsewhere.
 
     members: (linear, how many of its first rows belong to heads that turn). norm_offset: of the norm before them.
-    What the product reads is a copy in the compute type, made again when a parameter has changed, so once a step and
-    not once a micro-batch.
+    All are trained, or all are frozen. What the product reads of trained ones is a copy in the compute type, made
+    again when a parameter has changed, so once a step and not once a micro-batch.
     """
 
     def __init__(
         self, members: Sequence[tuple[Linear, int]], turning: Turning | None = None, norm_offset: float = 0.0
     ) -> None:
         self.linears = [linear for linear, _ in members]
-        self.turned = [rows for _, rows in members]
+        self.turned = [rows if turning is not None else 0 for _, rows in members]
         self.turning, self.norm_offset = turning, norm_offset
         self._folded = Cast(self._fold)
         self._plain = Cast(self._join)
+        self._joined: Joined | None = None
 
     def norm_linear(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """x (N, I) → (x for the residual, norm(x) through the linears (N, O))."""
+        if self._is_frozen() and norm.weight.requires_grad:
+            return x, self.linear(norm(x))
+        bias = self._bias(x.dtype)
+        if self._is_frozen():
+            residual, out = FrozenNormLinear.apply(x, norm.factor(), norm.eps, self._matrix(), bias, *self._beside(x))
+            return residual, out
         weights = self._weights()
-        residual, out = NormLinear.apply(
-            x,
-            self._folded(x.dtype, norm.weight, *weights),
-            self._bias(x.dtype),
-            self._split,
-            norm.eps,
-            norm.offset,
-            norm.weight,
-            *weights,
-        )
+        folded = self._folded(x.dtype, norm.weight, *weights)
+        residual, out = NormLinear.apply(x, folded, bias, self._split, norm.eps, norm.offset, norm.weight, *weights)
         return residual, out
 
     def linear(self, x: Tensor) -> Tensor:
         """x (N, I) → (N, O)."""
-        weights = self._weights()
-        out: Tensor = Product.apply(x, self._plain(x.dtype, *weights), self._bias(x.dtype), self._split, *weights)
+        bias = self._bias(x.dtype)
+        if self._is_frozen():
+            out: Tensor = FrozenAdd.apply(None, x, None, self._matrix(), bias, *self._beside(x))
+        else:
+            weights = self._weights()
+            out = Product.apply(x, self._plain(x.dtype, *weights), bias, self._split, *weights)
         return out
 
     def linear_add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual (N, O) + x (N, I) through the linears. Only for one linear that does not turn."""
-        (weight,) = self._weights()
-        out: Tensor = LinearAdd.apply(residual, x, self._plain(x.dtype, weight), weight)
         bias = self._bias(x.dtype)
+        if self._is_frozen():
+            out: Tensor = FrozenAdd.apply(residual, x, None, self._matrix(), bias, *self._beside(x))
+            return out
+        (weight,) = self._weights()
+        out = LinearAdd.apply(residual, x, self._plain(x.dtype, weight), weight)
         return out if bias is None else out + bias
+
+    def gated(self, residual: Tensor | None, gate_up: Tensor, activation: str) -> Tensor:
+        """residual (N, O) or nothing + activation(gate) · up through the linears; gate_up (N, 2I)."""
+        if self._is_frozen():
+            inner = gate_up[:, : self.linears[0].inputs]  # only its size and type are looked at
+            beside = self._beside(inner)
+            bias = self._bias(gate_up.dtype)
+            out: Tensor = FrozenAdd.apply(residual, gate_up, activation, self._matrix(), bias, *beside)
+            return out
+        inner = Gated.apply(gate_up, activation)
+        return self.linear(inner) if residual is None else self.linear_add(residual, inner)
+
+    # --- frozen ---
+
+    def _is_frozen(self) -> bool:
+        return self.linears[0].frozen is not None
+
+    def _matrix(self) -> Joined:
+        if self._joined is None:
+            members = zip(self.linears, self.turned, strict=True)
+            self._joined = Joined([(linear, *self._orders(turned)) for linear, turned in members])
+        return self._joined
+
+    def _orders(self, turned: int) -> tuple[Order, Order]:
+        if not turned:
+            return unchanged, unchanged
+        return partial(self._ordered, turned=turned), partial(self._restored, turned=turned)
+
+    def _beside(self, x: Tensor) -> Beside:
+        """What the linears' adapters add, in the type of x (N, I), with gradients back to the adapters."""
+        pairs = [linear.adapter for linear in self.linears]
+        adapted = [p for p in pairs if p is not None and p.active]
+        if not adapted:
+            return Beside()
+        down = torch.cat([p.lora_A for p in adapted]).to(x.dtype)
+        ups, lengths, start = [], [], 0
+        for linear, turned, pair in zip(self.linears, self.turned, pairs, strict=True):
+            if pair is None or not pair.active:
+                ups.append(x.new_empty(linear.outputs, 0, dtype=down.dtype))
+                lengths.append(x.new_ones(linear.outputs))
+            else:
+                ups.append((self._ordered(pair.lora_B, turned) * pair.scale).to(x.dtype))
+                lengths.append(self._lengths(pair, x, slice(start, start + linear.outputs), turned))
+            start += linear.outputs
+        up = ups[0] if len(ups) == 1 else torch.block_diag(*ups)
+        rows = None if adapted[0].lora_magnitude_vector is None else torch.cat(lengths)
+        return Beside(down, up, rows, adapted[0].keep(x))
+
+    def _lengths(self, pair: LowRank, x: Tensor, rows: slice, turned: int) -> Tensor:
+        """What a member's results are multiplied by, (O,): magnitude ÷ length of the row that is computed with."""
+        if pair.lora_magnitude_vector is None:
+            return x.new_ones(rows.stop - rows.start)
+        up = self._ordered(pair.lora_B, turned) * pair.scale
+        length = RowLengths.apply(pair.lora_A, up, x, self._matrix(), rows)
+        return (self._ordered(pair.lora_magnitude_vector, turned) / length).to(x.dtype)
+
+    # --- trained ---
 
     def _weights(self) -> list[Tensor]:
         return [linear.weight for linear in self.linears]

@@ -90,7 +90,7 @@ class TrainingJob:
 
         The loop looks at a sample, and picks the best of many looks; this is the figure to quote.
         """
-        self.model.load_state_dict(weights)
+        self.model.load_trainable(weights)
         loop = self.plan.loop
         affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
         limit = max(self.plan.held_out_tokens, affordable)

@@ -160,6 +160,7 @@ class Loop:
     def _step(self, multiplier: float) -> tuple[float, float]:
         """Forward, backward, clip, update. Returns the mean loss, nats per token, and the gradient's norm."""
         batches = [self.batches.at(self._next_position()) for _ in range(self.plan.micro_batches)]
+        torch.manual_seed(self.plan.seed + self.state.position)  # of dropout: the same after a resume
         self.model.zero_grad(set_to_none=True)
         loss = backward(self.model, self.objective, batches)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -287,7 +288,8 @@ class Loop:
         return 1 if kept and not self._weights_are_finite() else 0
 
     def _weights_are_finite(self) -> bool:
-        return bool(torch.isfinite(torch.stack(torch._foreach_norm(list(self.model.parameters())))).all())
+        trained = list(self.model.trainable().values())
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(trained))).all())
 
     def _roll_back(self, loss: float, grad_norm: float, blamed: int) -> None:
         """Go back before the last `blamed` steps and never draw their batches again; their rows are named.
@@ -352,8 +354,8 @@ class Loop:
         return {k: max(before[k], v) if k == "peak_memory" else before[k] + v for k, v in now.items()}
 
     def _weights(self) -> Weights:
-        """A copy of the weights on the CPU."""
-        return {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
+        """A copy of the trained weights on the CPU."""
+        return {k: v.detach().to("cpu", copy=True) for k, v in self.model.trainable().items()}
 
     def _save(self) -> bool:
         """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop."""
@@ -363,7 +365,7 @@ class Loop:
         state.spent = self.spent()
         made = Checkpoint(
             step=state.step,
-            model=self.model.state_dict(),
+            model=self.model.trainable(),
             optimizer=self.stepper.state(),
             best=self.best if state.best_step != state.step else None,
             state={"identity": self.identity or {}, **state.to_json()},
@@ -379,7 +381,7 @@ class Loop:
         state = {k: v for k, v in found.state.items() if k != "identity"}
         try:
             self.state = State.from_json(state)
-            self.model.load_state_dict(found.model)
+            self.model.load_trainable(found.model)
             self.stepper.restore(found.optimizer)
         except (KeyError, TypeError, RuntimeError) as e:
             raise CheckpointError(

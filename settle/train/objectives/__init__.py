@@ -25,7 +25,7 @@ class Objective(Part):
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""
-        device = model.head.device
+        device = model.device
         inputs, targets, cu_seqlens = (
             torch.from_numpy(a).to(device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
         )

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from settle.base.registry import Part
+from settle.model.decoder import Decoder
 
 
 class Stepper(ABC):
@@ -28,7 +29,7 @@ class Optimizer(Part):
     """A rule with its rates."""
 
     @abstractmethod
-    def bind(self, model: nn.Module) -> Stepper:
+    def bind(self, model: Decoder) -> Stepper:
         """The rule on every trainable parameter of `model`."""
 
     @abstractmethod

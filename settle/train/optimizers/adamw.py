@@ -7,11 +7,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from settle.model.decoder import Decoder
 from settle.train.optimizers import Optimizer, Stepper
 
 
 class AdamW(Optimizer):
-    """AdamW on every parameter. The rate of matrices and of the output table falls as 1/√(width / 256)."""
+    """AdamW on every parameter. The rate of matrices and of the output table falls as 1/√(width / 256); that of an
+    adapter does not.
+    """
 
     lr: float = Field(3e-3, gt=0, description="rate at width 256")
     table_lr: float = Field(1e-2, gt=0, description="rate of the input table")
@@ -20,29 +23,30 @@ class AdamW(Optimizer):
     eps: float = Field(1e-10, gt=0, description="added to the root mean square")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices, per unit of rate")
 
-    def bind(self, model: nn.Module) -> "AdamStepper":
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups[role(name, parameter)].append((name, parameter))
+    def bind(self, model: Decoder) -> "AdamStepper":
         shrink = width_factor(model)
-        return AdamStepper(
-            [
-                AdamGroup(groups["matrix"], self.lr * shrink, self.weight_decay),
-                AdamGroup(groups["head"], self.lr * shrink, 0.0),
-                AdamGroup(groups["table"], self.table_lr, 0.0),
-                AdamGroup(groups["norm"], self.lr, 0.0),
-            ],
-            (self.beta1, self.beta2),
-            self.eps,
-        )
+        rates = {
+            "matrix": (self.lr * shrink, self.weight_decay),
+            "head": (self.lr * shrink, 0.0),
+            "table": (self.table_lr, 0.0),
+            "norm": (self.lr, 0.0),
+            "adapter": (self.lr, self.weight_decay),
+        }
+        groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in model.trainable().items():
+            lr, decay = rates[role(name, parameter)]
+            groups.setdefault((lr * model.lr_scale(name), decay), []).append((name, parameter))
+        adam = [AdamGroup(members, lr, decay) for (lr, decay), members in groups.items()]
+        return AdamStepper(adam, (self.beta1, self.beta2), self.eps)
 
     def bytes_per_parameter(self) -> float:
         return 8.0
 
 
 def role(name: str, parameter: nn.Parameter) -> str:
-    """What a parameter is to an optimizer: "matrix", "table" (input), "head" (output) or "norm"."""
+    """What a parameter is to an optimizer: "matrix", "table" (input), "head" (output), "norm" or "adapter"."""
+    if ".adapter." in name:
+        return "adapter"
     if parameter.ndim < 2:
         return "norm"
     if "embed_tokens" in name:
@@ -50,9 +54,9 @@ def role(name: str, parameter: nn.Parameter) -> str:
     return "head" if "lm_head" in name else "matrix"
 
 
-def width_factor(model: nn.Module) -> float:
+def width_factor(model: Decoder) -> float:
     """√(256 / hidden width): how the rate of what multiplies activations falls with the width."""
-    return math.sqrt(256 / next(p.shape[1] for p in model.parameters() if p.ndim == 2))
+    return math.sqrt(256 / model.options.layers[0].width)
 
 
 class AdamGroup:

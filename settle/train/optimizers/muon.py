@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from settle.model.decoder import Decoder
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
 
@@ -31,11 +32,13 @@ class Muon(Optimizer):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the mean squared gradient")
     eps: float = Field(1e-10, gt=0, description="AdamW: added to the root mean square")
 
-    def bind(self, model: nn.Module) -> "MuonStepper":
+    def bind(self, model: Decoder) -> "MuonStepper":
         members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                members[role(name, parameter)].append((name, parameter))
+        for name, parameter in model.trainable().items():
+            kind = role(name, parameter)
+            if kind == "adapter":
+                kind = "matrix" if parameter.ndim == 2 else "norm"
+            members[kind].append((name, parameter))
         adam = AdamStepper(
             [
                 AdamGroup(members["table"], self.table_lr, 0.0),
@@ -45,7 +48,7 @@ class Muon(Optimizer):
             (self.beta1, self.beta2),
             self.eps,
         )
-        half = getattr(model, "compute_dtype", torch.float32) == torch.bfloat16
+        half = model.compute_dtype == torch.bfloat16
         return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
 
     def bytes_per_parameter(self) -> float:
