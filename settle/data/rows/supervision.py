@@ -110,8 +110,8 @@ class Supervision:
         for token in ids.tolist():
             piece = self.pieces[token]
             found = _found(data, at, piece)
-            if found is None and special:
-                at = _after_space(data, at)
+            while found is None and special and (size := _space(data, at)):
+                at += size
                 found = _found(data, at, piece)
             if found is None:
                 return None
@@ -119,7 +119,8 @@ class Supervision:
             special = token in self._specials or (special and found == at)
             at = found
             after.append(at)
-        at = _after_space(data, at) if special else at
+        while special and (size := _space(data, at)):
+            at += size
         return (np.array(first, np.int64), np.array(after, np.int64)) if at == len(data) else None
 
     def _prove(self, ids: np.ndarray, says: Sequence[str]) -> None:
@@ -153,8 +154,10 @@ def _found(data: bytes, at: int, piece: bytes) -> int | None:
     return None
 
 
-def _after_space(data: bytes, at: int) -> int:
-    return len(data) - len(data[at:].lstrip())
+def _space(data: bytes, at: int) -> int:
+    """Bytes of the white space character at that place, 0 when there is none."""
+    character = data[at : at + 4].decode("utf-8", "ignore")[:1]
+    return _bytes(character) if character.isspace() else 0
 
 
 def pieces_of(text: Encoded, longest: int) -> Iterator[Encoded]:
