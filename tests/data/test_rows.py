@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.events import Event, Events
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
@@ -356,3 +356,12 @@ def test_tables(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
     (tmp_path / "b.json").write_text(json.dumps({"data": [{"Instruction": q, "Output": a} for q, a in pairs()]}))
     assert np.array_equal(run(tokenizer, tmp_path / "b.json").train.tokens, corpus.train.tokens)
+
+
+def test_how_rows_were_understood_is_told(tokenizer: Tokenizer, chats: Path) -> None:
+    for _ in range(2):
+        heard: list[Event] = []
+        prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [heard.append]))
+        (told,) = (event for event in heard if event["kind"] == "rows")
+        assert told["layouts"] == {"chats.jsonl": {"layout": "messages", "columns": {"messages": "messages"}}}
+        assert told["train"]["rows"] + told["held_out"]["rows"] == 90 and told["notes"] == []

@@ -67,6 +67,7 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, e
         fingerprint = _fingerprint(files, held_out_files, hashes, settings, tokenizer, template)
         known = prepared_rows(fingerprint)
         if known is not None:
+            _tell(known, events)
             return known
         folder = home() / "tokens" / fingerprint
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
@@ -76,7 +77,9 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, e
         making.renderer.dialect.notes.update(filter(None, [note]))
         write_rows(work / "corpus", gathered, making, tokenizer, settings, ledger, events)
         publish(work / "corpus", folder)
-        return _open(folder)
+        made = _open(folder)
+        _tell(made, events)
+        return made
 
 
 def prepared_rows(fingerprint: str) -> RowCorpus | None:
@@ -86,6 +89,12 @@ def prepared_rows(fingerprint: str) -> RowCorpus | None:
         with contextlib.suppress(SettleError):
             return _open(folder)
     return None
+
+
+def _tell(corpus: RowCorpus, events: Events) -> None:
+    """How the rows were understood, for a face to show."""
+    names = ("train", "held_out", "layouts", "dropped", "mended")
+    events.emit("rows", **{name: corpus.ledger[name] for name in names}, **corpus.ledger["rows"])
 
 
 def _open(folder: Path) -> RowCorpus:

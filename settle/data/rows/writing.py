@@ -113,7 +113,7 @@ def _describe(
     lengths = np.concatenate([store.lengths for store in stores.values()])
     renderer = making.renderer
     ledger.notes["rows"] = {
-        "kind": gathered.kind,
+        "row_kind": gathered.kind,
         "supervise": making.supervise,
         "stops": making.supervision.stops,
         "notes": sorted(renderer.dialect.notes),

@@ -1,0 +1,60 @@
+"""Examples as they are learned from: what is supervised stands out, in colour or, without any, between brackets."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from settle.base.events import Event
+from settle.show.amounts import count
+
+OPEN, CLOSE = "⟦", "⟧"
+# characters of a piece that are shown: from its beginning, and from its end
+_LEARNED, _GIVEN = (700, 200), (300, 200)
+
+
+def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
+    """Previews (see `settle.data.rows.making.Preview`) one under the other."""
+    shown = Text()
+    for row in rows:
+        part = f", {row['part']}" if row.get("part") else ""
+        head = f"{row['origin']}{part}: {row['num_supervised']:,} of {row['num_tokens']:,} tokens are learned\n"
+        shown.append(head, "bold")
+        for text, learned in row["pieces"]:
+            short = _shortened(text, *(_LEARNED if learned else _GIVEN))
+            if learned:
+                shown.append(short if in_colour else f"{OPEN}{short}{CLOSE}", "green")
+            else:
+                shown.append(short, "dim")
+        shown.append("\n\n")
+    shown.rstrip()
+    return shown
+
+
+def rows_lines(event: Event) -> list[str]:
+    """What was read, how it was understood, and what a person should know of it."""
+    lines = [f"{file}: {told['layout']} ({_columns(told['columns'])})" for file, told in event["layouts"].items()]
+    if len(lines) > 4:
+        lines = [*lines[:3], f"and {len(lines) - 3} more files"]
+    train, held_out = event["train"], event["held_out"]
+    share = train["supervised"] / max(1, train["tokens"])
+    lines.append(f"{train['rows']:,} rows to learn from, {held_out['rows']:,} held out")
+    lines.append(
+        f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event['supervise']}); "
+        f"the longest row has {event['lengths']['max']:,}"
+    )
+    lines += [f"{reason}: {told['count']:,} left out" for reason, told in event["dropped"].items()]
+    lines += [f"{reason}: {told['count']:,}" for reason, told in event["mended"].items()]
+    if event["too_long"]["shortened"]:
+        lines.append(f"later answers left out for their length: {event['too_long']['shortened']:,} rows")
+    return [*lines, *event["notes"]]
+
+
+def _columns(columns: Mapping[str, str]) -> str:
+    return ", ".join(what if what == column else f"{what} from {column!r}" for what, column in columns.items())
+
+
+def _shortened(text: str, first: int, last: int) -> str:
+    if len(text) <= first + last:
+        return text
+    return f"{text[:first]} … {len(text) - first - last:,} characters … {text[-last:]}"
