@@ -9,6 +9,7 @@ from pydantic import Field
 
 from settle.base.errors import EngineError, UsageError
 from settle.base.events import Events
+from settle.base.models import StoredModel, all_models, find_model
 from settle.base.run import Run, write_json
 from settle.commands import Command
 
@@ -21,14 +22,14 @@ HELP = (
 
 
 class Chat(Command):
-    """Talk to a run's model, or to any GGUF file. With a PROMPT, or text on stdin, one answer and out.
+    """Talk to a run's model, to one of the store, or to any GGUF file. With a PROMPT, or text on stdin: one answer.
 
     A model trained on plain text goes on with what you write; --template makes it take turns all the same.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "prompt")
 
-    name: str = Field(description="a run, or a .gguf file")
+    name: str = Field(description="a run, a model of the store (`settle pull`), or a .gguf file")
     prompt: str | None = Field(None, description="what to answer, then leave")
     template: bool = Field(False, description="take turns by the chat template, even if trained on plain text")
     system: str | None = Field(None, description="system prompt")
@@ -194,10 +195,19 @@ class _Talk:
 
 
 def model_file(name: str) -> Path:
-    """The GGUF file of a run, or the file of that name. Raises UsageError when there is none."""
+    """The GGUF file of a run or of a model in the store, or the file of that name. Raises UsageError when there is
+    none, naming what there is."""
     if name.endswith(".gguf"):
         return Path(name).expanduser()
-    run = Run.find(name)
+    stored = find_model(name)
+    if stored is not None and not any(name in (run.name, run.path.name) for run in Run.all()):
+        return stored.path if stored.kind == "gguf" else _as_gguf(stored)
+    try:
+        run = Run.find(name)
+    except UsageError as e:
+        models = ", ".join(model.name for model in all_models())
+        fix = f"models: {models}; " if models else ""
+        raise UsageError(f"there is no run and no model named {name!r}", f"{fix}{e.fix}") from None
     files = sorted(run.out.glob("[!.]*.gguf"), key=lambda p: (p.stem != run.name, p.name))
     if not files:
         fix = (
@@ -207,3 +217,15 @@ def model_file(name: str) -> Path:
         )
         raise UsageError(f"{run.name} has no exported model yet", fix)
     return files[0]
+
+
+def _as_gguf(stored: StoredModel) -> Path:
+    """A model in Hugging Face's layout as GGUF, which llama.cpp reads; made once, and kept in the store."""
+    from settle.formats.gguf import export_gguf
+    from settle.model.pretrained import Pretrained
+
+    path = stored.folder / f"{stored.name}-bf16.gguf"
+    if not path.exists():
+        model = Pretrained.open(stored.name)
+        export_gguf(model.part, model.lazy_weights(), model.tokenizer, path, "bf16", {"name": stored.name})
+    return path

@@ -123,6 +123,10 @@ class Pretrained:
             stored.place.forget(first * row_bytes, last * row_bytes)
         return self._in_our_order(name, out)
 
+    def lazy_weights(self) -> dict[str, "LazyWeight"]:
+        """Every parameter by name, each read when it is written somewhere: what the writers of `formats` take."""
+        return {name: LazyWeight(self, name, stored.shape) for name, stored in self.stored.items()}
+
     def _in_our_order(self, name: str, values: Tensor) -> Tensor:
         if self.source.kind != "gguf":
             return values
@@ -143,6 +147,18 @@ class Pretrained:
         if quantize == "nf4" and in_layers and math.prod(stored.shape) % 64 == 0:
             return FrozenNf4(quantize_nf4(self.read(name)))
         return FrozenDense(self.read(name, dtype))
+
+
+@dataclass(frozen=True)
+class LazyWeight:
+    """A parameter that `detach` reads, in fp32."""
+
+    model: Pretrained
+    name: str
+    shape: tuple[int, ...]
+
+    def detach(self) -> Tensor:
+        return self.model.read(self.name)
 
 
 @contextlib.contextmanager

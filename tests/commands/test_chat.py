@@ -56,7 +56,7 @@ def test_long_prompt_says_what_is_left_out(a_run, capsys):
 
 def test_no_such_run_and_no_model_yet(home, capsys):
     assert main(["chat", "nobody", "hi"]) == 2
-    assert "no run named" in capsys.readouterr().err
+    assert "no run and no model named" in capsys.readouterr().err
     Run.create("train", "cut")
     assert main(["chat", "cut", "hi"]) == 2
     assert "settle resume cut" in capsys.readouterr().err

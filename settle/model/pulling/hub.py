@@ -1,0 +1,137 @@
+"""Models on the hub: `owner/name`, with `@revision`, and `:part of a file's name` where a repository holds several."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from settle.base.errors import FormatError, ResourceError, UsageError
+from settle.base.events import Events
+from settle.base.models import model_name
+from settle.formats.safetensors import INDEX, SINGLE
+from settle.model.pulling import Offer
+from settle.model.source import hash_of
+
+ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
+BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "tokenizer.model",
+)  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def offer(what: str) -> Offer | None:
+    """A model of the hub; None when `what` is no hub id."""
+    match = ID.fullmatch(what)
+    if match is None:
+        return None
+    repo, revision, part = match["repo"], match["revision"], match["file"]
+    name = model_name(repo if not part else f"{repo}-{part}").removesuffix("-gguf")
+
+    def fetch(folder: Path, events: Events) -> Path:
+        return _fetch(repo, revision, part, folder, events)
+
+    return Offer("hub", what, name, fetch)
+
+
+def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, events: Events) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if ".." not in s.rfilename.split("/")}
+        hashes = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
+        chosen = _choose(repo, sizes, part)
+        _make_room(folder, sum(sizes[name] for name in chosen))
+        bar = _bar(events, sum(sizes[name] for name in chosen))
+        for name in chosen:
+            hf_hub_download(repo, name, revision=info.sha, local_dir=folder, tqdm_class=bar)
+    except RevisionNotFoundError:
+        raise UsageError(f"{repo} has no revision {revision!r} on the hub", "check it after the @") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        fix = "check the name; one that is not public needs `hf auth login`, and its terms accepted"
+        raise UsageError(f"there is no model {repo!r} on the hub", fix) from None
+    except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # the errors of whichever library it speaks with
+        if isinstance(e, OSError) and e.filename is not None:
+            raise
+        raise ResourceError(
+            f"the hub could not be read: {_first_line(e)}", "check the connection, then again"
+        ) from None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    for name in chosen:
+        if name in hashes and hash_of(folder / name) != hashes[name]:
+            raise FormatError(f"{name} is not what the hub says it is", "pull it again")
+    return folder / chosen[0] if chosen[0].endswith(".gguf") else _gathered(folder)
+
+
+def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
+    """The files that make up the model: of the safetensors kind if there are any and no GGUF file is asked for."""
+    ggufs = [n for n in sizes if n.endswith(".gguf") and not n.rpartition("/")[2].startswith("mmproj")]
+    weights = [n for n in sizes if n in (SINGLE, INDEX) or re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]
+    if part is not None:
+        found = [n for n in ggufs if part.lower() in n.lower()]
+        if len(found) != 1:
+            said = "no file" if not found else f"{len(found)} files"
+            raise UsageError(f"{said} of {repo} are called {part!r}", _of(found or ggufs, sizes))
+        return found
+    if weights:
+        return weights + [name for name in BESIDE if name in sizes]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise UsageError(f"{repo} holds {len(ggufs)} GGUF files", f"add one after a colon; {_of(ggufs, sizes)}")
+    pickles = [n for n in sizes if n.endswith(PICKLES)]
+    if pickles:
+        what = f"{repo} has its weights only as pickle ({pickles[0]}), and opening one runs any code that is in it"
+        raise FormatError(what, "choose a model with safetensors or GGUF")
+    raise FormatError(f"{repo} holds no weights that are read here", "safetensors and GGUF are read")
+
+
+def _of(names: list[str], sizes: dict[str, int]) -> str:
+    return "there are: " + ", ".join(f"{name} ({sizes[name] / 1e6:,.0f} MB)" for name in names[:20])
+
+
+def _make_room(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ResourceError(
+            f"it takes {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder.parent}", "make room there"
+        )
+
+
+def _gathered(folder: Path) -> Path:
+    """The fetched files in a folder of their own, inside `folder`."""
+    entries = list(folder.iterdir())
+    made = folder / "model"
+    made.mkdir()
+    for entry in entries:
+        entry.rename(made / entry.name)
+    return made
+
+
+def _bar(events: Events, total: int) -> type:
+    """A progress bar as the hub's library wants one, that only counts, and tells it as events."""
+    from huggingface_hub.utils import tqdm
+
+    done = [0]
+
+    class Bar(tqdm):  # type: ignore[type-arg,misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            done[0] = min(done[0] + int(n or 0), total)
+            events.emit("progress", what="downloading", done=done[0], total=total, unit="bytes")
+
+    return Bar
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,114 @@
+"""Models that Ollama and LM Studio already have on this machine: linked where they lie, never copied.
+
+Layouts: Ollama's `manifests/<host>/<namespace>/<name>/<tag>` names blobs by their sha256; LM Studio's
+`models/<publisher>/<repository>/<file>.gguf`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import FormatError, UsageError
+from settle.base.events import Events
+from settle.base.models import model_name
+from settle.model.pulling import Offer
+
+MODEL_LAYER = "application/vnd.ollama.image.model"
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A model of another program. name: as that program shows it."""
+
+    where: str
+    name: str
+    path: Path
+    num_bytes: int
+    sha256: str = ""
+
+
+def neighbours() -> Iterator[Neighbour]:
+    """Every model that other programs have here."""
+    yield from ollama_models()
+    yield from lmstudio_models()
+
+
+def ollama_folder() -> Path:
+    """$OLLAMA_MODELS, or where Ollama keeps its models without it."""
+    return Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+
+
+def lmstudio_folders() -> list[Path]:
+    """Where LM Studio keeps its models, now and in versions before 0.3."""
+    return [Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+
+
+def ollama_models() -> Iterator[Neighbour]:
+    """Models of Ollama's store whose weights are there, `name:tag` as `ollama list` shows them."""
+    manifests = ollama_folder() / "manifests"
+    for file in sorted(manifests.glob("*/*/*/*")) if manifests.is_dir() else []:
+        host, namespace, name, tag = file.relative_to(manifests).parts
+        shown = f"{name}:{tag}"
+        if host != "registry.ollama.ai":
+            shown = f"{host}/{namespace}/{shown}"
+        elif namespace != "library":
+            shown = f"{namespace}/{shown}"
+        digest = _weights(file)
+        blob = ollama_folder() / "blobs" / digest.replace(":", "-") if digest else None
+        if blob is not None and blob.is_file():
+            yield Neighbour("ollama", shown, blob, blob.stat().st_size, blob.name.removeprefix("sha256-"))
+
+
+def _weights(manifest: Path) -> str | None:
+    """The digest of a manifest's weights; None when it is no manifest."""
+    try:
+        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+        digests = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL_LAYER]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digests[0] if len(digests) == 1 and DIGEST.fullmatch(str(digests[0])) else None
+
+
+def lmstudio_models() -> Iterator[Neighbour]:
+    """Models of LM Studio's store, `publisher/repository/file`."""
+    for folder in lmstudio_folders():
+        for path in sorted(folder.glob("*/*/*.gguf")):
+            if not path.name.startswith("mmproj"):  # the eyes of a model, not a model
+                yield Neighbour("lmstudio", path.relative_to(folder).as_posix(), path, path.stat().st_size)
+
+
+def ollama_offer(name: str) -> Offer | None:
+    """The model that Ollama calls `name`; `latest` when it has no tag."""
+    wanted = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    found = next((n for n in ollama_models() if n.name == wanted), None)
+    if found is None:
+        return None
+    short = found.name.removesuffix(":latest").rpartition("/")[2]
+    return _offer(found, model_name(short.replace(":", "-")))
+
+
+def lmstudio_offer(name: str) -> Offer | None:
+    """The model of LM Studio named by `publisher/repository`, by its file, or by both."""
+    found = [n for n in lmstudio_models() if name in _spellings(n.name)]
+    if len(found) > 1:
+        names = ", ".join(n.name for n in found)
+        raise UsageError(f"{name} is several models in LM Studio", f"choose one: {names}")
+    return _offer(found[0], model_name(found[0].path.stem)) if found else None
+
+
+def _spellings(name: str) -> set[str]:
+    publisher, repository, file = name.split("/")
+    return {name, f"{publisher}/{repository}", repository, file, file.removesuffix(".gguf")}
+
+
+def _offer(found: Neighbour, name: str) -> Offer:
+    def fetch(folder: Path, events: Events) -> Path:
+        if re.search(r"-\d{5}-of-\d{5}\.gguf$", found.path.name):
+            raise FormatError(f"{found.path.name} is one of several files of a model", "a model in one file is needed")
+        return found.path
+
+    return Offer(found.where, found.name, name, fetch, found.sha256)

