@@ -9,7 +9,7 @@ from typing import Any
 from settle.evaluate.cases import Case
 
 MOST = 10
-SHOWN = 400  # characters of a text in a table
+SHOWN = 160  # characters of a text in a table
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Comparison:
         )
         text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
         text += f", {self._signed(s.difference)}{unit} (95 %: {self._signed(s.low)} to {self._signed(s.high)})"
-        return text + f", certainty {certainty(s.certainty)}" * (self.verdict != "no different")
+        return text + f", certainty {certainty(s.certainty)}"
 
     def to_json(self) -> dict[str, Any]:
         """For result.json."""
