@@ -152,8 +152,28 @@ def test_a_template_that_begins_each_answer_with_a_thought() -> None:
     (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "<think>\nThe sea.\n</think>\n\nGrey."}])
     assert supervised(made, row) == ["The sea.\n</think>\n\nGrey.<｜end▁of▁sentence｜>"]
     assert row.text.endswith("<｜Assistant｜><think>\nThe sea.\n</think>\n\nGrey.<｜end▁of▁sentence｜>")
-    with pytest.raises(Broken, match="begins each answer with '<think>'"):
-        rows(made, CHAT[:2])
+    (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "Grey.", "reasoning_content": "The sea."}])
+    assert supervised(made, row) == ["The sea.\n</think>\n\nGrey.<｜end▁of▁sentence｜>"]
+    assert not made.renderer.dialect.notes
+    first, second = rows(made, CHAT)
+    assert supervised(made, first) == [f"\n</think>\n\n{CHAT[1]['content']}<｜end▁of▁sentence｜>"]
+    assert "<｜Assistant｜>It is grey." in second.text and second.text.count("<think>") == 1
+    calling, _ = rows(made, TOOLS, [TOOL])
+    assert supervised(made, calling)[0].startswith("\n</think>\n\n<｜tool▁call▁begin｜>weather")
+    assert any("empty one" in note for note in made.renderer.dialect.notes)
+
+
+def test_a_prompt_that_closes_the_thoughts_leaves_them_out() -> None:
+    family = FAMILIES["qwen3"]
+    prompt = "enable_thinking is defined and enable_thinking is false"
+    closing = Family(family.template.replace(prompt, "not enable_thinking"), family.specials, family.turn_end)
+    made = making(closing)
+    (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "<think>\nThe sea.\n</think>\n\nGrey."}])
+    assert supervised(made, row) == ["Grey.<|im_end|>"] and "The sea." not in row.text
+    assert any("left out" in note for note in made.renderer.dialect.notes)
+    made = making(closing, thinking=True)
+    (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "<think>\nThe sea.\n</think>\n\nGrey."}])
+    assert supervised(made, row) == ["<think>\nThe sea.\n</think>\n\nGrey.<|im_end|>"]
 
 
 def test_a_system_prompt_that_the_template_does_not_know_is_put_before_the_question() -> None:

@@ -38,7 +38,7 @@ class Dialect:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> tuple[list[Message], list[dict[str, Any]]]:
         """Messages and tools as the template takes them."""
-        spoken = [dict(message) for message in messages]
+        spoken = [_with_thought(message) for message in messages]
         if tools and not self._has_tools:
             self.notes.add("the chat template knows no tools: they are told in the system prompt")
             spoken = _with_tools(spoken, tools)
@@ -87,6 +87,12 @@ def _called(value: str, as_text: bool, empty: str | None) -> list[Message]:
 
 def _result(content: str) -> Message:
     return {"role": "tool", "content": content, "tool_call_id": "000000000", "name": "f"}
+
+
+def _with_thought(message: Message) -> Message:
+    """A thought under each of the names by which templates ask for it."""
+    thought = message.get("reasoning_content")
+    return dict(message) if thought is None else message | {"reasoning": thought, "thinking": thought}
 
 
 def _without_system(messages: list[Message]) -> list[Message]:

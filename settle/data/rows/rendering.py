@@ -8,7 +8,7 @@ tools), an answer that no longer reads as it was written becomes a row of its ow
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
@@ -39,6 +39,16 @@ class Rendered:
     answers: tuple[Answer, ...]
     everything: bool = False
     unended: bool = False
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """An answer: the prompt before it, what is to be written with the end of it, and whether that end is missing."""
+
+    prompt: str
+    said: str
+    says: tuple[str, ...]
+    unended: bool
 
 
 class Renderer:
@@ -104,13 +114,14 @@ class Renderer:
         # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
         rows: list[tuple[str, list[Answer], bool]] = []
         for number in sorted(wanted, reverse=True):
-            prompt, said, unended = self._turn(messages, number, tools)
-            answer = Answer(len(prompt), len(prompt) + len(said), _must_say(messages[number]), wanted[number])
-            home = next((row for row in rows if row[0].startswith(prompt + said) and not unended), None)
+            turn = self._turn(messages, number, tools)
+            text = turn.prompt + turn.said
+            answer = Answer(len(turn.prompt), len(text), turn.says, wanted[number])
+            home = next((row for row in rows if row[0].startswith(text) and not turn.unended), None)
             if home is not None:
                 home[1].append(answer)
             elif wanted[number]:
-                rows.append((prompt + said, [answer], unended))
+                rows.append((text, [answer], turn.unended))
         everything = self._supervise == "all"
         return [Rendered(text, tuple(answers[::-1]), everything, unended) for text, answers, unended in rows[::-1]]
 
@@ -124,32 +135,62 @@ class Renderer:
             first = max(i for i, m in enumerate(messages) if m["role"] == "user")
         return [i >= first and messages[i].get("weight") != 0 for i in answers]
 
-    def _turn(self, messages: Sequence[Message], number: int, tools: list[dict[str, Any]]) -> tuple[str, str, bool]:
-        """The prompt of an answer, the answer with its end, and whether that end is still missing."""
+    def _turn(self, messages: Sequence[Message], number: int, tools: list[dict[str, Any]]) -> "_Turn":
         prompt = self._render(messages[:number], tools, True)
         whole = self._render(messages[: number + 1], tools, False)
-        if not whole.startswith(prompt):
-            return self._continued(prompt, whole, messages[number])
-        said = whole[len(prompt) :]
-        end = self._stop.search(said)
-        if end is None:
-            return prompt, said.rstrip(), True
-        return prompt, said[: end.end()], False
+        same = _common(prompt, whole)
+        says = _must_say(messages[number])
+        # a thought before the answer may have an end of its own
+        end = self._stop.search(whole, _after(whole, same, says))
+        said = whole[same : end.end()] if end else whole[same:].rstrip()
+        turn = _Turn(prompt, said, says, end is None)
+        return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), messages[number], end)
 
-    def _continued(self, prompt: str, whole: str, message: Message) -> tuple[str, str, bool]:
-        """For a template that opens the answer (with `<think>`) in the prompt and not in the conversation."""
-        same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
-        opening = prompt[same:].strip()
-        content = (message["content"] or "").lstrip()
-        if not opening or not content.startswith(opening) or message.get("tool_calls"):
+    def _continued(self, turn: "_Turn", opening: str, message: Message, end: re.Match[str] | None) -> "_Turn":
+        """For a template that opens the answer in the prompt otherwise than in the conversation: with a thought."""
+        content = message["content"] or ""
+        if not opening:
+            return turn
+        if opening.startswith("</think>"):
+            # the prompt has closed the thoughts: what follows them is the answer
+            self.dialect.notes.add(
+                "the chat template's prompt asks for no thoughts: they are left out (--rows.thinking)"
+            )
+            _, _, said = turn.said.rpartition("</think>")
+            says = _must_say(message | {"content": content.rpartition("</think>")[2]})
+            return replace(turn, said=said.lstrip("\n"), says=says)
+        if opening != "<think>":
             raise Broken(f"the chat template begins each answer with {opening[:40]!r}, and this answer does not")
-        end = self._stop.search(whole, same)
-        said = content[len(opening) :].lstrip("\n")
-        return (prompt, said, True) if end is None else (prompt, said + end.group(), False)
+        if content.lstrip().startswith(opening):
+            said = content.lstrip().removeprefix(opening).lstrip("\n")
+            return replace(turn, said=said + (end.group() if end else ""))
+        thought = message.get("reasoning_content", "")
+        if not thought:
+            self.dialect.notes.add(
+                "the chat template begins each answer with a thought: those without have an empty one"
+            )
+        return replace(turn, said=f"{thought}\n</think>\n\n{turn.said}")
 
     def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]], prompt: bool) -> str:
         assert self._template is not None
         return self._template.render(messages, tools or None, prompt, **self._arguments)
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters two texts begin with alike; a tag counts whole."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return same - 1 if same < len(a) and a[same - 1 : same] == "<" else same
+
+
+def _after(text: str, at: int, parts: Sequence[str]) -> int:
+    """Where the last of the parts ends, looked for one after the other; `at` when one is missing."""
+    end = at
+    for part in parts:
+        found = text.find(part, end)
+        if found < 0:
+            return at
+        end = found + len(part)
+    return end
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
