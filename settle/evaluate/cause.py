@@ -16,6 +16,7 @@ from settle.formats._adapter import Adapter
 # Root mean square error, relative to the tensor's own, that writing in a type can bring: several times what it does.
 ROUNDING = {"F32": 1e-5, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 0.02}
 COARSE = 0.5  # any other quantization
+LEAST_KEPT = 0.5  # of an adapter's change to the weights
 MOST_SHOWN = 3
 
 
@@ -132,7 +133,7 @@ def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterat
     """
     if origin.adapter is not None:
         yield from _lora(origin.part, origin.adapter, lora)
-    if share is not None and not 0.5 < share < 1.5:
+    if share is not None and not LEAST_KEPT <= share <= 2 - LEAST_KEPT:
         yield f"the adapter is lost: {max(share, 0.0):.0%} of its change to the weights is in the file"
 
 

@@ -24,7 +24,8 @@ from settle.formats import (
 )
 from settle.formats._gguf_header import TensorInfo, read_header
 
-Dtype = Literal["f32", "f16", "bf16", "q8_0"]
+Dtype = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 UNUSED = 5  # llama.cpp's token type
 GENERAL = ("name", "description", "license", "tags", "datasets", "size_label", "url")
 
@@ -158,11 +159,13 @@ def card_of(path: Path) -> dict[str, Any]:
 
 
 def _layout(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
-    """ggml type and number of bytes. Vectors and routers stay f32; a row that Q8_0 blocks do not divide becomes f16."""
+    """ggml type and number of bytes. Vectors and routers stay f32, tables are never coarser than Q8_0; a row that the
+    blocks do not divide becomes f16."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     is_small = len(shape) == 1 or name.endswith("ffn_gate_inp.weight")
-    code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[dtype.upper()]
+    wanted = "q8_0" if dtype.startswith("q") and name in TABLES else dtype
+    code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[wanted.upper()]
     if shape[-1] % GGML_QUANT_SIZES[code][0]:
         code = GGMLQuantizationType.F16
     block, block_bytes = GGML_QUANT_SIZES[code]
@@ -176,7 +179,7 @@ def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
         raise FormatError(f"{name} holds NaN or infinity", "the run is broken; resume it from an earlier checkpoint")
     if code.name == "BF16":
         return to_bfloat16(values)
-    if code.name in ("F16", "Q8_0") and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+    if code.name != "F32" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
         raise FormatError(f"{name} holds values that f16 cannot hold", "export with --dtype bf16")
     return quantize(values, code)
 
@@ -184,14 +187,8 @@ def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
 def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
     from gguf.constants import GGML_QUANT_VERSION, LlamaFileType
 
-    file_types = {
-        "f32": LlamaFileType.ALL_F32,
-        "f16": LlamaFileType.MOSTLY_F16,
-        "bf16": LlamaFileType.MOSTLY_BF16,
-        "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    }
     writer.add_type("model")
-    writer.add_file_type(file_types[dtype])
+    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "f32" else LlamaFileType[f"MOSTLY_{dtype.upper()}"])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     for key, value in metadata.items():
         name = f"general.{key}" if key in GENERAL else f"settle.{key}"

@@ -5,13 +5,13 @@ Layout: https://lmstudio.ai/docs/app/advanced/import-model
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
 from settle.formats import Format, Weights
-from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.gguf import Dtype, export_gguf, read_gguf
 
 PUBLISHER = "settle"
 
@@ -20,7 +20,7 @@ class LmStudio(Format):
     """A folder `<publisher>/<model>` with one GGUF; LM Studio lists it as soon as it lies among its models."""
 
     suffix: ClassVar[str] = ""
-    dtype: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="type of the matrices; vectors stay f32")
+    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
 
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))

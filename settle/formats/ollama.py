@@ -8,7 +8,7 @@ sequence of turns, and proven to render the same.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -16,14 +16,14 @@ from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import ResourceError
 from settle.base.run import write_atomic
 from settle.formats import Format, Weights
-from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.gguf import Dtype, export_gguf, read_gguf
 
 
 class Ollama(Format):
     """A folder with Modelfile and GGUF."""
 
     suffix: ClassVar[str] = ""
-    dtype: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="type of the matrices; vectors stay f32")
+    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
 
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 
 import pytest
+import torch
 
 from settle.base.errors import GateError
 from settle.base.registry import part as family
@@ -11,7 +12,7 @@ from settle.evaluate.behaviour import Effort
 from settle.evaluate.cause import Origin
 from settle.evaluate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
 from settle.formats._adapter import Adapter
-from settle.formats.gguf import export_gguf
+from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.model.architectures.llama import Llama
 from tests.trained import adapter, merged
@@ -164,3 +165,33 @@ def test_a_sound_merge_says_what_it_keeps(tiny, tmp_path):
     )  # fmt: skip
     assert 0.98 < figures["adapter_kept"] < 1.02
     assert figures["merge"] == {"base_type": "F16", "limit": 0.02, "kl": figures["kl"]}
+
+
+@pytest.mark.parametrize(
+    ("strength", "limit", "says"),
+    [
+        (0.5, 0.001, r"costs 0.0\d+ nats per token \(KL, the limit is 0.001\) and keeps (99|100|101)%"),
+        (0.02, 0.02, r"costs 0.00\d+ nats per token \(KL, the limit is 0.02\) and keeps 1\d% of its change"),
+    ],
+)
+def test_a_merge_into_a_quantized_base_is_never_silent(tiny, tmp_path, strength, limit, says):
+    """The base's own blocks swallow a small change that f16 keeps; and what a merge costs is said."""
+    stored = read_gguf(export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf", "q4_0")).tensors
+    base = {
+        name: torch.from_numpy(tiny.part.from_gguf_tensor(name, stored[there].load()).copy())
+        for name, there in tiny.part.gguf_names().items()
+    }
+    into = merged(base, adapter(tiny.part, strength=strength))
+    model = copy.deepcopy(tiny.model)
+    model.load_state_dict(into)
+
+    def export(dtype):
+        return export_through_gate(
+            model, tiny.part, into, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, dtype,
+            effort=EFFORT, merged=Merged(base, "Q4_0", limit),
+        )  # fmt: skip
+
+    with pytest.raises(GateError, match=f"merging the adapter into its Q4_0 base and writing it as q4_0 {says}"):
+        export("q4_0")
+    assert not (tmp_path / "x.gguf").exists()
+    assert export("f16")["adapter_kept"] > 0.99

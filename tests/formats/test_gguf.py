@@ -21,7 +21,11 @@ CARD = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("f32", 0.0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 2**-7)])
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [("f32", 0.0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 2**-7), ("q5_1", 2**-5), ("q5_0", 2**-4), ("q4_1", 2**-4),
+     ("q4_0", 2**-3)],
+)  # fmt: skip
 def test_both_readers_agree(tiny, tmp_path, dtype, error):
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf", dtype, CARD)
     ours, theirs = read_gguf(path), GGUFReader(path)
