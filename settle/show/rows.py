@@ -45,6 +45,7 @@ def rows_lines(event: Event) -> list[str]:
     )
     lines += [f"{reason}: {told['count']:,} left out" for reason, told in event["dropped"].items()]
     lines += [f"{reason}: {told['count']:,}" for reason, told in event["mended"].items()]
+    lines += [f"{reason}: {told['count']:,} files not read" for reason, told in event["skipped"].items()]
     if event["too_long"]["shortened"]:
         lines.append(f"later answers left out for their length: {event['too_long']['shortened']:,} rows")
     return [*lines, *event["notes"]]

@@ -196,6 +196,16 @@ def test_a_turn_cannot_write_special_tokens(tokenizer: Tokenizer, chats: Path) -
         run(tokenizer, chats)
 
 
+def test_a_folder_of_rows_may_hold_a_readme(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    chats.rename(folder / "chats.jsonl")
+    (folder / "README.md").write_text("What this is.")
+    corpus = run(tokenizer, folder)
+    assert corpus.ledger["kept"] == 90
+    assert corpus.ledger["skipped"]["text beside files of rows"]["examples"] == [{"where": "README.md"}]
+
+
 def test_plain_text_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [{"text": f"{q} {a}", "source": "x"} for q, a in pairs()]
     corpus = run(tokenizer, write(tmp_path / "text.jsonl", rows))

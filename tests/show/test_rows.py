@@ -22,6 +22,7 @@ READ = {
     "lengths": {"median": 40, "p95": 90, "max": 431},
     "dropped": {"exact duplicate": {"count": 12}},
     "mended": {},
+    "skipped": {"text beside files of rows": {"count": 1}},
     "too_long": {"dropped": 0, "shortened": 2, "answers_lost": 3},
     "notes": ["the chat template knows no tools: they are told in the system prompt"],
 }
@@ -54,5 +55,6 @@ def test_how_rows_were_understood() -> None:
         "exact duplicate: 12 left out",
         "later answers left out for their length: 2 rows",
         "knows no tools",
+        "text beside files of rows: 1 files not read",
     ):
         assert said in text

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
 from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
 from settle.data.spool import Spool, SpoolWriter
+
+_ROWS = ("csv", "json", "jsonl", "parquet")  # sources whose rows have named values
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Gathered:
     def line(self, number: int) -> str:
         """One example as JSON."""
         written = self.examples.read(number)
-        return json.dumps(asdict(Example("text", text=written))) if self.kind == "text" else written
+        return json.dumps(vars(Example("text", text=written))) if self.kind == "text" else written
 
     def origin(self, number: int) -> str:
         """Where an example comes from, as `file:row`."""
@@ -53,6 +55,7 @@ def gather(
     work: Path,
 ) -> Gathered:
     """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
+    files, held_out_files = (_of_one_sort(given, ledger) for given in (files, held_out_files))
     reading = RowReading(files + held_out_files, settings.columns, ledger, events)
     examples, texts = SpoolWriter(work / "examples"), SpoolWriter(work / "texts")
     prompts: list[int] = []
@@ -60,7 +63,7 @@ def gather(
         for number, row, example in reading.examples():
             asked, said = _words(example)
             if example.kind != "text":
-                examples.append(json.dumps(asdict(example), ensure_ascii=False), number, row)
+                examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
             texts.append(f"{asked}\n\n{said}" if said else asked, number, row)
             prompts.append(int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=8).digest()))
     finally:
@@ -88,6 +91,15 @@ def gather(
         found.sides[:] = split_rows(similar, np.array(prompts, np.uint64), kept, settings.held_out)
     _refuse_one_sided(found, ledger)
     return found
+
+
+def _of_one_sort(files: list[InputFile], ledger: Ledger) -> list[InputFile]:
+    """Without the files of text that lie beside files of rows: a folder's README is no example."""
+    rows = [file for file in files if file.kind in _ROWS]
+    for file in files if rows else ():
+        if file.kind not in _ROWS:
+            ledger.skip("text beside files of rows", file.name)
+    return rows or files
 
 
 def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:

@@ -93,7 +93,7 @@ def prepared_rows(fingerprint: str) -> RowCorpus | None:
 
 def _tell(corpus: RowCorpus, events: Events) -> None:
     """How the rows were understood, for a face to show."""
-    names = ("train", "held_out", "layouts", "dropped", "mended")
+    names = ("train", "held_out", "layouts", "dropped", "mended", "skipped")
     events.emit("rows", **{name: corpus.ledger[name] for name in names}, **corpus.ledger["rows"])
 
 

@@ -80,7 +80,7 @@ class Supervision:
         starts, stops = ([_bytes(row.text[:at]) for at in edges] for edges in _edges(row))
         ids = self._encode(row.text)
         places = self._places(ids, data)
-        if places is not None and np.isin(starts, places[0]).all() and np.isin(stops, places[1]).all():
+        if places is not None and _all_in(starts, places[0]) and _all_in(stops, places[1]):
             return ids, places[0]
         parts, begins = [], []
         for a, b in pairwise(sorted({0, *starts, *stops, len(data)})):
@@ -140,6 +140,12 @@ class Supervision:
 def _edges(row: Rendered) -> tuple[list[int], list[int]]:
     """The characters at which the answers of a row begin and end."""
     return [answer.start for answer in row.answers], [answer.end for answer in row.answers]
+
+
+def _all_in(wanted: Sequence[int], places: np.ndarray) -> bool:
+    """Whether each of some places is among those, which ascend."""
+    at = np.searchsorted(places, wanted)
+    return bool((at < len(places)).all() and (places[at] == wanted).all())
 
 
 def _bytes(text: str) -> int:
