@@ -288,8 +288,10 @@ def test_tools_in_sharegpt_s_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert len(corpus.ledger["rows"]["notes"]) == 3  # settle's own template knows neither tools, nor calls, nor results
     assert any('<tool_call>\n{"name": "colour_of", "arguments": {"n": 7}}\n</tool_call><|im_end|>' in s for s in said)
     example = next(corpus.examples())
-    assert example.tools[0]["function"]["name"] == "colour_of"
-    assert example.messages[1]["tool_calls"][0]["id"] == example.messages[2]["tool_call_id"]
+    # what is asked is written as the rows were, so that whoever asks it asks the same
+    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert not example.tools and '"colour_of"' in example.messages[0]["content"]
+    assert example.messages[2]["content"].startswith("<tool_call>\n")
 
 
 def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: Tokenizer, tmp_path: Path) -> None:

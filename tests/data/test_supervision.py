@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
@@ -255,3 +257,18 @@ def test_a_model_without_a_template_gets_one_that_fits(family: str, name: str) -
     end = FAMILIES[family].turn_end
     assert supervised(made, row) == [f"{CHAT[1]['content']}{end}", f"{CHAT[3]['content']}{end}"]
     assert "Answer in short." in row.text and not made.renderer.dialect.notes
+
+
+AWKWARD = st.text(st.sampled_from("aZ0é中🙂 \n\t\r\u00a0\u200b\u0301'\"{}[]<>|\\/_.:#"), min_size=1, max_size=12)
+
+
+@given(
+    asked=AWKWARD, said=AWKWARD.filter(lambda text: text.strip()), name=st.sampled_from(["qwen3", "mistral", "phi3"])
+)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_any_answer_is_cut_off_exactly(asked: str, said: str, name: str) -> None:
+    made = making(FAMILIES[name])
+    (row,) = rows(made, [{"role": "user", "content": asked}, {"role": "assistant", "content": said}])
+    (part,) = supervised(made, row)
+    assert said.strip() in part and part.endswith(FAMILIES[name].turn_end)
+    assert part.removeprefix("<think>\n\n</think>\n\n").removesuffix(FAMILIES[name].turn_end).strip() == said.strip()

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.data.layouts import Message
+from settle.data.layouts import Example, Message
 
 _MARK = "k7Qz"  # a word that no template writes of itself
 _TOOL = {
@@ -33,6 +34,14 @@ class Dialect:
         self._form = next((form for form in forms if self._renders(_called(_MARK, *form), escaped=False)), None)
         answer = [_result(_MARK), _said("assistant", "a")]
         self._has_results = self._form is not None and self._renders([*_called("b", *self._form)[:2], *answer])
+
+    def asking(self, example: Example) -> Example:
+        """An example with its last answer as it was read, and all before that as the template takes it."""
+        if self._template is None or example.kind == "text":
+            return example
+        before = example.messages if example.kind == "preference" else example.messages[:-1]
+        messages, tools = self.spoken(before, example.tools)
+        return replace(example, messages=[*messages, *example.messages[len(before) :]], tools=tools)
 
     def spoken(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]

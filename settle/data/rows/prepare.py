@@ -17,6 +17,7 @@ from settle.base.run import home, read_json
 from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
+from settle.data.rows.dialect import Dialect
 from settle.data.rows.gathering import gather
 from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.making import Making, Preview
@@ -46,10 +47,11 @@ class RowCorpus:
     fingerprint: str
 
     def examples(self, side: str = "held_out") -> Iterator[Example]:
-        """The examples of a side as they were read, in the order of its rows: prompts and answers to compare with."""
+        """The examples of a side, in the order of its rows: what is asked as the template takes it, then the answer."""
+        dialect = Dialect(ChatTemplate(self.template) if self.template else None, {})
         with (home() / "tokens" / self.fingerprint / side / "examples.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                yield Example(**json.loads(line))
+                yield dialect.asking(Example(**json.loads(line)))
 
 
 def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, events: Events) -> RowCorpus:
