@@ -82,6 +82,7 @@ def test_the_same_rows_however_they_are_written(tokenizer: Tokenizer, tmp_path: 
     questions = list(pairs())
     ways = {
         "prompt": [{"prompt": q, "completion": a} for q, a in questions],
+        "article": [{"article": q, "summary": a, "score": 0.5} for q, a in questions],
         "question": [{"question": q, "answer": a, "id": 7} for q, a in questions],
         "alpaca": [{"instruction": q, "input": "", "output": a} for q, a in questions],
         "sharegpt": [
@@ -244,6 +245,10 @@ def test_preferences_are_two_segments_a_row(tokenizer: Tokenizer, tmp_path: Path
         "repeated": [
             {"prompt": q, "chosen": [turn, {"role": "assistant", "content": a}], "rejected": f"No, {a}"}
             for turn, (q, a) in zip(turns, questions, strict=True)
+        ],
+        "dialogue": [
+            {"chosen": f"\n\nHuman: {q}\n\nAssistant: {a}", "rejected": f"\n\nHuman: {q}\n\nAssistant: No, {a}"}
+            for q, a in questions
         ],
         "openai": [
             {

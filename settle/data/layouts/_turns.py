@@ -1,6 +1,7 @@
 """A conversation's turns in the field's one form, from the several ways in which people write them."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ _ROLES = {
     "call": ("function_call", "tool_call"),
 }
 _ROLE = {name: role for role, names in _ROLES.items() for name in names}
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 # of an answer: kept for the templates that render them
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -30,6 +32,16 @@ def read_turns(value: Any) -> list[Message]:
         _add(messages, turn)
     _name_calls(messages)
     return messages
+
+
+def read_dialogue(text: str) -> list[Message]:
+    """Messages from one text in which speakers are named, as Anthropic's preference data has it. Raises Broken."""
+    before, *spoken = _SPEAKER.split(f"\n\n{text.strip()}")
+    if before.strip() or not spoken:
+        raise Broken("a text in which nobody is named as speaking")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(spoken[::2], spoken[1::2], strict=True)
+    return [{"role": roles[speaker], "content": said.strip()} for speaker, said in turns]
 
 
 def check_turns(messages: Sequence[Message], answered: bool = True) -> None:

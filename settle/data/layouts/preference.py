@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.data.layouts import Broken, Example, Kind, Layout, Message, find, text_of
-from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+from settle.data.layouts._turns import check_turns, parsed, read_dialogue, read_tools, read_turns
 from settle.data.layouts.messages import with_system
 
 
@@ -72,6 +72,8 @@ def _answer(record: Mapping[str, Any], columns: Mapping[str, str], what: str) ->
                 if messages[: len(before)] == before:
                     return messages[len(before) :]
         return messages
+    if "prompt" not in columns:
+        return read_dialogue(text_of(record, columns[what], f"the {what} answer"))
     return [{"role": "assistant", "content": text_of(record, columns[what], f"the {what} answer")}]
 
 

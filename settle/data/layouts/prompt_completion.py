@@ -9,8 +9,12 @@ from settle.data.layouts import Example, Kind, Layout, find, text_of
 from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
 from settle.data.layouts.messages import with_system
 
-PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "source")
-COMPLETIONS = ("completion", "answer", "response", "output", "solution", "target", "label")
+# the first that is there; a text or an article is a prompt where something stands beside it that answers to it
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "source", "text", "document", "article")
+COMPLETIONS = (
+    *("completion", "answer", "response", "output", "solution", "target", "summary", "highlights", "translation"),
+    "label",
+)
 
 
 class PromptCompletion(Layout):
