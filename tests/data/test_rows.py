@@ -293,6 +293,9 @@ def test_tools_in_sharegpt_s_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert len(corpus.ledger["rows"]["notes"]) == 3  # settle's own template knows neither tools, nor calls, nor results
     assert any('<tool_call>\n{"name": "colour_of", "arguments": {"n": 7}}\n</tool_call><|im_end|>' in s for s in said)
     example = next(corpus.examples())
+    known = run(tokenizer, tmp_path / "tools.jsonl", template="chatml")
+    assert known.ledger["rows"]["notes"] == [] and supervised(known, tokenizer) == said
+    assert np.array_equal(known.train.tokens, corpus.train.tokens)
     # what is asked is written as the rows were, so that whoever asks it asks the same
     assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert not example.tools and '"colour_of"' in example.messages[0]["content"]

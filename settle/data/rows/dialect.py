@@ -7,6 +7,7 @@ from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Example, Message
+from settle.data.rows.known_templates import TOOLS_AFTER, TOOLS_BEFORE
 
 _MARK = "k7Qz"  # a word that no template writes of itself
 _TOOL = {
@@ -110,13 +111,9 @@ def _without_system(messages: list[Message]) -> list[Message]:
 
 
 def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-    """The tools in the system prompt, between the tags of Hermes and Qwen, which most servers read."""
-    listed = "\n".join(_json(tool) for tool in tools)
-    told = (
-        f"# Tools\n\nThese functions may be called, each described in JSON:\n<tools>\n{listed}\n</tools>\n\n"
-        "To call one, answer with its name and its arguments:\n"
-        '<tool_call>\n{"name": "the function\'s name", "arguments": {}}\n</tool_call>'
-    )
+    """The tools in the system prompt."""
+    listed = "\n".join(map(_json, tools))
+    told = f"{TOOLS_BEFORE}{listed}{TOOLS_AFTER}"
     if messages[0]["role"] == "system":
         return [_said("system", f"{messages[0]['content']}\n\n{told}"), *messages[1:]]
     return [_said("system", told), *messages]

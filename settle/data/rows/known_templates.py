@@ -6,9 +6,43 @@ words, each answer ended by its end-of-text token. Roles: system, user, assistan
 
 from collections.abc import Collection
 
+# how tools are told, called and answered: between the tags of Hermes and Qwen, which most servers read
+TOOLS_BEFORE = "# Tools\n\nThese functions may be called, each described in JSON:\n<tools>\n"
+TOOLS_AFTER = (
+    "\n</tools>\n\nTo call one, answer with its name and its arguments:\n"
+    '<tool_call>\n{"name": "the function\'s name", "arguments": {}}\n</tool_call>'
+)
+
+
+def _quoted(text: str) -> str:
+    """A text as a template writes it."""
+    return "'" + text.replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
 CHATML = (
+    "{%- if tools -%}"
+    "{{- '<|im_start|>system\\n' -}}"
+    "{%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif -%}"
+    f"{{{{- {_quoted(TOOLS_BEFORE)} -}}}}"
+    "{%- for tool in tools -%}{{- ('' if loop.first else '\\n') + (tool | tojson) -}}{%- endfor -%}"
+    f"{{{{- {_quoted(TOOLS_AFTER)} + '<|im_end|>\\n' -}}}}"
+    "{%- endif -%}"
     "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}"
+    "{{- '<|im_start|>assistant\\n' + (message.content or '') -}}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{- '' if loop.first and not message.content else '\\n' -}}"
+    '{{- \'<tool_call>\\n{"name": "\' + call.function.name + \'", "arguments": \' -}}'
+    "{{- call.function.arguments | tojson }}{{ '}\\n</tool_call>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- elif message.role == 'tool' -%}"
+    "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif -%}"
+    "{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' -}}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif -%}"
+    "{%- elif not (tools and loop.first and message.role == 'system') -%}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}"
+    "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}"
 )
