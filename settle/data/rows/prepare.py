@@ -26,7 +26,7 @@ from settle.data.rows.writing import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 
-_VERSION = 1  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
 
 
