@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from settle.base.errors import FormatError
 from settle.model.frozen import Frozen, FrozenDense, Owner
@@ -39,10 +40,12 @@ class _Body(nn.Module):
 class Decoder(nn.Module):
     """A causal language model on packed tokens.
 
-    `compute_dtype` is the type of its matrix products and may be set at any time; parameters stay fp32.
+    `compute_dtype` is the type of its matrix products and may be set at any time; parameters stay fp32. `recompute`:
+    of every how many layers one is computed again on the way back instead of kept (arXiv:1604.06174); 0: none, 1: all.
     """
 
     compute_dtype: torch.dtype = torch.float32
+    recompute: int = 0
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()
@@ -76,8 +79,12 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(inputs, self.compute_dtype)
         if self.options.embedding_scale is not None:
             x = x * torch.tensor(self.options.embedding_scale, dtype=x.dtype)
-        for layer in self.model.layers:
-            x = layer(x, packing, self._table(layer.options, inputs.device))
+        for i, layer in enumerate(self.model.layers):
+            table = self._table(layer.options, inputs.device)
+            if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
+                x = checkpoint(layer, x, packing, table, use_reentrant=False)
+            else:
+                x = layer(x, packing, table)
         out: Tensor = self.model.norm(x)
         return out
 

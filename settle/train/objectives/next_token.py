@@ -1,5 +1,6 @@
 """Predict the next token of the same document."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,15 @@ from torch.autograd import Function
 from settle.model.architectures import Decoder
 from settle.train.objectives import Objective
 
+QUICK_ROWS = 256  # of a product with the head: fewer, and reading the head takes most of the time
+
 
 class NextToken(Objective):
     """Cross-entropy of the next token, the logits computed in chunks and never kept."""
 
     rows: ClassVar[str] = "text"
 
-    chunk_logits: int = Field(1 << 20, gt=0, description="logits held at once")
+    chunk_logits: int = Field(1 << 20, gt=0, description="logits held in fp32 at once")
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         hidden = model(inputs, cu_seqlens)
@@ -29,6 +32,13 @@ class NextToken(Objective):
             hidden, model.head_cast(), model.head, targets, self.chunk_logits, model.options.logit_soft_cap
         )
         return total, count
+
+
+def token_losses(model: Decoder, hidden: Tensor, targets: Tensor, chunk_logits: int = 1 << 20) -> Tensor:
+    """Nats of each target (N,) after hidden (N, D), with gradient for hidden. Only for a head that is not trained."""
+    assert not model.head.requires_grad, "the head's gradient depends on what becomes of each token's loss"
+    losses: Tensor = TokenLosses.apply(hidden, model.head_cast(), targets, chunk_logits, model.options.logit_soft_cap)
+    return losses
 
 
 class LinearCrossEntropy(Function):
@@ -54,22 +64,12 @@ class LinearCrossEntropy(Function):
         if ctx.with_grad:
             grad_hidden = torch.empty_like(hidden)
             grad_head = torch.zeros(head.shape if ctx.needs_input_grad[2] else 0, dtype=wide, device=hidden.device)
-        rows = max(1, chunk_logits // cast.shape[0])
-        for start in range(0, hidden.shape[0], rows):
-            part, target = hidden[start : start + rows], targets[start : start + rows].unsqueeze(1)
-            logits = part @ cast.t()
-            if soft_cap is not None:
-                capped = logits.div_(soft_cap).tanh_()
-                logits = capped * soft_cap
-            likely = torch.softmax(logits, dim=-1, dtype=wide)
-            total -= likely.gather(1, target).clamp_min_(torch.finfo(wide).tiny).log_().sum()
+        for rows, losses, errors in _chunks(hidden, cast, targets, chunk_logits, soft_cap, ctx.with_grad):
+            total += losses.sum()
             if ctx.with_grad:
-                errors = likely.scatter_add_(1, target, likely.new_full(target.shape, -1.0)).to(cast.dtype)
-                if soft_cap is not None:
-                    errors = torch.ops.aten.tanh_backward(errors, capped)
-                torch.mm(errors, cast, out=grad_hidden[start : start + rows])
+                torch.mm(errors, cast, out=grad_hidden[rows])
                 if ctx.needs_input_grad[2]:
-                    grad_head += errors.t() @ part
+                    grad_head += errors.t() @ hidden[rows]
         if ctx.with_grad:
             ctx.save_for_backward(grad_hidden, grad_head)
         return total
@@ -80,3 +80,64 @@ class LinearCrossEntropy(Function):
         scale = grads[0]
         grad_head = grad_head * scale if ctx.needs_input_grad[2] else None
         return grad_hidden * scale.to(grad_hidden.dtype), None, grad_head, None, None, None
+
+
+class TokenLosses(Function):
+    """As `LinearCrossEntropy`, a loss for each token (N,) fp32 and no gradient of the head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None
+    ) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        out = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        with_grad = ctx.needs_input_grad[0]
+        grad_hidden = torch.empty_like(hidden) if with_grad else None
+        for rows, losses, errors in _chunks(hidden, cast, targets, chunk_logits, soft_cap, with_grad):
+            out[rows] = losses
+            if grad_hidden is not None:
+                torch.mm(errors, cast, out=grad_hidden[rows])
+        ctx.save_for_backward(grad_hidden)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_hidden,) = ctx.saved_tensors
+        return grad_hidden * grads[0].unsqueeze(1).to(grad_hidden.dtype), None, None, None, None
+
+
+def _chunks(
+    hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None, with_grad: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows, losses of them (n,) fp32 and, `with_grad`, the losses' gradient at the logits (n, V) in the compute type,
+    which is overwritten by the next.
+
+    A product has at least as many rows as make it quick, also when V is large; only what is made in fp32 is held to
+    `chunk_logits`.
+    """
+    size = max(1, chunk_logits // cast.shape[0])
+    step = min(len(hidden), max(size, QUICK_ROWS))
+    buffer = hidden.new_empty(step, cast.shape[0])
+    for start in range(0, len(hidden), max(step, 1)):
+        rows = slice(start, min(len(hidden), start + step))
+        logits, target = buffer[: rows.stop - start], targets[rows].unsqueeze(1)
+        torch.mm(hidden[rows], cast.t(), out=logits)
+        pieces = zip(logits.split(size), target.split(size), strict=True)
+        losses = torch.cat([_into_errors(piece, wanted, soft_cap, with_grad) for piece, wanted in pieces])
+        yield rows, losses, logits
+
+
+def _into_errors(logits: Tensor, target: Tensor, soft_cap: float | None, with_grad: bool) -> Tensor:
+    """Losses (n,) of logits (n, V), which become their gradients in place."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    capped = logits
+    if soft_cap is not None:
+        capped = logits.div_(soft_cap).tanh_() * soft_cap
+    likely = torch.softmax(capped, dim=-1, dtype=wide)
+    losses = likely.gather(1, target).clamp_min_(torch.finfo(wide).tiny).log_().neg_().squeeze(1)
+    if with_grad:
+        errors = likely.scatter_add_(1, target, likely.new_full(target.shape, -1.0))
+        if soft_cap is not None:
+            errors = torch.ops.aten.tanh_backward(errors, logits.to(wide))
+        logits.copy_(errors)
+    return losses

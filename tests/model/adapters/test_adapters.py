@@ -198,6 +198,27 @@ def test_nothing_is_computed_below_the_lowest_trainable() -> None:
     assert wide == [(len(inputs), 2 * SHAPE.intermediate_size), (len(inputs), SHAPE.hidden_size)]
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_recomputed_layers_change_nothing_but_memory(every: int) -> None:
+    inputs, targets, bounds = packed(LENGTHS)
+    found = []
+    for recompute in (0, every):
+        model = SHAPE.build(seed=1)
+        LoRA(rank=4, dropout=0.1).apply(model)
+        stir(model)
+        model.recompute = recompute
+        kept: list[int] = []
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.append(t.nbytes) or t, lambda t: t):
+            loss, _ = NextToken().loss(model, inputs, targets, bounds)
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.trainable().values()], sum(kept)))
+    (loss, gradients, plain), (again, repeated, less) = found
+    assert torch.equal(loss, again)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, repeated, strict=True))
+    assert less < plain * (0.25 if every == 1 else 0.75)
+
+
 def test_dropout_acts_in_training_only() -> None:
     model = SHAPE.build(seed=1)
     LoRA(rank=4, dropout=0.5).apply(model)
