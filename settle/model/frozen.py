@@ -32,6 +32,10 @@ class Frozen(ABC):
         """The rows `ids` (N,) → (N, I)."""
         return self.dense(dtype).index_select(0, ids)
 
+    def into(self, out: Tensor) -> None:
+        """All numbers into `out` (O, I)."""
+        out.copy_(self.dense(out.dtype))
+
     @property
     @abstractmethod
     def num_bytes(self) -> int:
@@ -84,6 +88,12 @@ class FrozenBlocks(Frozen):
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize(self.raw, self.kind, self.shape, dtype)
 
+    def into(self, out: Tensor) -> None:
+        if out.is_contiguous():
+            dequantize(self.raw, self.kind, self.shape, out.dtype, out)
+        else:
+            super().into(out)
+
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         chosen = self.raw.view(self.shape[0], -1).index_select(0, ids)
         return dequantize(chosen, self.kind, (len(ids), self.shape[1]), dtype)
@@ -108,6 +118,12 @@ class FrozenNf4(Frozen):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize_nf4(self.packed, dtype)
+
+    def into(self, out: Tensor) -> None:
+        if out.is_contiguous():
+            dequantize_nf4(self.packed, out.dtype, out)
+        else:
+            super().into(out)
 
     @property
     def num_bytes(self) -> int:
@@ -227,7 +243,10 @@ class Joined:
             start = 0
             for owner, order, restore in self.owners:
                 part = whole[start : start + owner.outputs, : self.inputs]
-                part.copy_(order(owner.frozen.dense(like.dtype)))
+                if order is unchanged:
+                    owner.frozen.into(part)
+                else:
+                    part.copy_(order(owner.frozen.dense(like.dtype)))
                 if stays:
                     owner.frozen = FrozenView(part, restore)
                 start += owner.outputs
