@@ -1,9 +1,7 @@
 """settle eval: is a tuned model better than its base, on what, and what did it forget?"""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -15,16 +13,7 @@ from settle.commands.chat import model_file
 
 if TYPE_CHECKING:
     from settle.data.layouts import Example
-    from settle.evaluate.contender import FileContender
-
-
-class Served(NamedTuple):
-    """A model as llama.cpp serves it: a file, and an adapter over it or none; and the run that made it, if one did."""
-
-    name: str
-    path: Path
-    adapter: Path | None = None
-    run: Run | None = None
+    from settle.evaluate.serving import Served
 
 
 class Eval(Command):
@@ -57,6 +46,7 @@ class Eval(Command):
 
     def run(self, events: Events) -> int:
         from settle.evaluate.compare import compare, tell
+        from settle.evaluate.serving import Served, contenders, readers
         from settle.evaluate.tasks import named
 
         if self.score:
@@ -65,54 +55,65 @@ class Eval(Command):
         if self.adapter:
             tuned = Served(self.adapter.stem, tuned.path, self.adapter)
         base = self._base(tuned)
-        examples = rows_of(self.rows, events) if self.rows else _held_out(tuned)
+        examples = rows_of(self.rows, events) if self.rows else held_out(self.tuned)
         familiar = [_text(self.familiar)] if self.familiar else None
         with contenders(base, tuned) as (ours, theirs):
             comparison = compare(
-                ours, theirs, examples, events, self.score, self.limit, self.max_tokens, familiar, self.only_rows
+                ours,
+                theirs,
+                examples,
+                events,
+                score=self.score,
+                limit=self.limit,
+                max_tokens=self.max_tokens,
+                familiar=familiar,
+                only_rows=self.only_rows,
+                readers=readers(base, tuned),
             )
         tell(comparison, events)
         result = comparison.to_json() | {"why": comparison.headline}
         events.emit("result", result=result)
         return 0 if comparison.verdict == "better" else 3
 
-    def _base(self, tuned: Served) -> Served:
+    def _base(self, tuned: "Served") -> "Served":
         if self.against:
             return served(self.against)
         if tuned.adapter:
+            from settle.evaluate.serving import Served
+
             return Served(tuned.path.stem, tuned.path)
         raise UsageError(f"what is {tuned.name} to be compared with?", "give its base: --against NAME")
 
 
-def served(name: str) -> Served:
+def served(name: str) -> "Served":
     """The file behind the name of a run, of a model in the store, or of a .gguf file. Raises UsageError."""
-    if name.endswith(".gguf") or name not in {n for run in Run.all() for n in (run.name, run.path.name)}:
-        path = model_file(name)
-        return Served(path.stem if name.endswith(".gguf") else name, path)
-    run = Run.find(name)
-    adapter = run.out / f"{run.name}-lora.gguf"
-    base = ((run.read("plan.json") or {}).get("tuning") or {}).get("base")
-    if adapter.exists() and base and Path(base).is_file():
-        return Served(run.name, Path(base), adapter, run)
-    return Served(run.name, model_file(name), run=run)
+    from settle.evaluate.serving import Served
+
+    run = _run(name)
+    if run is not None:
+        adapter = run.out / f"{run.name}-lora.gguf"
+        base = ((run.read("plan.json") or {}).get("tuning") or {}).get("base")
+        if adapter.exists() and base and Path(base).is_file():
+            return Served(run.name, Path(base), adapter)
+    path = model_file(name)
+    return Served(path.stem if name.endswith(".gguf") else name, path)
 
 
-@contextlib.contextmanager
-def contenders(base: Served, tuned: Served) -> Iterator[tuple["FileContender", "FileContender"]]:
-    """Both models in llama.cpp: in one process where one is the other with an adapter over it."""
-    from settle.evaluate.contender import FileContender
+def held_out(name: str) -> list["Example"]:
+    """The rows that a run kept from its training. Raises UsageError when there are none."""
+    from settle.data.rows.prepare import prepared_rows
 
-    names = (base.name, tuned.name if tuned.name != base.name else f"{tuned.name} (tuned)")
-    if base.adapter is None and tuned.adapter is not None and base.path.resolve() == tuned.path.resolve():
-        ours, theirs = FileContender.pair(tuned.path, tuned.adapter, names)
-        with theirs:
-            yield ours, theirs
-        return
-    with (
-        FileContender.open(base.path, names[0], base.adapter) as ours,
-        FileContender.open(tuned.path, names[1], tuned.adapter) as theirs,
-    ):
-        yield ours, theirs
+    run = _run(name)
+    record = (run.read("plan.json") if run else None) or {}
+    corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
+    if corpus is None:
+        raise UsageError(f"no rows are kept that {name} was not trained on", "give some: --rows FILE")
+    return list(corpus.examples())
+
+
+def _run(name: str) -> Run | None:
+    """The run of that name, or None."""
+    return Run.find(name) if any(name in (run.name, run.path.name) for run in Run.all()) else None
 
 
 def rows_of(path: Path, events: Events) -> list["Example"]:
@@ -130,17 +131,6 @@ def rows_of(path: Path, events: Events) -> list["Example"]:
     if reading.refused.count:
         raise DataError(f"{reading.refused.count} of the rows cannot be used: {reading.refused}", "mend or remove them")
     return examples
-
-
-def _held_out(tuned: Served) -> list["Example"]:
-    """The rows that a run kept from its training."""
-    from settle.data.rows.prepare import prepared_rows
-
-    record = (tuned.run.read("plan.json") if tuned.run else None) or {}
-    corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
-    if corpus is None:
-        raise UsageError(f"no rows are kept that {tuned.name} was not trained on", "give some: --rows FILE")
-    return list(corpus.examples())
 
 
 def _text(path: Path) -> str:

@@ -1,6 +1,7 @@
 """A model that is compared: it answers, and says how likely it holds a text to be. P positions, V vocabulary."""
 
 import concurrent.futures
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,10 +151,14 @@ class FileContender(Contender):
 
 
 class LiveContender(Contender):
-    """A model in this process, asked without a cache: right for short answers and small models, and fast to read."""
+    """A model in this process: fast to read, and asked without a cache, which is for short answers only.
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, context: int) -> None:
+    bare: without the adapters that are beside its linears.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, context: int, bare: bool = False) -> None:
         self._model, self._tokenizer = model, tokenizer
+        self._alone = model.without_adapters if bare else contextlib.nullcontext
         self.name, self.context = name, context
         self.chats = bool(tokenizer.chat_template)
 
@@ -177,7 +182,8 @@ class LiveContender(Contender):
         out = []
         for number, prompt in enumerate(prompts):
             room = min(max_tokens, self.context - len(prompt))
-            ids = list(generate(self._model, prompt, room, temperature, 1.0, number, stops)) if room > 0 else []
+            with self._alone():
+                ids = list(generate(self._model, prompt, room, temperature, 1.0, number, stops)) if room > 0 else []
             text = without_thoughts(self._tokenizer.decode(ids))
             out.append(Answer(text, ended=len(ids) < room, asked=room > 0))
             told(number + 1)
@@ -188,7 +194,8 @@ class LiveContender(Contender):
 
         out = []
         for ids, first in zip(texts, begin, strict=True):
-            rows = logprobs(self._model, ids, range(first - 1, len(ids) - 1)).cpu().numpy()
+            with self._alone():
+                rows = logprobs(self._model, ids, range(first - 1, len(ids) - 1)).cpu().numpy()
             out.append(Reading(rows[np.arange(len(rows)), list(ids[first:])], rows.__getitem__))
         return out
 

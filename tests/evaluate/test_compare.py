@@ -14,6 +14,7 @@ from settle.evaluate.compare import compare, tell
 from settle.evaluate.contender import FileContender, LiveContender, without_thoughts
 from settle.evaluate.forgetting import forgetting, generated, given
 from settle.evaluate.instructions import INSTRUCTIONS
+from settle.evaluate.serving import Served, contenders, readers
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from tests.trained import adapter
@@ -132,6 +133,18 @@ def test_base_and_adapter_in_one_process(tiny, files, tmp_path):
         after = tuned.answers(prompts, 8, lambda done: None)
         assert base.answers(prompts, 8, lambda done: None) == before != after
         assert before == files[0].answers(prompts, 8, lambda done: None)
+
+
+def test_readers_read_what_llama_cpp_serves(tiny, files, tmp_path):
+    path = export_lora(tiny.part, adapter(tiny.part, strength=0.2), tmp_path / "lora.gguf")
+    base = Served("base", files[0]._engine.path)
+    familiar = given(files[0], [tiny.held_out[0][:1200]], "held-out text")
+    for tuned in (Served("lora", base.path, path), Served("tuned", files[1]._engine.path)):
+        ours = forgetting(*readers(base, tuned), familiar, lambda done: None)
+        with contenders(base, tuned) as served:
+            theirs = forgetting(*served, familiar, lambda done: None)
+        assert ours.loss.tuned == pytest.approx(theirs.loss.tuned, abs=3e-3) and ours.kl.difference > 0.05
+        assert ours.kl.difference == pytest.approx(theirs.kl.difference, rel=0.05)
 
 
 def test_familiar_text(files, live):
