@@ -1,8 +1,9 @@
 """Products with frozen matrices and what an adapter adds to them, with hand-written backwards.
 
 A low-rank adapter adds up · (down · x) to a product W · x. Done by itself that is one more pass over the products'
-larger side, forward and back. Here it rides along: the adapter's numbers stand beside W, or below it, so that one
-product makes both. Nothing is computed for frozen weights, and no input that is not needed is kept.
+larger side, forward and back. Here it rides along: the adapter's numbers lie below W, or below its transpose when that
+is the wider one, so that one product makes both. Nothing is computed for frozen weights, and no input that is not
+needed is kept.
 
 Letters: N tokens, D hidden width, I inputs, O outputs, R rank of the adapters of all stacked linears together.
 """
@@ -17,19 +18,18 @@ from settle.model.kernels import activate, activate_backward, inverse_rms, norm_
 
 
 class Matrix(Protocol):
-    """Frozen weights (O, I) that make room for an adapter's."""
+    """Frozen weights W (O, I) that make room for an adapter's."""
 
-    outputs: int
-    inputs: int
+    is_wide: bool  # O > I
 
-    def numbers(self, like: Tensor, beside: Tensor | None = None, below: Tensor | None = None) -> Tensor:
-        """The weights in the type and on the device of `like`, with `beside` (O, R) or `below` (R, I) attached."""
+    def numbers(self, like: Tensor, below: Tensor | None = None) -> Tensor:
+        """W, or its transpose when it is wide, in the type and on the device of `like`; then the rows of `below`."""
 
 
 class Beside(NamedTuple):
     """What stands beside a frozen product, in the compute type.
 
-    down (R, I), up (O, R) with the scale in it; lengths (O,) multiplies the result (DoRA); keep (N, I) multiplies the
+    down (R, I), up (R, O) with the scale in it; lengths (O,) multiplies the result (DoRA); keep (N, I) multiplies the
     inputs of `down` (dropout).
     """
 
@@ -75,7 +75,7 @@ class FrozenNormLinear(Function):
             grad_down = (grad_small.t() @ kept).mul_(factor)
         if grad_x is not None:
             grad_x = torch.addcmul(grad_residual, norm_backward(grad_x.mul_(factor), unit), scale)
-        grad_up = grad.t() @ small if grad_small is not None else None
+        grad_up = small.t() @ grad if grad_small is not None else None
         return grad_x, None, None, None, None, grad_down, grad_up, grad_lengths, None
 
 
@@ -96,7 +96,10 @@ class FrozenAdd(Function):
         *adapter: Tensor | None,
     ) -> Tensor:
         a = Beside(*adapter)
-        inner = x if activation is None else _gated(x, activation)[1]
+        inner = x
+        if activation is not None:
+            gate, up = x.chunk(2, dim=-1)
+            inner = activate(gate, activation).mul_(up)
         raw, small = _forward(matrix, inner, a, residual if a.lengths is None else None)
         out = _finish(raw, a.lengths, bias)
         if residual is not None and a.lengths is not None:
@@ -115,13 +118,15 @@ class FrozenAdd(Function):
         grad_x, grad_small = _backward(ctx.matrix, grad, a, ctx.needs_input_grad[1])
         inner, activated = x, None
         if ctx.activation is not None:
-            activated, inner = _gated(x, ctx.activation)
+            gate, up = x.chunk(2, dim=-1)
+            activated = activate(gate, ctx.activation)
+            inner = activated * up
         grad_down = grad_up = None
         if grad_small is not None:
             grad_down = grad_small.t() @ (inner if a.keep is None else inner * a.keep)
-            grad_up = grad.t() @ small
+            grad_up = small.t() @ grad
         if grad_x is not None and activated is not None:
-            grad_x = _gated_backward(grad_x, x, activated, ctx.activation)
+            grad_x = _gated_backward(grad_x, x, activated, inner, ctx.activation)
         residual = grads[0] if ctx.needs_input_grad[0] else None
         return residual, grad_x, None, None, None, grad_down, grad_up, grad_lengths, None
 
@@ -129,36 +134,40 @@ class FrozenAdd(Function):
 def _forward(matrix: Matrix, x: Tensor, a: Beside, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """x (N, I) → residual + W x + up down x (N, O), and down x (N, R)."""
     if a.down is None or a.up is None:
-        weight = matrix.numbers(x)
-        return (x @ weight.t() if residual is None else torch.addmm(residual, x, weight.t())), None
+        weight = matrix.numbers(x) if matrix.is_wide else matrix.numbers(x).t()
+        return (x @ weight if residual is None else torch.addmm(residual, x, weight)), None
     if a.keep is not None:
         small = (x * a.keep) @ a.down.t()
-        return torch.addmm(_forward(matrix, x, Beside(), residual)[0], small, a.up.t()), small
-    if matrix.outputs > matrix.inputs:
+        return _forward(matrix, x, Beside(), residual)[0].addmm_(small, a.up), small
+    if matrix.is_wide:
         small = x @ a.down.t()
-        out = torch.cat([x, small], dim=1) @ matrix.numbers(x, beside=a.up).t()
+        out = torch.cat([x, small], dim=1) @ matrix.numbers(x, below=a.up)
         return (out if residual is None else out.add_(residual)), small
     both = x @ matrix.numbers(x, below=a.down).t()
-    out, small = both[:, : matrix.outputs], both[:, matrix.outputs :].contiguous()
+    out, small = both.split([a.up.shape[1], a.up.shape[0]], dim=1)
+    small = small.contiguous()
     if residual is not None:
-        out = residual + out
-    return torch.addmm(out, small, a.up.t()), small
+        return torch.add(residual, out).addmm_(small, a.up), small
+    return torch.addmm(out, small, a.up), small
 
 
 def _backward(matrix: Matrix, grad: Tensor, a: Beside, whole: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradient (N, O) of the result → of x (N, I), when the `whole` is asked for, and of down x (N, R)."""
+    plain = whole and (a.down is None or a.keep is not None)
+    grad_x = grad @ (matrix.numbers(grad).t() if matrix.is_wide else matrix.numbers(grad)) if plain else None
     if a.down is None or a.up is None:
-        return (grad @ matrix.numbers(grad) if whole else None), None
-    if not whole or a.keep is not None or matrix.outputs <= matrix.inputs:
-        small = grad @ a.up
-        if not whole:
-            return None, small
-        if a.keep is not None:
-            return torch.addcmul(grad @ matrix.numbers(grad), small @ a.down, a.keep), small
-        return torch.cat([grad, small], dim=1) @ matrix.numbers(grad, below=a.down), small
-    both = grad @ matrix.numbers(grad, beside=a.up)
-    small = both[:, matrix.inputs :].contiguous()
-    return torch.addmm(both[:, : matrix.inputs], small, a.down), small
+        return grad_x, None
+    if whole and grad_x is None and matrix.is_wide:
+        both = grad @ matrix.numbers(grad, below=a.up).t()
+        grad_x, small = both.split([a.down.shape[1], a.down.shape[0]], dim=1)
+        small = small.contiguous()
+        return torch.addmm(grad_x, small, a.down), small
+    small = grad @ a.up.t()
+    if grad_x is not None and a.keep is not None:
+        grad_x = torch.addcmul(grad_x, small @ a.down, a.keep)
+    elif whole:
+        grad_x = torch.cat([grad, small], dim=1) @ matrix.numbers(grad, below=a.down)
+    return grad_x, small
 
 
 def _finish(raw: Tensor, lengths: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -174,18 +183,14 @@ def _through_lengths(grad: Tensor, raw: Tensor | None, lengths: Tensor | None) -
     return grad * lengths, (grad * raw).sum(0)
 
 
-def _gated(gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """(N, 2F) → activation(gate), and that times up; (N, F) each."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    activated = activate(gate, activation)
-    return activated, activated * up
+def _gated_backward(grad: Tensor, gate_up: Tensor, activated: Tensor, spare: Tensor, activation: str) -> Tensor:
+    """Gradient (N, F) of activation(gate) · up → of gate and up (N, 2F), in the place of `gate_up` itself.
 
-
-def _gated_backward(grad: Tensor, gate_up: Tensor, activated: Tensor, activation: str) -> Tensor:
-    """Gradient (N, F) of activation(gate) · up → of gate and up (N, 2F)."""
+    Nothing else needs that any more, and fresh memory of its size would cost more than the arithmetic. spare (N, F) is
+    overwritten.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
-    out = torch.empty_like(gate_up)
-    grad_gate, grad_up = out.chunk(2, dim=-1)
-    torch.mul(grad, activated, out=grad_up)
-    activate_backward(grad.mul_(up), gate, grad_gate, activation)
-    return out
+    torch.mul(grad, up, out=spare)
+    torch.mul(grad, activated, out=up)
+    activate_backward(spare, gate, gate, activation)
+    return gate_up

@@ -162,13 +162,13 @@ class Stack:
         ups, lengths, start = [], [], 0
         for linear, turned, pair in zip(self.linears, self.turned, pairs, strict=True):
             if pair is None or not pair.active:
-                ups.append(x.new_empty(linear.outputs, 0, dtype=down.dtype))
+                ups.append(x.new_empty(0, linear.outputs))
                 lengths.append(x.new_ones(linear.outputs))
             else:
-                ups.append((self._ordered(pair.lora_B, turned) * pair.scale).to(x.dtype))
+                ups.append((self._ordered(pair.lora_B, turned).t() * pair.scale).to(x.dtype))
                 lengths.append(self._lengths(pair, x, slice(start, start + linear.outputs), turned))
             start += linear.outputs
-        up = ups[0] if len(ups) == 1 else torch.block_diag(*ups)
+        up = ups[0].contiguous() if len(ups) == 1 else torch.block_diag(*ups)
         rows = None if adapted[0].lora_magnitude_vector is None else torch.cat(lengths)
         return Beside(down, up, rows, adapted[0].keep(x))
 

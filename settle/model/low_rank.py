@@ -53,7 +53,7 @@ class RowLengths(Function):
 
     @staticmethod
     def forward(ctx: Any, down: Tensor, up: Tensor, x: Tensor, matrix: Any, rows: slice) -> Tensor:
-        weight = matrix.numbers(x)[rows]
+        weight = matrix.weight(x)[rows]
         base = torch.linalg.vector_norm(weight, dim=1, dtype=down.dtype).square_()
         cross = (weight @ down.to(weight.dtype).t()).to(down.dtype)
         inner = up @ (down @ down.t())
@@ -67,6 +67,6 @@ class RowLengths(Function):
         down, up, product, lengths = ctx.saved_tensors  # product (O, r) is (W + up · down) · downᵀ
         share = (grads[0] / lengths).unsqueeze(1)
         weighted = up * share
-        weight = ctx.matrix.numbers(ctx.like)[ctx.rows]
+        weight = ctx.matrix.weight(ctx.like)[ctx.rows]
         grad_down = (weighted.to(weight.dtype).t() @ weight).to(down.dtype) + (weighted.t() @ up) @ down
         return grad_down, product * share, None, None, None
