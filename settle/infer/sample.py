@@ -28,7 +28,7 @@ def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
     import torch
 
     with _evaluating(model):
-        device = model.head.device
+        device = model.device
         inputs = torch.as_tensor(list(ids), dtype=torch.long, device=device)
         ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
         hidden = model(inputs, ends)[torch.as_tensor(list(positions), device=device)]

@@ -24,6 +24,7 @@ from settle.model.packing import Packing, RotationTable
 _EMBEDDING_STD = 0.5
 _HEAD_STD = 0.02
 _BRANCH_SHRINK = 0.1
+_WIDENED = 1 << 24  # numbers of the output table that are in fp32 at once
 
 
 class _Body(nn.Module):
@@ -94,9 +95,14 @@ class Decoder(nn.Module):
         table = self._head_table
         return table.weight if table.frozen is None else table.cast(self.compute_dtype)
 
-    def head_cast(self) -> Tensor:
-        """`head` in the compute type, without gradient."""
-        return self._head_table.cast(self.compute_dtype)
+    def head_operands(self) -> tuple[Tensor, Tensor]:
+        """The output table in the compute type without gradient, and its owner: the parameter, or the same tensor.
+
+        A quantized table is turned into numbers once, and only for as long as the result is held.
+        """
+        table = self._head_table
+        cast = table.cast(self.compute_dtype)
+        return cast, cast if table.frozen is not None else table.weight
 
     @property
     def _head_table(self) -> Embedding:
@@ -180,9 +186,15 @@ class Decoder(nn.Module):
                 pair.active = True
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does."""
+        """hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.
+
+        A table in less than fp32 is widened piece by piece.
+        """
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(wide) @ self.head.to(wide).T
+        table, hidden = self.head, hidden.to(wide)
+        pieces = (table,) if table.dtype == wide else table.split(_WIDENED // table.shape[1])
+        products = [hidden @ piece.to(wide).T for piece in pieces]
+        logits = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
         cap = self.options.logit_soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -63,7 +63,7 @@ def _best_step(architecture: Architecture, optimizer: Any, device: str, dtype: s
     model = architecture.build(0, device)
     model.compute_dtype = getattr(torch, dtype)
     stepper, objective = optimizer.bind(model), NextToken()
-    vocab_size = model.head.shape[0]
+    vocab_size = model.options.vocab_size
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab_size, (TOKENS + 1,), generator=random).to(device)
     bounds = torch.arange(0, TOKENS + 1, CONTEXT, dtype=torch.int32, device=device)

@@ -28,16 +28,17 @@ class NextToken(Objective):
         if count < len(targets):
             kept = counted.nonzero().squeeze(1)
             hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
-        total: Tensor = LinearCrossEntropy.apply(
-            hidden, model.head_cast(), model.head, targets, self.chunk_logits, model.options.logit_soft_cap
-        )
+        cast, head = model.head_operands()
+        soft_cap = model.options.logit_soft_cap
+        total: Tensor = LinearCrossEntropy.apply(hidden, cast, head, targets, self.chunk_logits, soft_cap)
         return total, count
 
 
 def token_losses(model: Decoder, hidden: Tensor, targets: Tensor, chunk_logits: int = 1 << 20) -> Tensor:
     """Nats of each target (N,) after hidden (N, D), with gradient for hidden. Only for a head that is not trained."""
-    assert not model.head.requires_grad, "the head's gradient depends on what becomes of each token's loss"
-    losses: Tensor = TokenLosses.apply(hidden, model.head_cast(), targets, chunk_logits, model.options.logit_soft_cap)
+    cast, head = model.head_operands()
+    assert not head.requires_grad, "the head's gradient depends on what becomes of each token's loss"
+    losses: Tensor = TokenLosses.apply(hidden, cast, targets, chunk_logits, model.options.logit_soft_cap)
     return losses
 
 

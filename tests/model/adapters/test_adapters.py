@@ -235,6 +235,15 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.allclose(first, calm)
 
 
+def test_logits_of_a_narrow_table_are_widened_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SHAPE.build(seed=1)
+    model.put("lm_head.weight", FrozenDense(model.head.to(torch.bfloat16)))
+    hidden = torch.randn(5, SHAPE.hidden_size)
+    expected = hidden @ model.weights()["lm_head.weight"].dense(torch.float32).T
+    monkeypatch.setattr("settle.model.decoder._WIDENED", 10 * SHAPE.hidden_size)
+    torch.testing.assert_close(model.logits(hidden), expected)
+
+
 def test_targets_that_match_nothing_are_named() -> None:
     with pytest.raises(UsageError, match="q_porj.*did you mean q_proj"):
         LoRA(targets=["q_porj"]).apply(SHAPE.build(seed=1))
