@@ -125,11 +125,10 @@ class MixtureOfExperts(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        mixed = torch.zeros_like(x)
-        parts = zip(self.experts, tokens.split(counts), shares.split(counts), strict=True)
-        for expert, rows, share in parts:
-            if len(rows):
-                mixed = mixed.index_add(0, rows, expert.branch(unit[rows]) * share)
+        # gathered and scattered once, not once an expert
+        parts = zip(self.experts, unit.index_select(0, tokens).split(counts), strict=True)
+        results = torch.cat([expert.branch(rows) for expert, rows in parts if len(rows)])
+        mixed = torch.zeros_like(x).index_add(0, tokens, results * shares)
         return x + mixed if after is None else after.add(x, mixed)
 
 
