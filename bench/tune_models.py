@@ -81,6 +81,21 @@ def save_tokenizer(gguf: Path, out: Path) -> None:
             raise SystemExit(f"the tokenizer of {gguf} does not give {turn!r} back: {ids}")
 
 
+def with_older_names(folder: Path) -> None:
+    """Give config.json the rope bases where older readers look for them too: MLX-LM takes its default otherwise."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    rope = config["rope_parameters"]
+    if "full_attention" in rope:  # Gemma 3
+        config["rope_theta"] = rope["full_attention"]["rope_theta"]
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    else:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def shape(name: str, gguf: Path, out: Path) -> None:
     """A folder with seeded random weights (standard deviation 0.02) of a published shape, in bf16."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -119,6 +134,7 @@ def main() -> None:
         shape(asked.name, asked.gguf, asked.out)
     else:
         from_gguf(asked.gguf, asked.out)
+    with_older_names(asked.out)
     print(json.dumps({"out": str(asked.out), "bytes": sum(p.stat().st_size for p in asked.out.iterdir())}))
 
 

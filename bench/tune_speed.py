@@ -8,10 +8,11 @@ VENV is an environment with the peer installed. Every side loads the same Huggin
 one optimizer step each in turn, on the same rows, while the others are stopped: a busy machine hits all alike. The
 order within a round alternates. Ratios are those of a round (the peer's seconds over ours, same rows); the first
 --skip rounds are warm-up and counted nowhere. Tokens are those of the rows, padding not counted. All sides use LoRA of
-rank 16 on every linear layer but the head, AdamW without decay at a constant rate, batches of 8 rows.
+rank 16 on every linear layer but the head, AdamW without decay, the rate constant after the same few steps of warm-up,
+batches of 8 rows.
 
-A peer's settings are its best measured ones below; `--settings trl='{"padding_free": false}'` overrides single ones,
-`--preset default` takes its own defaults instead.
+A peer's settings are its best measured ones below; `--settings trl='{"padding_free": false}'` overrides single ones
+(names in capitals are environment variables), `--preset default` takes its own defaults instead.
 """
 
 import argparse
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "mlx": {},
     },
 }
+WARMUP = 3  # steps; ours where it runs
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -55,6 +57,8 @@ class Side:
         self.log = work / "log.txt"
         # without what importing settle may have set here: it would change how a peer's threads wait
         env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | QUIET
+        env |= {k: str(settings[k]) for k in settings if k.isupper()}
+        settings = {k: v for k, v in settings.items() if not k.isupper()}
         command = [str(python), str(TUNERS / RUNNERS[name]), *arguments]
         self.process = subprocess.Popen(
             [*command, "--work", str(work), "--settings", json.dumps(settings)],
@@ -91,10 +95,13 @@ class Side:
         self.process.wait()
 
 
-def start(name: str, python: Path, asked: argparse.Namespace, rows: Path, folder: Path) -> tuple[Side, dict[str, Any]]:
+def start(
+    name: str, python: Path, asked: argparse.Namespace, rows: Path, folder: Path, warmup: int
+) -> tuple[Side, dict[str, Any]]:
     """A side that has loaded everything and waits, and what it said."""
     settings = PRESETS[asked.preset][name] | asked.settings.get(name, {})
     arguments = [str(asked.model), str(rows), "--steps", str(asked.steps), "--threads", str(asked.threads)]
+    arguments += ["--warmup", str(warmup)]
     side = Side(name, python, arguments, settings, folder / name)
     told = side.read("ready")
     side.stop()
@@ -178,15 +185,15 @@ def main() -> None:
     asked.model, asked.rows = asked.model.resolve(), asked.rows.resolve()
     sides: list[Side] = []
     with tempfile.TemporaryDirectory() as made_folder:
-        folder, order, told = Path(made_folder), None, {}
+        folder, order, warmup, told = Path(made_folder), None, WARMUP, {}
         try:
             if not asked.without_settle:
-                side, told["settle"] = start("settle", Path(sys.executable), asked, asked.rows, folder)
+                side, told["settle"] = start("settle", Path(sys.executable), asked, asked.rows, folder, WARMUP)
                 sides.append(side)
-                order = told["settle"].pop("order")
+                order, warmup = told["settle"].pop("order"), told["settle"]["warmup"]
             rows = in_order(asked.rows, order, folder / "rows.jsonl")
             for name, venv in asked.peer:
-                side, told[name] = start(name, Path(venv, "bin", "python"), asked, rows, folder)
+                side, told[name] = start(name, Path(venv, "bin", "python"), asked, rows, folder, warmup)
                 sides.append(side)
             made = race(sides, asked.steps)
         finally:

@@ -5,14 +5,12 @@ that SFTConfig knows. What makes the work equal (rows, order, optimizer, rate) i
 """
 
 import importlib.metadata
-import os
 from typing import Any
 
 from pace import Pace, arguments
 
 pace, asked = Pace(), arguments()
 own: dict[str, Any] = dict(asked.settings)
-os.environ.update({name: str(own.pop(name)) for name in list(own) if name.isupper()})
 through_unsloth, dtype = own.pop("unsloth", None), own.pop("dtype", None)
 if through_unsloth is not None:
     from unsloth import FastLanguageModel  # first: it changes what the imports below bring
@@ -38,7 +36,9 @@ class Steps(TrainerCallback):
     def __init__(self, counts: list[tuple[int, int]]) -> None:
         self.counts = counts
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = asked.lr * min(1.0, (state.global_step + 1) / asked.warmup)
         pace.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
