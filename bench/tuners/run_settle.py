@@ -10,10 +10,10 @@ from typing import Any
 
 from pace import Pace, arguments
 from settle.commands.tune import Tune
-from settle.data.rows.batches import RowBatches
-from settle.data.rows.prepare import RowCorpus
 
 from settle.base.events import Event, Events
+from settle.data.rows.batches import RowBatches
+from settle.data.rows.prepare import RowCorpus
 
 SEED = 1
 
