@@ -96,6 +96,13 @@ def with_older_names(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def as_read(folder: Path) -> None:
+    """Write the tokenizer as transformers reads it back: some families have their own way to cut text before merging."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+
+
 def shape(name: str, gguf: Path, out: Path) -> None:
     """A folder with seeded random weights (standard deviation 0.02) of a published shape, in bf16."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -135,6 +142,7 @@ def main() -> None:
     else:
         from_gguf(asked.gguf, asked.out)
     with_older_names(asked.out)
+    as_read(asked.out)
     print(json.dumps({"out": str(asked.out), "bytes": sum(p.stat().st_size for p in asked.out.iterdir())}))
 
 
