@@ -25,6 +25,7 @@ LINE = "def f(x):\n    return x"
 
 def settle(path: Path, quantize: str | None) -> Callable[[], int]:
     import torch
+
     from settle.model.adapters.lora import LoRA
     from settle.model.pretrained import Pretrained
 

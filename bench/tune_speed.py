@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "best": {
         "settle": {},
         "trl": {"dtype": "bfloat16", "activation_checkpointing": False, "padding_free": True, "max_length": None},
-        "unsloth": {"unsloth": {}, "gradient_checkpointing": False},
+        "unsloth": {"unsloth": {}, "gradient_checkpointing": False, "UNSLOTH_CPU_COMPILE": 1},
         "mlx": {},
     },
 }
@@ -55,8 +55,9 @@ class Side:
         self.name, self.work = name, work
         work.mkdir()
         self.log = work / "log.txt"
-        # without what importing settle may have set here: it would change how a peer's threads wait
-        env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | QUIET
+        # a peer runs without what importing settle may have set here: it would change how its threads wait
+        ours = () if name == "settle" else ("GOMP_SPINCOUNT", "PYTHONPATH")
+        env = {k: v for k, v in os.environ.items() if k not in ours} | QUIET
         env |= {k: str(settings[k]) for k in settings if k.isupper()}
         settings = {k: v for k, v in settings.items() if not k.isupper()}
         command = [str(python), str(TUNERS / RUNNERS[name]), *arguments]
