@@ -97,7 +97,7 @@ def with_older_names(folder: Path) -> None:
 
 
 def as_read(folder: Path) -> None:
-    """Write the tokenizer as transformers reads it back: some families cut text before merging in a way of their own."""
+    """Write the tokenizer as transformers reads it back: some families cut text before merging in their own way."""
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
