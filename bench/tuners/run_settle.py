@@ -9,9 +9,9 @@ import os
 from typing import Any
 
 from pace import Pace, arguments
-from settle.commands.tune import Tune
 
 from settle.base.events import Event, Events
+from settle.commands.tune import Tune
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 
