@@ -53,8 +53,11 @@ class Architecture(Part):
         """Training FLOPs (forward and backward, products only) a token, in full segments of `context` tokens."""
 
     @abstractmethod
-    def activation_bytes_per_token(self, context: int, bytes_per_number: int) -> float:
-        """Bytes kept between forward and backward a token, in full segments of `context` tokens."""
+    def activation_bytes_per_token(self, context: int, bytes_per_number: int, rank: int | None = None) -> float:
+        """Bytes kept between forward and backward a token, in full segments of `context` tokens.
+
+        rank: of a LoRA on every linear, all else frozen; None when everything is trained.
+        """
 
     @abstractmethod
     def parameters(self) -> dict[str, tuple[int, ...]]:

@@ -154,13 +154,11 @@ class Transformer(Architecture):
             scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
         return 6.0 * (products + scores)
 
-    def activation_bytes_per_token(self, context: int, bytes_per_number: int) -> float:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        qkv = (heads + 2 * kv_heads) * self.head_dim
-        attention = self.hidden_size + 1 + qkv + heads * context + heads * self.head_dim
-        feed_forward = self.hidden_size + 1 + 4 * self.intermediate_size
+    def activation_bytes_per_token(self, context: int, bytes_per_number: int, rank: int | None = None) -> float:
         # After the layers: the final norm and the gradient of its result, which the loss computes at once.
-        numbers = self.num_hidden_layers * (attention + feed_forward) + 2 * self.hidden_size + 1
+        numbers = 2 * self.hidden_size + 1
+        for layer in self.options().layers:
+            numbers += _kept_by_attention(layer, context, rank) + _kept_by_feed_forward(layer, rank)
         return float(bytes_per_number * numbers)
 
     @classmethod
@@ -329,3 +327,25 @@ def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def _kept_by_attention(o: LayerOptions, context: int, rank: int | None) -> int:
+    """Numbers a token that the way back of one layer's attention needs; see `activation_bytes_per_token`."""
+    query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+    kept = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
+    if o.head_norms:
+        kept += query + key + o.heads + o.kv_heads
+    if o.sandwich_norms:
+        kept += o.width + 1
+    return kept + (0 if rank is None else rank * (2 if o.fused else 4))
+
+
+def _kept_by_feed_forward(o: LayerOptions, rank: int | None) -> int:
+    """The same of one layer's feed-forward. Trained, it keeps gate, up, what the gate lets through, and the product."""
+    times, small = (4, 0) if rank is None else (2, rank * (2 if o.fused else 3))
+    kept = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
+    if o.experts is None:
+        return kept + times * o.inner + small
+    e = o.experts
+    # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
+    return kept + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + small + 1)
