@@ -1,5 +1,7 @@
-"""A run's model as a file for other programs."""
+"""A model that was made here, or a base with an adapter, as files for other programs."""
 
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -7,76 +9,241 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
-from settle.base.registry import part
+from settle.base.registry import part, part_names
 from settle.base.run import Run, home
 from settle.commands import Command
 
 if TYPE_CHECKING:
     from settle.formats import Format
+    from settle.formats._adapter import Adapter
+    from settle.model.pretrained import Pretrained
 
 
 class Export(Command):
-    """Write a run's model as GGUF (llama.cpp, Ollama, LM Studio) or safetensors (transformers, vLLM, MLX).
+    """Write a run's model for llama.cpp, Ollama, LM Studio, transformers, vLLM, MLX or peft.
 
-    A GGUF is handed over only when it behaves in llama.cpp like the model that was trained.
+    What llama.cpp reads is handed over only when it behaves there like the model that was trained. A model tuned with
+    an adapter is merged for the formats that hold whole models; `--to lora-gguf`, `--to peft` and, over a GGUF base,
+    `--to ollama` give the adapter by itself.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name",)
 
-    name: str = Field(description="the run")
-    to: str = Field("gguf", description="gguf or safetensors")
-    dtype: str = Field("f16", description="type of the weights: f32, f16, bf16, and for gguf q8_0")
-    out: Path | None = Field(None, description="file (gguf) or folder (safetensors) to write; here if not given")
+    name: str = Field(description="a run, or the folder of an adapter made by peft or Unsloth")
+    to: str = Field("gguf", description="gguf, safetensors, mlx, ollama, lmstudio; of an adapter also lora-gguf, peft")
+    dtype: str | None = Field(
+        None, description="type of the weights: f32, f16, bf16; for gguf also q8_0, q5_1, q5_0, q4_1, q4_0"
+    )
+    out: Path | None = Field(None, description="file or folder to write; here if not given")
+    base: str | None = Field(None, description="model that the adapter was trained on; what it says if not given")
+    merge: bool = Field(False, description="merge the adapter where it could be served over its base (ollama)")
+    merge_limit: float = Field(
+        0.02, gt=0, description="nats per token (KL) that merging into a quantized base may cost"
+    )
 
     def run(self, events: Events) -> int:
         from settle.formats import Format
 
-        run = Run.find(self.name)
-        source = run.out / "hf"
-        if not source.is_dir():
-            raise UsageError(f"{run.name} has no finished model", f"`settle resume {run.name}` finishes it")
-        form = part("formats", self.to)
+        form = part("formats", self.to.replace("-", "_"))
         assert issubclass(form, Format)
-        known = get_args(form.model_fields["dtype"].annotation)
-        if self.dtype not in known:
-            raise UsageError(f"{self.to} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")
-        path = self.out or Path(f"{run.name}-{self.dtype}{form.suffix}")
+        dtype = self._dtype(form)
+        model = self._model(form, events)
+        path = self.out or _place(form(dtype=dtype), self.to, model.name, dtype)
         if not path.parent.is_dir():
-            raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
-        events.emit("say", text=f"reading {run.name} …")
-        gate = self._write(run, form(dtype=self.dtype), path, events)
+            if self.out:
+                raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
+            path.parent.mkdir(parents=True)
+        events.emit("say", text=f"reading {model.name} …")
+        gate = self._write(model, form(dtype=dtype), path, events)
         events.emit("say", text=f"wrote {path}")
-        events.emit("result", result={"path": str(path), "format": self.to, "dtype": self.dtype, "gate": gate})
+        events.emit("result", result={"path": str(path), "format": self.to, "dtype": dtype, "gate": gate})
         return 0
 
-    def _write(self, run: Run, form: "Format", path: Path, events: Events) -> dict[str, Any] | None:
-        """The gate's figures; None for a format that llama.cpp does not read."""
-        from settle.evaluate.gate import export_through_gate
-        from settle.evaluate.hand_over import tell
-        from settle.formats.gguf import card_of
-        from settle.infer.live import load
+    def _dtype(self, form: type["Format"]) -> str:
+        known = get_args(form.model_fields["dtype"].annotation)
+        default = form.model_fields["dtype"].default if form.holds == "adapter" or "mlx" in self.to else "f16"
+        if self.dtype is not None and self.dtype not in known:
+            raise UsageError(f"{self.to} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")
+        return str(self.dtype or default)
 
-        live = load(run.out / "hf")
-        card = card_of(run.out / f"{run.name}.gguf")
-        if form.suffix != ".gguf":
-            form.write(path, live.part, live.weights, live.tokenizer, card)
+    def _model(self, form: type["Format"], events: Events) -> "_Whole | _Adapted":
+        if (Path(self.name).expanduser() / "adapter_config.json").is_file():
+            return _of_folder(Path(self.name).expanduser(), self.base, events)
+        run = Run.find(self.name)
+        if (run.out / "adapter").is_dir():
+            return _of_adapter_run(run, self.base, events)
+        if not (run.out / "hf").is_dir():
+            raise UsageError(f"{run.name} has no finished model", f"`settle resume {run.name}` finishes it")
+        if form.holds == "adapter":
+            raise UsageError(
+                f"{run.name} trained every weight: it has no adapter", f"--to one of: {', '.join(_of_models())}"
+            )
+        return _of_run(run, events)
+
+    def _write(self, model: "_Whole | _Adapted", form: "Format", path: Path, events: Events) -> dict[str, Any] | None:
+        """The gate's figures; None for a format that llama.cpp does not read."""
+        from settle.evaluate.gate import Merged, export_through_gate
+        from settle.evaluate.hand_over import tell
+
+        over_base = isinstance(model, _Adapted) and not self.merge and model.file and not model.adapter.dora
+        if isinstance(model, _Adapted) and (form.holds == "adapter" or (self.to == "ollama" and over_base)):
+            return _adapter_alone(model, self.to, form.dtype, path, events)
+        part, weights, tokenizer, live = model.alive()
+        if self.to in ("safetensors", "mlx"):
+            form.write(path, part, weights, tokenizer, model.card)
             return None
-        texts = _held_out(run, live.tokenizer, events)
+        merged = Merged(model.base.weights, model.base_type, self.merge_limit) if isinstance(model, _Adapted) else None
         figures = export_through_gate(
-            live.model, live.part, live.weights, live.tokenizer, path, texts, self.dtype, card
+            live, part, weights, tokenizer, path, model.texts, form.dtype, model.card, form=form, merged=merged
         )
         tell(figures, events)
         return figures
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """A model whose every weight is in a folder of Hugging Face's layout. theirs: with a tokenizer made by others."""
+
+    name: str
+    folder: Path
+    theirs: bool
+    card: dict[str, Any]
+    texts: list[str]
+
+    def alive(self) -> tuple[Any, Any, Any, Any]:
+        """(architecture, weights, tokenizer, live model)."""
+        if not self.theirs:
+            from settle.infer.live import load
+
+            live = load(self.folder)
+            return live.part, live.weights, live.tokenizer, live.model
+        from settle.model.pretrained import Pretrained
+
+        opened = Pretrained.open(self.folder)
+        return opened.part, opened.weights, opened.tokenizer, opened.load(trainable=True).eval()
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """An adapter and the model that it was trained on. file: that model's GGUF, if it is one."""
+
+    name: str
+    base: "Pretrained"
+    adapter: "Adapter"
+    card: dict[str, Any]
+    texts: list[str]
+
+    @property
+    def file(self) -> Path | None:
+        return self.base.source.path if self.base.source.kind == "gguf" else None
+
+    @property
+    def base_type(self) -> str:
+        """The type that most of the base's bytes have."""
+        return max(self.base.kinds, key=self.base.kinds.__getitem__)
+
+    def alive(self) -> tuple[Any, Any, Any, Any]:
+        """(architecture, merged weights, tokenizer, live model)."""
+        from settle.model.adapters import Merged
+        from settle.model.attach import adapted
+
+        live = adapted(self.base, self.adapter)
+        return self.base.part, Merged(live), self.base.tokenizer, live
+
+
+def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Events) -> dict[str, Any] | None:
+    """The adapter by itself: for peft as it is, for llama.cpp through the gate over its base's file."""
+    from settle.evaluate.cause import Origin
+    from settle.evaluate.gate import adapter_through_gate
+    from settle.evaluate.hand_over import tell
+    from settle.formats.gguf import export_gguf
+    from settle.formats.ollama import modelfile
+    from settle.formats.peft import export_peft
+
+    base = model.base
+    if to == "peft":
+        export_peft(base.part, model.adapter, path, dtype)
+        return None
+    architecture, _, tokenizer, live = model.alive()
+    origin = Origin(architecture, base.weights, adapter=model.adapter)
+    if to == "ollama":
+        path.mkdir(exist_ok=True)
+    file, dtype = (path / f"{model.name}-lora.gguf", "f32") if to == "ollama" else (path, dtype)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".base-") as folder:
+        under = model.file or export_gguf(architecture, base.weights, tokenizer, Path(folder) / "base.gguf")
+        figures = adapter_through_gate(live, origin, tokenizer, file, under, model.texts, dtype, model.card)
+    tell(figures, events)
+    if to == "ollama":
+        source, context = str(under.resolve()), architecture.max_position_embeddings
+        text = modelfile(source, tokenizer, context, adapter=f"./{file.name}")
+        (path / "Modelfile").write_text(text, encoding="utf-8")
+    return figures
+
+
+def _of_run(run: Run, events: Events) -> _Whole:
+    from settle.data.tokenizer import Tokenizer
+    from settle.formats.gguf import card_of
+
+    folder, record = run.out / "hf", run.read("plan.json") or {}
+    card = card_of(run.out / f"{run.name}.gguf")
+    if record.get("tuning"):
+        from settle.model.pretrained import Pretrained
+
+        return _Whole(run.name, folder, True, card, _held_out(run, Pretrained.open(folder).tokenizer, events))
+    return _Whole(run.name, folder, False, card, _held_out(run, Tokenizer(folder), events))
+
+
+def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
+    from settle.formats.peft import read_peft
+    from settle.model.pretrained import Pretrained
+
+    opened = Pretrained.open(base or str((run.read("plan.json") or {})["tuning"]["base"]))
+    texts = _held_out(run, opened.tokenizer, events)
+    return _Adapted(run.name, opened, read_peft(run.out / "adapter"), {"name": run.name}, texts)
+
+
+def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:
+    from settle.evaluate.gate import PROSE
+    from settle.formats.peft import read_peft
+    from settle.model.pretrained import Pretrained
+
+    adapter, name = read_peft(folder), folder.resolve().name
+    try:
+        opened = Pretrained.open(base or adapter.base or "")
+    except UsageError as e:
+        says = f"{name} was trained on {adapter.base or 'a model that it does not name'}"
+        raise UsageError(f"{says}, and {e.what}", "give it: --base NAME, a folder or a .gguf") from None
+    events.emit("warn", text="no text is known that it was not trained on: it is compared on a few built-in texts")
+    return _Adapted(name, opened, adapter, {"name": name}, list(PROSE))
+
+
+def _place(form: "Format", to: str, name: str, dtype: str) -> Path:
+    """Where a model is written to when nobody says."""
+    from settle.formats.lmstudio import LmStudio
+
+    if isinstance(form, LmStudio):
+        return form.place(name)
+    ends = {"gguf": f"-{dtype}.gguf", "lora_gguf": "-lora.gguf", "peft": "-adapter", "safetensors": f"-{dtype}"}
+    return Path(name + ends.get(to.replace("-", "_"), f"-{to}"))
+
+
+def _of_models() -> list[str]:
+    """The formats that hold whole models."""
+    return [name for name in part_names("formats") if getattr(part("formats", name), "holds", "") == "model"]
+
+
 def _held_out(run: Run, tokenizer: object, events: Events) -> list[str]:
     """The run's held-out text; when its token store was removed, prose that is always there."""
+    from settle.data.rows.prepare import prepared_rows
     from settle.data.store import TokenStore
     from settle.evaluate.gate import PROSE, held_out_texts
 
-    corpus = (run.read("plan.json") or {}).get("corpus")
-    folder = home() / "tokens" / str(corpus) / "held_out"
-    if folder.is_dir():
+    record = run.read("plan.json") or {}
+    folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
+    rows = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
+    if rows is not None:
+        return held_out_texts(rows.held_out, tokenizer)
+    if folder.is_dir() and not record.get("tuning"):
         return held_out_texts(TokenStore(folder), tokenizer)
     events.emit("warn", text="the run's held-out text is gone; the file is compared on a few built-in texts instead")
     return list(PROSE)

@@ -35,43 +35,72 @@ class Origin:
     adapter: Adapter | None = None
 
 
-def causes(origin: Origin, file: Weights, lora: Weights | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a file. kept: how much of a merged adapter's change is in it, 1 all of it and 0 none, None
+    where nothing was merged. damage: what its tensors are instead of the model's."""
+
+    kept: float | None
+    damage: list[str]
+
+
+def causes(origin: Origin, file: Weights, contents: Contents, lora: Weights | None = None) -> list[str]:
     """What is wrong with a file, the likeliest cause first; empty when it holds just what it should. lora: the
     adapter's file over it."""
-    found = [*header(origin, file), *adapter(origin, lora, kept(origin, file))]
-    return found or list(_tensors(origin, file))
+    return [*header(origin, file), *adapter(origin, lora, contents.kept), *contents.damage]
 
 
-def kept(origin: Origin, file: Weights) -> float | None:
-    """How much of a merged adapter's change is in the file: 1 all of it, 0 none; None where nothing was merged.
+def inspect(origin: Origin, file: Weights) -> Contents:
+    """Every tensor of a file beside the one that it was made from, one at a time in memory.
 
-    The file's own change to the base, projected on the adapter's: rounding is not along it and averages out, unless
-    the steps of a coarse type swallow the change itself.
+    What is kept of an adapter is the file's own change to the base, projected on the adapter's: rounding is not along
+    it and averages out, unless the steps of a coarse type swallow the change itself.
     """
-    if origin.base is None:
-        return None
+    names = origin.part.gguf_names()
+    lacking = [names[name] for name in origin.weights if name in names and names[name] not in file.tensors]
+    permuted: list[str] = []
+    damaged: list[str] = []
     along = square = 0.0
-    for parameter, _, there in _stored(origin.part, file):
-        if parameter not in origin.base or parameter not in origin.weights:
+    for parameter, name, stored in _stored(origin.part, file):
+        if parameter not in origin.weights:
             continue
-        base, merged = (to_float32(side[parameter]).ravel() for side in (origin.base, origin.weights))
-        change = merged - base
-        values = np.asarray(origin.part.from_gguf_tensor(parameter, there)).ravel()
-        along += float(np.dot(change, values - base))
-        square += float(np.dot(change, change))
-    return along / square if square else None
+        wanted = to_float32(origin.weights[parameter])
+        there = np.asarray(origin.part.from_gguf_tensor(parameter, stored))
+        if wanted.shape != there.shape:
+            damaged.append(name)
+            continue
+        if origin.base is not None and parameter in origin.base:
+            base = to_float32(origin.base[parameter])
+            change = wanted - base
+            along += float(np.vdot(change, there - base))
+            square += float(np.vdot(change, change))
+        most = ROUNDING.get(file.tensors[name].dtype, COARSE)
+        if not _error(there, wanted) <= most:  # so that NaN is damage
+            (permuted if wanted.ndim == 2 and _rows_alike(there, wanted, most) else damaged).append(name)
+    damage = [f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"] if lacking else []
+    if permuted:
+        what = "queries and keys are permuted" if any("attn_" in n for n in permuted) else "rows are permuted"
+        damage.append(f"{what}: rows in another order than llama.cpp's in {_listed(permuted)}")
+    if damaged:
+        damage.append(f"not the model's values in {_listed(damaged)}")
+    return Contents(along / square if square else None, damage)
 
 
 def _stored(part: Any, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
     """(parameter, the file's tensor, its values in the file's order of rows), one tensor in memory at a time."""
-    members: dict[str, list[str]] = {}
-    for parameter, name in part.gguf_names().items():
-        members.setdefault(name, []).append(parameter)
-    for name, parameters in members.items():
+    for name, parameters in _members(part).items():
         if name in file.tensors:
             values = file.tensors[name].load()
             for number, parameter in enumerate(parameters):
                 yield parameter, name, values[number] if len(parameters) > 1 else values
+
+
+def _members(part: Any) -> dict[str, list[str]]:
+    """The file's tensors, each with the parameters that it holds: several where experts are stacked."""
+    members: dict[str, list[str]] = {}
+    for parameter, name in part.gguf_names().items():
+        members.setdefault(name, []).append(parameter)
+    return members
 
 
 def header(origin: Origin, file: Weights) -> Iterator[str]:
@@ -129,7 +158,7 @@ def _constants(part: Any, file: Weights) -> Iterator[str]:
 def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterator[str]:
     """Whether the adapter is in the file, merged, or beside it; a weak one that is lost hardly shows in behaviour.
 
-    share: what `kept` says.
+    share: what `inspect` found of it.
     """
     if origin.adapter is not None:
         yield from _lora(origin.part, origin.adapter, lora)
@@ -142,49 +171,29 @@ def _lora(part: Any, adapter: Adapter, lora: Weights | None) -> Iterator[str]:
     if lora is None:
         yield "the adapter is lost: its file was not loaded over the base's"
         return
-    names = part.gguf_names()
-    lost = []
+    names, lost = part.gguf_names(), []
+    stacks = _members(part)
     for module, parameter in adapter.parameters(part).items():
-        down, up = (lora.tensors.get(names[parameter] + half) for half in (".lora_a", ".lora_b"))
-        if down is None or up is None:
+        name = names[parameter]
+        tensors = [lora.tensors.get(name + half) for half in (".lora_a", ".lora_b")]
+        if None in tensors:
             lost.append(module)
             continue
+        number = stacks[name].index(parameter)
+        down, up = (t.load()[number] if len(stacks[name]) > 1 else t.load() for t in tensors if t is not None)
         ours = adapter.pair(module)
-        there = down.load(), part.from_gguf_tensor(parameter, up.load())
+        there = down, part.from_gguf_tensor(parameter, up)
         scale = lora.metadata["adapter.lora.alpha"] / down.shape[0]
         if not np.allclose(there[0], ours[0], rtol=1e-2, atol=1e-6):
             yield f"the adapter is another one: A of {module} differs"
         elif not np.allclose(there[1], ours[1], rtol=1e-2, atol=1e-6):
-            mixed = np.allclose(up.load(), ours[1], rtol=1e-2, atol=1e-6)
+            mixed = np.allclose(up, ours[1], rtol=1e-2, atol=1e-6)
             yield f"{'queries and keys are permuted' if mixed else 'the adapter is another one'}: B of {module} differs"
         elif not math.isclose(scale, adapter.scale, rel_tol=1e-4):
             yield f"the adapter's scale is {scale:g} in the file, {adapter.scale:g} in the model"
             return
     if lost:
         yield f"the adapter is lost in {len(lost)} of {len(adapter.modules)} modules, the first is {lost[0]}"
-
-
-def _tensors(origin: Origin, file: Weights) -> Iterator[str]:
-    """Tensors that are not the model's, rows in the wrong order told apart from other damage."""
-    names = origin.part.gguf_names()
-    lacking = [names[name] for name in origin.weights if name in names and names[name] not in file.tensors]
-    if lacking:
-        yield f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"
-    permuted, damaged = [], []
-    for parameter, name, there in _stored(origin.part, file):
-        if parameter not in origin.weights:
-            continue
-        wanted = np.asarray(origin.part.to_gguf(parameter, to_float32(origin.weights[parameter])))
-        most = ROUNDING.get(file.tensors[name].dtype, COARSE)
-        if wanted.shape == there.shape and _error(there, wanted) <= most:
-            continue
-        reordered = wanted.ndim == 2 and wanted.shape == there.shape and _rows_alike(there, wanted, most)
-        (permuted if reordered else damaged).append(name)
-    if permuted:
-        what = "queries and keys are permuted" if any("attn_" in n for n in permuted) else "rows are permuted"
-        yield f"{what}: rows in another order than llama.cpp's in {_listed(permuted)}"
-    if damaged:
-        yield f"not the model's values in {_listed(damaged)}"
 
 
 def _error(there: np.ndarray, wanted: np.ndarray) -> float:

@@ -33,7 +33,7 @@ from settle.evaluate.behaviour import (
     opening,
     spread,
 )
-from settle.evaluate.cause import LEAST_KEPT, Origin, adapter, causes, header, kept
+from settle.evaluate.cause import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect
 from settle.formats import Format, Weights
 from settle.formats.gguf import Gguf, read_gguf
 from settle.formats.lora_gguf import export_lora, read_lora, require_fit
@@ -49,6 +49,16 @@ BARS = {
     **dict.fromkeys(("q4_1", "q4_0"), Bars(0.25, 0.35, 1.5)),
     # the same blocks on both sides, but llama.cpp rounds activations to 8 bits before it multiplies by them
     "blocks": Bars(1e-2, 0.06, 0.30),
+}
+# Of a vocabulary larger than `Effort.most_likely` only the most likely tokens are compared, which lie closer together;
+# and models with one are large and sharp, so that llama.cpp's f16 keys and values show.
+LARGE_BARS = {
+    "f32": Bars(1e-3, 0.025, 0.05),
+    "f16": Bars(1e-3, 0.025, 0.05),
+    "bf16": Bars(3e-3, 0.06, 0.15),
+    **dict.fromkeys(("q8_0", "blocks"), Bars(2e-2, 0.30, 0.60)),
+    **dict.fromkeys(("q5_1", "q5_0"), Bars(0.10, 0.50, 1.0)),
+    **dict.fromkeys(("q4_1", "q4_0"), Bars(0.50, 1.00, 2.0)),
 }
 
 
@@ -112,20 +122,21 @@ def run_gate(
     adapted = read_lora(lora) if lora else None
     if adapted and lora:
         require_fit(adapted, file, (lora.name, path.name))
-    bars = _bars(file if lora else None, dtype, merged)
+    bars = _bars(file, dtype, lora is not None, merged, effort)
     figures: dict[str, Any] = {"dtype": dtype, "bars": vars(bars), "first_difference": None, "cause": None}
     small = path.stat().st_size < SMALL_FILE
-    share = figures["adapter_kept"] = kept(origin, file) if origin else None
+    contents = inspect(origin, file) if origin and not origin.adapter else Contents(None, [])
+    figures["adapter_kept"] = contents.kept
     try:
         for what in header(origin, file) if origin else ():
             raise Difference(what)
         with _reference(model, small), Engine(path, threads=1 if small else None, adapter=lora) as engine:
             figures |= _behave(model, tokenizer, engine, held_out_texts, bars, effort, conversations)
-        for what in adapter(origin, adapted, share) if origin else ():
+        for what in (*adapter(origin, adapted, contents.kept), *contents.damage) if origin else ():
             raise Difference(what)
     except Difference as e:
         figures |= e.figures | {"first_difference": str(e)}
-        figures["cause"] = next(iter(causes(origin, file, adapted)), None) if origin else None
+        figures["cause"] = next(iter(causes(origin, file, contents, adapted)), None) if origin else None
     if merged:
         figures["merge"] = {"base_type": merged.base_type, "limit": merged.limit, "kl": figures.get("kl")}
     figures["passed"] = figures["first_difference"] is None
@@ -133,11 +144,12 @@ def run_gate(
     return figures
 
 
-def _bars(base: Weights | None, dtype: str, merged: Merged | None) -> Bars:
+def _bars(file: Weights, dtype: str, has_lora: bool, merged: Merged | None, effort: Effort) -> Bars:
     """Of an adapter over a file that is kept as it is, that file's type of weights decides."""
-    if base is not None:
-        return BARS["f16" if all(t.dtype in PLAIN for t in base.tensors.values()) else "blocks"]
-    bars = BARS[dtype]
+    is_large = len(file.metadata.get("tokenizer.ggml.tokens", [])) > effort.most_likely
+    if has_lora:
+        dtype = "f16" if all(t.dtype in PLAIN for t in file.tensors.values()) else "blocks"
+    bars = (LARGE_BARS if is_large else BARS)[dtype]
     return replace(bars, kl=min(bars.kl, merged.limit)) if merged and merged.quantized else bars
 
 

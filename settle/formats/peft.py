@@ -97,6 +97,9 @@ def read_peft(path: Path) -> Adapter:
     stored = read_safetensors(path / FILE)
     tensors = {re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", n): t for n, t in stored.tensors.items()}
     tensors = {re.sub(rf"({MAGNITUDE})\..*$", r"\1", n): t for n, t in tensors.items()}
+    # Gemma 3 inside the class that also sees pictures, as Unsloth loads it
+    inside = re.compile(re.escape(PREFIX) + r"(model\.)?language_model\.(model\.)?(?=layers\.)")
+    tensors = {inside.sub(f"{PREFIX}model.", n): t for n, t in tensors.items()}
     state, alpha = _uniform({name: tensor.load() for name, tensor in tensors.items()}, config)
     return Adapter(
         state=state,

@@ -90,6 +90,11 @@ class Pretrained:
             found[stored.tensor.dtype] = found.get(stored.tensor.dtype, 0) + stored.place.num_bytes
         return found
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Parameter name → its numbers in fp32, read when they are asked for."""
+        return _Weights(self)
+
     def load(
         self, trainable: bool = False, dtype: torch.dtype = torch.float32, quantize: Quantize | None = None
     ) -> Decoder:
@@ -177,6 +182,20 @@ def _tensor(place: Place, first: int, last: int) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(place.bytes(first, last))
+
+
+@dataclass(frozen=True)
+class _Weights(Mapping[str, Tensor]):
+    base: Pretrained
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.base.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base.stored)
+
+    def __len__(self) -> int:
+        return len(self.base.stored)
 
 
 def _from_gguf(source: Source) -> Pretrained:

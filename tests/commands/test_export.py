@@ -1,16 +1,23 @@
 """`settle export`: through the gate or not at all."""
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from settle.base.events import Events
-from settle.base.run import Run
+from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.evaluate.hand_over import hand_over
-from settle.formats.gguf import read_gguf
+from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.lora_gguf import read_lora
+from settle.formats.peft import export_peft, read_peft
 from settle.formats.safetensors import read_safetensors
+from settle.model.source import hash_of
+from tests.trained import adapter
 
 
 @pytest.fixture
@@ -81,3 +88,57 @@ def test_no_permission(a_run, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["export", "notes", "--to", "safetensors", "--out", str(tmp_path / "file")]) == 1
     assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.fixture
+def an_adapter(tiny, home, monkeypatch, tmp_path):
+    """An adapter in PEFT's format and the GGUF of its base; commands work in an empty folder."""
+    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf", "f16")
+    whole = adapter(tiny.part)
+    lora = dataclasses.replace(whole, base=str(base), base_sha256=hash_of(base))
+    export_peft(tiny.part, lora, tmp_path / "polite")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return tmp_path / "polite"
+
+
+def told(arguments, capsys):
+    assert main(["export", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_adapter_merged_and_alone(an_adapter, capsys):
+    """One adapter, every format: what llama.cpp reads passes the gate, merged or over the base."""
+    merged = told([an_adapter, "--to", "gguf"], capsys)
+    assert merged["gate"]["passed"] and merged["path"] == "polite-f16.gguf"
+    assert merged["gate"]["adapter_kept"] > 0.99 and merged["gate"]["merge"]["base_type"] == "F16"
+    alone = told([an_adapter, "--to", "lora-gguf"], capsys)
+    assert alone["gate"]["passed"] and read_lora(Path(alone["path"])).metadata["general.name"] == "polite"
+    served = told([an_adapter, "--to", "ollama"], capsys)
+    text = (Path("polite-ollama") / "Modelfile").read_text()
+    base = an_adapter.parent / "base.gguf"
+    assert served["gate"]["passed"] and text.startswith(f"FROM {base}\nADAPTER ./polite-lora.gguf\n")
+    shown = told([an_adapter, "--to", "lmstudio", "--dtype", "q8_0"], capsys)
+    assert Path(shown["path"]).parts == ("lmstudio-models", "settle", "polite") and shown["gate"]["passed"]
+    again = told([an_adapter, "--to", "peft"], capsys)
+    assert again["gate"] is None and read_peft(Path(again["path"])).rank == 4
+    told([an_adapter, "--to", "mlx"], capsys)
+    assert read_safetensors(Path("polite-mlx")).metadata["format"] == "mlx"
+
+
+def test_a_run_that_tuned_an_adapter(an_adapter, tiny, capsys):
+    run = Run.create("tune", "polite")
+    shutil.move(an_adapter, run.out / "adapter")
+    write_json(run.path / "plan.json", {"corpus": "gone", "tuning": {"base": str(an_adapter.parent / "base.gguf")}})
+    alone = told(["polite", "--to", "lora-gguf"], capsys)
+    assert alone["gate"]["passed"] and alone["path"] == "polite-lora.gguf"
+
+
+def test_an_adapter_and_the_wrong_base(an_adapter, tiny, tmp_path, capsys):
+    other = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "other.gguf", "f32")
+    assert main(["export", str(an_adapter), "--base", str(other)]) == 1
+    assert "and other has" in capsys.readouterr().err
+    (tmp_path / "base.gguf").unlink()
+    assert main(["export", str(an_adapter)]) == 2
+    assert "give it: --base NAME" in capsys.readouterr().err

@@ -77,13 +77,24 @@ def load(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
         parameter.copy_(tensors[name])
 
 
-@torch.no_grad()
-def merged(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the base model, name and fp32 numbers, with what its adapter adds; one at a time in memory."""
-    adapted = {f"{name}.weight": linear.adapter for name, linear in _adapted(model)}
-    for name, weight in model.weights().items():
+class Merged(Mapping[str, Tensor]):
+    """Every tensor of the base model, name and fp32 numbers, with what its adapter adds; made when asked for."""
+
+    def __init__(self, model: Decoder) -> None:
+        self._weights = model.weights()
+        self._adapted = {f"{name}.weight": linear.adapter for name, linear in _adapted(model)}
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._weights[name]
         numbers = weight.detach().float() if isinstance(weight, Tensor) else weight.dense(torch.float32)
-        yield name, adapted[name].merged(numbers) if name in adapted else numbers
+        return self._adapted[name].merged(numbers) if name in self._adapted else numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def remove(model: Decoder) -> None:

@@ -143,7 +143,7 @@ def test_merge_computes_the_same(method: LoRA) -> None:
     adapted = model(inputs, bounds)
     assert (adapted - base).abs().max() > 1e-3
     other = SHAPE.skeleton("cpu")
-    for name, numbers in adapters.merged(model):
+    for name, numbers in adapters.Merged(model).items():
         other.put(name, numbers)
     torch.testing.assert_close(other(inputs, bounds), adapted, atol=1e-4, rtol=1e-4)
     with model.without_adapters():
