@@ -1,7 +1,5 @@
 """The loop when training goes wrong, and that stopping and resuming changes nothing, to the last bit."""
 
-import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,7 @@ from torch import Tensor
 from settle.base.events import Event, Events
 from settle.base.run import Run
 from settle.data.batches import Batches, held_out_batches
-from settle.data.prepare import Corpus, prepare
-from settle.data.settings import DataSettings
+from settle.data.prepare import Corpus
 from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
 from settle.train.loop import MAX_ROLLBACKS, Loop, LoopPlan, Outcome
@@ -23,15 +20,6 @@ from settle.train.verdict import verdict
 PLAN = LoopPlan(
     tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8
 )  # fmt: skip
-
-
-@pytest.fixture
-def corpus(home: Path, tmp_path: Path) -> Corpus:
-    words = ["lorem", "ipsum", "dolor", "sit", "amet", "vokma", "tudri", "rensel"]
-    for number in range(30):
-        text = " ".join(random.Random(number).choices(words, k=200))
-        (tmp_path / f"{number}.txt").write_text(f"{number} {text}\n")
-    return prepare([str(tmp_path)], DataSettings(vocab_size=400), Events())
 
 
 class Poison(NextToken):
