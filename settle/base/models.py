@@ -24,6 +24,7 @@ class StoredModel:
     sha256: str
     origin: str
     license: str = ""
+    stamp: str = ""
 
     @property
     def folder(self) -> Path:
@@ -67,6 +68,13 @@ def model_name(wanted: str) -> str:
     """`wanted` (a hub id, a file's stem …) cleaned to a usable name: lower case, the last part of a path."""
     last = wanted.rstrip("/").rsplit("/", 1)[-1].lower()
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:64].rstrip("-._") or "model"
+
+
+def stamp_of(path: Path) -> str:
+    """Sizes and times of a model's files: as long as they are the same, so is its hash."""
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
+    found = [p.stat() for p in files]
+    return f"{len(found)}:{sum(s.st_size for s in found)}:{max((s.st_mtime_ns for s in found), default=0)}"
 
 
 def _read(folder: Path) -> StoredModel:

@@ -65,6 +65,7 @@ def read_gguf(path: Path) -> Weights:
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
     metadata, infos = read_header(data, path.name)
+    Place(data, 0, len(data)).forget(0, len(data))
     _check_meaning(metadata, infos, path.name)
     return Weights({i.name: _lazy(data, i) for i in infos}, metadata)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +24,8 @@ from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_gguf, of_hf_config
 from settle.model.blocks import KINDS, dequantize, num_bytes, quantize_nf4
 from settle.model.decoder import Decoder
+from settle.model.frozen import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.source import Source, find_source
-
-if TYPE_CHECKING:
-    from settle.model.frozen import Frozen
 
 Quantize = Literal["nf4", "as-is"]
 _PIECE = 4 << 20  # bytes of a file that are in memory at a time
@@ -138,9 +136,7 @@ class Pretrained:
         ordered: Tensor = self.part.from_gguf_tensor(name, values)
         return ordered.contiguous()
 
-    def _frozen(self, name: str, dtype: torch.dtype, quantize: Quantize | None) -> "Frozen":
-        from settle.model.frozen import FrozenBlocks, FrozenDense, FrozenNf4
-
+    def _frozen(self, name: str, dtype: torch.dtype, quantize: Quantize | None) -> Frozen:
         stored = self.stored[name]
         if len(stored.shape) != 2:
             return FrozenDense(self.read(name))

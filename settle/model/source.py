@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
-from settle.base.models import Kind, all_models, find_model
+from settle.base.models import Kind, StoredModel, all_models, find_model, stamp_of
 
 _PIECE = 1 << 20  # bytes read at a time
 
@@ -14,7 +14,8 @@ _PIECE = 1 << 20  # bytes read at a time
 @dataclass(frozen=True)
 class Source:
     """path: a GGUF file, or a folder in Hugging Face's layout. name: of the model, to show and to build names from.
-    recorded: the sha256 that the store knows, or "". origin: where the store has it from, or ""."""
+    recorded: the sha256 that the store knows of the files as they are now, or "". origin: where the store has it from,
+    or ""."""
 
     path: Path
     kind: Kind
@@ -35,18 +36,24 @@ def find_source(what: Path | str) -> Source:
     path = Path(what).expanduser()
     stored = find_model(str(what))
     if stored is not None and not path.is_file():
-        return Source(stored.path, stored.kind, stored.name, stored.sha256, stored.origin, stored.license)
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise FormatError(
-                f"there is no config.json in {path}", "give a folder in Hugging Face's layout, or a .gguf"
-            )
-        return Source(path, "safetensors", path.resolve().name)
-    if path.is_file():
-        return Source(path, "gguf", path.stem)
+        return _of_store(stored)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise FormatError(f"there is no config.json in {path}", "give a folder in Hugging Face's layout, or a .gguf")
+    if path.exists():
+        linked = [model for model in all_models() if model.path.exists() and model.path.samefile(path)]
+        if linked:
+            return _of_store(linked[0])
+        is_folder = path.is_dir()
+        return Source(path, "safetensors" if is_folder else "gguf", path.resolve().name if is_folder else path.stem)
     known = ", ".join(model.name for model in all_models())
     fix = f"known: {known}; " if known else ""
     raise UsageError(f"there is no model {str(what)!r}", fix + f"`settle pull {what}` gets one")
+
+
+def _of_store(stored: StoredModel) -> Source:
+    # hashing gigabytes takes seconds, so what was hashed once is believed until the files change
+    recorded = stored.sha256 if stamp_of(stored.path) == stored.stamp else ""
+    return Source(stored.path, stored.kind, stored.name, recorded, stored.origin, stored.license)
 
 
 def hash_of(path: Path) -> str:

@@ -3,16 +3,20 @@
 import json
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from settle.base.errors import FormatError, SettleError, UsageError
-from settle.base.models import StoredModel, add_model
+from settle.base.models import StoredModel, add_model, stamp_of
 from settle.base.registry import part, part_names
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
+from settle.model.architectures.llama import Llama
+from settle.model.frozen import FrozenBlocks, FrozenNf4
 from settle.model.pretrained import Pretrained
 from settle.model.source import hash_of
 
@@ -48,6 +52,92 @@ def test_what_was_written_is_read(tiny, tmp_path, family, kind):
     assert opened.tokenizer.encode("def f(x):").tolist() == tiny.tokenizer.encode("def f(x):").tolist()
     assert opened.chat_template == tiny.tokenizer.chat_template
     assert opened.source.sha256 == hash_of(path) and opened.name == "x"
+
+
+IDS = torch.tensor([5, 9, 300, 17, 44, 8, 201, 3])
+BOUNDS = torch.tensor([0, 5, 8], dtype=torch.int32)
+
+
+@torch.no_grad()
+def _logits(model) -> torch.Tensor:
+    return model.logits(model(IDS, BOUNDS)).float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loaded_models_compute_the_same(tiny, tmp_path, family):
+    """Trained, frozen, from GGUF and from a folder: the logits of the model that was written."""
+    shape, weights = _made(family, tiny.tokenizer)
+    model = shape.skeleton()
+    for name, tensor in weights.items():
+        model.put(name, tensor)
+    expected = _logits(model)
+    export_gguf(shape, weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
+    export_safetensors(shape, weights, tiny.tokenizer, tmp_path / "x")
+    for path in (tmp_path / "x.gguf", tmp_path / "x"):
+        trained = Pretrained.open(path).load(trainable=True)
+        assert trained.trainable().keys() == weights.keys()
+        assert all(p.dtype == torch.float32 for p in trained.parameters())
+        frozen = Pretrained.open(path).load()
+        assert not frozen.trainable()
+        for loaded in (trained, frozen):
+            torch.testing.assert_close(_logits(loaded), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_stay_as_they_are(tiny, tmp_path, family):
+    """The file's own blocks give what their numbers give, and most are the mapped file's memory, not a copy."""
+    shape, _ = _made(family, tiny.tokenizer)
+    wide = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32}
+    fields = shape.model_dump()
+    shape = type(shape)(**fields | {key: value for key, value in wide.items() if key in fields})
+    weights = {name: p.detach() for name, p in shape.build(0).named_parameters()}
+    opened = Pretrained.open(export_gguf(shape, weights, tiny.tokenizer, tmp_path / "x.gguf", "q8_0"))
+    kept, dense = opened.load(quantize="as-is"), opened.load()
+    torch.testing.assert_close(_logits(kept), _logits(dense), rtol=1e-5, atol=1e-5)
+    frozen = {n: w for n, w in kept.weights().items() if isinstance(w, FrozenBlocks)}
+    assert {n for n, s in opened.stored.items() if s.tensor.dtype == "Q8_0"} == frozen.keys()
+    down = next(n for n in frozen if "down_proj" in n)
+    assert frozen[down].raw.data_ptr() == opened.stored[down].place.bytes().ctypes.data
+
+
+def test_nf4_keeps_the_layers_small(tiny, tmp_path):
+    opened = Pretrained.open(export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "f32"))
+    small = opened.load(dtype=torch.bfloat16, quantize="nf4").weights()
+    for name, weight in small.items():
+        is_layer = name.startswith("model.layers.") and name.endswith("proj.weight")
+        assert isinstance(weight, FrozenNf4) == is_layer
+        if is_layer:
+            assert weight.num_bytes < 0.54 * tiny.weights[name].numel()
+            error = weight.dense(torch.float32) - tiny.weights[name]
+            assert error.square().mean() < 0.02 * tiny.weights[name].square().mean()
+    assert small["model.embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_loading_takes_little_more_than_what_is_loaded(tiny, tmp_path):
+    """Most memory while loading, against what is kept, in a process of its own."""
+    big = Llama(
+        hidden_size=512, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
+        head_dim=64, vocab_size=tiny.tokenizer.vocab_size, max_position_embeddings=256,
+    )  # fmt: skip
+    weights = {name: torch.full(shape, 0.01) for name, shape in big.parameters().items()}
+    path = export_gguf(big, weights, tiny.tokenizer, tmp_path / "big.gguf", "q8_0")
+    code = """if True:
+        import sys, torch
+        from pathlib import Path
+        from settle.model.pretrained import Pretrained
+        def memory(what):
+            status = Path("/proc/self/status").read_text()
+            return int(status.split(what + ":")[1].split()[0]) * 1024
+        Pretrained.open(sys.argv[2]).load()  # what is imported on the way counts for nobody
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        model = Pretrained.open(sys.argv[1]).load(dtype=torch.bfloat16)
+        print(memory("VmHWM") - before, sum(w.num_bytes for w in model.weights().values() if hasattr(w, "num_bytes")))
+    """
+    little = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "little.gguf", "q8_0")
+    done = subprocess.run([sys.executable, "-c", code, path, little], capture_output=True, text=True, check=True)
+    most, kept = map(int, done.stdout.split())
+    assert kept > 50e6 and most < 1.15 * kept
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bf16", 2**-8), ("q8_0", 2**-6)])
@@ -133,9 +223,12 @@ def test_names_of_the_store(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
     with pytest.raises(UsageError, match="no model 'mine'.*settle pull mine"):
         Pretrained.open("mine")
-    add_model(StoredModel("mine", "safetensors", folder, "abc", str(folder), "mit"))
-    opened = Pretrained.open("mine")
-    assert opened.name == "mine" and opened.source.sha256 == "abc" and opened.license == "mit"
+    add_model(StoredModel("mine", "safetensors", folder, "abc", str(folder), "mit", stamp_of(folder)))
+    for what in ("mine", folder):
+        opened = Pretrained.open(what)
+        assert opened.name == "mine" and opened.source.sha256 == "abc" and opened.license == "mit"
+    (folder / "generation_config.json").write_text("{}")
+    assert Pretrained.open("mine").source.sha256 == hash_of(folder) != "abc"
     with pytest.raises(UsageError, match="known: mine"):
         Pretrained.open("other")
     folder.rename(tmp_path / "elsewhere")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
 from settle.base.events import Events
-from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, store
+from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, stamp_of, store
 from settle.formats.gguf import read_gguf
 from settle.model.source import hash_of
 
@@ -88,7 +88,7 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
             )
         if inside:
             path = _move(Path(fresh), target) / path.relative_to(fresh)
-        model = StoredModel(wanted, kind, path, sha256, f"{offer.where}:{offer.what}", offer.license)
+        model = StoredModel(wanted, kind, path, sha256, f"{offer.where}:{offer.what}", offer.license, stamp_of(path))
         add_model(model)
     return model
 
