@@ -34,7 +34,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "settle": {},
         "trl": {"dtype": "bfloat16", "activation_checkpointing": False, "padding_free": True, "max_length": None},
         "unsloth": {"unsloth": {}, "gradient_checkpointing": False, "UNSLOTH_CPU_COMPILE": 1},
-        "mlx": {},
+        # its wheel brings the reference BLAS, on one thread; where the system has OpenBLAS, that is taken instead
+        "mlx": {"LD_PRELOAD": "libopenblas.so.0"},
     },
 }
 WARMUP = 3  # steps; ours where it runs
