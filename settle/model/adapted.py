@@ -1,8 +1,8 @@
 """Products with frozen matrices and what an adapter adds to them, with hand-written backwards.
 
 A low-rank adapter adds up · (down · x) to a product W · x. Done by itself that is one more pass over the products'
-larger side, forward and back. Here it rides along: the adapter's numbers lie below W, or below its transpose when that
-is the wider one, so that one product makes both. Nothing is computed for frozen weights, and no input that is not
+larger side, forward and back. Here it rides along: the adapter's numbers lie below or beside W, or its transpose when
+that is the wider one, so that one product makes both. Nothing is computed for frozen weights, and no input that is not
 needed is kept.
 
 Letters: N tokens, D hidden width, I inputs, O outputs, R rank of the adapters of all stacked linears together.
@@ -22,8 +22,8 @@ class Matrix(Protocol):
 
     is_wide: bool  # O > I
 
-    def numbers(self, like: Tensor, below: Tensor | None = None) -> Tensor:
-        """W, or its transpose when it is wide, in the type and on the device of `like`; then the rows of `below`."""
+    def numbers(self, like: Tensor, below: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """W, or its transpose when it is wide, in the type and on the device of `like`; then more rows, or columns."""
 
 
 class Beside(NamedTuple):
@@ -132,23 +132,18 @@ class FrozenAdd(Function):
 
 
 def _forward(matrix: Matrix, x: Tensor, a: Beside, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """x (N, I) → residual + W x + up down x (N, O), and down x (N, R)."""
+    """x (N, I) → residual + W x + up down x (N, O), and down x (N, R).
+
+    One product sums it all before it rounds. In half precision what an adapter adds in its first steps is less than
+    half a unit in the last place of W x, and would be rounded away if it were added afterwards.
+    """
     if a.down is None or a.up is None:
-        weight = matrix.numbers(x) if matrix.is_wide else matrix.numbers(x).t()
-        return (x @ weight if residual is None else torch.addmm(residual, x, weight)), None
-    if a.keep is not None:
-        small = (x * a.keep) @ a.down.t()
-        return _forward(matrix, x, Beside(), residual)[0].addmm_(small, a.up), small
-    if matrix.is_wide:
-        small = x @ a.down.t()
-        out = torch.cat([x, small], dim=1) @ matrix.numbers(x, below=a.up)
-        return (out if residual is None else out.add_(residual)), small
-    both = x @ matrix.numbers(x, below=a.down).t()
-    out, small = both.split([a.up.shape[1], a.up.shape[0]], dim=1)
-    small = small.contiguous()
-    if residual is not None:
-        return torch.add(residual, out).addmm_(small, a.up), small
-    return torch.addmm(out, small, a.up), small
+        small, weight = None, matrix.numbers(x) if matrix.is_wide else matrix.numbers(x).t()
+    else:
+        small = (x if a.keep is None else x * a.keep) @ a.down.t()
+        x = torch.cat([x, small], dim=1)
+        weight = matrix.numbers(x, below=a.up) if matrix.is_wide else matrix.numbers(x, beside=a.up.t()).t()
+    return (x @ weight if residual is None else torch.addmm(residual, x, weight)), small
 
 
 def _backward(matrix: Matrix, grad: Tensor, a: Beside, whole: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -221,29 +221,38 @@ class Joined:
         whole = self.numbers(like)
         return whole.t() if self.is_wide else whole
 
-    def numbers(self, like: Tensor, below: Tensor | None = None) -> Tensor:
-        """W, or its transpose when it is wide, and below its last row the rows of `below`; as `weight`."""
-        size = min(self.outputs, self.inputs)
+    def numbers(self, like: Tensor, below: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """W, or its transpose when it is wide, then below its last row the rows of `below`, or right of its last
+        column the columns of `beside`; as `weight`.
+        """
+        size, length = sorted((self.outputs, self.inputs))
         rows = size + (0 if below is None else below.shape[0])
+        columns = length + (0 if beside is None else beside.shape[1])
         kept = self._kept
-        if kept is None or kept.dtype != like.dtype or kept.device != like.device or kept.shape[0] < rows:
-            kept = self._fill(like, rows)
-        whole = kept[:rows]
+        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
+        if kept is None or not fits or kept.shape[0] < rows or kept.shape[1] < columns:
+            kept = self._fill(like, rows, columns)
+        whole = kept[:rows, :columns]
         if below is not None:
             whole[size:] = below
+        if beside is not None:
+            whole[:, length:] = beside
         return whole
 
-    def _fill(self, like: Tensor, rows: int) -> Tensor:
-        """W or its transpose, with that many rows; kept when it need not be made again."""
+    def _fill(self, like: Tensor, rows: int, columns: int) -> Tensor:
+        """W or its transpose in a matrix of at least that size; kept when it need not be made again."""
         frozen = [owner.frozen for owner, _, _ in self.owners]
         stays = all(f is not None and f.dtype == like.dtype for f in frozen)
-        if rows == self.outputs and len(frozen) == 1 and self.owners[0][1] is unchanged and not self.is_wide:
+        if (rows, columns) == frozen[0].shape and self.owners[0][1] is unchanged and not self.is_wide:
             whole = frozen[0].dense(like.dtype)
         else:
+            if stays and not self.is_wide:
+                # an adapter's numbers lie beside W on the way there and below it on the way back
+                rows = max(rows, self.outputs + columns - self.inputs)
             # what is made for one use lies as its rows come; turning it round would cost more than it gains
-            size = (rows, max(self.outputs, self.inputs))
-            whole = like.new_empty(size) if stays or not self.is_wide else like.new_empty(size[::-1]).t()
-            weight = whole[: self.inputs].t() if self.is_wide else whole[: self.outputs]
+            turned = self.is_wide and not stays
+            whole = like.new_empty(columns, rows).t() if turned else like.new_empty(rows, columns)
+            weight = whole[: self.inputs].t() if self.is_wide else whole[: self.outputs, : self.inputs]
             start = 0
             for owner, order, restore in self.owners:
                 part = weight[start : start + owner.outputs]

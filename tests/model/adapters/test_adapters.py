@@ -12,6 +12,8 @@ from settle.model.architectures.llama import Llama
 from settle.model.blocks import quantize_nf4
 from settle.model.decoder import Decoder
 from settle.model.frozen import FrozenBlocks, FrozenDense, FrozenNf4
+from settle.model.linear import Linear, Stack
+from settle.model.low_rank import LowRank
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from tests.model.test_layers import OPTIONS, decoder
@@ -233,6 +235,26 @@ def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(1)
     assert torch.equal(first, model(inputs, bounds))
     assert not torch.allclose(first, calm)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 256), (256, 64)], ids=["wide", "tall"])
+@pytest.mark.parametrize("keep", ["dense", "NF4"])
+def test_small_changes_are_not_rounded_away_in_half_precision(inputs: int, outputs: int, keep: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = FrozenNf4(quantize_nf4(torch.randn(outputs, inputs, generator=random))).dense(torch.bfloat16)
+    linear = Linear(inputs, outputs)
+    linear.put(FrozenDense(weight) if keep == "dense" else FrozenNf4(quantize_nf4(weight)))
+    x = torch.randn(512, inputs, generator=random).to(torch.bfloat16)
+    stack = Stack([(linear, 0)])
+    before = stack.linear(x).float()
+    linear.adapter = pair = LowRank(inputs, outputs, rank=2, scale=1.0)
+    with torch.no_grad():
+        pair.lora_A.normal_(generator=random)
+        pair.lora_B.normal_(0, 2e-4 * before.std() / inputs**0.5, generator=random)
+        added = x.float() @ pair.lora_A.T @ pair.lora_B.T
+        assert added.std() < 2**-9 * before.std()
+        change = stack.linear(x).float() - before
+    assert 0.5 < (change * added).sum() / added.square().sum() < 1.5
 
 
 def test_logits_of_a_narrow_table_are_widened_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
