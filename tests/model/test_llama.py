@@ -133,17 +133,6 @@ def test_accelerator_equals_cpu(device: str) -> None:
         torch.testing.assert_close(gradient.cpu(), dict(on_cpu.named_parameters())[name].grad, atol=1e-3, rtol=1e-3)
 
 
-def test_counts_are_true() -> None:
-    for tied in (False, True):
-        architecture = Llama.TINY.model_copy(update={"tie_word_embeddings": tied})
-        model = architecture.build(seed=0)
-        assert architecture.num_parameters == sum(p.numel() for p in model.parameters())
-        assert set(architecture.gguf_names()) == {n for n, _ in model.named_parameters()}
-        tables = {p for n, p in model.named_parameters() if "embed_tokens" in n or "lm_head" in n}
-        rest = sum(p.numel() for p in model.parameters() if p not in tables)
-        assert architecture.num_non_embedding_parameters == rest
-
-
 def test_a_changed_weight_is_seen() -> None:
     model = Llama.TINY.build(seed=0)
     inputs, _, bounds = packed([8])

@@ -4,6 +4,7 @@ Letters: D hidden width, F feed-forward width, H heads, K key/value heads, d hea
 """
 
 import math
+import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -265,7 +266,7 @@ class Transformer(Architecture):
         if "token_embd.weight" not in tensors:
             raise FormatError("it has no token_embd.weight", "get the file again")
         heads = fields.number("attention.head_count")
-        theta = fields.get("rope.freq_base", 10000.0)
+        theta = fields.number("rope.freq_base", 10000.0)
         return {
             "hidden_size": fields.number("embedding_length"),
             "intermediate_size": fields.number("feed_forward_length"),
@@ -306,7 +307,7 @@ class GgufFields:
             raise FormatError(
                 f"{self.architecture}.{key} is {value!r} in the GGUF file", "one number for all layers is supported"
             )
-        return value
+        return value if isinstance(value, int) else _shortest(value)
 
     def rope_scaling(self) -> dict[str, Any] | None:
         kind = self.get("rope.scaling.type", "none")
@@ -321,6 +322,12 @@ def keys_met(context: int, window: int | None) -> float:
     """Keys that a query meets on average over a text of `context` tokens."""
     seen = min(context, window or context)
     return seen - seen * (seen - 1) / (2 * context)
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that fp32, in which the file holds it, does not tell from `value`: 1e-05, not 9.99…e-06."""
+    short = float(f"{value:.7g}")
+    return short if struct.pack("<f", short) == struct.pack("<f", value) else value
 
 
 def _first(error: ValidationError) -> str:
