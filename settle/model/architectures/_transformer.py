@@ -327,7 +327,7 @@ def keys_met(context: int, window: int | None) -> float:
 def _shortest(value: float) -> float:
     """The shortest number that fp32, in which the file holds it, does not tell from `value`: 1e-05, not 9.99…e-06."""
     short = float(f"{value:.7g}")
-    return short if struct.pack("<f", short) == struct.pack("<f", value) else value
+    return short if abs(value) < 1e38 and struct.pack("<f", short) == struct.pack("<f", value) else value
 
 
 def _first(error: ValidationError) -> str:

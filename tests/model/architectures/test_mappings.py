@@ -1,8 +1,12 @@
 """Configurations and tensor names of every family, against transformers' own and real models' published sizes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import settle
 from settle.base.errors import FormatError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
@@ -119,6 +123,12 @@ def test_transformers_has_the_same_names_and_settings(name, tmp_path) -> None:
     differing = {k for k, v in again.model_dump().items() if v != part.model_dump()[k]}
     assert differing <= {"bos_token_id", "eos_token_id", "layer_types", "sliding_window", "rope_scaling"}
     assert again.options() == part.options()
+
+
+def test_the_page_names_every_family() -> None:
+    page = (Path(settle.__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    named = {(hf, gguf) for hf, gguf in re.findall(r"^\| `(\w+)` \|.*?\| `(\w+)` \|", page, re.M)}
+    assert named == {(f.model_type, f.gguf_architecture) for f in parts("model/architectures").values()}
 
 
 def test_every_family_is_tried() -> None:
