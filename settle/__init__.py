@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["SettleError", "train", "open_run"]
+__all__ = ["SettleError", "train", "tune", "open_run"]
 
 # Nothing phones home: the switches of every dependency that has some, before any of them is imported.
 for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -38,6 +38,14 @@ def train(*inputs: str, **settings: Any) -> "FinishedRun":
     from settle.commands.train import Train
 
     return make_quietly(Train, list(inputs), settings)
+
+
+def tune(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
+    """Teach a model your own examples, as `settle tune` does; settings and result as of `train`."""
+    from settle.commands._session import make_quietly
+    from settle.commands.tune import Tune
+
+    return make_quietly(Tune, list(inputs), {"model": model, **settings})
 
 
 def open_run(name: str) -> "FinishedRun":

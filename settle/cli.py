@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from settle import __version__
 from settle.base.errors import SettleError
@@ -23,7 +23,7 @@ STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. What a person can mend is one or two lines on stderr, never a traceback."""
     try:
-        given = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]
+        given = _spelled([STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)])
         code = build_app()(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as e:
@@ -42,6 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         return _environment(e)
     return code if isinstance(code, int) else 0
+
+
+def _spelled(given: list[str]) -> list[str]:
+    """`--adapter lora` as `--adapter.name lora`: a part's settings may be given by the name of the part."""
+    if not given or given[0] not in part_names("commands"):
+        return given
+    fields = part("commands", given[0]).model_fields
+    named = {f"--{name}" for name, field in fields.items() if field.annotation == dict[str, Any]}
+
+    def spelled(token: str) -> str:
+        option, is_set, value = token.partition("=")
+        return f"{option}.name{is_set}{value}" if option in named else token
+
+    return [spelled(token) for token in given]
 
 
 def _environment(error: OSError) -> int:
@@ -105,8 +119,9 @@ def _function(command: type[Command]) -> Callable[..., int]:
 
     def call(*args: Any, **given: Any) -> int:
         json = given.pop("json", False)
-        for name, value in zip(command.positional, args, strict=False):
-            given[name] = ["-" if arg == STDIN else arg for arg in args] if _is_list(command, name) else value
+        for place, (name, value) in enumerate(zip(command.positional, args, strict=False)):
+            rest = ["-" if arg == STDIN else arg for arg in args[place:]]
+            given[name] = rest if _is_list(command, name) else value
         face = Face(json=json)
         events = Events(listeners=[face])
         try:
@@ -132,8 +147,7 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     for name, field in command.model_fields.items():
         if name not in command.positional:
-            # a switch that is off needs no --no-…; one in a group may be on
-            negative = None if isinstance(field.get_default(), BaseModel) else ""
+            negative = "" if field.get_default() is False else None  # a switch that is off needs no --no-…
             annotation = Annotated[field.annotation, Parameter(help=field.description, negative=negative)]  # type: ignore[name-defined]
             yield inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=field.get_default()

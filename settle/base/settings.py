@@ -101,6 +101,9 @@ def _flatten(values: Mapping[str, Any], model: type[BaseModel], prefix: str = ""
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
+    before = tree.get(path[-1])
+    if isinstance(before, dict) and isinstance(value, Mapping):
+        value = {**before, **value}  # a free group: what one layer leaves out, the layer below has said
     tree[path[-1]] = value
 
 

@@ -4,7 +4,7 @@ import errno
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,12 +12,13 @@ from pydantic import Field
 
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.events import Events
-from settle.base.run import Run, free_name, write_atomic
+from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.base.settings import read_recipe, resolve
 from settle.commands import Command
 from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
+    from settle.infer.engine import Engine
     from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
     from settle.train.loop import Outcome
@@ -118,7 +119,55 @@ def go_on(
             f"{what}; the trained weights are safe", f"make room, then `settle resume {run.name}` hands them over"
         ) from None
     events.emit("result", result=result)
-    return 1 if result["verdict"] in ("diverged", "broken") else 0
+    if result["verdict"] in ("diverged", "broken"):
+        return 1
+    return 3 if result.get("comparison", {}).get("verdict", "better") != "better" else 0
+
+
+def judged(
+    run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """plan.json, and what of the result is known before anything is handed over."""
+    from settle.plan.forecast import cost
+    from settle.train.verdict import verdict
+
+    state, record = outcome.state, run.read("plan.json")
+    prices = record["asked"]["price_per_kwh"], record["asked"]["price_per_hour"]
+    tokens = state.step * job.plan.loop.tokens_per_step
+    best = job.judge(outcome.best, state)
+    events.emit("eval", whole=True, **best)
+    result: dict[str, Any] = {
+        "name": run.name,
+        **verdict(state, job.plan.loop, tokens / max(state.seconds, 1e-9)),
+        "best": best,
+        "actual": {
+            "time": spent["seconds"],
+            "peak_memory": spent["peak_memory"],
+            "energy": spent["joules"],
+            "cost": cost(spent["joules"], spent["seconds"], *prices),
+            "tokens": tokens,
+            "loss": best["loss"],
+        },
+        "forecast": run.read("forecast.json"),
+        "proof": record.get("proof"),
+        "files": {"card": str(run.out / "card.md"), "curves": str(run.out / "curves.png")},
+    }
+    return record, result
+
+
+def write_result(
+    run: Run, job: "TrainingJob", record: dict[str, Any], result: dict[str, Any], compared: Sequence[str] = ()
+) -> None:
+    """Card, picture, and result.json last: its presence means that the run is finished. compared: lines for the card
+    on how the model does against its base.
+    """
+    from settle.evaluate.card import write_card
+    from settle.evaluate.curves import draw_curves
+
+    record["num_parameters"] = job.architecture.num_parameters
+    write_card(run.out / "card.md", run.name, record, result, job.corpus.ledger, compared)
+    draw_curves(run, result)
+    write_json(run.path / "result.json", result)
 
 
 class Spending:
@@ -164,15 +213,23 @@ class FinishedRun:
         return str(self.result["verdict"])
 
     def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
-        """The model's continuation of `prompt`, by the exported file in llama.cpp."""
+        """The model's answer to `prompt`, or its continuation, by the exported file in llama.cpp."""
         return "".join(self.stream(prompt, max_tokens, temperature, seed))
 
     def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
         """`generate`, piece by piece."""
+        from settle.commands._models import served
         from settle.infer.engine import Engine
 
-        with Engine(Path(self.result["files"]["gguf"])) as engine:
-            yield from engine.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        model = served(self.path.name)
+        with Engine(model.path, adapter=model.adapter) as engine:
+            yield from engine.complete(asked(engine, prompt), max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def asked(engine: "Engine", prompt: str) -> list[int]:
+    """Ids of a prompt: a question where the model takes turns, otherwise a text to go on with."""
+    takes_turns = engine.metadata.get("tokenizer.chat_template") and not engine.metadata.get("settle.base")
+    return engine.turns([{"role": "user", "content": prompt}]) if takes_turns else engine.plain(prompt)
 
 
 def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[str, Any]) -> FinishedRun:

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from settle.base.errors import EngineError, UsageError
 from settle.base.events import Events
-from settle.base.models import StoredModel, all_models, find_model
-from settle.base.run import Run, write_json
+from settle.base.run import write_json
 from settle.commands import Command
+from settle.commands._models import served
 
 if TYPE_CHECKING:
     from settle.infer.engine import Engine
@@ -45,12 +45,12 @@ class Chat(Command):
     def run(self, events: Events) -> int:
         from settle.infer.engine import Engine
 
-        path = model_file(self.name)
-        with Engine(path, self.context) as engine:
+        model = served(self.name)
+        with Engine(model.path, self.context, adapter=model.adapter) as engine:
             talk = _Talk(self, engine, events)
             if self.prompt is not None or not sys.stdin.isatty():
                 return self._once(talk, events)
-            events.emit("say", text=f"{path.name}, {engine.context} tokens of context. {talk.nature}\n{HELP}")
+            events.emit("say", text=f"{model.name}, {engine.context} tokens of context. {talk.nature}\n{HELP}")
             self._converse(talk, events)
         return 0
 
@@ -192,40 +192,3 @@ class _Talk:
 
     def _forgot(self, text: str) -> None:
         self.events.emit("warn", text=text)
-
-
-def model_file(name: str) -> Path:
-    """The GGUF file of a run or of a model in the store, or the file of that name. Raises UsageError when there is
-    none, naming what there is."""
-    if name.endswith(".gguf"):
-        return Path(name).expanduser()
-    stored = find_model(name)
-    if stored is not None and not any(name in (run.name, run.path.name) for run in Run.all()):
-        return stored.path if stored.kind == "gguf" else _as_gguf(stored)
-    try:
-        run = Run.find(name)
-    except UsageError as e:
-        models = ", ".join(model.name for model in all_models())
-        fix = f"models: {models}; " if models else ""
-        raise UsageError(f"there is no run and no model named {name!r}", f"{fix}{e.fix}") from None
-    files = sorted(run.out.glob("[!.]*.gguf"), key=lambda p: (p.stem != run.name, p.name))
-    if not files:
-        fix = (
-            f"`settle resume {run.name}` finishes it"
-            if run.status == "interrupted"
-            else f"`settle runs show {run.name}`"
-        )
-        raise UsageError(f"{run.name} has no exported model yet", fix)
-    return files[0]
-
-
-def _as_gguf(stored: StoredModel) -> Path:
-    """A model in Hugging Face's layout as GGUF, which llama.cpp reads; made once, and kept in the store."""
-    from settle.formats.gguf import export_gguf
-    from settle.model.pretrained import Pretrained
-
-    path = stored.folder / f"{stored.name}-bf16.gguf"
-    if not path.exists():
-        model = Pretrained.open(stored.name)
-        export_gguf(model.part, model.lazy_weights(), model.tokenizer, path, "bf16", {"name": stored.name})
-    return path

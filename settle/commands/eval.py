@@ -7,9 +7,8 @@ from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
-from settle.base.run import Run
 from settle.commands import Command
-from settle.commands.chat import model_file
+from settle.commands._models import run_of, served
 
 if TYPE_CHECKING:
     from settle.data.layouts import Example
@@ -85,35 +84,16 @@ class Eval(Command):
         raise UsageError(f"what is {tuned.name} to be compared with?", "give its base: --against NAME")
 
 
-def served(name: str) -> "Served":
-    """The file behind the name of a run, of a model in the store, or of a .gguf file. Raises UsageError."""
-    from settle.evaluate.serving import Served
-
-    run = _run(name)
-    if run is not None:
-        adapter = run.out / f"{run.name}-lora.gguf"
-        base = ((run.read("plan.json") or {}).get("tuning") or {}).get("base")
-        if adapter.exists() and base and Path(base).is_file():
-            return Served(run.name, Path(base), adapter)
-    path = model_file(name)
-    return Served(path.stem if name.endswith(".gguf") else name, path)
-
-
 def held_out(name: str) -> list["Example"]:
     """The rows that a run kept from its training. Raises UsageError when there are none."""
     from settle.data.rows.prepare import prepared_rows
 
-    run = _run(name)
+    run = run_of(name)
     record = (run.read("plan.json") if run else None) or {}
     corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
     if corpus is None:
         raise UsageError(f"no rows are kept that {name} was not trained on", "give some: --rows FILE")
     return list(corpus.examples())
-
-
-def _run(name: str) -> Run | None:
-    """The run of that name, or None."""
-    return Run.find(name) if any(name in (run.name, run.path.name) for run in Run.all()) else None
 
 
 def rows_of(path: Path, events: Events) -> list["Example"]:

@@ -81,6 +81,7 @@ class Runs(Command):
         told = summary(run)
         result = run.read("result.json") or {}
         told |= {"why": result.get("why"), "best": result.get("best"), "gate": result.get("gate")}
+        told["headline"] = (result.get("comparison") or {}).get("headline")
         files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
         told["files"] = [{"path": str(path), "bytes": path.stat().st_size} for path in files]
         told["forecast"] = result.get("forecast") or run.read("forecast.json")
@@ -135,6 +136,7 @@ def _facts(told: dict[str, Any]) -> list[list[Any]]:
         ["why", told["why"]],
         ["held-out loss", _of(told["loss"], "nats")],
         ["", _of(told["bits_per_byte"], "bits per byte")],
+        ["against its base", told["headline"]],
         ["best at step", best.get("step")],
         ["tokens seen", _of(told["tokens"], "count")],
         ["time", _of(told["seconds"], "s")],

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from settle.base.events import Events
 from settle.base.run import Run, write_json
-from settle.commands._session import RunCommand, Spending, go_on, record_of
+from settle.commands._session import RunCommand, Spending, go_on, judged, record_of, write_result
 from settle.plan.settings import TrainingSettings
 from settle.train.stopping import Stopping
 
@@ -64,51 +64,24 @@ class Train(TrainingSettings, RunCommand):
     def finish(
         cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
     ) -> dict[str, Any]:
-        from settle.evaluate.card import write_card
-        from settle.evaluate.curves import draw_curves
         from settle.evaluate.gate import held_out_texts
         from settle.evaluate.hand_over import hand_over
-        from settle.plan.forecast import cost
-        from settle.train.verdict import verdict
 
-        state, record = outcome.state, run.read("plan.json")
-        prices = record["asked"]["price_per_kwh"], record["asked"]["price_per_hour"]
-        speed = state.step * job.plan.loop.tokens_per_step / max(state.seconds, 1e-9)
-        best = job.judge(outcome.best, state)
-        events.emit("eval", whole=True, **best)
-        result: dict[str, Any] = {
-            "name": run.name,
-            **verdict(state, job.plan.loop, speed),
-            "best": best,
-            "actual": {
-                "time": spent["seconds"],
-                "peak_memory": spent["peak_memory"],
-                "energy": spent["joules"],
-                "cost": cost(spent["joules"], spent["seconds"], *prices),
-                "tokens": state.step * job.plan.loop.tokens_per_step,
-                "loss": best["loss"],
-            },
-            "forecast": run.read("forecast.json"),
-            "proof": record.get("proof"),
-            "files": {"card": str(run.out / "card.md"), "curves": str(run.out / "curves.png")},
-        }
+        record, result = judged(run, job, outcome, spent, events)
         if result["verdict"] not in ("diverged", "broken"):
             files, gate = hand_over(
                 job.model,
                 job.architecture,
                 outcome.best,
-                job.corpus.tokenizer,
+                job.tokenizer,
                 run.out,
                 run.name,
-                held_out_texts(job.corpus.held_out, job.corpus.tokenizer),
+                held_out_texts(job.corpus.held_out, job.tokenizer),
                 {"base": True, "verdict": result["verdict"], **result["best"]},
                 events,
             )
             result |= {"files": files | result["files"], "gate": gate}
-        record["num_parameters"] = job.architecture.num_parameters
-        write_card(run.out / "card.md", run.name, record, result, job.corpus.ledger)
-        draw_curves(run, result)
-        write_json(run.path / "result.json", result)
+        write_result(run, job, record, result)
         return result
 
 

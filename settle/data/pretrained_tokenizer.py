@@ -54,6 +54,7 @@ class PretrainedTokenizer:
         self.path = path
         self._metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.name = str(metadata.get("general.name") or "")
+        self._gives_template = False
         self.model = str(self._get("model"))
         if self.model not in _DEFAULT_IDS:
             raise FormatError(f"the tokenizer {self.model!r} is not read here", "known: gpt2, llama")
@@ -81,6 +82,13 @@ class PretrainedTokenizer:
         from settle.data.tokenizer_files import read
 
         return cls(read(folder), folder)
+
+    def with_template(self, template: str) -> "PretrainedTokenizer":
+        """The same with a chat template, for a model that came without one."""
+        made = PretrainedTokenizer(self._metadata | {"tokenizer.chat_template": template}, self.path)
+        made.name = self.name
+        made._gives_template = True
+        return made
 
     def _get(self, key: str) -> Any:
         return self._metadata.get(_PREFIX + key)
@@ -219,6 +227,8 @@ class PretrainedTokenizer:
         for name in FILES:
             if (self.path / name).exists():
                 shutil.copyfile(self.path / name, folder / name)
+        if self._gives_template:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
     def _learn(self, word: str) -> tuple[int, ...]:
         if self.model == "gpt2":

@@ -14,21 +14,26 @@ MOST_SOURCES = 40
 Values = Mapping[str, Any]
 
 
-def write_card(path: Path, name: str, plan: Values, result: Values, ledger: Values) -> None:
+def write_card(
+    path: Path, name: str, plan: Values, result: Values, ledger: Values, compared: Sequence[str] = ()
+) -> None:
     """Write the card in Markdown, with the front matter that model hubs read."""
-    write_atomic(path, card(name, plan, result, ledger))
+    write_atomic(path, card(name, plan, result, ledger, compared))
 
 
-def card(name: str, plan: Values, result: Values, ledger: Values) -> str:
-    """The card's text. plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data."""
+def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequence[str] = ()) -> str:
+    """The card's text. plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data; compared:
+    lines on how a tuned model does against its base.
+    """
     sections = [
         _front(plan, result),
         [f"# {_plain(name)}", "", *_summary(plan, result, ledger)],
-        _section("Use", _use(name, plan)),
+        _section("Use", _use(name, plan, result)),
         _section("Model", _table(_model(plan, ledger))),
         _section("Training data", list(_data(ledger))),
         _section("Training", _table(_training(plan, result))),
         _section("Result", [*_table(_outcome(result)), *_forecasts(result)]),
+        _section("Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
         _section("Made with", _table(_made_with(plan))),
     ]
@@ -37,7 +42,10 @@ def card(name: str, plan: Values, result: Values, ledger: Values) -> str:
 
 def _front(plan: Values, result: Values) -> list[str]:
     bits = (result.get("best") or {}).get("bits_per_byte")
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- settle"]
+    tuning = plan.get("tuning") or {}
+    library = "peft" if tuning and tuning["adapter_name"] != "full" else "transformers"
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- settle"]
+    lines[1:1] = [f"base_model: {json.dumps(tuning['base_name'])}"] if tuning else []
     lines += [f"- {plan['architecture_name']}"] if plan.get("architecture_name") else []
     lines += [f"bits_per_byte: {bits:.4f}"] if _is_number(bits) else []
     return [*lines, "---", ""]
@@ -46,21 +54,43 @@ def _front(plan: Values, result: Values) -> list[str]:
 def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     parameters = plan.get("num_parameters")
     what = f"A language model with {_count(parameters)} parameters" if parameters else "A language model"
-    size = (ledger.get("train") or {}).get("bytes")
-    text = f"{what}, trained from nothing" + (f" on {_bytes(size)} of text" if size else "") + "."
+    size, tuning = (ledger.get("train") or {}).get("bytes"), plan.get("tuning")
+    if tuning:
+        method = _plain(tuning["adapter_name"])
+        how = "every weight trained" if method == "full" else f"a {method} adapter"
+        what = f"{what}: {_plain(tuning['base_name'])} (sha256 `{str(tuning['base_sha256'])[:16]}…`), {how}"
+    text = (what if tuning else f"{what}, trained from nothing") + (f" on {_bytes(size)} of text" if size else "") + "."
     verdict = result.get("verdict")
     if verdict:
         text += f" Verdict: **{verdict}**" + (f" ({_plain(result['why'])})" if result.get("why") else "") + "."
-    return [
-        text,
-        "",
-        "It is a base model: it goes on with a text, and was not taught to hold a conversation or to follow "
-        "instructions. What it writes may be wrong, and may repeat what it was trained on.",
-        "",
-    ]
+    nature = (
+        "It answers in the way of the examples it was tuned on."
+        if tuning
+        else "It is a base model: it goes on with a text, and was not taught to hold a conversation or to follow "
+        "instructions."
+    )
+    return [text, "", f"{nature} What it writes may be wrong, and may repeat what it was trained on.", ""]
 
 
-def _use(name: str, plan: Values) -> list[str]:
+def _use_tuned(name: str, tuning: Values, files: Values) -> list[str]:
+    """An adapter over its base's file, or a whole model."""
+    lines = ["```sh", f"settle chat {name}                                  # settle"]
+    if "lora_gguf" in files:
+        base = _code(Path(tuning["base"]).name)
+        lines.append(f"llama-cli -m {base} --lora {name}-lora.gguf          # llama.cpp, over the base's own file")
+    else:
+        lines.append(f"llama-cli -m {name}.gguf                             # llama.cpp")
+        lines.append(f"lms import {name}.gguf                               # LM Studio")
+    lines += [f"ollama create {name} -f Modelfile && ollama run {name}   # Ollama", "```", ""]
+    if "adapter" in files:
+        lines += ["```python", "from peft import AutoPeftModelForCausalLM"]
+        lines += ['model = AutoPeftModelForCausalLM.from_pretrained("adapter")', "```", ""]
+    return lines
+
+
+def _use(name: str, plan: Values, result: Values) -> list[str]:
+    if plan.get("tuning"):
+        return _use_tuned(name, plan["tuning"], result.get("files") or {})
     context = (plan.get("architecture") or {}).get("max_position_embeddings", 512)
     return [
         "```sh",

@@ -9,7 +9,7 @@ from typing import Any
 from settle.evaluate.cases import Case
 
 MOST = 10
-SHOWN = 160  # characters of a text in a table
+ALIKE = 160  # characters by which answers of equal score are compared
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class Changed:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    def row(self) -> list[str]:
-        """number and gain, question, reference, both answers: short enough for a table."""
-        texts = (self.question, self.reference, self.base, self.tuned)
-        return [f"{self.number} ({self.gain:+.2f})", *(_short(text) for text in texts)]
 
 
 def most_changed(
@@ -55,9 +50,4 @@ def most_changed(
 
 
 def _likeness(change: Changed) -> float:
-    return difflib.SequenceMatcher(None, change.base[:SHOWN], change.tuned[:SHOWN], autojunk=False).quick_ratio()
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= SHOWN else flat[: SHOWN - 1] + "…"
+    return difflib.SequenceMatcher(None, change.base[:ALIKE], change.tuned[:ALIKE], autojunk=False).quick_ratio()

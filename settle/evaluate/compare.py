@@ -166,12 +166,8 @@ def tell(comparison: Comparison, events: Events) -> None:
     """The comparison as events: figures, the most changed answers, and what to know about them."""
     columns = ["", comparison.base, comparison.tuned, "difference", "95 % interval", "verdict"]
     if comparison.changed:
-        events.emit(
-            "table",
-            title="the most changed answers",
-            columns=["row", "asked", "wanted", comparison.base, comparison.tuned],
-            rows=[change.row() for change in comparison.changed],
-        )
+        rows = [change.to_json() for change in comparison.changed]
+        events.emit("changed", base=comparison.base, tuned=comparison.tuned, rows=rows)
     events.emit("table", title="", columns=columns, rows=comparison.rows())
     for note in comparison.notes():
         events.emit("say", text=note)

@@ -9,11 +9,13 @@ from typing import Any
 
 from settle.base.events import Events
 from settle.base.run import write_atomic
-from settle.evaluate.gate import export_through_gate
+from settle.evaluate.cause import Origin
+from settle.evaluate.gate import Merged, adapter_through_gate, export_through_gate
 from settle.formats.ollama import modelfile
+from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
 
-HF_FOLDER = "hf"
+HF_FOLDER, ADAPTER_FOLDER = "hf", "adapter"
 
 
 def hand_over(
@@ -68,3 +70,46 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
         )
     for check, detail in details.items():
         events.emit("gate", check=check, passed=True, detail=detail)
+
+
+def hand_over_adapter(
+    base: Any,
+    adapter: Any,
+    tokenizer: Any,
+    out: Path,
+    name: str,
+    held_out_texts: Sequence[str],
+    metadata: Mapping[str, Any],
+    events: Events,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
+    `out`/NAME.gguf; and `out`/Modelfile.
+
+    base: `Pretrained`; adapter: `formats._adapter.Adapter`; metadata: as in `export_gguf`, and "template" as in
+    `export_lora`. Of DoRA, which llama.cpp cannot serve beside a base, the merged file is written in any case. Returns
+    and raises as `hand_over`.
+    """
+    from settle.model.adapters import Merged as MergedWeights
+    from settle.model.attach import adapted
+
+    part, metadata = base.part, {"name": name, **metadata}
+    over_base = base.source.kind == "gguf" and not adapter.dora
+    live = adapted(base, adapter)
+    file = out / (f"{name}-lora.gguf" if over_base else f"{name}.gguf")
+    if over_base:
+        origin = Origin(part, base.weights, adapter=adapter)
+        gate = adapter_through_gate(live, origin, tokenizer, file, base.source.path, held_out_texts, "f32", metadata)
+    else:
+        merged = Merged(base.weights, max(base.kinds, key=base.kinds.__getitem__))
+        gate = export_through_gate(
+            live, part, MergedWeights(live), tokenizer, file, held_out_texts, "f16", metadata, merged=merged
+        )
+    folder = out / ADAPTER_FOLDER
+    export_peft(part, adapter, folder)
+    tokenizer.save(folder)
+    context, plain = part.max_position_embeddings, bool(metadata.get("base"))
+    source, beside = (str(base.source.path.resolve()), f"./{file.name}") if over_base else (f"./{file.name}", None)
+    write_atomic(out / "Modelfile", modelfile(source, tokenizer, context, plain, beside))
+    tell(gate, events)
+    files = {"lora_gguf" if over_base else "gguf": str(file), "adapter": str(folder)}
+    return files | {"ollama": str(out / "Modelfile")}, gate

@@ -41,8 +41,9 @@ def export_lora(
 ) -> Path:
     """Write an adapter as GGUF, beside and renamed. Returns the path.
 
-    part: the architecture of its base; metadata: "name" and "description" go to general.*. Raises FormatError for
-    DoRA, for a module that llama.cpp cannot adapt and for values that the type cannot hold, ResourceError on a full
+    part: the architecture of its base; metadata: "name" and "description" go to general.*; "template": the chat
+    template that it was trained with, where its base has none. Raises FormatError for DoRA, for a module that llama.cpp
+    cannot adapt and for values that the type cannot hold, ResourceError on a full
     disk.
     """
     from gguf import GGUFWriter
@@ -55,6 +56,8 @@ def export_lora(
             for key in ("name", "description"):
                 if (metadata or {}).get(key):
                     writer.add_string(f"general.{key}", str((metadata or {})[key]))
+            if (metadata or {}).get("template"):
+                writer.add_string("tokenizer.chat_template", str((metadata or {})["template"]))
             if adapter.base:
                 writer.add_base_model_count(1)
                 writer.add_base_model_name(0, adapter.base)

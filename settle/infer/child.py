@@ -33,6 +33,8 @@ def serve(settings: dict) -> str:
     params.kv_unified = False
     if settings["adapter"]:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(settings["adapter"])]
+    if settings["template"]:
+        params.chat_template = settings["template"]
     params.warmup = False
     params.ui = False
     params.endpoint_slots = False

@@ -23,6 +23,7 @@ from settle.machine import memory
 
 STOP_SECONDS = 3.0
 STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
+TEMPLATE = "tokenizer.chat_template"
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
@@ -34,8 +35,9 @@ class Engine:
     context: the largest number of tokens of prompt and answer together; None takes the model's own, as far
     as memory has room for it.
     ready_seconds: how long loading may take before it counts as failed.
-    adapter: a LoRA in a GGUF file of its own, served over `path` without a merge, `adapter_scale` times: an attribute
-    that may change from one request to the next, and 0 is the model without it.
+    adapter: a LoRA in a GGUF file of its own, served over `path` without a merge, with the chat template that it was
+    trained with if it brings one, `adapter_scale` times: an attribute that may change from one request to the next, and
+    0 is the model without it.
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
     Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, ResourceError when the
     context asked for does not fit into memory, EngineError when llama.cpp refuses the file or dies.
@@ -57,7 +59,11 @@ class Engine:
         self.adapter_scale = adapter_scale
         self.adapter = Path(adapter) if adapter else None
         if self.adapter:
-            require_fit(read_lora(self.adapter), weights, (self.adapter.name, self.path.name))
+            lora = read_lora(self.adapter)
+            require_fit(lora, weights, (self.adapter.name, self.path.name))
+            template = lora.metadata.get(TEMPLATE)
+            if template:
+                self.metadata = {**weights.metadata, TEMPLATE: template}
         self.context = _context(self.path.name, self.metadata, context, slots)
         tokens = self.metadata.get("tokenizer.ggml.tokens", [])
         self.num_vocab = len(tokens)
@@ -67,6 +73,7 @@ class Engine:
             "context": self.context * slots,
             "slots": slots,
             "adapter": str(self.adapter.resolve()) if self.adapter else None,
+            "template": self.metadata.get(TEMPLATE) if self.metadata is not weights.metadata else None,
             "threads": threads or os.cpu_count() or 1,
             "api_key": secrets.token_hex(16),
         }

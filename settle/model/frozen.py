@@ -228,16 +228,29 @@ class Joined:
         size, length = sorted((self.outputs, self.inputs))
         rows = size + (0 if below is None else below.shape[0])
         columns = length + (0 if beside is None else beside.shape[1])
-        kept = self._kept
-        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
-        if kept is None or not fits or kept.shape[0] < rows or kept.shape[1] < columns:
-            kept = self._fill(like, rows, columns)
-        whole = kept[:rows, :columns]
+        whole = self._held(like, rows, columns)[:rows, :columns]
         if below is not None:
             whole[size:] = below
         if beside is not None:
             whole[:, length:] = beside
         return whole
+
+    def make_room(self, like: Tensor, rank: int) -> None:
+        """Lie from now on as a product with an adapter of that rank needs it: where numbers lie decides how sums over
+        them are rounded, and a resumed run must round as the one that it goes on with.
+        """
+        if any(owner.frozen is None or owner.frozen.dtype != like.dtype for owner, _, _ in self.owners):
+            return  # made anew at every use
+        size, length = sorted((self.outputs, self.inputs))
+        self._held(like, *((size + rank, length) if self.is_wide else (size, length + rank)))
+
+    def _held(self, like: Tensor, rows: int, columns: int) -> Tensor:
+        """A matrix of at least that size, with W or its transpose in it."""
+        kept = self._kept
+        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
+        if kept is None or not fits or kept.shape[0] < rows or kept.shape[1] < columns:
+            kept = self._fill(like, rows, columns)
+        return kept
 
     def _fill(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """W or its transpose in a matrix of at least that size; kept when it need not be made again."""

@@ -155,14 +155,17 @@ class Stack:
     def _beside(self, x: Tensor) -> Beside:
         """What the linears' adapters add, in the type of x (N, I), with gradients back to the adapters."""
         pairs = [linear.adapter for linear in self.linears]
-        adapted = [p for p in pairs if p is not None and p.active]
+        adapted = [p for p in pairs if p is not None]
         if not adapted:
             return Beside()
         down = torch.cat([p.lora_A for p in adapted]).to(x.dtype)
+        if adapted[0].lora_magnitude_vector is not None:
+            self._matrix().make_room(x, len(down))
         ups, lengths, start = [], [], 0
         for linear, turned, pair in zip(self.linears, self.turned, pairs, strict=True):
             if pair is None or not pair.active:
-                ups.append(x.new_empty(0, linear.outputs))
+                # switched off it adds zeros: the same products, so the base's numbers are rounded alike
+                ups.append(x.new_zeros(0 if pair is None else len(pair.lora_A), linear.outputs))
                 lengths.append(x.new_ones(linear.outputs))
             else:
                 ups.append((self._ordered(pair.lora_B, turned).t() * pair.scale).to(x.dtype))

@@ -12,7 +12,7 @@ from settle.machine import Accelerator, cores, power
 from settle.model import sizing
 from settle.plan.amounts import count, seconds
 from settle.plan.loss_law import left_over, worth
-from settle.plan.settings import TrainingSettings
+from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.speed import Speed, measure_speed
 
 SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
@@ -116,7 +116,7 @@ class _Choice:
         return self.settings.batch_tokens or sizing.tokens_per_batch(parameters)
 
 
-def asked_seconds(settings: TrainingSettings, device: Accelerator) -> float | None:
+def asked_seconds(settings: RunSettings, device: Accelerator) -> float | None:
     """The time that was asked for, or that the money asked for buys here, whichever is less."""
     times = [seconds(settings.time)] if settings.time else []
     if settings.max_cost:

@@ -1,7 +1,7 @@
 """The plan of a training run: every number, and where it came from. Resolved once, before anything is built."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from settle.base.errors import UsageError
@@ -10,10 +10,28 @@ from settle.base.settings import resolve
 from settle.data.prepare import Corpus
 from settle.machine import accelerator, cores, probe_dtype
 from settle.plan.amounts import count
-from settle.plan.settings import TrainingSettings
+from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
 from settle.train.loop import LoopPlan
 from settle.train.settled import sample_size
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a run goes on with that began from a model others trained.
+
+    base: where its files are. adapter_name: a part of model/adapters, or "full" for every weight. quantize: how frozen
+    weights are kept. rows: of one micro-batch. recompute: see `Decoder`.
+    """
+
+    base: str
+    base_name: str
+    base_sha256: str
+    adapter_name: str
+    adapter: dict[str, Any]
+    quantize: str | None
+    rows: int
+    recompute: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class TrainingPlan:
     held_out_tokens: int
     origin: dict[str, str]
     why: dict[str, str]
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -39,12 +59,13 @@ class TrainingPlan:
         return int(architecture.num_parameters)
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "loop": self.loop.model_dump()}
+        return {**vars(self), "loop": self.loop.model_dump(), "tuning": self.tuning and vars(self.tuning)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainingPlan":
         known = {k: values[k] for k in cls.__dataclass_fields__ if k in values}
-        return cls(**{**known, "loop": LoopPlan(**values["loop"])})
+        tuning = values.get("tuning")
+        return cls(**{**known, "loop": LoopPlan(**values["loop"]), "tuning": Tuning(**tuning) if tuning else None})
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
@@ -68,7 +89,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     optimizer = resolve(part("train/optimizers", settings.optimizer), [("--rates", settings.rates)]).value
     dtype = settings.dtype
     if dtype is None:
-        probe = probe_dtype(_shapes(architecture, size.micro_tokens), device, seconds=0.3)
+        probe = probe_dtype(shapes(architecture, size.micro_tokens), device, seconds=0.3)
         dtype, why["dtype"] = probe.dtype, probe.why
     elif dtype not in ("float32", *device.dtypes):
         raise UsageError(f"dtype {dtype!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
@@ -86,7 +107,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=_origins(origin, settings, why, optimizer.model_dump()),
+        origin=origins(origin, settings, why, optimizer.model_dump()),
         why=why,
     )
 
@@ -116,17 +137,18 @@ def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
     return max(1, count(tokens) // tokens_per_step) if tokens else None
 
 
-def _shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
-    """(M, K, N) of the products of one layer: qkv, output, gate and up, down."""
+def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
+    """(M, K, N) of the products of one layer over that many tokens: qkv, output, gate and up, down."""
     width, inner = architecture.hidden_size, architecture.intermediate_size
     heads = (architecture.num_attention_heads + 2 * architecture.num_key_value_heads) * architecture.head_dim
     mixed = architecture.num_attention_heads * architecture.head_dim
     return [(tokens, width, heads), (tokens, mixed, width), (tokens, width, 2 * inner), (tokens, inner, width)]
 
 
-def _origins(
-    origin: dict[str, str], settings: TrainingSettings, why: dict[str, str], optimizer: dict[str, Any]
+def origins(
+    origin: dict[str, str], settings: RunSettings, why: dict[str, str], optimizer: dict[str, Any]
 ) -> dict[str, str]:
+    """Where each number came from, those of the optimizer too."""
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
     rates = {f"rates.{key}": origin["rates"] if key in settings.rates else "default" for key in optimizer}
     return {**origin, **rates, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}

@@ -6,24 +6,28 @@ from typing import Any
 
 import torch
 
+from settle.base.errors import FormatError
 from settle.base.events import Events
 from settle.base.registry import part
 from settle.base.run import Run
 from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
+from settle.data.rows.batches import RowBatches, held_out_rows
+from settle.data.rows.prepare import RowCorpus
 from settle.machine import keep_freed_memory
 from settle.model.architectures import Architecture, Decoder
-from settle.plan.training import TrainingPlan
+from settle.model.pretrained import Pretrained
+from settle.plan.training import TrainingPlan, Tuning
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import evaluate
-from settle.train.loop import Loop, LoopPlan, State
+from settle.train.loop import Loop, State
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.stopping import Stopping
 
 IDENTITY = (
-    "architecture_name", "architecture", "objective", "optimizer_name", "optimizer",
-    "device", "dtype", "held_out_tokens", "loop", "corpus",
+    "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
+    "device", "dtype", "held_out_tokens", "loop", "corpus", "tuning",
 )  # fmt: skip
 EVALUATION_BLOCK = 2048  # tokens: many blocks make the standard error of a mean believable
 
@@ -33,33 +37,51 @@ class TrainingJob:
     """What a plan names, built."""
 
     plan: TrainingPlan
-    corpus: Corpus
+    corpus: Corpus | RowCorpus
+    tokenizer: Any
     architecture: Architecture
     model: Decoder
     objective: Objective
     optimizer: Optimizer
-    batches: Batches
+    batches: Batches | RowBatches
     held_out: list[Batch]
+    base: Pretrained | None = None
 
     @classmethod
-    def build(cls, plan: TrainingPlan, corpus: Corpus) -> "TrainingJob":
+    def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "TrainingJob":
+        """base: the model that is tuned, when it is open already. Raises FormatError when it is not the plan's."""
         torch.set_num_threads(plan.loop.threads)
         keep_freed_memory()
-        architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
-        model = architecture.build(plan.loop.seed, plan.device)
+        if plan.tuning is not None:
+            base = base or open_base(plan.tuning)
+            architecture, model = base.part, tuned_model(plan, plan.tuning, base)
+        else:
+            architecture = part("model/architectures", plan.architecture_name)(**plan.architecture)  # type: ignore[assignment]
+            model = architecture.build(plan.loop.seed, plan.device)
         model.compute_dtype = getattr(torch, plan.dtype)
-        loop = plan.loop
-        micro = loop.tokens_per_step // loop.micro_batches
+        objective: Any = part("train/objectives", plan.objective)(**plan.objective_settings)
         return cls(
             plan=plan,
             corpus=corpus,
+            tokenizer=tokenizer_of(base, corpus),
             architecture=architecture,
             model=model,
-            objective=part("train/objectives", plan.objective)(),  # type: ignore[arg-type]
+            objective=objective,
             optimizer=part("train/optimizers", plan.optimizer_name)(**plan.optimizer),  # type: ignore[arg-type]
-            batches=Batches(corpus.train, loop.sequence_length, micro, loop.seed),
-            held_out=_blocks(corpus, loop, plan.held_out_tokens),
+            batches=_batches(plan, corpus),
+            held_out=blocks(plan, corpus, plan.held_out_tokens),
+            base=base,
         )
+
+    @property
+    def whole(self) -> bool:
+        """Whether every weight of a model that others trained is trained on."""
+        return self.base is not None and self.plan.tuning is not None and self.plan.tuning.adapter_name == "full"
+
+    def initial(self, name: str) -> torch.Tensor:
+        """A weight of the base, as it was before the first step."""
+        assert self.base is not None
+        return self.base.read(name)
 
     def identity(self) -> dict[str, Any]:
         """Everything that must not change between sessions, as plan.json holds it."""
@@ -76,13 +98,13 @@ class TrainingJob:
             self.optimizer,
             self.batches,
             self.held_out,
-            self.corpus.tokenizer.byte_length,
+            self.tokenizer.byte_length,
             run,
             events,
             stopping,
             self.identity(),
             spending,
-            self.corpus.tokenizer.decode,
+            self.tokenizer.decode,
         )
 
     def judge(self, weights: Weights, state: State) -> dict[str, float]:
@@ -94,14 +116,59 @@ class TrainingJob:
         loop = self.plan.loop
         affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
         limit = max(self.plan.held_out_tokens, affordable)
-        batches = _blocks(self.corpus, loop, limit)
+        batches = blocks(self.plan, self.corpus, limit)
         tokens = state.best_step * loop.tokens_per_step
-        byte_length = self.corpus.tokenizer.byte_length
-        seen = evaluate(self.model, self.objective, batches, byte_length, state.best_step, tokens)
+        seen = evaluate(self.model, self.objective, batches, self.tokenizer.byte_length, state.best_step, tokens)
         return {k: getattr(seen, k) for k in ("step", "tokens", "loss", "stderr", "bits_per_byte")}
 
 
-def _blocks(corpus: Corpus, loop: LoopPlan, limit: int) -> list[Batch]:
+def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBatches:
+    loop = plan.loop
+    if isinstance(corpus, RowCorpus):
+        assert plan.tuning is not None
+        return RowBatches(corpus.train, plan.tuning.rows, loop.seed)
+    return Batches(corpus.train, loop.sequence_length, loop.tokens_per_step // loop.micro_batches, loop.seed)
+
+
+def blocks(plan: TrainingPlan, corpus: Corpus | RowCorpus, limit: int) -> list[Batch]:
     """At most `limit` held-out tokens, in blocks: sixteen at least, since their spread is how sure a loss is."""
-    block = min(EVALUATION_BLOCK, max(loop.sequence_length, min(limit, corpus.held_out.num_tokens) // 16))
-    return list(held_out_batches(corpus.held_out, loop.sequence_length, block, limit))
+    if isinstance(corpus, RowCorpus):
+        store = corpus.held_out
+        return list(held_out_rows(store, min(EVALUATION_BLOCK, max(1, min(limit, store.num_inputs) // 16)), limit))
+    length, held_out = plan.loop.sequence_length, corpus.held_out
+    block = min(EVALUATION_BLOCK, max(length, min(limit, held_out.num_tokens) // 16))
+    return list(held_out_batches(held_out, length, block, limit))
+
+
+def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Any:
+    """The run's tokenizer, with the template that its rows were rendered with."""
+    if isinstance(corpus, Corpus):
+        return corpus.tokenizer
+    assert base is not None
+    own = base.tokenizer
+    return own.with_template(corpus.template) if corpus.template and corpus.template != own.chat_template else own
+
+
+def open_base(tuning: Tuning) -> Pretrained:
+    """The model that is tuned. Raises FormatError when its files are not what the plan was made for."""
+    base = Pretrained.open(tuning.base)
+    if base.source.sha256 != tuning.base_sha256:
+        raise FormatError(
+            f"{base.name} is not the model that the run began with: its sha256 is {base.source.sha256[:12]}…, it was "
+            f"{tuning.base_sha256[:12]}…",
+            f"put it back as it was, at {tuning.base}",
+        )
+    return base
+
+
+def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder:
+    """The base with what is to be trained, as it is before the first step."""
+    dtype, quantize = getattr(torch, plan.dtype), tuning.quantize
+    whole = tuning.adapter_name == "full"
+    model = base.load(trainable=whole, dtype=dtype, quantize=quantize)  # type: ignore[arg-type]
+    model = model.to(plan.device)
+    if not whole:
+        method: Any = part("model/adapters", tuning.adapter_name)(**tuning.adapter)
+        method.apply(model, plan.loop.seed)
+    model.recompute = tuning.recompute
+    return model

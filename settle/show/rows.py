@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Event
@@ -11,6 +14,7 @@ from settle.show.amounts import count
 OPEN, CLOSE = "⟦", "⟧"
 # characters of a piece that are shown: from its beginning, and from its end
 _LEARNED, _GIVEN = (700, 200), (300, 200)
+_ASKED, _ANSWER = 140, 280  # characters of a question and of an answer
 
 
 def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
@@ -29,6 +33,19 @@ def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
         shown.append("\n\n")
     shown.rstrip()
     return shown
+
+
+def changed_table(event: Event, width: int) -> RenderableType:
+    """The answers that changed most: what was asked and wanted, and below it both answers side by side."""
+    table = Table(title="the answers that changed most", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for name in (event["base"], event["tuned"]):
+        table.add_column(name, overflow="fold", ratio=1)
+    table.expand, table.width = True, min(width, 140)
+    for row in event["rows"]:
+        asked = f"row {row['number']} ({row['gain']:+.2f}): {_flat(row['question'], _ASKED)}"
+        table.add_row(Text(asked, "bold"), Text(f"wanted: {_flat(row['reference'], _ASKED)}", "dim"))
+        table.add_row(Text(_flat(row["base"], _ANSWER)), Text(_flat(row["tuned"], _ANSWER)), end_section=True)
+    return table
 
 
 def rows_lines(event: Event) -> list[str]:
@@ -53,6 +70,11 @@ def rows_lines(event: Event) -> list[str]:
 
 def _columns(columns: Mapping[str, str]) -> str:
     return ", ".join(what if what == column else f"{what} from {column!r}" for what, column in columns.items())
+
+
+def _flat(text: str, most: int) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
 def _shortened(text: str, first: int, last: int) -> str:

@@ -23,6 +23,7 @@ VERDICT_STYLES = {
     "diverged": "red",
     "broken": "red",
 }
+COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
 CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
 NUMBER = re.compile(r"[-−]?\d|–?$")
 INTERVAL_FITS = 84  # columns from which it fits beside what came
@@ -113,6 +114,10 @@ def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
         if best.get("step") is not None:
             text += f" · step {best['step']:,}"
         lines.append(Text(text, "bold"))
+    comparison = result.get("comparison")
+    if isinstance(comparison, Mapping) and comparison.get("headline"):
+        better = COMPARED_STYLES.get(str(comparison.get("verdict")), "bold")
+        lines.append(Text(str(comparison["headline"]), better))
     gate = result.get("gate")
     if isinstance(gate, Mapping) and "passed" in gate:
         passed = gate["passed"]

@@ -12,7 +12,7 @@ from rich.text import Text
 from settle.base.events import Event
 from settle.show.amounts import amount, count, duration
 from settle.show.progress import Standing, number
-from settle.show.rows import CLOSE, OPEN, preview_text, rows_lines
+from settle.show.rows import CLOSE, OPEN, changed_table, preview_text, rows_lines
 from settle.show.tables import WHY_FITS, comparison, gain_text, listing, made, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run talks less).
@@ -104,6 +104,9 @@ class Talk:
     def _on_preview(self, event: Event) -> None:
         in_colour = self.console.is_terminal and self.console.color_system is not None and not self.console.no_color
         self.console.print(preview_text(event["rows"], in_colour), soft_wrap=not self.is_live)
+
+    def _on_changed(self, event: Event) -> None:
+        self.console.print(changed_table(event, self.console.width))
 
     def _on_plan(self, event: Event) -> None:
         if "values" in event:

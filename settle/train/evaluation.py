@@ -23,7 +23,7 @@ class Evaluation:
     tokens: int
     loss: float
     stderr: float
-    bits_per_byte: float
+    bits_per_byte: float | None  # of an objective that counts nats per token
     blocks: tuple[float, ...]  # loss of each block of held-out text, in the same order every time
 
 
@@ -57,6 +57,6 @@ def evaluate(
         tokens=tokens,
         loss=loss,
         stderr=stderr,
-        bits_per_byte=sum(sums) / math.log(2) / max(1, num_bytes),
+        bits_per_byte=sum(sums) / math.log(2) / max(1, num_bytes) if objective.is_per_token else None,
         blocks=tuple(float(b) for b in blocks),
     )

@@ -12,7 +12,7 @@ def backward(model: Decoder, objective: Objective, batches: Sequence[Batch], sca
 
     The count of all micro-batches is known before the first, so accumulation changes nothing but rounding.
     """
-    count = max(1, sum(int((b.targets >= 0).sum()) for b in batches))
+    count = max(1, sum(map(objective.count, batches)))
     loss = 0.0
     for batch in batches:
         total, _ = objective.batch_loss(model, batch)

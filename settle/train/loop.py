@@ -26,7 +26,15 @@ from settle.train.gradient import backward
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.schedule import Schedule
-from settle.train.settled import Judgement, Settled, decay_tokens, frequency_loss, next_evaluation, steps_astray
+from settle.train.settled import (
+    EVALUATION_COST,
+    Judgement,
+    Settled,
+    decay_tokens,
+    frequency_loss,
+    next_evaluation,
+    steps_astray,
+)
 
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
 FLOOR_TOKENS = 1 << 20
@@ -46,6 +54,7 @@ class LoopPlan(Settings):
     decay_fraction: float = Field(description="share of a budgeted run that the learning rate falls to zero in")
     tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
+    evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time for looks, early in a run")
     clip: float = Field(1.0, description="largest norm of the gradient")
     checkpoint_steps: int = Field(description="steps from one checkpoint to the next")
     seed: int = Field(0, description="order of the data and first weights")
@@ -134,7 +143,7 @@ class Loop:
         while not self._over():
             started = time.perf_counter()
             self._decide_end()
-            loss, grad_norm = self._step(self.state.schedule.multiplier(self.state.step))
+            loss, grad_norm = self.take_step(self.state.schedule.multiplier(self.state.step))
             blamed = self._blamed(loss, grad_norm)
             if blamed:
                 self._roll_back(loss, grad_norm, blamed)
@@ -157,7 +166,7 @@ class Loop:
 
     # --- one step ---
 
-    def _step(self, multiplier: float) -> tuple[float, float]:
+    def take_step(self, multiplier: float) -> tuple[float, float]:
         """Forward, backward, clip, update. Returns the mean loss, nats per token, and the gradient's norm."""
         batches = [self.batches.at(self._next_position()) for _ in range(self.plan.micro_batches)]
         torch.manual_seed(self.plan.seed + self.state.position)  # of dropout: the same after a resume
@@ -214,7 +223,7 @@ class Loop:
         if state.step == state.schedule.end:
             return True
         last = state.history[-1].tokens
-        return self._tokens() >= next_evaluation(last, self.sample_tokens)
+        return self._tokens() >= next_evaluation(last, self.sample_tokens, self.plan.evaluation_cost)
 
     def _evaluate(self) -> None:
         """Look at the held-out data, keep the best weights, and ask whether the run has settled."""

@@ -1,9 +1,11 @@
 """Proof before the first step: on this recipe and this data, in a second, that the gradient is right.
 
 All checks but two run on a float64 copy on the CPU, so that what is seen is the recipe's mathematics and not rounding.
+A model that others trained is too large to copy: there they run on itself in float32, with bars for that rounding.
 Legend: N tokens of a packed batch, V vocabulary.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +24,29 @@ from settle.train.gradient import backward
 from settle.train.objectives import Objective
 
 TOKENS, SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
-ROUNDING = 1e-8  # what float64 may differ by, relative
-# a step along which every tensor changes the loss by about this much: far above rounding, and still a small step
-RISE = 1e-7
-DIFFERENCE = 1e-5  # of finite differences from the gradient, relative
+# a tuned model's first weights may be a special point, an adapter's are: how far the checks move away from it
+APART, APART_TUNED = 0.02, 0.002
 # of a tensor's gradient from float64's, relative: rounding of the type's mantissa through all layers and back
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """What the exact checks are held to. rounding: relative difference of losses; gradient: of a tensor's gradient;
+    rise: how much a step of a finite difference changes the loss, by each tensor or by all, far above rounding and
+    still small; difference: of finite differences from the gradient of one tensor, and of all together, relative.
+    """
+
+    rounding: float
+    gradient: float
+    rise: float
+    rise_is_shared: bool
+    difference: float
+    difference_of_all: float
+
+
+EXACT = _Precision(1e-8, 1e-8, 1e-7, False, 1e-5, 1e-7)
+IN_PLACE = _Precision(1e-5, 2e-3, 8e-3, True, 2e-2, 1e-3)
 
 
 def prove(
@@ -38,12 +57,14 @@ def prove(
     rows: Sequence[Any],
     events: Events,
     seed: int = 0,
+    tuned: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every check on a part of `batch`, whose rows are named by `rows`; returns what each found.
 
+    tuned: the model was trained by others, and perhaps only an adapter is trained now.
     Raises ProofError at the first failure, naming the tensor or the row. The model is left as it was.
     """
-    proof = _Proof(model, objective, batch, vocab_size, rows, seed)
+    proof = _Proof(model, objective, batch, vocab_size, rows, seed, tuned)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("first loss", proof.first_loss),
         ("every tensor gets a gradient", proof.reaches_all),
@@ -52,17 +73,34 @@ def prove(
         ("finite differences", proof.finite_differences),
     ]
     found: list[dict[str, Any]] = []
-    for name, check in checks:
-        try:
-            detail = check()
-        except ProofError as e:
-            events.emit("proof", check=name, passed=False, detail=e.what)
-            raise
-        finally:
-            model.zero_grad(set_to_none=True)
-        found.append({"check": name, "passed": True, "detail": detail})
-        events.emit("proof", check=name, passed=True, detail=detail)
+    with _left_alone(model) if tuned else contextlib.nullcontext():
+        for name, check in checks:
+            try:
+                detail = check()
+            except ProofError as e:
+                events.emit("proof", check=name, passed=False, detail=e.what)
+                raise
+            finally:
+                if not tuned:  # in place, a check goes on with the gradients of the one before it
+                    model.zero_grad(set_to_none=True)
+            found.append({"check": name, "passed": True, "detail": detail})
+            events.emit("proof", check=name, passed=True, detail=detail)
     return found
+
+
+@contextlib.contextmanager
+def _left_alone(model: Decoder) -> Iterator[None]:
+    """Without dropout as long as this lasts; the weights are afterwards what they were."""
+    kept = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
+    dtype, training = model.compute_dtype, model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.load_trainable(kept)
+        model.compute_dtype = dtype
+        model.train(training)
 
 
 @dataclass
@@ -75,8 +113,12 @@ class _Proof:
     vocab_size: int
     rows: Sequence[Any]
     seed: int
+    tuned: bool
     small: Batch = field(init=False)
     exact: Decoder = field(init=False)
+    half: dict[str, Tensor] = field(init=False, default_factory=dict)  # gradients in the compute type
+    half_mean: float = field(init=False, default=0.0)
+    kind: torch.dtype = field(init=False)
     mean: float = field(init=False, default=0.0)  # loss of `small` in float64
     dead: list[str] = field(init=False, default_factory=list)
 
@@ -87,6 +129,21 @@ class _Proof:
         if count == 0:
             raise ProofError(f"the first batch has nothing to learn from: {named}", "look at these rows of your data")
         loss, expected = float(total) / count, math.log(self.vocab_size)
+        if self.objective.first_loss is not None:
+            if not abs(loss - self.objective.first_loss) < 0.05:
+                raise ProofError(
+                    f"the first loss is {loss:.3f}, and it is {self.objective.first_loss:.3f} for every model",
+                    f"the base is not what the adapter begins as: look at these rows: {named}",
+                )
+            return f"{loss:.3f}, as it must be"
+        if self.tuned:
+            if not loss < 1.25 * expected:
+                raise ProofError(
+                    f"the base finds these rows less likely than guessing: {loss:.3f} nats, ln({self.vocab_size}) = "
+                    f"{expected:.3f}",
+                    f"its tokenizer or its template does not fit it, or these rows are no text: {named}",
+                )
+            return f"{loss:.3f} nats, guessing is ln(V) = {expected:.3f}"
         if not abs(loss - expected) < 0.1 * expected:
             raise ProofError(
                 f"the first loss is {loss:.3f}, an untrained model's is ln({self.vocab_size}) = {expected:.3f}",
@@ -97,41 +154,60 @@ class _Proof:
     def reaches_all(self) -> str:
         """Every tensor is trained. One may have a gradient of zero at the first step only; see finite_differences."""
         for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and not self.tuned:
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
-        self.small = shorten(self.batch, TOKENS, SEGMENTS)
-        self.exact = copy.deepcopy(self.model).to("cpu", torch.float64)
-        self.exact.compute_dtype = torch.float64
+        if self.tuned:
+            self.small = tails(self.batch, TOKENS, SEGMENTS)
+            self._in_compute_type()
+            self.exact = self.model
+            self.exact.compute_dtype = torch.float32
+        else:
+            self.small = shorten(self.batch, TOKENS, SEGMENTS)
+            self.exact = copy.deepcopy(self.model).to("cpu", torch.float64)
+            self.exact.compute_dtype = torch.float64
         self.mean = backward(self.exact, self.objective, [self.small])
-        for name, parameter in self.exact.named_parameters():
+        for name, parameter in self.exact.trainable().items():
             if parameter.grad is None or not torch.isfinite(parameter.grad).all():
                 raise ProofError(f"{name} gets no finite gradient", "it would never be trained: report this")
             if not parameter.grad.any():
                 self.dead.append(name)
-        return f"{sum(1 for _ in self.exact.parameters())} tensors"
+        return f"{len(self.exact.trainable())} tensors"
+
+    def _in_compute_type(self) -> None:
+        """Loss and gradients as training will compute them."""
+        self.kind = self.model.compute_dtype
+        self.half_mean = backward(self.model, self.objective, [self.small])
+        self.half = {name: _grad(p).cpu().clone() for name, p in self.model.trainable().items()}
+        self.model.zero_grad(set_to_none=True)
 
     def agrees(self) -> str:
-        """Loss and gradients as training will compute them, against float64."""
-        allowed = AGREEMENT[self.model.compute_dtype]
-        mean = backward(self.model, self.objective, [self.small])
-        if not abs(mean - self.mean) <= 0.1 * allowed * abs(self.mean):
-            raise ProofError(f"the loss is {mean:.6f}, in float64 it is {self.mean:.6f}", "try --dtype float32")
+        """They are what they are in the exact type."""
+        if not self.tuned:
+            self._in_compute_type()
+        allowed, exact = AGREEMENT[self.kind], "float32" if self.tuned else "float64"
+        if not abs(self.half_mean - self.mean) <= 0.1 * allowed * abs(self.mean):
+            raise ProofError(
+                f"the loss is {self.half_mean:.6f}, in {exact} it is {self.mean:.6f}", "try --dtype float32"
+            )
         worst, name = 0.0, ""
-        for (key, ours), exact in zip(self.model.named_parameters(), self.exact.parameters(), strict=True):
-            off = _relative(_grad(ours).cpu().double() - _grad(exact), _grad(exact))
+        for key, parameter in self.exact.trainable().items():
+            whole = _grad(parameter).cpu()
+            off = _relative(self.half[key].to(whole.dtype) - whole, whole)
             if not off <= worst:
                 worst, name = off, key
-        kind = str(self.model.compute_dtype).removeprefix("torch.")
+        kind = str(self.kind).removeprefix("torch.")
+        self.half = {}
         if not worst <= allowed:
-            raise ProofError(f"{name}: its gradient in {kind} is {worst:.1e} off float64's", "try --dtype float32")
+            raise ProofError(f"{name}: its gradient in {kind} is {worst:.1e} off {exact}'s", "try --dtype float32")
         return f"{kind}, worst tensor {name}: {worst:.1e}"
 
     def packs_and_accumulates(self) -> str:
         """Rows one by one, accumulated, give the loss and the gradient that they give packed in one batch."""
-        norms = [float(_grad(p).norm()) for p in self.exact.parameters()]
-        pieces = list(_segments(self.small))
+        bars = self.bars
+        norms = [float(_grad(p).norm()) for p in self.exact.trainable().values()]
+        pieces = list(_segments(self.small, self.objective.segments_per_row))
         apart = backward(self.exact, self.objective, pieces, scale=-1.0)  # what is left in .grad is the difference
-        if not abs(apart - self.mean) <= ROUNDING * abs(self.mean):
+        if not abs(apart - self.mean) <= bars.rounding * abs(self.mean):
             row = self._leaking(pieces)
             raise ProofError(
                 f"packed, the loss is {self.mean:.6f}, row by row {apart:.6f}: {row} is seen by another or sees it",
@@ -139,21 +215,22 @@ class _Proof:
             )
         off = [
             (float(_grad(p).norm()) / (norm + 1e-12), n)
-            for (n, p), norm in zip(self.exact.named_parameters(), norms, strict=True)
+            for (n, p), norm in zip(self.exact.trainable().items(), norms, strict=True)
         ]
         worst, name = max(off)
-        if not worst <= ROUNDING:
+        if not worst <= bars.gradient:
             raise ProofError(f"{name}: the accumulated gradient is {worst:.1e} off the whole batch's", "report this")
         return f"{len(pieces)} rows, worst tensor {name}: {worst:.1e}"
 
     def _leaking(self, pieces: list[Batch]) -> str:
         """The first row that changes what comes before it or that the rows before it change."""
+        step = self.objective.segments_per_row
         with torch.no_grad():
             for i in range(1, len(pieces)):
-                first = _rows(self.small, self.small.cu_seqlens[: i + 2])
+                first = _rows(self.small, self.small.cu_seqlens[: (i + 1) * step + 1])
                 packed = float(self.objective.batch_loss(self.exact, first)[0])
                 alone = sum(float(self.objective.batch_loss(self.exact, p)[0]) for p in pieces[: i + 1])
-                if not abs(packed - alone) <= ROUNDING * abs(alone):
+                if not abs(packed - alone) <= self.bars.rounding * abs(alone):
                     return f"row {i} ({self.rows[i]})" if i < len(self.rows) else f"row {i}"
         return "a row"
 
@@ -163,39 +240,45 @@ class _Proof:
         The direction is the gradient, which shows a wrong scale, plus a random one, which shows a wrong angle; each
         tensor's share is such that all of them change the loss equally.
         """
-        parameters = dict(self.exact.named_parameters())
+        parameters = self.exact.trainable()
         random = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():  # off the special point that the first weights may be
             for p in parameters.values():
-                p.add_(torch.randn(p.shape, generator=random, dtype=p.dtype), alpha=0.02)
+                moved = torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
+                p.add_(moved, alpha=APART_TUNED if self.tuned else APART)
         self.exact.zero_grad(set_to_none=True)
         backward(self.exact, self.objective, [self.small])
         for name in self.dead:
             if not _grad(parameters[name]).any():
                 raise ProofError(f"{name} gets a gradient of zero", "it would never be trained: report this")
-        if self._difference(parameters) > DIFFERENCE / len(parameters):
+        if self._difference(parameters) > self.bars.difference_of_all:
             for name, parameter in parameters.items():
                 off = self._difference({name: parameter})
-                if not off <= DIFFERENCE:
+                if not off <= self.bars.difference:
                     raise ProofError(f"{name}: its gradient is {off:.1e} off finite differences", "report this")
-        return f"{len(parameters)} tensors, relative difference below {DIFFERENCE:.0e}"
+        return f"{len(parameters)} tensors, relative difference below {self.bars.difference:.0e}"
 
     def _difference(self, parameters: dict[str, torch.nn.Parameter]) -> float:
         """The gradient's slope and the seen one along the direction in `parameters`: how far apart, relative."""
+        rise = self.bars.rise / (len(parameters) if self.bars.rise_is_shared else 1)
         told, losses = 0.0, []
         with torch.no_grad():
             for sign in (+1, -2, +1):
                 random = torch.Generator().manual_seed(self.seed + 1)
                 for p in parameters.values():
                     grad = _grad(p)
-                    direction = torch.randn(p.shape, generator=random, dtype=p.dtype)
+                    direction = torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
                     direction.mul_(grad.norm() / direction.norm()).add_(grad).div_(grad.norm() ** 2)
                     told += float((grad * direction).sum()) if not losses else 0.0
-                    p.add_(direction, alpha=sign * RISE)
+                    p.add_(direction, alpha=sign * rise)
                 total, count = self.objective.batch_loss(self.exact, self.small)
                 losses.append(float(total) / count)
-        seen = (losses[0] - losses[1]) / (2 * RISE)
+        seen = (losses[0] - losses[1]) / (2 * rise)
         return abs(seen - told) / abs(told)
+
+    @property
+    def bars(self) -> _Precision:
+        return IN_PLACE if self.tuned else EXACT
 
 
 def shorten(batch: Batch, tokens: int, segments: int) -> Batch:
@@ -217,9 +300,21 @@ def _rows(batch: Batch, edges: np.ndarray) -> Batch:
     return Batch(batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions)
 
 
-def _segments(batch: Batch) -> Iterator[Batch]:
-    for i in range(len(batch.cu_seqlens) - 1):
-        yield _rows(batch, batch.cu_seqlens[i : i + 2])
+def tails(batch: Batch, tokens: int, segments: int) -> Batch:
+    """The ends of the first `segments` rows, `tokens` in all at most: where answers are."""
+    bounds = batch.cu_seqlens[: segments + 1].tolist()
+    each = tokens // (len(bounds) - 1)
+    pieces = [np.arange(max(first, last - each), last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    place = np.concatenate(pieces)
+    positions = np.concatenate([np.arange(len(piece)) for piece in pieces])
+    edges = np.cumsum([0, *map(len, pieces)]).astype(batch.cu_seqlens.dtype)
+    return Batch(batch.inputs[place], batch.targets[place], edges, positions)
+
+
+def _segments(batch: Batch, step: int) -> Iterator[Batch]:
+    """Rows of `step` segments, one by one."""
+    for i in range(0, len(batch.cu_seqlens) - 1, step):
+        yield _rows(batch, batch.cu_seqlens[i : i + step + 1])
 
 
 def _grad(parameter: Tensor) -> Tensor:

@@ -297,13 +297,13 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
     )
 
 
-def next_evaluation(last_tokens: int, sample_tokens: int) -> int:
+def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:
     """At which token count to look next, after a look at `last_tokens`; `sample_tokens` are looked at each time.
 
-    While tokens are few the spacing keeps evaluating (a forward pass: a third of a training step) at 4 % of the
-    computing time; once 2 % of the tokens seen is the wider spacing, that is taken, and the share falls.
+    While tokens are few the spacing keeps evaluating (a forward pass: a third of a training step) at a share `cost` of
+    the computing time; once 2 % of the tokens seen is the wider spacing, that is taken, and the share falls.
     """
-    return last_tokens + math.ceil(max(EVALUATION_GROWTH * last_tokens, sample_tokens / (3 * EVALUATION_COST)))
+    return last_tokens + math.ceil(max(EVALUATION_GROWTH * last_tokens, sample_tokens / (3 * cost)))
 
 
 def sample_size(expected_tokens: int) -> int:

@@ -91,7 +91,9 @@ def test_better(files, live):
     assert comparison.headline[1:] in card and "KL from the base" in card
     tell(comparison, events)
     tables = [event for event in heard if event["kind"] == "table"]
-    assert len(tables) == 2 and all(len(row) == len(t["columns"]) for t in tables for row in t["rows"])
+    assert len(tables) == 1 and all(len(row) == len(t["columns"]) for t in tables for row in t["rows"])
+    changed = next(event for event in heard if event["kind"] == "changed")
+    assert [row["number"] for row in changed["rows"]] == [change.number for change in comparison.changed]
     assert {"base answers", "tuned answers"} <= {e["what"] for e in heard if e["kind"] == "progress"}
 
 

@@ -37,6 +37,11 @@ class RowBatches:
         """Batch number `position`, from 0; epochs roll on by themselves."""
         return pack_rows(self.store, self._documents(position))
 
+    def largest(self, positions: int) -> int:
+        """Which of the first batches has the most tokens."""
+        inputs = self.store.lengths - 1
+        return max(range(positions), key=lambda position: int(inputs[self._documents(position)].sum()))
+
     def epoch(self, position: int) -> float:
         """How many times the store has been seen before this batch."""
         return position * self.rows_per_batch / self.store.num_rows

@@ -4,7 +4,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from settle.model.adapters import Adapter, matching
 from settle.model.decoder import Decoder
@@ -22,6 +22,12 @@ class LoRA(Adapter):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of A's inputs zeroed in training")
     targets: list[str] | Literal["all-linear"] = Field("all-linear", description="names of linears, or all of them")
     lr_ratio: float = Field(1.0, gt=0, description="rate of B over the rate of A; LoRA+ found 16")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """Names with commas between them, as a command line gives them."""
+        return value.split(",") if isinstance(value, str) and value != "all-linear" else value
 
     @property
     def scale(self) -> float:

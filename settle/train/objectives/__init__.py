@@ -15,6 +15,9 @@ class Objective(Part):
     """A loss over packed rows."""
 
     rows: ClassVar[str]
+    is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be told in bits per byte
+    segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
+    first_loss: ClassVar[float | None] = None  # of any model before its first step, where that is known
 
     @abstractmethod
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
@@ -22,6 +25,10 @@ class Objective(Part):
 
         A target of -1 is not counted.
         """
+
+    def count(self, batch: Batch) -> int:
+        """What the sum of `loss` will be divided by."""
+        return int((batch.targets >= 0).sum())
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""

@@ -1,0 +1,69 @@
+"""Models by name: of runs, of the store, or any file; as llama.cpp serves them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from settle.base.errors import UsageError
+from settle.base.models import StoredModel, all_models, find_model
+from settle.base.run import Run
+
+if TYPE_CHECKING:
+    from settle.evaluate.serving import Served
+
+
+def served(name: str) -> "Served":
+    """The file behind the name of a run, of a model in the store, or of a .gguf file. Raises UsageError."""
+    from settle.evaluate.serving import Served
+
+    run = run_of(name)
+    if run is not None:
+        adapter = run.out / f"{run.name}-lora.gguf"
+        base = ((run.read("plan.json") or {}).get("tuning") or {}).get("base")
+        if adapter.exists() and base:
+            if not Path(base).is_file():
+                raise UsageError(f"{run.name} is an adapter over {base}, which is gone", "put that file back")
+            return Served(run.name, Path(base), adapter)
+    path = model_file(name)
+    return Served(path.stem if name.endswith(".gguf") else name, path)
+
+
+def run_of(name: str) -> Run | None:
+    """The run of that name, or None."""
+    return Run.find(name) if any(name in (run.name, run.path.name) for run in Run.all()) else None
+
+
+def model_file(name: str) -> Path:
+    """The GGUF file of a run or of a model in the store, or the file of that name. Raises UsageError when there is
+    none, naming what there is."""
+    if name.endswith(".gguf"):
+        return Path(name).expanduser()
+    stored = find_model(name)
+    if stored is not None and not any(name in (run.name, run.path.name) for run in Run.all()):
+        return stored.path if stored.kind == "gguf" else _as_gguf(stored)
+    try:
+        run = Run.find(name)
+    except UsageError as e:
+        models = ", ".join(model.name for model in all_models())
+        fix = f"models: {models}; " if models else ""
+        raise UsageError(f"there is no run and no model named {name!r}", f"{fix}{e.fix}") from None
+    files = sorted(run.out.glob("[!.]*.gguf"), key=lambda p: (p.stem != run.name, p.name))
+    if not files:
+        fix = (
+            f"`settle resume {run.name}` finishes it"
+            if run.status == "interrupted"
+            else f"`settle runs show {run.name}`"
+        )
+        raise UsageError(f"{run.name} has no exported model yet", fix)
+    return files[0]
+
+
+def _as_gguf(stored: StoredModel) -> Path:
+    """A model in Hugging Face's layout as GGUF, which llama.cpp reads; made once, and kept in the store."""
+    from settle.formats.gguf import export_gguf
+    from settle.model.pretrained import Pretrained
+
+    path = stored.folder / f"{stored.name}-bf16.gguf"
+    if not path.exists():
+        model = Pretrained.open(stored.name)
+        export_gguf(model.part, model.lazy_weights(), model.tokenizer, path, "bf16", {"name": stored.name})
+    return path

@@ -1,0 +1,189 @@
+"""What a tuning run will need and reach, before it begins. Measured on the model itself, which is loaded already: a few
+real steps and a look at held-out rows, after which everything is as it was.
+"""
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from settle.base.events import Events
+from settle.base.run import Run
+from settle.data.rows.batches import RowBatches
+from settle.machine import EnergyMeter, PeakMemory, resident
+from settle.plan.estimate import TENTH, Estimate
+from settle.plan.forecast import Forecast, cost
+from settle.plan.settings import TuningSettings
+from settle.plan.training import TrainingPlan
+from settle.plan.training_job import TrainingJob, blocks
+from settle.train.evaluation import evaluate
+from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
+
+SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
+MOST_SOUGHT = 20_000  # batches among which the largest is looked for
+PROOF_STEPS = 3.0  # steps that the proof takes as long as
+# Standard deviations of the logarithm of came ÷ expected
+TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.08, 0.05, 0.15, 0.06
+STOP_SPREAD = 0.4  # of the tokens at which a run settles
+SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
+FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times in seconds, memory in bytes, losses per target of the held-out sample before and after the probe."""
+
+    steps: int
+    step_seconds: float  # of a step with as many tokens as one has on average
+    step_spread: float
+    look_seconds: float  # per held-out token
+    memory: int
+    watts: float
+    watts_source: str
+    before: float
+    after: float
+    stderr: float
+
+
+def look_ahead(job: TrainingJob, settings: TuningSettings, elapsed: Callable[[], float], events: Events) -> Forecast:
+    """Measure the plan's model and forecast its run. `elapsed`: seconds since the command began.
+
+    The model is left as it was.
+    """
+    events.emit("progress", what="probe", done=0, total=1, unit="run")
+    measured = measure(job, settings.watts)
+    events.emit("progress", what="probe", done=1, total=1, unit="run")
+    return forecast(job, measured, settings, elapsed())
+
+
+def measure(job: TrainingJob, watts: float | None = None) -> Measured:
+    """Steps with the run's own batches and a rate that rises and falls, on the model itself. The first one is with the
+    largest batch of the run, for the memory that it takes.
+    """
+    loop, model = job.plan.loop, job.model
+    assert isinstance(job.batches, RowBatches)
+    steps = max(FEWEST, min(MOST, round(SHARE * expected_steps(job.plan))))
+    limit = min(job.plan.held_out_tokens, max(2048, steps * loop.tokens_per_step))
+    sample = blocks(job.plan, job.corpus, limit)
+    kept = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
+
+    def look() -> tuple[float, float, float]:
+        began = time.perf_counter()
+        seen = evaluate(model, job.objective, sample, job.tokenizer.byte_length, 0, 0)
+        return seen.loss, seen.stderr, time.perf_counter() - began
+
+    peak, meter = PeakMemory(job.plan.device).start(), EnergyMeter(watts, job.plan.device).start()
+    times, tokens = [], []
+    with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
+        trial = job.loop(Run(Path(folder)), Events(), lambda: False)
+        before, _, _ = look()
+        trial.state.position = job.batches.largest(min(MOST_SOUGHT, expected_steps(job.plan) * loop.micro_batches))
+        for step in range(steps):
+            began, first = time.perf_counter(), trial.state.position
+            trial.take_step(min(step + 1, steps - step) / (steps / 2 + 1))
+            times.append(time.perf_counter() - began)
+            tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, trial.state.position)))
+            if not step:
+                trial.state.position = 0
+        after, stderr, looking = look()
+    energy = meter.read()
+    # the first step finds its memory and its kernels
+    paces = [took / count * loop.tokens_per_step for took, count in zip(times[1:], tokens[1:], strict=True)]
+    pace = sum(times[1:]) / sum(tokens[1:]) * loop.tokens_per_step
+    memory = max(peak.read(), resident())
+    with torch.no_grad():
+        for name, parameter in model.trainable().items():
+            parameter.copy_(job.initial(name) if job.whole else kept[name])
+    model.zero_grad(set_to_none=True)
+    return Measured(
+        steps=steps,
+        step_seconds=pace,
+        step_spread=statistics.pstdev(paces) / pace,
+        look_seconds=looking / sum(len(b.targets) for b in sample),
+        memory=memory,
+        watts=energy.watts,
+        watts_source=energy.source,
+        before=before,
+        after=after,
+        stderr=stderr,
+    )
+
+
+def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
+    """`spent`: seconds since the command began, which are part of the time that will be told."""
+    loop = job.plan.loop
+    per_token = measured.step_seconds / loop.tokens_per_step
+    tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token)
+    held_out = min(job.corpus.held_out.num_inputs, max(job.plan.held_out_tokens, int(3 * tokens.value / 20)))
+    looks = _looks(job.plan, tokens.value) * job.plan.held_out_tokens + held_out
+    fixed = spent + PROOF_STEPS * measured.step_seconds + looks * measured.look_seconds
+    unsure_steps = measured.step_spread / math.sqrt(measured.steps)
+    spread = math.hypot(TIME_SPREAD, unsure_steps, math.log(tokens.high / tokens.low) / 2 / TENTH)
+    duration = Estimate.within(tokens.value * per_token, spread).plus(fixed)
+    if loop.seconds:
+        most = loop.seconds + fixed
+        duration = Estimate(min(duration.value, most), min(duration.low, most), min(duration.high, most * 1.05))
+    unsure = 0.0 if measured.watts_source == "asked" else POWER_SPREAD
+    spread = math.hypot(math.log(duration.high / duration.low) / 2 / TENTH, unsure)
+    energy = Estimate.within((duration.value - spent) * measured.watts, spread)
+    prices = settings.price_per_kwh, settings.price_per_hour
+    whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
+    return Forecast(
+        tokens=tokens,
+        time=duration,
+        # the best weights are kept beside the ones that are trained
+        peak_memory=Estimate.within(measured.memory + whole, MEMORY_SPREAD),
+        energy=energy,
+        cost=Estimate(
+            cost(energy.value, duration.value, *prices),
+            cost(energy.low, duration.low, *prices),
+            cost(energy.high, duration.high, *prices),
+        ),
+        loss=_loss(job.plan, measured, tokens),
+    )
+
+
+def expected_steps(plan: TrainingPlan) -> int:
+    """Steps until the run ends, as far as that is known before anything was measured."""
+    return plan.loop.max_steps or 25 * plan.loop.warmup_steps
+
+
+def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Estimate:
+    loop = plan.loop
+    most = math.inf
+    if loop.max_steps:
+        most = loop.max_steps * loop.tokens_per_step
+    if loop.seconds:
+        most = min(most, loop.seconds / seconds_per_token)
+    first_verdict = loop.warmup_steps * loop.tokens_per_step
+    for _ in range(MIN_HISTORY):
+        first_verdict = next_evaluation(first_verdict, plan.held_out_tokens, loop.evaluation_cost)
+    settles = max(first_verdict * 1.15, SETTLES_AFTER * epoch)
+    around = Estimate.within(settles + decay_tokens(int(settles)), STOP_SPREAD)
+    return Estimate(min(around.value, most), min(around.low, most), min(around.high, most))
+
+
+def _looks(plan: TrainingPlan, tokens: float) -> int:
+    """How often the run will look at its held-out sample."""
+    looks, at = 2, 0  # at its beginning and at its end
+    while (at := next_evaluation(at, plan.held_out_tokens, plan.loop.evaluation_cost)) < tokens:
+        looks += 1
+    return looks
+
+
+def _loss(plan: TrainingPlan, measured: Measured, tokens: Estimate) -> Estimate:
+    """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens."""
+    seen = measured.steps * plan.loop.tokens_per_step
+    fall = max(0.0, measured.before - measured.after)
+
+    def at(number: float) -> float:
+        return max(0.05 * measured.after, measured.after - FALL * fall * math.log(max(1.0, number / seen)))
+
+    spread = math.hypot(LOSS_SPREAD, measured.stderr / measured.after)
+    value = Estimate.within(at(tokens.value), spread)
+    return Estimate(value.value, min(value.low, at(tokens.high)), max(value.high, at(tokens.low)))

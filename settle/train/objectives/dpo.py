@@ -1,0 +1,46 @@
+"""Direct preference optimization (arXiv:2305.18290): the better answer is made likelier than the worse one."""
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from settle.data.batches import Batch
+from settle.model.decoder import Decoder
+from settle.train.objectives import Objective
+from settle.train.objectives.next_token import token_losses
+
+
+class DPO(Objective):
+    """-log σ(β (chosen - rejected)), each the rise of an answer's log-probability over the base's; mean over pairs.
+
+    Segment 2i of a batch is the better answer of pair i, 2i + 1 the worse. The base is the model without its adapter,
+    so only a model with one can be trained. Before the first step the loss is ln 2.
+    """
+
+    rows: ClassVar[str] = "preference"
+    is_per_token: ClassVar[bool] = False
+    segments_per_row: ClassVar[int] = 2
+    first_loss: ClassVar[float | None] = math.log(2)
+
+    beta: float = Field(0.1, gt=0, description="how much moving away from the base counts")
+
+    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+        with torch.no_grad(), model.without_adapters():
+            base = answer_losses(model, inputs, targets, cu_seqlens)
+        rise = base - answer_losses(model, inputs, targets, cu_seqlens)
+        return -logsigmoid(self.beta * (rise[0::2] - rise[1::2])).sum(), len(rise) // 2
+
+    def count(self, batch: Batch) -> int:
+        return (len(batch.cu_seqlens) - 1) // 2
+
+
+def answer_losses(model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Nats of the supervised tokens of each segment: (S,)."""
+    kept = (targets >= 0).nonzero().squeeze(1)
+    losses = token_losses(model, model(inputs, cu_seqlens).index_select(0, kept), targets.index_select(0, kept))
+    segment = torch.searchsorted(cu_seqlens, kept, right=True) - 1
+    return losses.new_zeros(len(cu_seqlens) - 1).index_add(0, segment, losses)

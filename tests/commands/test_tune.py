@@ -1,0 +1,215 @@
+"""`settle tune` with a tiny model that is really tuned, whose files llama.cpp really loads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import settle
+from settle.base.errors import SettleError
+from settle.base.run import Run
+from settle.cli import main
+from settle.commands._models import served
+from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.lora_gguf import read_lora
+from settle.formats.peft import read_peft
+from settle.formats.safetensors import export_safetensors, read_safetensors
+from settle.infer.engine import Engine
+from settle.model.pretrained import Pretrained
+
+QUICK = [
+    "--dtype", "float32", "--threads", "1", "--rates.lr", "0.01", "--adapter.rank", "4", "--batch-rows", "8",
+    "--rows.held-out", "0.2",
+]  # fmt: skip
+
+
+BETTER, WORSE = "return self.red(7)", "return self.blue(1)"
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    """Bases: with a chat template as GGUF (f32 and q8_0) and as a folder, and one without a template; and rows."""
+    folder = tmp_path_factory.mktemp("tune")
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "base.gguf", "f32", {})
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "small.gguf", "q8_0", {})
+    export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, folder / "hf", "f32", {})
+    metadata = {k: v for k, v in read_gguf(folder / "base.gguf").metadata.items() if "chat_template" not in k}
+    export_gguf(tiny.part, tiny.weights, PretrainedTokenizer(metadata), folder / "plain.gguf", "f32", {})
+    rows = [{"prompt": f"def f{i}(self):", "completion": BETTER} for i in range(60)]
+    pairs = [{"prompt": row["prompt"], "chosen": BETTER, "rejected": WORSE} for row in rows]
+    for name, made in (("rows", rows), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+def tune(capsys, *args: Any) -> tuple[int, dict[str, Any], str]:
+    code = main(["tune", *map(str, args), *QUICK, "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else {}, err
+
+
+def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
+    code, result, err = tune(
+        capsys, files / "base.gguf", files / "rows.jsonl", "--name", "t", "--epochs", "12", "--compare-rows", "8"
+    )
+    assert code == 0, err
+    assert result["comparison"]["verdict"] == "better" and "better than base: exact match" in err
+    assert result["gate"]["passed"] and result["verdict"] in ("out of budget", "settled", "overfitting")
+    assert result["best"]["loss"] < 2.0 < result["forecast"]["peak_memory"]["value"]
+    assert [check["passed"] for check in result["proof"]] == [True] * 5
+    forgotten = result["comparison"]["forgetting"]
+    assert forgotten["loss_tuned"] > forgotten["loss_base"] and forgotten["kl"]["value"] > 0
+    run = Run.find("t")
+    opened = Pretrained.open(files / "base.gguf")
+    assert read_peft(run.out / "adapter").base_sha256 == opened.source.sha256 == result["base"]["sha256"]
+    assert (run.out / "adapter" / "tokenizer.json").exists()
+    assert served("t") == ("t", files / "base.gguf", run.out / "t-lora.gguf")
+    assert settle.open_run("t").generate("def f4(self):", max_tokens=24, temperature=0).startswith("return self.")
+    card = (run.out / "card.md").read_text()
+    assert "a lora adapter" in card and "Against its base" in card and result["comparison"]["headline"][1:] in card
+    assert "ADAPTER ./t-lora.gguf" in (run.out / "Modelfile").read_text()
+    assert main(["chat", "t", "def f4(self):", "--temperature", "0", "--max-tokens", "24"]) == 0
+    assert capsys.readouterr().out.startswith("return self.")
+
+
+@pytest.mark.parametrize(
+    ("base", "rows", "settings", "file"),
+    [
+        ("hf", "rows", ["--adapter", "dora"], "t.gguf"),
+        ("base.gguf", "rows", ["--adapter", "dora", "--adapter.targets", "q_proj,down_proj"], "t.gguf"),
+        ("hf", "rows", ["--adapter", "lora", "--quantize", "nf4", "--recompute"], "t.gguf"),
+        ("small.gguf", "rows", ["--quantize", "as-is", "--optimizer", "adamw"], "t-lora.gguf"),
+        ("base.gguf", "pairs", [], "t-lora.gguf"),
+        ("plain.gguf", "rows", ["--rows.template", "turns"], "t-lora.gguf"),
+    ],
+    ids=["dora", "dora-targets", "nf4", "as-is", "dpo", "no-template"],
+)
+def test_methods(files, home, capsys, base, rows, settings, file):
+    given = ("--name", "t", "--epochs", "6", "--no-compare", *settings)
+    code, result, err = tune(capsys, files / base, files / f"{rows}.jsonl", *given)
+    assert code == 0, err
+    run = Run.find("t")
+    assert result["gate"]["passed"] and (run.out / file).exists() and (run.out / "adapter").is_dir()
+    first = next(json.loads(line) for line in run.events.read_text().splitlines() if '"eval"' in line)
+    assert result["best"]["loss"] < 0.9 * first["loss"]
+    if rows == "pairs":
+        assert first["loss"] == pytest.approx(0.6931, abs=1e-3) and result["best"]["bits_per_byte"] is None
+    if base == "plain.gguf":
+        assert read_lora(run.out / file).metadata["tokenizer.chat_template"]
+        model = served("t")
+        with Engine(model.path, adapter=model.adapter) as engine:
+            assert "### Assistant:" in engine.render([{"role": "user", "content": "hi"}])
+
+
+def test_every_weight(files, home, capsys):
+    args = [files / "hf", files / "rows.jsonl", "--name", "t", "--epochs", "5", "--adapter", "full", "--no-compare"]
+    quick = ["--dtype", "float32", "--threads", "1", "--rates.lr", "0.003", "--rows.held-out", "0.2", "--json"]
+    assert main(["tune", *map(str, args), *quick]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    trained = read_safetensors(Run.find("t").out / "hf").tensors
+    before = read_safetensors(files / "hf").tensors
+    assert trained.keys() == before.keys() and result["gate"]["passed"]
+    assert all((trained[n].load() != before[n].load()).any() for n in trained if "norm" not in n)
+
+
+def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:
+    env = os.environ | {"SETTLE_HOME": str(home)}
+    given = [sys.executable, "-m", "settle", *map(str, command)]
+    return subprocess.Popen(given, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def stop(home: Path, process: subprocess.Popen[bytes], text: str, how: signal.Signals) -> bytes:
+    """Stop a run once its events contain `text`; what it said."""
+    while process.poll() is None and not any(text in p.read_text() for p in home.glob("runs/*/events.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(how)
+    return process.communicate()[0]
+
+
+def test_resumes_to_the_bit_past_the_first_epoch(files, tmp_path):
+    ends = []
+    for stopped in (False, True):
+        own = tmp_path / f"home-{stopped}"
+        given = ["--name", "r", "--steps", "40", "--no-compare", "--adapter.dropout", "0.1", *QUICK]
+        process = start(own, "tune", files / "base.gguf", files / "rows.jsonl", *given)
+        if stopped:
+            stop(own, process, '"step": 13', signal.SIGKILL)
+            process = start(own, "resume", "r")
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        run = next(own.glob("runs/*"))
+        assert not stopped or '"resumed"' in (run / "events.jsonl").read_text()
+        ends.append((run / "out" / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_resume_refuses_another_base(tiny, files, home, capsys, tmp_path):
+    base = tmp_path / "b.gguf"
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, base, "f32", {})
+    process = start(home, "tune", base, files / "rows.jsonl", "--name", "r", "--steps", "4000", *QUICK)
+    said = stop(home, process, '"checkpoint"', signal.SIGINT)
+    assert process.returncode == 130, said
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, base, "f16", {})
+    assert main(["resume", "r"]) == 1
+    assert "is not the model that the run began with" in capsys.readouterr().err
+
+
+def test_dry_shows_rows_and_leaves_nothing(files, home, capsys):
+    code, result, err = tune(capsys, files / "base.gguf", files / "rows.jsonl", "--dry")
+    assert code == 0 and not list((home / "runs").iterdir())
+    assert "tokens are learned" in err and "⟦return self." in err and "adapter.rank" in err
+    assert result["forecast"]["time"]["value"] > 0 and result["plan"]["tuning"]["adapter_name"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("base", "rows", "settings", "what"),
+    [
+        ("base.gguf", "rows", ["--adapter.targets", "q_porj"], "q_proj"),
+        ("base.gguf", "rows", ["--adapter", "lroa"], "--adapter one of: dora, lora, full"),
+        ("base.gguf", "rows", ["--adapter.rnk", "3"], "did you mean 'rank'?"),
+        ("base.gguf", "rows", ["--adapter", "full"], "leave it out"),
+        ("base.gguf", "rows", ["--quantize", "as-is"], "has no quantized weights"),
+        ("base.gguf", "rows", ["--objective", "dpo"], "for these rows: next_token"),
+        ("base.gguf", "pairs", ["--objective", "next_token"], "for these rows: dpo"),
+        ("base.gguf", "rows", ["--score", "regex:("], "regex"),
+        ("base.gguf", "rows", ["--rows.max-tokens", "12"], "longer than 12 tokens"),
+        ("nothing.gguf", "rows", [], "there is no model"),
+        ("base.gguf", "nothing", [], "there is no file"),
+    ],
+)
+def test_what_cannot_be_is_refused(files, home, capsys, base, rows, settings, what):
+    quick = [q for q in QUICK if "rank" not in q and q != "4"]
+    code = main(["tune", str(files / base), str(files / f"{rows}.jsonl"), *(settings or []), *quick, *_rank(settings)])
+    err = capsys.readouterr().err
+    assert code in (1, 2) and what in err and "Traceback" not in err
+    assert not (home / "runs").exists() or not list((home / "runs").iterdir())
+
+
+def _rank(settings: list[str]) -> list[str]:
+    return ["--adapter.rank", "4"] if settings == ["--adapter", "full"] else []
+
+
+def test_without_enough_memory_it_says_what_would_fit(files, home, capsys, monkeypatch):
+    from settle.machine import Memory
+    from settle.plan import tuning
+
+    monkeypatch.setattr(tuning, "memory", lambda: Memory(1 << 20, 1 << 18, None))
+    code, _, err = tune(capsys, files / "base.gguf", files / "rows.jsonl")
+    assert code == 1 and "GB of memory here" in err and "--quantize nf4" in err
+
+
+def test_from_python(files, home):
+    made = settle.tune(
+        str(files / "base.gguf"), str(files / "rows.jsonl"), name="p", steps=3, compare=False, threads=1,
+        dtype="float32", adapter={"rank": 2, "targets": ["q_proj"]}, batch_rows=4,
+    )  # fmt: skip
+    assert made.verdict == "out of budget" and Path(made.result["files"]["lora_gguf"]).exists()
+    with pytest.raises(SettleError, match="nothing to tune on"):
+        settle.tune(str(files / "base.gguf"))
