@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cyclopts import App
+from pydantic import BaseModel
 
 import settle
 from settle.base.registry import part_names
@@ -14,7 +15,7 @@ from settle.base.settings import read_recipe, resolve
 from settle.cli import STDIN, build_app
 from settle.commands.chat import Chat
 from settle.commands.train import Train
-from settle.data.settings import DataSettings
+from settle.commands.tune import Tune
 from settle.plan.amounts import count, seconds
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
@@ -81,15 +82,29 @@ def test_every_page_is_in_the_index() -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
 
 
-def test_every_setting_of_train_is_documented_with_its_default() -> None:
+def test_every_setting_is_documented_with_its_default() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(--[\w.-]+)` \| ([^|]+) \|", page, re.M))
-    known = {"--json": "off"}
-    for model, prefix in ((Train, "--"), (DataSettings, "--data.")):
-        for name, field in model.model_fields.items():
-            if name not in ("inputs", "data"):
-                known[prefix + name.replace("_", "-")] = _told(field.get_default())
-    assert rows == known
+    of_train, _, of_tune = page.partition("## Every setting of `settle tune`")
+    trained = _settings(Train, "--") | {"--json": "off"}
+    assert _rows(of_train) == trained
+    own = {flag: default for flag, default in _settings(Tune, "--").items() if trained.get(flag) != default}
+    assert _rows(of_tune) == {flag: default for flag, default in own.items() if flag not in ("--model", "--time")}
+
+
+def _rows(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| `(--[\w.-]+)` \| ([^|]+) \|", page, re.M))
+
+
+def _settings(model: type[BaseModel], prefix: str) -> dict[str, str]:
+    """Flag → default as the page tells it, of every group too."""
+    known: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        flag, default = prefix + name.replace("_", "-"), field.get_default()
+        if isinstance(default, BaseModel):
+            known |= _settings(type(default), f"{flag}.")
+        elif name != "inputs":
+            known[flag] = _told(default)
+    return known
 
 
 def _told(default: object) -> str:
