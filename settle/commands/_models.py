@@ -35,9 +35,16 @@ def run_of(name: str) -> Run | None:
 def model_file(name: str) -> Path:
     """The GGUF file of a run or of a model in the store, or the file of that name. Raises UsageError when there is
     none, naming what there is."""
+    path = Path(name).expanduser()
     if name.endswith(".gguf"):
-        return Path(name).expanduser()
+        return path
     stored = find_model(name)
+    if (path / "config.json").is_file():
+        stored = next((m for m in all_models() if m.path.exists() and m.path.samefile(path)), None)
+        if stored is None:
+            raise UsageError(
+                f"{name} is not GGUF, which llama.cpp reads", f"`settle pull {name}`, and then by its name"
+            )
     if stored is not None and not any(name in (run.name, run.path.name) for run in Run.all()):
         return stored.path if stored.kind == "gguf" else _as_gguf(stored)
     try:

@@ -81,6 +81,10 @@ class Eval(Command):
             from settle.evaluate.serving import Served
 
             return Served(tuned.path.stem, tuned.path)
+        run = run_of(self.tuned)
+        tuning = (run.read("plan.json") or {}).get("tuning") if run else None
+        if tuning and Path(tuning["base"]).exists():
+            return served(tuning["base"])._replace(name=tuning["base_name"])
         raise UsageError(f"what is {tuned.name} to be compared with?", "give its base: --against NAME")
 
 

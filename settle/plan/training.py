@@ -107,7 +107,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=origins(origin, settings, why, optimizer.model_dump()),
+        origin=origins(origin, settings, why, {"rates": optimizer.model_dump()}),
         why=why,
     )
 
@@ -146,9 +146,13 @@ def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
 
 
 def origins(
-    origin: dict[str, str], settings: RunSettings, why: dict[str, str], optimizer: dict[str, Any]
+    origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """Where each number came from, those of the optimizer too."""
+    """Where each number came from; groups: the settings of parts, by the name of the free group that asks for them."""
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
-    rates = {f"rates.{key}": origin["rates"] if key in settings.rates else "default" for key in optimizer}
-    return {**origin, **rates, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}
+    of_parts = {
+        f"{group}.{key}": origin[group] if key in getattr(settings, group) else "default"
+        for group, values in groups.items()
+        for key in values
+    }
+    return {**origin, **of_parts, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}

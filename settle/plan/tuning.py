@@ -76,7 +76,16 @@ def plan_tuning(
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=origins(origin, settings, why, optimizer.model_dump()),
+        origin=origins(
+            origin,
+            settings,
+            why,
+            {
+                "rates": optimizer.model_dump(),
+                "adapter": {"name": adapter_name, **(adapter.model_dump() if adapter else {})},
+                "objective": objective_settings,
+            },
+        ),
         why=why,
         tuning=Tuning(
             base=str(base.source.path.resolve()),
@@ -127,7 +136,7 @@ def _objective(
         raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
     if pairs and adapter_name == FULL:
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
-    why["objective"] = f"{name}: the rows are {what}"
+    why["objective.name"] = f"the rows are {what}"
     own = {key: value for key, value in asked.items() if key != "name"}
     return name, resolve(part("train/objectives", name), [("--objective", own)]).value.model_dump()
 

@@ -119,6 +119,15 @@ def test_every_weight(files, home, capsys):
     assert all((trained[n].load() != before[n].load()).any() for n in trained if "norm" not in n)
 
 
+def test_a_merged_model_is_compared_with_its_base(files, home, capsys):
+    given = ("--name", "t", "--epochs", "6", "--compare-rows", "8", "--score", "exact")
+    assert tune(capsys, files / "hf", files / "rows.jsonl", *given)[0] == 0
+    again = ["eval", "t", "--limit", "8", "--only-rows"]
+    assert main(again) == 2 and "settle pull" in capsys.readouterr().err
+    assert main(["pull", str(files / "hf")]) == 0
+    assert main(again) == 0 and "better than hf" in capsys.readouterr().err
+
+
 def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:
     env = os.environ | {"SETTLE_HOME": str(home)}
     given = [sys.executable, "-m", "settle", *map(str, command)]
