@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.base.registry import part
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus
-from settle.machine import accelerator, cores, probe_dtype
+from settle.machine import Accelerator, accelerator, cores, probe_dtype
 from settle.plan.amounts import count
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
@@ -87,12 +87,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     tokenizer = corpus.tokenizer
     architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
     optimizer = resolve(part("train/optimizers", settings.optimizer), [("--rates", settings.rates)]).value
-    dtype = settings.dtype
-    if dtype is None:
-        probe = probe_dtype(shapes(architecture, size.micro_tokens), device, seconds=0.3)
-        dtype, why["dtype"] = probe.dtype, probe.why
-    elif dtype not in ("float32", *device.dtypes):
-        raise UsageError(f"dtype {dtype!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
+    dtype = chosen_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, threads, why)
     expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
     held_out = min(corpus.held_out.num_tokens, sample_size(expected))
@@ -135,6 +130,19 @@ def _loop(settings: TrainingSettings, size: Size, threads: int, why: dict[str, s
 
 def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
     return max(1, count(tokens) // tokens_per_step) if tokens else None
+
+
+def chosen_dtype(
+    asked: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
+) -> str:
+    """What to compute in: as asked, or the faster type at these products. Raises UsageError."""
+    if asked is None:
+        probe = probe_dtype(products, device, seconds=0.3)
+        why["dtype"] = probe.why
+        return probe.dtype
+    if asked not in ("float32", *device.dtypes):
+        raise UsageError(f"dtype {asked!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
+    return asked
 
 
 def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:

@@ -8,14 +8,14 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.registry import part, part_names, parts
 from settle.base.settings import resolve
 from settle.data.rows.prepare import RowCorpus
-from settle.machine import Accelerator, accelerator, cores, memory, probe_dtype
+from settle.machine import Accelerator, accelerator, cores, memory
 from settle.model.adapters import Adapter
 from settle.model.blocks import KINDS
 from settle.model.pretrained import Pretrained
 from settle.plan.amounts import count
 from settle.plan.settings import TuningSettings
 from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
-from settle.plan.training import TrainingPlan, Tuning, origins, shapes
+from settle.plan.training import TrainingPlan, Tuning, chosen_dtype, origins, shapes
 from settle.train.loop import LoopPlan
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
 
@@ -54,17 +54,21 @@ def plan_tuning(
     optimizer = resolve(optimizer_part, [("default", usual), ("--rates", settings.rates)]).value
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
-    dtype = settings.dtype
-    if dtype is None:
-        probe = probe_dtype(shapes(base.part, micro), device, seconds=0.3)
-        dtype, why["dtype"] = probe.dtype, probe.why
-    elif dtype not in ("float32", *device.dtypes):
-        raise UsageError(f"dtype {dtype!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
-    fit = _Fit(settings, corpus, base, device, dtype, adapter_name, adapter)
-    rows, recompute = fit.chosen(why)
-    loop = _loop(settings, corpus, rows, threads, asked_seconds(settings, device), spent, why)
+    dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
+    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter).chosen(why)
     held_out = _sample(corpus, why)
-    loop = loop.model_copy(update={"evaluation_cost": _evaluation_cost(corpus, held_out)})
+    loop = _loop(settings, corpus, rows, threads, why).model_copy(
+        update={
+            "evaluation_cost": _evaluation_cost(corpus, held_out),
+            "seconds": _seconds(asked_seconds(settings, device), spent),
+        }
+    )
+    adapter_settings = adapter.model_dump(mode="json") if adapter else {}
+    groups = {
+        "rates": optimizer.model_dump(),
+        "adapter": {"name": adapter_name, **adapter_settings},
+        "objective": objective_settings,
+    }
     return TrainingPlan(
         architecture=base.part.model_dump(mode="json"),
         architecture_name=type(base.part).__module__.rpartition(".")[2],
@@ -76,23 +80,14 @@ def plan_tuning(
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=origins(
-            origin,
-            settings,
-            why,
-            {
-                "rates": optimizer.model_dump(),
-                "adapter": {"name": adapter_name, **(adapter.model_dump() if adapter else {})},
-                "objective": objective_settings,
-            },
-        ),
+        origin=origins(origin, settings, why, groups),
         why=why,
         tuning=Tuning(
             base=str(base.source.path.resolve()),
             base_name=base.name,
             base_sha256=base.source.sha256,
             adapter_name=adapter_name,
-            adapter=adapter.model_dump(mode="json") if adapter else {},
+            adapter=adapter_settings,
             quantize=settings.quantize,
             rows=rows,
             recompute=recompute,
@@ -141,15 +136,12 @@ def _objective(
     return name, resolve(part("train/objectives", name), [("--objective", own)]).value.model_dump()
 
 
-def _loop(
-    settings: TuningSettings,
-    corpus: RowCorpus,
-    rows: int,
-    threads: int,
-    budget: float | None,
-    spent: float,
-    why: dict[str, str],
-) -> LoopPlan:
+def _seconds(budget: float | None, spent: float) -> float | None:
+    """What a time budget leaves for the loop."""
+    return budget and max(budget / 4, budget - spent - HAND_OVER_SECONDS)
+
+
+def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, why: dict[str, str]) -> LoopPlan:
     store = corpus.train
     tokens = max(1, round(store.num_inputs * settings.batch_rows / store.num_rows))
     per_epoch = store.num_rows / settings.batch_rows
@@ -169,7 +161,6 @@ def _loop(
         sequence_length=int(store.lengths.max()) - 1,
         warmup_steps=warmup,
         max_steps=max_steps,
-        seconds=budget and max(budget / 4, budget - spent - HAND_OVER_SECONDS),
         decay_fraction=0.4 if expected < 2000 else 0.25,
         tolerance=settings.tolerance,
         checkpoint_steps=max(10, math.ceil(expected / 50)),
@@ -204,12 +195,11 @@ class _Fit:
         base: Pretrained,
         device: Accelerator,
         dtype: str,
-        adapter_name: str,
         adapter: Adapter | None,
     ) -> None:
         self.settings, self.base, self.device = settings, base, device
         self.number = 4 if dtype == "float32" else 2
-        self.rank = getattr(adapter, "rank", None) if adapter_name != FULL else None
+        self.rank = getattr(adapter, "rank", None)
         store = corpus.train
         self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
         self.longest = int(store.lengths.max()) * store.segments_per_row
