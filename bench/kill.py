@@ -275,6 +275,7 @@ class Matrix:
             if hook.name in writing and count > failed[0]:
                 failed[0] = count
                 os.write(write, b".")
+                hook.depth = 0  # where the error is swallowed, the end of the save would not be seen
                 # an exception takes the hook away; it comes back while the run waits for room
                 signal.signal(signal.SIGALRM, lambda number, frame: sys.setprofile(hook))
                 signal.setitimer(signal.ITIMER_REAL, 0.05)
