@@ -208,6 +208,7 @@ def _told(plan: "TrainingPlan", settings: "Tune") -> dict[str, Any]:
         "objective": {"name": plan.objective, **plan.objective_settings},
         "device": plan.device,
         "dtype": plan.dtype,
+        "steps": loop.max_steps,
         "batch_tokens": loop.tokens_per_step,
         "micro_rows": tuning.rows,
         "recompute": bool(tuning.recompute),

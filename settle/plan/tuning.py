@@ -151,6 +151,9 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
         max(1, round(settings.epochs * per_epoch)) if settings.epochs else None,
     ]
     max_steps = min((limit for limit in limits if limit), default=None)
+    if max_steps and max_steps != settings.steps:
+        given = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
+        why["steps"] = f"{given}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
     expected = max_steps or max(1, math.ceil(EPOCHS * per_epoch))
     warmup = min(100, max(2, expected // 25))
     why["warmup_steps"] = f"4 % of about {expected:,} steps, 2 to 100"

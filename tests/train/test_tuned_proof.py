@@ -1,0 +1,151 @@
+"""The proof of a model that others trained: in its place, in float32, with an adapter or without."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from settle.base.errors import ProofError
+from settle.base.events import Events
+from settle.base.registry import part, part_names
+from settle.data.batches import Batch
+from settle.model.adapters.dora import DoRA
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures import Decoder
+from settle.model.architectures.llama import Llama
+from settle.train.objectives import Objective
+from settle.train.objectives.dpo import DPO
+from settle.train.objectives.next_token import NextToken
+from settle.train.proof import prove, tails
+
+ROWS = [f"rows.jsonl:{number}" for number in range(4)]
+LENGTHS = (20, 9, 33, 12)
+
+
+def batch(vocab_size: int) -> Batch:
+    """Rows whose second half is supervised."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, sum(LENGTHS) + 1)
+    positions = np.concatenate([np.arange(n) for n in LENGTHS])
+    answers = np.concatenate([np.arange(n) >= n // 2 for n in LENGTHS])
+    targets = np.where(answers, tokens[1:], -1)
+    return Batch(tokens[:-1].copy(), targets, np.cumsum([0, *LENGTHS]).astype(np.int32), positions)
+
+
+LORA = LoRA(rank=4, dropout=0.1)
+
+
+def tuned(family: str = "llama", method: LoRA | None = LORA) -> Decoder:
+    model: Decoder = part("model/architectures", family).TINY.build(seed=1)  # type: ignore[attr-defined]
+    if method is not None:
+        method.apply(model, seed=2)
+    return model
+
+
+def shown(model: Decoder, objective: Objective | None = None) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    listening = Events(listeners=[events.append])
+    vocab_size = model.options.vocab_size
+    prove(model, objective or NextToken(), batch(vocab_size), vocab_size, ROWS, listening, tuned=True)
+    return events
+
+
+@pytest.mark.parametrize("method", [LORA, DoRA(rank=4), None], ids=["lora", "dora", "full"])
+@pytest.mark.parametrize("family", part_names("model/architectures"))
+def test_a_right_recipe_is_proven_and_left_as_it_was(family: str, method: LoRA | None) -> None:
+    model = tuned(family, method)
+    model.train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert [e["passed"] for e in shown(model)] == [True] * 5
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=4), DoRA(rank=4)], ids=["lora", "dora"])
+def test_preferences_are_proven(method: LoRA) -> None:
+    events = shown(tuned("llama", method), DPO())
+    assert [e["passed"] for e in events] == [True] * 5 and events[0]["detail"] == "0.693, as it must be"
+
+
+def test_half_precision_is_proven_and_comes_back() -> None:
+    model = tuned()
+    model.compute_dtype = torch.bfloat16
+    shown(model)
+    assert model.compute_dtype == torch.bfloat16
+
+
+class WrongScale(torch.autograd.Function):
+    """The identity, whose backward is a tenth too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 1.1
+
+
+def test_a_wrong_backward_of_one_adapter_is_named() -> None:
+    model = tuned("llama", LoRA(rank=4))
+    adapter = model.linears()["model.layers.0.mlp.up_proj"].adapter
+    assert adapter is not None
+    wrong = adapter.lora_B
+
+    class Loss(NextToken):
+        def loss(self, model: Any, *args: Tensor) -> tuple[Tensor, int]:
+            total, count = super().loss(model, *args)
+            if torch.is_grad_enabled():
+                total = total + 0.1 * count * (wrong - wrong.detach()).sum()
+            return total, count
+
+    with pytest.raises(ProofError, match=r"layers\.0\.mlp\.up_proj\.adapter\.lora_B: .* off finite differences"):
+        shown(model, Loss())
+
+
+def test_a_wrong_backward_of_everything_is_found() -> None:
+    model = tuned()
+    model.model.norm.register_forward_hook(lambda module, args, out: WrongScale.apply(out))
+    with pytest.raises(ProofError, match="off finite differences"):
+        shown(model)
+
+
+def test_attention_across_rows_is_found_with_its_row() -> None:
+    model = tuned()
+    forward = type(model).forward
+
+    class Leaking(type(model)):  # type: ignore[misc]
+        def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
+            joined = torch.cat([cu_seqlens[:2], cu_seqlens[3:]]) if len(cu_seqlens) > 3 else cu_seqlens
+            return forward(self, inputs, joined)
+
+    model.__class__ = Leaking
+    with pytest.raises(ProofError, match=r"row 2 \(rows.jsonl:2\)|row 1 \(rows.jsonl:1\)"):
+        shown(model)
+
+
+def test_a_base_that_its_rows_do_not_fit_is_refused() -> None:
+    model = tuned()
+    with torch.no_grad():
+        model.head.mul_(60)
+    with pytest.raises(ProofError, match="less likely than guessing"):
+        shown(model)
+
+
+def test_preferences_must_begin_at_the_base() -> None:
+    model = tuned()
+    linear = model.linears()["model.layers.0.mlp.up_proj"]
+    assert linear.adapter is not None
+    with torch.no_grad():
+        linear.adapter.lora_B.add_(0.5)
+    with pytest.raises(ProofError, match="the first loss is"):
+        shown(model, DPO(beta=1.0))
+
+
+def test_the_ends_of_rows_are_what_is_checked() -> None:
+    whole = batch(Llama.TINY.vocab_size)
+    part_of = tails(whole, 40, 4)
+    assert np.diff(part_of.cu_seqlens).tolist() == [10, 9, 10, 10]
+    assert part_of.targets[:10].tolist() == whole.targets[10:20].tolist()
+    assert part_of.targets[-10:].tolist() == whole.targets[-10:].tolist()
