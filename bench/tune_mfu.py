@@ -20,6 +20,7 @@ import torch
 
 from settle.base.events import Events
 from settle.base.run import Run
+from settle.base.settings import resolve
 from settle.commands.tune import Tune
 from settle.data.batches import Batch
 from settle.model.architectures import Decoder
@@ -84,17 +85,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    command = Tune(
-        model=str(asked.model),
-        inputs=[str(asked.rows)],
-        batch_rows=8,
-        steps=64,
-        threads=asked.threads,
-        adapter={"name": "lora", "rank": RANK},
-    )
-    events = Events()
+    given = {
+        "model": str(asked.model),
+        "inputs": [str(asked.rows)],
+        "batch_rows": 8,
+        "steps": 64,
+        "threads": asked.threads,
+        "adapter": {"name": "lora", "rank": RANK},
+    }
+    resolved, events = resolve(Tune, [("asked", given)]), Events()
+    command = resolved.value
     base, corpus = Pretrained.open(command.model), command.corpus(events)
-    plan = plan_tuning(command, {}, corpus, base, 0.0)
+    plan = plan_tuning(command, resolved.origin, corpus, base, 0.0)
     job = TrainingJob.build(plan, corpus, base)
     job.model.train()
     with tempfile.TemporaryDirectory() as folder:
