@@ -35,7 +35,7 @@ def peer(checkout: Path, text: Path) -> dict[str, float]:
     (data / "input.txt").write_bytes(text.read_bytes())
     subprocess.run([sys.executable, data / "prepare.py"], check=True, capture_output=True)
     # without what importing settle has set here: it would change how the peer's threads wait
-    env = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")}
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "train.py", *PEER], cwd=checkout, env=env, check=True, capture_output=True, text=True

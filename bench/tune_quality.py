@@ -47,7 +47,11 @@ def tuned(model: Path, rows: Path, held_out: Path) -> tuple[dict[str, Any], Path
 
 def by_trl(venv: Path, model: Path, rows: Path, work: Path, settings: dict[str, Any]) -> Path:
     """TRL's adapter."""
-    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "PYTHONPATH")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "PYTHONPATH")
+    }
     command = [venv / "bin" / "python", TRAINER, model, rows, work, json.dumps(settings)]
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
     return work / "adapter"

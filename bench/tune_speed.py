@@ -57,7 +57,7 @@ class Side:
         work.mkdir()
         self.log = work / "log.txt"
         # a peer runs without what importing settle may have set here: it would change how its threads wait
-        ours = () if name == "settle" else ("GOMP_SPINCOUNT", "PYTHONPATH")
+        ours = () if name == "settle" else ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "PYTHONPATH")
         env = {k: v for k, v in os.environ.items() if k not in ours} | QUIET
         env |= {k: str(settings[k]) for k in settings if k.isupper()}
         settings = {k: v for k, v in settings.items() if not k.isupper()}

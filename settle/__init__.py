@@ -21,6 +21,9 @@ for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 # machine makes training some times slower; this costs 5 % of small operations on an idle one (both measured on two
 # cores). GNU OpenMP reads it when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# The library of matrix products compiles a kernel for every number of rows and keeps 1,024 of them. Packed rows make
+# ever new numbers, and what was kept grew by 20 MB with each step of a 135 M model. Read when torch loads.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not warn when a process forks
 
 from settle.base.errors import SettleError  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.machine.accelerator import Accelerator, accelerator
-from settle.machine.allocator import keep_freed_memory
+from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, processor_name
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
@@ -29,6 +29,7 @@ __all__ = [
     "cores",
     "describe",
     "disk_free",
+    "FreedMemory",
     "keep_freed_memory",
     "memory",
     "power",

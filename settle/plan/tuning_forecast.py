@@ -29,6 +29,7 @@ MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
 TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.08, 0.05, 0.15, 0.06
+MEMORY_GROWTH = 1.05  # until freed memory is given back, see FreedMemory
 STOP_SPREAD = 0.4  # of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
@@ -137,7 +138,7 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
         tokens=tokens,
         time=duration,
         # the best weights are kept beside the ones that are trained
-        peak_memory=Estimate.within(measured.memory + whole, MEMORY_SPREAD),
+        peak_memory=Estimate.within(MEMORY_GROWTH * measured.memory + whole, MEMORY_SPREAD),
         energy=energy,
         cost=Estimate(
             cost(energy.value, duration.value, *prices),

@@ -18,6 +18,7 @@ from settle.base.events import Events
 from settle.base.run import Run
 from settle.base.settings import Settings
 from settle.data.batches import Batch, Batches
+from settle.machine import FreedMemory
 from settle.model.architectures import Decoder
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
@@ -132,6 +133,7 @@ class Loop:
         self.sample_tokens = sum(len(b.targets) for b in held_out)
         self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, self._floor())
         self.state = State(schedule=Schedule(plan.warmup_steps))
+        self.freed = FreedMemory()
         self.best: Weights = {}
         self.earlier: dict[str, float] = {}  # spent by the sessions before this one
         self.saved_step = -1  # of the newest checkpoint, when it holds the state as it is
@@ -176,6 +178,7 @@ class Loop:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.stepper.step(multiplier)
+        self.freed.after_step()
         return loss, grad_norm
 
     def _next_position(self) -> int:
