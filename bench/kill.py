@@ -1,6 +1,7 @@
 """The kill matrix: a run is stopped in every way, `settle resume` goes on, the weights end byte for byte the same.
 
     python bench/kill.py                    # everything, writes bench/results/kill.md
+    python bench/kill.py --tune             # the same of a LoRA over a tiny base, past its first epoch: kill-tune.md
     python bench/kill.py --reduced --json   # what the tests run
 
 Every session is a process of its own that runs the real command line and is really killed. It is forked from one that
@@ -37,7 +38,8 @@ from settle.train import checkpoint  # noqa: E402
 
 for _room in (
     "plan.training_job", "data.prepare", "data.reading", "evaluate.gate", "evaluate.hand_over", "evaluate.card",
-    "evaluate.curves", "train.proof", "show.talk", "commands.resume",
+    "evaluate.curves", "train.proof", "show.talk", "commands.resume", "commands.tune", "plan.tuning",
+    "plan.tuning_forecast", "data.rows.prepare",
 ):  # fmt: skip
     importlib.import_module(f"settle.{_room}")
 for _package in ("matplotlib.figure", "matplotlib.font_manager", "matplotlib.backends.backend_agg", "rich.live"):
@@ -45,8 +47,12 @@ for _package in ("matplotlib.figure", "matplotlib.font_manager", "matplotlib.bac
 
 STEPS, EVERY = 45, 20  # regular checkpoints at 0, 20 and 40, and one at the end
 SETTINGS = [
-    "--name", "k", "--size", "60k", "--steps", str(STEPS), "--dtype", "float32", "--context", "32",
+    "--name", "k", "--size", "60k", "--steps", str(STEPS), "--dtype", "float32",
     "--batch-tokens", "128", "--threads", "1", "--data.vocab-size", "400",
+]  # fmt: skip
+TUNE_SETTINGS = [
+    "--name", "k", "--steps", str(STEPS), "--dtype", "float32", "--batch-rows", "4", "--adapter.rank", "4",
+    "--threads", "1", "--rows.held-out", "0.2", "--rates.lr", "0.01", "--no-compare",
 ]  # fmt: skip
 FILE_EVENTS = {
     "mkdir", "open", "write", "flush", "fsync", "close", "rename", "replace", "rmdir", "unlink", "remove", "scandir",
@@ -142,6 +148,7 @@ class Matrix:
 
     folder: Path
     reduced: bool
+    tune: bool = False
 
     def __post_init__(self) -> None:
         self.data = self.folder / "data"
@@ -152,7 +159,9 @@ class Matrix:
             text = " ".join(chance.choice(words) for _ in range(300))
             (self.data / f"{number}.txt").write_text(text + "\n")
         self.random = random.Random(11)
-        self.train = ["train", str(self.data), *SETTINGS]
+        self.train = ["train", str(self.data), *SETTINGS, "--context", "32"]
+        if self.tune:
+            self.train = ["tune", *self._base_and_rows(), *TUNE_SETTINGS]
         whole = session(self.folder / "whole", self.train)
         assert whole.code == 0, whole.output
         self.seconds = whole.seconds
@@ -163,6 +172,17 @@ class Matrix:
         assert killed.code == -signal.SIGKILL, killed.output
         self.failures: list[str] = []
         self.number = 0
+
+    def _base_and_rows(self) -> list[str]:
+        """A base, trained for a moment, and rows for it."""
+        home, rows = self.folder / "base", self.folder / "rows.jsonl"
+        made = session(home, ["train", str(self.data), *SETTINGS, "--context", "128"])
+        assert made.code == 0, made.output
+        chance = random.Random(6)
+        words = (self.data / "0.txt").read_text().split()
+        told = [{"prompt": chance.choice(words), "completion": " ".join(chance.choices(words, k=4))} for _ in range(60)]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in told))
+        return [str(next((home / "runs").iterdir()) / "out" / "hf"), str(rows)]
 
     def copy(self, source: Path) -> Path:
         """A home of its own for one case, as `source` is."""
@@ -405,7 +425,8 @@ def fingerprint(home: Path) -> str:
     """Hash of the last checkpoint's tensors, the exported weights, and every verdict a resume could change."""
     run = next((home / "runs").iterdir())
     digest = hashlib.sha256(tensors(home).encode())
-    exported = safetensors.numpy.load_file(run / "out" / "hf" / "model.safetensors")
+    adapter, whole = run / "out" / "adapter" / "adapter_model.safetensors", run / "out" / "hf" / "model.safetensors"
+    exported = safetensors.numpy.load_file(adapter if adapter.exists() else whole)
     for name in sorted(exported):
         digest.update(name.encode() + exported[name].tobytes())
     result = json.loads((run / "result.json").read_text())
@@ -434,11 +455,12 @@ def rows(matrix: Matrix) -> list[Callable[[], Row]]:
     ]
 
 
-def report(told: list[Row], failures: list[str], seconds: float) -> str:
+def report(told: list[Row], failures: list[str], seconds: float, tune: bool) -> str:
+    command = "python bench/kill.py" + (" --tune" if tune else "")
     lines = [
-        "# Kill matrix",
+        "# Kill matrix of tuning" if tune else "# Kill matrix",
         "",
-        f"`python bench/kill.py`, {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. After each stop one "
+        f"`{command}`, {datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes. After each stop one "
         "`settle resume`, no manual step; equal means: weights, optimizer state, exported file and verdict byte for "
         "byte those of the run that was not stopped (CPU, fp32, --steps, 1 thread), and nothing half-written left.",
         "",
@@ -454,12 +476,13 @@ def report(told: list[Row], failures: list[str], seconds: float) -> str:
 def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reduced", action="store_true", help="a small part of it, for the tests")
+    parser.add_argument("--tune", action="store_true", help="of a LoRA, not of training from nothing")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of rows, from 0")
     parser.add_argument("--json", action="store_true", help="the table as JSON, written nowhere")
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        matrix = Matrix(Path(folder), asked.reduced)
+        matrix = Matrix(Path(folder), asked.reduced, asked.tune)
         told: list[Row] = []
         for number, row in enumerate(rows(matrix)):
             if asked.only is None or number in asked.only:
@@ -469,9 +492,9 @@ def run() -> int:
     if asked.json:
         print(json.dumps({"rows": told, "failures": matrix.failures}))
     else:
-        text = report(told, matrix.failures, time.monotonic() - began)
-        (Path(__file__).parent / "results").mkdir(exist_ok=True)
-        (Path(__file__).parent / "results" / "kill.md").write_text(text)
+        text = report(told, matrix.failures, time.monotonic() - began, asked.tune)
+        name = "kill-tune.md" if asked.tune else "kill.md"
+        (Path(__file__).parent / "results" / name).write_text(text)
         print(text)
     return 1 if matrix.failures or any(good < cases for _, good, cases, _ in told) else 0
 

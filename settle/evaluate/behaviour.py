@@ -218,8 +218,9 @@ def compare_greedy(
     The live model is shown llama.cpp's continuation in one pass: as long as its own first choice is the next token
     there, its continuation is the same, and the first other choice is the first difference.
     """
-    longest = min(16, engine.context // 2)
-    prompts = [ids[:longest] for ids in spread(sequences, effort.num_prompts)]
+    # of chats, as far as they are not all the same: behind what the template begins with
+    longest = min(64, engine.context // 2)
+    prompts = [ids[: max(1, min(longest, len(ids) // 2))] for ids in spread(sequences, effort.num_prompts)]
     number = min(effort.num_greedy, engine.context - longest)
     compared = equal = ties = 0
     for row, prompt in enumerate(prompts):
