@@ -338,6 +338,15 @@ def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_p
     assert supervised(corpus, tokenizer) == {f"{r['completion']}<|im_end|>" for i, r in enumerate(rows) if i % 10}
 
 
+def test_a_side_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    path = write(tmp_path / "a.jsonl", rows)
+    long = write(tmp_path / "long.jsonl", [{"prompt": "How long?", "completion": "very " * 400}])
+    with pytest.raises(DataError, match="no rows are left to evaluate on") as caught:
+        run(tokenizer, path, held_out_from=str(long), max_tokens=200, most_too_long=0.5)
+    assert "--rows.max-tokens" in caught.value.fix
+
+
 def test_templates_of_one_s_own_and_none(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "a.jsonl", [{"prompt": f"{q}\n", "completion": a} for q, a in pairs()])
     plain = run(tokenizer, rows, template="none")

@@ -71,6 +71,12 @@ def write_rows(
                 previews += [preview.to_json() for preview in making.preview(where, rows[-1])]
         refuse(refused, settings, ledger)
         making.refuse_lost_answers(settings.most_too_long)
+        for side, writer in writers.items():
+            if not writer.num_documents:
+                raise DataError(
+                    f"no rows are left to {'train' if side == TRAIN else 'evaluate'} on ({ledger.summary()})",
+                    "give more examples, or allow longer ones with --rows.max-tokens",
+                )
         stores = {side: writer.close() for side, writer in writers.items()}
     _describe(corpus, gathered, making, stores, ledger, previews)
 
@@ -97,11 +103,6 @@ def _describe(
 ) -> None:
     """The ledger and what is needed to open the corpus again."""
     for side, store in stores.items():
-        if not store.num_rows:
-            raise DataError(
-                f"no rows are left to {'train' if side == TRAIN else 'evaluate'} on ({ledger.summary()})",
-                "give more examples, or allow longer ones with --rows.max-tokens",
-            )
         ledger.notes[_SIDES[side]] = {
             "rows": store.num_rows,
             "documents": store.num_documents,
