@@ -28,8 +28,8 @@ SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expec
 MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
-TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.08, 0.05, 0.15, 0.06
-MEMORY_GROWTH = 1.05  # until freed memory is given back, see FreedMemory
+TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.05, 0.15, 0.15
+MEMORY_GROWTH = 1.12  # until freed memory is given back (see FreedMemory), and by what is done after the last step
 STOP_SPREAD = 0.4  # of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
@@ -124,8 +124,9 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
     looks = _looks(job.plan, tokens.value) * job.plan.held_out_tokens + held_out
     fixed = spent + PROOF_STEPS * measured.step_seconds + looks * measured.look_seconds
     unsure_steps = measured.step_spread / math.sqrt(measured.steps)
-    spread = math.hypot(TIME_SPREAD, unsure_steps, math.log(tokens.high / tokens.low) / 2 / TENTH)
-    duration = Estimate.within(tokens.value * per_token, spread).plus(fixed)
+    seconds = tokens.value * per_token + fixed
+    of_steps = math.hypot(unsure_steps, math.log(tokens.high / tokens.low) / 2 / TENTH) * (1 - fixed / seconds)
+    duration = Estimate.within(seconds, math.hypot(TIME_SPREAD, of_steps))
     if loop.seconds:
         most = loop.seconds + fixed
         duration = Estimate(min(duration.value, most), min(duration.low, most), min(duration.high, most * 1.05))
