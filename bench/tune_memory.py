@@ -2,10 +2,12 @@
 
     python bench/tune_models.py shape llama-3.2-3b smollm2.gguf llama-3b
     python bench/tune_memory.py llama-3b [--tokens 1024] [--steps 4] [--quantize nf4|as-is|none] [--limit-gib 6]
+        [--keep]
 
 One row is a step, and is about --tokens long: Python's standard library, the last tenth of it to be written by the
 model. The whole process counts, as the system does: from its first import to its last step, pages of mapped files
-included. The run is the command as a person gives it, stopped after its steps by --steps; handing over is not in it.
+included. Layers are computed again in the backward pass, as settle plans by itself where memory is short; --keep leaves
+that to the plan for this machine. The run is the command as a person gives it, stopped after its steps by --steps; handing over is not in it.
 """
 
 import argparse
@@ -75,12 +77,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--quantize", choices=["nf4", "as-is", "none"], default="nf4")
     parser.add_argument("--limit-gib", type=float, default=6.0)
+    parser.add_argument("--keep", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.jsonl")
         write_rows(asked.model, asked.tokens, 24, rows)
         command = [sys.executable, "-m", "settle", "tune", str(asked.model), str(rows), "--json", "--batch-rows", "1"]
         command += ["--steps", str(asked.steps), "--name", "memory"]
+        command += [] if asked.keep else ["--recompute"]
         command += [] if asked.quantize == "none" else ["--quantize", asked.quantize]
         result = watch(command, Path(folder, "home"), asked.steps)
     result["fits"] = result["peak"] <= asked.limit_gib * 2**30
