@@ -6,8 +6,9 @@
 
 One row is a step, and is about --tokens long: Python's standard library, the last tenth of it to be written by the
 model. The whole process counts, as the system does: from its first import to its last step, pages of mapped files
-included. Layers are computed again in the backward pass, as settle plans by itself where memory is short; --keep leaves
-that to the plan for this machine. The run is the command as a person gives it, stopped after its steps by --steps; handing over is not in it.
+included. Layers are computed again in the backward pass, as settle plans by itself where memory is short; --keep
+leaves that to the plan for this machine. The run is the command as a person gives it, stopped after its steps by
+--steps; handing over is not in it.
 """
 
 import argparse
