@@ -69,19 +69,19 @@ class Chat(Command):
         except ImportError:
             pass
         while True:
+            line = None
             try:
                 line = input("> ")
+                if line.strip() in ("/bye", "/exit", "/quit"):
+                    return
+                talk.obey(line) if line.startswith("/") else talk.speak(line)
             except EOFError:
                 events.emit("answer", text="\n")
                 return
-            except KeyboardInterrupt:
-                events.emit("answer", text="\n")
-                events.emit("say", text="/bye or Ctrl-D leaves")
-                continue
-            if line.strip() in ("/bye", "/exit", "/quit"):
-                return
-            try:
-                talk.obey(line) if line.startswith("/") else talk.speak(line)
+            except KeyboardInterrupt:  # at the prompt, or in the moment before the answer begins
+                events.emit("answer", text="\n" if line is None else " …\n")
+                if line is None:
+                    events.emit("say", text="/bye or Ctrl-D leaves")
             except (UsageError, EngineError) as e:
                 if not talk.alive():
                     raise
