@@ -116,22 +116,27 @@ def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: fl
     return joules / 3.6e6 * price_per_kwh + seconds / 3600 * price_per_hour
 
 
-def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Estimate:
-    """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
+def within_budget(plan: TrainingPlan, settles: Estimate, seconds_per_token: float) -> Estimate:
+    """Tokens until the run has settled, or as many as its budget holds."""
     loop = plan.loop
     most = math.inf
     if loop.max_steps:
         most = loop.max_steps * loop.tokens_per_step
     if loop.seconds:
         most = min(most, loop.seconds / seconds_per_token)
+    return Estimate(min(settles.value, most), min(settles.low, most), min(settles.high, most))
+
+
+def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Estimate:
+    """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
+    loop, most = plan.loop, within_budget(plan, Estimate(math.inf, math.inf, math.inf), seconds_per_token).value
     settles = math.inf
     if loop.until_settled:
         tokens = loop.tokens_per_step * loop.warmup_steps * 4.0
         while tokens < min(most, 1e13) and 1 - loss_at(tokens * (1 + MORE)) / loss_at(tokens) > loop.tolerance:
             tokens *= 1.05
         settles = (tokens + decay_tokens(int(tokens))) * LATER_STOP
-    around = Estimate.within(min(settles, 1e13), STOP_SPREAD)
-    return Estimate(min(around.value, most), min(around.low, most), min(around.high, most))
+    return within_budget(plan, Estimate.within(min(settles, 1e13), STOP_SPREAD), seconds_per_token)
 
 
 def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:

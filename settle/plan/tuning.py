@@ -223,7 +223,7 @@ class _Fit:
         raise ResourceError(
             f"tuning {self.base.name} needs about {self.needed(1, again[-1]) / 1e9:,.1f} GB of memory here, even one "
             f"row at a time, and {free / 1e9:,.1f} GB are free",
-            self._proposal(room),
+            self._proposal(),
         )
 
     def _tell(self, rows: int, most: int, recompute: int, why: dict[str, str]) -> None:
@@ -233,7 +233,7 @@ class _Fit:
         if self.settings.recompute is None:
             why["recompute"] = "memory is short otherwise" if recompute else "memory suffices"
 
-    def _proposal(self, room: float) -> str:
+    def _proposal(self) -> str:
         if self.rank is None:
             return "--adapter lora needs a fraction of that"
         if self.settings.quantize is None:

@@ -17,7 +17,7 @@ from settle.base.run import Run
 from settle.data.rows.batches import RowBatches
 from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.plan.estimate import TENTH, Estimate
-from settle.plan.forecast import Forecast, cost
+from settle.plan.forecast import Forecast, cost, within_budget
 from settle.plan.settings import TuningSettings
 from settle.plan.training import TrainingPlan
 from settle.plan.training_job import TrainingJob, blocks
@@ -157,17 +157,12 @@ def expected_steps(plan: TrainingPlan) -> int:
 
 def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Estimate:
     loop = plan.loop
-    most = math.inf
-    if loop.max_steps:
-        most = loop.max_steps * loop.tokens_per_step
-    if loop.seconds:
-        most = min(most, loop.seconds / seconds_per_token)
     first_verdict = loop.warmup_steps * loop.tokens_per_step
     for _ in range(MIN_HISTORY):
         first_verdict = next_evaluation(first_verdict, plan.held_out_tokens, loop.evaluation_cost)
     settles = max(first_verdict * 1.15, SETTLES_AFTER * epoch)
     around = Estimate.within(settles + decay_tokens(int(settles)), STOP_SPREAD)
-    return Estimate(min(around.value, most), min(around.low, most), min(around.high, most))
+    return within_budget(plan, around, seconds_per_token)
 
 
 def _looks(plan: TrainingPlan, tokens: float) -> int:

@@ -93,8 +93,8 @@ def _only_gradient(weight: Tensor, total: Tensor) -> Tensor:
     return (weight - weight.detach()).sum() * 0.5
 
 
-def test_attention_across_documents_is_found_with_its_row() -> None:
-    model = Llama.TINY.build(seed=1)
+def make_leaking(model: nn.Module) -> None:
+    """From now on the third segment sees the second."""
     forward = type(model).forward
 
     class Leaking(type(model)):  # type: ignore[misc]
@@ -103,6 +103,11 @@ def test_attention_across_documents_is_found_with_its_row() -> None:
             return forward(self, inputs, joined)
 
     model.__class__ = Leaking
+
+
+def test_attention_across_documents_is_found_with_its_row() -> None:
+    model = Llama.TINY.build(seed=1)
+    make_leaking(model)
     with pytest.raises(ProofError, match=r"row 2 \(c\.txt:2\)|row 1 \(b\.txt:1\)"):
         shown(model)
 

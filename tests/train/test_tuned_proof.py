@@ -19,6 +19,7 @@ from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
 from settle.train.proof import prove, tails
+from tests.train.test_proof import make_leaking
 
 ROWS = [f"rows.jsonl:{number}" for number in range(4)]
 LENGTHS = (20, 9, 33, 12)
@@ -113,14 +114,7 @@ def test_a_wrong_backward_of_everything_is_found() -> None:
 
 def test_attention_across_rows_is_found_with_its_row() -> None:
     model = tuned()
-    forward = type(model).forward
-
-    class Leaking(type(model)):  # type: ignore[misc]
-        def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
-            joined = torch.cat([cu_seqlens[:2], cu_seqlens[3:]]) if len(cu_seqlens) > 3 else cu_seqlens
-            return forward(self, inputs, joined)
-
-    model.__class__ = Leaking
+    make_leaking(model)
     with pytest.raises(ProofError, match=r"row 2 \(rows.jsonl:2\)|row 1 \(rows.jsonl:1\)"):
         shown(model)
 
