@@ -24,8 +24,12 @@ from settle.train.gradient import backward
 from settle.train.objectives import Objective
 
 TOKENS, SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
+# of a row's beginning, kept before its end: trained attention rests on the first tokens, and where they are missing,
+# bfloat16 gives another gradient (measured: 4 % off with them, up to 53 % without, on Gemma 3 270M)
+BEGINNING = 4
 APART = 0.02  # standard deviation of what is added to first weights, which may be a special point of the loss
-# of a tensor's gradient from float64's, relative: rounding of the type's mantissa through all layers and back
+# of the gradient from float64's, relative: rounding of the type's mantissa through all layers and back. A tensor of a
+# tuned model may be twice as far off, since its few tokens may teach it next to nothing.
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
@@ -189,17 +193,22 @@ class _Proof:
             raise ProofError(
                 f"the loss is {self.half_mean:.6f}, in {exact} it is {self.mean:.6f}", "try --dtype float32"
             )
-        worst, name = 0.0, ""
+        worst, name, of_all, size = 0.0, "", 0.0, 0.0
         for key, parameter in self.exact.trainable().items():
             whole = _grad(parameter).cpu()
-            off = _relative(self.half[key].to(whole.dtype) - whole, whole)
+            difference = self.half[key].to(whole.dtype) - whole
+            off = _relative(difference, whole)
             if not off <= worst:
                 worst, name = off, key
+            of_all, size = of_all + float(difference.norm()) ** 2, size + float(whole.norm()) ** 2
+        of_all = math.sqrt(of_all / size)
         kind = str(self.kind).removeprefix("torch.")
         self.half = {}
-        if not worst <= allowed:
+        if not worst <= (2 * allowed if self.tuned else allowed):
             raise ProofError(f"{name}: its gradient in {kind} is {worst:.1e} off {exact}'s", "try --dtype float32")
-        return f"{kind}, worst tensor {name}: {worst:.1e}"
+        if not of_all <= allowed:
+            raise ProofError(f"the gradient in {kind} is {of_all:.1e} off {exact}'s", "try --dtype float32")
+        return f"{kind}, {of_all:.1e} off, worst tensor {name}: {worst:.1e}"
 
     def packs_and_accumulates(self) -> str:
         """Rows one by one, accumulated, give the loss and the gradient that they give packed in one batch."""
@@ -317,10 +326,14 @@ def _rows(batch: Batch, edges: np.ndarray) -> Batch:
 
 
 def tails(batch: Batch, tokens: int, segments: int) -> Batch:
-    """The ends of the first `segments` rows, `tokens` in all at most: where answers are."""
+    """The ends of the first `segments` rows, where answers are, behind their first tokens; `tokens` in all at most."""
     bounds = batch.cu_seqlens[: segments + 1].tolist()
     each = tokens // (len(bounds) - 1)
-    pieces = [np.arange(max(first, last - each), last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    head = min(BEGINNING, each // 2)
+    pieces = [
+        np.r_[first : first + head, last - each + head : last] if last - first > each else np.arange(first, last)
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
     place = np.concatenate(pieces)
     positions = np.concatenate([np.arange(len(piece)) for piece in pieces])
     edges = np.cumsum([0, *map(len, pieces)]).astype(batch.cu_seqlens.dtype)

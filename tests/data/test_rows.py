@@ -338,6 +338,13 @@ def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_p
     assert supervised(corpus, tokenizer) == {f"{r['completion']}<|im_end|>" for i, r in enumerate(rows) if i % 10}
 
 
+def test_a_file_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "junk.jsonl"
+    path.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(DataError, match=r"there are no rows in what was given .*binary"):
+        run(tokenizer, path)
+
+
 def test_a_side_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     path = write(tmp_path / "a.jsonl", rows)

@@ -137,9 +137,11 @@ def test_preferences_must_begin_at_the_base() -> None:
         shown(model, DPO(beta=1.0))
 
 
-def test_the_ends_of_rows_are_what_is_checked() -> None:
+def test_the_ends_of_rows_behind_their_beginnings_are_what_is_checked() -> None:
     whole = batch(Llama.TINY.vocab_size)
     part_of = tails(whole, 40, 4)
     assert np.diff(part_of.cu_seqlens).tolist() == [10, 9, 10, 10]
-    assert part_of.targets[:10].tolist() == whole.targets[10:20].tolist()
-    assert part_of.targets[-10:].tolist() == whole.targets[-10:].tolist()
+    assert part_of.inputs[:10].tolist() == [*whole.inputs[:4], *whole.inputs[14:20]]
+    assert part_of.inputs[10:19].tolist() == whole.inputs[20:29].tolist()  # a short row is whole
+    assert part_of.targets[-6:].tolist() == whole.targets[-6:].tolist()
+    assert part_of.positions[:10].tolist() == list(range(10))

@@ -123,6 +123,11 @@ def _drop_repeats(found: Gathered, given: np.ndarray, ledger: Ledger) -> None:
 
 
 def _refuse_one_sided(found: Gathered, ledger: Ledger) -> None:
+    if not len(found.sides):
+        raise DataError(
+            f"there are no rows in what was given ({ledger.summary()})",
+            "rows are read from .jsonl, .json, .csv and .parquet, one example each",
+        )
     for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
         if not (found.sides == side).any():
             kept = int((found.sides != DROPPED).sum())
