@@ -218,8 +218,8 @@ class FinishedRun:
 
     def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
         """`generate`, piece by piece."""
-        from settle.commands._models import served
         from settle.infer.engine import Engine
+        from settle.infer.served import served
 
         model = served(self.path.name)
         with Engine(model.path, adapter=model.adapter) as engine:

@@ -11,7 +11,7 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.events import Events
 from settle.base.run import write_json
 from settle.commands import Command
-from settle.commands._models import served
+from settle.infer.served import served
 
 if TYPE_CHECKING:
     from settle.infer.engine import Engine

@@ -8,11 +8,10 @@ from pydantic import Field
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
 from settle.commands import Command
-from settle.commands._models import run_of, served
+from settle.infer.served import Served, run_of, served
 
 if TYPE_CHECKING:
     from settle.data.layouts import Example
-    from settle.evaluate.serving import Served
 
 
 class Eval(Command):
@@ -45,7 +44,7 @@ class Eval(Command):
 
     def run(self, events: Events) -> int:
         from settle.evaluate.compare import compare, tell
-        from settle.evaluate.serving import Served, contenders, readers
+        from settle.evaluate.serving import contenders, readers
         from settle.evaluate.tasks import named
 
         if self.score:
@@ -74,12 +73,10 @@ class Eval(Command):
         events.emit("result", result=result)
         return 0 if comparison.verdict == "better" else 3
 
-    def _base(self, tuned: "Served") -> "Served":
+    def _base(self, tuned: Served) -> Served:
         if self.against:
             return served(self.against)
         if tuned.adapter:
-            from settle.evaluate.serving import Served
-
             return Served(tuned.path.stem, tuned.path)
         run = run_of(self.tuned)
         tuning = (run.read("plan.json") or {}).get("tuning") if run else None

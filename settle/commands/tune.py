@@ -18,7 +18,7 @@ from settle.train.stopping import Stopping
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.compare import Comparison
-    from settle.evaluate.serving import Served
+    from settle.infer.served import Served
     from settle.model.pretrained import Pretrained
     from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
@@ -164,10 +164,10 @@ def _handed_over(
 
 def _compared(run: Run, job: "TrainingJob", score: str | None, limit: int, events: Events) -> "Comparison":
     """The tuned model and its base on the held-out rows."""
-    from settle.commands._models import served
     from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.compare import compare, tell
     from settle.evaluate.serving import contenders, readers
+    from settle.infer.served import served
 
     assert isinstance(job.corpus, RowCorpus)
     tuned = served(run.path.name)._replace(name=run.name)
@@ -182,8 +182,8 @@ def _compared(run: Run, job: "TrainingJob", score: str | None, limit: int, event
 @contextlib.contextmanager
 def _base_file(run: Run, job: "TrainingJob") -> Iterator["Served"]:
     """The base as llama.cpp serves it; one in Hugging Face's layout is written as GGUF for as long as this lasts."""
-    from settle.evaluate.serving import Served
     from settle.formats.gguf import export_gguf
+    from settle.infer.served import Served
 
     base = job.base
     assert base is not None

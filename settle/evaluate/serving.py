@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from settle.base.errors import FormatError
 from settle.evaluate.contender import FileContender, LiveContender
 from settle.formats.lora_gguf import DOWN, UP, read_lora
+from settle.infer.served import Served
 from settle.machine import memory
 
 if TYPE_CHECKING:
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
 
 NUMBER_BYTES = 4  # what is read is compared in fp32
-
-
-class Served(NamedTuple):
-    """A model as llama.cpp serves it: a GGUF file, and a LoRA in another one over it or none."""
-
-    name: str
-    path: Path
-    adapter: Path | None = None
-
-    def adapts(self, base: "Served") -> bool:
-        """Whether this is `base` with an adapter over it."""
-        return self.adapter is not None and base.adapter is None and base.path.resolve() == self.path.resolve()
 
 
 @contextlib.contextmanager

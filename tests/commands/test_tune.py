@@ -15,13 +15,13 @@ import settle
 from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.cli import main
-from settle.commands._models import served
 from settle.data.pretrained_tokenizer import PretrainedTokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
+from settle.infer.served import served
 from settle.model.pretrained import Pretrained
 
 QUICK = [

@@ -14,9 +14,10 @@ from settle.evaluate.compare import compare, tell
 from settle.evaluate.contender import FileContender, LiveContender, without_thoughts
 from settle.evaluate.forgetting import forgetting, generated, given
 from settle.evaluate.instructions import INSTRUCTIONS
-from settle.evaluate.serving import Served, contenders, readers
+from settle.evaluate.serving import contenders, readers
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.infer.served import Served
 from tests.trained import adapter
 
 NAMES = ("self", "parser", "action", "option", "group", "value", "prefix", "usage", "default", "metavar")

@@ -1,20 +1,27 @@
-"""Models by name: of runs, of the store, or any file; as llama.cpp serves them."""
+"""Models by name as llama.cpp serves them: of runs, of the store, or any file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.models import StoredModel, all_models, find_model
 from settle.base.run import Run
 
-if TYPE_CHECKING:
-    from settle.evaluate.serving import Served
+
+class Served(NamedTuple):
+    """A model as llama.cpp serves it: a GGUF file, and a LoRA in another one over it or none."""
+
+    name: str
+    path: Path
+    adapter: Path | None = None
+
+    def adapts(self, base: "Served") -> bool:
+        """Whether this is `base` with an adapter over it."""
+        return self.adapter is not None and base.adapter is None and base.path.resolve() == self.path.resolve()
 
 
-def served(name: str) -> "Served":
+def served(name: str) -> Served:
     """The file behind the name of a run, of a model in the store, or of a .gguf file. Raises UsageError."""
-    from settle.evaluate.serving import Served
-
     run = run_of(name)
     if run is not None:
         adapter = run.out / f"{run.name}-lora.gguf"
