@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 
+HTTP_THREADS = 8  # beside those of requests that are worked on: for counting tokens, rendering, being looked at
+
 
 def die_with_parent() -> None:
     """Blocks until stdin ends, then leaves without llama.cpp's destructors, which may hang at exit."""
@@ -27,12 +29,18 @@ def serve(settings: dict) -> str:
     params.api_keys = [settings["api_key"]]
     params.hostnames = ["127.0.0.1"]
     params.port = 0
-    params.n_ctx = settings["context"]
+    params.n_ctx = settings["context"] * settings["slots"]
     params.cpuparams.n_threads = settings["threads"]
     params.n_parallel = settings["slots"]
     params.kv_unified = False
-    if settings["adapter"]:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(settings["adapter"])]
+    # a request that waits for a slot holds one of these threads, and none may wait for a thread behind it
+    params.n_threads_http = settings["slots"] + settings["waiting"] + HTTP_THREADS
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path) for path in settings["adapters"]]
+    if settings["use"] != "generate":
+        params.embedding = True
+        params.n_batch = params.n_ubatch = settings["context"]  # a text is looked at as a whole
+    if settings["use"] == "rerank":
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if settings["template"]:
         params.chat_template = settings["template"]
     params.warmup = False
@@ -42,7 +50,7 @@ def serve(settings: dict) -> str:
     params.check_tensors = True
     # The defaults fit a model to free GPU memory, and keep 8 GiB of old prompts in RAM.
     params.fit_params = False
-    params.cache_ram_mib = 0
+    params.cache_ram_mib = settings["prompt_cache_mib"]
     params.n_ctx_checkpoints = 0
     globals()["server"] = xllamacpp.Server(params)
     return globals()["server"].listening_address

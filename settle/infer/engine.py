@@ -1,30 +1,21 @@
 """A GGUF file running in llama.cpp, in a child process (see `child.py`)."""
 
-import collections
 import errno
 import http.client
 import json
 import math
-import os
 import secrets
-import signal
-import subprocess
-import sys
-import threading
-import urllib.parse
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import EngineError, FormatError, ResourceError
+from settle.base.errors import EngineError
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
-from settle.machine import memory
+from settle.infer.context import fitting_context
+from settle.infer.process import Child, Load
 
-STOP_SECONDS = 3.0
-STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
 TEMPLATE = "tokenizer.chat_template"
-LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
 class Engine:
@@ -64,22 +55,13 @@ class Engine:
             template = lora.metadata.get(TEMPLATE)
             if template:
                 self.metadata = {**weights.metadata, TEMPLATE: template}
-        self.context = _context(self.path.name, self.metadata, context, slots)
+        self.context = fitting_context(self.path.name, self.metadata, context, slots)
         tokens = self.metadata.get("tokenizer.ggml.tokens", [])
         self.num_vocab = len(tokens)
         self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
-        self._settings = {
-            "path": str(self.path.resolve()),
-            "context": self.context * slots,
-            "slots": slots,
-            "adapter": str(self.adapter.resolve()) if self.adapter else None,
-            "template": self.metadata.get(TEMPLATE) if self.metadata is not weights.metadata else None,
-            "threads": threads or os.cpu_count() or 1,
-            "api_key": secrets.token_hex(16),
-        }
-        self._ready_seconds = ready_seconds
-        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
-        self._process: subprocess.Popen | None = None
+        adapters = (self.adapter,) if self.adapter else ()
+        template = self.metadata.get(TEMPLATE) if self.metadata is not weights.metadata else None
+        self._child = Child(Load(self.path, self.context, slots, adapters, template, threads), ready_seconds)
 
     def __enter__(self) -> "Engine":
         self.start()
@@ -90,57 +72,20 @@ class Engine:
 
     def start(self) -> None:
         """Starts the child and waits until it has loaded the model."""
-        # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("child.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            process_group=0,
-            env=os.environ | self._environment(),
-        )
-        self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
-        self._drain.start()
-        try:
-            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the child is dead already; what it said on stderr is the error
-        answer: list[bytes] = []
-        reader = threading.Thread(target=lambda: answer.append(self._process.stdout.readline()), daemon=True)
-        reader.start()
-        reader.join(self._ready_seconds)
-        if not answer or not answer[0]:
-            hung = not answer
-            self.close()
-            why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
-            raise EngineError(f"llama.cpp {why}: {self.path.name}{self._tail()}", self._fix())
-        self._address = urllib.parse.urlsplit(json.loads(answer[0])["address"])
+        self._child.start()
 
     def close(self) -> None:
-        """Ends the child: terminate, three seconds, kill. Calling it twice is harmless."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            os.killpg(process.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._drain.join(STOP_SECONDS)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass
+        """Ends the child. Calling it twice is harmless."""
+        self._child.close()
 
     def alive(self) -> bool:
         """Whether the child runs."""
-        return self._process is not None and self._process.poll() is None
+        return self._child.alive()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child."""
+        return self._child.pid
 
     def tokenize(self, text: str, special: bool = False, opening: bool = False) -> list[int]:
         """Ids of a text. special: whether `<|end|>` and its like in it become tokens; opening: whether llama.cpp may
@@ -236,10 +181,10 @@ class Engine:
         return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
 
     def _open(self, path: str, body: dict) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        if self._process is None:
+        if not self._child.is_open:
             raise EngineError("the engine is not running", "use it inside `with Engine(path) as engine:`")
-        connection = http.client.HTTPConnection(self._address.hostname, self._address.port)
-        headers = {"Authorization": f"Bearer {self._settings['api_key']}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(self._child.address.hostname, self._child.address.port)
+        headers = {"Authorization": f"Bearer {self._child.api_key}", "Content-Type": "application/json"}
         try:
             connection.request("POST", path, json.dumps(body), headers)
             response = connection.getresponse()
@@ -251,10 +196,10 @@ class Engine:
                 errno.EADDRNOTAVAIL,
             ):
                 raise EngineError(
-                    f"llama.cpp runs, and cannot be reached at {self._address.hostname}: {error.strerror}",
+                    f"llama.cpp runs, and cannot be reached at {self._child.address.hostname}: {error.strerror}",
                     "it needs the loopback interface, though no other network: `ip link set lo up`",
                 ) from None
-            raise self._died() from error
+            raise self._child.died() from error
         if response.status != 200:
             detail = response.read().decode("utf-8", "replace")
             connection.close()
@@ -267,7 +212,7 @@ class Engine:
             # errors="replace": a byte-level token can be half a character.
             return json.loads(response.read().decode("utf-8", "replace"))
         except (OSError, http.client.HTTPException) as error:
-            raise self._died() from error
+            raise self._child.died() from error
         finally:
             connection.close()
 
@@ -278,61 +223,11 @@ class Engine:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                     yield json.loads(line[len(b"data: ") :].decode("utf-8", "replace"))
         except (OSError, http.client.HTTPException) as error:
-            raise self._died() from error
+            raise self._child.died() from error
         finally:
             connection.close()
-
-    def _environment(self) -> dict[str, str]:
-        # many small products one after the other: on a machine that has other work, threads that wait for each other
-        # spinning are three times slower than threads that sleep
-        return {"GOMP_SPINCOUNT": "200"} if self._settings["slots"] > 1 else {}
-
-    def _read_stderr(self, stream) -> None:
-        for line in stream:
-            self._stderr.append(line.decode("utf-8", "replace").rstrip())
-
-    def _tail(self) -> str:
-        """What llama.cpp said last: its errors where it named some."""
-        lines = list(self._stderr)
-        errors = [line for line in lines if " E " in line or "error" in line.lower()]
-        return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
-
-    def _died(self) -> EngineError:
-        return EngineError(f"llama.cpp died with {self.path.name} loaded{self._tail()}", self._fix())
-
-    def _fix(self) -> str:
-        return "export the model again, or ask for a smaller context if memory is short"
 
     def _refusal_fix(self, detail: str) -> str:
         if "context" in detail:
             return f"shorten the prompt: {self.path.name} was opened with a context of {self.context} tokens"
         return "check the request"
-
-
-def _context(name: str, metadata: Mapping[str, Any], asked: int | None, slots: int) -> int:
-    """Tokens of context for each slot: never more than the model knows, nor than memory holds, whatever the file
-    says."""
-    architecture = metadata["general.architecture"]
-
-    def number(key: str) -> int:
-        """The largest value where each layer has its own; 0 when it is not said."""
-        value = metadata.get(f"{architecture}.{key}", 0)
-        values = value if isinstance(value, list) else [value]
-        return max((v for v in values if type(v) is int), default=0)
-
-    longest = number("context_length")
-    if longest < 1:
-        raise FormatError(f"{name} does not say how long its context is", "it is not a whole model")
-    heads = number("attention.head_count")
-    width = number("attention.key_length") or number("embedding_length") // max(heads, 1)
-    # keys and values of two bytes each; half of what is free is left for everything else
-    per_token = 4 * number("block_count") * (number("attention.head_count_kv") or heads) * width
-    per_token *= slots
-    fits = memory().available // 2 // max(per_token, 1)
-    if asked is not None and min(asked, longest) > fits:
-        raise ResourceError(
-            f"a context of {min(asked, longest):,} tokens takes {min(asked, longest) * per_token / 1e9:.1f} GB, "
-            f"and {memory().available / 1e9:.1f} GB are free",
-            f"ask for {fits:,} at most",
-        )
-    return max(1, min(asked or LONGEST_UNASKED, longest, fits))

@@ -15,7 +15,8 @@ import pytest
 from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
-from settle.infer.engine import LONGEST_UNASKED, Engine
+from settle.infer.context import LONGEST_UNASKED
+from settle.infer.engine import Engine
 from settle.infer.sample import generate, logprobs
 from settle.machine import memory
 from tests.trained import adapter, merged
@@ -149,7 +150,7 @@ def test_child_dies_in_mid_answer(file):
     with Engine(file, threads=1) as engine:
         answer = engine.complete("self.", 400, 1.0, seed=1)
         next(answer)
-        os.kill(engine._process.pid, signal.SIGKILL)
+        os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="died"):
             list(answer)
             engine.tokenize("a")
@@ -157,7 +158,7 @@ def test_child_dies_in_mid_answer(file):
 
 def test_child_ends_while_an_answer_streams(file):
     with Engine(file, threads=1) as engine:
-        pid = engine._process.pid
+        pid = engine.pid
         answer = engine.complete("self.", 400, 1.0, seed=1)
         next(answer)
     assert gone(pid)
@@ -165,7 +166,7 @@ def test_child_ends_while_an_answer_streams(file):
 
 def test_child_ignores_ctrl_c(file):
     with Engine(file, threads=1) as engine:
-        os.kill(engine._process.pid, signal.SIGINT)
+        os.kill(engine.pid, signal.SIGINT)
         assert engine.tokenize("a")
 
 
@@ -173,7 +174,7 @@ def test_child_dies_with_its_parent(file):
     """kill -9 of the parent: stdin of the child ends, and so does the child."""
     code = (
         "import sys, time; from settle.infer.engine import Engine\n"
-        f"e = Engine({str(file)!r}, threads=1); e.start(); print(e._process.pid, flush=True); time.sleep(600)"
+        f"e = Engine({str(file)!r}, threads=1); e.start(); print(e.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())
@@ -194,13 +195,13 @@ def test_an_engine_that_cannot_be_reached_is_not_called_dead(engine, monkeypatch
 def test_needs_the_key(engine):
     import http.client
 
-    connection = http.client.HTTPConnection(engine._address.hostname, engine._address.port)
+    connection = http.client.HTTPConnection(engine._child.address.hostname, engine._child.address.port)
     connection.request("POST", "/tokenize", '{"content": "a"}', {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.read()
     connection.close()
     assert response.status == 401
-    assert engine._address.hostname == "127.0.0.1"
+    assert engine._child.address.hostname == "127.0.0.1"
 
 
 def test_generate_from_the_live_model(tiny):

@@ -1,0 +1,149 @@
+"""One llama.cpp child: started, watched and ended. What it runs is `child.py`."""
+
+import collections
+import dataclasses
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import Literal
+
+from settle.base.errors import EngineError
+
+STOP_SECONDS = 3.0
+STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
+
+Use = Literal["generate", "embed", "rerank"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a child loads, and what for.
+
+    context: tokens of each of the `slots` requests that it works on at the same time. adapters: LoRA files over the
+    model, off until a request asks for one by its place. template: the chat template instead of the file's own.
+    waiting: requests that may wait for a slot. prompt_cache_mib: for the beginnings of earlier prompts, beside what the
+    slots hold.
+    """
+
+    path: Path
+    context: int
+    slots: int = 1
+    adapters: tuple[Path, ...] = ()
+    template: str | None = None
+    threads: int | None = None
+    use: Use = "generate"
+    waiting: int = 0
+    prompt_cache_mib: int = 0
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self) | {
+            "path": str(self.path.resolve()),
+            "adapters": [str(path.resolve()) for path in self.adapters],
+            "threads": self.threads or os.cpu_count() or 1,
+        }
+
+
+class Child:
+    """A model in a llama.cpp process of its own, which answers over loopback with a random key.
+
+    ready_seconds: how long loading may take before it counts as failed.
+    """
+
+    def __init__(self, load: Load, ready_seconds: float = 300.0) -> None:
+        self.load = load
+        self.api_key = secrets.token_hex(16)
+        self._ready_seconds = ready_seconds
+        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("child.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+            env=os.environ | self._environment(),
+        )
+        self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        self._drain.start()
+        try:
+            self._process.stdin.write(json.dumps(self.load.to_json() | {"api_key": self.api_key}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the child is dead already; what it said on stderr is the error
+        answer: list[bytes] = []
+        reader = threading.Thread(target=lambda: answer.append(self._process.stdout.readline()), daemon=True)
+        reader.start()
+        reader.join(self._ready_seconds)
+        if not answer or not answer[0]:
+            hung = not answer
+            self.close()
+            why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
+            raise EngineError(f"llama.cpp {why}: {self.load.path.name}{self.tail()}", self.fix)
+        self.address = urllib.parse.urlsplit(json.loads(answer[0])["address"])
+
+    def close(self) -> None:
+        """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._drain.join(STOP_SECONDS)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was started and not closed; it may have died since."""
+        return self._process is not None
+
+    @property
+    def fix(self) -> str:
+        return "export the model again, or ask for a smaller context if memory is short"
+
+    def died(self) -> EngineError:
+        """The error of a request that got no answer."""
+        return EngineError(f"llama.cpp died with {self.load.path.name} loaded{self.tail()}", self.fix)
+
+    def tail(self) -> str:
+        """What llama.cpp said last: its errors where it named some."""
+        lines = list(self._stderr)
+        errors = [line for line in lines if " E " in line or "error" in line.lower()]
+        return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
+
+    def _environment(self) -> dict[str, str]:
+        # many small products one after the other: on a machine that has other work, threads that wait for each other
+        # spinning are three times slower than threads that sleep
+        return {"GOMP_SPINCOUNT": "200"} if self.load.slots > 1 else {}
+
+    def _read_stderr(self, stream) -> None:
+        for line in stream:
+            self._stderr.append(line.decode("utf-8", "replace").rstrip())
