@@ -186,7 +186,7 @@ def test_child_dies_with_its_parent(file):
 
 
 def test_an_engine_that_cannot_be_reached_is_not_called_dead(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_address", urllib.parse.urlsplit("http://255.255.255.255:9"))  # no one host
+    monkeypatch.setattr(engine._child, "address", urllib.parse.urlsplit("http://255.255.255.255:9"))  # no one host
     with pytest.raises(EngineError, match="cannot be reached at 255.255.255.255") as caught:
         engine.tokenize("a")
     assert "loopback" in caught.value.fix and engine.alive()
