@@ -150,7 +150,10 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
             negative = "" if field.get_default() is False else None  # a switch that is off needs no --no-…
             annotation = Annotated[field.annotation, Parameter(help=field.description, negative=negative)]  # type: ignore[name-defined]
             yield inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=field.get_default()
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=annotation,
+                default=field.get_default(call_default_factory=True),
             )
     yield inspect.Parameter(
         "json",

@@ -1,7 +1,7 @@
 """llama.cpp's server in a process of its own. Run by `engine.py` as a script, never imported by it.
 
-Reads one JSON line of settings on stdin, answers one JSON line `{"address": …}` on stdout once the model is
-loaded, and lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
+Reads one JSON line of settings on stdin, answers one JSON line `{"address": …, "is_guided": …}` on stdout once the
+model is loaded, and lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
 """
 
 import json
@@ -26,6 +26,7 @@ def serve(settings: dict) -> str:
 
     params = xllamacpp.CommonParams()
     params.model.path = settings["path"]
+    params.model_alias = {settings["alias"]}
     params.api_keys = [settings["api_key"]]
     params.hostnames = ["127.0.0.1"]
     params.port = 0
@@ -39,6 +40,8 @@ def serve(settings: dict) -> str:
     if settings["use"] != "generate":
         params.embedding = True
         params.n_batch = params.n_ubatch = settings["context"]  # a text is looked at as a whole
+    if settings["mean_pooling"]:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if settings["use"] == "rerank":
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if settings["template"]:
@@ -56,6 +59,13 @@ def serve(settings: dict) -> str:
     return globals()["server"].listening_address
 
 
+def is_guided() -> bool:
+    """Whether this llama.cpp was built with llguidance."""
+    import xllamacpp
+
+    return xllamacpp.json_schema_to_grammar('{"type": "object"}').startswith("%llguidance")
+
+
 def main() -> None:
     # llama.cpp writes to stdout too, now and then: the answer has a channel of its own
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -66,7 +76,7 @@ def main() -> None:
     # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers.write(json.dumps({"address": address}) + "\n")
+    answers.write(json.dumps({"address": address, "is_guided": is_guided()}) + "\n")
     answers.flush()
     threading.Event().wait()
 

@@ -18,6 +18,8 @@ from settle.base.errors import EngineError
 STOP_SECONDS = 3.0
 STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
 
+ALIAS = "settle-engine"  # what a child calls its model: its answers must not tell where the file lies
+
 Use = Literal["generate", "embed", "rerank"]
 
 
@@ -27,6 +29,7 @@ class Load:
 
     context: tokens of each of the `slots` requests that it works on at the same time. adapters: LoRA files over the
     model, off until a request asks for one by its place. template: the chat template instead of the file's own.
+    mean_pooling: for embeddings by a model that was not made for them.
     waiting: requests that may wait for a slot. prompt_cache_mib: for the beginnings of earlier prompts, beside what the
     slots hold.
     """
@@ -38,6 +41,7 @@ class Load:
     template: str | None = None
     threads: int | None = None
     use: Use = "generate"
+    mean_pooling: bool = False
     waiting: int = 0
     prompt_cache_mib: int = 0
 
@@ -46,6 +50,7 @@ class Load:
             "path": str(self.path.resolve()),
             "adapters": [str(path.resolve()) for path in self.adapters],
             "threads": self.threads or os.cpu_count() or 1,
+            "alias": ALIAS,
         }
 
 
@@ -89,7 +94,9 @@ class Child:
             self.close()
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
             raise EngineError(f"llama.cpp {why}: {self.load.path.name}{self.tail()}", self.fix)
-        self.address = urllib.parse.urlsplit(json.loads(answer[0])["address"])
+        told = json.loads(answer[0])
+        self.address = urllib.parse.urlsplit(told["address"])
+        self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars
 
     def close(self) -> None:
         """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""

@@ -39,11 +39,15 @@ def disk_free(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def resident() -> int:
-    """Bytes of memory this process holds now, mapped files that are in memory included."""
+def resident(pid: int | None = None) -> int:
+    """Bytes of memory that this process, or another one, holds now, mapped files that are in memory included; 0 when
+    there is none of that number."""
     import psutil
 
-    return psutil.Process().memory_info().rss
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
 
 
 class PeakMemory:

@@ -1,0 +1,145 @@
+"""Serve models on one port that speaks OpenAI, Anthropic and Ollama."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from settle.base.errors import UsageError
+from settle.base.events import Events
+from settle.base.run import home
+from settle.commands import Command
+
+if TYPE_CHECKING:
+    from settle.server.catalogue import Entry
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+class Serve(Command):
+    """Serve models to every local client: OpenAI, Anthropic and Ollama on one port, on this machine only, with a key.
+
+    Without a name: every model of the store and of the runs, loaded when it is asked for. A LoRA that `settle tune`
+    makes is there at once, as base:name, without a restart. `settle connect` sets clients up.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("models",)
+
+    models: list[str] = Field(default_factory=list, description="what to serve: runs, models of the store, .gguf files")
+    adapter: list[Path] = Field(default_factory=list, description="a LoRA over the first model: a run, or a .gguf file")
+    host: str = Field("127.0.0.1", description="where to listen; anything but the loopback is open to the network")
+    port: int = Field(7388, ge=0, le=65535, description="0 takes a free one")
+    no_key: bool = Field(False, description="need no key, on the loopback only")
+    context: int | None = Field(None, gt=0, description="tokens of prompt and answer together, for each request")
+    slots: int | None = Field(None, gt=0, le=256, description="requests that a model works on at the same time")
+    threads: int | None = Field(None, gt=0, description="of each model; every core if not given")
+    idle: float = Field(600.0, ge=0, description="seconds after which an unused model is unloaded; 0: never")
+    most_models: int = Field(8, gt=0, description="models in memory at the same time")
+    allow_host: list[str] = Field(default_factory=list, description="a name under which clients may ask")
+    allow_origin: list[str] = Field(default_factory=list, description="a web page or browser extension that may ask")
+    allow_pull: list[str] = Field(
+        default_factory=list, description="where clients may pull models from: wheel, hub, ollama, lmstudio"
+    )
+    most_requests: int = Field(256, gt=0, description="requests at the same time, waiting ones too")
+    timeout: float = Field(1800.0, gt=0, description="seconds that one request may take")
+    log_prompts: bool = Field(False, description="keep what is asked in the audit file too")
+
+    def run(self, events: Events) -> int:
+        try:
+            from settle.server import app
+        except ModuleNotFoundError as e:
+            raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
+        from settle.server.audit import Audit
+        from settle.server.catalogue import Catalogue
+        from settle.server.guard import Limits
+        from settle.server.keeper import Keeping
+        from settle.server.keys import server_key
+        from settle.server.state import allowed_origins, forget_server, note_server
+
+        if self.no_key and self.host not in LOCAL:
+            raise UsageError("a server that others reach needs a key", "leave --no-key out, or --host")
+        key = None if self.no_key else server_key()
+        entries = self._entries()
+        keeping = Keeping(
+            context=self.context,
+            slots=self.slots,
+            threads=self.threads,
+            idle_seconds=self.idle,
+            most_models=self.most_models,
+        )
+        given = frozenset(self.allow_origin)
+        serving = app.Serving(
+            host=self.host,
+            port=self.port,
+            key=key,
+            origins=lambda: given | allowed_origins(),
+            hosts=frozenset(name.lower() for name in self.allow_host),
+            limits=Limits(requests=self.most_requests, seconds=self.timeout),
+        )
+        catalogue = Catalogue(entries, only=bool(self.models))
+        audit = Audit(home() / "server" / "audit.jsonl", self.log_prompts)
+        made = app.build_app(catalogue, keeping, serving, audit, frozenset(self.allow_pull))
+        listening = app.listen(self.host, self.port)
+        address = _address(self.host, listening.getsockname()[1])
+
+        def ready() -> None:
+            note_server(address, key is not None)
+            self._told(events, address, key, catalogue)
+
+        try:
+            app.run(made, listening, ready)
+        finally:
+            forget_server(address)
+            listening.close()
+        events.emit("say", text="stopped")
+        events.emit("result", result={"address": address, "stopped": True})
+        return 0
+
+    def _entries(self) -> "list[Entry]":
+        """What was named. Raises UsageError for what is not there."""
+        from settle.infer.served import served
+        from settle.server.catalogue import Entry
+
+        entries: list[Entry] = []
+        for name in self.models:
+            found = served(name)
+            if found.adapter:
+                file = found.path.resolve()
+                over = next((e.id for e in entries if e.path.resolve() == file), found.path.stem)
+                entries.append(Entry(f"{over}:{found.name}", found.path, found.adapter, over, (found.name,)))
+            else:
+                entries.append(Entry(found.name, found.path.absolute()))
+        if self.adapter and not entries:
+            raise UsageError("which model is the adapter for?", "settle serve MODEL --adapter NAME")
+        for path in self.adapter:
+            base = entries[0]
+            if path.suffix == ".gguf":
+                adapter, name = path.expanduser().absolute(), path.stem
+            else:
+                found = served(str(path))
+                if found.adapter is None:
+                    raise UsageError(f"{path} is no adapter", "give a run that tuned a LoRA, or its .gguf file")
+                adapter, name = found.adapter, found.name
+            if not adapter.is_file():
+                raise UsageError(f"there is no file {path}", "give a run that tuned a LoRA, or its .gguf file")
+            entries.append(Entry(f"{base.id}:{name}", base.path, adapter, base.id, (name,)))
+        for entry in entries:
+            if not entry.path.is_file():
+                raise UsageError(f"there is no file {entry.path}", "check the path")
+        return entries
+
+    def _told(self, events: Events, address: str, key: str | None, catalogue: object) -> None:
+        from settle.server.catalogue import Catalogue
+
+        assert isinstance(catalogue, Catalogue)
+        names = [entry.id for entry in catalogue.entries()]
+        rows = [["OpenAI", f"{address}/v1"], ["Anthropic", address], ["Ollama", address]]
+        rows.append(["key", key or "none needed (--no-key)"])
+        rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])
+        note = "`settle connect CLIENT` sets a client up and tries it; Ctrl-C stops the server"
+        events.emit("table", title="settle serves", columns=("what", "where"), rows=rows, note=note)
+
+
+def _address(host: str, port: int) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"

@@ -1,0 +1,231 @@
+"""What can be asked for by name: the models of the store, what runs made, and adapters over them.
+
+Read from disk whenever it is asked for, so that what `settle pull` or `settle tune` just made is there at once.
+"""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settle.base.errors import FormatError, SettleError
+from settle.base.models import StoredModel, all_models, stamp_of
+from settle.base.run import Run
+from settle.formats.gguf import read_gguf
+from settle.infer.context import bytes_per_token, longest_context
+from settle.infer.engine import TEMPLATE
+from settle.server.refusal import Refusal
+
+CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.infer.served` keeps it in GGUF
+CONVERT_SECONDS = 1800
+ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """id: the name that clients ask for; adapters are called `base:adapter`. path: of the GGUF file, which need not be
+    there yet for a model that is converted when first used. aliases: other names for it."""
+
+    id: str
+    path: Path
+    adapter: Path | None = None
+    base: str = ""
+    aliases: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        file = self.adapter or self.path
+        return int(file.stat().st_mtime) if file.exists() else 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a GGUF file says of itself. template: of chats, or None. context: the longest its model knows.
+    ends: the tokens that end an answer."""
+
+    architecture: str
+    parameters: int
+    bytes: int
+    context: int
+    bytes_per_token: int
+    width: int
+    layers: int
+    quantization: str
+    template: str | None
+    pooling: int | None
+    num_vocab: int
+    ends: tuple[int, ...]
+    fim: bool
+
+    @property
+    def embeds(self) -> bool:
+        """Made for embeddings only, not to write."""
+        return self.pooling is not None or "bert" in self.architecture
+
+    @property
+    def reranks(self) -> bool:
+        return self.pooling == 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK
+
+
+class Catalogue:
+    """models: names and files to serve, everything there is when empty; adapters: more of them, over the first."""
+
+    def __init__(self, models: Sequence[Entry] = (), only: bool = False) -> None:
+        self._given = tuple(models)
+        self._only = only
+
+    def entries(self) -> list[Entry]:
+        """Everything that can be asked for now."""
+        found = {entry.id: entry for entry in self._found()}
+        return list(found.values())
+
+    def find(self, name: str) -> Entry:
+        """The entry of that name. Raises Refusal (404) naming what there is."""
+        wanted = name.removesuffix(":latest")
+        entries = self.entries()
+        for entry in entries:
+            if wanted == entry.id or wanted in entry.aliases:
+                return entry
+        if not wanted and len(entries) == 1:
+            return entries[0]
+        known = ", ".join(entry.id for entry in entries[:20])
+        said = f"the model {name[:100]!r} does not exist here" if name else "which model? The field 'model' is missing"
+        fix = f"; there are: {known}" if known else "; there is none yet: `settle pull smollm2`"
+        raise Refusal(404 if name else 400, said + fix, "model_not_found", "model")
+
+    def _found(self) -> Iterator[Entry]:
+        yield from self._given
+        if self._only:
+            bases = {entry.path.resolve(): entry.id for entry in self._given if not entry.adapter}
+            yield from (entry for entry in _adapters(bases) if entry.path.resolve() in bases)
+            return
+        stored = [_of_store(model) for model in all_models()]
+        made = [entry for run in Run.all() for entry in _of_run(run)]
+        yield from stored
+        yield from made
+        yield from _adapters({entry.path.resolve(): entry.id for entry in [*made, *stored]})
+
+
+def _of_store(model: StoredModel) -> Entry:
+    path = model.path if model.kind == "gguf" else model.folder / f"{model.name}{CONVERTED}"
+    return Entry(model.name, path, origin=model.origin)
+
+
+def _of_run(run: Run) -> Iterator[Entry]:
+    """The whole model that a run made."""
+    files = sorted(run.out.glob("[!.]*.gguf"), key=lambda path: (path.stem != run.name, path.name))
+    files = [path for path in files if not path.stem.endswith("-lora")]
+    if files:
+        yield Entry(run.name, files[0], aliases=(run.path.name,), origin=f"run {run.name}")
+
+
+def _adapters(bases: dict[Path, str]) -> Iterator[Entry]:
+    """The adapters that runs made, newest last. bases: file → id."""
+    for run in Run.all():
+        adapter = run.out / f"{run.name}-lora.gguf"
+        try:
+            tuning = ((run.read("plan.json") or {}).get("tuning") or {}) if adapter.is_file() else {}
+        except SettleError:
+            continue
+        path = Path(tuning.get("base") or "/nowhere")
+        if path.is_file():
+            base = bases.get(path.resolve(), str(tuning.get("base_name") or path.stem))
+            yield Entry(
+                f"{base}:{run.name}",
+                path,
+                adapter,
+                base,
+                (run.name, run.path.name),
+                origin=f"adapter of run {run.name}",
+            )
+
+
+def facts(path: Path) -> Facts:
+    """Raises Refusal when the file is not a sound GGUF."""
+    try:
+        return _facts(path, stamp_of(path))
+    except (FormatError, OSError) as e:
+        said = e.what if isinstance(e, FormatError) else f"{path.name} cannot be read: {e.strerror}"
+        raise Refusal(503, said, "model_broken", "model") from None
+
+
+@functools.lru_cache(256)
+def _facts(path: Path, stamp: str) -> Facts:
+    weights = read_gguf(path)
+    meta = weights.metadata
+    architecture = str(meta["general.architecture"])
+    pooling = meta.get(f"{architecture}.pooling_type")
+    tokens = meta.get("tokenizer.ggml.tokens", [])
+    return Facts(
+        architecture=architecture,
+        parameters=sum(_size(tensor.shape) for tensor in weights.tensors.values()),
+        bytes=path.stat().st_size,
+        context=longest_context(path.name, meta),
+        bytes_per_token=bytes_per_token(meta),
+        width=int(meta.get(f"{architecture}.embedding_length", 0)),
+        layers=int(meta.get(f"{architecture}.block_count", 0)),
+        quantization=_quantization(path, weights),
+        template=meta.get(TEMPLATE),
+        pooling=int(pooling) if isinstance(pooling, int) else None,
+        num_vocab=len(tokens),
+        ends=tuple(sorted({meta[k] for k in ENDS if isinstance(meta.get(k), int)})),
+        fim=any(f"tokenizer.ggml.{key}_token_id" in meta for key in ("fim_pre", "prefix")),
+    )
+
+
+def template_of(entry: Entry) -> str | None:
+    """The chat template that an entry takes turns by: its adapter's own where that brings one."""
+    if entry.adapter:
+        own = adapter_template(entry.adapter, stamp_of(entry.adapter))
+        if own:
+            return own
+    return facts(entry.path).template
+
+
+@functools.lru_cache(256)
+def adapter_template(path: Path, stamp: str) -> str | None:
+    """An adapter's own chat template, or None."""
+    from settle.formats.lora_gguf import read_lora
+
+    try:
+        found: str | None = read_lora(path).metadata.get(TEMPLATE)
+    except FormatError as e:
+        raise Refusal(503, e.what, "adapter_broken", "model") from None
+    return found
+
+
+def make_file(entry: Entry) -> None:
+    """The GGUF file of an entry, where it is still to be made: in a process of its own, for it takes torch to read.
+    Raises Refusal."""
+    if entry.path.exists():
+        return
+    if not entry.path.name.endswith(CONVERTED):
+        raise Refusal(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
+    code = "import sys; from settle.infer.served import served; served(sys.argv[1])"
+    command = [sys.executable, "-c", code, entry.id]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
+    if done.returncode or not entry.path.exists():
+        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise Refusal(503, f"{entry.id} cannot be made a GGUF file: {said[0][:300]}", "model_broken", "model")
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _quantization(path: Path, weights: Any) -> str:
+    """As `llama.cpp` calls it, from general.file_type; else the type of most of the matrices."""
+    from gguf.constants import LlamaFileType
+
+    try:
+        return LlamaFileType(weights.metadata["general.file_type"]).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except (KeyError, ValueError):
+        return "unknown"

@@ -1,0 +1,204 @@
+"""What all shapes share: the models, and how a request becomes a response that ends when its client leaves."""
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from settle.base.errors import SettleError
+from settle.server.audit import Audit, Record
+from settle.server.catalogue import Catalogue, Entry
+from settle.server.fields import Body, Shaped, parse, shaped
+from settle.server.keeper import Keeper
+from settle.server.metrics import Metrics
+from settle.server.refusal import Refusal
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+@dataclass
+class Gateway:
+    """The parts of a running server. pull_from: sources that requests may pull models from."""
+
+    catalogue: Catalogue
+    keeper: Keeper
+    audit: Audit
+    metrics: Metrics = field(default_factory=Metrics)
+    pull_from: frozenset[str] = frozenset()
+
+    def find(self, call: "Call", name: str) -> Entry:
+        """The entry of that name, noted in the audit. Raises Refusal."""
+        entry = self.catalogue.find(name)
+        call.record.model = entry.id
+        return entry
+
+
+class Call:
+    """One request while it is answered."""
+
+    def __init__(self, gateway: Gateway, request: Request, record: Record) -> None:
+        self.gateway, self.request, self.record = gateway, request, record
+
+    async def body(self, model: type[Shaped]) -> Shaped:
+        """The body as an endpoint takes it. Raises Refusal."""
+        value = parse(await self.request.body() or b"{}")
+        if self.gateway.audit.prompts:
+            self.record.said = value if isinstance(value, dict) else None
+        return shaped(model, value)
+
+    @property
+    def path(self) -> dict[str, str]:
+        return self.request.path_params
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+class Endpoint:
+    """One route of a shape: an ASGI app. error: a Refusal in the words of the shape. takes: the body it takes."""
+
+    def __init__(
+        self, handler: Handler, name: str, error: Callable[[Refusal], dict[str, Any]], takes: type[Body] | None = None
+    ) -> None:
+        self.handler, self.name, self.error, self.takes = handler, name, error, takes
+
+    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
+        request = Request(scope, receive)
+        gateway: Gateway = scope["app"].state.gateway
+        client = scope.get("client")
+        record = Record(self.name, client=client[0] if client else "", agent=request.headers.get("user-agent", ""))
+        try:
+            response = await self._response(Call(gateway, request, record), receive)
+            if response is None:
+                record.status = 499  # the client has gone: nginx's number for it
+                return
+            response.headers.setdefault("x-request-id", f"req_{secrets.token_hex(12)}")
+            record.status = response.status_code
+            await response(scope, receive, send)
+        except asyncio.CancelledError:
+            record.status = record.status or 499
+            raise
+        finally:
+            gateway.metrics.count(record)
+            gateway.audit.write(record)
+
+    async def _response(self, call: Call, receive: Receive) -> Response | None:
+        """The response, or None when the client left while it was made: then what was under way is stopped."""
+        try:
+            await call.request.body()
+        except ClientDisconnect:
+            return None
+        except Refusal as refusal:
+            return self.refused(call.record, refusal)
+        work = asyncio.ensure_future(self._guarded(call))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, gone):
+                if not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+
+    async def _guarded(self, call: Call) -> Response:
+        try:
+            return await self.handler(call)
+        except Refusal as refusal:
+            return self.refused(call.record, refusal)
+        except SettleError as e:
+            return self.refused(call.record, Refusal(400, str(e)))
+        except (ClientDisconnect, asyncio.CancelledError):
+            raise
+        except Exception as e:  # noqa: BLE001  the edge: one request fails, the server goes on
+            call.record.error = repr(e)[:500]
+            return self.refused(call.record, Refusal(500, f"settle failed: {type(e).__name__}", "internal_error"))
+
+    def refused(self, record: Record, refusal: Refusal) -> Response:
+        record.error = record.error or refusal.message[:300]
+        return Response(json.dumps(self.error(refusal)), refusal.status, refusal.headers, media_type="application/json")
+
+
+class Streamed(Response):
+    """A response that comes piece by piece, from a generator that is closed when the client leaves."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes], record: Record, media_type: str = "text/event-stream") -> None:
+        super().__init__(media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._pieces, self._record = pieces, record
+
+    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                self._record.status = 499
+        finally:
+            for task in (sending, gone):
+                if not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+
+    async def _send(self, send: Any) -> None:
+        async with contextlib.aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def replied(value: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(json.dumps(value, ensure_ascii=False), status, media_type="application/json")
+
+
+async def begun(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The same pieces, once the first has come: what fails before is still a response with a status of its own."""
+    try:
+        first = await anext(pieces)
+    except StopAsyncIteration:
+        first = b""
+    except BaseException:
+        await pieces.aclose()
+        raise
+
+    async def all_of_them() -> AsyncGenerator[bytes]:
+        async with contextlib.aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    return all_of_them()
+
+
+async def told(chunks: AsyncIterator[Any], record: Record, error: Callable[[Refusal], bytes]) -> AsyncGenerator[Any]:
+    """Chunks of an answer; where they break off, what `error` makes of it comes last. The first may raise."""
+    is_begun = False
+    try:
+        async for chunk in chunks:
+            is_begun = True
+            record.token()
+            yield chunk
+    except (Refusal, aiohttp.ClientError, ConnectionError) as e:
+        refusal = e if isinstance(e, Refusal) else Refusal(502, "the engine died under this request", "engine_died")
+        if not is_begun:
+            raise refusal from None
+        record.error = refusal.message[:300]
+        yield error(refusal)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,92 @@
+"""Grammars that an answer is held to, for llguidance, which is built into llama.cpp here.
+
+llama.cpp lets an answer go unconstrained, without a word, when a grammar does not compile. So every grammar is compiled
+here first, by the same library, and what it cannot express is refused with its own words.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llguidance import LLMatcher, gbnf_to_lark
+
+from settle.server.refusal import invalid
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+HEAD = "%llguidance {}\n"
+# one space where people put one, none elsewhere: where any whitespace may stand, small models write it without end
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def json_grammar(schema: dict[str, Any], ends: Sequence[int], param: str) -> str:
+    """JSON that fits a schema, {} for any object. ends: the tokens that end an answer. Raises Refusal."""
+    return _checked(f"{HEAD}start: json{_end(ends)}\njson: %json {_spaced(schema or {'type': 'object'})}", param)
+
+
+def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, ends: Sequence[int]) -> str:
+    """Calls of `tools` whose arguments fit their schemas; any text before or instead of one, unless one is required.
+    Raises Refusal."""
+    opening = f'"{OPEN}" json' if is_required else "before json"
+    more = f' ("\\n{OPEN}" json "{CLOSE}")*' if is_parallel else ""
+    calls = f'{opening} "{CLOSE}"{more}'
+    lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(ends)}"]
+    if not is_required:
+        lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
+    return _checked(HEAD + "\n".join([*lines, f"json: %json {_spaced(_call_schema(tools))}"]), "tools")
+
+
+def own_grammar(gbnf: str, ends: Sequence[int]) -> str:
+    """A grammar in llama.cpp's GBNF, or llguidance's Lark. Raises Refusal."""
+    if gbnf.startswith("%llguidance"):
+        return _checked(gbnf, "grammar")
+    try:
+        lark = gbnf_to_lark(gbnf)
+    except Exception as e:  # noqa: BLE001  the converter raises plain exceptions
+        raise invalid("grammar", f"does not parse: {str(e)[:300]}") from None
+    return _checked(lark if lark.startswith("%llguidance") else HEAD + lark, "grammar")
+
+
+def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:
+    """One call of any of the tools. What their schemas refer to (`#/$defs/…`) is lifted to where it is looked for."""
+    calls, lifted = [], {}
+    for number, tool in enumerate(tools):
+        function = tool["function"]
+        parameters = {"type": "object"} | function["parameters"]
+        for key in ("$defs", "definitions"):
+            if key in parameters:
+                renamed = {f"#/{key}/{name}": f"#/$defs/t{number}_{name}" for name in parameters[key]}
+                parameters = _referring(parameters, renamed)
+                lifted |= {f"t{number}_{name}": value for name, value in parameters.pop(key).items()}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    return ({"anyOf": calls} if len(calls) > 1 else calls[0]) | ({"$defs": lifted} if lifted else {})
+
+
+def _referring(value: Any, renamed: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        told = {key: _referring(inner, renamed) for key, inner in value.items()}
+        return told | ({"$ref": renamed.get(told["$ref"], told["$ref"])} if isinstance(told.get("$ref"), str) else {})
+    return [_referring(inner, renamed) for inner in value] if isinstance(value, list) else value
+
+
+def _spaced(schema: dict[str, Any]) -> str:
+    return json.dumps(schema | {"x-guidance": SPACING}, ensure_ascii=True)
+
+
+def _end(ends: Sequence[int]) -> str:
+    """llguidance knows one token that ends a text; a model of turns ends its answer with another."""
+    return f" <[{','.join(map(str, sorted(set(ends))))}]>?" if ends else ""
+
+
+def _checked(grammar: str, param: str) -> str:
+    is_bad, said = LLMatcher.validate_grammar_with_warnings(grammar)
+    if is_bad:
+        line = (said or ["does not compile"])[0].splitlines()[0]
+        raise invalid(param, f"an answer cannot be held to it: {line.split('): ', 1)[-1][:300]}")
+    return grammar

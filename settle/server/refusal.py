@@ -1,0 +1,35 @@
+"""A request that is not done, and why. Every shape says it in its own words (see `Shape.error`)."""
+
+from typing import Any
+
+
+class Refusal(Exception):
+    """status: of HTTP. code: machine-readable, OpenAI's where it has one. param: the field at fault.
+    extra: more fields of the error, such as counts. retry_seconds: when to come back."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        extra: dict[str, Any] | None = None,
+        retry_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.extra, self.retry_seconds = extra or {}, retry_seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_seconds)} if self.retry_seconds else {}
+
+
+def unsupported(param: str, why: str) -> Refusal:
+    """A field that cannot be done here; it is never ignored."""
+    return Refusal(400, f"{param}: {why}", "unsupported_parameter", param)
+
+
+def invalid(param: str | None, why: str) -> Refusal:
+    """A value that makes no sense."""
+    return Refusal(400, f"{param}: {why}" if param else why, "invalid_value", param)

@@ -1,0 +1,427 @@
+"""OpenAI's API (https://platform.openai.com/docs/api-reference), under /v1 and without it, as clients call it."""
+
+import base64
+import contextlib
+import json
+import struct
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from settle.infer.process import ALIAS
+from settle.server import chat
+from settle.server.catalogue import Entry, facts, template_of
+from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
+from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
+from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.shapes import Shape
+from settle.server.tools import check_tools, choose
+from settle.server.upstream import ask, events, open_stream, refused
+
+DONE = b"data: [DONE]\n\n"
+MOST_INPUTS = 2048
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ChatBody(Sampling):
+    """What /v1/chat/completions takes."""
+
+    messages: Annotated[list[Any], Field(max_length=10_000)]
+    model: Name = ""
+    max_tokens: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: Stop = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Any], Field(max_length=512)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    grammar: Annotated[str, Field(max_length=1 << 20)] | None = None
+    json_schema: dict[str, Any] | None = None
+    lora: Annotated[list[Adapter], Field(max_length=16)] | None = None
+    timings_per_token: bool | None = None
+    # what the maker of a hosted API keeps books with: noted in the audit, or true here anyway
+    user: Name | None = None
+    safety_identifier: Name | None = None
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    modalities: list[Literal["text"]] | None = None
+    verbosity: Literal["medium"] | None = None
+
+    def to_chat(self) -> chat.ChatRequest:
+        """Raises Refusal."""
+        tools, choice = choose(check_tools(self.tools or []), self.tool_choice)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid("top_logprobs", "needs logprobs to be true")
+        arguments = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            arguments |= {"reasoning_effort": self.reasoning_effort}
+            arguments |= {"enable_thinking": False} if self.reasoning_effort == "none" else {}
+        given = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        schema = _schema(self.response_format) if self.response_format else self.json_schema
+        if schema is not None and self.grammar:
+            raise invalid("grammar", "not together with a JSON schema")
+        return chat.ChatRequest(
+            model=self.model,
+            messages=chat.check_messages(self.messages),
+            tools=tools,
+            choice=choice,
+            is_parallel=self.parallel_tool_calls,
+            schema=schema,
+            grammar=self.grammar,
+            max_tokens=None if given == -1 else given,
+            stop=stops(self.stop),
+            n=self.n or 1,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            sampling=self.llama(),
+            arguments=arguments,
+            adapters={a.id: a.scale for a in self.lora or []},
+            timings=bool(self.timings_per_token),
+        )
+
+
+class CompletionBody(Sampling):
+    """What /v1/completions takes."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    model: Name = ""
+    max_tokens: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    n_predict: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Literal[1] | None = None
+    stop: Stop = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: Literal[""] | None = None
+    grammar: Annotated[str, Field(max_length=1 << 20)] | None = None
+    json_schema: dict[str, Any] | None = None
+    lora: Annotated[list[Adapter], Field(max_length=16)] | None = None
+    user: Name | None = None
+
+
+class EmbeddingBody(Body):
+    """What /v1/embeddings takes."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    model: Name = ""
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    user: Name | None = None
+
+
+class OpenAI(Shape):
+    """Chat, completions, embeddings and models."""
+
+    is_fallback: ClassVar[bool] = True
+    ALIASES: ClassVar[tuple[str, ...]] = ("/v1", "")
+
+    def endpoints(self) -> list[tuple[str, str, Endpoint]]:
+        posts = [
+            ("/chat/completions", self.endpoint(chat_completions, ChatBody)),
+            ("/completions", self.endpoint(completions, CompletionBody)),
+            ("/embeddings", self.endpoint(embeddings, EmbeddingBody)),
+            ("/chat/completions/input_tokens", self.endpoint(input_tokens, ChatBody)),
+        ]
+        gets = [("/models", self.endpoint(models)), ("/models/{model:path}", self.endpoint(model))]
+        return [
+            (method, alias + path, endpoint)
+            for alias in self.ALIASES
+            for method, found in (("POST", posts), ("GET", gets))
+            for path, endpoint in found
+        ]
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        kind = KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
+        said = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
+        return {"error": said | refusal.extra}
+
+
+async def chat_completions(call: Call) -> Response:
+    body = await call.body(ChatBody)
+    call.record.user = body.user or body.safety_identifier or ""
+    request = body.to_chat()
+    entry = call.gateway.find(call, body.model)
+    if not body.stream:
+        answer = await chat.whole(call.gateway, request, entry)
+        call.record.usage(answer.get("usage"))
+        return replied(answer)
+    wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+    pieces = _chat_stream(call, request, entry, wants_usage)
+    return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
+
+
+async def _chat_stream(call: Call, request: chat.ChatRequest, entry: Entry, wants_usage: bool) -> AsyncGenerator[bytes]:
+    """llama.cpp's own stream, handed on as it comes where nothing in it has to be changed."""
+    keeper = call.gateway.keeper
+    async with keeper.use(entry) as loaded:
+        plan = await chat.prepare(call.gateway, request, entry, loaded)
+        if isinstance(plan, chat.HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
+            async for chunk in plan.chunks(keeper.session, loaded):
+                if chunk["choices"]:
+                    yield _event(chunk)
+                    continue
+                call.record.usage(chunk.get("usage"))
+                if wants_usage or chunk.get("settle"):
+                    yield _event(chunk)
+            yield DONE
+            return
+        rest, theirs, ours = b"", json.dumps(ALIAS).encode(), json.dumps(entry.id).encode()
+        async with await plan.open(keeper.session, loaded) as response:
+            async for piece in response.content.iter_any():
+                if (
+                    not rest
+                    and b"reasoning_content" not in piece
+                    and b'"usage"' not in piece
+                    and piece.endswith(b"\n\n")
+                ):
+                    yield piece.replace(theirs, ours)
+                    continue
+                *whole, rest = (rest + piece).split(b"\n\n")
+                tidied = b"".join(_tidied(event, call, wants_usage, entry.id) for event in whole)
+                if tidied:
+                    yield tidied
+
+
+def _tidied(event: bytes, call: Call, wants_usage: bool, model: str) -> bytes:
+    """One event of llama.cpp's stream: reasoning under both names, usage only for those who asked."""
+    if not event.startswith(b"data: {"):
+        return event + b"\n\n" if event.strip() else b""
+    chunk = json.loads(event[6:].decode("utf-8", "replace"))
+    if "error" in chunk:
+        raise refused(500, event[6:])
+    chunk["model"] = model
+    if "usage" in chunk:
+        call.record.usage(chunk["usage"])
+        if not wants_usage and not chunk["choices"]:
+            return b""
+    for choice in chunk.get("choices", ()):
+        reasoning = choice["delta"].get("reasoning_content")
+        if reasoning is not None:
+            choice["delta"]["reasoning"] = reasoning
+    return _event(chunk)
+
+
+async def input_tokens(call: Call) -> Response:
+    body = await call.body(ChatBody)
+    entry = call.gateway.find(call, body.model)
+    number = await chat.count(call.gateway, body.to_chat(), entry)
+    return replied({"object": "response.input_tokens", "input_tokens": number})
+
+
+async def completions(call: Call) -> Response:
+    body = await call.body(CompletionBody)
+    call.record.user = body.user or ""
+    entry = call.gateway.find(call, body.model)
+    prompts = _prompts(body.prompt)
+    if body.stream:
+        if len(prompts) > 1 or (body.n or 1) > 1:
+            raise unsupported("stream", "one prompt and one answer at a time")
+        wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+        pieces = _completion_stream(call, body, entry, prompts[0], wants_usage)
+        return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
+    async with call.gateway.keeper.use(entry) as loaded:
+        request = _completion(call.gateway, body, entry, loaded)
+        if (body.n or 1) > loaded.slots:
+            raise unsupported("n", f"{loaded.slots} answers at a time are the most here")
+        answers = []
+        for prompt in prompts:
+            asked = request | {"prompt": prompt} | ({"n": body.n} if body.n else {})
+            answers.append(await ask(call.gateway.keeper.session, loaded, "/v1/completions", asked))
+            if body.echo:
+                text = await _text(call.gateway, loaded, prompt)
+                for choice in answers[-1]["choices"]:
+                    choice["text"] = text + choice["text"]
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    for index, choice in enumerate(choices):
+        choice["index"] = index
+        choice["logprobs"] = _legacy(choice.get("logprobs"), body.logprobs)
+    usage = {
+        key: sum(answer["usage"][key] for answer in answers)
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+    }
+    call.record.usage(usage)
+    return replied(answers[0] | {"model": entry.id, "choices": choices, "usage": usage})
+
+
+async def _completion_stream(
+    call: Call, body: CompletionBody, entry: Entry, prompt: Any, wants_usage: bool
+) -> AsyncGenerator[bytes]:
+    keeper = call.gateway.keeper
+    async with keeper.use(entry) as loaded:
+        request = _completion(call.gateway, body, entry, loaded) | {"prompt": prompt, "stream": True}
+        request["stream_options"] = {"include_usage": True}
+        echoed = await _text(call.gateway, loaded, prompt) if body.echo else ""
+        async with await open_stream(keeper.session, loaded, "/v1/completions", request) as response:
+            async for chunk in events(response):
+                if chunk.get("usage"):
+                    call.record.usage(chunk["usage"])
+                    if not wants_usage:
+                        chunk.pop("usage")
+                        if not chunk["choices"]:
+                            continue
+                for choice in chunk["choices"]:
+                    choice["text"], echoed = echoed + choice.get("text", ""), ""
+                    choice["logprobs"] = _legacy(choice.get("logprobs"), body.logprobs)
+                yield _event(chunk | {"model": entry.id})
+        yield DONE
+
+
+def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
+    from settle.server.grammar import json_grammar, own_grammar
+
+    request: dict[str, Any] = {"model": entry.id} | body.llama()
+    scales = {a.id: a.scale for a in body.lora or []}
+    asked = chat.ChatRequest(body.model, [], adapters=scales, sampling=body.llama())
+    request["lora"] = loaded.lora(chat.scales(gateway, asked, entry, loaded))
+    chat.check_biases(asked, loaded)
+    most = body.max_tokens if body.max_tokens is not None else body.n_predict
+    request["n_predict"] = 16 if most is None else most  # OpenAI's default
+    if body.stop:
+        request["stop"] = stops(body.stop)
+    if body.logprobs is not None:
+        request["n_probs"] = max(body.logprobs, 1)
+    if body.json_schema is not None:
+        request["grammar"] = json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
+    elif body.grammar:
+        request["grammar"] = own_grammar(body.grammar, loaded.facts.ends)
+    return request
+
+
+async def _text(gateway: Gateway, loaded: Any, prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    told = await ask(gateway.keeper.session, loaded, "/detokenize", {"tokens": prompt})
+    return str(told["content"])
+
+
+def _prompts(given: Any) -> list[Any]:
+    """Each prompt: a text or token ids."""
+    prompts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    if not prompts or len(prompts) > MOST_INPUTS:
+        raise invalid("prompt", f"1 to {MOST_INPUTS} prompts")
+    return prompts
+
+
+def _legacy(logprobs: dict[str, Any] | None, wanted: int | None) -> dict[str, Any] | None:
+    """Probabilities as /v1/completions has them: lists beside each other."""
+    if logprobs is None or wanted is None:
+        return None
+    tokens = logprobs["content"]
+    offsets, length = [], 0
+    for token in tokens:
+        offsets.append(length)
+        length += len(token["token"])
+    return {
+        "tokens": [token["token"] for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": [{t["token"]: t["logprob"] for t in token["top_logprobs"][:wanted]} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+async def embeddings(call: Call) -> Response:
+    body = await call.body(EmbeddingBody)
+    call.record.user = body.user or ""
+    entry = call.gateway.find(call, body.model)
+    vectors, tokens = await embedded(call, entry, _prompts(body.input))
+    if body.dimensions is not None and vectors and body.dimensions != len(vectors[0]):
+        raise unsupported("dimensions", f"{entry.id} makes vectors of {len(vectors[0])} numbers")
+    encode = (
+        (lambda v: base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode())
+        if body.encoding_format == "base64"
+        else list
+    )
+    data = [{"object": "embedding", "index": i, "embedding": encode(v)} for i, v in enumerate(vectors)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return replied({"object": "list", "data": data, "model": entry.id, "usage": usage})
+
+
+async def embedded(call: Call, entry: Entry, inputs: list[Any]) -> tuple[list[list[float]], int]:
+    """Vectors of length 1, and the tokens that were read. Raises Refusal."""
+    if any(not text for text in inputs):
+        raise invalid("input", "a text is empty")
+    async with call.gateway.keeper.use(entry, "embed") as loaded:
+        answer = await ask(call.gateway.keeper.session, loaded, "/v1/embeddings", {"input": inputs, "model": entry.id})
+    tokens = answer["usage"]["prompt_tokens"]
+    call.record.prompt_tokens = tokens
+    return [item["embedding"] for item in answer["data"]], tokens
+
+
+async def models(call: Call) -> Response:
+    entries = call.gateway.catalogue.entries()
+    return replied({"object": "list", "data": [_model(call.gateway, entry) for entry in entries]})
+
+
+async def model(call: Call) -> Response:
+    return replied(_model(call.gateway, call.gateway.find(call, call.path["model"])))
+
+
+def _model(gateway: Gateway, entry: Entry) -> dict[str, Any]:
+    """OpenAI's fields, and what clients look for in others' lists: the context under its several names."""
+    told: dict[str, Any] = {"id": entry.id, "object": "model", "created": entry.created, "owned_by": "settle"}
+    loaded = gateway.keeper.of(entry)
+    told["status"] = {"value": "loaded" if loaded else "unloaded"}
+    with contextlib.suppress(Refusal):
+        known = facts(entry.path)
+        length = loaded.context if loaded else gateway.keeper.context_of(known)
+        told |= {"context_length": length, "max_model_len": length}
+        told["meta"] = {
+            "n_ctx": length,
+            "n_ctx_train": known.context,
+            "n_params": known.parameters,
+            "size": known.bytes,
+        }
+        told["meta"] |= {"n_embd": known.width, "n_vocab": known.num_vocab}
+        told["capabilities"] = capabilities(entry)
+    return told
+
+
+def capabilities(entry: Entry) -> list[str]:
+    """In Ollama's words. Raises Refusal."""
+    known = facts(entry.path)
+    if known.reranks:
+        return ["rerank"]
+    if known.embeds:
+        return ["embedding"]
+    return ["completion", *(["tools"] if template_of(entry) else []), *(["insert"] if known.fim else [])]
+
+
+def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
+    kind = form.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return form.get("schema") or {}
+    if kind == "json_schema":
+        inner = form.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        if not isinstance(schema, dict):
+            raise invalid("response_format.json_schema.schema", "is missing")
+        return schema or {"type": "object"}
+    raise invalid("response_format.type", "one of text, json_object, json_schema")
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _broken_off(refusal: Refusal) -> bytes:
+    return _event(OpenAI().error(refusal)) + DONE
