@@ -8,7 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llguidance import LLMatcher, gbnf_to_lark
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from settle.server.refusal import invalid
 
@@ -41,9 +42,11 @@ def own_grammar(gbnf: str, ends: Sequence[int]) -> str:
         return _checked(gbnf, "grammar")
     try:
         lark = gbnf_to_lark(gbnf)
-    except Exception as e:  # noqa: BLE001  the converter raises plain exceptions
+    except GbnfToLarkError as e:
         raise invalid("grammar", f"does not parse: {str(e)[:300]}") from None
-    return _checked(lark if lark.startswith("%llguidance") else HEAD + lark, "grammar")
+    if ends and lark.count("start") == 1:
+        lark = f"{lark.replace('start:', 'answer:')}\nstart: answer{_end(ends)}\n"
+    return _checked(lark, "grammar")
 
 
 def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""A real server on a free port, with a tiny model that is really trained, in this process; llama.cpp is its child."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+
+from settle.base.models import StoredModel, add_model
+from settle.base.run import Run, write_json
+from settle.formats.gguf import export_gguf
+from settle.formats.lora_gguf import export_lora
+from settle.server import app
+from settle.server.audit import Audit
+from settle.server.catalogue import Catalogue, Entry
+from settle.server.gateway import Gateway
+from settle.server.guard import Limits
+from settle.server.keeper import Keeping
+from tests.trained import adapter, trained
+
+KEY = "sk-settle-0123456789abcdef"
+ORIGIN = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of server-sent events, parsed, without [DONE]."""
+        lines = [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
+        return [json.loads(line) for line in lines if line != b"[DONE]"]
+
+    @property
+    def lines(self) -> list[Any]:
+        """Lines of JSON, parsed."""
+        return [json.loads(line) for line in self.body.splitlines() if line]
+
+
+@dataclass
+class Live:
+    """A server that runs. gateway: its insides."""
+
+    address: str
+    gateway: Gateway
+    loop: asyncio.AbstractEventLoop
+    server: app.Server
+    key: str | None = KEY
+
+    @property
+    def port(self) -> int:
+        port = urllib.parse.urlsplit(self.address).port
+        assert port
+        return port
+
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        key: str = KEY,
+    ) -> Reply:
+        """One request; `body` as JSON unless it is bytes."""
+        connection = self.open(path, body, method, headers, key)
+        try:
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def open(
+        self,
+        path: str,
+        body: Any = None,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        key: str = KEY,
+    ) -> http.client.HTTPConnection:
+        """A request that was sent; its answer is to be read, or not."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        connection.request(method or ("GET" if data is None else "POST"), path, data, sent | (headers or {}))
+        return connection
+
+    def run(self, work: Any) -> Any:
+        """A coroutine in the server's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+
+@contextlib.contextmanager
+def serving(
+    home: Path,
+    keeping: Keeping | None = None,
+    entries: tuple[Entry, ...] = (),
+    key: str | None = KEY,
+    limits: Limits | None = None,
+    prompts: bool = False,
+) -> Iterator[Live]:
+    """A server in a thread."""
+    up = threading.Event()
+    made: dict[str, Any] = {}
+    listening = app.listen("127.0.0.1", 0)
+    options = app.Serving(key=key, origins=lambda: frozenset({ORIGIN}), limits=limits or Limits())
+    guard = app.build_app(
+        Catalogue(entries, only=bool(entries)),
+        keeping or Keeping(context=512, slots=2, threads=1),
+        options,
+        Audit(home / "server" / "audit.jsonl", prompts),
+    )
+    made["server"] = app.Server(guard, up.set)
+
+    def run() -> None:
+        async def work() -> None:
+            made["loop"] = asyncio.get_running_loop()
+            await made["server"].serve(sockets=[listening])
+
+        asyncio.run(work())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert up.wait(20)
+    try:
+        port = listening.getsockname()[1]
+        yield Live(f"http://127.0.0.1:{port}", guard._app.state.gateway, made["loop"], made["server"], key)
+    finally:
+        made["server"].should_exit = True
+        thread.join(20)
+        listening.close()
+        assert not thread.is_alive()
+
+
+def add_adapter(home: Path, name: str, base: Path, seed: int = 0) -> Path:
+    """A LoRA as `settle tune` leaves it: a finished run over a base of the store."""
+    run = Run.create("tune", name)
+    path = export_lora(trained().part, adapter(trained().part, seed=seed), run.out / f"{name}-lora.gguf", "f32", {})
+    write_json(run.path / "plan.json", {"tuning": {"base": str(base), "base_name": base.stem}})
+    write_json(run.path / "result.json", {"verdict": "settled"})
+    return path
+
+
+def fill_store(home: Path) -> Path:
+    """The tiny model under the name `tiny`; `plain` is the same without a chat template."""
+    model = trained()
+    for name in ("tiny", "plain"):
+        folder = home / "models" / name
+        folder.mkdir(parents=True)
+        path = export_gguf(model.part, model.weights, model.tokenizer, folder / f"{name}.gguf", "f32", {"name": name})
+        if name == "plain":
+            _without_template(path)
+        add_model(StoredModel(name, "gguf", path, "ab" * 32, f"test:{name}"))
+    return home / "models" / "tiny" / "tiny.gguf"
+
+
+def _without_template(path: Path) -> None:
+    """Rename the key in place: same length, so nothing moves."""
+    data = path.read_bytes()
+    assert data.count(b"tokenizer.chat_template") == 1
+    path.write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templato"))
+
+
+@pytest.fixture(scope="session")
+def stocked(tmp_path_factory) -> Iterator[Path]:
+    """A SETTLE_HOME with models and an adapter, for the whole session."""
+    home = tmp_path_factory.mktemp("serve") / "home"
+    home.mkdir()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SETTLE_HOME", str(home))
+    add_adapter(home, "notes", fill_store(home))
+    yield home
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def live(stocked) -> Iterator[Live]:
+    """A server that all tests share."""
+    with serving(stocked) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def at_home(stocked, monkeypatch):
+    """Every test of this room sees the stocked home, whatever ran before."""
+    monkeypatch.setenv("SETTLE_HOME", str(stocked))
