@@ -1,7 +1,6 @@
 """A chat request in the one form that every shape is translated to, and its answer as OpenAI's chunks."""
 
 import asyncio
-import functools
 import json
 import secrets
 import time
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.server import tools as calling
 from settle.server.catalogue import Entry
 from settle.server.grammar import call_grammar, json_grammar, own_grammar
 from settle.server.keeper import Loaded
 from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.templates import guard_template
 from settle.server.upstream import ask, events, open_stream
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
             raise unsupported("n" if request.n > 1 else "logprobs", f"not together with tools for {entry.id}")
         has_system = loaded.caps.get("supports_system_role", True)
         messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await asyncio.to_thread(_guard_template, loaded.key.template, messages, request.tools)
+    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools)
     trimmed = None
     if request.trim:
         messages, trimmed = await _trim(gateway, request, loaded, messages, is_helped)
@@ -291,28 +290,6 @@ async def _count(
     rendered = await ask(gateway.keeper.session, loaded, "/apply-template", asked)
     body = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
     return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
-
-
-@functools.lru_cache(64)
-def _template(source: str) -> ChatTemplate | None:
-    try:
-        return ChatTemplate(source)
-    except TemplateFailure:
-        return None
-
-
-def _guard_template(source: str, messages: list[dict], tools: list[dict]) -> None:
-    """Run the template in the sandbox first: one that would not end there must not run in llama.cpp either. What it
-    merely refuses llama.cpp may still know how to put. Raises Refusal."""
-    template = _template(source)
-    if template is None:
-        return
-    try:
-        template.render(messages, tools, add_generation_prompt=True)
-    except TemplateRunaway as e:
-        raise Refusal(400, e.what, "template_runaway", "messages") from None
-    except TemplateFailure:
-        pass
 
 
 def check_biases(request: ChatRequest, loaded: Loaded) -> None:

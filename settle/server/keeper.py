@@ -6,6 +6,7 @@ when it is ready; what the old one is answering it finishes.
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ from settle.infer.process import Child, Load, Use
 from settle.machine import memory, resident
 from settle.server.catalogue import Catalogue, Entry, Facts, facts, make_file, template_of
 from settle.server.refusal import Refusal
+from settle.server.templates import guard_template
 
 LONGEST_UNASKED = 32_768  # tokens of context of a slot, where nothing was asked for
 SHORTEST = 4_096  # below it a client's system prompt and tools hardly fit: rather refuse than load
@@ -110,7 +112,8 @@ class Keeper:
         self._locks: dict[Key, asyncio.Lock] = {}
         self._room = asyncio.Lock()
         self._tasks: set[asyncio.Task] = set()
-        self._is_closing = False
+        self._loading: dict[tuple[Key, tuple[Path, str] | None], asyncio.Task] = {}
+        self._starting: set[Child] = set()
 
     async def start(self) -> None:
         self.session = aiohttp.ClientSession(
@@ -123,12 +126,11 @@ class Keeper:
 
     async def close(self) -> None:
         """Ends every child; none is left when it returns."""
-        self._is_closing = True
         for task in self._tasks:
             task.cancel()
-        everyone = [*self._up.values(), *self._leaving]
+        everyone = [*self._starting, *(loaded.child for loaded in self.loaded())]
         self._up.clear()
-        await asyncio.gather(*(asyncio.to_thread(loaded.child.close) for loaded in everyone))
+        await asyncio.gather(*(asyncio.to_thread(child.close) for child in everyone))
         await self.session.close()
 
     def loaded(self) -> list[Loaded]:
@@ -183,29 +185,47 @@ class Keeper:
         path = entry.path
         key = Key(path, stamp_of(path), template, use)
         wanted = (entry.adapter, stamp_of(entry.adapter)) if entry.adapter else None
-        up = self._up.get(key)
-        if up is not None and up.child.alive() and (wanted is None or wanted in up.adapters):
-            return up
+        while True:
+            up = self._up.get(key)
+            if up is not None and up.child.alive() and (wanted is None or wanted in up.adapters):
+                return up
+            # loading goes on when who asked for it leaves: others wait for it, or will come again
+            loading = self._loading.get((key, wanted))
+            if loading is None:
+                loading = self._spawn(self._bring_up(entry, key, wanted))
+                self._loading[key, wanted] = loading
+                loading.add_done_callback(functools.partial(self._loaded, (key, wanted)))
+            await asyncio.shield(loading)
+
+    def _loaded(self, what: tuple[Key, Any], loading: asyncio.Task) -> None:
+        del self._loading[what]
+        if not loading.cancelled():
+            loading.exception()  # told to those who wait, if there are any left
+
+    async def _bring_up(self, entry: Entry, key: Key, wanted: tuple[Path, str] | None) -> None:
+        """A child that serves `entry` in the place of the one that does not."""
         async with self._locks.setdefault(key, asyncio.Lock()):
             up = self._up.get(key)
             if up is not None and not up.child.alive():
                 await self._bury(up)
                 up = None
             if up is not None and (wanted is None or wanted in up.adapters):
-                return up
-            for other in [k for k in self._up if k.path == path and k.stamp != key.stamp]:
+                return
+            for other in [k for k in self._up if k.path == key.path and k.stamp != key.stamp]:
                 self._leave(self._up.pop(other))  # the file was replaced
             fresh = await self._load(entry, key, up)
             self._up[key] = fresh
             if up is not None:
                 self._leave(up)
             self._on_change("swapped" if up is not None else "loaded", entry.id)
-            return fresh
 
     async def _load(self, entry: Entry, key: Key, before: Loaded | None) -> Loaded:
         """A new child for `key`; `before` goes on answering until it is there, where memory has room for both."""
         known = await asyncio.to_thread(facts, key.path)
         _require_use(entry, known, key.use)
+        if key.template:
+            # llama.cpp runs the template while it loads, and has no limits for it
+            await asyncio.to_thread(guard_template, key.template, [{"role": "user", "content": "hello"}], [])
         adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
         async with self._room:
             context, slots = self._size(entry, known, key.use)
@@ -224,14 +244,13 @@ class Keeper:
                 prompt_cache_mib=self.keeping.prompt_cache_mib if key.use == "generate" else 0,
             )
             child = Child(load, self.keeping.ready_seconds)
-            starting = asyncio.ensure_future(asyncio.to_thread(child.start))
+            self._starting.add(child)
             try:
-                await asyncio.shield(starting)
-            except asyncio.CancelledError:  # the client has gone, or we are
-                starting.add_done_callback(lambda done: (done.exception(), child.close()))
-                raise
+                await asyncio.to_thread(child.start)
             except EngineError as e:
                 raise Refusal(503, e.what.splitlines()[0], "model_broken", "model") from None
+            finally:
+                self._starting.discard(child)
         loaded = Loaded(key, child, known, adapters, needs, {}, idle_seconds=self.keeping.idle_seconds)
         try:
             async with self.session.get(f"{loaded.url}/props", headers=loaded.headers) as answer:
@@ -346,10 +365,11 @@ class Keeper:
                     del self._up[key]
                     await self._end(loaded)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Any) -> asyncio.Task:
+        task: asyncio.Task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def needed(known: Facts, context: int, slots: int) -> int:

@@ -1,0 +1,313 @@
+"""Attacks: none gets in, none brings the server down."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from settle.server.guard import Limits
+from settle.server.keeper import Keeping
+from tests.server.conftest import KEY, ORIGIN, serving
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
+
+
+@pytest.fixture(autouse=True)
+def still_answers(live):
+    yield
+    assert live.ask("/v1/chat/completions", CHAT).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:7388", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "", "a b"],
+)
+def test_foreign_hosts(live, host):
+    assert live.ask("/v1/models", headers={"Host": host}).status in (400, 403)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1", "[::1]:80", "LOCALHOST", "x.localhost"])
+def test_own_hosts(live, host):
+    assert live.ask("/v1/models", headers={"Host": host}).status == 200
+
+
+def test_two_hosts(live):
+    raw = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    assert b" 400 " in talk(live, raw.encode()).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost:3000", "null", "chrome-extension://other"]
+)
+def test_foreign_origins(live, origin):
+    refused = live.ask("/v1/chat/completions", CHAT, headers={"Origin": origin})
+    assert refused.status == 403 and "access-control-allow-origin" not in refused.headers
+    preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    assert live.ask("/v1/chat/completions", method="OPTIONS", headers=preflight, key="").status == 403
+
+
+def test_a_page_without_an_origin(live):
+    assert live.ask("/v1/models", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert live.ask("/v1/models", headers={"Sec-Fetch-Site": "none"}).status == 200
+
+
+def test_an_origin_that_was_let_in(live):
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    answer = live.ask("/api/chat", method="OPTIONS", headers=preflight, key="")
+    assert answer.status == 204 and answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "authorization" in answer.headers["access-control-allow-headers"]
+    answer = live.ask("/v1/chat/completions", CHAT, headers={"Origin": ORIGIN})
+    assert answer.status == 200 and answer.headers["access-control-allow-origin"] == ORIGIN
+    assert live.ask("/v1/chat/completions", CHAT, headers={"Origin": ORIGIN}, key="").status == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/metrics", "/nope", "/models"])
+@pytest.mark.parametrize("key", ["", "wrong", KEY[:-1], KEY + "x", "ä"])
+def test_keys(live, path, key):
+    refused = live.ask(
+        path, headers={"Authorization": f"Bearer {key}".encode().decode("latin-1")} if key else {}, key=""
+    )
+    assert refused.status == 401 and KEY not in refused.body.decode()
+
+
+def test_other_headers_for_the_key(live):
+    assert live.ask("/v1/models", headers={"x-api-key": KEY}, key="").status == 200
+    assert live.ask("/health", key="").status == 200
+
+
+def test_without_a_key(stocked):
+    with serving(stocked, key=None) as server:
+        assert server.ask("/v1/models", key="").status == 200
+        assert server.ask("/v1/models", headers={"Origin": "https://evil.example"}, key="").status == 403
+        assert server.ask("/v1/models", headers={"Host": "evil.example"}, key="").status == 403
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..\\..\\x",
+        "tiny/../plain",
+        "tiny\x00",
+        "a" * 10_000,
+        "file:///etc/passwd",
+        "",
+        " ",
+    ],
+)
+def test_no_name_leads_out_of_the_store(live, name):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        body = {"model": name, "prompt": "x"} if path == "/v1/completions" else CHAT | {"model": name}
+        body = {"model": name, "input": "x"} if path == "/v1/embeddings" else body
+        assert live.ask(path, body).status in (400, 404)
+    assert live.ask("/v1/chat/completions", CHAT | {"lora": [{"id": name}]}).status in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/../../etc/passwd", "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "//etc/passwd", "/%00"]
+)
+def test_no_path_leads_out_of_the_store(live, path):
+    answer = live.ask(path)
+    assert answer.status in (400, 404) and b"root:" not in answer.body
+
+
+def test_large_bodies(live):
+    assert b" 413 " in talk(live, head("200000000")).split(b"\r\n")[0]
+
+
+def test_large_bodies_without_a_length(stocked):
+    with serving(stocked, limits=Limits(body=1 << 20)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        piece = b"x" * (1 << 16)
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/completions", (piece for _ in range(20)), headers, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+@pytest.mark.parametrize("length", ["-1", "abc", "1e3", "99999999999999999999", "0x10"])
+def test_lengths_that_are_none(live, length):
+    assert talk(live, head(length))[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413", b"")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b'{"messages":' + b"[" * 500 + b"]" * 500 + b"}",
+        b"{",
+        b"\xff\xfe",
+        b'{"model": "tiny", "messages": [], "temperature": NaN}',
+        b'{"model": "tiny", "messages": [], "seed": 1' + b"0" * 5000 + b"}",
+        b'{"model": "\\ud800", "messages": []}',
+        b"null",
+        b"[]",
+        b'"x"',
+        b"",
+    ],
+)
+def test_bodies_that_are_none(live, body):
+    answer = live.ask("/v1/chat/completions", body, method="POST")
+    assert answer.status == 400 and answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "number", [-1, -(1 << 31), 1 << 31, 1 << 63, 1 << 64, 10**400, 1e308, -1e308, 1.5, True, "1", [1]]
+)
+def test_numbers(live, number):
+    from settle.server.shapes.openai import ChatBody
+
+    for name in ChatBody.model_fields:
+        if name not in ("messages", "model"):
+            answer = live.ask("/v1/chat/completions", CHAT | {name: number})
+            assert answer.status in (200, 400), (name, answer.body)
+
+
+def test_a_header_that_trickles_in(live, monkeypatch):
+    from settle.server import wire
+
+    monkeypatch.setattr(wire, "HEADER_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        ended = False
+        for _ in range(100):
+            time.sleep(0.05)
+            try:
+                slow.sendall(b"X: y\r\n")
+            except OSError:
+                ended = True
+                break
+        assert ended
+
+
+def test_a_header_without_end(live):
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as wide, pytest.raises(OSError):
+        wide.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+        for _ in range(1000):
+            wide.sendall(b"y" * 4096)
+            time.sleep(0.001)
+        raise AssertionError("4 MB of header were taken")
+
+
+def test_a_body_that_trickles_in(stocked, monkeypatch):
+    from settle.server import guard
+
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
+        slow.sendall(head("100") + b"{")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_too_many_requests(stocked):
+    limits = Limits(requests=1)
+    with serving(stocked, Keeping(context=512, slots=1, threads=1), limits=limits) as server:
+        held = server.open("/v1/chat/completions", CHAT | {"stream": True, "max_tokens": 300, "ignore_eos": True})
+        response = held.getresponse()
+        assert response.read(10)
+        refused = server.ask("/v1/models")
+        assert refused.status == 503 and refused.headers["retry-after"]
+        response.read()
+        held.close()
+        assert server.ask("/v1/models").status == 200
+
+
+def test_too_long_a_request_is_cut_off(stocked):
+    limits, endless = Limits(seconds=0.5), CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
+    with serving(stocked, Keeping(context=512, slots=1, threads=1), limits=limits) as server:
+        with ThreadPoolExecutor(8) as pool:
+            ended = list(pool.map(lambda _: cut_off(server, endless), range(40)))
+        assert any(ended) and server.ask("/v1/models").status == 200
+
+
+def cut_off(server, body) -> bool:
+    try:
+        return not server.ask("/v1/chat/completions", body).body.endswith(b"data: [DONE]\n\n")
+    except (http.client.HTTPException, OSError):
+        return True
+
+
+def test_many_connections_that_say_nothing(live):
+    idle = [socket.create_connection(("127.0.0.1", live.port), timeout=20) for _ in range(200)]
+    assert live.ask("/v1/models").status == 200
+    for connection in idle:
+        connection.close()
+
+
+def test_websockets_and_odd_methods(live):
+    for method in ("PUT", "PATCH", "TRACE", "CONNECT", "BREW"):
+        raw = f"{method} /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+        assert talk(live, raw.encode())[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 405", b"HTTP/1.1 404")
+
+
+def test_prompts_are_kept_only_when_asked(live, stocked, tmp_path):
+    secret = "xyzzy secret"
+    live.ask("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": secret}]})
+    kept = (stocked / "server" / "audit.jsonl").read_text()
+    assert secret not in kept
+    line = json.loads(kept.splitlines()[-1])
+    assert line["model"] == "tiny" and line["status"] == 200 and line["completion_tokens"] >= 1 and line["client"]
+    (tmp_path / "server").mkdir()
+    with serving(tmp_path, prompts=True) as server:
+        server.ask("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": secret}]})
+    assert secret in (tmp_path / "server" / "audit.jsonl").read_text()
+
+
+def test_metrics(live):
+    live.ask("/v1/chat/completions", CHAT | {"stream": True})
+    text = live.ask("/metrics").body.decode()
+    assert 'settle_requests_total{route="openai.chat_completions",status="200"}' in text
+    assert 'settle_tokens_total{model="tiny",kind="completion"}' in text and "settle_first_token_seconds_count" in text
+
+
+def head(length: str) -> bytes:
+    """Of a request whose body is to come."""
+    lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}"]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
+def talk(live, raw: bytes) -> bytes:
+    """What comes back for bytes sent as they are."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as connection:
+        connection.sendall(raw)
+        connection.settimeout(20)
+        try:
+            return connection.recv(4096)
+        except ConnectionResetError:
+            return b""
+
+
+def test_a_template_that_would_not_end(live, stocked):
+    """A bomb in a model's file costs its request, and nothing else."""
+    from settle.base.models import StoredModel, add_model, store
+
+    model = stocked / "models" / "tiny" / "tiny.gguf"
+    folder = store() / "bomb"
+    folder.mkdir()
+    bomb = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    from gguf import GGUFReader
+
+    reader = GGUFReader(model)
+    template = bytes(reader.fields["tokenizer.chat_template"].parts[-1]).decode()
+    padded = bomb + "{#" + " " * (len(template.encode()) - len(bomb) - 4) + "#}"
+    data = model.read_bytes()
+    path = folder / "bomb.gguf"
+    path.write_bytes(data.replace(template.encode(), padded.encode()))
+    add_model(StoredModel("bomb", "gguf", path, "ab" * 32, "test:bomb"))
+    done = threading.Event()
+
+    def other() -> None:
+        while not done.is_set():
+            assert live.ask("/v1/models").status == 200
+
+    busy = threading.Thread(target=other)
+    busy.start()
+    refused = live.ask("/v1/chat/completions", CHAT | {"model": "bomb"})
+    done.set()
+    busy.join()
+    assert refused.status == 400 and refused.json["error"]["code"] == "template_runaway"
