@@ -13,7 +13,7 @@ from typing import Any
 
 from settle.base.errors import FormatError, SettleError
 from settle.base.models import StoredModel, all_models, stamp_of
-from settle.base.run import Run
+from settle.base.run import Run, home
 from settle.formats.gguf import read_gguf
 from settle.infer.context import bytes_per_token, longest_context
 from settle.infer.engine import TEMPLATE
@@ -78,6 +78,7 @@ class Catalogue:
     def __init__(self, models: Sequence[Entry] = (), only: bool = False) -> None:
         self._given = tuple(models)
         self._only = only
+        self._known: dict[str, tuple[Entry, tuple]] = {}
 
     def entries(self) -> list[Entry]:
         """Everything that can be asked for now."""
@@ -87,9 +88,13 @@ class Catalogue:
     def find(self, name: str) -> Entry:
         """The entry of that name. Raises Refusal (404) naming what there is."""
         wanted = name.removesuffix(":latest")
+        known, stamp = self._known.get(wanted, (None, ()))
+        if known is not None and stamp == _stamps(known):
+            return known
         entries = self.entries()
         for entry in entries:
             if wanted == entry.id or wanted in entry.aliases:
+                self._known[wanted] = entry, _stamps(entry)
                 return entry
         if not wanted and len(entries) == 1:
             return entries[0]
@@ -109,6 +114,18 @@ class Catalogue:
         yield from stored
         yield from made
         yield from _adapters({entry.path.resolve(): entry.id for entry in [*made, *stored]})
+
+
+def _stamps(entry: Entry) -> tuple:
+    """As long as they are the same, a name means the same: of the entry's files, and of the folders names come from."""
+    return tuple(_changed(path) for path in (entry.path, entry.adapter, home() / "models", home() / "runs") if path)
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _of_store(model: StoredModel) -> Entry:

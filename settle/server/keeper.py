@@ -95,6 +95,13 @@ class Loaded:
         """llama.cpp's list of adapters: all that are not in `scales` are off."""
         return [{"id": i, "scale": scales.get(path, 0.0)} for i, (path, _) in enumerate(self.adapters)]
 
+    def is_fresh(self, entry: Entry) -> bool:
+        """Whether neither the model's file nor the adapter's has changed since it was loaded."""
+        adapter = entry.adapter
+        return stamp_of(entry.path) == self.key.stamp and (
+            adapter is None or (adapter, stamp_of(adapter)) in self.adapters
+        )
+
     @property
     def expires(self) -> float:
         """Monotonic time from which it may be ended; infinity while it is busy or kept."""
@@ -114,6 +121,7 @@ class Keeper:
         self._tasks: set[asyncio.Task] = set()
         self._loading: dict[tuple[Key, tuple[Path, str] | None], asyncio.Task] = {}
         self._starting: set[Child] = set()
+        self._ready: dict[tuple[Entry, Use], Loaded] = {}  # who answered last: the short way, taken by most requests
 
     async def start(self) -> None:
         self.session = aiohttp.ClientSession(
@@ -180,6 +188,9 @@ class Keeper:
         return bool(keys)
 
     async def _get(self, entry: Entry, use: Use) -> Loaded:
+        up = self._ready.get((entry, use))
+        if up is not None and self._up.get(up.key) is up and up.child.alive() and up.is_fresh(entry):
+            return up
         await asyncio.to_thread(make_file, entry)
         template = await asyncio.to_thread(template_of, entry) if use == "generate" else None
         path = entry.path
@@ -188,6 +199,7 @@ class Keeper:
         while True:
             up = self._up.get(key)
             if up is not None and up.child.alive() and (wanted is None or wanted in up.adapters):
+                self._ready[entry, use] = up
                 return up
             # loading goes on when who asked for it leaves: others wait for it, or will come again
             loading = self._loading.get((key, wanted))
@@ -338,6 +350,7 @@ class Keeper:
 
     async def _end(self, loaded: Loaded) -> None:
         self._leaving.discard(loaded)
+        self._ready = {what: up for what, up in self._ready.items() if up is not loaded}
         await asyncio.to_thread(loaded.child.close)
         self._on_change("unloaded", loaded.key.path.stem)
 
