@@ -28,7 +28,7 @@ from settle.server import app, keeper
 from settle.server.audit import Audit
 from settle.server.catalogue import Catalogue, Entry
 path, slots, key = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-keeping = keeper.Keeping(context=1024, slots=slots)
+keeping = keeper.Keeping(context=int((*sys.argv, 1024)[5]), slots=slots)
 catalogue, audit = Catalogue((Entry("m", path),), only=True), Audit(Path(sys.argv[4]))
 guard = app.build_app(catalogue, keeping, app.Serving(key=key), audit)
 listening = app.listen("127.0.0.1", 0)

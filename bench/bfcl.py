@@ -1,0 +1,141 @@
+"""Function calls of BFCL v4 (simple, multiple, irrelevance): how many are calls that fit, here and in llama.cpp bare.
+
+    pip download --no-deps bfcl-eval
+    python bench/bfcl.py bfcl_eval-….whl MODEL.gguf [--each 30] [--choice auto required]
+
+Both sides are the same child process: its own port, and `settle serve`'s gateway in front of it. An answer counts as
+valid when it is a call, or several, of functions that were given, with arguments that fit their schemas (jsonschema).
+Right: of the function that BFCL expects; for irrelevance, no call at all.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from serve import SERVER
+
+CATEGORIES = ("simple_python", "multiple", "irrelevance")
+TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "String": "string", "ArrayList": "array"}
+
+
+def schema(given: Any) -> Any:
+    """BFCL's schemas name types after Python's."""
+    if isinstance(given, list):
+        return [schema(item) for item in given]
+    if not isinstance(given, dict):
+        return given
+    told = {key: schema(value) for key, value in given.items() if key not in ("default", "optional", "format")}
+    if isinstance(given.get("type"), str):
+        kind = TYPES.get(given["type"], given["type"])
+        told = {key: value for key, value in told.items() if key != "type"} | ({"type": kind} if kind else {})
+    return told
+
+
+def cases(wheel: Path, category: str, each: int) -> list[dict[str, Any]]:
+    with zipfile.ZipFile(wheel) as files:
+        lines = files.read(f"bfcl_eval/data/BFCL_v4_{category}.json").decode().splitlines()
+        answers = {}
+        if category != "irrelevance":
+            told = files.read(f"bfcl_eval/data/possible_answer/BFCL_v4_{category}.json").decode().splitlines()
+            answers = {case["id"]: [*case["ground_truth"][0]][0] for case in map(json.loads, told)}
+    chosen = random.Random(0).sample([json.loads(line) for line in lines], each)
+    return [
+        {
+            "messages": case["question"][0],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": function["name"],
+                        "description": function.get("description", ""),
+                        "parameters": schema(function["parameters"]),
+                    },
+                }
+                for function in case["function"]
+            ],
+            "expected": answers.get(case["id"]),
+        }
+        for case in chosen
+    ]
+
+
+def asked(url: str, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code, json.load(e)
+
+
+def judged(status: int, answer: dict[str, Any], case: dict[str, Any]) -> str:
+    """valid (and right or wrong) | invalid | cut (by the limit of tokens) | text | refused."""
+    if status != 200:
+        return "refused"
+    choice = answer["choices"][0]
+    calls = choice["message"].get("tool_calls") or []
+    if not calls:
+        has_call = "tool_call" in (choice["message"].get("content") or "")
+        return "cut" if has_call and choice["finish_reason"] == "length" else "invalid" if has_call else "text"
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case["tools"]}
+    try:
+        for call in calls:
+            jsonschema.validate(json.loads(call["function"]["arguments"]), schemas[call["function"]["name"]])
+    except (KeyError, ValueError, jsonschema.ValidationError):
+        return "invalid"
+    return "right" if case["expected"] in [call["function"]["name"] for call in calls] else "valid"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--each", type=int, default=30)
+    parser.add_argument("--choice", nargs="*", default=["auto", "required"])
+    given = parser.parse_args()
+    key, folder = "bench-key-0123456789", tempfile.TemporaryDirectory()
+    command = [sys.executable, "-u", "-c", SERVER, str(given.model), "1", key, f"{folder.name}/audit", "4096"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        gateway = json.loads(server.stdout.readline())["gateway"]
+        asked(gateway, key, {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
+        bare = json.loads(server.stdout.readline())
+        sides = {"settle": (gateway, key), "llama.cpp": (bare["bare"], bare["key"])}
+        print("| category | tool_choice | side | answers | calls | valid of the calls | right | text | refused | cut |")
+        print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
+        for category in CATEGORIES:
+            found = cases(given.wheel, category, given.each)
+            for choice in given.choice if category != "irrelevance" else ["auto"]:
+                for side, (url, side_key) in sides.items():
+                    print(row(category, choice, side, found, url, side_key), flush=True)
+        server.terminate()
+    folder.cleanup()
+
+
+def row(category: str, choice: str, side: str, found: list[dict[str, Any]], url: str, key: str) -> str:
+    counts: Counter[str] = Counter()
+    for case in found:
+        body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
+        counts[judged(*asked(url, key, body | {"max_tokens": 512, "temperature": 0}), case)] += 1
+    valid = counts["right"] + counts["valid"]
+    calls = valid + counts["invalid"]
+    right = counts["text"] if category == "irrelevance" else counts["right"]
+    share = f"{valid / calls:.0%}" if calls else "–"
+    return (
+        f"| {category} | {choice} | {side} | {len(found)} | {calls} | {share} | {right} | {counts['text']} "
+        f"| {counts['refused']} | {counts['cut']} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
