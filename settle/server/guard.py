@@ -16,7 +16,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # say that the server runs, and nothing else
 BODY_SECONDS = 60.0
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, accept, user-agent"
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _preflight(headers: dict[bytes, str]) -> list[tuple[bytes, bytes]]:
         return [(b"allow", b"GET, HEAD, POST, DELETE, OPTIONS")]
     told = [
         (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
-        (b"access-control-allow-headers", ALLOWED_HEADERS.encode()),
+        (b"access-control-allow-headers", headers.get(b"access-control-request-headers", "*").encode("latin-1")),
         (b"access-control-max-age", b"600"),
     ]
     if headers.get(b"access-control-request-private-network") == "true":

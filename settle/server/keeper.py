@@ -243,6 +243,7 @@ class Keeper:
             context, slots = self._size(entry, known, key.use)
             needs = needed(known, context, slots)
             await self._make_room(entry, needs, before)
+            # llama.cpp's cache of earlier prompts does not ask which adapter they were read with
             load = Load(
                 path=key.path,
                 context=context,
@@ -253,7 +254,7 @@ class Keeper:
                 use=key.use,
                 mean_pooling=key.use == "embed" and known.pooling is None,
                 waiting=self.keeping.waiting,
-                prompt_cache_mib=self.keeping.prompt_cache_mib if key.use == "generate" else 0,
+                prompt_cache_mib=0 if adapters or key.use != "generate" else self.keeping.prompt_cache_mib,
             )
             child = Child(load, self.keeping.ready_seconds)
             self._starting.add(child)

@@ -57,9 +57,10 @@ def test_a_page_without_an_origin(live):
 
 def test_an_origin_that_was_let_in(live):
     preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    preflight |= {"Access-Control-Request-Headers": "authorization, x-stainless-os"}
     answer = live.ask("/api/chat", method="OPTIONS", headers=preflight, key="")
     assert answer.status == 204 and answer.headers["access-control-allow-origin"] == ORIGIN
-    assert "authorization" in answer.headers["access-control-allow-headers"]
+    assert answer.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
     answer = live.ask("/v1/chat/completions", CHAT, headers={"Origin": ORIGIN})
     assert answer.status == 200 and answer.headers["access-control-allow-origin"] == ORIGIN
     assert live.ask("/v1/chat/completions", CHAT, headers={"Origin": ORIGIN}, key="").status == 401

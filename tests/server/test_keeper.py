@@ -189,6 +189,21 @@ def test_many_at_once_each_gets_its_own_answer(home, base):
     assert answers == [f"answer {number} of {model}" for number in range(10) for model in ("tiny", "tiny:one")]
 
 
+def test_a_prompt_that_was_read_with_an_adapter_is_not_used_without_it(home, base):
+    """llama.cpp keeps read prompts beside its slots, and would take them for any adapter's."""
+    add_adapter(home, "one", base, seed=1)
+    prompts = [f"class A{number}:\n    def f(self" for number in range(4)]
+    with serving(home, Keeping(context=256, slots=1, threads=1)) as live:
+        seen: dict[tuple[str, str], set[str]] = {}
+        for _ in range(3):
+            for prompt in prompts:
+                for model in ("tiny", "tiny:one"):
+                    body = {"model": model, "prompt": prompt, "max_tokens": 16, "temperature": 0}
+                    told = live.ask("/v1/completions", body).json["choices"][0]["text"]
+                    seen.setdefault((model, prompt), set()).add(told)
+    assert {len(answers) for answers in seen.values()} == {1}
+
+
 def test_too_many_waiting(home):
     with serving(home, Keeping(context=512, slots=1, threads=1, waiting=1)) as live:
         held = [live.open("/v1/chat/completions", LONG) for _ in range(2)]
