@@ -1,5 +1,7 @@
 """Set a client up to talk to the server that runs here, and try it."""
 
+import ipaddress
+import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -94,7 +96,9 @@ class Connect(Command):
         if not address.startswith(("http://", "https://")):
             raise UsageError(f"--address {address}: it begins with http://", "--address http://127.0.0.1:7388")
         is_open = server is not None and address == server["address"] and not server["needs_key"]
-        key = self.key if self.key is not None else None if is_open else server_key(make=False)
+        key = self.key
+        if key is None and not is_open and _is_here(address):  # the key of this machine is nobody else's to know
+            key = server_key(make=False)
         models = served_models(address, key or "")
         model = _chosen(models, self.model)
         return Connection(
@@ -158,9 +162,9 @@ class Connect(Command):
             came = try_out(connection, ask)
             tried.append(came)
             if came.passed:
-                events.emit("say", text=f"✓ {came.what} works, {came.seconds:.1f} s")
+                events.emit("say", text=f"✓ {came.what}: works, {came.seconds:.1f} s")
             else:
-                events.emit("warn", text=f"{came.what} fails: {came.why}")
+                events.emit("warn", text=f"{came.what}: {came.why}")
         failed = [t for t in tried if not t.passed]
         if not failed:
             events.emit("say", text=f"{self.client} can talk to {connection.model} at {connection.address}")
@@ -179,6 +183,15 @@ def _client(name: str) -> "Client":
     made = part(FAMILY, name.replace("-", "_"))()
     assert isinstance(made, Client)
     return made
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is of this machine's own loopback."""
+    host = urllib.parse.urlsplit(address).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _chosen(models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from settle.server.clients import Ask, ConfigFile, Connection
 from settle.server.state import allow_origins, allowed_origins
 
 SECONDS = 600.0  # that an answer may take: the model may have to be loaded first
+LIST_SECONDS = 30.0
 LONGEST_SAID = 300
 
 
@@ -38,15 +39,16 @@ class Tried:
 def served_models(address: str, key: str) -> list[dict[str, Any]]:
     """The models that a server lists. Raises RunError when there is no server, or it does not let us in."""
     try:
-        status, _, body = _send(Connection(address, key, ""), Ask("", "/v1/models", expects="models"))
+        status, _, body = _send(Connection(address, key, ""), Ask("", "/v1/models", expects="models"), LIST_SECONDS)
     except (OSError, http.client.HTTPException) as e:
         raise RunError(f"nobody answers at {address}: {_reason(e)}", "start a server: `settle serve`") from None
     if status in (401, 403):
         raise RunError(f"the server at {address} does not let us in: {_said(body)}", "give its key with --key")
     try:
         models: list[dict[str, Any]] = json.loads(body)["data"]
-        assert status == 200 and all(isinstance(model["id"], str) for model in models)
-    except (ValueError, KeyError, TypeError, AssertionError):
+        if status != 200 or not all(isinstance(model["id"], str) for model in models):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
         raise RunError(
             f"what answers at {address} is no server of OpenAI's API: {status} {_said(body)}", "check --address"
         ) from None
@@ -185,7 +187,14 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _send(connection: Connection, ask: Ask) -> tuple[int, dict[str, str], bytes]:
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: the key must not go to where it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _send(connection: Connection, ask: Ask, seconds: float = SECONDS) -> tuple[int, dict[str, str], bytes]:
     """Status, headers by small name, body. Raises OSError, HTTPException."""
     headers = {"User-Agent": "settle-connect"} | dict(ask.headers)
     if connection.key and ask.expects != "preflight":
@@ -194,9 +203,9 @@ def _send(connection: Connection, ask: Ask) -> tuple[int, dict[str, str], bytes]
     if ask.body is not None:
         data, headers["Content-Type"] = json.dumps(ask.body).encode(), "application/json"
     request = urllib.request.Request(connection.address + ask.path, data, headers, method=ask.verb)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to this machine
+    opener = urllib.request.build_opener(_Straight, urllib.request.ProxyHandler({}))  # no proxy leads to this machine
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
+        with opener.open(request, timeout=seconds) as answer:
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
     except urllib.error.HTTPError as e:
         with e:

@@ -67,19 +67,28 @@ def tools_of(template: str | None) -> Tools:
     no: there is none, so the model takes no turns."""
     if not template:
         return "no"
+    return "native" if any(_writes_calls(template, arguments) for arguments in ({}, "{}")) else "helped"
+
+
+def _writes_calls(template: str, arguments: Any) -> bool:
+    """Some templates take the arguments of a call as an object, others as its text."""
     function = {"name": PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}}
-    call = {"id": "call00001", "type": "function", "function": {"name": PROBE + "_called", "arguments": {}}}
-    turns = [
+    called = {"name": f"{PROBE}_called", "arguments": arguments}
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "u"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call00001", "type": "function", "function": called}],
+        },
         {"role": "tool", "content": "r", "tool_call_id": "call00001", "name": PROBE},
         {"role": "assistant", "content": "a"},
     ]
     try:
         text = ChatTemplate(template).render(turns, [{"type": "function", "function": function}])
     except TemplateFailure:
-        return "helped"
-    return "native" if PROBE + "_called" in text and PROBE in text.replace(PROBE + "_called", "") else "helped"
+        return False
+    return called["name"] in text and PROBE in text.replace(called["name"], "")
 
 
 def measured(entry: Entry) -> dict[str, float]:

@@ -13,9 +13,11 @@ import yaml
 
 from settle.server.clients import CannotMerge
 
+COMMENT = re.compile(r"(?<!\S)#")
+
 
 def yaml_merged(old: str | None, head: dict[str, Any], keys: Sequence[str], entry: dict[str, Any], name: str) -> str:
-    """YAML with `entry` in the list under `keys`, in the place of the one that has the same `name`. head: what a file
+    """YAML with `entry` in the list under `keys`, over the one that has the same `name`. head: what a file
     that did not exist begins with. Raises CannotMerge."""
     if old is None or not old.strip():
         inner: Any = [entry]
@@ -29,13 +31,17 @@ def yaml_merged(old: str | None, head: dict[str, Any], keys: Sequence[str], entr
         raise CannotMerge(f"it is no YAML that could be extended: {said[:200]}", _by_hand(keys, entry)) from None
     if root is None and before is None:  # nothing but comments
         return old.rstrip("\n") + "\n" + yaml_merged(None, head, keys, entry, name)
+    entry = _kept(before, keys, entry, name) | entry
+    meant = _meant(before, keys, entry, name)
+    if meant is not None and meant == before:
+        return old
     newline = "\r\n" if "\r\n" in old else "\n"
     try:
         text = _placed(old if old.endswith("\n") else old + newline, root, list(keys), entry, name, newline)
         after = yaml.safe_load(text)
     except (yaml.YAMLError, _Unknown):
         after = None
-    if after is None or after != _meant(before, keys, entry, name):
+    if after is None or after != meant:
         raise CannotMerge("it is laid out in a way that cannot be extended safely", _by_hand(keys, entry))
     return text
 
@@ -86,6 +92,8 @@ def _placed(text: str, root: Any, keys: list[str], entry: dict[str, Any], name: 
         return _in_flow(text, node, same, entry, depth, newline)
     if same:
         start, end = same[0].start_mark, _end(same[0])
+        if COMMENT.search(text, start.index, end):
+            raise _Unknown
         block = _indented(_dumped(entry), start.column, newline).strip()
         return text[: start.index] + block + text[end:]
     return _inserted(text, node, _dumped([entry]), node.start_mark.column, newline)
@@ -140,6 +148,14 @@ def _meant(before: Any, keys: Sequence[str], entry: dict[str, Any], name: str) -
     places = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get(name) == entry[name]]
     changed = [entry if i in places[:1] else item for i, item in enumerate(items)]
     return found | {keys[0]: changed if places else [*items, entry]}
+
+
+def _kept(value: Any, keys: Sequence[str], entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entry as it is there now, with what a person added to it; {} when there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    items = value if isinstance(value, list) else []
+    return next((item for item in items if isinstance(item, dict) and item.get(name) == entry[name]), {})
 
 
 def _by_hand(keys: Sequence[str], entry: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ NATIVE = """\
 {%- if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}
 {%- for m in messages %}<|{{ m.role }}|>{{ m.content }}
 {%- for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>{% endfor %}{% endfor %}"""
+TEXTUAL = NATIVE.replace("call.function.name }}", "call.function.name + call.function.arguments }}")
 PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
 STRICT = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
 
@@ -108,7 +109,8 @@ def test_show(stocked, capsys):
 
 
 def test_tools():
-    assert [tools_of(t) for t in (NATIVE, PLAIN, STRICT, "{% if", None)] == ["native", *["helped"] * 3, "no"]
+    assert [tools_of(t) for t in (NATIVE, TEXTUAL)] == ["native"] * 2
+    assert [tools_of(t) for t in (PLAIN, STRICT, "{% if", None)] == [*["helped"] * 3, "no"]
 
 
 @pytest.mark.parametrize("args", [["models"], ["models", "show", "tiny"], ["connect"]])

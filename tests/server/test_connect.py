@@ -11,6 +11,7 @@ import yaml
 
 from settle.base.registry import part, part_names
 from settle.cli import main
+from settle.commands.connect import _is_here
 from settle.server import connecting
 from settle.server.clients import CannotMerge, Connection, spelled
 from settle.server.merging import json_merged, yaml_merged
@@ -118,7 +119,7 @@ def test_shown_and_tried(running, desk, capsys, name):
     allow_origins(frozenset())
     assert main(["connect", name, "--key", KEY]) == 0
     out, err = capsys.readouterr()
-    assert running.address in out and KEY in out and "notes" not in out
+    assert str(running.port) in out and KEY in out and "notes" not in out
     assert f"{name} can talk to tiny" in err
     assert ("--write" in err) == (name in [*WITH_FILE, "page-assist"])
     assert not list(desk.rglob("*.json")) and not list(desk.rglob("*.yaml"))
@@ -284,6 +285,7 @@ def test_the_programs_run(running, desk, capsys):
         assert done.returncode == 0, done.stderr
 
 
+LOSSY = "models:\n- name: settle # a comment that would be lost\n  model: old\n"
 ENTRY = {"name": "settle", "model": 'it\'s: "x"', "roles": ["chat"]}
 
 
@@ -292,7 +294,7 @@ ENTRY = {"name": "settle", "model": 'it\'s: "x"', "roles": ["chat"]}
     [
         "a: 1\nmodels: []\nb: 2\n",
         "a: 1\nmodels:\n# none yet\nb: 2",
-        "models:\n- name: x\n  text: |\n    one\n    two\n- name: settle # ours\n  model: old\nb: 2\n",
+        "models:\n- name: x\n  text: |\n    one\n    two\n- name: settle\n  model: old\n# after\nb: 2\n",
         "models: [{name: x}, {name: settle, model: old}]\n",
         "models: [{name: x}] # all\n",
         "a: 1\r\nmodels:\r\n  - name: x\r\n",
@@ -314,12 +316,32 @@ def test_yaml(old):
 
 @pytest.mark.parametrize(
     "old",
-    ["models: 5\n", "- a\n", "{models: []}\n", "a: &m []\nmodels: *m\n", "a: !x 1\n", "a: [", "a: 1\n---\nb: 2\n"],
+    [
+        "models: 5\n",
+        "- a\n",
+        "{models: []}\n",
+        "a: &m []\nmodels: *m\n",
+        "a: !x 1\n",
+        "a: [",
+        "a: 1\n---\nb: 2\n",
+        LOSSY,
+    ],
 )
 def test_yaml_that_stays_as_it_is(old):
     with pytest.raises(CannotMerge) as e:
         yaml_merged(old, {}, ["models"], ENTRY, "name")
     assert yaml.safe_load(e.value.fix) == {"models": [ENTRY]}
+
+
+def test_yaml_keeps_what_a_person_added_to_our_entry():
+    old = "models:\n- name: settle\n  model: old\n  mine: 1\n"
+    assert yaml.safe_load(yaml_merged(old, {}, ["models"], ENTRY, "name")) == {"models": [ENTRY | {"mine": 1}]}
+
+
+def test_the_key_stays_on_this_machine():
+    here = ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9:1"]
+    elsewhere = ["http://example.org:1", "http://127.0.0.1.example.org:1", "http://10.0.0.1:1", "http://0.0.0.0:1"]
+    assert all(map(_is_here, here)) and not any(map(_is_here, elsewhere))
 
 
 @pytest.mark.parametrize("old", ['{"a": 1, "a": 2}', "[]", '{"a": 1 /* */}', "nonsense"])

@@ -42,8 +42,9 @@ class LibreChat(Client):
     def requests(self, connection: Connection) -> list[Ask]:
         headers = {"User-Agent": AGENT}
         title = chat(connection, "its titles", stream=False, headers=headers)
-        options = {"stream_options": {"include_usage": True}, "user": "65f0c0ffee0000000000cafe"}
-        return [list_models(User_Agent=AGENT), chat(connection, headers=headers, **options), title]
+        usage, person = {"include_usage": True}, "65f0c0ffee0000000000cafe"
+        talk = chat(connection, headers=headers, stream_options=usage, user=person)
+        return [list_models(User_Agent=AGENT), talk, title]
 
 
 def _path() -> Path | None:

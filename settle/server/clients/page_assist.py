@@ -17,7 +17,7 @@ class PageAssist(Client):
         return (
             "In Page Assist: Settings → OpenAI Compatible API → Add Provider → Custom\n"
             "  Provider name  settle\n"
-            f"  Base URL       {connection.openai}\n"
+            f"  Base URL       {_by_name(connection.openai)}\n"
             f"  API key        {connection.key or NO_KEY}\n"
             f"then fetch the models, choose {connection.model}, and save.\n"
         )
@@ -25,7 +25,9 @@ class PageAssist(Client):
     def note(self, connection: Connection) -> str:
         return (
             "--write lets the extension in from then on. Firefox gives it an origin of its own in every browser: "
-            "about:debugging → This Firefox → Page Assist → Internal UUID, then --origin moz-extension://UUID"
+            "about:debugging → This Firefox → Page Assist → Internal UUID, then --origin moz-extension://UUID. "
+            "Where Page Assist still says 403, its Automatic Ollama CORS Fix hides its origin: turn that off in "
+            "Ollama Settings → Advance, or write localhost in one address and 127.0.0.1 in the other"
         )
 
     def origins(self, connection: Connection) -> frozenset[str]:
@@ -44,3 +46,9 @@ class PageAssist(Client):
             chat(connection, headers={"Origin": origin}, stream_options={"include_usage": True}),
             *embed(connection, "its search in pages"),
         ]
+
+
+def _by_name(url: str) -> str:
+    """Page Assist has the browser rewrite the origin of whatever goes to the host of its Ollama, which is 127.0.0.1
+    unless it was told otherwise; the same server under another name keeps clear of that."""
+    return url.replace("//127.0.0.1:", "//localhost:", 1)
