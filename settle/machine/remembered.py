@@ -57,6 +57,12 @@ def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> An
     return value
 
 
+def recalled(key: dict[str, Any], name: str) -> Any:
+    """The value measured before under `name`, or None: nothing is measured."""
+    known = _read(path_of(key), key).get(name)
+    return known and known["value"]
+
+
 def _read(path: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name → value and whether the machine was busy; nothing when the file is missing or was damaged."""
     try:

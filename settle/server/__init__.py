@@ -7,4 +7,6 @@ chat        a chat request in the one form all shapes are translated to, and its
 tools       function calls for models whose template knows none
 catalogue   what can be asked for by name
 keeper      models on demand: loaded, kept, unloaded, restarted
+clients/    one file a client: how it is set up, and what it asks
+connecting  clients set up, tried, and put back
 """
