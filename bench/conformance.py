@@ -126,7 +126,9 @@ def json_form(schema: dict[str, Any]) -> dict[str, Any]:
 
 CHAT_PROBES = [
     Probe("max_tokens", GREEDY | {"max_tokens": 3}, lambda a, _: usage(a, "completion_tokens") == 3),
-    Probe("max_completion_tokens", GREEDY | {"max_completion_tokens": 3}, lambda a, _: usage(a, "completion_tokens") == 3),
+    Probe(
+        "max_completion_tokens", GREEDY | {"max_completion_tokens": 3}, lambda a, _: usage(a, "completion_tokens") == 3
+    ),
     Probe("temperature", CHAT | {"temperature": 2, "seed": 1}, differs),
     Probe("top_p", CHAT | {"temperature": 2, "top_p": 1e-6}, lambda a, b: not differs(a, b)),
     Probe("top_k", CHAT | {"temperature": 2, "top_k": 1}, lambda a, b: not differs(a, b)),
@@ -148,22 +150,52 @@ CHAT_PROBES = [
     Probe("response_format json_schema", GREEDY | json_form(SCHEMA), fits),
     Probe("response_format (schema that cannot be kept to)", GREEDY | json_form(IMPOSSIBLE), never),
     Probe("tools", GREEDY | {"tools": [TOOL]}, prompt_grew),
-    Probe("tool_choice required", GREEDY | {"tools": [TOOL, OTHER], "tool_choice": "required", "max_tokens": 90}, lambda a, _: bool(calls(a))),
+    Probe(
+        "tool_choice required",
+        GREEDY | {"tools": [TOOL, OTHER], "tool_choice": "required", "max_tokens": 90},
+        lambda a, _: bool(calls(a)),
+    ),
     Probe(
         "tool_choice by name",
-        GREEDY | {"tools": [TOOL, OTHER], "tool_choice": {"type": "function", "function": {"name": "other"}}, "max_tokens": 90},
+        GREEDY
+        | {
+            "tools": [TOOL, OTHER],
+            "tool_choice": {"type": "function", "function": {"name": "other"}},
+            "max_tokens": 90,
+        },
         lambda a, _: calls(a) == ["other"],
     ),
     Probe("tool_choice none", GREEDY | {"tools": [TOOL], "tool_choice": "none"}, lambda a, _: not calls(a)),
-    Probe("tool message", GREEDY | {"messages": [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "pick", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "1", "content": "seven " * 9}]}, lambda a, b: usage(a, "prompt_tokens") > usage(b, "prompt_tokens") + 20),
-    Probe("messages: developer role", GREEDY | {"messages": [{"role": "developer", "content": "Answer in French."}, *CHAT["messages"]]}, differs),
+    Probe(
+        "tool message",
+        GREEDY
+        | {
+            "messages": [
+                *CHAT["messages"],
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"id": "1", "type": "function", "function": {"name": "pick", "arguments": "{}"}}],
+                },
+                {"role": "tool", "tool_call_id": "1", "content": "seven " * 9},
+            ]
+        },
+        lambda a, b: usage(a, "prompt_tokens") > usage(b, "prompt_tokens") + 20,
+    ),
+    Probe(
+        "messages: developer role",
+        GREEDY | {"messages": [{"role": "developer", "content": "Answer in French."}, *CHAT["messages"]]},
+        differs,
+    ),
     Probe("messages: image", GREEDY | {"messages": [{"role": "user", "content": IMAGE}]}, never),
     Probe("messages: unknown field", GREEDY | {"messages": [CHAT["messages"][0] | {"frobnicate": 1}]}, never),
     Probe("messages: too long", GREEDY | {"messages": LONG}, never),
     Probe("reasoning_effort high", GREEDY | {"reasoning_effort": "high"}, never),
     Probe("store", GREEDY | {"store": True}, never),
     Probe("service_tier flex", GREEDY | {"service_tier": "flex"}, never),
-    Probe("modalities audio", GREEDY | {"modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"}}, never),
+    Probe(
+        "modalities audio", GREEDY | {"modalities": ["text", "audio"], "audio": {"voice": "x", "format": "wav"}}, never
+    ),
     Probe("prediction", GREEDY | {"prediction": {"type": "content", "content": "One"}}, never),
     Probe("web_search_options", GREEDY | {"web_search_options": {}}, never),
     Probe("verbosity low", GREEDY | {"verbosity": "low"}, never),
@@ -175,7 +207,7 @@ CHAT_PROBES = [
     Probe("grammar (does not parse)", GREEDY | {"grammar": "root ::= ("}, never),
     Probe("min_p, repeat_penalty, mirostat …", GREEDY | {"repeat_penalty": 5.0, "max_tokens": 64}, differs),
     Probe("user", GREEDY | {"user": "me"}, accepted),
-]  # fmt: skip
+]
 
 COMPLETION_PROBES = [
     Probe("max_tokens", TEXT | {"max_tokens": 3}, lambda a, _: usage(a, "completion_tokens") == 3),
@@ -212,39 +244,103 @@ RESPONSE_PROBES = [
     Probe("instructions", RESPONSE | {"instructions": "Answer in French, please."}, prompt_grew),
     Probe("max_output_tokens", RESPONSE | {"max_output_tokens": 16}, lambda a, _: usage(a, "output_tokens") <= 16),
     Probe("tools", RESPONSE | {"tools": [FLAT]}, prompt_grew),
-    Probe("tool_choice required", RESPONSE | {"tools": [FLAT], "tool_choice": "required", "max_output_tokens": 90}, lambda a, _: bool(calls(a))),
-    Probe("tool_choice by name", RESPONSE | {"tools": [FLAT, FLAT_OTHER], "tool_choice": {"type": "function", "name": "other"}, "max_output_tokens": 90}, lambda a, _: calls(a) == ["other"]),
-    Probe("text.format json_schema", RESPONSE | {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}}, fits),
+    Probe(
+        "tool_choice required",
+        RESPONSE | {"tools": [FLAT], "tool_choice": "required", "max_output_tokens": 90},
+        lambda a, _: bool(calls(a)),
+    ),
+    Probe(
+        "tool_choice by name",
+        RESPONSE
+        | {"tools": [FLAT, FLAT_OTHER], "tool_choice": {"type": "function", "name": "other"}, "max_output_tokens": 90},
+        lambda a, _: calls(a) == ["other"],
+    ),
+    Probe(
+        "text.format json_schema",
+        RESPONSE | {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}},
+        fits,
+    ),
     Probe("previous_response_id", RESPONSE | {"previous_response_id": "resp_1"}, never),
     Probe("store", RESPONSE | {"store": True}, never),
     Probe("background", RESPONSE | {"background": True}, never),
     Probe("conversation", RESPONSE | {"conversation": "conv_1"}, never),
-    Probe("truncation auto", RESPONSE | {"truncation": "auto", "input": [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "Count."}]}, lambda a, _: "settle" in a),
+    Probe(
+        "truncation auto",
+        RESPONSE
+        | {
+            "truncation": "auto",
+            "input": [
+                {"role": "user", "content": "word " * 3000},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "Count."},
+            ],
+        },
+        lambda a, _: "settle" in a,
+    ),
     Probe("metadata", RESPONSE | {"metadata": {"a": "b"}}, lambda a, _: a.get("metadata") == {"a": "b"}),
     Probe("tools: web_search", RESPONSE | {"tools": [{"type": "web_search"}]}, never),
     Probe("an unknown field", RESPONSE | {"frobnicate": 1}, never),
-]  # fmt: skip
+]
 
 MESSAGE_PROBES = [
     Probe("messages", MESSAGE, lambda a, _: bool(said(a))),
     Probe("system", MESSAGE | {"system": "Answer in French, please."}, prompt_grew),
     Probe("max_tokens", MESSAGE | {"max_tokens": 3}, lambda a, _: usage(a, "output_tokens") == 3),
-    Probe("stop_sequences", MESSAGE | {"stop_sequences": ["e"]}, lambda a, _: a.get("stop_sequence") == "e" and a["stop_reason"] == "stop_sequence"),
+    Probe(
+        "stop_sequences",
+        MESSAGE | {"stop_sequences": ["e"]},
+        lambda a, _: a.get("stop_sequence") == "e" and a["stop_reason"] == "stop_sequence",
+    ),
     Probe("tools", MESSAGE | {"tools": [MINE]}, prompt_grew),
-    Probe("tool_choice any", MESSAGE | {"tools": [MINE], "tool_choice": {"type": "any"}, "max_tokens": 90}, lambda a, _: bool(calls(a))),
-    Probe("tool_choice tool", MESSAGE | {"tools": [MINE, MINE | {"name": "other"}], "tool_choice": {"type": "tool", "name": "other"}, "max_tokens": 90}, lambda a, _: calls(a) == ["other"]),
+    Probe(
+        "tool_choice any",
+        MESSAGE | {"tools": [MINE], "tool_choice": {"type": "any"}, "max_tokens": 90},
+        lambda a, _: bool(calls(a)),
+    ),
+    Probe(
+        "tool_choice tool",
+        MESSAGE
+        | {
+            "tools": [MINE, MINE | {"name": "other"}],
+            "tool_choice": {"type": "tool", "name": "other"},
+            "max_tokens": 90,
+        },
+        lambda a, _: calls(a) == ["other"],
+    ),
     Probe("tools: web_search", MESSAGE | {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, never),
-    Probe("thinking", MESSAGE | {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}, lambda a, _: a["content"][0]["type"] == "thinking"),
-    Probe("messages: image", MESSAGE | {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}]}]}, never),
+    Probe(
+        "thinking",
+        MESSAGE | {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+        lambda a, _: a["content"][0]["type"] == "thinking",
+    ),
+    Probe(
+        "messages: image",
+        MESSAGE
+        | {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+                    ],
+                }
+            ]
+        },
+        never,
+    ),
     Probe("top_k", MESSAGE | {"temperature": 1, "top_k": 1}, lambda a, b: not differs(a, b)),
     Probe("mcp_servers", MESSAGE | {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, never),
     Probe("messages: too long", MESSAGE | {"messages": LONG}, never),
     Probe("an unknown field", MESSAGE | {"frobnicate": 1}, never),
-]  # fmt: skip
+]
 
 OLLAMA_PROBES = [
     Probe("messages", OLLAMA, lambda a, _: bool(said(a))),
-    Probe("options.num_predict", OLLAMA | {"options": {"num_predict": 3, "temperature": 0}}, lambda a, _: a["eval_count"] == 3),
+    Probe(
+        "options.num_predict",
+        OLLAMA | {"options": {"num_predict": 3, "temperature": 0}},
+        lambda a, _: a["eval_count"] == 3,
+    ),
     Probe("options.num_ctx (more than served)", OLLAMA | {"options": {"num_ctx": 1 << 20}}, never),
     Probe("options.stop", OLLAMA | {"options": {"stop": ["e"], "num_predict": 24}}, lambda a, _: "e" not in said(a)),
     Probe("options: unknown", OLLAMA | {"options": {"frobnicate": 1}}, never),
@@ -255,7 +351,7 @@ OLLAMA_PROBES = [
     Probe("images", OLLAMA | {"messages": [CHAT["messages"][0] | {"images": ["aGk="]}]}, never),
     Probe("messages: too long", OLLAMA | {"messages": LONG}, never),
     Probe("an unknown field", OLLAMA | {"frobnicate": 1}, never),
-]  # fmt: skip
+]
 
 ENDPOINTS = {
     "/v1/chat/completions": (GREEDY, CHAT_PROBES),
