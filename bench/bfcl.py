@@ -11,9 +11,7 @@ Right: of the function that BFCL expects; for irrelevance, no call at all.
 import argparse
 import json
 import random
-import subprocess
-import sys
-import tempfile
+import urllib.error
 import urllib.request
 import zipfile
 from collections import Counter
@@ -21,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-from serve import SERVER
+
+from settle.server.beside import Side, both_sides
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "String": "string", "ArrayList": "array"}
@@ -68,9 +67,9 @@ def cases(wheel: Path, category: str, each: int) -> list[dict[str, Any]]:
     ]
 
 
-def asked(url: str, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+def asked(side: Side, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {side.key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{side.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
@@ -103,36 +102,28 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=30)
     parser.add_argument("--choice", nargs="*", default=["auto", "required"])
     given = parser.parse_args()
-    key, folder = "bench-key-0123456789", tempfile.TemporaryDirectory()
-    command = [sys.executable, "-u", "-c", SERVER, str(given.model), "1", key, f"{folder.name}/audit", "4096"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        gateway = json.loads(server.stdout.readline())["gateway"]
-        asked(gateway, key, {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
-        bare = json.loads(server.stdout.readline())
-        sides = {"settle": (gateway, key), "llama.cpp": (bare["bare"], bare["key"])}
+    with both_sides(given.model, 1, 4096) as (gateway, bare):
+        sides = {"settle": gateway, "llama.cpp": bare}
         print("| category | tool_choice | side | answers | calls | valid of the calls | right | text | refused | cut |")
         print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
         for category in CATEGORIES:
             found = cases(given.wheel, category, given.each)
             for choice in given.choice if category != "irrelevance" else ["auto"]:
-                for side, (url, side_key) in sides.items():
-                    print(row(category, choice, side, found, url, side_key), flush=True)
-        server.terminate()
-    folder.cleanup()
+                for name, side in sides.items():
+                    print(row(category, choice, name, found, side), flush=True)
 
 
-def row(category: str, choice: str, side: str, found: list[dict[str, Any]], url: str, key: str) -> str:
+def row(category: str, choice: str, name: str, found: list[dict[str, Any]], side: Side) -> str:
     counts: Counter[str] = Counter()
     for case in found:
         body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
-        counts[judged(*asked(url, key, body | {"max_tokens": 512, "temperature": 0}), case)] += 1
+        counts[judged(*asked(side, body | {"max_tokens": 512, "temperature": 0}), case)] += 1
     valid = counts["right"] + counts["valid"]
     calls = valid + counts["invalid"]
     right = counts["text"] if category == "irrelevance" else counts["right"]
     share = f"{valid / calls:.0%}" if calls else "–"
     return (
-        f"| {category} | {choice} | {side} | {len(found)} | {calls} | {share} | {right} | {counts['text']} "
+        f"| {category} | {choice} | {name} | {len(found)} | {calls} | {share} | {right} | {counts['text']} "
         f"| {counts['refused']} | {counts['cut']} |"
     )
 

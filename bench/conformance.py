@@ -9,9 +9,6 @@ there, `absent` when the endpoint is not there. An error of the server's own (5x
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -19,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serve import SERVER
+from settle.server.beside import Side, both_sides
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Count from one to ten."}], "max_tokens": 24}
 GREEDY = CHAT | {"temperature": 0}
@@ -363,9 +360,9 @@ ENDPOINTS = {
 }
 
 
-def ask(side: tuple[str, str], path: str, body: dict[str, Any]) -> tuple[int, Answer]:
-    headers = {"Authorization": f"Bearer {side[1]}", "Content-Type": "application/json"}
-    request = urllib.request.Request(side[0] + path, json.dumps(body).encode(), headers)
+def ask(side: Side, path: str, body: dict[str, Any]) -> tuple[int, Answer]:
+    headers = {"Authorization": f"Bearer {side.key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(side.url + path, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
@@ -373,7 +370,7 @@ def ask(side: tuple[str, str], path: str, body: dict[str, Any]) -> tuple[int, An
         return e.code, {}
 
 
-def verdict(side: tuple[str, str], path: str, probe: Probe, before: tuple[int, Answer]) -> str:
+def verdict(side: Side, path: str, probe: Probe, before: tuple[int, Answer]) -> str:
     status, answer = ask(side, path, probe.body)
     if status == 404 and before[0] == 404:
         return "absent"
@@ -393,15 +390,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     given = parser.parse_args()
-    key, folder = "bench-key-0123456789", tempfile.TemporaryDirectory()
-    command = [sys.executable, "-u", "-c", SERVER, str(given.model), "4", key, f"{folder.name}/audit"]
     counts: dict[str, Counter[str]] = {"settle": Counter(), "llama.cpp": Counter()}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        gateway = (json.loads(server.stdout.readline())["gateway"], key)
-        ask(gateway, "/v1/chat/completions", CHAT | {"max_tokens": 1})
-        told = json.loads(server.stdout.readline())
-        sides = {"settle": gateway, "llama.cpp": (told["bare"], told["key"])}
+    with both_sides(given.model, 4, 1024) as (gateway, bare):
+        sides = {"settle": gateway, "llama.cpp": bare}
         print("| endpoint | field | settle | llama.cpp bare |\n|---|---|---|---|")
         for path, (plain, probes) in ENDPOINTS.items():
             before = {name: ask(side, path, plain) for name, side in sides.items()}
@@ -410,8 +401,6 @@ def main() -> None:
                 for name, word in found.items():
                     counts[name][word] += 1
                 print(f"| {path} | {probe.field} | {found['settle']} | {found['llama.cpp']} |", flush=True)
-        server.terminate()
-    folder.cleanup()
     for name, words in counts.items():
         print(f"\n{name}: {', '.join(f'{number} {word}' for word, number in words.most_common())}")
 

@@ -42,7 +42,7 @@ class Guard:
         limits: Limits,
         error: Callable[[str, Refusal], dict[str, Any]],
     ) -> None:
-        self._app, self._key, self._origins, self._hosts = app, key, origins, hosts
+        self.app, self._key, self._origins, self._hosts = app, key, origins, hosts
         self._any_address, self._limits, self._error = any_address, limits, error
         self._busy = 0
 
@@ -51,7 +51,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         allowed: list[tuple[bytes, bytes]] = []
@@ -73,7 +73,7 @@ class Guard:
         self._busy += 1
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self._app(scope, self._limited(receive), _adding(send, allowed) if allowed else send)
+                await self.app(scope, self._limited(receive), _adding(send, allowed) if allowed else send)
         except TimeoutError:
             pass  # the answer is cut off; what was under way is stopped
         finally:

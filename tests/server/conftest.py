@@ -139,7 +139,7 @@ def serving(
     assert up.wait(20)
     try:
         port = listening.getsockname()[1]
-        yield Live(f"http://127.0.0.1:{port}", guard._app.state.gateway, made["loop"], made["server"], key)
+        yield Live(f"http://127.0.0.1:{port}", guard.app.state.gateway, made["loop"], made["server"], key)
     finally:
         made["server"].should_exit = True
         thread.join(20)
