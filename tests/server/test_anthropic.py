@@ -46,7 +46,7 @@ def thinker(stocked) -> str:
     """An adapter that brings the template of a model that reasons."""
     run = Run.create("tune", "thinker")
     out = run.out / "thinker-lora.gguf"
-    export_lora(trained().part, adapter(trained().part, seed=3), out, "f32", {"template": THINKING})
+    export_lora(trained().part, adapter(trained().part, strength=0.01), out, "f32", {"template": THINKING})
     base = stocked / "models" / "tiny" / "tiny.gguf"
     write_json(run.path / "plan.json", {"tuning": {"base": str(base), "base_name": "tiny"}})
     write_json(run.path / "result.json", {"verdict": "settled"})
@@ -187,8 +187,8 @@ def test_json_schema(live):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_thinking_has_a_budget(live, thinker, stream):
-    asked = ASK | {"model": thinker, "max_tokens": 24, "stream": stream}
-    asked |= {"thinking": {"type": "enabled", "budget_tokens": 6}}
+    asked = ASK | {"model": thinker, "max_tokens": 60, "stream": stream}
+    asked |= {"thinking": {"type": "enabled", "budget_tokens": 12}}
     reply = live.ask("/v1/messages", asked)
     if stream:
         blocks = [e["content_block"]["type"] for e in reply.events if e["type"] == "content_block_start"]
@@ -207,10 +207,10 @@ def test_thinking_has_a_budget(live, thinker, stream):
 
 
 def test_thinking_off_and_unseen(live, thinker):
-    asked = ASK | {"model": thinker, "max_tokens": 24}
+    asked = ASK | {"model": thinker, "max_tokens": 60}
     off = live.ask("/v1/messages", asked | {"thinking": {"type": "disabled"}}).json
     assert [block["type"] for block in off["content"]] == ["text"]
-    unseen = {"type": "enabled", "budget_tokens": 6, "display": "omitted"}
+    unseen = {"type": "enabled", "budget_tokens": 12, "display": "omitted"}
     told = live.ask("/v1/messages", asked | {"thinking": unseen}).json
     assert told["content"][0] == {"type": "thinking", "thinking": "", "signature": ""}
 
