@@ -1,12 +1,14 @@
 """Anthropic's shape, over a socket, with a real child behind it."""
 
+import asyncio
 import json
 
 import pytest
 
-from settle.base.run import Run, write_json
-from settle.formats.lora_gguf import export_lora
-from tests.trained import adapter, trained
+from settle.server.audit import Record
+from settle.server.gateway import told
+from settle.server.refusal import Refusal
+from settle.server.shapes import anthropic as shape
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8, "temperature": 0}
 TOOL = {
@@ -21,16 +23,6 @@ TOOL = {
 }
 FORCED = ASK | {"tools": [TOOL], "tool_choice": {"type": "any"}, "max_tokens": 120}
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
-# a model that thinks before it answers, unless it is told not to
-THINKING = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
-    "{%- if message.reasoning_content -%}"
-    "{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}{%- endif -%}"
-    "{{- message.content + '<|im_end|>\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
-    "{{- '<think>\n' -}}{%- if enable_thinking is defined and not enable_thinking -%}"
-    "{{- '\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
-)
 
 
 def text(answer) -> str:
@@ -39,18 +31,6 @@ def text(answer) -> str:
 
 def tokens(usage) -> int:
     return usage["input_tokens"] + usage["cache_read_input_tokens"] + usage["cache_creation_input_tokens"]
-
-
-@pytest.fixture(scope="module")
-def thinker(stocked) -> str:
-    """An adapter that brings the template of a model that reasons."""
-    run = Run.create("tune", "thinker")
-    out = run.out / "thinker-lora.gguf"
-    export_lora(trained().part, adapter(trained().part, strength=0.01), out, "f32", {"template": THINKING})
-    base = stocked / "models" / "tiny" / "tiny.gguf"
-    write_json(run.path / "plan.json", {"tuning": {"base": str(base), "base_name": "tiny"}})
-    write_json(run.path / "result.json", {"verdict": "settled"})
-    return "tiny:thinker"
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/messages", "/v1/messages?beta=true"])
@@ -282,6 +262,26 @@ def test_errors_have_their_types(live):
         assert kind(body=asked) == (400, "invalid_request_error")
 
 
+def test_an_answer_that_breaks_off_ends_with_an_error():
+    async def breaking():
+        yield b"first"
+        raise Refusal(502, "the engine died")
+
+    async def read() -> list[bytes]:
+        return [piece async for piece in told(breaking(), Record("x"), shape._broken_off)]
+
+    first, last = asyncio.run(read())
+    assert first == b"first" and last.startswith(b"event: error\ndata: ")
+    error = {"type": "error", "error": {"type": "api_error", "message": "the engine died"}}
+    assert json.loads(last.split(b"data: ")[1]) == error
+
+
+def test_an_answer_right_after_a_stream_is_not_lost(live):
+    """The child hangs up after a stream, which once took the next request with it."""
+    statuses = {live.ask("/v1/messages", ASK | {"stream": n % 2 == 0}).status for n in range(80)}
+    assert statuses == {200}
+
+
 def test_no_loss_where_nothing_is_asked_for(live):
     keeps = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
     same = {"context_management": keeps, "container": None, "thinking": {"type": "adaptive"}, "speed": "standard"}
@@ -295,6 +295,7 @@ def test_sdk(live):
         common = {key: ASK[key] for key in ("model", "messages", "max_tokens")}
         whole = client.messages.create(**common, extra_body={"temperature": 0})
         assert whole.content[0].type == "text" and whole.stop_reason == "max_tokens"
+        assert whole._request_id.startswith("req_")
         counted = client.messages.count_tokens(model="tiny", messages=ASK["messages"])
         assert counted.input_tokens == tokens(whole.usage.to_dict())
         with client.messages.stream(**common, extra_body={"temperature": 0}) as stream:

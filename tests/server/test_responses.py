@@ -5,6 +5,10 @@ import json
 import pydantic
 import pytest
 
+from settle.server.refusal import Refusal
+from settle.server.responses_body import ResponseBody
+from settle.server.shapes.responses import Answer
+
 ASK = {"model": "tiny", "input": "def f", "max_output_tokens": 8, "temperature": 0}
 PARAMETERS = {
     "type": "object",
@@ -187,6 +191,46 @@ def test_nothing_is_ignored(live, field, value, param):
     refused = live.ask("/v1/responses", ASK | {field: value})
     assert refused.status == 400, refused.body
     assert refused.json["error"]["param"] == param and refused.json["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning(live, thinker, stream):
+    asked = ASK | {"model": thinker, "max_output_tokens": 30, "stream": stream}
+    reply = live.ask("/v1/responses", asked)
+    told = reply.events[-1]["response"] if stream else reply.json
+    (item,) = told["output"]
+    thought = item["content"][0]["text"]
+    assert item["type"] == "reasoning" and item["summary"] == [] and thought
+    assert 0 < told["usage"]["output_tokens_details"]["reasoning_tokens"] <= 30
+    if stream:
+        deltas = [e for e in reply.events if e["type"] == "response.reasoning_text.delta"]
+        assert "".join(e["delta"] for e in deltas) == thought
+        assert any(e["type"] == "response.reasoning_text.done" and e["text"] == thought for e in reply.events)
+    # what was thought and what was said are one turn, when they come back
+    turns = [
+        {"role": "user", "content": "def f"},
+        item,
+        {"role": "assistant", "content": "x"},
+        {"role": "user", "content": "y"},
+    ]
+    sizes = [
+        live.ask("/v1/responses/input_tokens", {"model": thinker, "input": turns[:1] + turns[first:]}).json[
+            "input_tokens"
+        ]
+        for first in (1, 2)
+    ]
+    assert sizes[0] > sizes[1]
+    off = live.ask("/v1/responses", asked | {"reasoning": {"effort": "none"}, "stream": False}).json
+    assert [item["type"] for item in off["output"]] == ["message"]
+
+
+def test_an_answer_that_breaks_off_ends_as_failed():
+    answer = Answer("tiny", ResponseBody(input="x", stream=True), has_logprobs=False)
+    started = [*answer.begin(), *answer.feed({"choices": [{"delta": {"content": "a"}}]})]
+    last = answer.failed(Refusal(502, "the engine died"))
+    assert last["type"] == "response.failed" and last["sequence_number"] == len(started)
+    assert last["response"]["status"] == "failed" and text(last["response"]) == "a"
+    assert last["response"]["error"] == {"code": "server_error", "message": "the engine died"}
 
 
 def test_nothing_is_stored(live):
