@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,10 @@ MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reas
 class ChatRequest:
     """messages: see `check_messages`. tools, choice: see `tools.choose`. schema: of the answer, {} for any JSON object.
     sampling: in llama.cpp's words. arguments: of the template. adapters: more LoRAs by name, and their scales.
-    trim: whether the oldest turns may be dropped when the prompt is too long, which the answer tells."""
+    trim: whether the oldest turns may be dropped when the prompt is too long, which the answer tells.
+    tells_stop: whether the choice that a stop string ended says which, as `stopped_by`. thinking_budget: tokens of
+    reasoning. is_usual_effort: the effort is what the API takes when none is given, so a model without any is no loss.
+    """
 
     model: str
     messages: list[dict[str, Any]]
@@ -47,6 +50,9 @@ class ChatRequest:
     adapters: dict[str, float] = field(default_factory=dict)
     trim: bool = False
     timings: bool = False
+    tells_stop: bool = False
+    thinking_budget: int | None = None
+    is_usual_effort: bool = False
 
 
 def check_messages(messages: list[Any]) -> list[dict[str, Any]]:
@@ -56,7 +62,7 @@ def check_messages(messages: list[Any]) -> list[dict[str, Any]]:
     return [_checked(message, f"messages.{number}") for number, message in enumerate(messages)]
 
 
-async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
+async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
     """OpenAI's chunks; the last one has usage, and timings. Closing it stops the model. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
         plan = await prepare(gateway, request, entry, loaded)
@@ -89,16 +95,20 @@ class Plan:
     async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
         async with await self.open(session, loaded) as response:
             async for chunk in events(response):
+                word = chunk.pop("__verbose", {}).get("stopping_word")
                 for choice in chunk["choices"]:
                     _both_reasonings(choice["delta"])
                     self._tidy_logprobs(choice)
+                    self._tell_stop(choice, word)
                 yield self._told(chunk | {"model": self.entry.id})
 
     async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
         answer = await ask(session, loaded, self.path, self.body) | {"model": self.entry.id}
+        word = answer.pop("__verbose", {}).get("stopping_word")
         for choice in answer["choices"]:
             _both_reasonings(choice["message"])
             self._tidy_logprobs(choice)
+            self._tell_stop(choice, word)
         return self._told(answer)
 
     def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +122,11 @@ class Plan:
             for token in choice["logprobs"]["content"]:
                 token["top_logprobs"] = []
 
+    def _tell_stop(self, choice: dict[str, Any], word: str | None) -> None:
+        """A template has stop strings of its own, which are nobody's business."""
+        if self.request.tells_stop and word in self.request.stop and choice["finish_reason"]:
+            choice["stopped_by"] = word
+
 
 class HelpedPlan(Plan):
     """A request with tools, to a child whose template knows none: rendered, constrained and parsed by us."""
@@ -123,16 +138,21 @@ class HelpedPlan(Plan):
 
     async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
         head = self._head("chat.completion.chunk")
-        yield head | {"choices": [_choice({"role": "assistant", "content": None})]}
+        first: dict[str, Any] | None = {"role": "assistant", "content": None}
         reader = calling.CallReader()
         async with await self.open(session, loaded) as response:
             async for event in events(response):
+                if first is not None:  # not before: what is refused must not have begun
+                    yield head | {"choices": [_choice(first)]} | _timings(self.request, event)
+                    first = None
                 for delta in reader.feed(event["content"]):
                     yield head | {"choices": [_choice(delta)]}
                 if event["stop"]:
                     for delta in reader.end():
                         yield head | {"choices": [_choice(delta)]}
-                    yield head | {"choices": [_choice({}, _reason(event, reader))]}
+                    last = _choice({}, _reason(event, reader))
+                    self._tell_stop(last, event.get("stopping_word"))
+                    yield head | {"choices": [last]}
                     yield self._told(head | {"choices": []} | _counts(event))
 
     async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
@@ -146,6 +166,7 @@ class HelpedPlan(Plan):
                 calls = [{k: v for k, v in call.items() if k != "index"} for call in delta["tool_calls"]]
                 message["tool_calls"] = message.get("tool_calls", []) + calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event, reader)}
+        self._tell_stop(choice, event.get("stopping_word"))
         return self._told(self._head("chat.completion") | {"choices": [choice]} | _counts(event))
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -173,6 +194,8 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     _check_reasoning(request, loaded)
     messages, is_helped = request.messages, _needs_help(request, loaded)
     if is_helped:
+        if request.thinking_budget is not None:
+            raise unsupported("thinking", f"not together with these tools for {entry.id}")
         if request.n > 1 or request.top_logprobs is not None:
             raise unsupported("n" if request.n > 1 else "logprobs", f"not together with tools for {entry.id}")
         has_system = loaded.caps.get("supports_system_role", True)
@@ -184,6 +207,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     common = request.sampling | {"lora": loaded.lora(scales(gateway, request, entry, loaded))}
     common |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     common |= {"stop": request.stop} if request.stop else {}
+    common |= {"timings_per_token": True} if request.timings else {}
     if is_helped:
         return HelpedPlan(request, entry, common | await _help(gateway, request, loaded, messages), trimmed)
     return Plan(request, entry, common | _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
@@ -217,8 +241,10 @@ def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: S
         body["chat_template_kwargs"] = request.arguments
     if request.n > 1:
         body["n"] = request.n
-    if request.timings:
-        body["timings_per_token"] = True
+    if request.tells_stop and request.stop:
+        body["verbose"] = True  # llama.cpp names the stop string nowhere else
+    if request.thinking_budget is not None:
+        body["thinking_budget_tokens"] = request.thinking_budget
     if request.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": max(request.top_logprobs, 1)}
     return body
@@ -303,8 +329,11 @@ def _check_reasoning(request: ChatRequest, loaded: Loaded) -> None:
     effort = request.arguments.get("reasoning_effort")
     template = loaded.key.template or ""
     knows = "reasoning_effort" in template or "enable_thinking" in template
-    if effort not in (None, "none", "minimal", "low") and not knows:
+    if effort not in (None, "none", "minimal", "low") and not knows and not request.is_usual_effort:
         raise unsupported("reasoning_effort", "this model has no reasoning that could be steered")
+    # llama.cpp drops a budget without a word where it does not see what in an answer is reasoning
+    if request.thinking_budget is not None and not loaded.caps.get("supports_preserve_reasoning"):
+        raise unsupported("thinking", "this model has no reasoning that could have a budget")
 
 
 def _checked(message: Any, where: str) -> dict[str, Any]:
@@ -375,6 +404,10 @@ def _both_reasonings(told: dict[str, Any]) -> None:
 
 def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+def _timings(request: ChatRequest, event: dict[str, Any]) -> dict[str, Any]:
+    return {"timings": event["timings"]} if request.timings and "timings" in event else {}
 
 
 def _reason(event: dict[str, Any], reader: calling.CallReader) -> str:

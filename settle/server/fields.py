@@ -104,30 +104,43 @@ def parse(raw: bytes) -> Any:
     return value
 
 
-def shaped(model: type[Shaped], value: Any) -> Shaped:
-    """A parsed body as what an endpoint takes. Raises Refusal that names the field at fault."""
+def shaped(model: type[Shaped], value: Any, where: str = "") -> Shaped:
+    """A parsed body, or the part of one that lies at `where`, as what an endpoint takes. Raises Refusal that names the
+    field at fault."""
     if not isinstance(value, dict):
-        raise Refusal(400, "the body must be a JSON object", "invalid_json")
+        raise invalid(where, "must be an object") if where else _no_object()
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        raise _at_fault(e, model) from None
+        raise _at_fault(e, where) from None
     except RecursionError:
         raise Refusal(400, "the body is nested too deep", "invalid_json") from None
 
 
-def stops(stop: Stop) -> list[str]:
+def effort_arguments(effort: str | None) -> dict[str, Any]:
+    """How much to reason, as arguments of a chat template."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
+
+
+def stops(stop: Stop, param: str = "stop") -> list[str]:
     """Stop strings as a list. Raises Refusal."""
     given = [stop] if isinstance(stop, str) else stop or []
     if len(given) > 16 or any(not s or len(s) > 1024 for s in given):
-        raise invalid("stop", "1 to 16 texts of 1 to 1,024 characters")
+        raise invalid(param, "1 to 16 texts of 1 to 1,024 characters")
     return given
 
 
-def _at_fault(error: ValidationError, model: type[BaseModel]) -> Refusal:
+def _no_object() -> Refusal:
+    return Refusal(400, "the body must be a JSON object", "invalid_json")
+
+
+def _at_fault(error: ValidationError, where: str) -> Refusal:
     first = error.errors(include_url=False, include_context=False)[0]
     # a union tells of each of its kinds: their names are no part of the path
     path = ".".join(str(p) for p in first["loc"] if not (isinstance(p, str) and ("[" in p or p in _KINDS)))
+    path = ".".join(part for part in (where, path) if part)
     if first["type"] == "extra_forbidden":
         return Refusal(400, f"unrecognized request argument: {path[:200]}", "unknown_parameter", path[:200])
     if first["type"] == "missing":

@@ -79,7 +79,9 @@ class Endpoint:
             if response is None:
                 record.status = 499  # the client has gone: nginx's number for it
                 return
-            response.headers.setdefault("x-request-id", f"req_{secrets.token_hex(12)}")
+            request_id = f"req_{secrets.token_hex(12)}"
+            response.headers.setdefault("x-request-id", request_id)
+            response.headers.setdefault("request-id", request_id)  # Anthropic's clients look for this one
             record.status = response.status_code
             await response(scope, receive, send)
         except asyncio.CancelledError:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
 
 class Refusal(Exception):
     """status: of HTTP. code: machine-readable, OpenAI's where it has one. param: the field at fault.
@@ -33,3 +35,10 @@ def unsupported(param: str, why: str) -> Refusal:
 def invalid(param: str | None, why: str) -> Refusal:
     """A value that makes no sense."""
     return Refusal(400, f"{param}: {why}" if param else why, "invalid_value", param)
+
+
+def in_words_of_openai(refusal: Refusal) -> dict[str, Any]:
+    """The body of an error as every API of OpenAI has it."""
+    kind = OPENAI_KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
+    said = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
+    return {"error": said | refusal.extra}

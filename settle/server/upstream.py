@@ -10,11 +10,22 @@ from settle.server.keeper import Loaded
 from settle.server.refusal import Refusal
 
 LONGEST_LINE = 1 << 26
+MOST_ATTEMPTS = 3
 
 
 async def open_stream(session: aiohttp.ClientSession, loaded: Loaded, path: str, body: dict) -> aiohttp.ClientResponse:
     """The answer of a child that is about to come; close it to stop the child. Raises Refusal."""
-    response = await session.post(loaded.url + path, data=json.dumps(body).encode(), headers=loaded.headers)
+    # llama.cpp hangs up after a stream, and on connections that were idle for long: one that we take up again at that
+    # moment is lost before the request is read, while the child is well
+    headers = loaded.headers | ({"Connection": "close"} if body.get("stream") else {})
+    data = json.dumps(body).encode()
+    for attempt in range(MOST_ATTEMPTS):
+        try:
+            response = await session.post(loaded.url + path, data=data, headers=headers)
+            break
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if attempt + 1 == MOST_ATTEMPTS or not loaded.child.alive():
+                raise
     if response.status != 200:
         try:
             raise refused(response.status, await response.read())

@@ -29,6 +29,16 @@ from tests.trained import adapter, trained
 
 KEY = "sk-settle-0123456789abcdef"
 ORIGIN = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"
+# a model that thinks before it answers, unless it is told not to
+THINKING = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
+    "{%- if message.reasoning_content -%}"
+    "{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}{%- endif -%}"
+    "{{- message.content + '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
+    "{{- '<think>\n' -}}{%- if enable_thinking is defined and not enable_thinking -%}"
+    "{{- '\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
+)
 
 
 @dataclass
@@ -147,10 +157,14 @@ def serving(
         assert not thread.is_alive()
 
 
-def add_adapter(home: Path, name: str, base: Path, seed: int = 0) -> Path:
+def add_adapter(
+    home: Path, name: str, base: Path, seed: int = 0, strength: float = 0.5, metadata: dict[str, str] | None = None
+) -> Path:
     """A LoRA as `settle tune` leaves it: a finished run over a base of the store."""
     run = Run.create("tune", name)
-    path = export_lora(trained().part, adapter(trained().part, seed=seed), run.out / f"{name}-lora.gguf", "f32", {})
+    part = trained().part
+    path = run.out / f"{name}-lora.gguf"
+    export_lora(part, adapter(part, seed=seed, strength=strength), path, "f32", metadata or {})
     write_json(run.path / "plan.json", {"tuning": {"base": str(base), "base_name": base.stem}})
     write_json(run.path / "result.json", {"verdict": "settled"})
     return path
@@ -199,3 +213,11 @@ def live(stocked) -> Iterator[Live]:
 def at_home(stocked, monkeypatch):
     """Every test of this room sees the stocked home, whatever ran before."""
     monkeypatch.setenv("SETTLE_HOME", str(stocked))
+
+
+@pytest.fixture(scope="session")
+def thinker(stocked) -> str:
+    """An adapter that brings the template of a model that reasons."""
+    base = stocked / "models" / "tiny" / "tiny.gguf"
+    add_adapter(stocked, "thinker", base, strength=0.01, metadata={"template": THINKING})
+    return "tiny:thinker"

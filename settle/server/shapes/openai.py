@@ -13,16 +13,15 @@ from starlette.responses import Response
 from settle.infer.process import ALIAS
 from settle.server import chat
 from settle.server.catalogue import Entry, facts, template_of
-from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
+from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
-from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.refusal import Refusal, in_words_of_openai, invalid, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
 
 DONE = b"data: [DONE]\n\n"
 MOST_INPUTS = 2048
-KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class StreamOptions(Body):
@@ -69,10 +68,7 @@ class ChatBody(Sampling):
         tools, choice = choose(check_tools(self.tools or []), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "needs logprobs to be true")
-        arguments = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            arguments |= {"reasoning_effort": self.reasoning_effort}
-            arguments |= {"enable_thinking": False} if self.reasoning_effort == "none" else {}
+        arguments = (self.chat_template_kwargs or {}) | effort_arguments(self.reasoning_effort)
         given = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         schema = _schema(self.response_format) if self.response_format else self.json_schema
         if schema is not None and self.grammar:
@@ -149,9 +145,7 @@ class OpenAI(Shape):
         ]
 
     def error(self, refusal: Refusal) -> dict[str, Any]:
-        kind = KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
-        said = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
-        return {"error": said | refusal.extra}
+        return in_words_of_openai(refusal)
 
 
 async def chat_completions(call: Call) -> Response:
