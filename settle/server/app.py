@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import signal
 import socket
@@ -24,6 +25,7 @@ from settle.server.gateway import Gateway, replied
 from settle.server.guard import Guard, Limits
 from settle.server.keeper import Keeper, Keeping
 from settle.server.metrics import Metrics
+from settle.server.openapi import document
 from settle.server.refusal import Refusal
 from settle.server.shapes import Shape
 from settle.server.wire import Wire
@@ -91,10 +93,11 @@ def build_app(
         for shape in spoken
         for method, path, endpoint in shape.endpoints()
     ]
-    own = [Route("/health", _health), Route("/v1/health", _health), Route("/metrics", _metrics)]
+    own = [Route("/health", _health), Route("/v1/health", _health)]
+    own += [Route("/metrics", _metrics), Route("/openapi.json", _openapi)]
     app = Starlette(routes=[*own, *routes], lifespan=lifespan, exception_handlers={404: unknown, 405: unknown})
     app.router.redirect_slashes = False
-    app.state.gateway = gateway
+    app.state.gateway, app.state.document = gateway, functools.cache(lambda: document(spoken))
     return Guard(app, serving.key, serving.origins, serving.hosts, not serving.is_local, serving.limits, error)
 
 
@@ -165,6 +168,10 @@ def run(app: Any, listening: socket.socket, ready: Callable[[], None]) -> None:
 
 async def _health(request: Request) -> Response:
     return replied({"status": "ok"})
+
+
+async def _openapi(request: Request) -> Response:
+    return replied(request.app.state.document())
 
 
 async def _metrics(request: Request) -> Response:
