@@ -131,6 +131,29 @@ def test_large_bodies_without_a_length(stocked):
         connection.close()
 
 
+@pytest.mark.parametrize(("key", "status"), [(KEY, 413), ("wrong", 401)])
+def test_who_still_sends_gets_to_read_why_not(live, key, status):
+    """64 MiB fill every buffer on the way: a connection that was just closed would be reset under the client."""
+    for has_length in (True, False):
+        connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
+        headers = {"Authorization": f"Bearer {key}"} | ({"Content-Length": str(64 << 20)} if has_length else {})
+        pieces = (b"x" * (1 << 20) for _ in range(64))
+        connection.request("POST", "/v1/completions", pieces, headers, encode_chunked=not has_length)
+        response = connection.getresponse()
+        assert response.status == status and response.read() and response.getheader("connection") == "close"
+        connection.close()
+
+
+def test_a_body_that_nobody_wants_is_not_read_for_ever(live, monkeypatch):
+    from settle.server import inbound
+
+    monkeypatch.setattr(inbound, "DISCARD_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
+        slow.sendall(head("100").replace(KEY.encode(), b"wrong") + b"{")
+        assert slow.recv(10_000).startswith(b"HTTP/1.1 401")
+        assert slow.recv(10_000) == b""
+
+
 @pytest.mark.parametrize("length", ["-1", "abc", "1e3", "99999999999999999999", "0x10"])
 def test_lengths_that_are_none(live, length):
     assert talk(live, head(length))[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413", b"")
@@ -197,9 +220,9 @@ def test_a_header_without_end(live):
 
 
 def test_a_body_that_trickles_in(stocked, monkeypatch):
-    from settle.server import guard
+    from settle.server import inbound
 
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(inbound, "BODY_SECONDS", 0.3)
     with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head("100") + b"{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
@@ -311,4 +334,13 @@ def test_a_template_that_would_not_end(live, stocked):
     refused = live.ask("/v1/chat/completions", CHAT | {"model": "bomb"})
     done.set()
     busy.join()
+    assert live.ask("/v1/chat/completions/input_tokens", CHAT | {"model": "bomb"}).status == 400
     assert refused.status == 400 and refused.json["error"]["code"] == "template_runaway"
+
+
+def test_arguments_of_a_template(live):
+    """They may not stand in for what every template is given, nor keep the sandbox from running it."""
+    for path in ("/v1/chat/completions", "/v1/chat/completions/input_tokens"):
+        for name in ("messages", "tools", "self", "bos_token"):
+            assert live.ask(path, CHAT | {"chat_template_kwargs": {name: "x"}}).status == 400
+        assert live.ask(path, CHAT | {"chat_template_kwargs": {"x": "{{ 9 ** 9 ** 9 }}"}}).status == 200
