@@ -1,10 +1,11 @@
 """A chat request in the one form that every shape is translated to, and its answer as OpenAI's chunks."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ROLES = {"system", "user", "assistant", "tool"}
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal"}
+
+OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> Asyn
     """OpenAI's chunks; the last one has usage, and timings. Closing it stops the model. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
         plan = await prepare(gateway, request, entry, loaded)
-        async for chunk in plan.chunks(gateway.keeper.session, loaded):
-            yield chunk
+        async with contextlib.aclosing(plan.chunks(gateway.keeper.session, loaded)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def whole(gateway: "Gateway", request: ChatRequest, entry: Entry) -> dict[str, Any]:
@@ -92,7 +96,7 @@ class Plan:
         body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
         return await open_stream(session, loaded, self.path, body)
 
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
         async with await self.open(session, loaded) as response:
             async for chunk in events(response):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
@@ -136,7 +140,7 @@ class HelpedPlan(Plan):
     async def open(self, session: aiohttp.ClientSession, loaded: Loaded) -> aiohttp.ClientResponse:
         return await open_stream(session, loaded, self.path, self.body | {"stream": True})
 
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
         head = self._head("chat.completion.chunk")
         first: dict[str, Any] | None = {"role": "assistant", "content": None}
         reader = calling.CallReader()
@@ -200,7 +204,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
             raise unsupported("n" if request.n > 1 else "logprobs", f"not together with tools for {entry.id}")
         has_system = loaded.caps.get("supports_system_role", True)
         messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools)
+    await _guard(request, loaded, messages)
     trimmed = None
     if request.trim:
         messages, trimmed = await _trim(gateway, request, loaded, messages, is_helped)
@@ -222,7 +226,17 @@ async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
         if is_helped:
             has_system = loaded.caps.get("supports_system_role", True)
             messages = calling.instructed(messages, request.tools, request.choice, has_system)
+        await _guard(request, loaded, messages)
         return await _count(gateway, request, loaded, messages, is_helped)
+
+
+async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> None:
+    """The template is run in the sandbox as llama.cpp will run it. Raises Refusal."""
+    for name in request.arguments:
+        if name in OWN_ARGUMENTS:
+            raise invalid(f"chat_template_kwargs.{name}", "is given to every template already")
+    assert loaded.key.template
+    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools, request.arguments)
 
 
 def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:

@@ -168,13 +168,12 @@ async def _chat_stream(call: Call, request: chat.ChatRequest, entry: Entry, want
     async with keeper.use(entry) as loaded:
         plan = await chat.prepare(call.gateway, request, entry, loaded)
         if isinstance(plan, chat.HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
-            async for chunk in plan.chunks(keeper.session, loaded):
-                if chunk["choices"]:
-                    yield _event(chunk)
-                    continue
-                call.record.usage(chunk.get("usage"))
-                if wants_usage or chunk.get("settle"):
-                    yield _event(chunk)
+            async with contextlib.aclosing(plan.chunks(keeper.session, loaded)) as chunks:
+                async for chunk in chunks:
+                    if not chunk["choices"]:
+                        call.record.usage(chunk.get("usage"))
+                    if chunk["choices"] or wants_usage or chunk.get("settle"):
+                        yield _event(chunk)
             yield DONE
             return
         rest, theirs, ours = b"", json.dumps(ALIAS).encode(), json.dumps(entry.id).encode()
