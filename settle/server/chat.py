@@ -15,7 +15,7 @@ from settle.server import tools as calling
 from settle.server.catalogue import Entry
 from settle.server.grammar import call_grammar, json_grammar, own_grammar
 from settle.server.keeper import Loaded
-from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.refusal import Refusal, invalid, only, unsupported
 from settle.server.templates import guard_template
 from settle.server.upstream import ask, events, open_stream
 
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 ROLES = {"system", "user", "assistant", "tool"}
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal"}
+# of a part of a message: its text, and what APIs put beside it that is of no use to a model
+PART_FIELDS = {
+    "text": ("text", "cache_control"),
+    "input_text": ("text", "cache_control"),
+    "output_text": ("text", "annotations", "logprobs"),
+    "refusal": ("refusal",),
+}
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
 
@@ -353,11 +360,9 @@ def _check_reasoning(request: ChatRequest, loaded: Loaded) -> None:
 def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise invalid(where, "must be an object")
-    unknown = {*message} - MESSAGE_FIELDS
-    if unknown:
-        raise invalid(where, f"unrecognized: {', '.join(sorted(map(str, unknown)))[:200]}")
-    role = {"developer": "system"}.get(message.get("role", ""), message.get("role"))
-    if role not in ROLES:
+    only(message, MESSAGE_FIELDS, where)
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
         raise invalid(f"{where}.role", f"one of {', '.join(sorted(ROLES | {'developer'}))}")
     told: dict[str, Any] = {"role": role, "content": text_of(message.get("content"), f"{where}.content")}
     reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -369,7 +374,11 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
             if not isinstance(message[key], str):
                 raise invalid(f"{where}.{key}", "must be a text")
             told[key] = message[key]
+    if message.get("refusal") is not None:
+        told["content"] += text_of([{"type": "refusal", "refusal": message["refusal"]}], f"{where}.refusal")
     if message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], list):
+            raise invalid(f"{where}.tool_calls", "must be a list")
         told["tool_calls"] = [_checked_call(c, f"{where}.tool_calls.{i}") for i, c in enumerate(message["tool_calls"])]
         if role != "assistant":
             raise invalid(f"{where}.tool_calls", "only an assistant calls")
@@ -382,11 +391,15 @@ def _checked_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise invalid(where, "must be {id, type: function, function: {name, arguments}}")
+    only(call, ("id", "type", "function", "index"), where)
+    only(function, ("name", "arguments"), f"{where}.function")
+    if call.get("type", "function") != "function" or not isinstance(call.get("id") or "", str):
+        raise invalid(where, "its type must be function, and its id a text")
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     named = {"name": function["name"], "arguments": arguments}
-    return {"id": str(call.get("id") or f"call_{secrets.token_hex(12)}"), "type": "function", "function": named}
+    return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
 
 
 def text_of(content: Any, where: str) -> str:
@@ -400,9 +413,10 @@ def text_of(content: Any, where: str) -> str:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
+        if not isinstance(kind, str) or kind not in PART_FIELDS:
             said = f"{str(kind)[:40]} is not supported, this model reads text" if kind else "must have a type"
             raise unsupported(f"{where}.{number}", said)
+        only(part, ("type", *PART_FIELDS[kind]), f"{where}.{number}")
         text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):
             raise invalid(f"{where}.{number}.text", "must be a text")

@@ -56,7 +56,7 @@ def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:
         function = tool["function"]
         parameters = {"type": "object"} | function["parameters"]
         for key in ("$defs", "definitions"):
-            if key in parameters:
+            if isinstance(parameters.get(key), dict):
                 renamed = {f"#/{key}/{name}": f"#/$defs/t{number}_{name}" for name in parameters[key]}
                 parameters = _referring(parameters, renamed)
                 lifted |= {f"t{number}_{name}": value for name, value in parameters.pop(key).items()}

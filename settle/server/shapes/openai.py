@@ -15,7 +15,7 @@ from settle.server import chat
 from settle.server.catalogue import Entry, facts, template_of
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
-from settle.server.refusal import Refusal, in_words_of_openai, invalid, unsupported
+from settle.server.refusal import Refusal, in_words_of_openai, invalid, only, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
@@ -398,18 +398,29 @@ def capabilities(entry: Entry) -> list[str]:
 
 
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of an answer, {} for any object, None for text. Raises Refusal."""
+    where = "response_format"
     kind = form.get("type")
     if kind == "text":
+        only(form, ("type",), where)
         return None
-    if kind == "json_object":
-        return form.get("schema") or {}
-    if kind == "json_schema":
+    if kind == "json_object":  # llama.cpp's clients put a schema here
+        only(form, ("type", "schema"), where)
+        schema = form.get("schema", {})
+    elif kind == "json_schema":
+        only(form, ("type", "json_schema"), where)
         inner = form.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise invalid("response_format.json_schema.schema", "is missing")
-        return schema or {"type": "object"}
-    raise invalid("response_format.type", "one of text, json_object, json_schema")
+        if not isinstance(inner, dict):
+            raise invalid(f"{where}.json_schema", "must be an object")
+        only(inner, ("name", "description", "schema", "strict"), f"{where}.json_schema")
+        schema = inner.get("schema")
+    else:
+        raise invalid(f"{where}.type", "one of text, json_object, json_schema")
+    if not isinstance(schema, dict):
+        raise invalid(
+            f"{where}.schema" if kind == "json_object" else f"{where}.json_schema.schema", "must be an object"
+        )
+    return schema or ({} if kind == "json_object" else {"type": "object"})
 
 
 def _event(value: Any) -> bytes:
