@@ -7,7 +7,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from settle.base.run import Run
 from settle.formats.gguf import read_gguf
 from settle.infer.context import bytes_per_token, longest_context
 from settle.infer.engine import TEMPLATE
+from settle.server.aliases import aliases
 from settle.server.refusal import Refusal
 
 CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.infer.served` keeps it in GGUF
 CONVERT_SECONDS = 1800
+REASONING = ("reasoning_content", "enable_thinking", "reasoning_effort", "<think>")  # in templates of models that think
 ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -106,9 +108,15 @@ class Catalogue:
             return
         stored = [_of_store(model) for model in all_models()]
         made = [entry for run in Run.all() for entry in _of_run(run)]
-        yield from stored
-        yield from made
-        yield from _adapters({entry.path.resolve(): entry.id for entry in [*made, *stored]})
+        bases = {entry.path.resolve(): entry.id for entry in [*made, *stored]}
+        found = [*stored, *made, *_adapters(bases)]
+        yield from found
+        yield from _renamed(found)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether only what was named at the start is served, whatever comes into the store."""
+        return self._only
 
 
 def _of_store(model: StoredModel) -> Entry:
@@ -143,6 +151,14 @@ def _adapters(bases: dict[Path, str]) -> Iterator[Entry]:
                 (run.name, run.path.name),
                 origin=f"adapter of run {run.name}",
             )
+
+
+def _renamed(found: Sequence[Entry]) -> Iterator[Entry]:
+    """Adapters under the names that clients gave them; a model of the same name goes first."""
+    by_id = {entry.id: entry for entry in found}
+    for name, of in aliases().items():
+        if of in by_id and name not in by_id:
+            yield replace(by_id[of], id=name, aliases=(), origin=f"another name of {of}")
 
 
 def facts(path: Path) -> Facts:
@@ -197,6 +213,18 @@ def adapter_template(path: Path, stamp: str) -> str | None:
     except FormatError as e:
         raise Refusal(503, e.what, "adapter_broken", "model") from None
     return found
+
+
+def capabilities(entry: Entry) -> list[str]:
+    """In Ollama's words. Raises Refusal."""
+    known = facts(entry.path)
+    if known.reranks:
+        return ["rerank"]
+    if known.embeds:
+        return ["embedding"]
+    template = template_of(entry)
+    thinks = ["thinking"] if template and any(word in template for word in REASONING) else []
+    return ["completion", *(["tools"] if template else []), *(["insert"] if known.fim else []), *thinks]
 
 
 def make_file(entry: Entry) -> None:

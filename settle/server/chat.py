@@ -134,7 +134,7 @@ class HelpedPlan(Plan):
                     for delta in reader.end():
                         yield head | {"choices": [_choice(delta)]}
                     yield head | {"choices": [_choice({}, _reason(event, reader))]}
-                    yield self._told(head | {"choices": []} | _counts(event))
+                    yield self._told(head | {"choices": []} | counts(event))
 
     async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
         event = await ask(session, loaded, self.path, self.body)
@@ -147,7 +147,7 @@ class HelpedPlan(Plan):
                 calls = [{k: v for k, v in call.items() if k != "index"} for call in delta["tool_calls"]]
                 message["tool_calls"] = message.get("tool_calls", []) + calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event, reader)}
-        return self._told(self._head("chat.completion") | {"choices": [choice]} | _counts(event))
+        return self._told(self._head("chat.completion") | {"choices": [choice]} | counts(event))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -406,7 +406,8 @@ def _reason(event: dict[str, Any], reader: calling.CallReader) -> str:
     return "tool_calls" if reader.num_calls else "stop"
 
 
-def _counts(event: dict[str, Any]) -> dict[str, Any]:
+def counts(event: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's usage, and timings, of the last event of a text."""
     prompt, made = event["tokens_evaluated"], event["tokens_predicted"]
     cached = event.get("timings", {}).get("cache_n", 0)
     usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

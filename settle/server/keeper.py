@@ -7,6 +7,7 @@ when it is ready; what the old one is answering it finishes.
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -177,6 +178,14 @@ class Keeper:
             self._leave(self._up.pop(key))
         return bool(keys)
 
+    async def keep(self, entry: Entry, seconds: float) -> None:
+        """From now on the children of an entry end once they are idle for `seconds`: 0 is at once, below 0 never."""
+        if seconds == 0:
+            await self.unload(entry)
+        for key, loaded in self._up.items():
+            if key.path == entry.path:
+                loaded.idle_seconds = seconds if seconds > 0 else math.inf
+
     async def _get(self, entry: Entry, use: Use) -> Loaded:
         await asyncio.to_thread(make_file, entry)
         template = await asyncio.to_thread(template_of, entry) if use == "generate" else None
@@ -232,7 +241,8 @@ class Keeper:
                 raise
             except EngineError as e:
                 raise Refusal(503, e.what.splitlines()[0], "model_broken", "model") from None
-        loaded = Loaded(key, child, known, adapters, needs, {}, idle_seconds=self.keeping.idle_seconds)
+        idle = before.idle_seconds if before else self.keeping.idle_seconds
+        loaded = Loaded(key, child, known, adapters, needs, {}, idle_seconds=idle)
         try:
             async with self.session.get(f"{loaded.url}/props", headers=loaded.headers) as answer:
                 loaded.caps = (await answer.json()).get("chat_template_caps", {})

@@ -12,13 +12,14 @@ from starlette.responses import Response
 
 from settle.infer.process import ALIAS
 from settle.server import chat
-from settle.server.catalogue import Entry, facts, template_of
+from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
 from settle.server.refusal import Refusal, invalid, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
+from settle.server.vectors import embedded
 
 DONE = b"data: [DONE]\n\n"
 MOST_INPUTS = 2048
@@ -354,17 +355,6 @@ async def embeddings(call: Call) -> Response:
     return replied({"object": "list", "data": data, "model": entry.id, "usage": usage})
 
 
-async def embedded(call: Call, entry: Entry, inputs: list[Any]) -> tuple[list[list[float]], int]:
-    """Vectors of length 1, and the tokens that were read. Raises Refusal."""
-    if any(not text for text in inputs):
-        raise invalid("input", "a text is empty")
-    async with call.gateway.keeper.use(entry, "embed") as loaded:
-        answer = await ask(call.gateway.keeper.session, loaded, "/v1/embeddings", {"input": inputs, "model": entry.id})
-    tokens = answer["usage"]["prompt_tokens"]
-    call.record.prompt_tokens = tokens
-    return [item["embedding"] for item in answer["data"]], tokens
-
-
 async def models(call: Call) -> Response:
     entries = call.gateway.catalogue.entries()
     return replied({"object": "list", "data": [_model(call.gateway, entry) for entry in entries]})
@@ -392,16 +382,6 @@ def _model(gateway: Gateway, entry: Entry) -> dict[str, Any]:
         told["meta"] |= {"n_embd": known.width, "n_vocab": known.num_vocab}
         told["capabilities"] = capabilities(entry)
     return told
-
-
-def capabilities(entry: Entry) -> list[str]:
-    """In Ollama's words. Raises Refusal."""
-    known = facts(entry.path)
-    if known.reranks:
-        return ["rerank"]
-    if known.embeds:
-        return ["embedding"]
-    return ["completion", *(["tools"] if template_of(entry) else []), *(["insert"] if known.fim else [])]
 
 
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
