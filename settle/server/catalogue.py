@@ -6,7 +6,7 @@ Read from disk whenever it is asked for, so that what `settle pull` or `settle t
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.infer.s
 CONVERT_SECONDS = 1800
 REASONING = ("reasoning_content", "enable_thinking", "reasoning_effort", "<think>")  # in templates of models that think
 ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+FIM = {
+    "pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+    "suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
+    "mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
+    "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
+    "sep": ("<|file_sep|>", "<file_sep>"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Entry:
 @dataclass(frozen=True)
 class Facts:
     """What a GGUF file says of itself. template: of chats, or None. context: the longest its model knows.
-    ends: the tokens that end an answer."""
+    ends: the tokens that end an answer. fim: those around a gap to fill (pre, suf, mid) and between files (rep, sep),
+    empty when the model knows none."""
 
     architecture: str
     parameters: int
@@ -62,7 +70,7 @@ class Facts:
     pooling: int | None
     num_vocab: int
     ends: tuple[int, ...]
-    fim: bool
+    fim: dict[str, int]
 
     @property
     def embeds(self) -> bool:
@@ -190,7 +198,7 @@ def _facts(path: Path, stamp: str) -> Facts:
         pooling=int(pooling) if isinstance(pooling, int) else None,
         num_vocab=len(tokens),
         ends=tuple(sorted({meta[k] for k in ENDS if isinstance(meta.get(k), int)})),
-        fim=any(f"tokenizer.ggml.{key}_token_id" in meta for key in ("fim_pre", "prefix")),
+        fim=_fim(meta, tokens),
     )
 
 
@@ -240,6 +248,17 @@ def make_file(entry: Entry) -> None:
     if done.returncode or not entry.path.exists():
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise Refusal(503, f"{entry.id} cannot be made a GGUF file: {said[0][:300]}", "model_broken", "model")
+
+
+def _fim(meta: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, int]:
+    """As the file says, under either name of the key; else by how the token is spelled, as llama.cpp looks for it."""
+    spelled = {text: key for key, texts in FIM.items() for text in texts}
+    found = {spelled[text]: number for number, text in enumerate(tokens) if text in spelled}
+    for key, old in (("pre", "prefix"), ("suf", "suffix"), ("mid", "middle"), ("rep", ""), ("sep", "")):
+        for name in (f"tokenizer.ggml.{old}_token_id", f"tokenizer.ggml.fim_{key}_token_id"):
+            if type(meta.get(name)) is int and meta[name] < len(tokens):
+                found[key] = meta[name]
+    return found if {"pre", "suf", "mid"} <= {*found} else {}
 
 
 def _size(shape: Sequence[int]) -> int:

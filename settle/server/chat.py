@@ -193,13 +193,19 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
     """Tokens of the prompt of a request. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        if not loaded.key.template:
-            raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
-        messages, is_helped = request.messages, _needs_help(request, loaded)
-        if is_helped:
-            has_system = loaded.caps.get("supports_system_role", True)
-            messages = calling.instructed(messages, request.tools, request.choice, has_system)
-        return await _count(gateway, request, loaded, messages, is_helped)
+        return await _tokens(gateway, loaded, await rendered(gateway, request, entry, loaded))
+
+
+async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> str:
+    """The prompt that a request is put to the model as. Raises Refusal."""
+    if not loaded.key.template:
+        raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
+    messages, is_helped = request.messages, _needs_help(request, loaded)
+    if is_helped:
+        has_system = loaded.caps.get("supports_system_role", True)
+        messages = calling.instructed(messages, request.tools, request.choice, has_system)
+    await asyncio.to_thread(_guard_template, loaded.key.template, messages, request.tools)
+    return await _rendered(gateway, request, loaded, messages, is_helped)
 
 
 def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
@@ -283,13 +289,22 @@ async def _trim(
 async def _count(
     gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
 ) -> int:
+    return await _tokens(gateway, loaded, await _rendered(gateway, request, loaded, messages, is_helped))
+
+
+async def _rendered(
+    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
+) -> str:
     asked: dict[str, Any] = {"messages": messages}
     if request.tools and not is_helped:
         asked |= {"tools": request.tools, "tool_choice": request.choice}
     if request.arguments:
         asked["chat_template_kwargs"] = request.arguments
-    rendered = await ask(gateway.keeper.session, loaded, "/apply-template", asked)
-    body = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
+    return str((await ask(gateway.keeper.session, loaded, "/apply-template", asked))["prompt"])
+
+
+async def _tokens(gateway: "Gateway", loaded: Loaded, prompt: str) -> int:
+    body = {"content": prompt, "add_special": True, "parse_special": True}
     return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
 
 

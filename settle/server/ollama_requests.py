@@ -126,9 +126,11 @@ class Asked(Body):
             raise invalid("top_logprobs", "needs logprobs to be true")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def to_turns(self, messages: list[Any], entry: Entry, context: int, tools: list[Any] | None) -> chat.ChatRequest:
+    def to_turns(
+        self, messages: list[Any], entry: Entry, context: int, tools: list[Any] | None = None, choose_by: Any = None
+    ) -> chat.ChatRequest:
         """Raises Refusal."""
-        known, choice = choose(check_tools(tools or []), None)
+        known, choice = choose(check_tools(tools or []), choose_by)
         if known and self.schema_asked is not None:
             raise invalid("format", "not together with tools: the answer is either a call or of that form")
         return chat.ChatRequest(
@@ -151,10 +153,12 @@ class ChatBody(Asked):
 
     messages: Annotated[list[Any], Field(max_length=10_000)] | None = None
     tools: Annotated[list[Any], Field(max_length=512)] | None = None
+    tool_choice: str | dict[str, Any] | None = None  # Ollama has none; as OpenAI's
 
     def to_chat(self, entry: Entry, context: int) -> chat.ChatRequest:
         """Raises Refusal."""
-        return self.to_turns(_openai_messages(self.messages or []), entry, context, self.tools)
+        turns = _openai_messages(self.messages or [])
+        return self.to_turns(turns, entry, context, self.tools, self.tool_choice)
 
 
 class GenerateBody(Asked):
@@ -176,7 +180,7 @@ class GenerateBody(Asked):
     def to_chat(self, entry: Entry, context: int) -> chat.ChatRequest:
         """Raises Refusal."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return self.to_turns([*system, {"role": "user", "content": self.prompt or ""}], entry, context, None)
+        return self.to_turns([*system, {"role": "user", "content": self.prompt or ""}], entry, context)
 
     def to_text(self, entry: Entry, context: int) -> TextRequest:
         """Raises Refusal."""

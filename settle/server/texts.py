@@ -1,4 +1,4 @@
-"""A text to go on with, or a gap in one to fill, without turns: what llama.cpp calls /completion and /infill."""
+"""A text to go on with, or a gap in one to fill, without turns and without a template."""
 
 import secrets
 import time
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from settle.server import chat
 from settle.server.catalogue import Entry
+from settle.server.gaps import gap_prompt
 from settle.server.grammar import json_grammar, own_grammar
 from settle.server.keeper import Loaded
-from settle.server.refusal import Refusal
 from settle.server.upstream import ask, events, open_stream
 
 if TYPE_CHECKING:
     from settle.server.gateway import Gateway
+
+PATH = "/completion"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class TextRequest:
 async def stream(gateway: "Gateway", request: TextRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
     """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        path, body = _prepared(gateway, request, entry, loaded)
-        async with await open_stream(gateway.keeper.session, loaded, path, body | {"stream": True}) as response:
+        body = await _prepared(gateway, request, entry, loaded)
+        async with await open_stream(gateway.keeper.session, loaded, PATH, body | {"stream": True}) as response:
             async for event in events(response):
                 yield _told(event, request, entry)
 
@@ -51,8 +53,8 @@ async def stream(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
 async def whole(gateway: "Gateway", request: TextRequest, entry: Entry) -> dict[str, Any]:
     """llama.cpp's answer. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        path, body = _prepared(gateway, request, entry, loaded)
-        return _told(await ask(gateway.keeper.session, loaded, path, body), request, entry)
+        body = await _prepared(gateway, request, entry, loaded)
+        return _told(await ask(gateway.keeper.session, loaded, PATH, body), request, entry)
 
 
 async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
@@ -70,8 +72,8 @@ async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
             yield head | {"choices": []} | chat.counts(event)
 
 
-def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> tuple[str, dict[str, Any]]:
-    """Path and body for llama.cpp. Raises Refusal for what cannot be done there."""
+async def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
+    """What llama.cpp is asked. Raises Refusal for what cannot be done there."""
     asked = chat.ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
     chat.check_biases(asked, loaded)
     body = request.sampling | request.more | {"lora": loaded.lora(chat.scales(gateway, asked, entry, loaded))}
@@ -82,13 +84,11 @@ def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Lo
         body["grammar"] = json_grammar(request.schema, loaded.facts.ends, request.schema_name)
     elif request.grammar:
         body["grammar"] = own_grammar(request.grammar, loaded.facts.ends)
-    if request.suffix is None:
-        return "/completion", body | {"prompt": request.prompt}
-    if not loaded.facts.fim:
-        said = f"{entry.id} has no tokens for filling a gap, so it cannot take what comes after it"
-        raise Refusal(400, said, "not_supported", "suffix")
-    body |= {"input_prefix": request.before, "input_suffix": request.suffix, "prompt": request.prompt}
-    return "/infill", body | {"input_extra": request.extra}
+    prompt: str | list[Any] = request.prompt
+    if request.suffix is not None:
+        begun = request.prompt if isinstance(request.prompt, str) else ""
+        prompt = await gap_prompt(gateway.keeper.session, loaded, request.before, request.suffix, begun, request.extra)
+    return body | {"prompt": prompt}
 
 
 def _told(event: dict[str, Any], request: TextRequest, entry: Entry) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +20,8 @@ from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
 from settle.server.vectors import embedded
+
+Also = Callable[[dict[str, Any]], dict[str, Any]]
 
 DONE = b"data: [DONE]\n\n"
 MOST_INPUTS = 2048
@@ -228,7 +230,11 @@ async def input_tokens(call: Call) -> Response:
 
 
 async def completions(call: Call) -> Response:
-    body = await call.body(CompletionBody)
+    return await completed(call, await call.body(CompletionBody))
+
+
+async def completed(call: Call, body: CompletionBody, also: Also = lambda _: {}) -> Response:
+    """also: what the answer holds beside OpenAI's fields, made from the part of it that has the timings."""
     call.record.user = body.user or ""
     entry = call.gateway.find(call, body.model)
     prompts = _prompts(body.prompt)
@@ -236,7 +242,7 @@ async def completions(call: Call) -> Response:
         if len(prompts) > 1 or (body.n or 1) > 1:
             raise unsupported("stream", "one prompt and one answer at a time")
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _completion_stream(call, body, entry, prompts[0], wants_usage)
+        pieces = _completion_stream(call, body, entry, prompts[0], wants_usage, also)
         return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
     async with call.gateway.keeper.use(entry) as loaded:
         request = _completion(call.gateway, body, entry, loaded)
@@ -259,11 +265,11 @@ async def completions(call: Call) -> Response:
         for key in ("prompt_tokens", "completion_tokens", "total_tokens")
     }
     call.record.usage(usage)
-    return replied(answers[0] | {"model": entry.id, "choices": choices, "usage": usage})
+    return replied(answers[0] | {"model": entry.id, "choices": choices, "usage": usage} | also(answers[0]))
 
 
 async def _completion_stream(
-    call: Call, body: CompletionBody, entry: Entry, prompt: Any, wants_usage: bool
+    call: Call, body: CompletionBody, entry: Entry, prompt: Any, wants_usage: bool, also: Also
 ) -> AsyncGenerator[bytes]:
     keeper = call.gateway.keeper
     async with keeper.use(entry) as loaded:
@@ -281,7 +287,8 @@ async def _completion_stream(
                 for choice in chunk["choices"]:
                     choice["text"], echoed = echoed + choice.get("text", ""), ""
                     choice["logprobs"] = _legacy(choice.get("logprobs"), body.logprobs)
-                yield _event(chunk | {"model": entry.id})
+                more = also(chunk) if "timings" in chunk else {}
+                yield _event(chunk | {"model": entry.id} | more)
         yield DONE
 
 
@@ -339,7 +346,10 @@ def _legacy(logprobs: dict[str, Any] | None, wanted: int | None) -> dict[str, An
 
 
 async def embeddings(call: Call) -> Response:
-    body = await call.body(EmbeddingBody)
+    return await embed(call, await call.body(EmbeddingBody))
+
+
+async def embed(call: Call, body: EmbeddingBody) -> Response:
     call.record.user = body.user or ""
     entry = call.gateway.find(call, body.model)
     vectors, tokens = await embedded(call, entry, _prompts(body.input))
