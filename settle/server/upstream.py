@@ -17,7 +17,9 @@ TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*current 
 
 async def open_stream(session: aiohttp.ClientSession, loaded: Loaded, path: str, body: dict) -> aiohttp.ClientResponse:
     """The answer of a child that is about to come; close it to stop the child. Raises Refusal."""
-    response = await session.post(loaded.url + path, data=json.dumps(body).encode(), headers=loaded.headers)
+    # llama.cpp closes a connection after a stream and does not say so: the next request on it would find it dead
+    headers = loaded.headers | ({"Connection": "close"} if body.get("stream") else {})
+    response = await session.post(loaded.url + path, data=json.dumps(body).encode(), headers=headers)
     if response.status != 200:
         try:
             raise refused(response.status, await response.read())
