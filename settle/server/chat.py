@@ -153,7 +153,7 @@ class HelpedPlan(Plan):
                     last = _choice({}, _reason(event, reader))
                     self._tell_stop(last, event.get("stopping_word"))
                     yield head | {"choices": [last]}
-                    yield self._told(head | {"choices": []} | _counts(event))
+                    yield self._told(head | {"choices": []} | counts(event))
 
     async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
         event = await ask(session, loaded, self.path, self.body)
@@ -167,7 +167,7 @@ class HelpedPlan(Plan):
                 message["tool_calls"] = message.get("tool_calls", []) + calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event, reader)}
         self._tell_stop(choice, event.get("stopping_word"))
-        return self._told(self._head("chat.completion") | {"choices": [choice]} | _counts(event))
+        return self._told(self._head("chat.completion") | {"choices": [choice]} | counts(event))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -216,13 +216,19 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
     """Tokens of the prompt of a request. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        if not loaded.key.template:
-            raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
-        messages, is_helped = request.messages, _needs_help(request, loaded)
-        if is_helped:
-            has_system = loaded.caps.get("supports_system_role", True)
-            messages = calling.instructed(messages, request.tools, request.choice, has_system)
-        return await _count(gateway, request, loaded, messages, is_helped)
+        return await _tokens(gateway, loaded, await rendered(gateway, request, entry, loaded))
+
+
+async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> str:
+    """The prompt that a request is put to the model as. Raises Refusal."""
+    if not loaded.key.template:
+        raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
+    messages, is_helped = request.messages, _needs_help(request, loaded)
+    if is_helped:
+        has_system = loaded.caps.get("supports_system_role", True)
+        messages = calling.instructed(messages, request.tools, request.choice, has_system)
+    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools)
+    return await _rendered(gateway, request, loaded, messages, is_helped)
 
 
 def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
@@ -308,13 +314,22 @@ async def _trim(
 async def _count(
     gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
 ) -> int:
+    return await _tokens(gateway, loaded, await _rendered(gateway, request, loaded, messages, is_helped))
+
+
+async def _rendered(
+    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
+) -> str:
     asked: dict[str, Any] = {"messages": messages}
     if request.tools and not is_helped:
         asked |= {"tools": request.tools, "tool_choice": request.choice}
     if request.arguments:
         asked["chat_template_kwargs"] = request.arguments
-    rendered = await ask(gateway.keeper.session, loaded, "/apply-template", asked)
-    body = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
+    return str((await ask(gateway.keeper.session, loaded, "/apply-template", asked))["prompt"])
+
+
+async def _tokens(gateway: "Gateway", loaded: Loaded, prompt: str) -> int:
+    body = {"content": prompt, "add_special": True, "parse_special": True}
     return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
 
 
@@ -416,7 +431,8 @@ def _reason(event: dict[str, Any], reader: calling.CallReader) -> str:
     return "tool_calls" if reader.num_calls else "stop"
 
 
-def _counts(event: dict[str, Any]) -> dict[str, Any]:
+def counts(event: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's usage, and timings, of the last event of a text."""
     prompt, made = event["tokens_evaluated"], event["tokens_predicted"]
     cached = event.get("timings", {}).get("cache_n", 0)
     usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
