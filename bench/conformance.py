@@ -39,6 +39,7 @@ IMAGE = [
     {"type": "text", "text": "What is it?"},
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}},
 ]
+SYSTEM = "Answer in French, please, and count on fingers. " * 9  # longer than what a template puts in by itself
 LONG = [{"role": "user", "content": "word " * 6000}]
 
 Answer = dict[str, Any]
@@ -77,6 +78,10 @@ def calls(answer: Answer) -> list[str]:
 
 def differs(answer: Answer, before: Answer) -> bool:
     return said(answer) != said(before)
+
+
+def stopped(answer: Answer, before: Answer) -> bool:
+    return "3" in said(before) and "3" not in said(answer)
 
 
 def fits(answer: Answer, _: Answer) -> bool:
@@ -130,7 +135,7 @@ CHAT_PROBES = [
     Probe("top_p", CHAT | {"temperature": 2, "top_p": 1e-6}, lambda a, b: not differs(a, b)),
     Probe("top_k", CHAT | {"temperature": 2, "top_k": 1}, lambda a, b: not differs(a, b)),
     Probe("seed", CHAT | {"temperature": 2, "seed": 3}, differs),
-    Probe("stop", GREEDY | {"stop": ["e"]}, lambda a, _: "e" not in said(a)),
+    Probe("stop", GREEDY | {"stop": ["3"]}, stopped),
     Probe("n", GREEDY | {"n": 2}, lambda a, _: len(a["choices"]) == 2),
     Probe("n (more than slots)", GREEDY | {"n": 100}, lambda a, _: len(a["choices"]) == 100),
     Probe("logprobs", GREEDY | {"logprobs": True}, lambda a, _: len(first_token(a)) > 0),
@@ -218,7 +223,7 @@ COMPLETION_PROBES = [
         TEXT | {"logprobs": 2},
         lambda a, _: len(((a["choices"][0].get("logprobs") or {}).get("token_logprobs")) or []) > 0,
     ),
-    Probe("stop", TEXT | {"stop": "four"}, lambda a, _: "four" not in said(a)),
+    Probe("stop", TEXT | {"stop": "six"}, lambda a, b: "six" in said(b) and "six" not in said(a)),
     Probe("an unknown field", TEXT | {"frobnicate": 1}, never),
 ]
 
@@ -238,7 +243,7 @@ EMBEDDING_PROBES = [
 
 RESPONSE_PROBES = [
     Probe("input", RESPONSE, lambda a, _: bool(said(a))),
-    Probe("instructions", RESPONSE | {"instructions": "Answer in French, please."}, prompt_grew),
+    Probe("instructions", RESPONSE | {"instructions": SYSTEM}, prompt_grew),
     Probe("max_output_tokens", RESPONSE | {"max_output_tokens": 16}, lambda a, _: usage(a, "output_tokens") <= 16),
     Probe("tools", RESPONSE | {"tools": [FLAT]}, prompt_grew),
     Probe(
@@ -281,12 +286,12 @@ RESPONSE_PROBES = [
 
 MESSAGE_PROBES = [
     Probe("messages", MESSAGE, lambda a, _: bool(said(a))),
-    Probe("system", MESSAGE | {"system": "Answer in French, please."}, prompt_grew),
+    Probe("system", MESSAGE | {"system": SYSTEM}, prompt_grew),
     Probe("max_tokens", MESSAGE | {"max_tokens": 3}, lambda a, _: usage(a, "output_tokens") == 3),
     Probe(
         "stop_sequences",
-        MESSAGE | {"stop_sequences": ["e"]},
-        lambda a, _: a.get("stop_sequence") == "e" and a["stop_reason"] == "stop_sequence",
+        MESSAGE | {"stop_sequences": ["3"]},
+        lambda a, _: a.get("stop_sequence") == "3" and a["stop_reason"] == "stop_sequence",
     ),
     Probe("tools", MESSAGE | {"tools": [MINE]}, prompt_grew),
     Probe(
@@ -339,7 +344,7 @@ OLLAMA_PROBES = [
         lambda a, _: a["eval_count"] == 3,
     ),
     Probe("options.num_ctx (more than served)", OLLAMA | {"options": {"num_ctx": 1 << 20}}, never),
-    Probe("options.stop", OLLAMA | {"options": {"stop": ["e"], "num_predict": 24}}, lambda a, _: "e" not in said(a)),
+    Probe("options.stop", OLLAMA | {"options": {"stop": ["3"], "num_predict": 24, "temperature": 0}}, stopped),
     Probe("options: unknown", OLLAMA | {"options": {"frobnicate": 1}}, never),
     Probe("format json", OLLAMA | {"format": "json"}, is_object),
     Probe("format schema", OLLAMA | {"format": SCHEMA}, fits),

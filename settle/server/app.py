@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from settle.base.errors import UsageError
 from settle.base.registry import parts
+from settle.server import compiling
 from settle.server.audit import Audit
 from settle.server.catalogue import Catalogue
 from settle.server.gateway import Gateway, replied
@@ -78,6 +79,7 @@ def build_app(
             yield
         finally:
             await keeper.close()
+            compiling.close()
             audit.close()
 
     def error(path: str, refusal: Refusal) -> dict[str, Any]:

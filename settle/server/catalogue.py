@@ -6,8 +6,8 @@ Read from disk whenever it is asked for, so that what `settle pull` or `settle t
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,20 @@ from settle.base.run import Run, home
 from settle.formats.gguf import read_gguf
 from settle.infer.context import bytes_per_token, longest_context
 from settle.infer.engine import TEMPLATE
+from settle.server.aliases import aliases
 from settle.server.refusal import Refusal
 
 CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.infer.served` keeps it in GGUF
 CONVERT_SECONDS = 1800
+REASONING = ("reasoning_content", "enable_thinking", "reasoning_effort", "<think>")  # in templates of models that think
 ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+FIM = {
+    "pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+    "suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
+    "mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
+    "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
+    "sep": ("<|file_sep|>", "<file_sep>"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Entry:
 @dataclass(frozen=True)
 class Facts:
     """What a GGUF file says of itself. template: of chats, or None. context: the longest its model knows.
-    ends: the tokens that end an answer."""
+    ends: the tokens that end an answer. fim: those around a gap to fill (pre, suf, mid) and between files (rep, sep),
+    empty when the model knows none."""
 
     architecture: str
     parameters: int
@@ -60,7 +70,7 @@ class Facts:
     pooling: int | None
     num_vocab: int
     ends: tuple[int, ...]
-    fim: bool
+    fim: dict[str, int]
 
     @property
     def embeds(self) -> bool:
@@ -111,14 +121,21 @@ class Catalogue:
             return
         stored = [_of_store(model) for model in all_models()]
         made = [entry for run in Run.all() for entry in _of_run(run)]
-        yield from stored
-        yield from made
-        yield from _adapters({entry.path.resolve(): entry.id for entry in [*made, *stored]})
+        bases = {entry.path.resolve(): entry.id for entry in [*made, *stored]}
+        found = [*stored, *made, *_adapters(bases)]
+        yield from found
+        yield from _renamed(found)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether only what was named at the start is served, whatever comes into the store."""
+        return self._only
 
 
 def _stamps(entry: Entry) -> tuple:
     """As long as they are the same, a name means the same: of the entry's files, and of the folders names come from."""
-    return tuple(_changed(path) for path in (entry.path, entry.adapter, home() / "models", home() / "runs") if path)
+    names = (home() / "models", home() / "runs", home() / "server" / "aliases.json")
+    return tuple(_changed(path) for path in (entry.path, entry.adapter, *names) if path)
 
 
 def _changed(path: Path) -> int:
@@ -162,6 +179,14 @@ def _adapters(bases: dict[Path, str]) -> Iterator[Entry]:
             )
 
 
+def _renamed(found: Sequence[Entry]) -> Iterator[Entry]:
+    """Adapters under the names that clients gave them; a model of the same name goes first."""
+    by_id = {entry.id: entry for entry in found}
+    for name, of in aliases().items():
+        if of in by_id and name not in by_id:
+            yield replace(by_id[of], id=name, aliases=(), origin=f"another name of {of}")
+
+
 def facts(path: Path) -> Facts:
     """Raises Refusal when the file is not a sound GGUF."""
     try:
@@ -191,7 +216,7 @@ def _facts(path: Path, stamp: str) -> Facts:
         pooling=int(pooling) if isinstance(pooling, int) else None,
         num_vocab=len(tokens),
         ends=tuple(sorted({meta[k] for k in ENDS if isinstance(meta.get(k), int)})),
-        fim=any(f"tokenizer.ggml.{key}_token_id" in meta for key in ("fim_pre", "prefix")),
+        fim=_fim(meta, tokens),
     )
 
 
@@ -216,6 +241,18 @@ def adapter_template(path: Path, stamp: str) -> str | None:
     return found
 
 
+def capabilities(entry: Entry) -> list[str]:
+    """In Ollama's words. Raises Refusal."""
+    known = facts(entry.path)
+    if known.reranks:
+        return ["rerank"]
+    if known.embeds:
+        return ["embedding"]
+    template = template_of(entry)
+    thinks = ["thinking"] if template and any(word in template for word in REASONING) else []
+    return ["completion", *(["tools"] if template else []), *(["insert"] if known.fim else []), *thinks]
+
+
 def make_file(entry: Entry) -> None:
     """The GGUF file of an entry, where it is still to be made: in a process of its own, for it takes torch to read.
     Raises Refusal."""
@@ -229,6 +266,17 @@ def make_file(entry: Entry) -> None:
     if done.returncode or not entry.path.exists():
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise Refusal(503, f"{entry.id} cannot be made a GGUF file: {said[0][:300]}", "model_broken", "model")
+
+
+def _fim(meta: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, int]:
+    """As the file says, under either name of the key; else by how the token is spelled, as llama.cpp looks for it."""
+    spelled = {text: key for key, texts in FIM.items() for text in texts}
+    found = {spelled[text]: number for number, text in enumerate(tokens) if text in spelled}
+    for key, old in (("pre", "prefix"), ("suf", "suffix"), ("mid", "middle"), ("rep", ""), ("sep", "")):
+        for name in (f"tokenizer.ggml.{old}_token_id", f"tokenizer.ggml.fim_{key}_token_id"):
+            if type(meta.get(name)) is int and meta[name] < len(tokens):
+                found[key] = meta[name]
+    return found if {"pre", "suf", "mid"} <= {*found} else {}
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -164,7 +164,7 @@ class HelpedPlan(Plan):
                     last = _choice({}, _reason(event, reader))
                     self._tell_stop(last, event.get("stopping_word"))
                     yield head | {"choices": [last]}
-                    yield self._told(head | {"choices": []} | _counts(event))
+                    yield self._told(head | {"choices": []} | counts(event))
 
     async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
         event = await ask(session, loaded, self.path, self.body)
@@ -178,7 +178,7 @@ class HelpedPlan(Plan):
                 message["tool_calls"] = message.get("tool_calls", []) + calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event, reader)}
         self._tell_stop(choice, event.get("stopping_word"))
-        return self._told(self._head("chat.completion") | {"choices": [choice]} | _counts(event))
+        return self._told(self._head("chat.completion") | {"choices": [choice]} | counts(event))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -221,20 +221,25 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     common |= {"timings_per_token": True} if request.timings else {}
     if is_helped:
         return HelpedPlan(request, entry, common | await _help(gateway, request, loaded, messages), trimmed)
-    return Plan(request, entry, common | _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
+    return Plan(request, entry, common | await _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
 
 
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
     """Tokens of the prompt of a request. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        if not loaded.key.template:
-            raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
-        messages, is_helped = request.messages, _needs_help(request, loaded)
-        if is_helped:
-            has_system = loaded.caps.get("supports_system_role", True)
-            messages = calling.instructed(messages, request.tools, request.choice, has_system)
-        await _guard(request, loaded, messages)
-        return await _count(gateway, request, loaded, messages, is_helped)
+        return await _tokens(gateway, loaded, await rendered(gateway, request, entry, loaded))
+
+
+async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> str:
+    """The prompt that a request is put to the model as. Raises Refusal."""
+    if not loaded.key.template:
+        raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
+    messages, is_helped = request.messages, _needs_help(request, loaded)
+    if is_helped:
+        has_system = loaded.caps.get("supports_system_role", True)
+        messages = calling.instructed(messages, request.tools, request.choice, has_system)
+    await _guard(request, loaded, messages)
+    return await _rendered(gateway, request, loaded, messages, is_helped)
 
 
 async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> None:
@@ -246,7 +251,7 @@ async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> 
     await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools, request.arguments)
 
 
-def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
+async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
     body: dict[str, Any] = {"model": entry.id, "messages": messages}
     if request.tools:
         body |= {
@@ -255,9 +260,9 @@ def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: S
             "parallel_tool_calls": request.is_parallel is not False,
         }
     if request.schema is not None:
-        body["grammar"] = json_grammar(request.schema, ends, "response_format")
+        body["grammar"] = await json_grammar(request.schema, ends, "response_format")
     elif request.grammar:
-        body["grammar"] = own_grammar(request.grammar, ends)
+        body["grammar"] = await own_grammar(request.grammar, ends)
     if request.arguments:
         body["chat_template_kwargs"] = request.arguments
     if request.n > 1:
@@ -279,7 +284,7 @@ async def _help(gateway: "Gateway", request: ChatRequest, loaded: Loaded, messag
         return body
     is_required = request.choice == "required"
     is_parallel = request.is_parallel is True  # unasked, small models call the same function over and over
-    body["grammar"] = call_grammar(request.tools, is_required, is_parallel, loaded.facts.ends)
+    body["grammar"] = await call_grammar(request.tools, is_required, is_parallel, loaded.facts.ends)
     return body
 
 
@@ -329,13 +334,22 @@ async def _trim(
 async def _count(
     gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
 ) -> int:
+    return await _tokens(gateway, loaded, await _rendered(gateway, request, loaded, messages, is_helped))
+
+
+async def _rendered(
+    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
+) -> str:
     asked: dict[str, Any] = {"messages": messages}
     if request.tools and not is_helped:
         asked |= {"tools": request.tools, "tool_choice": request.choice}
     if request.arguments:
         asked["chat_template_kwargs"] = request.arguments
-    rendered = await ask(gateway.keeper.session, loaded, "/apply-template", asked)
-    body = {"content": rendered["prompt"], "add_special": True, "parse_special": True}
+    return str((await ask(gateway.keeper.session, loaded, "/apply-template", asked))["prompt"])
+
+
+async def _tokens(gateway: "Gateway", loaded: Loaded, prompt: str) -> int:
+    body = {"content": prompt, "add_special": True, "parse_special": True}
     return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
 
 
@@ -444,7 +458,8 @@ def _reason(event: dict[str, Any], reader: calling.CallReader) -> str:
     return "tool_calls" if reader.num_calls else "stop"
 
 
-def _counts(event: dict[str, Any]) -> dict[str, Any]:
+def counts(event: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's usage, and timings, of the last event of a text."""
     prompt, made = event["tokens_evaluated"], event["tokens_predicted"]
     cached = event.get("timings", {}).get("cache_n", 0)
     usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -25,13 +25,15 @@ Receive = Callable[[], Awaitable[Any]]
 
 @dataclass
 class Gateway:
-    """The parts of a running server. pull_from: sources that requests may pull models from."""
+    """The parts of a running server. pull_from: sources that requests may pull models from. changing: names of models
+    that a request is just putting into the store or taking out of it."""
 
     catalogue: Catalogue
     keeper: Keeper
     audit: Audit
     metrics: Metrics = field(default_factory=Metrics)
     pull_from: frozenset[str] = frozenset()
+    changing: set[str] = field(default_factory=set)
 
     def find(self, call: "Call", name: str) -> Entry:
         """The entry of that name, noted in the audit. Raises Refusal."""

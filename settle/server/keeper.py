@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ SHORTEST = 4_096  # below it a client's system prompt and tools hardly fit: rath
 OVERHEAD = 1.15  # what a child holds ÷ weights and context: buffers for one batch
 BASIS = 80 << 20  # bytes of a child with nothing loaded
 CHECK_SECONDS = 2.0
+MOST_ATTEMPTS = 5  # to find what was just loaded still fresh
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,14 @@ class Keeper:
             self._leave(self._up.pop(key))
         return bool(keys)
 
+    async def keep(self, entry: Entry, seconds: float) -> None:
+        """From now on the children of an entry end once they are idle for `seconds`: 0 is at once, below 0 never."""
+        if seconds == 0:
+            await self.unload(entry)
+        for key, loaded in self._up.items():
+            if key.path == entry.path:
+                loaded.idle_seconds = seconds if seconds > 0 else math.inf
+
     async def _get(self, entry: Entry, use: Use) -> Loaded:
         up = self._ready.get((entry, use))
         if up is not None and self._up.get(up.key) is up and up.child.alive() and up.is_fresh(entry):
@@ -195,8 +205,8 @@ class Keeper:
         template = await asyncio.to_thread(template_of, entry) if use == "generate" else None
         path = entry.path
         key = Key(path, stamp_of(path), template, use)
-        wanted = (entry.adapter, stamp_of(entry.adapter)) if entry.adapter else None
-        while True:
+        wanted = (entry.adapter, stamp_of(entry.adapter)) if entry.adapter and use == "generate" else None
+        for _ in range(MOST_ATTEMPTS):
             up = self._up.get(key)
             if up is not None and up.child.alive() and (wanted is None or wanted in up.adapters):
                 self._ready[entry, use] = up
@@ -208,6 +218,7 @@ class Keeper:
                 self._loading[key, wanted] = loading
                 loading.add_done_callback(functools.partial(self._loaded, (key, wanted)))
             await asyncio.shield(loading)
+        raise Refusal(503, f"the files of {entry.id} are changing; ask again", "model_broken", "model", retry_seconds=2)
 
     def _loaded(self, what: tuple[Key, Any], loading: asyncio.Task) -> None:
         del self._loading[what]
@@ -264,7 +275,8 @@ class Keeper:
                 raise Refusal(503, e.what.splitlines()[0], "model_broken", "model") from None
             finally:
                 self._starting.discard(child)
-        loaded = Loaded(key, child, known, adapters, needs, {}, idle_seconds=self.keeping.idle_seconds)
+        idle = before.idle_seconds if before else self.keeping.idle_seconds
+        loaded = Loaded(key, child, known, adapters, needs, {}, idle_seconds=idle)
         try:
             async with self.session.get(f"{loaded.url}/props", headers=loaded.headers) as answer:
                 loaded.caps = (await answer.json()).get("chat_template_caps", {})

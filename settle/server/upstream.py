@@ -1,6 +1,7 @@
 """Requests to a llama.cpp child, and what it says of those it refuses."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from settle.server.refusal import Refusal
 
 LONGEST_LINE = 1 << 26
 MOST_ATTEMPTS = 3
+# an embedding's text must go through the model in one piece
+TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*current batch size: (\d+)")
 
 
 async def open_stream(session: aiohttp.ClientSession, loaded: Loaded, path: str, body: dict) -> aiohttp.ClientResponse:
@@ -76,6 +79,12 @@ def refused(status: int, said: bytes) -> Refusal:
             "messages",
             {"n_prompt_tokens": prompt, "n_ctx": context},
         )
+    too_long = TOO_LONG.search(message)
+    if too_long:
+        tokens, most = map(int, too_long.groups())
+        said = f"a text has {tokens} tokens and {most} are the most here"
+        counts = {"n_prompt_tokens": tokens, "n_ctx": most}
+        return Refusal(400, said, "context_length_exceeded", "input", counts)
     if status == 501:
         return Refusal(400, message, "not_supported")
     is_ours = status >= 500 and not any(word in message.lower() for word in ("template", "jinja", "grammar", "parse"))

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
-# what takes effect outside of a test's home, or for long
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict")
 STEADY = settings(
-    max_examples=6,
+    max_examples=4,
     derandomize=True,
     database=None,
     deadline=None,
@@ -115,7 +114,7 @@ def test_what_the_document_allows_and_what_not(live, mode):
             tame(case)
             answer = sent(live, case)
             seen.append(answer.status)
-            assert answer.status < 500, (case.method, case.path, case.body, answer.body)
+            assert answer.status < 500 or answer.status == 501, (case.method, case.path, case.body, answer.body)
 
         ask()
     assert len(seen) > 100
@@ -159,7 +158,11 @@ def test_a_neighbour_in_every_object(live):
             holder = changed
             for key in place:
                 holder = holder[key]
-            if not isinstance(holder, dict) or set(free) & set(place[1:] or place) or place[-1:] == ("logit_bias",):
+            if (
+                not isinstance(holder, dict)
+                or set(free) & set(place[1:] or place)
+                or place[-1:] in (("logit_bias",), ("context_management",))
+            ):
                 continue
             holder["frobnicate"] = 1
             answer = live.ask(path, changed)

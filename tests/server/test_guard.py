@@ -344,3 +344,42 @@ def test_arguments_of_a_template(live):
         for name in ("messages", "tools", "self", "bos_token"):
             assert live.ask(path, CHAT | {"chat_template_kwargs": {name: "x"}}).status == 400
         assert live.ask(path, CHAT | {"chat_template_kwargs": {"x": "{{ 9 ** 9 ** 9 }}"}}).status == 200
+
+
+def leading_on(length: int) -> dict:
+    """A schema of objects, each of which refers to the next."""
+    found = {f"d{n}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": found | {f"d{length}": {"type": "boolean"}}}
+
+
+CHAIN = "\n".join(f'r{n}: r{n + 1} | "a"' for n in range(20_000))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"grammar": "root ::= " + "(" * 100_000},
+        {"grammar": "root ::= x"},
+        {"grammar": " "},
+        {"grammar": f'%llguidance {{}}\nstart: r0\n{CHAIN}\nr20000: "b"\n'},
+        {"response_format": {"type": "json_object", "schema": leading_on(5_000)}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": leading_on(5_000)}}]},
+    ],
+    ids=["deep", "unknown", "empty", "rules", "schema", "tool"],
+)
+def test_grammars_that_lead_on_too_far(live, asked):
+    """They would end the process that compiles them."""
+    refused = live.ask("/v1/chat/completions", CHAT | asked)
+    assert refused.status == 400, refused.body
+    usual = {"type": "json_object", "schema": leading_on(20)}
+    assert live.ask("/v1/chat/completions", CHAT | {"response_format": usual}).status == 200
+
+
+def test_a_grammar_that_takes_too_long(live, monkeypatch):
+    from settle.server import compiling
+
+    compiling.close()  # to start again takes longer than this
+    monkeypatch.setattr(compiling, "SECONDS", 0.001)
+    assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 400
+    monkeypatch.undo()
+    assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 200

@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 
 from settle.server.app import shapes
+from settle.server.guard import OPEN_PATHS
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
@@ -49,5 +50,8 @@ def test_errors_are_as_told(told, live):
     for path, found in told["paths"].items():
         for method, operation in found.items():
             refused = live.ask(path.replace("{", "").replace("}", ""), method=method.upper(), key="")
+            if refused.status == 200:
+                assert path in OPEN_PATHS
+                continue
             schema = operation["responses"][str(refused.status)]["content"]["application/json"]["schema"]
             jsonschema.validate(refused.json, told["components"]["schemas"][schema["$ref"].rpartition("/")[2]])

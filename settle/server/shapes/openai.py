@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,13 +12,16 @@ from starlette.responses import Response
 
 from settle.infer.process import ALIAS
 from settle.server import chat
-from settle.server.catalogue import Entry, facts, template_of
+from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
 from settle.server.refusal import Refusal, in_words_of_openai, invalid, only, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
+from settle.server.vectors import embedded
+
+Also = Callable[[dict[str, Any]], dict[str, Any]]
 
 DONE = b"data: [DONE]\n\n"
 MOST_INPUTS = 2048
@@ -220,7 +223,11 @@ async def input_tokens(call: Call) -> Response:
 
 
 async def completions(call: Call) -> Response:
-    body = await call.body(CompletionBody)
+    return await completed(call, await call.body(CompletionBody))
+
+
+async def completed(call: Call, body: CompletionBody, also: Also = lambda _: {}) -> Response:
+    """also: what the answer holds beside OpenAI's fields, made from the part of it that has the timings."""
     call.record.user = body.user or ""
     entry = call.gateway.find(call, body.model)
     prompts = _prompts(body.prompt)
@@ -228,10 +235,10 @@ async def completions(call: Call) -> Response:
         if len(prompts) > 1 or (body.n or 1) > 1:
             raise unsupported("stream", "one prompt and one answer at a time")
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _completion_stream(call, body, entry, prompts[0], wants_usage)
+        pieces = _completion_stream(call, body, entry, prompts[0], wants_usage, also)
         return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
     async with call.gateway.keeper.use(entry) as loaded:
-        request = _completion(call.gateway, body, entry, loaded)
+        request = await _completion(call.gateway, body, entry, loaded)
         if (body.n or 1) > loaded.slots:
             raise unsupported("n", f"{loaded.slots} answers at a time are the most here")
         answers = []
@@ -251,15 +258,16 @@ async def completions(call: Call) -> Response:
         for key in ("prompt_tokens", "completion_tokens", "total_tokens")
     }
     call.record.usage(usage)
-    return replied(answers[0] | {"model": entry.id, "choices": choices, "usage": usage})
+    return replied(answers[0] | {"model": entry.id, "choices": choices, "usage": usage} | also(answers[0]))
 
 
 async def _completion_stream(
-    call: Call, body: CompletionBody, entry: Entry, prompt: Any, wants_usage: bool
+    call: Call, body: CompletionBody, entry: Entry, prompt: Any, wants_usage: bool, also: Also
 ) -> AsyncGenerator[bytes]:
     keeper = call.gateway.keeper
     async with keeper.use(entry) as loaded:
-        request = _completion(call.gateway, body, entry, loaded) | {"prompt": prompt, "stream": True}
+        request = await _completion(call.gateway, body, entry, loaded)
+        request |= {"prompt": prompt, "stream": True}
         request["stream_options"] = {"include_usage": True}
         echoed = await _text(call.gateway, loaded, prompt) if body.echo else ""
         async with await open_stream(keeper.session, loaded, "/v1/completions", request) as response:
@@ -273,11 +281,12 @@ async def _completion_stream(
                 for choice in chunk["choices"]:
                     choice["text"], echoed = echoed + choice.get("text", ""), ""
                     choice["logprobs"] = _legacy(choice.get("logprobs"), body.logprobs)
-                yield _event(chunk | {"model": entry.id})
+                more = also(chunk) if "timings" in chunk else {}
+                yield _event(chunk | {"model": entry.id} | more)
         yield DONE
 
 
-def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
+async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
     from settle.server.grammar import json_grammar, own_grammar
 
     request: dict[str, Any] = {"model": entry.id} | body.llama()
@@ -292,9 +301,9 @@ def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: An
     if body.logprobs is not None:
         request["n_probs"] = max(body.logprobs, 1)
     if body.json_schema is not None:
-        request["grammar"] = json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
+        request["grammar"] = await json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
     elif body.grammar:
-        request["grammar"] = own_grammar(body.grammar, loaded.facts.ends)
+        request["grammar"] = await own_grammar(body.grammar, loaded.facts.ends)
     return request
 
 
@@ -331,7 +340,10 @@ def _legacy(logprobs: dict[str, Any] | None, wanted: int | None) -> dict[str, An
 
 
 async def embeddings(call: Call) -> Response:
-    body = await call.body(EmbeddingBody)
+    return await embed(call, await call.body(EmbeddingBody))
+
+
+async def embed(call: Call, body: EmbeddingBody) -> Response:
     call.record.user = body.user or ""
     entry = call.gateway.find(call, body.model)
     vectors, tokens = await embedded(call, entry, _prompts(body.input))
@@ -345,17 +357,6 @@ async def embeddings(call: Call) -> Response:
     data = [{"object": "embedding", "index": i, "embedding": encode(v)} for i, v in enumerate(vectors)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return replied({"object": "list", "data": data, "model": entry.id, "usage": usage})
-
-
-async def embedded(call: Call, entry: Entry, inputs: list[Any]) -> tuple[list[list[float]], int]:
-    """Vectors of length 1, and the tokens that were read. Raises Refusal."""
-    if any(not text for text in inputs):
-        raise invalid("input", "a text is empty")
-    async with call.gateway.keeper.use(entry, "embed") as loaded:
-        answer = await ask(call.gateway.keeper.session, loaded, "/v1/embeddings", {"input": inputs, "model": entry.id})
-    tokens = answer["usage"]["prompt_tokens"]
-    call.record.prompt_tokens = tokens
-    return [item["embedding"] for item in answer["data"]], tokens
 
 
 async def models(call: Call) -> Response:
@@ -385,16 +386,6 @@ def _model(gateway: Gateway, entry: Entry) -> dict[str, Any]:
         told["meta"] |= {"n_embd": known.width, "n_vocab": known.num_vocab}
         told["capabilities"] = capabilities(entry)
     return told
-
-
-def capabilities(entry: Entry) -> list[str]:
-    """In Ollama's words. Raises Refusal."""
-    known = facts(entry.path)
-    if known.reranks:
-        return ["rerank"]
-    if known.embeds:
-        return ["embedding"]
-    return ["completion", *(["tools"] if template_of(entry) else []), *(["insert"] if known.fim else [])]
 
 
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
