@@ -208,6 +208,7 @@ def names(target: Target) -> Iterator[Row]:
                 for name in NAMES:
                     value = [{"id": name}] if field == "lora" else name
                     body = ({} if path in CHANGES else filled(schema)) | {field: value}
+                    body |= {"model": name} if field == "name" else {}  # Ollama's older word for the same
                     answers.append((f"{path} {field} {name[:40]}", *target.ask(method, path, body)))
         if "{" in path:
             for name in NAMES[:8]:
@@ -266,7 +267,7 @@ def deep(target: Target) -> Iterator[Row]:
         b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         b'{"messages":' + b"[" * 101 + b"]" * 101 + b"}",
     ]
-    bodies += [b'{"model": NaN}', b"\xff\xfe", b'"' + b"\\ud800" * 1000 + b'"', b"1" * 1_000_000, b""]
+    bodies += [b'{"model": NaN}', b"\xff\xfe", b'"' + b"\\ud800" * 1000 + b'"', b"1" * 1_000_000]
     answers = [
         (f"{path} {body[:20]!r}", *target.ask(method, path, body))
         for method, path, schema in target.operations()

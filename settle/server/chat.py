@@ -234,6 +234,7 @@ async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loade
     """The prompt that a request is put to the model as. Raises Refusal."""
     if not loaded.key.template:
         raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
+    scales(gateway, request, entry, loaded)  # the names must be right, though nothing is read with them
     messages, is_helped = request.messages, _needs_help(request, loaded)
     if is_helped:
         has_system = loaded.caps.get("supports_system_role", True)

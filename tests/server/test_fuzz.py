@@ -12,7 +12,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict")
 STEADY = settings(
-    max_examples=4,
+    max_examples=3,
     derandomize=True,
     database=None,
     deadline=None,
@@ -81,12 +81,14 @@ DEEP = {
         "include": [],
     },
 }
-OTHERS = (None, 0, -1, 1.5, True, "", "x", [], {}, [[]], [None], [1], ["x"], {"x": 1}, [{}], {"type": "x"}, "\u0000")
+OTHERS = (None, -1, 1.5, "", [], {}, [[]], ["x"], {"x": 1}, [{}], "\u0000")
 
 
 def operations(live):
-    document = schemathesis.openapi.from_dict(live.ask("/openapi.json").json)
-    return [found.ok() for found in document.get_all_operations()]
+    """Each once: not again under its other path."""
+    told = live.ask("/openapi.json").json
+    told["paths"] = {path: found for path, found in told["paths"].items() if f"/v1{path}" not in told["paths"]}
+    return [found.ok() for found in schemathesis.openapi.from_dict(told).get_all_operations()]
 
 
 def tame(case) -> None:
@@ -117,7 +119,7 @@ def test_what_the_document_allows_and_what_not(live, mode):
             assert answer.status < 500 or answer.status == 501, (case.method, case.path, case.body, answer.body)
 
         ask()
-    assert len(seen) > 100
+    assert len(seen) > 50
 
 
 @pytest.mark.parametrize("path", DEEP)
