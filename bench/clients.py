@@ -137,7 +137,13 @@ def program(server: Server, name: str, command: list[str]) -> str:
     subprocess.run(settle, env=server.environment, check=True, capture_output=True)
     command = [word.replace("{HOME}", server.environment["HOME"]) for word in command]
     done = subprocess.run(
-        command, env=server.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400
+        command,
+        cwd=server.environment["HOME"],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=400,
     )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-300:] or done.stdout[-300:]
     return "set up by settle connect, one prompt answered"
