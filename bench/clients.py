@@ -180,7 +180,7 @@ def open_webui(server: Server, venv: Path, playwright: Path, picture: Path) -> s
         try:
             wait(f"http://127.0.0.1:{port}/health", served)
             drive = ["node", str(NODE / "open_webui.mjs"), f"http://127.0.0.1:{port}", "m", str(picture)]
-            done = subprocess.run(drive, cwd=playwright, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(drive, cwd=playwright, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, done.stderr[-400:]
             return done.stdout.strip()
         finally:
