@@ -33,7 +33,7 @@ from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
 
 RELOAD_SECONDS, SAMPLE_SECONDS = 30.0, 5.0
-STREAMS = 8  # under way when the server is stopped
+SLOTS, STREAMS = 4, 8  # streams that are under way when the server is stopped, half of them waiting
 
 
 def put_adapter(name: str, file: Path, base: Path) -> None:
@@ -177,7 +177,7 @@ async def soak(address: str, key: str, pid: int, given: argparse.Namespace, base
 
 def started(home: str) -> tuple[subprocess.Popen, str, str]:
     """The server, its address and its key."""
-    command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--context", "1024", "--slots", "4"]
+    command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--context", "1024", "--slots", str(SLOTS)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     note = Path(home, "server", "running.json")
     while not note.exists() or json.loads(note.read_text())["pid"] != server.pid:
@@ -189,16 +189,19 @@ async def stopped(server: subprocess.Popen, address: str, key: str, how: signal.
     """Seconds until the server has ended with streams under way, and how many of its children have not, 2 s later."""
     body = {"model": "base", "messages": [{"role": "user", "content": "Count."}], "stream": True, "ignore_eos": True}
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
-        post = [session.post(f"{address}/v1/chat/completions", json=body) for _ in range(STREAMS)]
-        answers = await asyncio.gather(*post)
-        await asyncio.gather(*(answer.content.readany() for answer in answers[:4]))
+        asked = [
+            asyncio.ensure_future(session.post(f"{address}/v1/chat/completions", json=body)) for _ in range(STREAMS)
+        ]
+        while sum(task.done() for task in asked) < SLOTS:  # the others wait for a slot
+            await asyncio.sleep(0.02)
         children = psutil.Process(server.pid).children()
         began = time.monotonic()
         server.send_signal(how)
         await asyncio.to_thread(server.wait)
         seconds = time.monotonic() - began
-        for answer in answers:
-            answer.close()
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
     await asyncio.sleep(2)
     return seconds, sum(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
