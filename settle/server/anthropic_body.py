@@ -153,8 +153,7 @@ class CountBody(Cached):
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
-        edits = (self.context_management or {}).get("edits", [])
-        if set(self.context_management or ()) - {"edits"} or any(edit != KEEPS_ALL for edit in edits):
+        if self.context_management not in (None, {}, {"edits": []}, {"edits": [KEEPS_ALL]}):
             raise unsupported("context_management", "nothing is taken out of a conversation here")
         thinking = self.thinking or ThinkingConfig(type="adaptive")
         if (thinking.budget_tokens is not None) != (thinking.type == "enabled"):

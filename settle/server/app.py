@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import signal
 import socket
@@ -18,12 +19,14 @@ from starlette.routing import Route
 
 from settle.base.errors import UsageError
 from settle.base.registry import parts
+from settle.server import compiling
 from settle.server.audit import Audit
 from settle.server.catalogue import Catalogue
 from settle.server.gateway import Gateway, replied
 from settle.server.guard import Guard, Limits
 from settle.server.keeper import Keeper, Keeping
 from settle.server.metrics import Metrics
+from settle.server.openapi import document
 from settle.server.refusal import Refusal
 from settle.server.shapes import Shape
 from settle.server.wire import Wire
@@ -76,6 +79,7 @@ def build_app(
             yield
         finally:
             await keeper.close()
+            compiling.close()
             audit.close()
 
     def error(path: str, refusal: Refusal) -> dict[str, Any]:
@@ -91,10 +95,11 @@ def build_app(
         for shape in spoken
         for method, path, endpoint in shape.endpoints()
     ]
-    own = [Route("/health", _health), Route("/v1/health", _health), Route("/metrics", _metrics)]
+    own = [Route("/health", _health), Route("/v1/health", _health)]
+    own += [Route("/metrics", _metrics), Route("/openapi.json", _openapi)]
     app = Starlette(routes=[*own, *routes], lifespan=lifespan, exception_handlers={404: unknown, 405: unknown})
     app.router.redirect_slashes = False
-    app.state.gateway = gateway
+    app.state.gateway, app.state.document = gateway, functools.cache(lambda: document(spoken))
     return Guard(app, serving.key, serving.origins, serving.hosts, not serving.is_local, serving.limits, error)
 
 
@@ -165,6 +170,10 @@ def run(app: Any, listening: socket.socket, ready: Callable[[], None]) -> None:
 
 async def _health(request: Request) -> Response:
     return replied({"status": "ok"})
+
+
+async def _openapi(request: Request) -> Response:
+    return replied(request.app.state.document())
 
 
 async def _metrics(request: Request) -> Response:

@@ -1,10 +1,11 @@
 """A chat request in the one form that every shape is translated to, and its answer as OpenAI's chunks."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from settle.server import tools as calling
 from settle.server.catalogue import Entry
 from settle.server.grammar import call_grammar, json_grammar, own_grammar
 from settle.server.keeper import Loaded
-from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.refusal import Refusal, invalid, only, unsupported
 from settle.server.templates import guard_template
 from settle.server.upstream import ask, events, open_stream
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 ROLES = {"system", "user", "assistant", "tool"}
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal"}
+# of a part of a message: its text, and what APIs put beside it that is of no use to a model
+PART_FIELDS = {
+    "text": ("text", "cache_control"),
+    "input_text": ("text", "cache_control"),
+    "output_text": ("text", "annotations", "logprobs"),
+    "refusal": ("refusal",),
+}
+
+OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,9 @@ async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> Asyn
     """OpenAI's chunks; the last one has usage, and timings. Closing it stops the model. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
         plan = await prepare(gateway, request, entry, loaded)
-        async for chunk in plan.chunks(gateway.keeper.session, loaded):
-            yield chunk
+        async with contextlib.aclosing(plan.chunks(gateway.keeper.session, loaded)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def whole(gateway: "Gateway", request: ChatRequest, entry: Entry) -> dict[str, Any]:
@@ -92,7 +103,7 @@ class Plan:
         body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
         return await open_stream(session, loaded, self.path, body)
 
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
         async with await self.open(session, loaded) as response:
             async for chunk in events(response):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
@@ -136,7 +147,7 @@ class HelpedPlan(Plan):
     async def open(self, session: aiohttp.ClientSession, loaded: Loaded) -> aiohttp.ClientResponse:
         return await open_stream(session, loaded, self.path, self.body | {"stream": True})
 
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
         head = self._head("chat.completion.chunk")
         first: dict[str, Any] | None = {"role": "assistant", "content": None}
         reader = calling.CallReader()
@@ -200,7 +211,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
             raise unsupported("n" if request.n > 1 else "logprobs", f"not together with tools for {entry.id}")
         has_system = loaded.caps.get("supports_system_role", True)
         messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools)
+    await _guard(request, loaded, messages)
     trimmed = None
     if request.trim:
         messages, trimmed = await _trim(gateway, request, loaded, messages, is_helped)
@@ -210,7 +221,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     common |= {"timings_per_token": True} if request.timings else {}
     if is_helped:
         return HelpedPlan(request, entry, common | await _help(gateway, request, loaded, messages), trimmed)
-    return Plan(request, entry, common | _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
+    return Plan(request, entry, common | await _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
 
 
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
@@ -227,11 +238,20 @@ async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loade
     if is_helped:
         has_system = loaded.caps.get("supports_system_role", True)
         messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools)
+    await _guard(request, loaded, messages)
     return await _rendered(gateway, request, loaded, messages, is_helped)
 
 
-def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
+async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> None:
+    """The template is run in the sandbox as llama.cpp will run it. Raises Refusal."""
+    for name in request.arguments:
+        if name in OWN_ARGUMENTS:
+            raise invalid(f"chat_template_kwargs.{name}", "is given to every template already")
+    assert loaded.key.template
+    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools, request.arguments)
+
+
+async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
     body: dict[str, Any] = {"model": entry.id, "messages": messages}
     if request.tools:
         body |= {
@@ -240,9 +260,9 @@ def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: S
             "parallel_tool_calls": request.is_parallel is not False,
         }
     if request.schema is not None:
-        body["grammar"] = json_grammar(request.schema, ends, "response_format")
+        body["grammar"] = await json_grammar(request.schema, ends, "response_format")
     elif request.grammar:
-        body["grammar"] = own_grammar(request.grammar, ends)
+        body["grammar"] = await own_grammar(request.grammar, ends)
     if request.arguments:
         body["chat_template_kwargs"] = request.arguments
     if request.n > 1:
@@ -264,7 +284,7 @@ async def _help(gateway: "Gateway", request: ChatRequest, loaded: Loaded, messag
         return body
     is_required = request.choice == "required"
     is_parallel = request.is_parallel is True  # unasked, small models call the same function over and over
-    body["grammar"] = call_grammar(request.tools, is_required, is_parallel, loaded.facts.ends)
+    body["grammar"] = await call_grammar(request.tools, is_required, is_parallel, loaded.facts.ends)
     return body
 
 
@@ -354,11 +374,9 @@ def _check_reasoning(request: ChatRequest, loaded: Loaded) -> None:
 def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise invalid(where, "must be an object")
-    unknown = {*message} - MESSAGE_FIELDS
-    if unknown:
-        raise invalid(where, f"unrecognized: {', '.join(sorted(map(str, unknown)))[:200]}")
-    role = {"developer": "system"}.get(message.get("role", ""), message.get("role"))
-    if role not in ROLES:
+    only(message, MESSAGE_FIELDS, where)
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
         raise invalid(f"{where}.role", f"one of {', '.join(sorted(ROLES | {'developer'}))}")
     told: dict[str, Any] = {"role": role, "content": text_of(message.get("content"), f"{where}.content")}
     reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -370,7 +388,11 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
             if not isinstance(message[key], str):
                 raise invalid(f"{where}.{key}", "must be a text")
             told[key] = message[key]
+    if message.get("refusal") is not None:
+        told["content"] += text_of([{"type": "refusal", "refusal": message["refusal"]}], f"{where}.refusal")
     if message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], list):
+            raise invalid(f"{where}.tool_calls", "must be a list")
         told["tool_calls"] = [_checked_call(c, f"{where}.tool_calls.{i}") for i, c in enumerate(message["tool_calls"])]
         if role != "assistant":
             raise invalid(f"{where}.tool_calls", "only an assistant calls")
@@ -383,11 +405,15 @@ def _checked_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise invalid(where, "must be {id, type: function, function: {name, arguments}}")
+    only(call, ("id", "type", "function", "index"), where)
+    only(function, ("name", "arguments"), f"{where}.function")
+    if call.get("type", "function") != "function" or not isinstance(call.get("id") or "", str):
+        raise invalid(where, "its type must be function, and its id a text")
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     named = {"name": function["name"], "arguments": arguments}
-    return {"id": str(call.get("id") or f"call_{secrets.token_hex(12)}"), "type": "function", "function": named}
+    return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
 
 
 def text_of(content: Any, where: str) -> str:
@@ -401,9 +427,10 @@ def text_of(content: Any, where: str) -> str:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
+        if not isinstance(kind, str) or kind not in PART_FIELDS:
             said = f"{str(kind)[:40]} is not supported, this model reads text" if kind else "must have a type"
             raise unsupported(f"{where}.{number}", said)
+        only(part, ("type", *PART_FIELDS[kind]), f"{where}.{number}")
         text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):
             raise invalid(f"{where}.{number}.text", "must be a text")

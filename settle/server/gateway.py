@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,8 @@ class Endpoint:
         except asyncio.CancelledError:
             record.status = record.status or 499
             raise
+        except Exception as e:  # noqa: BLE001  the answer has begun: it is cut off, which tells that it is not whole
+            record.status, record.error = 500, repr(e)[:500]
         finally:
             gateway.metrics.count(record)
             gateway.audit.write(record)
@@ -99,8 +101,8 @@ class Endpoint:
             await call.request.body()
         except ClientDisconnect:
             return None
-        except Refusal as refusal:
-            return self.refused(call.record, refusal)
+        except Exception as e:  # noqa: BLE001  the edge, as below
+            return self._failed(call.record, e)
         work = asyncio.ensure_future(self._guarded(call))
         gone = asyncio.ensure_future(_gone(receive))
         try:
@@ -116,15 +118,16 @@ class Endpoint:
     async def _guarded(self, call: Call) -> Response:
         try:
             return await self.handler(call)
-        except Refusal as refusal:
-            return self.refused(call.record, refusal)
-        except SettleError as e:
-            return self.refused(call.record, Refusal(400, str(e)))
-        except (ClientDisconnect, asyncio.CancelledError):
-            raise
         except Exception as e:  # noqa: BLE001  the edge: one request fails, the server goes on
-            call.record.error = repr(e)[:500]
-            return self.refused(call.record, Refusal(500, f"settle failed: {type(e).__name__}", "internal_error"))
+            return self._failed(call.record, e)
+
+    def _failed(self, record: Record, error: Exception) -> Response:
+        if isinstance(error, Refusal):
+            return self.refused(record, error)
+        if isinstance(error, SettleError):
+            return self.refused(record, Refusal(400, str(error)))
+        record.error = repr(error)[:500]
+        return self.refused(record, broken(error))
 
     def refused(self, record: Record, refusal: Refusal) -> Response:
         record.error = record.error or refusal.message[:300]
@@ -140,32 +143,37 @@ class Streamed(Response):
         self._pieces, self._record = pieces, record
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                self._record.status = 499
-        finally:
-            for task in (sending, gone):
-                if not task.done():
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+        async with contextlib.aclosing(self._pieces):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            sending = asyncio.ensure_future(self._send(send))
+            gone = asyncio.ensure_future(_gone(receive))
+            try:
+                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+                else:
+                    self._record.status = 499
+            finally:
+                for task in (sending, gone):
+                    if not task.done():
+                        task.cancel()
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await task
 
     async def _send(self, send: Any) -> None:
-        async with contextlib.aclosing(self._pieces) as pieces:
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def replied(value: Any, status: int = 200) -> Response:
     """A JSON response."""
     return Response(json.dumps(value, ensure_ascii=False), status, media_type="application/json")
+
+
+def broken(error: Exception) -> Refusal:
+    """What is told of a fault of our own."""
+    return Refusal(500, f"settle failed: {type(error).__name__}", "internal_error")
 
 
 async def begun(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -187,19 +195,22 @@ async def begun(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     return all_of_them()
 
 
-async def told(chunks: AsyncIterator[Any], record: Record, error: Callable[[Refusal], bytes]) -> AsyncGenerator[Any]:
+async def told(chunks: AsyncGenerator[Any], record: Record, error: Callable[[Refusal], bytes]) -> AsyncGenerator[Any]:
     """Chunks of an answer; where they break off, what `error` makes of it comes last. The first may raise."""
     is_begun = False
     try:
-        async for chunk in chunks:
-            is_begun = True
-            record.token()
-            yield chunk
-    except (Refusal, aiohttp.ClientError, ConnectionError) as e:
-        refusal = e if isinstance(e, Refusal) else Refusal(502, "the engine died under this request", "engine_died")
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                is_begun = True
+                record.token()
+                yield chunk
+    except Exception as e:  # noqa: BLE001  the edge: whatever broke, the answer must say that it is not whole
+        if isinstance(e, aiohttp.ClientError | ConnectionError):
+            e = Refusal(502, "the engine died under this request", "engine_died")
         if not is_begun:
-            raise refusal from None
-        record.error = refusal.message[:300]
+            raise e from None
+        refusal = e if isinstance(e, Refusal) else broken(e)
+        record.error = refusal.message[:300] if refusal is e else repr(e)[:500]
         yield error(refusal)
 
 

@@ -8,9 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
-
+from settle.server.compiling import Unfit, compiled
 from settle.server.refusal import invalid
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -19,12 +17,12 @@ HEAD = "%llguidance {}\n"
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def json_grammar(schema: dict[str, Any], ends: Sequence[int], param: str) -> str:
+async def json_grammar(schema: dict[str, Any], ends: Sequence[int], param: str) -> str:
     """JSON that fits a schema, {} for any object. ends: the tokens that end an answer. Raises Refusal."""
-    return _checked(f"{HEAD}start: json{_end(ends)}\njson: %json {_spaced(schema or {'type': 'object'})}", param)
+    return await _checked(f"{HEAD}start: json{_end(ends)}\njson: %json {_spaced(schema or {'type': 'object'})}", param)
 
 
-def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, ends: Sequence[int]) -> str:
+async def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, ends: Sequence[int]) -> str:
     """Calls of `tools` whose arguments fit their schemas; any text before or instead of one, unless one is required.
     Raises Refusal."""
     opening = f'"{OPEN}" json' if is_required else "before json"
@@ -33,20 +31,17 @@ def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, en
     lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(ends)}"]
     if not is_required:
         lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
-    return _checked(HEAD + "\n".join([*lines, f"json: %json {_spaced(_call_schema(tools))}"]), "tools")
+    return await _checked(HEAD + "\n".join([*lines, f"json: %json {_spaced(_call_schema(tools))}"]), "tools")
 
 
-def own_grammar(gbnf: str, ends: Sequence[int]) -> str:
+async def own_grammar(gbnf: str, ends: Sequence[int]) -> str:
     """A grammar in llama.cpp's GBNF, or llguidance's Lark. Raises Refusal."""
     if gbnf.startswith("%llguidance"):
-        return _checked(gbnf, "grammar")
-    try:
-        lark = gbnf_to_lark(gbnf)
-    except GbnfToLarkError as e:
-        raise invalid("grammar", f"does not parse: {str(e)[:300]}") from None
+        return await _checked(gbnf, "grammar")
+    lark = await _checked(gbnf, "grammar", is_gbnf=True)
     if ends and lark.count("start") == 1:
         lark = f"{lark.replace('start:', 'answer:')}\nstart: answer{_end(ends)}\n"
-    return _checked(lark, "grammar")
+    return await _checked(lark, "grammar")
 
 
 def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:
         function = tool["function"]
         parameters = {"type": "object"} | function["parameters"]
         for key in ("$defs", "definitions"):
-            if key in parameters:
+            if isinstance(parameters.get(key), dict):
                 renamed = {f"#/{key}/{name}": f"#/$defs/t{number}_{name}" for name in parameters[key]}
                 parameters = _referring(parameters, renamed)
                 lifted |= {f"t{number}_{name}": value for name, value in parameters.pop(key).items()}
@@ -87,9 +82,9 @@ def _end(ends: Sequence[int]) -> str:
     return f" <[{','.join(map(str, sorted(set(ends))))}]>?" if ends else ""
 
 
-def _checked(grammar: str, param: str) -> str:
-    is_bad, said = LLMatcher.validate_grammar_with_warnings(grammar)
-    if is_bad:
-        line = (said or ["does not compile"])[0].splitlines()[0]
-        raise invalid(param, f"an answer cannot be held to it: {line.split('): ', 1)[-1][:300]}")
-    return grammar
+async def _checked(grammar: str, param: str, is_gbnf: bool = False) -> str:
+    try:
+        return await compiled(grammar, is_gbnf)
+    except Unfit as e:
+        said = str(e).split("): ", 1)[-1][:300]
+        raise invalid(param, f"an answer cannot be held to it: {said}") from None

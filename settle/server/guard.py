@@ -4,18 +4,16 @@ import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from settle.server.inbound import Inbound, Receive, Send
 from settle.server.refusal import Refusal
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # say that the server runs, and nothing else
-BODY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Guard:
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         allowed: list[tuple[bytes, bytes]] = []
+        inbound = Inbound(receive, headers, self._limits.body)
+        send = inbound.lingering(send)
         try:
             self._check_host(headers, scope)
             allowed = self._check_origin(headers)
@@ -68,12 +68,12 @@ class Guard:
         except Refusal as refusal:
             body = json.dumps(self._error(scope["path"], refusal)).encode()
             told = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-            await _answer(send, refusal.status, body, [*allowed, *told, (b"connection", b"close")])
+            await _answer(send, refusal.status, body, [*allowed, *told])
             return
         self._busy += 1
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self.app(scope, self._limited(receive), _adding(send, allowed) if allowed else send)
+                await self.app(scope, inbound.receive, _adding(send, allowed) if allowed else send)
         except TimeoutError:
             pass  # the answer is cut off; what was under way is stopped
         finally:
@@ -129,31 +129,8 @@ class Guard:
 
     def _check_length(self, headers: dict[bytes, str]) -> None:
         length = headers.get(b"content-length", "0")
-        if not length.isdigit() or len(length) > 15 or int(length) > self._limits.body:
+        if not (length.isascii() and length.isdigit()) or len(length) > 15 or int(length) > self._limits.body:
             raise Refusal(413, f"the body may be {self._limits.body >> 20} MiB long", "body_too_large")
-
-    def _limited(self, receive: Receive) -> Receive:
-        """`receive` that counts and does not wait for ever: a body without a length, or one that trickles in."""
-        seen, is_whole = 0, False
-        loop = asyncio.get_running_loop()
-        end = loop.time() + BODY_SECONDS
-
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal seen, is_whole
-            if is_whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(end):
-                    message = await receive()
-            except TimeoutError:
-                raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} s", "body_too_slow") from None
-            seen += len(message.get("body", b""))
-            if seen > self._limits.body:
-                raise Refusal(413, f"the body may be {self._limits.body >> 20} MiB long", "body_too_large")
-            is_whole = not message.get("more_body", False)
-            return message
-
-        return limited
 
 
 def _host(header: str) -> str:

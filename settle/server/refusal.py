@@ -1,5 +1,6 @@
 """A request that is not done, and why. Every shape says it in its own words (see `Shape.error`)."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -35,6 +36,13 @@ def unsupported(param: str, why: str) -> Refusal:
 def invalid(param: str | None, why: str) -> Refusal:
     """A value that makes no sense."""
     return Refusal(400, f"{param}: {why}" if param else why, "invalid_value", param)
+
+
+def only(value: Mapping[Any, Any], known: Collection[str], where: str) -> None:
+    """Raises Refusal for keys that are not known: what is not named is refused, not ignored."""
+    unknown = sorted(str(key) for key in value if key not in known)
+    if unknown:
+        raise invalid(where, f"unrecognized: {', '.join(unknown)[:200]}")
 
 
 def in_words_of_openai(refusal: Refusal) -> dict[str, Any]:

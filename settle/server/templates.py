@@ -2,6 +2,8 @@
 
 import functools
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.server.refusal import Refusal
@@ -15,7 +17,9 @@ def _template(source: str) -> tuple[ChatTemplate, threading.Lock] | None:
         return None
 
 
-def guard_template(source: str, messages: list[dict], tools: list[dict]) -> None:
+def guard_template(
+    source: str, messages: list[dict], tools: list[dict], arguments: Mapping[str, Any] | None = None
+) -> None:
     """Run the template in the sandbox first: one that would not end there must not run in llama.cpp either. What it
     merely refuses llama.cpp may still know how to put. Raises Refusal."""
     found = _template(source)
@@ -24,7 +28,7 @@ def guard_template(source: str, messages: list[dict], tools: list[dict]) -> None
     template, lock = found
     try:
         with lock:  # its limits are counted for one rendering at a time
-            template.render(messages, tools, add_generation_prompt=True)
+            template.render(messages, tools, add_generation_prompt=True, **(arguments or {}))
     except TemplateRunaway as e:
         raise Refusal(400, e.what, "template_runaway", "messages") from None
     except TemplateFailure:

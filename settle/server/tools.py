@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from settle.server.grammar import CLOSE, OPEN
-from settle.server.refusal import invalid
+from settle.server.refusal import invalid, only
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 
@@ -28,9 +28,8 @@ def check_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
         function = tool.get("function")
         if not isinstance(function, dict):
             raise invalid(f"{where}.function", "is missing")
-        unknown = {*tool} - {"type", "function"} or {*function} - {"name", "description", "parameters", "strict"}
-        if unknown:
-            raise invalid(where, f"unrecognized: {', '.join(sorted(map(str, unknown)))[:200]}")
+        only(tool, ("type", "function"), where)
+        only(function, ("name", "description", "parameters", "strict"), where)
         name, parameters = function.get("name"), function.get("parameters") or {"type": "object", "properties": {}}
         if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
             raise invalid(f"{where}.function.name", "1 to 128 letters, digits, and _ . : / -")
@@ -57,9 +56,7 @@ def choose(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any
             raise invalid("tool_choice", "there are no tools to require one of")
         return tools, "required"
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools") if isinstance(choice.get("allowed_tools"), dict) else choice
-        names = [_named(tool) for tool in allowed.get("tools") or []]
-        return choose(_only(tools, names), allowed.get("mode", "auto"))
+        return _allowed(tools, choice)
     if isinstance(choice, dict) and choice.get("type") == "function":
         return _only(tools, [_named(choice)]), "required"
     raise invalid("tool_choice", "none, auto, required, or {type: function, function: {name}}")
@@ -138,12 +135,26 @@ class CallReader:
         return {"tool_calls": [told]}
 
 
+def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[list[dict[str, Any]], Choice]:
+    """OpenAI's two APIs have the list in two places."""
+    allowed = choice.get("allowed_tools", choice)
+    if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+        raise invalid("tool_choice.tools", "must be a list")
+    only(choice, ("type", *(("allowed_tools",) if allowed is not choice else ("mode", "tools"))), "tool_choice")
+    only(allowed, ("type", "mode", "tools"), "tool_choice")
+    if allowed.get("mode", "auto") not in ("auto", "required"):
+        raise invalid("tool_choice.mode", "auto or required")
+    return choose(_only(tools, [_named(tool) for tool in allowed["tools"]]), allowed.get("mode", "auto"))
+
+
 def _named(tool: Any) -> str:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    name = (function or tool).get("name") if isinstance(function or tool, dict) else None
-    if not isinstance(name, str):
+    """Of {type, function: {name}} or {type, name}."""
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise invalid("tool_choice", "the function has no name")
-    return name
+    only(tool, ("type", "name") if inner is tool else ("type", "function"), "tool_choice")
+    only(inner, ("type", "name") if inner is tool else ("name",), "tool_choice")
+    return str(inner["name"])
 
 
 def _only(tools: list[dict], names: list[str]) -> list[dict]:

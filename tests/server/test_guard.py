@@ -131,6 +131,29 @@ def test_large_bodies_without_a_length(stocked):
         connection.close()
 
 
+@pytest.mark.parametrize(("key", "status"), [(KEY, 413), ("wrong", 401)])
+def test_who_still_sends_gets_to_read_why_not(live, key, status):
+    """64 MiB fill every buffer on the way: a connection that was just closed would be reset under the client."""
+    for has_length in (True, False):
+        connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
+        headers = {"Authorization": f"Bearer {key}"} | ({"Content-Length": str(64 << 20)} if has_length else {})
+        pieces = (b"x" * (1 << 20) for _ in range(64))
+        connection.request("POST", "/v1/completions", pieces, headers, encode_chunked=not has_length)
+        response = connection.getresponse()
+        assert response.status == status and response.read() and response.getheader("connection") == "close"
+        connection.close()
+
+
+def test_a_body_that_nobody_wants_is_not_read_for_ever(live, monkeypatch):
+    from settle.server import inbound
+
+    monkeypatch.setattr(inbound, "DISCARD_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
+        slow.sendall(head("100").replace(KEY.encode(), b"wrong") + b"{")
+        assert slow.recv(10_000).startswith(b"HTTP/1.1 401")
+        assert slow.recv(10_000) == b""
+
+
 @pytest.mark.parametrize("length", ["-1", "abc", "1e3", "99999999999999999999", "0x10"])
 def test_lengths_that_are_none(live, length):
     assert talk(live, head(length))[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413", b"")
@@ -197,9 +220,9 @@ def test_a_header_without_end(live):
 
 
 def test_a_body_that_trickles_in(stocked, monkeypatch):
-    from settle.server import guard
+    from settle.server import inbound
 
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(inbound, "BODY_SECONDS", 0.3)
     with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head("100") + b"{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
@@ -311,4 +334,52 @@ def test_a_template_that_would_not_end(live, stocked):
     refused = live.ask("/v1/chat/completions", CHAT | {"model": "bomb"})
     done.set()
     busy.join()
+    assert live.ask("/v1/chat/completions/input_tokens", CHAT | {"model": "bomb"}).status == 400
     assert refused.status == 400 and refused.json["error"]["code"] == "template_runaway"
+
+
+def test_arguments_of_a_template(live):
+    """They may not stand in for what every template is given, nor keep the sandbox from running it."""
+    for path in ("/v1/chat/completions", "/v1/chat/completions/input_tokens"):
+        for name in ("messages", "tools", "self", "bos_token"):
+            assert live.ask(path, CHAT | {"chat_template_kwargs": {name: "x"}}).status == 400
+        assert live.ask(path, CHAT | {"chat_template_kwargs": {"x": "{{ 9 ** 9 ** 9 }}"}}).status == 200
+
+
+def leading_on(length: int) -> dict:
+    """A schema of objects, each of which refers to the next."""
+    found = {f"d{n}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": found | {f"d{length}": {"type": "boolean"}}}
+
+
+CHAIN = "\n".join(f'r{n}: r{n + 1} | "a"' for n in range(20_000))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"grammar": "root ::= " + "(" * 100_000},
+        {"grammar": "root ::= x"},
+        {"grammar": " "},
+        {"grammar": f'%llguidance {{}}\nstart: r0\n{CHAIN}\nr20000: "b"\n'},
+        {"response_format": {"type": "json_object", "schema": leading_on(5_000)}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": leading_on(5_000)}}]},
+    ],
+    ids=["deep", "unknown", "empty", "rules", "schema", "tool"],
+)
+def test_grammars_that_lead_on_too_far(live, asked):
+    """They would end the process that compiles them."""
+    refused = live.ask("/v1/chat/completions", CHAT | asked)
+    assert refused.status == 400, refused.body
+    usual = {"type": "json_object", "schema": leading_on(20)}
+    assert live.ask("/v1/chat/completions", CHAT | {"response_format": usual}).status == 200
+
+
+def test_a_grammar_that_takes_too_long(live, monkeypatch):
+    from settle.server import compiling
+
+    compiling.close()  # to start again takes longer than this
+    monkeypatch.setattr(compiling, "SECONDS", 0.001)
+    assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 400
+    monkeypatch.undo()
+    assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 200

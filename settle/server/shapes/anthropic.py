@@ -56,11 +56,12 @@ async def messages(call: Call) -> Response:
     entry = call.gateway.find(call, body.model)
     answer = Answer(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
     if body.stream:
-        pieces = told(_stream(call, request, entry, answer), call.record, _broken_off)
-        return Streamed(await begun(pieces), call.record)
-    async for chunk in chunks(call.gateway, request, entry):
-        for _ in answer.feed(chunk):
-            pass
+        events = told(_stream(call, request, entry, answer), call.record, _broken_off)
+        return Streamed(await begun(events), call.record)
+    async with contextlib.aclosing(chunks(call.gateway, request, entry)) as pieces:
+        async for chunk in pieces:
+            for _ in answer.feed(chunk):
+                pass
     for _ in answer.end():
         pass
     call.record.usage(answer.counted)

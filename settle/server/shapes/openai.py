@@ -15,7 +15,7 @@ from settle.server import chat
 from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
-from settle.server.refusal import Refusal, in_words_of_openai, invalid, unsupported
+from settle.server.refusal import Refusal, in_words_of_openai, invalid, only, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
@@ -171,13 +171,12 @@ async def _chat_stream(call: Call, request: chat.ChatRequest, entry: Entry, want
     async with keeper.use(entry) as loaded:
         plan = await chat.prepare(call.gateway, request, entry, loaded)
         if isinstance(plan, chat.HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
-            async for chunk in plan.chunks(keeper.session, loaded):
-                if chunk["choices"]:
-                    yield _event(chunk)
-                    continue
-                call.record.usage(chunk.get("usage"))
-                if wants_usage or chunk.get("settle"):
-                    yield _event(chunk)
+            async with contextlib.aclosing(plan.chunks(keeper.session, loaded)) as chunks:
+                async for chunk in chunks:
+                    if not chunk["choices"]:
+                        call.record.usage(chunk.get("usage"))
+                    if chunk["choices"] or wants_usage or chunk.get("settle"):
+                        yield _event(chunk)
             yield DONE
             return
         rest, theirs, ours = b"", json.dumps(ALIAS).encode(), json.dumps(entry.id).encode()
@@ -239,7 +238,7 @@ async def completed(call: Call, body: CompletionBody, also: Also = lambda _: {})
         pieces = _completion_stream(call, body, entry, prompts[0], wants_usage, also)
         return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
     async with call.gateway.keeper.use(entry) as loaded:
-        request = _completion(call.gateway, body, entry, loaded)
+        request = await _completion(call.gateway, body, entry, loaded)
         if (body.n or 1) > loaded.slots:
             raise unsupported("n", f"{loaded.slots} answers at a time are the most here")
         answers = []
@@ -267,7 +266,8 @@ async def _completion_stream(
 ) -> AsyncGenerator[bytes]:
     keeper = call.gateway.keeper
     async with keeper.use(entry) as loaded:
-        request = _completion(call.gateway, body, entry, loaded) | {"prompt": prompt, "stream": True}
+        request = await _completion(call.gateway, body, entry, loaded)
+        request |= {"prompt": prompt, "stream": True}
         request["stream_options"] = {"include_usage": True}
         echoed = await _text(call.gateway, loaded, prompt) if body.echo else ""
         async with await open_stream(keeper.session, loaded, "/v1/completions", request) as response:
@@ -286,7 +286,7 @@ async def _completion_stream(
         yield DONE
 
 
-def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
+async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
     from settle.server.grammar import json_grammar, own_grammar
 
     request: dict[str, Any] = {"model": entry.id} | body.llama()
@@ -301,9 +301,9 @@ def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: An
     if body.logprobs is not None:
         request["n_probs"] = max(body.logprobs, 1)
     if body.json_schema is not None:
-        request["grammar"] = json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
+        request["grammar"] = await json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
     elif body.grammar:
-        request["grammar"] = own_grammar(body.grammar, loaded.facts.ends)
+        request["grammar"] = await own_grammar(body.grammar, loaded.facts.ends)
     return request
 
 
@@ -389,18 +389,29 @@ def _model(gateway: Gateway, entry: Entry) -> dict[str, Any]:
 
 
 def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of an answer, {} for any object, None for text. Raises Refusal."""
+    where = "response_format"
     kind = form.get("type")
     if kind == "text":
+        only(form, ("type",), where)
         return None
-    if kind == "json_object":
-        return form.get("schema") or {}
-    if kind == "json_schema":
+    if kind == "json_object":  # llama.cpp's clients put a schema here
+        only(form, ("type", "schema"), where)
+        schema = form.get("schema", {})
+    elif kind == "json_schema":
+        only(form, ("type", "json_schema"), where)
         inner = form.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise invalid("response_format.json_schema.schema", "is missing")
-        return schema or {"type": "object"}
-    raise invalid("response_format.type", "one of text, json_object, json_schema")
+        if not isinstance(inner, dict):
+            raise invalid(f"{where}.json_schema", "must be an object")
+        only(inner, ("name", "description", "schema", "strict"), f"{where}.json_schema")
+        schema = inner.get("schema")
+    else:
+        raise invalid(f"{where}.type", "one of text, json_object, json_schema")
+    if not isinstance(schema, dict):
+        raise invalid(
+            f"{where}.schema" if kind == "json_object" else f"{where}.json_schema.schema", "must be an object"
+        )
+    return schema or ({} if kind == "json_object" else {"type": "object"})
 
 
 def _event(value: Any) -> bytes:

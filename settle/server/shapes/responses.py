@@ -44,11 +44,12 @@ async def responses(call: Call) -> Response:
     entry = call.gateway.find(call, body.model)
     answer = Answer(entry.id, body, request.top_logprobs is not None)
     if body.stream:
-        pieces = told(_stream(call, request, entry, answer), call.record, lambda refusal: named(answer.failed(refusal)))
-        return Streamed(await begun(pieces), call.record)
-    async for chunk in chunks(call.gateway, request, entry):
-        for _ in answer.feed(chunk):
-            pass
+        events = told(_stream(call, request, entry, answer), call.record, lambda refusal: named(answer.failed(refusal)))
+        return Streamed(await begun(events), call.record)
+    async with contextlib.aclosing(chunks(call.gateway, request, entry)) as pieces:
+        async for chunk in pieces:
+            for _ in answer.feed(chunk):
+                pass
     await _count(call, entry, answer)
     for _ in answer.end():
         pass

@@ -1,0 +1,91 @@
+"""What breaks of our own costs its request, is told in the shape's words, and noted."""
+
+import asyncio
+import http.client
+import json
+
+import pytest
+
+from settle.server.audit import Record
+from settle.server.gateway import told
+from settle.server.refusal import Refusal
+from tests.server.conftest import serving
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
+ASKED = {"/v1/chat/completions": CHAT, "/v1/messages": CHAT, "/v1/responses": {"model": "tiny", "input": "def f"}}
+
+
+def audited(home):
+    return json.loads((home / "server" / "audit.jsonl").read_text().splitlines()[-1])
+
+
+def fail(*_):
+    raise KeyError("a fault of ours")
+
+
+async def fail_later(*_):
+    fail()
+
+
+@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours(live, stocked, monkeypatch, path, stream):
+    monkeypatch.setattr("settle.server.chat.prepare", fail)
+    answer = live.ask(path, ASKED[path] | {"stream": stream})
+    assert answer.status == 500 and "KeyError" in answer.json["error"]["message"]
+    assert answer.json.get("type") == ("error" if path == "/v1/messages" else None)
+    assert audited(stocked)["status"] == 500 and "a fault of ours" in audited(stocked)["error"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
+    from settle.server.shapes import anthropic, openai, responses
+
+    for module, name in ((openai, "_tidied"), (anthropic.Answer, "end"), (responses.Answer, "end")):
+        monkeypatch.setattr(module, name, fail)
+    whole = live.ask(path, ASKED[path] | {"stream": True})
+    assert whole.status == 200 and "KeyError" in json.dumps(whole.events[-1])
+    assert "a fault of ours" in audited(stocked)["error"]
+
+
+def test_a_fault_of_a_response(stocked, monkeypatch):
+    """It has begun, so there is nothing that could be said any more: the connection ends too early, and it is noted."""
+    with serving(stocked) as server:
+        monkeypatch.setattr("settle.server.gateway.Streamed._send", fail_later)
+        with pytest.raises(http.client.IncompleteRead):
+            server.ask("/v1/chat/completions", CHAT | {"stream": True})
+        monkeypatch.undo()
+        assert audited(stocked)["status"] == 500 and "a fault of ours" in audited(stocked)["error"]
+        assert server.ask("/v1/chat/completions", CHAT).status == 200
+
+
+def test_what_an_answer_is_made_of_is_closed_with_it():
+    async def pieces():
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            closed.append(True)
+
+    async def leave() -> None:
+        answer = told(pieces(), Record("x"), lambda refusal: refusal)
+        assert await anext(answer) == 1 and not closed
+        await answer.aclose()
+        assert closed
+
+    closed: list[bool] = []
+    asyncio.run(leave())
+
+
+def test_what_is_refused_before_it_has_begun_is_raised():
+    async def none():
+        raise Refusal(404, "not here")
+        yield 1
+
+    async def ask() -> None:
+        with pytest.raises(Refusal, match="not here"):
+            await anext(told(none(), Record("x"), lambda refusal: refusal))
+
+    asyncio.run(ask())
