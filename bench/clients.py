@@ -137,7 +137,13 @@ def program(server: Server, name: str, command: list[str]) -> str:
     subprocess.run(settle, env=server.environment, check=True, capture_output=True)
     command = [word.replace("{HOME}", server.environment["HOME"]) for word in command]
     done = subprocess.run(
-        command, env=server.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400
+        command,
+        cwd=server.environment["HOME"],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=400,
     )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-300:] or done.stdout[-300:]
     return "set up by settle connect, one prompt answered"
@@ -174,7 +180,7 @@ def open_webui(server: Server, venv: Path, playwright: Path, picture: Path) -> s
         try:
             wait(f"http://127.0.0.1:{port}/health", served)
             drive = ["node", str(NODE / "open_webui.mjs"), f"http://127.0.0.1:{port}", "m", str(picture)]
-            done = subprocess.run(drive, cwd=playwright, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(drive, cwd=playwright, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, done.stderr[-400:]
             return done.stdout.strip()
         finally:

@@ -6,7 +6,8 @@
 streaming or not; every answer is held by a grammar, a schema or a tool to a text that only this request can have, so
 that a mixed-up answer is seen. Meanwhile: one request in ten is left in the middle, one in a hundred kills the child
 that answers it, and a new adapter is put beside the first every half minute, which has to be served without a restart.
-An answer may end in an error that says so when its child was killed; it may not end without one.
+An answer may end in an error that says so when its child was killed; it may not end without one. At the end the server
+is stopped with streams under way, by SIGTERM and by kill -9.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
 
 RELOAD_SECONDS, SAMPLE_SECONDS = 30.0, 5.0
+SLOTS, STREAMS = 4, 8  # streams that are under way when the server is stopped, half of them waiting
 
 
 def put_adapter(name: str, file: Path, base: Path) -> None:
@@ -173,6 +175,37 @@ async def soak(address: str, key: str, pid: int, given: argparse.Namespace, base
     return load
 
 
+def started(home: str) -> tuple[subprocess.Popen, str, str]:
+    """The server, its address and its key."""
+    command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--context", "1024", "--slots", str(SLOTS)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    note = Path(home, "server", "running.json")
+    while not note.exists() or json.loads(note.read_text())["pid"] != server.pid:
+        time.sleep(0.05)
+    return server, json.loads(note.read_text())["address"], Path(home, "server", "key").read_text().strip()
+
+
+async def stopped(server: subprocess.Popen, address: str, key: str, how: signal.Signals) -> tuple[float, int]:
+    """Seconds until the server has ended with streams under way, and how many of its children have not, 2 s later."""
+    body = {"model": "base", "messages": [{"role": "user", "content": "Count."}], "stream": True, "ignore_eos": True}
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        asked = [
+            asyncio.ensure_future(session.post(f"{address}/v1/chat/completions", json=body)) for _ in range(STREAMS)
+        ]
+        while sum(task.done() for task in asked) < SLOTS:  # the others wait for a slot
+            await asyncio.sleep(0.02)
+        children = psutil.Process(server.pid).children()
+        began = time.monotonic()
+        server.send_signal(how)
+        await asyncio.to_thread(server.wait)
+        seconds = time.monotonic() - began
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.sleep(2)
+    return seconds, sum(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
@@ -183,17 +216,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["SETTLE_HOME"] = home
         add_model(StoredModel("base", "gguf", given.model.absolute(), "", f"file:{given.model}"))
-        command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--context", "1024", "--slots", "4"]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        note = Path(home, "server", "running.json")
-        while not note.exists():
-            time.sleep(0.05)
-        key = Path(home, "server", "key").read_text().strip()
-        load = asyncio.run(
-            soak(json.loads(note.read_text())["address"], key, server.pid, given, given.model.absolute())
-        )
-        server.terminate()
-        server.wait()
+        server, address, key = started(home)
+        load = asyncio.run(soak(address, key, server.pid, given, given.model.absolute()))
+        seconds, left = asyncio.run(stopped(server, address, key, signal.SIGTERM))
+        print(f"SIGTERM with {STREAMS} streams under way: ended after {seconds:.2f} s, {left} children left")
+        server, address, key = started(home)
+        seconds, left = asyncio.run(stopped(server, address, key, signal.SIGKILL))
+        print(f"kill -9 with {STREAMS} streams under way: {left} children left")
     print(json.dumps(dict(load.counts), indent=1))
     warm = load.samples[len(load.samples) // 5 :]
     fifth = max(1, len(warm) // 5)

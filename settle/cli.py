@@ -147,14 +147,12 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     for name, field in command.model_fields.items():
         if name not in command.positional:
-            negative = "" if field.get_default() is False else None  # a switch that is off needs no --no-…
-            annotation = Annotated[field.annotation, Parameter(help=field.description, negative=negative)]  # type: ignore[name-defined]
-            yield inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=annotation,
-                default=field.get_default(call_default_factory=True),
-            )
+            default = field.get_default(call_default_factory=True)
+            # a switch that is off needs no --no-…, a list none that empties it
+            negative = "" if default is False or default == [] else None
+            shown = Parameter(help=field.description, negative=negative, show_default=None if default != [] else False)
+            hint = Annotated[field.annotation, shown]
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
     yield inspect.Parameter(
         "json",
         inspect.Parameter.KEYWORD_ONLY,

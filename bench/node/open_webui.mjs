@@ -25,7 +25,7 @@ try {
   const answer = page.locator('.chat-assistant').last();
   await answer.waitFor({ timeout: 60000 });
   const lengths = new Set();
-  const end = Date.now() + 60000;
+  const end = Date.now() + 240000; // its twenty tools are thousands of tokens to read
   while (lengths.size < 5 && Date.now() < end) {
     lengths.add((await answer.innerText()).length);
     await page.waitForTimeout(50);

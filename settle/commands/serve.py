@@ -98,7 +98,8 @@ class Serve(Command):
     def _entries(self) -> "list[Entry]":
         """What was named. Raises UsageError for what is not there."""
         from settle.infer.served import served
-        from settle.server.catalogue import Entry
+        from settle.server.catalogue import Entry, facts
+        from settle.server.refusal import Refusal
 
         entries: list[Entry] = []
         for name in self.models:
@@ -126,6 +127,10 @@ class Serve(Command):
         for entry in entries:
             if not entry.path.is_file():
                 raise UsageError(f"there is no file {entry.path}", "check the path")
+            try:
+                facts(entry.path)
+            except Refusal as refusal:
+                raise UsageError(refusal.message, "`settle models` tells what can be served") from None
         return entries
 
     def _told(self, events: Events, address: str, key: str | None, catalogue: object) -> None:
@@ -136,6 +141,8 @@ class Serve(Command):
         rows = [["OpenAI", f"{address}/v1"], ["Anthropic", address], ["Ollama", address]]
         rows.append(["key", key or "none needed (--no-key)"])
         rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])
+        if self.host not in LOCAL:
+            events.emit("warn", text="everyone on the network may ask who has the key; nothing is encrypted on the way")
         note = "`settle connect CLIENT` sets a client up and tries it; Ctrl-C stops the server"
         events.emit("table", title="settle serves", columns=("what", "where"), rows=rows, note=note)
 

@@ -28,8 +28,8 @@ SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expec
 MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
-TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.05, 0.15, 0.15
-MEMORY_GROWTH = 1.12  # until freed memory is given back (see FreedMemory), and by what is done after the last step
+TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
+MEMORY_GROWTH = 1.25  # by holes between blocks of ever different sizes, and by what is done after the last step
 STOP_SPREAD = 0.4  # of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens

@@ -138,6 +138,7 @@ def test_a_port_that_is_taken(started, capsys):
         (["--no-key", "--host", "0.0.0.0"], "needs a key"),
         (["nope"], "no run and no model named 'nope'"),
         (["nope.gguf"], "no file"),
+        (["HOME/bad.gguf"], "not a sound GGUF"),
         (["--adapter", "x"], "which model"),
         (["tiny", "--adapter", "x"], "no run and no model"),
         (["tiny", "--adapter", "tiny"], "no adapter"),
@@ -148,7 +149,8 @@ def test_a_port_that_is_taken(started, capsys):
 )
 def test_wrong_settings(home, capsys, options, said):
     fill_store(home)
-    assert main(["serve", *options]) == 2
+    (home / "bad.gguf").write_text("no model")
+    assert main(["serve", *(o.replace("HOME", str(home)) for o in options)]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
 
