@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from settle.server import chat
 from settle.server.blocks import joined
 from settle.server.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, shaped, stops
+from settle.server.plans import ChatRequest
 from settle.server.refusal import invalid, unsupported
 from settle.server.tools import check_tools, choose
 
@@ -148,7 +148,7 @@ class CountBody(Cached):
     diagnostics: Any = None
     inference_geo: Any = None
 
-    def to_chat(self) -> chat.ChatRequest:
+    def to_chat(self) -> ChatRequest:
         """Raises Refusal."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
@@ -165,7 +165,7 @@ class CountBody(Cached):
         tools = [_tool(tool, f"tools.{number}").to_openai() for number, tool in enumerate(self.tools or ())]
         allowed, choice = choose(check_tools(tools), self.tool_choice.to_openai() if self.tool_choice else None)
         disabled = self.tool_choice.disable_parallel_tool_use if self.tool_choice else None
-        return chat.ChatRequest(
+        return ChatRequest(
             model=self.model,
             messages=self._messages(),
             tools=allowed,
@@ -202,7 +202,7 @@ class MessagesBody(CountBody):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
-    def to_chat(self) -> chat.ChatRequest:
+    def to_chat(self) -> ChatRequest:
         request = super().to_chat()
         if request.thinking_budget is not None and request.thinking_budget >= self.max_tokens:
             raise invalid("thinking.budget_tokens", "must be less than max_tokens")

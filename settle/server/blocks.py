@@ -8,11 +8,12 @@ from typing import Any
 from settle.server import chat
 from settle.server.catalogue import Entry
 from settle.server.gateway import Gateway
+from settle.server.plans import ChatRequest
 from settle.server.upstream import ask
 
 
 def joined(messages: list[dict[str, Any]], roles: Collection[str]) -> list[dict[str, Any]]:
-    """Messages as `chat.check_messages` leaves them, neighbours of the same role as one. roles: of which to do so."""
+    """Messages as `check_messages` leaves them, neighbours of the same role as one. roles: of which to do so."""
     told: list[dict[str, Any]] = []
     for message in messages:
         if told and message["role"] in roles and told[-1]["role"] == message["role"]:
@@ -22,7 +23,7 @@ def joined(messages: list[dict[str, Any]], roles: Collection[str]) -> list[dict[
     return told
 
 
-async def chunks(gateway: Gateway, request: chat.ChatRequest, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
+async def chunks(gateway: Gateway, request: ChatRequest, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
     """The chunks of an answer that is not streamed: one with everything in it where that is the same. It is not where
     llama.cpp goes on with a message, whose beginning it repeats unless it streams, nor for probabilities, which belong
     to the piece that they came with. Raises Refusal."""

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from settle.server import chat
 from settle.server.catalogue import Entry, capabilities, template_of
 from settle.server.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops
+from settle.server.messages import check_messages
+from settle.server.plans import ChatRequest
 from settle.server.refusal import Refusal, invalid, unsupported
 from settle.server.texts import TextRequest
 from settle.server.tools import check_tools, choose
@@ -128,14 +129,14 @@ class Asked(Body):
 
     def to_turns(
         self, messages: list[Any], entry: Entry, context: int, tools: list[Any] | None = None, choose_by: Any = None
-    ) -> chat.ChatRequest:
+    ) -> ChatRequest:
         """Raises Refusal."""
         known, choice = choose(check_tools(tools or []), choose_by)
         if known and self.schema_asked is not None:
             raise invalid("format", "not together with tools: the answer is either a call or of that form")
-        return chat.ChatRequest(
+        return ChatRequest(
             model=entry.id,
-            messages=chat.check_messages(messages),
+            messages=check_messages(messages),
             tools=known,
             choice=choice,
             schema=self.schema_asked,
@@ -155,7 +156,7 @@ class ChatBody(Asked):
     tools: Annotated[list[Any], Field(max_length=512)] | None = None
     tool_choice: str | dict[str, Any] | None = None  # Ollama has none; as OpenAI's
 
-    def to_chat(self, entry: Entry, context: int) -> chat.ChatRequest:
+    def to_chat(self, entry: Entry, context: int) -> ChatRequest:
         """Raises Refusal."""
         turns = _openai_messages(self.messages or [])
         return self.to_turns(turns, entry, context, self.tools, self.tool_choice)
@@ -177,7 +178,7 @@ class GenerateBody(Asked):
         """Whether the prompt is gone on with as it is: asked for so, or by a model that takes no turns."""
         return bool(self.raw or self.suffix) or not template_of(entry)
 
-    def to_chat(self, entry: Entry, context: int) -> chat.ChatRequest:
+    def to_chat(self, entry: Entry, context: int) -> ChatRequest:
         """Raises Refusal."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return self.to_turns([*system, {"role": "user", "content": self.prompt or ""}], entry, context)

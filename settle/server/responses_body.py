@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from settle.server import chat
 from settle.server.blocks import joined
 from settle.server.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, shaped
+from settle.server.messages import check_messages, text_of
+from settle.server.plans import ChatRequest
 from settle.server.refusal import invalid, unsupported
 from settle.server.tools import check_tools, choose
 
@@ -145,16 +146,16 @@ class CountBody(Body):
     conversation: Any = None
     prompt: Any = None
 
-    def to_chat(self) -> chat.ChatRequest:
+    def to_chat(self) -> ChatRequest:
         """Raises Refusal."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
         tools, choice = choose(check_tools([tool.to_openai() for tool in self.functions()]), self.tool_choice)
         form = self.text.format if self.text else None
-        return chat.ChatRequest(
+        return ChatRequest(
             model=self.model,
-            messages=chat.check_messages(self._messages()),
+            messages=check_messages(self._messages()),
             tools=tools,
             choice=choice,
             is_parallel=self.parallel_tool_calls,
@@ -196,7 +197,7 @@ class ResponseBody(CountBody):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
-    def to_chat(self) -> chat.ChatRequest:
+    def to_chat(self) -> ChatRequest:
         request = super().to_chat()
         if self.store:
             raise unsupported("store", "no response is stored here; ask with false, or without it")
@@ -226,9 +227,9 @@ def _turn(given: Any, where: str) -> dict[str, Any]:
     item = shaped(ITEMS[kind], given, where)
     if isinstance(item, Message):
         role = {"developer": "system"}.get(item.role, item.role)
-        return {"role": role, "content": chat.text_of(item.content, f"{where}.content")}
+        return {"role": role, "content": text_of(item.content, f"{where}.content")}
     if isinstance(item, FunctionCallOutput):
-        text = chat.text_of(item.output, f"{where}.output")
+        text = text_of(item.output, f"{where}.output")
         return {"role": "tool", "tool_call_id": item.call_id, "content": text} | (
             {"name": item.name} if item.name else {}
         )

@@ -11,6 +11,7 @@ from settle.server.catalogue import Entry
 from settle.server.gaps import gap_prompt
 from settle.server.grammar import json_grammar, own_grammar
 from settle.server.keeper import Loaded
+from settle.server.plans import ChatRequest, counts
 from settle.server.upstream import ask, events, open_stream
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
         if event["stop"]:
             reason = "length" if event["stop_type"] == "limit" else "stop"
             yield head | {"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}]}
-            yield head | {"choices": []} | chat.counts(event)
+            yield head | {"choices": []} | counts(event)
 
 
 async def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
     """What llama.cpp is asked. Raises Refusal for what cannot be done there."""
-    asked = chat.ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
+    asked = ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
     chat.check_biases(asked, loaded)
     body = request.sampling | request.more | {"lora": loaded.lora(chat.scales(gateway, asked, entry, loaded))}
     body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}

@@ -17,6 +17,7 @@ from settle.server.anthropic_body import CountBody, MessagesBody
 from settle.server.blocks import chunks, named
 from settle.server.catalogue import Entry
 from settle.server.gateway import Call, Endpoint, Streamed, begun, replied, told
+from settle.server.plans import ChatRequest
 from settle.server.refusal import Refusal
 from settle.server.shapes import Shape
 
@@ -68,7 +69,7 @@ async def messages(call: Call) -> Response:
     return replied(answer.message())
 
 
-async def _stream(call: Call, request: chat.ChatRequest, entry: Entry, answer: "Answer") -> AsyncGenerator[bytes]:
+async def _stream(call: Call, request: ChatRequest, entry: Entry, answer: "Answer") -> AsyncGenerator[bytes]:
     async with contextlib.aclosing(chat.stream(call.gateway, request, entry)) as pieces:
         async for chunk in pieces:
             events = b"".join(map(named, answer.feed(chunk)))
@@ -89,7 +90,7 @@ async def count_tokens(call: Call) -> Response:
 class Answer:
     """OpenAI's chunks as Anthropic's events, and as the message that these amount to. hides: reasoning's text."""
 
-    def __init__(self, model: str, request: chat.ChatRequest, hides: bool) -> None:
+    def __init__(self, model: str, request: ChatRequest, hides: bool) -> None:
         self.counted: dict[str, Any] | None = None
         self._request, self._hides = request, hides
         self._is_begun, self._reason = False, "end_turn"

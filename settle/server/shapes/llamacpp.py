@@ -16,6 +16,8 @@ from settle.server import chat, texts
 from settle.server.catalogue import Entry, facts, make_file, template_of
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
 from settle.server.gateway import Call, Endpoint, Streamed, begun, replied, told
+from settle.server.messages import check_messages
+from settle.server.plans import ChatRequest, counts
 from settle.server.refusal import Refusal, invalid, unsupported
 from settle.server.shapes import Shape
 from settle.server.texts import TextRequest
@@ -225,14 +227,14 @@ async def _completed(call: Call, body: CompletionBody) -> Response:
     if body.stream:
         return Streamed(await begun(told(_events(call, request, entry), call.record, _broken_off)), call.record)
     answer = await texts.whole(call.gateway, request, entry)
-    call.record.usage(chat.counts(answer)["usage"])
+    call.record.usage(counts(answer)["usage"])
     return replied(answer)
 
 
 async def _events(call: Call, request: TextRequest, entry: Entry) -> AsyncGenerator[bytes]:
     async for event in texts.stream(call.gateway, request, entry):
         if event["stop"]:
-            call.record.usage(chat.counts(event)["usage"])
+            call.record.usage(counts(event)["usage"])
         yield _event(event)
 
 
@@ -243,7 +245,7 @@ async def fim_completions(call: Call) -> Response:
     if body.stream:
         return Streamed(await begun(told(_fim_stream(call, request, entry), call.record, _broken_off)), call.record)
     answer = await texts.whole(call.gateway, request, entry)
-    usage = chat.counts(answer)["usage"]
+    usage = counts(answer)["usage"]
     call.record.usage(usage)
     message = {"role": "assistant", "content": answer["content"], "tool_calls": None}
     reason = "length" if answer["stop_type"] == "limit" else "stop"
@@ -285,9 +287,9 @@ async def apply_template(call: Call) -> Response:
     body = await call.body(TemplateBody)
     entry = call.gateway.find(call, body.model)
     tools, choice = choose(check_tools(body.tools or []), body.tool_choice)
-    request = chat.ChatRequest(
+    request = ChatRequest(
         model=entry.id,
-        messages=chat.check_messages(body.messages),
+        messages=check_messages(body.messages),
         tools=tools,
         choice=choice,
         arguments=body.chat_template_kwargs or {},

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from settle.server import chat
 from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
+from settle.server.plans import ChatRequest
 from settle.server.refusal import Refusal
 from settle.server.shapes import Shape, openai
 
@@ -82,7 +83,7 @@ async def chat_completions(call: Call) -> Response:
     return replied(answer)
 
 
-async def _chat_stream(call: Call, body: ChatBody, request: chat.ChatRequest, entry: Entry) -> AsyncGenerator[bytes]:
+async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: Entry) -> AsyncGenerator[bytes]:
     """The numbers come with usage, in a last event of their own."""
     reason = None
     async for chunk in chat.stream(call.gateway, request, entry):

@@ -15,6 +15,8 @@ from settle.server import chat
 from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
+from settle.server.messages import check_messages
+from settle.server.plans import ChatRequest, HelpedPlan
 from settle.server.refusal import Refusal, in_words_of_openai, invalid, only, unsupported
 from settle.server.shapes import Shape
 from settle.server.tools import check_tools, choose
@@ -66,7 +68,7 @@ class ChatBody(Sampling):
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None
 
-    def to_chat(self) -> chat.ChatRequest:
+    def to_chat(self) -> ChatRequest:
         """Raises Refusal."""
         tools, choice = choose(check_tools(self.tools or []), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
@@ -76,9 +78,9 @@ class ChatBody(Sampling):
         schema = _schema(self.response_format) if self.response_format else self.json_schema
         if schema is not None and self.grammar:
             raise invalid("grammar", "not together with a JSON schema")
-        return chat.ChatRequest(
+        return ChatRequest(
             model=self.model,
-            messages=chat.check_messages(self.messages),
+            messages=check_messages(self.messages),
             tools=tools,
             choice=choice,
             is_parallel=self.parallel_tool_calls,
@@ -165,12 +167,12 @@ async def chat_completions(call: Call) -> Response:
     return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
 
 
-async def _chat_stream(call: Call, request: chat.ChatRequest, entry: Entry, wants_usage: bool) -> AsyncGenerator[bytes]:
+async def _chat_stream(call: Call, request: ChatRequest, entry: Entry, wants_usage: bool) -> AsyncGenerator[bytes]:
     """llama.cpp's own stream, handed on as it comes where nothing in it has to be changed."""
     keeper = call.gateway.keeper
     async with keeper.use(entry) as loaded:
         plan = await chat.prepare(call.gateway, request, entry, loaded)
-        if isinstance(plan, chat.HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
+        if isinstance(plan, HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
             async with contextlib.aclosing(plan.chunks(keeper.session, loaded)) as chunks:
                 async for chunk in chunks:
                     if not chunk["choices"]:
@@ -291,7 +293,7 @@ async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, load
 
     request: dict[str, Any] = {"model": entry.id} | body.llama()
     scales = {a.id: a.scale for a in body.lora or []}
-    asked = chat.ChatRequest(body.model, [], adapters=scales, sampling=body.llama())
+    asked = ChatRequest(body.model, [], adapters=scales, sampling=body.llama())
     request["lora"] = loaded.lora(chat.scales(gateway, asked, entry, loaded))
     chat.check_biases(asked, loaded)
     most = body.max_tokens if body.max_tokens is not None else body.n_predict

@@ -15,6 +15,7 @@ from settle.server import chat
 from settle.server.blocks import chunks, named, num_tokens
 from settle.server.catalogue import Entry
 from settle.server.gateway import Call, Endpoint, Streamed, begun, replied, told
+from settle.server.plans import ChatRequest
 from settle.server.refusal import Refusal, in_words_of_openai, unsupported
 from settle.server.responses_body import CountBody, ResponseBody
 from settle.server.shapes import Shape
@@ -56,7 +57,7 @@ async def responses(call: Call) -> Response:
     return replied(answer.response)
 
 
-async def _stream(call: Call, request: chat.ChatRequest, entry: Entry, answer: "Answer") -> AsyncGenerator[bytes]:
+async def _stream(call: Call, request: ChatRequest, entry: Entry, answer: "Answer") -> AsyncGenerator[bytes]:
     is_begun = False
     async with contextlib.aclosing(chat.stream(call.gateway, request, entry)) as pieces:
         async for chunk in pieces:
