@@ -8,6 +8,7 @@ Prints `{"url", "key"}` of the server, and then that of llama.cpp behind it, wit
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -35,7 +36,10 @@ class Side(NamedTuple):
 def both_sides(model: Path, slots: int, context: int) -> Iterator[tuple[Side, Side]]:
     """settle's server, and llama.cpp's of the same child. Raises EngineError."""
     command = [sys.executable, "-m", "settle.server.beside", str(model), str(slots), str(context)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    # an empty home: llama.cpp alone would apply every adapter over the model that there is to every request
+    home = tempfile.TemporaryDirectory()
+    environment = os.environ | {"SETTLE_HOME": home.name}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     try:
         assert process.stdout
         lines = [process.stdout.readline() for _ in range(2)]
@@ -45,6 +49,7 @@ def both_sides(model: Path, slots: int, context: int) -> Iterator[tuple[Side, Si
     finally:
         process.terminate()
         process.communicate()
+        home.cleanup()
 
 
 def main() -> None:
