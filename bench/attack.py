@@ -118,46 +118,56 @@ def judged(attack: str, answers: list[tuple[str, int, bytes]], refused: tuple[in
 
 def fuzzed(target: Target, examples: int) -> Iterator[Row]:
     """schemathesis over every operation: data that fits in one half, data that does not in the other."""
+    schemas = {f"{method} {path}": schema for method, path, schema in target.operations()}
     for found in schemathesis.openapi.from_dict(target.document).get_all_operations():
         operation = found.ok()
-        answers: list[tuple[str, int, bytes]] = []
-        for mode in schemathesis.GenerationMode:
-
-            @settings(
-                max_examples=max(1, examples // 2),
-                derandomize=True,
-                database=None,
-                deadline=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(operation.as_strategy(generation_mode=mode))
-            def ask(case: Any, answers: Any = answers, mode: Any = mode) -> None:
-                tame(case, len(answers))
-                path = case.path
-                for name, value in (case.path_parameters or {}).items():
-                    path = path.replace(f"{{{name}}}", urllib.parse.quote(str(value), safe="%"))
-                has_body = isinstance(case.body, dict | list | str | int | float | bytes | None)
-                status, said = target.ask(case.method, path, case.body if has_body else None)
-                answers.append((f"{mode} {str(case.body)[:300]}", status, said))
-
-            ask()
+        answers = [
+            one
+            for mode in schemathesis.GenerationMode
+            for one in walked(target, operation, mode, schemas[operation.label], max(1, examples // 2))
+        ]
         yield judged(f"fuzzing {operation.label}", answers)
 
 
-def tame(case: Any, number: int) -> None:
+def walked(target: Target, operation: Any, mode: Any, schema: dict[str, Any], examples: int) -> list[tuple]:
+    """One operation, with data of one mode: what was asked, status, text."""
+    answers: list[tuple[str, int, bytes]] = []
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        tame(case, schema, len(answers))
+        path = case.path
+        for name, value in (case.path_parameters or {}).items():
+            path = path.replace(f"{{{name}}}", urllib.parse.quote(str(value), safe="%"))
+        has_body = isinstance(case.body, dict | list | str | int | float | bytes | None)
+        status, said = target.ask(case.method, path, case.body if has_body else None)
+        answers.append((f"{mode} {str(case.body)[:300]}", status, said))
+
+    ask()
+    return answers
+
+
+def tame(case: Any, schema: dict[str, Any], number: int) -> None:
     """Let answers be short, and let every second case that says too little about models and turns get further in."""
     if not isinstance(case.body, dict):
         return
-    case.body |= {name: 4 for name in LENGTHS if type(case.body.get(name)) is int and case.body[name] > 4}
-    options = case.body.get("options")
-    if isinstance(options, dict) and type(options.get("num_predict")) is int:
-        options["num_predict"] = 4
+    known = filled(schema)
+    for name in {*LENGTHS, *known} & {*LENGTHS, "options"} & {*schema.get("properties", {})}:
+        given_ = case.body.get(name)
+        if name == "options" and isinstance(given_, dict | None):
+            case.body["options"] = (given_ or {}) | {"num_predict": 4}
+        elif name in known and given_ is None or type(given_) is int and not 0 < given_ <= 4:
+            case.body[name] = 4
     if number % 2 and case.path not in CHANGES:
-        case.body |= {name: "m" for name in ("model",) if name in case.body or number % 4 == 1}
-        case.body |= {"messages": CHAT["messages"]} if "messages" in case.body else {}
-        lengths = [name for name in LENGTHS if name in case.operation.body[0].definition.get("properties", {})]
-        case.body |= {lengths[0]: 4} if lengths else {}
+        case.body |= {name: known[name] for name in known if name in ("model", "messages")}
 
 
 def hosts_and_origins(target: Target) -> Iterator[Row]:

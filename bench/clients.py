@@ -205,12 +205,14 @@ def serving(model: Path) -> Iterator[Server]:
         add_model(StoredModel("m", "gguf", model, "", f"file:{model.name}"))
         command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--allow-origin", ORIGIN]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            note = Path(home, "server", "running.json")
-            while not note.exists():
-                time.sleep(0.05)
-            key = Path(home, "server", "key").read_text().strip()
-            yield Server(json.loads(note.read_text())["address"], key, dict(os.environ))
-            process.terminate()
+            try:
+                note = Path(home, "server", "running.json")
+                while not note.exists():
+                    time.sleep(0.05)
+                key = Path(home, "server", "key").read_text().strip()
+                yield Server(json.loads(note.read_text())["address"], key, dict(os.environ))
+            finally:
+                process.terminate()
 
 
 def versions(name: str, given: argparse.Namespace) -> str:

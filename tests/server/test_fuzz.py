@@ -80,6 +80,23 @@ DEEP = {
         "text": {"format": {"type": "text"}},
         "include": [],
     },
+    "/api/chat": {
+        "model": "tiny",
+        "stream": False,
+        "messages": [
+            {"role": "user", "content": "def f"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            {"role": "tool", "content": "x", "tool_name": "f"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "options": {"num_predict": 2, "stop": ["x"]},
+    },
+    "/api/generate": {"model": "tiny", "prompt": "def f", "stream": False, "options": {"num_predict": 2}},
+    "/api/embed": {"model": "tiny", "input": ["x"], "options": {}},
+    "/apply-template": {"model": "tiny", "messages": [TURN]},
+    "/completion": {"model": "tiny", "prompt": "def f", "n_predict": 2, "stop": ["x"], "logit_bias": [[1, 1.0]]},
+    "/tokenize": {"model": "tiny", "content": "x"},
+    "/detokenize": {"model": "tiny", "tokens": [1]},
 }
 OTHERS = (None, -1, 1.5, "", [], {}, [[]], ["x"], {"x": 1}, [{}], "\u0000")
 
@@ -153,7 +170,17 @@ def test_no_json(live, raw):
 
 def test_a_neighbour_in_every_object(live):
     """No field is taken that does nothing."""
-    free = ("input", "parameters", "properties", "a", "$defs", "schema", "chat_template_kwargs", "input_schema")
+    free = (
+        "input",
+        "arguments",
+        "parameters",
+        "properties",
+        "a",
+        "$defs",
+        "schema",
+        "chat_template_kwargs",
+        "input_schema",
+    )
     for path, body in DEEP.items():
         for place in [(), *places(body)]:
             changed = copy.deepcopy(body)
