@@ -133,18 +133,19 @@ def page_assist(server: Server) -> str:
 
 def program(server: Server, name: str, command: list[str]) -> str:
     """A program of npm, set up by `settle connect`."""
-    settle = [sys.executable, "-m", "settle", "connect", name, "--model", "m", "--write"]
-    subprocess.run(settle, env=server.environment, check=True, capture_output=True)
-    command = [word.replace("{HOME}", server.environment["HOME"]) for word in command]
-    done = subprocess.run(
-        command,
-        cwd=server.environment["HOME"],
-        env=server.environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=400,
-    )
+    with tempfile.TemporaryDirectory() as home:  # of its own: what other programs left would be read too
+        environment = server.environment | {"HOME": home}
+        settle = [sys.executable, "-m", "settle", "connect", name, "--model", "m", "--write"]
+        subprocess.run(settle, env=environment, check=True, capture_output=True)
+        done = subprocess.run(
+            [word.replace("{HOME}", home) for word in command],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=400,
+        )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-300:] or done.stdout[-300:]
     return "set up by settle connect, one prompt answered"
 

@@ -11,7 +11,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
 __all__ = ["SettleError", "train", "tune", "open_run"]
 
 # Nothing phones home: the switches of every dependency that has some, before any of them is imported.
@@ -27,6 +26,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not warn when a process forks
 
 from settle.base.errors import SettleError  # noqa: E402
+from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from settle.commands._session import FinishedRun

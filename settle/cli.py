@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
-from settle import __version__
 from settle.base.errors import SettleError
 from settle.base.events import Events
 from settle.base.registry import part, part_names
+from settle.base.version import __version__
 from settle.commands import Command
 from settle.show import Face
 

@@ -271,7 +271,7 @@ def record_of(plan: "TrainingPlan", settings: RunCommand, corpus: Any) -> dict[s
     """plan.json: the plan, what was asked, versions, machine, and hashes of what it stands on."""
     import importlib.metadata
 
-    from settle import __version__
+    from settle.base.version import __version__
     from settle.machine import describe
 
     packages = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from settle import __version__
+from settle.base.version import __version__
 from settle.server.gateway import Endpoint
 from settle.server.refusal import Refusal
 from settle.server.shapes import Shape

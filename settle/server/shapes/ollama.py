@@ -1,7 +1,6 @@
 """Ollama's API (https://docs.ollama.com/api): lines of JSON, models with tags, and changes of the store."""
 
 import asyncio
-import importlib.metadata
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
+from settle.base.version import __version__
 from settle.server import chat, ollama_models, store_changes, texts
 from settle.server.catalogue import Entry, facts, make_file
 from settle.server.fields import Body, Name
@@ -115,14 +115,7 @@ async def root(call: Call) -> Response:
 
 
 async def version(call: Call) -> Response:
-    return replied({"version": VERSION, "settle": _own_version()})
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("settle-lm")
-    except importlib.metadata.PackageNotFoundError:  # run from its source
-        return "unknown"
+    return replied({"version": VERSION, "settle": __version__})
 
 
 async def tags(call: Call) -> Response:

@@ -1,0 +1,3 @@
+"""The version of settle."""
+
+__version__ = "0.1.0"
