@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from settle.server import tools as calling
@@ -67,7 +67,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     common |= {"timings_per_token": True} if request.timings else {}
     if is_helped:
         return HelpedPlan(request, entry, common | await _help(gateway, request, loaded, messages), trimmed)
-    return Plan(request, entry, common | await _chat_body(request, entry, messages, loaded.facts.ends), trimmed)
+    return Plan(request, entry, common | await _chat_body(request, entry, messages, loaded), trimmed)
 
 
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
@@ -98,7 +98,7 @@ async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> 
     await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools, request.arguments)
 
 
-async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], ends: Sequence[int]) -> dict[str, Any]:
+async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], loaded: Loaded) -> dict[str, Any]:
     body: dict[str, Any] = {"model": entry.id, "messages": messages}
     if request.tools:
         body |= {
@@ -107,9 +107,9 @@ async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], e
             "parallel_tool_calls": request.is_parallel is not False,
         }
     if request.schema is not None:
-        body["grammar"] = await json_grammar(request.schema, ends, "response_format")
+        body["grammar"] = await json_grammar(request.schema, loaded, "response_format")
     elif request.grammar:
-        body["grammar"] = await own_grammar(request.grammar, ends)
+        body["grammar"] = await own_grammar(request.grammar, loaded)
     if request.arguments:
         body["chat_template_kwargs"] = request.arguments
     if request.n > 1:
@@ -131,7 +131,7 @@ async def _help(gateway: "Gateway", request: ChatRequest, loaded: Loaded, messag
         return body
     is_required = request.choice == "required"
     is_parallel = request.is_parallel is True  # unasked, small models call the same function over and over
-    body["grammar"] = await call_grammar(request.tools, is_required, is_parallel, loaded.facts.ends)
+    body["grammar"] = await call_grammar(request.tools, is_required, is_parallel, loaded)
     return body
 
 

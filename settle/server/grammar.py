@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from settle.server.compiling import Unfit, compiled
-from settle.server.refusal import invalid
+from settle.server.keeper import Loaded
+from settle.server.refusal import Refusal, invalid
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 HEAD = "%llguidance {}\n"
@@ -17,30 +18,33 @@ HEAD = "%llguidance {}\n"
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-async def json_grammar(schema: dict[str, Any], ends: Sequence[int], param: str) -> str:
-    """JSON that fits a schema, {} for any object. ends: the tokens that end an answer. Raises Refusal."""
-    return await _checked(f"{HEAD}start: json{_end(ends)}\njson: %json {_spaced(schema or {'type': 'object'})}", param)
+async def json_grammar(schema: dict[str, Any], loaded: Loaded, param: str) -> str:
+    """JSON that fits a schema, {} for any object. Raises Refusal."""
+    return await _checked(
+        f"{HEAD}start: json{_end(loaded)}\njson: %json {_spaced(schema or {'type': 'object'})}", param
+    )
 
 
-async def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, ends: Sequence[int]) -> str:
+async def call_grammar(tools: Sequence[dict], is_required: bool, is_parallel: bool, loaded: Loaded) -> str:
     """Calls of `tools` whose arguments fit their schemas; any text before or instead of one, unless one is required.
     Raises Refusal."""
     opening = f'"{OPEN}" json' if is_required else "before json"
     more = f' ("\\n{OPEN}" json "{CLOSE}")*' if is_parallel else ""
     calls = f'{opening} "{CLOSE}"{more}'
-    lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(ends)}"]
+    lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(loaded)}"]
     if not is_required:
         lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
     return await _checked(HEAD + "\n".join([*lines, f"json: %json {_spaced(_call_schema(tools))}"]), "tools")
 
 
-async def own_grammar(gbnf: str, ends: Sequence[int]) -> str:
+async def own_grammar(gbnf: str, loaded: Loaded) -> str:
     """A grammar in llama.cpp's GBNF, or llguidance's Lark. Raises Refusal."""
+    end = _end(loaded)
     if gbnf.startswith("%llguidance"):
         return await _checked(gbnf, "grammar")
     lark = await _checked(gbnf, "grammar", is_gbnf=True)
-    if ends and lark.count("start") == 1:
-        lark = f"{lark.replace('start:', 'answer:')}\nstart: answer{_end(ends)}\n"
+    if end and lark.count("start") == 1:
+        lark = f"{lark.replace('start:', 'answer:')}\nstart: answer{end}\n"
     return await _checked(lark, "grammar")
 
 
@@ -49,7 +53,8 @@ def _call_schema(tools: Sequence[dict]) -> dict[str, Any]:
     calls, lifted = [], {}
     for number, tool in enumerate(tools):
         function = tool["function"]
-        parameters = {"type": "object"} | function["parameters"]
+        # where a schema does not say, small models invent arguments without end
+        parameters = {"type": "object", "additionalProperties": False} | function["parameters"]
         for key in ("$defs", "definitions"):
             if isinstance(parameters.get(key), dict):
                 renamed = {f"#/{key}/{name}": f"#/$defs/t{number}_{name}" for name in parameters[key]}
@@ -77,9 +82,12 @@ def _spaced(schema: dict[str, Any]) -> str:
     return json.dumps(schema | {"x-guidance": SPACING}, ensure_ascii=True)
 
 
-def _end(ends: Sequence[int]) -> str:
+def _end(loaded: Loaded) -> str:
     """llguidance knows one token that ends a text; a model of turns ends its answer with another."""
-    return f" <[{','.join(map(str, sorted(set(ends))))}]>?" if ends else ""
+    if not loaded.child.is_guided:
+        raise Refusal(400, "this build of llama.cpp cannot hold an answer to a grammar", "not_supported")
+    ends = loaded.facts.ends
+    return f" <[{','.join(map(str, ends))}]>?" if ends else ""
 
 
 async def _checked(grammar: str, param: str, is_gbnf: bool = False) -> str:

@@ -82,9 +82,9 @@ async def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, load
     body |= {"stop": request.stop} if request.stop else {}
     body |= {"n_probs": max(request.top_logprobs, 1)} if request.top_logprobs is not None else {}
     if request.schema is not None:
-        body["grammar"] = await json_grammar(request.schema, loaded.facts.ends, request.schema_name)
+        body["grammar"] = await json_grammar(request.schema, loaded, request.schema_name)
     elif request.grammar:
-        body["grammar"] = await own_grammar(request.grammar, loaded.facts.ends)
+        body["grammar"] = await own_grammar(request.grammar, loaded)
     prompt: str | list[Any] = request.prompt
     if request.suffix is not None:
         begun = request.prompt if isinstance(request.prompt, str) else ""

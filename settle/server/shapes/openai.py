@@ -303,9 +303,9 @@ async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, load
     if body.logprobs is not None:
         request["n_probs"] = max(body.logprobs, 1)
     if body.json_schema is not None:
-        request["grammar"] = await json_grammar(body.json_schema, loaded.facts.ends, "json_schema")
+        request["grammar"] = await json_grammar(body.json_schema, loaded, "json_schema")
     elif body.grammar:
-        request["grammar"] = await own_grammar(body.grammar, loaded.facts.ends)
+        request["grammar"] = await own_grammar(body.grammar, loaded)
     return request
 
 
