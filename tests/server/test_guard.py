@@ -287,7 +287,9 @@ def test_prompts_are_kept_only_when_asked(live, stocked, tmp_path):
 
 def test_metrics(live):
     live.ask("/v1/chat/completions", CHAT | {"stream": True})
-    text = live.ask("/metrics").body.decode()
+    end, text = time.monotonic() + 20, ""
+    while ("settle_first_token_seconds_count 0" in text or not text) and time.monotonic() < end:
+        text = live.ask("/metrics").body.decode()
     assert 'settle_requests_total{route="openai.chat_completions",status="200"}' in text
     assert 'settle_tokens_total{model="tiny",kind="completion"}' in text and "settle_first_token_seconds_count" in text
 
