@@ -45,7 +45,7 @@ class TextRequest:
 async def stream(gateway: "Gateway", request: TextRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
     """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        body = await _prepared(gateway, request, entry, loaded)
+        body = await prepared(gateway, request, entry, loaded)
         async with await open_stream(gateway.keeper.session, loaded, PATH, body | {"stream": True}) as response:
             async for event in events(response):
                 yield _told(event, request, entry)
@@ -54,7 +54,7 @@ async def stream(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
 async def whole(gateway: "Gateway", request: TextRequest, entry: Entry) -> dict[str, Any]:
     """llama.cpp's answer. Raises Refusal."""
     async with gateway.keeper.use(entry) as loaded:
-        body = await _prepared(gateway, request, entry, loaded)
+        body = await prepared(gateway, request, entry, loaded)
         return _told(await ask(gateway.keeper.session, loaded, PATH, body), request, entry)
 
 
@@ -73,7 +73,7 @@ async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
             yield head | {"choices": []} | counts(event)
 
 
-async def _prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
+async def prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
     """What llama.cpp is asked. Raises Refusal for what cannot be done there."""
     asked = ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
     chat.check_biases(asked, loaded)

@@ -15,10 +15,12 @@ from settle.server import chat
 from settle.server.catalogue import Entry, capabilities, facts
 from settle.server.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
+from settle.server.keeper import Loaded
 from settle.server.messages import check_messages
 from settle.server.plans import ChatRequest, HelpedPlan
 from settle.server.refusal import Refusal, in_words_of_openai, invalid, only, unsupported
 from settle.server.shapes import Shape
+from settle.server.texts import TextRequest, prepared
 from settle.server.tools import check_tools, choose
 from settle.server.upstream import ask, events, open_stream, refused
 from settle.server.vectors import embedded
@@ -288,28 +290,23 @@ async def _completion_stream(
         yield DONE
 
 
-async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Any) -> dict[str, Any]:
-    from settle.server.grammar import json_grammar, own_grammar
-
-    request: dict[str, Any] = {"model": entry.id} | body.llama()
-    scales = {a.id: a.scale for a in body.lora or []}
-    asked = ChatRequest(body.model, [], adapters=scales, sampling=body.llama())
-    request["lora"] = loaded.lora(chat.scales(gateway, asked, entry, loaded))
-    chat.check_biases(asked, loaded)
+async def _completion(gateway: Gateway, body: CompletionBody, entry: Entry, loaded: Loaded) -> dict[str, Any]:
+    """What llama.cpp is asked, but for the prompt. Raises Refusal."""
     most = body.max_tokens if body.max_tokens is not None else body.n_predict
-    request["n_predict"] = 16 if most is None else most  # OpenAI's default
-    if body.stop:
-        request["stop"] = stops(body.stop)
-    if body.logprobs is not None:
-        request["n_probs"] = max(body.logprobs, 1)
-    if body.json_schema is not None:
-        request["grammar"] = await json_grammar(body.json_schema, loaded, "json_schema")
-    elif body.grammar:
-        request["grammar"] = await own_grammar(body.grammar, loaded)
-    return request
+    request = TextRequest(
+        prompt="",
+        schema=body.json_schema,
+        grammar=body.grammar,
+        max_tokens=16 if most is None else most,  # OpenAI's default
+        stop=stops(body.stop),
+        top_logprobs=body.logprobs,
+        sampling=body.llama(),
+        adapters={a.id: a.scale for a in body.lora or []},
+    )
+    return await prepared(gateway, request, entry, loaded) | {"model": entry.id}
 
 
-async def _text(gateway: Gateway, loaded: Any, prompt: Any) -> str:
+async def _text(gateway: Gateway, loaded: Loaded, prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     told = await ask(gateway.keeper.session, loaded, "/detokenize", {"tokens": prompt})
