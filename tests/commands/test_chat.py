@@ -133,9 +133,7 @@ def test_a_talk_on_a_terminal(a_run, tmp_path):
     terminal.type("/reset\n")
     terminal.until("forgotten")
     terminal.until("> ")
-    for _ in range(
-        5
-    ):  # on a busy machine the key may come a moment before the prompt listens, and counts as an answer's
+    for _ in range(5):  # on a busy machine the key may come before the prompt listens
         terminal.type("\x03")
         if heard := terminal.hears("Ctrl-D leaves", 5):
             break
