@@ -220,6 +220,13 @@ def test_embeddings(live):
     assert live.ask("/api/embed", {"model": "tiny:notes", "input": "x"}).status == 400
 
 
+def test_two_names_are_not_one(live):
+    for path in ("/api/show", "/api/pull"):
+        refused = live.ask(path, {"model": "tiny", "name": "plain"})
+        assert refused.status == 400 and "another model" in refused.json["error"]
+    assert live.ask("/api/show", {"model": "tiny", "name": "tiny"}).status == 200
+
+
 def test_tags_and_show(live):
     rows = {model["name"]: model for model in live.ask("/api/tags").json["models"]}
     assert {"tiny:latest", "plain:latest", "tiny:notes"} <= set(rows)

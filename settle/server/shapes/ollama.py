@@ -24,7 +24,7 @@ from settle.server.ollama_requests import (
     check_context,
     seconds,
 )
-from settle.server.refusal import Refusal, unsupported
+from settle.server.refusal import Refusal, invalid, unsupported
 from settle.server.shapes import Shape
 from settle.server.vectors import embedded, shortened
 
@@ -34,19 +34,29 @@ Named = Annotated[Name, Field(min_length=1)]  # where a change is asked for: nev
 OURS = {"response_format": "format", "reasoning_effort": "think"}  # fields that Ollama calls something else
 
 
-class ShowBody(Body):
-    """What /api/show takes; clients of before 2024 send `name`."""
+class OneModel(Body):
+    """A body about one model, by Ollama's name for the field or its earlier one."""
 
     model: Name = ""
     name: Name = ""
+
+    @property
+    def asked(self) -> str:
+        """Raises Refusal when the two fields tell of two models."""
+        if self.model and self.name and self.model != self.name:
+            raise invalid("name", "is another model than the one in the field model")
+        return self.model or self.name
+
+
+class ShowBody(OneModel):
+    """What /api/show takes; clients of before 2024 send `name`."""
+
     verbose: bool | None = None
 
 
-class PullBody(Body):
+class PullBody(OneModel):
     """What /api/pull takes."""
 
-    model: Name = ""
-    name: Name = ""
     stream: bool | None = None
     insecure: Literal[False] | None = None
 
@@ -58,11 +68,8 @@ class CopyBody(Body):
     destination: Named
 
 
-class DeleteBody(Body):
+class DeleteBody(OneModel):
     """What /api/delete takes."""
-
-    model: Name = ""
-    name: Name = ""
 
 
 class CreateBody(Body):
@@ -128,7 +135,7 @@ async def ps(call: Call) -> Response:
 
 async def show(call: Call) -> Response:
     body = await call.body(ShowBody)
-    entry = call.gateway.find(call, body.model or body.name)
+    entry = call.gateway.find(call, body.asked)
     await asyncio.to_thread(make_file, entry)
     return replied(await asyncio.to_thread(ollama_models.shown, call.gateway, entry, bool(body.verbose)))
 
@@ -324,7 +331,7 @@ async def embeddings(call: Call) -> Response:
 
 async def pull(call: Call) -> Response:
     body = await call.body(PullBody)
-    name = body.model or body.name
+    name = body.asked
     if any(name.removesuffix(":latest") in (e.id, *e.aliases) for e in call.gateway.catalogue.entries()):
         lines = _are(f"{name} is here", "success")
     else:
@@ -354,7 +361,7 @@ async def create(call: Call) -> Response:
 
 async def delete(call: Call) -> Response:
     body = await call.body(DeleteBody)
-    name = body.model or body.name
+    name = body.asked
     if not name:
         raise Refusal(400, "model is missing", "missing_required_parameter", "model")
     await store_changes.delete(call.gateway, call.gateway.find(call, name))
