@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,17 +103,8 @@ class Endpoint:
             return None
         except Exception as e:  # noqa: BLE001  the edge, as below
             return self._failed(call.record, e)
-        work = asyncio.ensure_future(self._guarded(call))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return work.result() if work.done() else None
-        finally:
-            for task in (work, gone):
-                if not task.done():
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+        done = await _unless_gone(self._guarded(call), receive)
+        return done.result() if done else None
 
     async def _guarded(self, call: Call) -> Response:
         try:
@@ -145,20 +136,11 @@ class Streamed(Response):
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         async with contextlib.aclosing(self._pieces):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            sending = asyncio.ensure_future(self._send(send))
-            gone = asyncio.ensure_future(_gone(receive))
-            try:
-                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-                else:
-                    self._record.status = 499
-            finally:
-                for task in (sending, gone):
-                    if not task.done():
-                        task.cancel()
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await task
+            done = await _unless_gone(self._send(send), receive)
+            if done:
+                done.result()
+            else:
+                self._record.status = 499
 
     async def _send(self, send: Any) -> None:
         async for piece in self._pieces:
@@ -212,6 +194,20 @@ async def told(chunks: AsyncGenerator[Any], record: Record, error: Callable[[Ref
         refusal = e if isinstance(e, Refusal) else broken(e)
         record.error = refusal.message[:300] if refusal is e else repr(e)[:500]
         yield error(refusal)
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Any], receive: Receive) -> asyncio.Future[Any] | None:
+    """`work` when it is done; None when the client left before it was, and then it is stopped."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return doing if doing.done() else None
+    finally:
+        for task in (doing, gone):
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
 
 async def _gone(receive: Receive) -> None:
