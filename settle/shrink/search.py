@@ -20,8 +20,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured, by size; the largest file whose value is above what is wanted, and the smallest at or below it.
-    One of them is None where no size is on that side."""
+    """What was measured, by size; the largest file whose value is above what is wanted, and the smallest at or below
+    it. One of them is None where no size is on that side."""
 
     points: tuple[Point, ...]
     above: Point | None
@@ -80,8 +80,8 @@ def _first(ordered: Sequence[Point], wanted: float) -> Point | None:
 
 
 def _between(above: Point, within: Point, wanted: float, tolerance: float) -> int:
-    """Where the logarithm of the value, a straight line between the two, is that of `wanted`. Near an end it is a little
-    beyond, so that the two come to lie on both sides of the crossing."""
+    """Where the logarithm of the value, a straight line between the two, is that of `wanted`. Near an end it is a
+    little beyond, so that the two come to lie on both sides of the crossing."""
     start, end = above.num_bytes, within.num_bytes
     high, low = (math.log(max(value, 1e-12)) for value in (above.value, within.value))
     share = (high - math.log(max(wanted, 1e-12))) / (high - low) if high > low else 0.5
