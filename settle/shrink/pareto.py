@@ -106,6 +106,14 @@ def picture(points: Sequence[Point], title: str = "") -> bytes:
 def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_better: bool) -> None:
     """One panel; the frontier is that of its own two axes."""
     shown = [(p, at) for p, at in zip(points, x, strict=True) if math.isfinite(at)]
+    for p, at in shown:
+        if not p.kl:  # the reference loses nothing, which a logarithmic axis has no place for
+            axes.axvline(at, color=GREY, linewidth=1.2, linestyle=(0, (1, 1.5)))
+            axes.annotate(
+                p.name, (at, 1.0), (-4, -10), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color=GREY, ha="right",
+            )  # fmt: skip
+    shown = [(p, at) for p, at in shown if p.kl]
     y = {p.name: max(p.kl, LEAST) for p, _ in shown}
     edge = sorted(
         (at, y[p.name])
