@@ -43,6 +43,16 @@ class TensorInfo:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Header:
+    """metadata: values by key; places: first byte and the byte after the last of each key with its value, as they lie
+    in the file; tensors: in the file's order."""
+
+    metadata: dict[str, Any]
+    places: dict[str, tuple[int, int]]
+    tensors: list[TensorInfo]
+
+
 class Cursor:
     """Takes bytes off the front, never beyond the end."""
 
@@ -79,7 +89,7 @@ class Cursor:
         return number
 
 
-def read_header(data: mmap.mmap | bytes, file: str) -> tuple[dict[str, Any], list[TensorInfo]]:
+def read_header(data: mmap.mmap | bytes, file: str) -> Header:
     """Metadata and tensor descriptions of a whole GGUF file in memory or mapped. Raises FormatError."""
     cursor = Cursor(data, file)
     if cursor.take(4, "the magic number") != MAGIC:
@@ -91,16 +101,19 @@ def read_header(data: mmap.mmap | bytes, file: str) -> tuple[dict[str, Any], lis
     num_tensors = cursor.count("tensors", MAX_TENSORS, 8 + 4 + 8 + 4 + 8)
     num_keys = cursor.count("metadata keys", MAX_KEYS, 8 + 4 + 1)
     metadata: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(num_keys):
+        first = cursor.at
         key = _text(cursor, "a metadata key", MAX_KEY)
         if key in metadata:
             raise cursor.fail(f"the metadata key {key!r} is there twice")
         metadata[key] = _value(cursor, cursor.scalar("I", f"the type of {key}"), key)
+        places[key] = (first, cursor.at)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise cursor.fail(f"its alignment is {alignment!r}, not a power of two from 8 to {MAX_ALIGNMENT}")
     raw = [_tensor(cursor, alignment) for _ in range(num_tensors)]
-    return metadata, _place(cursor, raw, alignment)
+    return Header(metadata, places, _place(cursor, raw, alignment))
 
 
 def _text(cursor: Cursor, what: str, longest: int) -> str:

@@ -64,10 +64,11 @@ def read_gguf(path: Path) -> Weights:
         raise FormatError(f"{path.name} is empty", "get the file again") from None
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
-    metadata, infos = read_header(data, path.name)
+    header = read_header(data, path.name)
     Place(data, 0, len(data)).forget(0, len(data))
-    _check_meaning(metadata, infos, path.name)
-    return Weights({i.name: _lazy(data, i) for i in infos}, metadata)
+    _check_meaning(header.metadata, header.tensors, path.name)
+    places = {key: Place(data, first, last - first) for key, (first, last) in header.places.items()}
+    return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
 
 
 def export_gguf(
