@@ -36,7 +36,9 @@ class Shrink(Command):
 
     model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
     inputs: list[str] = Field([], description="files or folders of text or examples; settle's own text if not given")
-    to: str | None = Field(None, description="a size such as 400MB, or one of llama.cpp's types: Q4_K_M, Q8_0, IQ4_XS …")
+    to: str | None = Field(
+        None, description="a size such as 400MB, or one of llama.cpp's types: Q4_K_M, Q8_0, IQ4_XS …"
+    )
     speed: float | None = Field(None, gt=0, description="tokens a second that it has to write on this machine")
     lose: str | None = Field(None, description="how much the loss on held-out text may rise, such as 1%")
     plan: bool = Field(False, description="predict every route, then measure it; nothing is handed over")
@@ -46,7 +48,8 @@ class Shrink(Command):
     requantize: bool = Field(False, description="take a model that is quantized already")
     compare: bool = Field(True, description="ask the model and the smaller one the held-out examples at the end")
     score: str | None = Field(
-        None, description="exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen from the data if not given"
+        None,
+        description="exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen from the data if not given",
     )
     threads: int | None = Field(None, gt=0, description="processor threads; all cores when not given")
 
@@ -97,14 +100,14 @@ class Shrink(Command):
         events.emit("say", text=f"reading {self.model} …")
         source = _unquantized(self.model, folder, self.requantize, events)
         _require_room(source.source.path, folder)
-        text = material(self.inputs, self.calibration, source.tokenizer, events)
+        part: Any = source.part
+        known = _known_texts(self.model, source, events) if not self.inputs else []
+        text = material(self.inputs, self.calibration, source.tokenizer, part.max_position_embeddings, events, known)
         for warning in text.warnings:
             events.emit("warn", text=warning)
         return Workbench(source, text, folder, events, self.threads or cores().usable, self.imatrix)
 
-    def _handed_over(
-        self, bench: "Workbench", run: Run, budget: str, value: Any, events: Events
-    ) -> dict[str, Any]:
+    def _handed_over(self, bench: "Workbench", run: Run, budget: str, value: Any, events: Events) -> dict[str, Any]:
         from settle.shrink.shrinking import Shrinking
 
         shrinking = Shrinking(bench)
@@ -114,7 +117,7 @@ class Shrink(Command):
         else:
             search = {"size": shrinking.within_size, "lose": shrinking.within_loss, "speed": shrinking.at_speed}
             chosen = search[budget](value)
-        label = chosen.recipe or f"auto-{chosen.num_bytes / 1e6:.0f}MB"
+        label = chosen.recipe or f"auto-{chosen.num_bytes / 1e6:.3g}MB"
         path = run.out / f"{run.name}-{label}.gguf"
         gate = bench.hand_over(chosen.kinds, path, chosen.recipe)
         return _told(shrinking, chosen, path, gate, run, self._compared(bench, path, events), events)
@@ -152,6 +155,15 @@ def _forgotten_unless_finished(run: Run) -> Iterator[None]:
     finally:
         if not (run.path / "result.json").exists():
             shutil.rmtree(run.path, ignore_errors=True)
+
+
+def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
+    """Of a run: what it was not trained on, of the kind that it was made for."""
+    from settle.commands._session import held_out_text
+    from settle.infer.served import run_of
+
+    run = run_of(name)
+    return held_out_text(run, source.tokenizer, events, 60_000) if run else []
 
 
 def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "Pretrained":
@@ -201,18 +213,11 @@ def _require_room(path: Path, folder: Path) -> None:
 
 def _tell_fallen(bench: "Workbench", recipe: str, events: Events) -> None:
     """Which tensors get a larger type than the recipe's, known before anything is written."""
-    from settle.shrink.recipe import recipe_types
+    from settle.shrink.fallen import fallen
 
-    chosen = recipe_types(bench.file, recipe, has_importance=True)
-    fallen = [choice for choice in chosen.values() if choice.fell_back]
-    if fallen:
-        size = bench.file_bytes({name: choice.kind for name, choice in chosen.items()})
-        kinds = ", ".join(sorted({f"{choice.wanted} → {choice.kind}" for choice in fallen}))
-        events.emit(
-            "warn",
-            text=f"{len(fallen)} of {len(chosen)} tensors have rows that are no multiple of 256 and get larger types "
-            f"({kinds}): the file will have {size / 1e6:.1f} MB; --to {size / 1e6:.0f}MB spends them better",
-        )
+    found = fallen(bench.file, recipe, has_importance=True)
+    if found is not None:
+        events.emit("warn", text=f"{found.told()}; --to {found.num_bytes / 1e6:.1f}MB spends as many bytes better")
 
 
 def _planned(bench: "Workbench", run: Run, events: Events) -> dict[str, Any]:
@@ -236,7 +241,13 @@ def _planned(bench: "Workbench", run: Run, events: Events) -> dict[str, Any]:
     draw_pareto(points, run.out / "pareto.png", f"{bench.source.name}: size, speed and loss")
     candidates = [c.to_json() | {"expected_speed": speeds.get(c.name)} for c in [whole, *measured]]
     files = {"picture": str(run.out / "pareto.png")}
-    return {"name": run.name, "verdict": "planned", "why": f"{len(routes)} routes", "files": files, "candidates": candidates}
+    return {
+        "name": run.name,
+        "verdict": "planned",
+        "why": f"{len(routes)} routes",
+        "files": files,
+        "candidates": candidates,
+    }
 
 
 def _told(
@@ -264,7 +275,7 @@ def _told(
     rise, faster = chosen.divergence.rise.value, after.speed.median / before.speed.median
     why = (
         f"{path.stat().st_size / whole.num_bytes:.0%} of the size, {faster:.2f} × as fast, the loss on "
-        f"{bench.material.name} rises by {rise:.2%}"
+        f"{bench.material.name} changes by {rise:+.2%}"
     )
     result: dict[str, Any] = {
         "name": run.name,

@@ -22,7 +22,11 @@ def card(result: Mapping[str, Any], bench: Workbench) -> str:
     lines = ["---", f"base_model: {json.dumps(result['base']['name'])}", "base_model_relation: quantized"]
     lines += [f"license: {license}"] if license else []
     lines += ["library_name: gguf", "tags:", "- settle", "---", ""]
-    lines += [f"# {result['name']}", "", f"{result['base']['name']} (sha256 `{result['base']['sha256'][:16]}…`), made smaller."]
+    lines += [
+        f"# {result['name']}",
+        "",
+        f"{result['base']['name']} (sha256 `{result['base']['sha256'][:16]}…`), made smaller.",
+    ]
     lines += [f"It has {result['why']}.", ""]
     lines += ["## What it costs", "", *_table(("", "before", "now"), _figures(reference, chosen)), ""]
     lines += [f"Held-out text: {bench.material.name}, {d['tokens']:,} tokens in {d['windows']} windows that nothing was "
@@ -30,7 +34,7 @@ def card(result: Mapping[str, Any], bench: Workbench) -> str:
     lines += ["| | |", "|---|--:|", f"| KL, nats per token | {_interval(d['kl'])} |"]
     lines += [f"| of single tokens, 99 in 100 below | {d['kl_99']:.3g} |", f"| the largest | {d['kl_max']:.3g} |"]
     lines += [f"| same likeliest token | {_interval(d['same_top'], percent=True)} |"]
-    lines += [f"| the loss rises by | {_interval(d['rise'], percent=True)} |"]
+    lines += [f"| the loss changes by | {_interval(d['rise'], percent=True)} |"]
     lines += [f"| KL as predicted | {chosen['predicted_kl']:.3g} |", ""] if chosen["predicted_kl"] else [""]
     lines += _compared(result.get("comparison"))
     lines += ["## Check of the file", "", f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} "

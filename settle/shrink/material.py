@@ -17,26 +17,28 @@ from settle.data.layouts import Example
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import RowSettings
 from settle.data.store import TokenStore
-from settle.data.windows import Windows, text_windows
-from settle.shrink.calibration import NAME, calibration_texts, calibration_windows
+from settle.data.windows import Windows, first_texts, text_windows
+from settle.shrink.calibration import LENGTH, NAME, calibration_texts, calibration_windows
 
-WINDOW = 512  # ids of a window that a model is judged on
+WINDOW = 512  # ids of a window that a model is judged on, where it knows so many
 CALIBRATION_TOKENS = 16_384
 HELD_OUT_TOKENS = 16_384
 HELD_OUT_SHARE = 0.3
-EVERY = 4  # of settle's own passages, so many-th is held out
+EVERY = 3  # of texts that are not the person's own files, so many-th is held out
 
 
 @dataclass(frozen=True)
 class Material:
     """calibration: windows of ids that importance and sensitivity are measured on. held_out: windows that files are
-    judged on; texts: the same as text, some of it. examples: held-out rows that ask something, if there are any.
+    judged on, each of `window` ids at most; texts: the same as text. examples: held-out rows that ask something, if
+    there are any.
     """
 
     name: str
     calibration: Sequence[np.ndarray]
     held_out: Windows
     texts: Sequence[str]
+    window: int
     examples: Sequence[Example] = ()
     warnings: tuple[str, ...] = ()
 
@@ -51,48 +53,61 @@ class Material:
         return digest.hexdigest()[:16]
 
 
-def material(inputs: Sequence[str], calibration: Sequence[str], tokenizer: Any, events: Events) -> Material:
-    """inputs: the person's files; settle's own text where there are none. calibration: other files to calibrate on.
+def material(
+    inputs: Sequence[str],
+    calibration: Sequence[str],
+    tokenizer: Any,
+    context: int,
+    events: Events,
+    known: Sequence[str] = (),
+) -> Material:
+    """inputs: the person's files. calibration: other files to calibrate on. context: tokens that the model knows. known:
+    texts of the kind that the model was made for, taken where there are no inputs; where neither is, settle's own.
 
     Raises DataError for inputs that cannot be used or that hold next to nothing.
     """
+    window = min(WINDOW, context)
     if not inputs:
-        return _shipped(calibration, tokenizer, events)
-    corpus = _corpus(inputs, tokenizer, events)
+        name, texts = ("its held-out text", known) if len(known) >= 2 * EVERY else (NAME, calibration_texts())
+        return _of_texts(name, texts, calibration, tokenizer, window, events)
+    corpus = _corpus(inputs, tokenizer, window, events)
     held_out = _judged(corpus.held_out, tokenizer)
     texts = [tokenizer.decode(ids) for ids in _spread(corpus.held_out, HELD_OUT_TOKENS)]
     if calibration:
-        calibrated = _calibrated(calibration, tokenizer, events, texts)
+        calibrated = _calibrated(calibration, tokenizer, window, events, texts)
     else:
         windows = [np.asarray(ids, np.int64) for ids in _spread(corpus.train, CALIBRATION_TOKENS)]
         calibrated = windows, _too_few(windows)
     examples = [] if corpus.kind == "text" else list(corpus.examples())
     name = ", ".join(Path(given).name for given in inputs[:3]) + (", …" if len(inputs) > 3 else "")
-    return Material(name, calibrated[0], held_out, texts, examples, calibrated[1])
+    return Material(name, calibrated[0], held_out, texts, window, examples, calibrated[1])
 
 
-def _shipped(calibration: Sequence[str], tokenizer: Any, events: Events) -> Material:
-    passages = calibration_texts()
+def _of_texts(
+    name: str, passages: Sequence[str], calibration: Sequence[str], tokenizer: Any, window: int, events: Events
+) -> Material:
     judged = [text for number, text in enumerate(passages) if number % EVERY == 0]
     fitted = [text for number, text in enumerate(passages) if number % EVERY]
     if calibration:
-        calibrated = _calibrated(calibration, tokenizer, events, judged)
+        calibrated = _calibrated(calibration, tokenizer, window, events, judged)
     else:
-        calibrated = calibration_windows(tokenizer, fitted, CALIBRATION_TOKENS).windows, ()
-    return Material(NAME, calibrated[0], text_windows(tokenizer, judged, WINDOW), judged, (), calibrated[1])
+        windows = calibration_windows(tokenizer, fitted, CALIBRATION_TOKENS, min(LENGTH, window)).windows
+        calibrated = windows, _too_few(windows)
+    held_out = text_windows(tokenizer, first_texts(tokenizer, judged, HELD_OUT_TOKENS), window)
+    return Material(name, calibrated[0], held_out, judged, window, (), calibrated[1])
 
 
 def _calibrated(
-    inputs: Sequence[str], tokenizer: Any, events: Events, judged: Sequence[str]
+    inputs: Sequence[str], tokenizer: Any, window: int, events: Events, judged: Sequence[str]
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    corpus = _corpus(inputs, tokenizer, events)
+    corpus = _corpus(inputs, tokenizer, window, events)
     texts = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
-    found = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, data=judged)
+    found = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, min(LENGTH, window), judged)
     return found.windows, found.warnings
 
 
-def _corpus(inputs: Sequence[str], tokenizer: Any, events: Events) -> RowCorpus:
-    settings = RowSettings(held_out=HELD_OUT_SHARE, max_tokens=WINDOW, most_too_long=1.0)
+def _corpus(inputs: Sequence[str], tokenizer: Any, window: int, events: Events) -> RowCorpus:
+    settings = RowSettings(held_out=HELD_OUT_SHARE, max_tokens=window, most_too_long=1.0)
     corpus = prepare_rows(list(inputs), tokenizer, settings, events)
     if corpus.held_out.num_tokens < 2 * corpus.held_out.num_documents or not corpus.held_out.num_documents:
         raise DataError("there is too little text to judge a model by", "give more of it, or none: settle brings some")

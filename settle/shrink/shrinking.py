@@ -53,7 +53,7 @@ class Candidate:
             same_top=d.same_top.value if d else None,
             rise=d.rise.value if d else None,
             peak_bytes=f.peak_bytes if f else None,
-            predicted=d is None,
+            predicted=d is None and bool(self.predicted),
             chosen=chosen,
         )
 
@@ -134,7 +134,7 @@ class Shrinking:
         d = candidate.divergence
         assert d is not None
         text = f"{candidate.name}: {candidate.num_bytes / 1e6:.1f} MB, KL {d.kl.value:.3g} nats per token"
-        self.bench.events.emit("say", text=f"{text}, the loss rises by {d.rise.value:.2%}")
+        self.bench.events.emit("say", text=f"{text}, the loss changes by {d.rise.value:+.2%}")
 
     # --- budgets ---
 
@@ -151,14 +151,14 @@ class Shrinking:
         return self._best([self.of_size(num_bytes), *([rival] if rival else [])])
 
     def within_loss(self, share: float) -> Candidate:
-        """The smallest file whose loss rises by at most `share`, by the upper end of its interval. Raises
-        ResourceError, naming the nearest, when there is none."""
+        """The smallest file that loses at most `share` (see `lost`). Raises ResourceError, naming the nearest, when
+        there is none."""
         tried: dict[int, Candidate] = {}
 
         def rise(num_bytes: int) -> Size:
             candidate = self.measured(self.of_size(num_bytes))
             tried[candidate.num_bytes] = candidate
-            return Size(candidate.num_bytes, max(upper(candidate), 1e-6))
+            return Size(candidate.num_bytes, max(lost(candidate), 1e-6))
 
         guess = self._size_of_loss(share * self._reference_loss())
         found = find_size(rise, self.smallest, self.largest, share, guess, SIZES_APART, MOST_MEASURED)
@@ -166,8 +166,8 @@ class Shrinking:
             nearest = tried[max(tried)]
             raise ResourceError(
                 f"every file of {self.bench.source.name} loses more than {share:.2%}: the nearest is {nearest.name}, "
-                f"{upper(nearest):.2%} at worst",
-                f"--lose {100 * upper(nearest) * 1.01:.2g}%, or judge it by more text: the interval becomes narrower",
+                f"{lost(nearest):.2%} at worst",
+                f"--lose {100 * lost(nearest) * 1.01:.2g}%, or judge it by more text: the interval becomes narrower",
             )
         return tried[found.within.num_bytes]
 
@@ -225,11 +225,14 @@ def quantized_recipes() -> list[str]:
     return [name for name, recipe in RECIPES.items() if recipe.base not in FLOATS]
 
 
-def upper(candidate: Candidate) -> float:
-    """The most that the loss rises by, within its interval."""
-    assert candidate.divergence is not None
-    rise = candidate.divergence.rise
-    return rise.value if rise.high is None else rise.high
+def lost(candidate: Candidate) -> float:
+    """What a file loses, as a share of the loss before, at worst within its interval: on the held-out text, or on text
+    as the model itself writes it, where a file's loss is larger by the divergence. The second also shows what a model
+    loses on a text that it never was good at."""
+    d = candidate.divergence
+    assert d is not None
+    on_text, of_its_own = (f.value if f.high is None else f.high for f in (d.rise, d.kl))
+    return max(on_text, of_its_own / d.reference_loss, 0.0)
 
 
 def reference(bench: Workbench, footprint: Footprint | None = None) -> Candidate:

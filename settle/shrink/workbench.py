@@ -29,7 +29,7 @@ from settle.model.pretrained import Pretrained
 from settle.shrink.curvature import curvature
 from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
 from settle.shrink.importance import importance_of
-from settle.shrink.material import WINDOW, Material
+from settle.shrink.material import Material
 from settle.shrink.quantizing import file_bytes, quantize_gguf
 from settle.shrink.sensitivity import Sensitivity, sensitivity
 
@@ -98,7 +98,7 @@ class Workbench:
         if not folder.exists():
             windows = self.material.held_out
             self._require_room(windows.num_tokens * 1024, folder.parent)
-            with Scorer(self.path, WINDOW, self.threads) as scorer:
+            with Scorer(self.path, self.material.window, self.threads) as scorer:
                 scorer.likelihoods(windows.ids, folder, told=self._counting("reference", windows.num_tokens))
         return Likelihoods(folder)
 
@@ -122,7 +122,7 @@ class Workbench:
     def measure(self, path: Path) -> Divergence:
         """How far a file is from the unquantized one, on the held-out text."""
         reference, windows = self.likelihoods, self.material.held_out
-        with Scorer(path, WINDOW, self.threads) as scorer:
+        with Scorer(path, self.material.window, self.threads) as scorer:
             compared = scorer.compare(reference, self._counting("comparing", windows.num_tokens))
         return divergence(reference, compared, windows.total_bytes)
 
