@@ -81,6 +81,23 @@ class Cursor:
             raise self.fail(f"{what} says it is {length} bytes long, {longest} is the most")
         return self.take(length, what)
 
+    def strings(self, number: int, what: str) -> list[str]:
+        """That many strings. A vocabulary is most of a header, so this is `string` without its calls."""
+        data, at, size, length_at = self.data, self.at, self.size, struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(number):
+            if size - at < 8:
+                break
+            (length,) = length_at(data, at)
+            if length > min(MAX_STRING, size - at - 8):
+                break
+            found.append(data[at + 8 : at + 8 + length].decode("utf-8", "replace"))
+            at += 8 + length
+        self.at = at
+        if len(found) < number:
+            self.string(what)  # says what is wrong
+        return found
+
     def count(self, what: str, most: int, smallest: int) -> int:
         """A number of things of at least `smallest` bytes each: it must fit into what is left."""
         number = self.scalar("Q", f"the number of {what}")
@@ -137,7 +154,7 @@ def _value(cursor: Cursor, code: int, key: str) -> Any:
     item = cursor.scalar("I", f"the item type of {key}")
     if item == STRING:
         number = cursor.count(f"strings in {key}", MAX_ARRAY, 8)
-        return [cursor.string(key).decode("utf-8", "replace") for _ in range(number)]
+        return cursor.strings(number, key)
     if item not in SCALARS:
         raise cursor.fail(f"{key} is an array of the type {item}, which llama.cpp does not read")
     boolean = SCALARS[item] == "?"
