@@ -77,7 +77,9 @@ def sensitivity(
         members.setdefault(name, []).append(parameter)
     costs: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    wanted = [t for t in file.tensors.values() if may_be_quantized(t) and set(members.get(t.name, [])) <= set(curvature)]
+    wanted = [
+        t for t in file.tensors.values() if may_be_quantized(t) and set(members.get(t.name, [])) <= set(curvature)
+    ]
     for number, tensor in enumerate(t for t in wanted if t.name in members):
         bends = [part.to_gguf(p, curvature[p]) for p in members[tensor.name]]
         means = None if importance is None else importance.means.get(tensor.name)
