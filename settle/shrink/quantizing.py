@@ -11,8 +11,9 @@ import math
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 
 from settle.base.errors import FormatError, UsageError
 from settle.formats import LazyTensor, Weights, beside, write_array
+from settle.formats._gguf_copy import Entry, Layout, layout
 from settle.formats.gguf import read_gguf
-from settle.formats.gguf_copy import Entry, Layout, layout
 from settle.shrink import ggml
 from settle.shrink.imatrix import Importance
 from settle.shrink.recipe import RECIPES, TOKEN_TABLES, order
@@ -63,10 +64,11 @@ def quantize_gguf(
         if chosen[tensor.name] != tensor.dtype:
             _check(tensor, chosen[tensor.name], tensor.name in weights)
     planned = plan_file(file, chosen, file_type, metadata)
-    with beside(Path(target), planned.total) as path, path.open("wb") as f:
+    streamed = _streamed(tensors, chosen, weights, threads or ggml.num_threads())
+    with beside(Path(target), planned.total) as path, closing(streamed), path.open("wb") as f:
         f.write(planned.header)
         read, total = 0, sum(t.num_bytes for t in tensors)
-        for tensor, done, num_read, out in _streamed(tensors, chosen, weights, threads or ggml.num_threads()):
+        for tensor, done, num_read, out in streamed:
             write_array(f, out)
             read += num_read
             if done:
@@ -144,8 +146,7 @@ def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[s
 
 def _check(tensor: LazyTensor, kind: str, has_importance: bool) -> None:
     try:
-        # llama.cpp takes token tables without an importance into any type
-        ggml.check(kind, tensor.shape[-1], has_importance or tensor.name in TOKEN_TABLES + ("output.weight",))
+        ggml.check(kind, tensor.shape[-1], has_importance)
     except UsageError as e:
         raise UsageError(f"{tensor.name}: {e.what}", e.fix) from None
     if kind != tensor.dtype and re.fullmatch(r"I\d+|F64", tensor.dtype):
@@ -192,7 +193,7 @@ class _Piece:
 
 def _streamed(
     tensors: list[LazyTensor], chosen: Mapping[str, str], weights: Mapping[str, np.ndarray], threads: int
-) -> Iterator[tuple[LazyTensor, bool, int, np.ndarray]]:
+) -> Generator[tuple[LazyTensor, bool, int, np.ndarray], None, None]:
     """(tensor, whether this is its end, bytes read, bytes to write) in the file's order."""
     pieces = (p for t in tensors for p in _pieces(t, chosen[t.name], weights.get(t.name)))
     under_way: deque[tuple[_Piece, Future[np.ndarray]]] = deque()

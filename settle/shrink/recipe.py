@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from settle.base.errors import FormatError, UsageError
 from settle.formats import LazyTensor, Weights
-from settle.formats.gguf_copy import dimensions
+from settle.formats._gguf_copy import dimensions
 from settle.shrink.ggml import FLOATS, block, num_bytes
 
 

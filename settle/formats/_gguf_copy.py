@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats._gguf_header import ARRAY, DEFAULT_ALIGNMENT, MAGIC, MAX_NAME, STRING
 
 VERSION = 3
 _BOOL, _UINT32, _INT64, _FLOAT64 = 7, 4, 11, 12
+_ITEMS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7, "u8": 10, "i8": 11, "f8": 12}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Layout:
 def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, Any]) -> Layout:
     """The header of a file with the metadata of `source` and these tensors.
 
-    changes: keys to set (str, bool, int, float or a list of str), or to drop with None. Set keys go to the end, in
+    changes: keys to set (str, bool, int, float, a list of str, or numbers as a numpy array whose dtype is theirs in the
+    file), or to drop with None. Set keys go to the end, in
     this order; the others stay as they are, byte for byte. Raises FormatError for a value GGUF cannot hold.
     """
     keys = [place.bytes().tobytes() for key, place in source.places.items() if key not in changes]
@@ -90,6 +94,9 @@ def _value(key: str, value: Any) -> bytes:
         return struct.pack("<Id", _FLOAT64, value)
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _text(value.encode())
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.str[1:] in _ITEMS:
+        item = _ITEMS[value.dtype.str[1:]]
+        return struct.pack("<IIQ", ARRAY, item, len(value)) + value.astype(value.dtype.newbyteorder("<")).tobytes()
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_text(v.encode()) for v in value)
     raise FormatError(f"{key} cannot be {value!r} in a GGUF file", "give a text, a number, yes or no, or texts")
