@@ -34,8 +34,9 @@ def curvature(
 ) -> dict[str, Tensor]:
     """Parameter name → (O, B) float32, nats per token and squared change: the sum of the diagonal over each block.
 
-    model: with trainable weights. batches: of windows of ids. Only matrices whose rows are whole blocks are in it. The
-    same seed gives the same numbers. inputs: what sees the inputs of all matrices on the way. Memory: the model, the gradient of one matrix at a time, and 1/32 of the model.
+    model: with trainable weights. batches: of windows of ids. inputs: what sees the inputs of all matrices on the way.
+    Only matrices whose rows are whole blocks are in the result. The same seed gives the same numbers. Memory: the
+    model, the gradient of one matrix at a time, and 1/32 of the model.
     """
     table = "model.embed_tokens.weight"
     head = table if model.options.tied else "lm_head.weight"

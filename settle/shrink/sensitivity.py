@@ -75,19 +75,18 @@ def sensitivity(
     members: dict[str, list[str]] = {}
     for parameter, name in part.gguf_names().items():
         members.setdefault(name, []).append(parameter)
+    known = {name: found for name, found in members.items() if set(found) <= set(curvature)}
+    tensors = [t for t in file.tensors.values() if t.name in known and may_be_quantized(t)]
     costs: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
-    wanted = [
-        t for t in file.tensors.values() if may_be_quantized(t) and set(members.get(t.name, [])) <= set(curvature)
-    ]
-    for number, tensor in enumerate(t for t in wanted if t.name in members):
-        bends = [part.to_gguf(p, curvature[p]) for p in members[tensor.name]]
+    for number, tensor in enumerate(tensors):
+        bends = torch.stack([part.to_gguf(p, curvature[p]) for p in known[tensor.name]])
         means = None if importance is None else importance.means.get(tensor.name)
         possible = candidates(tensor, types, means is not None)
-        costs[tensor.name] = _costs(tensor, torch.stack(list(bends)).numpy(), means, possible, seed + number)
+        costs[tensor.name] = _costs(tensor, bends.numpy(), means, possible, seed + number)
         sizes[tensor.name] = {kind: ggml.num_bytes(kind, math.prod(tensor.shape)) for kind in possible}
         if progress is not None:
-            progress(number + 1, len(wanted))
+            progress(number + 1, len(tensors))
     return Sensitivity(costs, sizes)
 
 

@@ -56,8 +56,11 @@ class Trial:
         self.put(kinds)
         found = []
         for own, other in zip(self._own, self._logprobs(), strict=True):
-            p = own.float()
-            found.append((p.exp() * (p - other)).sum(-1, dtype=torch.float64).numpy())
+            log_p = own.float()
+            p = log_p.exp()
+            # of p, rounded to half precision, and q: Σ p log(p / q) - p + q, in which the rounding is of second order
+            lost = 1 - p.sum(-1, dtype=torch.float64)
+            found.append((p.mul_(log_p.sub_(other)).sum(-1, dtype=torch.float64) + lost).numpy())
         return np.concatenate(found)
 
     @torch.no_grad()

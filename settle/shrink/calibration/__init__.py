@@ -78,8 +78,8 @@ def _warnings(tokenizer: Any, stream: np.ndarray, data: Sequence[str], num_token
     warned = []
     if len(stream) < min(num_tokens, _FEW):
         warned.append(
-            f"the calibration text is short: {len(stream):,} tokens, where {min(num_tokens, _FEW):,} or more are needed "
-            "for figures that do not hang on chance"
+            f"the calibration text is short: {len(stream):,} tokens, where {min(num_tokens, _FEW):,} or more are "
+            "needed for figures that do not hang on chance"
         )
     if data:
         ids = np.concatenate([np.asarray(i, np.int64) for i in tokenizer.encode_batch(list(data))])
