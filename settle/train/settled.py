@@ -31,7 +31,7 @@ MORE = 0.10  # "10 % more tokens than already seen"
 CONFIDENCE = 0.95  # of the two-sided interval: the decision is repeated at every evaluation and must stay right
 STRETCHES = (0.7, 0.5, 0.35, 0.2)  # a stretch reaches back to this fraction of the tokens seen
 MIN_POINTS = 10  # evaluations in a stretch
-MIN_HISTORY = 30  # evaluations before the first verdict
+MIN_HISTORY = 30  # evaluations before the first verdict, but for overfitting, which shows by itself
 IN_A_ROW = 3  # evaluations that must agree on "settled"
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
@@ -108,19 +108,23 @@ class Settled:
         """The verdict after the last evaluation of `history` (all of them, oldest first, learning rate not yet
         decaying)."""
         usable = [e for e in history if e.tokens > self.since_tokens]
-        lines = trends(usable) if len(usable) >= MIN_HISTORY else []
+        lines = trends(usable) if len(usable) >= MIN_POINTS else []
+        too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
         if not lines:
-            return Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
+            return too_few
         line = min(lines, key=lambda t: t.high)
         numbers = (line.gain, line.low, line.high)
         evidence = {"tolerance": self.tolerance, "line": asdict(line), "evaluations": len(usable)}
-        broken = self._broken(history, lines)
+        is_early = len(usable) < MIN_HISTORY
+        broken = "" if is_early else self._broken(history, lines)
         if broken:
             return Judgement("broken", broken, *numbers, evidence)
         rise = overfitting(usable, line, self.tolerance)
-        if rise:
+        if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
             why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
             return Judgement("overfitting", why, *numbers, {**evidence, **rise})
+        if is_early:
+            return too_few
         expected = f"10 % more tokens would bring {line.gain:.2%} ({line.low:.2%} to {line.high:.2%})"
         learned = self.floor is None or line.loss < self.floor
         if learned and all(self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)):
