@@ -128,6 +128,11 @@ def quantized_already(file: Weights) -> dict[str, int]:
 
 def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
     """The type of every tensor, once the request makes sense."""
+    parts = file.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UsageError(
+            f"the file is one of {parts} parts of a model", "join them first, with `llama-gguf-split --merge`"
+        )
     stray = sorted(set(kinds) - set(file.tensors))
     if stray:
         raise UsageError(f"the file has no tensor {stray[0]}", "choose the types for this file")

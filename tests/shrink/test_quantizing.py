@@ -144,6 +144,10 @@ def test_what_makes_no_sense(tmp_path):
         quantize_gguf(source, target, {"blk.0.attn_q.weight": "Q4_K"})
     with pytest.raises(UsageError, match="is the file that is read"):
         quantize_gguf(source, source, {})
+    part = quantize_gguf(source, tmp_path / "part.gguf", {}, metadata={"split.count": 3})
+    with pytest.raises(UsageError, match="one of 3 parts"):
+        quantize_gguf(part, target, {})
+    part.unlink()
     wrong = Importance({"blk.0.attn_q.weight": np.ones(7, np.float32)})
     with pytest.raises(UsageError, match="importance of blk.0.attn_q.weight has 7 values, the tensor takes 64 inputs"):
         quantize_gguf(source, target, {"blk.0.attn_q.weight": "Q4_0"}, wrong)
