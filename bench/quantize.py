@@ -35,9 +35,10 @@ def ours(job: dict) -> None:
     ggml.quantize(np.zeros((1, 256), np.float32), "Q8_0")  # loads the library, as theirs is
     importance = read_imatrix(job["imatrix"]) if job["imatrix"] else None
     with measured():
-        chosen = recipe_types(read_gguf(job["source"]), job["recipe"], importance is not None)
+        file = read_gguf(job["source"])
+        chosen = recipe_types(file, job["recipe"], importance is not None)
         kinds = {name: choice.kind for name, choice in chosen.items()}
-        quantize_gguf(job["source"], job["target"], kinds, importance, job["recipe"], threads=job["threads"])
+        quantize_gguf(job["source"], job["target"], kinds, importance, job["recipe"], threads=job["threads"], file=file)
 
 
 def theirs(job: dict) -> None:

@@ -68,7 +68,7 @@ def test_memory_does_not_depend_on_the_model(tmp_path):
 def test_threads_change_nothing(tmp_path, threads):
     source = make_gguf(tmp_path / "x.gguf", experts=3, rows=40, extra={"big.weight": (3000, 512)})
     kinds = kinds_of(read_gguf(source), "Q4_0")
-    alone = quantize_gguf(source, tmp_path / "alone.gguf", kinds, threads=1)
+    alone = quantize_gguf(source, tmp_path / "alone.gguf", kinds, threads=1, file=read_gguf(source))
     together = quantize_gguf(source, tmp_path / "together.gguf", kinds, threads=threads)
     assert alone.read_bytes() == together.read_bytes()
 
