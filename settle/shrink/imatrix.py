@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,17 @@ def write_imatrix(path: Path, importance: Importance) -> Importance:
     else:
         _write_gguf(path, importance)
     return read_imatrix(path)
+
+
+def metadata_of(importance: Importance, name: str = "") -> dict[str, Any]:
+    """The keys by which `llama-quantize` tells in a file with which importance it was made. name: of its file."""
+    told: dict[str, Any] = {"quantize.imatrix.file": name} if name else {}
+    if importance.datasets:
+        told["quantize.imatrix.dataset"] = importance.datasets[0]
+    told["quantize.imatrix.entries_count"] = len(importance.means)
+    if importance.num_tokens:
+        told["quantize.imatrix.chunks_count"] = -(-importance.num_tokens // CHUNK)
+    return told
 
 
 def _read_gguf(path: Path) -> Importance:

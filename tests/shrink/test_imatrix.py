@@ -7,7 +7,7 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from settle.base.errors import FormatError
-from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
+from settle.shrink.imatrix import Importance, metadata_of, read_imatrix, write_imatrix
 from tests.shrink.files import make_gguf
 
 random = np.random.default_rng(0)
@@ -113,6 +113,16 @@ def test_what_is_no_importance(tmp_path, raw, what):
     (tmp_path / "x.dat").write_bytes(raw)
     with pytest.raises(FormatError, match=what):
         read_imatrix(tmp_path / "x.dat")
+
+
+def test_what_a_file_tells_of_its_importance():
+    assert metadata_of(Importance(MEANS, 1025, ["a.txt", "b.txt"]), "x.gguf") == {
+        "quantize.imatrix.file": "x.gguf",
+        "quantize.imatrix.dataset": "a.txt",
+        "quantize.imatrix.entries_count": 3,
+        "quantize.imatrix.chunks_count": 3,
+    }
+    assert metadata_of(Importance(MEANS)) == {"quantize.imatrix.entries_count": 3}
 
 
 def test_a_model_is_no_importance(tmp_path):
