@@ -35,7 +35,8 @@ def shrunk_through_gate(
     with unproven_place(path) as unproven:
         write(unproven)
         figures = shrunk_gate(source, unproven, held_out_texts, effort, conversations)
-        require(figures, path)
+        fix = "nothing was handed over; this is worth a bug report"
+        require(figures, path, f"{source.name} with its weights", fix)
     return figures
 
 
