@@ -9,9 +9,11 @@ from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.shrink.choosing import choose
 from settle.shrink.curvature import curvature
+from settle.shrink.ggml import FLOATS
 from settle.shrink.importance import Inputs
 from settle.shrink.measuring import group_of, measure
 from settle.shrink.quantizing import file_bytes, quantize_gguf
+from settle.shrink.recipe import RECIPES, recipe_types
 from settle.shrink.sensitivity import Sensitivity, candidates, sensitivity
 from settle.shrink.trial import Trial, batches
 from tests.trained import trained
@@ -104,9 +106,17 @@ def test_trials_correct_the_table(source, windows):
             assert found.table.predicted(same) == pytest.approx(real, rel=1e-6)
 
 
+def test_every_mix_can_be_predicted(source, measured):
+    file = read_gguf(source)
+    for recipe in RECIPES:
+        for name, choice in recipe_types(file, recipe, True).items():
+            known = measured.table.costs.get(name, {choice.kind})
+            assert choice.kind in known or choice.kind in FLOATS, (recipe, name)
+
+
 def test_rows_decide_what_is_possible(source):
     file = read_gguf(source)
-    assert candidates(file.tensors["blk.0.attn_q.weight"]) == ["IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+    assert candidates(file.tensors["blk.0.attn_q.weight"]) == ["IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
     assert candidates(file.tensors["output_norm.weight"], ()) == ["F32"]
 
 
