@@ -31,7 +31,7 @@ from settle.shrink.measuring import Measured, measure
 from settle.shrink.quantizing import file_bytes, quantize_gguf
 from settle.shrink.sensitivity import Sensitivity
 
-VERSION = 1  # of what is kept: a change in how it is measured counts this up
+VERSION = 2  # of what is kept: a change in how it is measured counts this up
 
 
 @dataclass(frozen=True)
