@@ -2,6 +2,7 @@
 it lies, so quantized weights keep every bit. V tokens before, K tokens kept.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ class _Cut:
         table = place.bytes().reshape(self.tensor.shape[0], row)
         step = max(1, _PIECE // row)
         for first in range(0, len(self.rows), step):
-            yield table[np.asarray(self.rows[first : first + step])]
-        place.forget(0, number)
+            chosen = np.asarray(self.rows[first : first + step])
+            yield table[chosen]
+            place.forget(int(chosen.min()) * row, int(chosen.max() + 1) * row)
 
 
 def cut_rows(source: Path, target: Path, kept: Sequence[int], metadata: Mapping[str, Any] | None = None) -> Path:
@@ -98,6 +100,11 @@ def _is_of_blocks(key: str, value: list[Any], blocks: int) -> bool:
 
 
 def _write(file: Weights, cuts: Sequence[_Cut], target: Path, changes: Mapping[str, Any]) -> Path:
+    from gguf.utility import model_weight_count_rounded_notation
+
+    if "general.size_label" in file.metadata:
+        number = sum(math.prod(cut.shape) for cut in cuts)
+        changes = {"general.size_label": model_weight_count_rounded_notation(number)} | changes
     entries = [Entry(cut.name, cut.shape, cut.tensor.dtype, cut.num_bytes) for cut in cuts]
     planned = layout(file, entries, changes)
     with beside(Path(target), planned.total) as path, path.open("wb") as f:

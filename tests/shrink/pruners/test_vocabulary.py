@@ -153,7 +153,7 @@ def test_the_distribution_among_what_is_left_is_the_same() -> None:
 def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     subject = trained_subject()
     source, target = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
-    subject.write_gguf(source, dtype, {"name": "tiny", "description": "to be cut"})
+    subject.write_gguf(source, dtype, {"name": "tiny", "size_label": "9B"})
     kept = PRUNER.cut_file(source, target, [code()[:600]], {"settle.pruned": "vocabulary"})
     before, after = read_gguf(source), read_gguf(target)
     for name, tensor in before.tensors.items():
@@ -161,9 +161,11 @@ def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
         rows = rows[kept.ids] if name in ("token_embd.weight", "output.weight") else rows
         assert after.tensors[name].dtype == tensor.dtype
         assert np.array_equal(after.tensors[name].place.bytes(), rows.ravel()), name
-    same = {k: v for k, v in before.metadata.items() if not k.startswith("tokenizer.") and not k.endswith("vocab_size")}
+    changed = ("tokenizer.", "llama.vocab_size", "general.size_label")
+    same = {k: v for k, v in before.metadata.items() if not k.startswith(changed)}
     assert same.items() <= after.metadata.items()
     assert after.metadata["settle.pruned"] == "vocabulary" and after.metadata["llama.vocab_size"] == len(kept.ids)
+    assert after.metadata["general.size_label"].endswith("K")
     assert target.stat().st_size < source.stat().st_size
     cut = Pretrained.open(target)
     bars = "blocks" if dtype.startswith("q") else dtype
