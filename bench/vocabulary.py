@@ -14,9 +14,11 @@ import json
 import math
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ import torch
 
 from settle.evaluate.gate import run_gate
 from settle.infer.engine import Engine
-from settle.infer.sample import logprobs
 from settle.model.pretrained import Pretrained
 from settle.shrink.pruners.vocabulary import Vocabulary
 
@@ -67,6 +68,7 @@ def _strings(value: Any) -> Iterator[str]:
         yield from _strings(inner)
 
 
+@torch.no_grad()
 def bits_per_byte(path: Path, texts: Sequence[str]) -> dict[str, float]:
     """Of the model in a file on texts, each opened as the model expects it."""
     base = Pretrained.open(path)
@@ -74,13 +76,14 @@ def bits_per_byte(path: Path, texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         ids = [base.tokenizer.bos_id if base.tokenizer.add_bos else base.tokenizer.eos_id]
         ids += base.tokenizer.encode(text).tolist()
-        for first in range(0, len(ids) - 1, 128):  # rows of a large vocabulary, a few at a time
-            places = range(first, min(first + 128, len(ids) - 1))
-            rows = logprobs(model, ids, places)
-            wanted = torch.tensor([ids[i + 1] for i in places])
-            bits -= float(rows.gather(1, wanted.unsqueeze(1)).sum()) / math.log(2)
+        inputs, wanted = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
+        hidden = model(inputs, torch.tensor([0, len(inputs)], dtype=torch.int32))
+        for first in range(0, len(inputs), 128):  # rows of a large vocabulary, a few at a time
+            rows = model.logits(hidden[first : first + 128])
+            nats = torch.nn.functional.cross_entropy(rows, wanted[first : first + 128], reduction="sum")
+            bits += float(nats) / math.log(2)
         size += len(text.encode())
-        tokens += len(ids) - 1
+        tokens += len(inputs)
     return {"bits_per_byte": bits / size, "tokens": tokens, "bytes": size}
 
 
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--generate", type=int, default=128)
     args = parser.parse_args()
+    say = partial(print, file=sys.stderr, flush=True)
     texts = source_code(args.most) if args.code else documents(args.text)
     random.Random(0).shuffle(texts)
     held = texts[: max(1, len(texts) // 10)]
@@ -120,12 +124,15 @@ def main() -> None:
         kept = Vocabulary(tokens=args.tokens).cut_file(args.model, cut, texts[len(held) :])
         seconds = time.perf_counter() - start
         paths = (args.model, cut)
+        sizes = [path.stat().st_size for path in paths]
+        say(kept.report, sizes, seconds)
         model = Pretrained.open(cut)
         gate = run_gate(model.load(), model.tokenizer, cut, held, "blocks")
+        say(gate)
         read = [text[:LONGEST] for text in held[: args.documents]]
         loss = [bits_per_byte(path, read) for path in paths]
+        say(loss)
         speed = generation(paths, PROMPTS["code" if args.code else "text"], args.generate, args.repeats)
-        sizes = [path.stat().st_size for path in paths]
     print(
         json.dumps(
             {
