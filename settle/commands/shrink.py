@@ -194,7 +194,8 @@ def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "
     if quantized and not requantize:
         kinds = ", ".join(f"{number} tensors {kind}" for kind, number in quantized.items())
         raise UsageError(
-            f"{opened.name} is quantized already ({kinds}): what was rounded away is lost, and rounding again adds to it",
+            f"{opened.name} is quantized already ({kinds}): what was rounded away is lost, and rounding again adds to "
+            "it",
             "start from the model in F16 or BF16; --requantize insists, and measures against the file as it is",
         )
     return opened
@@ -274,7 +275,7 @@ def _told(
     assert chosen.divergence is not None
     rise, faster = chosen.divergence.rise.value, after.speed.median / before.speed.median
     why = (
-        f"{path.stat().st_size / whole.num_bytes:.0%} of the size, {faster:.2f} × as fast, the loss on "
+        f"{path.stat().st_size / whole.num_bytes:.0%} of the size, {faster:.2f} times as fast, and the loss on "
         f"{bench.material.name} changes by {rise:+.2%}"
     )
     result: dict[str, Any] = {

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import settle
 from settle.base.errors import EngineError, UsageError
 from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
 from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
@@ -59,7 +58,7 @@ class Scorer:
             "threads": threads or os.cpu_count() or 1,
         }
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
-        paths = [str(Path(settle.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths)}
         self._child = _Reader("scoring_child.py", settings, self.path.name, environment, ready_seconds)
 

@@ -27,19 +27,17 @@ def card(result: Mapping[str, Any], bench: Workbench) -> str:
         "",
         f"{result['base']['name']} (sha256 `{result['base']['sha256'][:16]}…`), made smaller.",
     ]
-    lines += [f"It has {result['why']}.", ""]
+    lines += ["", f"{result['why'][0].upper()}{result['why'][1:]}.", ""]
     lines += ["## What it costs", "", *_table(("", "before", "now"), _figures(reference, chosen)), ""]
-    lines += [f"Held-out text: {bench.material.name}, {d['tokens']:,} tokens in {d['windows']} windows that nothing was "
-              "fitted to; 95 % intervals.", ""]  # fmt: skip
+    judged = f"{bench.material.name}, {d['tokens']:,} tokens in {d['windows']} windows that nothing was fitted to"
+    lines += [f"Held-out text: {judged}; 95 % intervals.", ""]
     lines += ["| | |", "|---|--:|", f"| KL, nats per token | {_interval(d['kl'])} |"]
     lines += [f"| of single tokens, 99 in 100 below | {d['kl_99']:.3g} |", f"| the largest | {d['kl_max']:.3g} |"]
     lines += [f"| same likeliest token | {_interval(d['same_top'], percent=True)} |"]
     lines += [f"| the loss changes by | {_interval(d['rise'], percent=True)} |"]
     lines += [f"| KL as predicted | {chosen['predicted_kl']:.3g} |", ""] if chosen["predicted_kl"] else [""]
     lines += _compared(result.get("comparison"))
-    lines += ["## Check of the file", "", f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} "
-              f"prompts are equal byte for byte, {gate['greedy_tokens_equal']} of {gate['greedy_tokens']} greedy tokens "
-              "are what the file's own weights give outside of llama.cpp.", ""]  # fmt: skip
+    lines += ["## Check of the file", "", *_checked(gate), ""]
     lines += ["## Types", "", *_types(result["kinds"]), ""]
     return "\n".join(lines)
 
@@ -60,6 +58,14 @@ def _figures(reference: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[tu
             ("seconds to load", f"{a['load_seconds']['median']:.2f}", f"{b['load_seconds']['median']:.2f}"),
         ]
     return rows
+
+
+def _checked(gate: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} prompts are equal byte for byte,",
+        f"{gate['greedy_tokens_equal']} of {gate['greedy_tokens']} greedy tokens are what the file's own weights give",
+        "outside of llama.cpp.",
+    ]
 
 
 def _compared(comparison: Mapping[str, Any] | None) -> list[str]:

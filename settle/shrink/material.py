@@ -13,17 +13,22 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.events import Events
+from settle.data.files import find_files
 from settle.data.layouts import Example
+from settle.data.ledger import Ledger
 from settle.data.rows.prepare import RowCorpus, prepare_rows
-from settle.data.settings import RowSettings
+from settle.data.rows.reading import RowReading
+from settle.data.settings import ColumnSettings, RowSettings
 from settle.data.store import TokenStore
 from settle.data.windows import Windows, first_texts, text_windows
+from settle.data.workspace import workspace
 from settle.shrink.calibration import LENGTH, NAME, calibration_texts, calibration_windows
 
 WINDOW = 512  # ids of a window that a model is judged on, where it knows so many
-CALIBRATION_TOKENS = 16_384
+CALIBRATION_TOKENS = 8_192
 HELD_OUT_TOKENS = 16_384
 HELD_OUT_SHARE = 0.3
+PASSAGE = 3000  # characters that a plain text is cut into
 EVERY = 3  # of texts that are not the person's own files, so many-th is held out
 
 
@@ -61,8 +66,8 @@ def material(
     events: Events,
     known: Sequence[str] = (),
 ) -> Material:
-    """inputs: the person's files. calibration: other files to calibrate on. context: tokens that the model knows. known:
-    texts of the kind that the model was made for, taken where there are no inputs; where neither is, settle's own.
+    """inputs: the person's files. calibration: other files to calibrate on. context: tokens that the model knows.
+    known: texts of the kind that the model was made for, taken where there are no inputs; else settle's own are.
 
     Raises DataError for inputs that cannot be used or that hold next to nothing.
     """
@@ -70,6 +75,9 @@ def material(
     if not inputs:
         name, texts = ("its held-out text", known) if len(known) >= 2 * EVERY else (NAME, calibration_texts())
         return _of_texts(name, texts, calibration, tokenizer, window, events)
+    plain = _plain_text(inputs, events)
+    if plain is not None:
+        return _of_texts(_named(inputs), plain, calibration, tokenizer, window, events)
     corpus = _corpus(inputs, tokenizer, window, events)
     held_out = _judged(corpus.held_out, tokenizer)
     texts = [tokenizer.decode(ids) for ids in _spread(corpus.held_out, HELD_OUT_TOKENS)]
@@ -78,9 +86,8 @@ def material(
     else:
         windows = [np.asarray(ids, np.int64) for ids in _spread(corpus.train, CALIBRATION_TOKENS)]
         calibrated = windows, _too_few(windows)
-    examples = [] if corpus.kind == "text" else list(corpus.examples())
-    name = ", ".join(Path(given).name for given in inputs[:3]) + (", …" if len(inputs) > 3 else "")
-    return Material(name, calibrated[0], held_out, texts, window, examples, calibrated[1])
+    examples = list(corpus.examples())
+    return Material(_named(inputs), calibrated[0], held_out, texts, window, examples, calibrated[1])
 
 
 def _of_texts(
@@ -100,10 +107,43 @@ def _of_texts(
 def _calibrated(
     inputs: Sequence[str], tokenizer: Any, window: int, events: Events, judged: Sequence[str]
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    corpus = _corpus(inputs, tokenizer, window, events)
-    texts = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
+    texts = _plain_text(inputs, events)
+    if texts is None:
+        corpus = _corpus(inputs, tokenizer, window, events)
+        texts = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
     found = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, min(LENGTH, window), judged)
     return found.windows, found.warnings
+
+
+def _plain_text(inputs: Sequence[str], events: Events) -> list[str] | None:
+    """Files of plain text in passages, so that a single file has several; None for examples that ask something."""
+    ledger = Ledger()
+    with workspace() as work:
+        reading = RowReading(find_files(list(inputs), work, ledger), ColumnSettings.model_validate({}), ledger, events)
+        passages: list[str] = []
+        for _, _, example in reading.examples():
+            if example.kind != "text":
+                return None
+            passages += _passages(example.text)
+    if not passages:
+        raise DataError(f"there is no text in {_named(inputs)}", "give a file of text or of examples")
+    return passages
+
+
+def _passages(text: str) -> Iterator[str]:
+    """A text in parts of about PASSAGE characters, cut between paragraphs or lines where there are some."""
+    at = 0
+    while at < len(text):
+        end = at + PASSAGE
+        if end < len(text):
+            cuts = (text.rfind(mark, at + PASSAGE // 2, end) for mark in ("\n\n", "\n", " "))
+            end = next((cut for cut in cuts if cut > 0), end)
+        yield text[at:end].strip("\n")
+        at = end
+
+
+def _named(inputs: Sequence[str]) -> str:
+    return ", ".join(Path(given).name for given in inputs[:3]) + (", …" if len(inputs) > 3 else "")
 
 
 def _corpus(inputs: Sequence[str], tokenizer: Any, window: int, events: Events) -> RowCorpus:
@@ -132,9 +172,9 @@ def _spread(store: TokenStore, most_tokens: int) -> Iterator[np.ndarray]:
 
 def _too_few(windows: Sequence[np.ndarray]) -> tuple[str, ...]:
     number = sum(map(len, windows))
-    if number >= CALIBRATION_TOKENS // 4:
+    if number >= CALIBRATION_TOKENS // 2:
         return ()
     return (
-        f"your text is short to calibrate on: {number:,} tokens, where {CALIBRATION_TOKENS // 4:,} or more tell chance "
+        f"your text is short to calibrate on: {number:,} tokens, where {CALIBRATION_TOKENS // 2:,} or more tell chance "
         "apart; --calibration takes another text like it",
     )

@@ -85,7 +85,7 @@ def picture(points: Sequence[Point], title: str = "") -> bytes:
     from matplotlib.figure import Figure
 
     panels = [("file size, MB", [p.num_bytes / 1e6 for p in points], False)]
-    if sum(p.speed is not None for p in points) > 1:
+    if sum(p.speed is not None and p.kl > 0 for p in points) > 1:
         panels.append(("tokens a second", [math.nan if p.speed is None else p.speed for p in points], True))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white")

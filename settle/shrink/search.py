@@ -11,8 +11,8 @@ BEYOND = 0.9  # of the tolerance, that a measurement stays away from one that wa
 
 
 @dataclass(frozen=True)
-class Point:
-    """num_bytes: of a file. value: what was measured of it, above 0."""
+class Size:
+    """A file that was measured. value: what was measured of it, above 0."""
 
     num_bytes: int
     value: float
@@ -23,13 +23,13 @@ class Found:
     """What was measured, by size; the largest file whose value is above what is wanted, and the smallest at or below
     it. One of them is None where no size is on that side."""
 
-    points: tuple[Point, ...]
-    above: Point | None
-    within: Point | None
+    points: tuple[Size, ...]
+    above: Size | None
+    within: Size | None
 
 
 def find_size(
-    measure: Callable[[int], Point],
+    measure: Callable[[int], Size],
     smallest: int,
     largest: int,
     wanted: float,
@@ -43,7 +43,7 @@ def find_size(
     size to begin with. Ends when both sides of the crossing are within `tolerance` of each other, relative, when
     nothing new comes of a measurement, or after `most` of them.
     """
-    points: dict[int, Point] = {}
+    points: dict[int, Size] = {}
     size = min(max(guess or round(math.sqrt(smallest * largest)), smallest), largest)
     for _ in range(most):
         point = measure(size)
@@ -62,14 +62,14 @@ def find_size(
     return _sides(points, wanted)
 
 
-def _sides(points: dict[int, Point], wanted: float) -> Found:
+def _sides(points: dict[int, Size], wanted: float) -> Found:
     ordered = tuple(sorted(points.values(), key=lambda p: p.num_bytes))
     within = _first(ordered, wanted)
     below = [p for p in ordered if p.value > wanted and (within is None or p.num_bytes < within.num_bytes)]
     return Found(ordered, below[-1] if below else None, within)
 
 
-def _first(ordered: Sequence[Point], wanted: float) -> Point | None:
+def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
     """The smallest file at or below `wanted` whose larger ones are all so too: noise must not make a small one pass."""
     found = None
     for point in reversed(ordered):
@@ -79,7 +79,7 @@ def _first(ordered: Sequence[Point], wanted: float) -> Point | None:
     return found
 
 
-def _between(above: Point, within: Point, wanted: float, tolerance: float) -> int:
+def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:
     """Where the logarithm of the value, a straight line between the two, is that of `wanted`. Near an end it is a
     little beyond, so that the two come to lie on both sides of the crossing."""
     start, end = above.num_bytes, within.num_bytes

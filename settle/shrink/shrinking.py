@@ -14,13 +14,12 @@ from typing import Any
 from settle.base.errors import ResourceError
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
-from settle.shrink.budget import cheapest
+from settle.shrink.choosing import choose
 from settle.shrink.ggml import FLOATS
 from settle.shrink.pace import Pace, bytes_read
 from settle.shrink.pareto import Point
 from settle.shrink.recipe import RECIPES, recipe_types
-from settle.shrink.search import Found, find_size
-from settle.shrink.search import Point as Size
+from settle.shrink.search import Found, Size, find_size
 from settle.shrink.workbench import Workbench
 
 MOST_MEASURED = 8  # files of one search
@@ -86,9 +85,7 @@ class Shrinking:
     def of_size(self, num_bytes: int) -> Candidate:
         """`auto`: the types that cost least in a file of at most so many bytes. Raises UsageError when none is so
         small."""
-        table = self.bench.sensitivity
-        kinds = cheapest(table.costs, table.num_bytes, num_bytes - self._around)
-        return self._candidate("", kinds, None)
+        return self._candidate("", choose(self.bench.file, self.bench.sensitivity, num_bytes), None)
 
     @property
     def smallest(self) -> int:
@@ -188,8 +185,8 @@ class Shrinking:
         if found.above is None:
             fastest = max(found.points, key=lambda p: p.value)
             raise ResourceError(
-                f"no file of {self.bench.source.name} writes {tokens_per_second:g} tokens a second here: the fastest is "
-                f"{tried[fastest.num_bytes].name} with {fastest.value:.1f}",
+                f"no file of {self.bench.source.name} writes {tokens_per_second:g} tokens a second here: the fastest "
+                f"is {tried[fastest.num_bytes].name} with {fastest.value:.1f}",
                 f"--speed {math.floor(fastest.value)}, or prune the model first: `settle distill --help`",
             )
         return self.measured(tried[_best_at_speed(found, tried)])

@@ -7,14 +7,12 @@ by the next `settle shrink` of the model, and by one that was interrupted.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from settle.base.errors import ResourceError
 from settle.base.events import Events
@@ -26,15 +24,14 @@ from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.scoring import Scorer
 from settle.model.pretrained import Pretrained
-from settle.shrink.curvature import curvature
+from settle.model.source import hash_of
 from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
-from settle.shrink.importance import importance_of
 from settle.shrink.material import Material
+from settle.shrink.measuring import Measured, measure
 from settle.shrink.quantizing import file_bytes, quantize_gguf
-from settle.shrink.sensitivity import Sensitivity, sensitivity
+from settle.shrink.sensitivity import Sensitivity
 
 VERSION = 1  # of what is kept: a change in how it is measured counts this up
-BATCH_TOKENS = 2048  # of a step of the curvature
 
 
 @dataclass(frozen=True)
@@ -65,31 +62,28 @@ class Workbench:
         return folder
 
     @cached_property
-    def importance(self) -> Importance:
-        """How much each input matters: as the person's file says, or measured on the calibration text."""
-        if self.given is not None:
-            return read_imatrix(self.given)
-        path = self.kept / "imatrix.gguf"
-        if not path.exists():
-            model = self.source.load(dtype=_float32()).eval()
-            found = importance_of(
-                model, self.source.part, self.material.calibration, self.material.name, self._told("importance")
+    def _measured(self) -> Measured:
+        """Importance and sensitivities, measured together; or of the person's importance file."""
+        given = None if self.given is None else read_imatrix(self.given)
+        beside = "" if self.given is None else f"-{hash_of(self.given)[:12]}"
+        importance, table = self.kept / f"imatrix{beside}.gguf", self.kept / f"sensitivity{beside}.json"
+        if not (importance.exists() and table.exists()):
+            found = measure(
+                self.path, self.material.calibration, self.material.name, importance=given, progress=self._told
             )
-            write_imatrix(path, found)
-        return read_imatrix(path)
+            write_imatrix(importance, found.importance)
+            found.table.save(table)
+        return Measured(read_imatrix(importance), Sensitivity.open(table))
 
-    @cached_property
+    @property
+    def importance(self) -> Importance:
+        """How much each input of each tensor matters."""
+        return self._measured.importance
+
+    @property
     def sensitivity(self) -> Sensitivity:
         """What each tensor costs in each type."""
-        path = self.kept / ("sensitivity.json" if self.given is None else f"sensitivity-{_short(self.given)}.json")
-        if not path.exists():
-            model = self.source.load(trainable=True)
-            batches = list(_batches(self.material.calibration))
-            bends = curvature(model, batches, progress=self._told("curvature"))
-            del model
-            table = sensitivity(self.file, self.source.part, bends, self.importance, progress=self._told("sensitivity"))
-            table.save(path)
-        return Sensitivity.open(path)
+        return self._measured.table
 
     @cached_property
     def likelihoods(self) -> Likelihoods:
@@ -115,7 +109,7 @@ class Workbench:
             self.importance,
             file_type,
             metadata or None,
-            progress=self._told("quantizing", "bytes"),
+            progress=lambda done, total: self._told("quantizing", done, total, "bytes"),
             requantize=True,
         )
 
@@ -149,40 +143,15 @@ class Workbench:
                 "make room there, or set SETTLE_HOME to a folder that has it",
             )
 
-    def _told(self, what: str, unit: str = "parts"):  # type: ignore[no-untyped-def]
-        def told(done: int, total: int) -> None:
-            self.events.emit("progress", what=what, done=done, total=total, unit=unit)
+    def _told(self, what: str, done: int, total: int, unit: str = "parts") -> None:
+        self.events.emit("progress", what=what, done=done, total=total, unit=unit)
 
-        return told
-
-    def _counting(self, what: str, total: int):  # type: ignore[no-untyped-def]
+    def _counting(self, what: str, total: int) -> Callable[[int], None]:
         done = 0
 
         def told(number: int) -> None:
             nonlocal done
             done += number
-            self.events.emit("progress", what=what, done=done, total=total, unit="tokens")
+            self._told(what, done, total, "tokens")
 
         return told
-
-
-def _batches(windows: "list[np.ndarray] | tuple[np.ndarray, ...] | Any") -> Iterator[list[np.ndarray]]:
-    """Windows, about BATCH_TOKENS at a time."""
-    batch: list[np.ndarray] = []
-    for window in windows:
-        batch.append(window)
-        if sum(map(len, batch)) >= BATCH_TOKENS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _short(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()[:12]
-
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32

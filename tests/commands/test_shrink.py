@@ -1,0 +1,118 @@
+"""`settle shrink`: a budget is met and measured, or said not to be."""
+
+import json
+
+import pytest
+
+from settle.base.events import Events
+from settle.base.run import Run
+from settle.cli import main
+from settle.evaluate.hand_over import hand_over
+from settle.formats.gguf import read_gguf
+
+pytest.importorskip("llama_cpp_py_sync", reason="the extra `shrink` is not installed")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, tiny):
+    """A home with a finished run; what is measured of it stays for the tests that follow."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(home))
+        run = Run.create("train", "notes")
+        hand_over(
+            tiny.model, tiny.part, tiny.weights, tiny.tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events()
+        )  # fmt: skip
+        text = home / "text.txt"
+        text.write_text("\n\n".join(tiny.held_out * 2), encoding="utf-8")
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def here(kept, monkeypatch):
+    monkeypatch.setenv("SETTLE_HOME", str(kept))
+
+
+def shrunk(capsys, *arguments, code=0):
+    assert main(["shrink", *map(str, arguments), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_type(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "q4_k_m", "--name", "typed")
+    file = read_gguf(result["files"]["gguf"])
+    assert file.tensors["blk.0.ffn_down.weight"].dtype == "Q5_0"  # 128 values in a row are no 256
+    assert result["gate"]["passed"] and result["chosen"]["recipe"] == "Q4_K_M"
+    assert 0 < result["chosen"]["divergence"]["kl"]["value"] < 1
+    assert result["chosen"]["bytes"] < result["reference"]["bytes"]
+    run = Run.find("typed")
+    assert run.status == "finished" and (run.out / "pareto.png").stat().st_size > 10_000
+    card = (run.out / "card.md").read_text()
+    assert 'base_model: "notes"' in card and "| blk.0.ffn_down.weight | Q5_0 |" in card
+    assert main(["chat", "typed", "def f(", "--max-tokens", "4"]) == 0
+
+
+def test_a_size_is_kept_to_and_used_better_than_by_a_mix(kept, capsys):
+    mix = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q4_K_M", "--name", "mix")["chosen"]
+    size = f"{mix['bytes'] / 1e3:.3f}kB"
+    auto = shrunk(capsys, "notes", kept / "text.txt", "--to", size, "--name", "sized")["chosen"]
+    assert auto["bytes"] <= mix["bytes"]
+    assert auto["divergence"]["kl"]["value"] <= mix["divergence"]["kl"]["value"]
+
+
+def test_a_loss_is_kept_to(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--lose", "5%", "--name", "lossy")
+    d = result["chosen"]["divergence"]
+    assert max(d["rise"]["high"], d["kl"]["high"] / d["reference_loss"]) <= 0.05
+    smaller = [c for c in result["candidates"] if c["bytes"] < result["chosen"]["bytes"]]
+    for other in smaller:
+        d = other["divergence"]
+        assert max(d["rise"]["high"], d["kl"]["high"] / d["reference_loss"]) > 0.05
+
+
+def test_what_nothing_can_meet_names_the_nearest_and_leaves_no_run(kept, capsys):
+    for budget, says in ((["--to", "10kB"], "the nearest is"), (["--speed", "1e9"], "the fastest is")):
+        assert main(["shrink", "notes", str(kept / "text.txt"), *budget, "--name", "never"]) == 1
+        assert says in capsys.readouterr().err
+    assert all(run.name != "never" for run in Run.all())
+
+
+def test_a_model_that_is_quantized_already_is_refused_unless_asked(kept, capsys):
+    small = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q8_0", "--name", "eight")["files"]["gguf"]
+    assert main(["shrink", small, str(kept / "text.txt"), "--to", "Q4_0"]) == 2
+    said = capsys.readouterr().err
+    assert "is quantized already (" in said and "--requantize" in said
+    again = shrunk(capsys, small, kept / "text.txt", "--to", "Q4_0", "--requantize", "--name", "again")
+    assert again["gate"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "one budget decides, and none were given"),
+        (["--to", "Q8_0", "--plan"], "--to, --plan were given"),
+        (["--to", "Q4_X"], "there is no type 'Q4_X'"),
+        (["--to", "400"], "'400' is not a size"),
+        (["--lose", "0"], "'0' is not a share"),
+    ],
+)
+def test_a_wrong_budget(arguments, says, capsys):
+    assert main(["shrink", "notes", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_known_before(kept, capsys, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(kept)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["shrink", "notes", "--to", "Q8_0", "--name", "full"]) == 1
+    assert "no room to work in" in capsys.readouterr().err
+    assert all(run.name != "full" for run in Run.all())
+
+
+def test_the_plan_is_predicted_and_then_measured(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--plan", "--name", "planned")
+    measured = [c for c in result["candidates"] if c["divergence"]]
+    assert len(measured) > 15 and all(c["predicted_kl"] > 0 and c["footprint"] for c in measured)
+    assert not list(Run.find("planned").out.glob("*.gguf"))
