@@ -74,9 +74,9 @@ class Decoder(nn.Module):
                 shrink = _BRANCH_SHRINK if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 weight.normal_(0.0, std * shrink, generator=random)
 
-    def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, cu_seqlens: Tensor | Packing) -> Tensor:
         """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
-        packing = Packing(cu_seqlens)
+        packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.model.embed_tokens(inputs, self.compute_dtype)
         if self.options.embedding_scale is not None:
             x = x * torch.tensor(self.options.embedding_scale, dtype=x.dtype)

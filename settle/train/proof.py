@@ -68,7 +68,7 @@ def prove(
     tuned: the model was trained by others, and perhaps only an adapter is trained now.
     Raises ProofError at the first failure, naming the tensor or the row. The model is left as it was.
     """
-    proof = _Proof(model, objective, batch, vocab_size, rows, seed, tuned)
+    proof = _Proof(model, objective, objective.known(batch), vocab_size, rows, seed, tuned)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("first loss", proof.first_loss),
         ("every tensor gets a gradient", proof.reaches_all),
@@ -141,12 +141,16 @@ class _Proof:
                 )
             return f"{loss:.3f}, as it must be"
         if self.tuned:
-            if not loss < 1.25 * expected:
+            reference = self.objective.reference(self.model, self.batch)
+            who, nats = ("base", loss) if reference is None else ("teacher", reference[0] / reference[1])
+            if not nats < 1.25 * expected:
                 raise ProofError(
-                    f"the base finds these rows less likely than guessing: {loss:.3f} nats, ln({self.vocab_size}) = "
+                    f"the {who} finds these rows less likely than guessing: {nats:.3f} nats, ln({self.vocab_size}) = "
                     f"{expected:.3f}",
                     f"its tokenizer or its template does not fit it, or these rows are no text: {named}",
                 )
+            if reference is not None:
+                return f"{loss:.3f} from the teacher, who pays {nats:.3f} nats; guessing is ln(V) = {expected:.3f}"
             return f"{loss:.3f} nats, guessing is ln(V) = {expected:.3f}"
         if not abs(loss - expected) < 0.1 * expected:
             raise ProofError(
@@ -322,7 +326,8 @@ def _rows(batch: Batch, edges: np.ndarray) -> Batch:
     """The part of a batch between the first and the last edge, its segments bounded by `edges` (S+1,)."""
     first, last = int(edges[0]), int(edges[-1])
     positions = np.concatenate([np.arange(b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)])
-    return Batch(batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions)
+    record = None if batch.record is None else batch.record[first:last]
+    return Batch(batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions, record)
 
 
 def tails(batch: Batch, tokens: int, segments: int) -> Batch:
@@ -337,7 +342,8 @@ def tails(batch: Batch, tokens: int, segments: int) -> Batch:
     place = np.concatenate(pieces)
     positions = np.concatenate([np.arange(len(piece)) for piece in pieces])
     edges = np.cumsum([0, *map(len, pieces)]).astype(batch.cu_seqlens.dtype)
-    return Batch(batch.inputs[place], batch.targets[place], edges, positions)
+    record = None if batch.record is None else batch.record[place]
+    return Batch(batch.inputs[place], batch.targets[place], edges, positions, record)
 
 
 def _segments(batch: Batch, step: int) -> Iterator[Batch]:
