@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from settle.base.errors import EngineError
 
@@ -54,34 +55,38 @@ class Load:
         }
 
 
-class Child:
-    """A model in a llama.cpp process of its own, which answers over loopback with a random key.
+class ChildProcess:
+    """A script of this room in a process of its own, which ends when its stdin does.
 
-    ready_seconds: how long loading may take before it counts as failed.
+    It is given one JSON line of settings, and answers one once it is ready. script: its file. name: of the model that
+    it loads, for errors. environment: what it sees beside ours. ready_seconds: how long loading may take before it
+    counts as failed.
     """
 
-    def __init__(self, load: Load, ready_seconds: float = 300.0) -> None:
-        self.load = load
-        self.api_key = secrets.token_hex(16)
-        self._ready_seconds = ready_seconds
+    def __init__(
+        self, script: str, settings: Mapping[str, Any], name: str, environment: Mapping[str, str], ready_seconds: float
+    ) -> None:
+        self.name = name
+        self._script, self._settings = Path(__file__).with_name(script), dict(settings)
+        self._environment, self._ready_seconds = dict(environment), ready_seconds
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._process: subprocess.Popen | None = None
 
-    def start(self) -> None:
-        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+    def begin(self) -> dict[str, Any]:
+        """Starts the process, waits until it has loaded the model, and returns its answer. Raises EngineError."""
         # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("child.py"))],
+            [sys.executable, "-P", str(self._script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
-            env=os.environ | self._environment(),
+            env=os.environ | self._environment,
         )
         self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
         self._drain.start()
         try:
-            self._process.stdin.write(json.dumps(self.load.to_json() | {"api_key": self.api_key}).encode() + b"\n")
+            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the child is dead already; what it said on stderr is the error
@@ -93,10 +98,9 @@ class Child:
             hung = not answer
             self.close()
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
-            raise EngineError(f"llama.cpp {why}: {self.load.path.name}{self.tail()}", self.fix)
-        told = json.loads(answer[0])
-        self.address = urllib.parse.urlsplit(told["address"])
-        self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars
+            raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
+        told: dict[str, Any] = json.loads(answer[0])
+        return told
 
     def close(self) -> None:
         """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""
@@ -138,7 +142,7 @@ class Child:
 
     def died(self) -> EngineError:
         """The error of a request that got no answer."""
-        return EngineError(f"llama.cpp died with {self.load.path.name} loaded{self.tail()}", self.fix)
+        return EngineError(f"llama.cpp died with {self.name} loaded{self.tail()}", self.fix)
 
     def tail(self) -> str:
         """What llama.cpp said last: its errors where it named some."""
@@ -146,11 +150,25 @@ class Child:
         errors = [line for line in lines if " E " in line or "error" in line.lower()]
         return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
 
-    def _environment(self) -> dict[str, str]:
-        # many small products one after the other: on a machine that has other work, threads that wait for each other
-        # spinning are three times slower than threads that sleep
-        return {"GOMP_SPINCOUNT": "200"} if self.load.slots > 1 else {}
-
     def _read_stderr(self, stream) -> None:
         for line in stream:
             self._stderr.append(line.decode("utf-8", "replace").rstrip())
+
+
+class Child(ChildProcess):
+    """A model in a llama.cpp process of its own, which answers over loopback with a random key."""
+
+    def __init__(self, load: Load, ready_seconds: float = 300.0) -> None:
+        self.load = load
+        self.api_key = secrets.token_hex(16)
+        # many small products one after the other: on a machine that has other work, threads that wait for each other
+        # spinning are three times slower than threads that sleep
+        environment = {"GOMP_SPINCOUNT": "200"} if load.slots > 1 else {}
+        settings = load.to_json() | {"api_key": self.api_key}
+        super().__init__("child.py", settings, load.path.name, environment, ready_seconds)
+
+    def start(self) -> None:
+        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        told = self.begin()
+        self.address = urllib.parse.urlsplit(told["address"])
+        self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars

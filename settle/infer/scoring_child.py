@@ -1,0 +1,162 @@
+"""llama.cpp as a reader: whole distributions at every position. Run by `scoring.py` as a script, never imported by it.
+
+Reads one JSON line of settings on stdin and answers one, `{"num_vocab": …}`, once the model is loaded. Then every line
+is a window to read, and its answer a line that tells dtype and shape of the arrays whose bytes follow it, or
+`{"error": …}`. Lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
+
+Logits are looked at where llama.cpp wrote them, some positions at a time, and never leave this process.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from settle.data.distributions import Compared, Rows, compare, draws, summarise
+from settle.data.likelihoods import Likelihoods
+
+LOGITS_BYTES = 64 << 20  # of the positions that are looked at together
+LEAST_TOGETHER, MOST_TOGETHER = 16, 512
+
+
+class Unreadable(Exception):
+    """llama.cpp could not evaluate a window, or what it computed is no number."""
+
+
+class Model:
+    """A GGUF file in llama.cpp, on the processor. context: tokens of the longest window."""
+
+    def __init__(self, path: str, context: int, threads: int) -> None:
+        from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+
+        self._lib, self._ffi = get_lib(), get_ffi()
+        self._lib.llama_backend_init()
+        options = self._lib.llama_model_default_params()
+        options.n_gpu_layers = 0
+        options.check_tensors = True
+        self._model = self._lib.llama_model_load_from_file(os.fsencode(path), options)
+        if self._model == self._ffi.NULL:
+            raise Unreadable("error: the model was not loaded")
+        self.num_vocab = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(self._model))
+        together = LOGITS_BYTES // (4 * self.num_vocab) // LEAST_TOGETHER * LEAST_TOGETHER
+        self.together = min(max(together, LEAST_TOGETHER), MOST_TOGETHER)
+        self._context = self._open(context, threads)
+        self._batch = self._lib.llama_batch_init(self.together, 0, 1)
+
+    def _open(self, context: int, threads: int) -> Any:
+        options = self._lib.llama_context_default_params()
+        options.n_ctx, options.n_seq_max = context, 1
+        options.n_batch = options.n_ubatch = self.together
+        options.n_threads = options.n_threads_batch = threads
+        options.no_perf = True
+        opened = self._lib.llama_init_from_model(self._model, options)
+        if opened == self._ffi.NULL:
+            raise Unreadable("error: there is no room for its context")
+        return opened
+
+    def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        for first in range(0, len(ids) - 1, self.together):
+            piece = ids[first : min(first + self.together, len(ids) - 1)]
+            batch = self._batch
+            batch.n_tokens = len(piece)
+            for i, token in enumerate(piece):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            failed = self._lib.llama_decode(self._context, batch)
+            if failed:
+                raise Unreadable(f"llama.cpp ended a window at token {first} with {failed}")
+            size = len(piece) * self.num_vocab
+            raw = self._ffi.buffer(self._lib.llama_get_logits(self._context), 4 * size)
+            yield np.frombuffer(raw, np.float32).reshape(len(piece), self.num_vocab)
+
+
+def summarised(model: Model, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
+    """What is kept of the distributions over a window."""
+    window = np.asarray(ids, np.int32)
+    drawn = draws(window, sampled)
+    parts, at = [], 0
+    for logits in model.logits(ids):
+        after = at + len(logits)
+        parts.append(summarise(logits, window[at + 1 : after + 1], drawn[at:after], top, pool))
+        at = after
+    return Rows.joined(parts)
+
+
+def compared(model: Model, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
+    """The distributions over a window against a reference's."""
+    window = np.asarray(ids, np.int32)
+    parts, at = [], 0
+    for logits in model.logits(ids):
+        after = at + len(logits)
+        parts.append(compare(rows[at:after], logits, window[at + 1 : after + 1], pool))
+        at = after
+    return Compared.joined(parts)
+
+
+def answer(model: Model, asked: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]) -> list:
+    """The arrays that answer one line: those of `Rows`, or of `Compared` when it names a record and a window of it."""
+    if "folder" not in asked:
+        return list(vars(summarised(model, asked["ids"], asked["top"], asked["sampled"], pool)).values())
+    folder = asked["folder"]
+    if folder not in known:
+        known.clear()
+        known[folder] = Likelihoods(Path(folder))
+    record, index = known[folder], asked["window"]
+    return list(vars(compared(model, record.window(index).tolist(), record.rows(index), pool)).values())
+
+
+def write(answers: BinaryIO, arrays: Sequence[np.ndarray]) -> None:
+    """Arrays as a line of dtypes and shapes, and their bytes."""
+    told = [[array.dtype.str, list(array.shape)] for array in arrays]
+    answers.write(json.dumps({"arrays": told}).encode() + b"\n")
+    for array in arrays:
+        answers.write(np.ascontiguousarray(array).tobytes())
+    answers.flush()
+
+
+def read_lines(lines: "queue.SimpleQueue[bytes]") -> None:
+    """What the parent asks; leaves the process at the end of stdin, without llama.cpp's destructors."""
+    while line := sys.stdin.buffer.readline():
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    # llama.cpp writes to stdout too, now and then: the answers have a channel of their own
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    settings = json.loads(lines.get())
+    try:
+        model = Model(settings["path"], settings["context"], settings["threads"])
+    except Unreadable as e:
+        print(e, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
+    answers.write(json.dumps({"num_vocab": model.num_vocab}).encode() + b"\n")
+    answers.flush()
+    known: dict[str, Likelihoods] = {}
+    with ThreadPoolExecutor(settings["threads"]) as pool:
+        while True:
+            asked = json.loads(lines.get())
+            try:
+                write(answers, answer(model, asked, pool, known))
+            except (Unreadable, ValueError) as e:
+                answers.write(json.dumps({"error": str(e)}).encode() + b"\n")
+                answers.flush()
+
+
+if __name__ == "__main__":
+    main()
