@@ -25,6 +25,7 @@ from settle.train.evaluation import evaluate
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
+PATIENCE = 90.0  # seconds after which two steps have to be enough
 MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
@@ -91,6 +92,8 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
             tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, trial.state.position)))
             if not step:
                 trial.state.position = 0
+            elif sum(times) > PATIENCE:
+                break
         after, stderr, looking = look()
     energy = meter.read()
     # the first step finds its memory and its kernels
@@ -102,7 +105,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
             parameter.copy_(job.initial(name) if job.whole else kept[name])
     model.zero_grad(set_to_none=True)
     return Measured(
-        steps=steps,
+        steps=len(times),
         step_seconds=pace,
         step_spread=statistics.pstdev(paces) / pace,
         look_seconds=looking / sum(len(b.targets) for b in sample),
