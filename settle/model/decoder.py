@@ -77,9 +77,7 @@ class Decoder(nn.Module):
     def forward(self, inputs: Tensor, cu_seqlens: Tensor | Packing) -> Tensor:
         """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
         packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
-        x = self.model.embed_tokens(inputs, self.compute_dtype)
-        if self.options.embedding_scale is not None:
-            x = x * torch.tensor(self.options.embedding_scale, dtype=x.dtype)
+        x = self.embed(inputs)
         for i, layer in enumerate(self.model.layers):
             table = self._table(layer.options, inputs.device)
             if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
@@ -88,6 +86,23 @@ class Decoder(nn.Module):
                 x = layer(x, packing, table)
         out: Tensor = self.model.norm(x)
         return out
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """inputs (N,) token ids → (N, D) before the first layer."""
+        x: Tensor = self.model.embed_tokens(inputs, self.compute_dtype)
+        if self.options.embedding_scale is not None:
+            x = x * torch.tensor(self.options.embedding_scale, dtype=x.dtype)
+        return x
+
+    def layer(self, number: int, x: Tensor, packing: Packing) -> Tensor:
+        """x (N, D) before a layer → (N, D) behind it."""
+        layer = self.model.layers[number]
+        out: Tensor = layer(x, packing, self.table(number, x.device))
+        return out
+
+    def table(self, number: int, device: torch.device) -> RotationTable:
+        """The rotations of a layer."""
+        return self._table(self.model.layers[number].options, device)
 
     @property
     def head(self) -> Tensor:

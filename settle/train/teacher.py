@@ -115,7 +115,7 @@ Teacher = LiveTeacher | RecordedTeacher
 
 
 def windows_of(batch: Batch) -> list[np.ndarray]:
-    """What the segments of a batch are recorded as: their inputs and the last target, or 0 where that is not learned."""
+    """What the segments of a batch are recorded as: their inputs and the last target, 0 where that is not learned."""
     bounds = batch.cu_seqlens.tolist()
     pairs = zip(bounds, bounds[1:], strict=False)
     return [np.append(batch.inputs[a:b], max(int(batch.targets[b - 1]), 0)) for a, b in pairs]

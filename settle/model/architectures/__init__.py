@@ -63,6 +63,14 @@ class Architecture(Part):
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's name and shape, in the order in which they are met."""
 
+    def with_fields(self, **fields: Any) -> Self:
+        """The same but for some fields, which are checked as always."""
+        return type(self)(**self.model_dump() | fields)
+
+    def shortened(self, layers: int) -> Self:
+        """The same with fewer layers; kinds of layers follow each other as llama.cpp has them in this family."""
+        return self.with_fields(num_hidden_layers=layers)
+
     @abstractmethod
     def hf_names(self) -> dict[str, str]:
         """Parameter name → name in Hugging Face's safetensors."""

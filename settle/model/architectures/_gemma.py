@@ -55,6 +55,9 @@ class Gemma(Transformer):
             raise ValueError("layer_types must name each layer")
         return self
 
+    def shortened(self, layers: int) -> Self:
+        return self.with_fields(num_hidden_layers=layers, layer_types=None)
+
     def slides(self, layer: int) -> bool:
         """Whether a layer looks back over the window only."""
         if self.layer_types is not None:

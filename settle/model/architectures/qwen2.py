@@ -1,7 +1,7 @@
 """Qwen2, Qwen2.5 and Qwen2.5-Coder (arXiv:2407.10671): queries, keys and values have biases."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -32,6 +32,13 @@ class Qwen2(Transformer):
         if self.layer_types is not None:
             return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
         return self.sliding_window if layer >= self.max_window_layers else None
+
+    def shortened(self, layers: int) -> Self:
+        """Layers with and without a window in the proportion there was; llama.cpp knows no windows here anyway."""
+        before = self.num_hidden_layers
+        types = self.layer_types and tuple(self.layer_types[i * before // layers] for i in range(layers))
+        unwindowed = min(self.max_window_layers, before) * layers // before
+        return self.with_fields(num_hidden_layers=layers, layer_types=types, max_window_layers=unwindowed)
 
     def gguf_context(self) -> int:
         windows = [self.window(layer) or self.max_position_embeddings for layer in range(self.num_hidden_layers)]

@@ -1,0 +1,191 @@
+"""Fewer blocks: those whose going changes least, each for itself or so many in a row.
+
+`influence` is how little a block turns the residual stream: one minus the cosine of what goes in and what comes out
+(arXiv:2403.03853); for several in a row, of what goes into the first and comes out of the last (arXiv:2403.17887).
+`loss` is measured: the divergence of the next token from the whole model's when the block is left out, again after
+every block that went (compare arXiv:2402.02834).
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from settle.base.errors import UsageError
+from settle.model.architectures import Architecture
+from settle.shrink.pruners import Pruned, Pruner, kept_number
+from settle.shrink.subject import Subject, in_layer, layer_of, require_loadable
+from settle.shrink.walking import Walk, kl
+
+_SAMPLED = 1024  # positions of the residual stream that are kept for every layer
+
+
+class Depth(Pruner):
+    """Removes blocks."""
+
+    share: float = Field(0.25, gt=0, lt=1, description="share of the blocks that goes")
+    drop: int | None = Field(None, ge=1, description="how many blocks go, instead of a share")
+    by: Literal["loss", "influence"] = Field("loss", description="what decides which: see above")
+    in_a_row: bool = Field(False, description="whether the blocks that go follow each other")
+
+    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+        there = subject.num_layers
+        left = there - self.drop if self.drop is not None else kept_number(there, self.share)
+        if left < 1:
+            raise UsageError(f"{self.drop} of {there} blocks cannot go", f"drop at most {there - 1}")
+        order = _Order(subject.part, left)
+        with torch.no_grad():
+            walk = Walk(subject.build(trainable=False), windows)
+            if self.by == "influence":
+                kept, scores = self._by_influence(walk, order)
+            else:
+                kept, scores = self._by_loss(walk, order)
+            divergence = _divergence(walk, kept)
+        gone = [i for i in range(there) if i not in kept]
+        report = {
+            "pruner": "depth",
+            "blocks": [there, left],
+            "removed": gone,
+            "by": self.by,
+            "in_a_row": self.in_a_row,
+            "scores": [round(score, 6) for score in scores],
+            "tokens": walk.num_tokens,
+            "kl": divergence,
+        }
+        return Pruned(without(subject, kept), report)
+
+    def _by_influence(self, walk: Walk, order: "_Order") -> tuple[list[int], list[float]]:
+        states = _streams(walk)
+        there = len(states) - 1
+        scores = [_turn(states[i], states[i + 1]) for i in range(there)]
+        if self.in_a_row:
+            run = there - order.left
+            kept = min(order.runs(), key=lambda kept: _turn(states[_start(kept)], states[_start(kept) + run]))
+            return kept, scores
+        return order.greedy(lambda kept: {i: scores[i] for i in kept}), scores
+
+    def _by_loss(self, walk: Walk, order: "_Order") -> tuple[list[int], list[float]]:
+        positions = walk.positions()
+        there = order.there
+        whole = walk.logprobs(walk.through(range(there), walk.first()), positions)
+        first: list[float] = []
+
+        def costs(kept: Sequence[int]) -> dict[int, float]:
+            states, found = walk.first(), {}
+            for at, number in enumerate(kept):
+                found[number] = kl(whole, walk.logprobs(walk.through(kept[at + 1 :], states), positions))
+                states = walk.layer(number, states)
+            if not first:
+                first.extend(found.values())
+            return found
+
+        if not self.in_a_row:
+            return order.greedy(costs), first
+        measured = {}
+        for kept in order.runs():
+            measured[tuple(kept)] = kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))
+        return list(min(measured, key=measured.__getitem__)), [round(v, 6) for v in measured.values()]
+
+
+def without(subject: Subject, kept: Sequence[int]) -> Subject:
+    """The model with these of its blocks, in their order. Raises UsageError as `Depth` does."""
+    place = {old: new for new, old in enumerate(kept)}
+    part = subject.part.shortened(len(kept))
+    weights = {}
+    for name, tensor in subject.weights.items():
+        layer = layer_of(name)
+        if layer is None:
+            weights[name] = tensor
+        elif layer in place:
+            weights[in_layer(place[layer], name.split(".", 3)[3])] = tensor
+    return subject.with_part(part, weights)
+
+
+class _Order:
+    """Which blocks may be left when `left` are: kinds of blocks must follow each other as llama.cpp has them."""
+
+    def __init__(self, part: Architecture, left: int) -> None:
+        self.there, self.left = len(part.options().layers), left
+        shorter = part.shortened(left)
+        self.kinds: list[Hashable] = list(part.options().layers)
+        self.wanted: list[Hashable] = list(shorter.options().layers)
+        if not self.fits(range(self.there)):
+            near = [n for n in range(1, self.there) if _possible(part, n)]
+            nearest = min(near, key=lambda n: abs(n - left), default=None)
+            raise UsageError(
+                f"llama.cpp loads no {part.model_type} of {left} blocks made of these {self.there}",
+                f"leave {nearest}" if nearest else "prune something else",
+            )
+        require_loadable(part, shorter)
+
+    def fits(self, kept: Sequence[int]) -> bool:
+        """Whether more can go from these until the kinds are as wanted."""
+        return _within(self.wanted, [self.kinds[i] for i in kept])
+
+    def greedy(self, costs: Callable[[Sequence[int]], dict[int, float]]) -> list[int]:
+        """One block after the other, the one that costs least of those that may go. costs: of each that is left."""
+        kept = list(range(self.there))
+        while len(kept) > self.left:
+            found = costs(kept)
+            allowed = [i for i in kept if self.fits([k for k in kept if k != i])]
+            kept.remove(min(allowed, key=found.__getitem__))
+        return kept
+
+    def runs(self) -> list[list[int]]:
+        """What may be left when the blocks that go follow each other. Raises UsageError when that cannot be."""
+        found = _runs(self.kinds, self.wanted)
+        if found:
+            return found
+        raise UsageError(
+            f"no {self.there - self.left} blocks in a row may go: the kinds of blocks would not follow each other as "
+            "llama.cpp has them",
+            "let them be chosen one by one, which is always possible here",
+        )
+
+
+def _possible(part: Architecture, left: int) -> bool:
+    return _within(list(part.shortened(left).options().layers), list(part.options().layers))
+
+
+def _runs(kinds: Sequence[Hashable], wanted: Sequence[Hashable]) -> list[list[int]]:
+    gone = len(kinds) - len(wanted)
+    kept = [[*range(start), *range(start + gone, len(kinds))] for start in range(len(wanted) + 1)]
+    return [left for left in kept if [kinds[i] for i in left] == list(wanted)]
+
+
+def _within(wanted: Sequence[Hashable], kinds: Sequence[Hashable]) -> bool:
+    """Whether `wanted` is left of `kinds` when some go."""
+    rest = iter(kinds)
+    return all(any(kind == other for other in rest) for kind in wanted)
+
+
+def _start(kept: Sequence[int]) -> int:
+    """The first block that is gone."""
+    return next((at for at, number in enumerate(kept) if at != number), len(kept))
+
+
+def _streams(walk: Walk) -> list[Tensor]:
+    """The residual stream before each layer and behind the last, at some positions."""
+    positions = walk.positions(_SAMPLED)
+    states = walk.first()
+    found = [torch.cat(states)[positions]]
+    for number in range(len(walk.model.model.layers)):
+        states = walk.layer(number, states)
+        found.append(torch.cat(states)[positions])
+    return found
+
+
+def _turn(before: Tensor, after: Tensor) -> float:
+    """One minus the mean cosine between rows (P, D)."""
+    return 1.0 - float(cosine_similarity(before, after, dim=-1).mean())
+
+
+def _divergence(walk: Walk, kept: Sequence[int]) -> float:
+    """Mean KL of the model with these blocks from the whole one, nats per token on the walk's text."""
+    positions = walk.positions()
+    everything: Any = range(len(walk.model.model.layers))
+    whole = walk.logprobs(walk.through(everything, walk.first()), positions)
+    return kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))

@@ -1,0 +1,73 @@
+"""Subjects to prune: every family's TINY with weights that all have a say, and a tiny model that was trained."""
+
+import inspect
+import json
+
+import torch
+
+from settle.infer.engine import Engine
+from settle.infer.sample import logprobs
+from settle.model.architectures import Architecture
+from settle.model.pretrained import Pretrained
+from settle.shrink.subject import Subject
+from tests.model.architectures.cases import CASES
+from tests.trained import trained
+
+DENSE = [name for name, part in CASES.items() if part.options().layers[0].experts is None]
+POSITIONS = [0, 1, 5, 7, 11, 15, 23, 30]
+
+
+def random_subject(part: Architecture, tokenizer) -> Subject:
+    """A model whose every tensor matters for what comes next."""
+    part = part.with_fields(vocab_size=tokenizer.vocab_size)
+    model = part.skeleton("cpu")
+    random = torch.Generator().manual_seed(0)
+    offset = part.options().layers[0].norm_offset
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=random)
+            if name.endswith("norm.weight"):
+                weight.copy_(1 - offset + noise * 0.2)
+            elif weight.ndim == 1:
+                weight.copy_(noise * 0.5)
+            else:
+                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
+    return Subject.of_decoder(part, model, tokenizer)
+
+
+def trained_subject() -> Subject:
+    """The tiny Llama that was trained on Python code."""
+    tiny = trained()
+    return Subject.of_decoder(tiny.part, tiny.model, tiny.tokenizer)
+
+
+def code() -> str:
+    """Python code that the tiny model was not trained on."""
+    return inspect.getsource(inspect.getmodule(json.JSONDecoder))
+
+
+def windows(subject: Subject, number: int = 12, length: int = 32) -> list[list[int]]:
+    ids = subject.tokenizer.encode(code()).tolist()
+    return [ids[at : at + length] for at in range(0, number * length, length)]
+
+
+def assert_ordinary(subject: Subject, folder) -> None:
+    """It is read back from Hugging Face's layout as it is, and does in llama.cpp what it does here."""
+    again = Pretrained.open(subject.write(folder / "hf"))
+    assert again.part == subject.part
+    for name, tensor in subject.weights.items():
+        assert torch.equal(again.read(name), tensor), name
+    assert_in_llama_cpp(subject, folder)
+
+
+def assert_in_llama_cpp(subject: Subject, folder) -> None:
+    """The file in llama.cpp says what the model here says; see tests/model/architectures about the bar."""
+    path = subject.write_gguf(folder / "pruned.gguf", "f32")
+    model = subject.build(trainable=False)
+    with Engine(path, threads=1) as engine:
+        ids = torch.randint(5, engine.num_vocab, (31,), generator=torch.Generator().manual_seed(2)).tolist()
+        positions = [p for p in POSITIONS if p < engine.context - 1]
+        for row, position in zip(logprobs(model, ids, positions), positions, strict=True):
+            found = engine.next_token_logprobs(ids[: position + 1])
+            file = torch.tensor([found[i] for i in range(len(row))])
+            torch.testing.assert_close(file, row, atol=0.03, rtol=0.002)
