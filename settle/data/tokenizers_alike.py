@@ -1,5 +1,6 @@
 """Whether two models read the same tokens: what one says of the next token means nothing to the other otherwise."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from settle.base.errors import UsageError
@@ -30,3 +31,14 @@ def require_same_tokenizer(teacher: Any, student: Any, names: tuple[str, str]) -
             "teacher and student must read the same tokens: a model of the teacher's family, or one made of it with "
             "--drop-layers, --width or --into",
         )
+
+
+def require_same_tokens(model: Mapping[str, Any], draft: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Of two GGUF files' metadata; names: of the model and its draft. Raises UsageError where they differ."""
+    for key in ("model", "pre", "tokens", "merges"):
+        name = f"tokenizer.ggml.{key}"
+        if list(model.get(name) or "") != list(draft.get(name) or ""):
+            raise UsageError(
+                f"{names[1]} has another tokenizer than {names[0]}: {name} is another",
+                "a draft is made of its model: `settle distill MODEL INPUTS --draft`",
+            )

@@ -3,7 +3,7 @@
 Legend: P targets of all held-out rows, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,18 @@ class Nearness:
 
 def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
     """The model against the objective's teacher, always in fp32 and by plain KL(teacher ‖ student)."""
-    dtype, training = model.compute_dtype, model.training
-    model.compute_dtype = torch.float32
+    teacher = objective.at_hand
+    both = [model, *([teacher.model] if isinstance(teacher, LiveTeacher) else [])]
+    dtypes, training = [m.compute_dtype for m in both], model.training
     model.eval()
+    for m in both:
+        m.compute_dtype = torch.float32
     try:
         with torch.no_grad():
             found = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
     finally:
-        model.compute_dtype = dtype
+        for m, dtype in zip(both, dtypes, strict=True):
+            m.compute_dtype = dtype
         model.train(training)
     apart = Compared.joined([a for a, _ in found])
     return Nearness(apart, np.concatenate([t for _, t in found]), tuple(len(t) for _, t in found))
@@ -122,8 +126,8 @@ class Learned:
     def headline(self) -> str:
         before, after = self.before.to_json(), self.after.to_json()
         return (
-            f"{after['kl']:.3f} nats per token from {self.teacher}, {before['kl']:.3f} before; the same likeliest token "
-            f"in {after['same_top']:.0%}, {before['same_top']:.0%} before"
+            f"{after['kl']:.3f} nats per token from {self.teacher}, {before['kl']:.3f} before; the same likeliest "
+            f"token in {after['same_top']:.0%}, {before['same_top']:.0%} before"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -157,14 +161,17 @@ def learned(
     model: Decoder,
     objective: Distill,
     batches: Sequence[Batch],
-    before: Callable[[], Mapping[str, torch.Tensor]],
+    before: Mapping[str, torch.Tensor] | None,
     after: Mapping[str, torch.Tensor],
     teacher: str,
     events: Events,
 ) -> Learned:
-    """before, after: what `model.load_trainable` takes; the model is left with `after`."""
-    model.load_trainable(before())
-    first = nearness(model, objective, batches)
+    """before, after: what `model.load_trainable` takes; the model is left with `after`. Without `before` it is the
+    model without its adapters."""
+    if before is not None:
+        model.load_trainable(before)
+    with model.without_adapters():
+        first = nearness(model, objective, batches)
     model.load_trainable(after)
     last = nearness(model, objective, batches)
     far = [(-seen.per_block(seen.apart.kl)).tolist() for seen in (first, last)]
