@@ -29,7 +29,12 @@ ROW_TOKENS = 512  # of a plain text's pieces; rows of turns may be longer
 SEEN_ROWS = 32  # of training, by which a pruner sees what the teacher's parts do
 BEGINNING = 32  # tokens of a plain text that a draft's measure goes on with
 DRAFT_KEEPS = 6  # a draft keeps one block in so many
-RATES = {"lr": 1e-3, "table_lr": 1e-4}  # where neither the person nor the adapter says: much is to be mended
+# AdamW's where every weight learns: of a student that is good already, that lost parts, or that knows nothing
+RATES: dict[str, dict[str, float]] = {
+    "given": {"lr": 1e-4, "table_lr": 1e-4},
+    "pruned": {"lr": 1e-3, "table_lr": 3e-4},
+    "fresh": {"lr": 3e-3, "table_lr": 1e-2},
+}
 
 
 class Distill(TuningCommand):
@@ -118,7 +123,7 @@ class Distill(TuningCommand):
         name = f"{corpus.fingerprint}{teacher.source.sha256}{self.answer_tokens}"
         folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         if not (folder / "held_out.jsonl").exists():
-            with as_served(teacher, teacher.tokenizer, home()) as model:
+            with as_served(teacher, teacher.tokenizer, folder.parent) as model:
                 for side in ("train", "held_out"):
                     answer_all(model, corpus.examples(side), folder / f"{side}.jsonl", self.answer_tokens, events)
         rows = rows.model_copy(update={"held_out_from": folder / "held_out.jsonl", "columns": type(rows.columns)()})
@@ -139,7 +144,8 @@ class Distill(TuningCommand):
         if self.cache:
             told["record"] = str(self._recorded(run, teacher, corpus, events))
         adapter = {"name": "full"} | self.adapter
-        usual = RATES if adapter["name"] == "full" and self.optimizer == "adamw" and not self.fresh else {}
+        way = "given" if self.student else "fresh" if self.fresh else "pruned"
+        usual = RATES[way] if adapter["name"] == "full" and self.optimizer == "adamw" else {}
         settings = self.model_copy(update={"objective": told, "adapter": adapter, "rates": {**usual, **self.rates}})
         return begin(settings, run, origin, base, corpus, spending, stopping, events)
 

@@ -39,8 +39,8 @@ class Pair:
         same = self.prompts - len(self.differing)
         return (
             f"{self.speed_up:.2f} times as fast with its draft: {self.together:.1f} tokens per second, "
-            f"{self.alone:.1f} without; {self.accepted:.0%} of {self.draft_tokens} proposed at a time were right, and {same} of "
-            f"{self.prompts} answers are the same"
+            f"{self.alone:.1f} without; {self.accepted:.0%} of what it proposes, {self.draft_tokens} tokens at a time, "
+            f"is right, and {same} of {self.prompts} answers are the same"
         )
 
     def card_lines(self) -> list[str]:

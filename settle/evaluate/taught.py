@@ -48,18 +48,15 @@ class Nearness:
 
 def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
     """The model against the objective's teacher, always in fp32 and by plain KL(teacher ‖ student)."""
-    teacher = objective.at_hand
-    both = [model, *([teacher.model] if isinstance(teacher, LiveTeacher) else [])]
-    dtypes, training = [m.compute_dtype for m in both], model.training
+    dtype, training = model.compute_dtype, model.training
     model.eval()
-    for m in both:
-        m.compute_dtype = torch.float32
+    model.compute_dtype = torch.float32
+    objective.at_hand.follow(model)
     try:
         with torch.no_grad():
             found = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
     finally:
-        for m, dtype in zip(both, dtypes, strict=True):
-            m.compute_dtype = dtype
+        model.compute_dtype = dtype
         model.train(training)
     apart = Compared.joined([a for a, _ in found])
     return Nearness(apart, np.concatenate([t for _, t in found]), tuple(len(t) for _, t in found))

@@ -23,6 +23,8 @@ class Growing(Packing):
     cu_seqlens (B+1,): of what is there at first. room: how many tokens a sequence may grow by.
     """
 
+    is_growing = True
+
     def __init__(self, cu_seqlens: Tensor, room: int) -> None:
         super().__init__(cu_seqlens)
         self.lengths = cu_seqlens.long().diff()

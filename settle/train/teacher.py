@@ -40,10 +40,14 @@ class LiveTeacher:
         self._remembered: dict[bytes, tuple[Tensor, ...]] = {}
         self._room = REMEMBERED_BYTES
 
+    def follow(self, student: Decoder) -> None:
+        """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
+        self.model.compute_dtype = student.compute_dtype
+
     def taught(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> Taught:
         """inputs (N,), cu_seqlens (S+1,), kept (P,) which of the N. Without a gradient the same batch is held-out text,
         and is remembered."""
-        key = _key(inputs, cu_seqlens, kept) if not torch.is_grad_enabled() else b""
+        key = _key(self.model.compute_dtype, inputs, cu_seqlens, kept) if not torch.is_grad_enabled() else b""
         found = self._remembered.get(key)
         if found is None:
             with torch.no_grad():
@@ -76,6 +80,9 @@ class RecordedTeacher:
     def open(cls, folder: Path) -> "RecordedTeacher":
         """Raises DataError when the folder holds no whole record."""
         return cls(Likelihoods(folder))
+
+    def follow(self, student: Decoder) -> None:
+        """What was said was said."""
 
     def find(self, batch: Batch) -> Batch:
         """The batch with where the record speaks of each of its tokens. Raises DataError for a row it never saw."""
@@ -139,8 +146,8 @@ def with_states(
     return hidden, [kept[number] for number in layers]
 
 
-def _key(*tensors: Tensor) -> bytes:
-    digest = sha256()
+def _key(dtype: torch.dtype, *tensors: Tensor) -> bytes:
+    digest = sha256(str(dtype).encode())
     for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())
         digest.update(b"|")

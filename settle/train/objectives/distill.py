@@ -158,6 +158,7 @@ class Distill(Objective):
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
         kept = (targets >= 0).nonzero().squeeze(1)
+        self.at_hand.follow(model)
         taught = self.at_hand.taught(inputs, cu_seqlens, kept, record)
         layers = range(len(taught.states))
         hidden, states = with_states(model, inputs, cu_seqlens, layers)
