@@ -11,6 +11,7 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.events import Events
 from settle.base.run import Run, home, read_json, write_json
+from settle.base.settings import resolve
 from settle.commands._session import Spending, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
 from settle.train.stopping import Stopping
@@ -133,6 +134,7 @@ class Distill(TuningCommand):
 
     def start(self, run: Run, origin: dict[str, str], stopping: Stopping, events: Events) -> int:
         from settle.model.pretrained import Pretrained
+        from settle.train.objectives.distill import Distill as Objective
 
         spending = Spending()
         teacher = Pretrained.open(self.teacher)
@@ -140,13 +142,18 @@ class Distill(TuningCommand):
             self._require_student(teacher, Pretrained.open(self.student))
         corpus = self._corpus(teacher, events)
         base = self._student(run, teacher, corpus, events)
-        told: dict[str, Any] = {"name": "distill", "teacher": str(teacher.source.path.resolve()), **self.objective}
+        told: dict[str, Any] = {"teacher": str(teacher.source.path.resolve()), "teacher_sha256": teacher.source.sha256}
+        told |= {"record": str(run.path / RECORD)} if self.cache else {}
+        told |= {key.replace("-", "_"): value for key, value in self.objective.items() if key != "name"}
+        resolve(Objective, [("--objective", told)]).value.resolved(base)  # refused before the teacher reads for hours
         if self.cache:
-            told["record"] = str(self._recorded(run, teacher, corpus, events))
+            self._record(run.path / RECORD, teacher, corpus, events)
         adapter = {"name": "full"} | self.adapter
         way = "given" if self.student else "fresh" if self.fresh else "pruned"
         usual = RATES[way] if adapter["name"] == "full" and self.optimizer == "adamw" else {}
-        settings = self.model_copy(update={"objective": told, "adapter": adapter, "rates": {**usual, **self.rates}})
+        settings = self.model_copy(
+            update={"objective": {"name": "distill", **told}, "adapter": adapter, "rates": {**usual, **self.rates}}
+        )
         return begin(settings, run, origin, base, corpus, spending, stopping, events)
 
     def _require_student(self, teacher: "Pretrained", student: "Pretrained") -> None:
@@ -196,11 +203,10 @@ class Distill(TuningCommand):
         events.emit("progress", what="prune", done=1, total=1, unit="model")
         return made
 
-    def _recorded(self, run: Run, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> Path:
-        """Where all that the teacher says of all rows is kept."""
+    def _record(self, folder: Path, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> None:
+        """Keep all that the teacher says of all rows."""
         from settle.infer.scoring import Scorer
 
-        folder = run.path / RECORD
         windows = list(_windows(corpus))
         total, done = sum(map(len, windows)), 0
 
@@ -211,7 +217,7 @@ class Distill(TuningCommand):
 
         longest = max(map(len, windows))
         with (
-            as_served(teacher, teacher.tokenizer, run.path) as model,
+            as_served(teacher, teacher.tokenizer, folder.parent) as model,
             Scorer(model.path, longest, self.threads) as reads,
         ):
             reads.likelihoods(windows, folder, {"teacher": teacher.name, "sha256": teacher.source.sha256}, told)

@@ -18,17 +18,18 @@ from settle.model.decoder import Decoder
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
 
+STRETCH = 64  # targets whose mean counts as one look, when it is asked how sure a difference is
 _LOGITS = 1 << 24  # of each of the two, in fp32 at once
 
 
 @dataclass(frozen=True)
 class Nearness:
     """A student on P targets. apart: against the teacher, (P,) each. teacher: log-probabilities (P,) that the teacher
-    gave to what came. blocks: how many of the targets are of each block, in their order."""
+    gave to what came. stretches: of how many targets the pieces are, in their order, none of more than one row."""
 
     apart: Compared
     teacher: np.ndarray
-    blocks: tuple[int, ...]
+    stretches: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Means: nats per token, and the share of tokens of which both hold the same for the likeliest."""
@@ -41,9 +42,9 @@ class Nearness:
             "same_top": float(self.apart.top_equal.mean()),
         }
 
-    def per_block(self, values: np.ndarray) -> np.ndarray:
-        """Means of (P,) over each block."""
-        return np.array([part.mean() for part in np.split(values, np.cumsum(self.blocks)[:-1])])
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Of (P,), over each stretch."""
+        return np.array([part.mean() for part in np.split(values, np.cumsum(self.stretches)[:-1])])
 
 
 def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
@@ -59,7 +60,17 @@ def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Ne
         model.compute_dtype = dtype
         model.train(training)
     apart = Compared.joined([a for a, _ in found])
-    return Nearness(apart, np.concatenate([t for _, t in found]), tuple(len(t) for _, t in found))
+    stretches = [count for batch in batches for count in _stretches(batch)]
+    return Nearness(apart, np.concatenate([t for _, t in found]), tuple(stretches))
+
+
+def _stretches(batch: Batch) -> list[int]:
+    """Targets of each row, a long row in several nearly equal pieces."""
+    found: list[int] = []
+    for count in np.add.reduceat(batch.targets >= 0, batch.cu_seqlens[:-1], dtype=int).tolist():
+        pieces = -(-count // STRETCH)
+        found += [count * (i + 1) // pieces - count * i // pieces for i in range(pieces)]
+    return found
 
 
 def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compared, np.ndarray]:
@@ -104,7 +115,8 @@ def _against_live(
 
 @dataclass(frozen=True)
 class Learned:
-    """A student before and after. teacher: its name. paired: the blocks of held-out rows, by how near they are."""
+    """A student before and after. teacher: its name. paired: stretches of held-out rows, by how near they
+    are."""
 
     before: Nearness
     after: Nearness
@@ -171,7 +183,7 @@ def learned(
         first = nearness(model, objective, batches)
     model.load_trainable(after)
     last = nearness(model, objective, batches)
-    far = [(-seen.per_block(seen.apart.kl)).tolist() for seen in (first, last)]
+    far = [(-seen.means(seen.apart.kl)).tolist() for seen in (first, last)]
     made = Learned(first, last, teacher, paired(*far))
     events.emit("say", text=made.headline)
     return made

@@ -137,7 +137,7 @@ def _objective(
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
     if "name" not in asked:
         why["objective.name"] = f"the rows are {what}"
-    own = {key: value for key, value in asked.items() if key != "name"}
+    own = {key.replace("-", "_"): value for key, value in asked.items() if key != "name"}
     objective = resolve(part("train/objectives", name), [("--objective", own)]).value
     assert isinstance(objective, Objective)
     return name, objective.resolved(base)

@@ -176,25 +176,27 @@ class DenseSaid:
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         log_p, q = self.log_probabilities(log_q, measure.temperature), log_q.exp()
+        p = log_p.exp()
         if measure.kind == "forward":
-            p = log_p.exp()
-            return (p * (log_p - log_q)).sum(-1), q.sub_(p)
+            return _gap(p, log_p, q, log_q), q.sub_(p)
         if measure.kind == "reverse":
-            return _of_student(q, log_q - log_p)
-        return _jensen_shannon(log_p, log_q, q, measure.mixture)
+            return _gap(q, log_q, p, log_p), _through_softmax(q, log_q - log_p)
+        log_m = torch.logaddexp(log_p + math.log(measure.mixture), log_q + math.log1p(-measure.mixture))
+        m = log_m.exp()
+        far, near = _gap(p, log_p, m, log_m), _gap(q, log_q, m, log_m)
+        slope = (1 - measure.mixture) * (log_q - log_m)
+        return measure.mixture * far + (1 - measure.mixture) * near, _through_softmax(q, slope)
 
 
-def _of_student(q: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ q·weight (n,), and its gradient at the scores where the slope along q is `weight` (n, V) up to a constant."""
-    mean = (q * weight).sum(-1)
-    return mean, q.mul_(weight - mean.unsqueeze(1))
+def _gap(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) (n,) as the sum of q - p - p·log(q/p), in which nothing large cancels: exact also where p is nearly q."""
+    ratio = log_q - log_p
+    return torch.where(ratio < 1, p * (torch.expm1(ratio) - ratio), q - p - p * ratio).sum(-1)
 
 
-def _jensen_shannon(log_p: Tensor, log_q: Tensor, q: Tensor, mixture: float) -> tuple[Tensor, Tensor]:
-    log_m = torch.logaddexp(log_p + math.log(mixture), log_q + math.log1p(-mixture))
-    far = (log_p.exp() * (log_p - log_m)).sum(-1)
-    near, errors = _of_student(q, (1 - mixture) * (log_q - log_m))
-    return mixture * far + near, errors
+def _through_softmax(q: Tensor, slope: Tensor) -> Tensor:
+    """The gradient at the scores (n, V) where the slope along q is `slope` up to a constant. Overwrites q."""
+    return q.mul_(slope - (q * slope).sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Distill(Objective):
         return self.model_copy(
             update={
                 "teacher": str(teacher.source.path.resolve()),
-                "teacher_sha256": teacher.source.sha256,
+                "teacher_sha256": self.teacher_sha256 or teacher.source.sha256,
                 "layer_map": self._layers(theirs, ours) if self.hidden else [],
                 "stops": self.stops or ends,
             }
