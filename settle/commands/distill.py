@@ -284,6 +284,7 @@ def _drafted(
     run: Run, job: "TrainingJob", outcome: "Outcome", asked: dict[str, Any], events: Events
 ) -> "tuple[Pair, Path]":
     """The student's file as a draft, and what it is worth beside its teacher on the held-out prompts."""
+    from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.speculative import measure_pair
     from settle.formats.gguf import export_gguf
     from settle.model.pretrained import Pretrained
@@ -291,24 +292,22 @@ def _drafted(
     file = run.out / f"{run.name}-draft.gguf"
     export_gguf(job.architecture, outcome.best, job.tokenizer, file, asked["draft_type"], {"name": file.stem})
     teacher = Pretrained.open(job.plan.objective_settings["teacher"])
-    prompts = _prompts(job, asked["compare_rows"])
+    assert isinstance(job.corpus, RowCorpus)
+    prompts = prompts_of(job.corpus, job.tokenizer, job.architecture, asked["compare_rows"])
     with as_served(teacher, job.tokenizer, run.out) as model:
         pair = measure_pair(model.path, file, prompts, asked["answer_tokens"], events, asked["threads"])
     events.emit("say", text=pair.headline)
     return pair, file
 
 
-def _prompts(job: "TrainingJob", limit: int) -> list[list[int]]:
-    """Held-out questions as ids, or beginnings of held-out texts."""
-    from settle.data.rows.prepare import RowCorpus
+def prompts_of(corpus: "RowCorpus", tokenizer: Any, part: Any, limit: int) -> list[list[int]]:
+    """Held-out questions as ids, or beginnings of held-out texts, at most so many."""
     from settle.evaluate.cases import cases
     from settle.evaluate.contender import LiveContender
 
-    corpus = job.corpus
-    assert isinstance(corpus, RowCorpus)
     if corpus.kind == "text":
         store = corpus.held_out
         texts = [store.document(i).tolist()[:BEGINNING] for i in range(min(limit, store.num_documents))]
         return [ids for ids in texts if len(ids) == BEGINNING] or texts
-    asks = LiveContender(None, job.tokenizer, "", job.architecture.max_position_embeddings)  # type: ignore[attr-defined]
+    asks = LiveContender(None, tokenizer, "", part.max_position_embeddings)
     return [asks.prompt(case) for case in cases(corpus.examples())[:limit]]

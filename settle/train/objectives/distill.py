@@ -36,7 +36,7 @@ class Distill(Objective):
     kind: Kind = Field("forward", description="forward or reverse KL, or js")
     temperature: float = Field(1.0, gt=0, description="both distributions are softmax(logits / temperature)")
     mixture: float = Field(0.5, gt=0, lt=1, description="js: the teacher's share of what both are compared with")
-    text: float = Field(0.0, ge=0, lt=1, description="share of the next-token loss")
+    text: float = Field(0.0, ge=0, le=1, description="share of the next-token loss")
     hidden: float = Field(0.0, ge=0, description="weight of the layers' squared distance, relative to the teacher's")
     layer_map: list[int] = Field([], description="the teacher's layer for each of the student's; evenly if not given")
     on_policy: float = Field(0.0, ge=0, le=1, description="share of the batches that the student answers itself")
