@@ -20,7 +20,7 @@ from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 
-QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.2"]
+QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.4"]
 
 
 @pytest.fixture(scope="module")
