@@ -12,7 +12,7 @@ from pydantic import Field
 
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.events import Events
-from settle.base.run import Run, free_name, write_atomic, write_json
+from settle.base.run import Run, free_name, home, write_atomic, write_json
 from settle.base.settings import read_recipe, resolve
 from settle.commands import Command
 from settle.train.stopping import Stopping
@@ -244,6 +244,23 @@ def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[st
     finally:
         events.close()
     return FinishedRun(Run(Path(heard[-1])))
+
+
+def held_out_text(run: Run, tokenizer: object, events: Events, most_tokens: int = 60_000) -> list[str]:
+    """The run's held-out text; when its token store was removed, prose that is always there."""
+    from settle.data.rows.prepare import prepared_rows
+    from settle.data.store import TokenStore
+    from settle.evaluate.gate import PROSE, held_out_texts
+
+    record = run.read("plan.json") or {}
+    folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
+    rows = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
+    if rows is not None:
+        return held_out_texts(rows.held_out, tokenizer, most_tokens)
+    if folder.is_dir() and not record.get("tuning"):
+        return held_out_texts(TokenStore(folder), tokenizer, most_tokens)
+    events.emit("warn", text="the run's held-out text is gone; the file is compared on a few built-in texts instead")
+    return list(PROSE)
 
 
 def to_toml(values: dict[str, Any]) -> str:

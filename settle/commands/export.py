@@ -10,8 +10,9 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.events import Events
 from settle.base.registry import part, part_names
-from settle.base.run import Run, home
+from settle.base.run import Run
 from settle.commands import Command
+from settle.commands._session import held_out_text
 
 if TYPE_CHECKING:
     from settle.formats import Format
@@ -189,8 +190,8 @@ def _of_run(run: Run, events: Events) -> _Whole:
     if record.get("tuning"):
         from settle.model.pretrained import Pretrained
 
-        return _Whole(run.name, folder, True, card, _held_out(run, Pretrained.open(folder).tokenizer, events))
-    return _Whole(run.name, folder, False, card, _held_out(run, Tokenizer(folder), events))
+        return _Whole(run.name, folder, True, card, held_out_text(run, Pretrained.open(folder).tokenizer, events))
+    return _Whole(run.name, folder, False, card, held_out_text(run, Tokenizer(folder), events))
 
 
 def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
@@ -198,7 +199,7 @@ def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
     from settle.model.pretrained import Pretrained
 
     opened = Pretrained.open(base or str((run.read("plan.json") or {})["tuning"]["base"]))
-    texts = _held_out(run, opened.tokenizer, events)
+    texts = held_out_text(run, opened.tokenizer, events)
     return _Adapted(run.name, opened, read_peft(run.out / "adapter"), {"name": run.name}, texts)
 
 
@@ -230,20 +231,3 @@ def _place(form: "Format", to: str, name: str, dtype: str) -> Path:
 def _of_models() -> list[str]:
     """The formats that hold whole models."""
     return [name for name in part_names("formats") if getattr(part("formats", name), "holds", "") == "model"]
-
-
-def _held_out(run: Run, tokenizer: object, events: Events) -> list[str]:
-    """The run's held-out text; when its token store was removed, prose that is always there."""
-    from settle.data.rows.prepare import prepared_rows
-    from settle.data.store import TokenStore
-    from settle.evaluate.gate import PROSE, held_out_texts
-
-    record = run.read("plan.json") or {}
-    folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
-    rows = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
-    if rows is not None:
-        return held_out_texts(rows.held_out, tokenizer)
-    if folder.is_dir() and not record.get("tuning"):
-        return held_out_texts(TokenStore(folder), tokenizer)
-    events.emit("warn", text="the run's held-out text is gone; the file is compared on a few built-in texts instead")
-    return list(PROSE)

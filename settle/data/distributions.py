@@ -147,15 +147,14 @@ def compare(rows: Rows, logits: np.ndarray, came: np.ndarray, pool: ThreadPoolEx
 def _divergence(rows: Rows, at: int, row: np.ndarray, norm: float, rest_mass: float) -> float:
     """KL of one position; rest_mass: what the model gives to all but the reference's likeliest."""
     ours = rows.top_logprobs[at].astype(float)
-    total = _gap(ours, np.maximum(row[rows.top_ids[at]] - norm, LEAST)).sum()
+    mass, theirs = float(rows.rest_logmass[at]), float(np.log(max(rest_mass, _TINY)))
+    total = _gap(ours, np.maximum(row[rows.top_ids[at]] - norm, LEAST)).sum() + _gap(mass, theirs)
     if not rows.sampled_ids.shape[1]:
         return float(total)
-    mass, theirs = float(rows.rest_logmass[at]), float(np.log(max(rest_mass, _TINY)))
     # probabilities among the others alone, in both models
     inside = np.maximum(row[rows.sampled_ids[at]] - norm, LEAST) - theirs
-    known = rows.sampled_logprobs[at].astype(float) - mass
-    ratio = inside - known
-    return float(total + _gap(mass, theirs) + np.exp(mass) * (np.expm1(ratio) - ratio).mean())
+    ratio = inside - (rows.sampled_logprobs[at].astype(float) - mass)
+    return float(total + np.exp(mass) * (np.expm1(ratio) - ratio).mean())
 
 
 def _gap(ours: np.ndarray | float, theirs: np.ndarray | float) -> np.ndarray:

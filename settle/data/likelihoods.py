@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from settle.base.errors import DataError, ResourceError
+from settle.base.errors import DataError, ResourceError, RunError
 from settle.base.run import read_json, write_json
 from settle.data.distributions import SAMPLED, TOP, Rows, sizes, window_hash
 
@@ -55,7 +55,7 @@ class Likelihoods:
                     for name, (dtype, shape) in _fields(self.num_vocab, self.top, self.sampled).items()
                 )
             )
-        except (OSError, KeyError, TypeError, ValueError, IndexError) as e:
+        except (OSError, KeyError, TypeError, ValueError, IndexError, RunError) as e:
             raise DataError(
                 f"the likelihoods in {folder} are damaged: {e!r}", "delete the folder, and measure again"
             ) from None

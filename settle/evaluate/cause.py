@@ -26,13 +26,14 @@ class Origin:
 
     part: the architecture. weights: parameter name → tensor, as the file should hold them. base: the same before an
     adapter was merged into them, None where there was none. adapter: when it lies in a file of its own, over the
-    base's file.
+    base's file. foreign: whether the file's header was written by others.
     """
 
     part: Any
     weights: Mapping[str, Any]
     base: Mapping[str, Any] | None = None
     adapter: Adapter | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ def _members(part: Any) -> dict[str, list[str]]:
 def header(origin: Origin, file: Weights) -> Iterator[str]:
     """What the header makes llama.cpp compute, against what the model computes; some of it shows in no short text.
 
-    A file that others wrote (the base under an adapter) may leave out what llama.cpp takes as its default.
+    A file that others wrote (the base under an adapter, say) may leave out what llama.cpp takes as its default.
     """
-    part, foreign = origin.part, origin.adapter is not None
+    part, foreign = origin.part, origin.foreign or origin.adapter is not None
     wanted = {"general.architecture": part.gguf_architecture, **part.gguf_metadata()}
     for key, value in wanted.items():
         there = file.metadata.get(key)

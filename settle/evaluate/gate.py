@@ -196,7 +196,7 @@ def export_through_gate(
     """
     form = form or Gguf(dtype=dtype)
     origin = Origin(part, weights, merged.base if merged else None)
-    with _unproven(path) as unproven:
+    with unproven_place(path) as unproven:
         form.write(unproven, part, weights, tokenizer, metadata or {})
         file = form.gguf(unproven)
         assert file is not None, f"{form} has no GGUF in it"
@@ -233,7 +233,7 @@ def adapter_through_gate(
     `export_through_gate`.
     """
     assert origin.adapter is not None
-    with _unproven(path) as unproven:
+    with unproven_place(path) as unproven:
         export_lora(origin.part, origin.adapter, unproven, dtype, metadata)
         figures = run_gate(
             model, tokenizer, base_file, held_out_texts, dtype, effort,
@@ -244,7 +244,7 @@ def adapter_through_gate(
 
 
 @contextlib.contextmanager
-def _unproven(path: Path) -> Iterator[Path]:
+def unproven_place(path: Path) -> Iterator[Path]:
     """A place to write a file or folder to; it becomes `path` when nothing was raised."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".unproven-", dir=path.parent)

@@ -82,9 +82,15 @@ def _interval(differences: np.ndarray, rng: np.random.Generator, resamples: int)
     each = max(1, _CHUNK // n)
     sizes = [each] * (resamples // each) + [resamples % each] * (resamples % each > 0)
     means = np.concatenate([differences[rng.integers(0, n, (size, n))].mean(1) for size in sizes])
+    low, high = np.quantile(means, tails(n))
+    return float(low), float(high)
+
+
+def tails(n: int) -> tuple[float, float]:
+    """Which quantiles of the bootstrap's means end the interval: wider for few rows, n ≥ 2."""
     normal = NormalDist()
-    tail = normal.cdf(-math.sqrt(n / (n - 1)) * _student(normal.inv_cdf((1 + CONFIDENCE) / 2), n - 1))
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+    lower = normal.cdf(-math.sqrt(n / (n - 1)) * _student(normal.inv_cdf((1 + CONFIDENCE) / 2), n - 1))
+    return lower, 1 - lower
 
 
 def _student(z: float, freedom: int) -> float:

@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
@@ -61,10 +61,14 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds: tensors by name, in the file's order, and its metadata."""
+    """What a file holds: tensors by name, in the file's order, and its metadata.
+
+    places: where each key of the metadata lies with its value, for copying it unread; empty where a format has none.
+    """
 
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, Any]
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 class Format(Part):

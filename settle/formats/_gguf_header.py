@@ -43,6 +43,16 @@ class TensorInfo:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Header:
+    """metadata: values by key; places: first byte and the byte after the last of each key with its value, as they lie
+    in the file; tensors: in the file's order."""
+
+    metadata: dict[str, Any]
+    places: dict[str, tuple[int, int]]
+    tensors: list[TensorInfo]
+
+
 class Cursor:
     """Takes bytes off the front, never beyond the end."""
 
@@ -71,6 +81,23 @@ class Cursor:
             raise self.fail(f"{what} says it is {length} bytes long, {longest} is the most")
         return self.take(length, what)
 
+    def strings(self, number: int, what: str) -> list[str]:
+        """That many strings. A vocabulary is most of a header, so this is `string` without its calls."""
+        data, at, size, length_at = self.data, self.at, self.size, struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(number):
+            if size - at < 8:
+                break
+            (length,) = length_at(data, at)
+            if length > min(MAX_STRING, size - at - 8):
+                break
+            found.append(data[at + 8 : at + 8 + length].decode("utf-8", "replace"))
+            at += 8 + length
+        self.at = at
+        if len(found) < number:
+            self.string(what)  # says what is wrong
+        return found
+
     def count(self, what: str, most: int, smallest: int) -> int:
         """A number of things of at least `smallest` bytes each: it must fit into what is left."""
         number = self.scalar("Q", f"the number of {what}")
@@ -79,7 +106,7 @@ class Cursor:
         return number
 
 
-def read_header(data: mmap.mmap | bytes, file: str) -> tuple[dict[str, Any], list[TensorInfo]]:
+def read_header(data: mmap.mmap | bytes, file: str) -> Header:
     """Metadata and tensor descriptions of a whole GGUF file in memory or mapped. Raises FormatError."""
     cursor = Cursor(data, file)
     if cursor.take(4, "the magic number") != MAGIC:
@@ -91,16 +118,19 @@ def read_header(data: mmap.mmap | bytes, file: str) -> tuple[dict[str, Any], lis
     num_tensors = cursor.count("tensors", MAX_TENSORS, 8 + 4 + 8 + 4 + 8)
     num_keys = cursor.count("metadata keys", MAX_KEYS, 8 + 4 + 1)
     metadata: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(num_keys):
+        first = cursor.at
         key = _text(cursor, "a metadata key", MAX_KEY)
         if key in metadata:
             raise cursor.fail(f"the metadata key {key!r} is there twice")
         metadata[key] = _value(cursor, cursor.scalar("I", f"the type of {key}"), key)
+        places[key] = (first, cursor.at)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise cursor.fail(f"its alignment is {alignment!r}, not a power of two from 8 to {MAX_ALIGNMENT}")
     raw = [_tensor(cursor, alignment) for _ in range(num_tensors)]
-    return metadata, _place(cursor, raw, alignment)
+    return Header(metadata, places, _place(cursor, raw, alignment))
 
 
 def _text(cursor: Cursor, what: str, longest: int) -> str:
@@ -124,7 +154,7 @@ def _value(cursor: Cursor, code: int, key: str) -> Any:
     item = cursor.scalar("I", f"the item type of {key}")
     if item == STRING:
         number = cursor.count(f"strings in {key}", MAX_ARRAY, 8)
-        return [cursor.string(key).decode("utf-8", "replace") for _ in range(number)]
+        return cursor.strings(number, key)
     if item not in SCALARS:
         raise cursor.fail(f"{key} is an array of the type {item}, which llama.cpp does not read")
     boolean = SCALARS[item] == "?"

@@ -54,6 +54,17 @@ def read_gguf(path: Path) -> Weights:
     Checked before anything is believed: see `_gguf_header.py`; then the tokenizer's lists against each other and
     against the embedding, and the chat template's grammar.
     """
+    file = read_tensors(path)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    for what in _complaints(file.metadata, shapes):
+        raise FormatError(
+            f"{Path(path).name} is not a sound GGUF model: {what}", "get the file again, or export it again"
+        )
+    return file
+
+
+def read_tensors(path: Path) -> Weights:
+    """The same for a GGUF file that need not be a model: the header is sound, what the metadata means is not asked."""
     path = Path(path)
     try:
         with path.open("rb") as f:
@@ -64,10 +75,10 @@ def read_gguf(path: Path) -> Weights:
         raise FormatError(f"{path.name} is empty", "get the file again") from None
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
-    metadata, infos = read_header(data, path.name)
+    header = read_header(data, path.name)
     Place(data, 0, len(data)).forget(0, len(data))
-    _check_meaning(metadata, infos, path.name)
-    return Weights({i.name: _lazy(data, i) for i in infos}, metadata)
+    places = {key: Place(data, first, last - first) for key, (first, last) in header.places.items()}
+    return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
 
 
 def export_gguf(
@@ -256,11 +267,6 @@ def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
             raise FormatError(f"{info.name} is {dtype}, which is not read here", "use a file of another type") from None
 
     return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load, Place(data, info.start, info.num_bytes))
-
-
-def _check_meaning(metadata: Mapping[str, Any], infos: list[TensorInfo], file: str) -> None:
-    for what in _complaints(metadata, {i.name: i.shape for i in infos}):
-        raise FormatError(f"{file} is not a sound GGUF model: {what}", "get the file again, or export it again")
 
 
 def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -173,6 +173,13 @@ class Engine:
         answer = self._post("/completion", self._request(prompt, max_tokens, temperature, 1.0, 0, seed, ()))
         return answer["content"], answer["stop_type"] != "limit"
 
+    def timings(self, ids: Sequence[int], num_tokens: int) -> Mapping[str, float]:
+        """How long llama.cpp took to read `ids` with nothing of them cached, and to make `num_tokens` more, ends of a
+        text passed over: "prompt_n", "prompt_ms", "predicted_n", "predicted_ms"."""
+        body = self._request(ids, num_tokens, 0.0, 1.0, 0, 0, ()) | {"cache_prompt": False, "ignore_eos": True}
+        timings: Mapping[str, float] = self._post("/completion", body)["timings"]
+        return timings
+
     def next_token_logprobs(self, ids: Sequence[int], top: int | None = None) -> dict[int, float]:
         """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all.
 

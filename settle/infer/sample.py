@@ -10,7 +10,8 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation, without gradients, as long as this lasts."""
     import torch
 
     training = model.training
@@ -27,7 +28,7 @@ def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
     """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence."""
     import torch
 
-    with _evaluating(model):
+    with evaluating(model):
         device = model.device
         inputs = torch.as_tensor(list(ids), dtype=torch.long, device=device)
         ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)

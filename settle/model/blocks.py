@@ -177,6 +177,30 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
     out.sub_(32).view(-1, 16, 16).mul_(scales.unsqueeze(-1))
 
 
+def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
+    _levels(blocks[:, 2:].view(-1, 1, 16), out)
+    out.mul_(_half(blocks, 0))
+
+
+def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
+    _levels(blocks[:, 8:].view(-1, 8, 16), out)
+    twos = (blocks[:, 2:4].unsqueeze(-1) >> _SHIFTS.view(-1).to(blocks.device) & 3).view(-1, 8)
+    fours = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(-1, 8)
+    scales = (fours | twos << 4).float().sub_(32)
+    out.view(-1, 8, 32).mul_((_half(blocks, 0) * scales).unsqueeze(-1))
+
+
+def _levels(packed: Tensor, out: Tensor) -> None:
+    """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups)."""
+    levels = _IQ4_LEVELS.to(packed.device)
+    halves = out.view(-1, packed.shape[1], 2, 16)
+    halves[:, :, 0] = levels[(packed & 15).int()]
+    halves[:, :, 1] = levels[(packed >> 4).int()]
+
+
+_IQ4_LEVELS = torch.tensor(
+    [-127.0, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+)  # of ggml-common.h, kvalues_iq4nl
 _EIGHT = torch.arange(8, dtype=torch.uint8)
 _SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 
@@ -194,6 +218,8 @@ KINDS: dict[str, _Kind] = {
     "Q4_K": _Kind(256, 144, _q4_k),
     "Q5_K": _Kind(256, 176, _q5_k),
     "Q6_K": _Kind(256, 210, _q6_k),
+    "IQ4_NL": _Kind(32, 18, _iq4_nl),
+    "IQ4_XS": _Kind(256, 136, _iq4_xs),
 }
 
 # Appendix E of the paper: quantiles of the normal distribution, with an exact zero.

@@ -1,4 +1,4 @@
-"""Amounts as people write them: 30m, 2h, 10M, 1.5G."""
+"""Amounts as people write them: 30m, 2h, 10M, 1.5G, 400MB, 1%."""
 
 import re
 
@@ -6,6 +6,7 @@ from settle.base.errors import UsageError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 
 
 def seconds(text: str) -> float:
@@ -25,3 +26,20 @@ def count(text: str) -> int:
     if not found or float(found[1]) <= 0:
         raise UsageError(f"{text!r} is not a count", "write for example 500k, 10M or 1.5G")
     return int(float(found[1]) * COUNTS[found[2]])
+
+
+def num_bytes(text: str) -> int:
+    """ "400MB", "1.5 GB" or "2GiB" in bytes. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)", text.strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"{text!r} is not a size", "write for example 400MB or 1.5GB")
+    return int(float(found[1]) * BYTES[found[2]])
+
+
+def share(text: str) -> float:
+    """ "1%" or "0.01" as a share of one. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"{text!r} is not a share", "write for example 1% or 0.01")
+    return value

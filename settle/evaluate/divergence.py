@@ -1,0 +1,163 @@
+"""How far a model is from its reference, in figures with intervals: over distributions, and over text.
+
+W windows or texts, N positions. Logarithms are natural unless a name says bits.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from settle.data.distributions import Compared
+from settle.data.likelihoods import Likelihoods
+from settle.data.windows import Windows
+from settle.evaluate.paired import RESAMPLES, tails
+
+_CHUNK = 1 << 22  # resampled windows held at once
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, `low` to `high` its 95 % interval: None where one window is no sample."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A model against its reference, over the same tokens.
+
+    kl: mean KL(reference ‖ model), nats per token; kl_99, kl_max: of single tokens. same_top: share of tokens where
+    both hold the same one for the likeliest. loss, reference_loss: nats per token of the tokens that came. rise: of the
+    loss, as a share of the reference's (0.01 is 1 %), window by window on the same text, so its interval is narrower
+    than either loss's. num_bytes: of the text, None where it is not known.
+    """
+
+    windows: int
+    tokens: int
+    num_bytes: int | None
+    kl: Figure
+    kl_99: float
+    kl_max: float
+    same_top: Figure
+    loss: float
+    reference_loss: float
+    rise: Figure
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def reference_perplexity(self) -> float:
+        return math.exp(self.reference_loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self._bits(self.loss)
+
+    @property
+    def reference_bits_per_byte(self) -> float | None:
+        return self._bits(self.reference_loss)
+
+    def _bits(self, loss: float) -> float | None:
+        return loss * self.tokens / math.log(2) / self.num_bytes if self.num_bytes else None
+
+    def to_json(self) -> dict[str, Any]:
+        derived = ("perplexity", "reference_perplexity", "bits_per_byte", "reference_bits_per_byte")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Two models on the same texts, whatever their vocabularies: bits per byte, and the rise as a share of the
+    reference's."""
+
+    texts: int
+    num_bytes: int
+    bits_per_byte: Figure
+    reference_bits_per_byte: Figure
+    rise: Figure
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None = None, seed: int = 0) -> Divergence:
+    """The figures of a comparison over a record's windows, all or the first of them.
+
+    compared: of `Scorer.compare` or `live_compare`. num_bytes: of the text of the tokens that were compared. Intervals
+    are the bootstrap's over windows: tokens of one window are no independent sample.
+    """
+    positions = reference.positions
+    windows = int(np.searchsorted(positions, len(compared.kl)))
+    assert positions[windows] == len(compared.kl), "a comparison is over whole windows"
+    bounds = positions[: windows + 1]
+    counts = np.diff(bounds)
+    random = np.random.default_rng(seed)
+    came = np.asarray(reference.came_logprobs[: len(compared.kl)], float)
+    ours, theirs = _sums(-came, bounds), _sums(-compared.logprobs, bounds)
+    return Divergence(
+        windows=windows,
+        tokens=len(compared.kl),
+        num_bytes=num_bytes,
+        kl=ratio(_sums(compared.kl, bounds), counts, random),
+        kl_99=float(np.quantile(compared.kl, 0.99)),
+        kl_max=float(compared.kl.max()),
+        same_top=ratio(_sums(compared.top_equal, bounds), counts, random),
+        loss=float(theirs.sum() / counts.sum()),
+        reference_loss=float(ours.sum() / counts.sum()),
+        rise=ratio(theirs - ours, ours, random),
+    )
+
+
+def text_loss(
+    reference: Sequence[np.ndarray],
+    reference_windows: Windows,
+    model: Sequence[np.ndarray],
+    windows: Windows,
+    seed: int = 0,
+) -> TextLoss:
+    """Two models on the same texts. reference, model: log-probabilities of the tokens that came, one array for each
+    window of `reference_windows` or `windows`, which are the same texts in each one's own ids."""
+    assert np.array_equal(windows.num_bytes, reference_windows.num_bytes), "both are measured on the same texts"
+    ours, theirs = _of_texts(reference, reference_windows), _of_texts(model, windows)
+    random = np.random.default_rng(seed)
+    return TextLoss(
+        texts=len(windows.num_bytes),
+        num_bytes=windows.total_bytes,
+        bits_per_byte=ratio(theirs, windows.num_bytes, random),
+        reference_bits_per_byte=ratio(ours, windows.num_bytes, random),
+        rise=ratio(theirs - ours, ours, random),
+    )
+
+
+def ratio(sums: np.ndarray, counts: np.ndarray, random: np.random.Generator, resamples: int = RESAMPLES) -> Figure:
+    """Σ sums ÷ Σ counts, both (W,), with the bootstrap's interval over the W, widened where they are few."""
+    sums, counts = np.asarray(sums, float), np.asarray(counts, float)
+    value, number = float(sums.sum() / counts.sum()), len(sums)
+    if number < 2:
+        return Figure(value, None, None)
+    each = max(1, _CHUNK // number)
+    found = []
+    for begin in range(0, resamples, each):
+        which = random.integers(0, number, (min(each, resamples - begin), number))
+        found.append(sums[which].sum(1) / counts[which].sum(1))
+    low, high = np.quantile(np.concatenate(found), tails(number))
+    return Figure(value, float(low), float(high))
+
+
+def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Sums (W,) of values (N,) between bounds (W + 1,)."""
+    upto = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
+    return upto[bounds[1:]] - upto[bounds[:-1]]
+
+
+def _of_texts(logprobs: Sequence[np.ndarray], windows: Windows) -> np.ndarray:
+    """Bits (T,) of each text."""
+    bits = [-float(np.sum(values, dtype=float)) / math.log(2) for values in logprobs]
+    return np.bincount(windows.texts, bits, len(windows.num_bytes))

@@ -1,0 +1,121 @@
+"""What a file asks of this machine in llama.cpp: size, time to load, memory, and tokens a second."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from settle.infer.engine import Engine
+
+PROMPT, GENERATED, ROUNDS = 256, 64, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A median over the rounds, and the least and most of them."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Measured":
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """num_bytes: of the file. load_seconds: from starting the process to its being ready. peak_bytes: of the child's
+    memory, weights and context included. prompt_speed: tokens read a second; speed: tokens made a second, one after
+    the other. context: tokens that there was room for."""
+
+    num_bytes: int
+    load_seconds: Measured
+    peak_bytes: int
+    prompt_speed: Measured
+    speed: Measured
+    context: int
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def footprints(
+    paths: Sequence[Path],
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    prompt: int = PROMPT,
+    generated: int = GENERATED,
+    told: Callable[[int], None] = lambda done: None,
+) -> list[Footprint]:
+    """The footprint of each file. They are measured in turns, every file once a round, so that a machine that is busy
+    for a while slows all of them down alike. told: called with 1 after every file and round. Raises what `Engine` does.
+    """
+    seen: list[list[_Round]] = [[] for _ in paths]
+    for _ in range(rounds):
+        for number, path in enumerate(paths):
+            seen[number].append(_round(Path(path), threads, prompt, generated))
+            told(1)
+    return [
+        Footprint(
+            num_bytes=Path(path).stat().st_size,
+            load_seconds=Measured.of([one.load_seconds for one in of_file]),
+            peak_bytes=max(one.peak_bytes for one in of_file),
+            prompt_speed=Measured.of([one.prompt_speed for one in of_file]),
+            speed=Measured.of([one.speed for one in of_file]),
+            context=of_file[0].context,
+            rounds=rounds,
+        )
+        for path, of_file in zip(paths, seen, strict=True)
+    ]
+
+
+def footprint(path: Path, rounds: int = ROUNDS, threads: int | None = None, **sizes: int) -> Footprint:
+    """Of one file; sizes: `prompt` and `generated` of `footprints`."""
+    return footprints([path], rounds, threads, **sizes)[0]
+
+
+@dataclass(frozen=True)
+class _Round:
+    load_seconds: float
+    peak_bytes: int
+    prompt_speed: float
+    speed: float
+    context: int
+
+
+def _round(path: Path, threads: int | None, prompt: int, generated: int) -> _Round:
+    start = time.perf_counter()
+    with Engine(path, context=prompt + generated, threads=threads) as engine:
+        load_seconds = time.perf_counter() - start
+        room = engine.context
+        generated = max(2, min(generated, room // 4))
+        # any ids will do: what is computed is the same
+        ids = [(7919 * i) % engine.num_vocab for i in range(max(1, min(prompt, room - generated)))]
+        engine.timings(ids[:8], 2)  # the first look at a mapped file reads it
+        found = engine.timings(ids, generated)
+        peak = _peak_bytes(engine.pid or 0)
+    return _Round(
+        load_seconds=load_seconds,
+        peak_bytes=peak,
+        prompt_speed=found["prompt_n"] / found["prompt_ms"] * 1e3,
+        # the first token comes out of reading the prompt
+        speed=(found["predicted_n"] - 1) / found["predicted_ms"] * 1e3,
+        context=room,
+    )
+
+
+def _peak_bytes(pid: int) -> int:
+    """The most memory that a process ever had; of now where the system does not remember that."""
+    if sys.platform == "linux":
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    info = psutil.Process(pid).memory_info()
+    return int(getattr(info, "peak_wset", info.rss))

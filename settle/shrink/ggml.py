@@ -1,0 +1,182 @@
+"""llama.cpp's own quantizer, called in its library: a type's bytes are the same as in every file of llama.cpp.
+
+The library `ggml-base` comes with the package `llama-cpp-py-sync` (extra `shrink`); of it the functions of `ggml.h` and
+`ggml-quants.h` are called. A call gives the interpreter free, so threads of ours fill all cores.
+
+Letters: R rows, C values of a row.
+"""
+
+import ctypes
+import importlib.util
+import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import FormatError, UsageError
+from settle.machine.cores import cores
+
+PACKAGE = "llama_cpp_py_sync"
+# values that are quantized in one call: a megabyte of float32, which stays in a core's cache
+PIECE = 1 << 18
+REQUIRES_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+FLOATS = ("F32", "F16", "BF16")
+
+
+def block(kind: str) -> tuple[int, int]:
+    """(values, bytes) of one block of a type. Raises UsageError for a type that ggml has not."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return GGML_QUANT_SIZES[_code(kind)]
+
+
+def num_bytes(kind: str, num_values: int) -> int:
+    """Bytes of that many values, which the type's block must divide."""
+    values, size = block(kind)
+    return num_values // values * size
+
+
+def divides(kind: str, row: int) -> bool:
+    """Whether rows of that many values can have the type."""
+    return row % block(kind)[0] == 0
+
+
+def quantize(
+    values: np.ndarray,
+    kind: str,
+    importance: np.ndarray | None = None,
+    threads: int | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows in the blocks of a type.
+
+    values: (R, C) float32. kind: ggml's name ("Q4_K", "IQ4_XS", "F16" …). importance: (C,) float32, how much an error
+    counts at each place of a row. threads: as many as there are cores when None. out: (R, bytes of a row) uint8,
+    contiguous, filled instead of a new one. Returns (R, bytes of a row) uint8. Raises UsageError for a type that
+    needs an importance and has none or that the row does not fit, FormatError for NaN and infinity.
+    """
+    values = np.ascontiguousarray(values, np.float32)
+    num_rows, row = values.shape
+    check(kind, row, importance is not None)
+    weights = None if importance is None else _weights(importance, row)
+    if out is None:
+        out = np.empty((num_rows, num_bytes(kind, row)), np.uint8)
+    step = max(1, PIECE // row)
+    code = _code(kind)
+
+    def piece(first: int) -> None:
+        quantize_piece(values[first : first + step], code, weights, out[first : first + step])
+
+    starts = range(0, num_rows, step)
+    workers = min(threads or num_threads(), len(starts))
+    if workers < 2:
+        for first in starts:
+            piece(first)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(piece, starts):
+                pass
+    return out
+
+
+def dequantize(raw: np.ndarray, kind: str, out: np.ndarray) -> np.ndarray:
+    """Blocks of a type as numbers. raw: uint8, contiguous; out: float32, contiguous, filled and returned."""
+    _to_float(kind)(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, out: np.ndarray) -> None:
+    """`quantize` in this thread, unchecked but for the numbers. values: (R, C); code: ggml's number of the type."""
+    num_rows, row = values.shape
+    if not np.isfinite(values).all():
+        raise FormatError("there are NaN or infinity", "get the file again, or export it again")
+    pointer = None if weights is None else weights.ctypes.data
+    written = _library().ggml_quantize_chunk(code, values.ctypes.data, out.ctypes.data, 0, num_rows, row, pointer)
+    assert written == out.nbytes, (written, out.nbytes)
+
+
+def check(kind: str, row: int, has_importance: bool) -> None:
+    """Raises UsageError where rows of that many values cannot get the type."""
+    if not divides(kind, row):
+        fix = f"a row must be a multiple of {block(kind)[0]} values; choose another type"
+        raise UsageError(f"rows of {row} values cannot be {kind}", fix)
+    if kind in REQUIRES_IMPORTANCE and not has_importance:
+        raise UsageError(f"{kind} needs to know how much each input matters", "give an importance file (imatrix)")
+    if kind not in FLOATS and not hasattr(_library(), _dequantizer(kind)):
+        raise UsageError(f"{kind} is no type of weights", "choose another type, such as Q4_K")
+
+
+def num_threads() -> int:
+    """Hardware threads that we may run on: unlike the matrix units, the quantizer's arithmetic gains from each."""
+    found = cores()
+    return max(1, found.allowed if found.quota is None else min(found.allowed, math.ceil(found.quota)))
+
+
+def code_of(kind: str) -> int:
+    """ggml's number of a type, once it is known to the library."""
+    return _code(kind)
+
+
+def _code(kind: str) -> int:
+    from gguf.constants import GGMLQuantizationType
+
+    try:
+        return int(GGMLQuantizationType[kind])
+    except KeyError:
+        raise UsageError(f"there is no type {kind!r}", "choose another, such as Q4_K or IQ4_XS") from None
+
+
+def _weights(importance: np.ndarray, row: int) -> np.ndarray:
+    weights = np.ascontiguousarray(importance, np.float32)
+    if weights.shape != (row,):
+        raise UsageError(f"the importance has the shape {weights.shape}, the rows have {row} values", "")
+    return weights
+
+
+def _dequantizer(kind: str) -> str:
+    """ggml's function for it: K-quants keep their capital, the others have none."""
+    name = kind.lower()
+    return f"dequantize_row_{name[:-1]}K" if name.endswith("_k") else f"dequantize_row_{name}"
+
+
+@cache
+def _to_float(kind: str):  # type: ignore[no-untyped-def]
+    name = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}.get(kind) or _dequantizer(kind)
+    function = getattr(_library(), name, None)
+    if function is None:
+        raise FormatError(f"the type {kind} is not read here", "use a file of another type")
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    function.restype = None
+    return function
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """ggml-base. The package itself is not imported: it would load llama.cpp whole."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
+    folder = Path(found.origin).parent
+    names = {"win32": ["ggml-base.dll"], "darwin": ["libggml-base.dylib", "libggml-base.0.dylib"]}
+    for name in names.get(sys.platform, ["libggml-base.so", "libggml-base.so.0"]):
+        if (folder / name).is_file():
+            return _load(folder / name)
+    raise UsageError(f"llama-cpp-py-sync has no ggml-base in {folder}", "pip install -U 'settle-lm[shrink]'")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        if sys.platform == "win32":
+            os.add_dll_directory(str(path.parent))
+        library = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise UsageError(f"{path.name} cannot be loaded: {e}", "pip install -U 'settle-lm[shrink]'") from None
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library

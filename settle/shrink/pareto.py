@@ -1,0 +1,162 @@
+"""Size, speed and loss of several files of one model, as rows and as a picture with the frontier marked."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from settle.base.run import write_atomic
+from settle.evaluate.curves import BLUE, GREEN, GREY, INK, STYLE, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INCHES, DPI = (10.0, 5.4), 150
+LEAST = 1e-6  # nats: the axis is logarithmic
+COLUMNS = ("", "size, MB", "KL, nats per token", "same first token", "loss rises by", "tokens/s", "memory, MB")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One file, or the reference itself (whose KL is 0).
+
+    kl: nats per token, low to high its interval (None: not known). speed: tokens made a second; same_top: share; rise:
+    of the loss, as a share. None: not measured. predicted: whether kl and speed are. chosen: the one handed over.
+    """
+
+    name: str
+    num_bytes: int
+    kl: float
+    low: float | None = None
+    high: float | None = None
+    speed: float | None = None
+    same_top: float | None = None
+    rise: float | None = None
+    peak_bytes: int | None = None
+    predicted: bool = False
+    chosen: bool = False
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Those that no other one beats, smallest first: none is at most as large, at least as fast, and loses at most as
+    much, and is better in one of these. Where a speed was not measured it decides nothing."""
+    return sorted((p for p in points if not any(_beats(q, p) for q in points)), key=lambda p: (p.num_bytes, p.kl))
+
+
+def _beats(one: Point, other: Point) -> bool:
+    pairs = [(other.num_bytes, one.num_bytes), (other.kl, one.kl)]
+    if one.speed is not None and other.speed is not None:
+        pairs.append((one.speed, other.speed))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def pareto_rows(points: Sequence[Point]) -> list[list[str]]:
+    """A row of `COLUMNS` for each, largest first; ● marks the frontier, and → what was chosen."""
+    best = {p.name for p in frontier(points)}
+
+    def row(p: Point) -> list[str]:
+        mark = "→" if p.chosen else "●" if p.name in best else " "
+        interval = f" ({p.low:.2g}–{p.high:.2g})" if p.low is not None and p.high is not None else ""
+        return [
+            f"{mark} {p.name}",
+            f"{p.num_bytes / 1e6:.1f}",
+            ("≈ " if p.predicted else "") + (f"{p.kl:.3g}{interval}" if p.kl else "0"),
+            "–" if p.same_top is None else f"{p.same_top:.1%}",
+            "–" if p.rise is None else f"{p.rise:+.2%}",
+            "–" if p.speed is None else ("≈ " if p.predicted else "") + f"{p.speed:.1f}",
+            "–" if p.peak_bytes is None else f"{p.peak_bytes / 1e6:.0f}",
+        ]
+
+    return [row(p) for p in sorted(points, key=lambda p: (-p.num_bytes, p.kl))]
+
+
+def draw_pareto(points: Sequence[Point], path: Path, title: str = "") -> Path:
+    """Write the picture as a PNG; the path."""
+    write_atomic(path, picture(points, title))
+    return path
+
+
+def picture(points: Sequence[Point], title: str = "") -> bytes:
+    """Size × loss, and speed × loss where speeds are known, as the bytes of a PNG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [("file size, MB", [p.num_bytes / 1e6 for p in points], False)]
+    if sum(p.speed is not None for p in points) > 1:
+        panels.append(("tokens a second", [math.nan if p.speed is None else p.speed for p in points], True))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (label, x, more_is_better) in zip(all_axes, panels, strict=True):
+            _draw(axes, points, x, more_is_better)
+            axes.set_xlabel(label)
+        all_axes[0].set_ylabel("KL from the reference, nats per token")
+        all_axes[0].legend(loc="best")
+        figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=INK)
+        figure.tight_layout()
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_better: bool) -> None:
+    """One panel; the frontier is that of its own two axes."""
+    shown = [(p, at) for p, at in zip(points, x, strict=True) if math.isfinite(at)]
+    for p, at in shown:
+        if not p.kl:  # the reference loses nothing, which a logarithmic axis has no place for
+            axes.axvline(at, color=GREY, linewidth=1.2, linestyle=(0, (1, 1.5)))
+            axes.annotate(
+                p.name, (at, 1.0), (-4, -10), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color=GREY, ha="right",
+            )  # fmt: skip
+    shown = [(p, at) for p, at in shown if p.kl]
+    y = {p.name: max(p.kl, LEAST) for p, _ in shown}
+    edge = sorted(
+        (at, y[p.name])
+        for p, at in shown
+        if not any(
+            _beats_here((other, y[q.name]), (at, y[p.name]), more_is_better) for q, other in shown if q.name != p.name
+        )
+    )
+    if edge:
+        where = "pre" if more_is_better else "post"
+        axes.step(*zip(*edge, strict=True), where=where, color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
+    on_edge = set(edge)
+    for p, at in shown:
+        colour = VERMILION if p.chosen else BLUE if (at, y[p.name]) in on_edge else GREY
+        if p.low is not None and p.high is not None and p.kl > 0:
+            axes.plot([at, at], [max(p.low, LEAST), max(p.high, LEAST)], color=colour, linewidth=1.2, alpha=0.6)
+        axes.plot(
+            at, y[p.name], linestyle="none", marker="D" if p.chosen else "o", markersize=8 if p.chosen else 6,
+            color="white" if p.predicted else colour, markeredgecolor=colour, markeredgewidth=1.5,
+        )  # fmt: skip
+        axes.annotate(
+            p.name, (at, y[p.name]), (5, 4), textcoords="offset points", fontsize=8, color=colour, annotation_clip=False
+        )
+    axes.set_yscale("log")
+    axes.grid(axis="y", color="#E6E6E6")
+
+
+def _beats_here(one: tuple[float, float], other: tuple[float, float], more_is_better: bool) -> bool:
+    ahead = one[0] >= other[0] if more_is_better else one[0] <= other[0]
+    return ahead and one[1] <= other[1] and one != other
+
+
+def point(name: str, divergence: Any, footprint: Any = None, num_bytes: int | None = None, **known: Any) -> Point:
+    """From figures of `settle.evaluate`: a `Divergence`, and a `Footprint` or the size alone."""
+    return Point(
+        name=name,
+        num_bytes=footprint.num_bytes if footprint else int(num_bytes or 0),
+        kl=max(divergence.kl.value, 0.0),
+        low=divergence.kl.low,
+        high=divergence.kl.high,
+        speed=footprint.speed.median if footprint else None,
+        same_top=divergence.same_top.value,
+        rise=divergence.rise.value,
+        peak_bytes=footprint.peak_bytes if footprint else None,
+        **known,
+    )

@@ -1,0 +1,193 @@
+"""The scorer with its real child process, against the live model and llama.cpp's server."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from settle.base.errors import EngineError, FormatError, UsageError
+from settle.data.likelihoods import Likelihoods
+from settle.formats.gguf import export_gguf
+from settle.infer import scoring
+from settle.infer.engine import Engine
+from settle.infer.live_scoring import live_compare, live_likelihoods
+from settle.infer.sample import logprobs
+from settle.infer.scoring import Scorer
+from tests.infer.test_engine import gone, wait_until
+
+pytest.importorskip("llama_cpp_py_sync")
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scoring")
+    return {
+        dtype: export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / f"{dtype}.gguf", dtype)
+        for dtype in ("f32", "q4_0")
+    }
+
+
+@pytest.fixture(scope="module")
+def windows(tiny):
+    """One of them takes more than one piece, one has a single position."""
+    ids = tiny.tokenizer.encode("".join(tiny.held_out)).tolist()
+    return [ids[:200], ids[200:300], ids[300:302], ids[302:500]]
+
+
+@pytest.fixture(scope="module")
+def scorer(files):
+    with Scorer(files["f32"], 256, threads=1) as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="module")
+def reference(scorer, windows, tmp_path_factory):
+    return scorer.likelihoods(windows, tmp_path_factory.mktemp("reference") / "record", {"sha256": "ab"})
+
+
+def live(tiny, windows) -> list[np.ndarray]:
+    """The live model's whole distributions, (L − 1, V) for each window."""
+    return [logprobs(tiny.model, ids, range(len(ids) - 1)).double().numpy() for ids in windows]
+
+
+def test_a_record_of_a_file_is_what_the_live_model_says(tiny, reference, windows):
+    assert reference.num_windows == len(windows) and reference.about["sha256"] == "ab"
+    for index, whole in enumerate(live(tiny, windows)):
+        rows = reference.rows(index)
+        kept = np.take_along_axis(whole, rows.top_ids.astype(int), 1)
+        np.testing.assert_allclose(rows.top_logprobs, kept, atol=0.02)
+        came = whole[np.arange(len(whole)), windows[index][1:]]
+        np.testing.assert_allclose(rows.came_logprobs, came, atol=0.02)
+
+
+def test_a_file_against_itself(scorer, reference):
+    told = []
+    same = scorer.compare(reference, told.append)
+    assert same.kl.max() < 1e-6 and same.top_equal.all()
+    np.testing.assert_allclose(same.logprobs, reference.came_logprobs, atol=1e-6)
+    assert sum(told) == reference.num_positions
+
+
+def test_another_file_diverges_as_much_as_whole_distributions_do(files, reference, windows):
+    """By the same formula over whole distributions, which llama.cpp's server gives at some positions."""
+    with Scorer(files["q4_0"], 256, threads=1) as scorer:
+        found = scorer.compare(reference)
+    assert len(found.kl) == reference.num_positions and found.kl.min() >= 0
+    with Engine(files["f32"], threads=1) as ours, Engine(files["q4_0"], threads=1) as theirs:
+        wanted = []
+        for end in range(1, 100):
+            p, q = (engine.next_token_logprobs(windows[0][:end]) for engine in (ours, theirs))
+            wanted.append(sum(np.exp(p[i]) * (p[i] - q[i]) for i in p))
+    assert np.mean(found.kl[:99]) == pytest.approx(np.mean(wanted), rel=0.02)
+    assert np.mean(found.kl) > 1e-4 and 0.5 < found.top_equal.mean() < 1
+
+
+def test_live_records_and_those_of_files_are_alike(tiny, scorer, reference, windows, tmp_path):
+    made = live_likelihoods(tiny.model, windows, tmp_path / "live")
+    assert scorer.compare(made).kl.max() < 1e-3
+    assert live_compare(tiny.model, reference).kl.max() < 1e-3
+    some = live_compare(tiny.model, made, windows=[1, 2])
+    assert len(some.kl) == 100 and some.kl.max() < 1e-6
+    assert tiny.model.training
+
+
+def test_logprobs_without_a_record(scorer, reference, windows):
+    found = scorer.logprobs(windows)
+    assert [len(one) for one in found] == [len(ids) - 1 for ids in windows]
+    np.testing.assert_allclose(np.concatenate(found), reference.came_logprobs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [([5], "has 1 tokens"), ([5] * 300, "has 300 tokens"), ([5, 100_000], "the token 100000")],
+)
+def test_windows_that_cannot_be_read(scorer, tmp_path, window, says):
+    with pytest.raises(UsageError, match=says):
+        scorer.likelihoods([[5, 6], window], tmp_path / "record")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary(scorer, reference, monkeypatch):
+    monkeypatch.setattr(reference, "num_vocab", reference.num_vocab + 1)
+    with pytest.raises(UsageError, match="no divergence between their distributions"):
+        scorer.compare(reference)
+
+
+def test_a_context_that_the_model_was_not_made_for(files):
+    with pytest.raises(UsageError, match="made for 512 tokens"):
+        Scorer(files["f32"], 513)
+
+
+def test_without_the_package(files, monkeypatch):
+    monkeypatch.setattr(scoring, "PACKAGE", "llama_cpp_that_is_not_there")
+    assert importlib.util.find_spec(scoring.PACKAGE) is None
+    with pytest.raises(UsageError, match="llama-cpp-that-is-not-there.*settle-lm.shrink"):
+        Scorer(files["f32"])
+
+
+def test_not_a_gguf_is_never_opened(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
+    with pytest.raises(FormatError):
+        Scorer(tmp_path / "x.gguf")
+
+
+def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
+    weights = {n: t for n, t in tiny.weights.items() if "layers.1.mlp.up" not in n}
+
+    class Fewer:
+        def __getattr__(self, name):
+            return getattr(tiny.part, name)
+
+        def gguf_names(self):
+            return {n: g for n, g in tiny.part.gguf_names().items() if n in weights}
+
+    path = export_gguf(Fewer(), weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
+    with pytest.raises(EngineError, match="ffn_up"), Scorer(path):
+        pass
+
+
+def test_a_model_that_computes_no_numbers(tiny, tmp_path):
+    """Weights that are sound one by one, and whose products are not."""
+    weights = tiny.weights | {"model.norm.weight": tiny.weights["model.norm.weight"] * 0 + 3e38}
+    path = export_gguf(tiny.part, weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
+    with Scorer(path, threads=1) as scorer:
+        with pytest.raises(EngineError, match="not a number"):
+            scorer.likelihoods([[5, 6, 7]], tmp_path / "record")
+        assert not gone(scorer.pid)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_the_child_dies_in_mid_work(files, windows, tmp_path):
+    with Scorer(files["f32"], 256, threads=1) as scorer:
+        scorer.rows(windows[0])
+        os.kill(scorer.pid, signal.SIGINT)  # Ctrl-C is for the parent
+        scorer.rows(windows[0])
+        os.kill(scorer.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="died"):
+            scorer.likelihoods(windows, tmp_path / "record")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(EngineError, match="not running"):
+        scorer.rows(windows[0])
+
+
+def test_the_child_dies_with_its_parent(files):
+    code = (
+        "import sys, time; from settle.infer.scoring import Scorer\n"
+        f"s = Scorer({str(files['f32'])!r}, threads=1); s.start(); print(s.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    assert not gone(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until(lambda: gone(child))
+
+
+def test_a_record_can_be_looked_up(reference, windows):
+    again = Likelihoods(reference.folder)
+    assert [again.find(ids) for ids in windows] == list(range(len(windows)))

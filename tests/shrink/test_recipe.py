@@ -1,0 +1,86 @@
+"""Our choice of types, and our bytes, against llama.cpp's own for the same file."""
+
+import numpy as np
+import pytest
+
+from settle.base.errors import FormatError, UsageError
+from settle.formats.gguf import read_gguf
+from settle.shrink.imatrix import Importance
+from settle.shrink.quantizing import file_bytes, quantize_gguf
+from settle.shrink.recipe import RECIPES, recipe_types
+from tests.shrink.files import make_gguf
+from tests.shrink.reference import llama_quantize
+
+SHAPES = {
+    "llama": {"layers": 24},
+    "wide groups": {"layers": 9, "heads": 8, "tied": True},
+    "70B": {"layers": 80, "heads": 8, "shared": 1},
+    "65B": {"layers": 80, "heads": 4, "shared": 4},
+    "qwen2": {"architecture": "qwen2", "layers": 80, "shared": 4, "inner": 256},
+    "phi3": {"architecture": "phi3", "layers": 17, "fused": True},
+    "falcon": {"architecture": "falcon", "layers": 17, "fused": True},
+    "eight experts": {"layers": 9, "experts": 8},
+    "experts": {"architecture": "qwen3moe", "layers": 11, "experts": 4, "tied": True},
+    "gemma3": {"architecture": "gemma3", "layers": 18, "width": 640, "inner": 2048, "tied": True, "shared": 1},
+    "576": {"layers": 30, "width": 576, "inner": 1536, "tied": True, "heads": 9, "shared": 3},
+    "48": {"layers": 2, "width": 64, "inner": 48},
+    "bf16": {"layers": 3, "dtype": "BF16"},
+    "f32": {"layers": 3, "dtype": "F32"},
+    "one row": {"layers": 12, "rows": 1},
+    "others": {
+        "extra": {"per_layer_token_embd.weight": (2, 256), "blk.0.attn_kv_b.weight": (2, 256), "x.norm": (2, 256)}
+    },
+}
+
+
+def means_of(file, random):
+    """An importance for most tensors, that of tokens of a wrong size."""
+    found = {}
+    for name, tensor in file.tensors.items():
+        if len(tensor.shape) > 1 and "blk.1." not in name:
+            size = tensor.shape[-1] * (tensor.shape[0] if len(tensor.shape) == 3 else 1)
+            found[name] = random.random(size, np.float32) ** 4
+    found["token_embd.weight"] = np.ones(7, np.float32)
+    return found
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
+    source = make_gguf(tmp_path / "source.gguf", **SHAPES[shape])
+    file = read_gguf(source)
+    means = means_of(file, np.random.default_rng(1)) if known else None
+    theirs = llama_quantize(source, tmp_path / "theirs", RECIPES, means)
+    assert set(theirs) >= {"Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "F16"}
+    if shape != "48":  # it has no block for such rows, but for K-quants' fall back
+        assert set(theirs) == set(RECIPES)
+    importance = Importance(means) if known else None
+    for recipe, their in theirs.items():
+        chosen = recipe_types(file, recipe, known)
+        assert {n: c.kind for n, c in chosen.items()} == {n: t.dtype for n, t in read_gguf(their).tensors.items()}
+        kinds = {name: choice.kind for name, choice in chosen.items()}
+        ours = quantize_gguf(source, tmp_path / "ours.gguf", kinds, importance, recipe)
+        assert ours.read_bytes() == their.read_bytes(), recipe
+        assert file_bytes(file, kinds, recipe) == ours.stat().st_size
+        assert {n: c.num_bytes for n, c in chosen.items()} == {
+            n: t.num_bytes for n, t in read_gguf(ours).tensors.items()
+        }
+
+
+def test_rows_that_no_block_divides_become_f16(tmp_path):
+    file = read_gguf(make_gguf(tmp_path / "x.gguf", width=64, inner=48))
+    chosen = recipe_types(file, "Q8_0")
+    assert chosen["blk.0.ffn_down.weight"].kind == "F16" and chosen["blk.0.ffn_down.weight"].wanted == "Q8_0"
+    assert chosen["blk.0.ffn_up.weight"].kind == "Q8_0" and not chosen["blk.0.ffn_up.weight"].fell_back
+
+
+def test_an_expert_in_no_block(tmp_path):
+    extra = {"ffn_down_exps.weight": (2, 2, 256)}
+    file = read_gguf(make_gguf(tmp_path / "x.gguf", architecture="qwen3moe", experts=4, extra=extra))
+    with pytest.raises(FormatError, match="in no block"):
+        recipe_types(file, "Q4_K_M")
+
+
+def test_a_recipe_that_is_not_known(tmp_path):
+    with pytest.raises(UsageError, match="no recipe 'Q4_K'"):
+        recipe_types(read_gguf(make_gguf(tmp_path / "x.gguf")), "Q4_K")

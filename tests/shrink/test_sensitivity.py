@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from settle.base.errors import DataError, UsageError
+from settle.base.registry import parts
+from settle.formats.gguf import export_gguf, read_gguf
+from settle.shrink.choosing import choose
+from settle.shrink.curvature import curvature
+from settle.shrink.importance import Inputs
+from settle.shrink.measuring import group_of, measure
+from settle.shrink.quantizing import file_bytes, quantize_gguf
+from settle.shrink.sensitivity import Sensitivity, candidates, sensitivity
+from settle.shrink.trial import Trial, batches
+from tests.trained import trained
+
+FAMILIES = parts("model/architectures")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    t = trained()
+    path = tmp_path_factory.mktemp("auto") / "model.gguf"
+    return export_gguf(t.part, t.weights, t.tokenizer, path, "f16")
+
+
+@pytest.fixture(scope="module")
+def windows():
+    t = trained()
+    ids = np.concatenate([t.tokenizer.encode(text).astype(np.int64) for text in t.held_out])
+    return [ids[i : i + 64] for i in range(0, min(len(ids), 6400) - 64, 64)]
+
+
+@pytest.fixture(scope="module")
+def measured(source, windows):
+    return measure(source, windows[::2])
+
+
+@pytest.fixture(scope="module")
+def trial(source, windows, measured):
+    t = trained()
+    model = t.part.build(seed=0)
+    model.load_state_dict(t.model.state_dict())
+    return Trial(model, t.part, read_gguf(source), measured.importance, windows[1::2])
+
+
+def test_what_is_predicted_is_what_comes(measured, trial):
+    """Groups of tensors in one type: a second-order guess against the model itself, on other text."""
+    table = measured.table
+    assert trial.divergence({}).max() < 1e-5
+    off, seen = [], []
+    for group in sorted({group_of(name) for name in table.costs}):
+        for kind in ("Q4_1", "Q8_0"):
+            kinds = {name: kind for name in table.costs if group_of(name) == group}
+            seen.append((group, kind, trial.divergence(kinds).mean(), table.predicted(kinds)))
+            off.append(math.log(trial.divergence(kinds).mean() / table.predicted(kinds)))
+    assert abs(np.mean(off)) < 0.3 and np.max(np.abs(off)) < 0.7, seen
+    assert trial.divergence({}).max() < 1e-5
+
+
+def test_auto_beats_one_type_for_all_at_its_size(source, measured, trial):
+    file = read_gguf(source)
+    for kind in ("Q4_1", "Q5_0", "Q5_1"):
+        same = dict.fromkeys(measured.table.costs, kind)
+        budget = file_bytes(file, same)
+        chosen = choose(file, measured.table, budget)
+        assert 0.98 * budget < file_bytes(file, chosen) <= budget
+        assert trial.divergence(chosen).mean() < trial.divergence(same).mean()
+
+
+def test_the_size_is_that_of_the_file(source, measured, tmp_path):
+    file = read_gguf(source)
+    budget = int(0.36 * source.stat().st_size)
+    chosen = choose(file, measured.table, budget)
+    made = quantize_gguf(source, tmp_path / "small.gguf", chosen, measured.importance)
+    assert made.stat().st_size == file_bytes(file, chosen) <= budget
+    with pytest.raises(UsageError, match="smallest file"):
+        choose(file, measured.table, 10_000)
+
+
+def test_it_can_be_measured_again_and_kept(source, windows, measured, tmp_path):
+    again = measure(source, windows[::2])
+    assert again.table == measured.table
+    measured.table.save(tmp_path / "table.json")
+    assert Sensitivity.open(tmp_path / "table.json") == measured.table
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(DataError, match="other.json"):
+        Sensitivity.open(tmp_path / "other.json")
+
+
+def test_trials_correct_the_table(source, windows):
+    found = measure(source, windows[:20], probes=windows[20:24])
+    tried = found.table.about["trials"]
+    assert set(tried) == {group_of(name) for name in found.table.costs}
+    for group, kinds in tried.items():
+        for kind, (_, real) in kinds.items():
+            same = {name: kind for name in found.table.costs if group_of(name) == group}
+            assert found.table.predicted(same) == pytest.approx(real, rel=1e-6)
+
+
+def test_rows_decide_what_is_possible(source):
+    file = read_gguf(source)
+    assert candidates(file.tensors["blk.0.attn_q.weight"]) == ["IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+    assert candidates(file.tensors["output_norm.weight"], ()) == ["F32"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_table(family, tmp_path):
+    part = FAMILIES[family].TINY
+    model = part.build(seed=3)
+    t = trained()
+    random = np.random.default_rng(0)
+    found = [random.integers(0, part.vocab_size, 20) for _ in range(3)]
+    inputs = Inputs(model)
+    bends = curvature(model, batches(found, 40), inputs=inputs)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.isfinite(b).all() and (b >= 0).all() for b in bends.values())
+    if part.vocab_size < t.tokenizer.vocab_size:
+        return
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    file = read_gguf(export_gguf(part, weights, t.tokenizer, tmp_path / "m.gguf", "f16"))
+    table = sensitivity(file, part, bends, inputs.importance(part))
+    assert table.costs and all(c >= 0 for costs in table.costs.values() for c in costs.values())
+    for costs in table.costs.values():
+        if {"Q4_1", "Q8_0"} <= set(costs) and costs["Q4_1"] > 0:
+            assert costs["Q8_0"] < costs["Q4_1"]
