@@ -74,17 +74,25 @@ class Subject:
         return self.part.num_parameters
 
 
-def require_loadable(before: Architecture, after: Architecture) -> None:
+def require_loadable(before: Architecture, after: Architecture, fix: str) -> None:
     """Raises UsageError when llama.cpp would not compute `after` as it is meant, and `before` it does."""
-    reasons = []
-    for part in (before, after):
-        try:
-            part.gguf_metadata()
-            reasons.append("")
-        except FormatError as e:
-            reasons.append(e.what)
-    if reasons[1] and not reasons[0]:
-        raise UsageError(f"the smaller model would not run: {reasons[1]}", "choose another size")
+    what = _complaint(after)
+    if what and not _complaint(before):
+        raise UsageError(f"the smaller model would not run: {what}", fix)
+
+
+def _complaint(part: Architecture) -> str:
+    try:
+        part.gguf_metadata()
+    except FormatError as e:
+        return e.what
+    return ""
+
+
+def require_dense(part: Architecture, what: str) -> None:
+    """Raises UsageError for a mixture of experts."""
+    if part.options().layers[0].experts is not None:
+        raise UsageError(f"{what} of a mixture of experts are not pruned here", "prune its depth or its vocabulary")
 
 
 def layer_of(name: str) -> int | None:

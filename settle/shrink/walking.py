@@ -93,6 +93,16 @@ class Walk:
         hidden = torch.cat(list(states))[positions]
         return self.model.logits(self.model.model.norm(hidden)).log_softmax(-1)
 
+    def split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows (N, …) of each batch → those of most windows, to fit to, and those of every fifth, to measure on; of a
+        text of fewer windows nothing is held out."""
+        fit, held, number = [], [], 0
+        for batch, packing in zip(rows, self.packings, strict=True):
+            for first, last in zip(packing.bounds, packing.bounds[1:], strict=False):
+                number += 1
+                (fit if number % 5 else held).append(batch[first:last])
+        return fit, held
+
     def positions(self, most: int = MOST_POSITIONS) -> Tensor:
         """Evenly spread places in the text, (P,)."""
         number = min(most, self.num_tokens)

@@ -23,9 +23,11 @@ class Transformer(Architecture):
     """A pre-norm decoder with rotary positions, grouped queries and a gated feed-forward.
 
     HF_DEFAULTS: what a key means that a `config.json` leaves out. HF_FIXED: keys with the one value that is done.
-    GGUF_LAYER: module of a layer → its name in a GGUF file.
+    GGUF_LAYER: module of a layer → its name in a GGUF file. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the
+    other in this family.
     """
 
+    QUERIES_ARE_WIDTH: ClassVar[bool] = False
     HF_CLASS: ClassVar[str]
     HF_DEFAULTS: ClassVar[dict[str, Any]] = {}
     HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
@@ -231,6 +233,13 @@ class Transformer(Architecture):
         return f"blk.{layer}.{self.GGUF_LAYER[inside]}.{kind}"
 
     def gguf_metadata(self) -> dict[str, Any]:
+        queries = self.num_attention_heads * self.head_dim
+        if self.QUERIES_ARE_WIDTH and queries != self.hidden_size:
+            raise FormatError(
+                f"llama.cpp loads a {self.model_type} only when its query heads together are as wide as the model: "
+                f"they are {queries} wide, the model {self.hidden_size}",
+                "export it as safetensors",
+            )
         keys: dict[str, Any] = {
             "vocab_size": self.vocab_size,
             "context_length": self.gguf_context(),

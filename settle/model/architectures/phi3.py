@@ -19,6 +19,7 @@ class Phi3(Transformer):
 
     model_type: ClassVar[str] = "phi3"
     gguf_architecture: ClassVar[str] = "phi3"
+    QUERIES_ARE_WIDTH: ClassVar[bool] = True
     HF_CLASS: ClassVar[str] = "Phi3ForCausalLM"
     HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
     HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}

@@ -15,6 +15,7 @@ class Qwen2(Transformer):
 
     model_type: ClassVar[str] = "qwen2"
     gguf_architecture: ClassVar[str] = "qwen2"
+    QUERIES_ARE_WIDTH: ClassVar[bool] = True
     HF_CLASS: ClassVar[str] = "Qwen2ForCausalLM"
     HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
     TINY: ClassVar["Qwen2"]

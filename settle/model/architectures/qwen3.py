@@ -13,6 +13,7 @@ class Qwen3(Qwen2):
 
     model_type: ClassVar[str] = "qwen3"
     gguf_architecture: ClassVar[str] = "qwen3"
+    QUERIES_ARE_WIDTH: ClassVar[bool] = False
     HF_CLASS: ClassVar[str] = "Qwen3ForCausalLM"
     HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
     HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from settle.base.errors import UsageError
 from settle.base.registry import Part
 from settle.shrink.subject import Subject
@@ -28,6 +30,8 @@ class Pruned:
 class Pruner(Part):
     """The contract. Settings are fields."""
 
+    step: bool = Field(False, description="one step of several: llama.cpp need not load what comes of it")
+
     @abstractmethod
     def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         """A smaller model. windows: token ids of the person's text, to see what each part does there; texts: the same
@@ -39,14 +43,11 @@ class Pruner(Part):
 
 
 def kept_number(there: int, share: float, step: int = 1) -> int:
-    """How many of `there` are left when `share` of them goes: a multiple of `step` if the sizes allow it, else of the
-    largest power of two in it that does; at least one, and fewer than there were when anything shall go."""
-    wanted = there * (1 - share)
-    while step > 1 and (there % step or there <= step):
+    """How many of `there` are left when about `share` of them goes: a multiple of `step` where the sizes allow it, else
+    of the largest power of two in it that does; fewer than there were. Raises UsageError when that leaves none."""
+    while step > 1 and (there % step or step > there * share):
         step //= 2
-    kept = max(step, round(wanted / step) * step)
-    if kept >= there > step and share > 0:
-        kept = there - step
-    if kept < 1 or kept > there:
-        raise UsageError(f"{share:.0%} of {there} cannot be removed", "choose a share between 0 and 1")
+    kept = min(max(round(there * (1 - share) / step) * step, step), there - step)
+    if kept < 1:
+        raise UsageError(f"{share:.0%} of {there} cannot be removed", "choose another share, or prune something else")
     return kept

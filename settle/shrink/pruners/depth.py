@@ -119,7 +119,7 @@ class _Order:
                 f"llama.cpp loads no {part.model_type} of {left} blocks made of these {self.there}",
                 f"leave {nearest}" if nearest else "prune something else",
             )
-        require_loadable(part, shorter)
+        require_loadable(part, shorter, f"leave {left - 1} or {left + 1} blocks")
 
     def fits(self, kept: Sequence[int]) -> bool:
         """Whether more can go from these until the kinds are as wanted."""

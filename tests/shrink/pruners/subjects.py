@@ -1,5 +1,6 @@
 """Subjects to prune: every family's TINY with weights that all have a say, and a tiny model that was trained."""
 
+import argparse
 import inspect
 import json
 
@@ -46,8 +47,12 @@ def code() -> str:
     return inspect.getsource(inspect.getmodule(json.JSONDecoder))
 
 
-def windows(subject: Subject, number: int = 12, length: int = 32) -> list[list[int]]:
-    ids = subject.tokenizer.encode(code()).tolist()
+def more_code() -> str:
+    return inspect.getsource(argparse)
+
+
+def windows(subject: Subject, number: int = 12, length: int = 32, text: str = "") -> list[list[int]]:
+    ids = subject.tokenizer.encode(text or code()).tolist()
     return [ids[at : at + length] for at in range(0, number * length, length)]
 
 

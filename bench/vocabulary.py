@@ -1,0 +1,150 @@
+"""What a vocabulary cut brings: size of the file, loss on held-out text, speed in llama.cpp.
+
+    python bench/vocabulary.py gemma3-270m.gguf --text alpaca.json gsm8k.jsonl shakespeare.txt
+    python bench/vocabulary.py gemma3-270m.gguf --code
+
+The file is cut as it is, no weight is rounded again. Nine tenths of the documents say which tokens are kept; the loss
+is measured on some of the others, in bits per byte, since both models write them in other tokens. --code takes the
+standard library's source.
+"""
+
+import argparse
+import inspect
+import json
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from settle.evaluate.gate import run_gate
+from settle.infer.engine import Engine
+from settle.infer.sample import logprobs
+from settle.model.pretrained import Pretrained
+from settle.shrink.pruners.vocabulary import Vocabulary
+
+LONGEST = 1200  # characters of a held-out document that are read
+PROMPTS = {"text": "The old man went down to the river and", "code": "def read_lines(path, encoding):\n    "}
+
+
+def documents(paths: Sequence[Path]) -> list[str]:
+    """Paragraphs of .txt, records of .json and .jsonl with all their texts."""
+    found: list[str] = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            found += ["\n".join(_strings(record)) for record in json.loads(text)]
+        elif path.suffix == ".jsonl":
+            found += ["\n".join(_strings(json.loads(line))) for line in text.splitlines()]
+        else:
+            found += text.split("\n\n")
+    return [document for document in found if document.strip()]
+
+
+def source_code(most: int) -> list[str]:
+    """Modules of the standard library, tests aside."""
+    folder = Path(inspect.getfile(inspect)).parent
+    files = sorted(p for p in folder.rglob("*.py") if not {"test", "tests", "site-packages", "idlelib"} & set(p.parts))
+    found, size = [], 0
+    for path in random.Random(0).sample(files, len(files)):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found.append(text)
+        size += len(text)
+        if size > most:
+            break
+    return found
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(inner)
+
+
+def bits_per_byte(path: Path, texts: Sequence[str]) -> dict[str, float]:
+    """Of the model in a file on texts, each opened as the model expects it."""
+    base = Pretrained.open(path)
+    model, bits, size, tokens = base.load(), 0.0, 0, 0
+    for text in texts:
+        ids = [base.tokenizer.bos_id if base.tokenizer.add_bos else base.tokenizer.eos_id]
+        ids += base.tokenizer.encode(text).tolist()
+        for first in range(0, len(ids) - 1, 128):  # rows of a large vocabulary, a few at a time
+            places = range(first, min(first + 128, len(ids) - 1))
+            rows = logprobs(model, ids, places)
+            wanted = torch.tensor([ids[i + 1] for i in places])
+            bits -= float(rows.gather(1, wanted.unsqueeze(1)).sum()) / math.log(2)
+        size += len(text.encode())
+        tokens += len(ids) - 1
+    return {"bits_per_byte": bits / size, "tokens": tokens, "bytes": size}
+
+
+def generation(paths: Sequence[Path], prompt: str, tokens: int, repeats: int) -> list[dict[str, Any]]:
+    """Medians of both files, asked in turns; and whether the answer is the same."""
+    with Engine(paths[0], context=2048) as first, Engine(paths[1], context=2048) as second:
+        speeds: list[list[float]] = [[], []]
+        answers = ["", ""]
+        for _ in range(repeats):
+            for which, engine in enumerate((first, second)):
+                ids = engine.plain(prompt)
+                start = time.perf_counter()
+                answer = engine.greedy(ids, tokens)
+                speeds[which].append(len(answer) / (time.perf_counter() - start))
+                answers[which] = engine.detokenize(answer)
+    same = answers[0] == answers[1]
+    return [{"tokens_per_second": round(statistics.median(s), 2), "same_answer": same} for s in speeds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--text", type=Path, nargs="+", default=[])
+    parser.add_argument("--code", action="store_true")
+    parser.add_argument("--most", type=int, default=8_000_000, help="characters of source code")
+    parser.add_argument("--tokens", type=int, default=None, help="tokens kept at most")
+    parser.add_argument("--documents", type=int, default=60, help="held-out documents that are read")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--generate", type=int, default=128)
+    args = parser.parse_args()
+    texts = source_code(args.most) if args.code else documents(args.text)
+    random.Random(0).shuffle(texts)
+    held = texts[: max(1, len(texts) // 10)]
+    with tempfile.TemporaryDirectory() as folder:
+        cut = Path(folder) / "cut.gguf"
+        start = time.perf_counter()
+        kept = Vocabulary(tokens=args.tokens).cut_file(args.model, cut, texts[len(held) :])
+        seconds = time.perf_counter() - start
+        paths = (args.model, cut)
+        model = Pretrained.open(cut)
+        gate = run_gate(model.load(), model.tokenizer, cut, held, "blocks")
+        read = [text[:LONGEST] for text in held[: args.documents]]
+        loss = [bits_per_byte(path, read) for path in paths]
+        speed = generation(paths, PROMPTS["code" if args.code else "text"], args.generate, args.repeats)
+        sizes = [path.stat().st_size for path in paths]
+    print(
+        json.dumps(
+            {
+                "model": args.model.name,
+                "text": "code" if args.code else [p.name for p in args.text],
+                "kept": kept.report,
+                "seconds": round(seconds, 1),
+                "bytes": sizes,
+                "smaller": round(1 - sizes[1] / sizes[0], 4),
+                "loss": loss,
+                "loss_change": round(loss[1]["bits_per_byte"] / loss[0]["bits_per_byte"] - 1, 5),
+                "generation": speed,
+                "faster": round(speed[1]["tokens_per_second"] / speed[0]["tokens_per_second"], 3),
+                "gate": {key: gate[key] for key in ("passed", "texts_equal", "kl", "first_difference")},
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Fewer heads: key/value heads with all queries that read them, or some of the queries of each."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from settle.base.errors import UsageError
+from settle.model.options import LayerOptions
+from settle.shrink.least_squares import eliminate, gram
+from settle.shrink.pruners import Pruned, Pruner, kept_number
+from settle.shrink.pruners.channels import chosen, spread_out
+from settle.shrink.subject import Subject, in_layer, require_dense, require_loadable
+from settle.shrink.walking import Walk
+
+
+class Heads(Pruner):
+    """Removes attention heads."""
+
+    share: float = Field(0.25, gt=0, lt=1, description="share of the heads that goes")
+    what: Literal["groups", "queries"] | None = Field(
+        None, description="key/value heads with their queries, or queries of each; None: groups where there are several"
+    )
+    repair: bool = Field(True, description="fit the heads that stay to do the work of those that go, where it helps")
+
+    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+        require_dense(subject.part, "heads")
+        o = subject.part.options().layers[0]
+        group = o.heads // o.kv_heads
+        what = self.what or ("groups" if o.kv_heads > 1 else "queries")
+        there = o.kv_heads if what == "groups" else group
+        if there == 1:
+            fix = "prune queries" if what == "groups" and group > 1 else "prune something else"
+            raise UsageError(f"there is one of the {what} only", fix)
+        keep = kept_number(there, self.share)
+        kv_heads, heads = (keep, keep * group) if what == "groups" else (o.kv_heads, o.kv_heads * keep)
+        part = subject.part.with_fields(num_attention_heads=heads, num_key_value_heads=kv_heads)
+        if not self.step:
+            width = heads * o.head_dim
+            fix = f"prune the width to {width} too; the nearest with all heads is {o.width}"
+            require_loadable(subject.part, part, fix)
+        groups, owners = _groups(o, what)
+        model = subject.build()
+        walk = Walk(model, windows)
+        weights, removed = dict(subject.weights), []
+        states, errors, repaired = walk.first(), [], 0
+        for layer in range(subject.num_layers):
+            name = in_layer(layer, "self_attn.o_proj.weight")
+            old = subject.weights[name]
+            fit, held = walk.split([parts.mixed for parts in walk.inner(layer, states)])
+            found = eliminate(old, gram(fit), groups, owners, keep)
+            new, miss, helps = chosen(old, found.kept, found.weight, held, self.repair)
+            repaired += helps
+            errors.append(round(miss, 6))
+            queries = (found.kept[:: o.head_dim] // o.head_dim).tolist()
+            removed.append([head for head in range(o.heads) if head not in queries])
+            weights |= _rows(subject, layer, queries) | {name: new}
+            with torch.no_grad():
+                model.get_parameter(name).copy_(spread_out(new, found.kept, old.shape[1]))
+            states = walk.layer(layer, states)
+        report = {
+            "pruner": "heads",
+            "heads": [o.heads, heads],
+            "key_value_heads": [o.kv_heads, kv_heads],
+            "removed_queries": removed,
+            "repaired_blocks": repaired,
+            "errors": errors,
+            "tokens": walk.num_tokens,
+        }
+        return Pruned(subject.with_part(part, weights), report)
+
+
+def _groups(o: LayerOptions, what: str) -> tuple[Tensor, Tensor]:
+    """Inputs of `o_proj` that go together, (G, w), and to whom each group belongs, (G,)."""
+    columns = torch.arange(o.heads * o.head_dim)
+    if what == "groups":
+        return columns.view(o.kv_heads, -1), torch.zeros(o.kv_heads, dtype=torch.long)
+    return columns.view(o.heads, o.head_dim), torch.arange(o.kv_heads).repeat_interleave(o.heads // o.kv_heads)
+
+
+def _rows(subject: Subject, layer: int, queries: Sequence[int]) -> dict[str, Tensor]:
+    """Rows of the projections for these query heads and the key/value heads that they read."""
+    o = subject.part.options().layers[layer]
+    keys = sorted({head // (o.heads // o.kv_heads) for head in queries})
+    query, key = _of(queries, o.head_dim), _of(keys, o.head_dim)
+    first, second = o.heads * o.head_dim, (o.heads + o.kv_heads) * o.head_dim
+    rows = {"q_proj": query, "k_proj": key, "v_proj": key, "qkv_proj": torch.cat([query, key + first, key + second])}
+    names = {in_layer(layer, f"self_attn.{module}.{kind}"): r for module, r in rows.items() for kind in _KINDS}
+    return {name: subject.weights[name][r] for name, r in names.items() if name in subject.weights}
+
+
+_KINDS = ("weight", "bias")
+
+
+def _of(heads: Sequence[int], width: int) -> Tensor:
+    return (torch.tensor(heads).unsqueeze(1) * width + torch.arange(width)).flatten()

@@ -1,0 +1,157 @@
+"""Fewer tokens: those that the person's text needs. In a small model the token table is most of the file.
+
+The rows that stay are untouched, also in a quantized file, where a row is a whole number of blocks: nothing is rounded
+again. A text that needs no removed token gets the same ids, renumbered, and the same distribution among what is left.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from settle.base.errors import DataError, UsageError
+from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.formats.gguf import read_gguf
+from settle.shrink.cutting import cut_rows
+from settle.shrink.pruners import Pruned, Pruner
+from settle.shrink.subject import Subject
+from settle.shrink.tokens import Tokens, counted, cut_tokenizer, scripts_of
+
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+_STEP = 64  # the number of tokens is a multiple of it, so that products with the table have whole tiles
+_MOST_UNSEEN = 0.01  # share of further tokens that may be gone before it is worth a warning
+
+
+@dataclass(frozen=True)
+class Kept:
+    """ids: old ids of what stays, ascending; their places are the new ids. report: see `Pruned`."""
+
+    ids: list[int]
+    report: dict[str, Any]
+
+
+class Vocabulary(Pruner):
+    """Removes tokens."""
+
+    tokens: int | None = Field(None, gt=0, description="tokens that are left at most; None: as many as the text needs")
+    least: int = Field(1, ge=1, description="times that a token must come in the text to be needed")
+    kin: bool = Field(True, description="keep a needed word with other capitals, with and without a space, too")
+
+    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+        kept = self.choose(subject.tokenizer, texts)
+        return Pruned(cut_subject(subject, kept.ids), kept.report)
+
+    def cut_file(
+        self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, Any] | None = None
+    ) -> Kept:
+        """The same from one GGUF file to another, whatever its types; no more than a few rows are in memory at a time.
+
+        metadata: keys to set. Raises what `prune` raises, FormatError for an unsound file, ResourceError for a disk
+        that is too small.
+        """
+        kept = self.choose(PretrainedTokenizer(read_gguf(source).metadata), texts)
+        cut_rows(source, target, kept.ids, metadata)
+        return kept
+
+    def choose(self, tokenizer: Any, texts: Sequence[str]) -> Kept:
+        """Which tokens stay. Raises DataError without text, UsageError for a number that is too small, naming the
+        smallest, and when nothing would go."""
+        names = Tokens(tokenizer)
+        first, second = counted(names.tokenizer, texts)
+        if not (first + second).any():
+            raise DataError("there is no text to see which tokens are needed", "give one with --data")
+        always = names.closed(names.needed | names.characters(scripts_of(texts)))
+        if self.tokens is not None and self.tokens < len(always):
+            raise UsageError(
+                f"{self.tokens} tokens are too few: {len(always)} are special tokens, bytes and single characters",
+                f"keep {_up(len(always))} or more",
+            )
+        kept = self._filled(names, always, first + second)
+        there = len(names.tokens)
+        if len(kept) >= there:
+            raise UsageError(f"the text needs all of the {there} tokens", "give less text, or say how many are to stay")
+        ids = sorted(kept)
+        return Kept(ids, self._report(names, always, ids, first, second))
+
+    def _filled(self, names: Tokens, always: set[int], counts: np.ndarray) -> set[int]:
+        """`always`, then what the text has, the most frequent first, then its kin; to a multiple of `_STEP`."""
+        there = len(names.tokens)
+        order = np.argsort(-counts, kind="stable")
+        seen = [int(i) for i in order[: int((counts >= self.least).sum())]]
+        most = there if self.tokens is None else min(self.tokens, there)
+        kept = set(always)
+        for i in seen:
+            _add(kept, names.closed([i]), most)
+        if self.kin:
+            for i in sorted(names.kin(seen)):
+                _add(kept, names.closed([i]), most)
+        whole = _up(len(kept))
+        whole = whole if whole <= most and whole < there else len(kept)
+        for i in range(there):  # earlier tokens are more frequent in most vocabularies
+            if len(kept) >= whole:
+                break
+            _add(kept, names.closed([i]), whole)
+        return kept
+
+    def _report(
+        self, names: Tokens, always: set[int], ids: Sequence[int], first: np.ndarray, second: np.ndarray
+    ) -> dict[str, Any]:
+        """With an estimate, from nine tenths of the text for the tenth, of what further text will not find."""
+        counts = first + second
+        seen = int((counts > 0).sum())
+        unseen = None
+        if second.any():
+            nine = np.zeros(len(counts), bool)
+            nine[list(self._filled(names, always, first))] = True
+            unseen = float(second[~nine].sum() / second.sum())
+        report: dict[str, Any] = {
+            "pruner": "vocabulary",
+            "tokens": [len(names.tokens), len(ids)],
+            "always_kept": len(always),
+            "in_the_text": seen,
+            "text_tokens": int(counts.sum()),
+            "removed_in_the_text": int(counts.sum() - counts[list(ids)].sum()),
+            "unseen_share": unseen,
+        }
+        if unseen is None or unseen > _MOST_UNSEEN:
+            share = "an unknown share" if unseen is None else f"{unseen:.1%}"
+            report["warning"] = (
+                f"{share} of the tokens of further text of this kind will be written in smaller pieces: the text has "
+                f"only {int(counts.sum()):,} tokens; more text, or more tokens kept, make it less"
+            )
+        return report
+
+
+def cut_subject(subject: Subject, kept: Sequence[int]) -> Subject:
+    """The model with the tokens `kept`, old ids in their new order."""
+    old, new = subject.part, {int(i): place for place, i in enumerate(kept)}
+    names = Tokens(subject.tokenizer)
+    ends = getattr(old, "eos_token_id", None)
+    fields: dict[str, Any] = {"vocab_size": len(kept)}
+    for key in ("bos_token_id", "pad_token_id"):
+        fields[key] = new.get(getattr(old, key, None))
+    fields["eos_token_id"] = tuple(new[i] for i in ends if i in new) if isinstance(ends, tuple) else new.get(ends)
+    rows = torch.as_tensor(list(kept), dtype=torch.long)
+    cut = {name: t[rows] if name in TABLES else t for name, t in subject.weights.items()}
+    return subject.with_part(old.with_fields(**fields), cut, cut_tokenizer(names.tokenizer, kept))
+
+
+def renumbered(ids: Iterable[int], kept: Sequence[int]) -> list[int]:
+    """Old ids as new ones. Raises KeyError for one that is gone."""
+    new = {int(old): place for place, old in enumerate(kept)}
+    return [new[int(i)] for i in ids]
+
+
+def _add(kept: set[int], more: set[int], most: int) -> None:
+    """All of `more`, if they fit."""
+    new = more - kept
+    if len(kept) + len(new) <= most:
+        kept |= new
+
+
+def _up(number: int) -> int:
+    return -(-number // _STEP) * _STEP

@@ -1,0 +1,269 @@
+"""A narrower residual stream: the same channels of it go everywhere.
+
+Channels that norms pass on strongly to matrices that listen to them stay (by activations, compare arXiv:2407.14679).
+The norms lose part of what they divide by, which a factor makes up for; then, block after block, each matrix that
+reads the stream is fitted to give what it gave in the whole model, on what it now reads.
+
+Letters: N tokens, D width, K channels kept.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from settle.base.errors import UsageError
+from settle.model.architectures import Architecture, Decoder
+from settle.shrink.least_squares import error, gram, refitted
+from settle.shrink.pruners import Pruned, Pruner, kept_number
+from settle.shrink.pruners.channels import spread_out
+from settle.shrink.subject import Subject, in_layer, require_dense, require_loadable
+from settle.shrink.walking import Inner, Walk
+
+_STEP = 256  # see `channels`
+_TABLE, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+# what reads the stream behind each norm, and what writes to it; the input of each as `Inner` names it
+_READERS = {
+    "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+    "feed_forward_input": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
+}
+_WRITERS = {"mixed": "self_attn.o_proj", "gated": "mlp.down_proj"}
+_STAGES = ("attention_input", "mixed", "feed_forward_input", "gated")  # as they follow each other in a block
+
+
+class Width(Pruner):
+    """Narrows the residual stream."""
+
+    share: float = Field(0.25, gt=0, lt=1, description="share of the channels that goes")
+    keep: int | None = Field(None, gt=0, description="how many channels stay, instead of a share")
+    repair: bool = Field(True, description="fit each matrix to what the whole model's gave, where it helps")
+
+    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+        require_dense(subject.part, "channels")
+        there = subject.part.options().layers[0].width
+        keep = self.keep or kept_number(there, self.share, _STEP)
+        if keep >= there:
+            raise UsageError(f"{keep} channels of {there} cannot be kept", f"keep at most {there - 1}")
+        part = subject.part.with_fields(hidden_size=keep)
+        if not self.step:
+            require_loadable(subject.part, part, _nearest(subject.part, keep))
+        whole = Walk(subject.build(trainable=False), windows)
+        strength, lost = _strengths(whole, subject)
+        kept = strength.topk(keep).indices.sort().values
+        narrow = _Narrow(subject, kept, lost)
+        report = {
+            "pruner": "width",
+            "width": [there, keep],
+            "kept_strength": round(float(strength[kept].sum() / strength.sum()), 6),
+            "tokens": whole.num_tokens,
+        }
+        if self.repair:
+            report |= _repair(narrow, whole, Walk(narrow.model, windows))
+        return Pruned(subject.with_part(part, narrow.weights()), report)
+
+
+def _nearest(part: Architecture, keep: int) -> str:
+    """What to do about a family in which llama.cpp takes the width for that of the query heads."""
+    o = part.options().layers[0]
+    group = o.head_dim * o.heads // o.kv_heads
+    nearest = max(round(keep / group), 1) * group
+    return f"prune heads first, as a step: {nearest // o.head_dim} of them are {nearest} wide"
+
+
+@torch.no_grad()
+def _strengths(walk: Walk, subject: Subject) -> tuple[Tensor, "_Power"]:
+    """How much of what matrices read comes from each channel, (D,), each norm's readers having the same say; and the
+    mean squares of the stream before each norm."""
+    strength, power = torch.zeros(subject.part.options().layers[0].width), _Power()
+    states = walk.first()
+    for layer in range(subject.num_layers):
+        parts = list(walk.inner(layer, states))
+        for stage, modules in _READERS.items():
+            columns = torch.cat(list(_matrices(subject, layer, modules).values())).square().sum(0)
+            listened = _mean_square(getattr(p, stage) for p in parts) * columns
+            strength += listened / listened.sum()
+        power.streams += [_mean_square(p.before for p in parts), _mean_square(p.between for p in parts)]
+        if subject.part.options().layers[layer].sandwich_norms:
+            own = walk.model.model.layers[layer]
+            power.branches[layer] = (
+                _mean_square(own.self_attn.out.linear(p.mixed) for p in parts),
+                _mean_square(own.mlp.down.linear(p.gated) for p in parts),
+            )
+        states = [p.after for p in parts]
+    power.streams.append(_mean_square(states))
+    table = subject.weights.get(_HEAD, subject.weights[_TABLE])
+    listened = _mean_square(walk.model.model.norm(x) for x in states) * table.square().sum(0)
+    return strength + listened / listened.sum(), power
+
+
+@dataclass
+class _Power:
+    """streams: mean squares (D,) of the residual stream before the norms, in order, the final one last. branches: of
+    what attention and feed-forward hand to the norms behind them, where a family has those."""
+
+    streams: list[Tensor] = field(default_factory=list)
+    branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def missing(self, squares: Tensor, kept: Tensor) -> float:
+        """By what a norm over the kept channels alone divides, compared with before, when zeros stand for the rest."""
+        return float((squares[kept].sum() / squares.sum()).sqrt())
+
+
+class _Narrow:
+    """The narrow model as a wide one with zeros: it computes the same, and every shape stays.
+
+    A norm divides by the root of a mean, and zeros are counted in it; `weights` takes that back.
+    """
+
+    def __init__(self, subject: Subject, kept: Tensor, power: _Power) -> None:
+        self.subject, self.kept = subject, kept
+        self.width = subject.part.options().layers[0].width
+        self.model: Decoder = subject.build()
+        self.tied = self.model.options.tied
+        self._silence(power)
+
+    @torch.no_grad()
+    def _silence(self, power: _Power) -> None:
+        gone = torch.ones(self.width, dtype=torch.bool)
+        gone[self.kept] = False
+        model = self.model.model
+        for name in (_TABLE, _HEAD):
+            if name in self.subject.weights:
+                self.model.get_parameter(name)[:, gone] = 0
+        for layer in range(self.subject.num_layers):
+            for module in _WRITERS.values():
+                for kind in ("weight", "bias"):
+                    name = in_layer(layer, f"{module}.{kind}")
+                    if name in self.subject.weights:
+                        self.model.get_parameter(name)[gone] = 0
+            own = model.layers[layer]
+            before, between = power.streams[2 * layer : 2 * layer + 2]
+            self._scale(own.input_layernorm, power.missing(before, self.kept))
+            if layer in power.branches:
+                first, second = power.branches[layer]
+                self._scale(own.post_attention_layernorm, power.missing(first, self.kept))
+                self._scale(own.pre_feedforward_layernorm, power.missing(between, self.kept))
+                self._scale(own.post_feedforward_layernorm, power.missing(second, self.kept))
+            else:
+                self._scale(own.post_attention_layernorm, power.missing(between, self.kept))
+        self._scale(model.norm, power.missing(power.streams[-1], self.kept))
+
+    @staticmethod
+    def _scale(norm: torch.nn.Module, factor: float) -> None:
+        norm.weight.copy_(norm.factor() * factor - norm.offset)
+
+    def put(self, name: str, kept_columns: Tensor) -> None:
+        """A matrix that reads the stream, from its columns of kept channels (O, K)."""
+        with torch.no_grad():
+            self.model.get_parameter(name).copy_(spread_out(kept_columns, self.kept, self.width))
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """What the narrow model holds."""
+        found, ratio = {}, (self.width / len(self.kept)) ** 0.5
+        offset = self.model.options.layers[0].norm_offset
+        scaled = self.model.options.embedding_scale is not None
+        for name, parameter in self.model.named_parameters():
+            tensor = parameter.detach()
+            if name.endswith("norm.weight") and ".self_attn." not in name:
+                # a tied table that is scaled up to make up for a smaller embedding scale serves the logits too
+                factor = 1.0 if name == _NORM and scaled and self.tied else ratio
+                tensor = (tensor[self.kept] + offset) * factor - offset
+            elif name == _TABLE:
+                tensor = tensor[:, self.kept] * (ratio if scaled else 1.0)
+            elif name == _HEAD or name.endswith(_READING):
+                tensor = tensor[:, self.kept]
+            elif any(f".{module}." in name for module in _WRITERS.values()):
+                tensor = tensor[self.kept]
+            found[name] = tensor.clone()
+        return found
+
+
+_READING = tuple(f"{module}.weight" for modules in _READERS.values() for module in modules)
+
+
+def _repair(narrow: _Narrow, whole: Walk, walk: Walk) -> dict[str, object]:
+    """Fit the narrow model's matrices, block after block; → how many were, and the error that each block is left with,
+    as a share of the power of the stream behind it."""
+    fitted, errors = 0, []
+    wide, own = whole.first(), walk.first()
+    for layer in range(narrow.subject.num_layers):
+        targets = list(whole.inner(layer, wide))
+        for stage in _STAGES:
+            parts = list(walk.inner(layer, own))
+            fitted += _fit(narrow, walk, layer, stage, targets, parts)
+        wide, own = [p.after for p in targets], walk.layer(layer, own)
+        errors.append(round(_missed(wide, own, narrow.kept), 6))
+    fitted += _fit_head(narrow, whole, walk, wide, own)
+    return {"fitted_matrices": fitted, "errors": errors}
+
+
+@torch.no_grad()
+def _fit_head(narrow: _Narrow, whole: Walk, walk: Walk, wide: Sequence[Tensor], own: Sequence[Tensor]) -> int:
+    """The factors of the last norm, so that logits (but for what is added to all of them) are those of the whole
+    model; 1 when that is better on held-out windows."""
+    norm, kept = narrow.model.model.norm, narrow.kept
+    wanted, wanted_held = whole.split([whole.model.model.norm(x) for x in wide])
+    unit, held = walk.split([norm(x)[:, kept] for x in own])
+    if not held:
+        return 0
+    table = narrow.subject.weights[_TABLE if narrow.tied else _HEAD]
+    table = table - table.mean(0)
+    heard = table.T @ table
+    left = gram(unit) * heard[kept][:, kept]
+    right = (gram(unit, wanted) * heard[kept]).sum(1)
+    # ones: what the norm does now
+    pull = 1e-2 * left.diagonal().mean()
+    change = torch.linalg.solve(left + pull * torch.eye(len(kept)).double(), right + pull).float()
+    old, new = table[:, kept], table[:, kept] * change
+    if error(wanted_held, table, held, new) >= error(wanted_held, table, held, old):
+        return 0
+    factor = norm.factor().clone()
+    factor[kept] *= change
+    norm.weight.copy_(factor - norm.offset)
+    return 1
+
+
+def _fit(narrow: _Narrow, walk: Walk, layer: int, stage: str, targets: Sequence[Inner], parts: Sequence[Inner]) -> int:
+    """One stage's matrices; how many were better fitted than as they were, on held-out windows."""
+    reads = stage in _READERS
+    kept = narrow.kept if reads else slice(None)
+    wanted, wanted_held = walk.split([getattr(p, stage) for p in targets])
+    fit, held = walk.split([getattr(p, stage)[:, kept] for p in parts])
+    if not held:
+        return 0
+    own, cross, better = gram(fit), gram(fit, wanted), 0
+    modules = _READERS[stage] if reads else (_WRITERS[stage],)
+    for name, old in _matrices(narrow.subject, layer, modules).items():
+        current = narrow.model.get_parameter(name).detach()
+        old, start = (old, current[:, kept]) if reads else (old[narrow.kept], current[narrow.kept])
+        new = refitted(old, own, cross, start)
+        if error(wanted_held, old, held, new) < error(wanted_held, old, held, start):
+            better += 1
+            if reads:
+                narrow.put(name, new)
+            else:
+                with torch.no_grad():
+                    narrow.model.get_parameter(name)[narrow.kept] = new
+    return better
+
+
+def _matrices(subject: Subject, layer: int, modules: Sequence[str]) -> dict[str, Tensor]:
+    names = [in_layer(layer, f"{module}.weight") for module in modules]
+    return {name: subject.weights[name] for name in names if name in subject.weights}
+
+
+def _mean_square(rows: Iterable[Tensor]) -> Tensor:
+    """Of each channel (D,), over all rows (N, D)."""
+    total, number = torch.zeros(()), 0
+    for batch in rows:
+        total = total + batch.float().square().sum(0)
+        number += len(batch)
+    return total / max(number, 1)
+
+
+def _missed(wide: Sequence[Tensor], own: Sequence[Tensor], kept: Tensor) -> float:
+    missed = sum(float((a[:, kept] - b[:, kept]).square().sum()) for a, b in zip(wide, own, strict=True))
+    return missed / max(sum(float(a.square().sum()) for a in wide), 1e-30)
