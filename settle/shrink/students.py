@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import UsageError
+from settle.base.errors import FormatError, UsageError
 from settle.base.registry import part
 from settle.base.settings import read_recipe
 from settle.shrink.pruners import Pruned
@@ -56,7 +56,6 @@ def shrunk(
 
     Raises UsageError for a field that no pruner makes smaller, or that would grow.
     """
-    steps: dict[str, float] = {}
     for name, value in shape.items():
         there = getattr(subject.part, name)
         if name not in SHRUNK_BY or not isinstance(value, int) or value > there:
@@ -64,17 +63,14 @@ def shrunk(
                 f"{name} = {value!r} cannot be had by taking parts out of the teacher, whose {name} is {there!r}",
                 "with --fresh a student of any shape begins with weights that know nothing",
             )
-        steps[SHRUNK_BY[name]] = 1 - value / there
-    made = [Pruned(subject)]
-    for name in dict.fromkeys(SHRUNK_BY.values()):
-        if name in steps:
-            pruner: Any = part("shrink/pruners", name)(**_settings(name, steps[name], subject))
-            made.append(pruner.prune(made[-1].subject, windows, texts))
-    wrong = {n: getattr(made[-1].subject.part, n) for n, v in shape.items() if getattr(made[-1].subject.part, n) != v}
+    wanted = [name for name in dict.fromkeys(SHRUNK_BY.values()) if any(SHRUNK_BY[field] == name for field in shape)]
+    made = _one_by_one(subject, {name: _settings(name, shape, subject) for name in wanted}, windows, texts)
+    part_made = made[-1].subject.part
+    wrong = {name: getattr(part_made, name) for name, value in shape.items() if getattr(part_made, name) != value}
     if wrong:
         nearest = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         raise UsageError("the teacher cannot be brought into just that shape", f"the nearest has {nearest}")
-    return made[1:]
+    return made
 
 
 def shorter(subject: Subject, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
@@ -85,10 +81,41 @@ def shorter(subject: Subject, number: int, windows: Sequence[Sequence[int]], tex
 
 
 def narrower(subject: Subject, kept: float, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Pruned]:
-    """The teacher with that share of its width, and of its feed-forwards' width."""
+    """The teacher with about that share of its width, of its feed-forwards' and, where it must be, of its heads."""
+    o = subject.part.options().layers[0]
+    steps: dict[str, dict[str, Any]] = {"channels": {"share": 1 - kept}}
+    width = max(1, round(o.width * kept))
+    if not _loadable(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
+        # llama.cpp takes the width for that of the query heads: they go by whole groups, and the width follows
+        groups = max(1, round(o.kv_heads * kept))
+        if groups == o.kv_heads:
+            raise UsageError(
+                f"{kept:.0%} of the width is no whole number of {o.kv_heads} groups of heads, and llama.cpp needs that",
+                f"keep {(o.kv_heads - 1) / o.kv_heads:.2f} or less, or drop layers",
+            )
+        steps = {"heads": {"share": 1 - groups / o.kv_heads, "what": "groups"}, **steps}
+        width = groups * o.heads // o.kv_heads * o.head_dim
+    return _one_by_one(subject, {**steps, "width": {"keep": width}}, windows, texts)
+
+
+def _loadable(part: Any) -> bool:
+    try:
+        part.gguf_metadata()
+    except FormatError:
+        return False
+    return True
+
+
+def _one_by_one(
+    subject: Subject,
+    steps: Mapping[str, Mapping[str, Any]],
+    windows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+) -> list[Pruned]:
+    """steps: pruner → its settings; only what comes of the last must be loadable."""
     made = [Pruned(subject)]
-    for name in ("channels", "width"):
-        pruner: Any = part("shrink/pruners", name)(share=1 - kept)
+    for number, (name, settings) in enumerate(steps.items(), 1):
+        pruner: Any = part("shrink/pruners", name)(**settings, step=number < len(steps))
         made.append(pruner.prune(made[-1].subject, windows, texts))
     return made[1:]
 
@@ -102,8 +129,16 @@ def with_shape(subject: Subject, shape: Mapping[str, Any]) -> Any:
     return made.with_fields(**fields)
 
 
-def _settings(name: str, share: float, subject: Subject) -> dict[str, Any]:
-    return _depth(round(share * subject.num_layers), subject.num_layers) if name == "depth" else {"share": share}
+def _settings(name: str, shape: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+    """Of the pruner that brings its fields of the shape about."""
+    own = {field: int(value) for field, value in shape.items() if SHRUNK_BY[field] == name}
+    if name == "depth":
+        return _depth(subject.num_layers - own["num_hidden_layers"], subject.num_layers)
+    if name == "heads":
+        field = "num_key_value_heads" if "num_key_value_heads" in own else "num_attention_heads"
+        what = "groups" if field == "num_key_value_heads" else "queries"
+        return {"share": 1 - own[field] / getattr(subject.part, field), "what": what}
+    return {"keep": next(iter(own.values()))}
 
 
 def _depth(number: int, there: int) -> dict[str, Any]:

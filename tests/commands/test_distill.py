@@ -76,6 +76,7 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
     [
         ("teacher.gguf", "rows", ["--into", "shorter.toml"], 1),
         ("hf", "rows", ["--into", "narrow.toml", "--fresh"], 3),
+        ("hf", "rows", ["--width", "0.5"], 2),
         ("hf", "text", ["--student", "smaller", "--rates.lr", "0.003"], 2),
         ("small.gguf", "rows", ["--student", "smaller", "--cache", "--rates.lr", "0.003"], 2),
         ("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
@@ -85,7 +86,19 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
         ("hf", "rows", ["--drop-layers", "1", "--answers", "--answer-tokens", "12"], 1),
         ("hf", "rows", ["--student", "smaller", "--adapter", "lora", "--adapter.rank", "4"], 2),
     ],
-    ids=["into", "fresh", "student", "cached-gguf", "cached-js", "reverse", "hidden", "on-policy", "answers", "lora"],
+    ids=[
+        "into",
+        "fresh",
+        "width",
+        "student",
+        "cached-gguf",
+        "cached-js",
+        "reverse",
+        "hidden",
+        "on-policy",
+        "answers",
+        "lora",
+    ],
 )
 def test_ways(files, home, capsys, teacher, rows, settings, layers):
     known = {path.name: str(path) for path in files.iterdir()}
