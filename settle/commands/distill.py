@@ -221,7 +221,6 @@ class Distill(TuningCommand):
             Scorer(model.path, longest, self.threads) as reads,
         ):
             reads.likelihoods(windows, folder, {"teacher": teacher.name, "sha256": teacher.source.sha256}, told)
-        return folder
 
     @classmethod
     def finish(

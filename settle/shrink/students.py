@@ -19,7 +19,8 @@ SHRUNK_BY = {
     "num_attention_heads": "heads",
     "num_key_value_heads": "heads",
 }
-BY_LOSS = 0.5  # share of the blocks up to which each one's going is measured: further down it takes too long
+SEARCH_FLOPS = 4e13  # that looking for blocks by what their going costs may take: minutes on a few cores
+LEAST_SEEN, LEAST_ROW = 512, 64  # tokens that such a search needs to see, and of each row
 
 
 def read_shape(path: Path, subject: Subject) -> dict[str, Any]:
@@ -75,9 +76,7 @@ def shrunk(
 
 def shorter(subject: Subject, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
     """The teacher without `number` of its blocks."""
-    pruner: Any = part("shrink/pruners", "depth")(**_depth(number, subject.num_layers))
-    pruned: Pruned = pruner.prune(subject, windows, texts)
-    return pruned
+    return _one_by_one(subject, {"depth": {"drop": number}}, windows, texts)[0]
 
 
 def narrower(subject: Subject, kept: float, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Pruned]:
@@ -115,9 +114,26 @@ def _one_by_one(
     """steps: pruner → its settings; only what comes of the last must be loadable."""
     made = [Pruned(subject)]
     for number, (name, settings) in enumerate(steps.items(), 1):
+        subject, seen = made[-1].subject, windows
+        if name == "depth":
+            seen = _searched(subject, settings["drop"], windows)
+            settings = {**settings, "by": "loss" if seen else "influence"}
         pruner: Any = part("shrink/pruners", name)(**settings, step=number < len(steps))
-        made.append(pruner.prune(made[-1].subject, windows, texts))
+        made.append(pruner.prune(subject, seen or windows, texts))
     return made[1:]
+
+
+def _searched(subject: Subject, drop: int, windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """As much of the windows as a search by loss has time for; none where that is too little to tell anything.
+
+    Each block that goes is found by leaving out each one that is there, and computing the blocks behind it again.
+    """
+    there, numbers = subject.num_layers, subject.part.num_non_embedding_parameters
+    room = int(SEARCH_FLOPS / (drop * there * numbers))
+    if room < LEAST_SEEN:
+        return []
+    each = max(LEAST_ROW, room // len(windows))
+    return [window[:each] for window in windows[: max(1, room // each)]]
 
 
 def with_shape(subject: Subject, shape: Mapping[str, Any]) -> Any:
@@ -133,13 +149,9 @@ def _settings(name: str, shape: Mapping[str, Any], subject: Subject) -> dict[str
     """Of the pruner that brings its fields of the shape about."""
     own = {field: int(value) for field, value in shape.items() if SHRUNK_BY[field] == name}
     if name == "depth":
-        return _depth(subject.num_layers - own["num_hidden_layers"], subject.num_layers)
+        return {"drop": subject.num_layers - own["num_hidden_layers"]}
     if name == "heads":
         field = "num_key_value_heads" if "num_key_value_heads" in own else "num_attention_heads"
         what = "groups" if field == "num_key_value_heads" else "queries"
         return {"share": 1 - own[field] / getattr(subject.part, field), "what": what}
     return {"keep": next(iter(own.values()))}
-
-
-def _depth(number: int, there: int) -> dict[str, Any]:
-    return {"drop": number, "by": "loss" if number <= BY_LOSS * there else "influence"}
