@@ -4,8 +4,8 @@
 
 MODEL: a folder in Hugging Face's layout. Rows: {"question", "answer"}. `settle tune` runs until it has settled, with
 nothing chosen by hand. Then TRL's SFTTrainer with PEFT's LoRA, all at their defaults but for the batch of 8 rows, sees
-as many tokens; then `--epochs` epochs, which is its default; and a third time as many tokens with settle's method (every
-linear, rank 16, rate 3e-4 with warm-up and linear decay). Every adapter is judged by the same code: the mean
+as many tokens; then `--epochs` epochs, which is its default; and a third time as many tokens with settle's method
+(every linear, rank 16, rate 3e-4 with warm-up and linear decay). Every adapter is judged by the same code: the mean
 loss per answer token over all held-out rows.
 """
 

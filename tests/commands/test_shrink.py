@@ -20,9 +20,8 @@ def kept(tmp_path_factory, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SETTLE_HOME", str(home))
         run = Run.create("train", "notes")
-        hand_over(
-            tiny.model, tiny.part, tiny.weights, tiny.tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events()
-        )  # fmt: skip
+        model, part, weights, tokenizer = tiny.model, tiny.part, tiny.weights, tiny.tokenizer
+        hand_over(model, part, weights, tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events())
         text = home / "text.txt"
         text.write_text("\n\n".join(tiny.held_out * 2), encoding="utf-8")
         yield home
