@@ -57,6 +57,7 @@ def begin(
     expected = look_ahead(job, settings, lambda: spending.seconds, events)
     plan = job.plan = _without(plan, spending.seconds - before)
     events.emit("forecast", forecast=expected.to_json())
+    _warn_of_memory(expected.peak_memory.value, plan.device, events)
     if settings.dry:
         events.emit("result", result={"plan": plan.to_json(), "forecast": expected.to_json()})
         return 0
@@ -69,6 +70,19 @@ def begin(
     proof = prove(job.model, job.objective, first, vocab_size, rows, events, plan.loop.seed, tuned=True)
     write_json(run.path / "plan.json", record_of(plan, settings, corpus) | {"proof": proof})
     return go_on(type(settings), run, job, spending, stopping, events)
+
+
+def _warn_of_memory(expected: float, device: str, events: Events) -> None:
+    """The plan counts what a step needs; what a whole run comes to hold is known after the probe."""
+    from settle.machine import memory, resident
+
+    there = memory().available + resident()
+    if device == "cpu" and expected > there:
+        events.emit(
+            "warn",
+            text=f"{expected / 1e9:.1f} GB of memory are expected, and {there / 1e9:.1f} GB are there: the run may be "
+            "ended by the system; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
+        )
 
 
 def _without(plan: "TrainingPlan", seconds: float) -> "TrainingPlan":
