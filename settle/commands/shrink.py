@@ -1,9 +1,7 @@
 """settle shrink: a model made smaller or faster, to a budget, with what it loses measured."""
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +9,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
-from settle.base.run import Run, free_name, write_json
+from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.commands import Command
 from settle.commands._session import name_of, to_toml
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from settle.shrink.shrinking import Candidate, Shrinking
     from settle.shrink.workbench import Workbench
 
+WORK = ".work-"  # prefix of the folder in a run's that holds what is being tried
 ROOM = 2.5  # times the unquantized file: the candidates beside it, and what is measured
 
 
@@ -57,14 +56,19 @@ class Shrink(Command):
     threads: int | None = Field(None, gt=0, description="processor threads; all cores when not given")
 
     def run(self, events: Events) -> int:
-        budget, value = self._budget()
+        self._budget()
         _require_extra()
-        name = self.name or free_name(f"{name_of(self.model)}-small")
-        run = Run.create("shrink", name)
-        events.emit("run", name=name, path=str(run.path))
-        with run.lock(), _forgotten_unless_finished(run):
-            (run.path / "recipe.toml").write_text(to_toml(self.model_dump(exclude_unset=True, mode="json")))
-            with tempfile.TemporaryDirectory(dir=run.path, prefix=".work-") as folder:
+        run = Run.create("shrink", self.name or free_name(f"{name_of(self.model)}-small"))
+        events.emit("run", name=run.name, path=str(run.path))
+        with run.lock():
+            write_atomic(run.path / "recipe.toml", to_toml(self._asked()))
+            return self.fill(run, events)
+
+    def fill(self, run: Run, events: Events) -> int:
+        """Do the work in a run's folder, which is held; also what `settle resume` calls after a kill."""
+        budget, value = self._budget()
+        try:
+            with tempfile.TemporaryDirectory(dir=run.path, prefix=WORK) as folder:
                 bench = self._workbench(Path(folder), budget, events)
                 events.move_to(run.events)
                 if budget == "plan":
@@ -72,8 +76,29 @@ class Shrink(Command):
                 else:
                     result = self._handed_over(bench, run, budget, value, events)
             write_json(run.path / "result.json", result)
-            events.emit("result", result=result)
+        except KeyboardInterrupt:
+            events.emit("say", text="stopped; what was measured is kept, and the same command goes on from there")
+            raise
+        finally:
+            if not (run.path / "result.json").exists():
+                shutil.rmtree(run.path, ignore_errors=True)  # what took long is in the store
+        events.emit("result", result=result)
         return 0
+
+    def _asked(self) -> dict[str, Any]:
+        """What recipe.toml keeps, with paths that hold from any folder."""
+
+        def absolute(given: str) -> str:
+            path = Path(given).expanduser().absolute()
+            return str(path) if path.exists() else given
+
+        kept = self.model_dump(exclude_unset=True, mode="json")
+        for key, value in kept.items():
+            if key in ("model", "imatrix"):
+                kept[key] = absolute(value)
+            elif key in ("inputs", "calibration"):
+                kept[key] = [absolute(path) for path in value]
+        return kept
 
     def _budget(self) -> tuple[str, Any]:
         """Which of the budgets was asked for, and its value. Raises UsageError unless it is one."""
@@ -155,16 +180,6 @@ def _require_extra() -> None:
 
     if importlib.util.find_spec("llama_cpp_py_sync") is None:
         raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
-
-
-@contextlib.contextmanager
-def _forgotten_unless_finished(run: Run) -> Iterator[None]:
-    """What takes long is kept in the store, so that a shrinking that was stopped leaves nothing to go on with."""
-    try:
-        yield
-    finally:
-        if not (run.path / "result.json").exists():
-            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
