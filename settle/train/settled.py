@@ -119,7 +119,7 @@ class Settled:
         broken = "" if is_early else self._broken(history, lines)
         if broken:
             return Judgement("broken", broken, *numbers, evidence)
-        rise = overfitting(usable, line, self.tolerance)
+        rise = overfitting(usable, lines[0], self.tolerance)
         if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
             why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
             return Judgement("overfitting", why, *numbers, {**evidence, **rise})
@@ -243,17 +243,20 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
     """From where and by how much the held-out loss has risen; empty if it has not, significantly.
 
     Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
-    errors; and a rise that is smaller than the tolerance is nothing to stop for.
+    errors; and a rise that is smaller than the tolerance is nothing to stop for. `line`: the shortest trend, which must
+    not be falling. Noise is what is left around a parabola: around a straight line the bend of a loss that fell and
+    rises would count as noise, the more the further it rises.
     """
     few = 5
-    if len(usable) < 2 * few or line.high >= 0:
+    if len(usable) < 2 * few or line.gain >= 0:
         return {}
     losses = np.array([e.loss for e in usable])
     means = np.convolve(losses, np.ones(few) / few, mode="valid")
     low = int(means.argmin())
     rise = float(means[-1] - means[low])
-    inflation = (1 + line.correlation) / (1 - line.correlation)
-    error = line.noise * math.sqrt(2 / few * min(inflation, few))
+    noise, correlation = _around_parabola(usable)
+    inflation = (1 + correlation) / (1 - correlation)
+    error = noise * math.sqrt(2 / few * min(inflation, few))
     blocks = [e.blocks for e in usable]
     if all(len(b) > 1 for b in blocks):
         shift = np.mean(blocks[-few:], axis=0) - np.mean(blocks[low : low + few], axis=0)
@@ -268,6 +271,20 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
         "rise": rise,
         "rise_stderr": error,
     }
+
+
+def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:
+    """(standard deviation of one evaluation, lag-1 correlation) around a parabola in ln(tokens) through the last
+    stretch, which is long enough for the lowest loss and the rise after it."""
+    now = usable[-1].tokens
+    recent = [e for e in usable if e.tokens >= STRETCHES[2] * now]
+    stretch = recent if len(recent) >= MIN_POINTS else usable[-MIN_POINTS:]
+    x = np.log([e.tokens / now for e in stretch])
+    design = np.stack([np.ones(len(x)), x, x**2], axis=1)
+    inverse = np.linalg.pinv(design)
+    y = np.array([e.loss for e in stretch])
+    correlation, variance, _ = _noise(y - design @ (inverse @ y), design, inverse)
+    return math.sqrt(variance), correlation
 
 
 def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> tuple[float, float, float]:
