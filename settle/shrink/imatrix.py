@@ -50,7 +50,8 @@ def read_imatrix(path: Path) -> Importance:
             start = f.read(4)
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
-    found = _read_gguf(path) if start == MAGIC else _read_dat(path)
+    with np.errstate(invalid="ignore", over="ignore"):  # whatever bytes say; looked at below
+        found = _read_gguf(path) if start == MAGIC else _read_dat(path)
     for name, values in found.means.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise _unsound(path, f"{name} holds what is no mean of squares")
@@ -97,7 +98,7 @@ def _read_gguf(path: Path) -> Importance:
             raise _unsound(path, f"{name} has sums and no counts, or not in F32")
         used = np.round(counted.load().reshape(-1, 1))
         sums = tensor.load().reshape(-1)
-        if sums.size % used.size:
+        if sums.size % used.size or not np.isfinite(used).all():
             raise _unsound(path, f"{name} has {sums.size} sums and {used.size} counts")
         rows = sums.reshape(used.size, -1)
         means[name] = np.where(used > 0, rows / np.maximum(used, 1), np.float32(1)).astype(np.float32).reshape(-1)

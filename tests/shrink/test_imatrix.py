@@ -115,6 +115,31 @@ def test_what_is_no_importance(tmp_path, raw, what):
         read_imatrix(tmp_path / "x.dat")
 
 
+@pytest.mark.parametrize("name", ["x.gguf", "x.dat"])
+def test_cut_and_changed_bytes_are_refused_or_read(tmp_path, name):
+    """Nothing but a FormatError comes of a damaged file."""
+    path = tmp_path / name
+    write_imatrix(path, Importance({"blk.0.attn_q.weight": MEANS["blk.0.attn_q.weight"][:8]}, 9, ["a.txt"]))
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    damaged = [whole[:end] for end in range(0, len(whole), 3)]
+    for _ in range(300):
+        changed = bytearray(whole)
+        for at in draw.integers(0, len(whole), 3):
+            changed[at] = draw.integers(0, 256)
+        damaged.append(bytes(changed))
+    refused = 0
+    for raw in damaged:
+        path.write_bytes(raw)
+        try:
+            found = read_imatrix(path)
+        except FormatError:
+            refused += 1
+        else:
+            assert all(np.isfinite(v).all() for v in found.means.values())
+    assert refused > len(damaged) / 4
+
+
 def test_what_a_file_tells_of_its_importance():
     assert metadata_of(Importance(MEANS, 1025, ["a.txt", "b.txt"]), "x.gguf") == {
         "quantize.imatrix.file": "x.gguf",
