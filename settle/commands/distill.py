@@ -144,6 +144,7 @@ class Distill(TuningCommand):
         base = self._student(run, teacher, corpus, events)
         told: dict[str, Any] = {"teacher": str(teacher.source.path.resolve()), "teacher_sha256": teacher.source.sha256}
         told |= {"record": str(run.path / RECORD)} if self.cache else {}
+        told |= {"layer_map": taken} if (taken := _places_taken(run)) else {}
         told |= {key.replace("-", "_"): value for key, value in self.objective.items() if key != "name"}
         resolve(Objective, [("--objective", told)]).value.resolved(base)  # refused before the teacher reads for hours
         if self.cache:
@@ -244,6 +245,18 @@ class Distill(TuningCommand):
         write_result(run, job, record, result, lines)
         shutil.rmtree(run.path / RECORD, ignore_errors=True)  # a kilobyte for every token, and said now
         return result
+
+
+def _places_taken(run: Run) -> list[int]:
+    """Of a student without some of the teacher's blocks: the block of the teacher behind which each one's output
+    belongs, the last before the next that was kept."""
+    made = run.path / STUDENT / "made.json"
+    reports = read_json(made) if made.exists() else []
+    if [report["pruner"] for report in reports] != ["depth"]:
+        return []
+    there = reports[0]["blocks"][0]
+    kept = [block for block in range(there) if block not in reports[0]["removed"]]
+    return [block - 1 for block in kept[1:]] + [there - 1]
 
 
 def _spread(number: int) -> list[int]:

@@ -47,7 +47,7 @@ def serve(settings: dict) -> str:
     if settings["draft"]:
         draft = params.speculative.draft
         draft.mparams.path = settings["draft"]
-        draft.n_max = settings["draft_tokens"]
+        draft.n_max, draft.p_min = settings["draft_tokens"], settings["draft_sure"]
         draft.cpuparams.n_threads = settings["threads"]
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if settings["template"]:

@@ -43,7 +43,8 @@ class Engine:
     trained with if it brings one, `adapter_scale` times: an attribute that may change from one request to the next, and
     0 is the model without it.
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
-    draft: a small GGUF of the same tokenizer that proposes up to `draft_tokens` tokens for the model to agree with.
+    draft: a small GGUF of the same tokenizer that proposes up to `draft_tokens` tokens for the model to agree with, as
+    long as it gives each at least the probability `draft_sure`.
     Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for a draft with
     another tokenizer, ResourceError when the context asked for does not fit into memory, EngineError when llama.cpp
     refuses the file or dies.
@@ -60,6 +61,7 @@ class Engine:
         slots: int = 1,
         draft: Path | str | None = None,
         draft_tokens: int = 4,
+        draft_sure: float = 0.0,
     ) -> None:
         self.path = Path(path)
         weights = read_gguf(self.path)
@@ -81,7 +83,7 @@ class Engine:
         load = Load(self.path, self.context, slots, adapters, template, threads)
         if draft:
             require_same_tokens(weights.metadata, read_gguf(Path(draft)).metadata, (self.path.name, Path(draft).name))
-            load = replace(load, draft=Path(draft), draft_tokens=draft_tokens)
+            load = replace(load, draft=Path(draft), draft_tokens=draft_tokens, draft_sure=draft_sure)
         self._child = Child(load, ready_seconds)
 
     def __enter__(self) -> "Engine":

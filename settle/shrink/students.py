@@ -19,7 +19,7 @@ SHRUNK_BY = {
     "num_attention_heads": "heads",
     "num_key_value_heads": "heads",
 }
-SEARCH_FLOPS = 4e13  # that looking for blocks by what their going costs may take: minutes on a few cores
+SEARCH_FLOPS = 2e13  # that looking for blocks by what their going costs may take: minutes on a few cores
 LEAST_SEEN, LEAST_ROW = 512, 64  # tokens that such a search needs to see, and of each row
 
 

@@ -122,7 +122,7 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
     assert code == 0, err
     pair, run = result["pair"], Run.find("d")
     assert pair["identical"] == pair["prompts"] == 4 and pair["accepted"] > 0
-    assert pair["speed_up"] > 0 and len(pair["searched"]) > 2
+    assert pair["speed_up"] > 0 and {way["sure"] for way in pair["searched"]} > {0.0, 0.5}
     assert read_gguf(run.out / "d-draft.gguf").tensors["blk.0.ffn_up.weight"].dtype == "Q8_0"
     assert "proposes" in (run.out / "card.md").read_text()
     with (
