@@ -30,7 +30,7 @@ from settle.shrink.recipe import RECIPES, TOKEN_TABLES, order
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
-_COPIED = 1 << 22  # bytes of a piece that is only copied
+_COPIED = 1 << 20  # bytes of a piece that is only copied
 
 
 def quantize_gguf(
@@ -208,7 +208,7 @@ def _streamed(
     try:
         for piece in pieces:
             under_way.append((piece, pool.submit(_made, piece)))
-            if len(under_way) > 2 * threads:
+            if len(under_way) > 4 * threads:
                 yield _finished(*under_way.popleft())
         while under_way:
             yield _finished(*under_way.popleft())
