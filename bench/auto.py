@@ -7,8 +7,8 @@ MODEL: a folder in Hugging Face's layout or a GGUF file, unquantized. The import
 and, as the sensitivities, comes from the shipped calibration text; TEXT is what is measured on (JSON, JSON lines, plain
 text). --dither: models that were made from a quantized file lie on its lattice, and the type they came from costs
 nothing; every weight is moved by up to half a step of a lattice (of 16 levels in the layers, 255 in the tables), which
-leaves a model like one that never was on it. --engine: measured in llama.cpp, activations rounded as it does, instead of in torch. --train: another
-model, trained here, of a width that 256 divides.
+leaves a model like one that never was on it. --engine: measured in llama.cpp, activations rounded as it does, instead
+of in torch. --train: another model, trained here, of a width that 256 divides.
 
 Prints Markdown: bytes, mean divergence of both in nats a token with the standard error of their difference over
 windows, the ratio; then how well the divergence was predicted. Exits with 1 when auto does not have less everywhere.

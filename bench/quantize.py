@@ -4,7 +4,8 @@
 
 The models are GGUF files in F16, BF16 or F32; the importance files, one for each model, may be left out: then means are
 drawn. Each file is made in a process of its own, ours and theirs in turns, with the same number of threads. The time is
-that of the call, reading and writing included; memory is the process's peak above what it held before the call, pages
+that of the call, reading and writing included, and so is the processor's time of it, which a busy machine does not
+move; memory is the process's peak above what it held before the call, pages
 of the source that are mapped included. Results go to stdout as JSON, a table to stderr.
 """
 
@@ -25,18 +26,22 @@ RECIPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "Q4_0
 
 
 def ours(job: dict) -> None:
+    from settle.base import chat_template
     from settle.formats.gguf import read_gguf
     from settle.shrink import ggml
     from settle.shrink.imatrix import read_imatrix
     from settle.shrink.quantizing import quantize_gguf
     from settle.shrink.recipe import recipe_types
 
-    ggml.quantize(np.zeros((1, 256), np.float32), "Q8_0")  # loads the library, as theirs is
+    # libraries are loaded before on both sides
+    chat_template.complaint("")
+    ggml.quantize(np.zeros((1, 256), np.float32), "Q8_0")
     importance = read_imatrix(job["imatrix"]) if job["imatrix"] else None
     with measured():
-        chosen = recipe_types(read_gguf(job["source"]), job["recipe"], importance is not None)
+        file = read_gguf(job["source"])
+        chosen = recipe_types(file, job["recipe"], importance is not None)
         kinds = {name: choice.kind for name, choice in chosen.items()}
-        quantize_gguf(job["source"], job["target"], kinds, importance, job["recipe"], threads=job["threads"])
+        quantize_gguf(job["source"], job["target"], kinds, importance, job["recipe"], threads=job["threads"], file=file)
 
 
 def theirs(job: dict) -> None:
@@ -62,16 +67,16 @@ def theirs(job: dict) -> None:
 
 
 class measured:  # noqa: N801
-    """Prints seconds and bytes of what happens within."""
+    """Prints seconds, seconds of the processor and bytes of what happens within."""
 
     def __enter__(self) -> None:
         self.held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.start = time.perf_counter()
+        self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self.start
+        seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"seconds": seconds, "bytes": (peak - self.held) * 1024}))
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": (peak - self.held) * 1024}))
 
 
 def run(side: str, job: dict) -> dict:
@@ -102,16 +107,19 @@ def drawn_importance(source: Path, path: Path) -> Path:
     return path
 
 
-def compared(source: Path, recipe: str, imatrix: Path | None, rounds: int, threads: int, folder: Path) -> dict:
+def compared(
+    source: Path, recipe: str, imatrix: Path | None, rounds: int, threads: int, folder: Path, turn: int
+) -> dict:
     from settle.formats.gguf import read_gguf
 
     job = {"source": source, "recipe": recipe, "imatrix": imatrix, "threads": threads, "target": folder / "out.gguf"}
     told: dict[str, list[dict]] = {"ours": [], "theirs": []}
     for number in range(rounds):
-        for side in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
+        for side in ("ours", "theirs") if (number + turn) % 2 else ("theirs", "ours"):
             told[side].append(run(side, job))
     hashes = {r["sha256"] for rows in told.values() for r in rows}
     seconds = {side: [r["seconds"] for r in rows] for side, rows in told.items()}
+    cpu = {side: statistics.median(r["cpu"] for r in rows) for side, rows in told.items()}
     return {
         "model": source.stem,
         "recipe": recipe,
@@ -120,6 +128,8 @@ def compared(source: Path, recipe: str, imatrix: Path | None, rounds: int, threa
         "size": told["ours"][0]["size"],
         "seconds": {side: statistics.median(values) for side, values in seconds.items()},
         "speed": statistics.median(t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)),
+        "cpu": cpu,
+        "cpu_speed": cpu["theirs"] / cpu["ours"],
         "peak": {side: max(r["bytes"] for r in rows) for side, rows in told.items()},
         "largest_tensor": max(t.num_bytes for t in read_gguf(source).tensors.values()),
     }
@@ -145,13 +155,14 @@ def main() -> None:
             imatrix = given or drawn_importance(source, Path(folder) / f"{index}.gguf")
             for recipe in asked.recipes:
                 for known in (None, imatrix):
-                    row = compared(source, recipe, known, asked.rounds, asked.threads, Path(folder))
+                    row = compared(source, recipe, known, asked.rounds, asked.threads, Path(folder), len(rows))
                     rows.append(row)
                     print(
                         f"{row['model']:20} {recipe:8} {'importance' if known else 'plain':10} "
                         f"{'identical' if row['identical'] else 'DIFFERENT'} {row['size'] / 1e6:7.1f} MB  "
                         f"{row['seconds']['ours']:6.2f} s, theirs {row['seconds']['theirs']:6.2f} s, "
-                        f"speed {row['speed']:.2f}  peak {row['peak']['ours'] / 1e6:5.0f} MB, "
+                        f"speed {row['speed']:.2f}, by the processor {row['cpu_speed']:.2f}  "
+                        f"peak {row['peak']['ours'] / 1e6:5.0f} MB, "
                         f"theirs {row['peak']['theirs'] / 1e6:5.0f} MB",
                         file=sys.stderr,
                     )

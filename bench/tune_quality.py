@@ -4,8 +4,8 @@
 
 MODEL: a folder in Hugging Face's layout. Rows: {"question", "answer"}. `settle tune` runs until it has settled, with
 nothing chosen by hand. Then TRL's SFTTrainer with PEFT's LoRA, all at their defaults but for the batch of 8 rows, sees
-as many tokens, and again `--epochs` epochs, which is its default; and a third time with settle's method (every linear,
-rank 16, rate 3e-4 with warm-up and linear decay) at settle's tokens. Every adapter is judged by the same code: the mean
+as many tokens; then `--epochs` epochs, which is its default; and a third time as many tokens with settle's method
+(every linear, rank 16, rate 3e-4 with warm-up and linear decay). Every adapter is judged by the same code: the mean
 loss per answer token over all held-out rows.
 """
 
@@ -89,8 +89,8 @@ def main() -> None:
         print(json.dumps({"side": "settle", **told, **judged(asked.model, corpus, adapter)}), flush=True)
         for side, settings in (
             ("TRL, its defaults, as many tokens", {"epochs": epochs}),
-            ("TRL, settle's method, as many tokens", {"epochs": epochs, **OURS}),
             (f"TRL, its defaults, {asked.epochs:g} epochs", {"epochs": asked.epochs}),
+            ("TRL, settle's method, as many tokens", {"epochs": epochs, **OURS}),
         ):
             made = by_trl(asked.trl, asked.model, asked.train, Path(folder, side.replace(" ", "-")), settings)
             facts = json.loads((made.parent / "facts.json").read_text())

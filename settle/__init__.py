@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["SettleError", "train", "tune", "open_run"]
+__all__ = ["SettleError", "train", "tune", "distill", "open_run"]
 
 # Nothing phones home: the switches of every dependency that has some, before any of them is imported.
 for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -49,6 +49,14 @@ def tune(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
     from settle.commands.tune import Tune
 
     return make_quietly(Tune, list(inputs), {"model": model, **settings})
+
+
+def distill(teacher: str, *inputs: str, **settings: Any) -> "FinishedRun":
+    """Let a small model learn from a large one, as `settle distill` does; settings and result as of `train`."""
+    from settle.commands._session import make_quietly
+    from settle.commands.distill import Distill
+
+    return make_quietly(Distill, list(inputs), {"teacher": teacher, **settings})
 
 
 def open_run(name: str) -> "FinishedRun":

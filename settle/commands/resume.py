@@ -39,6 +39,8 @@ class Resume(Command):
                 events.emit("result", result=result)
                 return 0
             _sweep(run)
+            if run.command == "shrink":
+                return _shrink_again(run, events)
             command = _command(run)
             record = run.read("plan.json")
             if record is None:
@@ -55,13 +57,21 @@ class Resume(Command):
 def _sweep(run: Run) -> None:
     """Remove what a killed process left half-written; the lock says that nobody is writing now."""
     in_out = [path for pattern in (".*.part", ".hf-*", ".unproven-*") for path in run.out.glob(pattern)]
-    for path in [*run.path.glob(".*.part"), *in_out]:
+    for path in [*run.path.glob(".*.part"), *run.path.glob(".work-*"), *in_out]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
     run.out.mkdir(exist_ok=True)
     run.checkpoints.mkdir(exist_ok=True)
+
+
+def _shrink_again(run: Run, events: Events) -> int:
+    """What a shrinking measured before it was killed is in the store, so it is begun again."""
+    from settle.commands.shrink import Shrink
+
+    events.emit("say", text=f"{run.name} begins again; what it measured is found in the store")
+    return resolve(Shrink, [("asked", _recipe(run))]).value.fill(run, events)
 
 
 def _command(run: Run) -> type[RunCommand]:

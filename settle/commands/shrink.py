@@ -1,9 +1,7 @@
 """settle shrink: a model made smaller or faster, to a budget, with what it loses measured."""
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +9,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
-from settle.base.run import Run, free_name, write_json
+from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.commands import Command
 from settle.commands._session import name_of, to_toml
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from settle.shrink.shrinking import Candidate, Shrinking
     from settle.shrink.workbench import Workbench
 
+WORK = ".work-"  # prefix of the folder in a run's that holds what is being tried
 ROOM = 2.5  # times the unquantized file: the candidates beside it, and what is measured
 
 
@@ -27,9 +26,11 @@ class Shrink(Command):
     """Make a model smaller or faster within a budget, and measure what it loses on your own text.
 
     MODEL is a run, a model of the store, a folder in Hugging Face's layout or a .gguf file. INPUTS are files of text or
-    of examples that it is used for: half of them decide where bits are spent, the others judge the result. Without any,
-    a text that settle brings is taken. One budget: --to 400MB, --to Q4_K_M, --speed 40 or --lose 1%. --plan shows what
-    every route is expected to cost, and then what it does.
+    of examples that it is used for: most of them decide where bits are spent, the others judge the result. Without any,
+    a text that settle brings is taken.
+
+    One budget: --to 400MB, --to Q4_K_M, --speed 40 or --lose 1%. --plan shows what every route is expected to cost, and
+    then what it does. --vocabulary removes the tokens that your text does not need, before a budget or without one.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
@@ -42,6 +43,7 @@ class Shrink(Command):
     speed: float | None = Field(None, gt=0, description="tokens a second that it has to write on this machine")
     lose: str | None = Field(None, description="how much the loss on held-out text may rise, such as 1%")
     plan: bool = Field(False, description="predict every route, then measure it; nothing is handed over")
+    vocabulary: bool = Field(False, description="keep only the tokens that INPUTS need; not one weight is rounded")
     name: str | None = Field(None, description="name of the run; from the model when not given")
     calibration: list[str] = Field([], description="other files to measure importance on")
     imatrix: Path | None = Field(None, description="an importance file of llama.cpp, instead of measuring one")
@@ -54,23 +56,49 @@ class Shrink(Command):
     threads: int | None = Field(None, gt=0, description="processor threads; all cores when not given")
 
     def run(self, events: Events) -> int:
-        budget, value = self._budget()
+        self._budget()
         _require_extra()
-        name = self.name or free_name(f"{name_of(self.model)}-small")
-        run = Run.create("shrink", name)
-        events.emit("run", name=name, path=str(run.path))
-        with run.lock(), _forgotten_unless_finished(run):
-            (run.path / "recipe.toml").write_text(to_toml(self.model_dump(exclude_unset=True, mode="json")))
-            with tempfile.TemporaryDirectory(dir=run.path, prefix=".work-") as folder:
-                bench = self._workbench(Path(folder), events)
+        run = Run.create("shrink", self.name or free_name(f"{name_of(self.model)}-small"))
+        events.emit("run", name=run.name, path=str(run.path))
+        with run.lock():
+            write_atomic(run.path / "recipe.toml", to_toml(self._asked()))
+            return self.fill(run, events)
+
+    def fill(self, run: Run, events: Events) -> int:
+        """Do the work in a run's folder, which is held; also what `settle resume` calls after a kill."""
+        budget, value = self._budget()
+        try:
+            with tempfile.TemporaryDirectory(dir=run.path, prefix=WORK) as folder:
+                bench = self._workbench(Path(folder), budget, events)
                 events.move_to(run.events)
                 if budget == "plan":
                     result = _planned(bench, run, events)
                 else:
                     result = self._handed_over(bench, run, budget, value, events)
             write_json(run.path / "result.json", result)
-            events.emit("result", result=result)
+        except KeyboardInterrupt:
+            events.emit("say", text="stopped; what was measured is kept, and the same command goes on from there")
+            raise
+        finally:
+            if not (run.path / "result.json").exists():
+                shutil.rmtree(run.path, ignore_errors=True)  # what took long is in the store
+        events.emit("result", result=result)
         return 0
+
+    def _asked(self) -> dict[str, Any]:
+        """What recipe.toml keeps, with paths that hold from any folder."""
+
+        def absolute(given: str) -> str:
+            path = Path(given).expanduser().absolute()
+            return str(path) if path.exists() else given
+
+        kept = self.model_dump(exclude_unset=True, mode="json")
+        for key, value in kept.items():
+            if key in ("model", "imatrix"):
+                kept[key] = absolute(value)
+            elif key in ("inputs", "calibration"):
+                kept[key] = [absolute(path) for path in value]
+        return kept
 
     def _budget(self) -> tuple[str, Any]:
         """Which of the budgets was asked for, and its value. Raises UsageError unless it is one."""
@@ -78,10 +106,14 @@ class Shrink(Command):
         from settle.shrink.recipe import RECIPES
 
         given = [n for n in ("to", "speed", "lose", "plan") if getattr(self, n)]
+        if self.vocabulary and not self.inputs:
+            raise UsageError("which tokens are needed, your text decides", "give it: `settle shrink MODEL FILES …`")
+        if not given and self.vocabulary:
+            return "keep", None
         if len(given) != 1:
             asked = ", ".join(f"--{n}" for n in given) or "none"
-            raise UsageError(f"one budget decides, and {asked} were given", "--to 400MB, --to Q4_K_M, --speed 40, "
-                             "--lose 1% or --plan")  # fmt: skip
+            fix = "--to 400MB, --to Q4_K_M, --speed 40, --lose 1% or --plan"
+            raise UsageError(f"one budget decides, and {asked} were given", fix)
         if self.to is not None and self.to.upper() in RECIPES:
             return "type", self.to.upper()
         if self.to is not None and self.to[:1].isalpha():
@@ -92,32 +124,35 @@ class Shrink(Command):
             return "lose", share(self.lose)
         return given[0], self.speed
 
-    def _workbench(self, folder: Path, events: Events) -> "Workbench":
+    def _workbench(self, folder: Path, budget: str, events: Events) -> "Workbench":
         from settle.machine import cores
         from settle.shrink.material import material
         from settle.shrink.workbench import Workbench
 
         events.emit("say", text=f"reading {self.model} …")
-        source = _unquantized(self.model, folder, self.requantize, events)
+        source = _unquantized(self.model, folder, self.requantize or budget == "keep", events)
         _require_room(source.source.path, folder)
         part: Any = source.part
         known = _known_texts(self.model, source, events) if not self.inputs else []
         text = material(self.inputs, self.calibration, source.tokenizer, part.max_position_embeddings, events, known)
         for warning in text.warnings:
             events.emit("warn", text=warning)
-        return Workbench(source, text, folder, events, self.threads or cores().usable, self.imatrix)
+        bench = Workbench(source, text, folder, events, self.threads or cores().usable, self.imatrix)
+        return bench.with_vocabulary() if self.vocabulary else bench
 
     def _handed_over(self, bench: "Workbench", run: Run, budget: str, value: Any, events: Events) -> dict[str, Any]:
         from settle.shrink.shrinking import Shrinking
 
         shrinking = Shrinking(bench)
-        if budget == "type":
+        if budget == "keep":
+            chosen = shrinking.measured(shrinking.as_it_is())
+        elif budget == "type":
             _tell_fallen(bench, value, events)
             chosen = shrinking.measured(shrinking.of_recipe(value))
         else:
             search = {"size": shrinking.within_size, "lose": shrinking.within_loss, "speed": shrinking.at_speed}
             chosen = search[budget](value)
-        label = chosen.recipe or f"auto-{chosen.num_bytes / 1e6:.3g}MB"
+        label = chosen.recipe or f"auto-{chosen.num_bytes / 1e6:.3g}MB" if chosen.kinds else "vocabulary"
         path = run.out / f"{run.name}-{label}.gguf"
         gate = bench.hand_over(chosen.kinds, path, chosen.recipe)
         return _told(shrinking, chosen, path, gate, run, self._compared(bench, path, events), events)
@@ -130,7 +165,7 @@ class Shrink(Command):
         from settle.evaluate.serving import contenders, readers
         from settle.infer.served import Served
 
-        whole, small = Served(bench.source.name, bench.path), Served(path.stem, path)
+        whole, small = Served(bench.whole.name, bench.whole.source.path), Served(path.stem, path)
         with contenders(whole, small) as (ours, theirs):
             found = compare(
                 ours, theirs, bench.material.examples, events,
@@ -145,16 +180,6 @@ def _require_extra() -> None:
 
     if importlib.util.find_spec("llama_cpp_py_sync") is None:
         raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
-
-
-@contextlib.contextmanager
-def _forgotten_unless_finished(run: Run) -> Iterator[None]:
-    """What takes long is kept in the store, so that a shrinking that was stopped leaves nothing to go on with."""
-    try:
-        yield
-    finally:
-        if not (run.path / "result.json").exists():
-            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
@@ -266,14 +291,16 @@ def _told(
 
     bench = shrinking.bench
     tell(gate, events)
-    before, after = footprints([bench.path, path], threads=bench.threads)
+    before, after = footprints([bench.whole.source.path, path], threads=bench.threads)
     whole, chosen = reference(bench, before), dataclasses.replace(chosen, footprint=after)
     others = [c for c in shrinking.seen.values() if c.name != chosen.name]
     points = [whole.point(), chosen.point(chosen=True), *(c.point() for c in others if c.divergence)]
     events.emit("table", title="", columns=COLUMNS, rows=pareto_rows(points))
     draw_pareto(points, run.out / "pareto.png", f"{bench.source.name}: size, speed and loss")
     assert chosen.divergence is not None
-    rise, faster = chosen.divergence.rise.value, after.speed.median / before.speed.median
+    on_text = bench.text_loss(path)
+    rise = (on_text or chosen.divergence).rise.value
+    faster = after.speed.median / before.speed.median
     why = (
         f"{path.stat().st_size / whole.num_bytes:.0%} of the size, {faster:.2f} times as fast, and the loss on "
         f"{bench.material.name} changes by {rise:+.2%}"
@@ -282,7 +309,7 @@ def _told(
         "name": run.name,
         "verdict": "within budget",
         "why": why,
-        "base": {"name": bench.source.name, "sha256": bench.source.source.sha256},
+        "base": {"name": bench.whole.name, "sha256": bench.whole.source.sha256},
         "chosen": chosen.to_json(),
         "reference": whole.to_json(),
         "candidates": [c.to_json() for c in others],
@@ -291,6 +318,8 @@ def _told(
         "gate": gate,
         "files": {"gguf": str(path), "card": str(run.out / "card.md"), "picture": str(run.out / "pareto.png")},
     }
+    if on_text:
+        result["vocabulary"] = {**bench.cut, "text": on_text.to_json()}
     if comparison:
         result["comparison"] = comparison
     write_card(run.out / "card.md", result, bench)

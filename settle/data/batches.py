@@ -26,13 +26,15 @@ class Batch:
     """One packed batch; attention stays within a segment.
 
     inputs, targets: int64 (N,), targets[i] follows inputs[i] in the same document. cu_seqlens: int32 (S + 1,), where
-    segments begin. positions: int64 (N,), the index within the segment.
+    segments begin. positions: int64 (N,), the index within the segment. record: int64 (N,), where a teacher's record
+    speaks of what follows each input, once that was looked up.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     cu_seqlens: np.ndarray
     positions: np.ndarray
+    record: np.ndarray | None = None
 
 
 class Batches:

@@ -81,7 +81,14 @@ class Likelihoods:
     def rows(self, index: int) -> Rows:
         """The L − 1 positions of one window, in memory."""
         first, last = self.positions[index : index + 2]
-        stored = self._rows[first:last]
+        return self._read(slice(first, last))
+
+    def at(self, positions: np.ndarray) -> Rows:
+        """Any positions among all of them, (P,), in memory."""
+        return self._read(positions)
+
+    def _read(self, which: Any) -> Rows:
+        stored = Rows(*(getattr(self._rows, field.name)[which] for field in dataclasses.fields(Rows)))
         steps = {name: getattr(stored, name).astype(np.float32) / -_STEPS for name in _STEPPED}
         return dataclasses.replace(stored, **steps)
 

@@ -48,6 +48,9 @@ class RowSettings(Settings):
     )
     thinking: bool | None = Field(None, description="enable_thinking, for templates that ask")
     max_tokens: int | None = Field(None, ge=8, description="longest row, in tokens; the model's context if not given")
+    piece_tokens: int | None = Field(
+        None, ge=8, description="longest piece of a plain text, in tokens; the longest row if not given"
+    )
     most_too_long: float = Field(0.05, ge=0, le=1, description="share of rows that may lose an answer for their length")
     drop_broken: bool = Field(False, description="leave out rows that cannot be used instead of refusing")
     repeats: bool = Field(False, description="keep rows that were there before, word for word")

@@ -23,7 +23,7 @@ def write_card(
 
 def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequence[str] = ()) -> str:
     """The card's text. plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data; compared:
-    lines on how a tuned model does against its base.
+    lines on how a tuned model does against its base, or a distilled one against its teacher.
     """
     sections = [
         _front(plan, result),
@@ -33,7 +33,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
         _section("Training data", list(_data(ledger))),
         _section("Training", _table(_training(plan, result))),
         _section("Result", [*_table(_outcome(result)), *_forecasts(result)]),
-        _section("Against its base", list(compared)),
+        _section("Against its teacher" if plan.get("objective") == "distill" else "Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
         _section("Made with", _table(_made_with(plan))),
     ]

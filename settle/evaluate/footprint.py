@@ -30,7 +30,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Footprint:
-    """num_bytes: of the file. load_seconds: from starting the process to its being ready. peak_bytes: of the child's
+    """num_bytes: of the file. load_seconds: from checking the file to its answering. peak_bytes: of the child's
     memory, weights and context included. prompt_speed: tokens read a second; speed: tokens made a second, one after
     the other. context: tokens that there was room for."""
 

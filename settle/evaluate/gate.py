@@ -283,16 +283,20 @@ def held_out_texts(store: Any, tokenizer: Any, most_tokens: int = 60_000) -> lis
     return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
 
 
-def require(figures: Mapping[str, Any], path: Path) -> None:
-    """Raises GateError with the first difference unless the gate was passed."""
+def require(
+    figures: Mapping[str, Any],
+    path: Path,
+    like: str = "the trained model",
+    fix: str = "nothing was handed over; the weights are safe in the run, and this is worth a bug report",
+) -> None:
+    """Raises GateError with the first difference unless the gate was passed. like: what it should behave like."""
     if figures["passed"]:
         return
-    fix = "nothing was handed over; the weights are safe in the run, and this is worth a bug report"
     if figures.get("merge"):
         _require_merge(figures)
     known = (None, figures["first_difference"])
     why = "" if figures["cause"] in known else f". The cause: {figures['cause']}"
-    raise GateError(f"{path.name} does not behave like the trained model: {figures['first_difference']}{why}", fix)
+    raise GateError(f"{path.name} does not behave like {like}: {figures['first_difference']}{why}", fix)
 
 
 def _require_merge(figures: Mapping[str, Any]) -> None:

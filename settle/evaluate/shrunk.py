@@ -14,6 +14,7 @@ from settle.base.errors import FormatError, GateError
 from settle.evaluate.behaviour import BRIEF, CONVERSATIONS, Effort
 from settle.evaluate.cause import Origin
 from settle.evaluate.gate import PLAIN, require, run_gate, unproven_place
+from settle.machine import memory
 from settle.model.pretrained import Pretrained
 
 _BARS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -35,7 +36,8 @@ def shrunk_through_gate(
     with unproven_place(path) as unproven:
         write(unproven)
         figures = shrunk_gate(source, unproven, held_out_texts, effort, conversations)
-        require(figures, path)
+        fix = "nothing was handed over; this is worth a bug report"
+        require(figures, path, f"{source.name} with its weights", fix)
     return figures
 
 
@@ -55,7 +57,9 @@ def shrunk_gate(
         )
     _require_header(source, file, path.name)
     # the source's architecture, so that a header that says something else shows
-    live = replace(file, part=source.part).load(quantize="as-is")
+    there = replace(file, part=source.part)
+    # turning blocks into numbers once is quicker than at every use, where there is room for the numbers
+    live = there.load(quantize=None if 4 * source.part.num_parameters < memory().available // 2 else "as-is")
     origin = Origin(source.part, source.weights, foreign=source.source.kind == "gguf")
     dtype = bars_of(file)
     return run_gate(

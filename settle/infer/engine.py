@@ -6,16 +6,29 @@ import json
 import math
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from settle.base.errors import EngineError
+from settle.data.tokenizers_alike import require_same_tokens
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.context import fitting_context
 from settle.infer.process import Child, Load
 
 TEMPLATE = "tokenizer.chat_template"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An answer's ids, the seconds that llama.cpp spent on them after the prompt, and how many tokens a draft proposed
+    and the model agreed with."""
+
+    ids: list[int]
+    seconds: float
+    drafted: int
+    accepted: int
 
 
 class Engine:
@@ -30,8 +43,11 @@ class Engine:
     trained with if it brings one, `adapter_scale` times: an attribute that may change from one request to the next, and
     0 is the model without it.
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
-    Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, ResourceError when the
-    context asked for does not fit into memory, EngineError when llama.cpp refuses the file or dies.
+    draft: a small GGUF of the same tokenizer that proposes up to `draft_tokens` tokens for the model to agree with, as
+    long as it gives each at least the probability `draft_sure`.
+    Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for a draft with
+    another tokenizer, ResourceError when the context asked for does not fit into memory, EngineError when llama.cpp
+    refuses the file or dies.
     """
 
     def __init__(
@@ -43,6 +59,9 @@ class Engine:
         adapter: Path | str | None = None,
         adapter_scale: float = 1.0,
         slots: int = 1,
+        draft: Path | str | None = None,
+        draft_tokens: int = 4,
+        draft_sure: float = 0.0,
     ) -> None:
         self.path = Path(path)
         weights = read_gguf(self.path)
@@ -61,7 +80,11 @@ class Engine:
         self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
         adapters = (self.adapter,) if self.adapter else ()
         template = self.metadata.get(TEMPLATE) if self.metadata is not weights.metadata else None
-        self._child = Child(Load(self.path, self.context, slots, adapters, template, threads), ready_seconds)
+        load = Load(self.path, self.context, slots, adapters, template, threads)
+        if draft:
+            require_same_tokens(weights.metadata, read_gguf(Path(draft)).metadata, (self.path.name, Path(draft).name))
+            load = replace(load, draft=Path(draft), draft_tokens=draft_tokens, draft_sure=draft_sure)
+        self._child = Child(load, ready_seconds)
 
     def __enter__(self) -> "Engine":
         self.start()
@@ -130,6 +153,15 @@ class Engine:
         for event in self._stream(self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop)):
             if event.get("content"):
                 yield event["content"]
+
+    def timed(self, prompt: str | Sequence[int], max_tokens: int) -> "Timed":
+        """The likeliest answer as by `greedy`, with what it took."""
+        body = self._request(prompt, max_tokens, 0.0, 1.0, 0, 0, ()) | {"return_tokens": True}
+        said = self._post("/completion", body)
+        took = said["timings"]
+        return Timed(
+            said["tokens"], took["predicted_ms"] / 1e3, took.get("draft_n") or 0, took.get("draft_n_accepted") or 0
+        )
 
     def greedy(self, prompt: str | Sequence[int], max_tokens: int) -> list[int]:
         """The ids of the likeliest answer."""

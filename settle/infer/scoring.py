@@ -32,9 +32,10 @@ def unheard(tokens: int) -> None:
 class Scorer:
     """One model loaded in one child that reads windows of ids. Use it as a context manager.
 
-    context: tokens of the longest window; never more than the model knows. The file is checked in Python before the
-    child may open it. Raises UsageError when the package is missing, FormatError for a file that is not a sound GGUF,
-    ResourceError when the context does not fit into memory, EngineError when llama.cpp refuses the file or dies.
+    context: tokens of the longest window, its last one, which is only predicted, aside; never more than the model was
+    made for. The file is checked in Python before the child may open it. Raises UsageError when the package is missing,
+    FormatError for a file that is not a sound GGUF, ResourceError when the context does not fit into memory,
+    EngineError when llama.cpp refuses the file or dies.
     """
 
     def __init__(
@@ -100,9 +101,9 @@ class Scorer:
     ) -> Likelihoods:
         """The record of this model over windows of ids, written to `folder`, in place of an earlier one.
 
-        windows: each of at least two ids and at most `context`. about: what is known of the model, kept in the record.
-        told: called with the number of tokens after each window. Raises UsageError for a window that is too short, too
-        long or has ids that the model does not know, and what `LikelihoodsWriter` raises.
+        windows: each of at least two ids and at most `context` + 1. about: what is known of the model, kept in the
+        record. told: called with the number of tokens after each window. Raises UsageError for a window that is too
+        short, too long or has ids that the model does not know, and what `LikelihoodsWriter` raises.
         """
         windows = list(windows)
         positions = sum(len(ids) - 1 for ids in windows)
@@ -142,8 +143,9 @@ class Scorer:
         return found
 
     def _require_window(self, ids: Sequence[int] | np.ndarray) -> None:
-        if not 2 <= len(ids) <= self.context:
-            raise UsageError(f"a window has {len(ids)} tokens", f"give windows of 2 to {self.context:,} tokens")
+        # the last token is only predicted
+        if not 2 <= len(ids) <= self.context + 1:
+            raise UsageError(f"a window has {len(ids)} tokens", f"give windows of 2 to {self.context + 1:,} tokens")
         if not 0 <= min(ids) <= max(ids) < self.num_vocab:
             raise UsageError(
                 f"a window has the token {max(ids)}, and {self.path.name} knows {self.num_vocab:,}",

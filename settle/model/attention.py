@@ -32,8 +32,17 @@ def attention(
     qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None, soft_cap: float | None = None
 ) -> Tensor:
     """Attention within each segment. qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order →
-    (N, H·d). window, soft_cap: see `LayerOptions`. The framework's kernels know no soft cap.
+    (N, H·d). window, soft_cap: see `LayerOptions`.
     """
+    if packing.is_growing:
+        return packing.attend(qkv, table, window, soft_cap)
+    return attention_over(qkv, packing, table, window, soft_cap)
+
+
+def attention_over(
+    qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None, soft_cap: float | None = None
+) -> Tensor:
+    """The same of a whole batch. The framework's kernels know no soft cap."""
     if qkv.device.type == "cpu" or soft_cap is not None:
         out: Tensor = RotatedAttention.apply(qkv, packing, table, window, soft_cap)
         return out

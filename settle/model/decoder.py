@@ -74,9 +74,9 @@ class Decoder(nn.Module):
                 shrink = _BRANCH_SHRINK if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 weight.normal_(0.0, std * shrink, generator=random)
 
-    def forward(self, inputs: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, cu_seqlens: Tensor | Packing) -> Tensor:
         """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
-        packing = Packing(cu_seqlens)
+        packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.embed(inputs)
         for i, layer in enumerate(self.model.layers):
             table = self._table(layer.options, inputs.device)

@@ -34,6 +34,8 @@ class Packing:
     cu_seqlens (S+1,) cumulative segment lengths on any device, from 0 to N. Raises nothing: the batch is ours.
     """
 
+    is_growing = False  # see `growing.Growing`
+
     def __init__(self, cu_seqlens: Tensor) -> None:
         self.cu_seqlens = cu_seqlens
         self.bounds: list[int] = cu_seqlens.tolist()

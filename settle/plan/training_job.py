@@ -60,6 +60,7 @@ class TrainingJob:
             model = architecture.build(plan.loop.seed, plan.device)
         model.compute_dtype = getattr(torch, plan.dtype)
         objective: Any = part("train/objectives", plan.objective)(**plan.objective_settings)
+        objective = objective.prepared(model)
         return cls(
             plan=plan,
             corpus=corpus,

@@ -17,9 +17,11 @@ from settle.plan.settings import TuningSettings
 from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
 from settle.plan.training import TrainingPlan, Tuning, chosen_dtype, origins, shapes
 from settle.train.loop import LoopPlan
+from settle.train.objectives import Objective
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
 
 FULL = "full"
+PLAIN, PAIRS = "next_token", "dpo"  # objectives of rows that say nothing else
 EPOCHS = 3  # that a run without a budget is expected to take until it has settled
 MOST_AT_ONCE = 8192  # tokens of one micro-batch
 SMALL_SAMPLE = 16384  # held-out tokens: so many say enough when rows are few
@@ -47,7 +49,7 @@ def plan_tuning(
     why: dict[str, str] = {}
     adapter_name, adapter = chosen_adapter(settings.adapter)
     _check_quantize(settings.quantize, adapter_name, base)
-    objective, objective_settings = _objective(settings.objective, corpus, adapter_name, why)
+    objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
     kind = FULL if adapter_name == FULL else "adapter"
     optimizer_part = part("train/optimizers", settings.optimizer)
     usual = RATES[kind] if settings.optimizer == "adamw" else {}
@@ -55,7 +57,7 @@ def plan_tuning(
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
     dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
-    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter).chosen(why)
+    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).chosen(why)
     held_out = _sample(corpus, why)
     loop = _loop(settings, corpus, rows, threads, why).model_copy(
         update={
@@ -67,13 +69,13 @@ def plan_tuning(
     groups = {
         "rates": optimizer.model_dump(),
         "adapter": {"name": adapter_name, **adapter_settings},
-        "objective": objective_settings,
+        "objective": objective.model_dump(),
     }
     return TrainingPlan(
         architecture=base.part.model_dump(mode="json"),
         architecture_name=type(base.part).__module__.rpartition(".")[2],
-        objective=objective,
-        objective_settings=objective_settings,
+        objective=objective_name,
+        objective_settings=objective.model_dump(),
         optimizer_name=settings.optimizer,
         optimizer=optimizer.model_dump(),
         loop=loop,
@@ -120,20 +122,25 @@ def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -
 
 
 def _objective(
-    asked: Mapping[str, Any], corpus: RowCorpus, adapter_name: str, why: dict[str, str]
-) -> tuple[str, dict[str, Any]]:
-    """The objective that suits the rows, or the one asked for; and its settings."""
+    asked: Mapping[str, Any], corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
+) -> tuple[str, Objective]:
+    """The objective that suits the rows, or the one asked for, with its settings."""
     pairs = corpus.kind == "preference"
     suited = [n for n, p in parts("train/objectives").items() if (p.rows == "preference") == pairs]  # type: ignore[attr-defined]
-    name = str(asked.get("name") or suited[0])
+    usual = PAIRS if pairs else PLAIN
+    suited.sort(key=lambda name: name != usual)
+    name = str(asked.get("name") or usual)
     what = "pairs of a better and a worse answer" if pairs else "rows of one answer"
     if name not in part_names("train/objectives") or name not in suited:
         raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
     if pairs and adapter_name == FULL:
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
-    why["objective.name"] = f"the rows are {what}"
-    own = {key: value for key, value in asked.items() if key != "name"}
-    return name, resolve(part("train/objectives", name), [("--objective", own)]).value.model_dump()
+    if "name" not in asked:
+        why["objective.name"] = f"the rows are {what}"
+    own = {key.replace("-", "_"): value for key, value in asked.items() if key != "name"}
+    objective = resolve(part("train/objectives", name), [("--objective", own)]).value
+    assert isinstance(objective, Objective)
+    return name, objective.resolved(base)
 
 
 def _seconds(budget: float | None, spent: float) -> float | None:
@@ -199,9 +206,11 @@ class _Fit:
         device: Accelerator,
         dtype: str,
         adapter: Adapter | None,
+        objective: Objective,
     ) -> None:
         self.settings, self.base, self.device = settings, base, device
         self.number = 4 if dtype == "float32" else 2
+        self.beside = objective.bytes_beside(self.number)
         self.rank = getattr(adapter, "rank", None)
         store = corpus.train
         self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
@@ -234,6 +243,8 @@ class _Fit:
             why["recompute"] = "memory is short otherwise" if recompute else "memory suffices"
 
     def _proposal(self) -> str:
+        if self.beside > self._weights():
+            return "`settle distill --cache` lets llama.cpp read the rows for the teacher, and keeps what it says"
         if self.rank is None:
             return "--adapter lora needs a fraction of that"
         if self.settings.quantize is None:
@@ -247,7 +258,7 @@ class _Fit:
         if recompute:
             layers, width = self._shape
             kept = kept / layers + self.number * width * layers
-        return self._weights() + tokens * kept
+        return self._weights() + self.beside + tokens * kept
 
     @property
     def _shape(self) -> tuple[int, int]:

@@ -30,7 +30,9 @@ MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
 TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
-MEMORY_GROWTH = 1.25  # by holes between blocks of ever different sizes, and by what is done after the last step
+# By holes between blocks of ever different sizes, and by what is done after the last step. Where layers are computed
+# again hardly anything is kept from one to the next, and there are no holes to speak of.
+MEMORY_GROWTH = 1.25
 STOP_SPREAD = 0.4  # of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
@@ -138,11 +140,14 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
     energy = Estimate.within((duration.value - spent) * measured.watts, spread)
     prices = settings.price_per_kwh, settings.price_per_hour
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
+    memory = measured.memory * MEMORY_GROWTH
+    if job.model.recompute:
+        memory = measured.memory + _widened_head(job)
     return Forecast(
         tokens=tokens,
         time=duration,
         # the best weights are kept beside the ones that are trained
-        peak_memory=Estimate.within(MEMORY_GROWTH * measured.memory + whole, MEMORY_SPREAD),
+        peak_memory=Estimate.within(memory + whole, MEMORY_SPREAD),
         energy=energy,
         cost=Estimate(
             cost(energy.value, duration.value, *prices),
@@ -156,6 +161,12 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
 def expected_steps(plan: TrainingPlan) -> int:
     """Steps until the run ends, as far as that is known before anything was measured."""
     return plan.loop.max_steps or 25 * plan.loop.warmup_steps
+
+
+def _widened_head(job: TrainingJob) -> int:
+    """Bytes of the output table in fp32, which the proof multiplies by and the probe does not."""
+    numbers = job.model.options.vocab_size * job.model.options.layers[-1].width
+    return 0 if job.whole or job.plan.dtype == "float32" else 4 * numbers
 
 
 def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Estimate:

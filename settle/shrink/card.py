@@ -36,6 +36,7 @@ def card(result: Mapping[str, Any], bench: Workbench) -> str:
     lines += [f"| same likeliest token | {_interval(d['same_top'], percent=True)} |"]
     lines += [f"| the loss changes by | {_interval(d['rise'], percent=True)} |"]
     lines += [f"| KL as predicted | {chosen['predicted_kl']:.3g} |", ""] if chosen["predicted_kl"] else [""]
+    lines += _vocabulary(result.get("vocabulary"))
     lines += _compared(result.get("comparison"))
     lines += ["## Check of the file", "", *_checked(gate), ""]
     lines += ["## Types", "", *_types(result["kinds"]), ""]
@@ -65,6 +66,22 @@ def _checked(gate: Mapping[str, Any]) -> list[str]:
         f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} prompts are equal byte for byte,",
         f"{gate['greedy_tokens_equal']} of {gate['greedy_tokens']} greedy tokens are what the file's own weights give",
         "outside of llama.cpp.",
+    ]
+
+
+def _vocabulary(cut: Mapping[str, Any] | None) -> list[str]:
+    if not cut:
+        return []
+    there, left = cut["tokens"]
+    text = cut["text"]
+    return [
+        "## Vocabulary",
+        "",
+        f"{left:,} of {there:,} tokens are kept: those that the text needs, and what they are made of. The divergence",
+        "above is from the model with those tokens. Against the whole model, on the same text, bits per byte go from",
+        f"{_interval(text['reference_bits_per_byte'])} to {_interval(text['bits_per_byte'])}: "
+        f"{_interval(text['rise'], percent=True)}.",
+        "",
     ]
 
 

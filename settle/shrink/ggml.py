@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ PACKAGE = "llama_cpp_py_sync"
 # values that are quantized in one call: a megabyte of float32, which stays in a core's cache
 PIECE = 1 << 18
 REQUIRES_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+_LARGEST = 65504.0  # that fp16 holds
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -92,11 +94,15 @@ def dequantize(raw: np.ndarray, kind: str, out: np.ndarray) -> np.ndarray:
 def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, out: np.ndarray) -> None:
     """`quantize` in this thread, unchecked but for the numbers. values: (R, C); code: ggml's number of the type."""
     num_rows, row = values.shape
-    if not np.isfinite(values).all():
+    low, high = values.min(initial=0), values.max(initial=0)  # NaN comes through both
+    if not np.isfinite(low) or not np.isfinite(high):
         raise FormatError("there are NaN or infinity", "get the file again, or export it again")
     pointer = None if weights is None else weights.ctypes.data
     written = _library().ggml_quantize_chunk(code, values.ctypes.data, out.ctypes.data, 0, num_rows, row, pointer)
     assert written == out.nbytes, (written, out.nbytes)
+    # scales are fp16: only values beyond its range can make one infinite
+    if max(-low, high) > _LARGEST and not _library().ggml_validate_row_data(code, out.ctypes.data, out.nbytes):
+        raise FormatError(f"there are values as large as {max(-low, high):.3g}", "choose another type, such as BF16")
 
 
 def check(kind: str, row: int, has_importance: bool) -> None:
@@ -144,7 +150,7 @@ def _dequantizer(kind: str) -> str:
 
 
 @cache
-def _to_float(kind: str):  # type: ignore[no-untyped-def]
+def _to_float(kind: str) -> Any:
     name = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}.get(kind) or _dequantizer(kind)
     function = getattr(_library(), name, None)
     if function is None:
@@ -179,4 +185,6 @@ def _load(path: Path) -> ctypes.CDLL:
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
     return library

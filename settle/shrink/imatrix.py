@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,8 @@ def read_imatrix(path: Path) -> Importance:
             start = f.read(4)
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
-    found = _read_gguf(path) if start == MAGIC else _read_dat(path)
+    with np.errstate(invalid="ignore", over="ignore"):  # whatever bytes say; looked at below
+        found = _read_gguf(path) if start == MAGIC else _read_dat(path)
     for name, values in found.means.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise _unsound(path, f"{name} holds what is no mean of squares")
@@ -71,6 +73,17 @@ def write_imatrix(path: Path, importance: Importance) -> Importance:
     return read_imatrix(path)
 
 
+def metadata_of(importance: Importance, name: str = "") -> dict[str, Any]:
+    """The keys by which `llama-quantize` tells in a file with which importance it was made. name: of its file."""
+    told: dict[str, Any] = {"quantize.imatrix.file": name} if name else {}
+    if importance.datasets:
+        told["quantize.imatrix.dataset"] = importance.datasets[0]
+    told["quantize.imatrix.entries_count"] = len(importance.means)
+    if importance.num_tokens:
+        told["quantize.imatrix.chunks_count"] = -(-importance.num_tokens // CHUNK)
+    return told
+
+
 def _read_gguf(path: Path) -> Importance:
     file = read_tensors(path)
     if file.metadata.get("general.type") != "imatrix":
@@ -85,7 +98,7 @@ def _read_gguf(path: Path) -> Importance:
             raise _unsound(path, f"{name} has sums and no counts, or not in F32")
         used = np.round(counted.load().reshape(-1, 1))
         sums = tensor.load().reshape(-1)
-        if sums.size % used.size:
+        if sums.size % used.size or not np.isfinite(used).all():
             raise _unsound(path, f"{name} has {sums.size} sums and {used.size} counts")
         rows = sums.reshape(used.size, -1)
         means[name] = np.where(used > 0, rows / np.maximum(used, 1), np.float32(1)).astype(np.float32).reshape(-1)

@@ -4,7 +4,7 @@ The two are never the same: a file that was fitted to a text says nothing when i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,16 @@ EVERY = 3  # of texts that are not the person's own files, so many-th is held ou
 
 @dataclass(frozen=True)
 class Material:
-    """calibration: windows of ids that importance and sensitivity are measured on. held_out: windows that files are
-    judged on, each of `window` ids at most; texts: the same as text. examples: held-out rows that ask something, if
-    there are any.
+    """calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be
+    fitted to, all of it. held_out: windows that files are judged on, each of `window` ids at most; texts: the same as
+    text. examples: held-out rows that ask something, if there are any.
     """
 
     name: str
     calibration: Sequence[np.ndarray]
     held_out: Windows
     texts: Sequence[str]
+    fitted: Sequence[str]
     window: int
     examples: Sequence[Example] = ()
     warnings: tuple[str, ...] = ()
@@ -56,6 +57,11 @@ class Material:
                 digest.update(np.asarray(ids, "<i4").tobytes() + b"|")
             digest.update(b"||")
         return digest.hexdigest()[:16]
+
+    def in_tokens_of(self, tokenizer: Any) -> "Material":
+        """The same texts in the ids of a tokenizer with fewer tokens."""
+        windows = calibration_windows(tokenizer, self.fitted, CALIBRATION_TOKENS, min(LENGTH, self.window)).windows
+        return replace(self, calibration=windows, held_out=text_windows(tokenizer, self.texts, self.window))
 
 
 def material(
@@ -87,7 +93,8 @@ def material(
         windows = [np.asarray(ids, np.int64) for ids in _spread(corpus.train, CALIBRATION_TOKENS)]
         calibrated = windows, _too_few(windows)
     examples = list(corpus.examples())
-    return Material(_named(inputs), calibrated[0], held_out, texts, window, examples, calibrated[1])
+    fitted = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
+    return Material(_named(inputs), calibrated[0], held_out, texts, fitted, window, examples, calibrated[1])
 
 
 def _of_texts(
@@ -100,8 +107,9 @@ def _of_texts(
     else:
         windows = calibration_windows(tokenizer, fitted, CALIBRATION_TOKENS, min(LENGTH, window)).windows
         calibrated = windows, _too_few(windows)
-    held_out = text_windows(tokenizer, first_texts(tokenizer, judged, HELD_OUT_TOKENS), window)
-    return Material(name, calibrated[0], held_out, judged, window, (), calibrated[1])
+    judged = first_texts(tokenizer, judged, HELD_OUT_TOKENS)
+    held_out = text_windows(tokenizer, judged, window)
+    return Material(name, calibrated[0], held_out, judged, fitted, window, (), calibrated[1])
 
 
 def _calibrated(

@@ -95,12 +95,22 @@ def picture(points: Sequence[Point], title: str = "") -> bytes:
             _draw(axes, points, x, more_is_better)
             axes.set_xlabel(label)
         all_axes[0].set_ylabel("KL from the reference, nats per token")
-        all_axes[0].legend(loc="best")
+        _explain(all_axes[0], points)
         figure.suptitle(title, x=0.02, ha="left", fontsize=14, fontweight="bold", color=INK)
         figure.tight_layout()
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def _explain(axes: "Axes", points: Sequence[Point]) -> None:
+    """The legend, with the marks that are there."""
+    if any(p.chosen for p in points):
+        axes.plot([], [], "D", color=VERMILION, markersize=8, label="chosen")
+    if any(p.predicted for p in points):
+        axes.plot([], [], "o", color="white", markeredgecolor=GREY, markeredgewidth=1.5, label="predicted")
+    if any(p.kl for p in points):
+        axes.legend(loc="best")
 
 
 def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_better: bool) -> None:
@@ -110,8 +120,8 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
         if not p.kl:  # the reference loses nothing, which a logarithmic axis has no place for
             axes.axvline(at, color=GREY, linewidth=1.2, linestyle=(0, (1, 1.5)))
             axes.annotate(
-                p.name, (at, 1.0), (-4, -10), xycoords=("data", "axes fraction"),
-                textcoords="offset points", fontsize=8, color=GREY, ha="right",
+                p.name, (at, 1.0), (4 if more_is_better else -4, -10), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color=GREY, ha="left" if more_is_better else "right",
             )  # fmt: skip
     shown = [(p, at) for p, at in shown if p.kl]
     y = {p.name: max(p.kl, LEAST) for p, _ in shown}
@@ -137,6 +147,7 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
         axes.annotate(
             p.name, (at, y[p.name]), (5, 4), textcoords="offset points", fontsize=8, color=colour, annotation_clip=False
         )
+    axes.margins(x=0.12)
     axes.set_yscale("log")
     axes.grid(axis="y", color="#E6E6E6")
 

@@ -43,18 +43,20 @@ def quantize_gguf(
     progress: Callable[[int, int], None] | None = None,
     requantize: bool = False,
     threads: int | None = None,
+    file: Weights | None = None,
 ) -> Path:
     """Write the model of one GGUF file to another, in other types. Returns `target`.
 
     kinds: tensor name → ggml's type; a tensor that is not named stays as it is. importance: how much each input of a
     tensor matters. file_type: llama.cpp's number of a mix, or a recipe's name; by the most frequent type when None.
     metadata: keys to set, or to drop with None. progress: called with (bytes read, bytes in all). requantize: take a
-    source that is quantized already. The file is written beside and renamed; nothing is left after an error.
+    source that is quantized already. file: the source, where it was read already. The target is written beside and
+    renamed; nothing is left after an error.
 
     Raises UsageError for a quantized source, a name that is not in the file or a type that does not fit; FormatError
     for a source that is not sound; ResourceError when the disk is too small, before the start where it can be known.
     """
-    file = read_gguf(Path(source))
+    file = read_gguf(Path(source)) if file is None else file
     if Path(target).exists() and Path(target).samefile(source):
         raise UsageError(f"{target} is the file that is read", "choose another place with --out")
     tensors = [file.tensors[name] for name in sorted(file.tensors, key=order)]
@@ -128,6 +130,11 @@ def quantized_already(file: Weights) -> dict[str, int]:
 
 def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
     """The type of every tensor, once the request makes sense."""
+    parts = file.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UsageError(
+            f"the file is one of {parts} parts of a model", "join them first, with `llama-gguf-split --merge`"
+        )
     stray = sorted(set(kinds) - set(file.tensors))
     if stray:
         raise UsageError(f"the file has no tensor {stray[0]}", "choose the types for this file")

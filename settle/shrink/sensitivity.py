@@ -29,8 +29,11 @@ from settle.shrink.curvature import BLOCK
 from settle.shrink.imatrix import Importance
 from settle.shrink.recipe import may_be_quantized
 
-# Of two types of one size the better one is here, by what they cost on real models: Q4_0 is IQ4_NL with worse levels.
-TYPES = ("Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
+# Those of llama.cpp's mixes, so that a mix can be told apart from others, and two that cost less than Q3_K and Q2_K.
+TYPES = (
+    "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K",
+    "Q8_0",
+)  # fmt: skip
 LOOKED_AT = 1 << 17  # values of a tensor that are quantized in each type to see the error
 
 
@@ -43,7 +46,7 @@ class Sensitivity:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def predicted(self, kinds: Mapping[str, str]) -> float:
-        """Nats a token that a file with these types diverges; tensors that are not in the table cost nothing."""
+        """Nats a token that a file with these types diverges. What stays as it is costs nothing."""
         return sum(costs[kinds[name]] for name, costs in self.costs.items() if kinds.get(name) in costs)
 
     def save(self, path: Path) -> None:

@@ -87,6 +87,10 @@ class Shrinking:
         small."""
         return self._candidate("", choose(self.bench.file, self.bench.sensitivity, num_bytes), None)
 
+    def as_it_is(self) -> Candidate:
+        """No tensor in another type."""
+        return Candidate("as it is", {}, self.bench.file_bytes({}))
+
     @property
     def smallest(self) -> int:
         """Bytes of the smallest file that `auto` can make."""
@@ -234,10 +238,9 @@ def lost(candidate: Candidate) -> float:
 
 def reference(bench: Workbench, footprint: Footprint | None = None) -> Candidate:
     """The file that all others are compared with."""
-    kinds = {name: tensor.dtype for name, tensor in bench.file.tensors.items()}
-    size = Path(bench.path).stat().st_size
-    most = max(bench.source.kinds, key=bench.source.kinds.__getitem__)
-    return Candidate(most, kinds, size, predicted=0.0, footprint=footprint)
+    size = Path(bench.whole.source.path).stat().st_size
+    most = max(bench.whole.kinds, key=bench.whole.kinds.__getitem__)
+    return Candidate(f"{most}, whole" if bench.before else most, {}, size, predicted=0.0, footprint=footprint)
 
 
 def _best_at_speed(found: Found, tried: Mapping[int, Candidate]) -> int:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from settle.base.errors import ResourceError
 from settle.base.events import Events
 from settle.base.run import home
 from settle.data.likelihoods import Likelihoods
-from settle.evaluate.divergence import Divergence, divergence
+from settle.evaluate.divergence import Divergence, TextLoss, divergence, text_loss
 from settle.evaluate.shrunk import shrunk_through_gate
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
@@ -28,15 +28,18 @@ from settle.model.source import hash_of
 from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
 from settle.shrink.material import Material
 from settle.shrink.measuring import Measured, measure
+from settle.shrink.pruners.vocabulary import Vocabulary
 from settle.shrink.quantizing import file_bytes, quantize_gguf
 from settle.shrink.sensitivity import Sensitivity
 
-VERSION = 1  # of what is kept: a change in how it is measured counts this up
+VERSION = 2  # of what is kept: a change in how it is measured counts this up
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """source: the model, a GGUF file. folder: where candidates are written. given: an importance file of the person."""
+    """source: what is made smaller, a GGUF file that is not quantized. folder: where candidates are written. given: an
+    importance file of the person. before: the model whose vocabulary was cut, and its material; cut: what was removed.
+    """
 
     source: Pretrained
     material: Material
@@ -44,10 +47,42 @@ class Workbench:
     events: Events
     threads: int
     given: Path | None = None
+    before: tuple[Pretrained, Material] | None = None
+    cut: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         return self.source.source.path
+
+    @property
+    def whole(self) -> Pretrained:
+        """The model as the person gave it."""
+        return self.before[0] if self.before else self.source
+
+    def with_vocabulary(self) -> "Workbench":
+        """A workbench for the model with only the tokens that the text needs."""
+        path = self.folder / f"{self.source.name}-cut.gguf"
+        report = Vocabulary().cut_file(self.path, path, self.material.fitted).report
+        if "warning" in report:
+            self.events.emit("warn", text=report["warning"])
+        there, left = report["tokens"]
+        self.events.emit("say", text=f"{left:,} of {there:,} tokens are kept")
+        source = Pretrained.open(path)
+        before = (self.source, self.material.in_tokens_of(self.source.tokenizer))
+        return replace(
+            self, source=source, material=self.material.in_tokens_of(source.tokenizer), before=before, cut=report
+        )
+
+    def text_loss(self, path: Path) -> TextLoss | None:
+        """Of a file against the model with the whole vocabulary, in bits per byte; None when no token was removed."""
+        if self.before is None:
+            return None
+        model, material = self.before
+        with Scorer(model.source.path, material.window, self.threads) as scorer:
+            ours = scorer.logprobs(material.held_out.ids)
+        with Scorer(path, self.material.window, self.threads) as scorer:
+            theirs = scorer.logprobs(self.material.held_out.ids)
+        return text_loss(ours, material.held_out, theirs, self.material.held_out)
 
     @cached_property
     def file(self) -> Weights:
@@ -106,7 +141,7 @@ class Workbench:
             self.path,
             path,
             kinds,
-            self.importance,
+            self.importance if kinds else None,
             file_type,
             metadata or None,
             progress=lambda done, total: self._told("quantizing", done, total, "bytes"),

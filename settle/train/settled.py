@@ -31,7 +31,7 @@ MORE = 0.10  # "10 % more tokens than already seen"
 CONFIDENCE = 0.95  # of the two-sided interval: the decision is repeated at every evaluation and must stay right
 STRETCHES = (0.7, 0.5, 0.35, 0.2)  # a stretch reaches back to this fraction of the tokens seen
 MIN_POINTS = 10  # evaluations in a stretch
-MIN_HISTORY = 30  # evaluations before the first verdict
+MIN_HISTORY = 30  # evaluations before the first verdict, but for overfitting, which shows by itself
 IN_A_ROW = 3  # evaluations that must agree on "settled"
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
@@ -108,19 +108,23 @@ class Settled:
         """The verdict after the last evaluation of `history` (all of them, oldest first, learning rate not yet
         decaying)."""
         usable = [e for e in history if e.tokens > self.since_tokens]
-        lines = trends(usable) if len(usable) >= MIN_HISTORY else []
+        lines = trends(usable) if len(usable) >= MIN_POINTS else []
+        too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
         if not lines:
-            return Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
+            return too_few
         line = min(lines, key=lambda t: t.high)
         numbers = (line.gain, line.low, line.high)
         evidence = {"tolerance": self.tolerance, "line": asdict(line), "evaluations": len(usable)}
-        broken = self._broken(history, lines)
+        is_early = len(usable) < MIN_HISTORY
+        broken = "" if is_early else self._broken(history, lines)
         if broken:
             return Judgement("broken", broken, *numbers, evidence)
-        rise = overfitting(usable, line, self.tolerance)
-        if rise:
+        rise = overfitting(usable, lines[0], self.tolerance)
+        if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
             why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
             return Judgement("overfitting", why, *numbers, {**evidence, **rise})
+        if is_early:
+            return too_few
         expected = f"10 % more tokens would bring {line.gain:.2%} ({line.low:.2%} to {line.high:.2%})"
         learned = self.floor is None or line.loss < self.floor
         if learned and all(self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)):
@@ -239,17 +243,20 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
     """From where and by how much the held-out loss has risen; empty if it has not, significantly.
 
     Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
-    errors; and a rise that is smaller than the tolerance is nothing to stop for.
+    errors; and a rise that is smaller than the tolerance is nothing to stop for. `line`: the shortest trend, which must
+    not be falling. Noise is what is left around a parabola: around a straight line the bend of a loss that fell and
+    rises would count as noise, the more the further it rises.
     """
     few = 5
-    if len(usable) < 2 * few or line.high >= 0:
+    if len(usable) < 2 * few or line.gain >= 0:
         return {}
     losses = np.array([e.loss for e in usable])
     means = np.convolve(losses, np.ones(few) / few, mode="valid")
     low = int(means.argmin())
     rise = float(means[-1] - means[low])
-    inflation = (1 + line.correlation) / (1 - line.correlation)
-    error = line.noise * math.sqrt(2 / few * min(inflation, few))
+    noise, correlation = _around_parabola(usable)
+    inflation = (1 + correlation) / (1 - correlation)
+    error = noise * math.sqrt(2 / few * min(inflation, few))
     blocks = [e.blocks for e in usable]
     if all(len(b) > 1 for b in blocks):
         shift = np.mean(blocks[-few:], axis=0) - np.mean(blocks[low : low + few], axis=0)
@@ -264,6 +271,20 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
         "rise": rise,
         "rise_stderr": error,
     }
+
+
+def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:
+    """(standard deviation of one evaluation, lag-1 correlation) around a parabola in ln(tokens) through the last
+    stretch, which is long enough for the lowest loss and the rise after it."""
+    now = usable[-1].tokens
+    recent = [e for e in usable if e.tokens >= STRETCHES[2] * now]
+    stretch = recent if len(recent) >= MIN_POINTS else usable[-MIN_POINTS:]
+    x = np.log([e.tokens / now for e in stretch])
+    design = np.stack([np.ones(len(x)), x, x**2], axis=1)
+    inverse = np.linalg.pinv(design)
+    y = np.array([e.loss for e in stretch])
+    correlation, variance, _ = _noise(y - design @ (inverse @ y), design, inverse)
+    return math.sqrt(variance), correlation
 
 
 def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> tuple[float, float, float]:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from settle.base.events import Events
-from settle.base.run import Run
+from settle.base.run import Run, write_atomic
 from settle.cli import main
+from settle.commands._session import to_toml
 from settle.evaluate.hand_over import hand_over
 from settle.formats.gguf import read_gguf
 
@@ -20,9 +21,8 @@ def kept(tmp_path_factory, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SETTLE_HOME", str(home))
         run = Run.create("train", "notes")
-        hand_over(
-            tiny.model, tiny.part, tiny.weights, tiny.tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events()
-        )  # fmt: skip
+        model, part, weights, tokenizer = tiny.model, tiny.part, tiny.weights, tiny.tokenizer
+        hand_over(model, part, weights, tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events())
         text = home / "text.txt"
         text.write_text("\n\n".join(tiny.held_out * 2), encoding="utf-8")
         yield home
@@ -116,3 +116,27 @@ def test_the_plan_is_predicted_and_then_measured(kept, capsys):
     measured = [c for c in result["candidates"] if c["divergence"]]
     assert len(measured) > 15 and all(c["predicted_kl"] > 0 and c["footprint"] for c in measured)
     assert not list(Run.find("planned").out.glob("*.gguf"))
+
+
+def test_a_killed_one_begins_again(kept, capsys):
+    """As a kill leaves it: the folder, its recipe, and what was being tried."""
+    recipe = {"model": "notes", "inputs": [str(kept / "text.txt")], "to": "Q8_0", "name": "killed"}
+    run = Run.create("shrink", "killed")
+    write_atomic(run.path / "recipe.toml", to_toml(recipe))
+    (run.path / ".work-abc").mkdir()
+    assert main(["resume", "killed", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gate"]["passed"]
+    assert run.status == "finished" and not list(run.path.glob(".work-*"))
+
+
+def test_a_vocabulary_is_cut_without_rounding(kept, capsys):
+    small = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q4_0", "--name", "four")["files"]["gguf"]
+    cut = shrunk(capsys, small, kept / "text.txt", "--vocabulary", "--name", "cut")
+    there, left = cut["vocabulary"]["tokens"]
+    assert left < there and cut["chosen"]["divergence"]["kl"]["value"] < 1e-6
+    before, after = read_gguf(small), read_gguf(cut["files"]["gguf"])
+    assert after.tensors["blk.0.ffn_up.weight"].dtype == before.tensors["blk.0.ffn_up.weight"].dtype
+    assert after.tensors["token_embd.weight"].shape[0] == left
+    assert abs(cut["vocabulary"]["text"]["rise"]["value"]) < 0.05
+    assert main(["shrink", "notes", "--vocabulary"]) == 2
+    assert "your text decides" in capsys.readouterr().err

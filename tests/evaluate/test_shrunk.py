@@ -38,7 +38,7 @@ def test_what_a_type_rounds_passes(tiny, source, tmp_path, dtype, bars):
 def test_what_is_no_rounding_is_refused(tiny, source, tmp_path):
     swapped = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
     weights = tiny.weights | dict(zip(swapped, [tiny.weights[name] for name in reversed(swapped)], strict=True))
-    with pytest.raises(GateError, match=r"not the model's values in blk\.0\.ffn_gate\.weight, blk\.0\.ffn_up\.weight"):
+    with pytest.raises(GateError, match=r"like source with its weights: .* in blk\.0\.ffn_gate\.weight, blk\."):
         shrunk_through_gate(source, tmp_path / "x.gguf", writer(tiny, "q4_0", weights), tiny.held_out, EFFORT)
     part = tiny.part.model_copy(update={"rope_theta": 20000.0})
     with pytest.raises(GateError, match=r"does not say the same as source in llama\.rope\.freq_base"):

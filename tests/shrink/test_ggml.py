@@ -67,6 +67,18 @@ def test_what_cannot_be_quantized():
         ggml.quantize(broken, "Q8_0")
 
 
+@pytest.mark.parametrize(("kind", "fits"), [("F16", False), ("Q4_1", False), ("Q8_0", True), ("BF16", True)])
+def test_values_beyond_fp16(kind, fits):
+    """Scales are fp16: what cannot be told with one is refused, as llama.cpp refuses it."""
+    large = VALUES[:2].copy()
+    large[1, 40] = 1e6
+    if fits:
+        assert np.isfinite(ggml.dequantize(ggml.quantize(large, kind), kind, np.empty_like(large))).all()
+    else:
+        with pytest.raises(FormatError, match=r"values as large as 1e\+06"):
+            ggml.quantize(large, kind)
+
+
 def test_the_package_is_missing(monkeypatch):
     ggml._library.cache_clear()
     monkeypatch.setattr(ggml, "PACKAGE", "llama_cpp_py_sync_missing")

@@ -7,7 +7,7 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from settle.base.errors import FormatError
-from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
+from settle.shrink.imatrix import Importance, metadata_of, read_imatrix, write_imatrix
 from tests.shrink.files import make_gguf
 
 random = np.random.default_rng(0)
@@ -113,6 +113,41 @@ def test_what_is_no_importance(tmp_path, raw, what):
     (tmp_path / "x.dat").write_bytes(raw)
     with pytest.raises(FormatError, match=what):
         read_imatrix(tmp_path / "x.dat")
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x.dat"])
+def test_cut_and_changed_bytes_are_refused_or_read(tmp_path, name):
+    """Nothing but a FormatError comes of a damaged file."""
+    path = tmp_path / name
+    write_imatrix(path, Importance({"blk.0.attn_q.weight": MEANS["blk.0.attn_q.weight"][:8]}, 9, ["a.txt"]))
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    damaged = [whole[:end] for end in range(0, len(whole), 3)]
+    for _ in range(300):
+        changed = bytearray(whole)
+        for at in draw.integers(0, len(whole), 3):
+            changed[at] = draw.integers(0, 256)
+        damaged.append(bytes(changed))
+    refused = 0
+    for raw in damaged:
+        path.write_bytes(raw)
+        try:
+            found = read_imatrix(path)
+        except FormatError:
+            refused += 1
+        else:
+            assert all(np.isfinite(v).all() for v in found.means.values())
+    assert refused > len(damaged) / 4
+
+
+def test_what_a_file_tells_of_its_importance():
+    assert metadata_of(Importance(MEANS, 1025, ["a.txt", "b.txt"]), "x.gguf") == {
+        "quantize.imatrix.file": "x.gguf",
+        "quantize.imatrix.dataset": "a.txt",
+        "quantize.imatrix.entries_count": 3,
+        "quantize.imatrix.chunks_count": 3,
+    }
+    assert metadata_of(Importance(MEANS)) == {"quantize.imatrix.entries_count": 3}
 
 
 def test_a_model_is_no_importance(tmp_path):

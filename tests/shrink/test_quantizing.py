@@ -68,7 +68,7 @@ def test_memory_does_not_depend_on_the_model(tmp_path):
 def test_threads_change_nothing(tmp_path, threads):
     source = make_gguf(tmp_path / "x.gguf", experts=3, rows=40, extra={"big.weight": (3000, 512)})
     kinds = kinds_of(read_gguf(source), "Q4_0")
-    alone = quantize_gguf(source, tmp_path / "alone.gguf", kinds, threads=1)
+    alone = quantize_gguf(source, tmp_path / "alone.gguf", kinds, threads=1, file=read_gguf(source))
     together = quantize_gguf(source, tmp_path / "together.gguf", kinds, threads=threads)
     assert alone.read_bytes() == together.read_bytes()
 
@@ -144,6 +144,10 @@ def test_what_makes_no_sense(tmp_path):
         quantize_gguf(source, target, {"blk.0.attn_q.weight": "Q4_K"})
     with pytest.raises(UsageError, match="is the file that is read"):
         quantize_gguf(source, source, {})
+    part = quantize_gguf(source, tmp_path / "part.gguf", {}, metadata={"split.count": 3})
+    with pytest.raises(UsageError, match="one of 3 parts"):
+        quantize_gguf(part, target, {})
+    part.unlink()
     wrong = Importance({"blk.0.attn_q.weight": np.ones(7, np.float32)})
     with pytest.raises(UsageError, match="importance of blk.0.attn_q.weight has 7 values, the tensor takes 64 inputs"):
         quantize_gguf(source, target, {"blk.0.attn_q.weight": "Q4_0"}, wrong)

@@ -48,6 +48,7 @@ class Making:
         arguments = {} if settings.thinking is None else {"enable_thinking": settings.thinking}
         self.renderer = Renderer(template, self.supervision.stops, self.supervision.controls, self.supervise, arguments)
         self._longest = settings.max_tokens
+        self._piece = min(filter(None, [settings.max_tokens, settings.piece_tokens]), default=None)
         self.wanted: list[int] = []
         self.dropped_long = self.shortened = self.answers_lost = self.split_rows = 0
 
@@ -57,7 +58,7 @@ class Making:
             return [self._pair(example)]
         encoded = [self.supervision.encode(row) for row in self.renderer.rows(example)]
         if example.kind == "text":
-            parts = pieces_of(encoded[0], self._longest) if self._longest else encoded
+            parts = pieces_of(encoded[0], self._piece) if self._piece else encoded
             return [(part,) for part in parts if len(part.ids) > 1]
         self.wanted.append(max(len(row.ids) for row in encoded))
         self.split_rows += len(encoded) - 1

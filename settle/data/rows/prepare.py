@@ -145,6 +145,8 @@ def _fingerprint(
     template: ChatTemplate | None,
 ) -> str:
     asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}
+    if settings.piece_tokens is None:
+        del asked["piece_tokens"]
     source = template.source if template else ""
     # a template that asks for the day writes another text tomorrow
     day = datetime.date.today().isoformat() if "strftime_now" in source else ""

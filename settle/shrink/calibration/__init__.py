@@ -1,7 +1,8 @@
 """Text to measure a model on when it is made smaller, and how it is cut into windows.
 
 The passages beside this file were written for it and are given away under CC0: prose of many registers, talk,
-instructions and answers, code, tables and configuration, maths, and twenty languages. `docs/calibration.md` has more.
+instructions and answers, code, tables and configuration, maths, and more than twenty languages. `docs/calibration.md`
+has more.
 
 Letters: W windows, L ids of a window.
 """

@@ -1,7 +1,7 @@
 """Objectives: what a batch teaches. A loss is a sum and a count, so that accumulation changes nothing."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,8 +32,36 @@ class Objective(Part):
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""
-        device = model.device
-        inputs, targets, cu_seqlens = (
-            torch.from_numpy(a).to(device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
-        )
-        return self.loss(model, inputs, targets, cu_seqlens)
+        return self.loss(model, *on_device(model, batch))
+
+    # --- of an objective that needs more than the model and its rows ---
+
+    def resolved(self, base: Any) -> Self:
+        """With everything pinned down that its settings only name, as a plan keeps it. base: the `Pretrained` that is
+        trained. Raises UsageError for what does not go together."""
+        return self
+
+    def prepared(self, model: Decoder) -> Self:
+        """Ready for `loss`. model: what is trained, on its device and with its compute type."""
+        return self
+
+    def bytes_beside(self, number: int) -> float:
+        """Memory that it takes beside the model's, with numbers of so many bytes."""
+        return 0.0
+
+    def known(self, batch: Batch) -> Batch:
+        """The batch with what must be looked up while its rows are whole."""
+        return batch
+
+    def reference(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:
+        """What the targets cost whoever teaches: a sum of nats and a count; None where nobody does."""
+        return None
+
+
+def on_device(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """inputs (N,), targets (N,), cu_seqlens (S+1,) where the model is."""
+    device = model.device
+    inputs, targets, cu_seqlens = (
+        torch.from_numpy(a).to(device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
+    )
+    return inputs, targets, cu_seqlens

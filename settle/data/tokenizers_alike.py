@@ -1,0 +1,44 @@
+"""Whether two models read the same tokens: what one says of the next token means nothing to the other otherwise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from settle.base.errors import UsageError
+
+_SHOWN = 40  # characters of a token that an error shows
+
+
+def tokenizer_difference(one: Any, other: Any) -> str:
+    """The first thing in which two tokenizers differ, as part of a sentence; empty where texts give the same ids."""
+    for index, (ours, theirs) in enumerate(zip(one.tokens, other.tokens, strict=False)):
+        if ours != theirs:
+            return f"token {index} is {ours[:_SHOWN]!r} there and {theirs[:_SHOWN]!r} here"
+    if len(one.tokens) != len(other.tokens):
+        return f"it has {len(one.tokens):,} tokens there and {len(other.tokens):,} here"
+    if one.model != other.model or one.pre != other.pre:
+        return f"words are cut as {one.pre} there and as {other.pre} here"
+    if list(one.merges) != list(other.merges):
+        return "its pieces are merged in another order"
+    return ""
+
+
+def require_same_tokenizer(teacher: Any, student: Any, names: tuple[str, str]) -> None:
+    """names: of the teacher and the student. Raises UsageError saying where the tokenizers part."""
+    found = tokenizer_difference(teacher, student)
+    if found:
+        raise UsageError(
+            f"{names[0]} has another tokenizer than {names[1]}: {found}",
+            "teacher and student must read the same tokens: a model of the teacher's family, or one made of it with "
+            "--drop-layers, --width or --into",
+        )
+
+
+def require_same_tokens(model: Mapping[str, Any], draft: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Of two GGUF files' metadata; names: of the model and its draft. Raises UsageError where they differ."""
+    for key in ("model", "tokens"):  # a draft never reads text: it goes on with the ids of its model
+        name = f"tokenizer.ggml.{key}"
+        if list(model.get(name) or "") != list(draft.get(name) or ""):
+            raise UsageError(
+                f"{names[1]} has another tokenizer than {names[0]}: {name} is another",
+                "a draft is made of its model: `settle distill MODEL INPUTS --draft`",
+            )

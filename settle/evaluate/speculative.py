@@ -1,0 +1,143 @@
+"""What a draft is worth: the same greedy answers with it and without, and how much sooner they come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.infer.engine import Engine, Timed
+
+SEARCHED = 6  # prompts that the search asks
+
+
+class Proposing(NamedTuple):
+    """How a draft proposes: so many tokens at a time at most, each only if it gives it at least that probability.
+
+    Reading several tokens at once costs a processor more than reading one, so unsure guesses may not be worth it.
+    """
+
+    tokens: int
+    sure: float = 0.0
+
+    def __str__(self) -> str:
+        return f"up to {self.tokens} tokens" + (f" that are {self.sure:.0%} sure" if self.sure else "")
+
+
+WAYS = (
+    Proposing(2), Proposing(4), Proposing(3, 0.5), Proposing(6, 0.5), Proposing(6, 0.8), Proposing(12, 0.8),
+    Proposing(16, 0.9),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model with its draft, on n prompts. alone, together: tokens per second of all answers. way: how the draft
+    proposed. accepted: share of the proposed that the model agreed with. differing: prompts whose answers differ, with
+    the place of the first token that does. searched: ways that were tried, and how many times as fast they were on a
+    few prompts.
+    """
+
+    alone: float
+    together: float
+    way: Proposing
+    accepted: float
+    prompts: int
+    tokens: int
+    differing: tuple[tuple[int, int], ...]
+    per_prompt: tuple[float, ...]
+    searched: dict[Proposing, float]
+
+    @property
+    def speed_up(self) -> float:
+        return self.together / self.alone
+
+    @property
+    def headline(self) -> str:
+        same = self.prompts - len(self.differing)
+        return (
+            f"{self.speed_up:.2f} times as fast with its draft: {self.together:.1f} tokens per second, "
+            f"{self.alone:.1f} without; {self.accepted:.0%} of what it proposes, {self.way} at a time, "
+            f"is right, and {same} of {self.prompts} answers are the same"
+        )
+
+    def card_lines(self) -> list[str]:
+        """For the model card."""
+        return [f"As a draft in llama.cpp the model it was made for is {self.headline}.", ""]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tokens_per_second": {"alone": self.alone, "with_draft": self.together},
+            "speed_up": self.speed_up,
+            "speed_up_median": median(self.per_prompt),
+            "draft_tokens": self.way.tokens,
+            "draft_sure": self.way.sure,
+            "accepted": self.accepted,
+            "prompts": self.prompts,
+            "tokens": self.tokens,
+            "identical": self.prompts - len(self.differing),
+            "differing": [{"prompt": p, "token": t} for p, t in self.differing],
+            "searched": [{**way._asdict(), "speed_up": value} for way, value in self.searched.items()],
+        }
+
+
+def measure_pair(
+    model: Path,
+    draft: Path,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    events: Events,
+    threads: int | None = None,
+    context: int | None = None,
+    ways: Sequence[Proposing] = WAYS,
+) -> Pair:
+    """The model's greedy answers to prompts (ids), alone and with its draft, both in llama.cpp.
+
+    How the draft proposes is chosen on the first few prompts. Raises DataError when nothing is answered, and as
+    `Engine`.
+    """
+    longest = max(way.tokens for way in ways)
+    context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
+
+    def asked(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[Timed]:
+        pair = {"draft": draft, "draft_tokens": way.tokens, "draft_sure": way.sure} if way else {}
+        with Engine(model, context, threads, **pair) as engine:
+            engine.timed(which[0], 8)  # files are read into memory
+            return [engine.timed(prompt, max_tokens) for prompt in which]
+
+    alone = asked(prompts)
+    few = [i for i in range(len(prompts)) if len(alone[i].ids) > 1][:SEARCHED]
+    if not few:
+        raise DataError(f"{model.name} has nothing to say to {len(prompts)} prompts", "give prompts that it answers")
+    searched: dict[Proposing, float] = {}
+    for way in ways if len(ways) > 1 else ():
+        searched[way] = _rate(asked([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
+        events.emit("say", text=f"proposing {way} at a time: {searched[way]:.2f} times as fast")
+    best = max(searched, key=searched.__getitem__) if searched else ways[0]
+    together = asked(prompts, best)
+    proposed = sum(one.drafted for one in together)
+    pairs = list(zip(alone, together, strict=True))
+    return Pair(
+        alone=_rate(alone),
+        together=_rate(together),
+        way=best,
+        accepted=sum(one.accepted for one in together) / max(1, proposed),
+        prompts=len(prompts),
+        tokens=sum(len(one.ids) for one in alone),
+        differing=tuple((i, _first(a.ids, b.ids)) for i, (a, b) in enumerate(pairs) if a.ids != b.ids),
+        per_prompt=tuple(_rate([b]) / _rate([a]) for a, b in pairs if min(len(a.ids), len(b.ids)) > 1),
+        searched=searched,
+    )
+
+
+def _rate(answers: Sequence[Timed]) -> float:
+    """Tokens per second; the first of an answer comes with its prompt."""
+    return sum(len(one.ids) - 1 for one in answers) / max(1e-9, sum(one.seconds for one in answers))
+
+
+def _first(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first place where two answers differ."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return min(len(one), len(other)) if same is None else same

@@ -1,0 +1,208 @@
+"""Distillation: the student's next-token distribution is brought to a teacher's, and its layers too if wanted."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, PrivateAttr, field_validator
+from torch import Tensor
+
+from settle.base.errors import FormatError, UsageError
+from settle.data.batches import Batch
+from settle.data.tokenizers_alike import require_same_tokenizer
+from settle.model.architectures import Decoder
+from settle.model.growing import continued
+from settle.model.pretrained import Pretrained
+from settle.train.objectives import Objective, on_device
+from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
+from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
+
+OPENING = 4  # a plain text is gone on with after one part in so many of it
+
+
+class Distill(Objective):
+    """(1 - text) · divergence from the teacher + text · next token + hidden · distance of the layers, per target.
+
+    Forward KL spreads the student over all that the teacher holds possible, reverse KL keeps it to what it holds
+    likely, js stands between them. On the student's own words (arXiv:2306.13649) it learns where it would err itself.
+    """
+
+    rows: ClassVar[str] = "text"
+    is_per_token: ClassVar[bool] = False
+
+    teacher: str = Field("", description="the model that teaches: of the store, a folder or a .gguf file")
+    teacher_sha256: str = Field("", description="of the teacher's files; found if not given")
+    record: str = Field("", description="folder in which all that the teacher says was kept; it is asked if not given")
+    kind: Kind = Field("forward", description="forward or reverse KL, or js")
+    temperature: float = Field(1.0, gt=0, description="both distributions are softmax(logits / temperature)")
+    mixture: float = Field(0.5, gt=0, lt=1, description="js: the teacher's share of what both are compared with")
+    text: float = Field(0.0, ge=0, le=1, description="share of the next-token loss")
+    hidden: float = Field(0.0, ge=0, description="weight of the layers' squared distance, relative to the teacher's")
+    layer_map: list[int] = Field([], description="the teacher's layer for each of the student's; evenly if not given")
+    on_policy: float = Field(0.0, ge=0, le=1, description="share of the batches that the student answers itself")
+    sample_temperature: float = Field(1.0, ge=0, description="of its answers; 0: the likeliest")
+    stops: list[int] = Field([], description="ids that end an answer; the tokenizer's if not given")
+    chunk_logits: int = Field(1 << 20, gt=0, description="logits of each model held in fp32 at once")
+
+    _teacher: Teacher | None = PrivateAttr(None)
+
+    @field_validator("layer_map", "stops", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    # --- what it needs ---
+
+    def resolved(self, base: Any) -> Self:
+        if not self.teacher:
+            raise UsageError("distillation needs a teacher", "name it with --objective.teacher")
+        teacher = Pretrained.open(self.teacher)
+        require_same_tokenizer(teacher.tokenizer, base.tokenizer, (teacher.name, base.name))
+        theirs, ours = teacher.part.options(), base.part.options()
+        if theirs.vocab_size != ours.vocab_size:
+            raise UsageError(
+                f"{teacher.name} has {theirs.vocab_size:,} rows in its table and {base.name} {ours.vocab_size:,}",
+                "choose a student whose table was not filled up to another size",
+            )
+        self._refuse_of_record()
+        tokenizer = base.tokenizer
+        ends = sorted({i for i in (tokenizer.eos_id, tokenizer.turn_end_id) if i is not None})
+        return self.model_copy(
+            update={
+                "teacher": str(teacher.source.path.resolve()),
+                "teacher_sha256": self.teacher_sha256 or teacher.source.sha256,
+                "layer_map": self._layers(theirs, ours) if self.hidden else [],
+                "stops": self.stops or ends,
+            }
+        )
+
+    def _refuse_of_record(self) -> None:
+        wrong = {
+            "--objective.temperature": self.temperature != 1.0,
+            "--objective.hidden": self.hidden > 0,
+            "--objective.on-policy": self.on_policy > 0,
+        }
+        for setting, is_set in wrong.items():
+            if self.record and is_set:
+                raise UsageError(
+                    f"{setting} needs a teacher that can be asked, and its record only says what it held likely",
+                    "leave one of them out",
+                )
+
+    def _layers(self, theirs: Any, ours: Any) -> list[int]:
+        there, here = len(theirs.layers), len(ours.layers)
+        if theirs.layers[0].width != ours.layers[0].width:
+            raise UsageError(
+                f"layers of width {ours.layers[0].width} cannot be held against layers of {theirs.layers[0].width}",
+                "leave --objective.hidden out, or give the student the teacher's width",
+            )
+        chosen = self.layer_map or [round((i + 1) * there / here) - 1 for i in range(here)]
+        if len(chosen) != here or not all(0 <= i < there for i in chosen):
+            raise UsageError(
+                f"--objective.layer-map {chosen} does not name one of {there} layers for each of {here}",
+                "give as many numbers as the student has layers, counted from 0",
+            )
+        return chosen
+
+    def prepared(self, model: Decoder) -> Self:
+        if self.record:
+            return self.taught_by(RecordedTeacher.open(Path(self.record)))
+        teacher = Pretrained.open(self.teacher)
+        if self.teacher_sha256 and teacher.source.sha256 != self.teacher_sha256:
+            raise FormatError(
+                f"{teacher.name} is not the teacher that the run began with: its sha256 is "
+                f"{teacher.source.sha256[:12]}…, it was {self.teacher_sha256[:12]}…",
+                f"put it back as it was, at {self.teacher}",
+            )
+        live = teacher.load(dtype=model.compute_dtype).to(model.device)
+        return self.taught_by(LiveTeacher(live, self.layer_map if self.hidden else ()))
+
+    def taught_by(self, teacher: Teacher) -> Self:
+        """The same with its teacher at hand."""
+        made = self.model_copy()
+        made._teacher = teacher
+        return made
+
+    @property
+    def at_hand(self) -> Teacher:
+        assert self._teacher is not None, "prepare it first"
+        return self._teacher
+
+    def bytes_beside(self, number: int) -> float:
+        return 0.0 if self.record else float(Pretrained.open(self.teacher).part.num_parameters * number)
+
+    def known(self, batch: Batch) -> Batch:
+        return self.at_hand.find(batch) if isinstance(self.at_hand, RecordedTeacher) else batch
+
+    def reference(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        batch = self.known(batch)
+        inputs, targets, cu_seqlens = on_device(model, batch)
+        kept = (targets >= 0).nonzero().squeeze(1)
+        losses = self.at_hand.losses(inputs, cu_seqlens, kept, targets[kept], _record(batch, model))
+        return float(losses.sum()), len(kept)
+
+    # --- the loss ---
+
+    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+        return self._apart(model, inputs, targets, cu_seqlens, None)
+
+    def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+        batch = self.known(batch)
+        inputs, targets, cu_seqlens = on_device(model, batch)
+        # never where it is looked at: a held-out loss is of the same tokens every time, and so is a proof's
+        if self.on_policy and model.training and torch.is_grad_enabled() and float(torch.rand(())) < self.on_policy:
+            inputs, targets, cu_seqlens = self.own_words(model, inputs, targets, cu_seqlens)
+        return self._apart(model, inputs, targets, cu_seqlens, _record(batch, model))
+
+    def _apart(
+        self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
+    ) -> tuple[Tensor, int]:
+        kept = (targets >= 0).nonzero().squeeze(1)
+        self.at_hand.follow(model)
+        taught = self.at_hand.taught(inputs, cu_seqlens, kept, record)
+        layers = range(len(taught.states))
+        hidden, states = with_states(model, inputs, cu_seqlens, layers)
+        cast, head = model.head_operands()
+        measure = Measure(self.kind, self.temperature, self.mixture, self.text)
+        total: Tensor = LinearDivergence.apply(
+            hidden.index_select(0, kept), cast, head, targets[kept], taught.teaching, measure, self.chunk_logits,
+            model.options.logit_soft_cap,
+        )  # fmt: skip
+        for ours, theirs in zip(states, taught.states, strict=True):
+            total = total + self.hidden / len(layers) * _distance(ours.index_select(0, kept), theirs)
+        return total, len(kept)
+
+    def own_words(
+        self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch with every row's answer, from its first one on, in the student's own words and no longer than it.
+
+        A plain text is gone on with after its first quarter. Draws come from torch's generator, which the loop seeds by
+        position: a resumed run draws the same.
+        """
+        bounds = cu_seqlens.tolist()
+        prompts, lengths = [], []
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            learned = (targets[begin:end] >= 0).nonzero()
+            first = int(learned[0]) if len(learned) else end - begin - 1
+            if first == 0:
+                first = (end - begin) // OPENING
+            prompts.append(inputs[begin : begin + first + 1])
+            lengths.append(end - begin - first if len(learned) else 0)
+        said = continued(model, prompts, lengths, self.stops, self.sample_temperature)
+        rows = [torch.cat([asked, answer]) for asked, answer in zip(prompts, said, strict=True)]
+        made = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, said, strict=True)]
+        places = [row[: len(aim)] for row, aim in zip(rows, made, strict=True)]
+        edges = torch.tensor([0, *map(len, places)], device=inputs.device).cumsum(0).to(cu_seqlens.dtype)
+        return torch.cat(places), torch.cat(made), edges
+
+
+def _record(batch: Batch, model: Decoder) -> Tensor | None:
+    return None if batch.record is None else torch.from_numpy(batch.record).to(model.device)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Squared distance of rows (P, D) relative to the length of the teacher's, summed over rows."""
+    wide = torch.promote_types(ours.dtype, torch.float32)
+    ours, theirs = ours.to(wide), theirs.to(wide)
+    return ((ours - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(1e-6)).sum()

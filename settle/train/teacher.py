@@ -1,0 +1,154 @@
+"""Who teaches: a frozen model in torch, or the record of what one said.
+
+Letters: N tokens of a packed batch, P of them that are learned from, L layers, T hidden width of the teacher.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from settle.base.errors import DataError
+from settle.data.batches import Batch
+from settle.data.likelihoods import Likelihoods
+from settle.model.decoder import Decoder
+from settle.train.objectives._divergence import Dense, Sparse, Teaching
+from settle.train.objectives.next_token import token_losses
+
+REMEMBERED_BYTES = 1 << 28  # of what a teacher computed of held-out text, which is looked at again and again
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher says of a batch: the distributions of the P tokens, and its layers' outputs (P, T) there, of
+    those that were asked for."""
+
+    teaching: Teaching
+    states: tuple[Tensor, ...] = ()
+
+
+class LiveTeacher:
+    """A frozen model. layers: whose outputs are wanted."""
+
+    def __init__(self, model: Decoder, layers: Sequence[int] = ()) -> None:
+        self.model, self.layers = model.eval(), tuple(layers)
+        self._remembered: dict[bytes, tuple[Tensor, ...]] = {}
+        self._room = REMEMBERED_BYTES
+
+    def follow(self, student: Decoder) -> None:
+        """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
+        self.model.compute_dtype = student.compute_dtype
+
+    def taught(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> Taught:
+        """inputs (N,), cu_seqlens (S+1,), kept (P,) which of the N. Without a gradient the same batch is held-out text,
+        and is remembered."""
+        key = _key(self.model.compute_dtype, inputs, cu_seqlens, kept) if not torch.is_grad_enabled() else b""
+        found = self._remembered.get(key)
+        if found is None:
+            with torch.no_grad():
+                hidden, states = with_states(self.model, inputs, cu_seqlens, self.layers)
+                found = tuple(t.index_select(0, kept) for t in (hidden, *states))
+            size = sum(t.nbytes for t in found)
+            if key and size <= self._room:
+                self._room -= size
+                self._remembered[key] = found
+        cast, _ = self.model.head_operands()
+        return Taught(Dense(found[0], cast, self.model.options.logit_soft_cap), found[1:])
+
+    @torch.no_grad()
+    def losses(
+        self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, targets: Tensor, record: Tensor | None
+    ) -> Tensor:
+        """Nats that it pays for each of the P targets (P,)."""
+        return token_losses(self.model, self.model(inputs, cu_seqlens).index_select(0, kept), targets)
+
+
+class RecordedTeacher:
+    """What a teacher said of the very rows that are learned from, looked up by their hash."""
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, record: Likelihoods) -> None:
+        self.record = record
+
+    @classmethod
+    def open(cls, folder: Path) -> "RecordedTeacher":
+        """Raises DataError when the folder holds no whole record."""
+        return cls(Likelihoods(folder))
+
+    def follow(self, student: Decoder) -> None:
+        """What was said was said."""
+
+    def find(self, batch: Batch) -> Batch:
+        """The batch with where the record speaks of each of its tokens. Raises DataError for a row it never saw."""
+        if batch.record is not None:
+            return batch
+        places = [self._place(window) for window in windows_of(batch)]
+        return replace(batch, record=np.concatenate(places))
+
+    def _place(self, window: np.ndarray) -> np.ndarray:
+        index = self.record.find(window)
+        if index is None:
+            raise DataError(
+                f"the teacher's record in {self.record.folder} does not have a row of {len(window)} tokens",
+                "it was made of other rows: delete the folder, and it is made again",
+            )
+        first = int(self.record.positions[index])
+        return np.arange(first, first + len(window) - 1)
+
+    def taught(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> Taught:
+        """record (N,): of each token."""
+        assert record is not None, "look the batch up first"
+        rows = self.record.at(record[kept].cpu().numpy())
+        ids, drawn = (np.asarray(rows.top_ids, np.int64), np.asarray(rows.sampled_ids, np.int64))
+        arrays = (ids, rows.top_logprobs, drawn, rows.sampled_logprobs, rows.rest_logmass)
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(inputs.device) for a in arrays]
+        return Taught(Sparse(*tensors))
+
+    def losses(
+        self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, targets: Tensor, record: Tensor | None
+    ) -> Tensor:
+        """As `LiveTeacher.losses`."""
+        assert record is not None, "look the batch up first"
+        return -torch.from_numpy(np.asarray(self.record.came_logprobs[record[kept].cpu().numpy()]))
+
+
+Teacher = LiveTeacher | RecordedTeacher
+
+
+def windows_of(batch: Batch) -> list[np.ndarray]:
+    """What the segments of a batch are recorded as: their inputs and the last target, 0 where that is not learned."""
+    bounds = batch.cu_seqlens.tolist()
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return [np.append(batch.inputs[a:b], max(int(batch.targets[b - 1]), 0)) for a, b in pairs]
+
+
+def with_states(
+    model: Decoder, inputs: Tensor, cu_seqlens: Tensor, layers: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """The model's result (N, D), and the outputs (N, D) of some of its layers."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        return lambda module, args, out: kept.__setitem__(number, out)
+
+    hooks = [model.model.layers[number].register_forward_hook(keep(number)) for number in set(layers)]
+    try:
+        hidden = model(inputs, cu_seqlens)
+    finally:
+        for hook in hooks:  # before the way back, where a layer that is computed again would call them again
+            hook.remove()
+    return hidden, [kept[number] for number in layers]
+
+
+def _key(dtype: torch.dtype, *tensors: Tensor) -> bytes:
+    digest = sha256(str(dtype).encode())
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+        digest.update(b"|")
+    return digest.digest()

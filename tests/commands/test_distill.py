@@ -1,0 +1,230 @@
+"""`settle distill` with a tiny teacher: students that are really made and taught, and that llama.cpp really loads."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settle.base.run import Run
+from settle.cli import main
+from settle.data.tokenizer import Tokenizer
+from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.safetensors import export_safetensors, read_safetensors
+from settle.infer.engine import Engine
+from settle.model.pretrained import Pretrained
+
+QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.4"]
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    """The teacher as GGUF (f32 and q8_0) and as a folder, a smaller model with its tokenizer, one with another; rows
+    and text."""
+    folder = tmp_path_factory.mktemp("distill")
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "teacher.gguf", "f32", {})
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "small.gguf", "q8_0", {})
+    export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, folder / "hf", "f32", {})
+    small = tiny.part.model_copy(update={"hidden_size": 32, "intermediate_size": 64})
+    weights = {name: p.detach() for name, p in small.build(3).named_parameters()}
+    export_safetensors(small, weights, tiny.tokenizer, folder / "smaller", "f32", {})
+    other = Tokenizer.train([" ".join(map(str, range(3000)))], 512, folder / "tokenizer")
+    assert other.vocab_size <= tiny.tokenizer.vocab_size
+    strange = tiny.part.model_copy(update={"vocab_size": other.vocab_size})
+    weights = {name: p.detach() for name, p in strange.build(3).named_parameters()}
+    export_safetensors(strange, weights, other, folder / "strange", "f32", {})
+    asked = [{"prompt": f"def f{i}(self):", "completion": f"return self.red({i % 7})"} for i in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    words = tiny.held_out[0].split("\n\n")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": w}) + "\n" for w in words if len(w) > 40))
+    (folder / "shorter.toml").write_text("num_hidden_layers = 1\n")
+    (folder / "narrow.toml").write_text("hidden_size = 32\nnum_hidden_layers = 3\n")
+    (folder / "wrong.toml").write_text("num_hiden_layers = 1\n")
+    return folder
+
+
+def distill(capsys, *args: Any) -> tuple[int, dict[str, Any], str]:
+    code = main(["distill", *map(str, args), *QUICK, "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else {}, err
+
+
+def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
+    given = ("--drop-layers", "1", "--name", "t", "--epochs", "8")
+    code, result, err = distill(capsys, files / "hf", files / "text.jsonl", *given)
+    assert code == 0, err
+    run, comparison = Run.find("t"), result["comparison"]
+    assert comparison["verdict"] == "better" and comparison["after"]["kl"] < 0.8 * comparison["before"]["kl"]
+    assert comparison["after"]["loss"] < comparison["before"]["loss"] and 0 < comparison["recovered"] <= 1.2
+    assert result["gate"]["passed"] and [check["passed"] for check in result["proof"]] == [True] * 5
+    made = Pretrained.open(run.out / "t.gguf")
+    assert made.part.num_hidden_layers == 1 and result["student"]["name"] == "hf-1x64"
+    assert result["student"]["made"][0]["pruner"] == "depth"
+    card = (run.out / "card.md").read_text()
+    assert "Against its teacher" in card and "of the loss above the teacher's" in card.lower()
+    assert main(["chat", "t", "def f(", "--temperature", "0", "--max-tokens", "4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "rows", "settings", "layers"),
+    [
+        ("teacher.gguf", "rows", ["--into", "shorter.toml"], 1),
+        ("hf", "rows", ["--into", "narrow.toml", "--fresh"], 3),
+        ("hf", "rows", ["--width", "0.5"], 2),
+        ("hf", "text", ["--student", "smaller", "--rates.lr", "0.003"], 2),
+        ("small.gguf", "rows", ["--student", "smaller", "--cache", "--rates.lr", "0.003"], 2),
+        ("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
+        ("hf", "rows", ["--drop-layers", "1", "--objective.kind", "reverse", "--objective.temperature", "2"], 1),
+        ("hf", "text", ["--drop-layers", "1", "--objective.hidden", "1", "--objective.text", "0.3"], 1),
+        ("hf", "rows", ["--drop-layers", "1", "--objective.on-policy", "0.5"], 1),
+        ("hf", "rows", ["--drop-layers", "1", "--answers", "--answer-tokens", "12"], 1),
+        ("hf", "rows", ["--student", "smaller", "--adapter", "lora", "--adapter.rank", "4"], 2),
+    ],
+    ids=[
+        "into",
+        "fresh",
+        "width",
+        "student",
+        "cached-gguf",
+        "cached-js",
+        "reverse",
+        "hidden",
+        "on-policy",
+        "answers",
+        "lora",
+    ],
+)
+def test_ways(files, home, capsys, teacher, rows, settings, layers):
+    known = {path.name: str(path) for path in files.iterdir()}
+    given = [known.get(token, token) for token in settings]
+    code, result, err = distill(
+        capsys, files / teacher, files / f"{rows}.jsonl", *given, "--name", "t", "--steps", "30"
+    )
+    assert code in (0, 3), err
+    run = Run.find("t")
+    assert result["gate"]["passed"] and not (run.path / "teacher").exists()
+    if "lora" not in settings:
+        assert code == 0, result["comparison"]
+        assert Pretrained.open(run.out / "t.gguf").part.num_hidden_layers == layers
+        assert result["comparison"]["after"]["kl"] < result["comparison"]["before"]["kl"]
+    assert result["comparison"]["teacher"]["loss"] > 0
+
+
+def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
+    given = ("--draft", "--name", "d", "--steps", "20", "--answer-tokens", "24", "--compare-rows", "4")
+    code, result, err = distill(capsys, files / "teacher.gguf", files / "rows.jsonl", *given)
+    assert code == 0, err
+    pair, run = result["pair"], Run.find("d")
+    assert pair["identical"] == pair["prompts"] == 4 and pair["accepted"] > 0
+    assert pair["speed_up"] > 0 and {way["sure"] for way in pair["searched"]} > {0.0, 0.5}
+    assert read_gguf(run.out / "d-draft.gguf").tensors["blk.0.ffn_up.weight"].dtype == "Q8_0"
+    assert "proposes" in (run.out / "card.md").read_text()
+    with (
+        Engine(files / "teacher.gguf", threads=1) as alone,
+        Engine(files / "teacher.gguf", threads=1, draft=run.out / "d-draft.gguf", draft_tokens=3) as pairs,
+    ):
+        prompt = alone.plain("def f(self):\n    return")
+        one, other = alone.timed(prompt, 32), pairs.timed(prompt, 32)
+    assert one.ids == other.ids and one.drafted == 0 < other.drafted and other.accepted <= other.drafted
+
+
+def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:
+    given = [sys.executable, "-m", "settle", *map(str, command)]
+    env = os.environ | {"SETTLE_HOME": str(home)}
+    return subprocess.Popen(given, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_resumes_to_the_bit(files, tmp_path):
+    """Also where the student's own words are drawn."""
+    ends = []
+    for stopped in (False, True):
+        own = tmp_path / f"home-{stopped}"
+        given = ["--drop-layers", "1", "--name", "r", "--steps", "40", "--objective.on-policy", "0.4", *QUICK]
+        process = start(own, "distill", files / "hf", files / "rows.jsonl", *given)
+        if stopped:
+            while process.poll() is None and not any(
+                '"step": 13' in p.read_text() for p in own.glob("runs/*/events.jsonl")
+            ):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            process = start(own, "resume", "r")
+        said, _ = process.communicate()
+        assert process.returncode in (0, 3), said
+        run = next(own.glob("runs/*"))
+        assert not stopped or '"resumed"' in (run / "events.jsonl").read_text()
+        ends.append((run / "out" / "hf" / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "what"),
+    [
+        ("rows", [], "there is no student"),
+        ("rows", ["--drop-layers", "1", "--student", "smaller"], "each name a student"),
+        ("rows", ["--drop-layers", "2"], "of 2 blocks cannot go"),
+        ("rows", ["--student", "strange"], "hf has another tokenizer than strange: token"),
+        ("rows", ["--student", "hf"], "is its own teacher"),
+        ("rows", ["--student", "small.gguf"], "the student says what its teacher says"),
+        ("rows", ["--into", "wrong.toml"], "did you mean 'num_hidden_layers'"),
+        ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be had"),
+        ("rows", ["--fresh", "--drop-layers", "1"], "--fresh says nothing of a shape"),
+        ("text", ["--drop-layers", "1", "--answers"], "plain text asks nothing"),
+        ("rows", ["--drop-layers", "1", "--objective", "next_token"], "has one objective"),
+        ("rows", ["--drop-layers", "1", "--cache", "--objective.on-policy", "1"], "on-policy needs a teacher"),
+        ("rows", ["--student", "smaller", "--objective.hidden", "1"], "layers of width 32 cannot be held against"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(files, home, capsys, rows, settings, what):
+    known = {path.name: str(path) for path in files.iterdir()}
+    given = [known.get(token, token) for token in settings]
+    code, _, err = distill(capsys, files / "hf", files / f"{rows}.jsonl", *given)
+    assert code in (1, 2) and what in err and "Traceback" not in err
+    assert not (home / "runs").exists() or not list((home / "runs").iterdir())
+
+
+def test_a_teacher_that_was_changed_is_refused(files, home, capsys, tiny, tmp_path):
+    teacher = tmp_path / "teacher.gguf"
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, teacher, "f32", {})
+    given = ["--drop-layers", "1", "--name", "r", "--steps", "4000", *QUICK]
+    process = start(home, "distill", teacher, files / "rows.jsonl", *given)
+    while process.poll() is None and not any('"checkpoint"' in p.read_text() for p in home.glob("runs/*/events.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, teacher, "f16", {})
+    assert main(["resume", "r"]) == 1
+    assert "is not the teacher that the run began with" in capsys.readouterr().err
+
+
+def test_tuning_may_name_a_teacher(files, home, capsys):
+    """The objective is one of tune's too."""
+    given = ["--objective", "distill", "--objective.teacher", files / "hf", "--adapter", "full", "--name", "t"]
+    rest = ["--steps", "10", "--no-compare", "--rates.lr", "0.003", *QUICK]
+    assert main(["tune", str(files / "smaller"), str(files / "rows.jsonl"), *map(str, given), *rest]) == 0
+    assert main(["tune", str(files / "smaller"), str(files / "rows.jsonl"), "--objective", "distill", *QUICK]) == 2
+    assert "distillation needs a teacher" in capsys.readouterr().err
+
+
+def test_dry_makes_nothing(files, home, capsys):
+    code, result, err = distill(capsys, files / "hf", files / "text.jsonl", "--drop-layers", "1", "--dry")
+    assert code == 0 and not list((home / "runs").iterdir()), err
+    assert result["plan"]["objective"] == "distill" and result["plan"]["tuning"]["adapter_name"] == "full"
+
+
+def test_weights_of_the_student_are_the_teachers_at_first(files, home, capsys):
+    code, result, _ = distill(
+        capsys, files / "hf", files / "rows.jsonl", "--drop-layers", "1", "--name", "t", "--steps", "2"
+    )
+    assert code in (0, 3)
+    student = next((Run.find("t").path / "student").glob("*/model.safetensors")).parent
+    ours, theirs = read_safetensors(student).tensors, read_safetensors(files / "hf").tensors
+    assert (ours["model.embed_tokens.weight"].load() == theirs["model.embed_tokens.weight"].load()).all()
+    assert dataclasses.is_dataclass(ours["model.norm.weight"]) and result["student"]["name"] == student.name
