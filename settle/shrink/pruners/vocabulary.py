@@ -41,7 +41,7 @@ class Vocabulary(Pruner):
     least: int = Field(1, ge=1, description="times that a token must come in the text to be needed")
     kin: bool = Field(True, description="keep a needed word with other capitals, with and without a space, too")
     unseen: float = Field(
-        0.0015, ge=0, le=1, description="share of the tokens of further text that may be gone; 1: keep no others"
+        0.001, ge=0, le=1, description="share of the tokens of further text that may be gone; 1: keep no others"
     )
 
     def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
