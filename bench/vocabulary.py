@@ -87,9 +87,11 @@ def bits_per_byte(path: Path, texts: Sequence[str]) -> dict[str, float]:
     return {"bits_per_byte": bits / size, "tokens": tokens, "bytes": size}
 
 
-def generation(paths: Sequence[Path], prompt: str, tokens: int, repeats: int) -> list[dict[str, Any]]:
+def generation(
+    paths: Sequence[Path], prompt: str, tokens: int, repeats: int, threads: int | None
+) -> list[dict[str, Any]]:
     """Medians of both files, asked in turns; and whether the answer is the same."""
-    with Engine(paths[0], context=2048) as first, Engine(paths[1], context=2048) as second:
+    with Engine(paths[0], 2048, threads) as first, Engine(paths[1], 2048, threads) as second:
         speeds: list[list[float]] = [[], []]
         answers = ["", ""]
         for _ in range(repeats):
@@ -113,7 +115,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=60, help="held-out documents that are read")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--threads", type=int, help="of torch and llama.cpp; 1 on a machine that others use too")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     say = partial(print, file=sys.stderr, flush=True)
     texts = source_code(args.most) if args.code else documents(args.text)
     random.Random(0).shuffle(texts)
@@ -132,7 +136,7 @@ def main() -> None:
         read = [text[:LONGEST] for text in held[: args.documents]]
         loss = [bits_per_byte(path, read) for path in paths]
         say(loss)
-        speed = generation(paths, PROMPTS["code" if args.code else "text"], args.generate, args.repeats)
+        speed = generation(paths, PROMPTS["code" if args.code else "text"], args.generate, args.repeats, args.threads)
     print(
         json.dumps(
             {

@@ -25,6 +25,7 @@ _RESERVED = re.compile(
     r"<unused\d+>|\[unused\d+\]|\[PAD\d+\]|<\|reserved[^>]*\|>|<\|dummy[^>]*\|>|<\|placeholder\d+\|>"
 )
 _ROLES = ("user", "assistant", "system", "model", "tool")
+_RARE_CHARACTER = 1e-4  # of a text's characters
 _RARE_SCRIPT = 1e-3  # of a text's letters; a name here or there does not make a language
 
 
@@ -81,6 +82,25 @@ class Tokens:
             for form in {bare, bare.lower(), bare.capitalize(), bare.upper()}:
                 found |= {self.ids[t] for t in (form, space + form) if t in self.ids}
         return {i for i in found if self.types[i] == NORMAL}
+
+    def alike(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of nothing but characters that are common in these texts, in the vocabulary's order: that of how
+        frequent they were where it was learned."""
+        space = {" ": SPACE}
+        number: Counter[str] = Counter()
+        for text in texts:
+            if self.is_byte_level:
+                number.update(map(BYTE_CHARACTERS.__getitem__, text.encode("utf-8", "replace")))
+            else:
+                number.update(text)
+        most, seen, common = (1 - _RARE_CHARACTER) * sum(number.values()), 0, set()
+        for character, times in number.most_common():
+            if seen >= most:
+                break
+            seen += times
+            common.add(character if self.is_byte_level else space.get(character, character))
+        pairs = enumerate(zip(self.tokens, self.types, strict=True))
+        return [i for i, (token, kind) in pairs if kind == NORMAL and common.issuperset(token)]
 
     def closed(self, ids: Iterable[int]) -> set[int]:
         """These and all that they are merged from."""

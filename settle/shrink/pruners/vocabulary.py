@@ -23,7 +23,7 @@ from settle.shrink.tokens import Tokens, counted, cut_tokenizer, scripts_of
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _STEP = 64  # the number of tokens is a multiple of it, so that products with the table have whole tiles
-_MOST_UNSEEN = 0.01  # share of further tokens that may be gone before it is worth a warning
+_MOST_UNSEEN = 0.003  # share of further tokens; one in smaller pieces costs some ten bits more
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class Kept:
 class Vocabulary(Pruner):
     """Removes tokens."""
 
-    tokens: int | None = Field(None, gt=0, description="tokens that are left at most; None: as many as the text needs")
+    tokens: int | None = Field(None, gt=0, description="tokens that are left at most; None: as many as are needed")
     least: int = Field(1, ge=1, description="times that a token must come in the text to be needed")
     kin: bool = Field(True, description="keep a needed word with other capitals, with and without a space, too")
+    unseen: float = Field(
+        0.001, ge=0, le=1, description="share of the tokens of further text that may be gone; 1: keep no others"
+    )
 
     def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         kept = self.choose(subject.tokenizer, texts)
@@ -70,25 +73,31 @@ class Vocabulary(Pruner):
                 f"{self.tokens} tokens are too few: {len(always)} are special tokens, bytes and single characters",
                 f"keep {_up(len(always))} or more",
             )
-        kept = self._filled(names, always, first + second)
+        more = names.alike(texts) if self.unseen < 1 and second.any() else []
+        nine = self._filled(names, always, first, ())
+        number = _number(nine, more, second, self.unseen)
+        kept = self._filled(names, always, first + second, more[:number])
         there = len(names.tokens)
         if len(kept) >= there:
             raise UsageError(f"the text needs all of the {there} tokens", "give less text, or say how many are to stay")
         ids = sorted(kept)
-        return Kept(ids, self._report(names, always, ids, first, second))
+        foretold = None
+        if second.any():
+            have = nine | kept & set(more[:number])
+            foretold = float(second[[i for i in range(there) if i not in have]].sum() / second.sum())
+        return Kept(ids, _report(names, always, ids, first + second, foretold))
 
-    def _filled(self, names: Tokens, always: set[int], counts: np.ndarray) -> set[int]:
-        """`always`, then what the text has, the most frequent first, then its kin; to a multiple of `_STEP`."""
+    def _filled(self, names: Tokens, always: set[int], counts: np.ndarray, more: Sequence[int]) -> set[int]:
+        """`always`, then what the text has, the most frequent first, then its kin, then `more`; to a multiple of
+        `_STEP`."""
         there = len(names.tokens)
         order = np.argsort(-counts, kind="stable")
         seen = [int(i) for i in order[: int((counts >= self.least).sum())]]
+        kin = sorted(names.kin(seen)) if self.kin else []
         most = there if self.tokens is None else min(self.tokens, there)
         kept = set(always)
-        for i in seen:
+        for i in (*seen, *kin, *more):
             _add(kept, names.closed([i]), most)
-        if self.kin:
-            for i in sorted(names.kin(seen)):
-                _add(kept, names.closed([i]), most)
         whole = _up(len(kept))
         whole = whole if whole <= most and whole < there else len(kept)
         for i in range(there):  # earlier tokens are more frequent in most vocabularies
@@ -97,33 +106,41 @@ class Vocabulary(Pruner):
             _add(kept, names.closed([i]), whole)
         return kept
 
-    def _report(
-        self, names: Tokens, always: set[int], ids: Sequence[int], first: np.ndarray, second: np.ndarray
-    ) -> dict[str, Any]:
-        """With an estimate, from nine tenths of the text for the tenth, of what further text will not find."""
-        counts = first + second
-        seen = int((counts > 0).sum())
-        unseen = None
-        if second.any():
-            nine = np.zeros(len(counts), bool)
-            nine[list(self._filled(names, always, first))] = True
-            unseen = float(second[~nine].sum() / second.sum())
-        report: dict[str, Any] = {
-            "pruner": "vocabulary",
-            "tokens": [len(names.tokens), len(ids)],
-            "always_kept": len(always),
-            "in_the_text": seen,
-            "text_tokens": int(counts.sum()),
-            "removed_in_the_text": int(counts.sum() - counts[list(ids)].sum()),
-            "unseen_share": unseen,
-        }
-        if unseen is None or unseen > _MOST_UNSEEN:
-            share = "an unknown share" if unseen is None else f"{unseen:.1%}"
-            report["warning"] = (
-                f"{share} of the tokens of further text of this kind will be written in smaller pieces: the text has "
-                f"only {int(counts.sum()):,} tokens; more text, or more tokens kept, make it less"
-            )
-        return report
+
+def _number(kept: set[int], more: Sequence[int], counts: np.ndarray, share: float) -> int:
+    """How many of `more` are needed beside `kept` so that no larger share of counts (V,) is missing; if all of them are
+    too few, as many as help."""
+    missing = int(counts.sum()) - int(counts[list(kept)].sum())
+    number = 0
+    for place, i in enumerate(more, 1):
+        if missing <= share * counts.sum():
+            break
+        if i not in kept and counts[i]:
+            missing -= int(counts[i])
+            number = place
+    return number
+
+
+def _report(
+    names: Tokens, always: set[int], ids: Sequence[int], counts: np.ndarray, foretold: float | None
+) -> dict[str, Any]:
+    """With what further text will not find, as nine tenths of the text foretell it for the tenth."""
+    report: dict[str, Any] = {
+        "pruner": "vocabulary",
+        "tokens": [len(names.tokens), len(ids)],
+        "always_kept": len(always),
+        "in_the_text": int((counts > 0).sum()),
+        "text_tokens": int(counts.sum()),
+        "removed_in_the_text": int(counts.sum() - counts[list(ids)].sum()),
+        "unseen_share": foretold,
+    }
+    if foretold is None or foretold > _MOST_UNSEEN:
+        share = "an unknown share" if foretold is None else f"{foretold:.1%}"
+        report["warning"] = (
+            f"{share} of the tokens of further text of this kind will be written in smaller pieces: the text has "
+            f"only {int(counts.sum()):,} tokens; more text, or more tokens kept, make it less"
+        )
+    return report
 
 
 def cut_subject(subject: Subject, kept: Sequence[int]) -> Subject:

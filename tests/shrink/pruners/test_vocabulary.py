@@ -19,7 +19,7 @@ from settle.shrink.subject import Subject
 from settle.shrink.tokens import Tokens, cut_tokenizer
 from tests.data.test_pretrained_tokenizer import byte_level, spaced, texts  # noqa: F401
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
-from tests.shrink.pruners.subjects import assert_ordinary, code, random_subject, trained_subject
+from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject
 
 PRUNER = Vocabulary(kin=False)
 TEXT = [PROSE[0] * 3]
@@ -128,6 +128,16 @@ def test_what_further_text_will_not_find_is_foretold() -> None:
     assert short.report["unseen_share"] is None and "unknown share" in short.report["warning"]
     report = Vocabulary(kin=False).choose(tokenizer, [code()[:800] * 20]).report
     assert report["unseen_share"] < 0.01 and "warning" not in report
+
+
+def test_tokens_like_the_texts_stay_until_further_text_finds_its_own() -> None:
+    tokenizer = trained_subject().tokenizer
+    text = [code() * 2, more_code()[:20000]]
+    less, some = (Vocabulary(kin=False, least=50, unseen=share).choose(tokenizer, text) for share in (1, 0.02))
+    assert len(less.ids) < len(some.ids)
+    assert less.report["unseen_share"] > 0.02 >= some.report["unseen_share"]
+    alike = [tokenizer.tokens[i] for i in Tokens(tokenizer).alike(["if x:\n    return x"])]
+    assert {"x", "re", "return"} & set(alike) and not [t for t in alike if "y" in t]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in BEYOND_GGUF])
