@@ -89,6 +89,8 @@ def test_blocks_stay_as_they_are(tiny, tmp_path, family):
     shape, _ = _made(family, tiny.tokenizer)
     wide = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32}
     fields = shape.model_dump()
+    if shape.QUERIES_ARE_WIDTH:
+        wide["head_dim"] = wide["hidden_size"] // shape.num_attention_heads
     shape = type(shape)(**fields | {key: value for key, value in wide.items() if key in fields})
     weights = {name: p.detach() for name, p in shape.build(0).named_parameters()}
     opened = Pretrained.open(export_gguf(shape, weights, tiny.tokenizer, tmp_path / "x.gguf", "q8_0"))
@@ -207,15 +209,15 @@ def test_a_tensor_too_few_or_too_many(folder):
 
 
 def test_an_unsupported_type_is_named(tiny, tmp_path):
-    """The same bytes called IQ4_NL, whose blocks are as large as Q4_0's."""
+    """The same bytes called MXFP4."""
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "q8_0")
     raw = path.read_bytes()
     name = b"blk.0.ffn_up.weight"
     at = raw.index(name) + len(name) + 4 + 16
     assert struct.unpack_from("<I", raw, at) == (8,)
-    # Q8_0 has 34 bytes a block; TQ2_0 of 256 values takes less, so the tensors still lie apart
-    path.write_bytes(raw[:at] + struct.pack("<I", 20) + raw[at + 4 :])
-    with pytest.raises(FormatError, match="blk.0.ffn_up.weight is IQ4_NL, which is not read here"):
+    # Q8_0 has 34 bytes a block, MXFP4 17, so the tensors still lie apart
+    path.write_bytes(raw[:at] + struct.pack("<I", 39) + raw[at + 4 :])
+    with pytest.raises(FormatError, match="blk.0.ffn_up.weight is MXFP4, which is not read here"):
         Pretrained.open(path)
 
 
