@@ -25,7 +25,7 @@ from settle.formats.gguf import read_gguf
 from settle.infer.scoring import Scorer
 from settle.model.pretrained import Pretrained
 from settle.model.source import hash_of
-from settle.shrink.imatrix import Importance, read_imatrix, write_imatrix
+from settle.shrink.imatrix import Importance, metadata_of, read_imatrix, write_imatrix
 from settle.shrink.material import Material
 from settle.shrink.measuring import Measured, measure
 from settle.shrink.pruners.vocabulary import Vocabulary
@@ -135,7 +135,7 @@ class Workbench:
         """The exact size of the file with these types."""
         return file_bytes(self.file, kinds)
 
-    def write(self, kinds: Mapping[str, str], path: Path, file_type: str | None = None, **metadata: Any) -> Path:
+    def write(self, kinds: Mapping[str, str], path: Path, file_type: str | None = None) -> Path:
         """The model in these types."""
         return quantize_gguf(
             self.path,
@@ -143,7 +143,7 @@ class Workbench:
             kinds,
             self.importance if kinds else None,
             file_type,
-            metadata or None,
+            metadata_of(self.importance, self.given.name if self.given else "") if kinds else None,
             progress=lambda done, total: self._told("quantizing", done, total, "bytes"),
             requantize=True,
         )
