@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["SettleError", "train", "tune", "distill", "open_run"]
+__all__ = ["SettleError", "train", "tune", "distill", "shrink", "open_run"]
 
 # Nothing phones home: the switches of every dependency that has some, before any of them is imported.
 for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -57,6 +57,15 @@ def distill(teacher: str, *inputs: str, **settings: Any) -> "FinishedRun":
     from settle.commands.distill import Distill
 
     return make_quietly(Distill, list(inputs), {"teacher": teacher, **settings})
+
+
+def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
+    """Make a model smaller within a budget, as `settle shrink` does: `settle.shrink("notes", to="400MB")`."""
+    from settle.base.settings import resolve
+    from settle.commands._session import run_quietly
+    from settle.commands.shrink import Shrink
+
+    return run_quietly(resolve(Shrink, [("asked", {"model": model, "inputs": list(inputs), **settings})]).value)
 
 
 def open_run(name: str) -> "FinishedRun":

@@ -237,10 +237,15 @@ def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[st
     resolved = resolve(command, [("asked", {"inputs": inputs, **settings})]).value
     if resolved.dry:
         raise UsageError("dry=True makes no run", f"use `settle {command.command_name()} --dry`")
+    return run_quietly(command(**resolved.model_dump(exclude_unset=True)))
+
+
+def run_quietly(command: Command) -> FinishedRun:
+    """What a command made, without a face. Raises SettleError."""
     heard: list[str] = []
     events = Events(listeners=[lambda e: heard.append(str(e.get("path"))) if e["kind"] == "run" else None])
     try:
-        command(**resolved.model_dump(exclude_unset=True)).run(events)
+        command.run(events)
     finally:
         events.close()
     return FinishedRun(Run(Path(heard[-1])))

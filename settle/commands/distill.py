@@ -52,6 +52,10 @@ class Distill(TuningCommand):
 
     teacher: str = Field(description="a model of the store, a folder in Hugging Face's layout, or a .gguf file")
     inputs: list[str] = Field([], description="files or folders of texts or examples, or - for stdin")
+    objective: dict[str, Any] = Field(
+        {}, description="the divergence: --objective.kind forward, reverse or js; and settings such as "
+        "--objective.temperature 2"
+    )  # fmt: skip
     student: str | None = Field(None, description="a model with the teacher's tokenizer that shall learn")
     into: Path | None = Field(None, description="the student's shape: TOML with fields of config.json, such as "
                               "num_hidden_layers = 12")  # fmt: skip

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import settle
 from settle.base.events import Events
 from settle.base.run import Run, write_atomic
 from settle.cli import main
@@ -68,6 +69,12 @@ def test_a_loss_is_kept_to(kept, capsys):
     for other in smaller:
         d = other["divergence"]
         assert max(d["rise"]["high"], d["kl"]["high"] / d["reference_loss"]) > 0.05
+
+
+def test_from_python(kept):
+    run = settle.shrink("notes", str(kept / "text.txt"), to="Q8_0", name="python")
+    assert run.verdict == "within budget" and run.result["chosen"]["recipe"] == "Q8_0"
+    assert run.generate("def f(", max_tokens=4, temperature=0)
 
 
 def test_what_nothing_can_meet_names_the_nearest_and_leaves_no_run(kept, capsys):
