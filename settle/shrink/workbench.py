@@ -79,9 +79,11 @@ class Workbench:
             return None
         model, material = self.before
         with Scorer(model.source.path, material.window, self.threads) as scorer:
-            ours = scorer.logprobs(material.held_out.ids)
+            told = self._counting("the whole model reads", material.held_out.num_tokens)
+            ours = scorer.logprobs(material.held_out.ids, told)
         with Scorer(path, self.material.window, self.threads) as scorer:
-            theirs = scorer.logprobs(self.material.held_out.ids)
+            told = self._counting("the smaller one reads", self.material.held_out.num_tokens)
+            theirs = scorer.logprobs(self.material.held_out.ids, told)
         return text_loss(ours, material.held_out, theirs, self.material.held_out)
 
     @cached_property
