@@ -1,5 +1,6 @@
 """`settle shrink`: a budget is met and measured, or said not to be."""
 
+import importlib.util
 import json
 
 import pytest
@@ -12,7 +13,9 @@ from settle.commands._session import to_toml
 from settle.evaluate.hand_over import hand_over
 from settle.formats.gguf import read_gguf
 
-pytest.importorskip("llama_cpp_py_sync", reason="the extra `shrink` is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp_py_sync") is None, reason="the extra `shrink` is not installed"
+)
 
 
 @pytest.fixture(scope="module")
