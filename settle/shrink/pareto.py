@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INCHES, DPI = (10.0, 5.4), 150
 LEAST = 1e-6  # nats: the axis is logarithmic
+NAME_PIXELS = (150, 22)  # two names nearer to each other than this would lie over one another
 COLUMNS = ("", "size, MB", "KL, nats per token", "same first token", "loss rises by", "tokens/s", "memory, MB")
 
 
@@ -136,20 +137,31 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
         where = "pre" if more_is_better else "post"
         axes.step(*zip(*edge, strict=True), where=where, color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
     on_edge = set(edge)
+    axes.set_yscale("log")
     for p, at in shown:
-        colour = VERMILION if p.chosen else BLUE if (at, y[p.name]) in on_edge else GREY
+        colour = _colour(p, (at, y[p.name]) in on_edge)
         if p.low is not None and p.high is not None and p.kl > 0:
             axes.plot([at, at], [max(p.low, LEAST), max(p.high, LEAST)], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(
             at, y[p.name], linestyle="none", marker="D" if p.chosen else "o", markersize=8 if p.chosen else 6,
             color="white" if p.predicted else colour, markeredgecolor=colour, markeredgewidth=1.5,
         )  # fmt: skip
+    axes.autoscale_view()
+    named: list[tuple[float, float]] = []
+    for p, at in sorted(shown, key=lambda pair: (not pair[0].chosen, (pair[1], y[pair[0].name]) not in on_edge)):
+        place = axes.transData.transform((at, y[p.name]))
+        if any(abs(place[0] - x) < NAME_PIXELS[0] and abs(place[1] - z) < NAME_PIXELS[1] for x, z in named):
+            continue  # the table has all names
+        named.append((place[0], place[1]))
+        colour = _colour(p, (at, y[p.name]) in on_edge)
         axes.annotate(
             p.name, (at, y[p.name]), (5, 4), textcoords="offset points", fontsize=8, color=colour, annotation_clip=False
         )
-    axes.margins(x=0.12)
-    axes.set_yscale("log")
     axes.grid(axis="y", color="#E6E6E6")
+
+
+def _colour(point: Point, is_on_edge: bool) -> str:
+    return VERMILION if point.chosen else BLUE if is_on_edge else GREY
 
 
 def _beats_here(one: tuple[float, float], other: tuple[float, float], more_is_better: bool) -> bool:

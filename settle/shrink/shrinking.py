@@ -14,11 +14,13 @@ from typing import Any
 from settle.base.errors import ResourceError
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
-from settle.shrink.choosing import choose
 from settle.shrink.ggml import FLOATS
 from settle.shrink.pace import Pace, bytes_read
 from settle.shrink.pareto import Point
-from settle.shrink.recipe import RECIPES, recipe_types
+from settle.shrink.quantizers import types_of
+from settle.shrink.quantizers.auto import Auto
+from settle.shrink.quantizers.mixed import Mixed
+from settle.shrink.recipe import RECIPES
 from settle.shrink.search import Found, Size, find_size
 from settle.shrink.workbench import Workbench
 
@@ -78,14 +80,14 @@ class Shrinking:
 
     def of_recipe(self, recipe: str) -> Candidate:
         """One of llama.cpp's mixes."""
-        chosen = recipe_types(self.bench.file, recipe, has_importance=True)
-        kinds = {name: choice.kind for name, choice in chosen.items()}
+        kinds = types_of(Mixed(recipe=recipe).kinds(self.bench.file, self.bench.importance))
         return self._candidate(recipe, kinds, recipe)
 
     def of_size(self, num_bytes: int) -> Candidate:
         """`auto`: the types that cost least in a file of at most so many bytes. Raises UsageError when none is so
         small."""
-        return self._candidate("", choose(self.bench.file, self.bench.sensitivity, num_bytes), None)
+        auto = Auto(table=str(self.bench.table), size=num_bytes)
+        return self._candidate("", types_of(auto.kinds(self.bench.file, self.bench.importance)), None)
 
     def as_it_is(self) -> Candidate:
         """No tensor in another type."""
@@ -196,10 +198,13 @@ class Shrinking:
         return self.measured(tried[_best_at_speed(found, tried)])
 
     def routes(self) -> list[Candidate]:
-        """Every mix, and `auto` at the size of each, largest first."""
+        """Every mix, and `auto` at the size of each, largest first; what would be the same file comes once."""
         mixes = [self.of_recipe(recipe) for recipe in quantized_recipes()]
         sizes = sorted({c.num_bytes for c in mixes})
-        found = {c.name: c for c in [*mixes, *map(self.of_size, sizes)]}
+        found: dict[frozenset[tuple[str, str]], Candidate] = {}
+        for candidate in [*mixes, *map(self.of_size, sizes)]:
+            kinds = {name: tensor.dtype for name, tensor in self.bench.file.tensors.items()} | dict(candidate.kinds)
+            found.setdefault(frozenset(kinds.items()), candidate)
         return sorted(found.values(), key=lambda c: -c.num_bytes)
 
     def read(self, candidate: Candidate) -> int:

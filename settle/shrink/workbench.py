@@ -99,11 +99,20 @@ class Workbench:
         return folder
 
     @cached_property
+    def _beside(self) -> str:
+        """In the names of what hangs on the person's importance file."""
+        return "" if self.given is None else f"-{hash_of(self.given)[:12]}"
+
+    @property
+    def table(self) -> Path:
+        """The file of the sensitivities, once they were measured."""
+        return self.kept / f"sensitivity{self._beside}.json"
+
+    @cached_property
     def _measured(self) -> Measured:
         """Importance and sensitivities, measured together; or of the person's importance file."""
         given = None if self.given is None else read_imatrix(self.given)
-        beside = "" if self.given is None else f"-{hash_of(self.given)[:12]}"
-        importance, table = self.kept / f"imatrix{beside}.gguf", self.kept / f"sensitivity{beside}.json"
+        importance, table = self.kept / f"imatrix{self._beside}.gguf", self.table
         if not (importance.exists() and table.exists()):
             found = measure(
                 self.path, self.material.calibration, self.material.name, importance=given, progress=self._told
