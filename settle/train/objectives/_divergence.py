@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.data.distributions import LEAST
-from settle.train.objectives.next_token import QUICK_ROWS
+from settle.train.objectives.next_token import QUICK_ROWS, scaled, summed
 
 Kind = Literal["forward", "reverse", "js"]
 
@@ -71,28 +71,13 @@ class LinearDivergence(Function):
         chunk_logits: int,
         soft_cap: float | None = None,
     ) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        with_grad = any(ctx.needs_input_grad)
-        if with_grad:
-            grad_hidden = torch.empty_like(hidden)
-            grad_head = torch.zeros(head.shape if ctx.needs_input_grad[2] else 0, dtype=wide, device=hidden.device)
-        for rows, losses, errors in _chunks(hidden, cast, targets, teaching, measure, chunk_logits, soft_cap):
-            total += losses.sum()
-            if with_grad:
-                torch.mm(errors, cast, out=grad_hidden[rows])
-                if ctx.needs_input_grad[2]:
-                    grad_head += errors.t() @ hidden[rows]
-        if with_grad:
-            ctx.save_for_backward(grad_hidden, grad_head)
-        return total
+        chunks = _chunks(hidden, cast, targets, teaching, measure, chunk_logits, soft_cap)
+        return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        grad_head = grad_head * scale if ctx.needs_input_grad[2] else None
-        return grad_hidden * scale.to(grad_hidden.dtype), None, grad_head, None, None, None, None, None
+        grad_hidden, grad_head = scaled(ctx, grads[0])
+        return grad_hidden, None, grad_head, None, None, None, None, None
 
 
 def _chunks(

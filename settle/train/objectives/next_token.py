@@ -59,28 +59,44 @@ class LinearCrossEntropy(Function):
         chunk_logits: int,
         soft_cap: float | None = None,
     ) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        ctx.with_grad = any(ctx.needs_input_grad)
-        if ctx.with_grad:
-            grad_hidden = torch.empty_like(hidden)
-            grad_head = torch.zeros(head.shape if ctx.needs_input_grad[2] else 0, dtype=wide, device=hidden.device)
-        for rows, losses, errors in _chunks(hidden, cast, targets, chunk_logits, soft_cap, ctx.with_grad):
-            total += losses.sum()
-            if ctx.with_grad:
-                torch.mm(errors, cast, out=grad_hidden[rows])
-                if ctx.needs_input_grad[2]:
-                    grad_head += errors.t() @ hidden[rows]
-        if ctx.with_grad:
-            ctx.save_for_backward(grad_hidden, grad_head)
-        return total
+        chunks = _chunks(hidden, cast, targets, chunk_logits, soft_cap, any(ctx.needs_input_grad))
+        return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        grad_head = grad_head * scale if ctx.needs_input_grad[2] else None
-        return grad_hidden * scale.to(grad_hidden.dtype), None, grad_head, None, None, None
+        grad_hidden, grad_head = scaled(ctx, grads[0])
+        return grad_hidden, None, grad_head, None, None, None
+
+
+def summed(
+    ctx: Any, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
+) -> Tensor:
+    """The sum of losses that hang on hidden @ head.T, its gradient kept in `ctx` for `scaled`.
+
+    hidden, cast, head: the first three inputs of the function. chunks: rows, losses of them (n,), and the losses'
+    gradient at the logits (n, V), which the next one overwrites.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    with_grad = any(ctx.needs_input_grad)
+    if with_grad:
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape if ctx.needs_input_grad[2] else 0, dtype=wide, device=hidden.device)
+    for rows, losses, errors in chunks:
+        total += losses.sum()
+        if with_grad:
+            torch.mm(errors, cast, out=grad_hidden[rows])
+            if ctx.needs_input_grad[2]:
+                grad_head += errors.t() @ hidden[rows]
+    if with_grad:
+        ctx.save_for_backward(grad_hidden, grad_head)
+    return total
+
+
+def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What `summed` kept, of hidden and of the head, times the gradient of the sum."""
+    grad_hidden, grad_head = ctx.saved_tensors
+    return grad_hidden * scale.to(grad_hidden.dtype), grad_head * scale if ctx.needs_input_grad[2] else None
 
 
 class TokenLosses(Function):

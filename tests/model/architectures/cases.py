@@ -1,5 +1,7 @@
 """Each family's TINY, and variants of it that switch on what TINY leaves off."""
 
+import torch
+
 from settle.model.architectures import Architecture
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
@@ -53,3 +55,20 @@ CASES: dict[str, Architecture] = {
     "phi3-window": _with(Phi3.TINY, sliding_window=8, num_key_value_heads=1),
 }
 BEYOND_GGUF = {"qwen3_moe-unnormed", "gemma2-scalar"}
+
+
+def random_model(part):
+    """A model whose every tensor has a say in what comes next."""
+    model = part.skeleton("cpu")
+    random = torch.Generator().manual_seed(0)
+    offset = part.options().layers[0].norm_offset
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=random)
+            if name.endswith("norm.weight"):
+                weight.copy_(1 - offset + noise * 0.2)
+            elif weight.ndim == 1:
+                weight.copy_(noise * 0.5)
+            else:
+                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
+    return model

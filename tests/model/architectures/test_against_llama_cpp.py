@@ -9,33 +9,16 @@ from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
-from tests.model.architectures.cases import BEYOND_GGUF, CASES
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, random_model
 
 POSITIONS = [0, 1, 5, 6, 7, 11, 14, 15, 16, 23, 39]
-
-
-def _random(part):
-    """A model whose every tensor has a say in what comes next."""
-    model = part.skeleton("cpu")
-    random = torch.Generator().manual_seed(0)
-    offset = part.options().layers[0].norm_offset
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=random)
-            if name.endswith("norm.weight"):
-                weight.copy_(1 - offset + noise * 0.2)
-            elif weight.ndim == 1:
-                weight.copy_(noise * 0.5)
-            else:
-                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
-    return model
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in BEYOND_GGUF])
 def test_equals_llama_cpp(name, tokenizer, tmp_path) -> None:
     case = CASES[name]
     part = case.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    model = _random(part)
+    model = random_model(part)
     weights = {n: p.detach() for n, p in model.named_parameters()}
     path = export_gguf(part, weights, tokenizer, tmp_path / "x.gguf", "f32")
     _equal(model, Engine(path, threads=1))
@@ -78,7 +61,7 @@ def _adapter(part) -> Adapter:
 def test_a_wrong_file_is_told_from_a_right_one(tokenizer, tmp_path) -> None:
     """What the tolerances above are worth: frequencies that are not stretched are seen."""
     part = CASES["llama-3"].model_copy(update={"vocab_size": tokenizer.vocab_size})
-    model = _random(part)
+    model = random_model(part)
     weights = {n: p.detach() for n, p in model.named_parameters()}
     plain = part.model_copy(update={"rope_scaling": None})
     path = export_gguf(plain, weights, tokenizer, tmp_path / "x.gguf", "f32")

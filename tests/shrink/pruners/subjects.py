@@ -11,7 +11,7 @@ from settle.infer.sample import logprobs
 from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
 from settle.shrink.subject import Subject
-from tests.model.architectures.cases import CASES
+from tests.model.architectures.cases import CASES, random_model
 from tests.trained import trained
 
 DENSE = [name for name, part in CASES.items() if part.options().layers[0].experts is None]
@@ -21,19 +21,7 @@ POSITIONS = [0, 1, 5, 7, 11, 15, 23, 30]
 def random_subject(part: Architecture, tokenizer) -> Subject:
     """A model whose every tensor matters for what comes next."""
     part = part.with_fields(vocab_size=tokenizer.vocab_size)
-    model = part.skeleton("cpu")
-    random = torch.Generator().manual_seed(0)
-    offset = part.options().layers[0].norm_offset
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=random)
-            if name.endswith("norm.weight"):
-                weight.copy_(1 - offset + noise * 0.2)
-            elif weight.ndim == 1:
-                weight.copy_(noise * 0.5)
-            else:
-                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
-    return Subject.of_decoder(part, model, tokenizer)
+    return Subject.of_decoder(part, random_model(part), tokenizer)
 
 
 def trained_subject() -> Subject:
