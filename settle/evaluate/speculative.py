@@ -35,15 +35,15 @@ WAYS = (
 @dataclass(frozen=True)
 class Pair:
     """A model with its draft, on n prompts. alone, together: tokens per second of all answers. way: how the draft
-    proposed. accepted: share of the proposed that the model agreed with. differing: prompts whose answers differ, with
-    the place of the first token that does. searched: ways that were tried, and how many times as fast they were on a
-    few prompts.
+    proposed. accepted: share of the proposed that the model agreed with, None when nothing was. differing: prompts
+    whose answers differ, with the place of the first token that does. searched: ways that were tried, and how many
+    times as fast they were on a few prompts.
     """
 
     alone: float
     together: float
     way: Proposing
-    accepted: float
+    accepted: float | None
     prompts: int
     tokens: int
     differing: tuple[tuple[int, int], ...]
@@ -57,10 +57,12 @@ class Pair:
     @property
     def headline(self) -> str:
         same = self.prompts - len(self.differing)
+        share = f"{self.accepted:.0%} of what it proposes, {self.way} at a time, is right"
+        right = "it is never sure enough to propose any" if self.accepted is None else share
         return (
             f"{self.speed_up:.2f} times as fast with its draft: {self.together:.1f} tokens per second, "
-            f"{self.alone:.1f} without; {self.accepted:.0%} of what it proposes, {self.way} at a time, "
-            f"is right, and {same} of {self.prompts} answers are the same"
+            f"{self.alone:.1f} without; "
+            f"{right}, and {same} of {self.prompts} answers are the same"
         )
 
     def card_lines(self) -> list[str]:
@@ -123,7 +125,7 @@ def measure_pair(
         alone=_rate(alone),
         together=_rate(together),
         way=best,
-        accepted=sum(one.accepted for one in together) / max(1, proposed),
+        accepted=sum(one.accepted for one in together) / proposed if proposed else None,
         prompts=len(prompts),
         tokens=sum(len(one.ids) for one in alone),
         differing=tuple((i, _first(a.ids, b.ids)) for i, (a, b) in enumerate(pairs) if a.ids != b.ids),

@@ -121,7 +121,9 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
     code, result, err = distill(capsys, files / "teacher.gguf", files / "rows.jsonl", *given)
     assert code == 0, err
     pair, run = result["pair"], Run.find("d")
-    assert pair["identical"] == pair["prompts"] == 4 and pair["accepted"] > 0
+    assert pair["identical"] == pair["prompts"] == 4
+    # The way was chosen by the clock, and the surest one may propose nothing.
+    assert pair["accepted"] is None or 0 <= pair["accepted"] <= 1
     assert pair["speed_up"] > 0 and {way["sure"] for way in pair["searched"]} > {0.0, 0.5}
     assert read_gguf(run.out / "d-draft.gguf").tensors["blk.0.ffn_up.weight"].dtype == "Q8_0"
     assert "proposes" in (run.out / "card.md").read_text()
@@ -131,7 +133,7 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
     ):
         prompt = alone.plain("def f(self):\n    return")
         one, other = alone.timed(prompt, 32), pairs.timed(prompt, 32)
-    assert one.ids == other.ids and one.drafted == 0 < other.drafted and other.accepted <= other.drafted
+    assert one.ids == other.ids and one.drafted == 0 < other.accepted <= other.drafted
 
 
 def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:
