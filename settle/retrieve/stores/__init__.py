@@ -1,0 +1,63 @@
+"""Stores: one file a place where vectors are kept and the nearest are found."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.registry import Part
+
+
+class Near(NamedTuple):
+    """The nearest vectors, the nearest first. ids: int64 (k,); similarities: float32 (k,), cosines."""
+
+    ids: np.ndarray
+    similarities: np.ndarray
+
+
+class Vectors(ABC):
+    """An opened store. Which vectors count is not its business: the catalogue decides (see `catalogue.py`), and a store
+    may hold some that do not, after a crash.
+    """
+
+    @abstractmethod
+    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Keeps int64 (n,) ids with float32 (n, width) vectors of length 1; on the disk when it returns. An id that is
+        there already gets the new vector."""
+
+    @abstractmethod
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forgets some; ids that are not there are no error."""
+
+    @abstractmethod
+    def near(self, vector: np.ndarray, k: int) -> Near:
+        """The k nearest to a float32 (width,) vector of length 1."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """The vectors of those ids that are there."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Gives the disk back what removed vectors held, and brings what speeds a search up to date."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Calling it twice is harmless."""
+
+
+class Store(Part):
+    """The contract of a store."""
+
+    url: str = Field("", description="a server or an object store to keep vectors in; the collection's folder if empty")
+
+    def open(self, folder: Path, name: str, width: int) -> Vectors:
+        """Opens or makes the store. folder: where it may put its files; name: of the collection, for what it shares
+        with others at `url`. Raises UsageError with what to install when its library is missing."""
+        raise NotImplementedError
