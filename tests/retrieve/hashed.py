@@ -1,0 +1,48 @@
+"""An embedder for tests: every word falls into some dimensions by its hash. No model, no download, microseconds a text.
+
+Texts that share words are near one another, so what is found can be told beforehand.
+"""
+
+import re
+import time
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from settle.retrieve.embedders import Embedder, Vectorizer
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class Hashed(Embedder):
+    """Bags of words, hashed."""
+
+    width: int = Field(64, gt=1, description="of the vectors")
+    pause: float = Field(0.0, ge=0, description="seconds that each passage takes, where a test wants to come between")
+
+    def open(self) -> Vectorizer:
+        return _Hashing(self.width, self.pause)
+
+
+class _Hashing(Vectorizer):
+    most = 254
+
+    def __init__(self, width: int, pause: float) -> None:
+        self.width, self.identity, self._pause = width, f"hashed-{width}", pause
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(_TOKEN.findall(text)) for text in texts]
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        time.sleep(self._pause * len(texts))
+        return np.stack([self.query(text) for text in texts]) if texts else np.zeros((0, self.width), np.float32)
+
+    def query(self, text: str) -> np.ndarray:
+        vector = np.full(self.width, 1e-3, np.float32)
+        for word in _TOKEN.findall(text.lower()):
+            at = zlib.crc32(word.encode())
+            vector[at % self.width] += 1 if at >> 31 else -1
+        unit: np.ndarray = vector / np.linalg.norm(vector)
+        return unit
