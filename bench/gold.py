@@ -1,0 +1,322 @@
+"""Four gold sets for retrieval, made of Debian packages: what is asked, and the one place that answers it.
+
+    python bench/gold.py FOLDER
+
+    foldoc    a dictionary of computing        headword, reworded      → its entry (a text file)
+    wordnet   the database WordNet 3.0         gloss, reworded         → the entry of the word (a text file)
+    python    the documentation of Python 3.13 heading, reworded       → the section (web pages, as they are)
+    man       manual pages, as `man` shows them NAME line's summary, reworded → the page (a text file)
+
+The packages come by `apt-get download` and are unpacked below FOLDER, nothing is installed; `groff` must be here. Each
+set becomes `FOLDER/SET/documents/`, `questions.jsonl`, `unanswerable.jsonl`, `about.json`, and for Python
+`sections.jsonl`. A question has `answer`, the document below `documents/`, `also`, others that answer it as well, and
+for Python `section`, an anchor of the page.
+
+A fifth of the documents is held out: what can be asked about them is unanswerable, unless what is left says nearly the
+same (the headword, gloss, heading or summary of another one has more than half of the words). Questions are split in
+two halves, `dev` to choose by and `test` to report on. The rules of rewording stand in `paraphrase.py`. The same seed
+gives the same sets.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import re
+import shutil
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from paraphrase import Paraphraser, WordNet, stems
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+PACKAGES = {
+    "foldoc": ["dict-foldoc"],
+    "wordnet": ["wordnet-base"],
+    "python": ["python3.13-doc"],
+    "man": ["manpages", "manpages-dev", "coreutils", "util-linux", "git-man", "procps", "e2fsprogs"],
+}
+DOCUMENTS = {"foldoc": 12000, "wordnet": 6000, "python": 400, "man": 1500}  # so that embedding them takes minutes
+QUESTIONS, UNANSWERABLE = 1000, 300  # at most
+HELD_OUT = 0.2
+SAME = 0.5  # share of common words above which a thing that is left speaks of the same
+LONGEST = 30_000  # characters of a manual page
+
+FRAMES = {
+    "foldoc": ["What is {}?", "What does {} mean?", "Explain {}.", "I keep reading about {}, what is it?"],
+    "wordnet": ["What is the word for {}?", "Which term means {}?", "What do you call {}?", "Looking for a word: {}"],
+    "python": ["Where is {} explained?", "What is there to know about {}?", "I need help with {}.",
+               "How does {} work in Python?"],
+    "verb": ["How do I {}?", "What is there to {}?", "I want to {}.", "Is there a way to {}?"],
+    "noun": ["What is known about {}?", "Where is {} described?", "Tell me about {}.", "Which page is about {}?"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Something a document says. text: what a question is made of; title: words that must not be in the question;
+    same: what makes two of them the same, where it is not their words; section: of the document."""
+
+    text: str
+    frames: list[str]
+    title: str = ""
+    same: str = ""
+    section: str = ""
+    verb: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    path: str
+    content: bytes
+    asked: list[Asked] = field(default_factory=list)
+
+
+def unpacked(folder: Path, packages: list[str]) -> list[Path]:
+    """The packages' files below `folder`."""
+    debs, roots = folder / "packages", []
+    debs.mkdir(parents=True, exist_ok=True)
+    for name in packages:
+        root = folder / "unpacked" / name
+        if not root.is_dir():
+            if not list(debs.glob(f"{name}_*.deb")):
+                subprocess.run(["apt-get", "download", name], cwd=debs, check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(["dpkg", "-x", next(debs.glob(f"{name}_*.deb")), root], check=True)
+        roots.append(root)
+    return roots
+
+
+def file_name(title: str, taken: set[str]) -> str:
+    """A name for a file that no other has."""
+    base = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "sign"
+    name = next(n for i in count(1) if (n := base if i == 1 else f"{base}-{i}") not in taken)
+    taken.add(name)
+    return f"{name[0]}/{name}.txt"
+
+
+def foldoc(roots: list[Path]) -> Iterator[Document]:
+    """An entry is a file; of what has several names, the first is asked for."""
+    folder = roots[0] / "usr/share/dictd"
+    text = gzip.decompress((folder / "foldoc.dict.dz").read_bytes())
+    digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
+    places = set()
+    for line in (folder / "foldoc.index").read_text(encoding="utf-8").splitlines():
+        name, *place = line.split("\t")
+        if not name.startswith("00"):
+            places.add(tuple(sum(digits[c] * 64**i for i, c in enumerate(reversed(p))) for p in place))
+    taken: set[str] = set()
+    for start, size in sorted(places):
+        entry = text[start : start + size].decode("utf-8", "replace")
+        title = entry.split("\n", 1)[0].strip()
+        domain = re.search(r"<([^<>,]+)[^<>]*>", entry)
+        frames = FRAMES["foldoc"]
+        if domain:
+            frames = [*frames, *(f"In {domain[1]}, {frame[0].lower()}{frame[1:]}" for frame in frames[:2])]
+        asked = [Asked(title, frames)] if len(entry.split()) >= 20 else []
+        yield Document(file_name(title, taken), entry.encode(), asked)
+
+
+def wordnet_entries(database: WordNet, draw: random.Random) -> Iterator[Document]:
+    """An entry of a word with its senses, as `wn -over` shows them, is a file; one sense of it is asked for."""
+    kinds = {"n": "Noun", "v": "Verb", "a": "Adjective", "r": "Adverb"}
+    by_lemma: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for (_, lemma), senses in database.senses.items():
+        by_lemma[lemma] += senses
+    taken: set[str] = set()
+    for lemma in draw.sample(sorted(by_lemma), DOCUMENTS["wordnet"]):
+        lines, last = [lemma.replace("_", " ")], ""
+        for number, place in enumerate(by_lemma[lemma], 1):
+            synset = database.synsets[place]
+            if synset.pos != last:
+                lines += ["", kinds[synset.pos]]
+                last = synset.pos
+            words = ", ".join(word.replace("_", " ") for word in synset.words)
+            lines.append(f"{number}. {words} -- ({synset.gloss})")
+        place = draw.choice(by_lemma[lemma])
+        synset = database.synsets[place]
+        gloss = re.split(r'; ?"', synset.gloss)[0]
+        title = " ".join([lemma, *synset.words]).replace("_", " ")
+        asked = [Asked(gloss, FRAMES["wordnet"], title, "".join(place))]
+        yield Document(file_name(lemma, taken), ("\n".join(lines) + "\n").encode(), asked)
+
+
+PARTS = ("library", "tutorial", "howto", "reference", "using", "faq", "c-api", "extending", "installing")
+
+
+def sections(page: LexborHTMLParser) -> list[tuple[str, str, str]]:
+    """(anchor, heading, text without that of the sections inside it) of a page made by Sphinx."""
+    found = []
+    for node in page.css("section[id]"):
+        heading = next((c for c in node.iter() if re.fullmatch("h[1-6]", c.tag or "")), None)
+        if heading is None:
+            continue
+        own = " ".join(_text(child) for child in node.iter() if child.tag not in ("section", heading.tag))
+        found.append((node.attributes["id"] or "", _text(heading), " ".join(own.split())))
+    return found
+
+
+def _text(node: LexborNode) -> str:
+    return " ".join(node.text(separator="").replace("¶", " ").split())
+
+
+def python_pages(roots: list[Path], draw: random.Random) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
+    """A page is a file, as it is. A heading that others have as well, or of one word, is asked with the page's."""
+    folder = roots[0] / "usr/share/doc/python3.13/html"
+    paths = sorted(p for part in PARTS for p in (folder / part).glob("*.html") if p.stem != "index")
+    pages = {
+        p: sections(LexborHTMLParser(p.read_text(encoding="utf-8"))) for p in draw.sample(paths, DOCUMENTS["python"])
+    }
+    headings = Counter(frozenset(stems(_bare(h))) for found in pages.values() for _, h, _ in found)
+    for path, found in pages.items():
+        asked = []
+        for anchor, heading, own in found:
+            said, top = _bare(heading), _bare(found[0][1])
+            if said != top and (headings[frozenset(stems(said))] > 1 or len(stems(said)) < 2):
+                said = f"{said} in {top}"
+            if len(own.split()) >= 20:
+                frames = ["{}"] if said.endswith("?") else FRAMES["python"]
+                asked.append(Asked(said, frames, section=anchor))
+        yield Document(str(path.relative_to(folder)), path.read_bytes(), draw.sample(asked, min(len(asked), 12))), found
+
+
+def _bare(heading: str) -> str:
+    """A heading without its number and the module's name before a dash."""
+    return re.sub(r"^[\w. ,]+ — ", "", re.sub(r"^[\dA-Z]+(\.\d+)*\. ", "", heading))
+
+
+def man(roots: list[Path], database: WordNet) -> Iterator[Document]:
+    """A page is a file. Its summary is what stands behind the dash below NAME; pages that only name another one are
+    left out, and very long ones."""
+    paths = sorted(p for root in roots for p in root.glob("usr/share/man/man?/*.gz") if not p.is_symlink())
+    with ThreadPoolExecutor(2) as pool:
+        for path, text in zip(paths, pool.map(_shown, paths), strict=True):
+            name = re.search(r"^NAME\n((?: .*\n|\n)+)", text, re.MULTILINE)
+            if not name or len(text) > LONGEST:
+                continue
+            names, _, summary = " ".join(name[1].split()).partition(" - ")
+            if not summary or " - " in summary:
+                continue
+            section = path.parent.name[-1]
+            verb = section in "1238" and ("v", summary.split()[0].lower()) in database.senses
+            asked = [Asked(summary.rstrip("."), FRAMES["verb" if verb else "noun"], verb=verb)]
+            yield Document(f"man{section}/{path.name[:-3]}.txt", text.encode(), asked)
+
+
+def _shown(path: Path) -> str:
+    """A manual page as plain text, 80 columns, neither justified nor hyphenated."""
+    source = gzip.decompress(path.read_bytes())
+    if re.search(rb"^\.so ", source, re.MULTILINE):
+        return ""
+    command = ["groff", "-t", "-man", "-Tutf8", "-P-cbou", "-Kutf8", "-rLL=80n", "-rHY=0", "-dAD=l"]
+    return subprocess.run(command, input=source, capture_output=True, check=True).stdout.decode()
+
+
+def build(folder: Path, name: str, documents: list[Document], words: Paraphraser, seed: int) -> None:
+    """Writes a set: documents that are not held out, questions about them, and questions about the others."""
+    draw = random.Random(f"{seed} {name}")
+    held = set(draw.sample(range(len(documents)), round(HELD_OUT * len(documents))))
+    kept = [(d, a) for i, d in enumerate(documents) if i not in held for a in d.asked]
+    shutil.rmtree(folder / "documents", ignore_errors=True)
+    for i, document in enumerate(documents):
+        if i not in held:
+            path = folder / "documents" / document.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(document.content)
+    same: dict[str, list[str]] = defaultdict(list)
+    for document, asked in kept:
+        same[_same(asked)].append(document.path)
+    questions = []
+    for document, asked in draw.sample(kept, len(kept)):
+        if question := _question(words, asked, f"{seed} {name} {document.path} {asked.section}"):
+            also = sorted({*same[_same(asked)]} - {document.path})
+            row = {"question": question, "answer": document.path, "section": asked.section, "also": also}
+            questions.append(row | {"source": asked.text})
+    near = _Near([a.text for _, a in kept])
+    unanswerable = []
+    for document, asked in draw.sample(
+        gone := [(documents[i], a) for i in sorted(held) for a in documents[i].asked], len(gone)
+    ):
+        question = _question(words, asked, f"{seed} {name} {document.path} {asked.section}")
+        if question and not (asked.same and same[asked.same]) and near.share(asked.text) <= SAME:
+            unanswerable.append({"question": question, "about": document.path, "source": asked.text})
+    for kind, rows, most in (("questions", questions, QUESTIONS), ("unanswerable", unanswerable, UNANSWERABLE)):
+        with (folder / f"{kind}.jsonl").open("w", encoding="utf-8") as file:
+            for i, row in enumerate(rows[:most]):
+                row = {"id": f"{name}-{kind[0]}{i:04}", **row, "split": "dev" if i % 2 else "test"}
+                file.write(json.dumps({k: v for k, v in row.items() if v != ""}, ensure_ascii=False) + "\n")
+    debs = sorted(p.name for n in PACKAGES[name] for p in (folder.parent / "packages").glob(f"{n}_*.deb"))
+    about = {
+        "seed": seed,
+        "documents": len(documents) - len(held),
+        "held_out": len(held),
+        "questions": min(len(questions), QUESTIONS),
+        "unanswerable": min(len(unanswerable), UNANSWERABLE),
+        "could_be_asked": len(questions),
+        "packages": debs,
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    print(name, about)
+
+
+def _same(asked: Asked) -> str:
+    return asked.same or " ".join(sorted(stems(asked.text)))
+
+
+def _question(words: Paraphraser, asked: Asked, seed: str) -> str | None:
+    question = words.question(asked.text, asked.frames, seed, asked.verb)
+    return question if question and not stems(asked.title) & stems(question) else None
+
+
+class _Near:
+    """How much of a text's words the most similar one of some others has."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.sets = [stems(text) for text in texts]
+        self.having: dict[str, list[int]] = defaultdict(list)
+        for i, found in enumerate(self.sets):
+            for stem in found:
+                self.having[stem].append(i)
+
+    def share(self, text: str) -> float:
+        """The largest Jaccard index with one of them."""
+        wanted = stems(text)
+        common = Counter(i for stem in wanted for i in self.having.get(stem, ()))
+        return max((n / len(wanted | self.sets[i]) for i, n in common.items()), default=0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder: Path = args.folder.resolve()
+    database = WordNet(unpacked(folder, PACKAGES["wordnet"])[0] / "usr/share/wordnet")
+    words = Paraphraser(database)
+    for name in args.sets:
+        (folder / name).mkdir(exist_ok=True)
+        draw = random.Random(f"{args.seed} {name}")
+        roots = unpacked(folder, PACKAGES[name])
+        if name == "wordnet":
+            documents = list(wordnet_entries(database, draw))
+        elif name == "python":
+            pages = list(python_pages(roots, draw))
+            documents = [document for document, _ in pages]
+            with (folder / name / "sections.jsonl").open("w", encoding="utf-8") as file:
+                for document, found in pages:
+                    for anchor, heading, own in found:
+                        row = {"path": document.path, "section": anchor, "heading": heading, "text": own}
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            documents = list(foldoc(roots) if name == "foldoc" else man(roots, database))
+            documents = draw.sample(documents, min(len(documents), DOCUMENTS[name]))
+        build(folder / name, name, documents, words, args.seed)
+
+
+if __name__ == "__main__":
+    main()
