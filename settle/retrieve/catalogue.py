@@ -4,58 +4,36 @@ One SQLite file is the only truth. The store of vectors may hold more than count
 before the transaction that makes them count, and forgotten ones are removed after the transaction that made them not
 count. Between the two, their ids stand in the table `loose`; a run that died leaves them there, and the next one
 removes them. Ids are never used twice.
+
+The words are kept without the texts that they were made of, so what is forgotten has to be told as it was put there: an
+index made by other rules for words is made again when it is opened.
 """
 
-import contextlib
 import hashlib
 import json
-import sqlite3
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from settle.base.errors import DataError, ResourceError
 from settle.retrieve import words as lexical
+from settle.retrieve.database import Database, marks, slices
 from settle.retrieve.document import Chunk, Place, with_headings
 
-_SCHEMA = """
-CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, root TEXT NOT NULL, size INTEGER NOT NULL,
-    changed INTEGER NOT NULL, sha256 BLOB NOT NULL, title TEXT NOT NULL, notes TEXT NOT NULL,
-    error TEXT NOT NULL, indexed REAL NOT NULL
-);
-CREATE INDEX documents_sha256 ON documents (sha256);
-CREATE TABLE passages (
-    id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL, headings TEXT NOT NULL,
-    tokens INTEGER NOT NULL
-);
-CREATE TABLE chunks (
-    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE, ordinal INTEGER NOT NULL,
-    passage INTEGER NOT NULL REFERENCES passages (id), line INTEGER, page INTEGER, part TEXT NOT NULL,
-    PRIMARY KEY (document, ordinal)
-) WITHOUT ROWID;
-CREATE INDEX chunks_passage ON chunks (passage);
-CREATE TABLE loose (id INTEGER PRIMARY KEY);
-CREATE VIRTUAL TABLE words USING fts5 (text, headings, content = '', tokenize = "unicode61 tokenchars '_'");
-CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, 'row');
-"""
-_FORMAT = 1  # of the tables above
-_AT_ONCE = 900  # parameters of one statement
-_BUSY_SECONDS = 30.0
 HEADINGS_WEIGHT = 1.0  # of a word in the headings against one in the passage
+_PAGE = 1000  # rows that are held at a time
+_KNOWN = "SELECT path, size, changed, sha256, title, notes, error FROM documents"
+_STANDING = "SELECT DISTINCT passage FROM chunks WHERE passage IN ({})"
+_PASSAGES = "SELECT id, text, headings, tokens FROM passages"
 
 
 @dataclass(frozen=True)
 class Known:
-    """A document as it was when it was indexed. size: bytes; changed: the file's time in nanoseconds; notes: what was
-    left out of it; error: why nothing could be read, or ""."""
+    """A document as it was when it was indexed. size: bytes; changed: the file's time in nanoseconds; sha256: of its
+    bytes, empty where they changed while it was read; notes: what was left out of it; error: why nothing could be read,
+    or "".
+    """
 
     path: str
-    root: str
     size: int
     changed: int
     sha256: bytes
@@ -98,71 +76,19 @@ def digest(chunk: Chunk) -> bytes:
     return hashlib.sha256(json.dumps([chunk.headings, chunk.text]).encode()).digest()
 
 
-class Catalogue:
-    """The catalogue at `path`; made when it is not there. Several may read while one writes, and see the last
-    transaction that was completed. Threads may share one.
+class Catalogue(Database):
+    """The catalogue at a path; made when it is not there. See `Database` for who may share it, and what it raises."""
 
-    Raises DataError for a file that is no catalogue of this version, ResourceError when the disk is full.
-    """
+    def _open(self) -> None:
+        super()._open()
+        if self.setting("words") != lexical.VERSION:
+            self._make_words()
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        new = not path.exists()
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            self._db.execute("PRAGMA foreign_keys = ON")
-            if new:
-                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                with self._writing():
-                    for statement in _SCHEMA.split(";\n"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {_FORMAT}")
-            elif version != _FORMAT:
-                raise DataError(f"{path} was made by another version of settle", "index the documents anew")
-        except sqlite3.DatabaseError as e:
-            self._db.close()
-            raise _told(e, path) from None
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> "Catalogue":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Everything read inside belongs to the same completed transaction."""
-        with self._lock:
-            if self._db.in_transaction:
-                yield
-                return
-            self._db.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._db.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-            except BaseException as e:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if isinstance(e, sqlite3.Error):
-                    raise _told(e, self.path) from None
-                raise
 
     # What is kept beside the documents
 
@@ -179,43 +105,52 @@ class Catalogue:
 
     def known(self) -> Iterator[Known]:
         """Every document, by path."""
-        with self._lock:
-            cursor = self._db.execute(
-                "SELECT path, root, size, changed, sha256, title, notes, error FROM documents ORDER BY path"
-            )
-        for path, root, size, changed, sha256, title, notes, error in cursor:
-            yield Known(path, root, size, changed, sha256, title, tuple(json.loads(notes)), error)
+        last = ""
+        while rows := self._rows(f"{_KNOWN} WHERE path > ? ORDER BY path LIMIT {_PAGE}", last):
+            yield from map(_as_known, rows)
+            last = rows[-1][0]
+
+    def known_at(self, paths: Sequence[str]) -> dict[str, Known]:
+        """The documents at those of the paths that are known."""
+        found = (r for some in slices(paths) for r in self._rows(f"{_KNOWN} WHERE path IN ({marks(some)})", *some))
+        return {row[0]: _as_known(row) for row in found}
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Size in bytes and time in nanoseconds of every document, by path."""
+        return {p: (size, changed) for p, size, changed in self._rows("SELECT path, size, changed FROM documents")}
+
+    def failures(self) -> list[tuple[str, str]]:
+        """(path, why) of the documents that nothing could be read of, by path."""
+        return self._rows("SELECT path, error FROM documents WHERE error != '' ORDER BY path")
 
     def counts(self) -> dict[str, int]:
         """How many documents, chunks and passages there are."""
-        tables = ("documents", "chunks", "passages")
-        return {table: self._rows(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
+        return dict(self._rows("SELECT what, number FROM counts"))
 
     # Passages
 
     def ids_of(self, digests: Sequence[bytes]) -> dict[bytes, int]:
         """The ids of those passages that are there."""
         found: dict[bytes, int] = {}
-        for some in _slices(digests):
-            found |= dict(self._rows(f"SELECT hash, id FROM passages WHERE hash IN ({_marks(some)})", *some))
+        for some in slices(digests):
+            found |= dict(self._rows(f"SELECT hash, id FROM passages WHERE hash IN ({marks(some)})", *some))
         return found
 
     def passages(self, ids: Sequence[int]) -> dict[int, Passage]:
         """Those of the ids that count."""
         found = {}
-        for some in _slices(ids):
-            statement = f"SELECT id, text, headings, tokens FROM passages WHERE id IN ({_marks(some)})"
-            for id, text, headings, tokens in self._rows(statement, *some):
-                found[id] = Passage(id, text, tuple(json.loads(headings)), tokens)
+        for some in slices(ids):
+            for row in self._rows(f"{_PASSAGES} WHERE id IN ({marks(some)})", *some):
+                found[row[0]] = _as_passage(row)
         return found
 
     def standings(self, ids: Sequence[int]) -> dict[int, list[Standing]]:
         """Where passages stand, all places of each."""
         found: dict[int, list[Standing]] = {}
-        for some in _slices(ids):
+        for some in slices(ids):
             statement = (
                 "SELECT passage, document, path, ordinal, line, page, part FROM chunks JOIN documents ON"
-                f" documents.id = document WHERE passage IN ({_marks(some)}) ORDER BY path, ordinal"
+                f" documents.id = document WHERE passage IN ({marks(some)}) ORDER BY path, ordinal"
             )
             for passage, document, path, ordinal, *place in self._rows(statement, *some):
                 found.setdefault(passage, []).append(Standing(document, path, ordinal, Place(*place)))
@@ -228,18 +163,17 @@ class Catalogue:
         )
         return self._rows(statement, document, first, last)
 
-    def all_passages(self, after: int = 0, limit: int = 1000) -> list[Passage]:
+    def all_passages(self, after: int = 0, limit: int = _PAGE) -> list[Passage]:
         """Passages in the order of their ids, so many after one."""
-        statement = "SELECT id, text, headings, tokens FROM passages WHERE id > ? ORDER BY id LIMIT ?"
-        return [Passage(i, text, tuple(json.loads(h)), n) for i, text, h, n in self._rows(statement, after, limit)]
+        return [_as_passage(row) for row in self._rows(f"{_PASSAGES} WHERE id > ? ORDER BY id LIMIT ?", after, limit)]
 
     # Words
 
     def frequencies(self, stems: Iterable[str]) -> dict[str, int]:
         """In how many passages, or their headings, each word stands; those that stand nowhere are not in it."""
         found: dict[str, int] = {}
-        for some in _slices(sorted(set(stems))):
-            found |= dict(self._rows(f"SELECT term, doc FROM vocabulary WHERE term IN ({_marks(some)})", *some))
+        for some in slices(sorted(set(stems))):
+            found |= dict(self._rows(f"SELECT term, doc FROM vocabulary WHERE term IN ({marks(some)})", *some))
         return found
 
     def search_words(self, stems: Sequence[str], k: int) -> list[tuple[int, float]]:
@@ -253,6 +187,26 @@ class Catalogue:
         )
         return self._rows(statement, match, k)
 
+    def _make_words(self) -> None:
+        with self._writing():
+            self._db.execute("INSERT INTO words (words) VALUES ('delete-all')")
+            last = 0
+            while page := self.all_passages(last):
+                self._tell_words((p.id, p.text, p.headings) for p in page)
+                last = page[-1].id
+            self.keep_setting("words", lexical.VERSION)
+
+    def _tell_words(self, passages: Iterable[tuple[int, str, tuple[str, ...]]], forget: bool = False) -> None:
+        """The index takes up (id, text, headings), or forgets them."""
+        columns, values = ("words, ", "'delete', ") if forget else ("", "")
+        self._db.executemany(
+            f"INSERT INTO words ({columns}rowid, text, headings) VALUES ({values}?, ?, ?)",
+            (
+                (id, " ".join(lexical.words(text)), " ".join(lexical.words(" ".join(headings))))
+                for id, text, headings in passages
+            ),
+        )
+
     # Changes
 
     def reserve(self, count: int) -> list[int]:
@@ -260,7 +214,7 @@ class Catalogue:
         with self._writing():
             first = (self.setting("next_id") or 0) + 1
             ids = list(range(first, first + count))
-            self._db.execute("INSERT OR REPLACE INTO settings VALUES ('next_id', ?)", (json.dumps(ids[-1]),))
+            self.keep_setting("next_id", ids[-1])
             self._db.executemany("INSERT INTO loose VALUES (?)", ((i,) for i in ids))
         return ids
 
@@ -268,26 +222,25 @@ class Catalogue:
         """Makes changed documents count as they are now, and those at the paths `removed` no longer, all in one."""
         with self._writing():
             dropped = self._forget([*(change.known.path for change in changes), *removed])
+            self._put_passages({i: chunk for c in changes for i, chunk in zip(c.ids, c.chunks, strict=True)})
             for change in changes:
                 self._put(change)
             self._drop_orphans(dropped)
 
     def move(self, moves: Sequence[tuple[str, Known]]) -> None:
-        """Documents whose file has another path now, and nothing else that is new."""
+        """Documents whose file has another path now, and nothing else that is new: (old path, as it is now)."""
         with self._writing():
-            for old, new in moves:
-                self._db.execute("DELETE FROM documents WHERE path = ?", (new.path,))
-                self._db.execute(
-                    "UPDATE documents SET path = ?, root = ?, size = ?, changed = ? WHERE path = ?",
-                    (new.path, new.root, new.size, new.changed, old),
-                )
+            self._db.executemany(
+                "UPDATE documents SET path = ?, size = ?, changed = ?, title = ? WHERE path = ?",
+                ((now.path, now.size, now.changed, now.title, old) for old, now in moves),
+            )
 
     def touch(self, known: Sequence[Known]) -> None:
         """Documents whose file has another time now, and the same content."""
         with self._writing():
             self._db.executemany(
-                "UPDATE documents SET size = ?, changed = ?, root = ? WHERE path = ?",
-                ((k.size, k.changed, k.root, k.path) for k in known),
+                "UPDATE documents SET size = ?, changed = ? WHERE path = ?",
+                ((k.size, k.changed, k.path) for k in known),
             )
 
     def loose(self) -> list[int]:
@@ -301,89 +254,63 @@ class Catalogue:
 
     def compact(self) -> None:
         """Gives the disk back what is free, and orders the words anew where they are in many pieces."""
-        with self._lock:
-            try:
-                self._db.execute("INSERT INTO words (words) VALUES ('optimize')")
-                self._db.execute("PRAGMA incremental_vacuum").fetchall()
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                self._db.execute("PRAGMA optimize")
-            except sqlite3.Error as e:
-                raise _told(e, self.path) from None
+        with self._lock, self._failures():
+            self._db.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._db.execute("PRAGMA optimize").fetchall()
+
+    def _put_passages(self, chunks: Mapping[int, Chunk]) -> None:
+        """Those that are not there yet, by id."""
+        there = self.passages(list(chunks))
+        new = {id: chunk for id, chunk in chunks.items() if id not in there}
+        self._db.executemany(
+            "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
+            ((i, digest(c), c.text, json.dumps(c.headings), c.tokens) for i, c in new.items()),
+        )
+        self._tell_words((i, c.text, c.headings) for i, c in new.items())
+        self._db.executemany("DELETE FROM loose WHERE id = ?", ((i,) for i in new))
 
     def _put(self, change: Change) -> None:
         k = change.known
-        (document,) = self._db.execute(
-            "INSERT INTO documents (path, root, size, changed, sha256, title, notes, error, indexed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-            (k.path, k.root, k.size, k.changed, k.sha256, k.title, json.dumps(k.notes), k.error, time.time()),
-        ).fetchone()
-        for ordinal, (chunk, id) in enumerate(zip(change.chunks, change.ids, strict=True)):
-            new = self._db.execute(
-                "INSERT OR IGNORE INTO passages VALUES (?, ?, ?, ?, ?)",
-                (id, digest(chunk), chunk.text, json.dumps(chunk.headings), chunk.tokens),
-            ).rowcount
-            if new > 0:
-                self._db.execute("DELETE FROM loose WHERE id = ?", (id,))
-                self._db.execute(
-                    "INSERT INTO words (rowid, text, headings) VALUES (?, ?, ?)",
-                    (id, *_columns(chunk.text, chunk.headings)),
-                )
-            place = chunk.place
-            self._db.execute(
-                "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
-                (document, ordinal, id, place.line, place.page, place.part),
-            )
+        document = self._db.execute(
+            "INSERT INTO documents (path, size, changed, sha256, title, notes, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (k.path, k.size, k.changed, k.sha256, k.title, json.dumps(k.notes), k.error),
+        ).lastrowid
+        self._db.executemany(
+            "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (document, ordinal, id, chunk.place.line, chunk.place.page, chunk.place.part)
+                for ordinal, (chunk, id) in enumerate(zip(change.chunks, change.ids, strict=True))
+            ),
+        )
 
     def _forget(self, paths: Sequence[str]) -> set[int]:
         """Removes documents; the passages that they had."""
         dropped: set[int] = set()
         for path in paths:
-            for (document,) in self._db.execute("SELECT id FROM documents WHERE path = ?", (path,)).fetchall():
-                dropped.update(
-                    p for (p,) in self._db.execute("SELECT passage FROM chunks WHERE document = ?", (document,))
-                )
-                self._db.execute("DELETE FROM chunks WHERE document = ?", (document,))
-                self._db.execute("DELETE FROM documents WHERE id = ?", (document,))
+            found = self._rows("SELECT id FROM documents WHERE path = ?", path)
+            for document in found:  # (id,), at most one
+                dropped.update(p for (p,) in self._rows("SELECT passage FROM chunks WHERE document = ?", *document))
+                self._db.execute("DELETE FROM chunks WHERE document = ?", document)
+                self._db.execute("DELETE FROM documents WHERE id = ?", document)
         return dropped
 
     def _drop_orphans(self, ids: set[int]) -> None:
         """Removes those passages that stand nowhere any more."""
-        for id in sorted(ids):
-            if self._db.execute("SELECT 1 FROM chunks WHERE passage = ? LIMIT 1", (id,)).fetchone():
-                continue
-            text, headings = self._db.execute("SELECT text, headings FROM passages WHERE id = ?", (id,)).fetchone()
-            # A table of words without its texts has to be told what it forgets.
-            self._db.execute(
-                "INSERT INTO words (words, rowid, text, headings) VALUES ('delete', ?, ?, ?)",
-                (id, *_columns(text, tuple(json.loads(headings)))),
-            )
-            self._db.execute("DELETE FROM passages WHERE id = ?", (id,))
-            self._db.execute("INSERT OR IGNORE INTO loose VALUES (?)", (id,))
-
-    def _rows(self, statement: str, *values: Any) -> list[Any]:
-        with self._lock:
-            try:
-                return self._db.execute(statement, values).fetchall()
-            except sqlite3.DatabaseError as e:
-                raise _told(e, self.path) from None
+        standing = (r for some in slices(sorted(ids)) for r in self._rows(_STANDING.format(marks(some)), *some))
+        orphans = sorted(ids - {i for (i,) in standing})
+        for some in slices(orphans):
+            self._tell_words(((p.id, p.text, p.headings) for p in self.passages(some).values()), forget=True)
+        for statement in ("DELETE FROM passages WHERE id = ?", "INSERT OR IGNORE INTO loose VALUES (?)"):
+            self._db.executemany(statement, ((i,) for i in orphans))
 
 
-def _columns(text: str, headings: tuple[str, ...]) -> tuple[str, str]:
-    return " ".join(lexical.words(text)), " ".join(lexical.words(" ".join(headings)))
+def _as_known(row: Any) -> Known:
+    path, size, changed, sha256, title, notes, error = row
+    return Known(path, size, changed, sha256, title, tuple(json.loads(notes)), error)
 
 
-def _slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(values), _AT_ONCE):
-        yield values[first : first + _AT_ONCE]
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _told(error: sqlite3.Error, path: Path) -> DataError | ResourceError:
-    if "full" in str(error):
-        return ResourceError(f"the disk is full: {path}", "make room; what was indexed is kept")
-    if "readonly" in str(error) or "unable to open" in str(error):
-        return ResourceError(f"cannot write {path}: {error}", "give permission there, or set SETTLE_HOME")
-    return DataError(f"{path} is damaged or no catalogue: {error}", "remove the collection and index it anew")
+def _as_passage(row: Any) -> Passage:
+    id, text, headings, tokens = row
+    return Passage(id, text, tuple(json.loads(headings)), tokens)

@@ -1,8 +1,15 @@
-"""A collection: folders of documents, indexed under a name."""
+"""A collection: folders of documents, indexed under a name.
+
+    $SETTLE_HOME/collections/<name>/<number>/    the highest number counts; `.<number>.part` is one that is being made
+
+Indexing changes a collection where it lies, some documents at a time. Making it anew fills another folder beside it,
+whose renaming puts it in the old one's place.
+"""
 
 import contextlib
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +18,22 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from settle.base.errors import DataError, RunError, UsageError
-from settle.base.registry import part
-from settle.base.run import NAME, home
+from settle.base.registry import Part, part, part_names
+from settle.base.run import NAME, fsync_folder, home
 from settle.retrieve.catalogue import Catalogue
 from settle.retrieve.chunkers import Chunker
 from settle.retrieve.embedders import Embedder, Vectorizer
 from settle.retrieve.stores import Store, Vectors
 
 DEFAULTS = {"embedder": "minilm", "store": "lancedb", "chunker": "structure"}
+_CATALOGUE = "catalogue.sqlite"
 
 
 @dataclass(frozen=True)
 class Made:
     """How a collection is made, kept with it. embedder, store, chunker: each the name of a part with its settings.
-    identity: of the embedder, whose vectors are the only ones that can be compared; width: of those.
+    identity: of the embedder, whose vectors are the only ones that can be compared; width: of those. table: what the
+    store calls them, which nobody else does.
     """
 
     embedder: dict[str, Any]
@@ -32,6 +41,11 @@ class Made:
     chunker: dict[str, Any]
     identity: str
     width: int
+    table: str
+
+    def differing(self, wanted: dict[str, dict[str, Any]]) -> list[str]:
+        """Those of the parts (by family) that are wanted otherwise."""
+        return [family for family, told in wanted.items() if getattr(self, family) != told]
 
 
 class Collection:
@@ -40,24 +54,31 @@ class Collection:
     Raises UsageError naming the collections there are when there is none of that name.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.folder = folder_of(name)
-        if not (self.folder / "catalogue.sqlite").is_file():
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        found = folder or _newest(place_of(name))
+        if found is None:
             known = ", ".join(names()) or "none yet"
             raise UsageError(
                 f"there is no collection {name!r}; there are: {known}", f"settle index FOLDER --name {name}"
             )
-        self.catalogue = Catalogue(self.folder / "catalogue.sqlite")
+        self.name, self.folder = name, found
+        self.catalogue = Catalogue(found / _CATALOGUE)
 
     @classmethod
     def create(cls, name: str) -> Self:
         """The collection of that name, made when there is none."""
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore")
-        folder = folder_of(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        Catalogue(folder / "catalogue.sqlite").close()
+        place = place_of(name)
+        place.mkdir(parents=True, exist_ok=True)
+        if _newest(place) is None:
+            with _alone(name):
+                for left in [*_numbered(place), *place.glob(".*.part")]:
+                    shutil.rmtree(left)  # of one that was half made or half deleted
+                part = place / ".1.part"
+                part.mkdir()
+                Catalogue(part / _CATALOGUE).close()
+                _put_in_place(part)
         return cls(name)
 
     def __enter__(self) -> Self:
@@ -84,22 +105,56 @@ class Collection:
         """The folders and files that it follows."""
         return [Path(root) for root in self.catalogue.setting("roots") or []]
 
+    def follow(self, roots: Sequence[Path]) -> None:
+        """From the next indexing on these count, and no others."""
+        self.catalogue.keep_setting("roots", [str(root) for root in dict.fromkeys(roots)])
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another has taken its place, or it was deleted: it answers as it was when it was opened."""
+        return _newest(place_of(self.name)) != self.folder
+
+    @property
+    def num_bytes(self) -> int:
+        """On the disk here."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def decide(self, embedder: Embedder, store: Store, chunker: Chunker) -> Made:
         """Keeps how the collection is made, from its first indexing on. Raises UsageError when it is made otherwise."""
-        told = {"embedder": _told(embedder), "store": _told(store), "chunker": _told(chunker)}
+        wanted = _wanted(embedder, store, chunker)
         made = self.made
         if made is None:
             self.__dict__["vectorizer"] = opened = embedder.open()
-            made = Made(**told, identity=opened.identity, width=opened.width)
+            table = f"{self.name}-{secrets.token_hex(4)}"
+            made = Made(**wanted, identity=opened.identity, width=opened.width, table=table)
             self.catalogue.keep_setting("made", asdict(made))
-            return made
-        for kind, wanted in told.items():
-            if getattr(made, kind) != wanted:
-                raise UsageError(
-                    f"{self.name} is made with {_shown(getattr(made, kind))} as its {kind}, not {_shown(wanted)}",
-                    f"index under another --name, or `settle index {self.name} --anew`",
-                )
+        for family in made.differing(wanted):
+            raise UsageError(
+                f"{self.name} is made with {_shown(getattr(made, family))} as its {family}, not"
+                f" {_shown(wanted[family])}",
+                f"index under another --name, or `settle index {self.name} --anew`",
+            )
         return made
+
+    @contextlib.contextmanager
+    def renewed(self, embedder: Embedder, store: Store, chunker: Chunker) -> Iterator[Self]:
+        """Another collection of the same roots, to be filled. When the block has ended it takes this one's place, which
+        answers until then. One that was left half done, made with the same parts, is gone on with.
+        """
+        beside = self.folder.with_name(f".{_number(self.folder) + 1}.part")
+        beside.mkdir(exist_ok=True)
+        new = type(self)(self.name, beside)
+        if new.made and new.made.differing(_wanted(embedder, store, chunker)):
+            new.discard()
+            beside.mkdir()
+            new = type(self)(self.name, beside)
+        with new:
+            new.decide(embedder, store, chunker)
+            new.follow(self.roots)
+            yield new
+        with self.writing():
+            _put_in_place(beside)
+        self.discard()
 
     @cached_property
     def vectorizer(self) -> Vectorizer:
@@ -118,7 +173,7 @@ class Collection:
     def vectors(self) -> Vectors:
         """The store it was made with, opened."""
         made = self._made()
-        opened: Vectors = _part("stores", made.store).open(self.folder, self.name, made.width)
+        opened: Vectors = _part("stores", made.store).open(self.folder, made.table, made.width)
         return opened
 
     @property
@@ -135,21 +190,34 @@ class Collection:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """One process at a time changes a collection. Raises RunError when another does."""
-        lock = FileLock(self.folder / "lock", timeout=0)
+        with _alone(self.name):
+            for folder in _numbered(place_of(self.name)):
+                if _number(folder) < _number(self.folder):
+                    type(self)(self.name, folder).discard()  # replaced by a process that died before it did this
+            yield
+
+    def discard(self) -> None:
+        """Removes its files, and what its store keeps elsewhere."""
+        made = self.made
         try:
-            with lock:
-                yield
-        except Timeout:
-            raise RunError(f"{self.name} is being indexed by another process", "wait for it, or end it") from None
+            if made and made.store["url"]:
+                self.vectors.drop()
+        finally:
+            self.close()
+            (self.folder / _CATALOGUE).unlink()  # what has none counts no more, however far the rest comes
+            shutil.rmtree(self.folder)
 
     def delete(self) -> None:
         """Removes the collection; the documents stay where they are."""
-        with self.writing():
-            self.close()
-            shutil.rmtree(self.folder)
+        self.close()
+        with _alone(self.name):
+            place = place_of(self.name)
+            for folder in [*place.glob(".*.part"), *_numbered(place)]:
+                type(self)(self.name, folder).discard()
+        shutil.rmtree(place)
 
 
-def folder_of(name: str) -> Path:
+def place_of(name: str) -> Path:
     """Where a collection lies."""
     return home() / "collections" / name
 
@@ -157,11 +225,49 @@ def folder_of(name: str) -> Path:
 def names() -> list[str]:
     """The collections of this machine."""
     folder = home() / "collections"
-    return sorted(p.parent.name for p in folder.glob("*/catalogue.sqlite")) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if _newest(p)) if folder.is_dir() else []
 
 
-def _told(thing: Embedder | Store | Chunker) -> dict[str, Any]:
-    return {"name": type(thing).__module__.rsplit(".", 1)[-1], **thing.model_dump(mode="json")}
+def _numbered(place: Path) -> list[Path]:
+    """Folders of a collection that count or have counted, the oldest first."""
+    return sorted(place.glob("[0-9]*"), key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix(".").removesuffix(".part"))
+
+
+def _newest(place: Path) -> Path | None:
+    return next((p for p in reversed(_numbered(place)) if (p / _CATALOGUE).is_file()), None)
+
+
+def _put_in_place(part: Path) -> None:
+    """From here on this folder is the collection."""
+    part.rename(part.with_name(str(_number(part))))
+    fsync_folder(part.parent)
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    try:
+        with FileLock(place_of(name) / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{name} is being indexed by another process", "wait for it, or end it") from None
+
+
+def _wanted(embedder: Embedder, store: Store, chunker: Chunker) -> dict[str, dict[str, Any]]:
+    given = {"embedder": embedder, "store": store, "chunker": chunker}
+    return {
+        family: {"name": _name_of(family, thing), **thing.model_dump(mode="json")} for family, thing in given.items()
+    }
+
+
+def _name_of(family: str, thing: Part) -> str:
+    known = part_names(f"retrieve/{family}s")
+    likely = type(thing).__module__.rsplit(".", 1)[-1]  # asked first, as others may take seconds to load
+    names = sorted(known, key=lambda name: name != likely)
+    return next(name for name in names if part(f"retrieve/{family}s", name) is type(thing))
 
 
 def _shown(told: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Brings a collection up to date with its folders: reads what changed, cuts, embeds and commits it, some at a time.
 
-A run that dies loses at most the documents it was working on; the next one goes on.
+A run that dies loses at most the documents it was working on; the next one goes on. A file is looked at before and
+after it is read: what changed in between is read again the next time.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 from settle.base.events import Events
 from settle.retrieve.catalogue import Change, Known, digest
 from settle.retrieve.collection import Collection
-from settle.retrieve.document import Chunk
-from settle.retrieve.folders import Found, LeftOut, sha256_of, walk
+from settle.retrieve.comparing import UNSURE, Work, compare
+from settle.retrieve.folders import Found, sha256_of
 from settle.retrieve.reading import Read, read_all
 
 BATCH = 512  # new passages that are embedded and committed together
@@ -24,7 +25,10 @@ COMPACT_SHARE = 0.1  # of the passages: so many removed ones are worth the work 
 
 @dataclass
 class Report:
-    """What an update did. failed: (path, why) of changed documents that nothing could be read of."""
+    """What an update did. failed: (path, why) of documents that are there and nothing could be read of, those of
+    earlier updates too; kept: (root, why) of folders that cannot be seen now, whose documents stay; left_out: how many
+    files for each reason; embedded: passages that were new. documents, passages: of the collection now.
+    """
 
     added: int = 0
     changed: int = 0
@@ -32,127 +36,141 @@ class Report:
     deleted: int = 0
     unchanged: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    left_out: LeftOut = field(default_factory=LeftOut)
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     embedded: int = 0
-    chunks: int = 0
+    documents: int = 0
+    passages: int = 0
     seconds: float = 0.0
 
 
-@dataclass
-class _Work:
-    """What differs between the folders and the catalogue."""
-
-    new: list[tuple[Found, bytes]] = field(default_factory=list)
-    moved: list[tuple[str, Known]] = field(default_factory=list)
-    touched: list[Known] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-
-
 def update(collection: Collection, events: Events) -> Report:
-    """Reads what changed below the collection's roots. Raises RunError when another process does so already."""
-    report = Report()
+    """Reads what changed below the collection's roots. Raises RunError when another process does so already,
+    ResourceError when the disk is full: what was committed is kept, and the next one goes on."""
     began = time.monotonic()
     with collection.writing():
-        _remove_loose(collection)
-        work = _compare(collection, report)
         catalogue = collection.catalogue
+        _remove_loose(collection)
+        work = compare(catalogue, collection.roots, events)
         catalogue.touch(work.touched)
         catalogue.move(work.moved)
-        report.moved, report.deleted = len(work.moved), len(work.gone)
-        if work.new:
-            _index(collection, work.new, report, events)
+        embedded = _Indexing(collection, work, events).run() if work.new else 0
         for first in range(0, len(work.gone), BATCH):
             catalogue.commit((), work.gone[first : first + BATCH])
-        removed = _remove_loose(collection)
-        if removed > COMPACT_SHARE * max(1, catalogue.counts()["passages"]):
-            collection.vectors.compact()
-            catalogue.compact()
-    report.seconds = time.monotonic() - began
-    return report
+        _tidy(collection, bool(work.new))
+        catalogue.keep_setting("indexed", time.time())
+        counts = catalogue.counts()
+        return Report(
+            added=work.added,
+            changed=len(work.new) - work.added,
+            moved=len(work.moved),
+            deleted=len(work.gone),
+            unchanged=work.unchanged,
+            failed=sorted([*work.failed, *catalogue.failures()]),
+            kept=work.kept,
+            left_out=dict(work.left_out),
+            embedded=embedded,
+            documents=counts["documents"],
+            passages=counts["passages"],
+            seconds=time.monotonic() - began,
+        )
 
 
-def _compare(collection: Collection, report: Report) -> _Work:
-    work = _Work()
-    known = {k.path: k for k in collection.catalogue.known()}
-    unread: list[Found] = []
-    for found in walk(collection.roots, report.left_out):
-        before = known.get(found.path)
-        if before and (before.size, before.changed) == (found.size, found.changed):
-            del known[found.path]
-            report.unchanged += 1
-        else:
-            unread.append(found)
-    gone = {k.sha256: k for k in known.values() if not Path(k.path).exists()}
-    for found in unread:
+class _Indexing:
+    """New documents on their way into a collection."""
+
+    def __init__(self, collection: Collection, work: Work, events: Events) -> None:
+        self._collection, self._work, self._events = collection, work, events
+        self._total = sum(found.size for found in work.new)
+        self._done = self._passages = self._embedded = 0
+
+    def run(self) -> int:
+        """How many passages were embedded."""
+        _mend(self._collection)
+        batch: list[Change] = []
+        held, size, since = 0, 0, time.monotonic()
+        paths = ((Path(found.path), found.reader) for found in self._work.new)
+        for found, read in zip(self._work.new, read_all(paths), strict=True):
+            change = self._change(found, read)
+            size += found.size
+            if change is None:
+                continue
+            batch.append(change)
+            held += len(change.chunks)
+            if held >= BATCH or time.monotonic() - since > BATCH_SECONDS:
+                self._commit(batch, size)
+                batch, held, size, since = [], 0, 0, time.monotonic()
+        self._commit(batch, size)
+        return self._embedded
+
+    def _change(self, found: Found, read: Read) -> Change | None:
+        """What became of a file; None for one that has gone since it was found."""
+        chunker, vectorizer = self._collection.chunker, self._collection.vectorizer
         try:
-            sha = sha256_of(found.path)
+            sha, changed = sha256_of(found.path), self._work.stamp(found)
+            status = Path(found.path).stat()
         except OSError as e:
-            report.failed.append((found.path, f"cannot be read: {e.strerror}"))
-            known.pop(found.path, None)
-            continue
-        before = known.pop(found.path, None)
-        now = Known(found.path, found.root, found.size, found.changed, sha)
-        if before and before.sha256 == sha:
-            work.touched.append(now)
-            report.unchanged += 1
-        elif before is None and sha in gone:
-            old = gone.pop(sha)
-            known.pop(old.path, None)
-            work.moved.append((old.path, now))
-        else:
-            work.new.append((found, sha))
-            report.changed += before is not None
-            report.added += before is None
-    work.gone = list(known)
-    return work
-
-
-def _index(collection: Collection, new: Sequence[tuple[Found, bytes]], report: Report, events: Events) -> None:
-    batch: list[tuple[Known, list[Chunk]]] = []
-    held, since = 0, time.monotonic()
-    total, done = sum(found.size for found, _ in new), 0
-    chunker, vectorizer = collection.chunker, collection.vectorizer
-    for (found, sha), read in zip(new, read_all((Path(f.path), f.reader) for f, _ in new), strict=True):
+            self._work.failed.append((found.path, f"cannot be read: {e.strerror}"))
+            return None
+        if (status.st_size, status.st_mtime_ns) != (found.size, found.changed):
+            sha, changed = b"", UNSURE  # what was read may be neither what it was nor what it is
         chunks = list(chunker.cut(read.blocks, vectorizer.count, vectorizer.most))
         error = read.error or ("" if chunks else "no text in it")
-        if error:
-            report.failed.append((found.path, error))
-        known = Known(found.path, found.root, found.size, found.changed, sha, _title(read), read.notes, error)
-        batch.append((known, chunks))
-        held += len(chunks)
-        done += found.size
-        if held >= BATCH or time.monotonic() - since > BATCH_SECONDS:
-            report.embedded += _commit(collection, batch)
-            report.chunks += held
-            batch, held, since = [], 0, time.monotonic()
-            events.emit("progress", what="index", done=done, total=total, unit="B", detail=f"{report.chunks:,} chunks")
-    report.embedded += _commit(collection, batch)
-    report.chunks += held
-    events.emit("progress", what="index", done=total, total=total, unit="B", detail=f"{report.chunks:,} chunks")
+        return Change(Known(found.path, found.size, changed, sha, _title(read), read.notes, error), chunks)
+
+    def _commit(self, batch: Sequence[Change], size: int) -> None:
+        """Embeds what is new in a batch and makes it count. size: bytes of its files."""
+        catalogue, vectorizer = self._collection.catalogue, self._collection.vectorizer
+        digests = [[digest(chunk) for chunk in change.chunks] for change in batch]
+        flat = {d: c for change, of in zip(batch, digests, strict=True) for d, c in zip(of, change.chunks, strict=True)}
+        ids = catalogue.ids_of(list(flat))
+        new = [d for d in flat if d not in ids]
+        if new:
+            ids |= zip(new, catalogue.reserve(len(new)), strict=True)
+        for first in range(0, len(new), BATCH):
+            some = new[first : first + BATCH]
+            vectors = vectorizer.documents([flat[d].embedded for d in some])
+            self._collection.vectors.add(np.array([ids[d] for d in some], np.int64), vectors)
+            self._embedded += len(some)
+            self._tell(self._done + size * (first + len(some)) // (len(new) + 1))
+        for change, of in zip(batch, digests, strict=True):
+            change.ids = [ids[d] for d in of]
+        catalogue.commit(batch)
+        self._done += size
+        self._tell(self._done)
+
+    def _tell(self, done: int) -> None:
+        detail = f"{self._embedded:,} passages"
+        self._events.emit("progress", what="index", done=done, total=self._total, unit="bytes", detail=detail)
 
 
-def _commit(collection: Collection, batch: Sequence[tuple[Known, list[Chunk]]]) -> int:
-    """Embeds what is new in a batch and makes it count. The number of passages that were embedded."""
+def _mend(collection: Collection) -> None:
+    """Embeds again what the store has lost: its files were damaged, or another power cut came sooner than the disk."""
     catalogue = collection.catalogue
-    digests = [[digest(chunk) for chunk in chunks] for _, chunks in batch]
-    flat = {
-        d: chunk for (_, chunks), of in zip(batch, digests, strict=True) for d, chunk in zip(of, chunks, strict=True)
-    }
-    ids = catalogue.ids_of(list(flat))
-    new = [d for d in flat if d not in ids]
-    if new:
-        ids |= zip(new, catalogue.reserve(len(new)), strict=True)
-        for some in _slices(new):
-            vectors = collection.vectorizer.documents([flat[d].embedded for d in some])
-            collection.vectors.add(np.array([ids[d] for d in some], np.int64), vectors)
-    changes = [Change(known, chunks, [ids[d] for d in of]) for (known, chunks), of in zip(batch, digests, strict=True)]
-    catalogue.commit(changes)
-    return len(new)
+    if len(collection.vectors) >= catalogue.counts()["passages"]:
+        return
+    last = 0
+    while page := catalogue.all_passages(last, BATCH):
+        last = page[-1].id
+        there = collection.vectors.get([passage.id for passage in page])
+        lost = [passage for passage in page if passage.id not in there]
+        if lost:
+            vectors = collection.vectorizer.documents([passage.embedded for passage in lost])
+            collection.vectors.add(np.array([passage.id for passage in lost], np.int64), vectors)
 
 
-def _slices(values: list[bytes]) -> Iterator[list[bytes]]:
-    for first in range(0, len(values), BATCH):
-        yield values[first : first + BATCH]
+def _tidy(collection: Collection, grown: bool) -> None:
+    """Forgets what does not count any more, and gives room back where that is worth the work."""
+    catalogue = collection.catalogue
+    removed = _remove_loose(collection)
+    if removed or grown:
+        collection.vectors.compact()
+    if removed:
+        removed += catalogue.setting("removed") or 0
+        if removed > COMPACT_SHARE * catalogue.counts()["passages"]:
+            catalogue.compact()
+            removed = 0
+        catalogue.keep_setting("removed", removed)
 
 
 def _remove_loose(collection: Collection) -> int:

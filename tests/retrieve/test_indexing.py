@@ -24,7 +24,7 @@ def collection(home, folder):
         (folder / name).write_text(text)
     with Collection.create("docs") as made:
         made.decide(part("retrieve/embedders", "hashed")(), Lancedb(), Structure())
-        made.catalogue.keep_setting("roots", [str(folder)])
+        made.follow([folder])
         yield made
 
 

@@ -45,6 +45,10 @@ class Vectors(ABC):
         """Gives the disk back what removed vectors held, and brings what speeds a search up to date."""
 
     @abstractmethod
+    def drop(self) -> None:
+        """Removes everything of this collection, where `url` is too."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod

@@ -21,12 +21,12 @@ class Lancedb(Store):
             raise UsageError("the store of vectors needs LanceDB", "pip install 'settle-lm[rag]'") from None
         database = lancedb.connect(self.url or str(folder / "lancedb"))
         schema = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), width))])
-        return _Table(database.create_table(name, schema=schema, exist_ok=True), width)
+        return _Table(database, database.create_table(name, schema=schema, exist_ok=True), width)
 
 
 class _Table(Vectors):
-    def __init__(self, table: Any, width: int) -> None:
-        self._table, self._width = table, width
+    def __init__(self, database: Any, table: Any, width: int) -> None:
+        self._database, self._table, self._width = database, table, width
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
@@ -56,7 +56,10 @@ class _Table(Vectors):
     def compact(self) -> None:
         import datetime
 
-        self._table.optimize(cleanup_older_than=datetime.timedelta(0), delete_unverified=True)
+        self._table.optimize(cleanup_older_than=datetime.timedelta(milliseconds=1), delete_unverified=True)
+
+    def drop(self) -> None:
+        self._database.drop_table(self._table.name)
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
