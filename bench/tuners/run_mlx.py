@@ -69,7 +69,7 @@ def main() -> None:
     )
     rows = [json.loads(line) for line in asked.rows.read_text().splitlines()][: asked.batch * asked.steps]
     data = CacheDataset(ChatDataset(rows, tokenizer, mask_prompt=True))
-    optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0)
+    optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, bias_correction=True)
     names = ["mlx", "mlx-cpu", "mlx-lm", "transformers"]
     trained = sum(v.size for _, v in tree_flatten(model.trainable_parameters()))
     pace.ready(versions={n: importlib.metadata.version(n) for n in names}, trained_parameters=trained)
