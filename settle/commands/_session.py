@@ -228,8 +228,7 @@ class FinishedRun:
 
 def asked(engine: "Engine", prompt: str) -> list[int]:
     """Ids of a prompt: a question where the model takes turns, otherwise a text to go on with."""
-    takes_turns = engine.metadata.get("tokenizer.chat_template") and not engine.metadata.get("settle.base")
-    return engine.turns([{"role": "user", "content": prompt}]) if takes_turns else engine.plain(prompt)
+    return engine.turns([{"role": "user", "content": prompt}]) if engine.takes_turns else engine.plain(prompt)
 
 
 def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[str, Any]) -> FinishedRun:

@@ -93,11 +93,9 @@ class _Talk:
 
     def __init__(self, settings: Chat, engine: "Engine", events: Events) -> None:
         self.settings, self.engine, self.events = settings, engine, events
-        metadata = engine.metadata
-        has_template = bool(metadata.get("tokenizer.chat_template"))
-        if settings.template and not has_template:
+        if settings.template and not engine.metadata.get("tokenizer.chat_template"):
             raise UsageError(f"{engine.path.name} has no chat template", "leave --template out")
-        self.turns = settings.template or (has_template and not metadata.get("settle.base"))
+        self.turns = settings.template or engine.takes_turns
         if settings.system and not self.turns:
             raise UsageError(
                 f"{engine.path.name} was trained on plain text and takes no system prompt", "add --template"

@@ -83,7 +83,7 @@ class FileContender(Contender):
         self._engine = engine
         self._adapter_scale = adapter_scale
         self.name = name
-        self.chats = bool(engine.metadata.get("tokenizer.chat_template")) and not engine.metadata.get("settle.base")
+        self.chats = engine.takes_turns
         self.context = engine.context
 
     @classmethod

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.events import Events
-from settle.infer.engine import Engine, Timed
+from settle.infer.engine import Engine
+from settle.infer.running import Timed
 
 SEARCHED = 6  # prompts that the search asks
 

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import errno
+import http.client
 import json
 import os
 import secrets
@@ -20,6 +22,8 @@ STOP_SECONDS = 3.0
 STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
 
 ALIAS = "settle-engine"  # what a child calls its model: its answers must not tell where the file lies
+
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
 Use = Literal["generate", "embed", "rerank"]
 
@@ -178,3 +182,44 @@ class Child(ChildProcess):
         told = self.begin()
         self.address = urllib.parse.urlsplit(told["address"])
         self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars
+
+    def open(self, path: str, body: Mapping[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Its answer to a request, which may still be coming; close the connection. Raises EngineError when it refuses,
+        is gone, or cannot be reached."""
+        if not self.is_open:
+            raise EngineError("the engine is not running", "use it as a context manager: `with … as engine:`")
+        connection = http.client.HTTPConnection(self.address.hostname or "", self.address.port)
+        headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+                raise EngineError(
+                    f"llama.cpp runs, and cannot be reached at {self.address.hostname}: {error.strerror}",
+                    "it needs the loopback interface, though no other network: `ip link set lo up`",
+                ) from None
+            raise self.died() from error
+        if response.status != 200:
+            detail = response.read().decode("utf-8", "replace")
+            connection.close()
+            raise EngineError(f"llama.cpp refused {path}: {detail[:500]}", self._refusal_fix(detail))
+        return connection, response
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Its whole answer to a request. Raises EngineError."""
+        connection, response = self.open(path, body)
+        try:
+            # errors="replace": a byte-level token can be half a character.
+            return json.loads(response.read().decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException) as error:
+            raise self.died() from error
+        finally:
+            connection.close()
+
+    def _refusal_fix(self, detail: str) -> str:
+        if "context" in detail or "too large" in detail:
+            what = "prompt" if self.load.use == "generate" else "text"
+            return f"shorten the {what}: {self.name} was opened with a context of {self.load.context} tokens"
+        return "check the request"

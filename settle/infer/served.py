@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from settle.base.errors import UsageError
+from settle.base.errors import FormatError, RunError, UsageError
 from settle.base.models import StoredModel, all_models, find_model
-from settle.base.run import Run
+from settle.base.run import Run, read_json
 
 
 class Served(NamedTuple):
@@ -32,6 +32,40 @@ def served(name: str) -> Served:
             return Served(run.name, Path(base), adapter)
     path = model_file(name)
     return Served(path.stem if name.endswith(".gguf") else name, path)
+
+
+def writers() -> list[str]:
+    """Names of the models that answer in turns: of the store, and what runs made. What is damaged is none of them."""
+    names = [model.name for model in all_models() if model.kind == "gguf" or _is_language(model.path)]
+    names += [run.name for run in Run.all() if any(run.out.glob("[!.]*.gguf"))]
+    return [name for name in dict.fromkeys(names) if _takes_turns(name)]
+
+
+def _is_language(folder: Path) -> bool:
+    """Whether a model in Hugging Face's layout writes text."""
+    try:
+        config = read_json(folder / "config.json")
+    except (RunError, OSError):
+        return False
+    return any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or ())
+
+
+def _takes_turns(name: str) -> bool:
+    """As its file says; a model that is still to be made a GGUF file is believed to."""
+    from settle.formats.gguf import read_gguf
+    from settle.formats.lora_gguf import read_lora
+    from settle.infer.running import TEMPLATE
+
+    stored = find_model(name) if run_of(name) is None else None
+    if stored is not None and stored.kind != "gguf":
+        return True
+    try:
+        made = served(name)
+        metadata = read_gguf(made.path).metadata
+        own = read_lora(made.adapter).metadata.get(TEMPLATE) if made.adapter else None
+    except (UsageError, FormatError):
+        return False
+    return bool(own or metadata.get(TEMPLATE)) and not metadata.get("settle.base")
 
 
 def run_of(name: str) -> Run | None:

@@ -16,7 +16,7 @@ from settle.base.models import StoredModel, all_models, stamp_of
 from settle.base.run import Run, home
 from settle.formats.gguf import read_gguf
 from settle.infer.context import bytes_per_token, longest_context
-from settle.infer.engine import TEMPLATE
+from settle.infer.running import TEMPLATE
 from settle.server.aliases import aliases
 from settle.server.refusal import Refusal
 

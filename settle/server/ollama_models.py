@@ -10,7 +10,7 @@ from typing import Any
 
 from settle.base.models import StoredModel, all_models, stamp_of
 from settle.formats.gguf import read_gguf
-from settle.infer.engine import TEMPLATE
+from settle.infer.running import TEMPLATE
 from settle.server.catalogue import Entry, Facts, capabilities, facts, template_of
 from settle.server.gateway import Gateway
 from settle.server.keeper import Loaded, held

@@ -254,3 +254,18 @@ def test_turns_are_opened_where_the_file_says_so(tiny, engine, tmp_path):
     with Engine(path, threads=1) as other:
         assert other.turns(messages) == [tiny.tokenizer.bos_id, *ids]
         assert other.plain("a") == [tiny.tokenizer.bos_id, *engine.tokenize("a")]
+
+
+def test_an_answer_held_to_a_grammar(engine):
+    grammar = 'root ::= "[" [12] "]" ("." | "!")'
+    pieces = engine.complete("    def f(x):", 40, 1.0, seed=3, grammar=grammar)
+    said, end = "", {}
+    while not end:
+        try:
+            said += next(pieces)
+        except StopIteration as ended:
+            end = ended.value
+    assert said in {f"[{n}]{mark}" for n in (1, 2) for mark in ".!"} and 0 < end["tokens_predicted"] <= 5
+    assert engine.answer("    def f(x):", 40, grammar=grammar)[0][:1] == "["
+    with pytest.raises(EngineError, match="grammar"):
+        list(engine.complete("a", 4, grammar="root ::= nothing"))
