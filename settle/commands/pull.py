@@ -21,7 +21,7 @@ class Pull(Command):
 
     positional: ClassVar[tuple[str, ...]] = ("what",)
 
-    what: str = Field("", description="the model: smollm2, gemma3-270m, owner/name, a path, name:tag of Ollama …")
+    what: str = Field("", description="the model: smollm2, gemma3-270m, minilm, owner/name, a path, name:tag of Ollama")
     name: str | None = Field(None, description="what to call it here; a name made from its own if not given")
     again: bool = Field(False, description="get it anew, though it is there")
 
@@ -65,8 +65,11 @@ class Pull(Command):
 
 def _use(model: StoredModel) -> str:
     """What can be done with it."""
+    from settle.formats.gguf import embeds, read_gguf
     from settle.model.pretrained import Pretrained
 
+    if model.kind == "gguf" and embeds(read_gguf(model.path).metadata):
+        return "`settle index` finds documents with it, and `settle serve` gives its vectors at /v1/embeddings"
     try:
         opened = Pretrained.open(model.name)
     except SettleError as e:

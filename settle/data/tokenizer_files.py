@@ -193,6 +193,18 @@ def _adds_bos(raw: Mapping[str, Any], config: Mapping[str, Any], tokens: list[st
 
 def write(tokenizer: "PretrainedTokenizer", folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json and the chat template of a tokenizer that came from a GGUF file."""
+    write_atomic(folder / "tokenizer.json", json.dumps(as_json(tokenizer), ensure_ascii=False))
+    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {name: tokenizer.tokens[i] for name, i in named.items() if i is not None}
+    config |= {"add_bos_token": tokenizer.add_bos, "model_max_length": 1_000_000_000}
+    if tokenizer.chat_template:
+        config["chat_template"] = tokenizer.chat_template
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def as_json(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
+    """What a tokenizer.json holds."""
     byte_level = tokenizer.model == "gpt2"
     merges = tokenizer.merges if byte_level else _merges(tokenizer)
     vocabulary = {token: i for i, token in enumerate(tokenizer.tokens)}
@@ -211,14 +223,7 @@ def write(tokenizer: "PretrainedTokenizer", folder: Path) -> None:
     raw = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "model": model}
     raw |= _byte_level_steps(tokenizer) if byte_level else _spaced_steps(tokenizer)
     raw["post_processor"] = _opening(tokenizer)
-    write_atomic(folder / "tokenizer.json", json.dumps(raw, ensure_ascii=False))
-    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {name: tokenizer.tokens[i] for name, i in named.items() if i is not None}
-    config |= {"add_bos_token": tokenizer.add_bos, "model_max_length": 1_000_000_000}
-    if tokenizer.chat_template:
-        config["chat_template"] = tokenizer.chat_template
-    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    return raw
 
 
 def _byte_level_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:

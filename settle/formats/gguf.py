@@ -25,7 +25,11 @@ from settle.formats import (
 from settle.formats._gguf_header import TensorInfo, read_header
 
 Dtype = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+_POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as the format numbers them
 TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
+# routers, which round badly, and what llama.cpp adds to a sum as it is
+ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
 UNUSED = 5  # llama.cpp's token type
 GENERAL = ("name", "description", "license", "tags", "datasets", "size_label", "url")
 
@@ -79,6 +83,17 @@ def read_tensors(path: Path) -> Weights:
     Place(data, 0, len(data)).forget(0, len(data))
     places = {key: Place(data, first, last - first) for key, (first, last) in header.places.items()}
     return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
+
+
+def pooling(metadata: Mapping[str, Any]) -> Pooling:
+    """How a file says that the vectors of a text's tokens become one; "none" where it does not."""
+    number = metadata.get(f"{metadata['general.architecture']}.pooling_type")
+    return _POOLINGS[number] if isinstance(number, int) and 0 <= number < len(_POOLINGS) else "none"
+
+
+def embeds(metadata: Mapping[str, Any]) -> bool:
+    """Whether a model was made to turn texts into vectors, or to order them, and not to write."""
+    return pooling(metadata) != "none" or "bert" in metadata["general.architecture"]
 
 
 def export_gguf(
@@ -171,11 +186,11 @@ def card_of(path: Path) -> dict[str, Any]:
 
 
 def _layout(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
-    """ggml type and number of bytes. Vectors and routers stay f32, tables are never coarser than Q8_0; a row that the
-    blocks do not divide becomes f16."""
+    """ggml type and number of bytes. Vectors and what is in ALWAYS_F32 stay f32, tables are never coarser than Q8_0; a
+    row that the blocks do not divide becomes f16."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    is_small = len(shape) == 1 or name.endswith("ffn_gate_inp.weight")
+    is_small = len(shape) == 1 or name.endswith(ALWAYS_F32)
     wanted = "q8_0" if dtype.startswith("q") and name in TABLES else dtype
     code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[wanted.upper()]
     if shape[-1] % GGML_QUANT_SIZES[code][0]:
@@ -220,6 +235,8 @@ def _write_architecture(writer: Any, part: Any) -> None:
     for key, value in part.gguf_metadata().items():
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
         else:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from settle.base.errors import UsageError
 from settle.data.tokenizers_alike import require_same_tokens
-from settle.formats.gguf import read_gguf
+from settle.formats.gguf import embeds, read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.context import fitting_context
 from settle.infer.process import Child, Load
@@ -27,9 +28,9 @@ class Engine(Running):
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
     draft: a small GGUF of the same tokenizer that proposes up to `draft_tokens` tokens for the model to agree with, as
     long as it gives each at least the probability `draft_sure`.
-    Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for a draft with
-    another tokenizer, ResourceError when the context asked for does not fit into memory, EngineError when llama.cpp
-    refuses the file or dies.
+    Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for an embedder,
+    and for a draft with another tokenizer, ResourceError when the context asked for does not fit into memory,
+    EngineError when llama.cpp refuses the file or dies.
     """
 
     def __init__(
@@ -48,6 +49,11 @@ class Engine(Running):
         self.path = Path(path)
         weights = read_gguf(self.path)
         metadata: Mapping[str, Any] = weights.metadata
+        if embeds(metadata):
+            raise UsageError(
+                f"{self.path.name} turns texts into vectors and writes none",
+                "choose a model that chats; `settle index` and /v1/embeddings use this one",
+            )
         self.adapter_scale = adapter_scale
         self.adapter = Path(adapter) if adapter else None
         if self.adapter:

@@ -14,7 +14,7 @@ from typing import Any
 from settle.base.errors import FormatError, SettleError
 from settle.base.models import StoredModel, all_models, stamp_of
 from settle.base.run import Run, home
-from settle.formats.gguf import read_gguf
+from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.infer.context import bytes_per_token, longest_context
 from settle.infer.running import TEMPLATE
 from settle.server.aliases import aliases
@@ -54,7 +54,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a GGUF file says of itself. template: of chats, or None. context: the longest its model knows.
+    """What a GGUF file says of itself. template: of chats, or None. context: the longest its model knows. embeds: made
+    for vectors only, not to write.
     ends: the tokens that end an answer. fim: those around a gap to fill (pre, suf, mid) and between files (rep, sep),
     empty when the model knows none."""
 
@@ -67,19 +68,15 @@ class Facts:
     layers: int
     quantization: str
     template: str | None
-    pooling: int | None
+    pooling: Pooling
+    embeds: bool
     num_vocab: int
     ends: tuple[int, ...]
     fim: dict[str, int]
 
     @property
-    def embeds(self) -> bool:
-        """Made for embeddings only, not to write."""
-        return self.pooling is not None or "bert" in self.architecture
-
-    @property
     def reranks(self) -> bool:
-        return self.pooling == 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK
+        return self.pooling == "rank"
 
 
 class Catalogue:
@@ -201,7 +198,6 @@ def _facts(path: Path, stamp: str) -> Facts:
     weights = read_gguf(path)
     meta = weights.metadata
     architecture = str(meta["general.architecture"])
-    pooling = meta.get(f"{architecture}.pooling_type")
     tokens = meta.get("tokenizer.ggml.tokens", [])
     return Facts(
         architecture=architecture,
@@ -213,7 +209,8 @@ def _facts(path: Path, stamp: str) -> Facts:
         layers=int(meta.get(f"{architecture}.block_count", 0)),
         quantization=_quantization(path, weights),
         template=meta.get(TEMPLATE),
-        pooling=int(pooling) if isinstance(pooling, int) else None,
+        pooling=pooling(meta),
+        embeds=embeds(meta),
         num_vocab=len(tokens),
         ends=tuple(sorted({meta[k] for k in ENDS if isinstance(meta.get(k), int)})),
         fim=_fim(meta, tokens),

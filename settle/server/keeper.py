@@ -263,7 +263,7 @@ class Keeper:
                 template=key.template if key.template != known.template else None,
                 threads=self.keeping.threads,
                 use=key.use,
-                mean_pooling=key.use == "embed" and known.pooling is None,
+                mean_pooling=key.use == "embed" and known.pooling == "none",
                 waiting=self.keeping.waiting,
                 prompt_cache_mib=0 if adapters or key.use != "generate" else self.keeping.prompt_cache_mib,
             )

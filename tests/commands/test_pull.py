@@ -198,7 +198,7 @@ def test_a_taken_name_and_an_unknown_model(person, a_file, tmp_path, capsys):
     assert main(["pull", str(other)]) == 2
     assert "another model here" in capsys.readouterr().err
     assert main(["pull", "smollm3"]) == 2
-    assert "smollm2, gemma3-270m" in capsys.readouterr().err
+    assert "smollm2, gemma3-270m, minilm" in capsys.readouterr().err
 
 
 def test_chat_with_a_model_of_the_store(person, hub, a_file, capsys):

@@ -10,6 +10,7 @@ import torch
 
 from settle.base.errors import FormatError
 from settle.base.registry import Part, parts
+from settle.formats.gguf import embeds
 from settle.model.decoder import Decoder
 from settle.model.options import DecoderOptions
 
@@ -139,6 +140,8 @@ def of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Architec
     alike = [family for family in _families().values() if family.gguf_architecture == kind]
     if not alike:
         known = sorted({family.gguf_architecture for family in _families().values()})
+        if embeds(metadata):
+            raise FormatError("it turns texts into vectors, and only what writes is trained", f"{', '.join(known)} are")
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
     return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)
 

@@ -11,6 +11,7 @@ from settle.base.errors import FormatError, ResourceError, SettleError, UsageErr
 from settle.base.events import Events
 from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, stamp_of, store
 from settle.formats.gguf import read_gguf
+from settle.model.pulling.bert import bert_to_gguf, is_bert
 from settle.model.source import hash_of
 
 
@@ -63,7 +64,8 @@ def find_offer(what: str) -> Offer:
 
 
 def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
-    """Fetch it, check it, put it into the store. What is there under that name already is only replaced at the end.
+    """Fetch it, check it, put it into the store. What is there under that name already is only replaced at the end. An
+    embedder of the BERT kind is kept as GGUF, which everything here that embeds reads.
 
     Raises ResourceError when there is no room, FormatError when the files are not sound or not what was promised.
     """
@@ -76,7 +78,6 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
         raise ResourceError(f"cannot write to {store()}: {e.strerror}", "make room or permission there") from None
     with folder as fresh, _room(target.parent):
         path = offer.fetch(Path(fresh), events)
-        inside = path.is_relative_to(fresh)
         kind: Kind = "safetensors" if path.is_dir() else "gguf"
         if kind == "gguf":
             read_gguf(path)
@@ -86,7 +87,10 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
             raise FormatError(
                 f"{path.name} has the sha256 {sha256[:16]}…, {offer.sha256[:16]}… was promised", "pull it again"
             )
-        if inside:
+        if kind == "safetensors" and is_bert(path):
+            kind, path = "gguf", _converted(path, Path(fresh), offer)
+            sha256 = hash_of(path)
+        if path.is_relative_to(fresh):
             path = _move(Path(fresh), target) / path.relative_to(fresh)
         model = StoredModel(wanted, kind, path, sha256, f"{offer.where}:{offer.what}", offer.license, stamp_of(path))
         add_model(model)
@@ -109,6 +113,14 @@ def _of_path(path: Path) -> Offer:
         path = files[0]
     full = path.resolve()
     return Offer("path", str(full), model_name(full.stem if full.is_file() else full.name), lambda _, __: full)
+
+
+def _converted(folder: Path, fresh: Path, offer: Offer) -> Path:
+    """A BERT as GGUF in `fresh`; the folder it comes from is removed when it lies there too."""
+    path = bert_to_gguf(folder, fresh / f"{offer.name}.gguf", offer.name, offer.license)
+    if folder.is_relative_to(fresh):
+        shutil.rmtree(folder)
+    return path
 
 
 def _move(fresh: Path, target: Path) -> Path:

@@ -10,12 +10,13 @@ from settle.base.events import Events
 from settle.base.models import model_name
 from settle.formats.safetensors import INDEX, SINGLE
 from settle.model.pulling import Offer
+from settle.model.pulling.bert import POOLING_FILE
 from settle.model.source import hash_of
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
 BESIDE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "tokenizer.model",
+    "chat_template.jinja", "tokenizer.model", POOLING_FILE,
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 

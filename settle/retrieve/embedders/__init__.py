@@ -1,17 +1,20 @@
 """Embedders: one file a way to turn texts into vectors."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from settle.base.events import Events
 from settle.base.registry import Part
 
 
 class Vectorizer(ABC):
-    """An opened embedder. width: of its vectors. most: tokens of a text that it reads; what is longer would be cut off.
-    identity: says which vectors can be compared: the hash of the weights with everything else that changes a vector.
+    """An opened embedder. width: of its vectors. most: tokens of a passage that it reads. identity: says which vectors
+    can be compared: made of the hash of the weights and of everything else that changes a vector (`identity_of`).
     """
 
     width: int
@@ -24,11 +27,16 @@ class Vectorizer(ABC):
 
     @abstractmethod
     def documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages as float32 (len(texts), width), each of length 1."""
+        """Passages as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long: nothing
+        is cut off."""
 
     @abstractmethod
     def query(self, text: str) -> np.ndarray:
-        """A question as float32 (width,), of length 1."""
+        """A question as float32 (width,), of length 1. Raises DataError for one that is too long."""
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Many questions, at least one, as float32 (len(texts), width)."""
+        return np.stack([self.query(text) for text in texts])
 
     def close(self) -> None:  # noqa: B027  most have nothing to end
         """Ends what was started. Calling it twice is harmless."""
@@ -43,6 +51,14 @@ class Vectorizer(ABC):
 class Embedder(Part):
     """The contract of an embedder."""
 
+    def prepare(self, events: Events) -> None:  # noqa: B027  most have nothing to get
+        """Gets what is not on this machine yet, and says what a person should know. Raises SettleError."""
+
     def open(self) -> Vectorizer:
-        """Loads it. Raises UsageError with what to install or pull when it is not here."""
+        """Loads it. Raises UsageError with what to install, pull or start when it is not here."""
         raise NotImplementedError
+
+
+def identity_of(**what: Any) -> str:
+    """One string of all that changes a vector."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
