@@ -33,15 +33,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Block:
-    """One paragraph, heading, listing or table. text: without markup that only shows. level: of a heading, from 1.
-    lined: whether each line feed of the text is one of the file, so that a line inside the block has a number.
+    """One paragraph, heading, listing or table. text: without markup that only shows.
+
+    level: of a heading, from 1; of another block, the deepest level of the headings that it stands under, or None when
+    it stands under all that came before. lined: whether each line feed of the text is one of the file, so that a line
+    inside the block has a number. header: of a table, what stands above its rows and above every part of them.
     """
 
     kind: Kind
     text: str
     place: Place = field(default_factory=Place)
-    level: int = 0
+    level: int | None = None
     lined: bool = False
+    header: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ Note = Callable[[str], None]
 
 
 class Reader(Part):
-    """The contract of a reader. suffixes: of the files it reads, lower case with the dot.
+    """The contract of a reader. suffixes: of the files it reads, lower case with the dot; names: of files that go
+    without one, lower case.
 
     A reader runs in a child process with bounded memory and time (see `reading.py`), so it may trust its library to
-    fail, but not the file.
+    fail, but not the file. It loads its library when it reads, not when it is asked for its suffixes.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+    names: ClassVar[tuple[str, ...]] = ()
 
     def read(self, path: Path, note: Note) -> Iterator[Block]:
         """The document's blocks in reading order. note: told what was left out ("page 3 is a picture: no text").

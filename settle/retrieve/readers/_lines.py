@@ -1,4 +1,4 @@
-"""The lines of a text file, whatever its encoding, none of them endless."""
+"""The text of a file, whatever its encoding: its lines, none of them endless, or the whole of a bounded one."""
 
 import codecs
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from settle.retrieve.document import Unreadable
 from settle.retrieve.readers import Note
 
 LONGEST_LINE = 1 << 20  # characters of a line that is no text for people
+LARGEST = 256 << 20  # bytes of a file that has to be held whole
 _PIECE = 1 << 16  # bytes read at a time
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -20,14 +21,10 @@ def text_lines(path: Path, note: Note) -> Iterator[str]:
 
     Raises Unreadable for what is not text: zero bytes, or a line above a million characters.
     """
-    encoding = _encoding(path)
-    if encoding == "cp1252":
-        note("not UTF-8: read as Windows-1252")
-    with path.open(encoding=encoding, errors="replace", newline=None) as file:
+    with path.open(encoding=_told_encoding(path, note), errors="replace", newline=None) as file:
         rest = ""
         while piece := file.read(_PIECE):
-            rest += piece
-            *lines, rest = rest.split("\n")
+            *lines, rest = (rest + piece).split("\n")
             yield from lines
             if len(rest) > LONGEST_LINE:
                 raise Unreadable("one of its lines is longer than a million characters: data, not text")
@@ -35,12 +32,38 @@ def text_lines(path: Path, note: Note) -> Iterator[str]:
             yield rest
 
 
+def whole_text(path: Path, note: Note) -> str:
+    """All of it, decoded in the same way, however long its lines. Raises Unreadable above LARGEST."""
+    encoding = _told_encoding(path, note)
+    return whole_bytes(path).decode(encoding, "replace").replace("\r\n", "\n")
+
+
+def whole_bytes(path: Path) -> bytes:
+    """Raises Unreadable above LARGEST."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise Unreadable(f"it is larger than {LARGEST >> 20} MiB, too much to be read as one piece")
+    return data
+
+
+def marked_encoding(head: bytes) -> str | None:
+    """The encoding that a byte order mark tells."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
+def _told_encoding(path: Path, note: Note) -> str:
+    encoding = _encoding(path)
+    if encoding == "cp1252":
+        note("not UTF-8: read as Windows-1252")
+    return encoding
+
+
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(_PIECE)
-        for mark, name in _MARKS:
-            if head.startswith(mark):
-                return name
+        if marked := marked_encoding(head):
+            return marked
         if b"\0" in head:
             raise Unreadable("not text: it has zero bytes")
         decoder = codecs.getincrementaldecoder("utf-8")()
