@@ -6,8 +6,11 @@ from settle.retrieve.document import Block, Place
 
 
 def row_text(cells: Iterable[str]) -> str:
-    """Cells side by side, empty ones at the end left out; each on one line."""
-    return " | ".join(" ".join(cell.split()) for cell in cells).rstrip(" |")
+    """Cells side by side, each on one line, the empty ones at the end left out."""
+    shown = [" ".join(cell.split()) for cell in cells]
+    while shown and not shown[-1]:
+        shown.pop()
+    return " | ".join(shown)
 
 
 def table(rows: Sequence[Sequence[str]], place: Place, level: int | None = None, headed: bool = True) -> Block | None:
