@@ -1,0 +1,102 @@
+"""Paragraphs and headings of printed pages, told by where their lines stand and how large they are."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from settle.retrieve.document import Block, Place
+
+_EDGE = 2  # lines at the top and at the bottom of a page that may be a running title or its number
+_LEVELS = ((1.8, 1), (1.4, 2), (1.15, 3))  # of a line that is so many times as high as the text
+_LONGEST_HEADING = 120  # characters
+_GAP = 1.25  # of the usual distance between two lines: what lies further apart is another paragraph
+_SAME_SIZE = 0.1
+_HYPHENS = ("\x02", "\ufffe", "\xad")  # PDFium's marks of a word that goes on in the next line
+_ITEM = re.compile(r"[•●○▪■◦‣–*·-]\s|\(?\d{1,2}[.)]\s")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A printed line. top: of its letters, above the foot of the page; height: of one of them, both in points."""
+
+    text: str
+    top: float
+    height: float
+
+
+class Print:
+    """How a document is printed, told by its first pages and its outline: of each page, title → level."""
+
+    def __init__(self, first: Sequence[Sequence[Line]], outline: Mapping[int, Mapping[str, int]]) -> None:
+        self._outline = {
+            page: {_letters(title): level for title, level in titles.items()} for page, titles in outline.items()
+        }
+        sizes = Counter[float]()
+        for lines in first:
+            for line in lines:
+                sizes[round(line.height, 1)] += len(line.text)
+        self._text = sizes.most_common(1)[0][0] if sizes else 0.0
+        edges = Counter(shape for lines in first for shape in {_shape(line) for line in _edges(lines)})
+        self.repeated = {shape for shape, pages in edges.items() if pages > max(2, len(first) // 2)}
+
+    def blocks(self, page: int, lines: Sequence[Line]) -> Iterator[Block]:
+        """The blocks of a page, each of which has its number."""
+        edges = _edges(lines)
+        kept = [line for line in lines if line not in edges or _shape(line) not in self.repeated]
+        gaps = [a.top - b.top for a, b in pairwise(kept) if a.top > b.top]
+        usual = median(gaps) if gaps else 0.0
+        held: list[Line] = []
+        for line in kept:
+            if held and not _goes_on(held[-1], line, usual):
+                yield self._block(page, held)
+                held = []
+            held.append(line)
+        if held:
+            yield self._block(page, held)
+
+    def _block(self, page: int, lines: Sequence[Line]) -> Block:
+        text = _joined(lines)
+        level = self._level(page, text, lines[0].height)
+        if level:
+            return Block("heading", " ".join(text.split()), Place(page=page), level)
+        return Block("list" if _ITEM.match(text) else "text", text, Place(page=page))
+
+    def _level(self, page: int, text: str, height: float) -> int | None:
+        letters = _letters(text)
+        if not letters or len(text) > _LONGEST_HEADING:
+            return None
+        if self._outline:
+            titles = self._outline.get(page, {})
+            # a heading is often numbered on the page and not in the outline
+            return next((level for title, level in titles.items() if title and letters.endswith(title)), None)
+        return next((level for times, level in _LEVELS if height >= times * self._text), None)
+
+
+def _edges(lines: Sequence[Line]) -> list[Line]:
+    order = sorted(lines, key=lambda line: line.top)
+    return order[:_EDGE] + order[max(_EDGE, len(order) - _EDGE) :]
+
+
+def _shape(line: Line) -> str:
+    return re.sub(r"\d+", "0", line.text)
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def _goes_on(before: Line, line: Line, usual: float) -> bool:
+    """Whether a line belongs to the paragraph of the one before it."""
+    gap = before.top - line.top
+    same_size = abs(before.height - line.height) <= _SAME_SIZE * before.height
+    return 0 <= gap <= _GAP * usual and same_size and not _ITEM.match(line.text)
+
+
+def _joined(lines: Sequence[Line]) -> str:
+    text = lines[0].text
+    for line in lines[1:]:
+        text = text[:-1] + line.text if text.endswith(_HYPHENS) else f"{text}\n{line.text}"
+    return text

@@ -1,0 +1,71 @@
+"""JSON: each record of a list, or each value of an object, as lines of `key: value`."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from settle.retrieve.document import Block, Place, Unreadable
+from settle.retrieve.readers import Note, Reader
+from settle.retrieve.readers._lines import whole_text
+from settle.retrieve.readers._records import record_text
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_decode = json.JSONDecoder(strict=False).raw_decode
+
+
+class Json(Reader):
+    """A place is the line where a record begins."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".geojson", ".jsonld")
+
+    def read(self, path: Path, note: Note) -> Iterator[Block]:
+        text = whole_text(path, note).removeprefix("\ufeff")
+        line, counted = 1, 0
+        try:
+            for start, key, value in _values(text):
+                line, counted = line + text.count("\n", counted, start), start
+                yield Block("text", record_text(value, key), Place(line=line))
+        except (ValueError, IndexError):
+            raise Unreadable("no valid JSON") from None
+
+
+def _values(text: str) -> Iterator[tuple[int, str, Any]]:
+    """(offset, key, value) of the members of the outermost list or object; a list has no keys."""
+    at = _skip(text, 0)
+    opening = text[at : at + 1]
+    if opening not in ("[", "{"):
+        value, end = _decode(text, at)
+        _end(text, end)
+        yield at, "", value
+        return
+    closing = "]" if opening == "[" else "}"
+    at = _skip(text, at + 1)
+    while text[at] != closing:
+        start, key = at, ""
+        if opening == "{":
+            key, at = _decode(text, at)
+            at = _skip(text, _expect(text, _skip(text, at), ":"))
+        value, at = _decode(text, at)
+        yield start, key, value
+        at = _skip(text, at)
+        if text[at] != closing:
+            at = _skip(text, _expect(text, at, ","))
+    _end(text, at + 1)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _expect(text: str, at: int, mark: str) -> int:
+    if text[at] != mark:
+        raise ValueError(mark)
+    return at + 1
+
+
+def _end(text: str, at: int) -> None:
+    if _skip(text, at) != len(text):
+        raise ValueError("more than one value")
