@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,27 +32,36 @@ class Json(Reader):
 
 
 def _values(text: str) -> Iterator[tuple[int, str, Any]]:
-    """(offset, key, value) of the members of the outermost list or object; a list has no keys."""
+    """(offset, key, value) of the members of the outermost list or object, and of each list of objects in that."""
     at = _skip(text, 0)
-    opening = text[at : at + 1]
-    if opening not in ("[", "{"):
+    if text[at : at + 1] in ("[", "{"):
+        end = yield from _members(text, at, "")
+    else:
         value, end = _decode(text, at)
-        _end(text, end)
         yield at, "", value
-        return
-    closing = "]" if opening == "[" else "}"
+    if _skip(text, end) != len(text):
+        raise ValueError("more than one value")
+
+
+def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, Any], None, int]:
+    """Those of the list or object that begins at `at`; returns where it ends."""
+    keyed = text[at] == "{"
+    closing = "}" if keyed else "]"
     at = _skip(text, at + 1)
     while text[at] != closing:
-        start, key = at, ""
-        if opening == "{":
+        start = at
+        if keyed:
             key, at = _decode(text, at)
             at = _skip(text, _expect(text, _skip(text, at), ":"))
-        value, at = _decode(text, at)
-        yield start, key, value
+        if keyed and text[at] == "[" and text[_skip(text, at + 1)] == "{":
+            at = yield from _members(text, at, key)
+        else:
+            value, at = _decode(text, at)
+            yield start, key, value
         at = _skip(text, at)
         if text[at] != closing:
             at = _skip(text, _expect(text, at, ","))
-    _end(text, at + 1)
+    return at + 1
 
 
 def _skip(text: str, at: int) -> int:
@@ -64,8 +73,3 @@ def _expect(text: str, at: int, mark: str) -> int:
     if text[at] != mark:
         raise ValueError(mark)
     return at + 1
-
-
-def _end(text: str, at: int) -> None:
-    if _skip(text, at) != len(text):
-        raise ValueError("more than one value")
