@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from settle.base.errors import DataError
 from settle.retrieve.reading import reader_of
 
 _NOT_DOCUMENTS = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
+_ARCHIVES = {
+    ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".war", ".whl", ".egg", ".deb",
+    ".rpm", ".iso", ".cab",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,17 @@ class LeftOut:
 def walk(roots: list[Path], left_out: LeftOut) -> Iterator[Found]:
     """Files below `roots`, each once, in the order of their paths in each. A file that is pointed at must be readable.
 
-    Raises DataError for a root that is not there.
+    Raises DataError for a root that is not there, or a file that no reader knows.
     """
     seen: set[str] = set()
     for root in roots:
-        if root.is_file():
-            found = _file(root, root)
-            if found is None:
-                raise DataError(f"no reader knows {root.name}", f"its kind, {root.suffix or 'no suffix'}, is not read")
-            files: Iterator[Found] = iter([found])
-        elif root.is_dir():
+        if root.is_dir():
             files = _folder(root, left_out)
+        elif root.exists():
+            found = _file(root, root)
+            if isinstance(found, str):
+                raise DataError(f"{root.name} cannot be indexed: {found}", "point at a folder, or at another file")
+            files = iter([found])
         else:
             raise DataError(f"there is no file or folder {str(root)!r}", "check the path")
         for found in files:
@@ -61,28 +66,33 @@ def _folder(root: Path, left_out: LeftOut) -> Iterator[Found]:
                 left_out.reasons["hidden"] += 1
             elif name in _NOT_DOCUMENTS or Path(where, name, "pyvenv.cfg").exists():
                 left_out.reasons["installed packages or caches"] += 1
-            elif not Path(where, name).is_symlink():
+            elif Path(where, name).is_symlink():
+                left_out.reasons["links to folders"] += 1
+            else:
                 kept.append(name)
         folders[:] = kept
         for name in sorted(files):
-            if name.startswith("."):
-                left_out.reasons["hidden"] += 1
-                continue
-            found = _file(Path(where, name), root)
-            if found:
-                yield found
+            found = "hidden" if name.startswith(".") else _file(Path(where, name), root)
+            if isinstance(found, str):
+                left_out.reasons[found] += 1
             else:
-                left_out.reasons[f"no reader for {Path(name).suffix.lower() or 'files without a suffix'}"] += 1
+                yield found
 
 
-def _file(path: Path, root: Path) -> Found | None:
-    reader = reader_of(path.suffix.lower())
+def _file(path: Path, root: Path) -> Found | str:
+    """A file, or why it is left out."""
+    suffix = path.suffix.lower()
+    if suffix in _ARCHIVES:
+        return "archives: not opened"
+    reader = reader_of(path.name)
     if reader is None:
-        return None
+        return f"no reader for {suffix or 'files without a suffix'}"
     try:
         status = path.stat()
     except OSError:
-        return None
+        return "gone or not to be looked at"
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file"
     return Found(str(path), str(root), status.st_size, status.st_mtime_ns, reader)
 
 

@@ -13,12 +13,31 @@ from settle.retrieve.readers._tables import table
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-_LEFT_OUT = ("script style noscript template svg math nav iframe object button select textarea dialog footer").split()
+_LEFT_OUT = (
+    "script", "style", "noscript", "template", "svg", "math", "nav", "iframe", "object", "button", "select", "textarea",
+    "dialog", "footer",
+)  # fmt: skip
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "svg",
+    "math",
+    "nav",
+    "iframe",
+    "object",
+    "button",
+    "select",
+    "textarea",
+    "dialog",
+    "footer",
+]
 _NO_CONTENT = "//*[@hidden or @aria-hidden='true' or @role='navigation' or @role='search' or @role='contentinfo']"
-_BLOCKS = frozenset(
-    "body main article section header aside div p blockquote address figure figcaption details summary form fieldset"
-    " center hr h1 h2 h3 h4 h5 h6 ul ol li dl dt dd pre table caption tr td th".split()
-)
+_BLOCKS = {
+    "body", "main", "article", "section", "header", "aside", "div", "p", "blockquote", "address", "figure",
+    "figcaption", "details", "summary", "form", "fieldset", "center", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul",
+    "ol", "li", "dl", "dt", "dd", "pre", "table", "caption", "tr", "td", "th",
+}  # fmt: skip
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _DEEPEST = 6
 _LAYOUT = "boolean(.//table | .//h1 | .//h2 | .//h3 | .//h4 | .//pre | .//ul | .//ol | .//dl)"  # inside a table

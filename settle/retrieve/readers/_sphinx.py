@@ -9,21 +9,27 @@ _DIRECTIVE = re.compile(r"^[ \t>*|-]*\.\.[ \t]+(?:\|[^|\n]+\|[ \t]+)?([A-Za-z][\
 _ROLE = re.compile(r":([A-Za-z][\w:.+-]*):`")
 _TITLED = re.compile(r"(.*?)\s*<[^<>]*>", re.S)
 # What docutils does itself gives blocks as they should be.
-_DOCUTILS = frozenset(
-    "note warning tip hint important caution danger error attention admonition topic sidebar table list-table csv-table"
-    " figure image parsed-literal epigraph highlights pull-quote compound container line-block replace unicode math"
-    " rubric role default-role contents header footer meta sectnum section-numbering target-notes include raw".split()
-)
-_CODE = frozenset("code code-block sourcecode testcode testsetup testoutput prompt highlight-block".split())
-_OBJECTS = frozenset(
-    "function class method classmethod staticmethod attribute property data exception decorator decoratormethod option"
-    " cmdoption envvar describe object confval setting opcode type var macro member struct enum enumerator union"
-    " directive role program command".split()
-)
-_UNSAID = frozenset(
-    "index toctree module currentmodule sectionauthor moduleauthor codeauthor highlight automodule autoclass"
-    " autofunction autosummary literalinclude graphviz default-domain tabularcolumns namespace".split()
-)
+_DOCUTILS = {
+    "note", "warning", "tip", "hint", "important", "caution", "danger", "error", "attention", "admonition", "topic",
+    "sidebar", "table", "list-table", "csv-table", "figure", "image", "parsed-literal", "epigraph", "highlights",
+    "pull-quote", "compound", "container", "line-block", "replace", "unicode", "math", "rubric", "role",
+    "default-role", "contents", "header", "footer", "meta", "sectnum", "section-numbering", "target-notes", "include",
+    "raw",
+}  # fmt: skip
+_CODE = {
+    "code", "code-block", "sourcecode", "testcode", "testsetup", "testoutput", "prompt", "highlight-block",
+}  # fmt: skip
+_OBJECTS = {
+    "function", "class", "method", "classmethod", "staticmethod", "attribute", "property", "data", "exception",
+    "decorator", "decoratormethod", "option", "cmdoption", "envvar", "describe", "object", "confval", "setting",
+    "opcode", "type", "var", "macro", "member", "struct", "enum", "enumerator", "union", "directive", "role",
+    "program", "command",
+}  # fmt: skip
+_UNSAID = {
+    "index", "toctree", "module", "currentmodule", "sectionauthor", "moduleauthor", "codeauthor", "highlight",
+    "automodule", "autoclass", "autofunction", "autosummary", "literalinclude", "graphviz", "default-domain",
+    "tabularcolumns", "namespace",
+}  # fmt: skip
 
 
 def know_all(source: str) -> None:
@@ -38,7 +44,13 @@ def know_all(source: str) -> None:
 
 
 def _role(
-    role: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Mapping[str, Any] = {}, content: Sequence[str] = ()
+    role: str,
+    rawtext: str,
+    text: str,
+    lineno: int,
+    inliner: Any,
+    options: Mapping[str, Any] = {},
+    content: Sequence[str] = (),
 ) -> tuple[list[Any], list[Any]]:
     """What a reader of the page sees: the title of `title <target>`, the last name of `~package.name`."""
     from docutils import nodes
@@ -60,7 +72,7 @@ def _directive() -> type[Any]:
     from docutils import nodes
     from docutils.parsers.rst import Directive
 
-    class Unknown(Directive):
+    class Unknown(Directive):  # type: ignore[misc]
         optional_arguments = 1
         final_argument_whitespace = True
         has_content = True

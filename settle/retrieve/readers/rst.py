@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from settle.retrieve.document import Block, Place
+from settle.retrieve.document import Block, Kind, Place
 from settle.retrieve.readers import Note, Reader
 from settle.retrieve.readers._lines import text_lines
 from settle.retrieve.readers._sphinx import know_all
@@ -92,7 +92,7 @@ class _Walk:
         if self._markers:
             text = "  " * (len(self._markers) - 1) + (self._markers[-1] or "  ") + text
             self._markers[-1] = ""
-        kind = "list" if self._markers else "text"
+        kind: Kind = "list" if self._markers else "text"
         yield Block(kind, text, Place(line=self._line), self._level, lined=line is not None)
 
     def _table(self, node: "Element") -> Iterator[Block]:
@@ -103,4 +103,3 @@ class _Walk:
         headed = next(node.findall(lambda n: n.tagname == "thead"), None) is not None
         if found := table(rows, place, self._level, headed):
             yield found
-
