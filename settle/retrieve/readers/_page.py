@@ -17,21 +17,6 @@ _LEFT_OUT = (
     "script", "style", "noscript", "template", "svg", "math", "nav", "iframe", "object", "button", "select", "textarea",
     "dialog", "footer",
 )  # fmt: skip
-    "script",
-    "style",
-    "noscript",
-    "template",
-    "svg",
-    "math",
-    "nav",
-    "iframe",
-    "object",
-    "button",
-    "select",
-    "textarea",
-    "dialog",
-    "footer",
-]
 _NO_CONTENT = "//*[@hidden or @aria-hidden='true' or @role='navigation' or @role='search' or @role='contentinfo']"
 _BLOCKS = {
     "body", "main", "article", "section", "header", "aside", "div", "p", "blockquote", "address", "figure",
