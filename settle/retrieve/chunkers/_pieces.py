@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from settle.retrieve.chunkers import Count
 from settle.retrieve.document import Block, Kind, Place
@@ -118,15 +119,9 @@ def _spans(
 
 
 def _between(text: str, start: int, end: int, border: re.Pattern[str]) -> list[tuple[int, int]]:
-    """What stands between borders, without what is blank."""
-    parts: list[tuple[int, int]] = []
-    at = start
-    for found in border.finditer(text, start, end):
-        if found.start() > at and not text[at : found.start()].isspace():
-            parts.append((at, found.start()))
-        at = found.end()
-    if at < end and not text[at:end].isspace():
-        parts.append((at, end))
+    """A text taken apart behind each border, without the parts that are blank."""
+    cuts = [start, *(found.end() for found in border.finditer(text, start, end)), end]
+    parts = [(a, b) for a, b in pairwise(cuts) if b > a and not text[a:b].isspace()]
     return parts or [(start, end)]
 
 
