@@ -1,19 +1,16 @@
 """Whatever the document and the tokenizer: no passage is too long, no word is lost, and each says where it stands."""
 
-import re
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from settle.base.registry import part_names
 from settle.retrieve.chunkers.sentences import Sentences
 from settle.retrieve.chunkers.structure import Structure
 from settle.retrieve.chunkers.window import Window
 from settle.retrieve.document import Block, Chunk, Place
 
-TEXT = "The key is rotated every week. Each new key is 32 bytes, and the old ones are kept for a day; see rotate_keys()."
+TEXT = "The key is rotated every week. Each new key is 32 bytes, and the old ones are kept a day; see rotate_keys()."
 CHUNKERS = [Structure(tokens=60), Sentences(tokens=40, overlap=1), Window(tokens=50, overlap=12)]
 
 
