@@ -6,7 +6,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,11 @@ class Run:
         return read_json(path) if path.exists() else None
 
 
-def free_name(wanted: str) -> str:
-    """`wanted`, cleaned to a usable run name, with -2, -3 … when taken."""
+def free_name(wanted: str, taken: Collection[str] | None = None) -> str:
+    """`wanted`, cleaned to a usable name, with -2, -3 … when taken; taken: names that are, those of runs if None."""
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", wanted).strip("-._")[:48] or "run"
-    taken = {run.name for run in Run.all()}
+    if taken is None:
+        taken = {run.name for run in Run.all()}
     number, free = 1, name
     while free in taken:
         number += 1

@@ -50,12 +50,12 @@ def compare(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Work
     """Walks the roots. Raises DataError for a root that is a file nothing can read."""
     work = Work(time.time_ns())
     stamps = catalogue.stamps()
-    unseen = {root: why for root in roots if (why := _unseen(root, stamps))}
-    work.kept = [(str(root), why) for root, why in unseen.items()]
+    hidden = unseen(roots, stamps)
+    work.kept = [(str(root), why) for root, why in hidden.items()]
     differing: list[tuple[Found, _Stamp | None]] = []
     left_out = LeftOut()
-    for number, found in enumerate(walk([root for root in roots if root not in unseen], left_out)):
-        if number % _EVERY == 0:
+    for number, found in enumerate(walk([root for root in roots if root not in hidden], left_out)):
+        if number and number % _EVERY == 0:
             events.emit("progress", what="look", done=number, total=None, unit="files")
         before = stamps.pop(found.path, None)
         if before == (found.size, found.changed):
@@ -63,17 +63,17 @@ def compare(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Work
         else:
             differing.append((found, before))
     work.left_out = left_out.reasons
-    _look_for_lost(stamps, roots, unseen, work)
+    _look_for_lost(stamps, roots, hidden, work)
     _sort(differing, catalogue, work)
     return work
 
 
-def _look_for_lost(lost: Iterable[str], roots: Sequence[Path], unseen: Iterable[Path], work: Work) -> None:
+def _look_for_lost(lost: Iterable[str], roots: Sequence[Path], hidden: Iterable[Path], work: Work) -> None:
     """Documents that were not found below the roots: gone, or out of sight."""
     for path in lost:
         if not _below(path, roots):
             work.gone.append(path)
-        elif _below(path, unseen):
+        elif _below(path, hidden):
             work.unchanged += 1
         elif why := _out_of_reach(Path(path)):
             work.failed.append((path, why))
@@ -125,6 +125,11 @@ def _opened(path: str) -> bytes:
     """No hash. Raises OSError where it cannot be opened."""
     with open(path, "rb"):
         return b""
+
+
+def unseen(roots: Sequence[Path], known: Iterable[str]) -> dict[Path, str]:
+    """The roots that nothing can be seen of now, with the reason. known: paths of documents."""
+    return {root: why for root in roots if (why := _unseen(root, known))}
 
 
 def _unseen(root: Path, known: Iterable[str]) -> str:

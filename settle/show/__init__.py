@@ -1,7 +1,7 @@
 """Events → a terminal: stdout carries the answer, stderr the talk. Nothing is shown that is not an event.
 
 Kinds that are shown: plan {values, origin, why, full}, forecast {forecast: name → value, low, high, unit},
-say and warn {text}, progress {what, done, total, unit}, step, eval, settled, decay, checkpoint, rollback,
+say and warn {text}, progress {what, done, total, unit, detail}, step, eval, settled, decay, checkpoint, rollback,
 resumed {step, until, most_steps, seconds},
 proof and gate {check, passed, detail}, answer {text}, result {result}, comparison {forecast, actual} and
 table {title, columns, rows, note}, whose cells are text, numbers, or {value, unit}.

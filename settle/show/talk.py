@@ -316,4 +316,6 @@ def _progress_text(event: Event, began: float) -> str:
         text += f" · {amount(speed, unit)}/s"
         if total and done < total:
             text += f" · {duration((total - done) / speed)} left"
+    if event.get("detail"):
+        text += f" · {event['detail']}"
     return text

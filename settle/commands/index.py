@@ -1,0 +1,295 @@
+"""settle index: folders of documents, made ready to be asked, and kept up to date."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from settle.base.errors import DataError, SettleError, UsageError
+from settle.base.events import Events
+from settle.base.registry import part
+from settle.base.run import free_name
+from settle.base.settings import resolve
+from settle.commands import Command
+from settle.train.stopping import Stopping
+
+if TYPE_CHECKING:
+    from settle.retrieve.collection import Collection
+    from settle.retrieve.indexing import Report
+
+FAMILIES = ("embedder", "store", "chunker")
+MOST_SHOWN = 30  # documents that failed; --json tells them all
+
+
+class Index(Command):
+    """Index folders of documents under a name; again, and only what has changed is read.
+
+    PATHS are folders and files; the first may be the name of a collection that is there, which is brought up to date
+    and takes the others in. Without any, the collections are listed. What nothing can be read of is told with the
+    reason, and the rest goes on. Ctrl-C at any time: what was indexed is kept, and the same command goes on.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("paths",)
+
+    paths: list[str] = Field([], description="folders and files, or the name of a collection")
+    name: str | None = Field(None, description="name of the collection; from the folder when not given")
+    watch: bool = Field(False, description="stay, and index what changes as soon as it does; Ctrl-C ends it")
+    anew: bool = Field(False, description="make it again from the documents; it answers as it is until that is done")
+    without: list[str] = Field([], description="a folder or file that it follows no more")
+    delete: bool = Field(False, description="remove the collection; the documents stay where they are")
+    embedder: dict[str, Any] = Field({}, description="what makes vectors of passages, with its settings; minilm")
+    chunker: dict[str, Any] = Field({}, description="what cuts documents into passages, with its settings; structure")
+    store: dict[str, Any] = Field({}, description="where vectors are kept, with its settings; lancedb")
+
+    def run(self, events: Events) -> int:
+        try:
+            return self._run(events)
+        except ModuleNotFoundError as e:
+            raise UsageError(f"indexing documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
+
+    def _run(self, events: Events) -> int:
+        from settle.retrieve.collection import Collection, names
+
+        if not self.model_fields_set:
+            _list(events)
+            return 0
+        name, more = self._target(events)
+        is_new = name not in names()
+        if is_new and not more:
+            Collection(name)  # says which there are
+        if self.delete:
+            with Collection(name) as collection:
+                collection.delete()
+            events.emit("say", text=f"{name} is deleted; its documents are where they were")
+            events.emit("result", result={"deleted": name})
+            return 0
+        with Stopping():
+            try:
+                report = self._indexed(name, more, events)
+                _tell(name, report, events)
+                if self.watch:
+                    _follow(name, events)
+            except KeyboardInterrupt:
+                events.emit("say", text="stopped; what was indexed is kept, and the same command goes on")
+                raise
+            finally:
+                _forget_empty(name)
+        return 0
+
+    def _target(self, events: Events) -> tuple[str, list[Path]]:
+        """The collection that is meant, and the paths to add to it."""
+        from settle.retrieve.collection import names
+
+        given, name = list(self.paths), self.name
+        if name is None and given and given[0] in names():
+            name = given.pop(0)
+            if Path(name).exists():
+                events.emit("warn", text=f"{name} is taken for the collection of that name; the folder is ./{name}")
+        roots = [_path(path) for path in given]
+        if name is None and not roots:
+            raise UsageError("which collection is meant?", "settle index NAME; `settle index` lists them")
+        return name or _name_for(roots[0]), roots
+
+    def _indexed(self, name: str, more: list[Path], events: Events) -> "Report":
+        from settle.retrieve.collection import Collection
+        from settle.retrieve.indexing import update
+
+        with Collection.create(name) as collection:
+            was_empty = not collection.catalogue.counts()["documents"]
+            roots = self._roots(collection, more)
+            if self.anew:
+                _see(collection, roots)
+                with collection.renewed(*self._parts(collection)) as new:
+                    new.follow(roots)
+                    return _not_empty(update(new, events))
+            if not self._is_made_so(collection):
+                collection.decide(*self._parts(collection))
+            collection.follow(roots)
+            report = update(collection, events)
+            return _not_empty(report) if was_empty else report
+
+    def _roots(self, collection: "Collection", more: list[Path]) -> list[Path]:
+        """What it follows from now on."""
+        roots = collection.roots
+        for given in self.without:
+            path = Path(given).expanduser()
+            root = next((r for r in roots if r in (path.absolute(), path.resolve())), None)
+            if root is None:
+                known = ", ".join(map(str, roots)) or "nothing"
+                raise UsageError(f"{collection.name} does not follow {given}", f"it follows {known}")
+            roots.remove(root)
+        roots = list(dict.fromkeys([*roots, *more]))
+        if not roots:
+            raise UsageError(f"{collection.name} would follow nothing", f"`settle index {collection.name} --delete`")
+        return roots
+
+    def _is_made_so(self, collection: "Collection") -> bool:
+        """Whether it is made, with all that is asked for; said without loading any part."""
+        made = collection.made
+        return made is not None and all(
+            str(getattr(made, family).get(key)) == str(value)
+            for family in FAMILIES
+            for key, value in _asked(getattr(self, family)).items()
+        )
+
+    def _parts(self, collection: "Collection") -> list[Any]:
+        """Embedder, store and chunker: as asked, or else as the collection is made, or else the usual ones."""
+        from settle.retrieve.collection import DEFAULTS
+
+        made, parts = collection.made, []
+        for family in FAMILIES:
+            asked, before = _asked(getattr(self, family)), dict(getattr(made, family)) if made else {}
+            usual = before.pop("name", DEFAULTS[family])
+            name = str(asked.pop("name", usual))
+            layers = [("collection", before if name == usual else {}), (f"--{family}", asked)]
+            parts.append(resolve(part(f"retrieve/{family}s", name), layers).value)
+        return parts
+
+
+def _asked(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+def _path(given: str) -> Path:
+    """A folder or file, as it is called on this machine."""
+    from settle.retrieve.collection import names
+    from settle.retrieve.reading import reader_of
+
+    path = Path(given).expanduser()
+    if not path.exists():
+        known = ", ".join(names())
+        raise UsageError(
+            f"there is no folder or file {given!r}", f"collections: {known}" if known else "check the path"
+        )
+    if path.is_file() and reader_of(path.suffix.lower()) is None:
+        raise UsageError(f"no reader knows {path.name}", f"files like it are not read: {path.suffix or 'no suffix'}")
+    return path.resolve()
+
+
+def _name_for(root: Path) -> str:
+    """Of the collection that follows this folder already, or a new one made from what the folder is called."""
+    from settle.retrieve.collection import Collection, names
+
+    taken = names()
+    for name in taken:
+        with Collection(name) as collection:
+            if root in collection.roots:
+                return name
+    return free_name(root.stem if root.is_file() else root.name, taken)
+
+
+def _see(collection: "Collection", roots: list[Path]) -> None:
+    """Raises DataError where making it anew would lose the documents of a folder that only cannot be seen now."""
+    from settle.retrieve.comparing import unseen
+
+    for root, why in unseen(roots, collection.catalogue.stamps()).items():
+        fix = f"mount it, or `settle index {collection.name} --anew --without {root}`"
+        raise DataError(f"{root}: {why}; the collection stays as it is", fix)
+
+
+def _not_empty(report: "Report") -> "Report":
+    if not report.documents:
+        raise DataError("there is no document there", _left_out(report.left_out) or "give another folder")
+    return report
+
+
+def _forget_empty(name: str) -> None:
+    """A collection that nothing ever came into is none."""
+    from settle.retrieve.collection import Collection, names
+
+    if name in names():
+        with Collection(name) as collection:
+            if collection.catalogue.setting("indexed") is None and not collection.catalogue.counts()["documents"]:
+                collection.delete()
+
+
+def _follow(name: str, events: Events) -> None:
+    from settle.retrieve.collection import Collection
+    from settle.retrieve.watching import follow
+
+    with Collection(name) as collection:
+        events.emit("say", text=f"following {', '.join(map(str, collection.roots))}; Ctrl-C ends it")
+        follow(collection, events, lambda report: _tell_changes(name, report, events))
+
+
+def _tell(name: str, report: "Report", events: Events) -> None:
+    """What was done, what could not be, and what was left out."""
+    from settle.retrieve.collection import Collection
+
+    for root, why in report.kept:
+        fix = f"`settle index {name} --without {root}` lets them go"
+        events.emit("warn", text=f"{root}: {why}. Its documents stay as they were; {fix}")
+    if report.failed:
+        shown = report.failed[:MOST_SHOWN]
+        more = len(report.failed) - len(shown)
+        note = f"and {more:,} more; --json tells them all" if more else ""
+        events.emit("table", columns=("could not be read", "why"), rows=[list(row) for row in shown], note=note)
+    if report.left_out:
+        events.emit("say", text=f"left out: {_left_out(report.left_out)}")
+    events.emit("say", text=f"{name}: {_done(report)}")
+    with Collection(name) as collection:
+        told = dataclasses.asdict(report) | {"name": name, "bytes": collection.num_bytes}
+    told["failed"] = [{"path": path, "why": why} for path, why in report.failed]
+    told["kept"] = [{"root": root, "why": why} for root, why in report.kept]
+    events.emit("result", result=told)
+
+
+def _tell_changes(name: str, report: "Report", events: Events) -> None:
+    if report.added or report.changed or report.moved or report.deleted:
+        events.emit("say", text=f"{name}: {_done(report)}")
+
+
+def _done(report: "Report") -> str:
+    kinds = ("added", "changed", "moved", "deleted", "unchanged")
+    parts = [f"{number:,} {kind}" for kind in kinds if (number := getattr(report, kind))]
+    parts += [f"{len(report.failed):,} could not be read"] if report.failed else []
+    return f"{', '.join(parts) or 'nothing'}; {report.documents:,} documents, {report.passages:,} passages"
+
+
+def _left_out(reasons: dict[str, int]) -> str:
+    often = sorted(reasons.items(), key=lambda item: -item[1])
+    return ", ".join(f"{number:,} {reason}" for reason, number in often)
+
+
+def _list(events: Events) -> None:
+    from settle.retrieve.collection import Collection, names
+
+    told = []
+    for name in names():
+        try:
+            with Collection(name) as collection:
+                told.append(_facts(collection))
+        except SettleError as e:
+            events.emit("warn", text=f"{name}: {e.what}")
+    columns = ("name", "documents", "passages", "size", "age", "embedder", "follows")
+    rows = [
+        [
+            one["name"],
+            one["documents"],
+            one["passages"],
+            {"value": one["bytes"], "unit": "bytes"},
+            {"value": one["age"], "unit": "s"},
+            one["embedder"],
+            ", ".join(one["roots"]),
+        ]
+        for one in told
+    ]
+    hint = 'ask one: `settle ask NAME "…"`' if told else "no collections yet; make one: `settle index FOLDER`"
+    events.emit("table", columns=columns, rows=rows, note=hint)
+    events.emit("result", result={"collections": told})
+
+
+def _facts(collection: "Collection") -> dict[str, Any]:
+    """age: seconds since it was last brought up to date."""
+    counts, made, indexed = collection.catalogue.counts(), collection.made, collection.catalogue.setting("indexed")
+    return {
+        "name": collection.name,
+        "documents": counts["documents"],
+        "passages": counts["passages"],
+        "bytes": collection.num_bytes,
+        "age": time.time() - indexed if indexed else None,
+        "embedder": made.embedder["name"] if made else "",
+        "roots": [str(root) for root in collection.roots],
+    }
