@@ -191,8 +191,9 @@ class Collection:
     def writing(self) -> Iterator[None]:
         """One process at a time changes a collection. Raises RunError when another does."""
         with _alone(self.name):
-            for folder in _numbered(place_of(self.name)):
-                if _number(folder) < _number(self.folder):
+            place = place_of(self.name)
+            for folder in _numbered(place):
+                if folder != _newest(place):
                     type(self)(self.name, folder).discard()  # replaced by a process that died before it did this
             yield
 

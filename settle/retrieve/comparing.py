@@ -25,17 +25,16 @@ _Stamp = tuple[int, int]  # bytes, ns
 
 @dataclass
 class Work:
-    """What there is to do. new: to be read; moved: (old path, as it is now); gone: paths; added: how many of the new
-    ones were not known; unchanged: documents that stay as they were; failed: (path, why) of files that cannot be looked
-    at; kept: (root, why) of roots that cannot; began: when it was looked, in ns.
+    """What there is to do. new: to be read, and whether it is known already; moved: (old path, as it is now); gone:
+    paths; unchanged: documents that stay as they were; failed: (path, why) of files that cannot be looked at; kept:
+    (root, why) of roots that cannot; began: when it was looked, in ns.
     """
 
     began: int
-    new: list[Found] = field(default_factory=list)
+    new: list[tuple[Found, bool]] = field(default_factory=list)
     moved: list[tuple[str, Known]] = field(default_factory=list)
     touched: list[Known] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
-    added: int = 0
     unchanged: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
@@ -103,14 +102,13 @@ def _sort(differing: Sequence[tuple[Found, _Stamp | None]], catalogue: Catalogue
             work.unchanged += before is not None
             continue
         now = Known(found.path, found.size, work.stamp(found), sha)
-        if old and old.sha256 == sha and not old.error:
+        if old and old.sha256 == sha and (not old.error or old.changed == UNSURE):
             work.touched.append(now)
             work.unchanged += 1
         elif before is None and (same := left.get((sha, found.reader))):
             work.moved.append(_moved(same.pop(), now))
         else:
-            work.new.append(found)
-            work.added += before is None
+            work.new.append((found, before is not None))
     moved = {path for path, _ in work.moved}
     work.gone = [path for path in work.gone if path not in moved]
 

@@ -54,22 +54,23 @@ def update(collection: Collection, events: Events) -> Report:
         work = compare(catalogue, collection.roots, events)
         catalogue.touch(work.touched)
         catalogue.move(work.moved)
-        embedded = _Indexing(collection, work, events).run() if work.new else 0
+        indexing = _Indexing(collection, work, events)
+        indexing.run()
         for first in range(0, len(work.gone), BATCH):
             catalogue.commit((), work.gone[first : first + BATCH])
         _tidy(collection, bool(work.new))
         catalogue.keep_setting("indexed", time.time())
         counts = catalogue.counts()
         return Report(
-            added=work.added,
-            changed=len(work.new) - work.added,
+            added=indexing.added,
+            changed=indexing.changed,
             moved=len(work.moved),
             deleted=len(work.gone),
             unchanged=work.unchanged,
             failed=sorted([*work.failed, *catalogue.failures()]),
             kept=work.kept,
             left_out=dict(work.left_out),
-            embedded=embedded,
+            embedded=indexing.embedded,
             documents=counts["documents"],
             passages=counts["passages"],
             seconds=time.monotonic() - began,
@@ -81,30 +82,33 @@ class _Indexing:
 
     def __init__(self, collection: Collection, work: Work, events: Events) -> None:
         self._collection, self._work, self._events = collection, work, events
-        self._total = sum(found.size for found in work.new)
-        self._done = self._passages = self._embedded = 0
+        self._total = sum(found.size for found, _ in work.new)
+        self._done = self.added = self.changed = self.embedded = 0
 
-    def run(self) -> int:
-        """How many passages were embedded."""
+    def run(self) -> None:
+        if not self._work.new:
+            return
         _mend(self._collection)
         batch: list[Change] = []
         held, size, since = 0, 0, time.monotonic()
-        paths = ((Path(found.path), found.reader) for found in self._work.new)
-        for found, read in zip(self._work.new, read_all(paths), strict=True):
-            change = self._change(found, read)
+        paths = ((Path(found.path), found.reader) for found, _ in self._work.new)
+        for (found, is_known), read in zip(self._work.new, read_all(paths), strict=True):
             size += found.size
+            change = self._change(found, read)
             if change is None:
+                self._work.unchanged += is_known
                 continue
             batch.append(change)
             held += len(change.chunks)
+            self.changed += is_known
+            self.added += not is_known
             if held >= BATCH or time.monotonic() - since > BATCH_SECONDS:
                 self._commit(batch, size)
                 batch, held, size, since = [], 0, 0, time.monotonic()
         self._commit(batch, size)
-        return self._embedded
 
     def _change(self, found: Found, read: Read) -> Change | None:
-        """What became of a file; None for one that has gone since it was found."""
+        """What became of a file; None for one that cannot be read now, as it has gone or its disk fails."""
         chunker, vectorizer = self._collection.chunker, self._collection.vectorizer
         try:
             sha, changed = sha256_of(found.path), self._work.stamp(found)
@@ -131,7 +135,7 @@ class _Indexing:
             some = new[first : first + BATCH]
             vectors = vectorizer.documents([flat[d].embedded for d in some])
             self._collection.vectors.add(np.array([ids[d] for d in some], np.int64), vectors)
-            self._embedded += len(some)
+            self.embedded += len(some)
             self._tell(self._done + size * (first + len(some)) // (len(new) + 1))
         for change, of in zip(batch, digests, strict=True):
             change.ids = [ids[d] for d in of]
@@ -140,7 +144,7 @@ class _Indexing:
         self._tell(self._done)
 
     def _tell(self, done: int) -> None:
-        detail = f"{self._embedded:,} passages"
+        detail = f"{self.embedded:,} passages"
         self._events.emit("progress", what="index", done=done, total=self._total, unit="bytes", detail=detail)
 
 

@@ -34,9 +34,10 @@ class Hit:
 
 def search(collection: Collection, question: str, k: int = 10, without: AbstractSet[int] = frozenset()) -> list[Hit]:
     """The k best passages, the best first. without: documents (by id) that are looked at as if they were not there."""
-    near = collection.vectors.near(collection.vectorizer.query(question), CANDIDATES)
+    vector = collection.vectorizer.query(question)
     catalogue = collection.catalogue
     with catalogue.snapshot():
+        near = collection.vectors.near(vector, CANDIDATES)  # after it began: what counts in it was kept before
         by_words = catalogue.search_words(_telling(collection, question), CANDIDATES)
         similarity = dict(zip(near.ids.tolist(), near.similarities.tolist(), strict=True))
         bm25 = dict(by_words)

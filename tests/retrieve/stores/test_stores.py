@@ -1,0 +1,178 @@
+"""The contract of a store, tried on every one that is installed here."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from settle.base.registry import part, part_names
+
+WIDTH = 24
+NAMES = [
+    pytest.param(name, marks=pytest.mark.skipif(not importlib.util.find_spec(needs), reason=f"{needs} is missing"))
+    for name, needs in (("lancedb", "lancedb"), ("chroma", "chromadb"))
+]
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def opened(name, tmp_path):
+    vectors = open_store(name, tmp_path)
+    yield vectors
+    vectors.close()
+
+
+def open_store(name, folder):
+    return part("retrieve/stores", name)().open(folder, "docs-1234", WIDTH)
+
+
+def some(count, seed=0):
+    made = np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_store_is_tried():
+    assert set(part_names("retrieve/stores")) == {"lancedb", "chroma"}
+
+
+def test_nearest(opened):
+    vectors, ids = some(500), np.arange(7, 507)
+    assert len(opened) == 0 and len(opened.near(vectors[0], 5).ids) == 0
+    for first in range(0, 500, 100):
+        opened.add(ids[first : first + 100], vectors[first : first + 100])
+    for asked in some(20, seed=1):
+        near = opened.near(asked, 10)
+        similarities = vectors @ asked
+        assert near.ids.tolist() == ids[np.argsort(-similarities)[:10]].tolist()
+        assert np.allclose(near.similarities, np.sort(similarities)[::-1][:10], atol=1e-5)
+    assert near.ids.dtype == np.int64 and near.similarities.dtype == np.float32
+    assert len(opened.near(vectors[0], 1000).ids) == len(opened) == 500
+
+
+def test_an_id_that_is_there_gets_the_new_vector(opened):
+    vectors = some(30)
+    opened.add(np.arange(20), vectors[:20])
+    opened.add(np.arange(10, 30), vectors[10:][::-1])
+    assert len(opened) == 30
+    there = opened.get([5, 15, 29, 99])
+    assert set(there) == {5, 15, 29}
+    assert np.allclose([there[5], there[15], there[29]], vectors[[5, 24, 10]], atol=1e-6)
+    assert opened.near(vectors[24], 1).ids.tolist() == [15]
+
+
+def test_removed_ones_are_found_no_more(opened):
+    vectors = some(300)
+    opened.add(np.arange(300), vectors)
+    gone = [*range(100), 150, 152, 153, 200, *range(250, 260, 2), 777]
+    opened.remove(gone)
+    left = sorted(set(range(300)) - set(gone))
+    assert len(opened) == len(left) and opened.get(gone) == {} and set(opened.get(left)) == set(left)
+    assert set(opened.near(vectors[50], 300).ids.tolist()) == set(left)
+    opened.remove([])
+    opened.add(np.zeros(0, np.int64), np.zeros((0, WIDTH), np.float32))
+    opened.compact()
+    assert set(opened.near(vectors[50], 300).ids.tolist()) == set(left)
+
+
+def test_it_is_there_when_it_is_opened_again(name, opened, tmp_path):
+    opened.add(np.arange(50), some(50))
+    opened.close()
+    again = open_store(name, tmp_path)
+    assert len(again) == 50 and set(again.get(range(50))) == set(range(50))
+    again.add(np.arange(40, 60), some(20, seed=1))
+    assert len(again) == 60
+    again.drop()
+    again.close()
+    empty = open_store(name, tmp_path)
+    assert len(empty) == 0
+    empty.close()
+
+
+def test_room_is_given_back(name, tmp_path):
+    vectors = some(2000)
+
+    def filled(folder, rounds):
+        opened = open_store(name, folder)
+        for turn in range(rounds):
+            ids = np.arange(turn * 2000, (turn + 1) * 2000)
+            for first in range(0, 2000, 500):
+                opened.add(ids[first : first + 500], vectors[first : first + 500])
+            if turn:
+                opened.remove((ids - 2000).tolist())
+                opened.compact()
+        opened.compact()
+        opened.close()
+        return size(folder)
+
+    once, often = filled(tmp_path / "once", 1), filled(tmp_path / "often", 5)
+    assert often <= 1.3 * once
+
+
+OTHER = """
+import sys, numpy as np
+from pathlib import Path
+from settle.base.registry import part
+vectors = part("retrieve/stores", sys.argv[1])().open(Path(sys.argv[2]), "docs-1234", int(sys.argv[3]))
+random = np.random.default_rng(3)
+print("ready", flush=True)
+for line in sys.stdin:
+    first, count = map(int, line.split())
+    made = random.standard_normal((count, int(sys.argv[3]))).astype(np.float32)
+    vectors.add(np.arange(first, first + count), made / np.linalg.norm(made, axis=1, keepdims=True))
+    print("added", flush=True)
+"""
+
+
+@pytest.fixture
+def other(name, tmp_path):
+    """Another process with the same store; told what to add by lines."""
+    made = [sys.executable, "-c", OTHER, name, str(tmp_path), str(WIDTH)]
+    process = subprocess.Popen(made, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_what_another_process_adds_is_found(opened, other):
+    opened.add(np.arange(10), some(10))
+    other.stdin.write("100 50\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == "added\n"
+    assert len(opened) == 60
+    assert set(opened.near(some(1)[0], 60).ids.tolist()) == {*range(10), *range(100, 150)}
+
+
+def test_a_process_that_dies_leaves_it_whole(name, tmp_path, other):
+    """What an add has answered for is there, and what was not answered is there or not, but breaks nothing."""
+    for turn in range(30):
+        other.stdin.write(f"{turn * 100} 100\n")
+    other.stdin.flush()
+    done = 0
+    while done < 5:
+        done += other.stdout.readline() == "added\n"
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    done += other.stdout.read().count("added\n")
+    opened = open_store(name, tmp_path)
+    there = set(opened.get(range(3000)))
+    assert set(range(done * 100)) <= there and len(opened) == len(there)
+    opened.add(np.arange(2500, 3000), some(500))
+    opened.compact()
+    asked = some(500)[3]
+    assert opened.near(asked, 1).ids.tolist() == [2503]
+    opened.close()
