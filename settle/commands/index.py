@@ -71,11 +71,12 @@ class Index(Command):
                 _tell(name, report, events)
                 if self.watch:
                     _follow(name, events)
-            except KeyboardInterrupt:
-                events.emit("say", text="stopped; what was indexed is kept, and the same command goes on")
+            except BaseException as e:
+                if isinstance(e, KeyboardInterrupt):
+                    events.emit("say", text="stopped; what was indexed is kept, and the same command goes on")
+                if is_new:
+                    _forget_empty(name)
                 raise
-            finally:
-                _forget_empty(name)
         return 0
 
     def _target(self, events: Events) -> tuple[str, list[Path]]:
@@ -163,7 +164,7 @@ def _path(given: str) -> Path:
         raise UsageError(
             f"there is no folder or file {given!r}", f"collections: {known}" if known else "check the path"
         )
-    if path.is_file() and reader_of(path.suffix.lower()) is None:
+    if path.is_file() and reader_of(path.name) is None:
         raise UsageError(f"no reader knows {path.name}", f"files like it are not read: {path.suffix or 'no suffix'}")
     return path.resolve()
 
@@ -196,12 +197,12 @@ def _not_empty(report: "Report") -> "Report":
 
 
 def _forget_empty(name: str) -> None:
-    """A collection that nothing ever came into is none."""
+    """A collection that nothing came into is none."""
     from settle.retrieve.collection import Collection, names
 
     if name in names():
         with Collection(name) as collection:
-            if collection.catalogue.setting("indexed") is None and not collection.catalogue.counts()["documents"]:
+            if not collection.catalogue.counts()["documents"]:
                 collection.delete()
 
 

@@ -87,7 +87,7 @@ def _sort(differing: Sequence[tuple[Found, _Stamp | None]], catalogue: Catalogue
     left: dict[tuple[bytes, str | None], list[Known]] = defaultdict(list)
     for gone in catalogue.known_at(work.gone).values():
         if gone.sha256:
-            left[gone.sha256, reader_of(Path(gone.path).suffix.lower())].append(gone)
+            left[gone.sha256, reader_of(Path(gone.path).name)].append(gone)
     sizes = {gone.size for some in left.values() for gone in some}
     for found, before in differing:
         old = known.get(found.path)

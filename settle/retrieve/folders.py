@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from settle.base.errors import DataError
+from settle.base.run import home
 from settle.retrieve.reading import reader_of
 
 _NOT_DOCUMENTS = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
@@ -59,6 +60,7 @@ def walk(roots: list[Path], left_out: LeftOut) -> Iterator[Found]:
 
 
 def _folder(root: Path, left_out: LeftOut) -> Iterator[Found]:
+    own = home().resolve()
     for where, folders, files in os.walk(root, onerror=lambda e: left_out.reasons.update(["folder cannot be opened"])):
         kept = []
         for name in sorted(folders):
@@ -68,6 +70,8 @@ def _folder(root: Path, left_out: LeftOut) -> Iterator[Found]:
                 left_out.reasons["installed packages or caches"] += 1
             elif Path(where, name).is_symlink():
                 left_out.reasons["links to folders"] += 1
+            elif Path(where, name) == own:
+                left_out.reasons["settle's own"] += 1
             else:
                 kept.append(name)
         folders[:] = kept

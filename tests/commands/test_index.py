@@ -1,0 +1,206 @@
+"""`settle index`: what a person types, sees and can rely on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from settle.cli import main
+from settle.retrieve.collection import Collection, names
+from settle.retrieve.search import search
+from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
+
+SETTLE = [sys.executable, "-m", "settle"]
+HASHED = ["--embedder", "hashed"]
+
+
+@pytest.fixture
+def notes(home, tmp_path, monkeypatch):
+    """A folder of two documents, called notes, in the folder that one stands in."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "keys.md").write_text("# Keys\n\nTo rotate the key, run the rotation job.\n")
+    (folder / "food.txt").write_text("The kitchen opens at noon.\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def index(capfd):
+    """`settle index …`: the result, and what was said."""
+
+    def run(*arguments, code=0):
+        assert main(["index", *map(str, arguments), "--json"]) == code
+        out, err = capfd.readouterr()
+        return json.loads(out) if out else None, err
+
+    return run
+
+
+def test_once_and_again(notes, index):
+    result, said = index("notes", *HASHED)
+    assert (result["name"], result["added"], result["documents"], result["passages"]) == ("notes", 2, 2, 2)
+    assert "notes: 2 added; 2 documents, 2 passages" in said
+    (notes / "moon.md").write_text("The moon is far.")
+    result, said = index("notes")
+    assert (result["added"], result["unchanged"], result["embedded"]) == (1, 2, 1)
+    assert "notes is taken for the collection of that name; the folder is ./notes" in said
+    result, said = index(notes / "..", "--name", "notes", code=0)
+    assert result["added"] == 0 and result["unchanged"] == 3  # a root that holds another
+    with Collection("notes") as collection:
+        assert collection.roots == [notes, notes.parent]
+
+
+def test_a_folder_is_known_again_and_a_name_is_made(notes, index, tmp_path):
+    assert index("./notes", *HASHED)[0]["name"] == "notes"
+    assert index("./notes/", "./notes", *HASHED)[0]["unchanged"] == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").mkdir()
+    (tmp_path / "other" / "notes" / "a.txt").write_text("Another.")
+    assert index("other/notes", *HASHED)[0]["name"] == "notes-2"
+    assert index("notes/food.txt", *HASHED)[0]["name"] == "food"
+    assert names() == ["food", "notes", "notes-2"]
+
+
+def test_the_list(notes, index, capfd):
+    assert index()[0] == {"collections": []}
+    index("notes", *HASHED)
+    (told,) = index()[0]["collections"]
+    assert told["name"] == "notes" and told["documents"] == 2 and told["roots"] == [str(notes)]
+    assert told["bytes"] > 10_000 and 0 <= told["age"] < 60 and told["embedder"] == "hashed"
+    assert main(["index"]) == 0
+    assert "notes  2          2         " in capfd.readouterr().out
+
+
+def test_what_cannot_be_read_is_told(notes, capfd):
+    (notes / "broken.txt").write_bytes(b"\0" * 9)
+    (notes / "empty.md").write_text("")
+    (notes / "film.mp4").write_bytes(b"\0")
+    assert main(["index", "notes", *HASHED]) == 0
+    out, err = capfd.readouterr()
+    assert "broken.txt  not text: it has zero bytes" in out and "empty.md    no text in it" in out
+    assert "left out: 1 no reader for .mp4" in err and "4 added, 2 could not be read" in err
+
+
+def test_nothing_to_index_leaves_nothing(notes, index, tmp_path, capfd):
+    (tmp_path / "void").mkdir()
+    (tmp_path / "void" / "film.mp4").write_bytes(b"\0")
+    assert main(["index", "void", *HASHED]) == 1
+    assert capfd.readouterr().err.startswith("settle: there is no document there\n  → 1 no reader for .mp4")
+    assert main(["index", "void/film.mp4", *HASHED]) == 2
+    assert main(["index", "nowhere"]) == 2
+    assert main(["index", "--name", "docs"]) == 2
+    assert main(["index", "notes", "--name", "a/b", *HASHED]) == 2
+    assert main(["index", "notes", "--name", "docs", "--embedder", "no"]) == 2
+    assert main(["index", "notes", "--name", "docs", *HASHED, "--chunker.token", "9"]) == 2
+    assert names() == [] and not list((tmp_path / "home" / "collections").glob("*/*"))
+
+
+def test_parts_are_kept_and_not_mixed(notes, index, capfd):
+    index("notes", *HASHED, "--embedder.width", "32", "--chunker.tokens", "50")
+    assert index("notes", "--embedder.width", "32")[0]["unchanged"] == 2
+    assert main(["index", "notes", "--embedder.width", "16"]) == 2
+    assert "notes is made with hashed (width 32" in capfd.readouterr().err
+    result, _ = index("notes", "--anew", "--embedder.width", "16")
+    assert result["added"] == 2
+    with Collection("notes") as collection:
+        assert collection.made.width == 16 and collection.made.chunker["tokens"] == 50
+
+
+def test_roots_are_let_go_only_when_told(notes, index, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "moon.md").write_text("The moon is far.")
+    assert index("notes", "more", *HASHED)[0]["documents"] == 3
+    notes.rename(tmp_path / "away")
+    result, said = index("--name", "notes")
+    assert result["documents"] == 3 and result["kept"] == [{"root": str(notes), "why": "it is not there"}]
+    assert f"`settle index notes --without {notes}` lets them go" in said
+    assert main(["index", "notes", "--anew"]) == 1  # which would lose them
+    assert index("notes", "--without", "notes")[0]["deleted"] == 2
+    assert main(["index", "notes", "--without", "notes"]) == 2
+    assert main(["index", "notes", "--without", "more"]) == 2  # then nothing is left
+    assert index("notes", "--delete")[0] == {"deleted": "notes"} and names() == []
+    assert (tmp_path / "more" / "moon.md").exists()
+
+
+def begun(*arguments):
+    return subprocess.Popen([*SETTLE, "index", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle(notes, index, how):
+    for number in range(40):
+        (notes / f"{number}.md").write_text("\n\n".join(f"# Part {p}\n\nWord{number} of {p}." for p in range(60)))
+    process = begun("notes", *HASHED, "--embedder.pause", "0.002")
+    until(lambda: "notes" in names() and documents("notes") > 5)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert "stopped; what was indexed is kept" in err
+    kept = documents("notes")
+    assert 5 < kept < 42
+    result, _ = index("notes")
+    assert result["unchanged"] == kept and result["documents"] == 42
+
+
+def documents(name):
+    with Collection(name) as collection:
+        return collection.catalogue.counts()["documents"]
+
+
+def test_watching(notes, tmp_path):
+    index = tmp_path / "more.txt"
+    index.write_text("One.")
+    process = begun("notes", "more.txt", *HASHED, "--watch")
+    os.set_blocking(process.stderr.fileno(), False)
+    until(lambda: "notes" in names() and documents("notes") == 3)
+    (notes / "new.md").write_text("# Moon\n\nThe moon is far.\n")
+    until(lambda: documents("notes") == 4)
+    (notes / "new.md").rename(notes / "old.md")
+    (notes / ".hidden.md").write_text("Nobody sees this.")
+    index.write_text("Two words.")
+    notes_at = lambda: {k.path for k in known("notes")}  # noqa: E731
+    until(lambda: str(notes / "old.md") in notes_at() and "Two" in text("notes", "two words"))
+    notes.rename(tmp_path / "away")  # the disk goes, and comes back with one more
+    (tmp_path / "away" / "late.txt").write_text("Late.")
+    time.sleep(3)
+    assert documents("notes") == 4
+    (tmp_path / "away").rename(notes)
+    until(lambda: documents("notes") == 5)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    said = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.returncode == 130 and "Traceback" not in said and "stopped; what was indexed is kept" in said
+
+
+def known(name):
+    with Collection(name) as collection:
+        return list(collection.catalogue.known())
+
+
+def text(name, question):
+    with Collection(name) as collection:
+        return search(collection, question)[0].passage.text
+
+
+def test_a_run_without_changes_loads_nothing_heavy(notes, index):
+    index("notes", *HASHED)
+    code = (
+        "import sys; from settle.cli import main; main(['index', 'notes']); "
+        "print([m for m in ('torch', 'lancedb', 'pyarrow', 'tokenizers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]" and "2 unchanged" in done.stderr
