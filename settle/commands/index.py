@@ -102,11 +102,11 @@ class Index(Command):
             roots = self._roots(collection, more)
             if self.anew:
                 _see(collection, roots)
-                with collection.renewed(*self._parts(collection)) as new:
+                with collection.renewed(*self._parts(collection, events)) as new:
                     new.follow(roots)
                     return _not_empty(update(new, events))
             if not self._is_made_so(collection):
-                collection.decide(*self._parts(collection))
+                collection.decide(*self._parts(collection, events))
             collection.follow(roots)
             report = update(collection, events)
             return _not_empty(report) if was_empty else report
@@ -135,8 +135,9 @@ class Index(Command):
             for key, value in _asked(getattr(self, family)).items()
         )
 
-    def _parts(self, collection: "Collection") -> list[Any]:
-        """Embedder, store and chunker: as asked, or else as the collection is made, or else the usual ones."""
+    def _parts(self, collection: "Collection", events: Events) -> list[Any]:
+        """Embedder, store and chunker: as asked, or else as the collection is made, or else the usual ones. What the
+        embedder needs and is not here yet is got."""
         from settle.retrieve.collection import DEFAULTS
 
         made, parts = collection.made, []
@@ -146,6 +147,7 @@ class Index(Command):
             name = str(asked.pop("name", usual))
             layers = [("collection", before if name == usual else {}), (f"--{family}", asked)]
             parts.append(resolve(part(f"retrieve/{family}s", name), layers).value)
+        parts[0].prepare(events)
         return parts
 
 
