@@ -140,7 +140,8 @@ class Index(Command):
         embedder needs and is not here yet is got."""
         from settle.retrieve.collection import DEFAULTS
 
-        made, parts = collection.made, []
+        made = collection.made
+        parts: list[Any] = []
         for family in FAMILIES:
             asked, before = _asked(getattr(self, family)), dict(getattr(made, family)) if made else {}
             usual = before.pop("name", DEFAULTS[family])

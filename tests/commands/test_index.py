@@ -45,6 +45,7 @@ def test_once_and_again(notes, index):
     result, said = index("notes", *HASHED)
     assert (result["name"], result["added"], result["documents"], result["passages"]) == ("notes", 2, 2, 2)
     assert "notes: 2 added; 2 documents, 2 passages" in said
+    assert said.index("the hashes are ready") < said.index("2 added")
     (notes / "moon.md").write_text("The moon is far.")
     result, said = index("notes")
     assert (result["added"], result["unchanged"], result["embedded"]) == (1, 2, 1)

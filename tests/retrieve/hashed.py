@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from settle.base.events import Events
 from settle.retrieve.embedders import Embedder, Vectorizer
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -21,6 +22,9 @@ class Hashed(Embedder):
 
     width: int = Field(64, gt=1, description="of the vectors")
     pause: float = Field(0.0, ge=0, description="seconds that each passage takes, where a test wants to come between")
+
+    def prepare(self, events: Events) -> None:
+        events.emit("say", text="the hashes are ready")
 
     def open(self) -> Vectorizer:
         return _Hashing(self.width, self.pause)
