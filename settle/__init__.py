@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["SettleError", "train", "tune", "distill", "shrink", "open_run"]
+__all__ = ["SettleError", "train", "tune", "distill", "shrink", "index", "open_run"]
 
 # Nothing phones home: the switches of every dependency that has some, before any of them is imported.
 for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -30,6 +30,7 @@ from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from settle.commands._session import FinishedRun
+    from settle.retrieve.collection import Collection
 
 
 def train(*inputs: str, **settings: Any) -> "FinishedRun":
@@ -66,6 +67,21 @@ def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
     from settle.commands.shrink import Shrink
 
     return run_quietly(resolve(Shrink, [("asked", {"model": model, "inputs": list(inputs), **settings})]).value)
+
+
+def index(*paths: str, **settings: Any) -> "Collection":
+    """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
+    `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
+    """
+    from settle.base.events import Events
+    from settle.base.settings import resolve
+    from settle.commands.index import Index
+    from settle.retrieve.collection import Collection
+
+    heard: list[str] = []
+    events = Events(listeners=[lambda e: heard.append(e["result"]["name"]) if e["kind"] == "result" else None])
+    resolve(Index, [("asked", {"paths": list(paths), **settings})]).value.run(events)
+    return Collection(heard[-1])
 
 
 def open_run(name: str) -> "FinishedRun":
