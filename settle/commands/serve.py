@@ -7,7 +7,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
-from settle.base.run import home
+from settle.base.run import NAME, home
 from settle.commands import Command
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class Serve(Command):
         from settle.server.refusal import Refusal
 
         entries: list[Entry] = []
-        for name in self.models:
+        for given in self.models:
+            collection, name = _documents(given)
             found = served(name)
             if found.adapter:
                 file = found.path.resolve()
@@ -110,6 +111,10 @@ class Serve(Command):
                 entries.append(Entry(f"{over}:{found.name}", found.path, found.adapter, over, (found.name,)))
             else:
                 entries.append(Entry(found.name, found.path.absolute()))
+            if collection:
+                from settle.server.documents import answering
+
+                entries.append(answering(collection, entries.pop()))
         if self.adapter and not entries:
             raise UsageError("which model is the adapter for?", "settle serve MODEL --adapter NAME")
         for path in self.adapter:
@@ -137,7 +142,7 @@ class Serve(Command):
         from settle.server.catalogue import Catalogue
 
         assert isinstance(catalogue, Catalogue)
-        names = [entry.id for entry in catalogue.entries()]
+        names = [entry.id for entry in catalogue.offered()]
         rows = [["OpenAI", f"{address}/v1"], ["Anthropic", address], ["Ollama", address]]
         rows.append(["key", key or "none needed (--no-key)"])
         rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])
@@ -145,6 +150,13 @@ class Serve(Command):
             events.emit("warn", text="everyone on the network may ask who has the key; nothing is encrypted on the way")
         note = "`settle connect CLIENT` sets a client up and tries it; Ctrl-C stops the server"
         events.emit("table", title="settle serves", columns=("what", "where"), rows=rows, note=note)
+
+
+def _documents(given: str) -> tuple[str, str]:
+    """The collection and the model of `docs@smollm2`, no collection for a model alone."""
+    collection, at, model = given.partition("@")
+    is_there = bool(at) and NAME.fullmatch(collection) and (home() / "collections" / collection).is_dir()
+    return (collection, model) if is_there else ("", given)
 
 
 def _address(host: str, port: int) -> str:

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from settle.infer.running import Running
 
@@ -23,10 +23,10 @@ class Turn(NamedTuple):
 
 
 class Fence:
-    """Makes prompts for one model."""
+    """Makes prompts for one model. arguments: of its template."""
 
-    def __init__(self, model: Running) -> None:
-        self._model = model
+    def __init__(self, model: Running, **arguments: Any) -> None:
+        self._model, self._arguments = model, arguments
 
     def ids(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a prompt, ready for an answer: through the chat template, or one after the other where the model takes
@@ -49,7 +49,8 @@ class Fence:
     def _rendered(self, roles: Sequence[str]) -> list[tuple[str, int | None]]:
         """(what the template writes, which turn comes after it), in order."""
         mark = f"q{secrets.token_hex(8)}q"
-        prompt = self._model.render([{"role": role, "content": f"{mark}{i}{mark}"} for i, role in enumerate(roles)])
+        messages = [{"role": role, "content": f"{mark}{i}{mark}"} for i, role in enumerate(roles)]
+        prompt = self._model.render(messages, **self._arguments)
         *pairs, last = re.split(rf"{mark}(\d+){mark}", prompt)
         return [(pairs[i], int(pairs[i + 1])) for i in range(0, len(pairs), 2)] + [(last, None)]
 

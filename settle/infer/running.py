@@ -59,11 +59,14 @@ class Running:
         """The text of some ids."""
         return self._post("/detokenize", {"tokens": list(map(int, ids))})["content"]
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **arguments: Any
+    ) -> str:
         """Messages (`{"role", "content"}`), and the tools they may call, through the file's own chat template, ready
-        for an answer."""
-        body: dict[str, Any] = {"messages": list(messages)}
-        return self._post("/apply-template", body | ({"tools": list(tools)} if tools else {}))["prompt"]
+        for an answer. arguments: of the template."""
+        body: dict[str, Any] = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
+        body |= {"chat_template_kwargs": arguments} if arguments else {}
+        return self._post("/apply-template", body)["prompt"]
 
     def turns(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of rendered messages; llama.cpp leaves out of them the token that opens a text where the file says that

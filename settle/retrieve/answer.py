@@ -20,6 +20,7 @@ from settle.retrieve.writing import Prompt, Writing, Written, written
 PASSAGES = 4  # that an answer is made from
 JUDGED = 10  # that the evidence is judged by
 NEAREST = 3  # passages that a refusal names
+DEFAULT = Writing()
 UNSUPPORTED = "[not in the documents]"
 _FOLLOWING = re.compile(
     r"^(?:and|but|so|then|also|what about|how about|why|why not|really|which one)\b"
@@ -139,10 +140,10 @@ def follows(question: str) -> bool:
 
 
 def answer(
-    collection: Collection, model: Running | None, found: Found, writing: Writing | None = None, system: str = ""
+    collection: Collection, model: Running | None, found: Found, writing: Writing = DEFAULT
 ) -> Generator[str, None, Answer]:
     """Yields the answer's text as its sentences come, each with its citation, and returns the whole. Without a model
-    the best sentences of the passages are quoted. system: what the asker wants of every answer, for the model.
+    the best sentences of the passages are quoted.
 
     Raises UsageError when not even one passage fits into the model's context, EngineError when the model fails.
     """
@@ -154,8 +155,7 @@ def answer(
         sources = _apart(found.hits)
         yield from told.quoted(quotes(collection, found.question, sources))
         return told.answer("quoted", sources)
-    writing = writing or Writing()
-    prompt = Prompt(collection, model, found.question, found.hits, writing.tokens, found.before, system)
+    prompt = Prompt(collection, model, found.question, found.hits, writing, found.before)
     sources = prompt.packed.sources
     with contextlib.closing(written(model, prompt, writing)) as pieces:
         ended = yield from told.checked(pieces, Checker(collection, sources))

@@ -1,7 +1,7 @@
 """A language model's answer from some passages: its prompt, the grammar that it is held to, and its sentences."""
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,28 +32,32 @@ _CITED = re.compile(r"\s*\[(\d+)\]\s*")
 
 @dataclass(frozen=True)
 class Writing:
-    """How an answer is written. tokens: its longest. stop: texts that end it. sampling: in llama.cpp's words; the
-    likeliest answer when empty."""
+    """How an answer is written. system: what the asker wants of every answer. tokens: its longest. stop: texts that end
+    it. sampling: in llama.cpp's words; the likeliest answer when empty. is_left: whether nobody wants it any more,
+    asked after each token."""
 
+    system: str = ""
     tokens: int = LONGEST
     stop: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    is_left: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
 class Written:
     """How a model's answer ended. prompt, made: tokens that were read and written. is_cut: whether its last sentence
-    was cut off, which is left out."""
+    was cut off, which is left out. stop: the text that ended it, or ""."""
 
     prompt: int
     made: int
     is_cut: bool
+    stop: str = ""
 
 
 class Prompt:
     """What a model is asked: a question, and the passages that fit beside it.
 
-    before: the question before this one where this one goes on from it. system: what the asker wants of every answer.
+    before: the question before this one where this one goes on from it. longest: tokens that are left for the answer.
     Raises UsageError when not even one passage fits.
     """
 
@@ -63,15 +67,16 @@ class Prompt:
         model: Running,
         question: str,
         hits: Sequence[Hit],
-        longest: int,
+        writing: "Writing",
         before: str = "",
-        system: str = "",
     ) -> None:
-        self._fence, self._takes_turns = Fence(model), model.takes_turns
+        # reasoning would come before the first sentence, and the grammar has no place for it
+        self._fence, self._takes_turns = Fence(model, enable_thinking=False), model.takes_turns
         self._question = f"Before this I asked: {before}\nQuestion: {question}" if before else f"Question: {question}"
-        self._system = f"{_ORDER}\n{system}" if system else _ORDER
+        self._system = f"{_ORDER}\n{writing.system}" if writing.system else _ORDER
+        self.longest = min(writing.tokens, model.context // 4)
         empty = len(self._fence.ids(self._turns(())))
-        room = min(model.context - longest - empty, TOKENS)
+        room = min(model.context - self.longest - empty, TOKENS)
         self.packed: Packed = pack(collection, hits, lambda text: len(self._fence.tokens(text)), room)
         if hits and not self.packed.sources:
             raise UsageError(
@@ -96,16 +101,17 @@ class Prompt:
 def written(model: Running, prompt: Prompt, writing: Writing) -> Generator[tuple[str, int], None, Written]:
     """Yields (sentence, number of its passage) as each is complete. Stops the model when it begins to say things
     twice."""
-    ids, w = prompt.ids, writing
-    pieces = model.complete(ids, w.tokens, 0.0, 1.0, 0, 0, w.stop, prompt.grammar, w.sampling)
+    stop, sampling = writing.stop, writing.sampling
+    pieces = model.complete(prompt.ids, prompt.longest, 0.0, 1.0, 0, 0, stop, prompt.grammar, sampling)
     held, made, said = "", 0, set[tuple[str, ...]]()
     try:
-        while True:
+        while not writing.is_left():
             try:
                 held += next(pieces)
             except StopIteration as ended:
                 told: Mapping[str, Any] = ended.value
-                return Written(len(prompt.ids), told.get("tokens_predicted", made), bool(held.strip()))
+                word, is_open = told.get("stopping_word") or "", bool(held.strip())
+                return Written(len(prompt.ids), told.get("tokens_predicted", made), is_open and not word, word)
             made += 1
             while found := _CITED.search(held):
                 sentence, held = held[: found.start()].strip(), held[found.end() :]
@@ -115,5 +121,6 @@ def written(model: Running, prompt: Prompt, writing: Writing) -> Generator[tuple
                 said.add(stems)
                 if stems:
                     yield sentence, int(found[1])
+        return Written(len(prompt.ids), made, True)
     finally:
         pieces.close()

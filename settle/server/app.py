@@ -78,7 +78,7 @@ def build_app(
         try:
             yield
         finally:
-            await keeper.close()
+            await gateway.close()
             compiling.close()
             audit.close()
 

@@ -36,7 +36,8 @@ FIM = {
 @dataclass(frozen=True)
 class Entry:
     """id: the name that clients ask for; adapters are called `base:adapter`. path: of the GGUF file, which need not be
-    there yet for a model that is converted when first used. aliases: other names for it."""
+    there yet for a model that is converted when first used. aliases: other names for it. collection: of documents that
+    it answers from (see `documents.py`), "" for the model itself."""
 
     id: str
     path: Path
@@ -44,6 +45,7 @@ class Entry:
     base: str = ""
     aliases: tuple[str, ...] = ()
     origin: str = ""
+    collection: str = ""
 
     @property
     def created(self) -> int:
@@ -88,9 +90,20 @@ class Catalogue:
         self._known: dict[str, tuple[Entry, tuple]] = {}
 
     def entries(self) -> list[Entry]:
-        """Everything that can be asked for now."""
-        found = {entry.id: entry for entry in self._found()}
+        """Every model that can be asked for now."""
+        found = {entry.id: entry for entry in self._found() if not entry.collection}
         return list(found.values())
+
+    def offered(self) -> list[Entry]:
+        """Everything that can be asked for now: the models, and the collections that they answer from."""
+        models = self.entries()
+        if self._only:
+            return [*models, *(entry for entry in self._given if entry.collection)]
+        try:
+            from settle.server.documents import offered
+        except ModuleNotFoundError:  # the extra `rag` is not installed
+            return models
+        return [*models, *offered(models)]
 
     def find(self, name: str) -> Entry:
         """The entry of that name. Raises Refusal (404) naming what there is."""
@@ -98,13 +111,14 @@ class Catalogue:
         known, stamp = self._known.get(wanted, (None, ()))
         if known is not None and stamp == _stamps(known):
             return known
-        entries = self.entries()
+        entries = self.offered()
         for entry in entries:
             if wanted == entry.id or wanted in entry.aliases:
                 self._known[wanted] = entry, _stamps(entry)
                 return entry
-        if not wanted and len(entries) == 1:
-            return entries[0]
+        models = [entry for entry in entries if not entry.collection]
+        if not wanted and len(models) == 1:
+            return models[0]
         known = ", ".join(entry.id for entry in entries[:20])
         said = f"the model {name[:100]!r} does not exist here" if name else "which model? The field 'model' is missing"
         fix = f"; there are: {known}" if known else "; there is none yet: `settle pull smollm2`"
@@ -113,7 +127,8 @@ class Catalogue:
     def _found(self) -> Iterator[Entry]:
         yield from self._given
         if self._only:
-            bases = {entry.path.resolve(): entry.id for entry in self._given if not entry.adapter}
+            models = [entry for entry in self._given if not entry.adapter and not entry.collection]
+            bases = {entry.path.resolve(): entry.id for entry in models}
             yield from (entry for entry in _adapters(bases) if entry.path.resolve() in bases)
             return
         stored = [_of_store(model) for model in all_models()]
@@ -131,7 +146,7 @@ class Catalogue:
 
 def _stamps(entry: Entry) -> tuple:
     """As long as they are the same, a name means the same: of the entry's files, and of the folders names come from."""
-    names = (home() / "models", home() / "runs", home() / "server" / "aliases.json")
+    names = (home() / "models", home() / "runs", home() / "collections", home() / "server" / "aliases.json")
     return tuple(_changed(path) for path in (entry.path, entry.adapter, *names) if path)
 
 
@@ -245,6 +260,8 @@ def capabilities(entry: Entry) -> list[str]:
         return ["rerank"]
     if known.embeds:
         return ["embedding"]
+    if entry.collection:
+        return ["completion"]
     template = template_of(entry)
     thinks = ["thinking"] if template and any(word in template for word in REASONING) else []
     return ["completion", *(["tools"] if template else []), *(["insert"] if known.fim else []), *thinks]

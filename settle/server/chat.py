@@ -10,7 +10,7 @@ from settle.server.catalogue import Entry
 from settle.server.grammar import call_grammar, json_grammar, own_grammar
 from settle.server.keeper import Loaded
 from settle.server.plans import ChatRequest, HelpedPlan, Plan
-from settle.server.refusal import Refusal, invalid, unsupported
+from settle.server.refusal import Refusal, invalid, require_no_documents, unsupported
 from settle.server.templates import guard_template
 from settle.server.upstream import ask
 
@@ -22,6 +22,13 @@ OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos
 
 async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
     """OpenAI's chunks; the last one has usage, and timings. Closing it stops the model. Raises Refusal."""
+    if entry.collection:
+        from settle.server import documents
+
+        async with contextlib.aclosing(documents.stream(gateway, request, entry)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
     async with gateway.keeper.use(entry) as loaded:
         plan = await prepare(gateway, request, entry, loaded)
         async with contextlib.aclosing(plan.chunks(gateway.keeper.session, loaded)) as chunks:
@@ -31,6 +38,10 @@ async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> Asyn
 
 async def whole(gateway: "Gateway", request: ChatRequest, entry: Entry) -> dict[str, Any]:
     """OpenAI's chat.completion. Raises Refusal."""
+    if entry.collection:
+        from settle.server import documents
+
+        return await documents.whole(gateway, request, entry)
     async with gateway.keeper.use(entry) as loaded:
         plan = await prepare(gateway, request, entry, loaded)
         return await plan.whole(gateway.keeper.session, loaded)
@@ -72,12 +83,14 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
 
 async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
     """Tokens of the prompt of a request. Raises Refusal."""
+    require_no_documents(entry, "the passages that are read with a question are not known before it is answered")
     async with gateway.keeper.use(entry) as loaded:
         return await _tokens(gateway, loaded, await rendered(gateway, request, entry, loaded))
 
 
 async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> str:
     """The prompt that a request is put to the model as. Raises Refusal."""
+    require_no_documents(entry, "its prompt is made from passages, in pieces")
     if not loaded.key.template:
         raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
     scales(gateway, request, entry, loaded)  # the names must be right, though nothing is read with them

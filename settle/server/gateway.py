@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +20,9 @@ from settle.server.fields import Body, Shaped, parse, shaped
 from settle.server.keeper import Keeper
 from settle.server.metrics import Metrics
 from settle.server.refusal import Refusal
+
+if TYPE_CHECKING:
+    from settle.server.documents import Shelf
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -34,6 +38,19 @@ class Gateway:
     metrics: Metrics = field(default_factory=Metrics)
     pull_from: frozenset[str] = frozenset()
     changing: set[str] = field(default_factory=set)
+
+    @functools.cached_property
+    def shelf(self) -> "Shelf":
+        """The collections of documents that are open."""
+        from settle.server.documents import Shelf
+
+        return Shelf()
+
+    async def close(self) -> None:
+        """Ends the models and closes the collections."""
+        await self.keeper.close()
+        if "shelf" in self.__dict__:
+            await asyncio.to_thread(self.shelf.close)
 
     def find(self, call: "Call", name: str) -> Entry:
         """The entry of that name, noted in the audit. Raises Refusal."""

@@ -27,7 +27,7 @@ def tagged(name: str) -> str:
 def listed(gateway: Gateway) -> list[dict[str, Any]]:
     """Everything that can be asked for."""
     stored = {model.name: model for model in all_models()}
-    return [_row(entry, stored) for entry in gateway.catalogue.entries()]
+    return [_row(entry, stored) for entry in gateway.catalogue.offered()]
 
 
 def running(gateway: Gateway) -> list[dict[str, Any]]:
@@ -53,7 +53,8 @@ def shown(gateway: Gateway, entry: Entry, verbose: bool) -> dict[str, Any]:
     stored = next((model for model in all_models() if model.name == entry.id), None)
     template = template_of(entry) or ""
     loaded = gateway.keeper.of(entry)
-    lines = [f"FROM {entry.base or entry.id}", *([f"ADAPTER {entry.id}"] if entry.adapter else [])]
+    name = entry.id.removeprefix(f"{entry.collection}@")
+    lines = [f"FROM {entry.base or name}", *([f"ADAPTER {name}"] if entry.adapter else [])]
     context = loaded.context if loaded else gateway.keeper.context_of(known)
     told: dict[str, Any] = {
         "license": stored.license if stored else "",

@@ -1,7 +1,10 @@
 """A request that is not done, and why. Every shape says it in its own words (see `Shape.error`)."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from settle.server.catalogue import Entry
 
 OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -36,6 +39,13 @@ def unsupported(param: str, why: str) -> Refusal:
 def invalid(param: str | None, why: str) -> Refusal:
     """A value that makes no sense."""
     return Refusal(400, f"{param}: {why}" if param else why, "invalid_value", param)
+
+
+def require_no_documents(entry: "Entry", why: str) -> None:
+    """Raises Refusal for a collection of documents, which only chats."""
+    if entry.collection:
+        said = f"{entry.id} answers questions in chats, from documents: {why}"
+        raise Refusal(400, said, "wrong_model", "model")
 
 
 def only(value: Mapping[Any, Any], known: Collection[str], where: str) -> None:

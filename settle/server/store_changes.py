@@ -20,7 +20,7 @@ from settle.base.run import NAME
 from settle.server.aliases import aliases, set_alias
 from settle.server.catalogue import Entry
 from settle.server.gateway import Gateway
-from settle.server.refusal import Refusal, invalid
+from settle.server.refusal import Refusal, invalid, require_no_documents
 
 if TYPE_CHECKING:
     from settle.model.pulling import Offer
@@ -76,6 +76,7 @@ async def copy(gateway: Gateway, entry: Entry, wanted: str) -> None:
     """`entry` under another name. A model's files are shared, not doubled, and stay until the last name is deleted; an
     adapter gets one more name. Raises Refusal."""
     require_open(gateway)
+    require_no_documents(entry, "it is no model that could have another name")
     name = free_name(gateway, wanted)
     with changing(gateway, name):
         if entry.adapter:
@@ -88,6 +89,7 @@ async def delete(gateway: Gateway, entry: Entry) -> None:
     """Takes a model out of the store: of a linked one only the link goes. Raises Refusal for runs, which are work, and
     for a model that adapters stand over."""
     require_open(gateway)
+    require_no_documents(entry, f"`settle index {entry.collection} --delete` deletes them")
     with changing(gateway, entry.id):
         if entry.adapter and entry.id in aliases():
             await asyncio.to_thread(set_alias, entry.id, None)

@@ -12,6 +12,7 @@ from settle.server.gaps import gap_prompt
 from settle.server.grammar import json_grammar, own_grammar
 from settle.server.keeper import Loaded
 from settle.server.plans import ChatRequest, counts
+from settle.server.refusal import require_no_documents
 from settle.server.upstream import ask, events, open_stream
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> Asyn
 
 async def prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
     """What llama.cpp is asked. Raises Refusal for what cannot be done there."""
+    require_no_documents(entry, "it goes on with no text")
     asked = ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
     chat.check_biases(asked, loaded)
     body = request.sampling | request.more | {"lora": loaded.lora(chat.scales(gateway, asked, entry, loaded))}

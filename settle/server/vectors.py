@@ -5,12 +5,13 @@ from typing import Any
 
 from settle.server.catalogue import Entry
 from settle.server.gateway import Call
-from settle.server.refusal import invalid, unsupported
+from settle.server.refusal import invalid, require_no_documents, unsupported
 from settle.server.upstream import ask
 
 
 async def embedded(call: Call, entry: Entry, inputs: list[Any]) -> tuple[list[list[float]], int]:
     """Vectors of length 1, and the tokens that were read. inputs: texts or lists of token ids. Raises Refusal."""
+    require_no_documents(entry, "it makes no vectors")
     if any(not text for text in inputs):
         raise invalid("input", "a text is empty")
     if entry.adapter:

@@ -110,6 +110,8 @@ class Answer:
             yield from self._grow("thinking", delta["reasoning_content"])
         if delta.get("content"):
             yield from self._grow("text", delta["content"])
+        for note in delta.get("annotations") or ():
+            yield from self._cited(note["url_citation"])
         for call in delta.get("tool_calls") or ():
             yield from self._called(call)
         if choice.get("finish_reason"):
@@ -148,6 +150,21 @@ class Answer:
             return
         self._blocks[-1][kind] += text
         yield self._delta({"type": f"{kind}_delta", kind: text})
+
+    def _cited(self, cited: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What a passage of a document was cited for stands in the last block."""
+        found = self._blocks[-1].setdefault("citations", [])
+        citation = {
+            "type": "search_result_location",
+            "cited_text": cited["text"],
+            "source": cited["url"],
+            "title": cited["title"],
+            "search_result_index": len(found),
+            "start_block_index": 0,
+            "end_block_index": 1,
+        }
+        found.append(citation)
+        yield self._delta({"type": "citations_delta", "citation": citation})
 
     def _called(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
         function, index = call.get("function", {}), call.get("index", 0)

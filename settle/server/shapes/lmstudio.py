@@ -60,7 +60,7 @@ class LMStudio(Shape):
 
 
 async def models(call: Call) -> Response:
-    entries = call.gateway.catalogue.entries()
+    entries = call.gateway.catalogue.offered()
     return replied({"object": "list", "data": [_model(call.gateway, entry) for entry in entries]})
 
 

@@ -172,16 +172,19 @@ async def chat_completions(call: Call) -> Response:
 async def _chat_stream(call: Call, request: ChatRequest, entry: Entry, wants_usage: bool) -> AsyncGenerator[bytes]:
     """llama.cpp's own stream, handed on as it comes where nothing in it has to be changed."""
     keeper = call.gateway.keeper
+    if entry.collection:
+        answer = _written(call, chat.stream(call.gateway, request, entry), wants_usage)
+        async with contextlib.aclosing(answer) as pieces:
+            async for event in pieces:
+                yield event
+        return
     async with keeper.use(entry) as loaded:
         plan = await chat.prepare(call.gateway, request, entry, loaded)
         if isinstance(plan, HelpedPlan) or plan.trimmed or request.top_logprobs is not None:
-            async with contextlib.aclosing(plan.chunks(keeper.session, loaded)) as chunks:
-                async for chunk in chunks:
-                    if not chunk["choices"]:
-                        call.record.usage(chunk.get("usage"))
-                    if chunk["choices"] or wants_usage or chunk.get("settle"):
-                        yield _event(chunk)
-            yield DONE
+            answer = _written(call, plan.chunks(keeper.session, loaded), wants_usage)
+            async with contextlib.aclosing(answer) as pieces:
+                async for event in pieces:
+                    yield event
             return
         rest, theirs, ours = b"", json.dumps(ALIAS).encode(), json.dumps(entry.id).encode()
         async with await plan.open(keeper.session, loaded) as response:
@@ -198,6 +201,16 @@ async def _chat_stream(call: Call, request: ChatRequest, entry: Entry, wants_usa
                 tidied = b"".join(_tidied(event, call, wants_usage, entry.id) for event in whole)
                 if tidied:
                     yield tidied
+
+
+async def _written(call: Call, chunks: AsyncGenerator[dict[str, Any]], wants_usage: bool) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            if not chunk["choices"]:
+                call.record.usage(chunk.get("usage"))
+            if chunk["choices"] or wants_usage or chunk.get("settle"):
+                yield _event(chunk)
+    yield DONE
 
 
 def _tidied(event: bytes, call: Call, wants_usage: bool, model: str) -> bytes:
@@ -359,7 +372,7 @@ async def embed(call: Call, body: EmbeddingBody) -> Response:
 
 
 async def models(call: Call) -> Response:
-    entries = call.gateway.catalogue.entries()
+    entries = call.gateway.catalogue.offered()
     return replied({"object": "list", "data": [_model(call.gateway, entry) for entry in entries]})
 
 

@@ -122,6 +122,8 @@ class Answer:
                 yield from self._grow("reasoning", "reasoning_text", delta["reasoning_content"], None)
             if delta.get("content"):
                 yield from self._grow("message", "output_text", delta["content"], choice.get("logprobs"))
+            for note in delta.get("annotations") or ():
+                yield from self._annotated(note)
             for call in delta.get("tool_calls") or ():
                 yield from self._called(call)
             self._is_cut = self._is_cut or choice.get("finish_reason") == "length"
@@ -157,6 +159,13 @@ class Answer:
             part["logprobs"] += tokens
             told["logprobs"] = tokens
         yield self._event(f"response.{part_kind}.delta", **self._place(), **told)
+
+    def _annotated(self, note: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A citation, in the last part of the message."""
+        found = self._items[-1]["content"][0]["annotations"]
+        found.append({"type": note["type"]} | note["url_citation"])
+        place = {"annotation_index": len(found) - 1, "annotation": found[-1]}
+        yield self._event("response.output_text.annotation.added", **self._place(), **place)
 
     def _called(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
         function, index = call.get("function", {}), call.get("index", 0)
