@@ -2,6 +2,7 @@
 passage that it cites; or refused, where the documents do not hold an answer."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class Found:
     before: str
     hits: tuple[Hit, ...]
     evidence: Evidence
+
+    @property
+    def whole(self) -> str:
+        """The question with the one before it."""
+        return f"{self.before} {self.question}".strip()
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,18 @@ class Answer:
 
 
 def look(collection: Collection, question: str, earlier: Sequence[str] = (), k: int = PASSAGES) -> Found:
-    """Searches and judges. earlier: the questions before this one, the last of them last."""
-    found = _looked(collection, question, "", k)
-    if earlier and follows(question):
-        both = _looked(collection, question, earlier[-1], k)
-        return max(found, both, key=lambda f: f.evidence.score)
-    return found
+    """Searches and judges. earlier: the questions before this one, the last of them last. Where the question may go on
+    from it, both are looked for, with and without it, and the best of the two searches are taken in turn."""
+    hits = search(collection, question, max(k, JUDGED))
+    evidence = judge(collection, question, hits)
+    if not earlier or not follows(question):
+        return Found(question, "", tuple(hits[:k]), evidence)
+    both = f"{earlier[-1]} {question}"
+    together = search(collection, both, max(k, JUDGED))
+    evidence = max(evidence, judge(collection, both, together), key=lambda e: e.score)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(hits, together))
+    once = {hit.passage.id: hit for hit in turns if hit is not None}
+    return Found(question, earlier[-1], tuple(once.values())[:k], evidence)
 
 
 def follows(question: str) -> bool:
@@ -153,7 +165,7 @@ def answer(
         return told.answer("refused", _apart(found.hits[:NEAREST]))
     if model is None:
         sources = _apart(found.hits)
-        yield from told.quoted(quotes(collection, found.question, sources))
+        yield from told.quoted(quotes(collection, found.whole, sources))
         return told.answer("quoted", sources)
     prompt = Prompt(collection, model, found.question, found.hits, writing, found.before)
     sources = prompt.packed.sources
@@ -161,7 +173,7 @@ def answer(
         ended = yield from told.checked(pieces, Checker(collection, sources))
     if not any(sentence.source for sentence in told.sentences):
         yield told.plain("\n\n" * bool(told.text) + "The passages themselves say:\n")
-        yield from told.quoted(quotes(collection, found.question, sources))
+        yield from told.quoted(quotes(collection, found.whole, sources))
     return told.answer("written", sources, len(prompt.packed.dropped), ended)
 
 
@@ -218,12 +230,6 @@ class _Told:
         return Answer(
             found.question, self.text, kind, found.evidence, tuple(self.sentences), tuple(sources), dropped, written
         )
-
-
-def _looked(collection: Collection, question: str, before: str, k: int) -> Found:
-    asked = f"{before} {question}".strip()
-    hits = search(collection, asked, max(k, JUDGED))
-    return Found(question, before, tuple(hits[:k]), judge(collection, asked, hits))
 
 
 def _apart(hits: Sequence[Hit]) -> tuple[Source, ...]:

@@ -15,6 +15,7 @@ from settle.retrieve.words import words
 
 LONGEST = 256  # tokens of an answer
 MOST = 4  # sentences of an answer
+RUNAWAY = 600  # characters of a sentence that comes to no end: a small model that says the same over and over
 _ORDER = (
     "Answer the question with what the passages say, in one to three short sentences. End each sentence with the number"
     " of its passage, like [1]."
@@ -113,6 +114,8 @@ def written(model: Running, prompt: Prompt, writing: Writing) -> Generator[tuple
                 word, is_open = told.get("stopping_word") or "", bool(held.strip())
                 return Written(len(prompt.ids), told.get("tokens_predicted", made), is_open and not word, word)
             made += 1
+            if len(held) > RUNAWAY:
+                break
             while found := _CITED.search(held):
                 sentence, held = held[: found.start()].strip(), held[found.end() :]
                 stems = tuple(words(sentence))
