@@ -119,9 +119,9 @@ def _function(command: type[Command]) -> Callable[..., int]:
 
     def call(*args: Any, **given: Any) -> int:
         json = given.pop("json", False)
-        for place, (name, value) in enumerate(zip(command.positional, args, strict=False)):
+        for place, name in enumerate(command.positional[: len(args)]):
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
-            given[name] = rest if _is_list(command, name) else value
+            given[name] = rest if _is_list(command, name) else rest[0]
         face = Face(json=json)
         events = Events(listeners=[face])
         try:

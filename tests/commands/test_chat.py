@@ -72,12 +72,12 @@ def test_damaged_file(a_run, capsys):
 
 
 class Terminal:
-    """`settle chat` on a pseudo-terminal."""
+    """`settle chat`, or another command, on a pseudo-terminal."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], command: str = "chat") -> None:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "settle", "chat", *arguments],
+            [sys.executable, "-m", "settle", command, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -1,0 +1,137 @@
+"""`settle ask` over real documents: with a model in a real child, without one, by pipe and on a terminal."""
+
+import io
+import json
+import shutil
+
+import pytest
+
+from settle.base.models import StoredModel, add_model
+from settle.cli import main
+from settle.formats.gguf import export_gguf
+from settle.retrieve import writing
+from settle.retrieve.collection import Collection
+from tests.commands.test_chat import Terminal
+from tests.retrieve.asked import TEXTS, index
+from tests.retrieve.conftest import joined  # noqa: F401  a fixture
+
+ROTATE = "How do I rotate the key?"
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory, joined):  # noqa: F811
+    """A home with documents and no model."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("SETTLE_HOME", str(folder))
+        index("docs", folder / "docs", TEXTS)
+        yield folder
+
+
+@pytest.fixture
+def at_home(stocked, monkeypatch):
+    monkeypatch.setenv("SETTLE_HOME", str(stocked))
+    monkeypatch.chdir(stocked)
+    return stocked
+
+
+@pytest.fixture
+def with_model(at_home, tiny):
+    """And with a model in the store."""
+    path = at_home / "models" / "tiny" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, "f32")
+    add_model(StoredModel("tiny", "gguf", path, "ab" * 32, "test:tiny"))
+    yield at_home
+    shutil.rmtree(at_home / "models")
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_remembered(at_home):
+    with Collection("docs") as docs:
+        docs.catalogue.keep_setting("model", None)
+
+
+def test_quotes_and_the_places_to_open(at_home, capsys):
+    assert main(["ask", "docs", ROTATE]) == 0
+    said = capsys.readouterr()
+    assert (
+        said.out.startswith("“To rotate the key, run `vault rotate`") and "\n\n[1] docs/keys.md:5  Keys › R" in said.out
+    )
+    assert "settle pull smollm2" in said.err and "quoted" in said.err
+
+
+def test_what_is_not_there_is_refused_with_a_code_of_its_own(at_home, capsys):
+    assert main(["ask", "docs", "Who won the football championship in Norway?", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["refused"] and told["kind"] == "refused" and "Norway" in told["answer"]
+    assert told["sources"][0]["places"] and told["model"] is None and not told["sentences"]
+
+
+def test_passages_alone(at_home, capsys):
+    assert main(["ask", "docs", ROTATE, "--passages", "--k", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("[1] docs/keys.md:5  Keys › Rotation\nTo rotate") and "[2] " in out and "[3] " not in out
+    assert main(["ask", "docs", ROTATE, "--passages", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passages"][0]["place"].endswith("keys.md:5") and told["evidence"] > 0
+
+
+def test_a_question_from_stdin(at_home, capsys, monkeypatch):
+    for arguments in (["ask", "docs"], ["ask", "docs", "-"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO(ROTATE + "\n"))
+        assert main(arguments) == 0
+        assert "vault rotate" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["ask", "docs"]) == 2
+    assert "nothing to answer" in capsys.readouterr().err
+
+
+def test_the_model_there_is_answers_and_one_that_was_chosen_is_remembered(with_model, capsys, monkeypatch):
+    monkeypatch.setattr(writing, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1] It works for 99 minutes. [1]"\n')
+    assert main(["ask", "docs", ROTATE, "--json"]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert told["model"] == "tiny" and told["kind"] == "written"
+    assert [s["supported"] for s in told["sentences"]] == [True, False] and "1 of 2" in said.err
+    assert told["sentences"][0]["place"].endswith("keys.md:5") and told["sentences"][1]["differs"] == ["99"]
+    with Collection("docs") as docs:
+        assert docs.catalogue.setting("model") is None
+        path = with_model / "models" / "tiny" / "tiny.gguf"
+        assert main(["ask", "docs", ROTATE, "--model", str(path)]) == 0
+        assert docs.catalogue.setting("model") == str(path)
+        assert main(["ask", "docs", ROTATE, "--model", "none", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["kind"] == "quoted"
+        docs.catalogue.keep_setting("model", "gone")
+    assert main(["ask", "docs", ROTATE]) == 0
+    assert "gone, which answered before, is gone; tiny answers" in capsys.readouterr().err
+
+
+def test_mistakes_are_told(at_home, capsys):
+    assert main(["ask", "nothing", ROTATE]) == 2
+    assert "there are: docs" in capsys.readouterr().err
+    assert main(["ask", "docs", ROTATE, "--model", "nobody"]) == 2
+    assert "no model named 'nobody'" in capsys.readouterr().err
+    assert main(["ask", "docs", ROTATE, "--k", "0"]) == 2
+
+
+def test_from_python(with_model, monkeypatch):
+    monkeypatch.setattr(writing, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1]"\n')
+    with Collection("docs") as docs:
+        told = docs.ask(ROTATE)
+        assert told.is_supported and str(told).endswith("keys.md:5")
+        assert docs.ask(ROTATE, model="none").kind == "quoted"
+        assert docs.ask("Who won the football championship in Norway?").kind == "refused"
+
+
+def test_one_question_after_the_other_on_a_terminal(at_home):
+    terminal = Terminal(["docs", "--model", "none"], command="ask")
+    terminal.until("> ")
+    terminal.type(f"{ROTATE}\n")
+    terminal.until("keys.md:5")
+    terminal.until("> ")
+    terminal.type("and when does the kitchen open?\n")
+    terminal.until("opens at noon")
+    terminal.until("> ")
+    terminal.type("/bye\n")
+    assert terminal.close() == 0
