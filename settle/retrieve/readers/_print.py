@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 
 from settle.retrieve.document import Block, Place
 
 _EDGE = 2  # lines at the top and at the bottom of a page that may be a running title or its number
 _LEVELS = ((1.8, 1), (1.4, 2), (1.15, 3))  # of a line that is so many times as high as the text
 _LONGEST_HEADING = 120  # characters
-_GAP = 1.25  # of the usual distance between two lines: what lies further apart is another paragraph
+_GAP = 1.25  # times the usual distance between two lines: what lies further apart is another paragraph
+_PITCH = (1.2, 2.5)  # that distance, in heights of a line: where nothing tells it, and at most
 _SAME_SIZE = 0.1
 _HYPHENS = ("\x02", "\ufffe", "\xad")  # PDFium's marks of a word that goes on in the next line
 _ITEM = re.compile(r"[•●○▪■◦‣–*·-]\s|\(?\d{1,2}[.)]\s")
@@ -39,6 +39,7 @@ class Print:
             for line in lines:
                 sizes[round(line.height, 1)] += len(line.text)
         self._text = sizes.most_common(1)[0][0] if sizes else 0.0
+        self._pitch = _pitch(first)
         edges = Counter(shape for lines in first for shape in {_shape(line) for line in _edges(lines)})
         self.repeated = {shape for shape, pages in edges.items() if pages > max(2, len(first) // 2)}
 
@@ -46,16 +47,24 @@ class Print:
         """The blocks of a page, each of which has its number."""
         edges = _edges(lines)
         kept = [line for line in lines if line not in edges or _shape(line) not in self.repeated]
-        gaps = [a.top - b.top for a, b in pairwise(kept) if a.top > b.top]
-        usual = median(gaps) if gaps else 0.0
         held: list[Line] = []
         for line in kept:
-            if held and not _goes_on(held[-1], line, usual):
+            if held and not (self._goes_on(held[-1], line) and not self._title(page, line.text, held[-1].text)):
                 yield self._block(page, held)
                 held = []
             held.append(line)
         if held:
             yield self._block(page, held)
+
+    def _goes_on(self, before: Line, line: Line) -> bool:
+        """Whether a line belongs to the paragraph of the one before it."""
+        gap = before.top - line.top
+        near = 0 <= gap <= _GAP * self._pitch * max(before.height, line.height)
+        return near and _same_size(before, line) and not _ITEM.match(line.text)
+
+    def _title(self, page: int, *texts: str) -> bool:
+        """Whether one of the texts is a heading of the outline."""
+        return page in self._outline and any(self._level(page, text, 0.0) for text in texts)
 
     def _block(self, page: int, lines: Sequence[Line]) -> Block:
         text = _joined(lines)
@@ -88,11 +97,20 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-def _goes_on(before: Line, line: Line, usual: float) -> bool:
-    """Whether a line belongs to the paragraph of the one before it."""
-    gap = before.top - line.top
-    same_size = abs(before.height - line.height) <= _SAME_SIZE * before.height
-    return 0 <= gap <= _GAP * usual and same_size and not _ITEM.match(line.text)
+def _pitch(pages: Sequence[Sequence[Line]]) -> float:
+    """The usual distance between two lines of a size, in heights of a line."""
+    seen = Counter(
+        round((before.top - line.top) / line.height, 1)
+        for lines in pages
+        for before, line in pairwise(lines)
+        if before.top > line.top and line.height > 0 and _same_size(before, line)
+    )
+    most = max(seen.values(), default=0)
+    return min(_PITCH[1], min((pitch for pitch, times in seen.items() if times == most), default=_PITCH[0]))
+
+
+def _same_size(a: Line, b: Line) -> bool:
+    return abs(a.height - b.height) <= _SAME_SIZE * a.height
 
 
 def _joined(lines: Sequence[Line]) -> str:

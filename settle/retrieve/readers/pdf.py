@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING, ClassVar
 
 from settle.retrieve.document import Block, Unreadable
@@ -84,9 +85,12 @@ def _lines(document: "PdfDocument", page: int) -> list[Line] | None:
     at = 0
     for text in layer.get_text_range().split("\r\n"):
         if text.strip():
-            start = at + next((i for i, c in enumerate(text) if c.isalnum()), len(text) - len(text.lstrip()))
-            _, bottom, _, top = layer.get_charbox(min(start, layer.count_chars() - 1), loose=True)
-            found.append(Line(text.strip(), top, top - bottom))
+            # a word in another font does not say how large a line is, so three of its letters are asked
+            letters = [i for i, c in enumerate(text) if c.isalnum()] or [len(text) - len(text.lstrip())]
+            asked = [at + letters[len(letters) * i // 4] for i in (1, 2, 3)]
+            boxes = [layer.get_charbox(min(i, layer.count_chars() - 1), loose=True) for i in asked]
+            height, top = median_low((top - bottom, top) for _, bottom, _, top in boxes)
+            found.append(Line(text.strip(), top, height))
         at += len(text.encode("utf-16-le")) // 2 + 2
     layer.close()
     opened.close()
