@@ -10,6 +10,10 @@ import xlsxwriter
 from docx.oxml import OxmlElement
 from pptx import Presentation
 
+from settle.base.registry import part
+from settle.retrieve.document import Block
+from settle.retrieve.reading import reader_of
+
 Line = tuple[int, str]  # size in points, text
 
 
@@ -17,7 +21,7 @@ def pdf(path: Path, pages: list[list[Line] | None], outline: dict[str, int] | No
     """Pages of lines, None for one that is a picture. outline: title → page from 1."""
     writer = pypdf.PdfWriter(io.BytesIO(_pdf(pages)))
     for title, page in (outline or {}).items():
-        writer.add_outline_item(title, page - 1)
+        writer.add_outline_item(title=title, page_number=page - 1)
     if password:
         writer.encrypt(password, algorithm="RC4-128")
     writer.write(path)
@@ -110,14 +114,18 @@ def sheets(path: Path) -> Path:
     return path
 
 
-def book(path: Path, chapters: dict[str, str], more: dict[str, bytes] | None = None, order: list[str] | None = None) -> Path:
+def book(
+    path: Path, chapters: dict[str, str], more: dict[str, bytes] | None = None, order: list[str] | None = None
+) -> Path:
     """chapters: name inside of OEBPS → body of the page."""
     items = "".join(
         f'<item id="c{i}" href="{name}" media-type="application/xhtml+xml"/>' for i, name in enumerate(chapters)
     )
     names = list(chapters)
     spine = "".join(f'<itemref idref="c{names.index(name)}"/>' for name in order or names)
-    package = f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{spine}</spine></package>'
+    package = (
+        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{spine}</spine></package>'
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mimetype", "application/epub+zip")
         archive.writestr(
@@ -132,3 +140,11 @@ def book(path: Path, chapters: dict[str, str], more: dict[str, bytes] | None = N
         for name, data in (more or {}).items():
             archive.writestr(name, data)
     return path
+
+
+def read(path: Path) -> tuple[list[Block], list[str]]:
+    """A document's blocks and notes, read here and not in a child. Raises Unreadable."""
+    notes: list[str] = []
+    reader = reader_of(path.name)
+    assert reader, path
+    return list(part("retrieve/readers", reader)().read(path, notes.append)), notes

@@ -100,22 +100,26 @@ class Filler:
         return self._headers[header] if header else 0
 
     def _add(self, piece: Piece, wanted: int) -> None:
-        size = piece.tokens + self._header_size(piece.header if self._header_now() != piece.header else "")
+        """Puts a piece to what was collected, or begins anew with it: a passage never goes over a page's end."""
+        if self._fresh and piece.place.page != self._pieces[-1].place.page:
+            self._finish()
+            self._pieces, self._size, self._fresh = [], 0, 0
+        size = piece.tokens + self._new_header(piece)
         if self._fresh and self._size + size > wanted:
             self._finish()
             carried = list(self._carry(self._pieces)) if self._carry else []
             while carried and sum(p.tokens for p in carried) + size > wanted:
                 carried.pop(0)
-            self._pieces, self._fresh = carried, 0
-            self._size = sum(p.tokens for p in carried)
-            size = piece.tokens + self._header_size(piece.header if self._header_now() != piece.header else "")
+            self._pieces, self._size, self._fresh = carried, sum(p.tokens for p in carried), 0
+            size = piece.tokens + self._new_header(piece)
         self._pieces.append(piece)
         self._size += size
         self._fresh += 1
 
-    def _header_now(self) -> str:
-        """The header that what comes next would stand below."""
-        return self._pieces[-1].header if self._pieces else ""
+    def _new_header(self, piece: Piece) -> int:
+        """Tokens of the header that a piece needs above it, where it does not go on with a table."""
+        goes_on = self._pieces and self._pieces[-1].header == piece.header
+        return 0 if goes_on else self._header_size(piece.header)
 
     def _finish(self) -> None:
         """What was collected becomes a passage, whose place is behind the one that is still kept."""
@@ -133,7 +137,8 @@ class Filler:
         before = self._before
         if self._fresh and before and not self._carry and self._size <= self._wanted * TINY:
             size = before.size + self._size
-            if size + self._above_size <= self._most:
+            same_page = before.pieces[-1].place.page == self._pieces[0].place.page
+            if same_page and size + self._above_size <= self._most:
                 self._before, self._fresh = _Group(before.headings, (*before.pieces, *self._pieces), size), 0
         if self._fresh:
             self._finish()

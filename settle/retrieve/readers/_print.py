@@ -9,6 +9,7 @@ from itertools import pairwise
 from settle.retrieve.document import Block, Place
 
 _EDGE = 2  # lines at the top and at the bottom of a page that may be a running title or its number
+_FULL = 10  # lines of a page that has more than its edges
 _LEVELS = ((1.8, 1), (1.4, 2), (1.15, 3))  # of a line that is so many times as high as the text
 _LONGEST_HEADING = 120  # characters
 _GAP = 1.25  # times the usual distance between two lines: what lies further apart is another paragraph
@@ -40,8 +41,9 @@ class Print:
                 sizes[round(line.height, 1)] += len(line.text)
         self._text = sizes.most_common(1)[0][0] if sizes else 0.0
         self._pitch = _pitch(first)
-        edges = Counter(shape for lines in first for shape in {_shape(line) for line in _edges(lines)})
-        self.repeated = {shape for shape, pages in edges.items() if pages > max(2, len(first) // 2)}
+        full = [lines for lines in first if len(lines) >= _FULL]
+        edges = Counter(shape for lines in full for shape in {_shape(line) for line in _edges(lines)})
+        self.repeated = {shape for shape, pages in edges.items() if pages > max(2, len(full) // 2)}
 
     def blocks(self, page: int, lines: Sequence[Line]) -> Iterator[Block]:
         """The blocks of a page, each of which has its number."""

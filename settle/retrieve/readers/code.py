@@ -102,10 +102,12 @@ def _segments(node: "Node", first: int, end: int) -> "Iterator[tuple[int, int, N
     """Lines taken apart: definitions with the comments right above them, and what stands between."""
     at = first
     above, below = first, -1  # where the comments above begin, and the line after them
+    ended = first  # the line after what stood there last
     for start, child in _children(node):
         stop = _stop(child)
         if child.type in _BEFORE:
-            above, below = (above if below == start else start), stop
+            if start >= ended:  # else it is about the line that it ends
+                above, below = (above if below == start else start), stop
             continue
         if _is_definition(child) and stop > at:
             start = max(at, above if below == start else start)
@@ -113,7 +115,7 @@ def _segments(node: "Node", first: int, end: int) -> "Iterator[tuple[int, int, N
                 yield at, start, None
             at = min(stop, end)
             yield start, at, child
-        below = -1
+        below, ended = -1, stop
     if at < end:
         yield at, end, None
 
