@@ -6,16 +6,21 @@ import sys
 import pytest
 
 from settle.base import registry
+from settle.retrieve import reading
 
 
 @pytest.fixture(scope="session", autouse=True)
 def joined(tmp_path_factory):
-    """`hashed` is an embedder, joined as other people's packages join, here and in every process that is started."""
+    """`hashed` is an embedder and `stuck` a reader that misbehaves, joined as other people's packages join, here and in
+    every process that is started."""
     made = tmp_path_factory.mktemp("parts")
     info = made / "settle_tests-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-tests\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[settle.retrieve.embedders]\nhashed = tests.retrieve.hashed:Hashed\n")
+    (info / "entry_points.txt").write_text(
+        "[settle.retrieve.embedders]\nhashed = tests.retrieve.hashed:Hashed\n"
+        "[settle.retrieve.readers]\nstuck = tests.retrieve.stuck:Stuck\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(made))
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
@@ -30,6 +35,7 @@ def _forget():
     registry.part_names.cache_clear()
     registry._joined.cache_clear()
     registry._installed.cache_clear()
+    reading._readers.cache_clear()
 
 
 @pytest.fixture

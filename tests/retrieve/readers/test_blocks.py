@@ -169,14 +169,18 @@ def test_pdf(tmp_path):
         (11, ""),
         (11, "Old keys are kept."),
     ]
+    names = ["Keys", "Locks", "Doors", "Walls"]
     more = [(11, f"and {word}") for word in ("so", "on", "and", "on", "again")]
-    pages = [[(10, "The handbook"), (24, "Keys"), *text, *more, (10, f"page {n}")] for n in range(1, 5)]
+    pages = [
+        [(10, "The handbook"), (24, name), *text, *more, (11, name), (10, f"page {n}")]
+        for n, name in enumerate(names, 1)
+    ]
     path = making.pdf(tmp_path / "a.pdf", [*pages, None, None, [(11, "")]])
     blocks, notes = making.read(path)
     assert [(block.kind, block.level, block.text) for block in blocks[:3]] == [
         ("heading", 1, "Keys"),
         ("text", None, "The key is rotated every week, in the night\nto Monday."),
-        ("text", None, "Old keys are kept.\nand so\nand on\nand and\nand on\nand again"),
+        ("text", None, "Old keys are kept.\nand so\nand on\nand and\nand on\nand again\nKeys"),
     ]
     assert notes == ["left out: lines that repeat at the edges of its pages", "pages 5–6 are a picture: no text"]
     assert len(blocks) == 3 * 4
