@@ -38,7 +38,7 @@ def know_all(source: str) -> None:
 
     for name in set(_DIRECTIVE.findall(source)):
         if name.lower() not in _DOCUTILS:
-            directives.register_directive(name.lower(), _directive())
+            directives.register_directive(name.lower(), _directive(name.lower().rsplit(":", 1)[-1]))
     for name in set(_ROLE.findall(source)):
         roles.register_local_role(name.lower(), _role)
 
@@ -68,33 +68,26 @@ class _AnyOption(dict[str, Any]):
 
 
 @cache
-def _directive() -> type[Any]:
+def _directive(kind: str) -> type[Any]:
     from docutils import nodes
     from docutils.parsers.rst import Directive
 
     class Unknown(Directive):  # type: ignore[misc]
-        optional_arguments = 1
+        # what an object's directive begins with is its name, and what others begin with is text as any other
+        optional_arguments = 1 if kind in _OBJECTS | _CODE else 0
         final_argument_whitespace = True
         has_content = True
         option_spec = _AnyOption()
 
         def run(self) -> list[nodes.Node]:
-            kind = self.name.rsplit(":", 1)[-1]
             if kind in _UNSAID:
                 return []
             if kind in _CODE:
                 listing = nodes.literal_block("", "\n".join(self.content))
                 listing.line = self.content_offset + 1
                 return [listing]
-            node = nodes.container("")
+            node = nodes.container("", documents=" ".join(self.arguments))
             node.line = self.lineno
-            argument = self.arguments[0] if self.arguments else ""
-            if kind in _OBJECTS:
-                node["documents"] = argument
-            elif argument:
-                said = nodes.paragraph("", argument)
-                said.line = self.lineno
-                node += said
             self.state.nested_parse(self.content, self.content_offset, node)
             return [node]
 

@@ -18,7 +18,7 @@ _SETTINGS: dict[str, Any] = {
     "syntax_highlight": "none", "doctitle_xform": False, "docinfo_xform": False, "line_length_limit": 1 << 20,
 }  # fmt: skip
 _UNSAID = {"comment", "system_message", "substitution_definition", "target", "pending", "raw", "image", "meta"}
-_PARAGRAPHS = {"paragraph", "term", "rubric", "line_block", "attribution", "caption", "field_name", "option_list_item"}
+_WHOLE = {"line_block", "option_list_item"}  # said as one although there are parts in it
 _LISTINGS = {"literal_block", "doctest_block", "math_block"}
 _OBJECT = 7  # level of the heading that a function or an option of a reference is, below all sections
 
@@ -49,22 +49,25 @@ class _Walk:
 
     def blocks(self, node: "Element") -> Iterator[Block]:
         """Those of a node's children."""
+        from docutils.nodes import Element, TextElement
+
         for child in node.children:
-            name = type(child).__name__
-            line = getattr(child, "line", None)
-            self._line = line or self._line
+            if not isinstance(child, Element):
+                continue
+            name = child.tagname
+            self._line = child.line or self._line
             if name in _UNSAID or (name == "topic" and "contents" in child["classes"]):
                 continue
-            if name in _PARAGRAPHS:
-                yield from self._paragraph(child.astext(), line)
-            elif name in _LISTINGS:
-                yield Block("code", child.astext(), Place(line=self._line), self._level, lined=line is not None)
-            elif name == "title":
+            if name in _LISTINGS:
+                yield Block("code", child.astext(), Place(line=self._line), self._level, lined=child.line is not None)
+            elif name == "title" and node.tagname == "section":
                 # docutils counts to the line below it, that underlines it
                 yield Block("heading", child.astext(), Place(line=max(1, self._line - 1)), max(1, self._level))
             elif name == "table":
                 yield from self._table(child)
-            elif hasattr(child, "children"):
+            elif name in _WHOLE or isinstance(child, TextElement):
+                yield from self._paragraph(child.astext(), child.line)
+            else:
                 yield from self._inside(name, child)
 
     def _inside(self, name: str, node: "Element") -> Iterator[Block]:
