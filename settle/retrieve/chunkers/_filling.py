@@ -70,14 +70,14 @@ class Filler:
         level, text = block.level or 1, " ".join(block.text.split())
         self._leave(level - 1)
         limit = int(self._wanted * HEADINGS)
-        if tokens <= limit:
+        if tokens + self._arrow <= limit:
             self._path.append(_Section(level, text, tokens, block.place))
             self._fit()
             return
         # too long to stand above each passage: its beginning does, and all of it is said once
         start = text[: len(text) * limit // (2 * tokens)].rpartition(" ")[0]
         if start:
-            self._path.append(_Section(level, start + " …", limit, block.place, shown=True))
+            self._path.append(_Section(level, start + " …", limit // 2, block.place, shown=True))
             self._fit()
         self._block(replace(block, kind="text", level=None), tokens)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from settle.retrieve.chunkers import Count
 from settle.retrieve.document import Block, Kind, Place
 
-_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
+_PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 LINE = re.compile(r"\n")
 _ITEM = re.compile(r"\n(?=\S)")
 SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])")
@@ -62,9 +62,9 @@ def cut(block: Block, most: int, count: Count) -> Iterator[Piece]:
     return _placed(block, _spans(block.text, 0, len(block.text), BORDERS[block.kind], most, count))
 
 
-def cut_at(block: Block, border: re.Pattern[str], most: int, count: Count) -> Iterator[Piece]:
-    """A block at every such border, and where a piece has more than `most` tokens all the same, inside of it."""
-    parts = _between(block.text, 0, len(block.text), border)
+def cut_at(block: Block, border: re.Pattern[str], most: int, count: Count, every: int = 1) -> Iterator[Piece]:
+    """A block at every n-th such border, and where a piece has more than `most` tokens all the same, inside of it."""
+    parts = _between(block.text, 0, len(block.text), border, every)
     spans: list[Span] = []
     for (start, end), tokens in zip(parts, weights([block.text[a:b] for a, b in parts], count), strict=True):
         if tokens > most:
@@ -118,9 +118,10 @@ def _spans(
         yield first, last, size
 
 
-def _between(text: str, start: int, end: int, border: re.Pattern[str]) -> list[tuple[int, int]]:
-    """A text taken apart behind each border, without the parts that are blank."""
-    cuts = [start, *(found.end() for found in border.finditer(text, start, end)), end]
+def _between(text: str, start: int, end: int, border: re.Pattern[str], every: int = 1) -> list[tuple[int, int]]:
+    """A text taken apart behind each n-th border, without the parts that are blank."""
+    ends = [found.end() for found in border.finditer(text, start, end)]
+    cuts = [start, *ends[every - 1 :: every], end]
     parts = [(a, b) for a, b in pairwise(cuts) if b > a and not text[a:b].isspace()]
     return parts or [(start, end)]
 

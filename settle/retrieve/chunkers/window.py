@@ -9,6 +9,8 @@ from settle.retrieve.chunkers._filling import Filler
 from settle.retrieve.chunkers._pieces import WORD, Piece, cut_at
 from settle.retrieve.document import Block, Chunk
 
+WORDS = 8  # that are kept together: a window moves by them
+
 
 class Window(Chunker):
     """What most pipelines do; here it stays inside of a section."""
@@ -18,7 +20,7 @@ class Window(Chunker):
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
         def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[Piece]:
-            return cut_at(block, WORD, wanted, count)
+            return cut_at(block, WORD, wanted, count, every=WORDS)
 
         def carry(pieces: Sequence[Piece]) -> Sequence[Piece]:
             first, size = len(pieces), 0
