@@ -69,7 +69,7 @@ def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
     return run_quietly(resolve(Shrink, [("asked", {"model": model, "inputs": list(inputs), **settings})]).value)
 
 
-def index(*paths: str, **settings: Any) -> "Collection":
+def index(path: str, *more: str, **settings: Any) -> "Collection":
     """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
     `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
@@ -80,7 +80,7 @@ def index(*paths: str, **settings: Any) -> "Collection":
 
     heard: list[str] = []
     events = Events(listeners=[lambda e: heard.append(e["result"]["name"]) if e["kind"] == "result" else None])
-    resolve(Index, [("asked", {"paths": list(paths), **settings})]).value.run(events)
+    resolve(Index, [("asked", {"paths": [path, *more], **settings})]).value.run(events)
     return Collection(heard[-1])
 
 

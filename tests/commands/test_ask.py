@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import settle
 from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
@@ -122,6 +123,13 @@ def test_from_python(with_model, monkeypatch):
         assert told.is_supported and str(told).endswith("keys.md:5")
         assert docs.ask(ROTATE, model="none").kind == "quoted"
         assert docs.ask("Who won the football championship in Norway?").kind == "refused"
+
+
+def test_three_lines_of_python(at_home):
+    with settle.index(str(at_home / "docs"), name="three", embedder={"name": "hashed"}) as three:
+        told = three.ask(ROTATE, model="none")
+        three.delete()
+    assert told.kind == "quoted" and "keys.md:5" in str(told)
 
 
 def test_one_question_after_the_other_on_a_terminal(at_home):
