@@ -80,7 +80,7 @@ def test_files_that_are_not_what_their_names_say(folder):
         "d.pptx": "no presentation, whatever its name says",
         "e.xlsx": "no spreadsheet, whatever its name says",
         "f.ipynb": "no notebook, whatever its name says",
-        "g.json": "no valid JSON",
+        "g.json": "",
         "h.mbox": "no mailbox, whatever its name says",
         "i.eml": "no e-mail, whatever its name says",
         "k.txt": "not text: it has zero bytes",
@@ -88,6 +88,7 @@ def test_files_that_are_not_what_their_names_say(folder):
         "m.jsonl": "no valid JSON in any of its lines",
     }
     assert reads["j.xls"].error.startswith("damaged")
+    assert reads["g.json"].notes == ("no valid JSON: read as text",) and _said(reads["g.json"]) == "only words"
 
 
 def test_broken_files(folder):

@@ -6,29 +6,34 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from settle.retrieve.document import Block, Place, Unreadable
+from settle.retrieve.document import Block, Place
 from settle.retrieve.readers import Note, Reader
 from settle.retrieve.readers._lines import whole_text
 from settle.retrieve.readers._records import record_text
+from settle.retrieve.readers.text import paragraphs
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder(strict=False).raw_decode
 
 
 class Json(Reader):
-    """A place is the line where a record begins."""
+    """A place is the line where a record begins. What is no JSON, such as a configuration with comments, is text."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".geojson", ".jsonld")
 
     def read(self, path: Path, note: Note) -> Iterator[Block]:
         text = whole_text(path, note).removeprefix("\ufeff")
-        line, counted = 1, 0
         try:
-            for start, key, value in _values(text):
-                line, counted = line + text.count("\n", counted, start), start
-                yield Block("text", record_text(value, key), Place(line=line))
+            values = list(_values(text))
         except (ValueError, IndexError):
-            raise Unreadable("no valid JSON") from None
+            note("no valid JSON: read as text")
+            for first, lines in paragraphs(text.split("\n")):
+                yield Block("code", "\n".join(lines), Place(line=first), lined=True)
+            return
+        line, counted = 1, 0
+        for start, key, value in values:
+            line, counted = line + text.count("\n", counted, start), start
+            yield Block("text", record_text(value, key), Place(line=line))
 
 
 def _values(text: str) -> Iterator[tuple[int, str, Any]]:

@@ -46,11 +46,11 @@ def _opened(path: Path) -> "PdfDocument":
 
 def _blocks(document: "PdfDocument", note: Note) -> Iterator[Block]:
     count = len(document)
-    first = [lines for page in range(1, min(count, _LOOKED_AT) + 1) if (lines := _lines(document, page))]
-    printed = Print(first, _outline(document))
+    first = [_lines(document, page) for page in range(1, min(count, _LOOKED_AT) + 1)]
+    printed = Print([lines for lines in first if lines], _outline(document))
     left_out: dict[str, list[int]] = {}
     for page in range(1, count + 1):
-        lines = _lines(document, page)
+        lines = first[page - 1] if page <= len(first) else _lines(document, page)
         why = "damaged" if lines is None else _silence(document, page, lines)
         if why:
             left_out.setdefault(why, []).append(page)
