@@ -31,6 +31,7 @@ import numpy as np
 import psutil
 
 CHROMA = Path(__file__).with_name("embedding_chroma.py")
+OURS = ("PYTHONPATH", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # what the peer is not to see
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -51,8 +52,8 @@ def main() -> None:
         write_documents(work / "documents", asked.most)
         passages = cut(work)
         (work / "passages.json").write_text(json.dumps(passages))
-        sides = {"settle": Side([sys.executable, __file__, "--peer", "-", "--side", str(work)]),
-                 "Chroma": Side([asked.peer, str(CHROMA), str(work)])}  # fmt: skip
+        sides = {"settle": Side([sys.executable, __file__, "--peer", "-", "--side", str(work)], ()),
+                 "Chroma": Side([asked.peer, str(CHROMA), str(work)], OURS)}  # fmt: skip
         report(sides, len(passages), asked.rounds, work)
 
 
@@ -134,8 +135,7 @@ def cut(work: Path) -> list[str]:
 
     index(work, "first")
     with Collection("first") as collection:
-        ids = collection.catalogue.ids()
-        return [passage.embedded for passage in collection.catalogue.passages(ids).values()]
+        return [passage.embedded for passage in collection.catalogue.all_passages(limit=1 << 20)]
 
 
 def work_for(work: Path) -> None:
@@ -157,8 +157,10 @@ def work_for(work: Path) -> None:
 class Side:
     """One side as a process."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], without: tuple[str, ...]) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in without}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def do(self, what: str) -> tuple[float, float]:
         """(seconds, CPU seconds) of one piece of work."""

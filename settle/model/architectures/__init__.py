@@ -141,7 +141,7 @@ def of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Architec
     if not alike:
         known = sorted({family.gguf_architecture for family in _families().values()})
         if embeds(metadata):
-            raise FormatError("it turns texts into vectors, and only what writes is trained", f"{', '.join(known)} are")
+            raise FormatError("it turns texts into vectors and writes none", f"known are: {', '.join(known)}")
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
     return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)
 
