@@ -134,7 +134,7 @@ def _told(where: str) -> Iterator[None]:
         yield
     except (ChromaError, httpx.HTTPError, OSError, RuntimeError, ValueError) as e:
         said = (str(e).splitlines() or [type(e).__name__])[0][:300]
-        if "full" in said or "No space left" in said:
+        if any(sign in said for sign in ("is full", "No space left", "disk I/O error")):
             fix = "make room, then run it again; what was indexed is kept"
             raise ResourceError(f"the disk is full: {where}", fix) from e
         fix = "see whether it can be reached, or index anew"

@@ -3,12 +3,16 @@
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from settle.base.errors import DataError
 from settle.base.registry import part, part_names
 
 WIDTH = 24
@@ -176,3 +180,44 @@ def test_a_process_that_dies_leaves_it_whole(name, tmp_path, other):
     asked = some(500)[3]
     assert opened.near(asked, 1).ids.tolist() == [2503]
     opened.close()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("chromadb"), reason="chromadb is missing")
+def test_a_chroma_server(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("chroma")), "run", "--path", str(tmp_path), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(port)
+    opened = part("retrieve/stores", "chroma")(url=f"http://127.0.0.1:{port}").open(tmp_path, "docs-1234", WIDTH)
+    try:
+        opened.add(np.arange(100), some(100))
+        opened.remove(range(50))
+        opened.compact()
+        assert len(opened) == 50 and opened.near(some(100)[70], 1).ids.tolist() == [70]
+        opened.drop()
+    finally:
+        server.kill()
+        server.wait()
+    with pytest.raises(DataError, match=f"the store of vectors at http://127.0.0.1:{port} fails"):
+        opened.near(some(1)[0], 1)
+    opened.close()
+
+
+def wait_for(port, seconds=60):
+    """Until something listens there."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_a_store_that_cannot_be_reached_says_so(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="the store of vectors at .*file fails"):
+        part("retrieve/stores", "lancedb")(url=str(tmp_path / "file")).open(tmp_path, "docs-1234", WIDTH)
