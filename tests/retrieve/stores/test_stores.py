@@ -1,5 +1,6 @@
 """The contract of a store, tried on every one that is installed here."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,10 @@ def test_a_chroma_server(tmp_path):
     with pytest.raises(DataError, match=f"the store of vectors at http://127.0.0.1:{port} fails"):
         opened.near(some(1)[0], 1)
     opened.close()
+    del opened
+    with warnings.catch_warnings():  # Chroma's client leaves its connections to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def wait_for(port, seconds=60):
