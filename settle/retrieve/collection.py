@@ -139,7 +139,11 @@ class Collection:
     @property
     def num_bytes(self) -> int:
         """On the disk here."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        total = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # put together with others by another process
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def decide(self, embedder: Embedder, store: Store, chunker: Chunker) -> Made:
         """Keeps how the collection is made, from its first indexing on. Raises UsageError when it is made otherwise."""
