@@ -12,7 +12,7 @@ from pydantic import BaseModel
 import settle
 from settle.base.registry import part_names
 from settle.base.settings import read_recipe, resolve
-from settle.cli import STDIN, build_app
+from settle.cli import STDIN, _spelled, build_app
 from settle.commands.chat import Chat
 from settle.commands.train import Train
 from settle.commands.tune import Tune
@@ -47,7 +47,7 @@ def app() -> App:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_line_is_one_that_settle_takes(page: str, command: str, app: App) -> None:
-    given = [STDIN if token == "-" else token for token in shlex.split(command, comments=True)[1:]]
+    given = _spelled([STDIN if token == "-" else token for token in shlex.split(command, comments=True)[1:]])
     if given[0].startswith("-"):
         assert given[0] in ("--help", "--version", "--install-completion")
         return
