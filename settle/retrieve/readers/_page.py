@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 _LEFT_OUT = (
-    "script", "style", "noscript", "template", "svg", "math", "nav", "iframe", "object", "button", "select", "textarea",
-    "dialog", "footer",
+    "script", "style", "noscript", "template", "svg", "annotation", "nav", "iframe", "object", "button", "select",
+    "textarea", "dialog", "footer",
 )  # fmt: skip
 _NO_CONTENT = "//*[@hidden or @aria-hidden='true' or @role='navigation' or @role='search' or @role='contentinfo']"
 _BLOCKS = {
@@ -54,8 +54,11 @@ def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
 
 def _utf8(data: bytes) -> bytes:
     """The page in UTF-8, with what XHTML closes at once (`<title/>`) as HTML has to have it."""
-    declared = _DECLARED.search(data[:2048])
-    encoding = marked_encoding(data) or (declared and (declared[1] or declared[2]).decode("ascii")) or "utf-8"
+    found = _DECLARED.search(data[:2048])
+    declared = (found[1] or found[2]).decode("ascii").lower() if found else "utf-8"
+    if declared.startswith("utf-16"):  # it could not have been read here if it were
+        declared = "utf-8"
+    encoding = marked_encoding(data) or declared
     try:
         codecs.lookup(encoding)
         text = data.decode(encoding)

@@ -12,6 +12,7 @@ _EDGE = 2  # lines at the top and at the bottom of a page that may be a running 
 _FULL = 10  # lines of a page that has more than its edges
 _LEVELS = ((1.8, 1), (1.4, 2), (1.15, 3))  # of a line that is so many times as high as the text
 _LONGEST_HEADING = 120  # characters
+_NUMBER = 12  # letters and digits of `Chapter 3` and the like
 _GAP = 1.25  # times the usual distance between two lines: what lies further apart is another paragraph
 _PITCH = (1.2, 2.5)  # that distance, in heights of a line: where nothing tells it, and at most
 _SAME_SIZE = 0.1
@@ -51,7 +52,7 @@ class Print:
         kept = [line for line in lines if line not in edges or _shape(line) not in self.repeated]
         held: list[Line] = []
         for line in kept:
-            if held and not (self._goes_on(held[-1], line) and not self._title(page, line.text, held[-1].text)):
+            if held and (not self._goes_on(held[-1], line) or self._is_title(page, line.text, held[-1].text)):
                 yield self._block(page, held)
                 held = []
             held.append(line)
@@ -64,8 +65,8 @@ class Print:
         near = 0 <= gap <= _GAP * self._pitch * max(before.height, line.height)
         return near and _same_size(before, line) and not _ITEM.match(line.text)
 
-    def _title(self, page: int, *texts: str) -> bool:
-        """Whether one of the texts is a heading of the outline."""
+    def _is_title(self, page: int, *texts: str) -> bool:
+        """Whether one of the texts is a heading that the outline has on this page."""
         return page in self._outline and any(self._level(page, text, 0.0) for text in texts)
 
     def _block(self, page: int, lines: Sequence[Line]) -> Block:
@@ -81,8 +82,7 @@ class Print:
             return None
         if self._outline:
             titles = self._outline.get(page, {})
-            # a heading is often numbered on the page and not in the outline
-            return next((level for title, level in titles.items() if title and letters.endswith(title)), None)
+            return next((level for title, level in titles.items() if title and _is_numbered(letters, title)), None)
         return next((level for times, level in _LEVELS if height >= times * self._text), None)
 
 
@@ -97,6 +97,12 @@ def _shape(line: Line) -> str:
 
 def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def _is_numbered(letters: str, title: str) -> bool:
+    """Whether it is the title, or that behind a number, which the outline often leaves out."""
+    number = letters.removesuffix(title)
+    return letters == title or (len(number) < len(letters) and len(number) <= _NUMBER and number[-1:].isdigit())
 
 
 def _pitch(pages: Sequence[Sequence[Line]]) -> float:

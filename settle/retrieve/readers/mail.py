@@ -16,7 +16,7 @@ from settle.retrieve.readers._page import page_blocks
 from settle.retrieve.readers.text import paragraphs
 
 _SHOWN = ("From", "To", "Cc", "Date")
-_MOST = 64 << 20  # bytes of one message
+_MOST = 64 << 20  # bytes of one message that are read: what is longer has attachments
 _NAMED = 5  # attachments
 
 
@@ -29,10 +29,14 @@ class Mail(Reader):
         attached: list[str] = []
         if path.suffix.lower() == ".eml":
             with path.open("rb") as file:
-                yield from _blocks(file.read(_MOST), Place(), attached)
+                message = email.message_from_bytes(file.read(_MOST))
+            if not message.keys():
+                raise Unreadable("no e-mail, whatever its name says")
+            yield from _blocks(message, Place(), attached)
         else:
-            for number, (line, message) in enumerate(_messages(path), 1):
-                yield from _blocks(message, Place(line=line, part=f"message {number}"), attached)
+            for number, (line, data) in enumerate(_messages(path), 1):
+                place = Place(line=line, part=f"message {number}")
+                yield from _blocks(email.message_from_bytes(data), place, attached)
         if attached:
             names = ", ".join(attached[:_NAMED]) + (", …" if len(attached) > _NAMED else "")
             note(f"{len(attached)} attachment{'s' if len(attached) > 1 else ''} left out: {names}")
@@ -60,10 +64,7 @@ def _messages(path: Path) -> Iterator[tuple[int, bytes]]:
         yield first, b"".join(held)
 
 
-def _blocks(data: bytes, place: Place, attached: list[str]) -> Iterator[Block]:
-    message = email.message_from_bytes(data)
-    if not message.keys():
-        raise Unreadable("no e-mail, whatever its name says")
+def _blocks(message: Message, place: Place, attached: list[str]) -> Iterator[Block]:
     yield Block("heading", _header(message, "Subject") or "No subject", place, level=1)
     told = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
     if told:

@@ -61,6 +61,8 @@ def test_html(tmp_path):
         ("<p>Schlüssel".encode("cp1252"), "Schlüssel"),
         ("<p>Schlüssel".encode("utf-16"), "Schlüssel"),
         (b"<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'><title/><p>key", "key"),
+        (b"<meta charset=utf-16><p>key", "key"),
+        (b"<meta charset=nonsense><p>key", "key"),
         (b"<main><p>key</main><p>aside", "key"),
         (b"<title>Of keys</title><p>key", "Of keys"),
     ],
