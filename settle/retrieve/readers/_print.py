@@ -73,7 +73,7 @@ class Print:
         text = _joined(lines)
         level = self._level(page, text, lines[0].height)
         if level:
-            return Block("heading", " ".join(text.split()), Place(page=page), level)
+            return Block("heading", " ".join(text.split()).rstrip("¶ "), Place(page=page), level)
         return Block("list" if _ITEM.match(text) else "text", text, Place(page=page))
 
     def _level(self, page: int, text: str, height: float) -> int | None:
