@@ -1,6 +1,7 @@
 """What each reader makes of a document: headings with their levels, lists, listings, tables; what it leaves out."""
 
 import json
+import zipfile
 from email.message import EmailMessage
 
 import pytest
@@ -284,3 +285,88 @@ def test_headings_reach_the_passages(tmp_path):
     found = {chunk.text: chunk.headings for chunk in chunks}
     assert found["its own"] == ("One thing", "term", "part") and found["more of it"] == ("One thing", "term")
     assert found["after\n\nlayout"] == ("One thing",)
+
+
+def test_word_with_changes_controls_and_footnotes(tmp_path):
+    path = making.word(tmp_path / "a.docx")
+    name = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    word = f'xmlns:w="{name}"'
+    body = (
+        "<w:p><w:pPr><w:pStyle w:val='Heading2'/></w:pPr><w:r><w:t>In a control</w:t></w:r></w:p>",
+        "<w:p><w:r><w:t xml:space='preserve'>kept </w:t></w:r><w:ins><w:r><w:t>added</w:t></w:r></w:ins>"
+        "<w:del><w:r><w:delText>deleted</w:delText></w:r></w:del><w:r><w:tab/><w:t>end</w:t></w:r></w:p>",
+        "<w:p><w:pPr><w:outlineLvl w:val='3'/></w:pPr><w:r><w:t>By its outline</w:t></w:r></w:p>",
+    )
+    document = (
+        f"<w:document {word}><w:body><w:sdt><w:sdtContent>{''.join(body)}</w:sdtContent></w:sdt></w:body></w:document>"
+    )
+    notes = (
+        f"<w:footnotes {word}><w:footnote><w:p><w:r><w:t>below the line</w:t></w:r></w:p></w:footnote></w:footnotes>"
+    )
+    kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/footnotes"
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member).decode("utf-8", "surrogateescape") for member in archive.namelist()}
+    members["word/document.xml"], members["word/footnotes.xml"] = document, notes
+    links = members["word/_rels/document.xml.rels"]
+    link = f'<Relationship Id="rId99" Type="{kind}" Target="footnotes.xml"/></Relationships>'
+    members["word/_rels/document.xml.rels"] = links.replace("</Relationships>", link)
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in members.items():
+            archive.writestr(member, text.encode("utf-8", "surrogateescape"))
+    assert _told(path) == [
+        ("heading", 2, "In a control"),
+        ("text", None, "kept added\tend"),
+        ("heading", 4, "By its outline"),
+        ("text", 0, "below the line"),
+    ]
+
+
+def test_old_and_new_notebooks(tmp_path):
+    cells = [{"cell_type": "code", "input": ["x = 1"]}, {"cell_type": "raw", "source": "as it is"}]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"worksheets": [{"cells": cells}], "nbformat": 3}))
+    assert _told(tmp_path / "a.ipynb") == [("code", None, "x = 1"), ("text", None, "as it is")]
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t", "|"])
+def test_tables_of_text(tmp_path, between):
+    path = tmp_path / ("a.tsv" if between == "\t" else "a.csv")
+    path.write_text("\n".join(between.join(row) for row in (("name", "size"), ("lid", "42"), ("", "7"), ("", ""))))
+    assert [(block.header, block.text) for block in making.read(path)[0]] == [
+        ("name | size", "lid | 42"),
+        ("name | size", " | 7"),
+    ]
+
+
+def test_a_table_without_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    assert [(block.header, block.text) for block in making.read(tmp_path / "a.csv")[0]] == [
+        ("", "1 | 2"),
+        ("", "3 | 4"),
+    ]
+
+
+def test_a_pdf_whose_letters_are_not_told(tmp_path):
+    line = (11, "\x01\x02\x03\x04\x05\x06\x07" * 5)
+    path = making.pdf(tmp_path / "a.pdf", [[line], [(11, "words")]])
+    blocks, notes = making.read(path)
+    assert [block.text for block in blocks] == ["words"]
+    assert notes == ["page 1 is set in a font that does not tell its letters: no text"]
+
+
+def test_sheets_of_libreoffice(tmp_path):
+    kinds = ("office", "table", "text", "manifest")
+    names = " ".join(f'xmlns:{kind}="urn:oasis:names:tc:opendocument:xmlns:{kind}:1.0"' for kind in kinds)
+    rows = ""
+    for row in (("name", "size"), ("lid", "small")):
+        cells = (
+            f'<table:table-cell office:value-type="string"><text:p>{cell}</text:p></table:table-cell>' for cell in row
+        )
+        rows += f"<table:table-row>{''.join(cells)}</table:table-row>"
+    sheet = f'<table:table table:name="Parts">{rows}</table:table>'
+    body = f"<office:body><office:spreadsheet>{sheet}</office:spreadsheet></office:body>"
+    with zipfile.ZipFile(tmp_path / "a.ods", "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        archive.writestr("META-INF/manifest.xml", f"<manifest:manifest {names}></manifest:manifest>")
+        archive.writestr("content.xml", f"<office:document-content {names}>{body}</office:document-content>")
+    blocks, _ = making.read(tmp_path / "a.ods")
+    assert [(b.header, b.text, b.place.part) for b in blocks[1:]] == [("name | size", "lid | small", "Parts!A2")]
