@@ -165,10 +165,15 @@ class Side:
     def do(self, what: str) -> tuple[float, float]:
         """(seconds, CPU seconds) of one piece of work."""
         before = self._cpu()
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline()), self._cpu() - before
+        return self.said(), self._cpu() - before
+
+    def said(self) -> float:
+        """The seconds that it tells."""
+        assert self.process.stdout
+        return float(self.process.stdout.readline())
 
     def end(self) -> None:
         self.process.communicate()

@@ -16,8 +16,9 @@ from torch import Tensor
 from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf import pooling
+from settle.machine import accelerator
 
-AT_ONCE = 1 << 12  # tokens, padding included: what is worked on stays in the cache
+AT_ONCE = 1 << 12  # tokens, padding included: what is worked on stays in a processor's cache
 _PROBE = (256, 384, 1536)  # a product as the small ones have many
 _PROBES = 5
 _QKV = ("attn_q", "attn_k", "attn_v")
@@ -46,8 +47,10 @@ class BertEncoder:
         missing = next((name for name in _names(self._layers) if name not in file.tensors), None)
         if missing:
             raise FormatError(f"the embedder's file has no {missing}", "it is not a whole model")
-        dtype = fastest_dtype()
-        self._w = {name: torch.tensor(tensor.load(), dtype=dtype) for name, tensor in file.tensors.items()}
+        self._device, dtype = fastest()
+        self._w = {
+            name: torch.tensor(tensor.load(), dtype=dtype, device=self._device) for name, tensor in file.tensors.items()
+        }
         for layer in range(self._layers):  # one product is faster than three
             for kind in ("weight", "bias"):
                 parts = [self._w.pop(f"blk.{layer}.{name}.{kind}") for name in _QKV]
@@ -63,7 +66,7 @@ class BertEncoder:
             while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= AT_ONCE:
                 end += 1
             some = order[start:end]
-            out[some] = self._forward([ids[i] for i in some]).numpy()
+            out[some] = self._forward([ids[i] for i in some]).cpu().numpy()
             start = end
         return out
 
@@ -71,10 +74,10 @@ class BertEncoder:
     def _forward(self, ids: list[Sequence[int]]) -> Tensor:
         """(B, W) in fp32."""
         longest = max(map(len, ids))
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
-        lengths = torch.tensor([len(row) for row in ids])
-        seen = torch.arange(longest) < lengths[:, None]
-        mask = None if bool(seen.all()) else seen[:, None, None]
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self._device)
+        lengths = torch.tensor([len(row) for row in ids], device=self._device)
+        seen = torch.arange(longest, device=self._device) < lengths[:, None]
+        mask = None if len(ids[0]) == longest else seen[:, None, None]  # the first is the shortest
         w = self._w
         x = w["token_embd.weight"][padded] + w["position_embd.weight"][:longest] + w["token_types.weight"][0]
         x = self._norm(x, "token_embd_norm")
@@ -99,8 +102,12 @@ class BertEncoder:
         return F.layer_norm(x, x.shape[-1:], self._w[f"{name}.weight"], self._w[f"{name}.bias"], self._epsilon)
 
 
-def fastest_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32, as measured here and now."""
+def fastest() -> tuple[str, torch.dtype]:
+    """The device that is there and what it computes in: on a processor, bfloat16 where it multiplies that faster than
+    float32, as measured here and now."""
+    device = accelerator()
+    if device.kind != "cpu":
+        return device.kind, getattr(torch, device.dtypes[-1 if device.kind == "cuda" else 0])
     rows, inner, columns = _PROBE
     took = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -111,4 +118,4 @@ def fastest_dtype() -> torch.dtype:
             F.linear(x, w)
             rounds.append(time.perf_counter() - began)
         took[dtype] = min(rounds)
-    return min(took, key=lambda dtype: took[dtype])
+    return "cpu", min(took, key=lambda dtype: took[dtype])
