@@ -203,13 +203,16 @@ class _Told:
     def checked(
         self, pieces: Generator[tuple[str, int], None, Written], checker: Checker
     ) -> Generator[str, None, Written]:
-        """What a model wrote, each sentence under what supports it."""
+        """What a model wrote, each sentence under what supports it. Those that only name a passage say nothing."""
+        titles = [set(words(source.title)) for source in checker.sources]
         while True:
             try:
                 text, asked = next(pieces)
             except StopIteration as ended:
                 found: Written = ended.value
                 return found
+            if any(title.issuperset(words(text)) for title in titles):
+                continue
             best = checker.best(text, asked)
             cited = (best.source, best.piece) if best.enough else (None, None)
             yield self._sentence(" " * bool(self.text), text, *cited, best.score, asked, best.differs)
@@ -240,7 +243,7 @@ def _apart(hits: Sequence[Hit]) -> tuple[Source, ...]:
 def _refusal(found: Found) -> str:
     if not found.hits:
         return "The documents do not answer this: nothing in them comes near it."
-    missing = set(found.evidence.missing)
+    missing = {stem for word in found.evidence.missing for stem in words(word)}
     absent = [word for word in re.findall(r"\w+", found.question) if missing.intersection(words(word))]
     named = ", ".join(f"“{word}”" for word in dict.fromkeys(absent))
     why = f": what comes nearest says nothing of {named}" if named else ""

@@ -4,6 +4,7 @@ Every passage is made tokens by itself (see `settle.infer.fenced`), so the token
 its pieces, and what fits is known before anything is asked.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,26 +41,29 @@ class Source:
     pieces: tuple[Piece, ...]
 
     @property
+    def headings(self) -> tuple[str, ...]:
+        """Those that all of it stands under."""
+        levels = zip(*(piece.passage.headings for piece in self.pieces), strict=False)
+        same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
+        return tuple(level[0] for level in same)
+
+    @property
     def title(self) -> str:
-        """The headings that all of it stands under, or the name of its file."""
-        paths = [piece.passage.headings for piece in self.pieces]
-        shared = []
-        for level in zip(*paths, strict=False):
-            if len(set(level)) > 1:
-                break
-            shared.append(level[0])
-        return " › ".join(shared) or Path(self.pieces[0].standing.path).name
+        """Its headings, or the name of its file."""
+        return " › ".join(self.headings) or Path(self.pieces[0].standing.path).name
 
     @property
     def texts(self) -> tuple[str, str]:
         """As it stands in a prompt: its number, and the rest. Numbers in brackets are citations there, and nothing else
         may look like one."""
-        text, above = "", self.pieces[0].passage.headings
+        lines, above = [*([" › ".join(self.headings)] if self.headings else [])], self.headings
         for piece in self.pieces:
-            headings, above = piece.passage.headings, above
-            text += f"\n{headings[-1]}\n" if headings and headings != above else "\n"
-            text, above = text + piece.passage.text, headings
-        return f"[{self.number}]", _REFERENCE.sub(r"(\1)", f" {self.title}{text}\n\n")
+            if piece.passage.headings != above:
+                lines += piece.passage.headings[-1:]
+            lines.append(piece.passage.text)
+            above = piece.passage.headings
+        text = "\n".join(lines)
+        return f"[{self.number}]", _REFERENCE.sub(r"(\1)", f" {text}\n\n")
 
 
 @dataclass(frozen=True)

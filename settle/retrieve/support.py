@@ -40,7 +40,7 @@ class Checker:
     """Checks sentences against some sources; what is known of those is looked up once."""
 
     def __init__(self, collection: Collection, sources: Sequence[Source]) -> None:
-        self._collection, self._sources = collection, sources
+        self._collection, self.sources = collection, sources
         pieces = [piece for source in sources for piece in source.pieces]
         self._vectors = collection.vectors.get(list({piece.passage.id for piece in pieces}))
         self._words = {piece.passage.id: frozenset(words(_all_of(piece))) for piece in pieces}
@@ -49,7 +49,7 @@ class Checker:
         """The support of the source that is to be cited: the one that was, unless another says it more clearly."""
         meaning = self._collection.vectorizer.documents([sentence])[0]
         weights = telling(self._collection, sentence)
-        found = [self._supported(sentence, weights, meaning, source) for source in self._sources]
+        found = [self._supported(sentence, weights, meaning, source) for source in self.sources]
         best = max(found, key=lambda s: (s.enough, s.score))
         own = next(support for support in found if support.source.number == cited)
         is_clearer = (best.enough and not own.enough) or best.score > own.score + CLEARER
