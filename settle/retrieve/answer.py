@@ -28,6 +28,7 @@ _FOLLOWING = re.compile(
     r"|\b(?:it|its|they|them|their|this|that|these|those|he|him|his|she|her|there|one|ones|else|other)\b",
     re.I,
 )
+_WORD = re.compile(r"\w+")
 _SHORT = 3  # telling words, up to which a question may go on from the one before
 
 Kind = Literal["written", "quoted", "refused"]
@@ -172,7 +173,8 @@ def answer(
     with contextlib.closing(written(model, prompt, writing)) as pieces:
         ended = yield from told.checked(pieces, Checker(collection, sources))
     if not any(sentence.source for sentence in told.sentences):
-        yield told.plain("\n\n" * bool(told.text) + "The passages themselves say:\n")
+        if told.text:
+            yield told.plain("\n\nThe passages themselves say:\n")
         yield from told.quoted(quotes(collection, found.whole, sources))
     return told.answer("written", sources, len(prompt.packed.dropped), ended)
 
@@ -203,15 +205,15 @@ class _Told:
     def checked(
         self, pieces: Generator[tuple[str, int], None, Written], checker: Checker
     ) -> Generator[str, None, Written]:
-        """What a model wrote, each sentence under what supports it. Those that only name a passage say nothing."""
-        titles = [set(words(source.title)) for source in checker.sources]
+        """What a model wrote, each sentence under what supports it."""
+        titles = [frozenset(words(source.title)) for source in checker.sources]
         while True:
             try:
                 text, asked = next(pieces)
             except StopIteration as ended:
                 found: Written = ended.value
                 return found
-            if any(title.issuperset(words(text)) for title in titles):
+            if _says_nothing(text, self._found.question, titles):
                 continue
             best = checker.best(text, asked)
             cited = (best.source, best.piece) if best.enough else (None, None)
@@ -240,11 +242,17 @@ def _apart(hits: Sequence[Hit]) -> tuple[Source, ...]:
     return tuple(Source(n, (Piece(hit.passage, hit.standings[0]),)) for n, hit in enumerate(hits, 1))
 
 
+def _says_nothing(text: str, question: str, titles: Sequence[frozenset[str]]) -> bool:
+    """Whether a sentence only repeats the question, or the title of a passage."""
+    said, asked = (" ".join(_WORD.findall(one.lower())) for one in (text, question))
+    return f" {said} " in f" {asked} " or any(title.issuperset(words(text)) for title in titles)
+
+
 def _refusal(found: Found) -> str:
     if not found.hits:
         return "The documents do not answer this: nothing in them comes near it."
     missing = {stem for word in found.evidence.missing for stem in words(word)}
-    absent = [word for word in re.findall(r"\w+", found.question) if missing.intersection(words(word))]
+    absent = [word for word in _WORD.findall(found.question) if missing.intersection(words(word))]
     named = ", ".join(f"“{word}”" for word in dict.fromkeys(absent))
     why = f": what comes nearest says nothing of {named}" if named else ""
     return f"The documents do not answer this{why}."

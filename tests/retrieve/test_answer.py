@@ -110,6 +110,14 @@ def test_an_answer_that_stands_nowhere_is_followed_by_quotes(docs, engine, sayin
     assert told.is_supported and told.sentences[-1].source and "keys.md:5" in str(told)
 
 
+def test_what_only_repeats_the_question_or_a_title_is_left_out(docs, engine, saying):
+    saying("Rotate the key. [1] Keys. [2] It is done by vault rotate. [1]")
+    told = whole(answer(docs, engine, look(docs, ROTATE)))
+    assert [s.text for s in told.sentences if s.asked] == ["It is done by vault rotate."]
+    saying("Rotate the key. [1]")
+    assert whole(answer(docs, engine, look(docs, ROTATE))).text.startswith("“To rotate")
+
+
 def test_what_is_said_twice_ends_the_answer(docs, engine, saying):
     saying("The key lies in the file. [1] The key lies in the file. [2] Never said. [1]")
     told = whole(answer(docs, engine, look(docs, "Where does the key lie?")))
