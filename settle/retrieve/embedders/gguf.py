@@ -10,6 +10,7 @@ from pydantic import Field
 
 from settle.base.errors import DataError, FormatError, UsageError
 from settle.base.events import Events
+from settle.formats import Weights
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.infer.context import longest_context
 from settle.model.source import Source, find_source
@@ -67,7 +68,8 @@ class Gguf(Embedder):
     most: int = Field(512, gt=8, description="tokens of the longest passage; fewer where the model was made for fewer")
 
     def prepare(self, events: Events) -> None:
-        source, metadata = self._source()
+        source, file = self._source()
+        metadata = file.metadata
         if pooling(metadata) == "none":
             made = "" if embeds(metadata) else ", which was not made for vectors,"
             events.emit("say", text=f"{source.name}{made} does not say how its tokens become one: their mean is taken")
@@ -76,33 +78,34 @@ class Gguf(Embedder):
             events.emit("say", text=f"{source.name} {said}")
 
     def open(self) -> Vectorizer:
-        source, metadata = self._source()
-        model = known(_names(source, metadata)) or Known("")
+        source, file = self._source()
+        model = known(_names(source, file.metadata)) or Known("")
         query = model.query if self.query_prefix is None else self.query_prefix
         document = model.document if self.document_prefix is None else self.document_prefix
-        return _Opened(source, query, document, min(self.most, model.most or self.most))
+        return _Opened(source, file, (query, document), min(self.most, model.most or self.most))
 
-    def _source(self) -> tuple[Source, Mapping[str, Any]]:
-        """The file, and its metadata."""
+    def _source(self) -> tuple[Source, Weights]:
+        """Where the file is from, and what it holds."""
         if not self.model:
             raise UsageError("which GGUF embedder?", "--embedder.model NAME of `settle pull`, or a .gguf file")
         source = find_source(self.model)
-        metadata = read_gguf(source.path).metadata if source.kind == "gguf" else {}
-        if not metadata or pooling(metadata) == "rank":
-            kind = "no GGUF file" if not metadata else "made to order passages, not for vectors"
-            raise UsageError(
-                f"{source.name} is {kind}", "take an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
-            )
-        return source, metadata
+        fix = "choose an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
+        if source.kind != "gguf":
+            raise UsageError(f"{source.name} is no GGUF file", fix)
+        file = read_gguf(source.path)
+        if pooling(file.metadata) == "rank":
+            raise UsageError(f"{source.name} was made to order passages, not for vectors", fix)
+        return source, file
 
 
 class _Opened(Vectorizer):
     """Many texts at once are read by torch where it knows the model's kind; few by llama.cpp, which is there sooner."""
 
-    def __init__(self, source: Source, query: str, document: str, most: int) -> None:
-        self._name, self._query, self._document = source.name, query, document
-        self._file = read_gguf(source.path)
-        self._path, meta = source.path, self._file.metadata
+    def __init__(self, source: Source, file: Weights, prefixes: tuple[str, str], most: int) -> None:
+        """prefixes: of questions and of passages. most: tokens of the longest text, those around it included."""
+        self._path, self._name, self._file = source.path, source.name, file
+        self._query, self._document = query, document = prefixes
+        meta = file.metadata
         at = meta["general.architecture"]
         width = meta.get(f"{at}.embedding_length_out") or meta.get(f"{at}.embedding_length")
         if type(width) is not int:

@@ -116,5 +116,5 @@ def test_what_is_no_embedder(home, folder, file, tmp_path):
     key = b"bert.pooling_type" + (4).to_bytes(4, "little")
     raw = file.read_bytes().replace(key + b"\1", key + b"\4")
     (tmp_path / "ranks.gguf").write_bytes(raw)
-    with pytest.raises(UsageError, match="made to order passages"):
+    with pytest.raises(UsageError, match="was made to order passages"):
         Gguf(model=str(tmp_path / "ranks.gguf")).open()
