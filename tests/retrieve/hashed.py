@@ -41,9 +41,12 @@ class _Hashing(Vectorizer):
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         time.sleep(self._pause * len(texts))
-        return np.stack([self.query(text) for text in texts]) if texts else np.zeros((0, self.width), np.float32)
+        return self.queries(texts)
 
-    def query(self, text: str) -> np.ndarray:
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self._vector(text) for text in texts]) if texts else np.zeros((0, self.width), np.float32)
+
+    def _vector(self, text: str) -> np.ndarray:
         vector = np.full(self.width, 1e-3, np.float32)
         for word in _TOKEN.findall(text.lower()):
             at = zlib.crc32(word.encode())

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from settle.base.registry import Part
 
 
 class Vectorizer(ABC):
-    """An opened embedder. width: of its vectors. most: tokens of a passage that it reads. identity: says which vectors
+    """An opened embedder. width: of its vectors. most: tokens of a text that it reads. identity: says which vectors
     can be compared: made of the hash of the weights and of everything else that changes a vector (`identity_of`).
     """
 
@@ -31,12 +31,24 @@ class Vectorizer(ABC):
         is cut off."""
 
     @abstractmethod
-    def query(self, text: str) -> np.ndarray:
-        """A question as float32 (width,), of length 1. Raises DataError for one that is too long."""
-
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Many questions, at least one, as float32 (len(texts), width)."""
-        return np.stack([self.query(text) for text in texts])
+        """Questions as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long."""
+
+    def query(self, text: str) -> np.ndarray:
+        """A question of any length as float32 (width,), of length 1: the mean of its parts where it is too long."""
+        mean = self.queries(list(self._parts(text))).mean(0)
+        unit: np.ndarray = mean / np.linalg.norm(mean)
+        return unit
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """A text in halves, cut between words where there are any, until each part is short enough."""
+        if self.count([text])[0] <= self.most or len(text) < 2:
+            yield text
+            return
+        middle = text.rfind(" ", 1, len(text) // 2 + 1)
+        cut = middle if middle > 0 else len(text) // 2
+        yield from self._parts(text[:cut])
+        yield from self._parts(text[cut:])
 
     def close(self) -> None:  # noqa: B027  most have nothing to end
         """Ends what was started. Calling it twice is harmless."""

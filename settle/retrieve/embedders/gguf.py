@@ -114,7 +114,7 @@ class _Opened(Vectorizer):
         self._longest = min(most, longest_context(source.name, meta))
         self._is_bert = at == "bert" and pooling(meta) in ("mean", "cls") and self._tokenizer is not None
         self.identity = identity_of(weights=source.sha256, pooling=pooling(meta), query=query, document=document)
-        self.most = self._longest - _AROUND - (self.count([document])[0] if document else 0)
+        self.most = self._longest - _AROUND - max(self.count([query, document]))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         if self._tokenizer is None:
@@ -123,10 +123,6 @@ class _Opened(Vectorizer):
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._document + text for text in texts])
-
-    def query(self, text: str) -> np.ndarray:
-        vector: np.ndarray = self.queries([text])[0]
-        return vector
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._query + text for text in texts])

@@ -69,7 +69,7 @@ class _Remote(Vectorizer):
             self.width = len(self._post(["how wide are the vectors?"])[0])
         except _Later as e:
             raise UsageError(f"{asked.url} gives no vectors: {e.what}", "start the server, and check its url") from None
-        self.most = asked.most - sum(self.count([asked.document_prefix]))
+        self.most = asked.most - max(self.count([asked.query_prefix, asked.document_prefix]))
         self.identity = identity_of(
             url=asked.url.rstrip("/"), model=asked.model, query=asked.query_prefix, document=asked.document_prefix
         )
@@ -81,10 +81,6 @@ class _Remote(Vectorizer):
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._asked.document_prefix + text for text in texts])
-
-    def query(self, text: str) -> np.ndarray:
-        vector: np.ndarray = self.queries([text])[0]
-        return vector
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._asked.query_prefix + text for text in texts])

@@ -60,6 +60,9 @@ def test_tokens_are_counted_without_those_around_and_nothing_is_cut_off(file):
         for texts in (["the " * 31], ["the " * 31] * MANY):
             with pytest.raises(DataError, match="has 33 tokens, and all-minilm reads 32"):
                 opened.documents(texts)
+        halves = opened.queries(["the " * 16, "key " * 16]).mean(0)
+        assert np.allclose(opened.query("the " * 16 + "key " * 16), halves / np.linalg.norm(halves), atol=1e-5)
+        assert opened.query("x" * 80).shape == (64,)
     assert _opened(file).most == 62  # what the model has places for
 
 
