@@ -58,8 +58,10 @@ class Pair:
     @property
     def headline(self) -> str:
         same = self.prompts - len(self.differing)
-        share = f"{self.accepted:.0%} of what it proposes, {self.way} at a time, is right"
-        right = "it is never sure enough to propose any" if self.accepted is None else share
+        if self.accepted is None:
+            right = "it is never sure enough to propose any"
+        else:
+            right = f"{self.accepted:.0%} of what it proposes, {self.way} at a time, is right"
         return (
             f"{self.speed_up:.2f} times as fast with its draft: {self.together:.1f} tokens per second, "
             f"{self.alone:.1f} without; "

@@ -182,7 +182,9 @@ def test_what_is_not_done_is_named() -> None:
     del config["hidden_size"]
     with pytest.raises(FormatError, match="no hidden_size"):
         of_hf_config(config)
-    with pytest.raises(FormatError, match="'bert' is not known.*gemma3.*qwen3moe"):
+    with pytest.raises(FormatError, match="'rwkv7' is not known.*gemma3.*qwen3moe"):
+        of_gguf({"general.architecture": "rwkv7"}, {})
+    with pytest.raises(FormatError, match="turns texts into vectors"):
         of_gguf({"general.architecture": "bert"}, {})
     with pytest.raises(FormatError, match="no token_embd"):
         of_gguf({"general.architecture": "qwen2"}, {})
