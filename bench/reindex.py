@@ -1,7 +1,8 @@
 """An index that is stopped in every way: what it holds is never wrong, and the next run ends as if nothing had been.
 
     python bench/reindex.py kill [--moments 20] [--stores lancedb chroma] [--json]   # kill -9 at random moments
-    python bench/reindex.py full [--limits 16] [--json]                    # a disk that is full at ever later points
+    python bench/reindex.py full [--limits 16] [--json]      # no file may grow beyond ever larger limits
+    python bench/reindex.py small [--limits 16] [--json]     # a disk that is full at ever later points (needs root)
     python bench/reindex.py again [--documents 400] [--json] # the second run over unchanged files, as a whole command
 
 The first two change an index of documents into one of others (new, changed, moved, deleted, the same text twice), in a
@@ -203,20 +204,48 @@ def killed(trial: Trial, moments: int, seed: int = 5) -> tuple[int, int]:
 def full(trial: Trial, limits: int) -> tuple[int, int]:
     """(good, cases): no file may grow beyond ever larger limits, as on a disk with ever more room."""
     sizes = [p.stat().st_size for p in (trial.folder / "second").rglob("*") if p.is_file()]
-    before = len(trial.failures)
-    told = 0
+    before, refused = len(trial.failures), 0
     for number in range(limits):
         limit = max(4096, round(max(sizes) * 1.3 * number / limits))
         with trial.case(f"no file above {limit / 1e3:.0f} kB") as home:
-            code, said, _ = trial.index(home, limit)
-            assert code in (0, 1) and "Traceback" not in said, f"exit code {code}: {said[-800:]}"
-            if code:
-                told += "full" in said or "room" in said
-                assert "full" in said or "room" in said, f"said is: {said[-300:]}"
+            refused += ended_well(*trial.index(home, limit)[:2])
             trial.check(home)
             trial.finish(home)
-    assert told, "no limit was small enough"
+    assert refused, "no limit was small enough"
     return limits - (len(trial.failures) - before), limits
+
+
+def small_disk(trial: Trial, limits: int) -> tuple[int, int]:
+    """The same on file systems of ever larger sizes; (0, 0) where none can be mounted."""
+    place = trial.folder / "small"
+    place.mkdir()
+    first, second = (sum(p.stat().st_size for p in (trial.folder / n).rglob("*")) for n in ("first", "second"))
+    before, refused = len(trial.failures), 0
+    for number in range(limits):
+        size = round(first * 1.05 + (first + second) * number / limits)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "settle", str(place)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            return 0, 0
+        with trial.case(f"a disk of {size / 1e3:.0f} kB") as home:
+            try:
+                shutil.copytree(home, place, dirs_exist_ok=True)
+                code, said, _ = trial.index(place)
+                shutil.rmtree(home)
+                shutil.copytree(place, home)  # there is room again
+            finally:
+                subprocess.run(["umount", "-l", place], check=True)
+            refused += ended_well(code, said)
+            trial.check(home)
+            trial.finish(home)
+    assert refused, "no disk was small enough"
+    return limits - (len(trial.failures) - before), limits
+
+
+def ended_well(code: int, said: str) -> bool:
+    """Whether it was refused room, and said so."""
+    assert code in (0, 1) and "Traceback" not in said, f"exit code {code}: {said[-800:]}"
+    assert code == 0 or "full" in said or "room" in said, f"said is: {said[-300:]}"
+    return code != 0
 
 
 def again(documents: int, embedder: str, home: Path | None) -> dict[str, float]:
@@ -264,7 +293,7 @@ def again(documents: int, embedder: str, home: Path | None) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kill", "full", "again"))
+    parser.add_argument("what", choices=("kill", "full", "small", "again"))
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--limits", type=int, default=16)
     parser.add_argument("--stores", nargs="*", default=["lancedb", "chroma"])
@@ -285,7 +314,8 @@ def main() -> int:
             place = Path(folder) / store
             place.mkdir()
             trial = Trial(place, store)
-            good, cases = killed(trial, asked.moments) if asked.what == "kill" else full(trial, asked.limits)
+            tried = {"kill": killed, "full": full, "small": small_disk}[asked.what]
+            good, cases = tried(trial, asked.moments if asked.what == "kill" else asked.limits)
             rows.append((store, good, cases))
             failures += trial.failures
             print(f"{store}: {good} of {cases}", *trial.failures, sep="\n  ", file=sys.stderr)

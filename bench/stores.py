@@ -128,22 +128,27 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
         (docs / "stays.md").write_text("This one stays, so that the folder is never empty.")
         parts = part("retrieve/embedders", "hashed")(width=WIDTH), part("retrieve/stores", store)(), Structure()
         sizes, seconds = [], []
-        with Collection.create("docs") as collection:
-            collection.decide(*parts)
-            collection.follow([docs])
-            for turn in range(ROUNDS + 1):
-                began = time.monotonic()
+
+        def brought_up_to_date() -> Any:
+            began = time.monotonic()
+            with Collection.create("docs") as collection:
+                collection.decide(*parts)
+                collection.follow([docs])
                 report = update(collection, Events())
-                seconds.append(time.monotonic() - began)
-                sizes.append(size_of(collection.folder))
-                if turn < ROUNDS:
-                    away.mkdir()
-                    for path in docs.glob("[0-9]*.md"):
-                        path.rename(away / path.name)
-                    update(collection, Events())
-                    for path in away.iterdir():
-                        path.rename(docs / path.name)
-                    away.rmdir()
+            seconds.append(time.monotonic() - began)
+            sizes.append(size_of(collection.folder))
+            return report
+
+        report = brought_up_to_date()
+        for _ in range(ROUNDS):
+            away.mkdir()
+            for path in docs.glob("[0-9]*.md"):
+                path.rename(away / path.name)
+            brought_up_to_date()
+            for path in away.iterdir():
+                path.rename(docs / path.name)
+            away.rmdir()
+            report = brought_up_to_date()
         return {
             "store": store,
             "passages": report.passages,

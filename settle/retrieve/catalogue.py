@@ -256,7 +256,7 @@ class Catalogue(Database):
         """Gives the disk back what is free, and orders the words anew where they are in many pieces."""
         with self._lock, self._failures():
             self._db.execute("INSERT INTO words (words) VALUES ('optimize')")
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a page
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._db.execute("PRAGMA optimize").fetchall()
 

@@ -18,7 +18,7 @@ from settle.base.run import fsync_folder
 from settle.retrieve.stores import Near, Store, Vectors
 
 EXACT = 10_000  # vectors up to which no index is worth it
-_PARTITION = 1000  # vectors of one partition of the index
+_PARTITION, _MOST_PARTITIONS = 1000, 256  # vectors of one partition of the index, until there are so many of those
 _PROBES = 128  # partitions that are searched: all of them up to 128,000 vectors
 _REFINED = 10  # times as many candidates as are asked for are compared in full
 _SAMPLE = 64  # vectors for each partition that it is trained on
@@ -35,6 +35,8 @@ class Lancedb(Store):
     """In the collection's folder, or at `url`: a path, or s3://, gs://, az:// with the environment's credentials."""
 
     def open(self, folder: Path, name: str, width: int) -> Vectors:
+        os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doings
+        os.environ.setdefault("LANCE_LOG", "error")
         try:
             import lancedb
             import pyarrow as pa
@@ -102,7 +104,7 @@ class _Table(Vectors):
     def compact(self) -> None:
         with _told(self._where):
             self._table.optimize(cleanup_older_than=_NOW, delete_unverified=True)
-            if len(self) > EXACT and len(self) > _GROWN * self._trained():
+            if EXACT < len(self) > _GROWN * self._trained() < _GROWN * _PARTITION * _MOST_PARTITIONS:
                 self._train()
                 self._table.optimize(cleanup_older_than=_NOW, delete_unverified=True)
             self._apart = 0
@@ -125,7 +127,7 @@ class _Table(Vectors):
     def _train(self) -> None:
         from lancedb.index import IvfRq
 
-        partitions = max(1, len(self) // _PARTITION)
+        partitions = min(len(self) // _PARTITION, _MOST_PARTITIONS)
         config = IvfRq(distance_type="dot", num_partitions=partitions, sample_rate=_SAMPLE)
         before = [index.name for index in self._table.list_indices()]
         self._table.create_index("vector", config=config, name=f"near_{len(self)}")
