@@ -50,7 +50,7 @@ class Index(Command):
             raise UsageError(f"indexing documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
 
     def _run(self, events: Events) -> int:
-        from settle.retrieve.collection import Collection, names
+        from settle.retrieve.collection import Collection, delete, names
 
         if not self.model_fields_set:
             _list(events)
@@ -60,8 +60,7 @@ class Index(Command):
         if is_new and not more:
             Collection(name)  # says which there are
         if self.delete:
-            with Collection(name) as collection:
-                collection.delete()
+            delete(name)
             events.emit("say", text=f"{name} is deleted; its documents are where they were")
             events.emit("result", result={"deleted": name})
             return 0
@@ -201,12 +200,13 @@ def _not_empty(report: "Report") -> "Report":
 
 def _forget_empty(name: str) -> None:
     """A collection that nothing came into is none."""
-    from settle.retrieve.collection import Collection, names
+    from settle.retrieve.collection import Collection, delete, names
 
     if name in names():
         with Collection(name) as collection:
-            if not collection.catalogue.counts()["documents"]:
-                collection.delete()
+            is_empty = not collection.catalogue.counts()["documents"]
+        if is_empty:
+            delete(name)
 
 
 def _follow(name: str, events: Events) -> None:

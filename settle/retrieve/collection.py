@@ -234,14 +234,22 @@ class Collection:
             (self.folder / _CATALOGUE).unlink()  # what has none counts no more, however far the rest comes
             shutil.rmtree(self.folder)
 
-    def delete(self) -> None:
-        """Removes the collection; the documents stay where they are."""
-        self.close()
-        with _alone(self.name):
-            place = place_of(self.name)
-            for folder in [*place.glob(".*.part"), *_numbered(place)]:
-                type(self)(self.name, folder).discard()
-        shutil.rmtree(place)
+
+def delete(name: str) -> None:
+    """Removes a collection, a damaged one too; the documents stay where they are. Raises UsageError if there is none,
+    DataError when a store elsewhere cannot be reached: then only what it keeps there is left."""
+    place = place_of(name)
+    if _newest(place) is None:
+        Collection(name)  # says which there are
+    with _alone(name):
+        for folder in [*place.glob(".*.part"), *_numbered(place)]:
+            try:
+                opened = Collection(name, folder)
+            except DataError:
+                shutil.rmtree(folder)
+            else:
+                opened.discard()
+    shutil.rmtree(place)
 
 
 def place_of(name: str) -> Path:

@@ -76,7 +76,8 @@ class Database:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         elif version != _FORMAT:
-            raise DataError(f"{self.path} was made by another version of settle", "index the documents anew")
+            fix = "delete the collection, and index the documents again"
+            raise DataError(f"{self.path} was made by another version of settle", fix)
 
     def close(self) -> None:
         """Calling it twice is harmless."""
@@ -147,4 +148,5 @@ def _told(error: sqlite3.Error, path: Path) -> SettleError:
         return ResourceError(f"cannot write {path}: {error}", "give permission there, or set SETTLE_HOME")
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return RunError(f"another process keeps {path} to itself", "wait for it, or end it")
-    return DataError(f"{path} is damaged or no catalogue: {error}", "index the documents anew")
+    fix = "delete the collection, and index the documents again"
+    return DataError(f"{path} is damaged or no catalogue: {error}", fix)

@@ -139,20 +139,19 @@ def until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle(notes, index, how):
-    for number in range(40):
+def test_stopped_in_the_middle(notes, index):
+    for number in range(20):
         (notes / f"{number}.md").write_text("\n\n".join(f"# Part {p}\n\nWord{number} of {p}." for p in range(60)))
-    process = begun("notes", *HASHED, "--embedder.pause", "0.002")
+    process = begun("notes", *HASHED, "--embedder.pause", "0.001")
     until(lambda: "notes" in names() and documents("notes") > 5)
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert "stopped; what was indexed is kept" in err
     kept = documents("notes")
-    assert 5 < kept < 42
+    assert 5 < kept < 22
     result, _ = index("notes")
-    assert result["unchanged"] == kept and result["documents"] == 42
+    assert result["unchanged"] == kept and result["documents"] == 22
 
 
 def documents(name):
@@ -175,11 +174,11 @@ def test_watching(notes, tmp_path):
     until(lambda: str(notes / "old.md") in notes_at() and "Two" in text("notes", "two words"))
     notes.rename(tmp_path / "away")  # the disk goes, and comes back with one more
     (tmp_path / "away" / "late.txt").write_text("Late.")
-    time.sleep(3)
+    time.sleep(2.2)
     assert documents("notes") == 4
     (tmp_path / "away").rename(notes)
     until(lambda: documents("notes") == 5)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     process.wait(timeout=60)
     said = process.stderr.read()
     process.stdout.close()

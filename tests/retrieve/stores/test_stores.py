@@ -107,22 +107,22 @@ def test_it_is_there_when_it_is_opened_again(name, opened, tmp_path):
 
 
 def test_room_is_given_back(name, tmp_path):
-    vectors = some(2000)
+    vectors = some(1000)
 
     def filled(folder, rounds):
         opened = open_store(name, folder)
         for turn in range(rounds):
-            ids = np.arange(turn * 2000, (turn + 1) * 2000)
-            for first in range(0, 2000, 500):
+            ids = np.arange(turn * 1000, (turn + 1) * 1000)
+            for first in range(0, 1000, 500):
                 opened.add(ids[first : first + 500], vectors[first : first + 500])
             if turn:
-                opened.remove((ids - 2000).tolist())
+                opened.remove((ids - 1000).tolist())
                 opened.compact()
         opened.compact()
         opened.close()
         return size(folder)
 
-    once, often = filled(tmp_path / "once", 1), filled(tmp_path / "often", 5)
+    once, often = filled(tmp_path / "once", 1), filled(tmp_path / "often", 4)
     assert often <= 1.3 * once
 
 
