@@ -121,14 +121,14 @@ def foldoc(roots: list[Path]) -> Iterator[Document]:
         yield Document(file_name(title, taken), entry.encode(), asked)
 
 
-def wordnet_entries(database: WordNet, draw: random.Random) -> Iterator[Document]:
+def wordnet_entries(database: WordNet, draw: random.Random, number: int) -> Iterator[Document]:
     """An entry of a word with its senses, as `wn -over` shows them, is a file; one sense of it is asked for."""
     kinds = {"n": "Noun", "v": "Verb", "a": "Adjective", "r": "Adverb"}
     by_lemma: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for (_, lemma), senses in database.senses.items():
         by_lemma[lemma] += senses
     taken: set[str] = set()
-    for lemma in draw.sample(sorted(by_lemma), DOCUMENTS["wordnet"]):
+    for lemma in draw.sample(sorted(by_lemma), number):
         lines, last = [lemma.replace("_", " ")], ""
         for number, place in enumerate(by_lemma[lemma], 1):
             synset = database.synsets[place]
@@ -303,7 +303,7 @@ def main() -> None:
         draw = random.Random(f"{args.seed} {name}")
         roots = unpacked(folder, PACKAGES[name])
         if name == "wordnet":
-            documents = list(wordnet_entries(database, draw))
+            documents = list(wordnet_entries(database, draw, DOCUMENTS[name]))
         elif name == "python":
             pages = list(python_pages(roots, draw))
             documents = [document for document, _ in pages]

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from settle.retrieve import words as lexical
@@ -21,6 +22,14 @@ from settle.retrieve.document import Chunk, Place, with_headings
 
 HEADINGS_WEIGHT = 1.0  # of a word in the headings against one in the passage
 _PAGE = 1000  # rows that are held at a time
+_WORDS = (
+    "DROP TABLE IF EXISTS vocabulary",
+    "DROP TABLE IF EXISTS words",
+    "DROP TABLE IF EXISTS titles",
+    "CREATE VIRTUAL TABLE words USING fts5 (text, headings, content = '', tokenize = \"unicode61 tokenchars '_'\")",
+    "CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, 'row')",
+    "CREATE VIRTUAL TABLE titles USING fts5 (title, content = '', tokenize = \"unicode61 tokenchars '_'\")",
+)
 _KNOWN = "SELECT path, size, changed, sha256, title, notes, error FROM documents"
 _STANDING = "SELECT DISTINCT passage FROM chunks WHERE passage IN ({})"
 _PASSAGES = "SELECT id, text, headings, tokens FROM passages"
@@ -156,6 +165,11 @@ class Catalogue(Database):
                 found.setdefault(passage, []).append(Standing(document, path, ordinal, Place(*place)))
         return found
 
+    def beginnings(self, documents: Sequence[int], number: int) -> list[int]:
+        """The first passages of some documents."""
+        statement = "SELECT passage FROM chunks WHERE document IN ({}) AND ordinal < {}"
+        return [i for some in slices(documents) for (i,) in self._rows(statement.format(marks(some), number), *some)]
+
     def around(self, document: int, first: int, last: int) -> list[tuple[int, int]]:
         """(ordinal, passage) of a document's chunks from `first` to `last`."""
         statement = (
@@ -176,20 +190,35 @@ class Catalogue(Database):
             found |= dict(self._rows(f"SELECT term, doc FROM vocabulary WHERE term IN ({marks(some)})", *some))
         return found
 
+    def vocabulary(self, beginning: str) -> list[str]:
+        """The words that begin so."""
+        last = beginning[:-1] + chr(ord(beginning[-1]) + 1)
+        return [
+            term for (term,) in self._rows("SELECT term FROM vocabulary WHERE term >= ? AND term < ?", beginning, last)
+        ]
+
     def search_words(self, stems: Sequence[str], k: int) -> list[tuple[int, float]]:
         """(passage, BM25) of the k passages that have most of the words, the best first."""
+        return self._matching("words", f"bm25(words, 1.0, {HEADINGS_WEIGHT})", stems, k)
+
+    def search_titles(self, stems: Sequence[str], k: int) -> list[tuple[int, float]]:
+        """(document, BM25) of the k documents whose title and file's name have most of the words, the best first."""
+        return self._matching("titles", "bm25(titles)", stems, k)
+
+    def _matching(self, table: str, score: str, stems: Sequence[str], k: int) -> list[tuple[int, float]]:
         if not stems:
             return []
         match = " OR ".join(f'"{stem}"' for stem in dict.fromkeys(stems))
         statement = (
-            f"SELECT rowid, -bm25(words, 1.0, {HEADINGS_WEIGHT}) AS score FROM words WHERE words MATCH ?"
-            " ORDER BY score DESC, rowid LIMIT ?"
+            f"SELECT rowid, -{score} AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid LIMIT ?"
         )
         return self._rows(statement, match, k)
 
     def _make_words(self) -> None:
         with self._writing():
-            self._db.execute("INSERT INTO words (words) VALUES ('delete-all')")
+            for statement in _WORDS:
+                self._db.execute(statement)
+            self._tell_titles(self._rows("SELECT id, path, title FROM documents"))
             last = 0
             while page := self.all_passages(last):
                 self._tell_words((p.id, p.text, p.headings) for p in page)
@@ -205,6 +234,14 @@ class Catalogue(Database):
                 (id, " ".join(lexical.words(text)), " ".join(lexical.words(" ".join(headings))))
                 for id, text, headings in passages
             ),
+        )
+
+    def _tell_titles(self, documents: Iterable[tuple[int, str, str]], forget: bool = False) -> None:
+        """The index takes up (id, path, title), or forgets them."""
+        columns, values = ("titles, ", "'delete', ") if forget else ("", "")
+        self._db.executemany(
+            f"INSERT INTO titles ({columns}rowid, title) VALUES ({values}?, ?)",
+            ((id, " ".join(_title_words(path, title))) for id, path, title in documents),
         )
 
     # Changes
@@ -230,10 +267,13 @@ class Catalogue(Database):
     def move(self, moves: Sequence[tuple[str, Known]]) -> None:
         """Documents whose file has another path now, and nothing else that is new: (old path, as it is now)."""
         with self._writing():
+            found = {old: self._rows("SELECT id, path, title FROM documents WHERE path = ?", old) for old, _ in moves}
+            self._tell_titles((row for rows in found.values() for row in rows), forget=True)
             self._db.executemany(
                 "UPDATE documents SET path = ?, size = ?, changed = ?, title = ? WHERE path = ?",
                 ((now.path, now.size, now.changed, now.title, old) for old, now in moves),
             )
+            self._tell_titles((id, now.path, now.title) for old, now in moves for id, *_ in found[old])
 
     def touch(self, known: Sequence[Known]) -> None:
         """Documents whose file has another time now, and the same content."""
@@ -255,7 +295,8 @@ class Catalogue(Database):
     def compact(self) -> None:
         """Gives the disk back what is free, and orders the words anew where they are in many pieces."""
         with self._lock, self._failures():
-            self._db.execute("INSERT INTO words (words) VALUES ('optimize')")
+            for table in ("words", "titles"):
+                self._db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
             self._db.executescript("PRAGMA incremental_vacuum")  # `execute` would give back a page
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._db.execute("PRAGMA optimize").fetchall()
@@ -277,6 +318,8 @@ class Catalogue(Database):
             "INSERT INTO documents (path, size, changed, sha256, title, notes, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (k.path, k.size, k.changed, k.sha256, k.title, json.dumps(k.notes), k.error),
         ).lastrowid
+        assert document is not None
+        self._tell_titles([(document, k.path, k.title)])
         self._db.executemany(
             "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -289,11 +332,12 @@ class Catalogue(Database):
         """Removes documents; the passages that they had."""
         dropped: set[int] = set()
         for path in paths:
-            found = self._rows("SELECT id FROM documents WHERE path = ?", path)
-            for document in found:  # (id,), at most one
-                dropped.update(p for (p,) in self._rows("SELECT passage FROM chunks WHERE document = ?", *document))
-                self._db.execute("DELETE FROM chunks WHERE document = ?", document)
-                self._db.execute("DELETE FROM documents WHERE id = ?", document)
+            found = self._rows("SELECT id, path, title FROM documents WHERE path = ?", path)  # at most one
+            self._tell_titles(found, forget=True)
+            for document, *_ in found:
+                dropped.update(p for (p,) in self._rows("SELECT passage FROM chunks WHERE document = ?", document))
+                self._db.execute("DELETE FROM chunks WHERE document = ?", (document,))
+                self._db.execute("DELETE FROM documents WHERE id = ?", (document,))
         return dropped
 
     def _drop_orphans(self, ids: set[int]) -> None:
@@ -304,6 +348,12 @@ class Catalogue(Database):
             self._tell_words(((p.id, p.text, p.headings) for p in self.passages(some).values()), forget=True)
         for statement in ("DELETE FROM passages WHERE id = ?", "INSERT OR IGNORE INTO loose VALUES (?)"):
             self._db.executemany(statement, ((i,) for i in orphans))
+
+
+def _title_words(path: str, title: str) -> list[str]:
+    """Each word once: a title often says the file's name again."""
+    name = Path(path)
+    return list(dict.fromkeys(lexical.words(f"{name.stem} {title if title != name.name else ''}")))
 
 
 def _as_known(row: Any) -> Known:

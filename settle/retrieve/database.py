@@ -25,8 +25,6 @@ _TABLES = (
     " PRIMARY KEY (document, ordinal)) WITHOUT ROWID",
     "CREATE INDEX chunks_passage ON chunks (passage)",
     "CREATE TABLE loose (id INTEGER PRIMARY KEY)",
-    "CREATE VIRTUAL TABLE words USING fts5 (text, headings, content = '', tokenize = \"unicode61 tokenchars '_'\")",
-    "CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, 'row')",
     # Every question asks how many there are, and SQLite would count row by row.
     "CREATE TABLE counts (what TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID",
     *(

@@ -1,4 +1,4 @@
-"""A text as the words that lexical search compares: lower case, stemmed, names taken apart."""
+"""A text as the words that lexical search compares: lower case, stemmed, names taken apart, spelled one way."""
 
 import re
 import unicodedata
@@ -6,35 +6,53 @@ from functools import lru_cache
 
 import snowballstemmer
 
-VERSION = 1  # of what a text becomes: an index made by another version is made again
+VERSION = 2  # of what a text becomes: an index made by another version is made again
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+(?:\+\+|#(?!\w))?")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+_ACCENTS = re.compile(r"[\u0300-\u036f]")  # the index of words knows none
 _LONGEST = 64  # characters of a word that is kept
 _COMMON = (
     "a an and are as at be but by can could did do does for from had has have how i if in into is it its me my no not"
     " of on or our shall should so some such than that the their them then there these they this to was we were what"
-    " when where which who whom whose why will with would you your"
+    " when where which while who whom whose why will with would you your"
 )
 STOP = frozenset(_COMMON.split())
+# British spelling → American. Other words that end so change too, in question and passage alike.
+_SPELLINGS = tuple(
+    (re.compile(pattern), american)
+    for pattern, american in (
+        (r"(?<=...)our(?=s?$|ed$|ing$|ite|able|ful|less)", "or"),
+        # not advise, precise, raise, surprise, promise, premise: they have relatives without -ise
+        (r"(?<=...)(?<![aeoucvw])(?<!pr)(?<!pr[eo]m)is(?=e[sdr]?$|ing$|ation)", "iz"),
+        (r"(?<=.l)ys(?=e[sdr]?$|ing$)", "yz"),
+        (r"(?<=..[^aeious])re(?=s?$)", "er"),
+        (r"(?<=..)ogue(?=s?$)", "og"),
+    )
+)
 _stemmer = snowballstemmer.stemmer("english")
 
 
 def words(text: str) -> list[str]:
     """Stems of a text in order, stop words left out. `readFile_v2` gives itself and its parts; scripts without spaces
     give pairs of characters."""
+    plain = text.isascii()
     found: list[str] = []
-    for word in _WORD.findall(unicodedata.normalize("NFKC", text)):
-        if _CJK.search(word):
+    for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
+        if not plain and _CJK.search(word):
             found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
-            continue
-        found += _stems(word[:_LONGEST])
+        else:
+            found += _stems(word[:_LONGEST])
     return found
 
 
 @lru_cache(maxsize=1 << 16)
 def _stems(word: str) -> tuple[str, ...]:
+    if not word.isascii():
+        word = _ACCENTS.sub("", unicodedata.normalize("NFD", word))
+    if word[-1] in "+#":
+        return (word.rstrip("+#").lower() + ("plusplus" if word[-1] == "+" else "sharp"),)
     whole = word.lower()
     if whole in STOP:
         return ()
@@ -46,5 +64,7 @@ def _stems(word: str) -> tuple[str, ...]:
 
 
 def _stem(word: str) -> str:
+    for pattern, american in _SPELLINGS:
+        word = pattern.sub(american, word)
     stem: str = _stemmer.stemWord(word)
     return stem

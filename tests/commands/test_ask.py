@@ -11,7 +11,7 @@ from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.retrieve import writing
-from settle.retrieve.collection import Collection
+from settle.retrieve.collection import Collection, delete
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -128,7 +128,7 @@ def test_from_python(with_model, monkeypatch):
 def test_three_lines_of_python(at_home):
     with settle.index(str(at_home / "docs"), name="three", embedder={"name": "hashed"}) as three:
         told = three.ask(ROTATE, model="none")
-        three.delete()
+    delete("three")
     assert told.kind == "quoted" and "keys.md:5" in str(told)
 
 

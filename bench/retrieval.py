@@ -1,0 +1,150 @@
+"""How often the right passage is found: settle beside Chroma, LlamaIndex and Haystack, on the gold sets of `gold.py`.
+
+    python bench/retrieval.py GOLD --peers PYTHON --model FOLDER --cache FILE [--sets …] [--systems …] [--split test]
+
+All have the same embedder, all-MiniLM-L6-v2: settle pulls it; the peers (see `retrieval_peers.py`) are run by PYTHON,
+an interpreter that has them, and read the same weights from FOLDER. Each system is asked each question and gives
+passages; what follows is the same for all. The rank of a question is that of the first right one of the distinct
+results: a result is a document, or in Python's documentation a section of one. A passage belongs to every section that
+half of its runs of four words come from, or that it has half of, and is listed as the one it has most of.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.events import Events
+from settle.base.registry import part
+from settle.evaluate.paired import paired
+from settle.retrieve.collection import Collection
+from settle.retrieve.indexing import update
+from settle.retrieve.search import search
+
+SETS = ("foldoc", "wordnet", "python", "man")
+PEERS = ("chroma", "chroma_whole", "llamaindex", "haystack", "haystack_hybrid")
+FOUND = 50  # passages asked for
+Found = list[tuple[str, str]]  # (path below the documents, text), the best first
+
+
+def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
+    """A collection with defaults, made where SETTLE_HOME is."""
+    with Collection.create(documents.parent.name) as collection:
+        embedder = part("retrieve/embedders", "minilm")()
+        embedder.prepare(Events())
+        collection.decide(embedder, part("retrieve/stores", "lancedb")(), part("retrieve/chunkers", "structure")())
+        collection.follow([documents])
+        update(collection, Events())
+        for question in questions:
+            hits = search(collection, question["question"], FOUND)
+            yield [(os.path.relpath(s.path, documents), hit.passage.text) for hit in hits for s in hit.standings]
+
+
+def peer(system: str, documents: Path, questions: list[dict], args: argparse.Namespace) -> Iterator[Found]:
+    """One of the peers, in a process of its own. LlamaIndex embeds the path of a file too: it gets a short one."""
+    with tempfile.TemporaryDirectory() as folder:
+        linked, asked, out = (Path(folder, name) for name in ("documents", "asked", "out"))
+        linked.symlink_to(documents.resolve(), target_is_directory=True)
+        asked.write_text("\n".join(map(json.dumps, questions)))
+        script = str(Path(__file__).with_name("retrieval_peers.py"))
+        command = [args.peers, "-W", "ignore", script, system, str(linked), str(asked), str(out)]
+        subprocess.run([*command, "--model", str(args.model), "--cache", str(args.cache)], check=True)
+        yield from map(json.loads, out.read_text().splitlines())
+
+
+class Judge:
+    """Tells the rank of the right result, for one set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sections: dict[str, list[tuple[str, set]]] = defaultdict(list)
+        if (folder / "sections.jsonl").exists():
+            for row in read(folder / "sections.jsonl"):
+                self.sections[row["path"]].append((row["section"], runs(f"{row['heading']} {row['text']}")))
+
+    def rank(self, question: dict, found: Iterable[tuple[str, str]]) -> int | None:
+        """From 1, or None."""
+        seen = set()
+        for path, text in found:
+            place, all_places = self.places(path, text)
+            if place in seen:
+                continue
+            seen.add(place)
+            wanted = (question["answer"], question["section"]) if self.sections else (question["answer"], "")
+            if wanted in all_places or path in question["also"]:
+                return len(seen)
+        return None
+
+    def places(self, path: str, text: str) -> tuple[tuple[str, str], set[tuple[str, str]]]:
+        """What a passage is listed as, and all that it belongs to."""
+        if not self.sections:
+            return (path, ""), {(path, "")}
+        own = runs(text)
+        common = [(len(own & of), name, len(of)) for name, of in self.sections[path]]
+        most, main, _ = max(common, default=(0, "", 0))
+        main = main if most else ""
+        return (path, main), {(path, main), *((path, n) for c, n, of in common if c and 2 * c >= min(len(own), of))}
+
+
+def runs(text: str) -> set[tuple[str, ...]]:
+    """Every run of four words."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 4]) for i in range(max(1, len(words) - 3))}
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gold", type=Path)
+    parser.add_argument("--peers", help="a Python interpreter that has them")
+    parser.add_argument("--model", type=Path, help="a folder with MiniLM's weights in Hugging Face's layout")
+    parser.add_argument("--cache", type=Path, help="a file for what the peers embedded")
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--systems", nargs="+", default=("settle", *PEERS), choices=("settle", *PEERS))
+    parser.add_argument("--split", default="test", choices=("test", "dev"))
+    parser.add_argument("--out", type=Path, help="a file for every rank, as JSON")
+    args = parser.parse_args()
+    ranks: dict[str, dict[str, list]] = defaultdict(dict)
+    print("| set | system | recall@1 | recall@5 | recall@10 | MRR | s |\n|---|---|--:|--:|--:|--:|--:|")
+    for name in args.sets:
+        folder, began = args.gold / name, time.monotonic()
+        judge = Judge(folder)
+        questions = [row for row in read(folder / "questions.jsonl") if row["split"] == args.split]
+        for system in args.systems:
+            documents = folder / "documents"
+            given = settle(documents, questions) if system == "settle" else peer(system, documents, questions, args)
+            ranks[name][system] = [judge.rank(q, found) for q, found in zip(questions, given, strict=True)]
+            print(f"| {name} | {system} | {row_of(ranks[name][system])} | {time.monotonic() - began:.0f} |", flush=True)
+            began = time.monotonic()
+    compare(ranks)
+    if args.out:
+        args.out.write_text(json.dumps(ranks) + "\n")
+
+
+def row_of(ranks: list) -> str:
+    at = np.array([rank or np.inf for rank in ranks])
+    return " | ".join([*(f"{(at <= k).mean():.1%}" for k in (1, 5, 10)), f"{(1 / at).mean():.3f}"])
+
+
+def compare(ranks: dict[str, dict[str, list]]) -> None:
+    """recall@5 against each of the peers: the difference on every set and of the means, in points."""
+    hits = {name: {s: [float(bool(r) and r <= 5) for r in of] for s, of in by.items()} for name, by in ranks.items()}
+    for system in PEERS:
+        told = [paired(by[system], by["settle"]) for by in hits.values() if {system, "settle"} <= by.keys()]
+        if told:
+            each = ", ".join(f"{100 * p.difference:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in told)
+            print(f"settle − {system}: {each}; mean {100 * np.mean([p.difference for p in told]):+.1f}")
+
+
+if __name__ == "__main__":
+    main()
