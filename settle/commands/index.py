@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,12 +14,15 @@ from settle.base.registry import part
 from settle.base.run import free_name
 from settle.base.settings import resolve
 from settle.commands import Command
+from settle.infer.served import served
 from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
+    from settle.infer.running import Running
     from settle.retrieve.collection import Collection
     from settle.retrieve.indexing import Report
 
+CONTEXT = 4096  # tokens of the model that asks and answers
 FAMILIES = ("embedder", "store", "chunker")
 MOST_SHOWN = 30  # documents that failed; --json tells them all
 
@@ -39,6 +43,13 @@ class Index(Command):
     anew: bool = Field(False, description="make it again from the documents; it answers as it is until that is done")
     without: list[str] = Field([], description="a folder or file that it follows no more")
     delete: bool = Field(False, description="remove the collection; the documents stay where they are")
+    check: bool = Field(
+        False, description="ask it questions made from its documents, and tell what is found and refused"
+    )
+    questions: int = Field(300, gt=0, description="that --check asks")
+    model: str | None = Field(
+        None, description="asks some of --check's questions and answers some, to check citations; none if not given"
+    )
     embedder: dict[str, Any] = Field({}, description="what makes vectors of passages, with its settings; minilm")
     chunker: dict[str, Any] = Field({}, description="what cuts documents into passages, with its settings; structure")
     store: dict[str, Any] = Field({}, description="where vectors are kept, with its settings; lancedb")
@@ -55,6 +66,10 @@ class Index(Command):
         if not self.model_fields_set:
             _list(events)
             return 0
+        if not self.check and self.model_fields_set & {"questions", "model"}:
+            raise UsageError("--questions and --model say how to check", "add --check")
+        if self.model:
+            served(self.model)  # a name that nothing has is refused before anything is read
         name, more = self._target(events)
         is_new = name not in names()
         if is_new and not more:
@@ -68,6 +83,8 @@ class Index(Command):
             try:
                 report = self._indexed(name, more, events)
                 _tell(name, report, events)
+                if self.check:
+                    self._check(name, events)
                 if self.watch:
                     _follow(name, events)
             except BaseException as e:
@@ -110,6 +127,18 @@ class Index(Command):
             report = update(collection, events)
             return _not_empty(report) if was_empty else report
 
+    def _check(self, name: str, events: Events) -> None:
+        from settle.retrieve.check import check
+        from settle.retrieve.checked import keep, tell
+        from settle.retrieve.collection import Collection
+
+        with Collection(name) as collection, _started(self.model) as model:
+            checked = check(collection, events, self.questions, model)
+            tell(checked, events)
+            picture = keep(checked, collection.folder)
+        events.emit("say", text=f"as a picture: {picture}")
+        events.emit("result", result=checked.to_json() | {"picture": str(picture)})
+
     def _roots(self, collection: "Collection", more: list[Path]) -> list[Path]:
         """What it follows from now on."""
         roots = collection.roots
@@ -149,6 +178,16 @@ class Index(Command):
             parts.append(resolve(part(f"retrieve/{family}s", name), layers).value)
         parts[0].prepare(events)
         return parts
+
+
+def _started(name: str | None) -> AbstractContextManager["Running | None"]:
+    """A model that runs until the block ends, or none."""
+    if name is None:
+        return nullcontext()
+    from settle.infer.engine import Engine
+
+    model = served(name)
+    return Engine(model.path, CONTEXT, adapter=model.adapter)
 
 
 def _asked(settings: dict[str, Any]) -> dict[str, Any]:

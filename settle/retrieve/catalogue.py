@@ -62,6 +62,14 @@ class Passage(NamedTuple):
         return with_headings(self.headings, self.text)
 
 
+class Size(NamedTuple):
+    """A document with how many chunks it has."""
+
+    id: int
+    path: str
+    chunks: int
+
+
 class Standing(NamedTuple):
     """Where a passage stands: the document's path, and which of its chunks it is."""
 
@@ -135,6 +143,14 @@ class Catalogue(Database):
     def counts(self) -> dict[str, int]:
         """How many documents, chunks and passages there are."""
         return dict(self._rows("SELECT what, number FROM counts"))
+
+    def sizes(self) -> list[Size]:
+        """Every document that has any chunk, by id."""
+        statement = (
+            "SELECT document, path, count(*) FROM chunks JOIN documents ON documents.id = document"
+            " GROUP BY document ORDER BY document"
+        )
+        return [Size(*row) for row in self._rows(statement)]
 
     # Passages
 
@@ -213,6 +229,13 @@ class Catalogue(Database):
             f"SELECT rowid, -{score} AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid LIMIT ?"
         )
         return self._rows(statement, match, k)
+
+    def headed(self, stems: Sequence[str], limit: int) -> list[int]:
+        """Passages that have every one of the words in their headings."""
+        if not stems:
+            return []
+        match = "headings : (" + " AND ".join(f'"{stem}"' for stem in dict.fromkeys(stems)) + ")"
+        return [i for (i,) in self._rows("SELECT rowid FROM words WHERE words MATCH ? LIMIT ?", match, limit)]
 
     def _make_words(self) -> None:
         with self._writing():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -204,3 +205,22 @@ def test_a_run_without_changes_loads_nothing_heavy(notes, index):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]" and "2 unchanged" in done.stderr
+
+
+def test_a_check_tells_figures_and_keeps_a_picture(notes, index, capfd):
+    result, said = index("notes", *HASHED, "--check", "--questions", 5)
+    assert 0 < result["questions"] <= 5
+    assert set(result["recall"]) == {str(k) for k in range(1, 11)}
+    assert result["false_refusals"]["low"] <= result["false_refusals"]["value"] <= result["false_refusals"]["high"]
+    assert Path(result["picture"]).read_bytes()[:4] == b"\x89PNG"
+    assert "2 added" in said
+    assert main(["index", "notes", "--check"]) == 0
+    assert "right passage among the first 5" in capfd.readouterr().out
+
+
+def test_how_to_check_is_said_with_check_only(notes, index):
+    _, said = index("notes", *HASHED, "--questions", 5, code=2)
+    assert "--check" in said
+    _, said = index("notes", *HASHED, "--check", "--model", "nobody", code=2)
+    assert "nobody" in said
+    assert names() == []

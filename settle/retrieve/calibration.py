@@ -1,0 +1,131 @@
+"""The evidence, fitted to a collection: questions made from its documents, asked with their topic there and left out.
+
+n questions, F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+
+import numpy as np
+
+from settle.base.events import Events
+from settle.retrieve.collection import Collection
+from settle.retrieve.evidence import DEPTH, FEATURES, SHIPPED, Weighing, keep, measured
+from settle.retrieve.questions import Question, make
+from settle.retrieve.search import Hit, search
+
+QUESTIONS = 200
+LEAST = 40  # questions, below which the shipped weights are better than fitted ones
+FALSE_REFUSALS = 0.05  # share of questions with an answer that may be refused
+FOLDS = 5
+_TRUST = 20.0  # how much the shipped weights count against what is fitted: as a prior's precision, per feature
+_STEPS = 100
+_NEAR = 1e-8  # a step that changes nothing any more
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question that was asked twice. hits: with its topic there; rank: of the first of them that answers it, from 0,
+    or None; there, gone: features (F,) with its topic there, and with it left out."""
+
+    question: Question
+    hits: tuple[Hit, ...]
+    rank: int | None
+    there: np.ndarray
+    gone: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """weighing: fitted on all trials, or the shipped one where they are too few. there, gone: scores (n,) of each trial
+    by a weighing that was fitted without it; thresholds (n,): of that one."""
+
+    weighing: Weighing
+    there: np.ndarray
+    gone: np.ndarray
+    thresholds: np.ndarray
+
+
+def calibrate(collection: Collection, events: Events, questions: int = QUESTIONS) -> Weighing | None:
+    """Fits the evidence to a collection and keeps it there. None where its documents give too few questions: then the
+    shipped one stays."""
+    weighing = fitted(tried(collection, make(collection, questions), events)).weighing
+    return keep(collection.catalogue, weighing) if weighing.questions else None
+
+
+def tried(collection: Collection, questions: Sequence[Question], events: Events) -> list[Trial]:
+    """Asks each question."""
+    trials = []
+    for number, question in enumerate(questions, 1):
+        trials.append(_tried(collection, question))
+        events.emit("progress", what="check", done=number, total=len(questions), unit="questions")
+    return trials
+
+
+def _tried(collection: Collection, question: Question) -> Trial:
+    hits = search(collection, question.text, DEPTH)
+    still_found = question.answers if question.without else question.topic  # as they stand in other documents too
+    left = search(collection, question.text, DEPTH + len(still_found), question.without)
+    left = [hit for hit in left if hit.passage.id not in question.topic]
+    topic = collection.catalogue.passages(list(question.topic))
+    return Trial(
+        question,
+        tuple(hits),
+        next((rank for rank, hit in enumerate(hits) if hit.passage.id in question.answers), None),
+        measured(collection, question.text, hits),
+        measured(collection, question.text, left, list(topic.values())),
+    )
+
+
+def fitted(trials: Sequence[Trial]) -> Fitted:
+    """Weights by logistic regression, drawn towards the shipped ones; a threshold that refuses at most
+    `FALSE_REFUSALS` of the questions that have an answer, on those left out of the fit."""
+    there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
+    gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
+    if len(trials) < LEAST:
+        usual = [np.array([SHIPPED.score(row) for row in features]) for features in (there, gone)]
+        return Fitted(SHIPPED, usual[0], usual[1], np.full(len(trials), SHIPPED.threshold))
+    fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
+    scores = np.zeros((2, len(trials)))
+    for n in range(FOLDS):
+        weighing = _fit(there[fold != n], gone[fold != n])
+        for kind, features in enumerate((there, gone)):
+            scores[kind, fold == n] = [weighing.score(row) for row in features[fold == n]]
+    thresholds = np.array([_threshold(scores[0, fold != n]) for n in fold])
+    found = _fit(there, gone)
+    weighing = Weighing(
+        found.means, found.scales, found.weights, found.bias, _threshold(scores[0]), questions=len(trials)
+    )
+    return Fitted(weighing, scores[0], scores[1], thresholds)
+
+
+def _threshold(scores: np.ndarray) -> float:
+    """So that the next question with an answer falls below with a chance of at most `FALSE_REFUSALS`: the conformal
+    quantile of scores (n,) of such questions."""
+    return float(np.sort(scores)[max(0, floor(FALSE_REFUSALS * (len(scores) + 1)) - 1)])
+
+
+def _fit(there: np.ndarray, gone: np.ndarray) -> Weighing:
+    """Of features (n, F) and (n, F), by Newton's method on the penalised likelihood."""
+    features = np.concatenate([there, gone])
+    answered = np.repeat([1.0, 0.0], [len(there), len(gone)])
+    means, scales = features.mean(0), features.std(0) + 1e-6
+    z = np.column_stack([(features - means) / scales, np.ones(len(features))])
+    prior = np.array([*SHIPPED.weights, 0.0])
+    precision = np.diag([_TRUST] * len(FEATURES) + [1e-6])
+
+    def loss(w: np.ndarray) -> float:
+        logits = z @ w
+        return float(np.logaddexp(0, logits).sum() - answered @ logits + (w - prior) @ precision @ (w - prior) / 2)
+
+    w = prior.copy()
+    for _ in range(_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
+        step = np.linalg.solve((z.T * (p * (1 - p))) @ z + precision, z.T @ (p - answered) + precision @ (w - prior))
+        while loss(w - step) > loss(w) and np.abs(step).max() > _NEAR:
+            step /= 2  # where the curve is flat the step goes too far
+        w -= step
+        if np.abs(step).max() <= _NEAR:
+            break
+    return Weighing(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), float(w[-1]), 0.5)

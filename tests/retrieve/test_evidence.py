@@ -1,0 +1,132 @@
+"""What is found is weighed, and what is not there is refused."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from settle.base.events import Events
+from settle.retrieve import evidence
+from settle.retrieve.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
+from settle.retrieve.collection import Collection
+from settle.retrieve.evidence import FEATURES, SHIPPED, judge, measured, weighing_of
+from settle.retrieve.search import search
+from tests.retrieve.asked import index
+from tests.retrieve.checking import documents, indexed
+
+
+@pytest.fixture
+def collection(home, folder):
+    indexed("docs", folder, 24)
+    with Collection("docs") as opened:
+        yield opened
+
+
+def _judged(collection, question):
+    return judge(collection, question, search(collection, question))
+
+
+def test_there_is_more_evidence_for_what_is_there(collection):
+    there = _judged(collection, "what is a heron machine?")
+    gone = _judged(collection, "what is a typewriter ribbon?")
+    assert there.score > gone.score
+    assert there.covered > gone.covered
+    assert {"typewriter", "ribbon"} <= set(gone.missing)
+    assert not there.missing
+
+
+def test_nothing_found_is_no_evidence(collection):
+    found = judge(collection, "what is a heron machine?", [])
+    assert found.score < SHIPPED.threshold
+    assert not found.enough
+    judge(collection, "", [])
+
+
+def test_features_are_finite_and_of_like_size_for_any_question(collection):
+    for question in ("", "?", "the of and", "heron " * 200, "日本語の質問", "heron"):
+        features = measured(collection, question, search(collection, question))
+        assert features.shape == (len(FEATURES),)
+        assert np.isfinite(features).all()
+        assert np.abs(features).max() < 20
+
+
+def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
+    hits = search(collection, "machine")
+    heron = [p for p in collection.catalogue.all_passages() if "heron" in p.embedded.lower()]
+    without_heron = [hit for hit in hits if hit.passage not in heron]
+    covered = FEATURES.index("covered")
+    less = measured(collection, "heron machine", without_heron, heron)[covered]
+    assert 0 < less < measured(collection, "heron machine", without_heron)[covered] < 1
+
+
+def test_calibrated_on_its_own_documents(collection):
+    told = []
+    events = Events(listeners=[told.append])
+    weighing = calibrate(collection, events, 70)
+    assert weighing.questions == 70
+    assert weighing_of(collection.catalogue) == weighing
+    assert (told[-1]["kind"], told[-1]["done"], told[-1]["total"]) == ("progress", 70, 70)
+    assert _judged(collection, "what is a heron machine?").enough
+    assert not _judged(collection, "where do penguins breed in winter?").enough
+
+
+def test_too_few_documents_are_not_calibrated_on(home, folder):
+    index("few", folder, dict(list(documents(2).items())))
+    with Collection("few") as collection:
+        assert calibrate(collection, Events(), LEAST - 20) is None
+        assert weighing_of(collection.catalogue) == SHIPPED
+
+
+def test_a_calibration_ends_when_the_documents_are_mostly_others(home, folder):
+    indexed("docs", folder, 12)
+    with Collection("docs") as collection:
+        weighing = evidence.keep(collection.catalogue, SHIPPED)
+        assert weighing.passages == collection.catalogue.counts()["passages"]
+        assert weighing_of(collection.catalogue) == weighing
+    indexed("docs", folder, 16)
+    with Collection("docs") as collection:
+        assert weighing_of(collection.catalogue) == weighing
+    indexed("docs", folder, 24)
+    with Collection("docs") as collection:
+        assert weighing_of(collection.catalogue) == SHIPPED
+
+
+def test_a_calibration_of_other_features_is_not_used(collection):
+    weighing = evidence.keep(collection.catalogue, SHIPPED)
+    kept = json.loads(json.dumps({**weighing.__dict__, "version": weighing.version + 1}))
+    collection.catalogue.keep_setting("evidence", kept)
+    assert weighing_of(collection.catalogue) == SHIPPED
+
+
+def _trials(number, separation, seed=0):
+    rng = np.random.default_rng(seed)
+    there = rng.normal(separation, 1, (number, len(FEATURES)))
+    gone = rng.normal(0, 1, (number, len(FEATURES)))
+    return [Trial(None, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
+
+
+def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
+    weighing = fitted(_trials(400, 0.6)).weighing
+    fresh = [weighing.score(trial.there) for trial in _trials(4000, 0.6, seed=1)]
+    assert np.mean(np.array(fresh) < weighing.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
+    gone = [weighing.score(trial.gone) for trial in _trials(4000, 0.6, seed=1)]
+    assert np.mean(np.array(gone) < weighing.threshold) > 0.4
+
+
+def test_questions_that_tell_nothing_give_a_threshold_all_the_same():
+    found = fitted(_trials(100, 0.0))
+    assert 0 <= found.weighing.threshold <= 1
+    assert np.isfinite(found.there).all()
+    same = [Trial(None, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
+    assert np.isfinite(fitted(same).there).all()
+
+
+def test_judging_takes_milliseconds(collection):
+    question = "what is a heron machine?"
+    hits = search(collection, question)
+    judge(collection, question, hits)
+    began = time.perf_counter()
+    for _ in range(20):
+        judge(collection, question, hits)
+    assert (time.perf_counter() - began) / 20 < 0.05  # of a machine that does other things as well
