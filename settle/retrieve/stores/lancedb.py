@@ -1,6 +1,6 @@
 """LanceDB: columns on the disk, each change one atomic version.
 
-Up to some thousands vectors every one is compared. Beyond, an index of one bit a dimension (RaBitQ, Gao and Long 2024)
+Up to some thousand vectors every one is compared. Beyond, an index of one bit a dimension (RaBitQ, Gao and Long 2024)
 proposes candidates, which are compared in full; what came after it was made is compared in full as well.
 """
 
@@ -17,10 +17,10 @@ from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.run import fsync_folder
 from settle.retrieve.stores import Near, Store, Vectors
 
-EXACT = 10_000  # vectors up to which no index is worth it
+EXACT = 4_000_000  # numbers, of all vectors together, up to which no index is worth it
 _PARTITION, _MOST_PARTITIONS = 1000, 256  # vectors of one partition of the index, until there are so many of those
 _PROBES = 128  # partitions that are searched: all of them up to 128,000 vectors
-_REFINED = 10  # times as many candidates as are asked for are compared in full
+_REFINED, _CANDIDATES = 10, 500  # times as many as are asked for are compared in full, and so many at least
 _SAMPLE = 64  # vectors for each partition that it is trained on
 _GROWN = 4  # times the size it was trained at, at which it is trained again
 _APART = 32_768  # vectors that may lie in small files before those are put together
@@ -88,7 +88,7 @@ class _Table(Vectors):
     def near(self, vector: np.ndarray, k: int) -> Near:
         def ask() -> Any:
             query = self._table.search(vector).distance_type("dot").select(["id", "_distance"]).limit(k)
-            return query.nprobes(_PROBES).refine_factor(_REFINED).to_arrow()
+            return query.nprobes(_PROBES).refine_factor(max(_REFINED, _CANDIDATES // k)).to_arrow()
 
         found = self._read(ask)
         return Near(found["id"].to_numpy(), (1 - found["_distance"].to_numpy()).astype(np.float32))
@@ -104,7 +104,7 @@ class _Table(Vectors):
     def compact(self) -> None:
         with _told(self._where):
             self._table.optimize(cleanup_older_than=_NOW, delete_unverified=True)
-            if EXACT < len(self) > _GROWN * self._trained() < _GROWN * _PARTITION * _MOST_PARTITIONS:
+            if self._is_untrained():
                 self._train()
                 self._table.optimize(cleanup_older_than=_NOW, delete_unverified=True)
             self._apart = 0
@@ -119,6 +119,11 @@ class _Table(Vectors):
 
     def close(self) -> None:
         pass
+
+    def _is_untrained(self) -> bool:
+        """Whether an index is worth it that there is not, or that knew far fewer when it was trained."""
+        trained, count = self._trained(), len(self)
+        return count * self._width > EXACT and trained < min(count / _GROWN, _PARTITION * _MOST_PARTITIONS)
 
     def _trained(self) -> int:
         """How many vectors there were when the index was made, which its name says; 0 without one."""

@@ -36,12 +36,12 @@ def opened(name, tmp_path):
     vectors.close()
 
 
-def open_store(name, folder):
-    return part("retrieve/stores", name)().open(folder, "docs-1234", WIDTH)
+def open_store(name, folder, width=WIDTH):
+    return part("retrieve/stores", name)().open(folder, "docs-1234", width)
 
 
-def some(count, seed=0):
-    made = np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+def some(count, seed=0, width=WIDTH):
+    made = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
@@ -227,3 +227,39 @@ def test_a_store_that_cannot_be_reached_says_so(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="the store of vectors at .*file fails"):
         part("retrieve/stores", "lancedb")(url=str(tmp_path / "file")).open(tmp_path, "docs-1234", WIDTH)
+
+
+def test_an_index_finds_what_comes_and_goes(tmp_path, monkeypatch):
+    """LanceDB beyond the size where all are compared: candidates of one bit a dimension, and what is not in it yet."""
+    lancedb = pytest.importorskip("settle.retrieve.stores.lancedb")
+    monkeypatch.setattr(lancedb, "EXACT", 600 * 128)
+    monkeypatch.setattr(lancedb, "_PARTITION", 100)
+    random = np.random.default_rng(5)
+    vectors = some(50, width=128)[random.integers(0, 50, 3020)] + some(3020, 1, width=128) * 0.7
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # topics, as texts have them
+    vectors, questions = vectors[:3000], vectors[3000:]
+    opened = open_store("lancedb", tmp_path, width=128)
+
+    def check(there):
+        """Every one finds itself, and the nearest of others are found."""
+        for at in there[:: len(there) // 20]:
+            assert opened.near(vectors[at], 1).ids.tolist() == [at]
+        best = [set(there[np.argsort(-(vectors[there] @ asked))[:10]]) for asked in questions]
+        found = [set(opened.near(asked, 50).ids[:10].tolist()) for asked in questions]
+        assert sum(len(b & f) for b, f in zip(best, found, strict=True)) >= 0.99 * 200
+
+    opened.add(np.arange(700), vectors[:700])
+    opened.compact()
+    assert opened._trained() == 700
+    check(np.arange(700))
+    for first in range(700, 2000, 100):
+        opened.add(np.arange(first, first + 100), vectors[first : first + 100])
+    check(np.arange(2000))  # most are not in it
+    opened.remove(range(500, 1500))
+    opened.compact()
+    check(np.r_[0:500, 1500:2000])
+    assert opened._trained() == 700
+    opened.add(np.arange(500, 3000), vectors[500:])  # some of them again
+    opened.compact()
+    assert opened._trained() == len(opened) == 3000 and len(opened._table.list_indices()) == 1
+    check(np.arange(3000))
