@@ -76,9 +76,13 @@ def _found(
         if len(standings) < number and full and number < SCORED:
             return _found(collection, question, vector, 4 * number, without)
     passages = catalogue.passages(list(standings))
-    similarity |= {
-        i: float(v @ vector) for i, v in collection.vectors.get([i for i in passages if i not in similarity]).items()
-    }
+    others = collection.vectors.get([i for i in passages if i not in similarity])
+    # A vector that was removed since the snapshot is made again: its passage still counts here.
+    gone = [i for i in passages if i not in similarity and i not in others]
+    if gone:
+        made = collection.vectorizer.documents([passages[i].embedded for i in gone])
+        others |= dict(zip(gone, made, strict=True))
+    similarity |= {i: float(v @ vector) for i, v in others.items()}
     hits = []
     for id, passage in passages.items():
         title = max(titles.get(standing.document, 0.0) for standing in standings[id])
