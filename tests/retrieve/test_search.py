@@ -1,5 +1,8 @@
 """What is found, in which order, and what is not."""
 
+import contextlib
+import threading
+
 import pytest
 
 from settle.base.events import Events
@@ -9,25 +12,47 @@ from settle.retrieve.collection import Collection
 from settle.retrieve.indexing import update
 from settle.retrieve.search import search
 from settle.retrieve.stores.lancedb import Lancedb
+from settle.retrieve.terms import terms
+from settle.retrieve.words import words
 
+KEYS = "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy the vault.\n"
+KEEPER = "The lighthouse keeper wrote every storm into a green notebook"
 TEXTS = {
-    "keys.md": "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy it.\n",
+    "keys.md": KEYS,
     "food.md": "# Lunch\n\nThe kitchen opens at noon and serves soup with bread.\n",
-    "notes.txt": "The lighthouse keeper wrote every storm into a green notebook.\n",
-    "copied.txt": "The lighthouse keeper wrote every storm into a green notebook.\n",
-    "nearly.txt": "The lighthouse keeper wrote every storm into a green notebook!\n",
+    "notes.txt": f"{KEEPER}.\n",
+    "copied.txt": f"{KEEPER}.\n",
+    "nearly.txt": f"{KEEPER}!\n",
     "colour.txt": "The colour of the organisation's flag is grey; a café shows it.\n",
-}  # fmt: skip
+    "holiday-calendar.txt": "Nobody works on the first of May.\n",
+}
+
+
+@contextlib.contextmanager
+def indexed(home, folder):
+    folder.mkdir(exist_ok=True)
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(home))
+        with Collection.create("docs") as made:
+            made.decide(part("retrieve/embedders", "hashed")(), Lancedb(), Structure())
+            made.follow([folder])
+            update(made, Events())
+            yield made
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    """Of those texts; nobody changes it."""
+    with indexed(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("texts")) as made:
+        yield made
 
 
 @pytest.fixture
-def collection(home, folder):
-    for name, text in TEXTS.items():
-        (folder / name).write_text(text)
-    with Collection.create("docs") as made:
-        made.decide(part("retrieve/embedders", "hashed")(), Lancedb(), Structure())
-        made.follow([folder])
-        update(made, Events())
+def changing(tmp_path, folder):
+    """One that a test may change."""
+    with indexed(tmp_path / "home", folder) as made:
         yield made
 
 
@@ -56,13 +81,65 @@ def test_the_same_text_is_found_once_and_stands_at_all_its_places(collection):
     assert {s.path.rsplit("/", 1)[-1] for s in same[0].standings} in ({"copied.txt", "notes.txt"}, {"nearly.txt"})
 
 
+def test_a_document_is_found_by_its_title_and_its_name(changing, folder):
+    (hit, *_) = search(changing, "where is the calendar of holidays?")
+    assert names([hit]) == ["holiday-calendar.txt:1"] and hit.bm25 == 0
+    (folder / "holiday-calendar.txt").rename(folder / "days-off.txt")
+    update(changing, Events())
+    assert names(search(changing, "days off"))[0] == "days-off.txt:1"
+    assert changing.catalogue.search_titles(words("calendar"), 5) == []
+    (folder / "days-off.txt").unlink()
+    update(changing, Events())
+    assert changing.catalogue.search_titles(words("days off"), 5) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [("lightouse", "lighthous"), ("lighthosue", "lighthous"), ("kitchn", "kitchen"), ("organi", "organiz")],
+)
+def test_words_that_stand_nowhere_are_looked_for_as_what_they_are_like(collection, question, found):
+    assert terms(collection.catalogue, question).stems == (found,)
+
+
+def test_words_that_are_like_none_stay_as_they_are(collection):
+    assert terms(collection.catalogue, "zebra x1y").stems == tuple(words("zebra x1y"))
+    assert terms(collection.catalogue, "the of").stems == ()
+    assert search(collection, "zebra") and search(collection, "the of")
+
+
+def test_the_commonest_words_are_left_out_where_they_stand_too_often(collection, monkeypatch):
+    question = "the lighthouse keeper"
+    assert len(terms(collection.catalogue, question).stems) == 2
+    monkeypatch.setattr("settle.retrieve.terms._ROWS", 1)
+    assert len(terms(collection.catalogue, question).stems) == 1
+    assert "lighthouse" in search(collection, question)[0].passage.text
+
+
+def test_threads_may_search_while_it_is_indexed(changing, folder):
+    failed = []
+
+    def ask():
+        for _ in range(20):
+            hits = search(changing, "How do I rotate a key?")
+            if names(hits)[0] not in ("keys.md:5", "keys.md:7"):
+                failed.append(names(hits))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(5):
+        (folder / "keys.md").write_text(("" if number % 2 else "A line.\n\n") + KEYS)
+        update(changing, Events())
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
 def test_documents_can_be_looked_at_as_if_they_were_not_there(collection):
     question = "the keeper of the lighthouse"
-    known = {s.path.rsplit("/", 1)[-1]: s.document for h in search(collection, question, 50) for s in h.standings}
     (first, *_) = search(collection, question)
     without = {s.document for s in first.standings}
     left = search(collection, question, without=without)
     assert left and not without & {s.document for hit in left for s in hit.standings}
     assert "lighthouse" in left[0].passage.text  # the other of those that say the same
     assert search(collection, question, without=set(range(100))) == []
-    assert known
