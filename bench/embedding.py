@@ -50,11 +50,10 @@ def main() -> None:
         os.environ |= {"SETTLE_HOME": str(work / "home"), "HOME": str(work / "person"), "ANONYMIZED_TELEMETRY": "false"}
         get_model(work)
         write_documents(work / "documents", asked.most)
-        passages = cut(work)
-        (work / "passages.json").write_text(json.dumps(passages))
+        (work / "passages.json").write_text(json.dumps(cut(work)))
         sides = {"settle": Side([sys.executable, __file__, "--peer", "-", "--side", str(work)], ()),
                  "Chroma": Side([asked.peer, str(CHROMA), str(work)], OURS)}  # fmt: skip
-        report(sides, len(passages), asked.rounds, work)
+        report(sides, asked.rounds, work)
 
 
 def get_model(work: Path) -> None:
@@ -99,15 +98,15 @@ def write_documents(folder: Path, most: int) -> None:
     folder.mkdir()
     library, written = Path(sysconfig.get_path("stdlib")), 0
     for path in sorted(library.rglob("*.py")):
-        if "site-packages" in path.parts or "test" in path.parts or written > most * 900:
+        if "site-packages" in path.parts or "test" in path.parts or written > most * 600:
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
         kinds = ast.Module | ast.ClassDef | ast.FunctionDef
-        said = [(getattr(n, "name", path.stem), ast.get_docstring(n)) for n in ast.walk(tree) if isinstance(n, kinds)]
-        text = "\n\n".join(f"## {name}\n\n{docstring}" for name, docstring in said if docstring)
+        said = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+        text = "\n\n".join(docstring for docstring in said if docstring)
         if text:
             name = "-".join(path.relative_to(library).with_suffix("").parts)
             (folder / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
@@ -135,7 +134,10 @@ def cut(work: Path) -> list[str]:
 
     index(work, "first")
     with Collection("first") as collection:
-        return [passage.embedded for passage in collection.catalogue.all_passages(limit=1 << 20)]
+        passages = [passage.embedded for passage in collection.catalogue.all_passages(limit=1 << 20)]
+        tokens = collection.vectorizer.count(passages)
+    print(f"{len(passages):,} passages of {statistics.mean(tokens):.0f} tokens in the mean, {max(tokens)} at most")
+    return passages
 
 
 def work_for(work: Path) -> None:
@@ -184,8 +186,8 @@ class Side:
         return sum(t.user + t.system for t in times) + process.cpu_times().children_user
 
 
-def report(sides: dict[str, Side], number: int, rounds: int, work: Path) -> None:
-    print(f"{number:,} passages")
+def report(sides: dict[str, Side], rounds: int, work: Path) -> None:
+    number = len(json.loads((work / "passages.json").read_text()))
     for what in ("embedding", "pipeline"):
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for turn in range(rounds + 1):

@@ -65,7 +65,7 @@ def prepare(work: Path, most: int) -> None:
         name = next(name for name in archive.namelist() if name.endswith("model.onnx"))
         (work / "onnxruntime int8.onnx").write_bytes(archive.read(name))
     write_documents(work / "documents", most)
-    texts = [part for path in sorted((work / "documents").iterdir()) for part in path.read_text().split("\n## ")]
+    texts = [text for path in sorted((work / "documents").iterdir()) for text in path.read_text().split("\n\n")]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
