@@ -70,7 +70,8 @@ def assert_whole(collection):
     assert set(catalogue.standings(ids)) == set(ids)
     for passage in passages:
         assert passage.id in [i for i, _ in catalogue.search_words(words(passage), 1000)], passage
-    catalogue._db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+    for table in ("words", "titles"):
+        catalogue._db.execute(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')")
 
 
 def words(passage):
