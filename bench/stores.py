@@ -83,25 +83,39 @@ def times_of(ask: Callable[[np.ndarray], Any], questions: np.ndarray) -> dict[st
 
 
 def near(store: str, count: int, file: str | None) -> dict[str, Any]:
-    """Adds vectors as indexing does, then asks."""
+    """Adds vectors as indexing does, then asks as a search does: candidates of the store, compared in full."""
     vectors = np.load(file)[: count + QUESTIONS] if file else made_vectors(count + QUESTIONS, 1)
     vectors, questions = vectors[:-QUESTIONS], vectors[-QUESTIONS:]
     best = np.argsort(-(questions @ vectors.T), axis=1)[:, :NEAREST]
     if store == "exact":
         times = times_of(lambda q: np.argpartition(-(vectors @ q), 50)[:50], questions)
         return {"store": store, "count": len(vectors), **times, "recall": 1.0}
+    from settle.retrieve.catalogue import Change, Known
+    from settle.retrieve.collection import Collection
+    from settle.retrieve.document import Chunk, Place
+
     with tempfile.TemporaryDirectory() as folder:
-        kept, began = opened(store, Path(folder)), time.monotonic()
-        for first in range(0, len(vectors), BATCH):
-            some = vectors[first : first + BATCH]
-            kept.add(np.arange(first, first + len(some)), some)
-        kept.compact()
-        seconds = time.monotonic() - began
-        found = [set(kept.near(q, 50).ids[:NEAREST].tolist()) for q in questions]
-        recall = float(np.mean([len(f & set(b.tolist())) / NEAREST for f, b in zip(found, best, strict=True)]))
-        times = times_of(lambda q: kept.near(q, 50), questions)
-        bytes_each = size_of(Path(folder)) / len(vectors)
-        kept.close()
+        os.environ["SETTLE_HOME"] = folder
+        with Collection.create("docs") as collection:
+            made = {"embedder": {}, "chunker": {}, "store": {"name": store}, "identity": ""}
+            collection.catalogue.keep_setting("made", made | {"width": WIDTH, "table": "docs-1234"})
+            kept, seconds = collection.vectors, 0.0
+            for first in range(0, len(vectors), BATCH):
+                some = vectors[first : first + BATCH]
+                ids = collection.catalogue.reserve(len(some))
+                chunks = [Chunk(f"number {id}", (), Place(), 2) for id in ids]
+                began = time.monotonic()
+                kept.add(np.array(ids), some)
+                seconds += time.monotonic() - began
+                changes = [Change(Known(f"/{first}", 1, 1, b""), chunks, ids)]
+                collection.catalogue.commit(changes, dict(zip(ids, some, strict=True)))
+            began = time.monotonic()
+            kept.compact()
+            seconds += time.monotonic() - began
+            found = [{id - 1 for id in list(collection.near(q, 50))[:NEAREST]} for q in questions]
+            recall = float(np.mean([len(f & set(b.tolist())) / NEAREST for f, b in zip(found, best, strict=True)]))
+            times = times_of(lambda q: collection.near(q, 50), questions)
+            bytes_each = size_of(collection.folder / store) / len(vectors)
     added = len(vectors) / seconds
     return {"store": store, "count": len(vectors), "added": added, **times, "recall": recall, "bytes": bytes_each}
 

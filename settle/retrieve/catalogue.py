@@ -1,9 +1,9 @@
-"""What a collection holds: documents, their passages and where those stand, and the words of lexical search.
+"""What a collection holds: documents, their passages with their places and vectors, and the words of lexical search.
 
-One SQLite file is the only truth. The store of vectors may hold more than counts, never less: new vectors are kept
-before the transaction that makes them count, and forgotten ones are removed after the transaction that made them not
-count. Between the two, their ids stand in the table `loose`; a run that died leaves them there, and the next one
-removes them. Ids are never used twice.
+One SQLite file is the only truth. The store that finds near vectors may hold more than counts, never less: new vectors
+are added before the transaction that makes them count, and forgotten ones are removed after the one that ends that.
+Between the two, their ids stand in the table `loose`; a run that died leaves them there, and the next one removes them.
+Ids are never used twice.
 
 The words are kept without the texts that they were made of, so what is forgotten has to be told as it was put there: an
 index made by other rules for words is made again when it is opened.
@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
 from settle.retrieve import words as lexical
 from settle.retrieve.database import Database, marks, slices
 from settle.retrieve.document import Chunk, Place, with_headings
 
 HEADINGS_WEIGHT = 1.0  # of a word in the headings against one in the passage
 _PAGE = 1000  # rows that are held at a time
+_KEPT = np.dtype("<f2")  # of vectors: their cosines change in the fifth digit
 _WORDS = (
     "DROP TABLE IF EXISTS vocabulary",
     "DROP TABLE IF EXISTS words",
@@ -169,6 +172,16 @@ class Catalogue(Database):
                 found[row[0]] = _as_passage(row)
         return found
 
+    def vectors(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """The vectors of those of the ids that count, float32 (width,), kept in half as many bits."""
+        found: dict[int, np.ndarray] = {}
+        for some in slices(ids):
+            statement = f"SELECT passage, vector FROM vectors WHERE passage IN ({marks(some)})"
+            rows = self._rows(statement, *some)
+            kept = np.frombuffer(b"".join(vector for _, vector in rows), _KEPT).astype(np.float32)
+            found |= zip((id for id, _ in rows), kept.reshape(len(rows), -1), strict=True) if rows else {}
+        return found
+
     def standings(self, ids: Sequence[int]) -> dict[int, list[Standing]]:
         """Where passages stand, all places of each."""
         found: dict[int, list[Standing]] = {}
@@ -278,13 +291,20 @@ class Catalogue(Database):
             self._db.executemany("INSERT INTO loose VALUES (?)", ((i,) for i in ids))
         return ids
 
-    def commit(self, changes: Sequence[Change], removed: Sequence[str] = ()) -> None:
-        """Makes changed documents count as they are now, and those at the paths `removed` no longer, all in one."""
+    def commit(
+        self, changes: Sequence[Change], vectors: Mapping[int, np.ndarray] | None = None, removed: Sequence[str] = ()
+    ) -> None:
+        """Makes changed documents count as they are now, and those at the paths `removed` no longer, all in one.
+        vectors: of the passages that are new, float32 (width,)."""
         with self._writing():
             dropped = self._forget([*(change.known.path for change in changes), *removed])
             self._put_passages({i: chunk for c in changes for i, chunk in zip(c.ids, c.chunks, strict=True)})
             for change in changes:
                 self._put(change)
+            self._db.executemany(
+                "INSERT INTO vectors VALUES (?, ?)",
+                ((id, vector.astype(_KEPT).tobytes()) for id, vector in (vectors or {}).items()),
+            )
             self._drop_orphans(dropped)
 
     def move(self, moves: Sequence[tuple[str, Known]]) -> None:
@@ -369,7 +389,11 @@ class Catalogue(Database):
         orphans = sorted(ids - {i for (i,) in standing})
         for some in slices(orphans):
             self._tell_words(((p.id, p.text, p.headings) for p in self.passages(some).values()), forget=True)
-        for statement in ("DELETE FROM passages WHERE id = ?", "INSERT OR IGNORE INTO loose VALUES (?)"):
+        for statement in (
+            "DELETE FROM vectors WHERE passage = ?",
+            "DELETE FROM passages WHERE id = ?",
+            "INSERT OR IGNORE INTO loose VALUES (?)",
+        ):
             self._db.executemany(statement, ((i,) for i in orphans))
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from settle.base.errors import DataError, RunError, UsageError
@@ -201,6 +202,15 @@ class Collection:
         made = self._made()
         opened: Vectors = _part("stores", made.store).open(self.folder, made.table, made.width)
         return opened
+
+    def near(self, vector: np.ndarray, k: int) -> dict[int, float]:
+        """The k passages nearest to a float32 (width,) vector of length 1: the cosine by passage, the nearest first.
+
+        Within a snapshot of the catalogue they are those of the snapshot: what it counts was in the store before.
+        """
+        there = self.catalogue.vectors(self.vectors.near(vector, k).tolist())
+        cosines = [(id, float(kept @ vector)) for id, kept in there.items()]
+        return dict(sorted(cosines, key=lambda found: (-found[1], found[0]))[:k])
 
     @property
     def chunker(self) -> Chunker:

@@ -9,7 +9,7 @@ from typing import Any
 
 from settle.base.errors import DataError, ResourceError, RunError, SettleError
 
-_FORMAT = 1  # of the tables below
+_FORMAT = 2  # of the tables below
 _TABLES = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE documents ("
@@ -19,6 +19,7 @@ _TABLES = (
     "CREATE TABLE passages ("
     " id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL, headings TEXT NOT NULL,"
     " tokens INTEGER NOT NULL)",
+    "CREATE TABLE vectors (passage INTEGER PRIMARY KEY REFERENCES passages (id), vector BLOB NOT NULL)",
     "CREATE TABLE chunks ("
     " document INTEGER NOT NULL REFERENCES documents (id), ordinal INTEGER NOT NULL,"
     " passage INTEGER NOT NULL REFERENCES passages (id), line INTEGER, page INTEGER, part TEXT NOT NULL,"

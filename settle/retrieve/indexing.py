@@ -57,7 +57,7 @@ def update(collection: Collection, events: Events) -> Report:
         indexing = _Indexing(collection, work, events)
         indexing.run()
         for first in range(0, len(work.gone), BATCH):
-            catalogue.commit((), work.gone[first : first + BATCH])
+            catalogue.commit((), removed=work.gone[first : first + BATCH])
         _tidy(collection, bool(work.new))
         catalogue.keep_setting("indexed", time.time())
         counts = catalogue.counts()
@@ -131,15 +131,17 @@ class _Indexing:
         new = [d for d in flat if d not in ids]
         if new:
             ids |= zip(new, catalogue.reserve(len(new)), strict=True)
+        vectors: dict[int, np.ndarray] = {}
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
-            vectors = vectorizer.documents([flat[d].embedded for d in some])
-            self._collection.vectors.add(np.array([ids[d] for d in some], np.int64), vectors)
+            made = vectorizer.documents([flat[d].embedded for d in some])
+            self._collection.vectors.add(np.array([ids[d] for d in some], np.int64), made)
+            vectors |= zip((ids[d] for d in some), made, strict=True)
             self.embedded += len(some)
             self._tell(self._done + size * (first + len(some)) // (len(new) + 1))
         for change, of in zip(batch, digests, strict=True):
             change.ids = [ids[d] for d in of]
-        catalogue.commit(batch)
+        catalogue.commit(batch, vectors)
         self._done += size
         self._tell(self._done)
 
@@ -149,18 +151,15 @@ class _Indexing:
 
 
 def _mend(collection: Collection) -> None:
-    """Embeds again what the store has lost: its files were damaged, or another power cut came sooner than the disk."""
+    """Gives the store again what it has lost: its files were damaged, or power was cut before they were on the disk."""
     catalogue = collection.catalogue
     if len(collection.vectors) >= catalogue.counts()["passages"]:
         return
     last = 0
     while page := catalogue.all_passages(last, BATCH):
         last = page[-1].id
-        there = collection.vectors.get([passage.id for passage in page])
-        lost = [passage for passage in page if passage.id not in there]
-        if lost:
-            vectors = collection.vectorizer.documents([passage.embedded for passage in lost])
-            collection.vectors.add(np.array([passage.id for passage in lost], np.int64), vectors)
+        vectors = catalogue.vectors([passage.id for passage in page])
+        collection.vectors.add(np.array(list(vectors), np.int64), np.stack(list(vectors.values())))
 
 
 def _tidy(collection: Collection, grown: bool) -> None:

@@ -65,23 +65,17 @@ def _found(
     asked = terms(catalogue, question)
     bm25 = dict(catalogue.search_words(asked.stems, SCORED))
     titles = dict(catalogue.search_titles(asked.stems, SCORED))
-    near = collection.vectors.near(vector, number)  # in the snapshot: what counts in it was kept before
-    similarity = dict(zip(near.ids.tolist(), near.similarities.tolist(), strict=True))
+    similarity = collection.near(vector, number)
     titled = catalogue.beginnings([d for d in titles if d not in without][:_TITLED], _FIRST)
     ids = list(dict.fromkeys([*similarity, *list(bm25)[:number], *titled]))
     standings = catalogue.standings(ids)
     if without:
         standings = {i: left for i, at in standings.items() if (left := [s for s in at if s.document not in without])}
-        full = len(near.ids) == number or len(bm25) > number
+        full = len(similarity) == number or len(bm25) > number
         if len(standings) < number and full and number < SCORED:
             return _found(collection, question, vector, 4 * number, without)
     passages = catalogue.passages(list(standings))
-    others = collection.vectors.get([i for i in passages if i not in similarity])
-    # A vector that was removed since the snapshot is made again: its passage still counts here.
-    gone = [i for i in passages if i not in similarity and i not in others]
-    if gone:
-        made = collection.vectorizer.documents([passages[i].embedded for i in gone])
-        others |= dict(zip(gone, made, strict=True))
+    others = catalogue.vectors([i for i in passages if i not in similarity])
     similarity |= {i: float(v @ vector) for i, v in others.items()}
     hits = []
     for id, passage in passages.items():

@@ -42,7 +42,7 @@ class Checker:
     def __init__(self, collection: Collection, sources: Sequence[Source]) -> None:
         self._collection, self.sources = collection, sources
         pieces = [piece for source in sources for piece in source.pieces]
-        self._vectors = collection.vectors.get(list({piece.passage.id for piece in pieces}))
+        self._vectors = collection.catalogue.vectors(list({piece.passage.id for piece in pieces}))
         self._words = {piece.passage.id: frozenset(words(_all_of(piece))) for piece in pieces}
 
     def best(self, sentence: str, cited: int) -> Support:

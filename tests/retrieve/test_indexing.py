@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError, RunError
@@ -63,7 +64,11 @@ def assert_whole(collection):
     passages = catalogue.all_passages(limit=10**6)
     ids = [p.id for p in passages]
     assert catalogue.loose() == []
-    assert len(collection.vectors) == len(ids) and set(collection.vectors.get(ids)) == set(ids)
+    vectors = catalogue.vectors(ids)
+    assert len(collection.vectors) == len(ids) and set(vectors) == set(ids)
+    for passage in passages:
+        made = collection.vectorizer.documents([passage.embedded])[0]
+        assert np.allclose(vectors[passage.id], made, atol=1e-3) and passage.id in collection.near(made, 1000)
     assert catalogue.counts() == {
         table: catalogue._rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("documents", "chunks", "passages")
     }

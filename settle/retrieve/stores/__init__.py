@@ -1,21 +1,13 @@
-"""Stores: one file a place where vectors are kept and the nearest are found."""
+"""Stores: one file a place where vectors are kept for their nearest to be found."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from settle.base.registry import Part
-
-
-class Near(NamedTuple):
-    """The nearest vectors, the nearest first. ids: int64 (k,); similarities: float32 (k,), cosines."""
-
-    ids: np.ndarray
-    similarities: np.ndarray
 
 
 class Vectors(ABC):
@@ -33,12 +25,9 @@ class Vectors(ABC):
         """Forgets some; ids that are not there are no error."""
 
     @abstractmethod
-    def near(self, vector: np.ndarray, k: int) -> Near:
-        """The k nearest to a float32 (width,) vector of length 1."""
-
-    @abstractmethod
-    def get(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
-        """The vectors of those ids that are there."""
+    def near(self, vector: np.ndarray, k: int) -> np.ndarray:
+        """int64 ids that the k nearest to a float32 (width,) vector of length 1 are among. They are compared in full
+        afterwards: a store that reckons roughly gives some times as many."""
 
     @abstractmethod
     def compact(self) -> None:

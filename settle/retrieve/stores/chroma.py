@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError, ResourceError, UsageError
-from settle.retrieve.stores import Near, Store, Vectors
+from settle.retrieve.stores import Store, Vectors
 
 _GRAPH = {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}
 _AT_ONCE = 5000  # ids of one call; Chroma takes some more
@@ -71,21 +71,10 @@ class _Table(Vectors):
                 self._table.delete(ids=[str(i) for i in ids[first : first + _AT_ONCE]])
         self._removed += len(ids)
 
-    def near(self, vector: np.ndarray, k: int) -> Near:
+    def near(self, vector: np.ndarray, k: int) -> np.ndarray:
         with _told(self._where):
-            if not self._table.count():
-                return Near(np.zeros(0, np.int64), np.zeros(0, np.float32))
-            found = self._table.query(query_embeddings=vector[None], n_results=k, include=["distances"])
-        return Near(np.array(found["ids"][0], np.int64), 1 - np.array(found["distances"][0], np.float32))
-
-    def get(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
-        there: dict[int, np.ndarray] = {}
-        with _told(self._where):
-            for first in range(0, len(ids), _AT_ONCE):
-                found = self._table.get(ids=[str(i) for i in ids[first : first + _AT_ONCE]], include=["embeddings"])
-                vectors = np.asarray(found["embeddings"], np.float32)
-                there |= {int(i): vector for i, vector in zip(found["ids"], vectors, strict=True)}
-        return there
+            found = self._table.query(query_embeddings=vector[None], n_results=k, include=[]) if len(self) else {}
+        return np.array(found.get("ids", [[]])[0], np.int64)
 
     def compact(self) -> None:
         if self._removed <= _REMOVED_SHARE * len(self):

@@ -1,7 +1,7 @@
 """LanceDB: columns on the disk, each change one atomic version.
 
 Up to some thousand vectors every one is compared. Beyond, an index of one bit a dimension (RaBitQ, Gao and Long 2024)
-proposes candidates, which are compared in full; what came after it was made is compared in full as well.
+says which may be near; what came after it was made is compared as it is.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ import numpy as np
 
 from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.run import fsync_folder
-from settle.retrieve.stores import Near, Store, Vectors
+from settle.retrieve.stores import Store, Vectors
 
-EXACT = 4_000_000  # numbers, of all vectors together, up to which no index is worth it
+EXACT = 2_000_000  # numbers, of all vectors together, up to which no index is worth it
 _PARTITION, _MOST_PARTITIONS = 1000, 256  # vectors of one partition of the index, until there are so many of those
 _PROBES = 128  # partitions that are searched: all of them up to 128,000 vectors
-_REFINED, _CANDIDATES = 10, 500  # times as many as are asked for are compared in full, and so many at least
+_ROUGH, _CANDIDATES = 10, 500  # times as many as are asked for are given, and so many at least
 _SAMPLE = 64  # vectors for each partition that it is trained on
 _GROWN = 4  # times the size it was trained at, at which it is trained again
 _APART = 32_768  # vectors that may lie in small files before those are put together
@@ -85,21 +85,11 @@ class _Table(Vectors):
                 self._table.delete(condition)
             self._sync()
 
-    def near(self, vector: np.ndarray, k: int) -> Near:
-        def ask() -> Any:
-            query = self._table.search(vector).distance_type("dot").select(["id", "_distance"]).limit(k)
-            return query.nprobes(_PROBES).refine_factor(max(_REFINED, _CANDIDATES // k)).to_arrow()
-
-        found = self._read(ask)
-        return Near(found["id"].to_numpy(), (1 - found["_distance"].to_numpy()).astype(np.float32))
-
-    def get(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
-        there: dict[int, np.ndarray] = {}
-        for condition in _conditions(ids):
-            found = self._read(self._table.search().where(condition).limit(len(ids)).to_arrow)
-            vectors = found["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self._width)
-            there |= dict(zip(found["id"].to_pylist(), vectors, strict=True))
-        return there
+    def near(self, vector: np.ndarray, k: int) -> np.ndarray:
+        query = self._table.search(vector).distance_type("dot").select(["id", "_distance"])
+        found = query.limit(max(_ROUGH * k, _CANDIDATES)).nprobes(_PROBES)
+        ids: np.ndarray = self._read(found.to_arrow)["id"].to_numpy()
+        return ids
 
     def compact(self) -> None:
         with _told(self._where):
