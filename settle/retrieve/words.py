@@ -3,10 +3,12 @@
 import re
 import unicodedata
 from functools import lru_cache
+from importlib.metadata import version
 
-import snowballstemmer
+from snowballstemmer.english_stemmer import EnglishStemmer
 
-VERSION = 2  # of what a text becomes: an index made by another version is made again
+# Of what a text becomes, which a stemmer's next version may change: an index made by another one is made again.
+VERSION = f"2, snowballstemmer {version('snowballstemmer')}"
 
 _WORD = re.compile(r"\w+(?:\+\+|#(?!\w))?")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
@@ -31,7 +33,7 @@ _SPELLINGS = tuple(
         (r"(?<=..)ogue(?=s?$)", "og"),
     )
 )
-_stemmer = snowballstemmer.stemmer("english")
+_stemmer = EnglishStemmer()  # not `stemmer()`, which takes PyStemmer of some other version where that is installed
 
 
 def words(text: str) -> list[str]:
