@@ -1,10 +1,11 @@
 """Whether a passage says what a sentence says: by its words, numbers and names, and by meaning."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from settle.retrieve.packing import Piece, Source
 from settle.retrieve.sentences import sentences
 from settle.retrieve.words import words
 
-SUPPORTED = 0.6  # of the score, from where a passage counts as saying a sentence
+SUPPORTED = 0.6  # of the score, from where a passage counts as saying a sentence: see bench/support.py
+MEANING = 0.7  # what the meaning counts of it; words count the rest
+COMPARED = 3  # lines of a source whose meaning is compared: those with most of the sentence's words
+UNRELATED = 64  # passages that tell how near to each other unrelated ones are
 CLEARER = 0.15  # by so much another passage has to say it more clearly to be cited in the place of the one that was
-ALIKE = 0.6  # of a sentence's words that another one has to have to be about the same
+ALIKE = 0.7  # share of the longer of two sentences, from where they are of about the same length
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _NAME = re.compile(r"`[^`]+`|\b\w*[a-z]+[A-Z]\w*|\b\w+_\w+|(?<=[\w,;:] )[A-Z][\w-]*")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|cannot|without|neither|nor)\b|n['’]t\b", re.I)
@@ -36,33 +40,76 @@ class Support:
         return self.score >= SUPPORTED and not self.differs
 
 
+class _Line(NamedTuple):
+    """A sentence of a passage."""
+
+    text: str
+    piece: Piece
+    stems: frozenset[str]
+
+    def shares(self, weights: Mapping[str, float]) -> float:
+        """Of a sentence's words (stem → weight), how much this one has."""
+        return sum(weight for stem, weight in weights.items() if stem in self.stems)
+
+
 class Checker:
-    """Checks sentences against some sources; what is known of those is looked up once."""
+    """Checks sentences against some sources, each sentence against each line of them that has most of its words."""
 
     def __init__(self, collection: Collection, sources: Sequence[Source]) -> None:
         self._collection, self.sources = collection, sources
-        pieces = [piece for source in sources for piece in source.pieces]
-        self._vectors = collection.catalogue.vectors(list({piece.passage.id for piece in pieces}))
-        self._words = {piece.passage.id: frozenset(words(_all_of(piece))) for piece in pieces}
+        self._lines = {source.number: [*_lines(source)] for source in sources}
+        self._meanings: dict[str, np.ndarray] = {}
+        self._floor = _floor(collection)
 
     def best(self, sentence: str, cited: int) -> Support:
         """The support of the source that is to be cited: the one that was, unless another says it more clearly."""
-        meaning = self._collection.vectorizer.documents([sentence])[0]
         weights = telling(self._collection, sentence)
-        found = [self._supported(sentence, weights, meaning, source) for source in self.sources]
+        lines = {
+            number: sorted(lines, key=lambda line: -line.shares(weights))[:COMPARED]
+            for number, lines in self._lines.items()
+        }
+        self._understand([sentence, *(line.text for some in lines.values() for line in some)])
+        found = [self._supported(sentence, weights, source, lines[source.number]) for source in self.sources]
         best = max(found, key=lambda s: (s.enough, s.score))
         own = next(support for support in found if support.source.number == cited)
         is_clearer = (best.enough and not own.enough) or best.score > own.score + CLEARER
         return best if is_clearer else own
 
-    def _supported(self, sentence: str, weights: dict[str, float], meaning: np.ndarray, source: Source) -> Support:
-        there = frozenset().union(*(self._words[piece.passage.id] for piece in source.pieces))
-        text = "\n".join(map(_all_of, source.pieces))
+    def _supported(
+        self, sentence: str, weights: Mapping[str, float], source: Source, lines: Sequence[_Line]
+    ) -> Support:
+        there = frozenset().union(*(line.stems for line in self._lines[source.number]))
+        there |= {stem for piece in source.pieces for stem in words(_about(piece))}
+        text = "\n".join(f"{_about(piece)}\n{piece.passage.text}" for piece in source.pieces)
         lexical = sum(w for stem, w in weights.items() if stem in there) / (sum(weights.values()) or 1)
-        near = [float(self._vectors[p.passage.id] @ meaning) for p in source.pieces if p.passage.id in self._vectors]
-        piece = max(source.pieces, key=lambda p: sum(weights.get(stem, 0.0) for stem in self._words[p.passage.id]))
-        differs = _missing(sentence, text, there) or _negated(sentence, text, weights)
-        return Support((lexical + max([0.0, *near])) / 2, differs, source, piece)
+        meaning = self._meanings[sentence]
+        near = [(float(self._meanings[line.text] @ meaning) - self._floor) / (1 - self._floor) for line in lines]
+        nearest = lines[int(np.argmax(near))]
+        score = (1 - MEANING) * lexical + MEANING * max(0.0, *near)
+        return Support(
+            score, _missing(sentence, text, there) or _negated(sentence, nearest.text), source, nearest.piece
+        )
+
+    def _understand(self, texts: Sequence[str]) -> None:
+        """Embeds what was not embedded before."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
+        self._meanings |= zip(new, self._collection.vectorizer.documents(new), strict=True)
+
+
+def _lines(source: Source) -> Iterator[_Line]:
+    for piece in source.pieces:
+        for text in sentences(piece.passage.text):
+            yield _Line(text, piece, frozenset(words(text)))
+
+
+def _floor(collection: Collection) -> float:
+    """The cosine of passages of this collection that have nothing to do with each other: 0.1 or 0.8, as its embedder
+    has it."""
+    ids = [passage.id for passage in collection.catalogue.all_passages(limit=UNRELATED)]
+    vectors = np.array(list(collection.catalogue.vectors(ids).values()))
+    if len(vectors) < 2:
+        return 0.0
+    return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
 
 
 def telling(collection: Collection, text: str) -> dict[str, float]:
@@ -72,8 +119,9 @@ def telling(collection: Collection, text: str) -> dict[str, float]:
     return {stem: log(1 + total / found.get(stem, 1)) for stem in stems}
 
 
-def _all_of(piece: Piece) -> str:
-    return f"{Path(piece.standing.path).name}\n\n{piece.passage.embedded}"
+def _about(piece: Piece) -> str:
+    """What a passage is about, beside its text."""
+    return " ".join((Path(piece.standing.path).name, *piece.passage.headings))
 
 
 def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]:
@@ -84,17 +132,13 @@ def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]
     return tuple(dict.fromkeys(missing))
 
 
-def _negated(sentence: str, text: str, weights: dict[str, float]) -> tuple[str, ...]:
-    """The negation that stands in one of the two only: in a sentence, or in that of a text which says most of it."""
-
-    def said(other: str) -> float:
-        return sum(weights.get(stem, 0.0) for stem in set(words(other)))
-
-    closest = max(sentences(text), key=said, default="")
-    ours, theirs = _NEGATION.search(sentence), _NEGATION.search(closest)
-    if bool(ours) == bool(theirs) or said(closest) < ALIKE * sum(weights.values()):
-        return ()
-    return ((ours or theirs)[0],)  # type: ignore[index]
+def _negated(sentence: str, other: str) -> tuple[str, ...]:
+    """The negation by which a sentence differs from the one that comes nearest to it: that stands in one of the two
+    only, or more often, where neither is a part of the other."""
+    ours, theirs = _NEGATION.findall(sentence), _NEGATION.findall(other)
+    shorter, longer = sorted((len(sentence), len(other)))
+    is_other = bool(ours) != bool(theirs) or (len(ours) != len(theirs) and shorter > ALIKE * longer)
+    return ((ours or theirs)[0],) if is_other else ()
 
 
 def _plain(number: str) -> str:
