@@ -23,7 +23,7 @@ from settle.retrieve.search import Hit, search
 from settle.retrieve.sentences import sentences
 from settle.retrieve.support import SUPPORTED, Checker, Support
 
-THRESHOLDS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 SHORTEST, LONGEST = 8, 40  # words
 VERB = re.compile(r"\b(is|are|was|were|can|will|may|must|has|does)\b")
 
