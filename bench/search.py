@@ -24,8 +24,8 @@ from settle.retrieve.catalogue import Catalogue, Change, Known
 from settle.retrieve.collection import Collection
 from settle.retrieve.document import Chunk, Place
 from settle.retrieve.embedders import Vectorizer
-from settle.retrieve.search import SCORED, search, word_weights
-from settle.retrieve.words import words
+from settle.retrieve.search import SCORED, search
+from settle.retrieve.terms import terms
 
 BATCH, WIDTH = 2000, 384
 
@@ -41,8 +41,8 @@ class Chance(Vectorizer):
     def count(self, texts):
         return [len(text.split()) for text in texts]
 
-    def query(self, text):
-        return self.known[text]
+    def queries(self, texts):
+        return np.array([self.known[text] for text in texts])
 
     def documents(self, texts):
         raise NotImplementedError
@@ -66,14 +66,15 @@ def fill(collection: Collection, gold: Path, number: int, rng: np.random.Generat
             text = document.content.decode()
             chunk = Chunk(text, (), Place(line=1), len(text.split()))
             changes.append(Change(Known(document.path, len(text), 0, b"", document.path), [chunk], [id]))
-        collection.catalogue.commit(changes)
+        kept = dict(zip(ids, vectors[first : first + BATCH], strict=True))
+        collection.catalogue.commit(changes, kept)
     collection.vectors.compact()
     collection.catalogue.compact()
     return vectors
 
 
 def by_words(catalogue: Catalogue, question: str) -> object:
-    return catalogue.search_words(list(word_weights(catalogue, words(question))), SCORED)
+    return catalogue.search_words(terms(catalogue, question).stems, SCORED)
 
 
 def timed(what: str, calls: list[Callable[[], object]]) -> None:
@@ -108,10 +109,10 @@ def main() -> None:
             catalogue = collection.catalogue
             for _ in range(2):  # the first time warms up
                 timed("search", [lambda q=q: search(collection, q) for q in questions])
-            timed("  nearest vectors", [lambda q=q: collection.vectors.near(known[q], 50) for q in questions])
+            timed("  nearest vectors", [lambda q=q: collection.near(known[q], 50) for q in questions])
             timed("  words", [lambda q=q: by_words(catalogue, q) for q in questions])
             ids = [rng.choice(args.passages, 50, False).tolist() for _ in questions]
-            timed("  vectors of 50", [lambda i=i: collection.vectors.get(i) for i in ids])
+            timed("  vectors of 50", [lambda i=i: catalogue.vectors(i) for i in ids])
             timed("  texts of 100", [lambda i=i: (catalogue.passages(i), catalogue.standings(i)) for i in ids])
 
 
