@@ -109,7 +109,7 @@ def main() -> None:
             catalogue = collection.catalogue
             for _ in range(2):  # the first time warms up
                 timed("search", [lambda q=q: search(collection, q) for q in questions])
-            timed("  nearest vectors", [lambda q=q: collection.near(known[q], 50) for q in questions])
+            timed("  nearest vectors", [lambda q=q: collection.seek(known[q], 50)() for q in questions])
             timed("  words", [lambda q=q: by_words(catalogue, q) for q in questions])
             ids = [rng.choice(args.passages, 50, False).tolist() for _ in questions]
             timed("  vectors of 50", [lambda i=i: catalogue.vectors(i) for i in ids])

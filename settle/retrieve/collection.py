@@ -9,7 +9,8 @@ whose renaming puts it in the old one's place.
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,8 @@ class Collection:
 
     def close(self) -> None:
         """Ends what was opened. Calling it twice is harmless."""
+        if "_beside" in self.__dict__:
+            self.__dict__.pop("_beside").shutdown()
         for opened in ("vectorizer", "vectors"):
             if opened in self.__dict__:
                 self.__dict__.pop(opened).close()
@@ -203,14 +206,25 @@ class Collection:
         opened: Vectors = _part("stores", made.store).open(self.folder, made.table, made.width)
         return opened
 
-    def near(self, vector: np.ndarray, k: int) -> dict[int, float]:
-        """The k passages nearest to a float32 (width,) vector of length 1: the cosine by passage, the nearest first.
+    def seek(self, vector: np.ndarray, k: int) -> Callable[[], dict[int, float]]:
+        """Begins to look for the k passages nearest to a float32 (width,) vector of length 1. Calling what it returns
+        waits for them: the cosine by passage, the nearest first.
 
         Within a snapshot of the catalogue they are those of the snapshot: what it counts was in the store before.
         """
-        there = self.catalogue.vectors(self.vectors.near(vector, k).tolist())
-        cosines = [(id, float(kept @ vector)) for id, kept in there.items()]
-        return dict(sorted(cosines, key=lambda found: (-found[1], found[0]))[:k])
+        begun = self._beside.submit(self.vectors.near, vector, k)
+
+        def found() -> dict[int, float]:
+            there = self.catalogue.vectors(begun.result().tolist())
+            cosines = [(id, float(kept @ vector)) for id, kept in there.items()]
+            return dict(sorted(cosines, key=lambda found: (-found[1], found[0]))[:k])
+
+        return found
+
+    @cached_property
+    def _beside(self) -> ThreadPoolExecutor:
+        """The store is asked here while the catalogue is."""
+        return ThreadPoolExecutor(1, "settle-near")
 
     @property
     def chunker(self) -> Chunker:

@@ -62,11 +62,12 @@ def _found(
 ) -> list[Hit]:
     """Candidates, at least `number` of each kind of search where there are so many."""
     catalogue = collection.catalogue
+    near = collection.seek(vector, number)
     asked = terms(catalogue, question)
     bm25 = dict(catalogue.search_words(asked.stems, SCORED))
     titles = dict(catalogue.search_titles(asked.stems, SCORED))
-    similarity = collection.near(vector, number)
     titled = catalogue.beginnings([d for d in titles if d not in without][:_TITLED], _FIRST)
+    similarity = near()
     ids = list(dict.fromkeys([*similarity, *list(bm25)[:number], *titled]))
     standings = catalogue.standings(ids)
     if without:

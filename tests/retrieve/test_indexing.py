@@ -68,7 +68,7 @@ def assert_whole(collection):
     assert len(collection.vectors) == len(ids) and set(vectors) == set(ids)
     for passage in passages:
         made = collection.vectorizer.documents([passage.embedded])[0]
-        assert np.allclose(vectors[passage.id], made, atol=1e-3) and passage.id in collection.near(made, 1000)
+        assert np.allclose(vectors[passage.id], made, atol=1e-3) and passage.id in collection.seek(made, 1000)()
     assert catalogue.counts() == {
         table: catalogue._rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("documents", "chunks", "passages")
     }
