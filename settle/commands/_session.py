@@ -4,7 +4,7 @@ import errno
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
     from settle.train.loop import Outcome
+
+Spent = Callable[[], dict[str, float]]  # of all sessions up to now: seconds, joules, peak_memory
 
 
 class RunCommand(Command):
@@ -50,9 +52,7 @@ class RunCommand(Command):
 
     @classmethod
     @abstractmethod
-    def finish(
-        cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
-    ) -> dict[str, Any]:
+    def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
         """Hand over what the run made, and write its result last."""
 
     def run(self, events: Events) -> int:
@@ -110,7 +110,7 @@ def go_on(
         events.emit("say", text=f"{saved}; `settle resume {run.name}` goes on from there")
         return 130
     try:
-        result = command.finish(run, job, outcome, loop.spent(), events)
+        result = command.finish(run, job, outcome, loop.spent, events)
     except (ResourceError, OSError) as e:
         if isinstance(e, OSError) and e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -125,9 +125,10 @@ def go_on(
 
 
 def judged(
-    run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
+    run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """plan.json, and what of the result is known before anything is handed over."""
+    """plan.json, and what of the result is known before anything is handed over. What was spent is told after the last
+    look: a forecast counts that too."""
     from settle.plan.forecast import cost
     from settle.train.verdict import verdict
 
@@ -136,15 +137,16 @@ def judged(
     tokens = state.step * job.plan.loop.tokens_per_step
     best = job.judge(outcome.best, state)
     events.emit("eval", whole=True, **best)
+    used = spent()
     result: dict[str, Any] = {
         "name": run.name,
         **verdict(state, job.plan.loop, tokens / max(state.seconds, 1e-9)),
         "best": best,
         "actual": {
-            "time": spent["seconds"],
-            "peak_memory": spent["peak_memory"],
-            "energy": spent["joules"],
-            "cost": cost(spent["joules"], spent["seconds"], *prices),
+            "time": used["seconds"],
+            "peak_memory": used["peak_memory"],
+            "energy": used["joules"],
+            "cost": cost(used["joules"], used["seconds"], *prices),
             "tokens": tokens,
             "loss": best["loss"],
         },

@@ -12,7 +12,7 @@ from settle.base.errors import UsageError
 from settle.base.events import Events
 from settle.base.run import Run, home, read_json, write_json
 from settle.base.settings import resolve
-from settle.commands._session import Spending, judged, write_result
+from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
 from settle.train.stopping import Stopping
 
@@ -228,9 +228,7 @@ class Distill(TuningCommand):
             reads.likelihoods(windows, folder, {"teacher": teacher.name, "sha256": teacher.source.sha256}, told)
 
     @classmethod
-    def finish(
-        cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
-    ) -> dict[str, Any]:
+    def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
         record, result = judged(run, job, outcome, spent, events)
         asked = record["asked"]
         lines: list[str] = []

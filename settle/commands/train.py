@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from settle.base.events import Events
 from settle.base.run import Run, write_json
-from settle.commands._session import RunCommand, Spending, go_on, judged, record_of, write_result
+from settle.commands._session import RunCommand, Spending, Spent, go_on, judged, record_of, write_result
 from settle.plan.settings import TrainingSettings
 from settle.train.stopping import Stopping
 
@@ -61,9 +61,7 @@ class Train(TrainingSettings, RunCommand):
         return go_on(Train, run, job, spending, stopping, events)
 
     @classmethod
-    def finish(
-        cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
-    ) -> dict[str, Any]:
+    def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
         from settle.evaluate.gate import held_out_texts
         from settle.evaluate.hand_over import hand_over
 

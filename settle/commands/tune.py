@@ -7,7 +7,7 @@ from pydantic import Field
 
 from settle.base.events import Events
 from settle.base.run import Run
-from settle.commands._session import Spending, judged, write_result
+from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
 from settle.train.stopping import Stopping
 
@@ -68,9 +68,7 @@ class Tune(TuningCommand):
         return begin(self, run, origin, base, corpus, spending, stopping, events)
 
     @classmethod
-    def finish(
-        cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: dict[str, float], events: Events
-    ) -> dict[str, Any]:
+    def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
         record, result = judged(run, job, outcome, spent, events)
         assert job.plan.tuning is not None
         lines: list[str] = []

@@ -73,7 +73,8 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
     assert isinstance(job.batches, RowBatches)
     steps = max(FEWEST, min(MOST, round(SHARE * expected_steps(job.plan))))
     limit = min(job.plan.held_out_tokens, max(2048, steps * loop.tokens_per_step))
-    sample = blocks(job.plan, job.corpus, limit)
+    held_out = blocks(job.plan, job.corpus, job.plan.held_out_tokens)
+    sample = held_out[:: max(1, job.plan.held_out_tokens // limit)]  # blocks as large as the run's: each has its price
     kept = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
 
     def look() -> tuple[float, float, float]:
