@@ -12,10 +12,12 @@ set becomes `FOLDER/SET/documents/`, `questions.jsonl`, `unanswerable.jsonl`, `a
 `sections.jsonl`. A question has `answer`, the document below `documents/`, `also`, others that answer it as well, and
 for Python `section`, an anchor of the page.
 
-A fifth of the documents is held out: what can be asked about them is unanswerable, unless what is left says nearly the
-same (the headword, gloss, heading or summary of another one has more than half of the words). Questions are split in
-two halves, `dev` to choose by and `test` to report on. The rules of rewording stand in `paraphrase.py`. The same seed
-gives the same sets.
+Some of the documents are held out: what can be asked about them is unanswerable, unless what is left speaks of it. It
+does where the headword, gloss, heading or summary of another document has more than half of the words, or where one
+sentence, line or heading has four fifths of what the words tell (by how few sentences they stand in). Questions are
+split in two halves, `dev` to choose by and `test` to report on. The rules of rewording stand in `paraphrase.py`; an
+entry of FOLDOC that begins with another name, of which the headword has the initials or which has the headword's, is
+asked by that. The same seed gives the same sets.
 """
 
 import argparse
@@ -26,10 +28,11 @@ import re
 import shutil
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from math import log
 from pathlib import Path
 
 from paraphrase import Paraphraser, WordNet, stems
@@ -41,11 +44,15 @@ PACKAGES = {
     "python": ["python3.13-doc"],
     "man": ["manpages", "manpages-dev", "coreutils", "util-linux", "git-man", "procps", "e2fsprogs"],
 }
-DOCUMENTS = {"foldoc": 12000, "wordnet": 6000, "python": 400, "man": 1500}  # so that embedding them takes minutes
+DOCUMENTS = {"foldoc": 9000, "wordnet": 4000, "python": 340, "man": 1500}  # so that embedding them takes minutes
+HELD_OUT = {"foldoc": 0.45, "wordnet": 0.25, "python": 0.5, "man": 0.45}  # so that enough questions are unanswerable
 QUESTIONS, UNANSWERABLE = 1000, 300  # at most
-HELD_OUT = 0.2
 SAME = 0.5  # share of common words above which a thing that is left speaks of the same
-LONGEST = 30_000  # characters of a manual page
+SAID = 0.8  # share of what the words tell, from which on a sentence does
+LONGEST = 15_000  # characters of a manual page; of a web page twenty times as many
+QUESTION_WORDS = frozenset(
+    ("how", "why", "what", "when", "where", "which", "can", "could", "is", "are", "do", "does", "i", "my")
+)
 
 FRAMES = {
     "foldoc": ["What is {}?", "What does {} mean?", "Explain {}.", "I keep reading about {}, what is it?"],
@@ -60,7 +67,8 @@ FRAMES = {
 @dataclass(frozen=True)
 class Asked:
     """Something a document says. text: what a question is made of; title: words that must not be in the question;
-    same: what makes two of them the same, where it is not their words; section: of the document."""
+    same: what makes two of them the same, where it is not their words; section: of the document; verb: the first word
+    is one; other: another name for it, which is asked for instead."""
 
     text: str
     frames: list[str]
@@ -68,13 +76,17 @@ class Asked:
     same: str = ""
     section: str = ""
     verb: bool = False
+    other: str = ""
 
 
 @dataclass(frozen=True)
 class Document:
+    """text: what stands in it, where its bytes are something else."""
+
     path: str
     content: bytes
     asked: list[Asked] = field(default_factory=list)
+    text: str = ""
 
 
 def unpacked(folder: Path, packages: list[str]) -> list[Path]:
@@ -86,6 +98,7 @@ def unpacked(folder: Path, packages: list[str]) -> list[Path]:
         if not root.is_dir():
             if not list(debs.glob(f"{name}_*.deb")):
                 subprocess.run(["apt-get", "download", name], cwd=debs, check=True, stderr=subprocess.DEVNULL)
+            root.parent.mkdir(exist_ok=True)
             subprocess.run(["dpkg", "-x", next(debs.glob(f"{name}_*.deb")), root], check=True)
         roots.append(root)
     return roots
@@ -100,7 +113,8 @@ def file_name(title: str, taken: set[str]) -> str:
 
 
 def foldoc(roots: list[Path]) -> Iterator[Document]:
-    """An entry is a file; of what has several names, the first is asked for."""
+    """An entry is a file; those of less than twenty words are left out: most only name another one. Of what has several
+    names, the first is asked for, unless the entry begins with one that is the other's initials and nobody else's."""
     folder = roots[0] / "usr/share/dictd"
     text = gzip.decompress((folder / "foldoc.dict.dz").read_bytes())
     digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -109,16 +123,37 @@ def foldoc(roots: list[Path]) -> Iterator[Document]:
         name, *place = line.split("\t")
         if not name.startswith("00"):
             places.add(tuple(sum(digits[c] * 64**i for i, c in enumerate(reversed(p))) for p in place))
+    entries = [text[start : start + size].decode("utf-8", "replace") for start, size in sorted(places)]
+    titles = [entry.split("\n", 1)[0].strip() for entry in entries]
+    others = [_other_name(entry, title) for entry, title in zip(entries, titles, strict=True)]
+    known = Counter(name.lower() for name in {*titles} | {*others})
+    known.update(name.lower() for name in others)
     taken: set[str] = set()
-    for start, size in sorted(places):
-        entry = text[start : start + size].decode("utf-8", "replace")
-        title = entry.split("\n", 1)[0].strip()
+    for entry, title, other in zip(entries, titles, others, strict=True):
+        if len(entry.split()) < 20:
+            continue
         domain = re.search(r"<([^<>,]+)[^<>]*>", entry)
         frames = FRAMES["foldoc"]
         if domain:
             frames = [*frames, *(f"In {domain[1]}, {frame[0].lower()}{frame[1:]}" for frame in frames[:2])]
-        asked = [Asked(title, frames)] if len(entry.split()) >= 20 else []
-        yield Document(file_name(title, taken), entry.encode(), asked)
+        name = other if known[other.lower()] == 2 else ""
+        yield Document(file_name(title, taken), entry.encode(), [Asked(title, frames, other=name)])
+
+
+def _other_name(entry: str, title: str) -> str:
+    """That an entry begins with in brackets, of which the title has the initials or which has the title's, or ""."""
+    bracket = re.match(r"[^\n]+\n\s*(?:<[^>]*>\s*)?\(([^()]{2,90})\)", entry)
+    names = re.split(r",\s|\bor\b|\"", " ".join(bracket[1].split())) if bracket else []
+    for name in (name.strip() for name in names):
+        if {title.upper(), name.upper()} & {_initials(name), _initials(title)} and len(name) > 2 < len(title):
+            return name
+    return ""
+
+
+def _initials(name: str) -> str:
+    """Of more than one word, "and" and "of" left out; or "" of one."""
+    words = [w for w in re.split(r"[\s-]+", name) if w.lower() not in ("and", "of", "the", "for")]
+    return "".join(w[:1].upper() for w in words) if len(words) > 1 else ""
 
 
 def wordnet_entries(database: WordNet, draw: random.Random, number: int) -> Iterator[Document]:
@@ -164,13 +199,15 @@ def _text(node: LexborNode) -> str:
     return " ".join(node.text(separator="").replace("¶", " ").split())
 
 
-def python_pages(roots: list[Path], draw: random.Random) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
+def python_pages(
+    roots: list[Path], database: WordNet, draw: random.Random
+) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
     """A page is a file, as it is. A heading that others have as well, or of one word, is asked with the page's."""
     folder = roots[0] / "usr/share/doc/python3.13/html"
     paths = sorted(p for part in PARTS for p in (folder / part).glob("*.html") if p.stem != "index")
-    pages = {
-        p: sections(LexborHTMLParser(p.read_text(encoding="utf-8"))) for p in draw.sample(paths, DOCUMENTS["python"])
-    }
+    paths = [path for path in paths if path.stat().st_size < 20 * LONGEST]
+    drawn = draw.sample(paths, min(len(paths), DOCUMENTS["python"]))
+    pages = {p: sections(LexborHTMLParser(p.read_text(encoding="utf-8"))) for p in drawn}
     headings = Counter(frozenset(stems(_bare(h))) for found in pages.values() for _, h, _ in found)
     for path, found in pages.items():
         asked = []
@@ -178,10 +215,18 @@ def python_pages(roots: list[Path], draw: random.Random) -> Iterator[tuple[Docum
             said, top = _bare(heading), _bare(found[0][1])
             if said != top and (headings[frozenset(stems(said))] > 1 or len(stems(said)) < 2):
                 said = f"{said} in {top}"
-            if len(own.split()) >= 20:
-                frames = ["{}"] if said.endswith("?") else FRAMES["python"]
-                asked.append(Asked(said, frames, section=anchor))
-        yield Document(str(path.relative_to(folder)), path.read_bytes(), draw.sample(asked, min(len(asked), 12))), found
+            if len(own.split()) >= 15:
+                first, _, rest = said.partition(" ")
+                verbs = database.lemmas(first.lower(), "v") if first.endswith("ing") and rest else []
+                if verbs:
+                    said, frames = f"{verbs[0]} {rest}", [frame.format("{} in Python") for frame in FRAMES["verb"]]
+                else:
+                    is_question = said.split()[0].lower() in QUESTION_WORDS
+                    frames = ["{}"] if is_question else FRAMES["python"]
+                asked.append(Asked(said, frames, section=anchor, verb=bool(verbs)))
+        text = "\n\n".join(f"{heading}\n\n{own}" for _, heading, own in found)
+        path_shown = str(path.relative_to(folder))
+        yield Document(path_shown, path.read_bytes(), draw.sample(asked, min(len(asked), 20)), text), found
 
 
 def _bare(heading: str) -> str:
@@ -219,7 +264,7 @@ def _shown(path: Path) -> str:
 def build(folder: Path, name: str, documents: list[Document], words: Paraphraser, seed: int) -> None:
     """Writes a set: documents that are not held out, questions about them, and questions about the others."""
     draw = random.Random(f"{seed} {name}")
-    held = set(draw.sample(range(len(documents)), round(HELD_OUT * len(documents))))
+    held = set(draw.sample(range(len(documents)), round(HELD_OUT[name] * len(documents))))
     kept = [(d, a) for i, d in enumerate(documents) if i not in held for a in d.asked]
     shutil.rmtree(folder / "documents", ignore_errors=True)
     for i, document in enumerate(documents):
@@ -237,12 +282,15 @@ def build(folder: Path, name: str, documents: list[Document], words: Paraphraser
             row = {"question": question, "answer": document.path, "section": asked.section, "also": also}
             questions.append(row | {"source": asked.text})
     near = _Near([a.text for _, a in kept])
+    said = _Said(d.text or d.content.decode() for i, d in enumerate(documents) if i not in held)
     unanswerable = []
     for document, asked in draw.sample(
         gone := [(documents[i], a) for i in sorted(held) for a in documents[i].asked], len(gone)
     ):
         question = _question(words, asked, f"{seed} {name} {document.path} {asked.section}")
-        if question and not (asked.same and same[asked.same]) and near.share(asked.text) <= SAME:
+        is_left = (asked.same and same[asked.same]) or near.share(asked.text) > SAME
+        is_left = is_left or max(said.share(asked.text), said.share(asked.other)) >= SAID
+        if question and not is_left:
             unanswerable.append({"question": question, "about": document.path, "source": asked.text})
     for kind, rows, most in (("questions", questions, QUESTIONS), ("unanswerable", unanswerable, UNANSWERABLE)):
         with (folder / f"{kind}.jsonl").open("w", encoding="utf-8") as file:
@@ -268,6 +316,8 @@ def _same(asked: Asked) -> str:
 
 
 def _question(words: Paraphraser, asked: Asked, seed: str) -> str | None:
+    if asked.other:
+        return random.Random(seed).choice(asked.frames).format(asked.other)
     question = words.question(asked.text, asked.frames, seed, asked.verb)
     return question if question and not stems(asked.title) & stems(question) else None
 
@@ -289,6 +339,28 @@ class _Near:
         return max((n / len(wanted | self.sets[i]) for i, n in common.items()), default=0.0)
 
 
+class _Said:
+    """How much of what a text's words tell one sentence or line of some others has."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.having: dict[str, list[int]] = defaultdict(list)
+        self.number = 0
+        for text in texts:
+            for sentence in re.split(r"\n\s*\n|\n(?=\d+\. )|[.!?;:]\s", text):
+                for stem in stems(sentence):
+                    self.having[stem].append(self.number)
+                self.number += 1
+
+    def share(self, text: str) -> float:
+        """The largest share. What stands nowhere tells as much as what stands once."""
+        tells = {stem: log(self.number / max(1, len(self.having.get(stem, ())))) for stem in stems(text)}
+        told: dict[int, float] = defaultdict(float)
+        for stem, tell in tells.items():
+            for i in self.having.get(stem, ()):
+                told[i] += tell
+        return max(told.values(), default=0.0) / (sum(tells.values()) or 1.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -297,7 +369,6 @@ def main() -> None:
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
     database = WordNet(unpacked(folder, PACKAGES["wordnet"])[0] / "usr/share/wordnet")
-    words = Paraphraser(database)
     for name in args.sets:
         (folder / name).mkdir(exist_ok=True)
         draw = random.Random(f"{args.seed} {name}")
@@ -305,7 +376,7 @@ def main() -> None:
         if name == "wordnet":
             documents = list(wordnet_entries(database, draw, DOCUMENTS[name]))
         elif name == "python":
-            pages = list(python_pages(roots, draw))
+            pages = list(python_pages(roots, database, draw))
             documents = [document for document, _ in pages]
             with (folder / name / "sections.jsonl").open("w", encoding="utf-8") as file:
                 for document, found in pages:
@@ -315,7 +386,7 @@ def main() -> None:
         else:
             documents = list(foldoc(roots) if name == "foldoc" else man(roots, database))
             documents = draw.sample(documents, min(len(documents), DOCUMENTS[name]))
-        build(folder / name, name, documents, words, args.seed)
+        build(folder / name, name, documents, Paraphraser(database, general=name == "wordnet"), args.seed)
 
 
 if __name__ == "__main__":

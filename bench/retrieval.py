@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ FOUND = 50  # passages asked for
 Found = list[tuple[str, str]]  # (path below the documents, text), the best first
 
 
-def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
+@contextmanager
+def indexed(documents: Path) -> Iterator[Collection]:
     """A collection with defaults, made where SETTLE_HOME is."""
     with Collection.create(documents.parent.name) as collection:
         embedder = part("retrieve/embedders", "minilm")()
@@ -43,6 +45,11 @@ def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
         collection.decide(embedder, part("retrieve/stores", "lancedb")(), part("retrieve/chunkers", "structure")())
         collection.follow([documents])
         update(collection, Events())
+        yield collection
+
+
+def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
+    with indexed(documents) as collection:
         for question in questions:
             hits = search(collection, question["question"], FOUND)
             yield [(os.path.relpath(s.path, documents), hit.passage.text) for hit in hits for s in hit.standings]

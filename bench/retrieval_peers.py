@@ -4,9 +4,8 @@
 
 SYSTEM is one of the functions below; QUESTIONS a file of JSON lines with `question`; OUT gets a line for each: the
 passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same embedder: the weights in
-FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1; in bfloat16, as settle reads them where a
-processor is fast at it (cosine with float32: 0.9999). What a text was embedded to is kept in the cache, by its hash:
-embedding it again would give the same.
+FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1. What a text was embedded to is kept in the
+cache, by its hash: embedding it again would give the same.
 """
 
 import argparse
@@ -32,16 +31,9 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-        class Widened(torch.nn.Module):
-            """Tokens' vectors in float32, before they are added up."""
-
-            def forward(self, features):
-                return features | {"token_embeddings": features["token_embeddings"].float()}
-
-        torch.set_num_threads(1)
+        torch.set_num_threads(2)
         transformer = Transformer(str(model), max_seq_length=256)
-        transformer.auto_model.bfloat16()
-        modules = [transformer, Widened(), Pooling(transformer.get_embedding_dimension()), Normalize()]
+        modules = [transformer, Pooling(transformer.get_embedding_dimension()), Normalize()]
         self.model = SentenceTransformer(modules=modules, device="cpu")
         self.db = sqlite3.connect(cache, isolation_level=None)
         self.db.execute("CREATE TABLE IF NOT EXISTS vectors (hash BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
