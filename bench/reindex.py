@@ -90,7 +90,7 @@ def contents(home: Path) -> dict[str, list[Any]]:
         passages = {p.id: p for p in collection.catalogue.all_passages(limit=10**6)}
         vectors = collection.catalogue.vectors(list(passages))
         for id in random.Random(len(vectors)).sample(sorted(vectors), min(40, len(vectors))):
-            assert id in collection.near(vectors[id], 3), f"passage {id} is not found by its vector"
+            assert id in collection.seek(vectors[id], 3)(), f"passage {id} is not found by its vector"
         found = {known.path: [known.sha256.hex(), known.error] for known in collection.catalogue.known()}
         for id, standings in collection.catalogue.standings(list(passages)).items():
             assert id in vectors, f"passage {id} has no vector"
