@@ -112,9 +112,9 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
             began = time.monotonic()
             kept.compact()
             seconds += time.monotonic() - began
-            found = [{id - 1 for id in list(collection.near(q, 50))[:NEAREST]} for q in questions]
+            found = [{id - 1 for id in list(collection.seek(q, 50)())[:NEAREST]} for q in questions]
             recall = float(np.mean([len(f & set(b.tolist())) / NEAREST for f, b in zip(found, best, strict=True)]))
-            times = times_of(lambda q: collection.near(q, 50), questions)
+            times = times_of(lambda q: collection.seek(q, 50)(), questions)
             bytes_each = size_of(collection.folder / store) / len(vectors)
     added = len(vectors) / seconds
     return {"store": store, "count": len(vectors), "added": added, **times, "recall": recall, "bytes": bytes_each}

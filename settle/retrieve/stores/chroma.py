@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError, ResourceError, UsageError
+from settle.machine.memory import disk_free
 from settle.retrieve.stores import Store, Vectors
 
 _GRAPH = {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}
 _AT_ONCE = 5000  # ids of one call; Chroma takes some more
 _COPIED = ".copy"  # end of the name of a collection that is being put together anew
+_GRAPH_FAILS = "hnsw segment writer"  # all that Chroma says of a graph that cannot be written, whatever the reason
+_LITTLE = 50_000_000  # bytes of a disk, below which that is the reason
 _REMOVED_SHARE = 0.1  # of the vectors: so many removed ones are worth putting the rest together anew
 
 
@@ -107,7 +110,10 @@ def _give_back(folder: Path) -> None:
     """Removes what Chroma leaves behind of a collection that was deleted: a folder of its graph, and empty pages."""
     with contextlib.closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
         used = {segment for (segment,) in database.execute("SELECT id FROM segments")}
-        database.execute("VACUUM")
+        with contextlib.suppress(
+            sqlite3.OperationalError
+        ):  # needs as much room again; it can wait
+            database.execute("VACUUM")
     for graph in folder.glob("*/header.bin"):
         if graph.parent.name not in used:
             shutil.rmtree(graph.parent)
@@ -123,7 +129,8 @@ def _told(where: str) -> Iterator[None]:
         yield
     except (ChromaError, httpx.HTTPError, OSError, RuntimeError, ValueError) as e:
         said = (str(e).splitlines() or [type(e).__name__])[0][:300]
-        if any(sign in said for sign in ("is full", "No space left", "disk I/O error")):
+        full = any(sign in said for sign in ("is full", "No space left", "disk I/O error"))
+        if full or (_GRAPH_FAILS in said and "://" not in where and disk_free(Path(where)) < _LITTLE):
             fix = "make room, then run it again; what was indexed is kept"
             raise ResourceError(f"the disk is full: {where}", fix) from e
         fix = "see whether it can be reached, or index anew"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from settle.base.errors import DataError
+from settle.base.errors import DataError, ResourceError
 from settle.base.registry import part, part_names
 
 WIDTH = 24
@@ -262,3 +262,16 @@ def test_an_index_finds_what_comes_and_goes(tmp_path, monkeypatch):
     opened.compact()
     assert opened._trained() == len(opened) == 3000 and len(opened._table.list_indices()) == 1
     check(np.arange(3000))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("chromadb"), reason="chromadb is missing")
+def test_a_graph_that_finds_no_room_is_told_as_a_full_disk(tmp_path, monkeypatch):
+    from chromadb.errors import InternalError
+
+    from settle.retrieve.stores import chroma
+
+    failure = InternalError("Error in compaction: Failed to apply logs to the hnsw segment writer")
+    for free, kind in ((1_000_000, ResourceError), (10**12, DataError)):
+        monkeypatch.setattr(chroma, "disk_free", lambda _, free=free: free)
+        with pytest.raises(kind), chroma._told(str(tmp_path)):
+            raise failure
