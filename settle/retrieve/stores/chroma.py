@@ -110,9 +110,7 @@ def _give_back(folder: Path) -> None:
     """Removes what Chroma leaves behind of a collection that was deleted: a folder of its graph, and empty pages."""
     with contextlib.closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
         used = {segment for (segment,) in database.execute("SELECT id FROM segments")}
-        with contextlib.suppress(
-            sqlite3.OperationalError
-        ):  # needs as much room again; it can wait
+        with contextlib.suppress(sqlite3.OperationalError):  # needs as much room again; it can wait
             database.execute("VACUUM")
     for graph in folder.glob("*/header.bin"):
         if graph.parent.name not in used:
