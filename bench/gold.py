@@ -202,7 +202,7 @@ def _text(node: LexborNode) -> str:
 def python_pages(
     roots: list[Path], database: WordNet, draw: random.Random
 ) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
-    """A page is a file, as it is. A heading that others have as well, or of one word, is asked with the page's."""
+    """A page is a file, as it is. A heading of one or two words, or that others have too, is asked with the page's."""
     folder = roots[0] / "usr/share/doc/python3.13/html"
     paths = sorted(p for part in PARTS for p in (folder / part).glob("*.html") if p.stem != "index")
     paths = [path for path in paths if path.stat().st_size < 20 * LONGEST]
@@ -213,7 +213,7 @@ def python_pages(
         asked = []
         for anchor, heading, own in found:
             said, top = _bare(heading), _bare(found[0][1])
-            if said != top and (headings[frozenset(stems(said))] > 1 or len(stems(said)) < 2):
+            if said != top and (headings[frozenset(stems(said))] > 1 or len(stems(said)) < 3):
                 said = f"{said} in {top}"
             if len(own.split()) >= 15:
                 first, _, rest = said.partition(" ")

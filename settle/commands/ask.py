@@ -64,7 +64,11 @@ class _Asking:
 
     def __enter__(self) -> "_Asking":
         from settle.retrieve.choosing import Writer
+        from settle.retrieve.evidence import is_outdated
 
+        if is_outdated(self.collection.catalogue):
+            name = self.collection.name
+            self.events.emit("say", text=f"refusals were fitted to other documents: `settle index {name} --check`")
         if not self.settings.passages:
             self.writer = Writer(self.collection, self.settings.model)
             if self.writer.why:

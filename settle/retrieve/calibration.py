@@ -5,7 +5,7 @@ n questions, F features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, log
 
 import numpy as np
 
@@ -19,7 +19,8 @@ QUESTIONS = 200
 LEAST = 40  # questions, below which the shipped weights are better than fitted ones
 FALSE_REFUSALS = 0.05  # share of questions with an answer that may be refused
 FOLDS = 5
-_TRUST = 20.0  # how much the shipped weights count against what is fitted: as a prior's precision, per feature
+LEFT = 0.8  # share of what a question's words tell, from which on one line elsewhere says what was left out
+_TRUST = 100.0  # how much the shipped weights count against what is fitted: as a prior's precision, per feature
 _STEPS = 100
 _NEAR = 1e-8  # a step that changes nothing any more
 
@@ -27,19 +28,22 @@ _NEAR = 1e-8  # a step that changes nothing any more
 @dataclass(frozen=True)
 class Trial:
     """A question that was asked twice. hits: with its topic there; rank: of the first of them that answers it, from 0,
-    or None; there, gone: features (F,) with its topic there, and with it left out."""
+    or None; there, gone: features (F,) with its topic there, and with it left out. is_gone: whether nothing else speaks
+    of it."""
 
     question: Question
     hits: tuple[Hit, ...]
     rank: int | None
     there: np.ndarray
     gone: np.ndarray
+    is_gone: bool = True
 
 
 @dataclass(frozen=True)
 class Fitted:
     """weighing: fitted on all trials, or the shipped one where they are too few. there, gone: scores (n,) of each trial
-    by a weighing that was fitted without it; thresholds (n,): of that one."""
+    by a weighing that was fitted without it, nan for one whose topic something else speaks of; thresholds (n,): of that
+    weighing."""
 
     weighing: Weighing
     there: np.ndarray
@@ -69,12 +73,14 @@ def _tried(collection: Collection, question: Question) -> Trial:
     left = search(collection, question.text, DEPTH + len(still_found), question.without)
     left = [hit for hit in left if hit.passage.id not in question.topic]
     topic = collection.catalogue.passages(list(question.topic))
+    gone = measured(collection, question.text, left, list(topic.values()))
     return Trial(
         question,
         tuple(hits),
         next((rank for rank, hit in enumerate(hits) if hit.passage.id in question.answers), None),
         measured(collection, question.text, hits),
-        measured(collection, question.text, left, list(topic.values())),
+        gone,
+        bool(gone[FEATURES.index("line")] < LEFT),
     )
 
 
@@ -83,37 +89,40 @@ def fitted(trials: Sequence[Trial]) -> Fitted:
     `FALSE_REFUSALS` of the questions that have an answer, on those left out of the fit."""
     there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
     gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
-    if len(trials) < LEAST:
+    is_gone = np.array([trial.is_gone for trial in trials], bool)
+    if min(len(trials), 2 * is_gone.sum()) < LEAST:
         usual = [np.array([SHIPPED.score(row) for row in features]) for features in (there, gone)]
+        usual[1][~is_gone] = np.nan
         return Fitted(SHIPPED, usual[0], usual[1], np.full(len(trials), SHIPPED.threshold))
     fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
     scores = np.zeros((2, len(trials)))
     for n in range(FOLDS):
-        weighing = _fit(there[fold != n], gone[fold != n])
+        weighing = fit(there[fold != n], gone[(fold != n) & is_gone])
         for kind, features in enumerate((there, gone)):
             scores[kind, fold == n] = [weighing.score(row) for row in features[fold == n]]
-    thresholds = np.array([_threshold(scores[0, fold != n]) for n in fold])
-    found = _fit(there, gone)
+    scores[1, ~is_gone] = np.nan
+    thresholds = np.array([threshold(scores[0, fold != n]) for n in fold])
+    found = fit(there, gone[is_gone])
     weighing = Weighing(
-        found.means, found.scales, found.weights, found.bias, _threshold(scores[0]), questions=len(trials)
+        found.means, found.scales, found.weights, found.bias, threshold(scores[0]), questions=len(trials)
     )
     return Fitted(weighing, scores[0], scores[1], thresholds)
 
 
-def _threshold(scores: np.ndarray) -> float:
+def threshold(scores: np.ndarray) -> float:
     """So that the next question with an answer falls below with a chance of at most `FALSE_REFUSALS`: the conformal
     quantile of scores (n,) of such questions."""
     return float(np.sort(scores)[max(0, floor(FALSE_REFUSALS * (len(scores) + 1)) - 1)])
 
 
-def _fit(there: np.ndarray, gone: np.ndarray) -> Weighing:
-    """Of features (n, F) and (n, F), by Newton's method on the penalised likelihood."""
+def fit(there: np.ndarray, gone: np.ndarray, trust: float = _TRUST) -> Weighing:
+    """Of features (n, F) and (m, F), by Newton's method on the penalised likelihood."""
     features = np.concatenate([there, gone])
     answered = np.repeat([1.0, 0.0], [len(there), len(gone)])
     means, scales = features.mean(0), features.std(0) + 1e-6
     z = np.column_stack([(features - means) / scales, np.ones(len(features))])
     prior = np.array([*SHIPPED.weights, 0.0])
-    precision = np.diag([_TRUST] * len(FEATURES) + [1e-6])
+    precision = np.diag([trust] * len(FEATURES) + [1e-6])
 
     def loss(w: np.ndarray) -> float:
         logits = z @ w
@@ -128,4 +137,5 @@ def _fit(there: np.ndarray, gone: np.ndarray) -> Weighing:
         w -= step
         if np.abs(step).max() <= _NEAR:
             break
-    return Weighing(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), float(w[-1]), 0.5)
+    bias = float(w[-1]) - log(len(there) / len(gone))  # as if there were as many of each
+    return Weighing(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), bias, 0.5)

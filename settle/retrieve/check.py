@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from settle.base.errors import DataError
 from settle.base.events import Events
 from settle.evaluate.divergence import Figure
@@ -33,8 +35,8 @@ class Checked:
     tenth. refused: share of the questions about what is not there that are refused; false_refusals: of those with an
     answer. cited: share of a model's citations that are of a passage with the answer, None without a model. kinds: by
     what questions were made from, their number and recall at 5. threshold: of the evidence, and scores: with the topic
-    there, and with it left out, one for each question. is_calibrated: whether the evidence was fitted on these
-    documents, which takes enough questions.
+    there, one for each question, and with it left out, one for each that nothing else speaks of. is_calibrated: whether
+    the evidence was fitted on these documents, which takes enough questions.
     """
 
     name: str
@@ -70,7 +72,7 @@ def check(
         raise DataError(f"no question can be made from the documents of {collection.name}", "index some that have text")
     trials = tried(collection, asked, events)
     weighed = fitted(trials)
-    weighing = weighed.weighing
+    weighing, is_gone = weighed.weighing, ~np.isnan(weighed.gone)
     if weighing.questions:
         keep(collection.catalogue, weighing)
     cited = _cited(collection, trials, model, events) if model else None
@@ -79,13 +81,13 @@ def check(
         questions=len(trials),
         recall={k: share([_is_found(trial, k) for trial in trials]) for k in range(1, DEPTH + 1)},
         mrr=mean([0.0 if trial.rank is None else 1 / (trial.rank + 1) for trial in trials]),
-        refused=share((weighed.gone < weighed.thresholds).tolist()),
+        refused=share((weighed.gone < weighed.thresholds)[is_gone].tolist()),
         false_refusals=share((weighed.there < weighed.thresholds).tolist()),
         cited=share(cited) if cited is not None else None,
         kinds=_by_kind(trials),
         worst=worst(collection, trials),
         threshold=weighing.threshold,
-        scores=(weighed.there.tolist(), weighed.gone.tolist()),
+        scores=(weighed.there.tolist(), weighed.gone[is_gone].tolist()),
         is_calibrated=weighing.questions > 0,
         seconds=time.monotonic() - began,
     )

@@ -9,37 +9,36 @@ from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from math import exp, log
+from typing import Any
 
 import numpy as np
 
+from settle.retrieve.asking import topic
 from settle.retrieve.catalogue import Catalogue, Passage
 from settle.retrieve.collection import Collection
-from settle.retrieve.embedders import Vectorizer
+from settle.retrieve.lines import Line, lines
+from settle.retrieve.lines import stems as _stems_of
 from settle.retrieve.search import Hit
 from settle.retrieve.words import words
 
-VERSION = 1  # of what is measured: weights of another version are not used
+VERSION = 2  # of what is measured: weights of another version are not used
 DEPTH = 10  # hits that are looked at
 DRIFTED = 0.5  # share of the passages that are new, or gone, above which a calibration says nothing any more
 _SETTING = "evidence"
-_BACKGROUND = 3  # hits from here on are what any question of its kind would find
-_LONGEST = 200  # characters of a heading that are compared
-_TITLE = 8  # words, at most, of a first line that stands alone: a title where there are no headings
 
-# What a word tells is in nats: the rarer, the more. How long a question is, and how much of it stands nowhere, are no
-# features: they say how somebody asks, and weights for them do not carry over to somebody else.
+# What a word tells is in nats: the rarer, the more. How long a question is, how much of it stands nowhere, and how far
+# the best hit stands out are no features: they say how somebody asks, and what else there is, and weights for them do
+# not carry over. A line that has most of a question's words and means about the same is an answer, or says what one is
+# about.
 FEATURES = (
     "similarity",  # the nearest hit's cosine with the question
     "covered",  # share of what the question's words tell that one passage has
-    "covered_lead",  # how much more that is than the fourth best has
-    "covered_nearest",  # the share that the nearest passage has
     "covered_near",  # the largest product of similarity and share of one passage
-    "headed",  # the share that one passage has in its headings
-    "titled",  # the largest product of that by the last heading alone, and of what the question has of this heading
-    "named",  # the largest cosine of a last heading with the question
-    "agreement",  # whether the nearest passage is also the best by words
+    "line",  # the largest share that a line has
+    "like",  # the largest cosine of a line with the question
+    "said",  # the largest product of the two
+    "titled",  # the same of a title, and of the share of it that the question has
 )
 
 
@@ -68,11 +67,11 @@ class Weighing:
 
 # Fitted on questions about four sets of documents and on others about what was held out of them: see docs/check.md.
 SHIPPED = Weighing(
-    means=(0.5225, 0.4578, 0.1691, 0.3077, 0.2094, 0.2348, 0.1458, 0.5091, 0.2646),
-    scales=(0.1126, 0.1812, 0.1583, 0.1917, 0.115, 0.1385, 0.1062, 0.1336, 0.4411),
-    weights=(0.0617, 0.1412, 0.4788, 0.5109, 0.0787, 0.0472, 0.0645, 0.5357, 0.1583),
-    bias=0.0465,
-    threshold=0.2479,
+    means=(0.5513, 0.6385, 0.3276, 0.5755, 0.6135, 0.3512, 0.1118),
+    scales=(0.1343, 0.2369, 0.1732, 0.2392, 0.1659, 0.2047, 0.1627),
+    weights=(-0.6102, 0.3224, 1.469, 0.0744, 0.6543, 1.1089, -0.269),
+    bias=0.4168,
+    threshold=0.2222,
 )
 
 
@@ -108,7 +107,8 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
     they would were these not there."""
     hits, catalogue = hits[:DEPTH], collection.catalogue
     total = max(2, catalogue.counts()["passages"] - len(without))
-    stems = list(dict.fromkeys(words(question)))
+    asked = topic(question)
+    stems = list(dict.fromkeys(words(asked)))
     found = Counter(catalogue.frequencies(stems))
     found.subtract(stem for passage in without for stem in _stems_of(passage.embedded).intersection(stems))
     tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in stems}
@@ -118,57 +118,36 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
         return sum(tell for stem, tell in tells.items() if stem in of) / told
 
     covered = [share(_stems_of(hit.passage.embedded)) for hit in hits] or [0.0]
-    headed = [share(_stems_of(" ".join(_headings(hit.passage)))) for hit in hits] or [0.0]
-    titles = ["".join(_headings(hit.passage)[-1:])[:_LONGEST] for hit in hits]
-    titled = [(share(own), own) for own in map(_stems_of, titles) if own]
-    near = [hit.similarity or 0.0 for hit in hits] or [0.0]
-    bm25 = [hit.bm25 for hit in hits] or [0.0]
-    nearest = near.index(max(near))
+    near = [hit.similarity for hit in hits] or [0.0]
+    read = lines(collection.vectorizer, asked, tells, [hit.passage for hit in hits]) or [Line("", True, 0.0, 0.0)]
     return np.array(
         [
-            near[nearest],
+            max(near),
             max(covered),
-            _lead(covered),
-            covered[nearest],
-            max(s * c for s, c in zip(near, covered, strict=True)),
-            max(headed),
-            max((part * len(own.intersection(stems)) / len(own) for part, own in titled), default=0.0),
-            _named(collection.vectorizer, question, titles),
-            float(bm25[nearest] == max(bm25) > 0),
+            max(s * c for s, c in zip(near, covered, strict=False)),
+            max(line.had for line in read),
+            max(line.like for line in read),
+            max(line.had * line.like for line in read),
+            max((line.had * line.about * line.like for line in read if line.is_title), default=0.0),
         ]
     )
 
 
-def _named(vectorizer: Vectorizer, question: str, titles: Sequence[str]) -> float:
-    """The largest cosine of a question with a title."""
-    there = [title for title in dict.fromkeys(titles) if title]
-    return float((vectorizer.documents(there) @ vectorizer.query(question)).max()) if there else 0.0
-
-
-def _lead(values: Sequence[float]) -> float:
-    """How far the best is before the fourth."""
-    ordered = sorted(values, reverse=True)
-    return ordered[0] - (ordered[_BACKGROUND] if len(ordered) > _BACKGROUND else 0.0)
-
-
-def _headings(passage: Passage) -> tuple[str, ...]:
-    """Of a passage; where there are none, a first line that is short and stands alone."""
-    first, _, rest = passage.text.partition("\n")
-    return passage.headings or ((first,) if rest[:1] == "\n" and len(first.split()) <= _TITLE else ())
-
-
-@lru_cache(maxsize=8192)
-def _stems_of(text: str) -> frozenset[str]:
-    return frozenset(words(text))
-
-
 def weighing_of(catalogue: Catalogue) -> Weighing:
-    """What counts for a collection: what was fitted on it, unless its documents are mostly others by now."""
+    """What counts for a collection: what was fitted on it, unless that says nothing any more."""
     kept = catalogue.setting(_SETTING)
-    if not kept or kept["version"] != VERSION:
-        return SHIPPED
-    weighing = Weighing(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
-    return SHIPPED if is_stale(catalogue, weighing) else weighing
+    return SHIPPED if not kept or is_outdated(catalogue) else _weighing(kept)
+
+
+def is_outdated(catalogue: Catalogue) -> bool:
+    """Whether something was fitted to a collection that is not used any more: its documents are mostly others by now,
+    or other things are measured."""
+    kept = catalogue.setting(_SETTING)
+    return bool(kept) and (kept["version"] != VERSION or is_stale(catalogue, _weighing(kept)))
+
+
+def _weighing(kept: dict[str, Any]) -> Weighing:
+    return Weighing(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
 
 
 def is_stale(catalogue: Catalogue, weighing: Weighing) -> bool:

@@ -1,8 +1,8 @@
 """Other words for the same, as people use them who have not read the documents.
 
 There is no lexicon: what stands near a word in the embedder's space, among the collection's own words, takes its place.
-That is a synonym, something of the same kind, or now and then the opposite. Some words are mistyped, which stands for
-all those that people know and no document has.
+That is a synonym, or something of the same kind. Some words are mistyped, which stands for all those that people know
+and no document has.
 """
 
 import re
@@ -16,10 +16,10 @@ from settle.retrieve.embedders import Vectorizer
 from settle.retrieve.words import STOP, words
 
 SHARE = 0.35  # of the words of a text that have others near them
-MISTYPED = 0.2  # of those
+MISTYPED = 0.1  # of those
 MOST = 2000  # words that are known, the most frequent ones
-NEAREST = 4  # of them that may take a word's place
-LEAST = 0.35  # cosine of a word with what takes its place
+NEAREST = 2  # of them that may take a word's place
+LEAST = 0.5  # cosine of a word with what takes its place
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 

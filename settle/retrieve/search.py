@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from settle.retrieve.asking import topic
 from settle.retrieve.catalogue import Passage, Standing
 from settle.retrieve.collection import Collection
 from settle.retrieve.terms import terms
@@ -51,7 +52,7 @@ def search(collection: Collection, question: str, k: int = 10, without: Abstract
 
     without: documents (by id) that are looked at as if they were not there.
     """
-    vector = collection.vectorizer.query(question)
+    vector = collection.vectorizer.query(topic(question))
     with collection.catalogue.snapshot():
         found = _found(collection, question, vector, max(k, CANDIDATES), without)
     return _different(sorted(found, key=lambda hit: (-hit.score, hit.passage.id)), k)

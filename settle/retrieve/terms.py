@@ -9,6 +9,7 @@ from math import log
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
+from settle.retrieve.asking import topic
 from settle.retrieve.catalogue import Catalogue
 from settle.retrieve.words import words
 
@@ -28,9 +29,10 @@ class Terms:
 
 
 def terms(catalogue: Catalogue, question: str) -> Terms:
-    """The words to look for in a catalogue. A word of no passage tells as much as one of a single passage."""
+    """The words to look for in a catalogue: not those that only ask. A word of no passage tells as much as one of a
+    single passage."""
     number = catalogue.counts()["passages"]
-    stems = list(dict.fromkeys(words(question)))
+    stems = list(dict.fromkeys(words(topic(question))))
     found = catalogue.frequencies(stems)
     groups = {stem: {stem: found[stem]} if stem in found else _spelled_like(catalogue, stem) for stem in stems}
     taken: list[str] = []

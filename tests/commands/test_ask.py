@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
@@ -10,7 +11,7 @@ import settle
 from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
-from settle.retrieve import writing
+from settle.retrieve import evidence, writing
 from settle.retrieve.collection import Collection, delete
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
@@ -67,6 +68,20 @@ def test_what_is_not_there_is_refused_with_a_code_of_its_own(at_home, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["refused"] and told["kind"] == "refused" and "Norway" in told["answer"]
     assert told["sources"][0]["places"] and told["model"] is None and not told["sentences"]
+
+
+def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_home, capsys):
+    fix = "`settle index docs --check`"
+    main(["ask", "docs", ROTATE])
+    assert fix not in capsys.readouterr().err
+    with Collection("docs") as docs:
+        weighing = evidence.keep(docs.catalogue, evidence.SHIPPED)
+        main(["ask", "docs", ROTATE])
+        assert fix not in capsys.readouterr().err
+        docs.catalogue.keep_setting("evidence", {**asdict(weighing), "passages": 1, "last": 0})
+        main(["ask", "docs", ROTATE])
+        assert capsys.readouterr().err.count(fix) == 1
+        docs.catalogue.keep_setting("evidence", None)
 
 
 def test_passages_alone(at_home, capsys):

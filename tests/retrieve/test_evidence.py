@@ -63,10 +63,10 @@ def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
 def test_calibrated_on_its_own_documents(collection):
     told = []
     events = Events(listeners=[told.append])
-    weighing = calibrate(collection, events, 70)
-    assert weighing.questions == 70
+    weighing = calibrate(collection, events, 60)
+    assert weighing.questions == 60
     assert weighing_of(collection.catalogue) == weighing
-    assert (told[-1]["kind"], told[-1]["done"], told[-1]["total"]) == ("progress", 70, 70)
+    assert (told[-1]["kind"], told[-1]["done"], told[-1]["total"]) == ("progress", 60, 60)
     assert _judged(collection, "what is a heron machine?").enough
     assert not _judged(collection, "where do penguins breed in winter?").enough
 
@@ -107,7 +107,7 @@ def _trials(number, separation, seed=0):
 
 
 def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
-    weighing = fitted(_trials(400, 0.6)).weighing
+    weighing = fitted(_trials(1000, 0.6)).weighing
     fresh = [weighing.score(trial.there) for trial in _trials(4000, 0.6, seed=1)]
     assert np.mean(np.array(fresh) < weighing.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
     gone = [weighing.score(trial.gone) for trial in _trials(4000, 0.6, seed=1)]

@@ -1,0 +1,94 @@
+"""How often settle refuses what the documents do not hold, and what they do hold, on the gold sets of `gold.py`.
+
+    python bench/refusal.py GOLD [--sets …] [--split test] [--most 1000] [--fit]
+
+Each set's documents are indexed as `settle index` does, where SETTLE_HOME is, and refusals are calibrated as `--check`
+does: on questions made from the indexed documents alone. Then the questions of the split are asked: what is told is the
+share of the unanswerable ones that are refused and the share of the answerable ones that are, with 95 % intervals: by
+what was calibrated, by the weights that settle brings, and by what was calibrated with the threshold that refuses one
+in twenty of the answerable questions of the other half. The last line of the three is what the features could do with
+a threshold that fits.
+
+`--fit` fits the weights that settle brings to the split, all sets together, prints them, and prints for each set what
+weights fitted to the others do there.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from retrieval import SETS, indexed, read
+
+from settle.base.events import Events
+from settle.evaluate.shares import share
+from settle.retrieve.calibration import calibrate, fit, threshold
+from settle.retrieve.collection import Collection
+from settle.retrieve.evidence import DEPTH, SHIPPED, Weighing, measured, weighing_of
+from settle.retrieve.search import search
+
+KINDS = ("questions", "unanswerable")
+Measured = tuple[np.ndarray, np.ndarray]  # features of the answerable questions (n, F), and of the unanswerable ones
+
+
+def features(collection: Collection, folder: Path, split: str, most: int) -> Measured:
+    """Of at most so many questions of each kind."""
+    found = []
+    for kind in KINDS:
+        asked = [row["question"] for row in read(folder / f"{kind}.jsonl") if row["split"] == split][:most]
+        found.append(np.array([measured(collection, q, search(collection, q, DEPTH)) for q in asked]))
+    return found[0], found[1]
+
+
+def scores(weighing: Weighing, of: np.ndarray) -> np.ndarray:
+    return np.array([weighing.score(row) for row in of])
+
+
+def row(name: str, how: str, weighing: Weighing, asked: Measured) -> str:
+    """Refused of the unanswerable, and of the answerable."""
+    told = [share((scores(weighing, of) < weighing.threshold).tolist()) for of in reversed(asked)]
+    shown = (f"{100 * f.value:.1f} % ({100 * (f.low or 0):.1f}–{100 * (f.high or 0):.1f})" for f in told)
+    return f"| {name} | {how} | {' | '.join(shown)} |"
+
+
+def fitted(sets: Sequence[Measured]) -> Weighing:
+    """On some sets together: each counts the same."""
+    there, gone = (np.concatenate([s[kind] for s in sets]) for kind in (0, 1))
+    weighing = fit(there, gone, trust=1.0)
+    return replace(weighing, threshold=threshold(scores(weighing, there)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gold", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--split", default="test", choices=("test", "dev"))
+    parser.add_argument("--most", type=int, default=1000, help="questions of each kind")
+    parser.add_argument("--fit", action="store_true")
+    args = parser.parse_args()
+    by_set: dict[str, Measured] = {}
+    other = {"test": "dev", "dev": "test"}[args.split]
+    print("| set | by | refused, not there | refused, there |\n|---|---|--:|--:|")
+    for name in args.sets:
+        folder = args.gold / name
+        with indexed(folder / "documents") as collection:
+            by_set[name] = asked = features(collection, folder, args.split, args.most)
+            if args.fit:
+                continue
+            calibrate(collection, Events())
+            weighing = weighing_of(collection.catalogue)
+            print(row(name, "calibrated", weighing, asked))
+            print(row(name, "weights that come along", SHIPPED, asked))
+            there = scores(weighing, features(collection, folder, other, args.most)[0])
+            best = replace(weighing, threshold=threshold(there))
+            print(row(name, f"calibrated, threshold of {other}", best, asked), flush=True)
+    if args.fit:
+        for name, asked in by_set.items():
+            print(row(name, "fitted to the others", fitted([s for n, s in by_set.items() if n != name]), asked))
+            print(row(name, "fitted to all", fitted([*by_set.values()]), asked))
+        print(fitted([*by_set.values()]))
+
+
+if __name__ == "__main__":
+    main()

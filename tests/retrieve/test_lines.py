@@ -1,0 +1,57 @@
+"""Titles and sentences beside a question."""
+
+import numpy as np
+
+from settle.retrieve.catalogue import Passage
+from settle.retrieve.lines import LONGEST, SENTENCES, TITLES, lines, title
+
+TELLS = {"remov": 1.0, "directori": 3.0}
+
+
+class Bags:
+    """A text means its number of letters `r`, and everything else."""
+
+    def documents(self, texts):
+        found = np.array([[text.lower().count("r"), 1] for text in texts], np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def query(self, text):
+        return self.documents([text])[0]
+
+
+def passage(text, *headings):
+    return Passage(1, text, headings, 9)
+
+
+def read(*passages):
+    return lines(Bags(), "remove directory", TELLS, passages)
+
+
+def test_a_sentence_is_read_together_with_its_title_and_a_title_alone():
+    of_title, sentence = read(passage("It is removed at once. It was red.", "A directory of rare birds"))
+    assert (of_title.is_title, sentence.is_title) == (True, False)
+    assert sentence.text == "It is removed at once."
+    assert (of_title.had, sentence.had) == (0.75, 1.0)
+    assert of_title.about == 1 / 3
+    assert 0 < sentence.like < of_title.like <= 1.0001
+
+
+def test_only_those_with_most_of_the_words_are_compared():
+    many = [passage(f"Number {i} is here. The directory is {i}.", f"Part {i}", f"Room {i}") for i in range(9)]
+    found = read(*many, passage("The last.", "Removing a directory"))
+    assert len(found) == TITLES + SENTENCES
+    assert found[0].text == "Removing a directory"
+    assert found[-1].text == "The directory is 0."
+
+
+def test_nothing_to_compare():
+    assert read() == []
+    assert lines(Bags(), "", {}, [passage("")]) == []
+
+
+def test_titles():
+    assert title(passage("text", "Tools", "Saws")) == "Saws"
+    assert title(passage("lathe\n\n<tool> A machine.")) == "lathe"
+    assert title(passage("lathe\nturning machine\n\n<tool> A machine.")) == "lathe"
+    assert title(passage("A machine that turns the work.\nIt is old.")) == ""
+    assert len(title(passage("text", "long " * 500))) == LONGEST
