@@ -33,6 +33,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from settle.base.errors import SettleError  # noqa: E402
+
 WORDS = [a + b for a in ("lo", "mi", "sa", "tu", "ren", "vok", "pel") for b in ("ma", "dri", "k", "sel", "no", "ber")]
 PATIENCE = 120.0  # seconds after which a command counts as hung
 
@@ -162,7 +164,7 @@ class Trial:
         self.place(self.states[1])
         try:
             yield home
-        except AssertionError as e:
+        except (AssertionError, SettleError) as e:
             self.failures.append(f"{self.store}, {what}: {e}")
         finally:
             shutil.rmtree(home, ignore_errors=True)
