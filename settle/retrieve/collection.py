@@ -206,6 +206,16 @@ class Collection:
         opened: Vectors = _part("stores", made.store).open(self.folder, made.table, made.width)
         return opened
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its vectors are kept at a server or an object store."""
+        return bool(self._made().store["url"])
+
+    def empty_vectors(self) -> None:
+        """Begins the store anew, with nothing in it."""
+        self.vectors.drop()
+        self.__dict__.pop("vectors").close()
+
     def seek(self, vector: np.ndarray, k: int) -> Callable[[], dict[int, float]]:
         """Begins to look for the k passages nearest to a float32 (width,) vector of length 1. Calling what it returns
         waits for them: the cosine by passage, the nearest first.
@@ -251,7 +261,7 @@ class Collection:
         """Removes its files, and what its store keeps elsewhere."""
         made = self.made
         try:
-            if made and made.store["url"]:
+            if made and self.is_elsewhere:
                 self.vectors.drop()
         finally:
             self.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.base.errors import DataError
 from settle.base.events import Events
 from settle.retrieve.catalogue import Change, Known, digest
 from settle.retrieve.collection import Collection
@@ -50,8 +51,11 @@ def update(collection: Collection, events: Events) -> Report:
     began = time.monotonic()
     with collection.writing():
         catalogue = collection.catalogue
-        _remove_loose(collection)
         work = compare(catalogue, collection.roots, events)
+        if work.new or catalogue.loose():
+            _empty_if_damaged(collection)
+            _remove_loose(collection)
+            _mend(collection)
         catalogue.touch(work.touched)
         catalogue.move(work.moved)
         indexing = _Indexing(collection, work, events)
@@ -88,7 +92,6 @@ class _Indexing:
     def run(self) -> None:
         if not self._work.new:
             return
-        _mend(self._collection)
         batch: list[Change] = []
         held, size, since = 0, 0, time.monotonic()
         paths = ((Path(found.path), found.reader) for found, _ in self._work.new)
@@ -148,6 +151,16 @@ class _Indexing:
     def _tell(self, done: int) -> None:
         detail = f"{self.embedded:,} passages"
         self._events.emit("progress", what="index", done=done, total=self._total, unit="bytes", detail=detail)
+
+
+def _empty_if_damaged(collection: Collection) -> None:
+    """A store of this machine that cannot be read, as when a disk was full to its last byte, begins anew."""
+    try:
+        len(collection.vectors)
+    except DataError:
+        if collection.is_elsewhere:
+            raise
+        collection.empty_vectors()
 
 
 def _mend(collection: Collection) -> None:

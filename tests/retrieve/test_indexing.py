@@ -336,6 +336,19 @@ def test_vectors_that_were_lost_are_made_again(collection, folder):
     did(collection, added=1, embedded=1)
 
 
+def test_a_store_that_cannot_be_read_is_made_again(collection, folder, monkeypatch):
+    damaged, count = collection.vectors, type(collection.vectors).__len__
+
+    def counted(self):
+        if self is damaged:
+            raise DataError("it ends in the middle of a graph", "index anew")
+        return count(self)
+
+    monkeypatch.setattr(type(damaged), "__len__", counted)
+    write(folder / "new.md", "# New\n\nA new one.\n")
+    did(collection, added=1, embedded=1)
+
+
 def test_words_by_other_rules_are_made_again(collection, monkeypatch):
     monkeypatch.setattr(catalogue_module.lexical, "words", lambda text: [w[:3] for w in text.lower().split()])
     monkeypatch.setattr(catalogue_module.lexical, "VERSION", "other")
