@@ -131,5 +131,5 @@ def _told(where: str) -> Iterator[None]:
         if full or (_GRAPH_FAILS in said and "://" not in where and disk_free(Path(where)) < _LITTLE):
             fix = "make room, then run it again; what was indexed is kept"
             raise ResourceError(f"the disk is full: {where}", fix) from e
-        fix = "see whether it can be reached" if "://" in where else "run `settle index` again, which mends it, or --anew"
+        fix = "see whether it can be reached" if "://" in where else "run `settle index` again, it mends it, or --anew"
         raise DataError(f"the store of vectors at {where} fails: {said}", fix) from e
