@@ -144,7 +144,7 @@ def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
             return f"{random.choice(('why', 'when', 'in what case'))} {verb} {_lower(subject)} {asked_of}"
     words: list[str] = _WORD.findall(sentence)
     weights = telling(words)
-    best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(3, 9)]
+    best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(5, 9)]
     asked = [words[i].lower() if i == 0 else words[i] for i in sorted(best) if weights[i] > 0]
     frames = ("{}", "what about {}", "where does it say {}", "how about {}")
     return random.choice(frames).format(" ".join(_shuffled(asked, random) if random.random() < 0.3 else asked))
@@ -231,8 +231,8 @@ def _other_number(word: str) -> str:
 
 
 def _fewer(words: Sequence[str], random: Random) -> list[str]:
-    """Some of the words that say something are dropped, and more of those that say little."""
-    return [w for w in words if random.random() >= (0.3 if w.lower() in STOP else 0.1)]
+    """Some of the words are dropped: people do not say everything."""
+    return [w for w in words if random.random() >= 0.1]
 
 
 def _shuffled(words: Sequence[str], random: Random) -> list[str]:

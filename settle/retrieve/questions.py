@@ -30,7 +30,7 @@ _ASKED_FOR = 16  # of those words
 _TRIES = 8  # places looked at for each question that is wanted
 _WINDOW = 60  # passages on each side among which a section is looked for
 _COMMON = 0.02  # share of the passages that may have a question's rarest word
-_LEAST = 3  # words of a question that is not about a name
+_LEAST = 3  # words, numbers left out, of a question that is not about a name
 _ENOUGH = 0.9  # of what one passage's name would tell, that a question's words have to tell together
 
 
@@ -156,7 +156,7 @@ class _Maker:
     def _tells(self, question: str, least: int) -> bool:
         """Whether a question's words, at least so many, say which passages are meant."""
         stems = set(words(question))
-        if len(stems) < least:
+        if sum(not stem.isdigit() for stem in stems) < least:
             return False
         found = self._collection.catalogue.frequencies(stems)
         told = sum(log(self._total / found.get(stem, 1)) for stem in stems)

@@ -15,8 +15,8 @@ import numpy as np
 from settle.retrieve.embedders import Vectorizer
 from settle.retrieve.words import STOP, words
 
-SHARE = 0.35  # of the words of a text that have others near them
-MISTYPED = 0.1  # of those
+SHARE = 0.25  # of the words of a text that have others near them
+MISTYPED = 0.05  # of those
 MOST = 2000  # words that are known, the most frequent ones
 NEAREST = 2  # of them that may take a word's place
 LEAST = 0.5  # cosine of a word with what takes its place

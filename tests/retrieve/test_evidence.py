@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
     assert np.mean(np.array(fresh) < weighing.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
     gone = [weighing.score(trial.gone) for trial in _trials(4000, 0.6, seed=1)]
     assert np.mean(np.array(gone) < weighing.threshold) > 0.4
+
+
+def test_what_something_else_speaks_of_counts_for_nothing():
+    trials = _trials(100, 0.6)
+    spoken_of = [replace(trial, gone=trial.gone + 100, is_gone=False) for trial in _trials(100, 0.6, seed=1)]
+    found = fitted([*trials, *spoken_of])
+    assert np.isnan(found.gone).tolist() == [False] * 100 + [True] * 100
+    assert np.isfinite(found.there).all()
+    assert np.mean(found.gone[:100] < found.thresholds[:100]) > 0.2
+    few = fitted([*trials[:10], *spoken_of])  # too few are gone
+    assert few.weighing == SHIPPED
+    assert np.isnan(few.gone).sum() == 100
 
 
 def test_questions_that_tell_nothing_give_a_threshold_all_the_same():
