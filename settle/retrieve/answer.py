@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from settle.infer.running import Running
+from settle.retrieve.asking import topic
 from settle.retrieve.collection import Collection
 from settle.retrieve.evidence import Evidence, judge
 from settle.retrieve.packing import Piece, Source
@@ -139,7 +140,7 @@ def look(collection: Collection, question: str, earlier: Sequence[str] = (), k: 
     evidence = judge(collection, question, hits)
     if not earlier or not follows(question):
         return Found(question, "", tuple(hits[:k]), evidence)
-    both = f"{earlier[-1]} {question}"
+    both = f"{topic(earlier[-1])} {topic(question)}"
     together = search(collection, both, max(k, JUDGED))
     evidence = max(evidence, judge(collection, both, together), key=lambda e: e.score)
     turns = itertools.chain.from_iterable(itertools.zip_longest(hits, together))

@@ -5,7 +5,7 @@ import re
 from settle.retrieve.words import words
 
 _BEGINNINGS = (
-    r"(?:please|so|ok|okay|hi|hello|hey)\b[,\s]*",
+    r"(?:please|so|ok|okay|hi|hello|hey|and|but)\b[,\s]*",
     r"(?:can|could|would|will) (?:you|anyone|anybody|someone|somebody) (?:please )?",
     r"i(?:'d| would)? (?:like|want|need|have to|wish)(?: to know| to learn)?(?: some| a bit of| more)*"
     r"(?: (?:help|information|advice|details))?(?: (?:with|about|on|for|to))?\b",
@@ -14,6 +14,7 @@ _BEGINNINGS = (
     r"i (?:keep|kept) (?:on )?(?:reading|hearing|seeing) about\b",
     r"how (?:do|can|could|should|would|might|must|does|did) (?:i|we|you|one|people)\b",
     r"how (?:to|do|does|did|is|are|can)\b",
+    r"how (?:long|often|soon) (?:do|does|did|is|are|can|will)\b",
     r"is there (?:a|any|some) (?:good |easy )?(?:way|possibility) (?:to|of)\b",
     r"what is the (?:best |right |usual )?way (?:to|of)\b",
     r"what (?:is|are) (?:there to (?:know|say) about|there to|known about|meant by)\b",

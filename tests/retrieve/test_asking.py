@@ -9,6 +9,7 @@ TOPICS = {
     "How do I find files?": "find files?",
     "how to use the mean": "use the mean",
     "where are logs described?": "logs",
+    "and how long does the old key work?": "the old key work?",
     "What does MTU mean?": "MTU",
     "In networking, what does MTU mean?": "In networking, MTU",
     "How does the basic API work?": "the basic API",
