@@ -73,7 +73,7 @@ def _draw_kinds(axes: "Axes", checked: "Checked") -> None:
         axes.plot([low, high], [y, y], color=INK, linewidth=1.2)
     axes.set_yticks(range(len(kinds)), [f"{kind} ({n})" for kind, (n, _) in kinds])
     axes.set_xlim(0, 1.02)
-    axes.set_title(f"among the first {HIT}, by what the question was made from", loc="left", fontsize=10.5)
+    axes.set_title(f"among the first {HIT}, by kind of question", loc="left", fontsize=10.5)
     axes.grid(axis="x", color="#E6E6E6")
 
 
