@@ -52,7 +52,8 @@ def update(collection: Collection, events: Events) -> Report:
     with collection.writing():
         catalogue = collection.catalogue
         work = compare(catalogue, collection.roots, events)
-        if work.new or catalogue.loose():
+        if work.new or work.gone or catalogue.loose() or catalogue.setting("unfinished"):
+            catalogue.keep_setting("unfinished", True)
             _empty_if_damaged(collection)
             _remove_loose(collection)
             _mend(collection)
@@ -63,6 +64,7 @@ def update(collection: Collection, events: Events) -> Report:
         for first in range(0, len(work.gone), BATCH):
             catalogue.commit((), removed=work.gone[first : first + BATCH])
         _tidy(collection, bool(work.new))
+        catalogue.keep_setting("unfinished", False)
         catalogue.keep_setting("indexed", time.time())
         counts = catalogue.counts()
         return Report(

@@ -349,6 +349,22 @@ def test_a_store_that_cannot_be_read_is_made_again(collection, folder, monkeypat
     did(collection, added=1, embedded=1)
 
 
+def test_a_store_that_breaks_at_the_very_end_is_looked_at_by_the_next_run(collection, folder, monkeypatch):
+    """All is committed by then: nothing is new, and nothing loose."""
+
+    def breaks(self):
+        self.remove(before)
+        raise ResourceError("the disk is full", "make room")
+
+    before = [p.id for p in collection.catalogue.all_passages()]
+    write(folder / "new.md", "# New\n\nA new one.\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(collection.vectors), "compact", breaks)
+        with pytest.raises(ResourceError):
+            update(collection, Events())
+    did(collection)
+
+
 def test_words_by_other_rules_are_made_again(collection, monkeypatch):
     monkeypatch.setattr(catalogue_module.lexical, "words", lambda text: [w[:3] for w in text.lower().split()])
     monkeypatch.setattr(catalogue_module.lexical, "VERSION", "other")
