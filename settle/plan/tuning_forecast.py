@@ -25,6 +25,7 @@ from settle.train.evaluation import evaluate
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
+FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
 PATIENCE = 90.0  # seconds after which two steps have to be enough
 MOST_SOUGHT = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
@@ -75,7 +76,8 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
     steps = max(FEWEST, min(MOST, round(SHARE * expected_steps(job.plan))))
     limit = min(job.plan.held_out_tokens, max(2048, steps * loop.tokens_per_step))
     held_out = blocks(job.plan, job.corpus, job.plan.held_out_tokens)
-    sample = held_out[:: max(1, job.plan.held_out_tokens // limit)]  # blocks as large as the run's: each has its price
+    every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)
+    sample = held_out[:: max(1, every)]  # blocks as large as the run's: each has its price
     kept = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
 
     def look() -> tuple[float, float, float]:
