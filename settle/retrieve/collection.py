@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,6 +112,7 @@ class Collection:
         """Ends what was opened. Calling it twice is harmless."""
         if "_beside" in self.__dict__:
             self.__dict__.pop("_beside").shutdown()
+        self.__dict__.pop("meaning", None)
         for opened in ("vectorizer", "vectors"):
             if opened in self.__dict__:
                 self.__dict__.pop(opened).close()
@@ -198,6 +199,12 @@ class Collection:
                 f"`settle index {self.name} --anew` makes it again",
             )
         return opened
+
+    @cached_property
+    def meaning(self) -> Callable[[str], np.ndarray]:
+        """A question's float32 (width,) vector of length 1. The last ones are kept: whoever searches, judges or quotes
+        asks for the same."""
+        return lru_cache(64)(self.vectorizer.query)
 
     @cached_property
     def vectors(self) -> Vectors:

@@ -17,8 +17,7 @@ import numpy as np
 from settle.retrieve.asking import topic
 from settle.retrieve.catalogue import Catalogue, Passage
 from settle.retrieve.collection import Collection
-from settle.retrieve.lines import Line, lines
-from settle.retrieve.lines import stems as _stems_of
+from settle.retrieve.lines import Line, lines, stems
 from settle.retrieve.search import Hit
 from settle.retrieve.words import words
 
@@ -96,7 +95,7 @@ def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidenc
     """The evidence for an answer in the hits of a question, the best first."""
     weighing = weighing_of(collection.catalogue)
     features = measured(collection, question, hits)
-    there = {stem for hit in hits[:DEPTH] for stem in _stems_of(hit.passage.embedded)}
+    there = {stem for hit in hits[:DEPTH] for stem in stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
     return Evidence(weighing.score(features), weighing.threshold, covered, tuple(dict.fromkeys(missing)))
@@ -108,23 +107,25 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
     hits, catalogue = hits[:DEPTH], collection.catalogue
     total = max(2, catalogue.counts()["passages"] - len(without))
     asked = topic(question)
-    stems = list(dict.fromkeys(words(asked)))
-    found = Counter(catalogue.frequencies(stems))
-    found.subtract(stem for passage in without for stem in _stems_of(passage.embedded).intersection(stems))
-    tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in stems}
+    own = list(dict.fromkeys(words(asked)))
+    found = Counter(catalogue.frequencies(own))
+    found.subtract(stem for passage in without for stem in stems(passage.embedded).intersection(own))
+    tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in own}
     told = sum(tells.values()) or 1.0
 
     def share(of: AbstractSet[str]) -> float:
         return sum(tell for stem, tell in tells.items() if stem in of) / told
 
-    covered = [share(_stems_of(hit.passage.embedded)) for hit in hits] or [0.0]
+    covered = [share(stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
-    read = lines(collection.vectorizer, asked, tells, [hit.passage for hit in hits]) or [Line("", True, 0.0, 0.0)]
+    read = lines(collection.vectorizer, collection.meaning(asked), tells, [hit.passage for hit in hits]) or [
+        Line("", True, 0.0, 0.0)
+    ]
     return np.array(
         [
             max(near),
             max(covered),
-            max(s * c for s, c in zip(near, covered, strict=False)),
+            max(s * c for s, c in zip(near, covered, strict=True)),
             max(line.had for line in read),
             max(line.like for line in read),
             max(line.had * line.like for line in read),

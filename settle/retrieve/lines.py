@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from settle.retrieve.catalogue import Passage
 from settle.retrieve.embedders import Vectorizer
 from settle.retrieve.sentences import sentences
@@ -27,8 +29,11 @@ class Line(NamedTuple):
     like: float = 0.0
 
 
-def lines(vectorizer: Vectorizer, question: str, tells: Mapping[str, float], passages: Sequence[Passage]) -> list[Line]:
-    """Those that have most of a question's words. tells: how much each of those (by stem) tells."""
+def lines(
+    vectorizer: Vectorizer, meaning: np.ndarray, tells: Mapping[str, float], passages: Sequence[Passage]
+) -> list[Line]:
+    """Those that have most of a question's words. meaning: of the question, float32 (width,); tells: how much each of
+    its words (by stem) tells."""
     told = sum(tells.values()) or 1.0
     titles: dict[str, Line] = {}
     others: dict[str, Line] = {}
@@ -44,7 +49,7 @@ def lines(vectorizer: Vectorizer, question: str, tells: Mapping[str, float], pas
     best += sorted(others.values(), key=lambda line: -line.had)[:SENTENCES]
     if not best:
         return []
-    like = vectorizer.documents([line.text for line in best]) @ vectorizer.query(question)
+    like = vectorizer.documents([line.text for line in best]) @ meaning
     return [line._replace(like=cosine) for line, cosine in zip(best, like.tolist(), strict=True)]
 
 

@@ -46,7 +46,7 @@ def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> 
     meanings = collection.vectorizer.documents(
         [with_headings(quote.piece.passage.headings, quote.text) for quote in best]
     )
-    near = meanings @ collection.vectorizer.query(question)
+    near = meanings @ collection.meaning(question)
     ranked = [quote._replace(score=(quote.score + max(0.0, float(n))) / 2) for quote, n in zip(best, near, strict=True)]
     ranked.sort(key=lambda quote: -quote.score)
     chosen = [quote for quote in ranked[:MOST] if quote.score >= NEAR * ranked[0].score]

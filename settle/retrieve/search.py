@@ -52,7 +52,7 @@ def search(collection: Collection, question: str, k: int = 10, without: Abstract
 
     without: documents (by id) that are looked at as if they were not there.
     """
-    vector = collection.vectorizer.query(topic(question))
+    vector = collection.meaning(topic(question))
     with collection.catalogue.snapshot():
         found = _found(collection, question, vector, max(k, CANDIDATES), without)
     return _different(sorted(found, key=lambda hit: (-hit.score, hit.passage.id)), k)

@@ -15,16 +15,13 @@ class Bags:
         found = np.array([[text.lower().count("r"), 1] for text in texts], np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def query(self, text):
-        return self.documents([text])[0]
-
 
 def passage(text, *headings):
     return Passage(1, text, headings, 9)
 
 
 def read(*passages):
-    return lines(Bags(), "remove directory", TELLS, passages)
+    return lines(Bags(), Bags().documents(["remove directory"])[0], TELLS, passages)
 
 
 def test_a_sentence_is_read_together_with_its_title_and_a_title_alone():
@@ -46,7 +43,7 @@ def test_only_those_with_most_of_the_words_are_compared():
 
 def test_nothing_to_compare():
     assert read() == []
-    assert lines(Bags(), "", {}, [passage("")]) == []
+    assert lines(Bags(), Bags().documents([""])[0], {}, [passage("")]) == []
 
 
 def test_titles():
