@@ -1,4 +1,10 @@
+import os
+
 import pytest
+
+# Two tests run at a time, and tiny models gain nothing from threads: two that wait for each other only spin. Said
+# before torch is loaded; what a test starts inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
     assert pair["accepted"] is None or 0 <= pair["accepted"] <= 1
     assert pair["speed_up"] > 0 and {way["sure"] for way in pair["searched"]} > {0.0, 0.5}
     assert read_gguf(run.out / "d-draft.gguf").tensors["blk.0.ffn_up.weight"].dtype == "Q8_0"
-    assert "proposes" in (run.out / "card.md").read_text()
+    assert "with its draft" in (run.out / "card.md").read_text()
     with (
         Engine(files / "teacher.gguf", threads=1) as alone,
         Engine(files / "teacher.gguf", threads=1, draft=run.out / "d-draft.gguf", draft_tokens=3) as pairs,

@@ -20,7 +20,8 @@ def noted(home, status: int) -> bool:
     """Whether the last line of the audit tells of our fault; it is written a moment after the answer has ended."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        line = json.loads((home / "server" / "audit.jsonl").read_text().splitlines()[-1])
+        audit = home / "server" / "audit.jsonl"
+        line = json.loads(audit.read_text().splitlines()[-1]) if audit.exists() else {}
         if "a fault of ours" in line.get("error", "") and line["status"] == status:
             return True
         time.sleep(0.02)

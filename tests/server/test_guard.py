@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import socket
 import threading
 import time
@@ -311,7 +312,7 @@ def talk(live, raw: bytes) -> bytes:
             return b""
 
 
-def test_a_template_that_would_not_end(live, stocked):
+def test_a_template_that_would_not_end(request, live, stocked):
     """A bomb in a model's file costs its request, and nothing else."""
     from settle.base.models import StoredModel, add_model, store
 
@@ -328,6 +329,7 @@ def test_a_template_that_would_not_end(live, stocked):
     path = folder / "bomb.gguf"
     path.write_bytes(data.replace(template.encode(), padded.encode()))
     add_model(StoredModel("bomb", "gguf", path, "ab" * 32, "test:bomb"))
+    request.addfinalizer(lambda: shutil.rmtree(folder))  # the home is shared
     done = threading.Event()
 
     def other() -> None:
