@@ -13,6 +13,7 @@ import pytest
 from settle.base.errors import UsageError
 from settle.retrieve import reading
 from settle.retrieve.reading import Read, read_all, reader_of
+from settle.retrieve.reading_child import LARGE
 
 
 def _all(*paths: Path, seconds: float = 60.0) -> list[Read]:
@@ -35,6 +36,19 @@ def test_documents_come_in_order_with_their_blocks(tmp_path):
     assert [read.blocks[0].text for read in reads] == [f"words of {i}" for i in range(200)]
     assert all(read.blocks[1].place.line == 3 and not read.error for read in reads)
     assert not _children()
+
+
+def test_one_process_reads_many_files_however_large_the_one_is_that_started_it(tmp_path):
+    held = b"." * (LARGE + (64 << 20))
+    process = set()
+
+    def asked():
+        for i in range(8):
+            process.update(child.pid for child in _children())
+            yield _text(tmp_path / f"{i}.txt"), "text"
+
+    assert len(list(read_all(asked()))) == 8 and held
+    assert len(process) == 1
 
 
 def test_a_file_that_vanishes_in_between(tmp_path):
