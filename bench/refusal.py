@@ -25,10 +25,12 @@ from settle.base.events import Events
 from settle.evaluate.shares import share
 from settle.retrieve.calibration import calibrate, fit, threshold
 from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import DEPTH, SHIPPED, Weighing, measured, weighing_of
+from settle.retrieve.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
 from settle.retrieve.search import search
 
 KINDS = ("questions", "unanswerable")
+FALSE = 0.05  # share of the answerable questions of a gold set that may be refused
+EVEN = 30.0  # how much weights near 0, and so near each other, count: what fits four sets has to do for others
 Measured = tuple[np.ndarray, np.ndarray]  # features of the answerable questions (n, F), and of the unanswerable ones
 
 
@@ -55,8 +57,8 @@ def row(name: str, how: str, weighing: Weighing, asked: Measured) -> str:
 def fitted(sets: Sequence[Measured]) -> Weighing:
     """On some sets together: each counts the same."""
     there, gone = (np.concatenate([s[kind] for s in sets]) for kind in (0, 1))
-    weighing = fit(there, gone, trust=1.0)
-    return replace(weighing, threshold=threshold(scores(weighing, there)))
+    weighing = fit(there, gone, [0.0] * len(FEATURES), EVEN)
+    return replace(weighing, threshold=threshold(scores(weighing, there), FALSE))
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
             print(row(name, "calibrated", weighing, asked))
             print(row(name, "weights that come along", SHIPPED, asked))
             there = scores(weighing, features(collection, folder, other, args.most)[0])
-            best = replace(weighing, threshold=threshold(there))
+            best = replace(weighing, threshold=threshold(there, FALSE))
             print(row(name, f"calibrated, threshold of {other}", best, asked), flush=True)
     if args.fit:
         for name, asked in by_set.items():

@@ -1,7 +1,8 @@
 """Lines of what was found beside a question: how many of its words they have, and whether they mean the same. A line is
-a title or a sentence."""
+a sentence or what a passage says that it is about."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,21 +10,30 @@ import numpy as np
 
 from settle.retrieve.catalogue import Passage
 from settle.retrieve.embedders import Vectorizer
+from settle.retrieve.phrasing import definitions
 from settle.retrieve.sentences import sentences
 from settle.retrieve.words import words
 
-TITLES, SENTENCES = 3, 1  # lines that are compared: those with most of the question's words
-READ = 3  # passages, the best first, whose sentences are looked at; of the others only the title
+NAMES, SENTENCES = 4, 1  # lines that are compared: those with most of the question's words
+READ = 3  # passages, the best first, whose sentences are looked at; of the others only what they are about
 LONGEST = 200  # characters of a line
 _TITLE = 12  # words, at most, of a first line that is a title where there are no headings
+_PARTLY = 0.1  # of a line with a question's words among many others, beside one that has no others
+_EXPLAINED = 8  # terms of a passage, at most, whose explanations are looked at
+_WORDS = 4  # of each name before a dash, at most: tar, gtar – an archiver
+_DASH = re.compile(r"\s+[-–—]{1,2}\s+")
+_ENDED = re.compile(r"[.!?:;]\s")
+_SHORT = re.compile(r"\(([A-Z][A-Za-z0-9/&-]{1,9})\)")
+_EARLY = 200  # characters of a passage within which a name's short form stands
 
 
 class Line(NamedTuple):
-    """had: share of what the question's words tell that it has, a sentence together with its title; about: share of its
-    own words that the question has; like: its cosine with the question."""
+    """is_name: whether a passage says with it what it is about. had: share of what the question's words tell that it
+    has, a sentence together with its title; about: share of its own words that the question has; like: its cosine with
+    the question."""
 
     text: str
-    is_title: bool
+    is_name: bool
     had: float
     about: float
     like: float = 0.0
@@ -35,18 +45,18 @@ def lines(
     """Those that have most of a question's words. meaning: of the question, float32 (width,); tells: how much each of
     its words (by stem) tells."""
     told = sum(tells.values()) or 1.0
-    titles: dict[str, Line] = {}
-    others: dict[str, Line] = {}
+    named: dict[str, Line] = {}
+    said: dict[str, Line] = {}
     for number, passage in enumerate(passages):
-        above = title(passage)
-        own = stems(above)
-        if own:
-            titles.setdefault(above, _line(above, True, own, own, tells, told))
+        for name in names(passage):
+            own = stems(name)
+            named.setdefault(name, _line(name, True, own, own, tells, told))
+        above = stems(title(passage))
         for sentence in _sentences(passage.text) if number < READ else ():
-            said = stems(sentence)
-            others.setdefault(sentence, _line(sentence, False, said, said | own, tells, told))
-    best = sorted(titles.values(), key=lambda line: -line.had * line.about)[:TITLES]
-    best += sorted(others.values(), key=lambda line: -line.had)[:SENTENCES]
+            own = stems(sentence)
+            said.setdefault(sentence, _line(sentence, False, own, own | above, tells, told))
+    best = sorted(named.values(), key=lambda line: -line.had * (_PARTLY + line.about))[:NAMES]
+    best += sorted(said.values(), key=lambda line: -line.had)[:SENTENCES]
     if not best:
         return []
     like = vectorizer.documents([line.text for line in best]) @ meaning
@@ -54,10 +64,10 @@ def lines(
 
 
 def _line(
-    text: str, is_title: bool, own: frozenset[str], there: frozenset[str], tells: Mapping[str, float], told: float
+    text: str, is_name: bool, own: frozenset[str], there: frozenset[str], tells: Mapping[str, float], told: float
 ) -> Line:
     had = sum(tell for stem, tell in tells.items() if stem in there) / told
-    return Line(text, is_title, had, len(own & tells.keys()) / max(1, len(own)))
+    return Line(text, is_name, had, len(own & tells.keys()) / max(1, len(own)))
 
 
 def title(passage: Passage) -> str:
@@ -67,6 +77,28 @@ def title(passage: Passage) -> str:
     first, *others = passage.text.partition("\n\n")[0].split("\n")
     is_title = "\n\n" in passage.text and all(len(line.split()) <= _TITLE for line in (first, *others))
     return first[:LONGEST] if is_title else ""
+
+
+@lru_cache(maxsize=1024)
+def names(passage: Passage) -> tuple[str, ...]:
+    """What a passage says that it is about: its title and that with the ones above, the terms that it explains, their
+    short forms, and what it says they are."""
+    found = (" ".join(name.split())[:LONGEST] for name in _names(passage))
+    return tuple(dict.fromkeys(name for name in found if stems(name)))
+
+
+def _names(passage: Passage) -> Iterator[str]:
+    yield title(passage)
+    yield ", ".join(reversed(passage.headings))
+    yield from _SHORT.findall(passage.text[:_EARLY])
+    for term, gloss in definitions(passage.text, is_entry=not passage.headings)[:_EXPLAINED]:
+        yield term
+        yield gloss
+    first = passage.text.strip().partition("\n\n")[0]  # as manual pages have it, over several lines
+    if dash := _DASH.search(first):
+        before = first[: dash.start()]
+        if not _ENDED.search(before) and all(len(name.split()) <= _WORDS for name in before.split(",")):
+            yield first[dash.end() :]
 
 
 @lru_cache(maxsize=16384)

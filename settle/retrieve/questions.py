@@ -23,6 +23,7 @@ NEAR = 2  # passages before and after the answer that are left out of a larger o
 INVENTED = 60  # questions that a model asks
 ABOUT = 0.5  # share of what a model's question tells that has to stand in its passage
 WANTED = {"heading": 3.0, "sentence": 1.0}  # how often a kind is asked beside the others, which are 2: as people ask
+BEGINNINGS = 0.5  # share of the documents whose beginning is asked for first
 ALIKE = 0.8  # share of what a text's words tell that a passage has to have to say the same
 MOST_COPIED = 5  # words in a row that a question may have of its passage
 _NEIGHBOURS = 30  # passages with most of a text's rarest words that are looked at for saying the same
@@ -94,12 +95,18 @@ def make(collection: Collection, count: int, seed: int = 0, model: Running | Non
 
 
 def _places(collection: Collection, count: int, random: Random) -> list[tuple[Size, int]]:
-    """(document, ordinal) to make questions at: every document once before any is looked at twice."""
+    """(document, ordinal) to make questions at: every document once before any is looked at twice, many of them at
+    their beginnings first, where they say what they are about, which is what people ask for."""
     documents = collection.catalogue.sizes()
     random.shuffle(documents)
     del documents[_TRIES * count :]
     rounds = ceil(_TRIES * count / max(1, len(documents)))
-    unseen = {d.id: random.sample(range(d.chunks), min(d.chunks, rounds)) for d in documents}
+    unseen = {}
+    for d in documents:
+        places = random.sample(range(d.chunks), min(d.chunks, rounds))
+        if random.random() < BEGINNINGS:
+            places = [0, *(place for place in places if place)][:rounds]
+        unseen[d.id] = places
     return [(d, unseen[d.id][n]) for n in range(rounds) for d in documents if n < len(unseen[d.id])]
 
 

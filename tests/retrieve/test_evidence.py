@@ -12,9 +12,12 @@ from settle.retrieve import evidence
 from settle.retrieve.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
 from settle.retrieve.collection import Collection
 from settle.retrieve.evidence import FEATURES, SHIPPED, judge, measured, weighing_of
+from settle.retrieve.questions import Question
 from settle.retrieve.search import search
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents, indexed
+
+ASKED = Question("?", "heading", 1, "a.md", 1, frozenset(), frozenset(), frozenset())
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def _trials(number, separation, seed=0):
     rng = np.random.default_rng(seed)
     there = rng.normal(separation, 1, (number, len(FEATURES)))
     gone = rng.normal(0, 1, (number, len(FEATURES)))
-    return [Trial(None, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
+    return [Trial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
 
 
 def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
@@ -113,6 +116,24 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
     assert np.mean(np.array(fresh) < weighing.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
     gone = [weighing.score(trial.gone) for trial in _trials(4000, 0.6, seed=1)]
     assert np.mean(np.array(gone) < weighing.threshold) > 0.4
+
+
+def test_easy_questions_do_not_hide_how_many_of_the_others_are_refused():
+    """Half are asked by what a passage calls itself and all of them are safe; the other half is held to its share."""
+    hard = _trials(400, 0.6)
+    easy = [
+        replace(t, question=replace(ASKED, kind="definition"), there=t.there + 9) for t in _trials(400, 0.6, seed=1)
+    ]
+    weighing = fitted([*hard, *easy]).weighing
+    refused = np.mean([weighing.score(trial.there) < weighing.threshold for trial in hard])
+    assert refused == pytest.approx(FALSE_REFUSALS, abs=0.02)
+
+
+def test_no_evidence_speaks_against_an_answer():
+    against = np.array([-1.0] + [1.0] * (len(FEATURES) - 1))
+    turned = [replace(t, there=t.there * against, gone=t.gone * against) for t in _trials(400, 2.0)]
+    weights = fitted(turned).weighing.weights
+    assert weights[0] == 0 and min(weights[1:]) > 0
 
 
 def test_what_something_else_speaks_of_counts_for_nothing():
@@ -131,7 +152,7 @@ def test_questions_that_tell_nothing_give_a_threshold_all_the_same():
     found = fitted(_trials(100, 0.0))
     assert 0 <= found.weighing.threshold <= 1
     assert np.isfinite(found.there).all()
-    same = [Trial(None, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
+    same = [Trial(ASKED, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
     assert np.isfinite(fitted(same).there).all()
 
 

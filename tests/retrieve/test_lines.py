@@ -3,7 +3,7 @@
 import numpy as np
 
 from settle.retrieve.catalogue import Passage
-from settle.retrieve.lines import LONGEST, SENTENCES, TITLES, lines, title
+from settle.retrieve.lines import LONGEST, NAMES, SENTENCES, lines, names, title
 
 TELLS = {"remov": 1.0, "directori": 3.0}
 
@@ -26,7 +26,7 @@ def read(*passages):
 
 def test_a_sentence_is_read_together_with_its_title_and_a_title_alone():
     of_title, sentence = read(passage("It is removed at once. It was red.", "A directory of rare birds"))
-    assert (of_title.is_title, sentence.is_title) == (True, False)
+    assert (of_title.is_name, sentence.is_name) == (True, False)
     assert sentence.text == "It is removed at once."
     assert (of_title.had, sentence.had) == (0.75, 1.0)
     assert of_title.about == 1 / 3
@@ -36,7 +36,7 @@ def test_a_sentence_is_read_together_with_its_title_and_a_title_alone():
 def test_only_those_with_most_of_the_words_are_compared():
     many = [passage(f"Number {i} is here. The directory is {i}.", f"Part {i}", f"Room {i}") for i in range(9)]
     found = read(*many, passage("The last.", "Removing a directory"))
-    assert len(found) == TITLES + SENTENCES
+    assert len(found) == NAMES + SENTENCES
     assert found[0].text == "Removing a directory"
     assert found[-1].text == "The directory is 0."
 
@@ -52,3 +52,14 @@ def test_titles():
     assert title(passage("lathe\nturning machine\n\n<tool> A machine.")) == "lathe"
     assert title(passage("A machine that turns the work.\nIt is old.")) == ""
     assert len(title(passage("text", "long " * 500))) == LONGEST
+
+
+def test_what_a_passage_says_that_it_is_about():
+    assert names(passage("text", "Tools", "Saws")) == ("Saws", "Saws, Tools")
+    page = passage("       getuid, geteuid - get the\n       identity of a user", "NAME")
+    assert names(page)[-1] == "get the identity of a user"
+    entry = passage("Serial Storage Architecture\n\n<storage> (SSA) A standard for an interface to disks and arrays.")
+    assert {"Serial Storage Architecture", "SSA"} < set(names(entry))
+    assert any(name.startswith("A standard for an interface") for name in names(entry))
+    assert "two halves, joined" not in names(passage("It was late. We had come - two halves, joined"))
+    assert names(passage("The text says nothing of itself.")) == ()

@@ -49,7 +49,8 @@ def test_what_says_the_same_elsewhere_answers_too(home, folder):
     others = {f"{i}.md": f"# Room {i}\n\nIn room {i} stands a lamp of the colour number {i * 7}.\n" for i in range(20)}
     index("docs", folder, {"a.md": TWICE, "b.md": TWICE + "\nAnd do not hurry.\n", **others})
     with Collection("docs") as collection:
-        about = [question for question in make(collection, 40) if question.path.endswith(("a.md", "b.md"))]
+        made = [question for seed in range(4) for question in make(collection, 40, seed)]
+        about = [question for question in made if question.path.endswith(("a.md", "b.md"))]
         assert any(question.kind in ("sentence", "meaning") for question in about)
         for question in about:
             if question.kind in ("sentence", "meaning"):

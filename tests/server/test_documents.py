@@ -149,7 +149,7 @@ def test_a_question_that_goes_on_from_the_one_before(live, saying):
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": ROTATE},
         {"role": "assistant", "content": "Run `vault rotate`. [1]"},
-        {"role": "user", "content": "and how long does the old one work?"},
+        {"role": "user", "content": "and how long does the old key work?"},
     ]
     told = live.ask("/v1/chat/completions", ASKED | {"messages": turns}).json
     assert told["settle"]["sentences"][0]["place"].endswith("keys.md:5")
