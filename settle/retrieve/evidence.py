@@ -119,7 +119,7 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
     covered = [share(stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
     read = lines(collection.vectorizer, collection.meaning(asked), tells, [hit.passage for hit in hits]) or [
-        Line("", True, 0.0, 0.0)
+        Line("", 0.0, 0.0)
     ]
     return np.array(
         [

@@ -28,12 +28,10 @@ _EARLY = 200  # characters of a passage within which a name's short form stands
 
 
 class Line(NamedTuple):
-    """is_name: whether a passage says with it what it is about. had: share of what the question's words tell that it
-    has, a sentence together with its title; about: share of its own words that the question has; like: its cosine with
-    the question."""
+    """had: share of what the question's words tell that it has, a sentence together with its title; about: share of its
+    own words that the question has; like: its cosine with the question."""
 
     text: str
-    is_name: bool
     had: float
     about: float
     like: float = 0.0
@@ -50,11 +48,11 @@ def lines(
     for number, passage in enumerate(passages):
         for name in names(passage):
             own = stems(name)
-            named.setdefault(name, _line(name, True, own, own, tells, told))
+            named.setdefault(name, _line(name, own, own, tells, told))
         above = stems(title(passage))
         for sentence in _sentences(passage.text) if number < READ else ():
             own = stems(sentence)
-            said.setdefault(sentence, _line(sentence, False, own, own | above, tells, told))
+            said.setdefault(sentence, _line(sentence, own, own | above, tells, told))
     best = sorted(named.values(), key=lambda line: -line.had * (_PARTLY + line.about))[:NAMES]
     best += sorted(said.values(), key=lambda line: -line.had)[:SENTENCES]
     if not best:
@@ -63,11 +61,9 @@ def lines(
     return [line._replace(like=cosine) for line, cosine in zip(best, like.tolist(), strict=True)]
 
 
-def _line(
-    text: str, is_name: bool, own: frozenset[str], there: frozenset[str], tells: Mapping[str, float], told: float
-) -> Line:
+def _line(text: str, own: frozenset[str], there: frozenset[str], tells: Mapping[str, float], told: float) -> Line:
     had = sum(tell for stem, tell in tells.items() if stem in there) / told
-    return Line(text, is_name, had, len(own & tells.keys()) / max(1, len(own)))
+    return Line(text, had, len(own & tells.keys()) / max(1, len(own)))
 
 
 def title(passage: Passage) -> str:

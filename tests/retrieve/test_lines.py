@@ -26,8 +26,7 @@ def read(*passages):
 
 def test_a_sentence_is_read_together_with_its_title_and_a_title_alone():
     of_title, sentence = read(passage("It is removed at once. It was red.", "A directory of rare birds"))
-    assert (of_title.is_name, sentence.is_name) == (True, False)
-    assert sentence.text == "It is removed at once."
+    assert (of_title.text, sentence.text) == ("A directory of rare birds", "It is removed at once.")
     assert (of_title.had, sentence.had) == (0.75, 1.0)
     assert of_title.about == 1 / 3
     assert 0 < sentence.like < of_title.like <= 1.0001
