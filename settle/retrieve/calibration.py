@@ -17,8 +17,8 @@ from settle.retrieve.search import Hit, search
 
 QUESTIONS = 200
 LEAST = 40  # questions, below which the shipped weights are better than fitted ones
-# Share of the questions with an answer that may be refused. Made by rule they are harder than people's, of whose
-# one in twenty-five or so is refused then: see docs/check.md.
+# Share of the questions with an answer that may be refused. Made by rule they are harder than people's, of which one
+# in fifty is refused then on four sets of documents: see docs/check.md.
 FALSE_REFUSALS = 0.075
 MAIN = 0.45  # share of the questions, from which on a kind is held to that by itself: some kinds are easy
 FOLDS = 5
