@@ -105,15 +105,20 @@ def fitted(trials: Sequence[Trial]) -> Fitted:
             scores[kind, fold == n] = [weighing.score(row) for row in features[fold == n]]
     scores[1, ~is_gone] = np.nan
     kinds = np.array([trial.question.kind for trial in trials])
-    thresholds = np.array([_threshold(scores[0, fold != n], kinds[fold != n]) for n in fold])
+    thresholds = np.array([_threshold_by_kind(scores[0, fold != n], kinds[fold != n]) for n in fold])
     found = fit(there, gone[is_gone])
     weighing = Weighing(
-        found.means, found.scales, found.weights, found.bias, _threshold(scores[0], kinds), questions=len(trials)
+        found.means,
+        found.scales,
+        found.weights,
+        found.bias,
+        _threshold_by_kind(scores[0], kinds),
+        questions=len(trials),
     )
     return Fitted(weighing, scores[0], scores[1], thresholds)
 
 
-def _threshold(scores: np.ndarray, kinds: np.ndarray) -> float:
+def _threshold_by_kind(scores: np.ndarray, kinds: np.ndarray) -> float:
     """Of scores (n,) and kinds (n,) of questions with an answer: each main kind, and the others together, are refused
     as rarely as may be."""
     main = [kind for kind in np.unique(kinds) if (kinds == kind).mean() >= MAIN]

@@ -112,9 +112,9 @@ def _limit_memory() -> None:
 
 
 def _is_large() -> bool:
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells on Linux begins with the peak of the process that started this one
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0]) > LARGE
+    status = Path("/proc/self/status")  # what getrusage tells on Linux begins with the peak of who started this process
+    if status.exists() and (told := status.read_text().partition("VmHWM:")[2]):  # not every kernel that is like it
+        return 1024 * int(told.split()[0]) > LARGE
     try:
         import resource
     except ImportError:
