@@ -4,7 +4,7 @@ n questions, F features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log
 
 import numpy as np
@@ -107,14 +107,7 @@ def fitted(trials: Sequence[Trial]) -> Fitted:
     kinds = np.array([trial.question.kind for trial in trials])
     thresholds = np.array([_threshold_by_kind(scores[0, fold != n], kinds[fold != n]) for n in fold])
     found = fit(there, gone[is_gone])
-    weighing = Weighing(
-        found.means,
-        found.scales,
-        found.weights,
-        found.bias,
-        _threshold_by_kind(scores[0], kinds),
-        questions=len(trials),
-    )
+    weighing = replace(found, threshold=_threshold_by_kind(scores[0], kinds), questions=len(trials))
     return Fitted(weighing, scores[0], scores[1], thresholds)
 
 
