@@ -28,8 +28,8 @@ class Proposing(NamedTuple):
 
 
 WAYS = (
-    Proposing(2), Proposing(4), Proposing(3, 0.5), Proposing(6, 0.5), Proposing(6, 0.8), Proposing(12, 0.8),
-    Proposing(16, 0.9),
+    Proposing(2), Proposing(4), Proposing(6, 0.5), Proposing(6, 0.8), Proposing(12, 0.8), Proposing(16, 0.9),
+    Proposing(31, 0.8),
 )  # fmt: skip
 
 
