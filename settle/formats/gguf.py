@@ -266,24 +266,37 @@ def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
     from gguf.constants import GGMLQuantizationType
 
     dtype = GGMLQuantizationType(info.dtype).name
+    place = Place(data, info.start, info.num_bytes)
 
     def load() -> np.ndarray:
-        from gguf.quants import dequantize, quant_shape_to_byte_shape
+        return _numbers(place.bytes(), dtype, info.shape, info.name)
 
-        raw = np.frombuffer(data, np.uint8, info.num_bytes, info.start)
-        if dtype in ("I8", "I16", "I32", "I64", "F64"):
-            return raw.view(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}").reshape(info.shape)
-        if dtype == "BF16":
-            return from_bfloat16(raw.view("<u2")).reshape(info.shape)
-        if dtype in ("F32", "F16"):
-            return raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32).reshape(info.shape)
-        code = GGMLQuantizationType(info.dtype)
-        try:
-            return dequantize(raw.reshape(quant_shape_to_byte_shape(info.shape, code)), code)
-        except NotImplementedError:
-            raise FormatError(f"{info.name} is {dtype}, which is not read here", "use a file of another type") from None
+    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load, place)
 
-    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load, Place(data, info.start, info.num_bytes))
+
+def rows(table: LazyTensor, which: Sequence[int]) -> np.ndarray:
+    """Some rows of a matrix in a GGUF file, (len(which), W), as `load` gives them; the others are not read."""
+    size = table.num_bytes // table.shape[0]
+    raw = [table.place.bytes(row * size, (row + 1) * size) for row in which]
+    return _numbers(np.concatenate(raw), table.dtype, (len(which), *table.shape[1:]), table.name)
+
+
+def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Bytes of a type of ggml as numbers."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize, quant_shape_to_byte_shape
+
+    if dtype in ("I8", "I16", "I32", "I64", "F64"):
+        return raw.view(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}").reshape(shape)
+    if dtype == "BF16":
+        return from_bfloat16(raw.view("<u2")).reshape(shape)
+    if dtype in ("F32", "F16"):
+        return raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32).reshape(shape)
+    code = GGMLQuantizationType[dtype]
+    try:
+        return dequantize(raw.reshape(quant_shape_to_byte_shape(shape, code)), code)
+    except NotImplementedError:
+        raise FormatError(f"{name} is {dtype}, which is not read here", "use a file of another type") from None
 
 
 def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

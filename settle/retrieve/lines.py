@@ -12,7 +12,7 @@ from settle.retrieve.catalogue import Passage
 from settle.retrieve.embedders import Vectorizer
 from settle.retrieve.phrasing import definitions
 from settle.retrieve.sentences import sentences
-from settle.retrieve.words import words
+from settle.retrieve.words import spelled, words
 
 NAMES, SENTENCES = 4, 1  # lines that are compared: those with most of the question's words
 READ = 3  # passages, the best first, whose sentences are looked at; of the others only what they are about
@@ -29,7 +29,8 @@ _EARLY = 200  # characters of a passage within which a name's short form stands
 
 class Line(NamedTuple):
     """had: share of what the question's words tell that it has, a sentence together with its title; about: share of its
-    own words that the question has; like: its cosine with the question."""
+    own words that the question has; like: its cosine with the question. A word that another means nearly the same as
+    is had in part."""
 
     text: str
     had: float
@@ -38,32 +39,57 @@ class Line(NamedTuple):
 
 
 def lines(
-    vectorizer: Vectorizer, meaning: np.ndarray, tells: Mapping[str, float], passages: Sequence[Passage]
+    vectorizer: Vectorizer,
+    meaning: np.ndarray,
+    asked: Mapping[str, str],
+    tells: Mapping[str, float],
+    passages: Sequence[Passage],
 ) -> list[Line]:
-    """Those that have most of a question's words. meaning: of the question, float32 (width,); tells: how much each of
-    its words (by stem) tells."""
-    told = sum(tells.values()) or 1.0
-    named: dict[str, Line] = {}
-    said: dict[str, Line] = {}
-    for number, passage in enumerate(passages):
-        for name in names(passage):
-            own = stems(name)
-            named.setdefault(name, _line(name, own, own, tells, told))
-        above = stems(title(passage))
-        for sentence in _sentences(passage.text) if number < READ else ():
-            own = stems(sentence)
-            said.setdefault(sentence, _line(sentence, own, own | above, tells, told))
-    best = sorted(named.values(), key=lambda line: -line.had * (_PARTLY + line.about))[:NAMES]
-    best += sorted(said.values(), key=lambda line: -line.had)[:SENTENCES]
+    """Those that have most of a question's words. meaning: of the question, float32 (width,); asked: its words by their
+    stems, as `words.spelled` gives them; tells: how much each tells."""
+    of_names = dict.fromkeys(name for passage in passages for name in names(passage))
+    of_sentences: dict[str, str] = {}
+    for passage in passages[:READ]:
+        for sentence in _sentences(passage.text):
+            of_sentences.setdefault(sentence, title(passage))
+    alike = _Alike(vectorizer, asked, tells, [*of_names, *of_sentences, *of_sentences.values()])
+    named = [alike.line(name) for name in of_names]
+    said = [alike.line(sentence, above) for sentence, above in of_sentences.items()]
+    best = sorted(named, key=lambda line: -line.had * (_PARTLY + line.about))[:NAMES]
+    best += sorted(said, key=lambda line: -line.had)[:SENTENCES]
     if not best:
         return []
     like = vectorizer.documents([line.text for line in best]) @ meaning
     return [line._replace(like=cosine) for line, cosine in zip(best, like.tolist(), strict=True)]
 
 
-def _line(text: str, own: frozenset[str], there: frozenset[str], tells: Mapping[str, float], told: float) -> Line:
-    had = sum(tell for stem, tell in tells.items() if stem in there) / told
-    return Line(text, had, len(own & tells.keys()) / max(1, len(own)))
+class _Alike:
+    """How like the words of a question are to those of some texts: as their vectors are, and 1 where the stem is the
+    same."""
+
+    def __init__(
+        self, vectorizer: Vectorizer, asked: Mapping[str, str], tells: Mapping[str, float], texts: Sequence[str]
+    ) -> None:
+        known = dict(asked)
+        for text in texts:
+            for stem, word in _spelled(text).items():
+                known.setdefault(stem, word)
+        self._at = {stem: place for place, stem in enumerate(known)}
+        vectors = vectorizer.words(list(known.values()))
+        self._like = np.maximum(vectors[: len(asked)] @ vectors.T, 0)  # (words of the question, all words)
+        np.fill_diagonal(self._like, 1)
+        told = np.array([tells[stem] for stem in asked])
+        self._tells = told / max(told.sum(), 1e-9)
+
+    def line(self, text: str, above: str = "") -> Line:
+        own, over = (self._like[:, [self._at[stem] for stem in _spelled(part)]] for part in (text, above))
+        had = self._tells @ np.maximum(own.max(1, initial=0), over.max(1, initial=0))
+        return Line(text, float(had), float(own.max(0, initial=0).mean()) if own.size else 0.0)
+
+
+@lru_cache(maxsize=16384)
+def _spelled(text: str) -> Mapping[str, str]:
+    return spelled(text)
 
 
 def title(passage: Passage) -> str:

@@ -23,6 +23,7 @@ NEAR = 2  # passages before and after the answer that are left out of a larger o
 INVENTED = 60  # questions that a model asks
 ABOUT = 0.5  # share of what a model's question tells that has to stand in its passage
 WANTED = {"heading": 3.0, "sentence": 1.0}  # how often a kind is asked beside the others, which are 2: as people ask
+SENTENCES = 0.25  # of the questions at most are made from sentences, as long as there is something else to ask
 BEGINNINGS = 0.5  # share of the documents whose beginning is asked for first
 ALIKE = 0.8  # share of what a text's words tell that a passage has to have to say the same
 MOST_COPIED = 5  # words in a row that a question may have of its passage
@@ -83,15 +84,20 @@ def make(collection: Collection, count: int, seed: int = 0, model: Running | Non
     places = _places(collection, count, random)
     maker = _Maker(collection, random, [document for document, _ in places[:count]], model)
     made: dict[str, Question] = {}
+    spare: dict[str, Question] = {}
     kinds: dict[str, int] = {}
     for document, ordinal in places:
         if len(made) >= count:
             break
         question = maker.question(maker.spot(document, ordinal), kinds)
-        if question and question.text.lower() not in made:
+        if question is None or question.text.lower() in made:
+            continue
+        if question.kind == "sentence" and kinds.get("sentence", 0) >= SENTENCES * count:
+            spare[question.text.lower()] = question
+        else:
             made[question.text.lower()] = question
             kinds[question.kind] = kinds.get(question.kind, 0) + 1
-    return list(made.values())
+    return list((made | spare).values())[:count]
 
 
 def _places(collection: Collection, count: int, random: Random) -> list[tuple[Size, int]]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -39,14 +40,26 @@ _stemmer = EnglishStemmer()  # not `stemmer()`, which takes PyStemmer of some ot
 def words(text: str) -> list[str]:
     """Stems of a text in order, stop words left out. `readFile_v2` gives itself and its parts; scripts without spaces
     give pairs of characters."""
+    return [stem for stems, _ in _each(text) for stem in stems]
+
+
+def spelled(text: str) -> dict[str, str]:
+    """The stems of a text, each with the word that it was first, in order; parts of a word are given as their stems."""
+    found: dict[str, str] = {}
+    for stems, word in _each(text):
+        for stem in stems:
+            found.setdefault(stem, word if len(stems) == 1 else stem)
+    return found
+
+
+def _each(text: str) -> Iterator[tuple[Sequence[str], str]]:
+    """The stems of each word, and the word."""
     plain = text.isascii()
-    found: list[str] = []
     for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
         if not plain and _CJK.search(word):
-            found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
+            yield [word[i : i + 2] for i in range(max(1, len(word) - 1))], word
         else:
-            found += _stems(word[:_LONGEST])
-    return found
+            yield _stems(word[:_LONGEST]), word
 
 
 @lru_cache(maxsize=1 << 16)

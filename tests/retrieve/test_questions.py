@@ -8,7 +8,7 @@ import pytest
 
 from settle.retrieve import phrasing
 from settle.retrieve.collection import Collection
-from settle.retrieve.questions import MOST_COPIED, make
+from settle.retrieve.questions import MOST_COPIED, SENTENCES, make
 from settle.retrieve.rewording import Rewording
 from settle.retrieve.words import words
 from tests.retrieve.asked import index
@@ -32,6 +32,19 @@ def test_questions_are_spread_over_documents_and_kinds_and_the_same_for_a_seed(c
     assert set(Counter(question.kind for question in made)) >= {"heading", "definition", "sentence", "row"}
     assert made == make(collection, 48)
     assert made != make(collection, 48, seed=1)
+
+
+def test_sentences_are_asked_where_there_is_little_else(home, folder):
+    said = "The {0}lamp of room {0} is lit by the {1} guard at {0} in the evening."
+    prose = {f"{i}.txt": said.format(f"{i}{chr(97 + i)}", f"{i * 7}th") for i in range(30)}
+    index("prose", folder, prose)
+    with Collection("prose") as collection:
+        assert {question.kind for question in make(collection, 20)} == {"sentence"}
+        assert len(make(collection, 20)) > 2 * SENTENCES * 20
+    index("mixed", folder, {f"{i}.md": f"# Pump {chr(65 + i) * 4}\n\nIt has lever {i}.\n" for i in range(25)})
+    with Collection("mixed") as collection:
+        kinds = Counter(question.kind for question in make(collection, 24))
+        assert 0 < kinds["sentence"] <= SENTENCES * 24 and sum(kinds.values()) == 24
 
 
 def test_the_answer_is_known_and_its_topic_can_be_left_out(collection):

@@ -34,6 +34,11 @@ class Vectorizer(ABC):
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Questions as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long."""
 
+    def words(self, words: Sequence[str]) -> np.ndarray:
+        """What single words mean by themselves, float32 (len(words), ·), each of length 1, found in no time; zeros for
+        one that is like no other, and, as here, for all where the model is not asked for so little."""
+        return np.zeros((len(words), 1), np.float32)
+
     def query(self, text: str) -> np.ndarray:
         """A question of any length as float32 (width,), of length 1: the mean of its parts where it is too long."""
         mean = self.queries(list(self._parts(text))).mean(0)

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from settle.base.errors import DataError, FormatError, UsageError
 from settle.base.events import Events
-from settle.formats import Weights
-from settle.formats.gguf import embeds, pooling, read_gguf
+from settle.formats import LazyTensor, Weights
+from settle.formats.gguf import embeds, pooling, read_gguf, rows
 from settle.infer.context import longest_context
 from settle.model.source import Source, find_source
 from settle.retrieve.embedders import Embedder, Vectorizer, identity_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MANY = 16  # texts from which on it pays to load torch, which reads several times faster than llama.cpp
 _AT_ONCE = 64  # texts of a request to llama.cpp
 _AROUND = 2  # tokens that open and close a text
+_PIECES = 2  # tokens of a word that means something by itself, at most
+_SAMPLED = 1000  # rows of the table, whose mean is that of all
 _SEARCH = "Represent this sentence for searching relevant passages: "
 _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -126,6 +128,30 @@ class _Opened(Vectorizer):
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._query + text for text in texts])
+
+    def words(self, words: Sequence[str]) -> np.ndarray:
+        """By the rows that the model begins with, less their mean: that of all is in each. Names and numbers are pieced
+        together of parts that say nothing of them: they are like no other."""
+        found = np.zeros((len(words), self._table.shape[-1]), np.float32)
+        if self._tokenizer is None:
+            return found
+        pieces = self._tokenizer.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
+        for i, (word, of) in enumerate(zip(words, pieces, strict=True)):
+            if 0 < len(of.ids) <= _PIECES and not any(c.isdigit() for c in word):
+                vector = rows(self._table, of.ids).mean(0) - self._middle
+                found[i] = vector / max(float(np.linalg.norm(vector)), 1e-6)
+        return found
+
+    @property
+    def _table(self) -> LazyTensor:
+        return self._file.tensors["token_embd.weight"]
+
+    @cached_property
+    def _middle(self) -> np.ndarray:
+        """The mean of the table's rows, of a thousand of them: (W,)."""
+        number = self._table.shape[0]
+        middle: np.ndarray = rows(self._table, range(0, number, max(1, number // _SAMPLED))).mean(0)
+        return middle
 
     def close(self) -> None:
         engine = self.__dict__.pop("_engine", None)
