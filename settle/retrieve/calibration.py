@@ -17,10 +17,8 @@ from settle.retrieve.search import Hit, search
 
 QUESTIONS = 200
 LEAST = 40  # questions, below which the shipped weights are better than fitted ones
-# Share of the questions with an answer that may be refused. Made by rule they are harder than people's, of which one
-# in fifty is refused then on four sets of documents: see docs/check.md.
-FALSE_REFUSALS = 0.075
-MAIN = 0.45  # share of the questions, from which on a kind is held to that by itself: some kinds are easy
+UNLIKELY = 0.25  # below that there is no answer: a wrong refusal counts as much as three wrong answers
+FALSE_REFUSALS = 0.1  # share of the questions with an answer that may be refused at most, whatever that says
 FOLDS = 5
 LEFT = 0.85  # share of what a question's words tell, from which on one line elsewhere says what was left out
 _TRUST = 100.0  # how much the shipped weights count against what is fitted: as a prior's precision, per feature
@@ -88,8 +86,8 @@ def _tried(collection: Collection, question: Question) -> Trial:
 
 
 def fitted(trials: Sequence[Trial]) -> Fitted:
-    """Weights by logistic regression, drawn towards the shipped ones; a threshold that refuses at most
-    `FALSE_REFUSALS` of the questions that have an answer, on those left out of the fit."""
+    """Weights by logistic regression, drawn towards the shipped ones; a threshold of `UNLIKELY`, or one that refuses at
+    most `FALSE_REFUSALS` of the questions that have an answer, on those left out of the fit."""
     there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
     gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
     is_gone = np.array([trial.is_gone for trial in trials], bool)
@@ -104,19 +102,11 @@ def fitted(trials: Sequence[Trial]) -> Fitted:
         for kind, features in enumerate((there, gone)):
             scores[kind, fold == n] = [weighing.score(row) for row in features[fold == n]]
     scores[1, ~is_gone] = np.nan
-    kinds = np.array([trial.question.kind for trial in trials])
-    thresholds = np.array([_threshold_by_kind(scores[0, fold != n], kinds[fold != n]) for n in fold])
+    by_fold = [min(UNLIKELY, threshold(scores[0, fold != n])) for n in range(FOLDS)]
+    thresholds = np.array(by_fold)[fold]
     found = fit(there, gone[is_gone])
-    weighing = replace(found, threshold=_threshold_by_kind(scores[0], kinds), questions=len(trials))
+    weighing = replace(found, threshold=min(UNLIKELY, threshold(scores[0])), questions=len(trials))
     return Fitted(weighing, scores[0], scores[1], thresholds)
-
-
-def _threshold_by_kind(scores: np.ndarray, kinds: np.ndarray) -> float:
-    """Of scores (n,) and kinds (n,) of questions with an answer: each main kind, and the others together, are refused
-    as rarely as may be."""
-    main = [kind for kind in np.unique(kinds) if (kinds == kind).mean() >= MAIN]
-    groups = [kinds == kind for kind in main] + [~np.isin(kinds, main)]
-    return min((threshold(scores[group]) for group in groups if group.sum() >= LEAST), default=threshold(scores))
 
 
 def threshold(scores: np.ndarray, refused: float = FALSE_REFUSALS) -> float:
@@ -143,7 +133,7 @@ def fit(
             break
         kept[int(np.argmin(w[:-1]))] = False
     bias = float(w[-1]) - log(len(there) / len(gone))  # as if there were as many of each
-    return Weighing(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), bias, 0.5)
+    return Weighing(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), bias, UNLIKELY)
 
 
 def _newton(z: np.ndarray, answered: np.ndarray, drawn: np.ndarray, precision: np.ndarray) -> np.ndarray:

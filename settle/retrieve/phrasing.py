@@ -30,13 +30,18 @@ _LISTED = re.compile(
 _ENTRY = re.compile(
     r"(?P<term>\w[^\n]{0,60})\n\s*\n\s*(?:<[^>]{1,60}>\s*|\([^)]{1,60}\)\s*)*(?P<gloss>(?:\S+ ){4,}.*)", re.S
 )
+_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)\.\s|;")  # not of an initial
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
 MOST_TERM = 4  # words of a term
+_PLAIN_WORD = re.compile(r"[(\"'“‘{]*[A-Za-z][a-z]+(?:[-'’][a-z]+)*[)\"'”’}.,;:!?]*")
+_FIRST = 8  # words of what is said of a term that are looked at
 _DOCSTRING = re.compile(r'(?:def|class) +(\w+)[^\n]*(?:\n[^"\n]*){0,12}?\n\s+[rRuU]?"""\s*([^"]{15,400})')
 _COMMENTED = re.compile(r"/\*\*\s*\*?\s*([^@/]{15,400}?)\s*(?:\*\s*@[^/]*)?\*/\s*(?:[\w<>\[\]*&]+ +)+?(\w+)\s*\(")
-_NO_TERM = frozenset(
-    ("it", "this", "that", "there", "these", "those", "he", "she", "they", "we", "you", "which", "one")
+_NEVER = (  # begins or ends a term
+    "it this that there these those he she they we you which one here because then also so thus hence however but if"
+    " not only see note notes example examples warning warnings caution important tip hint todo help default"
 )
+_NO_TERM = frozenset(_NEVER.split())
 _AUXILIARY = re.compile(
     r"^(.{3,70}?) (is|are|was|were|can|could|must|should|may|might|will|would|has|have|had) (.{10,})$"
 )
@@ -108,12 +113,18 @@ def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
     if is_entry and (m := _ENTRY.match(text)):
         found.append((m["term"], " ".join(plain(m["gloss"]).split())))
     terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in found]
-    return [(term, gloss) for term, gloss in terms if _is_term(term)]
+    return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
 
 
 def _is_term(text: str) -> bool:
     said = text.lower().split()
     return 0 < len(said) <= MOST_TERM and not (STOP | _NO_TERM).intersection(said[:1] + said[-1:])
+
+
+def _is_prose(text: str) -> bool:
+    """Whether most of its first words are such, and neither numbers, addresses nor code."""
+    first = text.split()[:_FIRST]
+    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in first) > len(first) / 2
 
 
 def of_term(term: str, random: Random) -> str:
@@ -125,7 +136,8 @@ def of_term(term: str, random: Random) -> str:
 def of_meaning(gloss: str, term: str, random: Random) -> str:
     """A question that asks for a term by what it means."""
     hidden = {w.lower() for w in _WORD.findall(term)}
-    kept = [w for w in _WORD.findall(re.split(r"\.\s|;", gloss)[0]) if w.lower() not in hidden]
+    said = _WORD.findall(_SENTENCE_END.split(gloss)[0])
+    kept = [w for w in said if w.lower() not in hidden and (len(w) > 1 or w == "a")]
     frames = ("what do you call {}", "which term stands for {}", "what is the name for {}", "{}")
     return random.choice(frames).format(_lower(" ".join(_fewer(kept, random)[:MOST_WORDS])))
 

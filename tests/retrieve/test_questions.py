@@ -109,7 +109,14 @@ def test_what_a_passage_defines():
     assert phrasing.definitions("lathe\n\n<tool> A machine that turns the work against a knife.", True) == [
         ("lathe", "A machine that turns the work against a knife.")
     ]
-    assert phrasing.definitions("It is a rod that turns with the work on it.", False) == []
+    for nothing in (
+        "It is a rod that turns with the work on it.",
+        "Here is a rod that turns with the work on it.",
+        "Note: there is no rod that turns with the work on it",
+        "the lathe's home: <https://lathes.example.org/turning?with=the+work>",
+        "- spindle: 4 x M8, 0x7f, {a: 1}, and -f 99",
+    ):
+        assert phrasing.definitions(nothing, False) == []
 
 
 def test_functions_and_rows_are_asked_for():
@@ -124,10 +131,14 @@ def test_a_definition_asked_by_its_meaning_does_not_name_it():
     for seed in range(20):
         asked = phrasing.of_meaning("a rod, the spindle, that turns with the work", "spindle", Random(seed))
         assert "spindle" not in asked
+    assert "Colt" in phrasing.of_meaning("A drill built by S. Colt for guns; later sold", "Colter", Random(1))
 
 
 class _Near:
-    """Puts `quick` beside `fast`, and every other word by itself."""
+    """Puts `quick` beside `fast`, and every other word by itself. is_alike: whether both mean the same alone."""
+
+    def __init__(self, is_alike):
+        self.is_alike = is_alike
 
     def documents(self, texts):
         found = np.eye(len(texts), dtype=np.float32)
@@ -135,10 +146,16 @@ class _Near:
             found[texts.index("quick")] = found[texts.index("fast")]
         return found
 
+    def words(self, words):
+        return self.documents(words) if self.is_alike else np.eye(len(words), dtype=np.float32)
+
 
 def test_words_are_replaced_by_their_neighbours_and_names_stay():
-    near = Rewording(_Near(), ["the quick falcon is fast", "Falcon machines run Quick jobs"])
+    texts = ["the quick falcon is fast", "Falcon machines run Quick jobs"]
+    near = Rewording(_Near(True), texts)
     told = {near.reworded("a Quick and fast Machine", Random(seed)) for seed in range(40)}
     assert "a Fast and fast Machine" in told
     assert all("Machine" in text for text in told)
     assert all(len(words(text)) == 3 for text in told)
+    other = Rewording(_Near(False), texts)
+    assert "a Fast and fast Machine" not in {other.reworded("a Quick and fast Machine", Random(s)) for s in range(40)}
