@@ -6,7 +6,8 @@ All have the same embedder, all-MiniLM-L6-v2: settle pulls it; the peers (see `r
 an interpreter that has them, and read the same weights from FOLDER. Each system is asked each question and gives
 passages; what follows is the same for all. The rank of a question is that of the first right one of the distinct
 results: a result is a document, or in Python's documentation a section of one. A passage belongs to every section that
-half of its runs of four words come from, or that it has half of, and is listed as the one it has most of.
+half of its runs of four words come from, or that it has half of, and is listed as the one it has most of. Who gives
+whole pages has found all sections of each; with --pages a result is a page for everyone.
 """
 
 import argparse
@@ -70,9 +71,9 @@ def peer(system: str, documents: Path, questions: list[dict], args: argparse.Nam
 class Judge:
     """Tells the rank of the right result, for one set."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pages: bool) -> None:
         self.sections: dict[str, list[tuple[str, set]]] = defaultdict(list)
-        if (folder / "sections.jsonl").exists():
+        if (folder / "sections.jsonl").exists() and not pages:
             for row in read(folder / "sections.jsonl"):
                 self.sections[row["path"]].append((row["section"], runs(f"{row['heading']} {row['text']}")))
 
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="a file for what the peers embedded")
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--systems", nargs="+", default=("settle", *PEERS), choices=("settle", *PEERS))
+    parser.add_argument("--pages", action="store_true", help="in Python's documentation a result is a page")
     parser.add_argument("--split", default="test", choices=("test", "dev"))
     parser.add_argument("--out", type=Path, help="a file for every rank, as JSON")
     args = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> None:
     print("| set | system | recall@1 | recall@5 | recall@10 | MRR | s |\n|---|---|--:|--:|--:|--:|--:|")
     for name in args.sets:
         folder, began = args.gold / name, time.monotonic()
-        judge = Judge(folder)
+        judge = Judge(folder, args.pages)
         questions = [row for row in read(folder / "questions.jsonl") if row["split"] == args.split]
         for system in args.systems:
             documents = folder / "documents"
