@@ -20,7 +20,6 @@ MISTYPED = 0.05  # of those
 MOST = 2000  # words that are known, the most frequent ones
 NEAREST = 2  # of them that may take a word's place
 LEAST = 0.5  # cosine of a word with what takes its place
-SENSE = 0.3  # and that of what both mean by themselves, where the embedder tells that
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
@@ -33,7 +32,6 @@ class Rewording:
         self._at = {word: i for i, word in enumerate(self._words)}
         self._stems = [words(word) for word in self._words]
         self._vectors = vectorizer.documents(self._words) if self._words else np.zeros((0, 1), np.float32)
-        self._senses = vectorizer.words(self._words)
 
     def reworded(self, text: str, random: Random) -> str:
         """The text with some of its words replaced, about `SHARE` of them and never more than half."""
@@ -48,8 +46,6 @@ class Rewording:
     def _other(self, word: str, random: Random) -> str:
         at = self._at[word]
         cosines = self._vectors @ self._vectors[at]
-        if self._senses[at].any():
-            cosines = np.where(self._senses @ self._senses[at] >= SENSE, cosines, -1)
         near = (i for i in np.argsort(-cosines) if self._stems[i] != self._stems[at])
         likely = [self._words[i] for i, _ in zip(near, range(NEAREST), strict=False) if cosines[i] >= LEAST]
         return random.choice(likely) if likely else word
