@@ -11,14 +11,13 @@ import numpy as np
 
 from settle.base.events import Events
 from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import DEPTH, FEATURES, SHIPPED, Weighing, keep, measured
+from settle.retrieve.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, Weighing, keep, measured
 from settle.retrieve.questions import Question, make
 from settle.retrieve.search import Hit, search
 
 QUESTIONS = 200
 LEAST = 40  # questions, below which the shipped weights are better than fitted ones
-UNLIKELY = 0.25  # below that there is no answer: a wrong refusal counts as much as three wrong answers
-FALSE_REFUSALS = 0.1  # share of the questions with an answer that may be refused at most, whatever that says
+FALSE_REFUSALS = 0.1  # share of the questions with an answer that may be refused at most, be they ever so unlikely
 FOLDS = 5
 LEFT = 0.85  # share of what a question's words tell, from which on one line elsewhere says what was left out
 _TRUST = 100.0  # how much the shipped weights count against what is fitted: as a prior's precision, per feature

@@ -23,6 +23,7 @@ from settle.retrieve.words import spelled, words
 
 VERSION = 4  # of what is measured: weights of another version are not used
 DEPTH = 10  # hits that are looked at
+UNLIKELY = 0.25  # score, below which there is no answer: a wrong refusal counts as much as three wrong answers
 DRIFTED = 0.5  # share of the passages that are new, or gone, above which a calibration says nothing any more
 _SETTING = "evidence"
 
@@ -70,7 +71,7 @@ SHIPPED = Weighing(
     scales=(0.1395, 0.2163, 0.1738, 0.1832, 0.1755, 0.2359, 0.2524),
     weights=(0.0, 0.2498, 0.1282, 0.7709, 0.3826, 0.9727, 0.8647),
     bias=1.304,
-    threshold=0.25,
+    threshold=UNLIKELY,
 )
 
 

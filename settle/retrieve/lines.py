@@ -106,7 +106,7 @@ def names(passage: Passage) -> tuple[str, ...]:
     """What a passage says that it is about: its title and that with the ones above, the terms that it explains, their
     short forms, and what it says they are."""
     found = (" ".join(name.split())[:LONGEST] for name in _names(passage))
-    return tuple(dict.fromkeys(name for name in found if stems(name)))
+    return tuple(dict.fromkeys(name for name in found if _spelled(name)))
 
 
 def _names(passage: Passage) -> Iterator[str]:

@@ -9,9 +9,9 @@ import pytest
 
 from settle.base.events import Events
 from settle.retrieve import evidence
-from settle.retrieve.calibration import FALSE_REFUSALS, LEAST, UNLIKELY, Trial, calibrate, fitted
+from settle.retrieve.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
 from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import FEATURES, SHIPPED, judge, measured, weighing_of
+from settle.retrieve.evidence import FEATURES, SHIPPED, UNLIKELY, judge, measured, weighing_of
 from settle.retrieve.questions import Question
 from settle.retrieve.search import search
 from tests.retrieve.asked import index
