@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from math import exp, log
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from settle.retrieve.asking import topic
 from settle.retrieve.catalogue import Catalogue, Passage
 from settle.retrieve.collection import Collection
-from settle.retrieve.lines import Line, lines, stems
+from settle.retrieve.lines import Line, lines
 from settle.retrieve.search import Hit
 from settle.retrieve.words import spelled, words
 
@@ -96,7 +97,7 @@ def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidenc
     """The evidence for an answer in the hits of a question, the best first."""
     weighing = weighing_of(collection.catalogue)
     features = measured(collection, question, hits)
-    there = {stem for hit in hits[:DEPTH] for stem in stems(hit.passage.embedded)}
+    there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
     return Evidence(weighing.score(features), weighing.threshold, covered, tuple(dict.fromkeys(missing)))
@@ -110,14 +111,14 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
     asked = topic(question)
     own = spelled(asked)
     found = Counter(catalogue.frequencies(own))
-    found.subtract(stem for passage in without for stem in stems(passage.embedded).intersection(own))
+    found.subtract(stem for passage in without for stem in _stems(passage.embedded).intersection(own))
     tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in own}
     told = sum(tells.values()) or 1.0
 
     def share(of: AbstractSet[str]) -> float:
         return sum(tell for stem, tell in tells.items() if stem in of) / told
 
-    covered = [share(stems(hit.passage.embedded)) for hit in hits] or [0.0]
+    covered = [share(_stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
     meaning, passages = collection.meaning(asked), [hit.passage for hit in hits]
     read = lines(collection.vectorizer, meaning, own, tells, passages) or [Line("", 0.0, 0.0)]
@@ -132,6 +133,11 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
             max(line.had * line.about * line.like for line in read),
         ]
     )
+
+
+@lru_cache(maxsize=16384)
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(words(text))
 
 
 def weighing_of(catalogue: Catalogue) -> Weighing:

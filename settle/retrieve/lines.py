@@ -12,7 +12,7 @@ from settle.retrieve.catalogue import Passage
 from settle.retrieve.embedders import Vectorizer
 from settle.retrieve.phrasing import definitions
 from settle.retrieve.sentences import sentences
-from settle.retrieve.words import spelled, words
+from settle.retrieve.words import spelled
 
 NAMES, SENTENCES = 4, 1  # lines that are compared: those with most of the question's words
 READ = 3  # passages, the best first, whose sentences are looked at; of the others only what they are about
@@ -121,11 +121,6 @@ def _names(passage: Passage) -> Iterator[str]:
         before = first[: dash.start()]
         if not _ENDED.search(before) and all(len(name.split()) <= _WORDS for name in before.split(",")):
             yield first[dash.end() :]
-
-
-@lru_cache(maxsize=16384)
-def stems(text: str) -> frozenset[str]:
-    return frozenset(words(text))
 
 
 @lru_cache(maxsize=1024)
