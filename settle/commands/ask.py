@@ -67,8 +67,8 @@ class _Asking:
         from settle.retrieve.evidence import is_outdated
 
         if is_outdated(self.collection.catalogue):
-            name = self.collection.name
-            self.events.emit("say", text=f"refusals were fitted to other documents: `settle index {name} --check`")
+            fix = f"settle index {self.collection.name} --check"
+            self.events.emit("say", text=f"refusals are not fitted to these documents any more: `{fix}`")
         if not self.settings.passages:
             self.writer = Writer(self.collection, self.settings.model)
             if self.writer.why:
