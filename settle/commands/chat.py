@@ -11,6 +11,8 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.events import Events
 from settle.base.run import write_json
 from settle.commands import Command
+from settle.commands._drafts import ABOUT as DRAFT
+from settle.commands._drafts import draft_for
 from settle.infer.served import served
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Chat(Command):
     temperature: float = Field(0.8, ge=0, description="0 always takes the likeliest token")
     top_p: float = Field(0.95, gt=0, le=1, description="draw from the likeliest tokens with this much of the mass")
     top_k: int = Field(40, ge=0, description="draw from this many likeliest tokens; 0: no limit")
+    draft: str | None = Field(None, description=DRAFT)
     context: int | None = Field(
         None, gt=0, description="tokens kept in mind; what the model was trained with if not given"
     )
@@ -46,7 +49,8 @@ class Chat(Command):
         from settle.infer.engine import Engine
 
         model = served(self.name)
-        with Engine(model.path, self.context, adapter=model.adapter) as engine:
+        draft = draft_for(model, self.draft, events) if self.draft else None
+        with Engine(model.path, self.context, adapter=model.adapter, draft=draft) as engine:
             talk = _Talk(self, engine, events)
             if self.prompt is not None or not sys.stdin.isatty():
                 return self._once(talk, events)

@@ -9,8 +9,12 @@ from settle.base.errors import UsageError
 from settle.base.events import Events
 from settle.base.run import NAME, home
 from settle.commands import Command
+from settle.commands._drafts import ABOUT as DRAFT
+from settle.commands._drafts import draft_for
+from settle.infer.served import Served, served
 
 if TYPE_CHECKING:
+    from settle.infer.process import Draft
     from settle.server.catalogue import Entry
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -27,6 +31,7 @@ class Serve(Command):
 
     models: list[str] = Field(default_factory=list, description="what to serve: runs, models of the store, .gguf files")
     adapter: list[Path] = Field(default_factory=list, description="a LoRA over the first model: a run, or a .gguf file")
+    draft: str | None = Field(None, description=f"for the first model, {DRAFT}")
     host: str = Field("127.0.0.1", description="where to listen; anything but the loopback is open to the network")
     port: int = Field(7388, ge=0, le=65535, description="0 takes a free one")
     no_key: bool = Field(False, description="need no key, on the loopback only")
@@ -76,7 +81,7 @@ class Serve(Command):
             hosts=frozenset(name.lower() for name in self.allow_host),
             limits=Limits(requests=self.most_requests, seconds=self.timeout),
         )
-        catalogue = Catalogue(entries, only=bool(self.models))
+        catalogue = Catalogue(entries, bool(self.models), self._drafts(entries, events))
         audit = Audit(home() / "server" / "audit.jsonl", self.log_prompts)
         made = app.build_app(catalogue, keeping, serving, audit, frozenset(self.allow_pull))
         listening = app.listen(self.host, self.port)
@@ -97,7 +102,6 @@ class Serve(Command):
 
     def _entries(self) -> "list[Entry]":
         """What was named. Raises UsageError for what is not there."""
-        from settle.infer.served import served
         from settle.server.catalogue import Entry, facts
         from settle.server.refusal import Refusal
 
@@ -138,6 +142,15 @@ class Serve(Command):
                 raise UsageError(refusal.message, "`settle models` tells what can be served") from None
         return entries
 
+    def _drafts(self, entries: "list[Entry]", events: Events) -> "dict[Path, Draft]":
+        """For the file of the first model."""
+        if not self.draft:
+            return {}
+        if not entries:
+            raise UsageError("which model is the draft for?", "settle serve MODEL --draft NAME")
+        first = Served(entries[0].id, entries[0].path)
+        return {first.path.resolve(): draft_for(first, self.draft, events)}
+
     def _told(self, events: Events, address: str, key: str | None, catalogue: object) -> None:
         from settle.server.catalogue import Catalogue
 
@@ -145,6 +158,8 @@ class Serve(Command):
         names = [entry.id for entry in catalogue.offered()]
         rows = [["OpenAI", f"{address}/v1"], ["Anthropic", address], ["Ollama", address]]
         rows.append(["key", key or "none needed (--no-key)"])
+        if self.draft:
+            rows.append(["draft", f"{self.draft} proposes for {names[0]}"])
         rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])
         if self.host not in LOCAL:
             events.emit("warn", text="everyone on the network may ask who has the key; nothing is encrypted on the way")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from settle.base.errors import DataError
 from settle.base.events import Events
 from settle.infer.engine import Engine
+from settle.infer.process import Draft
 from settle.infer.running import Timed
 
 SEARCHED = 6  # prompts that the search asks
@@ -107,8 +108,7 @@ def measure_pair(
     context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
 
     def asked(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[Timed]:
-        pair = {"draft": draft, "draft_tokens": way.tokens, "draft_sure": way.sure} if way else {}
-        with Engine(model, context, threads, **pair) as engine:
+        with Engine(model, context, threads, draft=Draft(draft, *way) if way else None) as engine:
             engine.timed(which[0], 8)  # files are read into memory
             return [engine.timed(prompt, max_tokens) for prompt in which]
 

@@ -45,9 +45,8 @@ def serve(settings: dict) -> str:
     if settings["use"] == "rerank":
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if settings["draft"]:
-        draft = params.speculative.draft
-        draft.mparams.path = settings["draft"]
-        draft.n_max, draft.p_min = settings["draft_tokens"], settings["draft_sure"]
+        draft, asked = params.speculative.draft, settings["draft"]
+        draft.mparams.path, draft.n_max, draft.p_min = asked["path"], asked["tokens"], asked["sure"]
         draft.cpuparams.n_threads = settings["threads"]
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if settings["template"]:

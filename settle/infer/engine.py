@@ -1,7 +1,6 @@
 """A GGUF file running in llama.cpp, in a child process (see `child.py`)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from settle.data.tokenizers_alike import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.context import fitting_context
-from settle.infer.process import Child, Load
+from settle.infer.process import Child, Draft, Load
 from settle.infer.running import TEMPLATE, Running
 
 
@@ -26,8 +25,7 @@ class Engine(Running):
     trained with if it brings one, `adapter_scale` times: an attribute that may change from one request to the next, and
     0 is the model without it.
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
-    draft: a small GGUF of the same tokenizer that proposes up to `draft_tokens` tokens for the model to agree with, as
-    long as it gives each at least the probability `draft_sure`.
+    draft: a small GGUF of the same tokenizer that proposes tokens for the model to agree with.
     Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for an embedder,
     and for a draft with another tokenizer, ResourceError when the context asked for does not fit into memory,
     EngineError when llama.cpp refuses the file or dies.
@@ -42,9 +40,7 @@ class Engine(Running):
         adapter: Path | str | None = None,
         adapter_scale: float = 1.0,
         slots: int = 1,
-        draft: Path | str | None = None,
-        draft_tokens: int = 4,
-        draft_sure: float = 0.0,
+        draft: Draft | None = None,
     ) -> None:
         self.path = Path(path)
         weights = read_gguf(self.path)
@@ -65,10 +61,9 @@ class Engine(Running):
         adapters = (self.adapter,) if self.adapter else ()
         template = metadata.get(TEMPLATE) if metadata is not weights.metadata else None
         fitting = fitting_context(self.path.name, metadata, context, slots)
-        load = Load(self.path, fitting, slots, adapters, template, threads)
         if draft:
-            require_same_tokens(weights.metadata, read_gguf(Path(draft)).metadata, (self.path.name, Path(draft).name))
-            load = replace(load, draft=Path(draft), draft_tokens=draft_tokens, draft_sure=draft_sure)
+            require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))
+        load = Load(self.path, fitting, slots, adapters, template, threads, draft=draft)
         super().__init__(Child(load, ready_seconds), metadata)
 
     def __enter__(self) -> "Engine":

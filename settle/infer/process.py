@@ -29,14 +29,23 @@ Use = Literal["generate", "embed", "rerank"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Draft:
+    """A small model of the same tokenizer that proposes up to `tokens` tokens, as long as it gives each at least the
+    probability `sure`; the model then reads all at once and keeps them as far as it would have said so."""
+
+    path: Path
+    tokens: int = 16
+    sure: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
 class Load:
     """What a child loads, and what for.
 
     context: tokens of each of the `slots` requests that it works on at the same time. adapters: LoRA files over the
     model, off until a request asks for one by its place. template: the chat template instead of the file's own.
     mean_pooling: for embeddings by a model that was not made for them.
-    draft: a small model of the same tokenizer that proposes up to `draft_tokens` tokens, as long as it gives each at
-    least the probability `draft_sure`; the model then reads all at once and keeps them as far as it would have said so.
+    draft: who proposes tokens. With one, llama.cpp tells no probabilities of the tokens that it proposed.
     waiting: requests that may wait for a slot. prompt_cache_mib: for the beginnings of earlier prompts, beside what the
     slots hold.
     """
@@ -51,15 +60,13 @@ class Load:
     mean_pooling: bool = False
     waiting: int = 0
     prompt_cache_mib: int = 0
-    draft: Path | None = None
-    draft_tokens: int = 0
-    draft_sure: float = 0.0
+    draft: Draft | None = None
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self) | {
             "path": str(self.path.resolve()),
             "adapters": [str(path.resolve()) for path in self.adapters],
-            "draft": str(self.draft.resolve()) if self.draft else None,
+            "draft": dataclasses.asdict(self.draft) | {"path": str(self.draft.path.resolve())} if self.draft else None,
             "threads": self.threads or os.cpu_count() or 1,
             "alias": ALIAS,
         }

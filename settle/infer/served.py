@@ -6,6 +6,7 @@ from typing import NamedTuple
 from settle.base.errors import FormatError, RunError, UsageError
 from settle.base.models import StoredModel, all_models, find_model
 from settle.base.run import Run, read_json
+from settle.infer.process import Draft
 
 
 class Served(NamedTuple):
@@ -32,6 +33,27 @@ def served(name: str) -> Served:
             return Served(run.name, Path(base), adapter)
     path = model_file(name)
     return Served(path.stem if name.endswith(".gguf") else name, path)
+
+
+class Drafting(NamedTuple):
+    """A draft, and how many times as fast its model was with it where that was measured; None where it was not."""
+
+    draft: Draft
+    speed_up: float | None = None
+
+
+def drafting(name: str) -> Drafting:
+    """The draft that a run of `settle distill --draft` made, proposing as was measured to be best; or any model by name
+    that is small enough to be one. Raises UsageError."""
+    run = run_of(name)
+    file = run.out / f"{run.name}-draft.gguf" if run else None
+    pair = (run.read("result.json") or {}).get("pair") if run else None
+    if file and file.exists() and pair:
+        return Drafting(Draft(file, pair["draft_tokens"], pair["draft_sure"]), pair["speed_up"])
+    model = served(name)
+    if model.adapter:
+        raise UsageError(f"{name} is an adapter and no draft", "`settle distill MODEL INPUTS --draft` makes one")
+    return Drafting(Draft(model.path))
 
 
 def writers() -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from settle.base.errors import FormatError, SettleError
@@ -16,6 +17,7 @@ from settle.base.models import StoredModel, all_models, stamp_of
 from settle.base.run import Run, home
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.infer.context import bytes_per_token, longest_context
+from settle.infer.process import Draft
 from settle.infer.running import TEMPLATE
 from settle.server.aliases import aliases
 from settle.server.refusal import Refusal
@@ -82,11 +84,15 @@ class Facts:
 
 
 class Catalogue:
-    """models: names and files to serve, everything there is when empty; adapters: more of them, over the first."""
+    """models: names and files to serve. only: nothing but these and adapters over them, not what else there is.
+    drafts: by the resolved file of the model that they propose for."""
 
-    def __init__(self, models: Sequence[Entry] = (), only: bool = False) -> None:
+    def __init__(
+        self, models: Sequence[Entry] = (), only: bool = False, drafts: Mapping[Path, Draft] = MappingProxyType({})
+    ) -> None:
         self._given = tuple(models)
         self._only = only
+        self._drafts = dict(drafts)
         self._known: dict[str, tuple[Entry, tuple]] = {}
 
     def entries(self) -> list[Entry]:
@@ -123,6 +129,10 @@ class Catalogue:
         said = f"the model {name[:100]!r} does not exist here" if name else "which model? The field 'model' is missing"
         fix = f"; there are: {known}" if known else "; there is none yet: `settle pull smollm2`"
         raise Refusal(404 if name else 400, said + fix, "model_not_found", "model")
+
+    def draft_of(self, path: Path) -> Draft | None:
+        """Who proposes tokens for the model in that file."""
+        return self._drafts.get(path.resolve())
 
     def _found(self) -> Iterator[Entry]:
         yield from self._given

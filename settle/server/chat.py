@@ -59,6 +59,7 @@ async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded
     if request.n > loaded.slots:
         raise unsupported("n", f"{loaded.slots} answers at a time are the most here; ask again for more")
     check_biases(request, loaded)
+    check_probabilities(request.top_logprobs, loaded)
     _check_reasoning(request, loaded)
     messages, is_helped = request.messages, _needs_help(request, loaded)
     if is_helped:
@@ -211,6 +212,12 @@ async def _rendered(
 async def _tokens(gateway: "Gateway", loaded: Loaded, prompt: str) -> int:
     body = {"content": prompt, "add_special": True, "parse_special": True}
     return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
+
+
+def check_probabilities(top: int | None, loaded: Loaded) -> None:
+    """llama.cpp gives the tokens that a draft proposed a logprob of 0, and no others beside them (build 11549)."""
+    if top is not None and loaded.child.load.draft:
+        raise unsupported("logprobs", "not where a draft proposes tokens; `settle serve` without --draft tells them")
 
 
 def check_biases(request: ChatRequest, loaded: Loaded) -> None:

@@ -251,8 +251,10 @@ class Keeper:
             await asyncio.to_thread(guard_template, key.template, [{"role": "user", "content": "hello"}], [])
         adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
         async with self._room:
-            context, slots = self._size(entry, known, key.use)
-            needs = needed(known, context, slots)
+            draft = self.catalogue.draft_of(key.path) if key.use == "generate" else None
+            proposing = await asyncio.to_thread(facts, draft.path) if draft else None
+            context, slots = self._size(known, proposing, key.use)
+            needs = needed(known, context, slots, proposing)
             await self._make_room(entry, needs, before)
             # llama.cpp's cache of earlier prompts does not ask which adapter they were read with
             load = Load(
@@ -265,6 +267,7 @@ class Keeper:
                 use=key.use,
                 mean_pooling=key.use == "embed" and known.pooling == "none",
                 waiting=self.keeping.waiting,
+                draft=draft,
                 prompt_cache_mib=0 if adapters or key.use != "generate" else self.keeping.prompt_cache_mib,
             )
             child = Child(load, self.keeping.ready_seconds)
@@ -305,7 +308,7 @@ class Keeper:
                     raise Refusal(503, said, "adapter_broken", "model") from None
         return tuple(fitting)
 
-    def _size(self, entry: Entry, known: Facts, use: Use) -> tuple[int, int]:
+    def _size(self, known: Facts, proposing: Facts | None, use: Use) -> tuple[int, int]:
         """Tokens of context and slots: as asked for; else as many as half of the memory that is free holds."""
         context = self.context_of(known)
         if use != "generate":
@@ -315,7 +318,7 @@ class Keeper:
         most = memory().available // 2
         while True:
             for slots in (4, 2, 1):
-                if needed(known, context, slots) <= most:
+                if needed(known, context, slots, proposing) <= most:
                     return context, slots
             if context <= SHORTEST:
                 return context, 1
@@ -398,9 +401,10 @@ class Keeper:
         return task
 
 
-def needed(known: Facts, context: int, slots: int) -> int:
-    """Bytes that a child will hold."""
-    return int(OVERHEAD * (known.bytes + slots * context * known.bytes_per_token)) + BASIS
+def needed(known: Facts, context: int, slots: int, proposing: Facts | None = None) -> int:
+    """Bytes that a child will hold. proposing: its draft, which has the same context."""
+    both = [known, proposing] if proposing else [known]
+    return int(OVERHEAD * sum(model.bytes + slots * context * model.bytes_per_token for model in both)) + BASIS
 
 
 def held(loaded: Loaded) -> int:

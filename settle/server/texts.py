@@ -79,6 +79,7 @@ async def prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loade
     require_no_documents(entry, "it goes on with no text")
     asked = ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
     chat.check_biases(asked, loaded)
+    chat.check_probabilities(request.top_logprobs, loaded)
     body = request.sampling | request.more | {"lora": loaded.lora(chat.scales(gateway, asked, entry, loaded))}
     body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     body |= {"stop": request.stop} if request.stop else {}

@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from settle.base.run import Run
+from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.formats.gguf import export_gguf
+from settle.infer.process import Draft
+from settle.infer.served import drafting
 
 
 @pytest.fixture
@@ -32,6 +34,42 @@ def test_one_answer(a_run, capsys):
     assert main(["chat", path, "    def __init__(self", "--temperature", "0", "--max-tokens", "20", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["answer"] == first[:-1]
+
+
+def test_with_a_draft(a_run, tiny, home, capsys):
+    asked = ["chat", "notes", "    def __init__(self", "--temperature", "0", "--max-tokens", "20"]
+    assert main(asked) == 0
+    alone = capsys.readouterr().out
+    run = Run.create("distill", "quick")
+    for name in ("quick", "quick-draft"):
+        export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / f"{name}.gguf", "q8_0", {"base": True})
+    write_json(run.path / "result.json", {"pair": {"draft_tokens": 3, "draft_sure": 0.5, "speed_up": 0.9}})
+    assert drafting("quick") == (Draft(run.out / "quick-draft.gguf", 3, 0.5), 0.9)
+    assert main([*asked, "--draft", "quick"]) == 0
+    said = capsys.readouterr()
+    assert said.out == alone and "0.90 times as fast" in said.err
+    path = run.out / "quick.gguf"
+    assert drafting(str(path)) == (Draft(path), None)
+    assert main([*asked, "--draft", str(path)]) == 0
+    assert capsys.readouterr().out == alone
+
+
+def test_drafts_that_are_none(a_run, tiny, home, capsys):
+    other = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, home / "other.gguf", "f16", {"base": True})
+    word = next(token for token in tiny.tokenizer.tokens if len(token) > 5 and token.isalpha()).encode()
+    other.write_bytes(other.read_bytes().replace(word, word[::-1], 1))
+    broken = home / "broken.gguf"
+    broken.write_bytes(other.read_bytes()[:5000])
+    for name, why in {
+        "notes": "is the model itself",
+        "nobody": "no run and no model named",
+        str(other): "another tokenizer",
+        str(broken): "broken.gguf",
+        str(home / "none.gguf"): "none.gguf",
+    }.items():
+        assert main(["chat", "notes", "hi", "--draft", name]) in (1, 2), name
+        said = capsys.readouterr()
+        assert why in said.err and "Traceback" not in said.err and not said.out
 
 
 def test_prompt_from_stdin(a_run, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from settle.data.tokenizer import Tokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
+from settle.infer.process import Draft
 from settle.model.pretrained import Pretrained
 
 QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.4"]
@@ -129,7 +130,7 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
     assert "with its draft" in (run.out / "card.md").read_text()
     with (
         Engine(files / "teacher.gguf", threads=1) as alone,
-        Engine(files / "teacher.gguf", threads=1, draft=run.out / "d-draft.gguf", draft_tokens=3) as pairs,
+        Engine(files / "teacher.gguf", threads=1, draft=Draft(run.out / "d-draft.gguf", 3, 0.0)) as pairs,
     ):
         prompt = alone.plain("def f(self):\n    return")
         one, other = alone.timed(prompt, 32), pairs.timed(prompt, 32)

@@ -1,8 +1,10 @@
 """`settle serve` as a process: started, asked, stopped."""
 
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
+from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.server.keys import key_file, server_key
 from tests.server.conftest import fill_store
@@ -158,3 +161,21 @@ def test_wrong_settings(home, capsys, options, said):
 def test_starts_without_torch():
     code = "import sys; from settle.server import app; import settle.commands.serve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_draft_proposes_for_the_first_model(started, home, capsys):
+    assert main(["serve", "--draft", "plain"]) == 2
+    assert "which model is the draft for?" in capsys.readouterr().err
+    assert main(["serve", "tiny", "--draft", "tiny"]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    run = Run.create("distill", "quick")
+    shutil.copy(home / "models" / "plain" / "plain.gguf", run.out / "quick-draft.gguf")
+    write_json(run.path / "result.json", {"pair": {"draft_tokens": 4, "draft_sure": 0.0, "speed_up": 1.5}})
+    process, address = started("tiny", "--draft", "quick")
+    body = CHAT | {"max_tokens": 40, "timings_per_token": True}
+    with contextlib.closing(ask(address, body, server_key())) as connection:
+        told = json.loads(connection.getresponse().read())
+    process.send_signal(signal.SIGINT)
+    said, talk = process.communicate(timeout=20)
+    assert "quick proposes for tiny" in said and "times as fast" not in talk
+    assert told["timings"]["draft_n_accepted"] > 0

@@ -19,6 +19,7 @@ from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.infer.process import Draft
 from settle.server import app
 from settle.server.audit import Audit
 from settle.server.catalogue import Catalogue, Entry
@@ -123,14 +124,15 @@ def serving(
     key: str | None = KEY,
     limits: Limits | None = None,
     prompts: bool = False,
+    draft: Draft | None = None,
 ) -> Iterator[Live]:
-    """A server in a thread."""
+    """A server in a thread. draft: for the first of the entries."""
     up = threading.Event()
     made: dict[str, Any] = {}
     listening = app.listen("127.0.0.1", 0)
     options = app.Serving(key=key, origins=lambda: frozenset({ORIGIN}), limits=limits or Limits())
     guard = app.build_app(
-        Catalogue(entries, only=bool(entries)),
+        Catalogue(entries, bool(entries), {entries[0].path.resolve(): draft} if draft else {}),
         keeping or Keeping(context=512, slots=2, threads=1),
         options,
         Audit(home / "server" / "audit.jsonl", prompts),
