@@ -5,7 +5,7 @@ from settle.base.events import Events
 from settle.infer.process import Draft
 from settle.infer.served import Served, drafting
 
-ABOUT = "a smaller model that proposes tokens, for speed: a run of `settle distill --draft`, or any of the same tokens"
+ABOUT = "a small model that proposes tokens, for speed: a run of `settle distill --draft`, or any with the same tokens"
 
 
 def draft_for(model: Served, name: str, events: Events) -> Draft:

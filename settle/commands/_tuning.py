@@ -96,16 +96,19 @@ def _without(plan: "TrainingPlan", seconds: float) -> "TrainingPlan":
 def handed_over(
     run: Run, job: "TrainingJob", outcome: "Outcome", result: dict[str, Any], events: Events
 ) -> tuple[dict[str, str], dict[str, Any]]:
+    from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.gate import held_out_texts
     from settle.evaluate.hand_over import hand_over, hand_over_adapter
     from settle.formats._adapter import Adapter
     from settle.model.adapters import state
 
     corpus, base, tuning = job.corpus, job.base, job.plan.tuning
-    assert base is not None and tuning is not None
+    assert base is not None and tuning is not None and isinstance(corpus, RowCorpus)
     texts = held_out_texts(corpus.held_out, job.tokenizer)
     best = {key: value for key, value in result["best"].items() if value is not None}
-    card = {"verdict": result["verdict"], **best, **({} if job.tokenizer.chat_template else {"base": True})}
+    took_turns = bool(base.tokenizer.chat_template) and not base.metadata.get("settle.base")
+    learned_turns = bool(corpus.template) and corpus.kind != "text"
+    card = {"verdict": result["verdict"], **best, **({} if took_turns or learned_turns else {"base": True})}
     if job.whole:
         return hand_over(
             job.model, job.architecture, outcome.best, job.tokenizer, run.out, run.name, texts, card, events
@@ -119,7 +122,7 @@ def handed_over(
         base=base.name,
         base_sha256=base.source.sha256,
     )
-    if job.tokenizer is not base.tokenizer:
+    if learned_turns and not (took_turns and job.tokenizer is base.tokenizer):
         card["template"] = job.tokenizer.chat_template
     return hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)
 

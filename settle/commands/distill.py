@@ -14,6 +14,7 @@ from settle.base.run import Run, home, read_json, write_json
 from settle.base.settings import resolve
 from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
+from settle.model.source import wherever
 from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ RATES: dict[str, dict[str, float]] = {
 class Distill(TuningCommand):
     """Let a small model learn from a large one what it holds likely, and see how near it comes.
 
-    TEACHER is a model of the store, a folder in Hugging Face's layout or a .gguf file. INPUTS are texts or examples, as
-    for `settle tune`. The student is the teacher with blocks taken out (--drop-layers), or narrower (--width), or in a
-    given shape (--into), or another model with the same tokenizer (--student).
+    TEACHER is a run, a model of the store, a folder in Hugging Face's layout or a .gguf file. INPUTS are texts or
+    examples, as for `settle tune`. The student is the teacher with blocks taken out (--drop-layers), or narrower
+    (--width), or in a given shape (--into), or another model with the same tokenizer (--student).
 
     The exit code is 3 when the student did not come nearer to its teacher on the held-out rows.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("teacher", "inputs")
 
-    teacher: str = Field(description="a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    teacher: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
     inputs: list[str] = Field([], description="files or folders of texts or examples, or - for stdin")
     objective: dict[str, Any] = Field(
         {}, description="the divergence: --objective.kind forward, reverse or js; and settings such as "
@@ -93,9 +94,8 @@ class Distill(TuningCommand):
     def _asked(self) -> dict[str, Any]:
         kept = super()._asked()
         for name in ("teacher", "student", "into"):
-            path = Path(str(kept.get(name))).expanduser()
-            if kept.get(name) and path.exists():
-                kept[name] = str(path.absolute())
+            if kept.get(name):
+                kept[name] = wherever(str(kept[name]))
         return kept
 
     # --- the rows ---
@@ -311,6 +311,8 @@ def _drafted(
     with as_served(teacher, job.tokenizer, run.out) as model:
         pair = measure_pair(model.path, file, prompts, asked["answer_tokens"], events, asked["threads"])
     events.emit("say", text=pair.headline)
+    if pair.speed_up > 1:
+        events.emit("say", text=f"`settle chat {teacher.name} --draft {run.name}` and `settle serve` use it")
     return pair, file
 
 

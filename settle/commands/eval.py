@@ -7,8 +7,9 @@ from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
+from settle.base.run import Run
 from settle.commands import Command
-from settle.infer.served import Served, run_of, served
+from settle.infer.served import Served, served
 
 if TYPE_CHECKING:
     from settle.data.layouts import Example
@@ -78,7 +79,7 @@ class Eval(Command):
             return served(self.against)
         if tuned.adapter:
             return Served(tuned.path.stem, tuned.path)
-        run = run_of(self.tuned)
+        run = Run.named(self.tuned)
         tuning = (run.read("plan.json") or {}).get("tuning") if run else None
         if tuning and Path(tuning["base"]).exists():
             return served(tuning["base"])._replace(name=tuning["base_name"])
@@ -89,7 +90,7 @@ def held_out(name: str) -> list["Example"]:
     """The rows that a run kept from its training. Raises UsageError when there are none."""
     from settle.data.rows.prepare import prepared_rows
 
-    run = run_of(name)
+    run = Run.named(name)
     record = (run.read("plan.json") if run else None) or {}
     corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
     if corpus is None:

@@ -126,13 +126,15 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """An adapter and the model that it was trained on. file: that model's GGUF, if it is one."""
+    """An adapter and the model that it was trained on. file: that model's GGUF, if it is one. template: the chat
+    template that the adapter was trained with, where it takes turns as its base does not."""
 
     name: str
     base: "Pretrained"
     adapter: "Adapter"
     card: dict[str, Any]
     texts: list[str]
+    template: str | None = None
 
     @property
     def file(self) -> Path | None:
@@ -149,7 +151,8 @@ class _Adapted:
         from settle.model.attach import adapted
 
         live = adapted(self.base, self.adapter)
-        return self.base.part, Merged(live), self.base.tokenizer, live
+        tokenizer = self.base.tokenizer.with_template(self.template) if self.template else self.base.tokenizer
+        return self.base.part, Merged(live), tokenizer, live
 
 
 def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Events) -> dict[str, Any] | None:
@@ -172,7 +175,8 @@ def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Eve
     file, dtype = (path / f"{model.name}-lora.gguf", "f32") if to == "ollama" else (path, dtype)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".base-") as folder:
         under = model.file or export_gguf(architecture, base.weights, tokenizer, Path(folder) / "base.gguf")
-        figures = adapter_through_gate(live, origin, tokenizer, file, under, model.texts, dtype, model.card)
+        card = model.card | {"template": model.template}
+        figures = adapter_through_gate(live, origin, tokenizer, file, under, model.texts, dtype, card)
     tell(figures, events)
     if to == "ollama":
         source, context = str(under.resolve()), architecture.max_position_embeddings
@@ -199,8 +203,23 @@ def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
     from settle.model.pretrained import Pretrained
 
     opened = Pretrained.open(base or str((run.read("plan.json") or {})["tuning"]["base"]))
-    texts = held_out_text(run, opened.tokenizer, events)
-    return _Adapted(run.name, opened, read_peft(run.out / "adapter"), {"name": run.name}, texts)
+    texts, adapter = held_out_text(run, opened.tokenizer, events), read_peft(run.out / "adapter")
+    template, goes_on = _turns(run, opened)
+    card = {"name": run.name} | ({"base": True} if goes_on else {})
+    return _Adapted(run.name, opened, adapter, card, texts, template)
+
+
+def _turns(run: Run, base: "Pretrained") -> tuple[str | None, bool]:
+    """The chat template of a tuned model where its base has another or takes no turns, and whether it takes none itself
+    but goes on with texts: by the file that the run made."""
+    from settle.formats.gguf import read_gguf
+
+    files = [run.out / f"{run.name}{end}" for end in ("-lora.gguf", ".gguf")]
+    made = next((read_gguf(file).metadata for file in files if file.exists()), {})
+    template, was_plain = made.get("tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
+    if not template or made.get("settle.base"):
+        return None, was_plain
+    return (template if was_plain or template != base.tokenizer.chat_template else None), False
 
 
 def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:

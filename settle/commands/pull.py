@@ -71,7 +71,7 @@ def _use(model: StoredModel) -> str:
     if model.kind == "gguf" and embeds(read_gguf(model.path).metadata):
         return "`settle index` finds documents with it, and `settle serve` gives its vectors at /v1/embeddings"
     try:
-        opened = Pretrained.open(model.name)
+        opened = Pretrained.open(model.path)
     except SettleError as e:
         return f"`settle chat {model.name}` talks to it, and it cannot be tuned: {e.what}"
     millions = opened.part.num_parameters / 1e6

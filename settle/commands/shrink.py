@@ -12,6 +12,7 @@ from settle.base.events import Events
 from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.commands import Command
 from settle.commands._session import name_of, to_toml
+from settle.model.source import wherever
 
 if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
@@ -95,7 +96,7 @@ class Shrink(Command):
         kept = self.model_dump(exclude_unset=True, mode="json")
         for key, value in kept.items():
             if key in ("model", "imatrix"):
-                kept[key] = absolute(value)
+                kept[key] = wherever(value)
             elif key in ("inputs", "calibration"):
                 kept[key] = [absolute(path) for path in value]
         return kept
@@ -185,30 +186,18 @@ def _require_extra() -> None:
 def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
     """Of a run: what it was not trained on, of the kind that it was made for."""
     from settle.commands._session import held_out_text
-    from settle.infer.served import run_of
 
-    run = run_of(name)
+    run = Run.named(name)
     return held_out_text(run, source.tokenizer, events, 60_000) if run else []
 
 
 def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "Pretrained":
     """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
     from settle.formats.gguf import export_gguf, read_gguf
-    from settle.infer.served import run_of, served
     from settle.model.pretrained import Pretrained
     from settle.shrink.quantizing import quantized_already
 
-    run = run_of(name)
-    if run is not None:
-        found = served(name)
-        if found.adapter is not None:
-            raise UsageError(
-                f"{name} is an adapter over {found.path.name}, and only whole models are made smaller",
-                f"`settle export {name} --to safetensors` merges it, and makes a folder that can be given here",
-            )
-        opened = Pretrained.open(found.path)
-    else:
-        opened = Pretrained.open(name)
+    opened = Pretrained.open(name)
     if opened.source.kind != "gguf":
         dtype = "bf16" if max(opened.kinds, key=opened.kinds.__getitem__) == "BF16" else "f16"
         path = folder / f"{opened.name}-{dtype}.gguf"

@@ -1,6 +1,5 @@
 """settle tune: teach a model that others trained from your own examples."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -9,6 +8,7 @@ from settle.base.events import Events
 from settle.base.run import Run
 from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
+from settle.model.source import wherever
 from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 class Tune(TuningCommand):
     """Teach a model your own examples until it has settled, and see whether it became better than it was.
 
-    MODEL is one of the store (`settle pull`), a folder in Hugging Face's layout or a .gguf file. INPUTS are files of
-    examples: messages, prompt and completion, Alpaca, ShareGPT, pairs of a chosen and a rejected answer, or plain
-    text; as jsonl, json, csv or parquet. `--dry` shows the plan, the forecast and some rows as they will be learned.
+    MODEL is a run, one of the store (`settle pull`), a folder in Hugging Face's layout or a .gguf file. INPUTS are
+    files of examples: messages, prompt and completion, Alpaca, ShareGPT, pairs of a chosen and a rejected answer, or
+    plain text; as jsonl, json, csv or parquet. `--dry` shows the plan, the forecast and some rows as they will be
+    learned.
 
     The exit code is 3 when the tuned model is not better than its base on the held-out rows.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
 
-    model: str = Field(description="a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
     inputs: list[str] = Field([], description="files or folders of examples, or - for stdin")
 
     def check(self) -> None:
@@ -42,8 +43,7 @@ class Tune(TuningCommand):
             named(self.score)  # a score that is none is refused before anything is loaded
 
     def _asked(self) -> dict[str, Any]:
-        path = Path(self.model).expanduser()
-        return super()._asked() | {"model": str(path.absolute()) if path.exists() else self.model}
+        return super()._asked() | {"model": wherever(self.model)}
 
     def corpus(self, events: Events) -> "RowCorpus":
         return self._corpus(self._base(), events)

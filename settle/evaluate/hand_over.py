@@ -101,6 +101,7 @@ def hand_over_adapter(
         gate = adapter_through_gate(live, origin, tokenizer, file, base.source.path, held_out_texts, "f32", metadata)
     else:
         merged = Merged(base.weights, max(base.kinds, key=base.kinds.__getitem__))
+        metadata.pop("template", None)  # the tokenizer brings it
         gate = export_through_gate(
             live, part, MergedWeights(live), tokenizer, file, held_out_texts, "f16", metadata, merged=merged
         )

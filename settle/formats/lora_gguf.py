@@ -42,8 +42,8 @@ def export_lora(
     """Write an adapter as GGUF, beside and renamed. Returns the path.
 
     part: the architecture of its base; metadata: "name" and "description" go to general.*; "template": the chat
-    template that it was trained with, where its base has none. Raises FormatError for DoRA, for a module that llama.cpp
-    cannot adapt and for values that the type cannot hold, ResourceError on a full
+    template that it was trained with, where its base has another or none, or takes no turns. Raises FormatError for
+    DoRA, for a module that llama.cpp cannot adapt and for values that the type cannot hold, ResourceError on a full
     disk.
     """
     from gguf import GGUFWriter

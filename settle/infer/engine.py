@@ -57,7 +57,7 @@ class Engine(Running):
             require_fit(lora, weights, (self.adapter.name, self.path.name))
             template = lora.metadata.get(TEMPLATE)
             if template:
-                metadata = {**weights.metadata, TEMPLATE: template}
+                metadata = {**weights.metadata, TEMPLATE: template, "settle.base": False}
         adapters = (self.adapter,) if self.adapter else ()
         template = metadata.get(TEMPLATE) if metadata is not weights.metadata else None
         fitting = fitting_context(self.path.name, metadata, context, slots)

@@ -23,7 +23,7 @@ class Served(NamedTuple):
 
 def served(name: str) -> Served:
     """The file behind the name of a run, of a model in the store, or of a .gguf file. Raises UsageError."""
-    run = run_of(name)
+    run = Run.named(name)
     if run is not None:
         adapter = run.out / f"{run.name}-lora.gguf"
         base = ((run.read("plan.json") or {}).get("tuning") or {}).get("base")
@@ -45,7 +45,7 @@ class Drafting(NamedTuple):
 def drafting(name: str) -> Drafting:
     """The draft that a run of `settle distill --draft` made, proposing as was measured to be best; or any model by name
     that is small enough to be one. Raises UsageError."""
-    run = run_of(name)
+    run = Run.named(name)
     file = run.out / f"{run.name}-draft.gguf" if run else None
     pair = (run.read("result.json") or {}).get("pair") if run else None
     if file and file.exists() and pair:
@@ -78,7 +78,7 @@ def _takes_turns(name: str) -> bool:
     from settle.formats.lora_gguf import read_lora
     from settle.infer.running import TEMPLATE
 
-    stored = find_model(name) if run_of(name) is None else None
+    stored = find_model(name) if Run.named(name) is None else None
     if stored is not None and stored.kind != "gguf":
         return True
     try:
@@ -87,12 +87,7 @@ def _takes_turns(name: str) -> bool:
         own = read_lora(made.adapter).metadata.get(TEMPLATE) if made.adapter else None
     except (UsageError, FormatError):
         return False
-    return bool(own or metadata.get(TEMPLATE)) and not metadata.get("settle.base")
-
-
-def run_of(name: str) -> Run | None:
-    """The run of that name, or None."""
-    return Run.find(name) if any(name in (run.name, run.path.name) for run in Run.all()) else None
+    return bool(own) or bool(metadata.get(TEMPLATE)) and not metadata.get("settle.base")
 
 
 def model_file(name: str) -> Path:
@@ -108,7 +103,7 @@ def model_file(name: str) -> Path:
             raise UsageError(
                 f"{name} is not GGUF, which llama.cpp reads", f"`settle pull {name}`, and then by its name"
             )
-    if stored is not None and not any(name in (run.name, run.path.name) for run in Run.all()):
+    if stored is not None and Run.named(name) is None:
         return stored.path if stored.kind == "gguf" else _as_gguf(stored)
     try:
         run = Run.find(name)
@@ -116,15 +111,7 @@ def model_file(name: str) -> Path:
         models = ", ".join(model.name for model in all_models())
         fix = f"models: {models}; " if models else ""
         raise UsageError(f"there is no run and no model named {name!r}", f"{fix}{e.fix}") from None
-    files = sorted(run.out.glob("[!.]*.gguf"), key=lambda p: (p.stem != run.name, p.name))
-    if not files:
-        fix = (
-            f"`settle resume {run.name}` finishes it"
-            if run.status == "interrupted"
-            else f"`settle runs show {run.name}`"
-        )
-        raise UsageError(f"{run.name} has no exported model yet", fix)
-    return files[0]
+    return run.whole_model()
 
 
 def _as_gguf(stored: StoredModel) -> Path:
@@ -134,6 +121,6 @@ def _as_gguf(stored: StoredModel) -> Path:
 
     path = stored.folder / f"{stored.name}-bf16.gguf"
     if not path.exists():
-        model = Pretrained.open(stored.name)
+        model = Pretrained.open(stored.path)
         export_gguf(model.part, model.lazy_weights(), model.tokenizer, path, "bf16", {"name": stored.name})
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.models import Kind, StoredModel, all_models, find_model, stamp_of
+from settle.base.run import Run
 
 _PIECE = 1 << 20  # bytes read at a time
 
@@ -31,13 +32,15 @@ class Source:
 
 
 def find_source(what: Path | str) -> Source:
-    """The model's files by path or by name in the store. Raises UsageError when there is none, naming those there are,
-    FormatError for a path that is not a model."""
-    path = Path(what).expanduser()
-    stored = find_model(str(what))
-    if stored is not None and not path.is_file():
+    """The model's files by path, or by name: what a run made, or one of the store. Raises UsageError when there is
+    none, naming those there are, and for an adapter, FormatError for a path that is not a model."""
+    path, name = Path(what).expanduser(), str(what)
+    run, stored = Run.named(name), find_model(name)
+    if not is_model(path) and run is not None:
+        return Source(run.whole_model(), "gguf", run.name, origin=f"run {run.name}")
+    if not path.is_file() and stored is not None:
         return _of_store(stored)
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not is_model(path):
         raise FormatError(f"there is no config.json in {path}", "give a folder in Hugging Face's layout, or a .gguf")
     if path.exists():
         linked = [model for model in all_models() if model.path.exists() and model.path.samefile(path)]
@@ -45,9 +48,20 @@ def find_source(what: Path | str) -> Source:
             return _of_store(linked[0])
         is_folder = path.is_dir()
         return Source(path, "safetensors" if is_folder else "gguf", path.resolve().name if is_folder else path.stem)
-    known = ", ".join(model.name for model in all_models())
+    known = ", ".join(dict.fromkeys([model.name for model in all_models()] + [run.name for run in Run.all()]))
     fix = f"known: {known}; " if known else ""
-    raise UsageError(f"there is no model {str(what)!r}", fix + f"`settle pull {what}` gets one")
+    raise UsageError(f"there is no model {name!r}", fix + f"`settle pull {name}` gets one")
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path can only mean the model there, and not a name: a file, or a folder in Hugging Face's layout."""
+    return path.is_file() or (path / "config.json").is_file()
+
+
+def wherever(what: str) -> str:
+    """The same model or file, named so that it is found from any folder: a path becomes absolute, a name stays."""
+    path = Path(what).expanduser()
+    return str(path.absolute()) if is_model(path) else what
 
 
 def _of_store(stored: StoredModel) -> Source:

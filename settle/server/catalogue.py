@@ -174,10 +174,8 @@ def _of_store(model: StoredModel) -> Entry:
 
 def _of_run(run: Run) -> Iterator[Entry]:
     """The whole model that a run made."""
-    files = sorted(run.out.glob("[!.]*.gguf"), key=lambda path: (path.stem != run.name, path.name))
-    files = [path for path in files if not path.stem.endswith("-lora")]
-    if files:
-        yield Entry(run.name, files[0], aliases=(run.path.name,), origin=f"run {run.name}")
+    if run.exported is not None:
+        yield Entry(run.name, run.exported, aliases=(run.path.name,), origin=f"run {run.name}")
 
 
 def _adapters(bases: dict[Path, str]) -> Iterator[Entry]:

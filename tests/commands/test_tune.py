@@ -177,6 +177,32 @@ def test_dry_shows_rows_and_leaves_nothing(files, home, capsys):
     assert result["forecast"]["time"]["value"] > 0 and result["plan"]["tuning"]["adapter_name"] == "lora"
 
 
+def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_path, monkeypatch):
+    """Also where the data that it was trained on lies in a folder of that name."""
+    (tmp_path / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = Run.create("train", "notes")
+    assert tune(capsys, "notes", files / "rows.jsonl")[0] == 2
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / "notes.gguf", "f32", {"base": True})
+    code, result, err = tune(capsys, "notes", files / "rows.jsonl", "--name", "asked", "--epochs", "6")
+    assert code in (0, 3) and result["base"]["name"] == "notes", err
+    found = served("asked")
+    assert found.path == run.out / "notes.gguf" and found.adapter is not None
+    with Engine(found.path, threads=1, adapter=found.adapter) as engine:
+        assert engine.takes_turns
+    assert main(["export", "asked", "--to", "lora-gguf"]) == main(["export", "asked", "--to", "gguf"]) == 0
+    for path, adapter in ((found.path, "asked-lora.gguf"), ("asked-f16.gguf", None)):
+        with Engine(path, threads=1, adapter=adapter) as engine:
+            assert engine.takes_turns and "settle.template" not in engine.metadata
+    assert 'model = "notes"' in (Run.find("asked").path / "recipe.toml").read_text()
+    code, _, err = tune(capsys, "asked", files / "rows.jsonl")
+    assert code == 2 and "asked is an adapter" in err and "settle export asked --to safetensors" in err
+    whole = [*(given for given in QUICK if "rank" not in given and given != "4"), "--adapter", "full", "--epochs", "4"]
+    assert main(["tune", "notes", str(files / "rows.jsonl"), "--name", "whole", *whole, "--json"]) in (0, 3)
+    with Engine(served("whole").path, threads=1) as engine:
+        assert engine.takes_turns
+
+
 @pytest.mark.parametrize(
     ("base", "rows", "settings", "what"),
     [
