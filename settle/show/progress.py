@@ -21,9 +21,11 @@ class Standing:
     now: float = 0.0
     expected: float | None = None  # seconds of the whole run, by the forecast
     at_most: float | None = None  # the upper end of that
+    tokens_expected: tuple[float, float] | None = None  # of the whole run, and the upper end
     step: int = 0
     end_step: int | None = None  # known once the decay has begun
     most_steps: int | None = None  # that the person allowed
+    by_clock: bool = False  # the person allowed so much time
     tokens: int = 0
     tokens_per_second: float | None = None
     train_loss: float | None = None
@@ -52,13 +54,24 @@ class Standing:
         elif kind == "decay":
             self.end_step, self.state = event.get("until"), "decaying"
         elif kind == "plan":
-            steps = number(event.get("values", {}).get("steps"))
-            self.most_steps = int(steps) if steps else None
+            values = event.get("values", {})
+            steps = number(values.get("steps"))
+            self.most_steps, self.by_clock = int(steps) if steps else None, bool(values.get("time"))
+        elif kind == "forecast":
+            self._hear_forecast(event)
         elif kind == "resumed":
             self.earlier, self.step = event.get("seconds", 0.0), event["step"]
             self.end_step, self.most_steps = event.get("until"), event.get("most_steps")
+            self.by_clock = event.get("by_clock", False)
         elif kind == "rollback":
             self._pace.clear()
+
+    def _hear_forecast(self, event: Event) -> None:
+        forecast = event.get("forecast") or event
+        time, tokens = (forecast.get(name) or {} for name in ("time", "tokens"))
+        self.expected, self.at_most = number(time.get("value")), number(time.get("high"))
+        if tokens:
+            self.tokens_expected = tokens["value"], tokens["high"]
 
     def _hear_step(self, event: Event) -> None:
         self.began = self.began if self.began is not None else self.now
@@ -84,13 +97,20 @@ class Standing:
         known = [(math.inf, "")]
         if self.most_steps is not None and per_step is not None:
             known.append((max(0.0, (self.most_steps - self.step) * per_step), "at most"))
-        spent = self.spent()
-        if self.expected is not None and spent < self.expected:
-            known.append((self.expected - spent, "forecast"))
-        elif self.at_most is not None and spent < self.at_most:
-            known.append((self.at_most - spent, "at most"))
+        known += self._by_forecast(per_step)
         left = min(known)
         return left if left[1] else None
+
+    def _by_forecast(self, per_step: float | None) -> list[tuple[float, str]]:
+        """What is left of the tokens that were forecast, at the pace of now; of the seconds before there is one, and
+        where a clock ends the run."""
+        done, ends, pace = self.spent(), (self.expected, self.at_most), 1.0
+        if self.tokens_expected and per_step is not None and self.tokens and not self.by_clock:
+            done, ends, pace = self.tokens, self.tokens_expected, per_step * self.step / self.tokens
+        for end, how in zip(ends, ("forecast", "at most"), strict=True):
+            if end is not None and done < end:
+                return [((end - done) * pace, how)]
+        return []
 
     def _seconds_per_step(self) -> float | None:
         """Over the latest steps; None before there are two."""

@@ -114,8 +114,6 @@ class Talk:
 
     def _on_forecast(self, event: Event) -> None:
         forecast = event.get("forecast") or {k: v for k, v in event.items() if isinstance(v, dict)}
-        told = forecast.get("time") or forecast.get("seconds") or {}
-        self.standing.expected, self.standing.at_most = told.get("value"), told.get("high")
         if forecast:
             self.console.print(listing(comparison(forecast, None), self.console.width))
 

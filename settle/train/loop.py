@@ -418,5 +418,6 @@ class Loop:
             step=state.step,
             until=state.schedule.end,
             most_steps=self.plan.max_steps,
+            by_clock=self.plan.seconds is not None,
             seconds=state.seconds,
         )

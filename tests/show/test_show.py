@@ -248,6 +248,32 @@ def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
     resumed.hear({"kind": "resumed", "time": 0.0, "step": 7, "until": None, "most_steps": None, "seconds": 30.0})
     resumed.hear({"kind": "step", "time": 5.0, "step": 8, "tokens": 8, "loss": 1.0})
     assert resumed.left() == (70.0, "forecast")
+
+
+def test_what_is_left_by_the_forecast_goes_by_the_pace_of_now():
+    """A machine that got other work is twice as slow as was forecast; a run that a clock ends is not longer for it."""
+    forecast = {"time": {"value": 100.0, "high": 150.0}, "tokens": {"value": 200.0, "high": 300.0}}
+    for values, left in (({"steps": None, "time": None}, 190 * 1.0), ({"time": "100s"}, 91.0)):
+        standing = Standing()
+        standing.hear({"kind": "plan", "values": values})
+        standing.hear({"kind": "forecast", "forecast": forecast})
+        for step in range(1, 6):
+            standing.hear({"kind": "step", "time": step * 2.0, "step": step, "tokens": 2 * step, "loss": 1.0})
+            if step == 1:
+                assert standing.left() == (100.0, "forecast")
+        assert standing.left() == (pytest.approx(left, abs=1.1), "forecast")
+    resumed = Standing()
+    resumed.hear({"kind": "forecast", "forecast": forecast})
+    resumed.hear(
+        {"kind": "resumed", "step": 110, "until": None, "most_steps": None, "by_clock": False, "seconds": 60.0}
+    )
+    for step in (111, 112):
+        resumed.hear({"kind": "step", "time": step * 2.0, "step": step, "tokens": 2 * step, "loss": 1.0})
+    assert resumed.left() == (pytest.approx(76.0), "at most")
+
+
+def test_settled_is_as_near_as_its_gain():
+    standing = Standing()
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
     assert standing.nearness == 1.0
     standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": 0.05, "tolerance": 0.005})
