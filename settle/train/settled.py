@@ -292,7 +292,9 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
     of the present loss, with an 80 % interval; NaN while there are too few evaluations.
 
     The slope comes from the shortest line. How it goes on falling is not known: the loss is taken to follow
-    E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end).
+    E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
+    does not fall below nothing: for a fall by g of itself, 1 - exp(-g) is told, which is exact where the line touches
+    a loss without a floor, A·tokens^-α.
     """
     usable = [e for e in history if e.tokens > since_tokens]
     lines = trends(usable) if len(usable) >= MIN_POINTS else []
@@ -311,11 +313,13 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
     low = line.gain - (line.gain - line.low) * narrower
     high = line.gain + (line.high - line.gain) * narrower
     # a falling loss (positive gain) slows down at the lower end and does not at the upper; a rising one the other way
-    return (
+    gains = (
         line.gain * further(0.4),
         low * further(1.0 if low > 0 else 0.0),
         high * further(0.0 if high > 0 else 1.0),
     )
+    expected, low, high = (-math.expm1(-gain) if gain > 0 else gain for gain in gains)
+    return expected, low, high
 
 
 def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:

@@ -182,6 +182,13 @@ def test_gain_of_a_further_hour_covers_power_laws(kappa: float):
     assert low <= true <= high and low < expected < high
 
 
+def test_the_gain_of_a_further_hour_is_never_more_than_the_loss():
+    """A student nears its teacher: the loss falls towards nothing."""
+    history = looks(lambda tokens: 3e5 / (tokens + 1e4), 1_000_000, noise=0.002)
+    expected, low, high = gain_for(history, 9_000_000)
+    assert 0 < low < expected < high < 1 and high > 0.9
+
+
 def test_frequency_loss_is_the_cross_entropy_of_the_counts():
     counts = np.array([3, 1, 0, 0])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
