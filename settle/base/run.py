@@ -123,14 +123,15 @@ class Run:
     @property
     def exported(self) -> Path | None:
         """The whole model that it made, as a GGUF file; None where it made none, or not yet."""
-        files = [path for path in self.out.glob("[!.]*.gguf") if not path.stem.endswith(("-lora", "-draft"))]
+        others = (f"{self.name}-lora", f"{self.name}-draft")
+        files = [path for path in self.out.glob("[!.]*.gguf") if path.stem not in others]
         return min(files, key=lambda path: (path.stem != self.name, path.name), default=None)
 
     def whole_model(self) -> Path:
         """`exported`. Raises UsageError where there is none, saying why."""
         if self.exported is not None:
             return self.exported
-        if any(self.out.glob("[!.]*-lora.gguf")):
+        if (self.out / f"{self.name}-lora.gguf").exists():
             raise UsageError(
                 f"{self.name} is an adapter and no whole model",
                 f"`settle export {self.name} --to safetensors` merges it, and makes a folder that can be given here",
