@@ -48,7 +48,8 @@ def find_source(what: Path | str) -> Source:
             return _of_store(linked[0])
         is_folder = path.is_dir()
         return Source(path, "safetensors" if is_folder else "gguf", path.resolve().name if is_folder else path.stem)
-    known = ", ".join(dict.fromkeys([model.name for model in all_models()] + [run.name for run in Run.all()]))
+    made = [run.name for run in Run.all() if run.exported is not None]
+    known = ", ".join(dict.fromkeys([model.name for model in all_models()] + made))
     fix = f"known: {known}; " if known else ""
     raise UsageError(f"there is no model {name!r}", fix + f"`settle pull {name}` gets one")
 

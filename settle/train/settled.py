@@ -36,6 +36,7 @@ IN_A_ROW = 3  # evaluations that must agree on "settled"
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
 EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
+SMALL = 0.01  # nats per token: of a smaller loss next to nothing is left, and shares are taken of this
 DECAY_FRACTION = 0.25  # of the tokens seen: length of the final decay (bench/settled.py measures it)
 
 
@@ -64,7 +65,8 @@ class Evaluation(Protocol):
 class Trend:
     """A straight line in ln(tokens) through one stretch of the history.
 
-    `gain`, `low`, `high` are the improvement for 10 % more tokens and its interval, as fractions of the loss.
+    `gain`, `low`, `high` are the improvement for 10 % more tokens and its interval, as fractions of the loss, or of
+    `SMALL` where that is more.
     """
 
     start_tokens: int
@@ -177,7 +179,11 @@ def trends(history: Sequence[Evaluation]) -> list[Trend]:
 
 
 def fit(stretch: Sequence[Evaluation]) -> Trend:
-    """Least squares of loss on ln(tokens) over a stretch of evaluations."""
+    """Least squares of loss on ln(tokens) over a stretch of evaluations.
+
+    A loss that falls fast to nothing bends so much that the line ends below all that was seen, even below nothing: the
+    gain is a share of what was seen then.
+    """
     x = np.log([e.tokens for e in stretch])
     y = np.array([e.loss for e in stretch])
     design = np.stack([np.ones(len(x)), x - x[-1]], axis=1)
@@ -189,8 +195,9 @@ def fit(stretch: Sequence[Evaluation]) -> Trend:
     apart = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
     training = math.sqrt(max(0.0, variance * float(weights @ correlation**apart @ weights)))
     sample = _sample_error(stretch, weights)
-    gain = float(weights @ y) / level
-    reach = student(0.5 + CONFIDENCE / 2, freedom) * math.hypot(training, sample) / level
+    whole = max(float(level), float(y.min()), SMALL)
+    gain = float(weights @ y) / whole
+    reach = student(0.5 + CONFIDENCE / 2, freedom) * math.hypot(training, sample) / whole
     return Trend(
         start_tokens=stretch[0].tokens,
         points=len(x),
@@ -199,7 +206,7 @@ def fit(stretch: Sequence[Evaluation]) -> Trend:
         high=gain + reach,
         noise=math.sqrt(variance),
         correlation=correlation,
-        sample_stderr=sample / level,
+        sample_stderr=sample / whole,
         loss=float(level),
     )
 

@@ -69,6 +69,22 @@ def test_a_smaller_tolerance_trains_longer():
     assert stops == sorted(stops) and stops[0] < stops[2] / 3
 
 
+def test_a_loss_that_falls_to_nothing_settles_there_and_not_on_the_way():
+    """The line through a loss that halves again and again ends below nothing: that is no gain of less than nothing."""
+
+    def learned_by_heart(tokens: float) -> float:
+        return 1e-5 + 4.0 * 2 ** -(tokens / 100_000)
+
+    history = looks(learned_by_heart, 3_000_000)
+    state, at = first_verdict(history, Settled(0.005))
+    assert state == "settled" and at.loss < 0.01
+    for n in range(MIN_HISTORY + 1, len(history)):
+        judged = Settled(0.005).judge(history[:n])
+        assert judged.low <= judged.gain <= judged.high, n
+        if gain(learned_by_heart, history[n - 1].tokens) * history[n - 1].loss > 0.005 * 0.01:
+            assert judged.state == "improving", n
+
+
 def test_interval_covers_the_true_gain():
     """On a straight line in ln(tokens), where the model is exact, with correlated noise."""
     rng = np.random.default_rng(1)
