@@ -192,7 +192,8 @@ def _looks(plan: TrainingPlan, tokens: float) -> int:
 
 
 def _loss(plan: TrainingPlan, measured: Measured, tokens: Estimate) -> Estimate:
-    """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens."""
+    """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens; at the lower end, where
+    rows are so alike that they are learned by heart, by the same share of the loss again and again."""
     seen = measured.steps * plan.loop.tokens_per_step
     fall = max(0.0, measured.before - measured.after)
 
@@ -201,4 +202,5 @@ def _loss(plan: TrainingPlan, measured: Measured, tokens: Estimate) -> Estimate:
 
     spread = math.hypot(LOSS_SPREAD, measured.stderr / measured.after)
     value = Estimate.within(at(tokens.value), spread)
-    return Estimate(value.value, min(value.low, at(tokens.high)), max(value.high, at(tokens.low)))
+    by_heart = measured.after * max(1.0, tokens.high / seen) ** (-fall / measured.after)
+    return Estimate(value.value, min(value.low, at(tokens.high), by_heart), max(value.high, at(tokens.low)))
