@@ -21,7 +21,8 @@ def noted(home, status: int) -> bool:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         audit = home / "server" / "audit.jsonl"
-        line = json.loads(audit.read_text().splitlines()[-1]) if audit.exists() else {}
+        text = audit.read_text() if audit.exists() else ""
+        line = json.loads(text.splitlines()[-1]) if text.endswith("\n") else {}  # it is there before its first line is
         if "a fault of ours" in line.get("error", "") and line["status"] == status:
             return True
         time.sleep(0.02)
