@@ -180,7 +180,7 @@ def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Eve
     tell(figures, events)
     if to == "ollama":
         source, context = str(under.resolve()), architecture.max_position_embeddings
-        text = modelfile(source, tokenizer, context, adapter=f"./{file.name}")
+        text = modelfile(source, tokenizer, context, bool(card.get("base")), f"./{file.name}")
         (path / "Modelfile").write_text(text, encoding="utf-8")
     return figures
 

@@ -148,8 +148,14 @@ class Serve(Command):
             return {}
         if not entries:
             raise UsageError("which model is the draft for?", "settle serve MODEL --draft NAME")
+        from settle.data.tokenizers_alike import require_same_tokens
+        from settle.formats.gguf import read_gguf
+
         first = Served(entries[0].id, entries[0].path)
-        return {first.path.resolve(): draft_for(first, self.draft, events)}
+        draft = draft_for(first, self.draft, events)
+        ours, its = (read_gguf(path).metadata for path in (first.path, draft.path))
+        require_same_tokens(ours, its, (first.name, self.draft))  # now, and not when the model is first asked for
+        return {first.path.resolve(): draft}
 
     def _told(self, events: Events, address: str, key: str | None, catalogue: object) -> None:
         from settle.server.catalogue import Catalogue

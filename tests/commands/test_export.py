@@ -135,6 +135,18 @@ def test_a_run_that_tuned_an_adapter(an_adapter, tiny, capsys):
     assert alone["gate"]["passed"] and alone["path"] == "polite-lora.gguf"
 
 
+def test_an_adapter_that_goes_on_with_texts_gets_no_turns(an_adapter, tiny, tmp_path, capsys):
+    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "plain.gguf", "f16", {"base": True})
+    run = Run.create("tune", "prose")
+    lora = dataclasses.replace(adapter(tiny.part), base_sha256=hash_of(base))
+    export_peft(tiny.part, lora, run.out / "adapter")
+    write_json(run.path / "plan.json", {"corpus": "gone", "tuning": {"base": str(base)}})
+    told(["prose", "--to", "ollama"], capsys)
+    assert 'TEMPLATE """{{ .Prompt }}"""' in (Path("prose-ollama") / "Modelfile").read_text()
+    told(["prose", "--to", "gguf"], capsys)
+    assert read_gguf(Path("prose-f16.gguf")).metadata["settle.base"] is True
+
+
 def test_an_adapter_and_the_wrong_base(an_adapter, tiny, tmp_path, capsys):
     other = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "other.gguf", "f32")
     assert main(["export", str(an_adapter), "--base", str(other)]) == 1
