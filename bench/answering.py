@@ -22,16 +22,16 @@ from typing import Any
 
 import settle
 from settle.base.run import home
-from settle.evaluate.paired import paired
+from settle.evaluate.compare.paired import paired
 from settle.infer.engine import Engine
-from settle.infer.served import served
-from settle.retrieve import packing
-from settle.retrieve.answer import Answer, answer, look, whole
-from settle.retrieve.collection import Collection
-from settle.retrieve.packing import Source
+from settle.infer.resolve import served
+from settle.retrieve.answer import context
+from settle.retrieve.answer.ask import Answer, answer, look, whole
+from settle.retrieve.answer.context import Source
+from settle.retrieve.index.collection import Collection
 
 ORDERS = ("best last", "best first")
-PACKED = packing._Groups.sources
+PACKED = context._Groups.sources
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def row(
     k: int,
     kept: Path | None,
 ) -> dict[str, Any]:
-    packing._Groups.sources = PACKED if order == "best last" else first(PACKED)  # type: ignore[method-assign]
+    context._Groups.sources = PACKED if order == "best last" else first(PACKED)  # type: ignore[method-assign]
     found = look(collection, question["question"], k=k)
     found = replace(found, evidence=replace(found.evidence, score=1.0))
     began = time.monotonic()

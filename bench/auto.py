@@ -28,11 +28,11 @@ import torch
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.model.pretrained import Pretrained
 from settle.shrink.calibration import calibration_texts, calibration_windows
-from settle.shrink.choosing import choose
-from settle.shrink.measuring import measure
-from settle.shrink.quantizing import file_bytes, quantize_gguf
-from settle.shrink.recipe import recipe_types
-from settle.shrink.trial import Trial
+from settle.shrink.measurements import measure
+from settle.shrink.types.choose_types import choose
+from settle.shrink.types.fake_quant import Trial
+from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 
 LENGTH = 256
 
@@ -175,7 +175,7 @@ def dithered(values: torch.Tensor, name: str) -> torch.Tensor:
 
 def in_engine(source: Path, folder: Path, importance, windows: list[np.ndarray]):
     """Divergence of the quantized file in llama.cpp from the source in llama.cpp."""
-    from settle.infer.scoring import Scorer
+    from settle.infer.scorer import Scorer
 
     with Scorer(source, LENGTH) as scorer:
         own = scorer.likelihoods([w.tolist() for w in windows], folder / "likelihoods")
@@ -194,7 +194,7 @@ def in_engine(source: Path, folder: Path, importance, windows: list[np.ndarray])
 
 def trained_here(text: Path, folder: Path) -> Path:
     """A Llama of width 256, on a text, for some hundred steps: every one of its rows takes K-quants."""
-    from settle.data.tokenizer import Tokenizer
+    from settle.data.tokenizer.byte_bpe import Tokenizer
     from settle.model.architectures.llama import Llama
 
     target = folder / "trained-here.gguf"

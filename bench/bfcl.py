@@ -20,7 +20,7 @@ from typing import Any
 
 import jsonschema
 
-from settle.server.beside import Side, both_sides
+from settle.server.bench.bare_server import Side, both_sides
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "String": "string", "ArrayList": "array"}

@@ -27,7 +27,7 @@ from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings
 from settle.evaluate.speculative import measure_pair
 from settle.infer.engine import Engine
-from settle.infer.served import drafting
+from settle.infer.resolve import drafting
 from settle.model.pretrained import Pretrained
 
 SPEED_UP = 1.5

@@ -60,7 +60,7 @@ def get_model(work: Path) -> None:
     """The model for both sides, of the same files."""
     from settle.base.events import Events
     from settle.model.pulling import find_offer
-    from settle.retrieve.embedders.minilm import Minilm
+    from settle.retrieve.index.embedders.minilm import Minilm
 
     Minilm().prepare(Events())
     (work / "fetched").mkdir()
@@ -116,11 +116,11 @@ def write_documents(folder: Path, most: int) -> None:
 def index(work: Path, name: str) -> int:
     """The whole of ours, into a new collection; how many passages it has."""
     from settle.base.events import Events
-    from settle.retrieve.chunkers.structure import Structure
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.embedders.minilm import Minilm
-    from settle.retrieve.indexing import update
-    from settle.retrieve.stores.lancedb import Lancedb
+    from settle.retrieve.index.chunkers.structure import Structure
+    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.embedders.minilm import Minilm
+    from settle.retrieve.index.stores.lancedb import Lancedb
+    from settle.retrieve.index.update_index import update
 
     with Collection.create(name) as collection:
         collection.decide(Minilm(), Lancedb(), Structure())
@@ -130,7 +130,7 @@ def index(work: Path, name: str) -> int:
 
 def cut(work: Path) -> list[str]:
     """The passages that ours makes of the documents."""
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
     index(work, "first")
     with Collection("first") as collection:
@@ -142,7 +142,7 @@ def cut(work: Path) -> list[str]:
 
 def work_for(work: Path) -> None:
     """Our side: does what it is told, line by line."""
-    from settle.retrieve.embedders.minilm import Minilm
+    from settle.retrieve.index.embedders.minilm import Minilm
 
     passages = json.loads((work / "passages.json").read_text())
     vectorizer = Minilm().open()

@@ -106,13 +106,13 @@ def opened(name, work, threads):
         import torch
 
         from settle.formats.gguf import read_gguf
-        from settle.retrieve.embedders import _bert
+        from settle.retrieve.index.embedders import _bert
 
         torch.set_num_threads(threads)
         _bert.fastest = lambda: ("cpu", torch.bfloat16 if name.endswith("bf16") else torch.float32)
         return _bert.BertEncoder(read_gguf(work / "minilm.gguf")).embed
     if name.startswith("llama.cpp"):
-        from settle.infer.embedding import VectorEngine
+        from settle.infer.embedder import VectorEngine
 
         engine = VectorEngine(work / "minilm.gguf", threads=threads)
         engine.start()

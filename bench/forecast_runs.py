@@ -17,8 +17,8 @@ from settle.data.prepare import prepare
 from settle.machine import PeakMemory, resident
 from settle.plan.probe import probe, probe_steps
 from settle.plan.settings import TrainingSettings
-from settle.plan.training import plan_training
 from settle.plan.training_job import TrainingJob
+from settle.plan.training_plan import plan_training
 
 
 def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:

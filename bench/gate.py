@@ -18,10 +18,10 @@ from typing import Any
 
 from settle.base.run import Run, home
 from settle.data.store import TokenStore
-from settle.evaluate.behaviour import Effort
-from settle.evaluate.gate import held_out_texts, run_gate
+from settle.evaluate.gate.behaviour import Effort
+from settle.evaluate.gate.gate import held_out_texts, run_gate
 from settle.formats import gguf
-from settle.infer.live import Live, load
+from settle.infer.live_model import Live, load
 
 THOROUGH = Effort(num_texts=7000, num_prompts=50, num_greedy=64, num_windows=24, num_logprobs=1 << 20)
 NUM_RANDOM = 3000

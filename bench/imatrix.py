@@ -15,12 +15,12 @@ import numpy as np
 from auto import LENGTH, held_out_windows
 
 from settle.formats.gguf import read_gguf
-from settle.infer.scoring import Scorer
+from settle.infer.scorer import Scorer
 from settle.model.pretrained import Pretrained
+from settle.shrink.activations.importance import importance_of
 from settle.shrink.calibration import calibration_texts, calibration_windows
-from settle.shrink.importance import importance_of
-from settle.shrink.quantizing import quantize_gguf
-from settle.shrink.recipe import recipe_types
+from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.quantize_file import quantize_gguf
 
 
 def main() -> None:

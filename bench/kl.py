@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from settle.data.likelihoods import bytes_per_position
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.windows import first_texts, text_windows
 from settle.evaluate.divergence import divergence
 from settle.formats.gguf import read_gguf
-from settle.infer.scoring import Scorer
-from settle.infer.scoring_child import Model
+from settle.infer.scorer import Scorer
+from settle.infer.scorer_child import Model
 
 MOST_CHARACTERS = 4000  # of a text, so that there are several
 

@@ -86,7 +86,7 @@ def bits_per_byte(out: Path, held_out: Path) -> float:
     import torch
     from safetensors.torch import load_file
 
-    from settle.data.tokenizer import Tokenizer
+    from settle.data.tokenizer.byte_bpe import Tokenizer
     from settle.model.architectures.llama import Llama
     from settle.train.objectives.next_token import NextToken
 

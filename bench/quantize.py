@@ -28,10 +28,10 @@ RECIPES = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "Q4_0
 def ours(job: dict) -> None:
     from settle.base import chat_template
     from settle.formats.gguf import read_gguf
-    from settle.shrink import ggml
-    from settle.shrink.imatrix import read_imatrix
-    from settle.shrink.quantizing import quantize_gguf
-    from settle.shrink.recipe import recipe_types
+    from settle.shrink.types import ggml
+    from settle.shrink.types.imatrix import read_imatrix
+    from settle.shrink.types.llamacpp_mixes import recipe_types
+    from settle.shrink.types.quantize_file import quantize_gguf
 
     # libraries are loaded before on both sides
     chat_template.complaint("")
@@ -47,8 +47,8 @@ def ours(job: dict) -> None:
 def theirs(job: dict) -> None:
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
-    from settle.shrink.imatrix import read_imatrix
-    from settle.shrink.recipe import RECIPES as KNOWN
+    from settle.shrink.types.imatrix import read_imatrix
+    from settle.shrink.types.llamacpp_mixes import RECIPES as KNOWN
 
     ffi, lib = get_ffi(), get_lib()
     lib.llama_backend_init()
@@ -96,7 +96,7 @@ def run(side: str, job: dict) -> dict:
 def drawn_importance(source: Path, path: Path) -> Path:
     """Means as wide as those of real models, for a model that has no importance file."""
     from settle.formats.gguf import read_gguf
-    from settle.shrink.imatrix import Importance, write_imatrix
+    from settle.shrink.types.imatrix import Importance, write_imatrix
 
     random, means = np.random.default_rng(0), {}
     for name, tensor in read_gguf(source).tensors.items():
@@ -139,7 +139,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         {"ours": ours, "theirs": theirs}[sys.argv[2]](json.loads(sys.argv[3]))
         return
-    from settle.shrink.ggml import num_threads
+    from settle.shrink.types.ggml import num_threads
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from settle.base.registry import part, part_names
-from settle.retrieve.document import Block
-from settle.retrieve.folders import Found, LeftOut, walk
-from settle.retrieve.reading import read_all
+from settle.documents.blocks import Block
+from settle.documents.reader_pool import read_all
+from settle.documents.walk import Found, LeftOut, walk
 
 LARGEST = 1 << 20  # bytes
 LETTERS = 4  # of a token, when counting is free
@@ -76,8 +76,8 @@ def main() -> None:
         sys.stdout.flush()
     text = sum(len(b.text) for of in documents for b in of) / 1e6
     print("\n| cut | passages | MB/s of text |\n|---|--:|--:|")
-    for name in part_names("retrieve/chunkers"):
-        chunker = part("retrieve/chunkers", name)()
+    for name in part_names("retrieve/index/chunkers"):
+        chunker = part("retrieve/index/chunkers", name)()
         began = time.process_time()
         passages = sum(1 for of in documents for _ in chunker.cut(of, free, MOST))  # type: ignore[attr-defined]
         print(f"| {name} | {passages:,} | {text / (time.process_time() - began):.1f} |")

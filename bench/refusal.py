@@ -23,10 +23,10 @@ from retrieval import SETS, indexed, read
 
 from settle.base.events import Events
 from settle.evaluate.shares import share
-from settle.retrieve.calibration import calibrate, fit, threshold
-from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
-from settle.retrieve.search import search
+from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
+from settle.retrieve.check.calibration import calibrate, fit, threshold
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.search.hybrid_search import search
 
 KINDS = ("questions", "unanswerable")
 FALSE = 0.05  # share of the answerable questions of a gold set that may be refused

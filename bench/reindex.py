@@ -85,7 +85,7 @@ def write_states(folder: Path, seed: int = 1) -> tuple[Path, Path]:
 def contents(home: Path) -> dict[str, list[Any]]:
     """What an index holds: by document its passages with their places and vectors, as one hash each."""
     os.environ["SETTLE_HOME"] = str(home)
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
     found: dict[str, list[Any]] = {}
     with Collection("docs") as collection:
@@ -106,7 +106,7 @@ def contents(home: Path) -> dict[str, list[Any]]:
 def assert_whole(home: Path) -> None:
     """Nothing is kept that does not count, and the words are those of the passages."""
     os.environ["SETTLE_HOME"] = str(home)
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
     with Collection("docs") as collection:
         counts = collection.catalogue.counts()

@@ -26,10 +26,10 @@ import numpy as np
 
 from settle.base.events import Events
 from settle.base.registry import part
-from settle.evaluate.paired import paired
-from settle.retrieve.collection import Collection
-from settle.retrieve.indexing import update
-from settle.retrieve.search import search
+from settle.evaluate.compare.paired import paired
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.update_index import update
+from settle.retrieve.search.hybrid_search import search
 
 SETS = ("foldoc", "wordnet", "python", "man")
 PEERS = ("chroma", "chroma_whole", "llamaindex", "haystack", "haystack_hybrid")
@@ -41,9 +41,11 @@ Found = list[tuple[str, str]]  # (path below the documents, text), the best firs
 def indexed(documents: Path) -> Iterator[Collection]:
     """A collection with defaults, made where SETTLE_HOME is."""
     with Collection.create(documents.parent.name) as collection:
-        embedder = part("retrieve/embedders", "minilm")()
+        embedder = part("retrieve/index/embedders", "minilm")()
         embedder.prepare(Events())
-        collection.decide(embedder, part("retrieve/stores", "lancedb")(), part("retrieve/chunkers", "structure")())
+        collection.decide(
+            embedder, part("retrieve/index/stores", "lancedb")(), part("retrieve/index/chunkers", "structure")()
+        )
         collection.follow([documents])
         update(collection, Events())
         yield collection

@@ -20,12 +20,12 @@ import numpy as np
 from gold import PACKAGES, unpacked, wordnet_entries
 from paraphrase import WordNet
 
-from settle.retrieve.catalogue import Catalogue, Change, Known
-from settle.retrieve.collection import Collection
-from settle.retrieve.document import Chunk, Place
-from settle.retrieve.embedders import Vectorizer
-from settle.retrieve.search import SCORED, search
-from settle.retrieve.terms import terms
+from settle.documents.blocks import Chunk, Place
+from settle.retrieve.index.catalogue import Catalogue, Change, Known
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.embedders import Vectorizer
+from settle.retrieve.search.hybrid_search import SCORED, search
+from settle.retrieve.search.terms import terms
 
 BATCH, WIDTH = 2000, 384
 

@@ -51,7 +51,7 @@ def made_vectors(count: int, seed: int) -> np.ndarray:
 def opened(store: str, folder: Path) -> Any:
     from settle.base.registry import part
 
-    return part("retrieve/stores", store)().open(folder, "docs-1234", WIDTH)
+    return part("retrieve/index/stores", store)().open(folder, "docs-1234", WIDTH)
 
 
 def size_of(folder: Path) -> int:
@@ -90,9 +90,9 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
     if store == "exact":
         times = times_of(lambda q: np.argpartition(-(vectors @ q), 50)[:50], questions)
         return {"store": store, "count": len(vectors), **times, "recall": 1.0}
-    from settle.retrieve.catalogue import Change, Known
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.document import Chunk, Place
+    from settle.documents.blocks import Chunk, Place
+    from settle.retrieve.index.catalogue import Change, Known
+    from settle.retrieve.index.collection import Collection
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = folder
@@ -124,9 +124,9 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
     """A collection whose documents are all removed and come back, twenty times, against one made at once."""
     from settle.base.events import Events
     from settle.base.registry import part
-    from settle.retrieve.chunkers.structure import Structure
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.indexing import update
+    from settle.retrieve.index.chunkers.structure import Structure
+    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.update_index import update
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = str(Path(folder) / "home")
@@ -140,7 +140,11 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
                 "".join(f"# {s} of {number}\n\n{text}\n\n" for s, text in enumerate(texts))
             )
         (docs / "stays.md").write_text("This one stays, so that the folder is never empty.")
-        parts = part("retrieve/embedders", "hashed")(width=WIDTH), part("retrieve/stores", store)(), Structure()
+        parts = (
+            part("retrieve/index/embedders", "hashed")(width=WIDTH),
+            part("retrieve/index/stores", store)(),
+            Structure(),
+        )
         sizes, seconds = [], []
 
         def brought_up_to_date() -> Any:
@@ -203,8 +207,8 @@ def catalogue(passages: int) -> dict[str, Any]:
     """Python's own library as passages of 130 words, committed 512 at a time."""
     import sysconfig
 
-    from settle.retrieve.catalogue import Catalogue, Change, Known
-    from settle.retrieve.document import Chunk, Place
+    from settle.documents.blocks import Chunk, Place
+    from settle.retrieve.index.catalogue import Catalogue, Change, Known
 
     def texts() -> Iterator[str]:
         turn = 0

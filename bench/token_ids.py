@@ -13,8 +13,8 @@ import random
 from importlib.util import find_spec
 from pathlib import Path
 
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
-from settle.evaluate.gate import ADVERSARIAL, PROSE
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.evaluate.gate.gate import ADVERSARIAL, PROSE
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 

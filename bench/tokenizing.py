@@ -24,13 +24,13 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import pre_tokenizers
 
 from settle.base.events import Events
+from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.files import find_files
 from settle.data.ledger import Ledger
 from settle.data.prepare import _tokenize, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import HELD_OUT, TRAIN
-from settle.data.spool import Spool, SpoolWriter
-from settle.data.tokenizer import Tokenizer, vocabulary_size
+from settle.data.tokenizer.byte_bpe import Tokenizer, vocabulary_size
 
 ROUNDS = 5
 

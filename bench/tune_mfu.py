@@ -26,7 +26,7 @@ from settle.data.batches import Batch
 from settle.model.architectures import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.training_job import TrainingJob
-from settle.plan.tuning import plan_tuning
+from settle.plan.tuning_plan import plan_tuning
 
 RANK = 16
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

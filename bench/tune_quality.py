@@ -26,7 +26,7 @@ from settle.data.rows.batches import held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import RowSettings
 from settle.formats.peft import read_peft
-from settle.model.attach import attach
+from settle.model.load_adapter import attach
 from settle.model.pretrained import Pretrained
 from settle.train.evaluation import evaluate
 from settle.train.objectives.next_token import NextToken

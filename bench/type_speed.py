@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.shrink import ggml
-from settle.shrink.sensitivity import TYPES
+from settle.shrink.types import ggml
+from settle.shrink.types.sensitivity import TYPES
 
 VALUES = 1 << 17
 POINTER = ctypes.c_void_p

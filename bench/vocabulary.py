@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from settle.evaluate.gate import run_gate
+from settle.evaluate.gate.gate import run_gate
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 from settle.shrink.pruners.vocabulary import Vocabulary

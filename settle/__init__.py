@@ -30,7 +30,7 @@ from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from settle.commands._session import FinishedRun
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
 
 def train(*inputs: str, **settings: Any) -> "FinishedRun":
@@ -76,7 +76,7 @@ def index(path: str, *more: str, **settings: Any) -> "Collection":
     from settle.base.events import Events
     from settle.base.settings import resolve
     from settle.commands.index import Index
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
     heard: list[str] = []
     events = Events(listeners=[lambda e: heard.append(e["result"]["name"]) if e["kind"] == "result" else None])

@@ -10,13 +10,13 @@ from cyclopts import App
 from pydantic import BaseModel
 
 import settle
+from settle.base.amounts import count, seconds
 from settle.base.registry import part_names
 from settle.base.settings import read_recipe, resolve
 from settle.cli import STDIN, _spelled, build_app
 from settle.commands.chat import Chat
 from settle.commands.train import Train
 from settle.commands.tune import Tune
-from settle.plan.amounts import count, seconds
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
 

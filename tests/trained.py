@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from settle.data.tokenizer import Tokenizer
+from settle.data.tokenizer.byte_bpe import Tokenizer
 from settle.formats._adapter import PREFIX, Adapter
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder

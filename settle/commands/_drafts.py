@@ -2,8 +2,8 @@
 
 from settle.base.errors import UsageError
 from settle.base.events import Events
-from settle.infer.process import Draft
-from settle.infer.served import Served, drafting
+from settle.infer.child_process import Draft
+from settle.infer.resolve import Served, drafting
 
 ABOUT = "a small model that proposes tokens, for speed: a run of `settle distill --draft`, or any with the same tokens"
 

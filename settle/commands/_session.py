@@ -14,13 +14,13 @@ from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.events import Events
 from settle.base.run import Run, free_name, home, write_atomic, write_json
 from settle.base.settings import read_recipe, resolve
+from settle.base.stop_signals import Stopping
 from settle.commands import Command
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.infer.engine import Engine
-    from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
+    from settle.plan.training_plan import TrainingPlan
     from settle.train.loop import Outcome
 
 Spent = Callable[[], dict[str, float]]  # of all sessions up to now: seconds, joules, peak_memory
@@ -163,8 +163,8 @@ def write_result(
     """Card, picture, and result.json last: its presence means that the run is finished. compared: lines for the card
     on how the model does against its base.
     """
-    from settle.evaluate.card import write_card
-    from settle.evaluate.curves import draw_curves
+    from settle.evaluate.report.card import write_card
+    from settle.evaluate.report.curves import draw_curves
 
     record["num_parameters"] = job.architecture.num_parameters
     write_card(run.out / "card.md", run.name, record, result, job.corpus.ledger, compared)
@@ -221,7 +221,7 @@ class FinishedRun:
     def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
         """`generate`, piece by piece."""
         from settle.infer.engine import Engine
-        from settle.infer.served import served
+        from settle.infer.resolve import served
 
         model = served(self.path.name)
         with Engine(model.path, adapter=model.adapter) as engine:
@@ -256,7 +256,7 @@ def held_out_text(run: Run, tokenizer: object, events: Events, most_tokens: int 
     """The run's held-out text; when its token store was removed, prose that is always there."""
     from settle.data.rows.prepare import prepared_rows
     from settle.data.store import TokenStore
-    from settle.evaluate.gate import PROSE, held_out_texts
+    from settle.evaluate.gate.gate import PROSE, held_out_texts
 
     record = run.read("plan.json") or {}
     folder = home() / "tokens" / str(record.get("corpus")) / "held_out"

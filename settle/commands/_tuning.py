@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from settle.base.events import Events
 from settle.base.run import Run, write_json
+from settle.base.stop_signals import Stopping
 from settle.commands._session import RunCommand, Spending, go_on, record_of
 from settle.plan.settings import TuningSettings
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
-    from settle.infer.served import Served
+    from settle.infer.resolve import Served
     from settle.model.pretrained import Pretrained
-    from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
+    from settle.plan.training_plan import TrainingPlan
     from settle.train.loop import Outcome
 
 
@@ -44,8 +44,8 @@ def begin(
 ) -> int:
     """From rows and a model to the end of the run, as `RunCommand.start`."""
     from settle.plan.training_job import TrainingJob
-    from settle.plan.tuning import plan_tuning
     from settle.plan.tuning_forecast import look_ahead
+    from settle.plan.tuning_plan import plan_tuning
     from settle.train.proof import prove
 
     if settings.dry:
@@ -97,8 +97,8 @@ def handed_over(
     run: Run, job: "TrainingJob", outcome: "Outcome", result: dict[str, Any], events: Events
 ) -> tuple[dict[str, str], dict[str, Any]]:
     from settle.data.rows.prepare import RowCorpus
-    from settle.evaluate.gate import held_out_texts
-    from settle.evaluate.hand_over import hand_over, hand_over_adapter
+    from settle.evaluate.gate.export import hand_over, hand_over_adapter
+    from settle.evaluate.gate.gate import held_out_texts
     from settle.formats._adapter import Adapter
     from settle.model.adapters import state
 
@@ -132,7 +132,7 @@ def as_served(base: "Pretrained", tokenizer: Any, room: Path) -> Iterator["Serve
     """A model as llama.cpp serves it; one in Hugging Face's layout is written as GGUF in the folder `room` for as long
     as this lasts."""
     from settle.formats.gguf import export_gguf
-    from settle.infer.served import Served
+    from settle.infer.resolve import Served
 
     if base.source.kind == "gguf":
         yield Served(base.name, base.source.path)

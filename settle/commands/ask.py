@@ -12,10 +12,10 @@ from settle.base.events import Events
 from settle.commands import Command
 
 if TYPE_CHECKING:
-    from settle.retrieve.answer import Answer
-    from settle.retrieve.choosing import Writer
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.packing import Source
+    from settle.retrieve.answer.answering_model import Writer
+    from settle.retrieve.answer.ask import Answer
+    from settle.retrieve.answer.context import Source
+    from settle.retrieve.index.collection import Collection
 
 HELP = "/bye or Ctrl-D leaves; Ctrl-C stops an answer. A question may go on from the one before."
 
@@ -41,7 +41,7 @@ class Ask(Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.retrieve.collection import Collection
+            from settle.retrieve.index.collection import Collection
         except ModuleNotFoundError as e:
             raise UsageError(f"asking documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
         with Collection(self.name) as collection, _Asking(self, collection, events) as asking:
@@ -63,8 +63,8 @@ class _Asking:
         self.writer: Writer | None = None
 
     def __enter__(self) -> "_Asking":
-        from settle.retrieve.choosing import Writer
-        from settle.retrieve.evidence import is_outdated
+        from settle.retrieve.answer.answering_model import Writer
+        from settle.retrieve.answer.evidence import is_outdated
 
         if is_outdated(self.collection.catalogue):
             fix = f"settle index {self.collection.name} --check"
@@ -124,8 +124,8 @@ class _Asking:
 
     def _answer(self, question: str) -> "Answer":
         """Told as it comes, and then what it cites."""
-        from settle.retrieve.answer import answer, look, whole
-        from settle.retrieve.writing import Writing
+        from settle.retrieve.answer.ask import answer, look, whole
+        from settle.retrieve.answer.write_answer import Writing
 
         found = look(self.collection, question, self.earlier, self.settings.k)
         self.earlier.append(question)
@@ -141,7 +141,7 @@ class _Asking:
         return told
 
     def _show_passages(self, question: str) -> int:
-        from settle.retrieve.answer import look
+        from settle.retrieve.answer.ask import look
 
         found = look(self.collection, question, self.earlier, self.settings.k)
         self.earlier.append(question)

@@ -25,10 +25,10 @@ class Bench(Command):
     tokens: int = Field(64, gt=1, description="of each answer")
 
     def run(self, events: Events) -> int:
-        from settle.infer.served import served
+        from settle.infer.resolve import served
 
         try:
-            from settle.server.overhead import overhead
+            from settle.server.bench.overhead import overhead
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
         model = served(self.model)

@@ -13,7 +13,7 @@ from settle.base.run import write_json
 from settle.commands import Command
 from settle.commands._drafts import ABOUT as DRAFT
 from settle.commands._drafts import draft_for
-from settle.infer.served import served
+from settle.infer.resolve import served
 
 if TYPE_CHECKING:
     from settle.infer.engine import Engine

@@ -12,10 +12,10 @@ from settle.base.registry import part, part_names
 from settle.commands import Command
 
 if TYPE_CHECKING:
-    from settle.server.clients import Client, Connection
-    from settle.server.connecting import Tried
+    from settle.connect.clients import Client, Connection
+    from settle.connect.setup import Tried
 
-FAMILY = "server/clients"
+FAMILY = "connect/clients"
 
 
 class Connect(Command):
@@ -41,7 +41,7 @@ class Connect(Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.server import connecting
+            from settle.connect import setup
         except ModuleNotFoundError as e:
             raise UsageError(f"connecting needs {e.name}", "pip install 'settle-lm[serve]'") from None
         if not self.client:
@@ -50,7 +50,7 @@ class Connect(Command):
             raise UsageError("--write does not go with --print or --undo", "give one of them")
         client = _client(self.client)
         if self.undo:
-            told = connecting.undo(self.client, self.force)
+            told = setup.undo(self.client, self.force)
             for line in told or ["nothing is left of it"]:
                 events.emit("say", text=line)
             events.emit("result", result={"client": self.client, "undone": told})
@@ -64,10 +64,10 @@ class Connect(Command):
         return 0 if all(t.passed for t in tried) else 1
 
     def _list(self, events: Events) -> int:
-        from settle.server.clients import spelled
-        from settle.server.connecting import is_connected
-        from settle.server.keys import server_key
-        from settle.server.state import running_server
+        from settle.base.server_state import running_server
+        from settle.connect.clients import spelled
+        from settle.connect.setup import is_connected
+        from settle.server.guard.keys import server_key
 
         server = running_server()
         key = server_key(make=False) if server is None or server["needs_key"] else None
@@ -84,10 +84,10 @@ class Connect(Command):
 
     def _connection(self) -> "Connection":
         """Raises RunError without a server, UsageError for a model that is not there."""
-        from settle.server.clients import Connection
-        from settle.server.connecting import served_models
-        from settle.server.keys import server_key
-        from settle.server.state import running_server
+        from settle.base.server_state import running_server
+        from settle.connect.clients import Connection
+        from settle.connect.setup import served_models
+        from settle.server.guard.keys import server_key
 
         server = running_server()
         if self.address is None and server is None:
@@ -140,7 +140,7 @@ class Connect(Command):
 
     def _written(self, events: Events, client: "Client", connection: "Connection") -> list[str]:
         """Raises CannotMerge with what to put into the file by hand."""
-        from settle.server.connecting import save
+        from settle.connect.setup import save
 
         files, origins = client.files(connection), client.origins(connection)
         if not files and not origins:
@@ -155,7 +155,7 @@ class Connect(Command):
         return [str(path) for path in paths]
 
     def _tried(self, events: Events, client: "Client", connection: "Connection") -> "list[Tried]":
-        from settle.server.connecting import try_out
+        from settle.connect.setup import try_out
 
         tried = []
         for ask in client.requests(connection):
@@ -175,7 +175,7 @@ class Connect(Command):
 
 def _client(name: str) -> "Client":
     """Raises UsageError naming the clients there are."""
-    from settle.server.clients import Client, spelled
+    from settle.connect.clients import Client, spelled
 
     names = [spelled(found) for found in part_names(FAMILY)]
     if name not in names:

@@ -12,15 +12,15 @@ from settle.base.errors import UsageError
 from settle.base.events import Events
 from settle.base.run import Run, home, read_json, write_json
 from settle.base.settings import resolve
+from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
 from settle.model.source import wherever
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
+    from settle.evaluate.distillation import Learned
     from settle.evaluate.speculative import Pair
-    from settle.evaluate.taught import Learned
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
     from settle.shrink.pruners import Pruned
@@ -123,7 +123,7 @@ class Distill(TuningCommand):
     def _answered(self, teacher: "Pretrained", corpus: "RowCorpus", rows: Any, events: Events) -> "RowCorpus":
         """The same questions with the teacher's own likeliest answers; those are kept beside the rows."""
         from settle.data.rows.prepare import prepare_rows
-        from settle.evaluate.answers import answer_all
+        from settle.evaluate.teacher_answers import answer_all
 
         name = f"{corpus.fingerprint}{teacher.source.sha256}{self.answer_tokens}"
         folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
@@ -162,7 +162,7 @@ class Distill(TuningCommand):
         return begin(settings, run, origin, base, corpus, spending, stopping, events)
 
     def _require_student(self, teacher: "Pretrained", student: "Pretrained") -> None:
-        from settle.data.tokenizers_alike import require_same_tokenizer
+        from settle.data.tokenizer.compatibility import require_same_tokenizer
 
         require_same_tokenizer(teacher.tokenizer, student.tokenizer, (teacher.name, student.name))
         if student.source.sha256 == teacher.source.sha256 and self.adapter.get("name", "full") == "full":
@@ -187,8 +187,8 @@ class Distill(TuningCommand):
         return Pretrained.open(folder)
 
     def _made(self, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "list[Pruned]":
-        from settle.shrink.students import fresh, narrower, read_shape, shorter, shrunk
-        from settle.shrink.subject import Subject
+        from settle.shrink.prunable_model import Subject
+        from settle.shrink.student_init import fresh, narrower, read_shape, shorter, shrunk
 
         subject = Subject.of(teacher)
         if self.into is not None:
@@ -210,7 +210,7 @@ class Distill(TuningCommand):
 
     def _record(self, folder: Path, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> None:
         """Keep all that the teacher says of all rows."""
-        from settle.infer.scoring import Scorer
+        from settle.infer.scorer import Scorer
 
         windows = list(_windows(corpus))
         total, done = sum(map(len, windows)), 0
@@ -284,7 +284,7 @@ def _windows(corpus: "RowCorpus") -> "Iterator[list[int]]":
 
 def _compared(job: "TrainingJob", outcome: "Outcome", events: Events) -> "Learned":
     """The student against its teacher on held-out rows, as it was and as it is."""
-    from settle.evaluate.taught import learned
+    from settle.evaluate.distillation import learned
     from settle.model.pretrained import Pretrained
     from settle.train.objectives.distill import Distill as Objective
 
@@ -318,8 +318,8 @@ def _drafted(
 
 def prompts_of(corpus: "RowCorpus", tokenizer: Any, part: Any, limit: int) -> list[list[int]]:
     """Held-out questions as ids, or beginnings of held-out texts, at most so many."""
-    from settle.evaluate.cases import cases
-    from settle.evaluate.contender import LiveContender
+    from settle.evaluate.compare.candidate import LiveContender
+    from settle.evaluate.compare.cases import cases
 
     if corpus.kind == "text":
         store = corpus.held_out

@@ -9,7 +9,7 @@ from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
 from settle.base.run import Run
 from settle.commands import Command
-from settle.infer.served import Served, served
+from settle.infer.resolve import Served, served
 
 if TYPE_CHECKING:
     from settle.data.layouts import Example
@@ -44,8 +44,8 @@ class Eval(Command):
     only_rows: bool = Field(False, description="leave out what was forgotten, and the instructions")
 
     def run(self, events: Events) -> int:
-        from settle.evaluate.compare import compare, tell
-        from settle.evaluate.serving import contenders, readers
+        from settle.evaluate.compare.candidate_pair import contenders, readers
+        from settle.evaluate.compare.compare import compare, tell
         from settle.evaluate.tasks import named
 
         if self.score:
@@ -102,7 +102,7 @@ def rows_of(path: Path, events: Events) -> list["Example"]:
     """The examples of a file or folder, as `settle tune` reads them. Raises DataError for rows that cannot be used."""
     from settle.data.files import find_files
     from settle.data.ledger import Ledger
-    from settle.data.rows.reading import RowReading
+    from settle.data.rows.read_rows import RowReading
     from settle.data.settings import ColumnSettings
     from settle.data.workspace import workspace
 

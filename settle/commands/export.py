@@ -83,8 +83,8 @@ class Export(Command):
 
     def _write(self, model: "_Whole | _Adapted", form: "Format", path: Path, events: Events) -> dict[str, Any] | None:
         """The gate's figures; None for a format that llama.cpp does not read."""
-        from settle.evaluate.gate import Merged, export_through_gate
-        from settle.evaluate.hand_over import tell
+        from settle.evaluate.gate.export import tell
+        from settle.evaluate.gate.gate import Merged, export_through_gate
 
         over_base = isinstance(model, _Adapted) and not self.merge and model.file and not model.adapter.dora
         if isinstance(model, _Adapted) and (form.holds == "adapter" or (self.to == "ollama" and over_base)):
@@ -114,7 +114,7 @@ class _Whole:
     def alive(self) -> tuple[Any, Any, Any, Any]:
         """(architecture, weights, tokenizer, live model)."""
         if not self.theirs:
-            from settle.infer.live import load
+            from settle.infer.live_model import load
 
             live = load(self.folder)
             return live.part, live.weights, live.tokenizer, live.model
@@ -148,7 +148,7 @@ class _Adapted:
     def alive(self) -> tuple[Any, Any, Any, Any]:
         """(architecture, merged weights, tokenizer, live model)."""
         from settle.model.adapters import Merged
-        from settle.model.attach import adapted
+        from settle.model.load_adapter import adapted
 
         live = adapted(self.base, self.adapter)
         tokenizer = self.base.tokenizer.with_template(self.template) if self.template else self.base.tokenizer
@@ -157,9 +157,9 @@ class _Adapted:
 
 def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Events) -> dict[str, Any] | None:
     """The adapter by itself: for peft as it is, for llama.cpp through the gate over its base's file."""
-    from settle.evaluate.cause import Origin
-    from settle.evaluate.gate import adapter_through_gate
-    from settle.evaluate.hand_over import tell
+    from settle.evaluate.gate.diagnose import Origin
+    from settle.evaluate.gate.export import tell
+    from settle.evaluate.gate.gate import adapter_through_gate
     from settle.formats.gguf import export_gguf
     from settle.formats.ollama import modelfile
     from settle.formats.peft import export_peft
@@ -186,7 +186,7 @@ def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Eve
 
 
 def _of_run(run: Run, events: Events) -> _Whole:
-    from settle.data.tokenizer import Tokenizer
+    from settle.data.tokenizer.byte_bpe import Tokenizer
     from settle.formats.gguf import card_of
 
     folder, record = run.out / "hf", run.read("plan.json") or {}
@@ -223,7 +223,7 @@ def _turns(run: Run, base: "Pretrained") -> tuple[str | None, bool]:
 
 
 def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:
-    from settle.evaluate.gate import PROSE
+    from settle.evaluate.gate.gate import PROSE
     from settle.formats.peft import read_peft
     from settle.model.pretrained import Pretrained
 

@@ -13,14 +13,14 @@ from settle.base.events import Events
 from settle.base.registry import part
 from settle.base.run import free_name
 from settle.base.settings import resolve
+from settle.base.stop_signals import Stopping
 from settle.commands import Command
-from settle.infer.served import served
-from settle.train.stopping import Stopping
+from settle.infer.resolve import served
 
 if TYPE_CHECKING:
-    from settle.infer.running import Running
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.indexing import Report
+    from settle.infer.client import Running
+    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.update_index import Report
 
 CONTEXT = 4096  # tokens of the model that asks and answers
 FAMILIES = ("embedder", "store", "chunker")
@@ -61,7 +61,7 @@ class Index(Command):
             raise UsageError(f"indexing documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
 
     def _run(self, events: Events) -> int:
-        from settle.retrieve.collection import Collection, delete, names
+        from settle.retrieve.index.collection import Collection, delete, names
 
         if not self.model_fields_set:
             _list(events)
@@ -97,7 +97,7 @@ class Index(Command):
 
     def _target(self, events: Events) -> tuple[str, list[Path]]:
         """The collection that is meant, and the paths to add to it."""
-        from settle.retrieve.collection import names
+        from settle.retrieve.index.collection import names
 
         given, name = list(self.paths), self.name
         if name is None and given and given[0] in names():
@@ -110,8 +110,8 @@ class Index(Command):
         return name or _name_for(roots[0]), roots
 
     def _indexed(self, name: str, more: list[Path], events: Events) -> "Report":
-        from settle.retrieve.collection import Collection
-        from settle.retrieve.indexing import update
+        from settle.retrieve.index.collection import Collection
+        from settle.retrieve.index.update_index import update
 
         with Collection.create(name) as collection:
             was_empty = not collection.catalogue.counts()["documents"]
@@ -128,9 +128,9 @@ class Index(Command):
             return _not_empty(report) if was_empty else report
 
     def _check(self, name: str, events: Events) -> None:
-        from settle.retrieve.check import check
-        from settle.retrieve.checked import keep, tell
-        from settle.retrieve.collection import Collection
+        from settle.retrieve.check.check import check
+        from settle.retrieve.check.check_report import keep, tell
+        from settle.retrieve.index.collection import Collection
 
         with Collection(name) as collection, _started(self.model) as model:
             checked = check(collection, events, self.questions, model)
@@ -166,7 +166,7 @@ class Index(Command):
     def _parts(self, collection: "Collection", events: Events) -> list[Any]:
         """Embedder, store and chunker: as asked, or else as the collection is made, or else the usual ones. What the
         embedder needs and is not here yet is got."""
-        from settle.retrieve.collection import DEFAULTS
+        from settle.retrieve.index.collection import DEFAULTS
 
         made = collection.made
         parts: list[Any] = []
@@ -175,7 +175,7 @@ class Index(Command):
             usual = before.pop("name", DEFAULTS[family])
             name = str(asked.pop("name", usual))
             layers = [("collection", before if name == usual else {}), (f"--{family}", asked)]
-            parts.append(resolve(part(f"retrieve/{family}s", name), layers).value)
+            parts.append(resolve(part(f"retrieve/index/{family}s", name), layers).value)
         parts[0].prepare(events)
         return parts
 
@@ -196,8 +196,8 @@ def _asked(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _path(given: str) -> Path:
     """A folder or file, as it is called on this machine."""
-    from settle.retrieve.collection import names
-    from settle.retrieve.reading import reader_of
+    from settle.documents.reader_pool import reader_of
+    from settle.retrieve.index.collection import names
 
     path = Path(given).expanduser()
     if not path.exists():
@@ -212,7 +212,7 @@ def _path(given: str) -> Path:
 
 def _name_for(root: Path) -> str:
     """Of the collection that follows this folder already, or a new one made from what the folder is called."""
-    from settle.retrieve.collection import Collection, names
+    from settle.retrieve.index.collection import Collection, names
 
     taken = names()
     for name in taken:
@@ -224,7 +224,7 @@ def _name_for(root: Path) -> str:
 
 def _see(collection: "Collection", roots: list[Path]) -> None:
     """Raises DataError where making it anew would lose the documents of a folder that only cannot be seen now."""
-    from settle.retrieve.comparing import unseen
+    from settle.retrieve.index.changes import unseen
 
     for root, why in unseen(roots, collection.catalogue.stamps()).items():
         fix = f"mount it, or `settle index {collection.name} --anew --without {root}`"
@@ -239,7 +239,7 @@ def _not_empty(report: "Report") -> "Report":
 
 def _forget_empty(name: str) -> None:
     """A collection that nothing came into is none."""
-    from settle.retrieve.collection import Collection, delete, names
+    from settle.retrieve.index.collection import Collection, delete, names
 
     if name in names():
         with Collection(name) as collection:
@@ -249,8 +249,8 @@ def _forget_empty(name: str) -> None:
 
 
 def _follow(name: str, events: Events) -> None:
-    from settle.retrieve.collection import Collection
-    from settle.retrieve.watching import follow
+    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.watch import follow
 
     with Collection(name) as collection:
         events.emit("say", text=f"following {', '.join(map(str, collection.roots))}; Ctrl-C ends it")
@@ -259,7 +259,7 @@ def _follow(name: str, events: Events) -> None:
 
 def _tell(name: str, report: "Report", events: Events) -> None:
     """What was done, what could not be, and what was left out."""
-    from settle.retrieve.collection import Collection
+    from settle.retrieve.index.collection import Collection
 
     for root, why in report.kept:
         fix = f"`settle index {name} --without {root}` lets them go"
@@ -297,7 +297,7 @@ def _left_out(reasons: dict[str, int]) -> str:
 
 
 def _list(events: Events) -> None:
-    from settle.retrieve.collection import Collection, names
+    from settle.retrieve.index.collection import Collection, names
 
     told = []
     for name in names():

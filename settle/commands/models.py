@@ -12,7 +12,7 @@ from settle.base.models import StoredModel, all_models, stamp_of
 from settle.commands import Command
 
 if TYPE_CHECKING:
-    from settle.server.catalogue import Catalogue, Entry
+    from settle.server.models.model_catalogue import Catalogue, Entry
 
 COLUMNS = ("name", "size", "type", "parameters", "context", "template", "tools", "fits here", "tokens/s", "what")
 
@@ -31,8 +31,8 @@ class Models(Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.server.catalogue import Catalogue
-            from settle.server.described import described
+            from settle.server.models.model_catalogue import Catalogue
+            from settle.server.models.model_info import described
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
         catalogue = Catalogue()
@@ -54,9 +54,9 @@ class Models(Command):
 
     def _measure(self, events: Events, entries: "list[Entry]") -> list[dict[str, str]]:
         """What could not be measured, and why."""
-        from settle.server.catalogue import make_file
-        from settle.server.described import described, measured
-        from settle.server.refusal import Refusal
+        from settle.server.errors import Refusal
+        from settle.server.models.model_catalogue import make_file
+        from settle.server.models.model_info import described, measured
 
         failed = []
         todo = [entry for entry in entries if self.names or _is_measured_unasked(described(entry))]
@@ -78,7 +78,7 @@ def _is_measured_unasked(model: dict[str, Any]) -> bool:
 
 
 def _found(catalogue: "Catalogue", name: str) -> "Entry":
-    from settle.server.refusal import Refusal
+    from settle.server.errors import Refusal
 
     try:
         return catalogue.find(name)
@@ -114,7 +114,7 @@ def _speed(model: dict[str, Any]) -> str:
 
 
 def _show(events: Events, catalogue: "Catalogue", entry: "Entry") -> None:
-    from settle.server.described import described
+    from settle.server.models.model_info import described
 
     told = described(entry)
     stored = next((m for m in all_models() if m.name == entry.id), None)

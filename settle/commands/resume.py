@@ -11,9 +11,9 @@ from settle.base.events import Events
 from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.settings import read_recipe, resolve
+from settle.base.stop_signals import Stopping
 from settle.commands import Command
 from settle.commands._session import RunCommand, Spending, go_on
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.plan.training_job import TrainingJob
@@ -102,8 +102,8 @@ def _recipe(run: Run) -> dict[str, Any]:
 def _job(command: type[RunCommand], run: Run, record: Any, events: Events) -> "TrainingJob":
     """The run's plan made live again. Raises RunError naming what was changed since."""
     from settle.machine import accelerator
-    from settle.plan.training import TrainingPlan
     from settle.plan.training_job import IDENTITY, TrainingJob
+    from settle.plan.training_plan import TrainingPlan
     from settle.train.checkpoint import newest_state
 
     if not isinstance(record, dict):

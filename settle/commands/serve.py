@@ -11,11 +11,11 @@ from settle.base.run import NAME, home
 from settle.commands import Command
 from settle.commands._drafts import ABOUT as DRAFT
 from settle.commands._drafts import draft_for
-from settle.infer.served import Served, served
+from settle.infer.resolve import Served, served
 
 if TYPE_CHECKING:
-    from settle.infer.process import Draft
-    from settle.server.catalogue import Entry
+    from settle.infer.child_process import Draft
+    from settle.server.models.model_catalogue import Entry
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -54,12 +54,12 @@ class Serve(Command):
             from settle.server import app
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
+        from settle.base.server_state import allowed_origins, forget_server, note_server
         from settle.server.audit import Audit
-        from settle.server.catalogue import Catalogue
-        from settle.server.guard import Limits
-        from settle.server.keeper import Keeping
-        from settle.server.keys import server_key
-        from settle.server.state import allowed_origins, forget_server, note_server
+        from settle.server.guard.guard import Limits
+        from settle.server.guard.keys import server_key
+        from settle.server.models.model_catalogue import Catalogue
+        from settle.server.models.model_pool import Keeping
 
         if self.no_key and self.host not in LOCAL:
             raise UsageError("a server that others reach needs a key", "leave --no-key out, or --host")
@@ -102,8 +102,8 @@ class Serve(Command):
 
     def _entries(self) -> "list[Entry]":
         """What was named. Raises UsageError for what is not there."""
-        from settle.server.catalogue import Entry, facts
-        from settle.server.refusal import Refusal
+        from settle.server.errors import Refusal
+        from settle.server.models.model_catalogue import Entry, facts
 
         entries: list[Entry] = []
         for given in self.models:
@@ -116,7 +116,7 @@ class Serve(Command):
             else:
                 entries.append(Entry(found.name, found.path.absolute()))
             if collection:
-                from settle.server.documents import answering
+                from settle.server.requests.document_chat import answering
 
                 entries.append(answering(collection, entries.pop()))
         if self.adapter and not entries:
@@ -148,7 +148,7 @@ class Serve(Command):
             return {}
         if not entries:
             raise UsageError("which model is the draft for?", "settle serve MODEL --draft NAME")
-        from settle.data.tokenizers_alike import require_same_tokens
+        from settle.data.tokenizer.compatibility import require_same_tokens
         from settle.formats.gguf import read_gguf
 
         first = Served(entries[0].id, entries[0].path)
@@ -158,7 +158,7 @@ class Serve(Command):
         return {first.path.resolve(): draft}
 
     def _told(self, events: Events, address: str, key: str | None, catalogue: object) -> None:
-        from settle.server.catalogue import Catalogue
+        from settle.server.models.model_catalogue import Catalogue
 
         assert isinstance(catalogue, Catalogue)
         names = [entry.id for entry in catalogue.offered()]

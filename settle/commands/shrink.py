@@ -16,8 +16,8 @@ from settle.model.source import wherever
 
 if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
-    from settle.shrink.shrinking import Candidate, Shrinking
-    from settle.shrink.workbench import Workbench
+    from settle.shrink.search import Candidate, Shrinking
+    from settle.shrink.session import Workbench
 
 WORK = ".work-"  # prefix of the folder in a run's that holds what is being tried
 ROOM = 2.5  # times the unquantized file: the candidates beside it, and what is measured
@@ -103,8 +103,8 @@ class Shrink(Command):
 
     def _budget(self) -> tuple[str, Any]:
         """Which of the budgets was asked for, and its value. Raises UsageError unless it is one."""
-        from settle.plan.amounts import num_bytes, share
-        from settle.shrink.recipe import RECIPES
+        from settle.base.amounts import num_bytes, share
+        from settle.shrink.types.llamacpp_mixes import RECIPES
 
         given = [n for n in ("to", "speed", "lose", "plan") if getattr(self, n)]
         if self.vocabulary and not self.inputs:
@@ -127,8 +127,8 @@ class Shrink(Command):
 
     def _workbench(self, folder: Path, budget: str, events: Events) -> "Workbench":
         from settle.machine import cores
-        from settle.shrink.material import material
-        from settle.shrink.workbench import Workbench
+        from settle.shrink.calibration_data import material
+        from settle.shrink.session import Workbench
 
         events.emit("say", text=f"reading {self.model} …")
         source = _unquantized(self.model, folder, self.requantize or budget == "keep", events)
@@ -142,7 +142,7 @@ class Shrink(Command):
         return bench.with_vocabulary() if self.vocabulary else bench
 
     def _handed_over(self, bench: "Workbench", run: Run, budget: str, value: Any, events: Events) -> dict[str, Any]:
-        from settle.shrink.shrinking import Shrinking
+        from settle.shrink.search import Shrinking
 
         shrinking = Shrinking(bench)
         if budget == "keep":
@@ -162,9 +162,9 @@ class Shrink(Command):
         """The model and the smaller one on the person's held-out examples."""
         if not (self.compare and bench.material.examples):
             return None
-        from settle.evaluate.compare import compare, tell
-        from settle.evaluate.serving import contenders, readers
-        from settle.infer.served import Served
+        from settle.evaluate.compare.candidate_pair import contenders, readers
+        from settle.evaluate.compare.compare import compare, tell
+        from settle.infer.resolve import Served
 
         whole, small = Served(bench.whole.name, bench.whole.source.path), Served(path.stem, path)
         with contenders(whole, small) as (ours, theirs):
@@ -195,7 +195,7 @@ def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "
     """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
     from settle.formats.gguf import export_gguf, read_gguf
     from settle.model.pretrained import Pretrained
-    from settle.shrink.quantizing import quantized_already
+    from settle.shrink.types.quantize_file import quantized_already
 
     opened = Pretrained.open(name)
     if opened.source.kind != "gguf":
@@ -228,7 +228,7 @@ def _require_room(path: Path, folder: Path) -> None:
 
 def _tell_fallen(bench: "Workbench", recipe: str, events: Events) -> None:
     """Which tensors get a larger type than the recipe's, known before anything is written."""
-    from settle.shrink.fallen import fallen
+    from settle.shrink.types.type_fallback import fallen
 
     found = fallen(bench.file, recipe, has_importance=True)
     if found is not None:
@@ -238,9 +238,9 @@ def _tell_fallen(bench: "Workbench", recipe: str, events: Events) -> None:
 def _planned(bench: "Workbench", run: Run, events: Events) -> dict[str, Any]:
     """Every route as predicted, then as measured."""
     from settle.evaluate.footprint import footprint
-    from settle.shrink.pace import Pace
     from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
-    from settle.shrink.shrinking import Shrinking, predicted_speeds, reference
+    from settle.shrink.search import Shrinking, predicted_speeds, reference
+    from settle.shrink.throughput_model import Pace
 
     shrinking = Shrinking(bench)
     routes = shrinking.routes()
@@ -273,10 +273,10 @@ def _told(
     import dataclasses
 
     from settle.evaluate.footprint import footprints
-    from settle.evaluate.hand_over import tell
+    from settle.evaluate.gate.export import tell
     from settle.shrink.card import write_card
     from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
-    from settle.shrink.shrinking import reference
+    from settle.shrink.search import reference
 
     bench = shrinking.bench
     tell(gate, events)

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from settle.base.events import Events
 from settle.base.run import Run, write_json
+from settle.base.stop_signals import Stopping
 from settle.commands._session import RunCommand, Spending, Spent, go_on, judged, record_of, write_result
 from settle.plan.settings import TrainingSettings
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.data.prepare import Corpus
-    from settle.plan.training import TrainingPlan
     from settle.plan.training_job import TrainingJob
+    from settle.plan.training_plan import TrainingPlan
     from settle.train.loop import Outcome
 
 
@@ -39,8 +39,8 @@ class Train(TrainingSettings, RunCommand):
         spending = Spending()
         corpus = self.corpus(events)
         from settle.plan.forecast import look_ahead
-        from settle.plan.training import plan_training
         from settle.plan.training_job import TrainingJob
+        from settle.plan.training_plan import plan_training
         from settle.train.proof import prove
 
         plan = plan_training(self, origin, corpus, spending.seconds)
@@ -62,8 +62,8 @@ class Train(TrainingSettings, RunCommand):
 
     @classmethod
     def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
-        from settle.evaluate.gate import held_out_texts
-        from settle.evaluate.hand_over import hand_over
+        from settle.evaluate.gate.export import hand_over
+        from settle.evaluate.gate.gate import held_out_texts
 
         record, result = judged(run, job, outcome, spent, events)
         if result["verdict"] not in ("diverged", "broken"):

@@ -6,14 +6,14 @@ from pydantic import Field
 
 from settle.base.events import Events
 from settle.base.run import Run
+from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
 from settle.model.source import wherever
-from settle.train.stopping import Stopping
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
-    from settle.evaluate.compare import Comparison
+    from settle.evaluate.compare.compare import Comparison
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
     from settle.train.loop import Outcome
@@ -87,9 +87,9 @@ class Tune(TuningCommand):
 def _compared(run: Run, job: "TrainingJob", score: str | None, limit: int, events: Events) -> "Comparison":
     """The tuned model and its base on the held-out rows."""
     from settle.data.rows.prepare import RowCorpus
-    from settle.evaluate.compare import compare, tell
-    from settle.evaluate.serving import contenders, readers
-    from settle.infer.served import served
+    from settle.evaluate.compare.candidate_pair import contenders, readers
+    from settle.evaluate.compare.compare import compare, tell
+    from settle.infer.resolve import served
 
     assert isinstance(job.corpus, RowCorpus) and job.base is not None
     tuned = served(run.path.name)._replace(name=run.name)

@@ -15,9 +15,10 @@ import numpy as np
 from settle.base.errors import DataError, SettleError
 from settle.base.events import Events
 from settle.base.run import home, read_json, write_json
+from settle.data.collect_documents import Reading
+from settle.data.document_buffer import Spool
 from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.ledger import Ledger
-from settle.data.reading import Reading
 from settle.data.settings import DataSettings
 from settle.data.split import (
     DROPPED,
@@ -28,9 +29,8 @@ from settle.data.split import (
     split_documents,
     split_sections,
 )
-from settle.data.spool import Spool
 from settle.data.store import StoreWriter, TokenStore
-from settle.data.tokenizer import Tokenizer, vocabulary_size
+from settle.data.tokenizer.byte_bpe import Tokenizer, vocabulary_size
 from settle.data.workspace import disk_full, publish, workspace
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import rensa
 
-from settle.data.spool import Spool
-from settle.data.words import word_starts
+from settle.data.document_buffer import Spool
+from settle.data.tokenizer.pretokenize import word_starts
 
 _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 89 of 100 cases, with 0.85 always
 _SHINGLE = 5  # words

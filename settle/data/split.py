@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.similarity import Similarity
 from settle.data.sources import cut
-from settle.data.spool import Spool, SpoolWriter
 
 DROPPED, TRAIN, HELD_OUT = -1, 0, 1
 FEW = 50

@@ -13,7 +13,7 @@ import numpy as np
 from settle.data.distributions import Compared
 from settle.data.likelihoods import Likelihoods
 from settle.data.windows import Windows
-from settle.evaluate.paired import RESAMPLES, tails
+from settle.evaluate.compare.paired import RESAMPLES, tails
 
 _CHUNK = 1 << 22  # resampled windows held at once
 

@@ -6,8 +6,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from settle.evaluate.compare.paired import CONFIDENCE, RESAMPLES, tails
 from settle.evaluate.divergence import Figure
-from settle.evaluate.paired import CONFIDENCE, RESAMPLES, tails
 
 
 def share(hits: Sequence[bool]) -> Figure:

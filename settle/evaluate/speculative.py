@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.events import Events
+from settle.infer.child_process import Draft
+from settle.infer.client import Timed
 from settle.infer.engine import Engine
-from settle.infer.process import Draft
-from settle.infer.running import Timed
 
 SEARCHED = 6  # prompts that the search asks
 

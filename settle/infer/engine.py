@@ -1,16 +1,16 @@
-"""A GGUF file running in llama.cpp, in a child process (see `child.py`)."""
+"""A GGUF file running in llama.cpp, in a child process (see `server_child.py`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from settle.base.errors import UsageError
-from settle.data.tokenizers_alike import require_same_tokens
+from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
+from settle.infer.child_process import Child, Draft, Load
+from settle.infer.client import TEMPLATE, Running
 from settle.infer.context import fitting_context
-from settle.infer.process import Child, Draft, Load
-from settle.infer.running import TEMPLATE, Running
 
 
 class Engine(Running):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from settle.machine.accelerator import Accelerator, accelerator
-from settle.machine.remembered import key, remembered
+from settle.machine.measurement_cache import key, remembered
 
 Shape = tuple[int, int, int]  # (M, K, N)
 

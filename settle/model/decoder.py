@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from settle.base.errors import FormatError
-from settle.model.frozen import Frozen, FrozenDense, Owner
-from settle.model.layers import DecoderLayer, Embedding
-from settle.model.linear import Linear
-from settle.model.low_rank import LowRank
-from settle.model.norm import RMSNorm
-from settle.model.options import DecoderOptions, LayerOptions
-from settle.model.packing import Packing, RotationTable
+from settle.model.config import DecoderOptions, LayerOptions
+from settle.model.layers.decoder_layer import DecoderLayer, Embedding
+from settle.model.layers.frozen_weights import Frozen, FrozenDense, Owner
+from settle.model.layers.linear import Linear
+from settle.model.layers.low_rank import LowRank
+from settle.model.layers.norm import RMSNorm
+from settle.model.layers.packed_sequences import Packing, RotationTable
 
 # Standard deviations at initialisation; chosen, not yet compared with others in bench/recipe.py.
 _EMBEDDING_STD = 0.5

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from settle.base.errors import FormatError
 from settle.base.run import read_json
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf
 from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_gguf, of_hf_config
-from settle.model.blocks import KINDS, dequantize, num_bytes, quantize_nf4
 from settle.model.decoder import Decoder
-from settle.model.frozen import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
+from settle.model.layers.dequantize import KINDS, dequantize, num_bytes, quantize_nf4
+from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.source import Source, find_source
 
 Quantize = Literal["nf4", "as-is"]

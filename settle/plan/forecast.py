@@ -20,7 +20,7 @@ from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import HAND_OVER_SECONDS
-from settle.plan.training import TrainingPlan
+from settle.plan.training_plan import TrainingPlan
 from settle.train.settled import MORE, decay_tokens, next_evaluation
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of came ÷ expected

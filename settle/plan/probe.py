@@ -13,8 +13,8 @@ from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.training import TrainingPlan
 from settle.plan.training_job import EVALUATION_BLOCK, TrainingJob
+from settle.plan.training_plan import TrainingPlan
 from settle.train.evaluation import evaluate
 
 SHARE = 0.025  # of the run's steps

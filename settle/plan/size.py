@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from settle.base.amounts import count, seconds
 from settle.base.errors import UsageError
 from settle.base.registry import part
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, cores, power
-from settle.model import sizing
-from settle.plan.amounts import count, seconds
+from settle.model import default_shape
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.speed import Speed, measure_speed
@@ -110,10 +110,10 @@ class _Choice:
         return seconds / self.speed.step(architecture, batch, context) * batch
 
     def context(self, parameters: int) -> int:
-        return self.settings.context or sizing.context(parameters)
+        return self.settings.context or default_shape.context(parameters)
 
     def batch(self, parameters: int) -> int:
-        return self.settings.batch_tokens or sizing.tokens_per_batch(parameters)
+        return self.settings.batch_tokens or default_shape.tokens_per_batch(parameters)
 
 
 def asked_seconds(settings: RunSettings, device: Accelerator) -> float | None:

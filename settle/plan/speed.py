@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from settle.machine import Accelerator, probe_dtype
-from settle.machine.remembered import key, remembered
+from settle.machine.measurement_cache import key, remembered
 from settle.model.architectures import Architecture
 
 SMALL, LARGE = 150_000, 3_000_000  # parameters

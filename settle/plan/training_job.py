@@ -10,6 +10,7 @@ from settle.base.errors import FormatError
 from settle.base.events import Events
 from settle.base.registry import part
 from settle.base.run import Run
+from settle.base.stop_signals import Stopping
 from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
@@ -17,13 +18,12 @@ from settle.data.rows.prepare import RowCorpus
 from settle.machine import keep_freed_memory
 from settle.model.architectures import Architecture, Decoder
 from settle.model.pretrained import Pretrained
-from settle.plan.training import TrainingPlan, Tuning
+from settle.plan.training_plan import TrainingPlan, Tuning
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import evaluate
 from settle.train.loop import Loop, State
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
-from settle.train.stopping import Stopping
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",

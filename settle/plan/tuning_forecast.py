@@ -19,8 +19,8 @@ from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.plan.estimate import TENTH, Estimate
 from settle.plan.forecast import Forecast, cost, within_budget
 from settle.plan.settings import TuningSettings
-from settle.plan.training import TrainingPlan
 from settle.plan.training_job import TrainingJob, blocks
+from settle.plan.training_plan import TrainingPlan
 from settle.train.evaluation import evaluate
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 

@@ -10,7 +10,7 @@ folders → reading (in a child) → chunkers → embedders → stores and the c
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from settle.retrieve.collection import Collection as Collection
+    from settle.retrieve.index.collection import Collection as Collection
 
 __all__ = ["Collection"]
 
@@ -18,7 +18,7 @@ __all__ = ["Collection"]
 def __getattr__(name: str) -> Any:
     # loaded when it is asked for: what else lies in this room is imported without it
     if name in __all__:
-        from settle.retrieve.collection import Collection
+        from settle.retrieve.index.collection import Collection
 
         return Collection
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

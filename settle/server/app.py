@@ -19,17 +19,17 @@ from starlette.routing import Route
 
 from settle.base.errors import UsageError
 from settle.base.registry import parts
-from settle.server import compiling
+from settle.server.apis import Shape
 from settle.server.audit import Audit
-from settle.server.catalogue import Catalogue
+from settle.server.errors import Refusal
 from settle.server.gateway import Gateway, replied
-from settle.server.guard import Guard, Limits
-from settle.server.keeper import Keeper, Keeping
+from settle.server.guard.guard import Guard, Limits
+from settle.server.guard.http_protocol import Wire
 from settle.server.metrics import Metrics
+from settle.server.models.model_catalogue import Catalogue
+from settle.server.models.model_pool import Keeper, Keeping
 from settle.server.openapi import document
-from settle.server.refusal import Refusal
-from settle.server.shapes import Shape
-from settle.server.wire import Wire
+from settle.server.requests import grammar_compiler
 
 GRACE_SECONDS = 1  # that answers under way are given when the server is told to stop
 MOST_CONNECTIONS = 2048
@@ -55,7 +55,7 @@ class Serving:
 
 def shapes() -> list[Shape]:
     """Every wire format; OpenAI's last, which has the paths that no other one claims."""
-    made = [kind() for kind in parts("server/shapes").values()]
+    made = [kind() for kind in parts("server/apis").values()]
     return sorted((shape for shape in made if isinstance(shape, Shape)), key=lambda shape: shape.is_fallback)
 
 
@@ -79,7 +79,7 @@ def build_app(
             yield
         finally:
             await gateway.close()
-            compiling.close()
+            grammar_compiler.close()
             audit.close()
 
     def error(path: str, refusal: Refusal) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from settle.base.errors import SettleError
 from settle.server.audit import Audit, Record
-from settle.server.catalogue import Catalogue, Entry
-from settle.server.fields import Body, Shaped, parse, shaped
-from settle.server.keeper import Keeper
+from settle.server.errors import Refusal
 from settle.server.metrics import Metrics
-from settle.server.refusal import Refusal
+from settle.server.models.model_catalogue import Catalogue, Entry
+from settle.server.models.model_pool import Keeper
+from settle.server.requests.fields import Body, Shaped, parse, shaped
 
 if TYPE_CHECKING:
-    from settle.server.documents import Shelf
+    from settle.server.requests.document_chat import Shelf
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -42,7 +42,7 @@ class Gateway:
     @functools.cached_property
     def shelf(self) -> "Shelf":
         """The collections of documents that are open."""
-        from settle.server.documents import Shelf
+        from settle.server.requests.document_chat import Shelf
 
         return Shelf()
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from settle.machine import resident
 from settle.server.audit import Record
-from settle.server.keeper import held
+from settle.server.models.model_pool import held
 
 if TYPE_CHECKING:
-    from settle.server.keeper import Keeper
+    from settle.server.models.model_pool import Keeper
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 

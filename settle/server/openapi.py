@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from settle.base.version import __version__
+from settle.server.apis import Shape
+from settle.server.errors import Refusal
 from settle.server.gateway import Endpoint
-from settle.server.refusal import Refusal
-from settle.server.shapes import Shape
 
 REFUSED = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503)
 PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")  # of a path: a name, and how starlette reads it

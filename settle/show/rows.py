@@ -18,7 +18,7 @@ _ASKED, _ANSWER = 140, 280  # characters of a question and of an answer
 
 
 def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
-    """Previews (see `settle.data.rows.making.Preview`) one under the other."""
+    """Previews (see `settle.data.rows.encode_rows.Preview`) one under the other."""
     shown = Text()
     for row in rows:
         part = f", {row['part']}" if row.get("part") else ""

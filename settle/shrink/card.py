@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.run import write_atomic
-from settle.shrink.workbench import Workbench
+from settle.shrink.session import Workbench
 
 
 def write_card(path: Path, result: Mapping[str, Any], bench: Workbench) -> None:

@@ -11,8 +11,8 @@ import settle
 from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
-from settle.retrieve import evidence, writing
-from settle.retrieve.collection import Collection, delete
+from settle.retrieve.answer import evidence, write_answer
+from settle.retrieve.index.collection import Collection, delete
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -104,7 +104,7 @@ def test_a_question_from_stdin(at_home, capsys, monkeypatch):
 
 
 def test_the_model_there_is_answers_and_one_that_was_chosen_is_remembered(with_model, capsys, monkeypatch):
-    monkeypatch.setattr(writing, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1] It works for 99 minutes. [1]"\n')
+    monkeypatch.setattr(write_answer, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1] It works for 99 minutes. [1]"\n')
     assert main(["ask", "docs", ROTATE, "--json"]) == 0
     said = capsys.readouterr()
     told = json.loads(said.out)
@@ -132,7 +132,7 @@ def test_mistakes_are_told(at_home, capsys):
 
 
 def test_from_python(with_model, monkeypatch):
-    monkeypatch.setattr(writing, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1]"\n')
+    monkeypatch.setattr(write_answer, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1]"\n')
     with Collection("docs") as docs:
         told = docs.ask(ROTATE)
         assert told.is_supported and str(told).endswith("keys.md:5")

@@ -14,8 +14,8 @@ import pytest
 from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.formats.gguf import export_gguf
-from settle.infer.process import Draft
-from settle.infer.served import drafting
+from settle.infer.child_process import Draft
+from settle.infer.resolve import drafting
 
 
 @pytest.fixture

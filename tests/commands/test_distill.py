@@ -14,11 +14,11 @@ import pytest
 
 from settle.base.run import Run
 from settle.cli import main
-from settle.data.tokenizer import Tokenizer
+from settle.data.tokenizer.byte_bpe import Tokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import export_safetensors, read_safetensors
+from settle.infer.child_process import Draft
 from settle.infer.engine import Engine
-from settle.infer.process import Draft
 from settle.model.pretrained import Pretrained
 
 QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.4"]

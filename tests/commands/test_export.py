@@ -11,7 +11,7 @@ import pytest
 from settle.base.events import Events
 from settle.base.run import Run, write_json
 from settle.cli import main
-from settle.evaluate.hand_over import hand_over
+from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.formats.peft import export_peft, read_peft

@@ -10,7 +10,7 @@ from settle.base.events import Events
 from settle.base.run import Run, write_atomic
 from settle.cli import main
 from settle.commands._session import to_toml
-from settle.evaluate.hand_over import hand_over
+from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import read_gguf
 
 pytestmark = pytest.mark.skipif(

@@ -15,13 +15,13 @@ import settle
 from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.cli import main
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
-from settle.infer.served import served
+from settle.infer.resolve import served
 from settle.model.pretrained import Pretrained
 
 QUICK = [
@@ -233,9 +233,9 @@ def _rank(settings: list[str]) -> list[str]:
 
 def test_without_enough_memory_it_says_what_would_fit(files, home, capsys, monkeypatch):
     from settle.machine import Memory
-    from settle.plan import tuning
+    from settle.plan import tuning_plan
 
-    monkeypatch.setattr(tuning, "memory", lambda: Memory(1 << 20, 1 << 18, None))
+    monkeypatch.setattr(tuning_plan, "memory", lambda: Memory(1 << 20, 1 << 18, None))
     code, _, err = tune(capsys, files / "base.gguf", files / "rows.jsonl")
     assert code == 1 and "GB of memory here" in err and "--quantize nf4" in err
 

@@ -262,7 +262,7 @@ class EngineTokenizer:
             if token.startswith("<0x"):
                 return bytes([int(token[3:5], 16)])
             return token.replace("▁", " ").encode()
-        from settle.data.tokenizer import _byte_characters
+        from settle.data.tokenizer.byte_bpe import _byte_characters
 
         values = {character: byte for byte, character in _byte_characters().items()}
         return bytes(values[character] for character in token)

@@ -12,7 +12,7 @@ import pytest
 from settle.base.registry import part, parts
 from settle.data import prepare as some_code
 from settle.data.cleaning import Sweep
-from settle.data.spool import Spool, SpoolWriter
+from settle.data.document_buffer import Spool, SpoolWriter
 from tests.data.test_prepare import prose
 
 POEM = textwrap.dedent(

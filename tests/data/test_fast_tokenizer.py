@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from settle.base.errors import FormatError
-from settle.data.fast_tokenizer import fast_tokenizer
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.data.tokenizer.fast import fast_tokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
-from settle.infer.embedding import VectorEngine
+from settle.infer.embedder import VectorEngine
 from settle.model.pulling import bert
 from tests.bert import TEXTS, tiny_bert
 from tests.trained import trained

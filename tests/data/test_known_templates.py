@@ -8,7 +8,7 @@ import pytest
 
 from settle.base.chat_template import ChatTemplate
 from settle.data.rows.known_templates import KNOWN
-from settle.data.tokenizer import Tokenizer
+from settle.data.tokenizer.byte_bpe import Tokenizer
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.model.architectures.llama import Llama

@@ -9,10 +9,10 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from settle.base.errors import FormatError
-from settle.data.pre_tokenizers import WAYS, words
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
-from settle.data.special_tokens import Finder
-from settle.evaluate.gate import ADVERSARIAL, PROSE
+from settle.data.tokenizer.pre_tokenizers import WAYS, words
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.data.tokenizer.special_tokens import Finder
+from settle.evaluate.gate.gate import ADVERSARIAL, PROSE
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.infer.engine import Engine
 from settle.model.architectures.llama import Llama

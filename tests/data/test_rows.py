@@ -13,7 +13,7 @@ from settle.base.events import Event, Events
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
-from settle.data.tokenizer import Tokenizer
+from settle.data.tokenizer.byte_bpe import Tokenizer
 
 COLOURS = ("red", "green", "blue", "grey", "black", "white", "brown", "pink", "gold", "teal")
 THINGS = ("a stone", "the sea", "an old wall", "her coat", "that door", "my lamp", "their boat", "the hill", "a bird")

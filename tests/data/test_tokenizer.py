@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
-from settle.data import encoder
-from settle.data.character_classes import LETTERS, NUMBERS, SPACES, ranges
-from settle.data.tokenizer import SPECIALS, Tokenizer, closed, vocabulary_size
+from settle.data.tokenizer import encoder
+from settle.data.tokenizer.byte_bpe import SPECIALS, Tokenizer, closed, vocabulary_size
+from settle.data.tokenizer.character_classes import LETTERS, NUMBERS, SPACES, ranges
 from tests.data.test_prepare import prose
 
 ROOM = Path(encoder.__file__).parent

@@ -8,9 +8,9 @@ import torch
 
 from settle.base.errors import GateError
 from settle.base.registry import part as family
-from settle.evaluate.behaviour import Effort
-from settle.evaluate.cause import Origin
-from settle.evaluate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
+from settle.evaluate.gate.behaviour import Effort
+from settle.evaluate.gate.diagnose import Origin
+from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
 from settle.formats._adapter import Adapter
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora

@@ -2,7 +2,7 @@
 
 import yaml
 
-from settle.evaluate.card import card, write_card
+from settle.evaluate.report.card import card, write_card
 
 PLAN = {
     "architecture_name": "llama",

@@ -9,15 +9,15 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
 from settle.data.layouts import Example
-from settle.evaluate.cases import cases
-from settle.evaluate.compare import compare, tell
-from settle.evaluate.contender import FileContender, LiveContender, without_thoughts
-from settle.evaluate.forgetting import forgetting, generated, given
-from settle.evaluate.instructions import INSTRUCTIONS
-from settle.evaluate.serving import contenders, readers
+from settle.evaluate.compare.candidate import FileContender, LiveContender, without_thoughts
+from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.cases import cases
+from settle.evaluate.compare.compare import compare, tell
+from settle.evaluate.compare.forgetting import forgetting, generated, given
+from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
-from settle.infer.served import Served
+from settle.infer.resolve import Served
 from tests.trained import adapter
 
 NAMES = ("self", "parser", "action", "option", "group", "value", "prefix", "usage", "default", "metavar")

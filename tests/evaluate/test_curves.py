@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from settle.base.events import Events
 from settle.base.run import Run, write_json
-from settle.evaluate.curves import BLUE, GREEN, VERMILION, History, draw_curves, picture
+from settle.evaluate.report.curves import BLUE, GREEN, VERMILION, History, draw_curves, picture
 
 FORECAST = {"loss": {"value": 2.6, "low": 2.4, "high": 2.9}}
 

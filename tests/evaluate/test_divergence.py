@@ -10,7 +10,7 @@ from settle.data.distributions import Compared, draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
 from settle.data.windows import Windows, text_windows
 from settle.evaluate.divergence import divergence, ratio, text_loss
-from settle.infer.live_scoring import live_compare, live_likelihoods
+from settle.infer.live_scorer import live_compare, live_likelihoods
 from settle.infer.sample import logprobs
 
 

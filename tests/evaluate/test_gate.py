@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 
 from settle.base.errors import GateError
-from settle.evaluate.behaviour import Effort
-from settle.evaluate.gate import export_through_gate, require, run_gate
+from settle.evaluate.gate.behaviour import Effort
+from settle.evaluate.gate.gate import export_through_gate, require, run_gate
 from settle.formats.gguf import export_gguf
 from settle.model.architectures.llama import Llama
 

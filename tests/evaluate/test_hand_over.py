@@ -6,9 +6,9 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.base.events import Events
-from settle.evaluate.hand_over import hand_over
+from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import card_of
-from settle.infer.live import load
+from settle.infer.live_model import load
 from settle.model.architectures.llama import Llama
 
 CARD = {"description": "a test", "tags": ["a", "b"], "loss": 1.5, "base": True}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from settle.evaluate.paired import paired
+from settle.evaluate.compare.paired import paired
 
 
 def test_a_clear_gain_and_a_clear_loss():

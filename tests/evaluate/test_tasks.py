@@ -7,7 +7,7 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import part_names, parts
 from settle.data.layouts import Example
-from settle.evaluate.cases import Case, cases
+from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.tasks import chosen, named
 
 CALL = '{"name": "search", "arguments": {"query": "rice", "most": 3}}'

@@ -12,11 +12,11 @@ import pytest
 from settle.base.errors import EngineError, FormatError, UsageError
 from settle.data.likelihoods import Likelihoods
 from settle.formats.gguf import export_gguf
-from settle.infer import scoring
+from settle.infer import scorer as scorer_module
 from settle.infer.engine import Engine
-from settle.infer.live_scoring import live_compare, live_likelihoods
+from settle.infer.live_scorer import live_compare, live_likelihoods
 from settle.infer.sample import logprobs
-from settle.infer.scoring import Scorer
+from settle.infer.scorer import Scorer
 from tests.infer.test_engine import gone, wait_until
 
 pytest.importorskip("llama_cpp_py_sync")
@@ -123,8 +123,8 @@ def test_a_context_that_the_model_was_not_made_for(files):
 
 
 def test_without_the_package(files, monkeypatch):
-    monkeypatch.setattr(scoring, "PACKAGE", "llama_cpp_that_is_not_there")
-    assert importlib.util.find_spec(scoring.PACKAGE) is None
+    monkeypatch.setattr(scorer, "PACKAGE", "llama_cpp_that_is_not_there")
+    assert importlib.util.find_spec(scorer_module.PACKAGE) is None
     with pytest.raises(UsageError, match="llama-cpp-that-is-not-there.*settle-lm.shrink"):
         Scorer(files["f32"])
 
@@ -176,7 +176,7 @@ def test_the_child_dies_in_mid_work(files, windows, tmp_path):
 
 def test_the_child_dies_with_its_parent(files):
     code = (
-        "import sys, time; from settle.infer.scoring import Scorer\n"
+        "import sys, time; from settle.infer.scorer import Scorer\n"
         f"s = Scorer({str(files['f32'])!r}, threads=1); s.start(); print(s.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

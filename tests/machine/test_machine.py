@@ -23,8 +23,8 @@ from settle.machine import (
     power,
     probe_dtype,
 )
+from settle.machine.measurement_cache import key, path_of, remembered
 from settle.machine.power import WATTS_PER_CORE
-from settle.machine.remembered import key, path_of, remembered
 from settle.machine.speed import FEW_OPERATIONS, _cut
 
 SHAPES = [(256, 128, 256), (256, 256, 128)]

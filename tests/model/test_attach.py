@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from settle.base.errors import FormatError
 from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors
-from settle.model.attach import adapted, attach
+from settle.model.load_adapter import adapted, attach
 from settle.model.pretrained import Pretrained
 from tests.trained import adapter, trained
 

@@ -7,7 +7,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as reference
 
 from settle.base.errors import FormatError
-from settle.model.blocks import KINDS, dequantize, dequantize_nf4, num_bytes, quantize_nf4
+from settle.model.layers.dequantize import KINDS, dequantize, dequantize_nf4, num_bytes, quantize_nf4
 
 
 def _blocks(kind: str, number: int) -> np.ndarray:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from settle.model.config import DecoderOptions, Experts, LayerOptions, Rope
 from settle.model.decoder import Decoder
-from settle.model.options import DecoderOptions, Experts, LayerOptions, Rope
 from settle.train.objectives.next_token import NextToken
 
 BASE = {"width": 24, "inner": 20, "heads": 4, "kv_heads": 2, "head_dim": 8, "eps": 1e-5}

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from settle.model.architectures.llama import Llama
-from settle.model.attention import attention, fused_attention
-from settle.model.options import Rope
-from settle.model.packing import Packing, RotationTable
+from settle.model.config import Rope
+from settle.model.layers.attention import attention, fused_attention
+from settle.model.layers.packed_sequences import Packing, RotationTable
 from settle.train.objectives.next_token import NextToken
 
 LENGTHS = [7, 16, 16, 3, 1, 16]

@@ -16,7 +16,7 @@ from settle.base.registry import part, part_names
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
 from settle.model.architectures.llama import Llama
-from settle.model.frozen import FrozenBlocks, FrozenNf4
+from settle.model.layers.frozen_weights import FrozenBlocks, FrozenNf4
 from settle.model.pretrained import Pretrained
 from settle.model.source import hash_of
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from settle.base.events import Events
 from settle.base.registry import part
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.collection import Collection
-from settle.retrieve.indexing import update
-from settle.retrieve.stores.lancedb import Lancedb
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.stores.lancedb import Lancedb
+from settle.retrieve.index.update_index import update
 
 KEYS = """# Keys
 
@@ -43,6 +43,6 @@ def index(name: str, folder: Path, texts: Mapping[str, str], tokens: int = 60) -
         (folder / file).write_text(text)
     with Collection.create(name) as made:
         if made.made is None:
-            made.decide(part("retrieve/embedders", "hashed")(), Lancedb(), Structure(tokens=tokens))
+            made.decide(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure(tokens=tokens))
         made.follow([folder])
         update(made, Events())

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from settle.base import registry
-from settle.retrieve import reading
+from settle.documents import reader_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,7 +35,7 @@ def _forget():
     registry.part_names.cache_clear()
     registry._joined.cache_clear()
     registry._installed.cache_clear()
-    reading._readers.cache_clear()
+    reader_pool._readers.cache_clear()
 
 
 @pytest.fixture

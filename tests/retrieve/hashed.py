@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.events import Events
-from settle.retrieve.embedders import Embedder, Vectorizer
+from settle.retrieve.index.embedders import Embedder, Vectorizer
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 

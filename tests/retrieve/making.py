@@ -11,8 +11,8 @@ from docx.oxml import OxmlElement
 from pptx import Presentation
 
 from settle.base.registry import part
-from settle.retrieve.document import Block
-from settle.retrieve.reading import reader_of
+from settle.documents.blocks import Block
+from settle.documents.reader_pool import reader_of
 
 Line = tuple[int, str]  # size in points, text
 
@@ -147,4 +147,4 @@ def read(path: Path) -> tuple[list[Block], list[str]]:
     notes: list[str] = []
     reader = reader_of(path.name)
     assert reader, path
-    return list(part("retrieve/readers", reader)().read(path, notes.append)), notes
+    return list(part("documents/readers", reader)().read(path, notes.append)), notes

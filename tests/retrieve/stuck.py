@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from settle.retrieve.document import Block
-from settle.retrieve.readers import Note, Reader
+from settle.documents.blocks import Block
+from settle.documents.readers import Note, Reader
 
 
 class Stuck(Reader):

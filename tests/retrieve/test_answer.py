@@ -9,10 +9,10 @@ import pytest
 from settle.base.errors import UsageError
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.retrieve import writing
-from settle.retrieve.answer import UNSUPPORTED, answer, follows, look, whole
-from settle.retrieve.collection import Collection
-from settle.retrieve.writing import Prompt, Writing, written
+from settle.retrieve.answer import write_answer
+from settle.retrieve.answer.ask import UNSUPPORTED, answer, follows, look, whole
+from settle.retrieve.answer.write_answer import Prompt, Writing, written
+from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import HOSTILE, TEXTS, index
 from tests.trained import trained
 
@@ -55,7 +55,7 @@ def saying(monkeypatch):
 
     def say(text: str) -> None:
         literal = text.replace("\\", "\\\\").replace('"', '\\"').replace("{", "{{").replace("}", "}}")
-        monkeypatch.setattr(writing, "_GRAMMAR", f'root ::= "{literal}"\n')
+        monkeypatch.setattr(write_answer, "_GRAMMAR", f'root ::= "{literal}"\n')
 
     return say
 

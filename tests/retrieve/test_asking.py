@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.retrieve.asking import topic
+from settle.retrieve.search.question_normalizer import topic
 
 TOPICS = {
     "What is the default port?": "default port?",

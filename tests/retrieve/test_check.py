@@ -9,10 +9,10 @@ from settle.base.events import Events
 from settle.evaluate.shares import mean, share
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.retrieve.check import check
-from settle.retrieve.checked import PAGE, PICTURE, RESULT, keep, page, tell
-from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import weighing_of
+from settle.retrieve.answer.evidence import weighing_of
+from settle.retrieve.check.check import check
+from settle.retrieve.check.check_report import PAGE, PICTURE, RESULT, keep, page, tell
+from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents
 from tests.trained import trained
@@ -58,7 +58,7 @@ def test_a_model_asks_and_answers_some(collection, tmp_path, monkeypatch):
     """A model that writes nonsense asks nothing that is kept, and what it says is not cited, or cited wrongly."""
     tiny = trained()
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf", "f32")
-    monkeypatch.setattr("settle.retrieve.check.ANSWERED", 3)
+    monkeypatch.setattr("settle.retrieve.check.check.ANSWERED", 3)
     told = []
     with Engine(path, threads=1) as engine:
         checked = check(collection, Events(listeners=[told.append]), 6, engine)

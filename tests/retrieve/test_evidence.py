@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from settle.base.events import Events
-from settle.retrieve import evidence
-from settle.retrieve.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
-from settle.retrieve.collection import Collection
-from settle.retrieve.evidence import FEATURES, SHIPPED, UNLIKELY, judge, measured, weighing_of
-from settle.retrieve.questions import Question
-from settle.retrieve.search import search
+from settle.retrieve.answer import evidence
+from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, judge, measured, weighing_of
+from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
+from settle.retrieve.check.synthetic_questions.questions import Question
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.search.hybrid_search import search
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents, indexed
 

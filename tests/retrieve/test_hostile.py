@@ -10,8 +10,8 @@ import pytest
 import xlsxwriter
 
 from settle.base.errors import DataError
-from settle.retrieve.folders import LeftOut, walk
-from settle.retrieve.reading import Read, read_all
+from settle.documents.reader_pool import Read, read_all
+from settle.documents.walk import LeftOut, walk
 from tests.retrieve import making
 
 LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(

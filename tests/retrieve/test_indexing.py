@@ -11,12 +11,12 @@ import pytest
 from settle.base.errors import DataError, ResourceError, RunError
 from settle.base.events import Events
 from settle.base.registry import part
-from settle.retrieve import catalogue as catalogue_module
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.collection import Collection, delete, names
-from settle.retrieve.indexing import update
-from settle.retrieve.search import search
-from settle.retrieve.stores.lancedb import Lancedb
+from settle.retrieve.index import catalogue as catalogue_module
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.collection import Collection, delete, names
+from settle.retrieve.index.stores.lancedb import Lancedb
+from settle.retrieve.index.update_index import update
+from settle.retrieve.search.hybrid_search import search
 
 TEXTS = {
     "keys.md": "# Keys\n\nTo rotate the key, run the rotation job and restart the gateway.\n",
@@ -26,7 +26,7 @@ TEXTS = {
 
 
 def parts():
-    return part("retrieve/embedders", "hashed")(), Lancedb(), Structure()
+    return part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure()
 
 
 @pytest.fixture
@@ -259,19 +259,19 @@ def test_a_file_that_grows_while_it_is_read(collection, folder):
 
 def test_what_goes_back_to_what_it_was_while_it_is_read(collection, folder, monkeypatch):
     """As when someone switches branches to and fro: the text of one must not stay under the hash of the other."""
-    from settle.retrieve import indexing
+    from settle.retrieve.index import update_index
 
     file, other = folder / "food.md", "# Lunch\n\nThe oven is broken.\n"
     write(file, TEXTS["food.md"] + "More.\n", ago=70)
-    real = indexing.read_all
+    real = update_index.read_all
 
     def while_reading(paths):
         write(file, other, ago=60)
         yield from real(paths)
 
-    monkeypatch.setattr(indexing, "read_all", while_reading)
+    monkeypatch.setattr(update_index, "read_all", while_reading)
     update(collection, Events())
-    monkeypatch.setattr(indexing, "read_all", real)
+    monkeypatch.setattr(update_index, "read_all", real)
     write(file, TEXTS["food.md"] + "More.\n", ago=50)
     update(collection, Events())
     assert "More." in search(collection, "kitchen lunch")[0].passage.text

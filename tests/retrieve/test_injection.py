@@ -6,10 +6,10 @@ import pytest
 
 from settle.base.errors import UsageError
 from settle.infer.engine import Engine
-from settle.infer.served import served
-from settle.retrieve.answer import answer, look, whole
-from settle.retrieve.collection import Collection
-from settle.retrieve.writing import Prompt, Writing
+from settle.infer.resolve import served
+from settle.retrieve.answer.ask import answer, look, whole
+from settle.retrieve.answer.write_answer import Prompt, Writing
+from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import HOSTILE, TEXTS, index
 
 try:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from settle.retrieve.catalogue import Passage
-from settle.retrieve.lines import LONGEST, NAMES, SENTENCES, lines, names, title
+from settle.retrieve.answer.line_match import LONGEST, NAMES, SENTENCES, lines, names, title
+from settle.retrieve.index.catalogue import Passage
 
 ASKED = {"remov": "removing", "directori": "directory"}
 TELLS = {"remov": 1.0, "directori": 3.0}

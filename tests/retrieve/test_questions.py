@@ -6,11 +6,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from settle.retrieve import phrasing
-from settle.retrieve.collection import Collection
-from settle.retrieve.questions import MOST_COPIED, SENTENCES, make
-from settle.retrieve.rewording import Rewording
-from settle.retrieve.words import words
+from settle.retrieve.check.synthetic_questions import phrases
+from settle.retrieve.check.synthetic_questions.questions import MOST_COPIED, SENTENCES, make
+from settle.retrieve.check.synthetic_questions.synonyms import Rewording
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import words
 from tests.retrieve.asked import index
 from tests.retrieve.checking import indexed
 
@@ -52,7 +52,7 @@ def test_the_answer_is_known_and_its_topic_can_be_left_out(collection):
     for question in make(collection, 48):
         assert question.passage in question.answers <= question.topic
         text = catalogue.passages([question.passage])[question.passage].text
-        assert phrasing.longest_copied(question.text, text) <= MOST_COPIED
+        assert phrases.longest_copied(question.text, text) <= MOST_COPIED
         # 24 documents: one of them is less than a tenth, and is left out as a whole
         assert question.without == {question.document}
         assert {i for _, i in catalogue.around(question.document, 0, 99)} <= question.topic
@@ -98,15 +98,15 @@ def test_base_of_a_gerund():
     doubled = {"run": "running", "log": "logging", "debug": "debugging"}
     for base in BASES.split():
         gerund = doubled.get(base, base.removesuffix("e") + "ing")
-        assert phrasing.base_of_gerund(gerund.capitalize()) == base
+        assert phrases.base_of_gerund(gerund.capitalize()) == base
     for other in ("string", "the", "king", "ring", "ing"):
-        assert phrasing.base_of_gerund(other) == ""
+        assert phrases.base_of_gerund(other) == ""
 
 
 def test_what_a_passage_defines():
-    assert phrasing.definitions("A spindle is a rod that turns with the work on it.", False)[0][0] == "spindle"
-    assert phrasing.definitions("- **chuck**: holds the work while it turns", False)[0][0] == "chuck"
-    assert phrasing.definitions("lathe\n\n<tool> A machine that turns the work against a knife.", True) == [
+    assert phrases.definitions("A spindle is a rod that turns with the work on it.", False)[0][0] == "spindle"
+    assert phrases.definitions("- **chuck**: holds the work while it turns", False)[0][0] == "chuck"
+    assert phrases.definitions("lathe\n\n<tool> A machine that turns the work against a knife.", True) == [
         ("lathe", "A machine that turns the work against a knife.")
     ]
     for nothing in (
@@ -116,22 +116,22 @@ def test_what_a_passage_defines():
         "the lathe's home: <https://lathes.example.org/turning?with=the+work>",
         "- spindle: 4 x M8, 0x7f, {a: 1}, and -f 99",
     ):
-        assert phrasing.definitions(nothing, False) == []
+        assert phrases.definitions(nothing, False) == []
 
 
 def test_functions_and_rows_are_asked_for():
-    assert phrasing.functions(CODE) == [("turn", "Return the wheel after one turn to the left.")]
-    assert phrasing.of_function("Returns the wheel", Random(1)).split()[-1:] == ["wheel"]
+    assert phrases.functions(CODE) == [("turn", "Return the wheel after one turn to the left.")]
+    assert phrases.of_function("Returns the wheel", Random(1)).split()[-1:] == ["wheel"]
     table = "| option | default |\n|---|---|\n| `--depth` | 4 |"
-    assert phrasing.rows(table) == [("--depth", "default", "4")]
-    assert "--depth" in phrasing.of_row("--depth", "default", Random(0))
+    assert phrases.rows(table) == [("--depth", "default", "4")]
+    assert "--depth" in phrases.of_row("--depth", "default", Random(0))
 
 
 def test_a_definition_asked_by_its_meaning_does_not_name_it():
     for seed in range(20):
-        asked = phrasing.of_meaning("a rod, the spindle, that turns with the work", "spindle", Random(seed))
+        asked = phrases.of_meaning("a rod, the spindle, that turns with the work", "spindle", Random(seed))
         assert "spindle" not in asked
-    assert "Colt" in phrasing.of_meaning("A drill built by S. Colt for guns; later sold", "Colter", Random(1))
+    assert "Colt" in phrases.of_meaning("A drill built by S. Colt for guns; later sold", "Colter", Random(1))
 
 
 class _Near:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from settle.base.errors import UsageError
-from settle.retrieve import reading
-from settle.retrieve.reading import Read, read_all, reader_of
-from settle.retrieve.reading_child import LARGE
+from settle.documents import reader_pool
+from settle.documents.reader_child import LARGE
+from settle.documents.reader_pool import Read, read_all, reader_of
 
 
 def _all(*paths: Path, seconds: float = 60.0) -> list[Read]:
@@ -21,7 +21,7 @@ def _all(*paths: Path, seconds: float = 60.0) -> list[Read]:
 
 
 def _children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "settle.retrieve.reading_child" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "settle.documents.reader_child" in p.cmdline()]
 
 
 def _text(path: Path, text: str = "words\n") -> Path:
@@ -94,7 +94,7 @@ def test_too_many_notes_and_too_much_text_are_cut(tmp_path):
 
 
 def test_what_is_read_ahead_is_bounded_by_its_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "AHEAD", 100_000)
+    monkeypatch.setattr(reader_pool, "AHEAD", 100_000)
     asked: list[Path] = []
 
     def ask():
@@ -161,7 +161,7 @@ def test_the_child_ends_itself_when_a_library_holds_on(tmp_path):
     """The alarm of the system does not need the interpreter, which a library may hold for good."""
     asked = f'{{"path": "{_text(tmp_path / "a.stuck", "hold")}", "reader": "stuck", "seconds": -8}}\n'
     child = subprocess.Popen(
-        [sys.executable, "-m", "settle.retrieve.reading_child"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "settle.documents.reader_child"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     assert child.stdin
     child.stdin.write(asked.encode())

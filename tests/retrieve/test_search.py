@@ -7,13 +7,13 @@ import pytest
 
 from settle.base.events import Events
 from settle.base.registry import part
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.collection import Collection
-from settle.retrieve.indexing import update
-from settle.retrieve.search import search
-from settle.retrieve.stores.lancedb import Lancedb
-from settle.retrieve.terms import terms
-from settle.retrieve.words import words
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.stores.lancedb import Lancedb
+from settle.retrieve.index.update_index import update
+from settle.retrieve.index.words import words
+from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search.terms import terms
 
 KEYS = "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy the vault.\n"
 KEEPER = "The lighthouse keeper wrote every storm into a green notebook"
@@ -36,7 +36,7 @@ def indexed(home, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SETTLE_HOME", str(home))
         with Collection.create("docs") as made:
-            made.decide(part("retrieve/embedders", "hashed")(), Lancedb(), Structure())
+            made.decide(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure())
             made.follow([folder])
             update(made, Events())
             yield made
@@ -110,7 +110,7 @@ def test_words_that_are_like_none_stay_as_they_are(collection):
 def test_the_commonest_words_are_left_out_where_they_stand_too_often(collection, monkeypatch):
     question = "the lighthouse keeper"
     assert len(terms(collection.catalogue, question).stems) == 2
-    monkeypatch.setattr("settle.retrieve.terms._ROWS", 1)
+    monkeypatch.setattr("settle.retrieve.search.terms._ROWS", 1)
     assert len(terms(collection.catalogue, question).stems) == 1
     assert "lighthouse" in search(collection, question)[0].passage.text
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.retrieve.words import spelled, words
+from settle.retrieve.index.words import spelled, words
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
-from settle.infer.process import Draft
+from settle.infer.child_process import Draft
 from settle.server import app
 from settle.server.audit import Audit
-from settle.server.catalogue import Catalogue, Entry
 from settle.server.gateway import Gateway
-from settle.server.guard import Limits
-from settle.server.keeper import Keeping
+from settle.server.guard.guard import Limits
+from settle.server.models.model_catalogue import Catalogue, Entry
+from settle.server.models.model_pool import Keeping
 from tests.trained import adapter, trained
 
 KEY = "sk-settle-0123456789abcdef"

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from settle.server.apis import anthropic as shape
 from settle.server.audit import Record
+from settle.server.errors import Refusal
 from settle.server.gateway import told
-from settle.server.refusal import Refusal
-from settle.server.shapes import anthropic as shape
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8, "temperature": 0}
 TOOL = {

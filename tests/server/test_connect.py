@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from settle.base.registry import part, part_names
+from settle.base.server_state import allow_origins, allowed_origins, forget_server, note_server
 from settle.cli import main
 from settle.commands.connect import _is_here
-from settle.server import connecting
-from settle.server.clients import CannotMerge, Connection, spelled
-from settle.server.merging import json_merged, yaml_merged
-from settle.server.state import allow_origins, allowed_origins, forget_server, note_server
+from settle.connect import setup
+from settle.connect.clients import CannotMerge, Connection, spelled
+from settle.connect.config_files import json_merged, yaml_merged
 from tests.server.conftest import KEY
 
-CLIENTS = [spelled(name) for name in part_names("server/clients")]
+CLIENTS = [spelled(name) for name in part_names("connect/clients")]
 WITH_FILE = ["cline", "continue", "librechat", "vscode"]
 CONNECTION = Connection("http://127.0.0.1:7388", KEY, "tiny", 4096, ("completion", "tools"))
 
@@ -89,8 +89,8 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     yield folder
     for name in CLIENTS:
-        if connecting.is_connected(name):
-            connecting.undo(name, force=True)
+        if setup.is_connected(name):
+            setup.undo(name, force=True)
     allow_origins(frozenset())
 
 
@@ -103,7 +103,7 @@ def running(live):
 
 
 def file_of(name):
-    (file,) = part("server/clients", spelled(name) if "-" in name else name)().files(CONNECTION)
+    (file,) = part("connect/clients", spelled(name) if "-" in name else name)().files(CONNECTION)
     return file.path
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_cannot_be_extended_stays(running, desk, capsys):
         path.write_text(text)
         code, _, err = connect(capsys, name, "--write", "--key", KEY)
         assert code == 1 and path.read_text() == text and str(running.port) in err, name
-        assert not connecting.is_connected(name)
+        assert not setup.is_connected(name)
 
 
 def test_the_only_place_of_cline_is_not_taken_unasked(running, desk, capsys):

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from settle.retrieve import writing
-from settle.server.catalogue import Catalogue
-from settle.server.keeper import Keeping
+from settle.retrieve.answer import write_answer
+from settle.server.models.model_catalogue import Catalogue
+from settle.server.models.model_pool import Keeping
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 from tests.server.conftest import add_adapter, fill_store, serving
@@ -42,7 +42,7 @@ def saying(monkeypatch):
     """Makes the model say a text, by the grammar that it is held to."""
 
     def say(text: str = SAID) -> str:
-        monkeypatch.setattr(writing, "_GRAMMAR", f'root ::= "{text}"\n')
+        monkeypatch.setattr(write_answer, "_GRAMMAR", f'root ::= "{text}"\n')
         return text
 
     return say

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from settle.formats.gguf import export_gguf
-from settle.infer.process import Draft
-from settle.server.catalogue import Entry, facts
-from settle.server.keeper import needed
+from settle.infer.child_process import Draft
+from settle.server.models.model_catalogue import Entry, facts
+from settle.server.models.model_pool import needed
 from tests.server.conftest import serving
 from tests.trained import trained
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from settle.server.audit import Record
+from settle.server.errors import Refusal
 from settle.server.gateway import told
-from settle.server.refusal import Refusal
 from tests.server.conftest import serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
@@ -40,7 +40,7 @@ async def fail_later(*_):
 @pytest.mark.parametrize("path", ASKED)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_ours(live, stocked, monkeypatch, path, stream):
-    monkeypatch.setattr("settle.server.chat.prepare", fail)
+    monkeypatch.setattr("settle.server.requests.chat.prepare", fail)
     answer = live.ask(path, ASKED[path] | {"stream": stream})
     assert answer.status == 500 and "KeyError" in answer.json["error"]["message"]
     assert answer.json.get("type") == ("error" if path == "/v1/messages" else None)
@@ -50,7 +50,7 @@ def test_a_fault_of_ours(live, stocked, monkeypatch, path, stream):
 
 @pytest.mark.parametrize("path", ASKED)
 def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
-    from settle.server.shapes import anthropic, openai, responses
+    from settle.server.apis import anthropic, openai, responses
 
     for module, name in ((openai, "_tidied"), (anthropic.Answer, "end"), (responses.Answer, "end")):
         monkeypatch.setattr(module, name, fail)

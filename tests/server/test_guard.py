@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from settle.server.guard import Limits
-from settle.server.keeper import Keeping
+from settle.server.guard.guard import Limits
+from settle.server.models.model_pool import Keeping
 from tests.server.conftest import KEY, ORIGIN, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
@@ -147,9 +147,9 @@ def test_who_still_sends_gets_to_read_why_not(live, key, status):
 
 
 def test_a_body_that_nobody_wants_is_not_read_for_ever(live, monkeypatch):
-    from settle.server import inbound
+    from settle.server.guard import body_limits
 
-    monkeypatch.setattr(inbound, "DISCARD_SECONDS", 0.3)
+    monkeypatch.setattr(body_limits, "DISCARD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
         slow.sendall(head("100").replace(KEY.encode(), b"wrong") + b"{")
         assert slow.makefile("rb").read().startswith(b"HTTP/1.1 401")  # to the end of the connection
@@ -186,7 +186,7 @@ def test_bodies_that_are_none(live, body):
     "number", [-1, -(1 << 31), 1 << 31, 1 << 63, 1 << 64, 10**400, 1e308, -1e308, 1.5, True, "1", [1]]
 )
 def test_numbers(live, number):
-    from settle.server.shapes.openai import ChatBody
+    from settle.server.apis.openai import ChatBody
 
     for name in ChatBody.model_fields:
         if name not in ("messages", "model"):
@@ -195,9 +195,9 @@ def test_numbers(live, number):
 
 
 def test_a_header_that_trickles_in(live, monkeypatch):
-    from settle.server import wire
+    from settle.server.guard import http_protocol
 
-    monkeypatch.setattr(wire, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         ended = False
@@ -221,9 +221,9 @@ def test_a_header_without_end(live):
 
 
 def test_a_body_that_trickles_in(stocked, monkeypatch):
-    from settle.server import inbound
+    from settle.server.guard import body_limits
 
-    monkeypatch.setattr(inbound, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(body_limits, "BODY_SECONDS", 0.3)
     with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head("100") + b"{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
@@ -383,10 +383,10 @@ def test_grammars_that_lead_on_too_far(live, asked):
 
 
 def test_a_grammar_that_takes_too_long(live, monkeypatch):
-    from settle.server import compiling
+    from settle.server.requests import grammar_compiler
 
-    compiling.close()  # to start again takes longer than this
-    monkeypatch.setattr(compiling, "SECONDS", 0.001)
+    grammar_compiler.close()  # to start again takes longer than this
+    monkeypatch.setattr(grammar_compiler, "SECONDS", 0.001)
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 400
     monkeypatch.undo()
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 200

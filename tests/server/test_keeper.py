@@ -10,8 +10,8 @@ import pytest
 from settle.base.models import StoredModel, add_model
 from settle.base.run import Run
 from settle.formats.gguf import export_gguf
-from settle.server.keeper import Keeping
-from settle.server.refusal import Refusal
+from settle.server.errors import Refusal
+from settle.server.models.model_pool import Keeping
 from tests.server.conftest import add_adapter, fill_store, serving
 from tests.trained import trained
 

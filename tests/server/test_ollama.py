@@ -148,8 +148,8 @@ def test_tools_are_called_with_objects(live):
 
 
 def test_calls_are_told_whole():
-    from settle.server.catalogue import Entry
-    from settle.server.shapes.ollama import Answer
+    from settle.server.apis.ollama import Answer
+    from settle.server.models.model_catalogue import Entry
 
     def chunk(delta, reason=None):
         return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}

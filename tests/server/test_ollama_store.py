@@ -6,8 +6,8 @@ import json
 import pytest
 
 from settle.base.models import StoredModel, add_model, find_model
-from settle.server import store_changes
-from settle.server.refusal import Refusal
+from settle.server.errors import Refusal
+from settle.server.models import store_changes
 from tests.server.conftest import serving
 from tests.server.test_ollama import CHAT, TEXT, client, whole
 

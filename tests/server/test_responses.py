@@ -5,9 +5,9 @@ import json
 import pydantic
 import pytest
 
-from settle.server.refusal import Refusal
-from settle.server.responses_body import ResponseBody
-from settle.server.shapes.responses import Answer
+from settle.server.apis.responses import Answer
+from settle.server.apis.responses.body import ResponseBody
+from settle.server.errors import Refusal
 
 ASK = {"model": "tiny", "input": "def f", "max_output_tokens": 8, "temperature": 0}
 PARAMETERS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.shrink.recipe import RECIPES
+from settle.shrink.types.llamacpp_mixes import RECIPES
 
 
 def llama_quantize(source: Path, folder: Path, recipes, means: Mapping | None = None, **params) -> dict[str, Path]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from settle.base.errors import UsageError
-from settle.shrink import budget
-from settle.shrink.budget import cheapest
+from settle.shrink.types import budget
+from settle.shrink.types.budget import cheapest
 
 
 def _random(seed: int, tensors: int, kinds: int, grain: int) -> tuple[dict, dict]:

@@ -7,12 +7,12 @@ import pytest
 from settle.base.errors import UsageError
 from settle.base.registry import part
 from settle.formats.gguf import read_gguf
-from settle.shrink import ggml
-from settle.shrink.choosing import choose
 from settle.shrink.quantizers import types_of
-from settle.shrink.quantizing import file_bytes, quantize_gguf
-from settle.shrink.recipe import may_be_quantized, recipe_types
-from settle.shrink.sensitivity import Sensitivity, candidates
+from settle.shrink.types import ggml
+from settle.shrink.types.choose_types import choose
+from settle.shrink.types.llamacpp_mixes import may_be_quantized, recipe_types
+from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
+from settle.shrink.types.sensitivity import Sensitivity, candidates
 from tests.shrink.files import make_gguf
 
 

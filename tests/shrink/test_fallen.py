@@ -1,9 +1,9 @@
 """The trap of 256, seen beforehand."""
 
 from settle.formats.gguf import read_gguf
-from settle.shrink.fallen import fallen, lost
-from settle.shrink.quantizing import quantize_gguf
-from settle.shrink.recipe import recipe_types
+from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.quantize_file import quantize_gguf
+from settle.shrink.types.type_fallback import fallen, lost
 from tests.shrink.files import make_gguf
 
 

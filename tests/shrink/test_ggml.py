@@ -7,8 +7,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as theirs
 
 from settle.base.errors import FormatError, UsageError
-from settle.shrink import ggml
-from settle.shrink.fallen import LOST
+from settle.shrink.types import ggml
+from settle.shrink.types.type_fallback import LOST
 
 KINDS = ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 random = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from settle.base.errors import FormatError
-from settle.shrink.imatrix import Importance, metadata_of, read_imatrix, write_imatrix
+from settle.shrink.types.imatrix import Importance, metadata_of, read_imatrix, write_imatrix
 from tests.shrink.files import make_gguf
 
 random = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from settle.base.registry import parts
-from settle.shrink.importance import importance_of, observed, packed
+from settle.shrink.activations.importance import importance_of, observed, packed
 from tests.trained import trained
 
 FAMILIES = parts("model/architectures")

@@ -1,6 +1,6 @@
 import pytest
 
-from settle.shrink.pace import Pace
+from settle.shrink.throughput_model import Pace
 
 
 def test_two_files_tell_of_a_third():

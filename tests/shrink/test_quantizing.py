@@ -10,9 +10,9 @@ from gguf import GGUFReader
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
-from settle.shrink.imatrix import Importance
-from settle.shrink.quantizing import file_bytes, guessed_file_type, quantize_gguf, quantized_already
-from settle.shrink.recipe import RECIPES, recipe_types
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.quantize_file import file_bytes, guessed_file_type, quantize_gguf, quantized_already
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
 from tests.trained import trained

@@ -5,9 +5,9 @@ import pytest
 
 from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf import read_gguf
-from settle.shrink.imatrix import Importance
-from settle.shrink.quantizing import file_bytes, quantize_gguf
-from settle.shrink.recipe import RECIPES, recipe_types
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
 

@@ -7,15 +7,15 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
-from settle.shrink.choosing import choose
-from settle.shrink.curvature import curvature
-from settle.shrink.ggml import FLOATS
-from settle.shrink.importance import Inputs
-from settle.shrink.measuring import group_of, measure
-from settle.shrink.quantizing import file_bytes, quantize_gguf
-from settle.shrink.recipe import RECIPES, recipe_types
-from settle.shrink.sensitivity import Sensitivity, candidates, sensitivity
-from settle.shrink.trial import Trial, batches
+from settle.shrink.activations.curvature import curvature
+from settle.shrink.activations.importance import Inputs
+from settle.shrink.measurements import group_of, measure
+from settle.shrink.types.choose_types import choose
+from settle.shrink.types.fake_quant import Trial, batches
+from settle.shrink.types.ggml import FLOATS
+from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
+from settle.shrink.types.sensitivity import Sensitivity, candidates, sensitivity
 from tests.trained import trained
 
 FAMILIES = parts("model/architectures")

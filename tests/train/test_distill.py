@@ -15,11 +15,11 @@ from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.data.distributions import draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
-from settle.evaluate.taught import nearness
+from settle.evaluate.distillation import nearness
 from settle.model.architectures import Decoder
 from settle.model.architectures.llama import Llama
-from settle.model.growing import continued
-from settle.model.packing import Packing
+from settle.model.kv_cache import continued
+from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse
 from settle.train.objectives.distill import Distill
 from settle.train.proof import prove

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from settle.base.registry import Part
-from settle.data.spool import Spool
+from settle.data.document_buffer import Spool
 
 # note("mended" | "dropped" | a kind of thing found, reason, count)
 Note = Callable[[str, str, int], None]

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from settle.data.cleaning import Cleaning, Sweep
-from settle.data.spool import Spool
+from settle.data.document_buffer import Spool
 
 
 class ExactDuplicates(Cleaning):

@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from settle.data.cleaning import Cleaning, Sweep
+from settle.data.document_buffer import Spool
 from settle.data.similarity import Similarity
-from settle.data.spool import Spool
 
 
 class NearDuplicates(Cleaning):

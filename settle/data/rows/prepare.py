@@ -17,12 +17,12 @@ from settle.base.run import home, read_json
 from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
-from settle.data.rows.dialect import Dialect
-from settle.data.rows.gathering import gather
+from settle.data.rows.collect import gather
+from settle.data.rows.encode_rows import Making, Preview
 from settle.data.rows.known_templates import KNOWN, fitting
-from settle.data.rows.making import Making, Preview
 from settle.data.rows.store import RowStore
-from settle.data.rows.writing import write_rows
+from settle.data.rows.template_adaptation import Dialect
+from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 
@@ -57,8 +57,8 @@ class RowCorpus:
 def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, events: Events) -> RowCorpus:
     """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
 
-    tokenizer: as `settle.data.tokenizer.Tokenizer`, with the model's chat template. Raises DataError when rows are
-    mixed, broken or too long, ProofError when a template does not end its turns, ResourceError when the disk is full.
+    tokenizer: as `settle.data.tokenizer.byte_bpe.Tokenizer`, with the model's chat template. Raises DataError when rows
+    are mixed, broken or too long, ProofError when a template does not end its turns, ResourceError on a full disk.
     """
     template, note = _template(tokenizer, settings)
     with workspace() as work:

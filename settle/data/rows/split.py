@@ -5,9 +5,9 @@ Legend: R examples.
 
 import numpy as np
 
+from settle.data.document_buffer import Spool
 from settle.data.similarity import Similarity
 from settle.data.split import DROPPED, HELD_OUT, KINSHIP, NEAR_DUPLICATE, TRAIN, uniform_order
-from settle.data.spool import Spool
 
 
 def split_rows(texts: Spool, prompts: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:

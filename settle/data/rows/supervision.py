@@ -15,8 +15,8 @@ import numpy as np
 
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken
-from settle.data.pretrained_tokenizer import ENDS, UNUSED
-from settle.data.rows.rendering import Rendered
+from settle.data.rows.render import Rendered
+from settle.data.tokenizer.pretrained import ENDS, UNUSED
 
 
 @dataclass(frozen=True)

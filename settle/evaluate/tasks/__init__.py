@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from settle.base.errors import UsageError
 from settle.base.registry import Part, part, part_names, parts
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 
 MOST_OF = 0.9  # a task is chosen when this share of the wanted answers is made for it
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*\.?\d*%?")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import MOST_OF, Task, same, share
 from settle.evaluate.tasks.f1 import F1
 

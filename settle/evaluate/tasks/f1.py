@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
 
 # a word, or one character of a script that puts no spaces between words

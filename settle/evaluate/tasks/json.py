@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import MOST_OF, Task, same, share
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)

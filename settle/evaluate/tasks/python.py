@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, existing
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator
 
-from settle.evaluate.cases import Case
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import MOST_OF, Task, same, share
 
 # how final answers are usually marked; the first that nearly all wanted answers have is taken

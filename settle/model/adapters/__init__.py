@@ -15,7 +15,7 @@ from torch import Tensor
 from settle.base.errors import FormatError, UsageError
 from settle.base.registry import Part
 from settle.model.decoder import Decoder
-from settle.model.linear import Linear
+from settle.model.layers.linear import Linear
 
 PREFIX = "base_model.model."
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"}

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from settle.model.adapters import Adapter, matching
 from settle.model.decoder import Decoder
-from settle.model.low_rank import LowRank
+from settle.model.layers.low_rank import LowRank
 
 
 class LoRA(Adapter):

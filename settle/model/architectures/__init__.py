@@ -11,8 +11,8 @@ import torch
 from settle.base.errors import FormatError
 from settle.base.registry import Part, parts
 from settle.formats.gguf import embeds
+from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
-from settle.model.options import DecoderOptions
 
 __all__ = ["Architecture", "Decoder"]
 

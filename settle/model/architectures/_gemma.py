@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
 from settle.model.architectures._transformer import GgufFields, Transformer
-from settle.model.options import DecoderOptions, LayerOptions
+from settle.model.config import DecoderOptions, LayerOptions
 
 NORMS = (
     "input_layernorm",

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, ValidationError, model_validator
 
 from settle.base.errors import FormatError
-from settle.model import sizing
+from settle.model import default_shape
 from settle.model.architectures import Architecture
-from settle.model.options import DecoderOptions, LayerOptions, Rope
-from settle.model.rope import RopeScaling, rope_options
+from settle.model.config import DecoderOptions, LayerOptions, Rope
+from settle.model.layers.rope import RopeScaling, rope_options
 
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
 
@@ -166,7 +166,7 @@ class Transformer(Architecture):
 
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
-        shape = sizing.shape(num_parameters, vocab_size)
+        shape = default_shape.shape(num_parameters, vocab_size)
         return cls(
             hidden_size=shape.width,
             intermediate_size=shape.inner,

@@ -9,7 +9,7 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.model.architectures._gemma import Gemma
 from settle.model.architectures._transformer import GgufFields
-from settle.model.options import LayerOptions
+from settle.model.config import LayerOptions
 
 _CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 

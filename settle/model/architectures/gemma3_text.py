@@ -9,8 +9,8 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.model.architectures._gemma import Gemma
 from settle.model.architectures._transformer import GgufFields
-from settle.model.options import LayerOptions, Rope
-from settle.model.rope import RopeScaling, rope_options
+from settle.model.config import LayerOptions, Rope
+from settle.model.layers.rope import RopeScaling, rope_options
 
 
 class Gemma3Text(Gemma):

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.model.architectures._transformer import GgufFields, Transformer
-from settle.model.options import LayerOptions
-from settle.model.rope import divisors, llama3_scaling
+from settle.model.config import LayerOptions
+from settle.model.layers.rope import divisors, llama3_scaling
 
 
 class Llama(Transformer):

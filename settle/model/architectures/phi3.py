@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.model.architectures._transformer import GgufFields, Transformer
-from settle.model.options import LayerOptions
-from settle.model.rope import attention_factor
+from settle.model.config import LayerOptions
+from settle.model.layers.rope import attention_factor
 
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 

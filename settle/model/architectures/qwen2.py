@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from settle.model.architectures._transformer import Transformer
-from settle.model.options import LayerOptions
+from settle.model.config import LayerOptions
 
 
 class Qwen2(Transformer):

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from settle.model.architectures._transformer import Transformer
 from settle.model.architectures.qwen2 import Qwen2
-from settle.model.options import LayerOptions
+from settle.model.config import LayerOptions
 
 
 class Qwen3(Qwen2):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from settle.base.errors import FormatError
 from settle.model.architectures._transformer import GgufFields
 from settle.model.architectures.qwen3 import Qwen3
-from settle.model.options import Experts, LayerOptions
+from settle.model.config import Experts, LayerOptions
 
 
 class Qwen3Moe(Qwen3):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.registry import Part
-from settle.shrink.subject import Subject
+from settle.shrink.prunable_model import Subject
 
 __all__ = ["Pruned", "Pruner", "Subject", "kept_number"]
 

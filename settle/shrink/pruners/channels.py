@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.base.errors import UsageError
-from settle.shrink.least_squares import eliminate, error, gram
+from settle.shrink.activations.layer_activations import Walk
+from settle.shrink.activations.least_squares import eliminate, error, gram
+from settle.shrink.prunable_model import Subject, in_layer, require_dense
 from settle.shrink.pruners import Pruned, Pruner, kept_number
-from settle.shrink.subject import Subject, in_layer, require_dense
-from settle.shrink.walking import Walk
 
 _STEP = 256  # numbers in a block of llama.cpp's finer types, which rows should be multiples of
 

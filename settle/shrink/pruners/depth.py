@@ -16,9 +16,9 @@ from torch.nn.functional import cosine_similarity
 
 from settle.base.errors import UsageError
 from settle.model.architectures import Architecture
+from settle.shrink.activations.layer_activations import Walk, kl
+from settle.shrink.prunable_model import Subject, in_layer, layer_of, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
-from settle.shrink.subject import Subject, in_layer, layer_of, require_loadable
-from settle.shrink.walking import Walk, kl
 
 _SAMPLED = 1024  # positions of the residual stream that are kept for every layer
 

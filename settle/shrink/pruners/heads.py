@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.base.errors import UsageError
-from settle.model.options import LayerOptions
-from settle.shrink.least_squares import eliminate, gram
+from settle.model.config import LayerOptions
+from settle.shrink.activations.layer_activations import Walk
+from settle.shrink.activations.least_squares import eliminate, gram
+from settle.shrink.prunable_model import Subject, in_layer, require_dense, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
 from settle.shrink.pruners.channels import chosen, spread_out
-from settle.shrink.subject import Subject, in_layer, require_dense, require_loadable
-from settle.shrink.walking import Walk
 
 
 class Heads(Pruner):

@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
-from settle.shrink.cutting import cut_rows
+from settle.shrink.cut_gguf import cut_rows
+from settle.shrink.prunable_model import Subject
 from settle.shrink.pruners import Pruned, Pruner
-from settle.shrink.subject import Subject
-from settle.shrink.tokens import Tokens, counted, cut_tokenizer, scripts_of
+from settle.shrink.vocabulary import Tokens, counted, cut_tokenizer, scripts_of
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _STEP = 64  # the number of tokens is a multiple of it, so that products with the table have whole tiles

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from settle.base.errors import UsageError
 from settle.model.architectures import Architecture, Decoder
-from settle.shrink.least_squares import error, gram, refitted
+from settle.shrink.activations.layer_activations import Inner, Walk
+from settle.shrink.activations.least_squares import error, gram, refitted
+from settle.shrink.prunable_model import Subject, in_layer, require_dense, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
 from settle.shrink.pruners.channels import spread_out
-from settle.shrink.subject import Subject, in_layer, require_dense, require_loadable
-from settle.shrink.walking import Inner, Walk
 
 _STEP = 256  # see `channels`
 _TABLE, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"

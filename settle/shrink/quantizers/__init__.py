@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from settle.base.registry import Part
 from settle.formats import Weights
-from settle.shrink.imatrix import Importance
-from settle.shrink.recipe import Choice
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import Choice
 
 
 class Quantizer(Part):

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.formats import Weights
-from settle.shrink.choosing import choose
-from settle.shrink.imatrix import Importance
 from settle.shrink.quantizers import Quantizer
-from settle.shrink.quantizing import file_bytes
-from settle.shrink.recipe import Choice, recipe_types
-from settle.shrink.sensitivity import Sensitivity
+from settle.shrink.types.choose_types import choose
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import Choice, recipe_types
+from settle.shrink.types.quantize_file import file_bytes
+from settle.shrink.types.sensitivity import Sensitivity
 
 
 class Auto(Quantizer):

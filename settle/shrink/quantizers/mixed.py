@@ -3,9 +3,9 @@
 from pydantic import Field, field_validator
 
 from settle.formats import Weights
-from settle.shrink.imatrix import Importance
 from settle.shrink.quantizers import Quantizer
-from settle.shrink.recipe import RECIPES, Choice, recipe_types
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import RECIPES, Choice, recipe_types
 
 
 class Mixed(Quantizer):

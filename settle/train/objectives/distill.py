@@ -9,9 +9,9 @@ from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
 from settle.data.batches import Batch
-from settle.data.tokenizers_alike import require_same_tokenizer
+from settle.data.tokenizer.compatibility import require_same_tokenizer
 from settle.model.architectures import Decoder
-from settle.model.growing import continued
+from settle.model.kv_cache import continued
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, on_device
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure

@@ -9,11 +9,11 @@ from settle.model import adapters
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
-from settle.model.blocks import quantize_nf4
 from settle.model.decoder import Decoder
-from settle.model.frozen import FrozenBlocks, FrozenDense, FrozenNf4
-from settle.model.linear import Linear, Stack
-from settle.model.low_rank import LowRank
+from settle.model.layers.dequantize import quantize_nf4
+from settle.model.layers.frozen_weights import FrozenBlocks, FrozenDense, FrozenNf4
+from settle.model.layers.linear import Linear, Stack
+from settle.model.layers.low_rank import LowRank
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from tests.model.test_layers import OPTIONS, decoder

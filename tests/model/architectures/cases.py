@@ -11,7 +11,7 @@ from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.architectures.qwen3 import Qwen3
 from settle.model.architectures.qwen3_moe import Qwen3Moe
-from settle.model.rope import RopeScaling
+from settle.model.layers.rope import RopeScaling
 
 LLAMA3 = RopeScaling(
     rope_type="llama3",

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from settle.data.tokenizer import Tokenizer
+from settle.data.tokenizer.byte_bpe import Tokenizer
 
 
 @pytest.fixture(scope="session")

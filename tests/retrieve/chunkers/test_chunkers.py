@@ -5,10 +5,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from settle.retrieve.chunkers.sentences import Sentences
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.chunkers.window import Window
-from settle.retrieve.document import Block, Chunk, Place
+from settle.documents.blocks import Block, Chunk, Place
+from settle.retrieve.index.chunkers.sentences import Sentences
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.chunkers.window import Window
 
 TEXT = "The key is rotated every week. Each new key is 32 bytes, and the old ones are kept a day; see rotate_keys()."
 CHUNKERS = [Structure(tokens=60), Sentences(tokens=40, overlap=1), Window(tokens=50, overlap=12)]

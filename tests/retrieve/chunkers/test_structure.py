@@ -1,9 +1,9 @@
 """How passages follow a document. Words are tokens here, so that sizes can be seen."""
 
-from settle.retrieve.chunkers.sentences import Sentences
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.chunkers.window import Window
-from settle.retrieve.document import Block, Chunk, Place
+from settle.documents.blocks import Block, Chunk, Place
+from settle.retrieve.index.chunkers.sentences import Sentences
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.chunkers.window import Window
 
 
 def _count(texts):

@@ -10,7 +10,7 @@ from settle.base.events import Events
 from settle.base.models import all_models
 from settle.model.pulling import wheels
 from settle.model.source import hash_of
-from settle.retrieve.embedders.minilm import Minilm
+from settle.retrieve.index.embedders.minilm import Minilm
 from tests.bert import TEXTS, reference, tiny_bert
 from tests.commands.test_pull import _wheel
 

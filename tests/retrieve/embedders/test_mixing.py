@@ -7,12 +7,12 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Events
 from settle.model.pulling.bert import bert_to_gguf
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.collection import Collection
-from settle.retrieve.embedders.gguf import Gguf
-from settle.retrieve.indexing import update
-from settle.retrieve.search import search
-from settle.retrieve.stores.lancedb import Lancedb
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.embedders.gguf import Gguf
+from settle.retrieve.index.stores.lancedb import Lancedb
+from settle.retrieve.index.update_index import update
+from settle.retrieve.search.hybrid_search import search
 from tests.bert import tiny_bert
 
 

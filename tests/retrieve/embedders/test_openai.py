@@ -11,9 +11,9 @@ import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
 from settle.model.pulling.bert import bert_to_gguf
-from settle.retrieve.embedders import openai
-from settle.retrieve.embedders.gguf import Gguf
-from settle.retrieve.embedders.openai import Openai
+from settle.retrieve.index.embedders import openai
+from settle.retrieve.index.embedders.gguf import Gguf
+from settle.retrieve.index.embedders.openai import Openai
 from tests.bert import TEXTS, tiny_bert
 
 AWAY, SLOW = 0, 1  # instead of a status: hangs up, takes its time
@@ -154,7 +154,7 @@ def test_url_model_and_prefixes_are_the_identity(server):
 
 def test_our_own_server(tmp_path, home):
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-    from settle.server.catalogue import Entry
+    from settle.server.models.model_catalogue import Entry
     from tests.server.conftest import KEY
     from tests.server.conftest import serving as settle_serving
 

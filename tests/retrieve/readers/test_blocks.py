@@ -6,7 +6,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from settle.retrieve.chunkers.structure import Structure
+from settle.retrieve.index.chunkers.structure import Structure
 from tests.retrieve import making
 
 PAGE = """<!DOCTYPE html><html><head><title>Unused</title><style>p {}</style><script>if (a<b) {evil()}</script></head>

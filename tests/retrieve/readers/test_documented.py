@@ -5,9 +5,9 @@ from pathlib import Path
 
 import settle
 from settle.base.registry import parts
-from settle.retrieve import reading, reading_child
-from settle.retrieve.readers import _lines
-from settle.retrieve.readers.code import _GRAMMARS
+from settle.documents import reader_child, reader_pool
+from settle.documents.readers import _lines
+from settle.documents.readers.code import _GRAMMARS
 
 PAGE = (Path(settle.__file__).parents[1] / "docs" / "readers.md").read_text(encoding="utf-8")
 
@@ -18,13 +18,13 @@ def _own(family: str):
 
 def test_every_reader_with_the_files_it_reads():
     rows = {name: set(re.split(r"[,; ]+", files)) for name, files in re.findall(r"^\| (\w+) \| ([^|]+) \|", PAGE, re.M)}
-    for name, kind in _own("retrieve/readers").items():
+    for name, kind in _own("documents/readers").items():
         suffixes = _GRAMMARS if name == "code" else kind.suffixes
         assert {suffix[1:] for suffix in suffixes} <= rows[name], name
 
 
 def test_no_two_readers_claim_the_same_files():
-    claims = [claim for kind in parts("retrieve/readers").values() for claim in (*kind.suffixes, *kind.names)]
+    claims = [claim for kind in parts("documents/readers").values() for claim in (*kind.suffixes, *kind.names)]
     assert len(claims) == len(set(claims)) and all(claim == claim.lower() for claim in claims)
 
 
@@ -36,13 +36,13 @@ def test_every_chunker_with_its_settings():
         said[name, row[1]] = row[2]
     known = {
         (name, setting): str(field.default)
-        for name, kind in _own("retrieve/chunkers").items()
+        for name, kind in _own("retrieve/index/chunkers").items()
         for setting, field in kind.model_fields.items()
     }
     assert said == known
 
 
 def test_limits():
-    assert f"may take {reading.SECONDS:.0f} seconds and {reading_child.MEMORY >> 30} GiB" in PAGE
-    assert f"{reading_child.MOST_TEXT >> 20} million characters" in PAGE
+    assert f"may take {reader_pool.SECONDS:.0f} seconds and {reader_child.MEMORY >> 30} GiB" in PAGE
+    assert f"{reader_child.MOST_TEXT >> 20} million characters" in PAGE
     assert _lines.LONGEST_LINE >> 20 == 1 and "a line of more than a million characters" in PAGE

@@ -12,8 +12,8 @@ from pptx import Presentation
 from python_calamine import load_workbook
 
 from settle.base.registry import part_names
-from settle.retrieve.chunkers.structure import Structure
-from settle.retrieve.document import Chunk
+from settle.documents.blocks import Chunk
+from settle.retrieve.index.chunkers.structure import Structure
 from tests.retrieve import making
 
 LINED = {
@@ -141,4 +141,4 @@ def test_a_line_of_a_mailbox_begins_the_message(tmp_path):
 
 def test_each_reader_has_its_place_tested_here():
     tested = {"markdown", "text", "rst", "code", "csv", "jsonl", "json", "html", "pdf", "docx", "pptx", "xlsx"}
-    assert tested | {"ipynb", "epub", "mail", "stuck"} == set(part_names("retrieve/readers"))
+    assert tested | {"ipynb", "epub", "mail", "stuck"} == set(part_names("documents/readers"))

@@ -9,13 +9,13 @@ from settle.base.errors import UsageError
 from settle.base.registry import part
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import read_safetensors
-from settle.infer.ranking import RankEngine
+from settle.infer.ranker import RankEngine
 from settle.infer.sample import logprobs
 from settle.model.pulling import bert
-from settle.retrieve.catalogue import Passage
-from settle.retrieve.rerankers.cross_encoder import CrossEncoder
-from settle.retrieve.rerankers.likelihood import Likelihood
-from settle.retrieve.search import Hit
+from settle.retrieve.index.catalogue import Passage
+from settle.retrieve.search.hybrid_search import Hit
+from settle.retrieve.search.rerankers.cross_encoder import CrossEncoder
+from settle.retrieve.search.rerankers.likelihood import Likelihood
 from tests.bert import tiny_bert
 from tests.trained import trained
 
@@ -108,7 +108,7 @@ def test_likelihood_is_that_of_the_question_after_the_passage(tiny, tmp_path):
 def test_no_model_and_a_model_that_does_not_rank_are_said(tiny, tmp_path):
     for name in ("cross_encoder", "likelihood"):
         with pytest.raises(UsageError, match="which (reranker|model)"):
-            part("retrieve/rerankers", name)().open()
+            part("retrieve/search/rerankers", name)().open()
     file = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf", "f32")
     with pytest.raises(UsageError, match="no reranker"):
         CrossEncoder(model=str(file)).open()

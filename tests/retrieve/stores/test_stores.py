@@ -37,7 +37,7 @@ def opened(name, tmp_path):
 
 
 def open_store(name, folder, width=WIDTH):
-    return part("retrieve/stores", name)().open(folder, "docs-1234", width)
+    return part("retrieve/index/stores", name)().open(folder, "docs-1234", width)
 
 
 def some(count, seed=0, width=WIDTH):
@@ -55,7 +55,7 @@ def size(folder):
 
 
 def test_every_store_is_tried():
-    assert set(part_names("retrieve/stores")) == {"lancedb", "chroma"}
+    assert set(part_names("retrieve/index/stores")) == {"lancedb", "chroma"}
 
 
 def test_nearest(opened):
@@ -129,7 +129,7 @@ OTHER = """
 import sys, numpy as np
 from pathlib import Path
 from settle.base.registry import part
-vectors = part("retrieve/stores", sys.argv[1])().open(Path(sys.argv[2]), "docs-1234", int(sys.argv[3]))
+vectors = part("retrieve/index/stores", sys.argv[1])().open(Path(sys.argv[2]), "docs-1234", int(sys.argv[3]))
 random = np.random.default_rng(3)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -191,7 +191,7 @@ def test_a_chroma_server(tmp_path):
     command = [str(Path(sys.executable).with_name("chroma")), "run", "--path", str(tmp_path), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(port)
-    opened = part("retrieve/stores", "chroma")(url=f"http://127.0.0.1:{port}").open(tmp_path, "docs-1234", WIDTH)
+    opened = part("retrieve/index/stores", "chroma")(url=f"http://127.0.0.1:{port}").open(tmp_path, "docs-1234", WIDTH)
     try:
         opened.add(np.arange(100), some(100))
         opened.remove(range(50))
@@ -225,12 +225,12 @@ def wait_for(port, seconds=60):
 def test_a_store_that_cannot_be_reached_says_so(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="the store of vectors at .*file fails"):
-        part("retrieve/stores", "lancedb")(url=str(tmp_path / "file")).open(tmp_path, "docs-1234", WIDTH)
+        part("retrieve/index/stores", "lancedb")(url=str(tmp_path / "file")).open(tmp_path, "docs-1234", WIDTH)
 
 
 def test_an_index_finds_what_comes_and_goes(tmp_path, monkeypatch):
     """LanceDB beyond the size where all are compared: candidates of one bit a dimension, and what is not in it yet."""
-    lancedb = pytest.importorskip("settle.retrieve.stores.lancedb")
+    lancedb = pytest.importorskip("settle.retrieve.index.stores.lancedb")
     monkeypatch.setattr(lancedb, "EXACT", 600 * 128)
     monkeypatch.setattr(lancedb, "_PARTITION", 100)
     random = np.random.default_rng(5)
@@ -268,7 +268,7 @@ def test_an_index_finds_what_comes_and_goes(tmp_path, monkeypatch):
 def test_a_graph_that_finds_no_room_is_told_as_a_full_disk(tmp_path, monkeypatch):
     from chromadb.errors import InternalError
 
-    from settle.retrieve.stores import chroma
+    from settle.retrieve.index.stores import chroma
 
     failure = InternalError("Error in compaction: Failed to apply logs to the hnsw segment writer")
     for free, kind in ((1_000_000, ResourceError), (10**12, DataError)):

@@ -10,7 +10,7 @@ from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
 from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
-from settle.shrink.subject import Subject
+from settle.shrink.prunable_model import Subject
 from tests.model.architectures.cases import CASES, random_model
 from tests.trained import trained
 

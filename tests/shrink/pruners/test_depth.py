@@ -5,9 +5,9 @@ import torch
 
 from settle.base.errors import UsageError
 from settle.infer.sample import logprobs
+from settle.shrink.activations.layer_activations import Walk, kl
+from settle.shrink.prunable_model import Subject
 from settle.shrink.pruners.depth import Depth, without
-from settle.shrink.subject import Subject
-from settle.shrink.walking import Walk, kl
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import assert_ordinary, random_subject, trained_subject, windows
 

@@ -6,13 +6,13 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
 from settle.infer.sample import logprobs
-from settle.shrink.least_squares import eliminate, error, gram, refitted
+from settle.shrink.activations.layer_activations import kl
+from settle.shrink.activations.least_squares import eliminate, error, gram, refitted
+from settle.shrink.prunable_model import Subject
 from settle.shrink.pruners import Pruner, kept_number
 from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.heads import Heads
 from settle.shrink.pruners.width import Width
-from settle.shrink.subject import Subject
-from settle.shrink.walking import kl
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import DENSE, assert_ordinary, more_code, random_subject, trained_subject, windows
 

@@ -6,17 +6,17 @@ import torch
 from transformers import AutoTokenizer
 
 from settle.base.errors import DataError, UsageError
-from settle.data.pretrained_tokenizer import PretrainedTokenizer
-from settle.evaluate.gate import PROSE, Effort, run_gate
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.evaluate.gate.gate import PROSE, Effort, run_gate
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
 from settle.model.pretrained import Pretrained
-from settle.shrink.cutting import cut_blocks
+from settle.shrink.cut_gguf import cut_blocks
+from settle.shrink.prunable_model import Subject
 from settle.shrink.pruners.depth import without
 from settle.shrink.pruners.vocabulary import Vocabulary, cut_subject, renumbered
-from settle.shrink.subject import Subject
-from settle.shrink.tokens import Tokens, cut_tokenizer
+from settle.shrink.vocabulary import Tokens, cut_tokenizer
 from tests.data.test_pretrained_tokenizer import byte_level, spaced, texts  # noqa: F401
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from settle.base.registry import part
 from settle.formats.gguf import read_gguf
 from settle.shrink.quantizers import Quantizer, types_of
-from settle.shrink.quantizing import quantize_gguf
-from settle.shrink.recipe import RECIPES
+from settle.shrink.types.llamacpp_mixes import RECIPES
+from settle.shrink.types.quantize_file import quantize_gguf
 from tests.shrink.files import make_gguf
 
 

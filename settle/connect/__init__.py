@@ -1,0 +1,1 @@
+"""Set up other programs to talk to a running server."""

@@ -1,0 +1,32 @@
+"""curl, in a shell."""
+
+import json
+import shlex
+from typing import ClassVar
+
+from settle.connect.clients import NO_KEY, Ask, Client, Connection
+from settle.connect.clients._asks import chat
+
+
+class Curl(Client):
+    """A command to paste."""
+
+    about: ClassVar[str] = "a command for the shell"
+    needs: ClassVar[int] = 0
+
+    def steps(self, connection: Connection) -> str:
+        ask = _ask(connection)
+        body = json.dumps(ask.body, ensure_ascii=False)
+        return (
+            f"curl -sS {shlex.quote(connection.address + ask.path)} \\\n"
+            f"  -H {shlex.quote(f'Authorization: Bearer {connection.key or NO_KEY}')} \\\n"
+            "  -H 'Content-Type: application/json' \\\n"
+            f"  -d {shlex.quote(body)}\n"
+        )
+
+    def requests(self, connection: Connection) -> list[Ask]:
+        return [_ask(connection)]
+
+
+def _ask(connection: Connection) -> Ask:
+    return chat(connection, "the command", stream=False, headers={"User-Agent": "curl/8.14.1", "Accept": "*/*"})

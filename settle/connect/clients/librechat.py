@@ -1,0 +1,68 @@
+"""LibreChat: a custom endpoint in its librechat.yaml."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from settle.connect.clients import NO_KEY, Ask, Client, ConfigFile, Connection, environment
+from settle.connect.clients._asks import chat, list_models
+from settle.connect.config_files import yaml_merged
+
+HEAD = {"version": "1.3.17"}
+KEYS = ["endpoints", "custom"]
+AGENT = "langchainjs-openai/1.0.0"
+
+
+class LibreChat(Client):
+    """It reads $CONFIG_PATH, or librechat.yaml in the folder that it was installed in, which only a person knows."""
+
+    about: ClassVar[str] = "chat for teams, in the browser"
+
+    def files(self, connection: Connection) -> list[ConfigFile]:
+        path, entry = _path(), _entry(connection)
+        if path is None:
+            return []
+        return [
+            ConfigFile(
+                path,
+                yaml_merged(None, {}, KEYS, entry, "name"),
+                lambda old: yaml_merged(old, HEAD, KEYS, entry, "name"),
+            )
+        ]
+
+    def steps(self, connection: Connection) -> str:
+        if _path() is not None:
+            return ""
+        text = yaml_merged(None, HEAD, KEYS, _entry(connection), "name")
+        return f"# librechat.yaml, in the folder of LibreChat\n{text}"
+
+    def note(self, connection: Connection) -> str:
+        where = "" if _path() else "--write does it when run in LibreChat's folder, or with CONFIG_PATH set; "
+        return f"{where}restart LibreChat; in Docker it needs `network_mode: host` to reach this machine"
+
+    def requests(self, connection: Connection) -> list[Ask]:
+        headers = {"User-Agent": AGENT}
+        title = chat(connection, "its titles", stream=False, headers=headers)
+        usage, person = {"include_usage": True}, "65f0c0ffee0000000000cafe"
+        talk = chat(connection, headers=headers, stream_options=usage, user=person)
+        return [list_models(User_Agent=AGENT), talk, title]
+
+
+def _path() -> Path | None:
+    given = environment("CONFIG_PATH")
+    if given:
+        return None if "://" in str(given) or str(given).startswith(("http:", "https:")) else given
+    here = Path.cwd()
+    is_its_folder = any((here / name).is_file() for name in ("librechat.yaml", "librechat.example.yaml"))
+    return here / "librechat.yaml" if is_its_folder else None
+
+
+def _entry(connection: Connection) -> dict[str, Any]:
+    return {
+        "name": "settle",
+        "apiKey": connection.key or NO_KEY,
+        "baseURL": connection.openai,
+        "models": {"default": [connection.model], "fetch": True},
+        "titleConvo": True,
+        "titleModel": connection.model,
+        "modelDisplayLabel": "settle",
+    }

@@ -1,0 +1,54 @@
+"""Page Assist, the browser extension: set up in its own settings, and let in by its origin."""
+
+from typing import ClassVar
+
+from settle.connect.clients import NO_KEY, Ask, Client, Connection
+from settle.connect.clients._asks import chat, embed, list_models
+
+CHROME = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"  # the same for everyone who has it from the store
+
+
+class PageAssist(Client):
+    """No file of its own that others could write: a browser keeps an extension's settings."""
+
+    about: ClassVar[str] = "browser extension: chat beside web pages"
+
+    def steps(self, connection: Connection) -> str:
+        return (
+            "In Page Assist: Settings → OpenAI Compatible API → Add Provider → Custom\n"
+            "  Provider name  settle\n"
+            f"  Base URL       {_by_name(connection.openai)}\n"
+            f"  API key        {connection.key or NO_KEY}\n"
+            f"then fetch the models, choose {connection.model}, and save.\n"
+        )
+
+    def note(self, connection: Connection) -> str:
+        return (
+            "--write lets the extension in from then on. Firefox gives it an origin of its own in every browser: "
+            "about:debugging → This Firefox → Page Assist → Internal UUID, then --origin moz-extension://UUID. "
+            "Where Page Assist still says 403, its Automatic Ollama CORS Fix hides its origin: turn that off in "
+            "Ollama Settings → Advance, or write localhost in one address and 127.0.0.1 in the other"
+        )
+
+    def origins(self, connection: Connection) -> frozenset[str]:
+        return frozenset({connection.origin or CHROME})
+
+    def requests(self, connection: Connection) -> list[Ask]:
+        origin = connection.origin or CHROME
+        asked = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        return [
+            Ask("its question whether it may ask", "/v1/chat/completions", None, "preflight", asked, "OPTIONS"),
+            list_models(Origin=origin),
+            chat(connection, headers={"Origin": origin}, stream_options={"include_usage": True}),
+            *embed(connection, "its search in pages"),
+        ]
+
+
+def _by_name(url: str) -> str:
+    """Page Assist has the browser rewrite the origin of whatever goes to the host of its Ollama, which is 127.0.0.1
+    unless it was told otherwise; the same server under another name keeps clear of that."""
+    return url.replace("//127.0.0.1:", "//localhost:", 1)

@@ -1,0 +1,153 @@
+"""Inputs → one spool of cleaned documents, with a reason for every row that did not come through as it was."""
+
+import errno
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.base.registry import parts
+from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.files import InputFile
+from settle.data.ledger import Ledger
+from settle.data.settings import DataSettings
+from settle.data.sources import Skip
+
+Step = Callable[[str, Note], str | None]
+
+_TELL_EVERY = 8 << 20  # characters between two progress events
+
+
+class Reading:
+    """One corpus being read: the files and the cleaning passes at work on them."""
+
+    def __init__(self, files: list[InputFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
+        self._files = files
+        self._settings = settings
+        self._ledger = ledger
+        self._events = events
+        self._sweeps = _sweeps(settings)
+
+    def read(self, work: Path) -> Spool:
+        """Every row, mended, on disk in `work`; a document's origin is its file's place in the list and its row."""
+        writer = SpoolWriter(work / "read")
+        try:
+            for number, row, text in self._rows():
+                mended = self._mend(text, number, row)
+                if mended is not None:
+                    writer.append(mended, number, row)
+        finally:
+            writer.abandon()
+        spool = writer.close()
+        revising = [sweep for sweep in self._sweeps if sweep.revises()]
+        return self._revise(spool, revising, work / "revised") if revising else spool
+
+    def without_repeats(self, spool: Spool) -> np.ndarray:
+        """Which documents stay once duplicates are gone: bool (D,)."""
+        kept = np.ones(len(spool), bool)
+        for sweep in self._sweeps if len(spool) > 1 else ():
+            found = sweep.repeats(spool)
+            if found is None:
+                continue
+            reason, repeated = found
+            for document in np.flatnonzero(repeated & kept).tolist():
+                file, row = spool.origins[document].tolist()
+                self.drop(reason, file, row)
+            kept &= ~repeated
+        return kept
+
+    def drop(self, reason: str, file: int, row: int) -> None:
+        """Note that a row which was read is left out after all."""
+        self._ledger.drop(reason, self._where(file, row), "")
+
+    def _rows(self) -> Iterator[tuple[int, int, str]]:
+        """File number, row and text of every row that can be read."""
+        total, done = sum(f.size for f in self._files), 0
+        for number, file in enumerate(self._files):
+            told = read = 0
+            try:
+                with file.open() as stream:
+                    for row in file.source({"field": self._settings.field}).rows(stream):
+                        self._ledger.read += 1
+                        if "problem" in row:
+                            self.drop(row["problem"], number, row["row"])
+                            continue
+                        yield number, row["row"], row["text"]
+                        read += len(row["text"])
+                        if read - told >= _TELL_EVERY:
+                            told = read
+                            self._tell(done + min(read, file.size), total)
+            except Skip as e:
+                self._ledger.skip(str(e), file.name)
+            except (EOFError, OSError, zlib.error, *_zstd_errors(file)) as e:
+                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self._ledger.skip("damaged, read up to the damage", file.name)
+            except DataError as e:
+                raise DataError(f"{file.name}: {e.what}", e.fix) from None
+            done += file.size
+            self._tell(done, total)
+
+    def _tell(self, done: int, total: int) -> None:
+        self._events.emit("progress", what="read", done=done, total=total, unit="bytes")
+
+    def _where(self, number: int, row: int) -> str:
+        return f"{self._files[number].name}:{row}"
+
+    def _mend(self, text: str, number: int, row: int) -> str | None:
+        return self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+
+    def _revise(self, spool: Spool, sweeps: list[Sweep], folder: Path) -> Spool:
+        writer = SpoolWriter(folder)
+        steps = [sweep.revise for sweep in sweeps]
+        try:
+            for first, data, ends in spool.chunks():
+                begin = 0
+                for document, end in enumerate(ends.tolist(), first):
+                    number, row = spool.origins[document].tolist()
+                    mended = self._through(steps, data[begin:end].decode(), number, row)
+                    if mended is not None:
+                        writer.append(mended, number, row)
+                    begin = end + 1
+        finally:
+            writer.abandon()
+        return writer.close()
+
+    def _through(self, steps: list[Step], text: str, number: int, row: int) -> str | None:
+        def note(what: str, reason: str, count: int) -> None:
+            if what == "dropped":
+                self._ledger.drop(reason, self._where(number, row), text)
+            elif what == "mended":
+                self._ledger.mend(reason, self._where(number, row), text)
+            else:
+                self._ledger.find(reason, count)
+
+        mended: str | None = text
+        for step in steps:
+            mended = step(mended, note)
+            if mended is None:
+                return None
+        return mended
+
+
+def _sweeps(settings: DataSettings) -> list[Sweep]:
+    passes: list[type[Cleaning]] = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[arg-type]
+    asked = {"mask": settings.mask}
+    # secrets are looked for in any case
+    return [
+        p(**{k: v for k, v in asked.items() if k in p.model_fields}).start()
+        for p in passes
+        if settings.clean or "mask" in p.model_fields
+    ]
+
+
+def _zstd_errors(file: InputFile) -> tuple[type[Exception], ...]:
+    if file.compression != ".zst":
+        return ()
+    import zstandard
+
+    return (zstandard.ZstdError,)

@@ -1,0 +1,148 @@
+"""All examples on disk, checked, each once, and each on its side. Legend: R examples."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.files import InputFile
+from settle.data.layouts import Example, Kind
+from settle.data.ledger import Ledger
+from settle.data.rows.read_rows import Refused, RowReading
+from settle.data.rows.split import split_rows
+from settle.data.settings import RowSettings
+from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
+
+_ROWS = ("csv", "json", "jsonl", "parquet")  # sources whose rows have named values
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """examples: of plain text the text, of other kinds JSON. sides: int8 (R,). names: of the files, by number."""
+
+    examples: Spool
+    sides: np.ndarray
+    kind: Kind
+    names: list[str]
+
+    def example(self, number: int) -> Example:
+        """One example."""
+        written = self.examples.read(number)
+        return Example("text", text=written) if self.kind == "text" else Example(**json.loads(written))
+
+    def line(self, number: int) -> str:
+        """One example as JSON."""
+        written = self.examples.read(number)
+        return json.dumps(vars(Example("text", text=written))) if self.kind == "text" else written
+
+    def origin(self, number: int) -> str:
+        """Where an example comes from, as `file:row`."""
+        file, row = self.examples.origins[number].tolist()
+        return f"{self.names[file]}:{row}"
+
+
+def gather(
+    files: list[InputFile],
+    held_out_files: list[InputFile],
+    settings: RowSettings,
+    ledger: Ledger,
+    events: Events,
+    work: Path,
+) -> Gathered:
+    """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
+    files, held_out_files = (_of_one_sort(given, ledger) for given in (files, held_out_files))
+    reading = RowReading(files + held_out_files, settings.columns, ledger, events)
+    examples, texts = SpoolWriter(work / "examples"), SpoolWriter(work / "texts")
+    prompts: list[int] = []
+    try:
+        for number, row, example in reading.examples():
+            asked, said = _words(example)
+            if example.kind != "text":
+                examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
+            texts.append(f"{asked}\n\n{said}" if said else asked, number, row)
+            prompts.append(int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=8).digest()))
+    finally:
+        examples.abandon()
+        texts.abandon()
+    refuse(reading.refused, settings, ledger)
+    ledger.notes["layouts"] = reading.layouts
+    names = [f.name for f in files + held_out_files]
+    similar, kind = texts.close(), reading.kind or "chat"
+    spool = similar if kind == "text" else examples.close()
+    found = Gathered(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
+    given = spool.origins[:, 0] >= len(files)
+    if not settings.repeats:
+        _drop_repeats(found, given, ledger)
+    kept = found.sides != DROPPED
+    if held_out_files:
+        found.sides[kept & given] = HELD_OUT
+        drop_kin_of_held_out(
+            similar, found.sides, lambda reason, file, row: ledger.drop(reason, f"{found.names[file]}:{row}", "")
+        )
+    elif kind == "text" and are_few(similar, kept, settings.held_out):
+        spool, sides = split_sections(similar, kept, settings.held_out, work)
+        found = Gathered(spool, sides, kind, names)
+    else:
+        found.sides[:] = split_rows(similar, np.array(prompts, np.uint64), kept, settings.held_out)
+    _refuse_one_sided(found, ledger)
+    return found
+
+
+def _of_one_sort(files: list[InputFile], ledger: Ledger) -> list[InputFile]:
+    """Without the files of text that lie beside files of rows: a folder's README is no example."""
+    rows = [file for file in files if file.kind in _ROWS]
+    for file in files if rows else ():
+        if file.kind not in _ROWS:
+            ledger.skip("text beside files of rows", file.name)
+    return rows or files
+
+
+def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:
+    """Rows that cannot be used end the work, or are left out where that is what was asked for."""
+    if refused.count and not settings.drop_broken:
+        rows = "1 row" if refused.count == 1 else f"{refused.count} rows"
+        raise DataError(f"{rows} cannot be used: {refused}", "mend them, or leave them out with --rows.drop-broken")
+    for reason, places in refused.rows.items():
+        for where in places:
+            ledger.drop(reason, where, "")
+
+
+def _drop_repeats(found: Gathered, given: np.ndarray, ledger: Ledger) -> None:
+    """Of examples that are the same, word for word, the first stays, or one that is `given` to evaluate on."""
+    order = np.argsort(~given, kind="stable")
+    _, first = np.unique(found.examples.hashes[order], return_index=True)
+    found.sides[:] = DROPPED
+    found.sides[order[first]] = TRAIN
+    for number in np.flatnonzero(found.sides == DROPPED).tolist():
+        ledger.drop("exact duplicate", found.origin(number), "")
+
+
+def _refuse_one_sided(found: Gathered, ledger: Ledger) -> None:
+    if not len(found.sides):
+        raise DataError(
+            f"there are no rows in what was given ({ledger.summary()})",
+            "rows are read from .jsonl, .json, .csv and .parquet, one example each",
+        )
+    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
+        if not (found.sides == side).any():
+            kept = int((found.sides != DROPPED).sum())
+            raise DataError(
+                f"no {name} rows are left of {kept} once those nearly the same are kept on one side "
+                f"({ledger.summary()})",
+                "give more varied examples, or held-out ones of their own with --rows.held-out-from",
+            )
+
+
+def _words(example: Example) -> tuple[str, str]:
+    """What an example asks and what it answers, without the system prompt that all may share."""
+    turns = [message["content"] for message in example.messages if message["role"] != "system"]
+    if example.kind == "preference":
+        return "\n\n".join(turns), "\n\n".join(m["content"] for m in (*example.chosen, *example.rejected))
+    if example.kind == "text":
+        return example.text, ""
+    return turns[0], "\n\n".join(turns[1:])

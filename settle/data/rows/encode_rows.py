@@ -1,0 +1,110 @@
+"""Examples → encoded rows: rendered, supervised, proved, and no longer than the model may read."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from settle.base.chat_template import ChatTemplate
+from settle.base.errors import DataError
+from settle.data.layouts import Broken, Example, Kind
+from settle.data.rows.render import Renderer
+from settle.data.rows.supervision import Encoded, Supervision, pieces_of, shortened
+from settle.data.settings import RowSettings
+
+TOO_LONG = "longer than the limit, before its first answer ends"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A row as it is learned from: pieces of text, each supervised or not. part: chosen or rejected, of a preference.
+
+    num_tokens: of the whole row; num_supervised: of those that are targets.
+    """
+
+    origin: str
+    part: str
+    pieces: list[tuple[str, bool]]
+    num_tokens: int
+    num_supervised: int
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Preview":
+        return cls(**value | {"pieces": [(text, supervised) for text, supervised in value["pieces"]]})
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Making:
+    """Makes rows of examples. wanted: tokens that each example would have needed to keep all of its answers."""
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:
+        self.supervision = Supervision(tokenizer)
+        self.supervise = settings.supervise or "assistant"
+        if kind == "text":
+            self.supervise = "all"
+        arguments = {} if settings.thinking is None else {"enable_thinking": settings.thinking}
+        self.renderer = Renderer(template, self.supervision.stops, self.supervision.controls, self.supervise, arguments)
+        self._longest = settings.max_tokens
+        self._piece = min(filter(None, [settings.max_tokens, settings.piece_tokens]), default=None)
+        self.wanted: list[int] = []
+        self.dropped_long = self.shortened = self.answers_lost = self.split_rows = 0
+
+    def rows(self, example: Example) -> list[tuple[Encoded, ...]]:
+        """The rows of one example, each of one segment or, of a preference, of two. Raises Broken."""
+        if example.kind == "preference":
+            return [self._pair(example)]
+        encoded = [self.supervision.encode(row) for row in self.renderer.rows(example)]
+        if example.kind == "text":
+            parts = pieces_of(encoded[0], self._piece) if self._piece else encoded
+            return [(part,) for part in parts if len(part.ids) > 1]
+        self.wanted.append(max(len(row.ids) for row in encoded))
+        self.split_rows += len(encoded) - 1
+        return [(row,) for row in self._fitted(encoded)]
+
+    def preview(self, origin: str, rows: tuple[Encoded, ...]) -> list[Preview]:
+        """How a row reads, segment by segment."""
+        parts = ("chosen", "rejected") if len(rows) == 2 else ("",)
+        return [
+            Preview(origin, part, self.supervision.shown(row.ids, row.mask), len(row.ids), int(row.mask.sum()))
+            for part, row in zip(parts, rows, strict=True)
+        ]
+
+    def refuse_lost_answers(self, most: float) -> None:
+        """Raises DataError when more than that share of the examples lost an answer for its length."""
+        affected = self.dropped_long + self.shortened
+        if affected > most * len(self.wanted):
+            lengths = np.array(self.wanted)
+            raise DataError(
+                f"{affected} of {len(lengths)} rows are longer than {self._longest} tokens: {self.dropped_long} would "
+                f"be left out, {self.shortened} would lose their last answers",
+                f"--rows.max-tokens {int(lengths.max())} holds every row and {int(np.quantile(lengths, 0.95))} holds "
+                f"95 in 100; or allow it with --rows.most-too-long {min(1.0, affected / len(lengths) + 0.005):.2f}",
+            )
+
+    def _fitted(self, encoded: list[Encoded]) -> list[Encoded]:
+        if self._longest is None:
+            return encoded
+        kept, lost = [], 0
+        for row in encoded:
+            short, missing = (row, 0) if len(row.ids) <= self._longest else shortened(row, self._longest)
+            lost += missing
+            kept += [short] if short is not None else []
+        self.answers_lost += lost
+        if not kept:
+            self.dropped_long += 1
+            raise Broken(TOO_LONG)
+        self.shortened += bool(lost)
+        return kept
+
+    def _pair(self, example: Example) -> tuple[Encoded, Encoded]:
+        chosen, rejected = (self.supervision.encode(row) for row in self.renderer.pair(example))
+        length = max(len(chosen.ids), len(rejected.ids))
+        self.wanted.append(length)
+        if self._longest is not None and length > self._longest:
+            self.dropped_long += 1
+            self.answers_lost += 2
+            raise Broken(TOO_LONG)
+        return chosen, rejected

@@ -1,0 +1,204 @@
+"""Examples → text, with the places that are supervised: what the model has to write after the prompt it will be given.
+
+No markers in the template are needed. The prompt of an answer is the conversation before it, rendered with the
+generation prompt, as any server renders it; the answer is what the template puts after that, up to and with the token
+that ends the turn. Where a template changes earlier turns once later ones follow (it drops thoughts, or moves the
+tools), an answer that no longer reads as it was written becomes a row of its own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
+from settle.data.layouts import Broken, Example, Message
+from settle.data.rows.template_adaptation import Dialect
+
+_THOUGHT = re.compile(r"</?think(?:ing)?>")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its characters in the text, its end-of-turn marker with it, and what must be found there."""
+
+    start: int
+    end: int
+    says: tuple[str, ...]  # in this order
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text. everything: all of it is supervised; otherwise its answers are, each as it says.
+
+    unended: the template ends the last answer with no token that stops, and the tokenizer's own has to be added.
+    """
+
+    text: str
+    answers: tuple[Answer, ...]
+    everything: bool = False
+    unended: bool = False
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """An answer: the prompt before it, what is to be written with the end of it, and whether that end is missing."""
+
+    prompt: str
+    said: str
+    says: tuple[str, ...]
+    unended: bool
+
+
+class Renderer:
+    """Renders examples. template: None for prompt and completion as they are.
+
+    stops: texts of the tokens that end a turn; controls: of all tokens that no turn may contain.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate | None,
+        stops: Sequence[str],
+        controls: Sequence[str],
+        supervise: str,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self._template = template
+        self._supervise = supervise
+        self._arguments = dict(arguments)
+        self._stop, self._control = _any_of(stops), _any_of(controls)
+        self.source = template.source if template else None
+        self.dialect = Dialect(template, self._arguments)
+
+    def rows(self, example: Example) -> list[Rendered]:
+        """A chat's or a text's rows: one, or more where the template changes earlier turns. Raises Broken."""
+        if example.kind == "text":
+            return [Rendered(example.text, (), everything=True, unended=True)]
+        if any(self._control.search(message["content"]) for message in example.messages):
+            raise Broken("a special token of the model within a turn")
+        if self._template is None:
+            return [self._plain(example)]
+        try:
+            return self._chat(example)
+        except TemplateRunaway:
+            raise
+        except TemplateFailure as e:
+            raise Broken(e.what) from None
+
+    def pair(self, example: Example) -> tuple[Rendered, Rendered]:
+        """A preference's two rows, chosen and rejected. Raises Broken."""
+        both = []
+        for answer in (example.chosen, example.rejected):
+            whole = Example("chat", [*example.messages, *answer], example.tools, single=len(example.messages) == 1)
+            rows = self.rows(whole)
+            if len(rows) != 1:
+                raise Broken("an answer of several turns that the template changes")
+            both.append(rows[0])
+        return both[0], both[1]
+
+    def _plain(self, example: Example) -> Rendered:
+        if not example.single:
+            raise Broken("a conversation, and no template to render it")
+        prompt, completion = (message["content"] for message in example.messages)
+        answer = Answer(len(prompt), len(prompt) + len(completion), (completion.strip(),), True)
+        return Rendered(prompt + completion, (answer,), self._supervise == "all", unended=True)
+
+    def _chat(self, example: Example) -> list[Rendered]:
+        messages, tools = self.dialect.spoken(example.messages, example.tools)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = dict(zip(answers, self._wanted(example.messages), strict=True))
+        if not any(wanted.values()):
+            raise Broken("no answer that is supervised")
+        # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
+        rows: list[tuple[str, list[Answer], bool]] = []
+        for number in sorted(wanted, reverse=True):
+            turn = self._turn(messages, number, tools)
+            text = turn.prompt + turn.said
+            answer = Answer(len(turn.prompt), len(text), turn.says, wanted[number])
+            home = next((row for row in rows if row[0].startswith(text) and not turn.unended), None)
+            if home is not None:
+                home[1].append(answer)
+            elif wanted[number]:
+                rows.append((text, [answer], turn.unended))
+        everything = self._supervise == "all"
+        return [Rendered(text, tuple(answers[::-1]), everything, unended) for text, answers, unended in rows[::-1]]
+
+    def _wanted(self, messages: Sequence[Message]) -> list[bool]:
+        """Whether each answer of the conversation is supervised."""
+        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        first = 0
+        if self._supervise == "last-turn":
+            first = answers[-1]
+        elif self._supervise == "completion":
+            first = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        return [i >= first and messages[i].get("weight") != 0 for i in answers]
+
+    def _turn(self, messages: Sequence[Message], number: int, tools: list[dict[str, Any]]) -> "_Turn":
+        prompt = self._render(messages[:number], tools, True)
+        whole = self._render(messages[: number + 1], tools, False)
+        same = _common(prompt, whole)
+        says = _must_say(messages[number])
+        # a thought before the answer may have an end of its own
+        end = self._stop.search(whole, _after(whole, same, says))
+        said = whole[same : end.end()] if end else whole[same:].rstrip()
+        turn = _Turn(prompt, said, says, end is None)
+        return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), messages[number], end)
+
+    def _continued(self, turn: "_Turn", opening: str, message: Message, end: re.Match[str] | None) -> "_Turn":
+        """For a template that opens the answer in the prompt otherwise than in the conversation: with a thought."""
+        content = message["content"] or ""
+        if not opening:
+            return turn
+        if opening.startswith("</think>"):
+            # the prompt has closed the thoughts: what follows them is the answer
+            self.dialect.notes.add(
+                "the chat template's prompt asks for no thoughts: they are left out (--rows.thinking)"
+            )
+            _, _, said = turn.said.rpartition("</think>")
+            says = _must_say(message | {"content": content.rpartition("</think>")[2]})
+            return replace(turn, said=said.lstrip("\n"), says=says)
+        if opening != "<think>":
+            raise Broken(f"the chat template begins each answer with {opening[:40]!r}, and this answer does not")
+        if content.lstrip().startswith(opening):
+            said = content.lstrip().removeprefix(opening).lstrip("\n")
+            return replace(turn, said=said + (end.group() if end else ""))
+        thought = message.get("reasoning_content", "")
+        if not thought:
+            self.dialect.notes.add(
+                "the chat template begins each answer with a thought: those without have an empty one"
+            )
+        return replace(turn, said=f"{thought}\n</think>\n\n{turn.said}")
+
+    def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]], prompt: bool) -> str:
+        assert self._template is not None
+        return self._template.render(messages, tools or None, prompt, **self._arguments)
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters two texts begin with alike; a tag counts whole."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return same - 1 if same < len(a) and a[same - 1 : same] == "<" else same
+
+
+def _after(text: str, at: int, parts: Sequence[str]) -> int:
+    """Where the last of the parts ends, looked for one after the other; `at` when one is missing."""
+    end = at
+    for part in parts:
+        found = text.find(part, end)
+        if found < 0:
+            return at
+        end = found + len(part)
+    return end
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    # the longest first: one may begin like another
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
+def _must_say(message: Message) -> tuple[str, ...]:
+    """What has to be found in the rendered answer: its words, the thoughts apart, and the names of its calls."""
+    words = [part.strip() for part in _THOUGHT.split(message["content"] or "")]
+    return (*filter(None, words), *(call["function"]["name"] for call in message.get("tool_calls", [])))

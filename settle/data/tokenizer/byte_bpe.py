@@ -1,0 +1,216 @@
+"""The tokenizer: byte-level BPE trained on the person's own text, the same in training and in llama.cpp.
+
+Two engines agree on every text because three things are fixed: the words a text is cut into (GPT-2's pattern, with
+its character classes written out, see `character_classes`), the merges, and that text never becomes a special token.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from settle.base.errors import DataError
+from settle.base.run import write_atomic
+from settle.data.tokenizer.character_classes import pattern
+from settle.data.tokenizer.encoder import Encoder
+
+END_OF_TEXT, TURN_START, TURN_END, PADDING = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+SPECIALS = (END_OF_TEXT, TURN_START, TURN_END, PADDING)
+SMALLEST, LARGEST = 384, 32_768
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+# the trainer counts a long text on one core, and many short ones on all
+_TRAINING_PIECE = 32_768
+
+
+def vocabulary_size(num_bytes: int) -> int:
+    """Entries that suit a corpus of `num_bytes`: about 1k at 1 MB, 4k at 10 MB, 16k at 100 MB, 32k from 330 MB on.
+
+    A rare token is seen too seldom to be learned, a short one wastes steps; the exponent goes through the sizes that
+    did best in trials of 1 and 10–30 MB.
+    """
+    wanted = 1024 * (max(num_bytes, 1) / 1e6) ** 0.6
+    return int(min(max(round(wanted / 128) * 128, SMALLEST), LARGEST))
+
+
+class Tokenizer:
+    """A folder with tokenizer.json, tokenizer_config.json and the chat template; read by `transformers` too.
+
+    path: the folder. tokens: the text of each id as the GGUF format wants it. merges: "left right", in order.
+    token_types: as in GGUF, 1 normal and 3 control. byte_length: int32 (V,), bytes each id stands for, 0 for specials.
+    """
+
+    pre = "gpt-2"  # llama.cpp's name for this pattern
+    add_bos = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            raw = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
+            config = json.loads((self.path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            vocabulary, merges = raw["model"]["vocab"], raw["model"]["merges"]
+            self.chat_template: str = config["chat_template"]
+            by_id = {i: token for token, i in vocabulary.items()}
+            self.tokens: list[str] = [by_id[i] for i in range(len(by_id))]
+            pairs = [(m[0], m[1]) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
+            self.bos_id = self.eos_id = vocabulary[END_OF_TEXT]
+            self.pad_id, self.turn_end_id = vocabulary[PADDING], vocabulary[TURN_END]
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
+            raise DataError(f"{self.path} holds no tokenizer of settle's: {e!r}", "train again") from None
+        self.special_tokens = {token: vocabulary[token] for token in SPECIALS}
+        self.merges: list[str] = [f"{left} {right}" for left, right in pairs]
+        self.token_types: list[int] = [3 if token in self.special_tokens else 1 for token in self.tokens]
+        self.vocab_size = len(self.tokens)
+        self.dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        model = models.BPE(vocab=vocabulary, merges=pairs)
+        self._encoder = Encoder(model, self.eos_id, BYTE_CHARACTERS, self.dtype)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, path: Path) -> "Tokenizer":
+        """Learn `vocab_size` entries (fewer when the texts have no more pairs to merge) and write the folder."""
+        smallest = 256 + len(SPECIALS)
+        if vocab_size < smallest:
+            raise DataError(f"a vocabulary of {vocab_size} is too small", f"ask for {smallest} or more")
+        engine = _engine(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            show_progress=False,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
+        # words are counted with the engine's own, faster pattern: which of a few rare characters is a letter
+        # changes nothing in what is learned, and the merges alone are kept
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        engine.train_from_iterator(_short(texts), trainer)
+        engine.pre_tokenizer = _pre_tokenizer()
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "tokenizer.json", engine.to_str())
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "pad_token": PADDING,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1_000_000_000,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        write_atomic(path / "tokenizer_config.json", json.dumps(config, indent=1) + "\n")
+        return cls(path)
+
+    def encode(self, text: str, specials: bool = False) -> np.ndarray:
+        """Ids (N,) of a text. Special tokens written in it stay text, unless `specials`: then it is a rendered chat."""
+        if specials:
+            return np.array(self._engine.encode(text, add_special_tokens=False).ids, self.dtype)
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text."""
+        if not texts:
+            return []
+        encoded = [text.encode("utf-8", "replace") for text in texts]
+        ids, after = self.encode_documents(*closed(encoded))
+        first = 0
+        result = []
+        for last in after.tolist():
+            result.append(ids[first : last - 1])
+            first = last
+        return result
+
+    def encode_documents(self, text: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) of many documents, each closed by eos, and the position after each: int64 (D,).
+
+        `text` is UTF-8, each document followed by one byte of any value; `ends` (int64, (D,)) are those bytes' places.
+        """
+        return self._encoder.encode(text, ends)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes.__getitem__, map(int, ids))).decode("utf-8", "replace")
+
+    def gguf_metadata(self) -> dict[str, Any]:
+        """The `tokenizer.*` keys of a GGUF file."""
+        keys: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": self.pre,
+            "tokens": self.tokens,
+            "token_type": self.token_types,
+            "merges": self.merges,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_id,
+            "eot_token_id": self.turn_end_id,
+            "padding_token_id": self.pad_id,
+            "add_bos_token": self.add_bos,
+            "add_eos_token": False,
+        }
+        template = {"tokenizer.chat_template": self.chat_template} if self.chat_template else {}
+        return {f"tokenizer.ggml.{key}": value for key, value in keys.items()} | template
+
+    def save(self, folder: Path) -> None:
+        """Copy the files to another folder."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(self.path / name, folder / name)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id stands for; empty for special tokens."""
+        values = {character: byte for byte, character in BYTE_CHARACTERS.items()}
+        return [
+            b"" if token in self.special_tokens else bytes(values[character] for character in token)
+            for token in self.tokens
+        ]
+
+    @cached_property
+    def byte_length(self) -> np.ndarray:
+        return np.array([len(b) for b in self.token_bytes], np.int32)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine.from_file(str(self.path / "tokenizer.json"))
+
+
+def closed(documents: Sequence[bytes]) -> tuple[bytes, np.ndarray]:
+    """Documents as `encode_documents` wants them: one buffer, and where each one's closing byte lies."""
+    ends = np.cumsum([len(d) + 1 for d in documents], dtype=np.int64) - 1
+    return b"\0".join(documents) + b"\0", ends
+
+
+def _engine(model: models.BPE) -> Engine:
+    engine = Engine(model)
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _pre_tokenizer() -> pre_tokenizers.Sequence:
+    words = pre_tokenizers.Split(Regex(pattern()), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _short(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        start = 0
+        while len(text) - start > _TRAINING_PIECE:
+            cut = text.find("\n", start + _TRAINING_PIECE // 2, start + _TRAINING_PIECE) + 1
+            cut = cut or start + _TRAINING_PIECE
+            yield text[start:cut]
+            start = cut
+        yield text[start:]
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte: what `tokenizers` and GGUF files spell tokens with."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+BYTE_CHARACTERS = _byte_characters()

@@ -1,0 +1,207 @@
+"""Documents read in a child process, the next ones while the last are worked on."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from settle.base.errors import UsageError
+from settle.base.registry import parts
+from settle.documents.blocks import Block, Place
+
+SECONDS = 120.0  # that one document may take
+AHEAD = 4 << 20  # characters that are read before they are needed; the last document may go beyond them
+_EACH = 1 << 10  # what a document counts for beside its text
+
+
+@dataclass(frozen=True)
+class Read:
+    """A document's blocks, what was left out of it, and why nothing was read, or ""."""
+
+    path: Path
+    blocks: list[Block]
+    notes: tuple[str, ...]
+    error: str
+
+
+def reader_of(name: str) -> str | None:
+    """The name of the reader of files that are called so: by the suffix, or by the word they begin with."""
+    path = PurePath(name.lower())
+    return _readers().get(path.suffix or path.name.split("-")[0])
+
+
+@cache
+def _readers() -> dict[str, str]:
+    """By suffix, with its dot, and by name."""
+    known: dict[str, str] = {}
+    for reader, kind in parts("documents/readers").items():
+        known |= dict.fromkeys((*kind.suffixes, *kind.names), reader)  # type: ignore[attr-defined]
+    return known
+
+
+def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Iterator[Read]:
+    """Each (path, reader) read, in order; seconds: that one may take. Closing the iterator ends the child.
+
+    Raises UsageError when a library is missing that a reader needs.
+    """
+    child, ahead = _Child(seconds), _Ahead()
+
+    def work() -> None:
+        try:
+            for path, reader in paths:
+                if not ahead.put(child.read(path, reader)):
+                    return
+            ahead.put(None)
+        except BaseException as e:  # noqa: BLE001  raised again below, in the thread that asked
+            ahead.put(e)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (found := ahead.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        ahead.stop()
+        child.close()
+        thread.join()
+
+
+class _Ahead:
+    """What was read and is not needed yet: bounded by its text, so that many small files wait here or one large one."""
+
+    def __init__(self) -> None:
+        self._held: deque[Read | BaseException | None] = deque()
+        self._size = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def put(self, found: Read | BaseException | None) -> bool:
+        """Waits for room. False when nothing is needed any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._size < AHEAD)
+            self._held.append(found)
+            self._size += _size(found)
+            self._changed.notify_all()
+            return not self._stopped
+
+    def get(self) -> Read | BaseException | None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._held))
+            found = self._held.popleft()
+            self._size -= _size(found)
+            self._changed.notify_all()
+            return found
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _size(found: Read | BaseException | None) -> int:
+    return _EACH + sum(len(block.text) for block in found.blocks) if isinstance(found, Read) else 0
+
+
+class _Child:
+    """The process that reads: started when there is something to read, and again after it had to be ended."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, reader: str) -> Read:
+        process = self._started()
+        if process is None:
+            return Read(path, [], (), "reading was ended")
+        late = threading.Event()
+        timer = threading.Timer(self._seconds, _kill_late, (process, late))
+        timer.start()
+        try:
+            read, goes_on = _answer(process, path, {"path": str(path), "reader": reader, "seconds": self._seconds})
+        except (BrokenPipeError, json.JSONDecodeError, EOFError):
+            self._end()
+            why = f"reading it takes more than {self._seconds:.0f} s" if late.is_set() else _cause(process.wait())
+            return Read(path, [], (), why)
+        finally:
+            timer.cancel()
+        if late.is_set() or not goes_on:
+            self._end()
+        return read
+
+    def close(self) -> None:
+        """Ends the process for good, also in the middle of a document that another thread waits for."""
+        with self._lock:
+            self._closed = True
+        self._end()
+
+    def _started(self) -> "subprocess.Popen[str] | None":
+        with self._lock:
+            if self._process is None and not self._closed:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "settle.documents.reader_child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    encoding="utf-8",
+                    process_group=0,  # Ctrl-C is for us: we end it
+                )
+            return self._process
+
+    def _end(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _kill_late(process: "subprocess.Popen[str]", late: threading.Event) -> None:
+    late.set()
+    process.kill()
+
+
+def _answer(process: "subprocess.Popen[str]", path: Path, asked: dict[str, Any]) -> tuple[Read, bool]:
+    """What the process says of a document, and whether it can read another one. Raises EOFError when it dies."""
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(asked) + "\n")
+    process.stdin.flush()
+    blocks: list[Block] = []
+    notes: list[str] = []
+    for line in process.stdout:
+        said, *rest = json.loads(line)
+        if said == "block":
+            kind, text, place, level, lined, header = rest
+            blocks.append(Block(kind, text, Place(*place), level, lined, header))
+        elif said == "note":
+            notes.append(rest[0])
+        elif said == "missing":
+            raise UsageError(f"reading {path.name} needs {rest[0]}", "pip install 'settle-lm[rag]'")
+        else:
+            error, goes_on = rest
+            return Read(path, [] if error else blocks, tuple(notes), error), goes_on
+    raise EOFError
+
+
+def _cause(code: int) -> str:
+    """Why nothing came of a document whose reader died. code: as subprocess tells it."""
+    if code >= 0:
+        return "its reader ended without a word"
+    name = signal.Signals(-code).name
+    return "its reader was ended from outside: no memory left?" if name == "SIGKILL" else f"its reader crashed ({name})"

@@ -1,0 +1,189 @@
+"""How near a student came to its teacher, on held-out rows: token by token, before it learned and after.
+
+Legend: P targets of all held-out rows, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from settle.base.events import Events
+from settle.data.batches import Batch
+from settle.data.distributions import Compared, compare
+from settle.evaluate.compare.paired import Paired, paired
+from settle.model.decoder import Decoder
+from settle.train.objectives.distill import Distill
+from settle.train.teacher import LiveTeacher, RecordedTeacher
+
+STRETCH = 64  # targets whose mean counts as one look, when it is asked how sure a difference is
+_LOGITS = 1 << 24  # of each of the two, in fp32 at once
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """A student on P targets. apart: against the teacher, (P,) each. teacher: log-probabilities (P,) that the teacher
+    gave to what came. stretches: of how many targets the pieces are, in their order, none of more than one row."""
+
+    apart: Compared
+    teacher: np.ndarray
+    stretches: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Means: nats per token, and the share of tokens of which both hold the same for the likeliest."""
+        kl = self.apart.kl
+        return {
+            "kl": float(kl.mean()),
+            "kl_99": float(np.quantile(kl, 0.99)),
+            "kl_max": float(kl.max()),
+            "loss": float(-self.apart.logprobs.mean()),
+            "same_top": float(self.apart.top_equal.mean()),
+        }
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Of (P,), over each stretch."""
+        return np.array([part.mean() for part in np.split(values, np.cumsum(self.stretches)[:-1])])
+
+
+def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
+    """The model against the objective's teacher, always in fp32 and by plain KL(teacher ‖ student)."""
+    dtype, training = model.compute_dtype, model.training
+    model.eval()
+    model.compute_dtype = torch.float32
+    objective.at_hand.follow(model)
+    try:
+        with torch.no_grad():
+            found = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
+    finally:
+        model.compute_dtype = dtype
+        model.train(training)
+    apart = Compared.joined([a for a, _ in found])
+    stretches = [count for batch in batches for count in _stretches(batch)]
+    return Nearness(apart, np.concatenate([t for _, t in found]), tuple(stretches))
+
+
+def _stretches(batch: Batch) -> list[int]:
+    """Targets of each row, a long row in several nearly equal pieces."""
+    found: list[int] = []
+    for count in np.add.reduceat(batch.targets >= 0, batch.cu_seqlens[:-1], dtype=int).tolist():
+        pieces = -(-count // STRETCH)
+        found += [count * (i + 1) // pieces - count * i // pieces for i in range(pieces)]
+    return found
+
+
+def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compared, np.ndarray]:
+    batch = objective.known(batch)
+    kept = np.flatnonzero(batch.targets >= 0)
+    device = model.device
+    inputs, bounds = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.cu_seqlens).to(device)
+    where, targets = torch.from_numpy(kept).to(device), torch.from_numpy(batch.targets[kept]).to(device)
+    ours = model(inputs, bounds).index_select(0, where)
+    teacher = objective.at_hand
+    step = max(1, _LOGITS // model.options.vocab_size)
+    if isinstance(teacher, RecordedTeacher):
+        assert batch.record is not None
+        places = batch.record[kept]
+        said = teacher.record.at(places)
+        rows = [slice(a, a + step) for a in range(0, len(kept), step)]
+        came = batch.targets[kept]
+        parts = [compare(said[r], model.logits(ours[r]).cpu().numpy(), came[r]) for r in rows]
+        return Compared.joined(parts), np.asarray(said.came_logprobs)
+    return _against_live(model, teacher, ours, (inputs, bounds, where, targets), step)
+
+
+def _against_live(
+    model: Decoder, teacher: LiveTeacher, ours: torch.Tensor, batch: tuple[torch.Tensor, ...], step: int
+) -> tuple[Compared, np.ndarray]:
+    """ours (P, D) of the student. batch: inputs, bounds, which are kept (P,) and the targets (P,)."""
+    inputs, bounds, where, targets = batch
+    hidden = teacher.model(inputs, bounds).index_select(0, where)
+    kl, came, theirs, top = [], [], [], []
+    for first in range(0, len(where), step):
+        rows = slice(first, first + step)
+        log_q = model.logits(ours[rows]).log_softmax(-1)
+        log_p = teacher.model.logits(hidden[rows]).log_softmax(-1)
+        target = targets[rows].unsqueeze(1)
+        came.append(log_q.gather(1, target))
+        theirs.append(log_p.gather(1, target))
+        top.append(log_q.argmax(-1) == log_p.argmax(-1))
+        kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    flat = [torch.cat(part).flatten().cpu().numpy() for part in (kl, came, top, theirs)]
+    return Compared(flat[0].astype(float), flat[1], flat[2]), flat[3]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A student before and after. teacher: its name. paired: stretches of held-out rows, by how near they
+    are."""
+
+    before: Nearness
+    after: Nearness
+    teacher: str
+    paired: Paired
+
+    @property
+    def recovered(self) -> float | None:
+        """The share that was won back of what the student's loss lay above the teacher's; None where it did not."""
+        best = float(-self.after.teacher.mean())
+        lost = float(-self.before.apart.logprobs.mean()) - best
+        left = float(-self.after.apart.logprobs.mean()) - best
+        return 1 - left / lost if lost > 0 else None
+
+    @property
+    def headline(self) -> str:
+        before, after = self.before.to_json(), self.after.to_json()
+        return (
+            f"{after['kl']:.3f} nats per token from {self.teacher}, {before['kl']:.3f} before; the same likeliest "
+            f"token in {after['same_top']:.0%}, {before['same_top']:.0%} before"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.paired.verdict,
+            "headline": self.headline,
+            "teacher": {"name": self.teacher, "loss": float(-self.after.teacher.mean())},
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "kl_change": [-self.paired.high, -self.paired.low],
+            "recovered": self.recovered,
+            "tokens": len(self.after.teacher),
+        }
+
+    def card_lines(self) -> list[str]:
+        """For the model card."""
+        before, after = self.before.to_json(), self.after.to_json()
+        lines = [f"{self.headline[:1].upper()}{self.headline[1:]}, on {len(self.after.teacher):,} held-out tokens.", ""]
+        lines += ["| | before | after | teacher |", "|---|---|---|---|"]
+        best = float(-self.after.teacher.mean())
+        lines.append(f"| loss, nats per token | {before['loss']:.4f} | {after['loss']:.4f} | {best:.4f} |")
+        for name, key in (("KL, mean", "kl"), ("KL, 99th percentile", "kl_99"), ("KL, largest", "kl_max")):
+            lines.append(f"| {name} | {before[key]:.4f} | {after[key]:.4f} | 0 |")
+        lines.append(f"| same likeliest token | {before['same_top']:.1%} | {after['same_top']:.1%} | 100 % |")
+        if self.recovered is not None:
+            lines += ["", f"Of the loss above the teacher's, {self.recovered:.0%} was won back."]
+        return [*lines, ""]
+
+
+def learned(
+    model: Decoder,
+    objective: Distill,
+    batches: Sequence[Batch],
+    before: Mapping[str, torch.Tensor] | None,
+    after: Mapping[str, torch.Tensor],
+    teacher: str,
+    events: Events,
+) -> Learned:
+    """before, after: what `model.load_trainable` takes; the model is left with `after`. Without `before` it is the
+    model without its adapters."""
+    if before is not None:
+        model.load_trainable(before)
+    with model.without_adapters():
+        first = nearness(model, objective, batches)
+    model.load_trainable(after)
+    last = nearness(model, objective, batches)
+    far = [(-seen.means(seen.apart.kl)).tolist() for seen in (first, last)]
+    made = Learned(first, last, teacher, paired(*far))
+    events.emit("say", text=made.headline)
+    return made

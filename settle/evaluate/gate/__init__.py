@@ -1,0 +1,1 @@
+"""The gate between a live model and its exported file."""

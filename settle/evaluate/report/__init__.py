@@ -1,0 +1,1 @@
+"""What a person reads of a run: its card and its curves."""

@@ -1,0 +1,44 @@
+"""A teacher's own answers to a person's questions, as rows to learn from."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from settle.base.errors import DataError
+from settle.base.events import Events
+from settle.data.layouts import Example
+from settle.evaluate.compare.candidate import CONTEXT, FileContender
+from settle.evaluate.compare.cases import cases
+from settle.infer.resolve import Served
+
+
+def answer_all(model: Served, examples: Iterable[Example], path: Path, max_tokens: int, events: Events) -> int:
+    """Writes each question with the model's likeliest answer to `path`, as jsonl; how many it answered.
+
+    max_tokens: of an answer. A question that it says nothing to, or that does not fit into memory's context, is left
+    out. Raises DataError when none is left, and what `Engine` raises.
+    """
+    asked = cases(examples)
+    lines = []
+    with FileContender.open(model.path, model.name, model.adapter, CONTEXT) as teacher:
+        prompts = [teacher.prompt(case) for case in asked]
+
+        def told(done: int) -> None:
+            events.emit("progress", what="the teacher answers", done=done, total=len(prompts), unit="questions")
+
+        for case, answer in zip(asked, teacher.answers(prompts, max_tokens, told), strict=True):
+            if not answer.text.strip():
+                continue
+            if teacher.chats:
+                said = {"role": "assistant", "content": answer.text}
+                row = {"messages": [*case.messages, said], **({"tools": list(case.tools)} if case.tools else {})}
+            else:
+                row = {"prompt": case.prompt, "completion": answer.text}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if not lines:
+        raise DataError(f"{model.name} answers none of the {len(asked)} questions", "learn the answers that are given")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    unfinished.rename(path)
+    return len(lines)

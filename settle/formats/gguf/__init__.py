@@ -1,0 +1,336 @@
+"""GGUF, the file that llama.cpp, Ollama and LM Studio load."""
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import FormatError
+from settle.formats import (
+    Format,
+    LazyTensor,
+    Place,
+    Weights,
+    beside,
+    from_bfloat16,
+    to_bfloat16,
+    to_float32,
+    write_array,
+)
+from settle.formats.gguf.header import TensorInfo, read_header
+
+Dtype = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+_POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as the format numbers them
+TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
+# routers, which round badly, and what llama.cpp adds to a sum as it is
+ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
+UNUSED = 5  # llama.cpp's token type
+GENERAL = ("name", "description", "license", "tags", "datasets", "size_label", "url")
+
+
+class Gguf(Format):
+    """One file with weights, tokenizer, chat template and card."""
+
+    suffix: ClassVar[str] = ".gguf"
+    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
+
+    def read(self, path: Path) -> Weights:
+        return read_gguf(path)
+
+    def write(
+        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
+    ) -> Path:
+        return export_gguf(part, weights, tokenizer, path, self.dtype, metadata)
+
+    def gguf(self, path: Path) -> Path:
+        return path
+
+
+def read_gguf(path: Path) -> Weights:
+    """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.
+
+    Checked before anything is believed: see `_gguf_header.py`; then the tokenizer's lists against each other and
+    against the embedding, and the chat template's grammar.
+    """
+    file = read_tensors(path)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    for what in _complaints(file.metadata, shapes):
+        raise FormatError(
+            f"{Path(path).name} is not a sound GGUF model: {what}", "get the file again, or export it again"
+        )
+    return file
+
+
+def read_tensors(path: Path) -> Weights:
+    """The same for a GGUF file that need not be a model: the header is sound, what the metadata means is not asked."""
+    path = Path(path)
+    try:
+        with path.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise FormatError(f"there is no file {path}", "check the path") from None
+    except ValueError:
+        raise FormatError(f"{path.name} is empty", "get the file again") from None
+    except OSError as e:
+        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
+    header = read_header(data, path.name)
+    Place(data, 0, len(data)).forget(0, len(data))
+    places = {key: Place(data, first, last - first) for key, (first, last) in header.places.items()}
+    return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
+
+
+def pooling(metadata: Mapping[str, Any]) -> Pooling:
+    """How a file says that the vectors of a text's tokens become one; "none" where it does not."""
+    number = metadata.get(f"{metadata['general.architecture']}.pooling_type")
+    return _POOLINGS[number] if isinstance(number, int) and 0 <= number < len(_POOLINGS) else "none"
+
+
+def embeds(metadata: Mapping[str, Any]) -> bool:
+    """Whether a model was made to turn texts into vectors, or to order them, and not to write."""
+    return pooling(metadata) != "none" or "bert" in metadata["general.architecture"]
+
+
+def export_gguf(
+    part: Any,
+    weights: Mapping[str, Any],
+    tokenizer: Any,
+    path: Path,
+    dtype: str = "f16",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
+
+    part: the architecture; weights: parameter name → tensor; tokenizer: a
+    `settle.data.tokenizer.byte_bpe.Tokenizer`; metadata: "name", "description", "license", "tags" (list), "datasets"
+    (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type cannot hold,
+    ResourceError when the disk is full.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    names = part.gguf_names()
+    stray = sorted(set(weights) ^ set(names))
+    if stray:
+        raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
+    tensors = _tensors(part, names, weights, dtype)
+    total = sum(tensor.num_bytes for tensor in tensors) + (1 << 20)
+    with beside(Path(path), total) as beside_path:
+        writer = GGUFWriter(beside_path, part.gguf_architecture)
+        try:
+            _write_card(writer, metadata or {}, dtype)
+            _write_architecture(writer, part)
+            _write_tokenizer(writer, tokenizer, part.vocab_size)
+            for tensor in tensors:
+                code = GGMLQuantizationType[tensor.dtype]
+                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            (f,) = writer.fout
+            for tensor in tensors:
+                writer.write_padding(f, f.tell())
+                for piece in tensor.pieces:
+                    write_array(f, piece())
+            writer.write_padding(f, f.tell())
+        finally:
+            writer.close()
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor to be written, in pieces along its first axis that are made one at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    pieces: Sequence[Callable[[], np.ndarray]]
+
+
+def _tensors(part: Any, names: Mapping[str, str], weights: Mapping[str, Any], dtype: str) -> list[_Tensor]:
+    """What the file holds, in its order: parameters that share a name become one stacked tensor."""
+    members: dict[str, list[str]] = {}
+    for parameter, name in names.items():
+        members.setdefault(name, []).append(parameter)
+    made = []
+    for name, parameters in members.items():
+        shape = tuple(np.shape(weights[parameters[0]]))
+        if len(parameters) > 1:
+            shape = (len(parameters), *shape)
+        code, num_bytes = _layout(name, shape, dtype)
+        pieces = [partial(_piece, part, parameter, weights[parameter], code) for parameter in parameters]
+        made.append(_Tensor(name, shape, code.name, num_bytes, pieces))
+    for name, values in part.gguf_constants().items():
+        vector = np.asarray(values, np.float32)
+        made.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
+    return made
+
+
+def _piece(part: Any, parameter: str, tensor: Any, code: Any) -> np.ndarray:
+    return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), code)
+
+
+def card_of(path: Path) -> dict[str, Any]:
+    """What `export_gguf` was given as metadata, read back from a file; {} when there is no file."""
+    if not path.exists():
+        return {}
+    stored = read_gguf(path).metadata
+    ours = {key.removeprefix("settle."): value for key, value in stored.items() if key.startswith("settle.")}
+    return {key: stored[f"general.{key}"] for key in GENERAL if f"general.{key}" in stored} | ours
+
+
+def _layout(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
+    """ggml type and number of bytes. Vectors and what is in ALWAYS_F32 stay f32, tables are never coarser than Q8_0; a
+    row that the blocks do not divide becomes f16."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    is_small = len(shape) == 1 or name.endswith(ALWAYS_F32)
+    wanted = "q8_0" if dtype.startswith("q") and name in TABLES else dtype
+    code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[wanted.upper()]
+    if shape[-1] % GGML_QUANT_SIZES[code][0]:
+        code = GGMLQuantizationType.F16
+    block, block_bytes = GGML_QUANT_SIZES[code]
+    return code, int(np.prod(shape)) // block * block_bytes
+
+
+def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
+    from gguf.quants import quantize
+
+    if not np.isfinite(values).all():
+        raise FormatError(f"{name} holds NaN or infinity", "the run is broken; resume it from an earlier checkpoint")
+    if code.name == "BF16":
+        return to_bfloat16(values)
+    if code.name != "F32" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+        raise FormatError(f"{name} holds values that f16 cannot hold", "export with --dtype bf16")
+    return quantize(values, code)
+
+
+def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
+    from gguf.constants import GGML_QUANT_VERSION, LlamaFileType
+
+    writer.add_type("model")
+    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "f32" else LlamaFileType[f"MOSTLY_{dtype.upper()}"])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    for key, value in metadata.items():
+        name = f"general.{key}" if key in GENERAL else f"settle.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_int64(name, value)
+        elif isinstance(value, float):
+            writer.add_float64(name, value)
+        elif isinstance(value, list | tuple):
+            writer.add_array(name, [str(v) for v in value])
+        elif value is not None:
+            writer.add_string(name, str(value))
+
+
+def _write_architecture(writer: Any, part: Any) -> None:
+    for key, value in part.gguf_metadata().items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_float32(key, value)
+
+
+def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
+    padding = range(tokenizer.vocab_size, vocab_size)
+    filled = {
+        "tokenizer.ggml.tokens": [f"[PAD{i}]" for i in padding],
+        "tokenizer.ggml.token_type": [UNUSED for _ in padding],
+        "tokenizer.ggml.scores": [-1e6 for _ in padding],
+    }
+    for key, value in tokenizer.gguf_metadata().items():
+        if isinstance(value, list):
+            writer.add_array(key, [*value, *filled.get(key, [])])
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
+
+
+def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
+    from gguf.constants import GGMLQuantizationType
+
+    dtype = GGMLQuantizationType(info.dtype).name
+    place = Place(data, info.start, info.num_bytes)
+
+    def load() -> np.ndarray:
+        return _numbers(place.bytes(), dtype, info.shape, info.name)
+
+    return LazyTensor(info.name, info.shape, dtype, info.num_bytes, load, place)
+
+
+def rows(table: LazyTensor, which: Sequence[int]) -> np.ndarray:
+    """Some rows of a matrix in a GGUF file, (len(which), W), as `load` gives them; the others are not read."""
+    size = table.num_bytes // table.shape[0]
+    raw = [table.place.bytes(row * size, (row + 1) * size) for row in which]
+    return _numbers(np.concatenate(raw), table.dtype, (len(which), *table.shape[1:]), table.name)
+
+
+def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Bytes of a type of ggml as numbers."""
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize, quant_shape_to_byte_shape
+
+    if dtype in ("I8", "I16", "I32", "I64", "F64"):
+        return raw.view(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}").reshape(shape)
+    if dtype == "BF16":
+        return from_bfloat16(raw.view("<u2")).reshape(shape)
+    if dtype in ("F32", "F16"):
+        return raw.view("<f4" if dtype == "F32" else "<f2").astype(np.float32).reshape(shape)
+    code = GGMLQuantizationType[dtype]
+    try:
+        return dequantize(raw.reshape(quant_shape_to_byte_shape(shape, code)), code)
+    except NotImplementedError:
+        raise FormatError(f"{name} is {dtype}, which is not read here", "use a file of another type") from None
+
+
+def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What C++ would believe: names of the right type, lists of equal length, ids inside the vocabulary."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        yield "general.architecture is missing"
+        return
+    context = metadata.get(f"{architecture}.context_length")
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        yield f"{architecture}.context_length is {context!r}"
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        yield "tokenizer.ggml.tokens is not a list of strings"
+        return
+    for key in ("token_type", "scores"):
+        values = metadata.get(f"tokenizer.ggml.{key}")
+        if values is not None and (not isinstance(values, list) or len(values) != len(tokens)):
+            yield f"tokenizer.ggml.{key} has not one entry for each of the {len(tokens)} tokens"
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if is_id and not (isinstance(value, int) and 0 <= value < max(len(tokens), 1)):
+            yield f"{key} is {value!r}, outside the {len(tokens)} tokens"
+    embedding = shapes.get("token_embd.weight")
+    if tokens and embedding is not None and embedding[0] != len(tokens):
+        yield f"token_embd.weight has {embedding[0]} rows for {len(tokens)} tokens"
+    yield from _template_complaints(metadata)
+
+
+def _template_complaints(metadata: Mapping[str, Any]) -> Iterator[str]:
+    from settle.base.chat_template import complaint
+
+    for key, value in metadata.items():
+        if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+            what = complaint(value)
+            if what:
+                yield f"{key}: {what}"

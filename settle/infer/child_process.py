@@ -1,0 +1,232 @@
+"""One llama.cpp child: started, watched and ended. What it runs is `server_child.py`."""
+
+import collections
+import dataclasses
+import errno
+import http.client
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from settle.base.errors import EngineError
+
+STOP_SECONDS = 3.0
+STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
+
+ALIAS = "settle-engine"  # what a child calls its model: its answers must not tell where the file lies
+
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+
+Use = Literal["generate", "embed", "rerank"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A small model of the same tokenizer that proposes up to `tokens` tokens, as long as it gives each at least the
+    probability `sure`; the model then reads all at once and keeps them as far as it would have said so."""
+
+    path: Path
+    tokens: int = 16
+    sure: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What a child loads, and what for.
+
+    context: tokens of each of the `slots` requests that it works on at the same time. adapters: LoRA files over the
+    model, off until a request asks for one by its place. template: the chat template instead of the file's own.
+    mean_pooling: for embeddings by a model that was not made for them.
+    draft: who proposes tokens. With one, llama.cpp tells no probabilities of the tokens that it proposed.
+    waiting: requests that may wait for a slot. prompt_cache_mib: for the beginnings of earlier prompts, beside what the
+    slots hold.
+    """
+
+    path: Path
+    context: int
+    slots: int = 1
+    adapters: tuple[Path, ...] = ()
+    template: str | None = None
+    threads: int | None = None
+    use: Use = "generate"
+    mean_pooling: bool = False
+    waiting: int = 0
+    prompt_cache_mib: int = 0
+    draft: Draft | None = None
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self) | {
+            "path": str(self.path.resolve()),
+            "adapters": [str(path.resolve()) for path in self.adapters],
+            "draft": dataclasses.asdict(self.draft) | {"path": str(self.draft.path.resolve())} if self.draft else None,
+            "threads": self.threads or os.cpu_count() or 1,
+            "alias": ALIAS,
+        }
+
+
+class ChildProcess:
+    """A script of this room in a process of its own, which ends when its stdin does.
+
+    It is given one JSON line of settings, and answers one once it is ready. script: its file. name: of the model that
+    it loads, for errors. environment: what it sees beside ours. ready_seconds: how long loading may take before it
+    counts as failed.
+    """
+
+    def __init__(
+        self, script: str, settings: Mapping[str, Any], name: str, environment: Mapping[str, str], ready_seconds: float
+    ) -> None:
+        self.name = name
+        self._script, self._settings = Path(__file__).with_name(script), dict(settings)
+        self._environment, self._ready_seconds = dict(environment), ready_seconds
+        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+        self._process: subprocess.Popen | None = None
+
+    def begin(self) -> dict[str, Any]:
+        """Starts the process, waits until it has loaded the model, and returns its answer. Raises EngineError."""
+        # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(self._script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+            env=os.environ | self._environment,
+        )
+        self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        self._drain.start()
+        try:
+            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the child is dead already; what it said on stderr is the error
+        answer: list[bytes] = []
+        reader = threading.Thread(target=lambda: answer.append(self._process.stdout.readline()), daemon=True)
+        reader.start()
+        reader.join(self._ready_seconds)
+        if not answer or not answer[0]:
+            hung = not answer
+            self.close()
+            why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
+            raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
+        told: dict[str, Any] = json.loads(answer[0])
+        return told
+
+    def close(self) -> None:
+        """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._drain.join(STOP_SECONDS)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was started and not closed; it may have died since."""
+        return self._process is not None
+
+    @property
+    def fix(self) -> str:
+        return "export the model again, or ask for a smaller context if memory is short"
+
+    def died(self) -> EngineError:
+        """The error of a request that got no answer."""
+        return EngineError(f"llama.cpp died with {self.name} loaded{self.tail()}", self.fix)
+
+    def tail(self) -> str:
+        """What llama.cpp said last: its errors where it named some."""
+        lines = list(self._stderr)
+        errors = [line for line in lines if " E " in line or "error" in line.lower()]
+        return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
+
+    def _read_stderr(self, stream) -> None:
+        for line in stream:
+            self._stderr.append(line.decode("utf-8", "replace").rstrip())
+
+
+class Child(ChildProcess):
+    """A model in a llama.cpp process of its own, which answers over loopback with a random key."""
+
+    def __init__(self, load: Load, ready_seconds: float = 300.0) -> None:
+        self.load = load
+        self.api_key = secrets.token_hex(16)
+        # many small products one after the other: on a machine that has other work, threads that wait for each other
+        # spinning are three times slower than threads that sleep
+        environment = {"GOMP_SPINCOUNT": "200"} if load.slots > 1 else {}
+        settings = load.to_json() | {"api_key": self.api_key}
+        super().__init__("server_child.py", settings, load.path.name, environment, ready_seconds)
+
+    def start(self) -> None:
+        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        told = self.begin()
+        self.address = urllib.parse.urlsplit(told["address"])
+        self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars
+
+    def open(self, path: str, body: Mapping[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Its answer to a request, which may still be coming; close the connection. Raises EngineError when it refuses,
+        is gone, or cannot be reached."""
+        if not self.is_open:
+            raise EngineError("the engine is not running", "use it as a context manager: `with … as engine:`")
+        connection = http.client.HTTPConnection(self.address.hostname or "", self.address.port)
+        headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+                raise EngineError(
+                    f"llama.cpp runs, and cannot be reached at {self.address.hostname}: {error.strerror}",
+                    "it needs the loopback interface, though no other network: `ip link set lo up`",
+                ) from None
+            raise self.died() from error
+        if response.status != 200:
+            detail = response.read().decode("utf-8", "replace")
+            connection.close()
+            raise EngineError(f"llama.cpp refused {path}: {detail[:500]}", self._refusal_fix(detail))
+        return connection, response
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Its whole answer to a request. Raises EngineError."""
+        connection, response = self.open(path, body)
+        try:
+            # errors="replace": a byte-level token can be half a character.
+            return json.loads(response.read().decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException) as error:
+            raise self.died() from error
+        finally:
+            connection.close()
+
+    def _refusal_fix(self, detail: str) -> str:
+        if "context" in detail or "too large" in detail:
+            what = "prompt" if self.load.use == "generate" else "text"
+            return f"shorten the {what}: {self.name} was opened with a context of {self.load.context} tokens"
+        return "check the request"

@@ -1,0 +1,51 @@
+"""A model of settle's own, alive again: from the folder that `export_safetensors` writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settle.base.errors import FormatError
+from settle.base.registry import part
+from settle.base.run import read_json
+from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.formats.safetensors import read_safetensors
+
+
+@dataclass(frozen=True)
+class Live:
+    """part: the architecture; model: in evaluation mode, fp32; weights: parameter name → tensor."""
+
+    part: Any
+    model: Any
+    tokenizer: Tokenizer
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+
+def load(folder: Path) -> Live:
+    """The model in a folder of Hugging Face's layout. Raises FormatError when its files do not fit together."""
+    import torch
+
+    if not (folder / "config.json").exists():
+        raise FormatError(f"there is no config.json in {folder}", "export the model again")
+    config = read_json(folder / "config.json")
+    architecture = part("model/architectures", str(config.get("model_type"))).from_hf_config(config)
+    model = architecture.build(0)
+    tensors = read_safetensors(folder).tensors
+    names = architecture.hf_names()
+    parameters = dict(model.named_parameters())
+    stray = sorted(set(tensors) ^ {names[name] for name in parameters})
+    if stray:
+        raise FormatError(f"{folder.name} and its config.json disagree about {stray[0]}", "export the model again")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            tensor = tensors[names[name]]
+            if tensor.shape != tuple(parameter.shape):
+                raise FormatError(
+                    f"{tensor.name} has the shape {tensor.shape}, config.json says {tuple(parameter.shape)}",
+                    "export the model again",
+                )
+            parameter.copy_(torch.from_numpy(tensor.load()))
+    return Live(architecture, model.eval(), Tokenizer(folder))

@@ -1,0 +1,52 @@
+"""A GGUF file that says how well passages answer a question, running in llama.cpp, in a child process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import UsageError
+from settle.formats.gguf import pooling, read_gguf
+from settle.infer.child_process import Child, Load
+from settle.infer.context import longest_context
+
+
+class RankEngine:
+    """One reranker loaded in one llama.cpp child. Use it as a context manager.
+
+    most: tokens of a question and a passage together; never more than the model was made for. Raises FormatError for a
+    file that is not a sound GGUF, UsageError for a model that does not rank, EngineError when llama.cpp refuses the
+    file or dies.
+    """
+
+    def __init__(self, path: Path | str, most: int = 1024, threads: int | None = None) -> None:
+        self.path = Path(path)
+        metadata = read_gguf(self.path).metadata
+        if pooling(metadata) != "rank":
+            raise UsageError(f"{self.path.name} is no reranker", "choose one: bge-reranker-v2-m3, jina-reranker …")
+        self.most = min(most, longest_context(self.path.name, metadata))
+        self._child = Child(Load(self.path, self.most, threads=threads, use="rerank"))
+
+    def __enter__(self) -> "RankEngine":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the child and waits until it has loaded the model."""
+        self._child.start()
+
+    def close(self) -> None:
+        """Ends the child. Calling it twice is harmless."""
+        self._child.close()
+
+    def rank(self, question: str, passages: Sequence[str]) -> np.ndarray:
+        """Scores, float32 (len(passages),), higher for the better ones. Raises EngineError where a question and a
+        passage are too long together: nothing is cut off."""
+        answer = self._child.post("/v1/rerank", {"query": question, "documents": list(passages)})
+        scores = np.empty(len(passages), np.float32)
+        for row in answer["results"]:
+            scores[row["index"]] = row["relevance_score"]
+        return scores

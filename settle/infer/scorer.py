@@ -1,0 +1,181 @@
+"""What a GGUF file holds likely over given tokens, read by llama.cpp at its own speed in a child process.
+
+The engine that serves answers one position at a request; reading a text that way is some hundred times slower. This is
+the child of `scorer_child.py`, with llama.cpp from the package of the extra `shrink`.
+"""
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from settle.base.errors import EngineError, UsageError
+from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
+from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
+from settle.formats.gguf import read_gguf
+from settle.infer.child_process import ChildProcess
+from settle.infer.context import fitting_context, longest_context
+
+PACKAGE = "llama_cpp_py_sync"
+Told = Callable[[int], None]
+
+
+def unheard(tokens: int) -> None:
+    """Nobody wants to know how far it is."""
+
+
+class Scorer:
+    """One model loaded in one child that reads windows of ids. Use it as a context manager.
+
+    context: tokens of the longest window, its last one, which is only predicted, aside; never more than the model was
+    made for. The file is checked in Python before the child may open it. Raises UsageError when the package is missing,
+    FormatError for a file that is not a sound GGUF, ResourceError when the context does not fit into memory,
+    EngineError when llama.cpp refuses the file or dies.
+    """
+
+    def __init__(
+        self, path: Path | str, context: int = 512, threads: int | None = None, ready_seconds: float = 300.0
+    ) -> None:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
+        self.path = Path(path)
+        self.metadata = read_gguf(self.path).metadata
+        self.num_vocab = len(self.metadata.get("tokenizer.ggml.tokens", []))
+        longest = longest_context(self.path.name, self.metadata)
+        if context > longest:
+            raise UsageError(
+                f"{self.path.name} was made for {longest:,} tokens, and a window has {context:,}",
+                f"measure on windows of at most {longest:,}",
+            )
+        self.context = fitting_context(self.path.name, self.metadata, context, 1)
+        settings = {
+            "path": str(self.path.resolve()),
+            "context": self.context,
+            "threads": threads or os.cpu_count() or 1,
+        }
+        # the child knows `settle` by the path that we know it by, whatever folder it is started in
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"PYTHONPATH": os.pathsep.join(paths)}
+        self._child = _Reader("scorer_child.py", settings, self.path.name, environment, ready_seconds)
+
+    def __enter__(self) -> "Scorer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the child and waits until it has loaded the model."""
+        told = self._child.begin()
+        self.num_vocab = int(told["num_vocab"])
+
+    def close(self) -> None:
+        """Ends the child. Calling it twice is harmless."""
+        self._child.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child."""
+        return self._child.pid
+
+    def rows(self, ids: Sequence[int], top: int = TOP, sampled: int = SAMPLED) -> Rows:
+        """What is kept of the distributions over one window (L,), for all its tokens but the first."""
+        self._require_window(ids)
+        top, sampled = sizes(self.num_vocab, top, sampled)
+        return Rows(*self._child.ask({"ids": list(map(int, ids)), "top": top, "sampled": sampled}))
+
+    def likelihoods(
+        self,
+        windows: Iterable[Sequence[int]],
+        folder: Path,
+        about: Mapping[str, Any] | None = None,
+        told: Told = unheard,
+        top: int = TOP,
+        sampled: int = SAMPLED,
+    ) -> Likelihoods:
+        """The record of this model over windows of ids, written to `folder`, in place of an earlier one.
+
+        windows: each of at least two ids and at most `context` + 1. about: what is known of the model, kept in the
+        record. told: called with the number of tokens after each window. Raises UsageError for a window that is too
+        short, too long or has ids that the model does not know, and what `LikelihoodsWriter` raises.
+        """
+        windows = list(windows)
+        positions = sum(len(ids) - 1 for ids in windows)
+        about = {"model": self.path.name, **(about or {})}
+        with LikelihoodsWriter(folder, self.num_vocab, about, positions, top, sampled) as writer:
+            for ids in windows:
+                writer.append(ids, self.rows(ids, top, sampled))
+                told(len(ids) - 1)
+            return writer.close()
+
+    def compare(self, reference: Likelihoods, told: Told = unheard, most_windows: int | None = None) -> Compared:
+        """This model against a record of another one, over the record's windows, or the first `most_windows`.
+
+        Raises UsageError when the two do not share a vocabulary's size: then only the text that they hold likely can be
+        compared, in bits per byte.
+        """
+        if reference.num_vocab != self.num_vocab:
+            raise UsageError(
+                f"{self.path.name} knows {self.num_vocab:,} tokens, the reference {reference.num_vocab:,}: there is no "
+                "divergence between their distributions",
+                "compare bits per byte on the same text",
+            )
+        number = min(reference.num_windows, most_windows or reference.num_windows)
+        folder, parts = str(reference.folder.resolve()), []
+        for index in range(number):
+            self._require_window(reference.window(index))
+            parts.append(Compared(*self._child.ask({"folder": folder, "window": index})))
+            told(len(parts[-1].kl))
+        return Compared.joined(parts)
+
+    def logprobs(self, windows: Iterable[Sequence[int]], told: Told = unheard) -> list[np.ndarray]:
+        """Log-probabilities of the tokens that came, (L − 1,) for each window; any vocabulary."""
+        found = []
+        for ids in windows:
+            found.append(self.rows(ids, 1, 0).came_logprobs)
+            told(len(ids) - 1)
+        return found
+
+    def _require_window(self, ids: Sequence[int] | np.ndarray) -> None:
+        # the last token is only predicted
+        if not 2 <= len(ids) <= self.context + 1:
+            raise UsageError(f"a window has {len(ids)} tokens", f"give windows of 2 to {self.context + 1:,} tokens")
+        if not 0 <= min(ids) <= max(ids) < self.num_vocab:
+            raise UsageError(
+                f"a window has the token {max(ids)}, and {self.path.name} knows {self.num_vocab:,}",
+                "give ids of this model's own tokenizer",
+            )
+
+
+class _Reader(ChildProcess):
+    """The child of `scorer_child.py`."""
+
+    def ask(self, asked: Mapping[str, Any]) -> list[np.ndarray]:
+        """The arrays that answer one line. Raises EngineError."""
+        if self._process is None:
+            raise EngineError("the scorer is not running", "use it inside `with Scorer(path) as scorer:`")
+        try:
+            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+            told = json.loads(line) if line.endswith(b"\n") else None
+            if told is None:
+                raise self.died()
+            if "error" in told:
+                raise EngineError(f"{self.name} cannot be read: {told['error']}", self.fix)
+            return [self._array(dtype, shape) for dtype, shape in told["arrays"]]
+        except BrokenPipeError:
+            raise self.died() from None
+
+    def _array(self, dtype: str, shape: list[int]) -> np.ndarray:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        data = self._process.stdout.read(size) if self._process else b""
+        if len(data) < size:
+            raise self.died()
+        return np.frombuffer(data, dtype).reshape(shape)

@@ -1,0 +1,119 @@
+"""Sequences that grow token by token: what attention needs of the earlier ones is kept, so each step reads one token.
+
+Letters: B sequences, N tokens of all, H query heads, K key/value heads, d head width, M most tokens of a sequence,
+V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from settle.model.layers.attention import attention_over
+from settle.model.layers.packed_sequences import Packing, RotationTable
+
+if TYPE_CHECKING:
+    from settle.model.decoder import Decoder
+
+
+class Growing(Packing):
+    """A packed batch that goes through the decoder once, and then one further token of each sequence at a time.
+
+    cu_seqlens (B+1,): of what is there at first. room: how many tokens a sequence may grow by.
+    """
+
+    is_growing = True
+
+    def __init__(self, cu_seqlens: Tensor, room: int) -> None:
+        super().__init__(cu_seqlens)
+        self.lengths = cu_seqlens.long().diff()
+        self.most = int(self.lengths.max()) + room
+        self._kept: list[tuple[Tensor, Tensor]] = []  # of each layer: keys and values (B, K, M, d)
+        self._layer = 0
+        self._is_first = True
+
+    def read(self) -> None:
+        """All layers have read what was given: the next tokens stand behind it."""
+        if not self._is_first:
+            self.lengths = self.lengths + 1
+        self._is_first, self._layer = False, 0
+
+    def attend(self, qkv: Tensor, table: RotationTable, window: int | None, soft_cap: float | None) -> Tensor:
+        """As `attention`; qkv (N, (H + 2K)·d) of the whole batch at first, later (B, …) of the newest tokens."""
+        turned = (table.heads + table.kv_heads) * table.head_dim
+        positions = self.positions if self._is_first else self.lengths
+        by_head = _turned(qkv[:, :turned], table.turn(self.most)[positions])
+        values = qkv[:, turned:].view(-1, table.kv_heads, table.head_dim)
+        if self._is_first:
+            self._keep(by_head[:, table.heads :], values)
+            return attention_over(qkv, self, table, window, soft_cap)
+        keys, past = self._kept[self._layer]
+        self._layer += 1
+        at = torch.arange(len(qkv), device=qkv.device)
+        keys[at, :, self.lengths], past[at, :, self.lengths] = by_head[:, table.heads :], values
+        query = by_head[:, : table.heads].view(len(qkv), table.kv_heads, -1, table.head_dim)
+        scores = query @ keys.transpose(2, 3)
+        if soft_cap is not None:
+            scores = torch.tanh(scores / soft_cap) * soft_cap
+        place = torch.arange(self.most, device=qkv.device)
+        unseen = place > self.lengths.unsqueeze(1)
+        if window is not None:
+            unseen = unseen | (place <= self.lengths.unsqueeze(1) - window)
+        scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
+        return (torch.softmax(scores, -1) @ past).flatten(1)
+
+    def _keep(self, keys: Tensor, values: Tensor) -> None:
+        """keys, values (N, K, d) of a layer, each sequence at the beginning of its own room."""
+        sequence = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), self.lengths)
+        rooms = []
+        for rows in (keys, values):
+            room = rows.new_zeros(len(self.lengths), rows.shape[1], self.most, rows.shape[2])
+            room[sequence, :, self.positions] = rows
+            rooms.append(room)
+        self._kept.append((rooms[0], rooms[1]))
+
+
+def _turned(rows: Tensor, turn: Tensor) -> Tensor:
+    """rows (N, n·d), turn (N, n, d/2) complex → (N, n, d) in the type of `rows`."""
+    pairs = torch.view_as_complex(rows.to(turn.real.dtype).view(*turn.shape, 2))
+    return torch.view_as_real(pairs * turn).flatten(2).to(rows.dtype)
+
+
+@torch.no_grad()
+def continued(
+    model: "Decoder", prompts: Sequence[Tensor], lengths: Sequence[int], stops: Sequence[int], temperature: float = 1.0
+) -> list[Tensor]:
+    """Tokens drawn behind each prompt, at most `lengths` of them, the last one a stop if one was drawn.
+
+    prompts: ids (≥ 1,) each. Draws come from torch's generator, so its seed decides them. temperature 0: the likeliest.
+    """
+    device = model.device
+    bounds = torch.tensor([0, *map(len, prompts)], device=device).cumsum(0).to(torch.int32)
+    growing = Growing(bounds, max(lengths))
+    last = model(torch.cat(list(prompts)), growing)[bounds[1:].long() - 1]
+    cast, _ = model.head_operands()
+    wanted = torch.tensor(list(lengths), device=device)
+    ends = torch.tensor(list(stops), dtype=torch.int64, device=device)
+    drawn, counts = [], torch.zeros_like(wanted)
+    going = wanted > 0
+    while bool(going.any()):
+        growing.read()
+        token = _drawn(last @ cast.t(), model.options.logit_soft_cap, temperature)
+        drawn.append(token)
+        counts += going
+        going = going & (counts < wanted) & ~torch.isin(token, ends)
+        if bool(going.any()):
+            last = model(token, growing)
+    every = torch.stack(drawn, 1) if drawn else wanted.new_zeros(len(wanted), 0)
+    return [row[:count] for row, count in zip(every, counts.tolist(), strict=True)]
+
+
+def _drawn(logits: Tensor, soft_cap: float | None, temperature: float) -> Tensor:
+    """logits (B, V) → ids (B,)."""
+    if not temperature:
+        return logits.argmax(-1)
+    scores = logits.float()
+    if soft_cap is not None:
+        scores = torch.tanh(scores / soft_cap) * soft_cap
+    return torch.multinomial(torch.softmax(scores / temperature, -1), 1).squeeze(1)

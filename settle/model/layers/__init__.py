@@ -1,0 +1,1 @@
+"""The layers every decoder is built from."""

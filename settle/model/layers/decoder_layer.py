@@ -1,0 +1,155 @@
+"""Layers of a decoder on packed sequences, in the compute type a machine is fastest in; one set for all families.
+
+Parameters stay fp32 and keep Hugging Face's names and layout; `linear` says what the matrix products read.
+
+Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/value heads, d head width, E experts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from settle.model.config import Experts, LayerOptions
+from settle.model.layers.attention import attention
+from settle.model.layers.frozen_weights import Owner
+from settle.model.layers.kernels import HeadNorm, Lookup
+from settle.model.layers.linear import Cast, Linear, Stack, Turning
+from settle.model.layers.norm import RMSNorm
+from settle.model.layers.packed_sequences import Packing, RotationTable
+
+
+class Embedding(Owner):
+    """A table (V, D); `forward(ids (N,), dtype)` → (N, D)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self._cast = Cast(lambda w: w.detach())
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.frozen is not None:
+            return self.frozen.rows(ids, dtype)
+        out: Tensor = Lookup.apply(ids, self._cast(dtype, self.weight), self.weight)
+        return out
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """The table in `dtype`, without gradient; only to be read."""
+        return self.numbers(dtype) if self.frozen is not None else self._cast(dtype, self.weight)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and K ≤ H key/value heads."""
+
+    def __init__(self, o: LayerOptions) -> None:
+        super().__init__()
+        query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+        self.heads, self.kv_heads, self.window, self.soft_cap = o.heads, o.kv_heads, o.window, o.soft_cap
+        if o.fused:
+            self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
+            members = [(self.qkv_proj, query + key)]
+        else:
+            self.q_proj = Linear(o.width, query, o.qkv_bias)
+            self.k_proj = Linear(o.width, key, o.qkv_bias)
+            self.v_proj = Linear(o.width, key, o.qkv_bias)
+            members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
+        self.o_proj = Linear(query, o.width, o.out_bias)
+        self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
+        self.qkv = Stack(members, self.turning, o.norm_offset)
+        self.out = Stack([(self.o_proj, 0)])
+
+    def forward(
+        self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
+    ) -> Tensor:
+        """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x)))."""
+        residual, qkv = self.qkv.norm_linear(x, norm)
+        if self.q_norm is not None:
+            qkv = HeadNorm.apply(qkv, self._head_factors(), self.q_norm.eps)
+        mixed = attention(qkv, packing, table, self.window, self.soft_cap)
+        if after is None:
+            return self.out.linear_add(residual, mixed)
+        return after.add(residual, self.out.linear(mixed))
+
+    def _head_factors(self) -> Tensor:
+        """What each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
+        q, k = (self.turning.neighbours(norm.factor()) for norm in (self.q_norm, self.k_norm))
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
+
+
+class MLP(nn.Module):
+    """Gated feed-forward of width F."""
+
+    def __init__(self, o: LayerOptions, inner: int) -> None:
+        super().__init__()
+        if o.fused:
+            self.gate_up_proj = Linear(o.width, 2 * inner, o.mlp_bias)
+            members = [self.gate_up_proj]
+        else:
+            self.gate_proj = Linear(o.width, inner, o.mlp_bias)
+            self.up_proj = Linear(o.width, inner, o.mlp_bias)
+            members = [self.gate_proj, self.up_proj]
+        self.down_proj = Linear(inner, o.width, o.mlp_bias)
+        self.activation = o.activation
+        self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
+        self.down = Stack([(self.down_proj, 0)])
+
+    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x)))."""
+        residual, gate_up = self.gate_up.norm_linear(x, norm)
+        if after is None:
+            return self.down.gated(residual, gate_up, self.activation)
+        return after.add(residual, self.down.gated(None, gate_up, self.activation))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """x (N, D), already behind the norm → mlp(x)."""
+        return self.down.gated(None, self.gate_up.linear(x), self.activation)
+
+
+class MixtureOfExperts(nn.Module):
+    """Feed-forwards of which each token meets the few that a router picks (Qwen3-MoE)."""
+
+    def __init__(self, o: LayerOptions, experts: Experts) -> None:
+        super().__init__()
+        self.gate = Linear(o.width, experts.num)
+        self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
+        self.top, self.normalised = experts.top, experts.normalised
+        self.router = Stack([(self.gate, 0)])
+
+    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + the chosen experts' results, weighted."""
+        unit = norm(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        chances, chosen = self.router.linear(unit).softmax(-1, dtype=wide).topk(self.top, dim=-1)
+        if self.normalised:
+            chances = chances / chances.sum(-1, keepdim=True)
+        tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.top)
+        order = chosen.flatten().argsort(stable=True)
+        tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        # gathered and scattered once, not once an expert
+        parts = zip(self.experts, unit.index_select(0, tokens).split(counts), strict=True)
+        results = torch.cat([expert.branch(rows) for expert, rows in parts if len(rows)])
+        mixed = torch.zeros_like(x).index_add(0, tokens, results * shares)
+        return x + mixed if after is None else after.add(x, mixed)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind its norm and added to the residual."""
+
+    def __init__(self, o: LayerOptions) -> None:
+        super().__init__()
+        self.options = o
+        self.self_attn = Attention(o)
+        self.mlp = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
+        self.input_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        self.post_attention_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        if o.sandwich_norms:
+            self.pre_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+            self.post_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """x (N, D) → (N, D)."""
+        if self.options.sandwich_norms:
+            x = self.self_attn(x, self.input_layernorm, packing, table, self.post_attention_layernorm)
+            return self.mlp(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        x = self.self_attn(x, self.input_layernorm, packing, table)
+        return self.mlp(x, self.post_attention_layernorm)

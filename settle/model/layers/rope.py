@@ -1,0 +1,131 @@
+"""Rotary frequencies (arXiv:2104.09864) and the ways in which families stretch them to longer contexts.
+
+d: rotated width of a head, even. Pair i of a head turns by position · frequency i.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from settle.base.errors import FormatError
+from settle.model.config import Rope
+
+_NEEDS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor"),
+}
+_OLD_CONTEXTS = [8192, *(1 << power for power in range(6, 18))]
+
+
+class RopeScaling(BaseModel):
+    """`rope_scaling` of a `config.json`.
+
+    linear: every frequency divided by `factor` (arXiv:2306.15595). llama3: only the slow ones, with a ramp between
+    (Llama 3.1's model card). longrope: each its own factor, one list for short texts, one for long (arXiv:2402.13753).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rope_type: Literal["linear", "llama3", "longrope"] = Field(description="how frequencies are stretched")
+    factor: float | None = Field(None, gt=0, description="how much longer the context became")
+    low_freq_factor: float | None = Field(None, gt=0, description="llama3: slower than this is divided in full")
+    high_freq_factor: float | None = Field(None, gt=0, description="llama3: faster than this is left alone")
+    original_max_position_embeddings: int | None = Field(None, gt=0, description="tokens of context before")
+    short_factor: tuple[float, ...] | None = Field(None, description="longrope: a divisor for each frequency")
+    long_factor: tuple[float, ...] | None = Field(None, description="longrope: the same, beyond the old context")
+    attention_factor: float | None = Field(None, gt=0, description="longrope: times cos and sin; None derives it")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = [key for key in _NEEDS[self.rope_type] if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"rope_scaling {self.rope_type} needs {missing[0]}")
+        return self
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any] | None) -> Self | None:
+        """From `rope_scaling` or `rope_parameters` in any of their spellings; None for plain rotations. Raises
+        FormatError for a kind that is not done here.
+        """
+        config = dict(config or {})
+        kind = config.pop("rope_type", None) or config.pop("type", None) or "default"
+        config.pop("type", None)
+        if kind == "default":
+            return None
+        kind = {"su": "longrope"}.get(kind, kind)
+        if kind not in _NEEDS:
+            raise FormatError(f"rope_scaling of the type {kind!r} is not done here", f"done are: {', '.join(_NEEDS)}")
+        known = {key: config[key] for key in cls.model_fields if config.get(key) is not None}
+        return cls(rope_type=kind, **known)
+
+    def to_hf(self) -> dict[str, Any]:
+        """As `rope_scaling` in a `config.json`, under the new and the old name of its type."""
+        return {"type": self.rope_type, **self.model_dump(mode="json", exclude_none=True)}
+
+
+def rope_options(width: int, theta: float, context: int, scaling: RopeScaling | None) -> Rope:
+    """The rotation of a layer. width: rotated numbers of a head; context: tokens of the longest text."""
+    if scaling is None:
+        return Rope(theta, rotary_dim=width)
+    frequencies = _frequencies(width, theta, divisors(scaling, width, theta, context))
+    if scaling.rope_type != "longrope":
+        return Rope(theta, frequencies, rotary_dim=width)
+    return Rope(
+        theta,
+        frequencies,
+        rotary_dim=width,
+        attention_factor=attention_factor(scaling, context),
+        long_frequencies=_frequencies(width, theta, scaling.long_factor or ()),
+        long_after=scaling.original_max_position_embeddings or context,
+    )
+
+
+def divisors(scaling: RopeScaling, width: int, theta: float, context: int) -> tuple[float, ...]:
+    """What plain frequencies are divided by, (d/2,); for longrope, in texts within the old context."""
+    if scaling.rope_type == "longrope":
+        return scaling.short_factor or ()
+    factor = scaling.factor or 1.0
+    if scaling.rope_type == "linear":
+        return (factor,) * (width // 2)
+    low, high = scaling.low_freq_factor or 1.0, scaling.high_freq_factor or 4.0
+    old = scaling.original_max_position_embeddings or context
+    turns = [old * frequency / (2 * math.pi) for frequency in _frequencies(width, theta)]  # in the old context
+    ramps = [min(1.0, max(0.0, (turn - low) / (high - low))) for turn in turns]
+    return tuple(1 / ((1 - ramp) / factor + ramp) for ramp in ramps)
+
+
+def attention_factor(scaling: RopeScaling, context: int) -> float:
+    """What longrope multiplies cos and sin by."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    old = scaling.original_max_position_embeddings or context
+    factor = scaling.factor or context / old
+    return math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
+
+
+def _frequencies(width: int, theta: float, by: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Angle a position of each pair, (d/2,)."""
+    plain = [theta ** (-2 * i / width) for i in range(width // 2)]
+    return tuple(f / b for f, b in zip(plain, by or [1.0] * len(plain), strict=True))
+
+
+def llama3_scaling(found: Sequence[float], width: int, theta: float) -> RopeScaling:
+    """The `rope_scaling` behind a GGUF file's rope_freqs (d/2,), which keeps only its results. Raises FormatError
+    for divisors that are not those of a Llama 3.
+    """
+    factor = round(max(found, default=1.0), 3)
+    for old in _OLD_CONTEXTS:
+        scaling = RopeScaling(
+            rope_type="llama3",
+            factor=factor,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=old,
+        )
+        made = divisors(scaling, width, theta, old)
+        if len(made) == len(found) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(made, found, strict=True)):
+            return scaling
+    raise FormatError("its rope_freqs are not those of a Llama 3", "use the model's safetensors")

@@ -1,0 +1,166 @@
+"""The plan of a training run: every number, and where it came from. Resolved once, before anything is built."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from settle.base.amounts import count
+from settle.base.errors import UsageError
+from settle.base.registry import part
+from settle.base.settings import resolve
+from settle.data.prepare import Corpus
+from settle.machine import Accelerator, accelerator, cores, probe_dtype
+from settle.plan.settings import RunSettings, TrainingSettings
+from settle.plan.size import Size, choose_size
+from settle.train.loop import LoopPlan
+from settle.train.settled import sample_size
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a run goes on with that began from a model others trained.
+
+    base: where its files are. adapter_name: a part of model/adapters, or "full" for every weight. quantize: how frozen
+    weights are kept. rows: of one micro-batch. recompute: see `Decoder`.
+    """
+
+    base: str
+    base_name: str
+    base_sha256: str
+    adapter_name: str
+    adapter: dict[str, Any]
+    quantize: str | None
+    rows: int
+    recompute: int
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that plan.json holds about what will be done; `why` tells of each derived number where it came from."""
+
+    architecture: dict[str, Any]
+    architecture_name: str
+    objective: str
+    optimizer_name: str
+    optimizer: dict[str, Any]
+    loop: LoopPlan
+    device: str
+    dtype: str
+    held_out_tokens: int
+    origin: dict[str, str]
+    why: dict[str, str]
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    tuning: Tuning | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """What the model really has: the shape whose size comes nearest to what was asked for."""
+        architecture: Any = part("model/architectures", self.architecture_name)(**self.architecture)
+        return int(architecture.num_parameters)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "loop": self.loop.model_dump(), "tuning": self.tuning and vars(self.tuning)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TrainingPlan":
+        known = {k: values[k] for k in cls.__dataclass_fields__ if k in values}
+        tuning = values.get("tuning")
+        return cls(**{**known, "loop": LoopPlan(**values["loop"]), "tuning": Tuning(**tuning) if tuning else None})
+
+
+def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
+    """Every number of the run. `origin`: where each setting came from; `spent`: seconds that the data took.
+
+    A time budget is for everything, so the loop gets what preparation and hand-over leave. Raises UsageError,
+    ResourceError.
+    """
+    import torch
+
+    device = accelerator(settings.device)
+    threads = settings.threads or cores().usable
+    torch.set_num_threads(threads)
+    why: dict[str, str] = {}
+    size = choose_size(settings, corpus, device, spent, why)
+    architecture = part("model/architectures", settings.architecture).sized(  # type: ignore[attr-defined]
+        size.parameters, corpus.tokenizer.vocab_size, size.context
+    )
+    tokenizer = corpus.tokenizer
+    architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
+    optimizer = resolve(part("train/optimizers", settings.optimizer), [("--rates", settings.rates)]).value
+    dtype = chosen_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
+    loop = _loop(settings, size, threads, why)
+    expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
+    held_out = min(corpus.held_out.num_tokens, sample_size(expected))
+    why["held_out_tokens"] = f"{held_out:,} of {corpus.held_out.num_tokens:,}: so that looking costs a few percent"
+    return TrainingPlan(
+        architecture=architecture.model_dump(),
+        architecture_name=settings.architecture,
+        objective=settings.objective,
+        optimizer_name=settings.optimizer,
+        optimizer=optimizer.model_dump(),
+        loop=loop,
+        device=device.kind,
+        dtype=dtype,
+        held_out_tokens=held_out,
+        origin=origins(origin, settings, why, {"rates": optimizer.model_dump()}),
+        why=why,
+    )
+
+
+def _loop(settings: TrainingSettings, size: Size, threads: int, why: dict[str, str]) -> LoopPlan:
+    budget = [s for s in (settings.steps, _steps(settings.tokens, size.tokens_per_step)) if s]
+    max_steps = min(budget) if budget else None
+    expected = max_steps or max(1, size.expected_tokens // size.tokens_per_step)
+    warmup = min(200, max(10, expected // 50))
+    why["warmup_steps"] = f"2 % of about {expected:,} steps, 10 to 200"
+    return LoopPlan(
+        tokens_per_step=size.tokens_per_step,
+        micro_batches=size.tokens_per_step // size.micro_tokens,
+        sequence_length=size.context,
+        warmup_steps=warmup,
+        max_steps=max_steps,
+        seconds=size.seconds,
+        decay_fraction=0.4 if expected < 2000 else 0.25,
+        tolerance=settings.tolerance,
+        checkpoint_steps=max(20, math.ceil(expected / 50)),
+        seed=settings.seed,
+        threads=threads,
+    )
+
+
+def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
+    return max(1, count(tokens) // tokens_per_step) if tokens else None
+
+
+def chosen_dtype(
+    asked: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
+) -> str:
+    """What to compute in: as asked, or the faster type at these products. Raises UsageError."""
+    if asked is None:
+        probe = probe_dtype(products, device, seconds=0.3)
+        why["dtype"] = probe.why
+        return probe.dtype
+    if asked not in ("float32", *device.dtypes):
+        raise UsageError(f"dtype {asked!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
+    return asked
+
+
+def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
+    """(M, K, N) of the products of one layer over that many tokens: qkv, output, gate and up, down."""
+    width, inner = architecture.hidden_size, architecture.intermediate_size
+    heads = (architecture.num_attention_heads + 2 * architecture.num_key_value_heads) * architecture.head_dim
+    mixed = architecture.num_attention_heads * architecture.head_dim
+    return [(tokens, width, heads), (tokens, mixed, width), (tokens, width, 2 * inner), (tokens, inner, width)]
+
+
+def origins(
+    origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """Where each number came from; groups: the settings of parts, by the name of the free group that asks for them."""
+    derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
+    of_parts = {
+        f"{group}.{key}": origin[group] if key in getattr(settings, group) else "default"
+        for group, values in groups.items()
+        for key in values
+    }
+    return {**origin, **of_parts, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}

@@ -1,0 +1,282 @@
+"""The plan of a tuning run: what is trained beside which frozen weights, in how large batches, so that it fits here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from settle.base.amounts import count
+from settle.base.errors import ResourceError, UsageError
+from settle.base.registry import part, part_names, parts
+from settle.base.settings import resolve
+from settle.data.rows.prepare import RowCorpus
+from settle.machine import Accelerator, accelerator, cores, memory
+from settle.model.adapters import Adapter
+from settle.model.layers.dequantize import KINDS
+from settle.model.pretrained import Pretrained
+from settle.plan.settings import TuningSettings
+from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
+from settle.plan.training_plan import TrainingPlan, Tuning, chosen_dtype, origins, shapes
+from settle.train.loop import LoopPlan
+from settle.train.objectives import Objective
+from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
+
+FULL = "full"
+PLAIN, PAIRS = "next_token", "dpo"  # objectives of rows that say nothing else
+EPOCHS = 3  # that a run without a budget is expected to take until it has settled
+MOST_AT_ONCE = 8192  # tokens of one micro-batch
+SMALL_SAMPLE = 16384  # held-out tokens: so many say enough when rows are few
+FIRST_VERDICT = 5 / 3  # epochs after which the earliest verdict may fall, when rows are few
+ROOM = 0.9  # of the free memory that a plan may fill
+# Where tuning differs from training from nothing: small changes to weights that are good already.
+RATES: dict[str, dict[str, float]] = {
+    "adapter": {"lr": 3e-4, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
+    "full": {"lr": 3e-5, "table_lr": 2e-5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
+}
+
+
+def plan_tuning(
+    settings: TuningSettings, origin: dict[str, str], corpus: RowCorpus, base: Pretrained, spent: float
+) -> TrainingPlan:
+    """Every number of the run. `origin`: where each setting came from; `spent`: seconds that the data took.
+
+    Raises UsageError for what does not go together, ResourceError for what does not fit, proposing what would.
+    """
+    import torch
+
+    device = accelerator(settings.device)
+    threads = settings.threads or cores().usable
+    torch.set_num_threads(threads)
+    why: dict[str, str] = {}
+    adapter_name, adapter = chosen_adapter(settings.adapter)
+    _check_quantize(settings.quantize, adapter_name, base)
+    objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
+    kind = FULL if adapter_name == FULL else "adapter"
+    optimizer_part = part("train/optimizers", settings.optimizer)
+    usual = RATES[kind] if settings.optimizer == "adamw" else {}
+    optimizer = resolve(optimizer_part, [("default", usual), ("--rates", settings.rates)]).value
+    per_row = corpus.train.num_inputs / corpus.train.num_rows
+    micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
+    dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
+    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).chosen(why)
+    held_out = _sample(corpus, why)
+    loop = _loop(settings, corpus, rows, threads, why).model_copy(
+        update={
+            "evaluation_cost": _evaluation_cost(corpus, held_out),
+            "seconds": _seconds(asked_seconds(settings, device), spent),
+        }
+    )
+    adapter_settings = adapter.model_dump(mode="json") if adapter else {}
+    groups = {
+        "rates": optimizer.model_dump(),
+        "adapter": {"name": adapter_name, **adapter_settings},
+        "objective": objective.model_dump(),
+    }
+    return TrainingPlan(
+        architecture=base.part.model_dump(mode="json"),
+        architecture_name=type(base.part).__module__.rpartition(".")[2],
+        objective=objective_name,
+        objective_settings=objective.model_dump(),
+        optimizer_name=settings.optimizer,
+        optimizer=optimizer.model_dump(),
+        loop=loop,
+        device=device.kind,
+        dtype=dtype,
+        held_out_tokens=held_out,
+        origin=origins(origin, settings, why, groups),
+        why=why,
+        tuning=Tuning(
+            base=str(base.source.path.resolve()),
+            base_name=base.name,
+            base_sha256=base.source.sha256,
+            adapter_name=adapter_name,
+            adapter=adapter_settings,
+            quantize=settings.quantize,
+            rows=rows,
+            recompute=recompute,
+        ),
+    )
+
+
+def chosen_adapter(asked: Mapping[str, Any]) -> tuple[str, Adapter | None]:
+    """The method and its settings; None where every weight is trained. Raises UsageError."""
+    own = {key: value for key, value in asked.items() if key != "name"}
+    name = str(asked.get("name", "lora"))
+    if name == FULL:
+        if own:
+            raise UsageError(f"--adapter.{min(own)} is a setting of an adapter, and full has none", "leave it out")
+        return FULL, None
+    if name not in part_names("model/adapters"):
+        known = ", ".join([*part_names("model/adapters"), FULL])
+        raise UsageError(f"there is no adapter {name!r}", f"--adapter one of: {known}")
+    adapter = resolve(part("model/adapters", name), [("--adapter", own)]).value
+    assert isinstance(adapter, Adapter)
+    return name, adapter
+
+
+def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -> None:
+    if quantize and adapter_name == FULL:
+        raise UsageError("weights that are trained cannot be quantized", "--adapter lora, or leave --quantize out")
+    if quantize == "as-is" and not any(KINDS[kind].num_values > 1 for kind in base.kinds):
+        kinds = ", ".join(base.kinds)
+        raise UsageError(f"{base.name} has no quantized weights: they are {kinds}", "--quantize nf4 makes some")
+
+
+def _objective(
+    asked: Mapping[str, Any], corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
+) -> tuple[str, Objective]:
+    """The objective that suits the rows, or the one asked for, with its settings."""
+    pairs = corpus.kind == "preference"
+    suited = [n for n, p in parts("train/objectives").items() if (p.rows == "preference") == pairs]  # type: ignore[attr-defined]
+    usual = PAIRS if pairs else PLAIN
+    suited.sort(key=lambda name: name != usual)
+    name = str(asked.get("name") or usual)
+    what = "pairs of a better and a worse answer" if pairs else "rows of one answer"
+    if name not in part_names("train/objectives") or name not in suited:
+        raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
+    if pairs and adapter_name == FULL:
+        raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
+    if "name" not in asked:
+        why["objective.name"] = f"the rows are {what}"
+    own = {key.replace("-", "_"): value for key, value in asked.items() if key != "name"}
+    objective = resolve(part("train/objectives", name), [("--objective", own)]).value
+    assert isinstance(objective, Objective)
+    return name, objective.resolved(base)
+
+
+def _seconds(budget: float | None, spent: float) -> float | None:
+    """What a time budget leaves for the loop."""
+    return budget and max(budget / 4, budget - spent - HAND_OVER_SECONDS)
+
+
+def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, why: dict[str, str]) -> LoopPlan:
+    store = corpus.train
+    tokens = max(1, round(store.num_inputs * settings.batch_rows / store.num_rows))
+    per_epoch = store.num_rows / settings.batch_rows
+    limits = [
+        settings.steps,
+        max(1, count(settings.tokens) // tokens) if settings.tokens else None,
+        max(1, round(settings.epochs * per_epoch)) if settings.epochs else None,
+    ]
+    max_steps = min((limit for limit in limits if limit), default=None)
+    if max_steps and max_steps != settings.steps:
+        given = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
+        why["steps"] = f"{given}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
+    expected = max_steps or max(1, math.ceil(EPOCHS * per_epoch))
+    warmup = min(100, max(2, expected // 25))
+    why["warmup_steps"] = f"4 % of about {expected:,} steps, 2 to 100"
+    why["batch_tokens"] = f"{settings.batch_rows} rows of {tokens / settings.batch_rows:,.0f} tokens on average"
+    return LoopPlan(
+        tokens_per_step=tokens,
+        micro_batches=settings.batch_rows // rows,
+        sequence_length=int(store.lengths.max()) - 1,
+        warmup_steps=warmup,
+        max_steps=max_steps,
+        decay_fraction=0.4 if expected < 2000 else 0.25,
+        tolerance=settings.tolerance,
+        checkpoint_steps=max(10, math.ceil(expected / 50)),
+        seed=settings.seed,
+        threads=threads,
+    )
+
+
+def _sample(corpus: RowCorpus, why: dict[str, str]) -> int:
+    """Held-out tokens to look at each time: of few rows a larger part, since a look at little says little."""
+    train, held_out = corpus.train.num_inputs, corpus.held_out.num_inputs
+    wanted = max(sample_size(2 * train), min(train // 40, SMALL_SAMPLE))
+    sample = min(held_out, wanted)
+    why["held_out_tokens"] = f"{sample:,} of {held_out:,}: enough to see a difference, few enough to look often"
+    return sample
+
+
+def _evaluation_cost(corpus: RowCorpus, sample: int) -> float:
+    """The share of the time that looks may take early on, so that a verdict is possible before few rows are learned
+    by heart: `MIN_HISTORY` looks in `FIRST_VERDICT` epochs."""
+    spacing = FIRST_VERDICT * corpus.train.num_inputs / MIN_HISTORY
+    return max(EVALUATION_COST, min(0.2, sample / (3 * spacing)))
+
+
+class _Fit:
+    """How many rows go through the model at once, and whether layers are computed again, so that it fits in memory."""
+
+    def __init__(
+        self,
+        settings: TuningSettings,
+        corpus: RowCorpus,
+        base: Pretrained,
+        device: Accelerator,
+        dtype: str,
+        adapter: Adapter | None,
+        objective: Objective,
+    ) -> None:
+        self.settings, self.base, self.device = settings, base, device
+        self.number = 4 if dtype == "float32" else 2
+        self.beside = objective.bytes_beside(self.number)
+        self.rank = getattr(adapter, "rank", None)
+        store = corpus.train
+        self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
+        self.longest = int(store.lengths.max()) * store.segments_per_row
+
+    def chosen(self, why: dict[str, str]) -> tuple[int, int]:
+        """(rows of a micro-batch, `Decoder.recompute`). Raises ResourceError."""
+        wanted = self.settings.batch_rows
+        parts_of = [n for n in range(wanted, 0, -1) if wanted % n == 0]
+        rows = next((n for n in parts_of if n * self.per_row <= MOST_AT_ONCE), 1)
+        again = [1] if self.settings.recompute else [0] if self.settings.recompute is False else [0, 1]
+        free = self.device.memory_free if self.device.memory_free is not None else memory().available
+        room = free * ROOM
+        for recompute in again:
+            for n in (m for m in parts_of if m <= rows):
+                if self.needed(n, recompute) <= room:
+                    self._tell(n, rows, recompute, why)
+                    return n, recompute
+        raise ResourceError(
+            f"tuning {self.base.name} needs about {self.needed(1, again[-1]) / 1e9:,.1f} GB of memory here, even one "
+            f"row at a time, and {free / 1e9:,.1f} GB are free",
+            self._proposal(),
+        )
+
+    def _tell(self, rows: int, most: int, recompute: int, why: dict[str, str]) -> None:
+        why["micro_rows"] = "the whole batch at once" if rows == self.settings.batch_rows else (
+            f"{MOST_AT_ONCE:,} tokens at once at most" if rows == most else "more do not fit in memory at once"
+        )  # fmt: skip
+        if self.settings.recompute is None:
+            why["recompute"] = "memory is short otherwise" if recompute else "memory suffices"
+
+    def _proposal(self) -> str:
+        if self.beside > self._weights():
+            return "`settle distill --cache` lets llama.cpp read the rows for the teacher, and keeps what it says"
+        if self.rank is None:
+            return "--adapter lora needs a fraction of that"
+        if self.settings.quantize is None:
+            return "--quantize nf4 keeps the frozen weights in a quarter, or take a smaller model"
+        return f"--rows.max-tokens {max(64, self.longest // 2)} makes rows shorter, or take a smaller model"
+
+    def needed(self, rows: int, recompute: int) -> float:
+        """Bytes that training takes beyond what the process holds before the model is loaded."""
+        tokens = max(rows * self.per_row, self.longest)
+        kept = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, self.rank)
+        if recompute:
+            layers, width = self._shape
+            kept = kept / layers + self.number * width * layers
+        return self._weights() + self.beside + tokens * kept
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        options = self.base.part.options()
+        return len(options.layers), options.layers[-1].width
+
+    def _weights(self) -> float:
+        numbers = self.base.part.num_parameters
+        if self.rank is None:
+            # weights, gradients, two moments, the best weights, and the copy that is computed with
+            return numbers * (4 + 4 + 8 + 4 + (self.number if self.number < 4 else 0))
+        inside = self.base.part.num_non_embedding_parameters
+        per_number: dict[str | None, float] = {None: self.number, "nf4": 0.52, "as-is": self._file_bytes_per_number()}
+        tables = self.number if self.settings.quantize != "as-is" else per_number["as-is"]
+        matrices = [s for name, s in self.base.part.parameters().items() if len(s) == 2 and ".layers." in name]
+        adapter = self.rank * sum(map(sum, matrices)) * (4 + 4 + 8 + 4)
+        head = numbers - inside if self.settings.quantize == "as-is" else 0
+        return inside * per_number[self.settings.quantize] + (numbers - inside) * tables + adapter + head * self.number
+
+    def _file_bytes_per_number(self) -> float:
+        return sum(self.base.kinds.values()) / max(1, self.base.part.num_parameters)

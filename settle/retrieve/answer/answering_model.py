@@ -1,0 +1,72 @@
+"""Which language model answers from a collection: the one asked for, else the one it had last, else the only one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from settle.base.errors import SettleError, UsageError
+from settle.infer.engine import Engine
+from settle.infer.resolve import Served, served, writers
+from settle.retrieve.index.collection import Collection
+
+NONE = "none"  # asked for where the passages are to be quoted
+CONTEXT = 4096  # tokens: more than an answer needs, and a short one is there at once
+
+
+class Writer:
+    """The model that answers, loaded while other things are done.
+
+    asked: a model's name, which is remembered for the collection; `none`; or None. model: None where there is none, or
+    none that could be told from the others; why: in words. Raises UsageError for a name that nothing has.
+    """
+
+    def __init__(self, collection: Collection, asked: str | None) -> None:
+        self.asked = asked
+        self.model, self.why = _chosen(collection, asked)
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._engine = self._pool.submit(_started, self.model)
+
+    def engine(self) -> Engine | None:
+        """The model once it is loaded. Raises SettleError when it cannot be."""
+        return self._engine.result()
+
+    def close(self) -> None:
+        """Ends the model. Calling it twice is harmless."""
+        try:
+            engine = self._engine.result()
+        except SettleError:
+            engine = None  # told to whoever asked for it
+        if engine is not None:
+            engine.close()
+        self._pool.shutdown()
+
+
+def _chosen(collection: Collection, asked: str | None) -> tuple[Served | None, str]:
+    if asked == NONE:
+        return None, ""
+    if asked is not None:
+        name = str(Path(asked).expanduser().absolute()) if asked.endswith(".gguf") else asked
+        found = served(name)
+        if collection.catalogue.setting("model") != name:
+            collection.catalogue.keep_setting("model", name)
+        return found, ""
+    gone = ""
+    remembered = collection.catalogue.setting("model")
+    if remembered is not None:
+        try:
+            return served(remembered), ""
+        except UsageError:
+            gone = f"{remembered}, which answered before, is gone; "
+    names = writers()
+    if len(names) == 1:
+        return served(names[0]), gone and f"{gone}{names[0]} answers"
+    if names:
+        return None, f"{gone}there are {', '.join(names)}: --model chooses one, and is remembered"
+    return None, f"{gone}there is no language model here; `settle pull smollm2` brings one"
+
+
+def _started(model: Served | None) -> Engine | None:
+    if model is None:
+        return None
+    engine = Engine(model.path, CONTEXT, adapter=model.adapter)
+    engine.start()
+    return engine

@@ -1,0 +1,146 @@
+"""Whether a passage says what a sentence says: by its words, numbers and names, and by meaning."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from settle.retrieve.answer.context import Piece, Source
+from settle.retrieve.answer.sentences import sentences
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import words
+
+SUPPORTED = 0.6  # of the score, from where a passage counts as saying a sentence: see bench/support.py
+MEANING = 0.7  # what the meaning counts of it; words count the rest
+COMPARED = 3  # lines of a source whose meaning is compared: those with most of the sentence's words
+UNRELATED = 64  # passages that tell how near to each other unrelated ones are
+CLEARER = 0.15  # by so much another passage has to say it more clearly to be cited in the place of the one that was
+ALIKE = 0.7  # share of the longer of two sentences, from where they are of about the same length
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_NAME = re.compile(r"`[^`]+`|\b\w*[a-z]+[A-Z]\w*|\b\w+_\w+|(?<=[\w,;:] )[A-Z][\w-]*")
+_NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|cannot|without|neither|nor)\b|n['’]t\b", re.I)
+
+
+@dataclass(frozen=True)
+class Support:
+    """How well a passage says a sentence. score: 0 to 1. differs: numbers and names of the sentence that are not in it,
+    or a negation that only one of the two has; one of them is enough for the sentence not to be supported."""
+
+    score: float
+    differs: tuple[str, ...]
+    source: Source
+    piece: Piece
+
+    @property
+    def enough(self) -> bool:
+        return self.score >= SUPPORTED and not self.differs
+
+
+class _Line(NamedTuple):
+    """A sentence of a passage."""
+
+    text: str
+    piece: Piece
+    stems: frozenset[str]
+
+    def shares(self, weights: Mapping[str, float]) -> float:
+        """Of a sentence's words (stem → weight), how much this one has."""
+        return sum(weight for stem, weight in weights.items() if stem in self.stems)
+
+
+class Checker:
+    """Checks sentences against some sources, each sentence against each line of them that has most of its words."""
+
+    def __init__(self, collection: Collection, sources: Sequence[Source]) -> None:
+        self._collection, self.sources = collection, sources
+        self._lines = {source.number: [*_lines(source)] for source in sources}
+        self._meanings: dict[str, np.ndarray] = {}
+        self._floor = _floor(collection)
+
+    def best(self, sentence: str, cited: int) -> Support:
+        """The support of the source that is to be cited: the one that was, unless another says it more clearly."""
+        weights = telling(self._collection, sentence)
+        lines = {
+            number: sorted(lines, key=lambda line: -line.shares(weights))[:COMPARED]
+            for number, lines in self._lines.items()
+        }
+        self._understand([sentence, *(line.text for some in lines.values() for line in some)])
+        found = [self._supported(sentence, weights, source, lines[source.number]) for source in self.sources]
+        best = max(found, key=lambda s: (s.enough, s.score))
+        own = next(support for support in found if support.source.number == cited)
+        is_clearer = (best.enough and not own.enough) or best.score > own.score + CLEARER
+        return best if is_clearer else own
+
+    def _supported(
+        self, sentence: str, weights: Mapping[str, float], source: Source, lines: Sequence[_Line]
+    ) -> Support:
+        there = frozenset().union(*(line.stems for line in self._lines[source.number]))
+        there |= {stem for piece in source.pieces for stem in words(_about(piece))}
+        text = "\n".join(f"{_about(piece)}\n{piece.passage.text}" for piece in source.pieces)
+        lexical = sum(w for stem, w in weights.items() if stem in there) / (sum(weights.values()) or 1)
+        meaning = self._meanings[sentence]
+        near = [(float(self._meanings[line.text] @ meaning) - self._floor) / (1 - self._floor) for line in lines]
+        nearest = lines[int(np.argmax(near))]
+        score = (1 - MEANING) * lexical + MEANING * max(0.0, *near)
+        return Support(
+            score, _missing(sentence, text, there) or _negated(sentence, nearest.text), source, nearest.piece
+        )
+
+    def _understand(self, texts: Sequence[str]) -> None:
+        """Embeds what was not embedded before."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
+        self._meanings |= zip(new, self._collection.vectorizer.documents(new), strict=True)
+
+
+def _lines(source: Source) -> Iterator[_Line]:
+    for piece in source.pieces:
+        for text in sentences(piece.passage.text):
+            yield _Line(text, piece, frozenset(words(text)))
+
+
+def _floor(collection: Collection) -> float:
+    """The cosine of passages of this collection that have nothing to do with each other: 0.1 or 0.8, as its embedder
+    has it."""
+    ids = [passage.id for passage in collection.catalogue.all_passages(limit=UNRELATED)]
+    vectors = np.array(list(collection.catalogue.vectors(ids).values()))
+    if len(vectors) < 2:
+        return 0.0
+    return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
+
+
+def telling(collection: Collection, text: str) -> dict[str, float]:
+    """Each stem of a text, and how much it tells in a collection."""
+    stems = set(words(text))
+    found, total = collection.catalogue.frequencies(stems), max(2, collection.catalogue.counts()["passages"])
+    return {stem: log(1 + total / found.get(stem, 1)) for stem in stems}
+
+
+def _about(piece: Piece) -> str:
+    """What a passage is about, beside its text."""
+    return " ".join((Path(piece.standing.path).name, *piece.passage.headings))
+
+
+def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]:
+    """Numbers and names of a sentence that a text has not."""
+    numbers = {_plain(n) for n in _NUMBER.findall(text)}
+    missing = [n for n in _NUMBER.findall(sentence) if _plain(n) not in numbers]
+    missing += [name for name in _NAME.findall(sentence) if not there.issuperset(words(name))]
+    return tuple(dict.fromkeys(missing))
+
+
+def _negated(sentence: str, other: str) -> tuple[str, ...]:
+    """The negation by which a sentence differs from the one that comes nearest to it: that stands in one of the two
+    only, or more often, where neither is a part of the other."""
+    ours, theirs = _NEGATION.findall(sentence), _NEGATION.findall(other)
+    shorter, longer = sorted((len(sentence), len(other)))
+    is_other = bool(ours) != bool(theirs) or (len(ours) != len(theirs) and shorter > ALIKE * longer)
+    return ((ours or theirs)[0],) if is_other else ()
+
+
+def _plain(number: str) -> str:
+    """Without what only groups its digits."""
+    return re.sub(r",(?=\d{3}\b)", "", number)

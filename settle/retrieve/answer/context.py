@@ -1,0 +1,142 @@
+"""Passages → the numbered context of an answer: neighbours joined, in the order for small models, counted exactly.
+
+Every passage is tokenized by itself (see `settle.infer.safe_prompt`), so the tokens of a prompt are the sum of its
+pieces' tokens, and what fits is known before anything is asked.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from settle.retrieve.index.catalogue import Passage, Standing
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.search.hybrid_search import Hit
+
+TOKENS = 1536  # of all passages together: small models lose the thread in more, and a processor reads slowly
+WIDENED = 2  # so many of the best passages get their neighbours, as far as there is room
+_REFERENCE = re.compile(r"\[(\d+)\]")
+
+
+class Piece(NamedTuple):
+    """A passage where it stands in a document."""
+
+    passage: Passage
+    standing: Standing
+
+    @property
+    def place(self) -> str:
+        """The place to open."""
+        return self.standing.place.after(self.standing.path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one number of an answer stands for: adjoining passages of a document, in its order."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Those that all of it stands under."""
+        levels = zip(*(piece.passage.headings for piece in self.pieces), strict=False)
+        same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
+        return tuple(level[0] for level in same)
+
+    @property
+    def title(self) -> str:
+        """Its headings, or the name of its file."""
+        return " › ".join(self.headings) or Path(self.pieces[0].standing.path).name
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """As it stands in a prompt: its number, and the rest. Numbers in brackets are citations there, and nothing else
+        may look like one."""
+        lines, above = [*([" › ".join(self.headings)] if self.headings else [])], self.headings
+        for piece in self.pieces:
+            if piece.passage.headings != above:
+                lines += piece.passage.headings[-1:]
+            lines.append(piece.passage.text)
+            above = piece.passage.headings
+        text = "\n".join(lines)
+        return f"[{self.number}]", _REFERENCE.sub(r"(\1)", f" {text}\n\n")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """sources: in the order of the prompt, the best last. dropped: passages that there was no room for. tokens: of all
+    sources together."""
+
+    sources: tuple[Source, ...]
+    dropped: tuple[Hit, ...]
+    tokens: int
+
+
+def pack(collection: Collection, hits: Sequence[Hit], count: Callable[[str], int], room: int) -> Packed:
+    """The hits, best first, as far as they fit into `room` tokens, then their neighbours. count: tokens of a text."""
+    groups, dropped = _Groups(cache(count)), list[Hit]()
+    with collection.catalogue.snapshot():
+        for hit in hits:
+            if not groups.add(Piece(hit.passage, hit.standings[0]), room):
+                dropped.append(hit)
+        for hit in hits[:WIDENED]:
+            for piece in _neighbours(collection, hit.standings[0]):
+                groups.add(piece, room, joining=True)
+    return Packed(groups.sources(), tuple(dropped), groups.tokens())
+
+
+class _Groups:
+    """Passages chosen so far; those that adjoin in a document are one group."""
+
+    def __init__(self, count: Callable[[str], int]) -> None:
+        self._count = count
+        self._groups: list[list[Piece]] = []  # the best first
+
+    def add(self, piece: Piece, room: int, joining: bool = False) -> bool:
+        """Whether it is in now. joining: only where it adjoins what is there."""
+        at = piece.standing
+        if any(at[:3] == other.standing[:3] for group in self._groups for other in group):
+            return True
+        touching = [group for group in self._groups if any(_adjoin(at, other.standing) for other in group)]
+        if joining and not touching:
+            return False
+        joined = sorted([piece, *(p for group in touching for p in group)], key=lambda p: p.standing.ordinal)
+        changed: list[list[Piece]] = []
+        for group in self._groups:
+            if group not in touching:
+                changed.append(group)
+            elif group is touching[0]:
+                changed.append(joined)
+        changed += [] if touching else [joined]
+        before, self._groups = self._groups, changed
+        if self.tokens() <= room:
+            return True
+        self._groups = before
+        return False
+
+    def tokens(self) -> int:
+        return sum(self._count(text) for source in self.sources() for text in source.texts)
+
+    def sources(self) -> tuple[Source, ...]:
+        """Numbered in the order of the prompt, the best last: what stands next to the question is read best."""
+        return tuple(Source(number, tuple(group)) for number, group in enumerate(reversed(self._groups), 1))
+
+
+def _neighbours(collection: Collection, at: Standing) -> list[Piece]:
+    """What comes after a passage, then what comes before it."""
+    around = dict(collection.catalogue.around(at.document, at.ordinal - 1, at.ordinal + 1))
+    ids = [around[ordinal] for ordinal in (at.ordinal + 1, at.ordinal - 1) if ordinal in around]
+    passages, standings = collection.catalogue.passages(ids), collection.catalogue.standings(ids)
+    found = []
+    for id in ids:
+        standing = next(s for s in standings[id] if s.document == at.document and abs(s.ordinal - at.ordinal) == 1)
+        found.append(Piece(passages[id], standing))
+    return found
+
+
+def _adjoin(one: Standing, other: Standing) -> bool:
+    return one.document == other.document and abs(one.ordinal - other.ordinal) == 1

@@ -1,0 +1,1 @@
+"""How well a collection finds, cites and refuses, measured with questions about its own documents."""

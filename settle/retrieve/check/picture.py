@@ -1,0 +1,107 @@
+"""A check as a picture: recall by number of hits, evidence with and without the topic, recall by kind of question."""
+
+import io
+from typing import TYPE_CHECKING
+
+from settle.evaluate.divergence import Figure
+from settle.evaluate.report.curves import BLUE, GREEN, INK, STYLE, VERMILION
+from settle.retrieve.check.worst_documents import HIT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from settle.retrieve.check.check import Checked
+
+INCHES, DPI = (10.0, 6.2), 150
+BARS = 24  # of the histogram
+
+
+def picture(checked: "Checked") -> bytes:
+    """The bytes of a PNG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Canvas(figsize=INCHES, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(
+            2, 2, left=0.085, right=0.965, top=0.83, bottom=0.09, hspace=0.45, wspace=0.3, height_ratios=(1.0, 1.0)
+        )
+        _draw_recall(figure.add_subplot(grid[0, 0]), checked)
+        _draw_kinds(figure.add_subplot(grid[0, 1]), checked)
+        _draw_evidence(figure.add_subplot(grid[1, :]), checked)
+        figure.text(0.085, 0.945, checked.name, fontsize=17, fontweight="bold", color=INK, va="center")
+        figure.text(0.085, 0.9, _headline(checked), fontsize=10.5, color="#555555", va="center")
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _headline(checked: "Checked") -> str:
+    return (
+        f"{checked.questions} questions made from its documents · passage among the first {HIT}: "
+        f"{checked.recall[HIT].value:.0%} · refused when left out: {checked.refused.value:.0%}, "
+        f"when there: {checked.false_refusals.value:.0%}"
+    )
+
+
+def _draw_recall(axes: "Axes", checked: "Checked") -> None:
+    ks = list(checked.recall)
+    values = [checked.recall[k].value for k in ks]
+    low, high = zip(*(_ends(checked.recall[k]) for k in ks), strict=True)
+    axes.fill_between(ks, low, high, color=BLUE, alpha=0.16, linewidth=0, label="95 % interval")
+    axes.plot(ks, values, color=BLUE, linewidth=1.8, marker="o", markersize=4)
+    for k in (1, 5, 10):
+        axes.annotate(
+            f"{checked.recall[k].value:.0%}", (k, checked.recall[k].value), (0, -14), textcoords="offset points",
+            ha="center", color=BLUE, fontsize=9,
+        )  # fmt: skip
+    axes.set_ylim(min(0.5, min(low) - 0.1), 1.02)
+    axes.set_xticks(ks)
+    axes.set_xlabel("hits that are looked at")
+    axes.set_title("right passage among them", loc="left", fontsize=10.5)
+    axes.grid(axis="y", color="#E6E6E6")
+    axes.legend(loc="lower right")
+
+
+def _draw_kinds(axes: "Axes", checked: "Checked") -> None:
+    kinds = list(reversed(checked.kinds.items()))
+    for y, (_, (_, figure)) in enumerate(kinds):
+        low, high = _ends(figure)
+        axes.barh(y, figure.value, height=0.6, color=GREEN, alpha=0.55)
+        axes.plot([low, high], [y, y], color=INK, linewidth=1.2)
+    axes.set_yticks(range(len(kinds)), [f"{kind} ({n})" for kind, (n, _) in kinds])
+    axes.set_xlim(0, 1.02)
+    axes.set_title(f"among the first {HIT}, by kind of question", loc="left", fontsize=10.5)
+    axes.grid(axis="x", color="#E6E6E6")
+
+
+def _draw_evidence(axes: "Axes", checked: "Checked") -> None:
+    there, gone = checked.scores
+    edges = [i / BARS for i in range(BARS + 1)]
+    axes.hist(there, edges, color=BLUE, alpha=0.7, edgecolor="white", label="its topic there")
+    axes.hist(
+        gone,
+        edges,
+        weights=[-1.0] * len(gone),
+        color=VERMILION,
+        alpha=0.7,
+        edgecolor="white",
+        label="its topic left out",
+    )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axvline(checked.threshold, color=INK, linewidth=1.4, linestyle=(0, (3, 2)), label="refused to the left of it")
+    most = max(abs(end) for end in axes.get_ylim())
+    axes.set_ylim(-most, most)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("evidence for an answer")
+    axes.set_ylabel("questions")
+    axes.set_title("every question asked twice", loc="left", fontsize=10.5)
+    axes.legend(loc="lower right", ncols=3)
+
+
+def _ends(figure: Figure) -> tuple[float, float]:
+    low, high = figure.low, figure.high
+    return (figure.value if low is None else low), (figure.value if high is None else high)

@@ -1,0 +1,1 @@
+"""Questions generated from a collection's own passages."""

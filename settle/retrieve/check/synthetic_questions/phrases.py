@@ -1,0 +1,263 @@
+"""English questions by rule: what a heading, a definition, a sentence, a function or a row of a table could answer.
+
+There is no lexicon here. Words are dropped, bent and put in another order, which is what makes a question differ from
+its passage; some come out clumsy, as people's do.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+
+from settle.retrieve.index.words import STOP
+
+Telling = Callable[[Sequence[str]], list[float]]
+"""How much each word of a question tells, in nats; 0 for one that tells nothing."""
+
+_LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
+_MARKS = re.compile(r"[`*]+|(?<!\w)_+|_+(?!\w)|<[^<>]{1,80}>|^\s*(?:[-+•]|\d+[.)])\s+|^\s*>+\s?", re.M)
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
+_WORD = re.compile(r"[^\W_][\w.+#'’/-]*[\w+#]|\w")
+_PROSE = re.compile(r"[A-Z\"“‘(][^{}=;|<>\\]{30,400}[.!?]$")
+_DEFINED = re.compile(
+    r"(?:(?:In [^,.]{3,40}, )?(?:an?|the) )?(?P<term>[\w][\w.+#'’/-]*(?: [\w.+#'’/-]+){0,4}?)"
+    r"(?: \([^)]{1,40}\))?,? (?:is|are|means|refers to|stands for|denotes)"
+    r" (?P<gloss>(?:an?|the|one of|any|some) .{15,})",
+    re.I,
+)
+_LISTED = re.compile(
+    r"^\s*(?:[-*+•]\s+|\d+[.)]\s+)?(?P<term>[`*_]{0,3}[\w.@/-][^:—–\n]{0,40}?[`*_]{0,3})\s*(?::|[—–]|\s--?\s)\s*(?P<gloss>[^\n]{15,})"
+)
+_ENTRY = re.compile(
+    r"(?P<term>\w[^\n]{0,60})\n\s*\n\s*(?:<[^>]{1,60}>\s*|\([^)]{1,60}\)\s*)*(?P<gloss>(?:\S+ ){4,}.*)", re.S
+)
+_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)\.\s|;")  # not of an initial
+_ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
+MOST_TERM = 4  # words of a term
+_PLAIN_WORD = re.compile(r"[(\"'“‘{]*[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*[)\"'”’}.,;:!?]*")
+_FIRST = 8  # words of what is said of a term that are looked at
+_DOCSTRING = re.compile(r'(?:def|class) +(\w+)[^\n]*(?:\n[^"\n]*){0,12}?\n\s+[rRuU]?"""\s*([^"]{15,400})')
+_COMMENTED = re.compile(r"/\*\*\s*\*?\s*([^@/]{15,400}?)\s*(?:\*\s*@[^/]*)?\*/\s*(?:[\w<>\[\]*&]+ +)+?(\w+)\s*\(")
+_NEVER = (  # begins or ends a term
+    "it this that there these those he she they we you which one here because then also so thus hence however but if"
+    " not only see note notes example examples warning warnings caution important tip hint todo help default"
+)
+_NO_TERM = frozenset(_NEVER.split())
+_AUXILIARY = re.compile(
+    r"^(.{3,70}?) (is|are|was|were|can|could|must|should|may|might|will|would|has|have|had) (.{10,})$"
+)
+_SILENT_E = re.compile(
+    r"(?:[^aeiou][aiouy][dkmpt]|[^s]s|[cuvz]|[^n]g|ang|ib|[^aeioul]l|[^ao]il|ul|[^ea]ar|[^a]ir|(?:^st|rest|ign|expl|sc)or"
+    r"|[^o]ur|[^aoe]in|un|creat|clon|cach|(?:del|compl)et)$"
+)
+_NO_E = frozenset(("edit", "exit", "limit", "visit", "format", "develop", "backup"))
+_NO_GERUND = frozenset(("string", "thing", "nothing", "something", "anything", "everything", "morning", "evening"))
+_PAST = frozenset(("has", "have", "had"))
+MOST_WORDS = 18  # of a question: people's are shorter than documents' sentences
+
+
+def plain(text: str) -> str:
+    """A text without the marks of Markdown."""
+    return _MARKS.sub("", _LINK.sub(r"\1", text))
+
+
+def sentences(text: str) -> list[str]:
+    """Those of a passage that are prose, on one line each."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d+[.)])\s)", text):
+        for sentence in _SENTENCE.split(" ".join(plain(paragraph).split())):
+            if _PROSE.match(sentence) and len(_WORD.findall(sentence)) >= 7:
+                found.append(sentence)
+    return found
+
+
+def of_heading(heading: str, above: str, random: Random) -> str:
+    """A question whose answer stands below a heading. above: the heading over it, asked with it where that tells more,
+    or ""."""
+    heading = plain(heading).strip(" .:?!#")
+    content = [w for w in _WORD.findall(heading) if w.lower() not in STOP]
+    words = heading.split()
+    inside = f" {random.choice(('in', 'for', 'with', 'of'))} {_lower(plain(above).strip(' .:?!#'))}" if above else ""
+    if words and (verb := base_of_gerund(words[0])):
+        rest = " ".join([verb, *_bent(words[1:], random)])
+        return random.choice(("how do I {}", "how to {}", "what is the way to {}", "how can one {}")).format(
+            rest + inside
+        )
+    if len(words) > 2 and words[0].lower() in (
+        "how",
+        "why",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "can",
+        "do",
+        "is",
+    ):
+        return " ".join(_shuffled(content, random)) + inside
+    topic = " ".join(_bent(words, random))
+    frames = (
+        "what is {}", "how does {} work", "what does one need to know about {}", "explain {}", "how is {} used",
+        "where is {} described", "{}", "tell me about {}",
+    )  # fmt: skip
+    if random.random() < 0.3 and len(content) > 2:
+        topic = " ".join(_shuffled(content, random))
+    return random.choice(frames).format(_lower(topic) + inside)
+
+
+def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
+    """(term, what it is) of a passage: sentences that define, lists of terms. is_entry: whether its first line may be
+    the headword of a dictionary."""
+    found = [(m["term"], m["gloss"]) for sentence in sentences(text) if (m := _DEFINED.match(sentence))]
+    found += [(plain(m["term"]), plain(m["gloss"])) for line in text.split("\n") if (m := _LISTED.match(line))]
+    if is_entry and (m := _ENTRY.match(text)):
+        found.append((m["term"], " ".join(plain(m["gloss"]).split())))
+    terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in found]
+    return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
+
+
+def _is_term(text: str) -> bool:
+    said = text.lower().split()
+    return 0 < len(said) <= MOST_TERM and not (STOP | _NO_TERM).intersection(said[:1] + said[-1:])
+
+
+def _is_prose(text: str) -> bool:
+    """Whether most of its first words are such, and neither numbers, addresses nor code."""
+    first = text.split()[:_FIRST]
+    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in first) > len(first) / 2
+
+
+def of_term(term: str, random: Random) -> str:
+    """A question that asks what a term means."""
+    frames = ("what is {}", "what does {} mean", "define {}", "meaning of {}", "what is meant by {}", "explain {}")
+    return random.choice(frames).format(term)
+
+
+def of_meaning(gloss: str, term: str, random: Random) -> str:
+    """A question that asks for a term by what it means."""
+    hidden = {w.lower() for w in _WORD.findall(term)}
+    said = _WORD.findall(_SENTENCE_END.split(gloss)[0])
+    kept = [w for w in said if w.lower() not in hidden and (len(w) > 1 or w == "a")]
+    frames = ("what do you call {}", "which term stands for {}", "what is the name for {}", "{}")
+    return random.choice(frames).format(_lower(" ".join(_fewer(kept, random)[:MOST_WORDS])))
+
+
+def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
+    """A question that a sentence answers: one of its sides masked, or only its telling words, in another order."""
+    sentence = sentence.rstrip(".!?")
+    match = _AUXILIARY.match(sentence)
+    if match and random.random() < 0.6:
+        subject, verb, rest = match.groups()
+        rest = " ".join(_fewer(_WORD.findall(rest), random)[: MOST_WORDS - 2])
+        if random.random() < 0.5 or verb in _PAST:
+            return f"what {verb} {rest}"
+        if subject.split()[0].lower() not in _NO_TERM | {"when", "if", "how", "where", "why"}:
+            asked_of = " ".join(_WORD.findall(rest)[:6])
+            return f"{random.choice(('why', 'when', 'in what case'))} {verb} {_lower(subject)} {asked_of}"
+    words: list[str] = _WORD.findall(sentence)
+    weights = telling(words)
+    best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(5, 9)]
+    asked = [words[i].lower() if i == 0 else words[i] for i in sorted(best) if weights[i] > 0]
+    frames = ("{}", "what about {}", "where does it say {}", "how about {}")
+    return random.choice(frames).format(" ".join(_shuffled(asked, random) if random.random() < 0.3 else asked))
+
+
+def functions(text: str) -> list[tuple[str, str]]:
+    """(name, what it says of itself) of the functions and classes in a listing."""
+    found = [(m[1], m[2]) for m in _DOCSTRING.finditer(text)]
+    found += [(m[2], re.sub(r"\n\s*\*", "\n", m[1])) for m in _COMMENTED.finditer(text)]
+    return [(name, " ".join(re.split(r"\n\s*\n|(?<=\.)\s", doc.strip())[0].split())) for name, doc in found]
+
+
+def of_function(doc: str, random: Random) -> str:
+    """A question that asks for code by what it does."""
+    first, *rest = plain(doc).rstrip(".").split()
+    kept = _fewer(rest, random)[:MOST_WORDS]
+    if first.lower() in ("a", "an", "the"):
+        return " ".join(["which class is", first.lower(), *kept])
+    verb = first.lower()
+    if verb.endswith("s") and not verb.endswith("ss"):  # Returns, Makes; but Pass, Process
+        verb = verb[:-2] if verb.endswith(("sses", "shes", "ches", "xes")) else verb[:-1]
+    return " ".join([random.choice(("how do I", "how to", "which function can", "code to")), verb, *kept])
+
+
+def rows(text: str) -> list[tuple[str, str, str]]:
+    """(name of the row, of a column, cell) of the tables in a passage."""
+    lines = [_cells(line) for line in text.split("\n")]
+    lines = [cells for cells in lines if len(cells) > 1 and not all(set(c) <= set("-: ") for c in cells)]
+    if len(lines) < 2:
+        return []
+    head, *body = lines
+    return [
+        (row[0], name, cell)
+        for row in body
+        if len(row) == len(head) and row[0]
+        for name, cell in zip(head[1:], row[1:], strict=True)
+        if name and cell and any(c.isalpha() for c in row[0] + name)
+    ]
+
+
+def of_row(row: str, column: str, random: Random) -> str:
+    """A question that asks for a cell."""
+    frames = ("what is the {1} of {0}", "{0} {1}", "which {1} has {0}", "{1} for {0}", "tell me the {1} of {0}")
+    return random.choice(frames).format(row, _lower(column))
+
+
+def longest_copied(question: str, text: str) -> int:
+    """The most words in a row that a question has from a text."""
+    asked, said = (" ".join(w.lower() for w in _WORD.findall(t)) for t in (question, text))
+    words, most = asked.split(), 0
+    for first in range(len(words)):
+        while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {said} ":
+            most += 1
+    return most
+
+
+def base_of_gerund(word: str) -> str:
+    """`Rotating` → `rotate`, or "" for what is no gerund. Right for most: without a lexicon nobody knows."""
+    word = word.lower()
+    stem = word.removesuffix("ing")
+    if stem == word or len(stem) < 2 or not re.search(r"[aeiouy]", stem) or word in _NO_GERUND:
+        return ""
+    if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsfz":
+        return stem[:-1]  # running, setting
+    return stem + "e" if _SILENT_E.search(stem) and stem not in _NO_E else stem
+
+
+def _bent(words: Sequence[str], random: Random) -> list[str]:
+    """The words without articles, the last one now and then in another number."""
+    kept = [w for w in words if w.lower() not in ("a", "an", "the")]
+    return [*kept[:-1], *(_other_number(w) if random.random() < 0.4 else w for w in kept[-1:])]
+
+
+def _other_number(word: str) -> str:
+    if not word.isalpha() or not word.islower() or len(word) < 4 or word in STOP:
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith("s"):
+        return word if word.endswith(("ss", "us", "is")) else word[:-1]
+    if word.endswith(("ed", "ly", "ing")):
+        return word
+    return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + ("es" if word[-1] in "xz" else "s")
+
+
+def _fewer(words: Sequence[str], random: Random) -> list[str]:
+    """Some of the words are dropped: people do not say everything."""
+    return [w for w in words if random.random() >= 0.1]
+
+
+def _shuffled(words: Sequence[str], random: Random) -> list[str]:
+    return random.sample(list(words), len(words))
+
+
+def _lower(text: str) -> str:
+    """With a small first letter, unless the word is a name."""
+    first = text.split(" ", 1)[0]
+    return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
+
+
+def _cells(line: str) -> list[str]:
+    if "|" in line:
+        return [plain(cell).strip() for cell in line.strip().strip("|").split("|")]
+    return [cell.strip() for cell in line.split("\t")]

@@ -1,0 +1,260 @@
+"""Questions made from a collection's own passages, their answers known because the passages came first.
+
+What is not there is asked for by leaving the topic out: the passages that a question's answer stands in or near, and
+those elsewhere that say the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log
+from random import Random
+from typing import NamedTuple
+
+from settle.infer.client import Running
+from settle.retrieve.check.synthetic_questions import phrases
+from settle.retrieve.check.synthetic_questions.by_model import invented
+from settle.retrieve.check.synthetic_questions.synonyms import Rewording
+from settle.retrieve.index.catalogue import Passage, Size
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import words
+
+WHOLE = 0.1  # share of the collection up to which a document is left out as a whole
+NEAR = 2  # passages before and after the answer that are left out of a larger one, beside its section
+INVENTED = 60  # questions that a model asks
+ABOUT = 0.5  # share of what a model's question tells that has to stand in its passage
+WANTED = {"heading": 3.0, "sentence": 1.0}  # how often a kind is asked beside the others, which are 2: as people ask
+SENTENCES = 0.25  # of the questions at most are made from sentences, as long as there is something else to ask
+BEGINNINGS = 0.5  # share of the documents whose beginning is asked for first
+ALIKE = 0.8  # share of what a text's words tell that a passage has to have to say the same
+MOST_COPIED = 5  # words in a row that a question may have of its passage
+_NEIGHBOURS = 30  # passages with most of a text's rarest words that are looked at for saying the same
+_ASKED_FOR = 16  # of those words
+_TRIES = 8  # places looked at for each question that is wanted
+_WINDOW = 60  # passages on each side among which a section is looked for
+_COMMON = 0.02  # share of the passages that may have a question's rarest word
+_LEAST = 3  # words, numbers left out, of a question that is not about a name
+_ENOUGH = 0.9  # of what one passage's name would tell, that a question's words have to tell together
+
+
+@dataclass(frozen=True)
+class Question:
+    """kind: what it was made from. document: its id; path: of that. passage: that it was made from; answers: all that
+    answer it. What is left out to ask it about what is not there: the passages `topic`, `answers` among them, and the
+    documents (by id) `without`.
+    """
+
+    text: str
+    kind: str
+    document: int
+    path: str
+    passage: int
+    answers: frozenset[int]
+    topic: frozenset[int]
+    without: frozenset[int]
+
+
+class _Asked(NamedTuple):
+    """kind: what it was made from; source: the text of that; answers: passages of its document that answer it."""
+
+    kind: str
+    text: str
+    source: str
+    answers: frozenset[int]
+
+
+class _Spot(NamedTuple):
+    """A passage in its document. around: (ordinal, id) of those near it, itself included, in order."""
+
+    document: Size
+    ordinal: int
+    passage: Passage
+    around: list[tuple[int, int]]
+    passages: dict[int, Passage]
+
+    def section(self, depth: int) -> frozenset[int]:
+        """The passages around under the same `depth` outermost headings."""
+        path = self.passage.headings[:depth]
+        return frozenset(i for _, i in self.around if self.passages[i].headings[:depth] == path)
+
+
+def make(collection: Collection, count: int, seed: int = 0, model: Running | None = None) -> list[Question]:
+    """At most `count` questions, spread evenly over the documents and the kinds. The same seed gives the same. model:
+    is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second."""
+    random = Random(seed)
+    places = _places(collection, count, random)
+    maker = _Maker(collection, random, [document for document, _ in places[:count]], model)
+    made: dict[str, Question] = {}
+    spare: dict[str, Question] = {}
+    kinds: dict[str, int] = {}
+    for document, ordinal in places:
+        if len(made) >= count:
+            break
+        question = maker.question(maker.spot(document, ordinal), kinds)
+        if question is None or question.text.lower() in made:
+            continue
+        if question.kind == "sentence" and kinds.get("sentence", 0) >= SENTENCES * count:
+            spare[question.text.lower()] = question
+        else:
+            made[question.text.lower()] = question
+            kinds[question.kind] = kinds.get(question.kind, 0) + 1
+    return list((made | spare).values())[:count]
+
+
+def _places(collection: Collection, count: int, random: Random) -> list[tuple[Size, int]]:
+    """(document, ordinal) to make questions at: every document once before any is looked at twice, many of them at
+    their beginnings first, where they say what they are about, which is what people ask for."""
+    documents = collection.catalogue.sizes()
+    random.shuffle(documents)
+    del documents[_TRIES * count :]
+    rounds = ceil(_TRIES * count / max(1, len(documents)))
+    unseen = {}
+    for d in documents:
+        places = random.sample(range(d.chunks), min(d.chunks, rounds))
+        if random.random() < BEGINNINGS:
+            places = [0, *(place for place in places if place)][:rounds]
+        unseen[d.id] = places
+    return [(d, unseen[d.id][n]) for n in range(rounds) for d in documents if n < len(unseen[d.id])]
+
+
+class _Maker:
+    """Makes questions at places of a collection."""
+
+    def __init__(
+        self, collection: Collection, random: Random, documents: Sequence[Size], model: Running | None
+    ) -> None:
+        self._collection, self.random, self._model = collection, random, model
+        self._left_to_model = 0  # places where it was asked for a question
+        self._total = max(2, collection.catalogue.counts()["passages"])
+        seen = [self.spot(document, 0) for document in documents]
+        self._rewording = Rewording(collection.vectorizer, (p.text for s in seen for p in s.passages.values()))
+
+    def spot(self, document: Size, ordinal: int) -> _Spot:
+        catalogue = self._collection.catalogue
+        around = catalogue.around(document.id, ordinal - _WINDOW, ordinal + _WINDOW)
+        passages = catalogue.passages([i for _, i in around])
+        return _Spot(document, ordinal, passages[dict(around)[ordinal]], around, passages)
+
+    def question(self, spot: _Spot, kinds: dict[str, int]) -> Question | None:
+        """One that the passage answers, of the kind that there are the fewest of, or None when it gives none."""
+        asked = self._of_model(spot) if 2 * self._left_to_model <= sum(kinds.values()) else []
+        if not asked:
+            asked = self._asked(spot)
+            self.random.shuffle(asked)
+        for one in sorted(asked, key=lambda a: kinds.get(a.kind, 0) / WANTED.get(a.kind, 2.0)):
+            least = 1 if one.kind in ("definition", "heading") else _LEAST
+            if self._tells(one.text, least) and phrases.longest_copied(one.text, spot.passage.text) <= MOST_COPIED:
+                return self._finished(spot, one)
+        return None
+
+    def _finished(self, spot: _Spot, asked: _Asked) -> Question:
+        """A question with all that answers it and all that belongs to its topic."""
+        answers = asked.answers | self._saying(asked.source)
+        document = spot.document
+        whole = document.chunks <= WHOLE * self._total
+        if whole:
+            near = (i for _, i in self._collection.catalogue.around(document.id, 0, document.chunks))
+        else:
+            near = (i for n, i in spot.around if abs(n - spot.ordinal) <= NEAR)
+        return Question(
+            text=asked.text,
+            kind=asked.kind,
+            document=document.id,
+            path=document.path,
+            passage=spot.passage.id,
+            answers=answers,
+            topic=answers.union(near, spot.section(len(spot.passage.headings)) if spot.passage.headings else ()),
+            without=frozenset([document.id] if whole else []),
+        )
+
+    def _tells(self, question: str, least: int) -> bool:
+        """Whether a question's words, at least so many, say which passages are meant."""
+        stems = set(words(question))
+        if sum(not stem.isdigit() for stem in stems) < least:
+            return False
+        found = self._collection.catalogue.frequencies(stems)
+        told = sum(log(self._total / found.get(stem, 1)) for stem in stems)
+        rarest = min((found.get(stem, 1) for stem in stems), default=self._total)
+        return rarest <= max(3, _COMMON * self._total) and told >= _ENOUGH * log(self._total)
+
+    def _asked(self, spot: _Spot) -> list[_Asked]:
+        """One question of each kind that the passage gives."""
+        random, passage = self.random, spot.passage
+        only, other = frozenset((passage.id,)), self._other
+        asked = self._of_headings(spot)
+        if found := phrases.definitions(passage.text, spot.ordinal == 0 and not passage.headings):
+            term, gloss = random.choice(found)
+            source = f"{term} {gloss}"
+            if not self._headed_elsewhere(term, spot.section(len(passage.headings))):
+                asked.append(_Asked("definition", phrases.of_term(other(term), random), source, only))
+            asked.append(_Asked("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
+        if prose := phrases.sentences(passage.text):
+            sentence = random.choice(prose)
+            asked.append(
+                _Asked("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
+            )
+        if code := phrases.functions(passage.text):
+            doc = random.choice(code)[1]
+            asked.append(_Asked("code", phrases.of_function(other(doc), random), doc, only))
+        if cells := phrases.rows(passage.text):
+            row, column, cell = random.choice(cells)
+            asked.append(
+                _Asked("row", phrases.of_row(other(row), other(column), random), f"{row} {column} {cell}", only)
+            )
+        return asked
+
+    def _of_headings(self, spot: _Spot) -> list[_Asked]:
+        """A question from one of the headings over a passage, unless others of that name stand elsewhere."""
+        headings = spot.passage.headings
+        if not headings:
+            return []
+        depth = self.random.randint(1, len(headings))
+        heading, section = headings[depth - 1], spot.section(depth)
+        above = ""
+        if self._headed_elsewhere(heading, section):
+            above = headings[depth - 2] if depth > 1 else ""
+            if not above or self._headed_elsewhere(f"{above} {heading}", section):
+                return []
+        return [
+            _Asked(
+                "heading",
+                phrases.of_heading(self._other(heading), self._other(above), self.random),
+                spot.passage.text,
+                section,
+            )
+        ]
+
+    def _of_model(self, spot: _Spot) -> list[_Asked]:
+        """A question that the model asks, where most of what it tells stands in the passage."""
+        if self._model is None or self._left_to_model >= INVENTED:
+            return []
+        self._left_to_model += 1
+        passage, text = spot.passage, invented(self._model, spot.passage.embedded)
+        stems = list(dict.fromkeys(words(text)))
+        tells = dict(zip(stems, self._telling(stems), strict=True))
+        there = sum(tells[stem] for stem in tells.keys() & words(passage.embedded))
+        is_about = there >= ABOUT * sum(tells.values()) > 0
+        return [_Asked("model", text, passage.text, frozenset((passage.id,)))] if is_about else []
+
+    def _headed_elsewhere(self, text: str, section: frozenset[int]) -> bool:
+        found = self._collection.catalogue.headed(list(dict.fromkeys(words(text))), len(section) + 1)
+        return not section.issuperset(found)
+
+    def _other(self, text: str) -> str:
+        return self._rewording.reworded(text, self.random)
+
+    def _telling(self, of: Sequence[str]) -> list[float]:
+        stems = [set(words(word)) for word in of]
+        found = self._collection.catalogue.frequencies(stem for some in stems for stem in some)
+        return [max((log(self._total / found.get(stem, 1)) for stem in some), default=0.0) for some in stems]
+
+    def _saying(self, text: str) -> frozenset[int]:
+        """Passages that have nearly all that a text says, whatever else they say."""
+        stems = sorted(set(words(text)))
+        weight = dict(zip(stems, self._telling(stems), strict=True))
+        rarest = sorted(stems, key=lambda stem: -weight[stem])[:_ASKED_FOR]
+        catalogue = self._collection.catalogue
+        near = catalogue.passages([i for i, _ in catalogue.search_words(rarest, _NEIGHBOURS)])
+        enough = ALIKE * sum(weight.values())
+        return frozenset(
+            i for i, other in near.items() if sum(weight[s] for s in weight.keys() & words(other.text)) >= enough > 0
+        )

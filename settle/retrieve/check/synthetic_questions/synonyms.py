@@ -1,0 +1,57 @@
+"""Other words for the same, as people use them who have not read the documents.
+
+There is no lexicon: what stands near a word in the embedder's space, among the collection's own words, takes its place.
+That is a synonym, or something of the same kind. Some words are mistyped, which stands for all those that people know
+and no document has.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+
+import numpy as np
+
+from settle.retrieve.index.embedders import Vectorizer
+from settle.retrieve.index.words import STOP, words
+
+SHARE = 0.25  # of the words of a text that have others near them
+MISTYPED = 0.05  # of those
+MOST = 2000  # words that are known, the most frequent ones
+NEAREST = 2  # of them that may take a word's place
+LEAST = 0.5  # cosine of a word with what takes its place
+_WORD = re.compile(r"[^\W\d_]{4,}")
+
+
+class Rewording:
+    """Knows the words of some texts that stand in them in small letters: names keep theirs."""
+
+    def __init__(self, vectorizer: Vectorizer, texts: Iterable[str]) -> None:
+        counted = Counter(word for text in texts for word in _WORD.findall(text) if word.islower() and word not in STOP)
+        self._words = [word for word, _ in counted.most_common(MOST)]
+        self._at = {word: i for i, word in enumerate(self._words)}
+        self._stems = [words(word) for word in self._words]
+        self._vectors = vectorizer.documents(self._words) if self._words else np.zeros((0, 1), np.float32)
+
+    def reworded(self, text: str, random: Random) -> str:
+        """The text with some of its words replaced, about `SHARE` of them and never more than half."""
+        found = [m for m in _WORD.finditer(text) if m[0].lower() in self._at]
+        changed = [m for m in found if random.random() < SHARE][: len(found) // 2]
+        for match in reversed(changed):
+            word = match[0].lower()
+            other = _mistyped(word, random) if random.random() < MISTYPED else self._other(word, random)
+            text = text[: match.start()] + (other.capitalize() if match[0].istitle() else other) + text[match.end() :]
+        return text
+
+    def _other(self, word: str, random: Random) -> str:
+        at = self._at[word]
+        cosines = self._vectors @ self._vectors[at]
+        near = (i for i in np.argsort(-cosines) if self._stems[i] != self._stems[at])
+        likely = [self._words[i] for i, _ in zip(near, range(NEAREST), strict=False) if cosines[i] >= LEAST]
+        return random.choice(likely) if likely else word
+
+
+def _mistyped(word: str, random: Random) -> str:
+    """With two letters that stand side by side in the other order, the first letter apart."""
+    at = random.randrange(1, len(word) - 1)
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]

@@ -1,0 +1,1 @@
+"""From folders of documents to a collection that can be searched."""

@@ -1,0 +1,233 @@
+"""Fills passages with the pieces of a document, section by section."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from settle.documents.blocks import Block, Chunk, Place, with_headings
+from settle.retrieve.index.chunkers import Count
+from settle.retrieve.index.chunkers._pieces import Piece, cut, weights
+
+HEADINGS = 0.25  # of a passage's tokens that its headings may take at most
+TINY = 0.25  # of a passage's tokens: what is left over at a section's end is put to the passage before
+_AT_ONCE = 1 << 18  # characters that are counted together
+
+# A block's pieces, given its tokens, those that a passage should have at most and those that it may have.
+ToPieces = Callable[[Block, int, int, int], Iterable[Piece]]
+# Of a passage's pieces, those that the next one begins with again.
+Carry = Callable[[Sequence[Piece]], Sequence[Piece]]
+
+
+@dataclass
+class _Section:
+    """A section that is open. shown: whether a passage has its heading already."""
+
+    level: int
+    heading: str
+    tokens: int
+    place: Place
+    shown: bool = False
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A passage to be. size: tokens of its pieces, counted one by one."""
+
+    headings: tuple[str, ...]
+    pieces: Sequence[Piece]
+    size: int = 0
+
+
+class Filler:
+    """Passages of about `wanted` tokens and never more than `most`, headings included."""
+
+    def __init__(self, count: Count, wanted: int, most: int, to_pieces: ToPieces, carry: Carry | None = None) -> None:
+        self._count, self._wanted, self._most = count, min(wanted, most), most
+        self._to_pieces, self._carry = to_pieces, carry
+        (self._arrow,) = count([" › "])
+        self._headers: dict[str, int] = {}  # tokens of each header of a table
+        self._said: set[str] = set()  # headers that are too long to be repeated
+        self._path: list[_Section] = []
+        self._above: tuple[str, ...] = ()  # headings of the path for which there is room
+        self._above_size = 0
+        self._pieces: list[Piece] = []
+        self._size = self._fresh = 0  # tokens of the pieces, and how many of them no passage has yet
+        self._before: _Group | None = None  # of the same section, until it is known what follows
+        self._ready: list[_Group] = []
+
+    def passages(self, blocks: Iterable[Block]) -> Iterator[Chunk]:
+        """The passages of a document in order."""
+        for some in _together(blocks):
+            for block, tokens in zip(some, weights([block.text for block in some], self._count), strict=True):
+                if block.kind == "heading":
+                    self._heading(block, tokens)
+                else:
+                    self._block(block, tokens)
+            yield from self._measured(self._taken())
+        self._leave(0)
+        yield from self._measured(self._taken())
+
+    def _heading(self, block: Block, tokens: int) -> None:
+        level, text = block.level or 1, " ".join(block.text.split())
+        self._leave(level - 1)
+        limit = int(self._wanted * HEADINGS)
+        if tokens + self._arrow <= limit:
+            self._path.append(_Section(level, text, tokens, block.place))
+            self._fit()
+            return
+        # too long to stand above each passage: its beginning does, and all of it is said once
+        start = text[: len(text) * limit // (2 * tokens)].rpartition(" ")[0]
+        if start:
+            self._path.append(_Section(level, start + " …", limit // 2, block.place, shown=True))
+            self._fit()
+        self._block(replace(block, kind="text", level=None), tokens)
+
+    def _block(self, block: Block, tokens: int) -> None:
+        if block.level is not None and self._path and self._path[-1].level > block.level:
+            self._leave(block.level)
+        wanted, most = self._wanted - self._above_size, self._most - self._above_size
+        header = self._header_size(block.header)
+        if header > wanted // 2:
+            if block.header not in self._said:
+                self._said.add(block.header)
+                self._block(Block("table", block.header, block.place), header)
+            block, header = replace(block, header=""), 0
+        for piece in self._to_pieces(block, tokens, wanted - header, most - header):
+            self._add(piece, wanted)
+
+    def _header_size(self, header: str) -> int:
+        if header and header not in self._headers:
+            (self._headers[header],) = weights([header], self._count)
+        return self._headers[header] if header else 0
+
+    def _add(self, piece: Piece, wanted: int) -> None:
+        """Puts a piece to what was collected, or begins anew with it: a passage never goes over a page's end."""
+        if self._fresh and piece.place.page != self._pieces[-1].place.page:
+            self._finish()
+            self._pieces, self._size, self._fresh = [], 0, 0
+        size = piece.tokens + self._new_header(piece)
+        if self._fresh and self._size + size > wanted:
+            self._finish()
+            carried = list(self._carry(self._pieces)) if self._carry else []
+            while carried and sum(p.tokens for p in carried) + size > wanted:
+                carried.pop(0)
+            self._pieces, self._size, self._fresh = carried, sum(p.tokens for p in carried), 0
+            size = piece.tokens + self._new_header(piece)
+        self._pieces.append(piece)
+        self._size += size
+        self._fresh += 1
+
+    def _new_header(self, piece: Piece) -> int:
+        """Tokens of the header that a piece needs above it, where it does not go on with a table."""
+        goes_on = self._pieces and self._pieces[-1].header == piece.header
+        return 0 if goes_on else self._header_size(piece.header)
+
+    def _finish(self) -> None:
+        """What was collected becomes a passage, whose place is behind the one that is still kept."""
+        for section in self._path[: len(self._path) - len(self._above)]:
+            if not section.shown:
+                self._alone(section)
+        for section in self._path:
+            section.shown = True
+        if self._before:
+            self._ready.append(self._before)
+        self._before = _Group(self._above, tuple(self._pieces), self._size)
+
+    def _leave(self, level: int) -> None:
+        """Ends the sections below `level`, and what was collected in the last of them."""
+        before = self._before
+        if self._fresh and before and not self._carry and self._size <= self._wanted * TINY:
+            size = before.size + self._size
+            same_page = before.pieces[-1].place.page == self._pieces[0].place.page
+            if same_page and size + self._above_size <= self._most:
+                self._before, self._fresh = _Group(before.headings, (*before.pieces, *self._pieces), size), 0
+        if self._fresh:
+            self._finish()
+        if self._before:
+            self._ready.append(self._before)
+        self._before, self._pieces, self._size, self._fresh = None, [], 0, 0
+        while self._path and self._path[-1].level > level:
+            section = self._path.pop()
+            if not section.shown:
+                self._alone(section)
+        self._fit()
+
+    def _alone(self, section: _Section) -> None:
+        """A heading that no passage has above it still says something: it becomes one."""
+        section.shown = True
+        above = [s for s in self._path if s.level < section.level]
+        headings = self._fitting(above)
+        for shown in above[len(above) - len(headings) :]:
+            shown.shown = True
+        piece = Piece(section.heading, section.place, "text", section.tokens)
+        self._ready.append(_Group(headings, [piece], section.tokens))
+
+    def _fit(self) -> None:
+        self._above = self._fitting(self._path)
+        shown = self._path[len(self._path) - len(self._above) :]
+        self._above_size = sum(section.tokens + self._arrow for section in shown)
+
+    def _fitting(self, path: Sequence[_Section]) -> tuple[str, ...]:
+        """The innermost headings of a path that leave room for what they stand above."""
+        size, headings = 0, []
+        for section in reversed(path):
+            size += section.tokens + self._arrow
+            if size > self._wanted * HEADINGS:
+                break
+            headings.append(section.heading)
+        return tuple(reversed(headings))
+
+    def _taken(self) -> list[_Group]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _measured(self, groups: Sequence[_Group]) -> Iterator[Chunk]:
+        """Passages as the embedder counts them whole: one that is too large after all is made smaller."""
+        texts = [_joined(group.pieces) for group in groups]
+        counts = self._count([with_headings(g.headings, text) for g, text in zip(groups, texts, strict=True)])
+        for group, text, tokens in zip(groups, texts, counts, strict=True):
+            smaller = self._smaller(group, tokens) if tokens > self._most else None
+            if smaller:
+                yield from self._measured(smaller)
+            else:
+                yield Chunk(text, group.headings, group.pieces[0].place, tokens)
+
+    def _smaller(self, group: _Group, tokens: int) -> list[_Group]:
+        """A passage in two or more, or without its headings; nothing for a single character."""
+        pieces = group.pieces
+        if len(pieces) == 1:
+            block = Block(pieces[0].kind, pieces[0].text, pieces[0].place, None, pieces[0].lined, pieces[0].header)
+            pieces = list(cut(block, pieces[0].tokens * self._most // (tokens + 1) * 3 // 4, self._count))
+        if len(pieces) > 1:
+            middle = len(pieces) // 2
+            return [_Group(group.headings, pieces[:middle]), _Group(group.headings, pieces[middle:])]
+        if pieces[0].header:
+            return [_Group(group.headings, [replace(pieces[0], header="")])]
+        return [_Group(group.headings[1:], pieces)] if group.headings else []
+
+
+def _together(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """Blocks that are counted in one go, without those that say nothing."""
+    some: list[Block] = []
+    size = 0
+    for block in blocks:
+        if block.text and not block.text.isspace():
+            some.append(block)
+            size += len(block.text)
+        if size > _AT_ONCE:
+            yield some
+            some, size = [], 0
+    yield some
+
+
+def _joined(pieces: Sequence[Piece]) -> str:
+    text = ""
+    before: Piece | None = None
+    for piece in pieces:
+        if before:
+            same = piece.kind == before.kind and piece.kind in ("list", "table")
+            text += piece.glue if piece.glue is not None else "\n" if same else "\n\n"
+        if piece.header and (before is None or before.header != piece.header):
+            text += piece.header + "\n"
+        text += piece.text
+        before = piece
+    return text

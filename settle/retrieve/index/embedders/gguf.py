@@ -1,0 +1,215 @@
+"""Any GGUF embedder, with the pooling of its file and the words before a text that it was made with."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from settle.base.errors import DataError, FormatError, UsageError
+from settle.base.events import Events
+from settle.formats import LazyTensor, Weights
+from settle.formats.gguf import embeds, pooling, read_gguf, rows
+from settle.infer.context import longest_context
+from settle.model.source import Source, find_source
+from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from settle.infer.embedder import VectorEngine
+    from settle.retrieve.index.embedders._bert import BertEncoder
+
+MANY = 16  # texts from which on it pays to load torch, which reads several times faster than llama.cpp
+_AT_ONCE = 64  # texts of a request to llama.cpp
+_AROUND = 2  # tokens that open and close a text
+_PIECES = 2  # tokens of a word that means something by itself, at most
+_SAMPLED = 1000  # rows of the table, whose mean is that of all
+_SEARCH = "Represent this sentence for searching relevant passages: "
+_INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+
+
+class Known(NamedTuple):
+    """What a file does not say of its model. name: a pattern of what it is called. query, document: what stands before
+    a text, as the model's card has it. most: tokens of the texts that it was made for, where its file claims more.
+    """
+
+    name: str
+    query: str = ""
+    document: str = ""
+    most: int | None = None
+
+
+# the first that fits counts
+_KNOWN = (
+    Known("minilm-l12", most=128),
+    Known("minilm", most=256),
+    Known("nomic-embed", "search_query: ", "search_document: "),
+    Known("bge-m3|bge-multilingual"),
+    Known("bge-.*zh", "为这个句子生成表示以用于检索相关文章："),
+    Known("bge-", _SEARCH),
+    Known("mxbai-embed", _SEARCH),
+    Known("arctic-embed.*v2", "query: "),
+    Known("arctic-embed", _SEARCH),
+    Known("e5-.*instruct|e5-mistral", _INSTRUCT + " "),
+    Known("(^|-)e5-", "query: ", "passage: "),
+    Known("qwen3-embedding", _INSTRUCT),
+    Known("embedding-?gemma", "task: search result | query: ", "title: none | text: "),
+    Known("gte-|mpnet|paraphrase|granite-embedding|jina-embeddings-v2"),
+)
+
+
+class Gguf(Embedder):
+    """A model of the store, or a file."""
+
+    model: str = Field("", description="a model that `settle pull` got, by name, or a .gguf file")
+    query_prefix: str | None = Field(None, description="put before each question; None: as the model was made")
+    document_prefix: str | None = Field(None, description="put before each passage; None: as the model was made")
+    most: int = Field(512, gt=8, description="tokens of the longest passage; fewer where the model was made for fewer")
+
+    def prepare(self, events: Events) -> None:
+        source, file = self._source()
+        metadata = file.metadata
+        if pooling(metadata) == "none":
+            made = "" if embeds(metadata) else ", which was not made for vectors,"
+            events.emit("say", text=f"{source.name}{made} does not say how its tokens become one: their mean is taken")
+        if known(_names(source, metadata)) is None and None in (self.query_prefix, self.document_prefix):
+            said = "is not known here: nothing is put before questions and passages (query_prefix, document_prefix)"
+            events.emit("say", text=f"{source.name} {said}")
+
+    def open(self) -> Vectorizer:
+        source, file = self._source()
+        model = known(_names(source, file.metadata)) or Known("")
+        query = model.query if self.query_prefix is None else self.query_prefix
+        document = model.document if self.document_prefix is None else self.document_prefix
+        return _Opened(source, file, (query, document), min(self.most, model.most or self.most))
+
+    def _source(self) -> tuple[Source, Weights]:
+        """Where the file is from, and what it holds."""
+        if not self.model:
+            raise UsageError("which GGUF embedder?", "--embedder.model NAME of `settle pull`, or a .gguf file")
+        source = find_source(self.model)
+        fix = "choose an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
+        if source.kind != "gguf":
+            raise UsageError(f"{source.name} is no GGUF file", fix)
+        file = read_gguf(source.path)
+        if pooling(file.metadata) == "rank":
+            raise UsageError(f"{source.name} was made to order passages, not for vectors", fix)
+        return source, file
+
+
+class _Opened(Vectorizer):
+    """Many texts at once are read by torch where it knows the model's kind; few by llama.cpp, which is there sooner."""
+
+    def __init__(self, source: Source, file: Weights, prefixes: tuple[str, str], most: int) -> None:
+        """prefixes: of questions and of passages. most: tokens of the longest text, those around it included."""
+        self._path, self._name, self._file = source.path, source.name, file
+        self._query, self._document = query, document = prefixes
+        meta = file.metadata
+        at = meta["general.architecture"]
+        width = meta.get(f"{at}.embedding_length_out") or meta.get(f"{at}.embedding_length")
+        if type(width) is not int:
+            raise FormatError(f"{source.name} does not say how wide its vectors are", "it is not a whole model")
+        self.width = width
+        self._longest = min(most, longest_context(source.name, meta))
+        self._is_bert = at == "bert" and pooling(meta) in ("mean", "cls") and self._tokenizer is not None
+        self.identity = identity_of(weights=source.sha256, pooling=pooling(meta), query=query, document=document)
+        self.most = self._longest - _AROUND - max(self.count([query, document]))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        if self._tokenizer is None:
+            return [self._engine.count(text) for text in texts]
+        return [len(e) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors([self._document + text for text in texts])
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors([self._query + text for text in texts])
+
+    def words(self, words: Sequence[str]) -> np.ndarray:
+        """By the rows that the model begins with, less their mean: that of all is in each. Names and numbers are pieced
+        together of parts that say nothing of them: they are like no other."""
+        found = np.zeros((len(words), self._table.shape[-1]), np.float32)
+        if self._tokenizer is None:
+            return found
+        pieces = self._tokenizer.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
+        for i, (word, of) in enumerate(zip(words, pieces, strict=True)):
+            if 0 < len(of.ids) <= _PIECES and not any(c.isdigit() for c in word):
+                vector = rows(self._table, of.ids).mean(0) - self._middle
+                found[i] = vector / max(float(np.linalg.norm(vector)), 1e-6)
+        return found
+
+    @property
+    def _table(self) -> LazyTensor:
+        return self._file.tensors["token_embd.weight"]
+
+    @cached_property
+    def _middle(self) -> np.ndarray:
+        """The mean of the table's rows, of a thousand of them: (W,)."""
+        number = self._table.shape[0]
+        middle: np.ndarray = rows(self._table, range(0, number, max(1, number // _SAMPLED))).mean(0)
+        return middle
+
+    def close(self) -> None:
+        engine = self.__dict__.pop("_engine", None)
+        if engine is not None:
+            engine.close()
+
+    def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        if not texts:
+            return np.empty((0, self.width), np.float32)
+        if self._is_bert:
+            assert self._tokenizer is not None
+            ids = [e.ids for e in self._tokenizer.encode_batch_fast(texts)]
+            self._require_whole(map(len, ids))
+            if len(texts) >= MANY or "_encoder" in self.__dict__:
+                return self._encoder.embed(ids)
+            return self._engine.embed(ids)
+        self._require_whole(number + _AROUND for number in self.count(texts))
+        parts = [texts[first : first + _AT_ONCE] for first in range(0, len(texts), _AT_ONCE)]
+        return np.concatenate([self._engine.embed(part) for part in parts])
+
+    def _require_whole(self, lengths: Iterable[int]) -> None:
+        """llama.cpp would refuse a text that is too long with fewer words."""
+        longest = max(lengths)
+        if longest > self._longest:
+            raise DataError(f"a text has {longest:,} tokens, and {self._name} reads {self._longest:,}", "shorten it")
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer | None":
+        """None where only llama.cpp knows the file's kind."""
+        from settle.data.tokenizer.fast import fast_tokenizer
+
+        try:
+            return fast_tokenizer(self._file.metadata)
+        except FormatError:
+            return None
+
+    @cached_property
+    def _engine(self) -> "VectorEngine":
+        from settle.infer.embedder import VectorEngine
+
+        engine = VectorEngine(self._path, self._longest)
+        engine.start()
+        return engine
+
+    @cached_property
+    def _encoder(self) -> "BertEncoder":
+        from settle.retrieve.index.embedders._bert import BertEncoder
+
+        return BertEncoder(self._file)
+
+
+def known(names: Iterable[str]) -> Known | None:
+    """What is known of a model of those names."""
+    spelled = [re.sub(r"[^a-z0-9.]+", "-", name.lower()) for name in names]
+    return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
+
+
+def _names(source: Source, metadata: Mapping[str, Any]) -> list[str]:
+    """What its file and the store call a model."""
+    said = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
+    return [*said, source.name, source.path.stem]

@@ -1,0 +1,148 @@
+"""What Ollama's clients are told of models: lists of them, those that are loaded, and all about one."""
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import math
+import time
+from typing import Any
+
+from settle.base.models import StoredModel, all_models, stamp_of
+from settle.formats.gguf import read_gguf
+from settle.infer.client import TEMPLATE
+from settle.server.errors import Refusal
+from settle.server.gateway import Gateway
+from settle.server.models.model_catalogue import Entry, Facts, capabilities, facts, template_of
+from settle.server.models.model_pool import Loaded, held
+
+FOR_EVER = datetime.datetime(2318, 1, 1, tzinfo=datetime.UTC)  # about what Ollama says of models that it keeps
+
+
+def tagged(name: str) -> str:
+    """A name as Ollama writes it: clients add the tag themselves, and look for the result in the list."""
+    return name if ":" in name else f"{name}:latest"
+
+
+def listed(gateway: Gateway) -> list[dict[str, Any]]:
+    """Everything that can be asked for."""
+    stored = {model.name: model for model in all_models()}
+    return [_row(entry, stored) for entry in gateway.catalogue.offered()]
+
+
+def running(gateway: Gateway) -> list[dict[str, Any]]:
+    """The models that are loaded, each once, with the memory that all its children hold."""
+    stored = {model.name: model for model in all_models()}
+    entries = {entry.path: entry for entry in gateway.catalogue.entries() if not entry.adapter}
+    rows: dict[str, dict[str, Any]] = {}
+    for loaded in gateway.keeper.loaded():
+        entry = entries.get(loaded.key.path)
+        if entry is None:
+            continue  # its file is gone, and it ends with what it still answers
+        row = rows.setdefault(entry.id, _row(entry, stored) | {"size": 0, "size_vram": 0, "context_length": 0})
+        row["size"] += held(loaded)
+        row["context_length"] = max(row["context_length"], loaded.context)
+        row["expires_at"] = max(row.get("expires_at", ""), _expiry(loaded))
+        row.pop("modified_at", None)
+    return list(rows.values())
+
+
+def shown(gateway: Gateway, entry: Entry, verbose: bool) -> dict[str, Any]:
+    """All about a model. Raises Refusal."""
+    known = facts(entry.path)
+    stored = next((model for model in all_models() if model.name == entry.id), None)
+    template = template_of(entry) or ""
+    loaded = gateway.keeper.of(entry)
+    name = entry.id.removeprefix(f"{entry.collection}@")
+    lines = [f"FROM {entry.base or name}", *([f"ADAPTER {name}"] if entry.adapter else [])]
+    context = loaded.context if loaded else gateway.keeper.context_of(known)
+    told: dict[str, Any] = {
+        "license": stored.license if stored else "",
+        "modelfile": "\n".join([*lines, f"PARAMETER num_ctx {context}"]) + "\n",
+        "parameters": f"num_ctx {context}",
+        "template": template,
+        "details": _details(entry, known),
+        "model_info": _info(entry, known, verbose),
+        "capabilities": capabilities(entry),
+        "modified_at": _moment(entry.created),
+    }
+    if verbose:
+        tensors = read_gguf(entry.path).tensors
+        told["tensors"] = [{"name": n, "type": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()]
+    return told
+
+
+def now() -> str:
+    """The time as Ollama writes it."""
+    return _written(datetime.datetime.now(datetime.UTC))
+
+
+def _row(entry: Entry, stored: dict[str, StoredModel]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
+    row |= {"size": entry.path.stat().st_size if entry.path.is_file() else 0, "digest": _digest(entry, stored)}
+    row["details"] = {"parent_model": "", "format": "gguf", "family": "", "families": []}
+    with contextlib.suppress(Refusal):  # a file that is damaged, or not made yet, still is in the list
+        row["details"] = _details(entry, facts(entry.path))
+        row["capabilities"] = capabilities(entry)
+    return row
+
+
+def _details(entry: Entry, known: Facts) -> dict[str, Any]:
+    return {
+        "parent_model": entry.base,
+        "format": "gguf",
+        "family": known.architecture,
+        "families": [known.architecture],
+        "parameter_size": _rounded(known.parameters),
+        "quantization_level": known.quantization,
+    }
+
+
+def _info(entry: Entry, known: Facts, verbose: bool) -> dict[str, Any]:
+    """The metadata of the file. The lists of its tokenizer, long as they are, only for who asks for everything."""
+    meta = read_gguf(entry.path).metadata
+    told = {k: None if isinstance(v, list) and not verbose else v for k, v in meta.items() if k != TEMPLATE}
+    told = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in told.items()}
+    return told | {
+        "general.architecture": known.architecture,
+        "general.parameter_count": known.parameters,
+        f"{known.architecture}.context_length": known.context,
+        f"{known.architecture}.embedding_length": known.width,
+    }
+
+
+def _digest(entry: Entry, stored: dict[str, StoredModel]) -> str:
+    """The sha256 of the file where the store knows it; else of its name, size and time, which change when it does."""
+    model = stored.get(entry.id)
+    if model is not None and not entry.adapter and model.path == entry.path and model.sha256:
+        return model.sha256
+    files = [file for file in (entry.path, entry.adapter) if file is not None and file.exists()]
+    return _hashed(entry.id, *(stamp_of(file) for file in files))
+
+
+@functools.lru_cache(1024)
+def _hashed(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _expiry(loaded: Loaded) -> str:
+    left = loaded.idle_seconds if loaded.busy else loaded.expires - time.monotonic()
+    if loaded.idle_seconds <= 0 or left > 1e9:
+        return _written(FOR_EVER)
+    return _written(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=max(left, 0)))
+
+
+def _moment(seconds: int) -> str:
+    return _written(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
+
+
+def _written(moment: datetime.datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _rounded(parameters: int) -> str:
+    """As Ollama: 134.52M, 1.2B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if parameters >= size:
+            return f"{parameters / size:.{1 if unit == 'B' else 2}f}{unit}"
+    return str(parameters)

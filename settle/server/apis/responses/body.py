@@ -1,0 +1,241 @@
+"""What OpenAI's Responses API is asked, and how it is put as a chat request."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from settle.server.errors import invalid, unsupported
+from settle.server.requests.chat_request import ChatRequest
+from settle.server.requests.content_blocks import joined
+from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, shaped
+from settle.server.requests.messages import check_messages, text_of
+from settle.server.requests.tools import check_tools, choose
+
+PROBABILITIES = "message.output_text.logprobs"
+NOT_HERE = {
+    "previous_response_id": "no response is stored here: send the whole conversation as input",
+    "conversation": "no conversation is stored here: send all of it as input",
+    "prompt": "no prompt is stored here: send it as instructions and input",
+}
+
+Status = Literal["in_progress", "completed", "incomplete"] | None
+Value = Annotated[str, Field(max_length=512)]
+
+
+class Item(Body):
+    """One of a conversation. id, status: of whoever made it, and of no use to a model."""
+
+    id: Name | None = None
+    status: Status = None
+
+
+class Message(Item):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Any]
+    phase: None = None
+
+
+class Direct(Body):
+    type: Literal["direct"]
+
+
+class FunctionCall(Item):
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: str
+    caller: Direct | None = None
+    namespace: None = None
+
+
+class FunctionCallOutput(Item):
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: str | list[Any]
+    name: Name | None = None
+    caller: Direct | None = None
+    namespace: None = None
+
+
+class ReasoningText(Body):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class ReasoningItem(Item):
+    """encrypted_content: what we did not encrypt we cannot read."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningText] = []
+    content: list[ReasoningText] | None = None
+    encrypted_content: None = None
+
+
+ITEMS: dict[str, type[Item]] = {
+    "message": Message,
+    "function_call": FunctionCall,
+    "function_call_output": FunctionCallOutput,
+    "reasoning": ReasoningItem,
+}
+
+
+class Tool(Body):
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+    async_: Literal[False] | None = Field(None, alias="async")
+    output_schema: None = None
+
+    def to_openai(self) -> dict[str, Any]:
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+
+class Reasoning(Body):
+    """summary: nobody sums up here; the reasoning itself is told, which is the most that there is."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    summary: Literal["auto"] | None = None
+    generate_summary: Literal["auto"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+
+
+class Format(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema of the answer, {} for any object, None for text."""
+        if (self.schema_ is not None) != (self.type == "json_schema"):
+            raise invalid("text.format.schema", "goes with type json_schema, and with no other")
+        return {"text": None, "json_object": {}}.get(self.type, self.schema_ or {"type": "object"})
+
+
+class TextConfig(Body):
+    format: Format | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class StreamOptions(Body):
+    include_obfuscation: Literal[False] | None = None
+
+
+class CountBody(Body):
+    """What /v1/responses/input_tokens takes."""
+
+    input: str | Annotated[list[Any], Field(min_length=1, max_length=10_000)]
+    model: Name = ""
+    instructions: str | None = None
+    tools: Annotated[list[Any], Field(max_length=512)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+
+    def to_chat(self) -> ChatRequest:
+        """Raises Refusal."""
+        for field, why in NOT_HERE.items():
+            if getattr(self, field) is not None:
+                raise unsupported(field, why)
+        tools, choice = choose(check_tools([tool.to_openai() for tool in self.functions()]), self.tool_choice)
+        form = self.text.format if self.text else None
+        return ChatRequest(
+            model=self.model,
+            messages=check_messages(self._messages()),
+            tools=tools,
+            choice=choice,
+            is_parallel=self.parallel_tool_calls,
+            schema=form.wanted() if form else None,
+            arguments=effort_arguments(self.reasoning.effort if self.reasoning else None),
+            trim=self.truncation == "auto",
+        )
+
+    def functions(self) -> list[Tool]:
+        """Raises Refusal for tools that are no functions."""
+        return [_tool(tool, f"tools.{number}") for number, tool in enumerate(self.tools or ())]
+
+    def _messages(self) -> list[dict[str, Any]]:
+        turns = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        if isinstance(self.input, str):
+            return [*turns, {"role": "user", "content": self.input}]
+        turns += [_turn(item, f"input.{number}") for number, item in enumerate(self.input)]
+        # what an assistant thought, said and called is one message
+        return joined(turns, ("system", "assistant"))
+
+
+class ResponseBody(CountBody):
+    """What /v1/responses takes."""
+
+    max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: list[Name] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    background: Literal[False] | None = None
+    store: bool | None = None
+    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Value], Field(max_length=16)] | None = None
+    # what the maker of a hosted API keeps books with: noted in the audit, or true here anyway
+    user: Name | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def to_chat(self) -> ChatRequest:
+        request = super().to_chat()
+        if self.store:
+            raise unsupported("store", "no response is stored here; ask with false, or without it")
+        for wanted in self.include or ():
+            if wanted != PROBABILITIES:
+                raise unsupported("include", f"{wanted[:60]!r} is not to be had here, only {PROBABILITIES}")
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        request.sampling.update({name: value for name, value in sampling.items() if value is not None})
+        return dataclasses.replace(request, max_tokens=self.max_output_tokens, top_logprobs=self._probabilities())
+
+    def _probabilities(self) -> int | None:
+        return self.top_logprobs or 0 if PROBABILITIES in (self.include or ()) else self.top_logprobs or None
+
+
+def _tool(given: Any, where: str) -> Tool:
+    kind = given.get("type") if isinstance(given, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise unsupported(f"{where}.type", f"{kind[:60]} is not known here, only functions")
+    return shaped(Tool, given, where)
+
+
+def _turn(given: Any, where: str) -> dict[str, Any]:
+    """An item as a message of OpenAI's chat API. Raises Refusal."""
+    kind = given.get("type", "message") if isinstance(given, dict) else "message"
+    if not isinstance(kind, str) or kind not in ITEMS:
+        raise unsupported(where, f"items of type {str(kind)[:60]} are not known here")
+    item = shaped(ITEMS[kind], given, where)
+    if isinstance(item, Message):
+        role = {"developer": "system"}.get(item.role, item.role)
+        return {"role": role, "content": text_of(item.content, f"{where}.content")}
+    if isinstance(item, FunctionCallOutput):
+        text = text_of(item.output, f"{where}.output")
+        return {"role": "tool", "tool_call_id": item.call_id, "content": text} | (
+            {"name": item.name} if item.name else {}
+        )
+    turn: dict[str, Any] = {"role": "assistant", "content": ""}
+    if isinstance(item, FunctionCall):
+        function = {"name": item.name, "arguments": item.arguments}
+        return turn | {"tool_calls": [{"id": item.call_id, "type": "function", "function": function}]}
+    assert isinstance(item, ReasoningItem)
+    return turn | {"reasoning_content": "\n".join(part.text for part in item.content or item.summary)}

@@ -1,0 +1,1 @@
+"""What the server adds to llama.cpp, measured."""

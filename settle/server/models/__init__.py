@@ -1,0 +1,1 @@
+"""The models a server offers: found by name, loaded on demand, described."""

@@ -1,0 +1,181 @@
+"""What requests may ask for: every field with its range. A field that is not named here is refused, not ignored."""
+
+import json
+import math
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from settle.server.errors import Refusal, invalid
+
+DEEPEST = 100  # levels of JSON
+LONGEST_NAME = 256
+MOST_TOKENS = 1 << 24
+UINT32, INT32 = (1 << 32) - 1, (1 << 31) - 1
+
+Name = Annotated[str, Field(max_length=LONGEST_NAME)]
+Stop = str | list[str] | None
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0, le=1e4)]
+Count = Annotated[int, Field(ge=0, le=INT32)]
+
+
+class Body(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Adapter(Body):
+    """A LoRA to answer with, by the name under which it is served, or that of its run."""
+
+    id: Name
+    scale: float = Field(1.0, ge=-16, le=16)
+
+
+class Sampling(Body):
+    """How the next token is drawn: OpenAI's names where there are some, llama.cpp's for the rest."""
+
+    NAMES: ClassVar[dict[str, str]] = {"repetition_penalty": "repeat_penalty"}
+
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
+    min_p: Share | None = None
+    typical_p: Share | None = None
+    top_n_sigma: Annotated[float, Field(ge=-1, le=100)] | None = None
+    xtc_probability: Share | None = None
+    xtc_threshold: Share | None = None
+    dynatemp_range: Positive | None = None
+    dynatemp_exponent: Positive | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
+    dry_multiplier: Positive | None = None
+    dry_base: Annotated[float, Field(ge=1, le=1e4)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
+    dry_penalty_last_n: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Positive | None = None
+    mirostat_eta: Positive | None = None
+    min_keep: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 64) - 1)] | None = None
+    logit_bias: dict[str, float] | None = None
+    samplers: Annotated[list[Name], Field(max_length=32)] | None = None
+    ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+
+    def llama(self) -> dict[str, Any]:
+        """What of this was asked for, in llama.cpp's words."""
+        asked = {name: getattr(self, name) for name in Sampling.model_fields}
+        asked = {self.NAMES.get(name, name): value for name, value in asked.items() if value is not None}
+        if "seed" in asked:
+            asked["seed"] = asked["seed"] % (UINT32 + 1)  # llama.cpp's are 32 bits wide
+        if asked.get("top_k") == -1:
+            asked["top_k"] = 0
+        if "logit_bias" in asked:
+            asked["logit_bias"] = _biases(asked["logit_bias"])
+        return asked
+
+
+Shaped = TypeVar("Shaped", bound=BaseModel)
+
+
+def parse(raw: bytes) -> Any:
+    """JSON as it should be: no NaN, no broken characters, no abyss. Raises Refusal."""
+    try:
+        value = json.loads(raw, parse_constant=_no_constant)
+    except RecursionError:
+        raise Refusal(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json") from None
+    except UnicodeDecodeError:
+        raise Refusal(400, "the body is not UTF-8", "invalid_json") from None
+    except ValueError as e:
+        raise Refusal(400, f"the body is not JSON: {str(e)[:200]}", "invalid_json") from None
+    _check_depth(value)
+    if b"\\ud" in raw or b"\\uD" in raw:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refusal(400, "the body holds half of a surrogate pair", "invalid_json") from None
+    return value
+
+
+def shaped(model: type[Shaped], value: Any, where: str = "") -> Shaped:
+    """A parsed body, or the part of one that lies at `where`, as what an endpoint takes. Raises Refusal that names the
+    field at fault."""
+    if not isinstance(value, dict):
+        raise invalid(where, "must be an object") if where else _no_object()
+    try:
+        return model.model_validate(value)
+    except ValidationError as e:
+        raise _at_fault(e, where) from None
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deep", "invalid_json") from None
+
+
+def effort_arguments(effort: str | None) -> dict[str, Any]:
+    """How much to reason, as arguments of a chat template."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
+
+
+def stops(stop: Stop, param: str = "stop") -> list[str]:
+    """Stop strings as a list. Raises Refusal."""
+    given = [stop] if isinstance(stop, str) else stop or []
+    if len(given) > 16 or any(not s or len(s) > 1024 for s in given):
+        raise invalid(param, "1 to 16 texts of 1 to 1,024 characters")
+    return given
+
+
+def _no_object() -> Refusal:
+    return Refusal(400, "the body must be a JSON object", "invalid_json")
+
+
+def _at_fault(error: ValidationError, where: str) -> Refusal:
+    first = error.errors(include_url=False, include_context=False)[0]
+    # a union tells of each of its kinds: their names are no part of the path
+    path = ".".join(str(p) for p in first["loc"] if not (isinstance(p, str) and ("[" in p or p in _KINDS)))
+    path = ".".join(part for part in (where, path) if part)
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"unrecognized request argument: {path[:200]}", "unknown_parameter", path[:200])
+    if first["type"] == "missing":
+        return Refusal(400, f"{path} is missing", "missing_required_parameter", path)
+    return invalid(path or None, first["msg"][:1].lower() + first["msg"][1:])
+
+
+_KINDS = {"str", "int", "float", "bool", "list", "dict", "constrained-str", "constrained-int", "constrained-float"}
+
+
+def _biases(given: dict[str, float]) -> list[list[Any]]:
+    biases: list[list[Any]] = []
+    for token, bias in given.items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9:
+            raise invalid("logit_bias", f"{token[:40]!r} is no token id")
+        if not math.isfinite(bias) or abs(bias) > 100:
+            raise invalid(f"logit_bias.{token}", "between -100 and 100")
+        biases.append([int(token), float(bias)])
+    return biases
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise Refusal(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json")
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]

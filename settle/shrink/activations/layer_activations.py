@@ -1,0 +1,141 @@
+"""A model on a text, layer by layer: what goes into each part, and what comes of leaving one out.
+
+Letters: N tokens of a batch, D width, F feed-forward width, H query heads, d head width, P positions, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from settle.base.errors import DataError
+from settle.model.architectures import Decoder
+from settle.model.layers.attention import attention
+from settle.model.layers.kernels import Gated, HeadNorm
+from settle.model.layers.packed_sequences import Packing
+
+MOST_TOKENS = 2048  # of one batch
+MOST_POSITIONS = 256  # at which distributions are compared; each takes a row of the vocabulary
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What one layer computes of a batch.
+
+    before (N, D): the residual stream. mixed (N, H·d): what attention hands to `o_proj`. between (N, D): the stream
+    after attention. gated (N, F): what goes into `down_proj`. after (N, D). attention_input and feed_forward_input
+    (N, D): behind the norms.
+    """
+
+    before: Tensor
+    attention_input: Tensor
+    mixed: Tensor
+    between: Tensor
+    feed_forward_input: Tensor
+    gated: Tensor
+    after: Tensor
+
+
+class Walk:
+    """A model and a text, in batches of whole windows. Nothing is kept of a gradient."""
+
+    def __init__(self, model: Decoder, windows: Sequence[Sequence[int]], most_tokens: int = MOST_TOKENS) -> None:
+        """windows: ids, at least one of two tokens or more. Raises DataError otherwise."""
+        self.model = model
+        windows = [list(map(int, window)) for window in windows if len(window) > 1]
+        if not windows:
+            raise DataError("there is no text to see what the model's parts do", "give one with --data")
+        self.inputs: list[Tensor] = []
+        self.packings: list[Packing] = []
+        batch: list[list[int]] = []
+        for number, window in enumerate(windows):
+            batch.append(window)
+            following = len(windows[number + 1]) if number + 1 < len(windows) else most_tokens
+            if sum(map(len, batch)) + following > most_tokens:
+                self._add(batch)
+                batch = []
+        if batch:
+            self._add(batch)
+        self.num_tokens = sum(map(len, self.inputs))
+
+    def _add(self, batch: Sequence[Sequence[int]]) -> None:
+        ends = torch.tensor([0, *map(len, batch)]).cumsum(0).int()
+        self.packings.append(Packing(ends.to(self.model.device)))
+        self.inputs.append(torch.tensor([i for window in batch for i in window], device=self.model.device))
+
+    @torch.no_grad()
+    def first(self) -> list[Tensor]:
+        """The residual stream (N, D) of each batch before the first layer."""
+        return [self.model.embed(ids) for ids in self.inputs]
+
+    @torch.no_grad()
+    def layer(self, number: int, states: Sequence[Tensor]) -> list[Tensor]:
+        """The stream behind a layer, from the stream before it."""
+        return [self.model.layer(number, x, packing) for x, packing in zip(states, self.packings, strict=True)]
+
+    @torch.no_grad()
+    def through(self, layers: Sequence[int], states: Sequence[Tensor]) -> list[Tensor]:
+        """The stream behind some layers in their order."""
+        for number in layers:
+            states = self.layer(number, states)
+        return list(states)
+
+    @torch.no_grad()
+    def inner(self, number: int, states: Sequence[Tensor]) -> Iterator[Inner]:
+        """The parts of a dense layer, batch by batch."""
+        for x, packing in zip(states, self.packings, strict=True):
+            yield inner(self.model, number, x, packing)
+
+    @torch.no_grad()
+    def logprobs(self, states: Sequence[Tensor], positions: Tensor) -> Tensor:
+        """Natural log-probabilities (P, V) of the next token at `positions` (P,), counted through all batches."""
+        hidden = torch.cat(list(states))[positions]
+        return self.model.logits(self.model.model.norm(hidden)).log_softmax(-1)
+
+    def split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows (N, …) of each batch → those of most windows, to fit to, and those of every fifth, to measure on; of a
+        text of fewer windows nothing is held out."""
+        fit, held, number = [], [], 0
+        for batch, packing in zip(rows, self.packings, strict=True):
+            for first, last in zip(packing.bounds, packing.bounds[1:], strict=False):
+                number += 1
+                (fit if number % 5 else held).append(batch[first:last])
+        return fit, held
+
+    def positions(self, most: int = MOST_POSITIONS) -> Tensor:
+        """Evenly spread places in the text, (P,)."""
+        number = min(most, self.num_tokens)
+        return torch.linspace(0, self.num_tokens - 1, number, device=self.model.device).round().long()
+
+
+@torch.no_grad()
+def inner(model: Decoder, number: int, x: Tensor, packing: Packing) -> Inner:
+    """x (N, D) through one dense layer, with everything on the way. The numbers are those of `DecoderLayer`."""
+    layer = model.model.layers[number]
+    own, feed, sandwich = layer.self_attn, layer.mlp, layer.options.sandwich_norms
+    unit = layer.input_layernorm(x)
+    _, qkv = own.qkv.norm_linear(x, layer.input_layernorm)
+    if own.q_norm is not None:
+        qkv = HeadNorm.apply(qkv, own._head_factors(), own.q_norm.eps)
+    mixed = attention(qkv, packing, model.table(number, x.device), own.window, own.soft_cap)
+    if sandwich:
+        between = layer.post_attention_layernorm.add(x, own.out.linear(mixed))
+    else:
+        between = own.out.linear_add(x, mixed)
+    norm = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
+    _, gate_up = feed.gate_up.norm_linear(between, norm)
+    gated = Gated.apply(gate_up, feed.activation)
+    if sandwich:
+        after = layer.post_feedforward_layernorm.add(between, feed.down.linear(gated))
+    else:
+        after = feed.down.linear_add(between, gated)
+    return Inner(x, unit, mixed, between, norm(between), gated, after)
+
+
+def kl(reference: Tensor, other: Tensor) -> float:
+    """Mean Kullback–Leibler divergence in nats of rows of log-probabilities (P, V)."""
+    total = 0.0
+    for ours, theirs in zip(reference.split(32), other.split(32), strict=True):  # no third copy of a large table
+        total += float((ours.exp() * (ours - theirs)).sum())
+    return max(total / len(reference), 0.0)

@@ -1,0 +1,105 @@
+"""What is pruned: an ordinary model of a known architecture, in memory. D width, V vocabulary, O and I of a matrix."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from settle.base.errors import FormatError, UsageError
+from settle.formats.gguf import export_gguf
+from settle.formats.safetensors import export_safetensors
+from settle.model.architectures import Architecture, Decoder
+from settle.model.layers.frozen_weights import FrozenDense
+from settle.model.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class Subject:
+    """part: the architecture, with its sizes. weights: parameter name → tensor in fp32, Hugging Face's layout, one for
+    each of `part.parameters()`. tokenizer: settle's own or `PretrainedTokenizer`. Tensors are shared between subjects
+    and never written to.
+    """
+
+    part: Architecture
+    weights: Mapping[str, Tensor]
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, model: Pretrained) -> "Subject":
+        """A model from its files, read into memory; quantized weights become numbers."""
+        return cls(model.part, {name: model.read(name) for name in model.part.parameters()}, model.tokenizer)
+
+    @classmethod
+    def of_decoder(cls, part: Architecture, model: Decoder, tokenizer: Any) -> "Subject":
+        """A live model without frozen weights; its parameters are copied."""
+        return cls(part, {name: p.detach().clone() for name, p in model.named_parameters()}, tokenizer)
+
+    def build(self, trainable: bool = True) -> Decoder:
+        """The model, computing in fp32. Trainable: its parameters are copies; else it reads this subject's tensors."""
+        model = self.part.skeleton()
+        for name in self.part.parameters():
+            weight = self.weights[name]
+            model.put(name, weight.clone() if trainable else FrozenDense(weight))
+        return model
+
+    def write(
+        self, folder: Path, metadata: Mapping[str, Any] | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
+    ) -> Path:
+        """A folder in Hugging Face's layout, which `Pretrained.open` and transformers read. Raises ResourceError."""
+        return export_safetensors(self.part, self.weights, self.tokenizer, folder, dtype, metadata)
+
+    def write_gguf(self, path: Path, dtype: str = "f16", metadata: Mapping[str, Any] | None = None) -> Path:
+        """A GGUF file. Raises FormatError for what llama.cpp does not compute, ResourceError on a full disk."""
+        return export_gguf(self.part, self.weights, self.tokenizer, path, dtype, metadata)
+
+    def with_part(self, part: Architecture, weights: Mapping[str, Tensor], tokenizer: Any = None) -> "Subject":
+        """Another model with the same tokenizer, unless one is given. Raises FormatError when a weight is missing or
+        has another shape than the architecture wants."""
+        shapes = part.parameters()
+        for name, shape in shapes.items():
+            if name not in weights or tuple(weights[name].shape) != shape:
+                there = tuple(weights[name].shape) if name in weights else "missing"
+                raise FormatError(f"{name} is {there} where {shape} belongs", "this is worth a bug report")
+        chosen = {name: weights[name].contiguous() for name in shapes}
+        return replace(self, part=part, weights=chosen, tokenizer=tokenizer or self.tokenizer)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.part.options().layers)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.part.num_parameters
+
+
+def require_loadable(before: Architecture, after: Architecture, fix: str) -> None:
+    """Raises UsageError when llama.cpp would not compute `after` as it is meant, and `before` it does."""
+    what = _complaint(after)
+    if what and not _complaint(before):
+        raise UsageError(f"the smaller model would not run: {what}", fix)
+
+
+def _complaint(part: Architecture) -> str:
+    try:
+        part.gguf_metadata()
+    except FormatError as e:
+        return e.what
+    return ""
+
+
+def require_dense(part: Architecture, what: str) -> None:
+    """Raises UsageError for a mixture of experts."""
+    if part.options().layers[0].experts is not None:
+        raise UsageError(f"{what} of a mixture of experts are not pruned here", "prune its depth or its vocabulary")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a parameter belongs to; None for the tables and the final norm."""
+    return int(name.split(".")[2]) if name.startswith("model.layers.") else None
+
+
+def in_layer(layer: int, name: str) -> str:
+    """A parameter's whole name from its layer and its name inside: (3, "mlp.up_proj.weight")."""
+    return f"model.layers.{layer}.{name}"

@@ -1,0 +1,61 @@
+"""How fast llama.cpp writes with a file of some size: a time for every byte that a token reads, and one for the rest.
+
+The two-parameter law of decoding (memory traffic, and work that does not depend on the weights' type). Files of one
+model differ only in the bytes, so two that were measured tell about all others.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from settle.formats import Weights
+from settle.shrink.types.ggml import num_bytes
+
+BANDWIDTH_SHARE = 0.85  # of a token's time that is memory traffic, when one file has to tell of all
+
+
+@dataclass(frozen=True)
+class Pace:
+    """per_byte, fixed: seconds."""
+
+    per_byte: float
+    fixed: float
+
+    @classmethod
+    def of(cls, measured: Sequence[tuple[int, float]]) -> "Pace":
+        """measured: (bytes that a token reads, tokens a second) of one file or more, of different sizes."""
+        points = [(read, 1 / speed) for read, speed in measured]
+        if len(points) > 1:
+            mean_read = sum(read for read, _ in points) / len(points)
+            mean_time = sum(time for _, time in points) / len(points)
+            spread = sum((read - mean_read) ** 2 for read, _ in points)
+            slope = sum((read - mean_read) * (time - mean_time) for read, time in points) / spread if spread else 0.0
+            fixed = mean_time - slope * mean_read
+            if slope > 0 and fixed >= 0:
+                return cls(slope, fixed)
+        read, time = points[0]
+        return cls(BANDWIDTH_SHARE * time / read, (1 - BANDWIDTH_SHARE) * time)
+
+    def tokens_per_second(self, read: int) -> float:
+        """With a file of which a token reads so many bytes."""
+        return 1 / (self.fixed + self.per_byte * read)
+
+    def most_bytes(self, tokens_per_second: float) -> int:
+        """That a token may read at that speed; 0 when no file is so fast."""
+        return max(0, int((1 / tokens_per_second - self.fixed) / self.per_byte))
+
+
+def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
+    """Bytes of weights that one token reads: all, but for the table of tokens where the head is another one, and the
+    experts that it does not go to. kinds: tensor name → type; those not named stay as they are."""
+    architecture = file.metadata.get("general.architecture")
+    experts = file.metadata.get(f"{architecture}.expert_count") or 1
+    used = file.metadata.get(f"{architecture}.expert_used_count") or experts
+    total = 0.0
+    for name, tensor in file.tensors.items():
+        if name == "token_embd.weight" and "output.weight" in file.tensors:
+            continue
+        kind = kinds.get(name, tensor.dtype)
+        size = tensor.num_bytes if kind == tensor.dtype else num_bytes(kind, math.prod(tensor.shape))
+        total += size * (used / experts if "_exps." in name else 1)
+    return round(total)

@@ -1,0 +1,1 @@
+"""ggml types: which one each tensor gets, and what it costs."""

@@ -1,0 +1,58 @@
+"""Types for a file of a given size, from a table of what each costs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from settle.base.errors import UsageError
+from settle.formats import Weights
+from settle.shrink.types.budget import cheapest
+from settle.shrink.types.quantize_file import file_bytes
+from settle.shrink.types.sensitivity import Sensitivity
+
+# llama.cpp looks their values up in tables, which a processor is slow at: taken where they are worth it
+SLOW = frozenset({"IQ3_XXS", "IQ3_S"})
+_WORTH = 0.9  # of the divergence without them
+
+
+def choose(
+    file: Weights, table: Sensitivity, budget: int, metadata: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """Tensor → type for the file of least predicted divergence that has at most `budget` bytes, header and all.
+
+    Raises UsageError naming the smallest file when it cannot be met.
+    """
+    smallest = {name: min(sizes, key=lambda k: sizes[k]) for name, sizes in table.num_bytes.items()}
+    least = file_bytes(file, smallest, metadata=metadata)
+    if least > budget:
+        raise UsageError(
+            f"the smallest file of this model has {least / 1e6:.1f} MB; asked for were {budget / 1e6:.1f} MB",
+            "ask for more, or prune the model first",
+        )
+    fixed = least - sum(table.num_bytes[name][kind] for name, kind in smallest.items())
+    quick = _without(table, SLOW)
+    found = _within(file, table, budget, budget - fixed, metadata)
+    try:
+        plain = _within(file, quick, budget, budget - fixed, metadata)
+    except UsageError:  # too small for them
+        return found
+    return found if table.predicted(found) < _WORTH * table.predicted(plain) else plain
+
+
+def _within(
+    file: Weights, table: Sensitivity, budget: int, spare: int, metadata: Mapping[str, object] | None
+) -> dict[str, str]:
+    """spare: bytes for the tensors of the table, give or take the padding between them."""
+    while True:
+        kinds = cheapest(table.costs, table.num_bytes, spare)
+        over = file_bytes(file, kinds, metadata=metadata) - budget
+        if over <= 0:
+            return kinds
+        spare -= over
+
+
+def _without(table: Sensitivity, types: frozenset[str]) -> Sensitivity:
+    """The table without some types, where there is another."""
+    kept = {name: [k for k in costs if k not in types] or list(costs) for name, costs in table.costs.items()}
+    costs = {name: {k: table.costs[name][k] for k in kinds} for name, kinds in kept.items()}
+    sizes = {name: {k: table.num_bytes[name][k] for k in kinds} for name, kinds in kept.items()}
+    return replace(table, costs=costs, num_bytes=sizes)

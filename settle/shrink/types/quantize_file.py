@@ -1,0 +1,278 @@
+"""A GGUF file in other types: the one loop that streams a model through the quantizer.
+
+The file is cut into pieces of rows. Threads read a piece, quantize it and hand it back; the pieces are written in the
+file's order, with a few of them under way. So memory does not depend on the model at all, and no core waits at a
+tensor's end. The bytes are those of llama.cpp's `llama_model_quantize`: rows are quantized one by one there too.
+
+Letters: E experts (or 1), R rows, C values of a row.
+"""
+
+import math
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from settle.base.errors import FormatError, UsageError
+from settle.formats import LazyTensor, Weights, beside, write_array
+from settle.formats.gguf import read_gguf
+from settle.formats.gguf.layout import Entry, Layout, layout
+from settle.shrink.types import ggml
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import RECIPES, TOKEN_TABLES, order
+
+QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
+_SPLIT = ("split.no", "split.count", "split.tensors.count")
+_COPIED = 1 << 20  # bytes of a piece that is only copied
+
+
+def quantize_gguf(
+    source: Path,
+    target: Path,
+    kinds: Mapping[str, str],
+    importance: Importance | None = None,
+    file_type: int | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    requantize: bool = False,
+    threads: int | None = None,
+    file: Weights | None = None,
+) -> Path:
+    """Write the model of one GGUF file to another, in other types. Returns `target`.
+
+    kinds: tensor name → ggml's type; a tensor that is not named stays as it is. importance: how much each input of a
+    tensor matters. file_type: llama.cpp's number of a mix, or a recipe's name; by the most frequent type when None.
+    metadata: keys to set, or to drop with None. progress: called with (bytes read, bytes in all). requantize: take a
+    source that is quantized already. file: the source, where it was read already. The target is written beside and
+    renamed; nothing is left after an error.
+
+    Raises UsageError for a quantized source, a name that is not in the file or a type that does not fit; FormatError
+    for a source that is not sound; ResourceError when the disk is too small, before the start where it can be known.
+    """
+    file = read_gguf(Path(source)) if file is None else file
+    if Path(target).exists() and Path(target).samefile(source):
+        raise UsageError(f"{target} is the file that is read", "choose another place with --out")
+    tensors = [file.tensors[name] for name in sorted(file.tensors, key=order)]
+    chosen = _chosen(file, kinds, requantize)
+    weights = {t.name: w for t in tensors if (w := _importance_of(t, chosen[t.name], importance)) is not None}
+    for tensor in tensors:
+        if chosen[tensor.name] != tensor.dtype:
+            _check(tensor, chosen[tensor.name], tensor.name in weights)
+    planned = plan_file(file, chosen, file_type, metadata)
+    streamed = _streamed(tensors, chosen, weights, threads or ggml.num_threads())
+    with beside(Path(target), planned.total) as path, closing(streamed), path.open("wb") as f:
+        f.write(planned.header)
+        read, total = 0, sum(t.num_bytes for t in tensors)
+        for tensor, done, num_read, out in streamed:
+            write_array(f, out)
+            read += num_read
+            if done:
+                f.write(bytes(planned.padding(_num_bytes(tensor, chosen[tensor.name]))))
+            if progress is not None:
+                progress(read, total)
+    return Path(target)
+
+
+def file_bytes(
+    file: Weights,
+    kinds: Mapping[str, str],
+    file_type: int | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> int:
+    """The exact size of what `quantize_gguf` would write, with header and padding."""
+    return plan_file(
+        file, {name: kinds.get(name, t.dtype) for name, t in file.tensors.items()}, file_type, metadata
+    ).total
+
+
+def plan_file(
+    file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, Any] | None
+) -> Layout:
+    """The header, and the size of the whole. chosen: the type of every tensor."""
+    entries = [
+        Entry(name, file.tensors[name].shape, chosen[name], _num_bytes(file.tensors[name], chosen[name]))
+        for name in sorted(file.tensors, key=order)
+    ]
+    if isinstance(file_type, str):
+        file_type = RECIPES[file_type].file_type
+    changes: dict[str, Any] = {
+        "general.quantization_version": QUANTIZATION_VERSION,
+        "general.file_type": guessed_file_type(chosen, file) if file_type is None else file_type,
+        **dict.fromkeys(_SPLIT),
+        **(metadata or {}),
+    }
+    return layout(file, entries, changes)
+
+
+def guessed_file_type(chosen: Mapping[str, str], file: Weights) -> int:
+    """The recipe whose base type holds the most values: the name under which others show the file."""
+    held: Counter[str] = Counter()
+    for name, kind in chosen.items():
+        held[kind] += math.prod(file.tensors[name].shape)
+    names = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
+    kind = held.most_common(1)[0][0]
+    found = RECIPES.get(names.get(kind, kind))
+    return 1024 if found is None else found.file_type  # 1024: llama.cpp's "guessed"
+
+
+def quantized_already(file: Weights) -> dict[str, int]:
+    """How many tensors of each quantized type a file has; empty for one of plain floats."""
+    kinds = Counter(t.dtype for t in file.tensors.values())
+    return {k: n for k, n in kinds.items() if k not in ggml.FLOATS and ggml.block(k)[0] > 1}
+
+
+def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
+    """The type of every tensor, once the request makes sense."""
+    parts = file.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UsageError(
+            f"the file is one of {parts} parts of a model", "join them first, with `llama-gguf-split --merge`"
+        )
+    stray = sorted(set(kinds) - set(file.tensors))
+    if stray:
+        raise UsageError(f"the file has no tensor {stray[0]}", "choose the types for this file")
+    chosen = {name: kinds.get(name, tensor.dtype) for name, tensor in file.tensors.items()}
+    again = [t for t in file.tensors.values() if t.dtype in quantized_already(file) and chosen[t.name] != t.dtype]
+    if again and not requantize:
+        bits = 8 * sum(t.num_bytes for t in again) / sum(math.prod(t.shape) for t in again)
+        kind = Counter(t.dtype for t in again).most_common(1)[0][0]
+        raise UsageError(
+            f"{len(again)} tensors are quantized already (most of them {kind}, {bits:.1f} bits a weight): what was "
+            "rounded away is lost, and rounding again adds to it",
+            "start from the model in F16 or BF16; or insist with --requantize",
+        )
+    return chosen
+
+
+def _check(tensor: LazyTensor, kind: str, has_importance: bool) -> None:
+    try:
+        ggml.check(kind, tensor.shape[-1], has_importance)
+    except UsageError as e:
+        raise UsageError(f"{tensor.name}: {e.what}", e.fix) from None
+    if kind != tensor.dtype and re.fullmatch(r"I\d+|F64", tensor.dtype):
+        raise UsageError(f"{tensor.name} holds {tensor.dtype}, which is not quantized", "leave it as it is")
+
+
+def _importance_of(tensor: LazyTensor, kind: str, importance: Importance | None) -> np.ndarray | None:
+    """(E, C) float32 for a tensor that is going to be quantized. None where nothing is known of it."""
+    means = None if importance is None or kind == tensor.dtype else importance.means.get(tensor.name)
+    if means is None:
+        return None
+    num_experts = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    if means.size != num_experts * tensor.shape[-1]:
+        if tensor.name in TOKEN_TABLES:
+            return None  # a table of tokens is looked up, so most files have no inputs for it
+        raise UsageError(
+            f"the importance of {tensor.name} has {means.size} values, the tensor takes "
+            f"{num_experts * tensor.shape[-1]} inputs",
+            "use the importance that was measured on this model",
+        )
+    if not np.isfinite(means).all():
+        raise UsageError(f"the importance of {tensor.name} holds NaN or infinity", "measure it again")
+    return np.ascontiguousarray(means, np.float32).reshape(num_experts, tensor.shape[-1])
+
+
+def _num_bytes(tensor: LazyTensor, kind: str) -> int:
+    return tensor.num_bytes if kind == tensor.dtype else ggml.num_bytes(kind, math.prod(tensor.shape))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes [first, last) of a tensor in the source, of one expert when it is quantized.
+
+    kind: None when they are only copied. is_last: of its tensor.
+    """
+
+    tensor: LazyTensor
+    first: int
+    last: int
+    kind: str | None
+    weights: np.ndarray | None
+    is_last: bool
+
+
+def _streamed(
+    tensors: list[LazyTensor], chosen: Mapping[str, str], weights: Mapping[str, np.ndarray], threads: int
+) -> Generator[tuple[LazyTensor, bool, int, np.ndarray], None, None]:
+    """(tensor, whether this is its end, bytes read, bytes to write) in the file's order."""
+    pieces = (p for t in tensors for p in _pieces(t, chosen[t.name], weights.get(t.name)))
+    under_way: deque[tuple[_Piece, Future[np.ndarray]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for piece in pieces:
+            under_way.append((piece, pool.submit(_made, piece)))
+            if len(under_way) > 4 * threads:
+                yield _finished(*under_way.popleft())
+        while under_way:
+            yield _finished(*under_way.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(piece: _Piece, made: "Future[np.ndarray]") -> tuple[LazyTensor, bool, int, np.ndarray]:
+    try:
+        out = made.result()
+    except FormatError as e:
+        raise FormatError(f"{piece.tensor.name}: {e.what}", e.fix) from None
+    return piece.tensor, piece.is_last, piece.last - piece.first, out
+
+
+def _pieces(tensor: LazyTensor, kind: str, weights: np.ndarray | None) -> Iterator[_Piece]:
+    if kind == tensor.dtype:
+        for first in range(0, tensor.num_bytes, _COPIED):
+            last = min(first + _COPIED, tensor.num_bytes)
+            yield _Piece(tensor, first, last, None, None, last == tensor.num_bytes)
+        return
+    row_bytes = ggml.num_bytes(tensor.dtype, tensor.shape[-1])
+    num_rows = tensor.num_bytes // row_bytes
+    # experts have an importance each, so no piece spans two of them
+    per_expert = tensor.shape[-2] if len(tensor.shape) > 2 else num_rows
+    step = max(1, ggml.PIECE // tensor.shape[-1])
+    for expert in range(num_rows // per_expert):
+        for row in range(0, per_expert, step):
+            first = expert * per_expert + row
+            last = first + min(step, per_expert - row)
+            own = None if weights is None else weights[expert % len(weights)]
+            yield _Piece(tensor, first * row_bytes, last * row_bytes, kind, own, last == num_rows)
+
+
+_scratch = threading.local()
+
+
+def _made(piece: _Piece) -> np.ndarray:
+    """The bytes of a piece in its new type. In a thread of the pool."""
+    raw = piece.tensor.place.bytes(piece.first, piece.last)
+    if piece.kind is None:
+        return _sound(raw.copy(), piece.tensor.dtype)
+    row = piece.tensor.shape[-1]
+    num_rows = len(raw) // ggml.num_bytes(piece.tensor.dtype, row)
+    values = _numbers(raw, piece.tensor.dtype, num_rows * row).reshape(num_rows, row)
+    out = np.empty((num_rows, ggml.num_bytes(piece.kind, row)), np.uint8)
+    ggml.quantize_piece(values, ggml.code_of(piece.kind), piece.weights, out)
+    piece.tensor.place.forget(piece.first, piece.last)
+    return out
+
+
+def _sound(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """What is only copied holds no NaN and no infinity either."""
+    top = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}.get(dtype)
+    if top is not None and (raw.view(top[0]) & top[1] == top[1]).any():
+        raise FormatError("there are NaN or infinity", "get the file again, or export it again")
+    return raw
+
+
+def _numbers(raw: np.ndarray, dtype: str, num_values: int) -> np.ndarray:
+    """float32 of a piece; in a buffer that the thread keeps."""
+    if dtype == "F32":
+        return raw.view("<f4")
+    buffer = getattr(_scratch, "buffer", None)
+    if buffer is None or buffer.size < num_values:
+        buffer = _scratch.buffer = np.empty(num_values, np.float32)
+    return ggml.dequantize(raw, dtype, buffer[:num_values])

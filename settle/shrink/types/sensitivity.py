@@ -1,0 +1,152 @@
+"""What each tensor of a model costs in each type that it can have: nats of divergence, predicted before any file is
+made.
+
+    cost = ½ Σ F δ²     F: how much the predictions hang on a weight (`curvature.py`), δ: the rounding error in the type
+
+The error is that of llama.cpp's own quantizer with the same importance matrix, on rows that are drawn by how much they
+matter, so that a large tensor takes no longer than a small one. Costs of tensors add up: rounding errors do not know of
+each other.
+
+Letters: O rows and I columns of a matrix, B blocks of 32 in a row, K rows that are looked at.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from settle.base.errors import DataError
+from settle.base.run import read_json, write_json
+from settle.formats import LazyTensor, Weights
+from settle.model.architectures import Architecture
+from settle.shrink.activations.curvature import BLOCK
+from settle.shrink.types import ggml
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.llamacpp_mixes import may_be_quantized
+
+# Those of llama.cpp's mixes, so that a mix can be told apart from others, and two that cost less than Q3_K and Q2_K.
+TYPES = (
+    "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K",
+    "Q8_0",
+)  # fmt: skip
+LOOKED_AT = 1 << 17  # values of a tensor that are quantized in each type to see the error
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """costs: tensor → type → nats a token. num_bytes: tensor → type → bytes. about: how it was measured."""
+
+    costs: Mapping[str, Mapping[str, float]]
+    num_bytes: Mapping[str, Mapping[str, int]]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def predicted(self, kinds: Mapping[str, str]) -> float:
+        """Nats a token that a file with these types diverges. What stays as it is costs nothing."""
+        return sum(costs[kinds[name]] for name, costs in self.costs.items() if kinds.get(name) in costs)
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"about": self.about, "costs": self.costs, "num_bytes": self.num_bytes})
+
+    @classmethod
+    def open(cls, path: Path) -> "Sensitivity":
+        """Raises DataError for a file that is no such table."""
+        stored = read_json(path)
+        try:
+            return cls(stored["costs"], stored["num_bytes"], stored["about"])
+        except (KeyError, TypeError):
+            raise DataError(f"{path.name} is no table of sensitivities", "measure again") from None
+
+
+def sensitivity(
+    file: Weights,
+    part: Architecture,
+    curvature: Mapping[str, Tensor],
+    importance: Importance | None,
+    types: Sequence[str] = TYPES,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    """The table for every tensor of a GGUF file that may be quantized and whose curvature is known.
+
+    curvature: parameter → (O, B), from `curvature.py`. importance: the one that the file will be quantized with.
+    """
+    members: dict[str, list[str]] = {}
+    for parameter, name in part.gguf_names().items():
+        members.setdefault(name, []).append(parameter)
+    known = {name: found for name, found in members.items() if set(found) <= set(curvature)}
+    tensors = [t for t in file.tensors.values() if t.name in known and may_be_quantized(t)]
+    costs: dict[str, dict[str, float]] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for number, tensor in enumerate(tensors):
+        bends = torch.stack([part.to_gguf(p, curvature[p]) for p in known[tensor.name]])
+        means = None if importance is None else importance.means.get(tensor.name)
+        possible = candidates(tensor, types, means is not None)
+        costs[tensor.name] = _costs(tensor, bends.numpy(), means, possible, seed + number)
+        sizes[tensor.name] = {kind: ggml.num_bytes(kind, math.prod(tensor.shape)) for kind in possible}
+        if progress is not None:
+            progress(number + 1, len(tensors))
+    return Sensitivity(costs, sizes)
+
+
+def candidates(tensor: LazyTensor, types: Sequence[str] = TYPES, has_importance: bool = True) -> list[str]:
+    """Types that the tensor's rows can have, smallest first; its own is the last when nothing else fits."""
+    fitting = [k for k in types if ggml.divides(k, tensor.shape[-1])]
+    if not has_importance:
+        fitting = [k for k in fitting if k not in ggml.REQUIRES_IMPORTANCE]
+    return sorted(fitting, key=lambda k: ggml.num_bytes(k, math.prod(tensor.shape))) or [tensor.dtype]
+
+
+def _costs(
+    tensor: LazyTensor, bends: np.ndarray, means: np.ndarray | None, types: Sequence[str], seed: int
+) -> dict[str, float]:
+    """bends (E, O, B): of the experts one after the other, or E = 1 → type → nats."""
+    experts, rows, _ = bends.shape
+    found = dict.fromkeys(types, 0.0)
+    values = np.asarray(tensor.load(), np.float32).reshape(experts, rows, -1)
+    vectors = np.ones((experts, values.shape[-1]), np.float32) if means is None else means.reshape(experts, -1)
+    budget = max(LOOKED_AT // experts, 1 << 13)
+    for expert in range(experts):
+        chosen, worth = _rows_to_see(values[expert], bends[expert], budget, seed + expert)
+        seen = np.ascontiguousarray(values[expert][chosen])
+        bend = _spread(bends[expert][chosen], vectors[expert])
+        for kind in types:
+            error = rounded(seen, kind, None if means is None else vectors[expert]) - seen
+            found[kind] += float(0.5 * np.einsum("r,ri,ri,ri->", worth, bend, error, error, optimize=True))
+    return found
+
+
+def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None) -> np.ndarray:
+    """values (R, C) as they are after having been stored in a type."""
+    raw = ggml.quantize(values, kind, importance)
+    return ggml.dequantize(raw, kind, np.empty(values.shape, np.float32))
+
+
+def _rows_to_see(values: np.ndarray, bends: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to look at and what each stands for, (K,) both: a row is drawn as often as its errors can be expected to
+    matter, evenly along the matrix; all of them when they are few.
+    """
+    rows, width = values.shape
+    wanted = max(64, budget // width)
+    if rows <= wanted:
+        return np.arange(rows), np.ones(rows)
+    block = np.square(values).reshape(rows, -1, BLOCK).sum(-1)
+    matters = (block * bends).sum(-1, dtype=np.float64)
+    share = matters / matters.sum() if matters.sum() > 0 else np.full(rows, 1 / rows)
+    share = 0.9 * share + 0.1 / rows  # a row that never mattered in the text still is in the file
+    points = (np.random.default_rng(seed).random() + np.arange(wanted)) / wanted
+    drawn = np.searchsorted(np.cumsum(share), points * share.sum()).clip(max=rows - 1)
+    chosen, times = np.unique(drawn, return_counts=True)
+    return chosen, times / (wanted * share[chosen])
+
+
+def _spread(bends: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """bends (R, B), sums over blocks; means (I,) of the inputs' squares → (R, I), each block spread by the means."""
+    blocks = means.reshape(-1, BLOCK).astype(np.float64)
+    totals = blocks.sum(-1, keepdims=True)
+    shares = np.where(totals > 0, blocks / np.where(totals > 0, totals, 1), 1 / BLOCK)
+    return (bends[:, :, None] * shares).reshape(len(bends), -1)

@@ -1,0 +1,208 @@
+"""A smaller vocabulary: which tokens a text needs, and the tokenizer that is left of another.
+
+What is kept is closed: with a token, every token that it is merged from on the way is kept. A merge of kept tokens is
+chosen before and after from the same candidates, fewer of them, so a text whose ids are all kept gets the same ids,
+renumbered. Other texts get ids of smaller pieces. (arXiv:1508.07909; arXiv:1808.06226)
+
+V tokens before, K tokens kept.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
+from settle.data.tokenizer.pretrained import BYTE, NORMAL, SPACE, USER_DEFINED, PretrainedTokenizer
+
+_PREFIX = "tokenizer.ggml."
+# names of tokens that no one was ever taught; a family leaves them for those who tune it
+_RESERVED = re.compile(
+    r"<unused\d+>|\[unused\d+\]|\[PAD\d+\]|<\|reserved[^>]*\|>|<\|dummy[^>]*\|>|<\|placeholder\d+\|>"
+)
+_ROLES = ("user", "assistant", "system", "model", "tool")
+_RARE_CHARACTER = 1e-4  # of a text's characters
+_RARE_SCRIPT = 1e-3  # of a text's letters; a name here or there does not make a language
+
+
+class Tokens:
+    """What is in a tokenizer, seen as something to take tokens from."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """tokenizer: settle's own or `PretrainedTokenizer`."""
+        self.tokenizer = tokenizer
+        if not isinstance(tokenizer, PretrainedTokenizer):
+            self.tokenizer = PretrainedTokenizer(tokenizer.gguf_metadata())
+        self.tokens: list[str] = self.tokenizer.tokens
+        self.types: list[int] = self.tokenizer.token_types
+        self.is_byte_level = self.tokenizer.model == "gpt2"
+        self._closed: dict[int, frozenset[int]] = {}
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    @cached_property
+    def needed(self) -> set[int]:
+        """What every text may need: control tokens that mean something, tokens defined by hand, bytes, what a chat
+        template writes."""
+        control = set(self.tokenizer.special_tokens.values())
+        named = [v for k, v in self.tokenizer.gguf_metadata().items() if k.endswith("_token_id") and v is not None]
+        listed = [v for k, v in self.tokenizer.gguf_metadata().items() if k.endswith("_token_ids")]
+        kept = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])} | set(named)
+        kept |= {i for ids in listed for i in ids}
+        for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
+            if kind == BYTE or (kind == USER_DEFINED and not _RESERVED.fullmatch(token)):
+                kept.add(i)
+        if self.is_byte_level:
+            kept |= {self.ids[c] for c in BYTE_CHARACTERS.values() if c in self.ids}
+        written = [self.tokenizer.chat_template, *_ROLES]
+        return kept | {int(i) for text in written for i in self.tokenizer.encode(text, specials=True)}
+
+    def characters(self, scripts: Callable[[str], bool]) -> set[int]:
+        """Tokens of a single character that is no letter, or of a script that is asked for; of a byte-level tokenizer
+        those are bytes, which stay anyway."""
+        if self.is_byte_level:
+            return set()
+        single = ((i, t) for i, (t, kind) in enumerate(zip(self.tokens, self.types, strict=True)) if kind == NORMAL)
+        return {i for i, token in single if len(token) == 1 and (not token.isalpha() or scripts(token))}
+
+    def kin(self, ids: Iterable[int]) -> set[int]:
+        """The same words in lower case, with a capital, in capitals, with and without a space before them."""
+        space = BYTE_CHARACTERS[0x20] if self.is_byte_level else SPACE
+        found = set()
+        for i in ids:
+            if self.types[i] != NORMAL:
+                continue
+            bare = self.tokens[i].removeprefix(space)
+            for form in {bare, bare.lower(), bare.capitalize(), bare.upper()}:
+                found |= {self.ids[t] for t in (form, space + form) if t in self.ids}
+        return {i for i in found if self.types[i] == NORMAL}
+
+    def alike(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of nothing but characters that are common in these texts, in the vocabulary's order: that of how
+        frequent they were where it was learned."""
+        space = {" ": SPACE}
+        number: Counter[str] = Counter()
+        for text in texts:
+            if self.is_byte_level:
+                number.update(map(BYTE_CHARACTERS.__getitem__, text.encode("utf-8", "replace")))
+            else:
+                number.update(text)
+        most, seen, common = (1 - _RARE_CHARACTER) * sum(number.values()), 0, set()
+        for character, times in number.most_common():
+            if seen >= most:
+                break
+            seen += times
+            common.add(character if self.is_byte_level else space.get(character, character))
+        pairs = enumerate(zip(self.tokens, self.types, strict=True))
+        return [i for i, (token, kind) in pairs if kind == NORMAL and common.issuperset(token)]
+
+    def closed(self, ids: Iterable[int]) -> set[int]:
+        """These and all that they are merged from."""
+        kept: set[int] = set()
+        for i in ids:
+            if i not in self._closed:
+                parts = self._parts(self.tokens[i]) if self.types[i] == NORMAL else ()
+                self._closed[i] = frozenset([i, *(self.ids[part] for part in parts)])
+            kept |= self._closed[i]
+        return kept
+
+    def _parts(self, token: str) -> list[str]:
+        """Every token that is there on the way from single characters to `token`."""
+        symbols = list(token)
+        found = [c for c in symbols if c in self.ids]
+        rank = self._rank
+        while len(symbols) > 1:
+            ranks = [rank(a, b) for a, b in zip(symbols, symbols[1:], strict=False)]
+            best = min((r for r in ranks if r is not None), default=None)
+            if best is None:
+                break
+            at = ranks.index(best)
+            symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+            found.append(symbols[at])
+        return [part for part in found if part in self.ids]
+
+    @cached_property
+    def _rank(self) -> Callable[[str, str], float | None]:
+        if self.is_byte_level:
+            ranks = {pair: float(rank) for rank, pair in reversed(list(enumerate(self.tokenizer.merges)))}
+            return lambda left, right: ranks.get(f"{left} {right}")
+        ids, scores = self.ids, self.tokenizer.scores
+
+        def rank(left: str, right: str) -> float | None:
+            found = ids.get(left + right)
+            return None if found is None else -scores[found] if scores else 0.0
+
+        return rank
+
+
+def scripts_of(texts: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a letter is of a script that these texts are written in."""
+    letters: Counter[str] = Counter()
+    for text in texts:
+        letters.update(text)
+    by_script: Counter[str] = Counter()
+    for letter, number in letters.items():
+        if letter.isalpha():
+            by_script[_script(letter)] += number
+    least = _RARE_SCRIPT * sum(by_script.values())
+    seen = {script for script, number in by_script.items() if number >= least}
+    return lambda letter: _script(letter) in seen
+
+
+def _script(letter: str) -> str:
+    """ "LATIN", "CYRILLIC", "CJK": the first word of a character's name, which is its script for all but a few."""
+    return unicodedata.name(letter, "?").split()[0]
+
+
+def cut_metadata(metadata: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept` (K,), old ids in their new order. A named id
+    that is gone is no key any more."""
+    tokens = metadata[f"{_PREFIX}tokens"]
+    new = {int(old): number for number, old in enumerate(kept)}
+    left = {tokens[i] for i in kept}
+    cut: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if not key.startswith("tokenizer."):
+            continue
+        if key == f"{_PREFIX}merges":
+            cut[key] = [pair for pair in value if _stays(pair, left)]
+        elif key.endswith("_token_id"):
+            if value in new:
+                cut[key] = new[value]
+        elif key.endswith("_token_ids"):
+            cut[key] = [new[i] for i in value if i in new]
+        elif isinstance(value, list) and len(value) == len(tokens):
+            cut[key] = [value[i] for i in kept]
+        else:
+            cut[key] = value
+    return cut
+
+
+def _stays(pair: str, tokens: set[str]) -> bool:
+    left, right = pair.split(" ", 1)
+    return left in tokens and right in tokens and left + right in tokens
+
+
+def cut_tokenizer(tokenizer: PretrainedTokenizer, kept: Sequence[int]) -> PretrainedTokenizer:
+    """The tokenizer that has only the tokens `kept` (K,), numbered as they stand there."""
+    made = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept))
+    made.name = tokenizer.name
+    return made
+
+
+def counted(tokenizer: Any, texts: Sequence[str], piece: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """How often each id comes in the texts, int64 (V,): in nine of ten pieces, and in every tenth."""
+    size = len(tokenizer.tokens)
+    counts = np.zeros((2, size), np.int64)
+    number = 0
+    for ids in tokenizer.encode_batch(list(texts)):
+        for at in range(0, len(ids), piece):
+            counts[int(number % 10 == 9)] += np.bincount(ids[at : at + piece], minlength=size)
+            number += 1
+    return counts[0], counts[1]
