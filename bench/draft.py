@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.commands.distill import prompts_of
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings

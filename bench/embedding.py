@@ -58,7 +58,7 @@ def main() -> None:
 
 def get_model(work: Path) -> None:
     """The model for both sides, of the same files."""
-    from settle.base.events import Events
+    from settle.base.event_log import Events
     from settle.model.pulling import find_offer
     from settle.retrieve.index.embedders.minilm import Minilm
 
@@ -115,7 +115,7 @@ def write_documents(folder: Path, most: int) -> None:
 
 def index(work: Path, name: str) -> int:
     """The whole of ours, into a new collection; how many passages it has."""
-    from settle.base.events import Events
+    from settle.base.event_log import Events
     from settle.retrieve.index.chunkers.structure import Structure
     from settle.retrieve.index.collection import Collection
     from settle.retrieve.index.embedders.minilm import Minilm

@@ -51,7 +51,7 @@ def prepare(work: Path, most: int) -> None:
     from embedding import export, write_documents
     from tokenizers import Tokenizer
 
-    from settle.base.events import Events
+    from settle.base.event_log import Events
     from settle.model.pulling import find_offer
     from settle.model.pulling.bert import bert_to_gguf
     from settle.model.pulling.wheels import download

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.data.prepare import prepare

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings

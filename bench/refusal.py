@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from retrieval import SETS, indexed, read
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.evaluate.shares import share
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
 from settle.retrieve.check.calibration import calibrate, fit, threshold

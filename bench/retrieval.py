@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.evaluate.compare.paired import paired
 from settle.retrieve.index.collection import Collection

@@ -28,7 +28,7 @@ from pathlib import Path
 import curves as synthetic
 import numpy as np
 
-from settle.base.events import read_events
+from settle.base.event_log import read_events
 from settle.train.settled import MIN_HISTORY, Settled, next_evaluation
 
 TOLERANCE = 0.005

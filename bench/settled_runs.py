@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.events import read_events
+from settle.base.event_log import read_events
 
 THIN = (1, 2, 4, 8)
 

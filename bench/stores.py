@@ -122,7 +122,7 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
 
 def rounds(store: str, passages: int) -> dict[str, Any]:
     """A collection whose documents are all removed and come back, twenty times, against one made at once."""
-    from settle.base.events import Events
+    from settle.base.event_log import Events
     from settle.base.registry import part
     from settle.retrieve.index.chunkers.structure import Structure
     from settle.retrieve.index.collection import Collection

@@ -23,7 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import pre_tokenizers
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.files import find_files
 from settle.data.ledger import Ledger

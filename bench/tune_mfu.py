@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.commands.tune import Tune

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.commands.tune import Tune
 from settle.data.rows.batches import held_out_rows

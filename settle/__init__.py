@@ -73,7 +73,7 @@ def index(path: str, *more: str, **settings: Any) -> "Collection":
     """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
     `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
-    from settle.base.events import Events
+    from settle.base.event_log import Events
     from settle.base.settings import resolve
     from settle.commands.index import Index
     from settle.retrieve.index.collection import Collection

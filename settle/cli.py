@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from settle.base.errors import SettleError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.base.version import __version__
 from settle.commands import Command

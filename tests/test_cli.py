@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from settle import __version__
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Eval
 from settle.base.run import Run, write_json
 from settle.cli import main
 
@@ -182,7 +183,7 @@ def test_ctrl_c_on_a_terminal_leaves_it_as_it_was(waiting):
 def test_json_is_the_last_line_of_stdout(home):
     run = Run.create("train", "notes")
     events = Events(run.events)
-    events.emit("eval", step=3, tokens=300, loss=2.0, stderr=0.1, bits_per_byte=1.5)
+    events.emit(Eval(step=3, tokens=300, loss=2.0, stderr=0.1, bits_per_byte=1.5))
     events.close()
     write_json(run.path / "result.json", {"verdict": "settled", "best": {"loss": 1.9, "bits_per_byte": 1.4}})
     told = json.loads(settle("runs", "--json").stdout)

@@ -10,7 +10,8 @@ from typing import Any
 
 from pace import Pace, arguments
 
-from settle.base.events import Event, Events
+from settle.base.event_log import Events
+from settle.base.events import Event
 from settle.commands.tune import Tune
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus

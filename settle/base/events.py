@@ -1,107 +1,270 @@
-"""The only channel between work and faces: an append-only file of JSON lines, and listeners."""
+"""What work reports: one frozen model a kind of event. `event_log.py` writes, reads and passes them on.
 
-import json
+A line of `events.jsonl` is the dump of one: `{"time": epoch seconds, "kind": …, fields …}`. Scripts read these lines,
+so fields are only added.
+"""
+
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
-Event = dict[str, Any]
+from pydantic import BaseModel, ConfigDict, Field
 
+from settle.base.version import __version__
 
-class Events:
-    """Appends events to `path` (when given) and hands each to the listeners."""
-
-    def __init__(self, path: Path | None = None, listeners: Sequence[Callable[[Event], None]] = ()) -> None:
-        self.path = path
-        self.listeners = list(listeners)
-        self._file: TextIO | None = None
-
-    def emit(self, kind: str, **fields: Any) -> None:
-        """Write one event with the time in epoch seconds. A full disk loses events and not the run: see `_append`.
-
-        Steps are frequent and cheap to lose, so lines are flushed to the system but not fsynced.
-        """
-        event: Event = {"time": time.time(), "kind": kind, **fields}
-        if self.path is not None:
-            self._append(event)
-        for listener in self.listeners:
-            listener(event)
-
-    def _append(self, event: Event) -> None:
-        """One line to the file. Where it cannot be written it is lost: it is the checkpoint that pauses the run."""
-        assert self.path is not None
-        try:
-            line = json.dumps(event, default=_plain, allow_nan=False)
-        except ValueError:
-            line = json.dumps(_finite(event), default=_plain)
-        try:
-            if self._file is None:
-                _end_torn_line(self.path)
-                self._file = self.path.open("a", encoding="utf-8")
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError:
-            self._drop()
-
-    def move_to(self, path: Path) -> None:
-        """From now on append to `path`; what the listeners heard before is not written again."""
-        self.close()
-        self.path = path
-
-    def close(self) -> None:
-        self.path = None
-        self._drop()
-
-    def _drop(self) -> None:
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError:
-                pass  # what was not written is lost, see `_append`
-            self._file = None
+VERSION = 1  # of the lines in events.jsonl; a reader refuses a newer one
 
 
-def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file in order. A torn line (a crash in mid-write) is passed over."""
-    if not path.exists():
-        return
-    with path.open("r", encoding="utf-8", errors="replace") as f:
-        for line in f:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and "kind" in event:
-                yield event
+class BaseEvent(BaseModel):
+    """What every event has: when it happened, in epoch seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True, ser_json_inf_nan="strings")
+
+    time: float = Field(default_factory=time.time)
 
 
-def _end_torn_line(path: Path) -> None:
-    """If the last line was cut by a crash, end it, so that the next event starts on its own line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as f:
-        f.seek(-1, 2)
-        if f.read(1) != b"\n":
-            f.write(b"\n")
+class Opened(BaseEvent):
+    """A session began to write the file."""
+
+    kind: Literal["opened"] = "opened"
+    version: int = VERSION
+    settle: str = __version__
 
 
-def _plain(value: Any) -> Any:
-    """numpy and torch scalars, paths: what JSON does not know."""
-    if hasattr(value, "item"):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+class RunStarted(BaseEvent):
+    """A run has its folder."""
+
+    kind: Literal["run"] = "run"
+    name: str
+    path: str
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: it becomes a string that says so."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
+class Say(BaseEvent):
+    """A sentence for the person."""
+
+    kind: Literal["say"] = "say"
+    text: str
+
+
+class Warn(BaseEvent):
+    """A sentence about something that is not as it should be."""
+
+    kind: Literal["warn"] = "warn"
+    text: str
+
+
+class AnswerText(BaseEvent):
+    """A piece of what was asked for: the text that stdout carries."""
+
+    kind: Literal["answer"] = "answer"
+    text: str
+
+
+class ResultReady(BaseEvent):
+    """What a command returns: what `--json` prints."""
+
+    kind: Literal["result"] = "result"
+    result: Mapping[str, object]
+
+
+class Progress(BaseEvent):
+    """How far a piece of work is. total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted."""
+
+    kind: Literal["progress"] = "progress"
+    what: str
+    done: float
+    total: float | None
+    unit: str = ""
+    detail: str = ""
+
+
+class Listing(BaseEvent):
+    """A list: cells are text, numbers, None or {"value", "unit"}."""
+
+    kind: Literal["table"] = "table"
+    title: str = ""
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+class ForecastComparison(BaseEvent):
+    """A forecast beside what was actual; both by name."""
+
+    kind: Literal["comparison"] = "comparison"
+    forecast: Mapping[str, object]
+    actual: Mapping[str, object] | None = None
+
+
+class PlanReady(BaseEvent):
+    """Every value that a run uses, with its origin and reason by dotted key. full: show defaults too."""
+
+    kind: Literal["plan"] = "plan"
+    values: Mapping[str, object] = {}
+    origin: Mapping[str, str] = {}
+    why: Mapping[str, str] = {}
+    full: bool = True
+
+
+class ForecastReady(BaseEvent):
+    """What a run is expected to need and reach: name → {"value", "low", "high", "unit"}."""
+
+    kind: Literal["forecast"] = "forecast"
+    forecast: Mapping[str, object] = {}
+
+
+class Check(BaseEvent):
+    """A check that passed or failed."""
+
+    check: str
+    passed: bool
+    detail: str = ""
+
+
+class ProofCheck(Check):
+    """A check of the recipe before its first step."""
+
+    kind: Literal["proof"] = "proof"
+
+
+class GateCheck(Check):
+    """A check of an exported file against the live model."""
+
+    kind: Literal["gate"] = "gate"
+
+
+class Step(BaseEvent):
+    """One optimizer step. loss in nats per token; it may be no finite number."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    tokens: int
+    loss: float
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    tokens_per_second: float = 0.0
+
+
+class Eval(BaseEvent):
+    """An evaluation on held-out data. loss and stderr in nats per token; whole: of the best weights, at the end."""
+
+    kind: Literal["eval"] = "eval"
+    step: int
+    tokens: int
+    loss: float
+    stderr: float = math.nan
+    bits_per_byte: float | None = None
+    whole: bool = False
+
+
+class SettledEvidence(BaseEvent):
+    """What the evaluations say. gain, low, high: improvement for 10 % more tokens, as fractions of the loss."""
+
+    kind: Literal["settled"] = "settled"
+    step: int
+    tolerance: float
+    state: str
+    why: str = ""
+    gain: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    evidence: Mapping[str, object] = {}
+
+
+class DecayStarted(BaseEvent):
+    """From `step` on the learning rate falls, to zero at step `until`."""
+
+    kind: Literal["decay"] = "decay"
+    step: int
+    until: int
+    why: str
+
+
+class CheckpointSaved(BaseEvent):
+    """A checkpoint was saved."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+
+
+class Rollback(BaseEvent):
+    """A step went wrong: the run went back to `to_step` and leaves out the batches that did it."""
+
+    kind: Literal["rollback"] = "rollback"
+    step: int
+    loss: float
+    grad_norm: float = math.nan
+    to_step: int
+    batches: Sequence[Mapping[str, object]] = ()
+
+
+class Resumed(BaseEvent):
+    """A session continues at `step`. until: last step of the decay, when it has begun; seconds: of earlier sessions."""
+
+    kind: Literal["resumed"] = "resumed"
+    step: int
+    until: int | None = None
+    most_steps: int | None = None
+    by_clock: bool = False
+    seconds: float = 0.0
+
+
+class RowSummary(BaseEvent):
+    """How examples were understood. layouts: file → {"layout", "columns"}; the rest as in the ledger of the rows."""
+
+    kind: Literal["rows"] = "rows"
+    train: Mapping[str, int]
+    held_out: Mapping[str, int]
+    layouts: Mapping[str, Mapping[str, object]]
+    dropped: Mapping[str, Mapping[str, object]]
+    mended: Mapping[str, Mapping[str, object]]
+    skipped: Mapping[str, Mapping[str, object]]
+    supervise: str
+    lengths: Mapping[str, float]
+    too_long: Mapping[str, object]
+    notes: Sequence[str] = ()
+
+
+class RowPreviews(BaseEvent):
+    """Some examples as the model learns from them."""
+
+    kind: Literal["preview"] = "preview"
+    rows: Sequence[Mapping[str, object]]
+
+
+class AnswerChanges(BaseEvent):
+    """The answers that changed most between two models."""
+
+    kind: Literal["changed"] = "changed"
+    base: str
+    tuned: str
+    rows: Sequence[Mapping[str, object]]
+
+
+Event = Annotated[
+    Opened
+    | RunStarted
+    | Say
+    | Warn
+    | AnswerText
+    | ResultReady
+    | Progress
+    | Listing
+    | ForecastComparison
+    | PlanReady
+    | ForecastReady
+    | ProofCheck
+    | GateCheck
+    | Step
+    | Eval
+    | SettledEvidence
+    | DecayStarted
+    | CheckpointSaved
+    | Rollback
+    | Resumed
+    | RowSummary
+    | RowPreviews
+    | AnswerChanges,
+    Field(discriminator="kind"),
+]

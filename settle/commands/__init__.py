@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import Part
 
 

@@ -1,7 +1,8 @@
 """The draft that a person names for a model, and what is said of it."""
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Warn
 from settle.infer.child_process import Draft
 from settle.infer.resolve import Served, drafting
 
@@ -17,7 +18,5 @@ def draft_for(model: Served, name: str, events: Events) -> Draft:
             f"{name} is the model itself", "a draft is a smaller one: `settle distill MODEL INPUTS --draft`"
         )
     if speed_up is not None and speed_up < 1:
-        events.emit(
-            "warn", text=f"with {name} its model was {speed_up:.2f} times as fast as alone when it was measured"
-        )
+        events.emit(Warn(text=f"with {name} its model was {speed_up:.2f} times as fast as alone when it was measured"))
     return draft

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Eval, ResultReady, RunStarted, Say, Warn
 from settle.base.run import Run, free_name, home, write_atomic, write_json
 from settle.base.settings import read_recipe, resolve
 from settle.base.stop_signals import Stopping
@@ -60,7 +61,7 @@ class RunCommand(Command):
         settings.check()
         name = settings.name or free_name(name_of(settings.inputs[0]))
         run = Run.create(self.command_name(), name)
-        events.emit("run", name=name, path=str(run.path))
+        events.emit(RunStarted(name=name, path=str(run.path)))
         with run.lock(), Stopping() as stopping:
             try:
                 write_atomic(run.path / "recipe.toml", to_toml(settings._asked()))
@@ -107,7 +108,7 @@ def go_on(
         outcome = loop.train()
     if outcome.interrupted or stopping():
         saved = f"saved at step {loop.saved_step:,}" if loop.saved_step >= 0 else "stopped"
-        events.emit("say", text=f"{saved}; `settle resume {run.name}` goes on from there")
+        events.emit(Say(text=f"{saved}; `settle resume {run.name}` goes on from there"))
         return 130
     try:
         result = command.finish(run, job, outcome, loop.spent, events)
@@ -118,7 +119,7 @@ def go_on(
         raise ResourceError(
             f"{what}; the trained weights are safe", f"make room, then `settle resume {run.name}` hands them over"
         ) from None
-    events.emit("result", result=result)
+    events.emit(ResultReady(result=result))
     if result["verdict"] in ("diverged", "broken"):
         return 1
     return 3 if result.get("comparison", {}).get("verdict", "better") != "better" else 0
@@ -136,7 +137,7 @@ def judged(
     prices = record["asked"]["price_per_kwh"], record["asked"]["price_per_hour"]
     tokens = state.step * job.plan.loop.tokens_per_step
     best = job.judge(outcome.best, state)
-    events.emit("eval", whole=True, **best)
+    events.emit(Eval(whole=True, **best))
     used = spent()
     result: dict[str, Any] = {
         "name": run.name,
@@ -265,7 +266,7 @@ def held_out_text(run: Run, tokenizer: object, events: Events, most_tokens: int 
         return held_out_texts(rows.held_out, tokenizer, most_tokens)
     if folder.is_dir() and not record.get("tuning"):
         return held_out_texts(TokenStore(folder), tokenizer, most_tokens)
-    events.emit("warn", text="the run's held-out text is gone; the file is compared on a few built-in texts instead")
+    events.emit(Warn(text="the run's held-out text is gone; the file is compared on a few built-in texts instead"))
     return list(PROSE)
 
 

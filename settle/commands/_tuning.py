@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ForecastReady, PlanReady, ResultReady, RowPreviews, Warn
 from settle.base.run import Run, write_json
 from settle.base.stop_signals import Stopping
 from settle.commands._session import RunCommand, Spending, go_on, record_of
@@ -49,17 +50,17 @@ def begin(
     from settle.train.proof import prove
 
     if settings.dry:
-        events.emit("preview", rows=[preview.to_json() for preview in corpus.previews])
+        events.emit(RowPreviews(rows=[preview.to_json() for preview in corpus.previews]))
     plan = plan_tuning(settings, origin, corpus, base, spending.seconds)
-    events.emit("plan", values=_told(plan, settings), origin=plan.origin, why=plan.why, full=settings.dry)
+    events.emit(PlanReady(values=_told(plan, settings), origin=plan.origin, why=plan.why, full=settings.dry))
     job = TrainingJob.build(plan, corpus, base)
     before = spending.seconds
     expected = look_ahead(job, settings, lambda: spending.seconds, events)
     plan = job.plan = _without(plan, spending.seconds - before)
-    events.emit("forecast", forecast=expected.to_json())
+    events.emit(ForecastReady(forecast=expected.to_json()))
     _warn_of_memory(expected.peak_memory.value, plan.device, events)
     if settings.dry:
-        events.emit("result", result={"plan": plan.to_json(), "forecast": expected.to_json()})
+        events.emit(ResultReady(result={"plan": plan.to_json(), "forecast": expected.to_json()}))
         return 0
     spending.start(plan.device, settings.watts)
     write_json(run.path / "forecast.json", expected.to_json())
@@ -79,9 +80,10 @@ def _warn_of_memory(expected: float, device: str, events: Events) -> None:
     there = memory().available + resident()
     if device == "cpu" and expected > there:
         events.emit(
-            "warn",
-            text=f"{expected / 1e9:.1f} GB of memory are expected, and {there / 1e9:.1f} GB are there: the run may be "
-            "ended by the system; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
+            Warn(
+                text=f"{expected / 1e9:.1f} GB of memory are expected and {there / 1e9:.1f} GB are there: the system may "
+                "end the run; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
+            )
         )
 
 

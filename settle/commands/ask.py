@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.commands import Command
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class _Asking:
 
         if is_outdated(self.collection.catalogue):
             fix = f"settle index {self.collection.name} --check"
-            self.events.emit("say", text=f"refusals are not fitted to these documents any more: `{fix}`")
+            self.events.emit(Say(text=f"refusals are not fitted to these documents any more: `{fix}`"))
         if not self.settings.passages:
             self.writer = Writer(self.collection, self.settings.model)
             if self.writer.why:
                 quoted = "" if self.writer.model else ". The passages' own sentences are quoted"
-                self.events.emit("say", text=self.writer.why + quoted)
+                self.events.emit(Say(text=self.writer.why + quoted))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +94,7 @@ class _Asking:
             return self._show_passages(question)
         answer = self._answer(question)
         about = {"collection": self.collection.name, "model": self.model}
-        self.events.emit("result", result=about | answer.to_json())
+        self.events.emit(ResultReady(result=about | answer.to_json()))
         return 0 if answer.kind != "refused" and answer.is_supported else 3
 
     def converse(self) -> None:
@@ -103,7 +104,7 @@ class _Asking:
             pass
         counts = self.collection.catalogue.counts()
         told = f"{self.collection.name}: {counts['documents']:,} documents"
-        self.events.emit("say", text=f"{told}, answered by {self.model or 'quotes'}.\n{HELP}")
+        self.events.emit(Say(text=f"{told}, answered by {self.model or 'quotes'}.\n{HELP}"))
         while True:
             line = None
             try:
@@ -113,14 +114,14 @@ class _Asking:
                 if line:
                     self._show_passages(line) if self.settings.passages else self._answer(line)
             except EOFError:
-                self.events.emit("answer", text="\n")
+                self.events.emit(AnswerText(text="\n"))
                 return
             except KeyboardInterrupt:
-                self.events.emit("answer", text="\n" if line is None else " …\n")
+                self.events.emit(AnswerText(text="\n" if line is None else " …\n"))
                 if line is None:
-                    self.events.emit("say", text="/bye or Ctrl-D leaves")
+                    self.events.emit(Say(text="/bye or Ctrl-D leaves"))
             except UsageError as e:
-                self.events.emit("warn", text=str(e))
+                self.events.emit(Warn(text=str(e)))
 
     def _answer(self, question: str) -> "Answer":
         """Told as it comes, and then what it cites."""
@@ -133,11 +134,11 @@ class _Asking:
         pieces: Generator[str, None, Answer] = answer(
             self.collection, engine, found, Writing(tokens=self.settings.max_tokens)
         )
-        told = whole(pieces, lambda text: self.events.emit("answer", text=text))
+        told = whole(pieces, lambda text: self.events.emit(AnswerText(text=text)))
         lines = [f"[{source.number}] {_shown(piece.place)}{_title(source)}" for source, piece in told.cited]
-        self.events.emit("answer", text="\n".join(["", *([""] if lines else []), *lines, ""]))
+        self.events.emit(AnswerText(text="\n".join(["", *([""] if lines else []), *lines, ""])))
         for warning in told.warnings:
-            self.events.emit("warn", text=warning)
+            self.events.emit(Warn(text=warning))
         return told
 
     def _show_passages(self, question: str) -> int:
@@ -149,7 +150,7 @@ class _Asking:
         for number, hit in enumerate(found.hits, 1):
             headings = " › ".join(hit.passage.headings)
             head = f"[{number}] {_shown(hit.citation)}" + (f"  {headings}" if headings else "")
-            self.events.emit("answer", text=f"{head}\n{hit.passage.text}\n\n")
+            self.events.emit(AnswerText(text=f"{head}\n{hit.passage.text}\n\n"))
             told.append(
                 {
                     "number": number,
@@ -162,7 +163,7 @@ class _Asking:
                 }
             )
         result = {"collection": self.collection.name, "question": question, "passages": told}
-        self.events.emit("result", result=result | {"evidence": round(found.evidence.score, 4)})
+        self.events.emit(ResultReady(result=result | {"evidence": round(found.evidence.score, 4)}))
         return 0 if told else 3
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, Progress, ResultReady
 from settle.commands import Command
 
 
@@ -48,8 +49,8 @@ class Bench(Command):
                 ]
             )
             told.append({"streams": seen.streams, "ratio": ratio, "ratios": seen.ratios, "added_ms": added})
-            events.emit("progress", what="streams measured", done=number, total=len(self.streams), unit="count")
+            events.emit(Progress(what="streams measured", done=number, total=len(self.streams), unit="count"))
         columns = ("streams", "llama.cpp, tokens/s", "settle", "ratio", "first token", "settle adds")
-        events.emit("table", title=f"{model.name}, medians of {self.rounds} rounds", columns=columns, rows=rows)
-        events.emit("result", result={"model": model.name, "overhead": told})
+        events.emit(Listing(title=f"{model.name}, medians of {self.rounds} rounds", columns=columns, rows=rows))
+        events.emit(ResultReady(result={"model": model.name, "overhead": told}))
         return 0

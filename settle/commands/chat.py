@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from settle.base.errors import EngineError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.run import write_json
 from settle.commands import Command
 from settle.commands._drafts import ABOUT as DRAFT
@@ -54,7 +55,7 @@ class Chat(Command):
             talk = _Talk(self, engine, events)
             if self.prompt is not None or not sys.stdin.isatty():
                 return self._once(talk, events)
-            events.emit("say", text=f"{model.name}, {engine.context} tokens of context. {talk.nature}\n{HELP}")
+            events.emit(Say(text=f"{model.name}, {engine.context} tokens of context. {talk.nature}\n{HELP}"))
             self._converse(talk, events)
         return 0
 
@@ -63,8 +64,8 @@ class Chat(Command):
         if not prompt:
             raise UsageError("there is nothing to answer", f"settle chat {self.name} 'some text', or text on stdin")
         text = "".join(talk.answer(prompt))
-        events.emit("answer", text="\n")
-        events.emit("result", result={"prompt": prompt, "answer": text})
+        events.emit(AnswerText(text="\n"))
+        events.emit(ResultReady(result={"prompt": prompt, "answer": text}))
         return 0 if text else 3
 
     def _converse(self, talk: "_Talk", events: Events) -> None:
@@ -80,16 +81,16 @@ class Chat(Command):
                     return
                 talk.obey(line) if line.startswith("/") else talk.speak(line)
             except EOFError:
-                events.emit("answer", text="\n")
+                events.emit(AnswerText(text="\n"))
                 return
             except KeyboardInterrupt:  # at the prompt, or in the moment before the answer begins
-                events.emit("answer", text="\n" if line is None else " …\n")
+                events.emit(AnswerText(text="\n" if line is None else " …\n"))
                 if line is None:
-                    events.emit("say", text="/bye or Ctrl-D leaves")
+                    events.emit(Say(text="/bye or Ctrl-D leaves"))
             except (UsageError, EngineError) as e:
                 if not talk.alive():
                     raise
-                events.emit("warn", text=str(e))
+                events.emit(Warn(text=str(e)))
 
 
 class _Talk:
@@ -124,8 +125,8 @@ class _Talk:
             for _ in self.answer(line):
                 pass
         except KeyboardInterrupt:
-            self.events.emit("answer", text=" …")
-        self.events.emit("answer", text="\n")
+            self.events.emit(AnswerText(text=" …"))
+        self.events.emit(AnswerText(text="\n"))
 
     def answer(self, text: str) -> Iterator[str]:
         """Pieces of the answer, emitted as they come; what was said is kept, cut off or not."""
@@ -137,7 +138,7 @@ class _Talk:
         try:
             for piece in pieces:
                 said += piece
-                self.events.emit("answer", text=piece)
+                self.events.emit(AnswerText(text=piece))
                 yield piece
         finally:
             pieces.close()
@@ -149,13 +150,13 @@ class _Talk:
         rest = rest.strip()
         if command == "/reset":
             self.messages.clear()
-            self.events.emit("say", text="forgotten")
+            self.events.emit(Say(text="forgotten"))
         elif command == "/system":
             if not self.turns:
                 raise UsageError("a model that goes on with plain text has no system prompt", "start with --template")
             self.system = rest or None
             self.messages.clear()
-            self.events.emit("say", text="a new talk with that system prompt" if rest else "no system prompt now")
+            self.events.emit(Say(text="a new talk with that system prompt" if rest else "no system prompt now"))
         elif command == "/save":
             self._save(Path(rest or f"{self.engine.path.stem}-chat.json").expanduser())
         else:
@@ -166,7 +167,7 @@ class _Talk:
             write_json(path, {"model": str(self.engine.path), "messages": self._all()})
         except OSError as e:
             raise UsageError(f"cannot write {path}: {e.strerror}", "/save another file") from None
-        self.events.emit("say", text=f"wrote {path}")
+        self.events.emit(Say(text=f"wrote {path}"))
 
     def _all(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}, *self.messages] if self.system else list(self.messages)
@@ -193,4 +194,4 @@ class _Talk:
         return self.engine.turns(self._all())
 
     def _forgot(self, text: str) -> None:
-        self.events.emit("warn", text=text)
+        self.events.emit(Warn(text=text))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import RunError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
 from settle.base.registry import part, part_names
 from settle.commands import Command
 
@@ -52,15 +53,15 @@ class Connect(Command):
         if self.undo:
             told = setup.undo(self.client, self.force)
             for line in told or ["nothing is left of it"]:
-                events.emit("say", text=line)
-            events.emit("result", result={"client": self.client, "undone": told})
+                events.emit(Say(text=line))
+            events.emit(ResultReady(result={"client": self.client, "undone": told}))
             return 0
         connection = self._connection()
         result = self._shown(events, client, connection)
         result["written"] = self._written(events, client, connection) if self.write else []
         tried = [] if self.print else self._tried(events, client, connection)
         result["checks"] = [vars(t) | {"passed": t.passed} for t in tried]
-        events.emit("result", result=result)
+        events.emit(ResultReady(result=result))
         return 0 if all(t.passed for t in tried) else 1
 
     def _list(self, events: Events) -> int:
@@ -73,13 +74,13 @@ class Connect(Command):
         key = server_key(make=False) if server is None or server["needs_key"] else None
         rows = [["address", server["address"] if server else "no server runs: `settle serve` starts one"]]
         rows.append(["key", key or ("none needed" if server else "made when the server starts for the first time")])
-        events.emit("table", title="the server", columns=("what", "value"), rows=rows)
+        events.emit(Listing(title="the server", columns=("what", "value"), rows=rows))
         names = [spelled(name) for name in part_names(FAMILY)]
         told = [{"name": n, "about": _client(n).about, "connected": is_connected(n)} for n in names]
         listed = [[c["name"], c["about"], "connected" if c["connected"] else ""] for c in told]
         note = "`settle connect CLIENT` shows what to configure and tries it; --write writes it"
-        events.emit("table", title="clients", columns=("client", "what it is", ""), rows=listed, note=note)
-        events.emit("result", result={"server": server, "key": key, "clients": told})
+        events.emit(Listing(title="clients", columns=("client", "what it is", ""), rows=listed, note=note))
+        events.emit(ResultReady(result={"server": server, "key": key, "clients": told}))
         return 0
 
     def _connection(self) -> "Connection":
@@ -115,20 +116,21 @@ class Connect(Command):
     def _shown(self, events: Events, client: "Client", connection: "Connection") -> dict[str, Any]:
         files, steps, note = client.files(connection), client.steps(connection), client.note(connection)
         for file in files:
-            events.emit("say", text=f"what belongs into {file.path}:")
-            events.emit("answer", text=file.part.rstrip("\n") + "\n")
+            events.emit(Say(text=f"what belongs into {file.path}:"))
+            events.emit(AnswerText(text=file.part.rstrip("\n") + "\n"))
         if steps:
-            events.emit("answer", text=steps)
+            events.emit(AnswerText(text=steps))
         if note:
-            events.emit("say", text=note)
+            events.emit(Say(text=note))
         if 0 < connection.context < client.needs:
             events.emit(
-                "warn",
-                text=f"{connection.model} is served with {connection.context:,} tokens of context, and "
-                f"{self.client} is of little use below {client.needs:,}",
+                Warn(
+                    text=f"{connection.model} is served with {connection.context:,} tokens of context, and "
+                    f"{self.client} is of little use below {client.needs:,}",
+                )
             )
         if (files or client.origins(connection)) and not (self.write or self.print):
-            events.emit("say", text="nothing is written; --write does that")
+            events.emit(Say(text="nothing is written; --write does that"))
         return {
             "client": self.client,
             "address": connection.address,
@@ -144,14 +146,14 @@ class Connect(Command):
 
         files, origins = client.files(connection), client.origins(connection)
         if not files and not origins:
-            events.emit("say", text=f"{self.client} has no file to write here: do what is shown above")
+            events.emit(Say(text=f"{self.client} has no file to write here: do what is shown above"))
             return []
         paths = save(self.client, files, origins)
         for path in paths:
-            events.emit("say", text=f"written: {path}")
+            events.emit(Say(text=f"written: {path}"))
         if origins:
-            events.emit("say", text=f"may ask from now on: {', '.join(sorted(origins))}")
-        events.emit("say", text=f"`settle connect {self.client} --undo` takes it back")
+            events.emit(Say(text=f"may ask from now on: {', '.join(sorted(origins))}"))
+        events.emit(Say(text=f"`settle connect {self.client} --undo` takes it back"))
         return [str(path) for path in paths]
 
     def _tried(self, events: Events, client: "Client", connection: "Connection") -> "list[Tried]":
@@ -162,14 +164,14 @@ class Connect(Command):
             came = try_out(connection, ask)
             tried.append(came)
             if came.passed:
-                events.emit("say", text=f"✓ {came.what}: works, {came.seconds:.1f} s")
+                events.emit(Say(text=f"✓ {came.what}: works, {came.seconds:.1f} s"))
             else:
-                events.emit("warn", text=f"{came.what}: {came.why}")
+                events.emit(Warn(text=f"{came.what}: {came.why}"))
         failed = [t for t in tried if not t.passed]
         if not failed:
-            events.emit("say", text=f"{self.client} can talk to {connection.model} at {connection.address}")
+            events.emit(Say(text=f"{self.client} can talk to {connection.model} at {connection.address}"))
         elif client.origins(connection) and all("origin" in t.why for t in failed):
-            events.emit("say", text=f"the server does not let it in yet: `settle connect {self.client} --write` does")
+            events.emit(Say(text=f"the server does not let it in yet: `settle connect {self.client} --write` does"))
         return tried
 
 

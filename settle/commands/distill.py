@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress, Say
 from settle.base.run import Run, home, read_json, write_json
 from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
@@ -183,7 +184,7 @@ class Distill(TuningCommand):
         subject.write(folder, {"name": name})
         write_json(run.path / STUDENT / "made.json", [pruned.report for pruned in made])
         before, after = teacher.part.num_parameters, subject.num_parameters
-        events.emit("say", text=f"the student is {name}: {after / 1e6:,.1f} M parameters of {before / 1e6:,.1f} M")
+        events.emit(Say(text=f"the student is {name}: {after / 1e6:,.1f} M parameters of {before / 1e6:,.1f} M"))
         return Pretrained.open(folder)
 
     def _made(self, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "list[Pruned]":
@@ -197,7 +198,7 @@ class Distill(TuningCommand):
                 return [fresh(subject, shape, self.seed)]
         windows = [corpus.train.document(i).tolist()[:ROW_TOKENS] for i in _spread(corpus.train.num_documents)]
         texts = [teacher.tokenizer.decode(window) for window in windows]
-        events.emit("progress", what="prune", done=0, total=1, unit="model")
+        events.emit(Progress(what="prune", done=0, total=1, unit="model"))
         if self.into is not None:
             made = shrunk(subject, shape, windows, texts)
         elif self.width is not None:
@@ -205,7 +206,7 @@ class Distill(TuningCommand):
         else:
             most = subject.num_layers - max(1, round(subject.num_layers / DRAFT_KEEPS))
             made = [shorter(subject, self.drop_layers or most, windows, texts)]
-        events.emit("progress", what="prune", done=1, total=1, unit="model")
+        events.emit(Progress(what="prune", done=1, total=1, unit="model"))
         return made
 
     def _record(self, folder: Path, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> None:
@@ -218,7 +219,7 @@ class Distill(TuningCommand):
         def told(tokens: int) -> None:
             nonlocal done
             done += tokens + 1
-            events.emit("progress", what="the teacher reads", done=done, total=total, unit="tokens")
+            events.emit(Progress(what="the teacher reads", done=done, total=total, unit="tokens"))
 
         longest = max(map(len, windows))
         with (
@@ -310,9 +311,9 @@ def _drafted(
     prompts = prompts_of(job.corpus, job.tokenizer, job.architecture, asked["compare_rows"])
     with as_served(teacher, job.tokenizer, run.out) as model:
         pair = measure_pair(model.path, file, prompts, asked["answer_tokens"], events, asked["threads"])
-    events.emit("say", text=pair.headline)
+    events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:
-        events.emit("say", text=f"`settle chat {teacher.name} --draft {run.name}` and `settle serve` use it")
+        events.emit(Say(text=f"`settle chat {teacher.name} --draft {run.name}` and `settle serve` use it"))
     return pair, file
 
 

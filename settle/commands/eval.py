@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ResultReady
 from settle.base.run import Run
 from settle.commands import Command
 from settle.infer.resolve import Served, served
@@ -71,7 +72,7 @@ class Eval(Command):
             )
         tell(comparison, events)
         result = comparison.to_json() | {"why": comparison.headline}
-        events.emit("result", result=result)
+        events.emit(ResultReady(result=result))
         return 0 if comparison.verdict == "better" else 3
 
     def _base(self, tuned: Served) -> Served:

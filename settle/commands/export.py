@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ResultReady, Say, Warn
 from settle.base.registry import part, part_names
 from settle.base.run import Run
 from settle.commands import Command
@@ -54,10 +55,10 @@ class Export(Command):
             if self.out:
                 raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
             path.parent.mkdir(parents=True)
-        events.emit("say", text=f"reading {model.name} …")
+        events.emit(Say(text=f"reading {model.name} …"))
         gate = self._write(model, form(dtype=dtype), path, events)
-        events.emit("say", text=f"wrote {path}")
-        events.emit("result", result={"path": str(path), "format": self.to, "dtype": dtype, "gate": gate})
+        events.emit(Say(text=f"wrote {path}"))
+        events.emit(ResultReady(result={"path": str(path), "format": self.to, "dtype": dtype, "gate": gate}))
         return 0
 
     def _dtype(self, form: type["Format"]) -> str:
@@ -233,7 +234,7 @@ def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:
     except UsageError as e:
         says = f"{name} was trained on {adapter.base or 'a model that it does not name'}"
         raise UsageError(f"{says}, and {e.what}", "give it: --base NAME, a folder or a .gguf") from None
-    events.emit("warn", text="no text is known that it was not trained on: it is compared on a few built-in texts")
+    events.emit(Warn(text="no text is known that it was not trained on: it is compared on a few built-in texts"))
     return _Adapted(name, opened, adapter, {"name": name}, list(PROSE))
 
 

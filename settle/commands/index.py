@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import DataError, SettleError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.registry import part
 from settle.base.run import free_name
 from settle.base.settings import resolve
@@ -76,8 +77,8 @@ class Index(Command):
             Collection(name)  # says which there are
         if self.delete:
             delete(name)
-            events.emit("say", text=f"{name} is deleted; its documents are where they were")
-            events.emit("result", result={"deleted": name})
+            events.emit(Say(text=f"{name} is deleted; its documents are where they were"))
+            events.emit(ResultReady(result={"deleted": name}))
             return 0
         with Stopping():
             try:
@@ -89,7 +90,7 @@ class Index(Command):
                     _follow(name, events)
             except BaseException as e:
                 if isinstance(e, KeyboardInterrupt):
-                    events.emit("say", text="stopped; what was indexed is kept, and the same command goes on")
+                    events.emit(Say(text="stopped; what was indexed is kept, and the same command goes on"))
                 if is_new:
                     _forget_empty(name)
                 raise
@@ -103,7 +104,7 @@ class Index(Command):
         if name is None and given and given[0] in names():
             name = given.pop(0)
             if Path(name).exists():
-                events.emit("warn", text=f"{name} is taken for the collection of that name; the folder is ./{name}")
+                events.emit(Warn(text=f"{name} is taken for the collection of that name; the folder is ./{name}"))
         roots = [_path(path) for path in given]
         if name is None and not roots:
             raise UsageError("which collection is meant?", "settle index NAME; `settle index` lists them")
@@ -136,8 +137,8 @@ class Index(Command):
             checked = check(collection, events, self.questions, model)
             tell(checked, events)
             picture = keep(checked, collection.folder)
-        events.emit("say", text=f"as a picture: {picture}")
-        events.emit("result", result=checked.to_json() | {"picture": str(picture)})
+        events.emit(Say(text=f"as a picture: {picture}"))
+        events.emit(ResultReady(result=checked.to_json() | {"picture": str(picture)}))
 
     def _roots(self, collection: "Collection", more: list[Path]) -> list[Path]:
         """What it follows from now on."""
@@ -253,7 +254,7 @@ def _follow(name: str, events: Events) -> None:
     from settle.retrieve.index.watch import follow
 
     with Collection(name) as collection:
-        events.emit("say", text=f"following {', '.join(map(str, collection.roots))}; Ctrl-C ends it")
+        events.emit(Say(text=f"following {', '.join(map(str, collection.roots))}; Ctrl-C ends it"))
         follow(collection, events, lambda report: _tell_changes(name, report, events))
 
 
@@ -263,25 +264,25 @@ def _tell(name: str, report: "Report", events: Events) -> None:
 
     for root, why in report.kept:
         fix = f"`settle index {name} --without {root}` lets them go"
-        events.emit("warn", text=f"{root}: {why}. Its documents stay as they were; {fix}")
+        events.emit(Warn(text=f"{root}: {why}. Its documents stay as they were; {fix}"))
     if report.failed:
         shown = report.failed[:MOST_SHOWN]
         more = len(report.failed) - len(shown)
         note = f"and {more:,} more; --json tells them all" if more else ""
-        events.emit("table", columns=("could not be read", "why"), rows=[list(row) for row in shown], note=note)
+        events.emit(Listing(columns=("could not be read", "why"), rows=[list(row) for row in shown], note=note))
     if report.left_out:
-        events.emit("say", text=f"left out: {_left_out(report.left_out)}")
-    events.emit("say", text=f"{name}: {_done(report)}")
+        events.emit(Say(text=f"left out: {_left_out(report.left_out)}"))
+    events.emit(Say(text=f"{name}: {_done(report)}"))
     with Collection(name) as collection:
         told = dataclasses.asdict(report) | {"name": name, "bytes": collection.num_bytes}
     told["failed"] = [{"path": path, "why": why} for path, why in report.failed]
     told["kept"] = [{"root": root, "why": why} for root, why in report.kept]
-    events.emit("result", result=told)
+    events.emit(ResultReady(result=told))
 
 
 def _tell_changes(name: str, report: "Report", events: Events) -> None:
     if report.added or report.changed or report.moved or report.deleted:
-        events.emit("say", text=f"{name}: {_done(report)}")
+        events.emit(Say(text=f"{name}: {_done(report)}"))
 
 
 def _done(report: "Report") -> str:
@@ -305,7 +306,7 @@ def _list(events: Events) -> None:
             with Collection(name) as collection:
                 told.append(_facts(collection))
         except SettleError as e:
-            events.emit("warn", text=f"{name}: {e.what}")
+            events.emit(Warn(text=f"{name}: {e.what}"))
     columns = ("name", "documents", "passages", "size", "age", "embedder", "follows")
     rows = [
         [
@@ -320,8 +321,8 @@ def _list(events: Events) -> None:
         for one in told
     ]
     hint = 'ask one: `settle ask NAME "…"`' if told else "no collections yet; make one: `settle index FOLDER`"
-    events.emit("table", columns=columns, rows=rows, note=hint)
-    events.emit("result", result={"collections": told})
+    events.emit(Listing(columns=columns, rows=rows, note=hint))
+    events.emit(ResultReady(result={"collections": told}))
 
 
 def _facts(collection: "Collection") -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
 from settle.base.models import StoredModel, all_models, stamp_of
 from settle.commands import Command
 
@@ -46,10 +47,10 @@ class Models(Command):
         told = [described(entry) for entry in entries]
         note = "`settle serve` serves them; `settle models show NAME` tells more"
         hint = note if told else "no models yet; get one: `settle pull smollm2`"
-        events.emit("table", columns=COLUMNS, rows=[_row(model) for model in told], note=hint)
+        events.emit(Listing(columns=COLUMNS, rows=[_row(model) for model in told], note=hint))
         for model in told:
             model["template"] = bool(model.get("template"))
-        events.emit("result", result={"models": told, "failed": failed})
+        events.emit(ResultReady(result={"models": told, "failed": failed}))
         return 1 if failed else 0
 
     def _measure(self, events: Events, entries: "list[Entry]") -> list[dict[str, str]]:
@@ -61,14 +62,14 @@ class Models(Command):
         failed = []
         todo = [entry for entry in entries if self.names or _is_measured_unasked(described(entry))]
         for done, entry in enumerate(todo):
-            events.emit("progress", what="measuring", done=done, total=len(todo), unit="models")
+            events.emit(Progress(what="measuring", done=done, total=len(todo), unit="models"))
             try:
                 make_file(entry)
                 measured(entry)
             except (SettleError, Refusal) as e:
                 why = e.what.splitlines()[0] if isinstance(e, SettleError) else e.message
                 failed.append({"name": entry.id, "why": why})
-                events.emit("warn", text=f"{entry.id} is not measured: {why}")
+                events.emit(Warn(text=f"{entry.id} is not measured: {why}"))
         return failed
 
 
@@ -121,10 +122,10 @@ def _show(events: Events, catalogue: "Catalogue", entry: "Entry") -> None:
     told |= {"license": stored.license if stored else "", "aliases": list(entry.aliases)}
     told["sha256"] = _sha256(entry.adapter or entry.path, stored)
     told["adapters"] = [e.id for e in catalogue.entries() if e.adapter and not entry.adapter and e.path == entry.path]
-    events.emit("table", title=entry.id, columns=("", ""), rows=_rows(told))
+    events.emit(Listing(title=entry.id, columns=("", ""), rows=_rows(told)))
     if told.get("template"):
-        events.emit("answer", text=told["template"].rstrip("\n") + "\n")
-    events.emit("result", result={"model": told})
+        events.emit(AnswerText(text=told["template"].rstrip("\n") + "\n"))
+    events.emit(ResultReady(result={"model": told}))
 
 
 def _rows(told: dict[str, Any]) -> list[list[Any]]:

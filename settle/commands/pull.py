@@ -5,7 +5,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say
 from settle.base.models import StoredModel, all_models
 from settle.base.run import NAME
 from settle.commands import Command
@@ -41,9 +42,9 @@ class Pull(Command):
             raise UsageError(f"{wanted!r} is another model here: {here.origin}", "choose another --name")
         if here is None or self.again:
             here = pull(offer, self.name, events)
-        events.emit("say", text=f"{here.name} is here: {_use(here)}")
+        events.emit(Say(text=f"{here.name} is here: {_use(here)}"))
         told = {"name": here.name, "kind": here.kind, "path": str(here.path), "sha256": here.sha256}
-        events.emit("result", result=told | {"origin": here.origin, "license": here.license})
+        events.emit(ResultReady(result=told | {"origin": here.origin, "license": here.license}))
         return 0
 
     def _list(self, events: Events) -> None:
@@ -57,10 +58,12 @@ class Pull(Command):
         rows += [[n.name, n.where, "", ""] for n in others if f"{n.where}:{n.name}" not in taken]
         rows += [[name, "wheel", e.about, e.license] for name, e in CATALOGUE.items() if f"wheel:{name}" not in taken]
         events.emit(
-            "table", columns=("name", "where", "what", "license"), rows=rows, note="`settle pull NAME` gets one"
+            Listing(columns=("name", "where", "what", "license"), rows=rows, note="`settle pull NAME` gets one")
         )
         told = [{"name": m.name, "path": str(m.path), "sha256": m.sha256, "origin": m.origin} for m in models]
-        events.emit("result", result={"models": told, "others": [{"where": n.where, "name": n.name} for n in others]})
+        events.emit(
+            ResultReady(result={"models": told, "others": [{"where": n.where, "name": n.name} for n in others]})
+        )
 
 
 def _use(model: StoredModel) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import RunError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ForecastReady, ResultReady, Say, Warn
 from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.settings import read_recipe, resolve
@@ -35,8 +36,8 @@ class Resume(Command):
         with run.lock(), Stopping() as stopping:
             result = run.read("result.json")
             if result is not None:
-                events.emit("say", text=f"{run.name} is finished; there is nothing to go on with")
-                events.emit("result", result=result)
+                events.emit(Say(text=f"{run.name} is finished; there is nothing to go on with"))
+                events.emit(ResultReady(result=result))
                 return 0
             _sweep(run)
             if run.command == "shrink":
@@ -50,7 +51,7 @@ class Resume(Command):
             spending.start(job.plan.device, (record.get("asked") or {}).get("watts"))
             events.move_to(run.events)
             if (expected := run.read("forecast.json")) is not None:
-                events.emit("forecast", forecast=expected)
+                events.emit(ForecastReady(forecast=expected))
             return go_on(command, run, job, spending, stopping, events)
 
 
@@ -70,7 +71,7 @@ def _shrink_again(run: Run, events: Events) -> int:
     """What a shrinking measured before it was killed is in the store, so it is begun again."""
     from settle.commands.shrink import Shrink
 
-    events.emit("say", text=f"{run.name} begins again; what it measured is found in the store")
+    events.emit(Say(text=f"{run.name} begins again; what it measured is found in the store"))
     return resolve(Shrink, [("asked", _recipe(run))]).value.fill(run, events)
 
 
@@ -87,7 +88,7 @@ def _start_again(command: type[RunCommand], run: Run, stopping: Stopping, events
     resolved = resolve(command, [("asked", _recipe(run))])
     if "-" in resolved.value.inputs:
         raise RunError(f"{run.name} was to read from stdin and was stopped before it had", "start it again")
-    events.emit("say", text=f"{run.name} was stopped before its first step: it starts again")
+    events.emit(Say(text=f"{run.name} was stopped before its first step: it starts again"))
     return resolved.value.start(run, resolved.origin, stopping, events)
 
 
@@ -148,7 +149,7 @@ def _warn_of_versions(record: dict[str, Any], events: Events) -> None:
         now = importlib.metadata.version(package)
         if then.get(package, now) != now:
             text = f"{package} was {then[package]} and is {now} now: the run goes on, but not bit for bit the same"
-            events.emit("warn", text=text)
+            events.emit(Warn(text=text))
 
 
 def _corpus(command: type[RunCommand], run: Run, record: dict[str, Any], events: Events) -> Any:
@@ -159,7 +160,7 @@ def _corpus(command: type[RunCommand], run: Run, record: dict[str, Any], events:
     settings = resolve(command, [("recipe.toml", _recipe(run))]).value
     if "-" in settings.inputs:
         raise RunError("the tokens of this run were deleted, and they came from stdin", "start a new run")
-    events.emit("say", text="the tokens of this run were deleted: they are made again")
+    events.emit(Say(text="the tokens of this run were deleted: they are made again"))
     corpus = settings.corpus(events)
     if corpus.fingerprint != record["corpus"]:
         raise RunError(

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Event, Events
+from settle.base.event_log import Events
+from settle.base.events import Event, ForecastComparison, Listing, ResultReady, Say
 from settle.base.run import Run
 from settle.commands import Command
 from settle.plan.ledger import UNITS, entries, scores
@@ -56,8 +57,8 @@ class Runs(Command):
             for run in told
         ]
         hint = "`settle runs show NAME` tells more" if told else "no runs yet; start one: `settle train FOLDER`"
-        events.emit("table", columns=columns, rows=rows, note=hint)
-        events.emit("result", result={"runs": told})
+        events.emit(Listing(columns=columns, rows=rows, note=hint))
+        events.emit(ResultReady(result={"runs": told}))
 
     def _ledger(self, events: Events) -> None:
         kept = entries([Run.find(self.name)] if self.name else reversed(Run.all()))
@@ -68,13 +69,13 @@ class Runs(Command):
                 for e in kept
                 for unit in [UNITS.get(e.figure, "")]
             ]
-            events.emit("table", columns=columns, rows=rows)
+            events.emit(Listing(columns=columns, rows=rows))
         told = scores(kept)
         columns = ("forecast of", "runs", "median error", "bias", "in the 80 % interval")
         summed = [[s.figure, s.runs, f"{s.median_error:.1%}", f"{s.bias:+.1%}", f"{s.coverage:.0%}"] for s in told]
         note = "came ÷ expected − 1" if kept else "no finished run has a forecast yet"
-        events.emit("table", title="how forecasts have been doing", columns=columns, rows=summed, note=note)
-        events.emit("result", result={"ledger": [vars(e) for e in kept], "scores": [vars(s) for s in told]})
+        events.emit(Listing(title="how forecasts have been doing", columns=columns, rows=summed, note=note))
+        events.emit(ResultReady(result={"ledger": [vars(e) for e in kept], "scores": [vars(s) for s in told]}))
 
     def _show(self, events: Events) -> None:
         run = Run.find(self.name)
@@ -86,18 +87,18 @@ class Runs(Command):
         told["files"] = [{"path": str(path), "bytes": path.stat().st_size} for path in files]
         told["forecast"] = result.get("forecast") or run.read("forecast.json")
         told["actual"] = result.get("actual")
-        events.emit("table", title=run.name, columns=("", ""), rows=_facts(told))
+        events.emit(Listing(title=run.name, columns=("", ""), rows=_facts(told)))
         if told["forecast"]:
-            events.emit("comparison", forecast=told["forecast"], actual=told["actual"])
-        events.emit("result", result={"run": told})
+            events.emit(ForecastComparison(forecast=told["forecast"], actual=told["actual"]))
+        events.emit(ResultReady(result={"run": told}))
 
     def _remove(self, events: Events) -> None:
         run = Run.find(self.name)
         with run.lock():
             freed = _size(run.path)
             shutil.rmtree(run.path)
-        events.emit("say", text=f"removed {run.name}: {freed / 1e6:,.1f} MB freed")
-        events.emit("result", result={"removed": run.name, "bytes": freed})
+        events.emit(Say(text=f"removed {run.name}: {freed / 1e6:,.1f} MB freed"))
+        events.emit(ResultReady(result={"removed": run.name, "bytes": freed}))
 
 
 def summary(run: Run) -> dict[str, Any]:

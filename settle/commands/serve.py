@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.run import NAME, home
 from settle.commands import Command
 from settle.commands._drafts import ABOUT as DRAFT
@@ -96,8 +97,8 @@ class Serve(Command):
         finally:
             forget_server(address)
             listening.close()
-        events.emit("say", text="stopped")
-        events.emit("result", result={"address": address, "stopped": True})
+        events.emit(Say(text="stopped"))
+        events.emit(ResultReady(result={"address": address, "stopped": True}))
         return 0
 
     def _entries(self) -> "list[Entry]":
@@ -168,9 +169,9 @@ class Serve(Command):
             rows.append(["draft", f"{self.draft} proposes for {names[0]}"])
         rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])
         if self.host not in LOCAL:
-            events.emit("warn", text="everyone on the network may ask who has the key; nothing is encrypted on the way")
+            events.emit(Warn(text="everyone on the network may ask who has the key; nothing is encrypted on the way"))
         note = "`settle connect CLIENT` sets a client up and tries it; Ctrl-C stops the server"
-        events.emit("table", title="settle serves", columns=("what", "where"), rows=rows, note=note)
+        events.emit(Listing(title="settle serves", columns=("what", "where"), rows=rows, note=note))
 
 
 def _documents(given: str) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, RunStarted, Say, Warn
 from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.commands import Command
 from settle.commands._session import name_of, to_toml
@@ -60,7 +61,7 @@ class Shrink(Command):
         self._budget()
         _require_extra()
         run = Run.create("shrink", self.name or free_name(f"{name_of(self.model)}-small"))
-        events.emit("run", name=run.name, path=str(run.path))
+        events.emit(RunStarted(name=run.name, path=str(run.path)))
         with run.lock():
             write_atomic(run.path / "recipe.toml", to_toml(self._asked()))
             return self.fill(run, events)
@@ -78,12 +79,12 @@ class Shrink(Command):
                     result = self._handed_over(bench, run, budget, value, events)
             write_json(run.path / "result.json", result)
         except KeyboardInterrupt:
-            events.emit("say", text="stopped; what was measured is kept, and the same command goes on from there")
+            events.emit(Say(text="stopped; what was measured is kept, and the same command goes on from there"))
             raise
         finally:
             if not (run.path / "result.json").exists():
                 shutil.rmtree(run.path, ignore_errors=True)  # what took long is in the store
-        events.emit("result", result=result)
+        events.emit(ResultReady(result=result))
         return 0
 
     def _asked(self) -> dict[str, Any]:
@@ -130,14 +131,14 @@ class Shrink(Command):
         from settle.shrink.calibration_data import material
         from settle.shrink.session import Workbench
 
-        events.emit("say", text=f"reading {self.model} …")
+        events.emit(Say(text=f"reading {self.model} …"))
         source = _unquantized(self.model, folder, self.requantize or budget == "keep", events)
         _require_room(source.source.path, folder)
         part: Any = source.part
         known = _known_texts(self.model, source, events) if not self.inputs else []
         text = material(self.inputs, self.calibration, source.tokenizer, part.max_position_embeddings, events, known)
         for warning in text.warnings:
-            events.emit("warn", text=warning)
+            events.emit(Warn(text=warning))
         bench = Workbench(source, text, folder, events, self.threads or cores().usable, self.imatrix)
         return bench.with_vocabulary() if self.vocabulary else bench
 
@@ -201,7 +202,7 @@ def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "
     if opened.source.kind != "gguf":
         dtype = "bf16" if max(opened.kinds, key=opened.kinds.__getitem__) == "BF16" else "f16"
         path = folder / f"{opened.name}-{dtype}.gguf"
-        events.emit("say", text=f"writing {opened.name} as GGUF, in {dtype}, to start from …")
+        events.emit(Say(text=f"writing {opened.name} as GGUF, in {dtype}, to start from …"))
         export_gguf(opened.part, opened.lazy_weights(), opened.tokenizer, path, dtype, {"name": opened.name})
         opened = Pretrained.open(path)
     quantized = quantized_already(read_gguf(opened.source.path))
@@ -232,7 +233,7 @@ def _tell_fallen(bench: "Workbench", recipe: str, events: Events) -> None:
 
     found = fallen(bench.file, recipe, has_importance=True)
     if found is not None:
-        events.emit("warn", text=f"{found.told()}; --to {found.num_bytes / 1e6:.1f}MB spends as many bytes better")
+        events.emit(Warn(text=f"{found.told()}; --to {found.num_bytes / 1e6:.1f}MB spends as many bytes better"))
 
 
 def _planned(bench: "Workbench", run: Run, events: Events) -> dict[str, Any]:
@@ -249,10 +250,10 @@ def _planned(bench: "Workbench", run: Run, events: Events) -> dict[str, Any]:
     pace = Pace.of([(shrinking.read(whole), whole.footprint.speed.median)])
     speeds = predicted_speeds(shrinking, routes, pace)
     expected = [whole.point(), *(c.point(speeds[c.name]) for c in routes)]
-    events.emit("table", title="expected", columns=COLUMNS, rows=pareto_rows(expected))
+    events.emit(Listing(title="expected", columns=COLUMNS, rows=pareto_rows(expected)))
     measured = [shrinking.timed(shrinking.measured(c)) for c in routes]
     points = [whole.point(), *(c.point() for c in measured)]
-    events.emit("table", title="measured", columns=COLUMNS, rows=pareto_rows(points))
+    events.emit(Listing(title="measured", columns=COLUMNS, rows=pareto_rows(points)))
     draw_pareto(points, run.out / "pareto.png", f"{bench.source.name}: size, speed and loss")
     candidates = [c.to_json() | {"expected_speed": speeds.get(c.name)} for c in [whole, *measured]]
     files = {"picture": str(run.out / "pareto.png")}
@@ -284,7 +285,7 @@ def _told(
     whole, chosen = reference(bench, before), dataclasses.replace(chosen, footprint=after)
     others = [c for c in shrinking.seen.values() if c.name != chosen.name]
     points = [whole.point(), chosen.point(chosen=True), *(c.point() for c in others if c.divergence)]
-    events.emit("table", title="", columns=COLUMNS, rows=pareto_rows(points))
+    events.emit(Listing(title="", columns=COLUMNS, rows=pareto_rows(points)))
     draw_pareto(points, run.out / "pareto.png", f"{bench.source.name}: size, speed and loss")
     assert chosen.divergence is not None
     on_text = bench.text_loss(path)
@@ -312,5 +313,5 @@ def _told(
     if comparison:
         result["comparison"] = comparison
     write_card(run.out / "card.md", result, bench)
-    events.emit("say", text=why)
+    events.emit(Say(text=why))
     return result

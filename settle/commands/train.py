@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ForecastReady, PlanReady, ResultReady
 from settle.base.run import Run, write_json
 from settle.base.stop_signals import Stopping
 from settle.commands._session import RunCommand, Spending, Spent, go_on, judged, record_of, write_result
@@ -44,11 +45,11 @@ class Train(TrainingSettings, RunCommand):
         from settle.train.proof import prove
 
         plan = plan_training(self, origin, corpus, spending.seconds)
-        events.emit("plan", values=_told(plan, self), origin=plan.origin, why=plan.why, full=self.dry)
+        events.emit(PlanReady(values=_told(plan, self), origin=plan.origin, why=plan.why, full=self.dry))
         plan, expected = look_ahead(plan, corpus, self, lambda: spending.seconds, events)
-        events.emit("forecast", forecast=expected.to_json())
+        events.emit(ForecastReady(forecast=expected.to_json()))
         if self.dry:
-            events.emit("result", result={"plan": plan.to_json(), "forecast": expected.to_json()})
+            events.emit(ResultReady(result={"plan": plan.to_json(), "forecast": expected.to_json()}))
             return 0
         job = TrainingJob.build(plan, corpus)
         spending.start(plan.device, self.watts)

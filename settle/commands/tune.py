@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result

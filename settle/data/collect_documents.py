@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
 from settle.data.document_buffer import Spool, SpoolWriter
@@ -93,7 +94,7 @@ class Reading:
             self._tell(done, total)
 
     def _tell(self, done: int, total: int) -> None:
-        self._events.emit("progress", what="read", done=done, total=total, unit="bytes")
+        self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
 
     def _where(self, number: int, row: int) -> str:
         return f"{self._files[number].name}:{row}"

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError, SettleError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.run import home, read_json, write_json
 from settle.data.collect_documents import Reading
 from settle.data.document_buffer import Spool
@@ -200,7 +201,7 @@ def _tokenize(
                     chosen = ids if mine.all() else ids[np.repeat(mine, lengths)]
                     writer.append(chosen, np.cumsum(lengths[mine]), origins[mine], int(sizes[mine].sum()))
             done += int(sizes.sum()) + len(sizes)
-            events.emit("progress", what="tokenize", done=done, total=spool.size, unit="bytes")
+            events.emit(Progress(what="tokenize", done=done, total=spool.size, unit="bytes"))
         return writers[0].close(), writers[1].close()
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.data.batches import Batch
 from settle.data.distributions import Compared, compare
 from settle.evaluate.compare.paired import Paired, paired
@@ -185,5 +186,5 @@ def learned(
     last = nearness(model, objective, batches)
     far = [(-seen.means(seen.apart.kl)).tolist() for seen in (first, last)]
     made = Learned(first, last, teacher, paired(*far))
-    events.emit("say", text=made.headline)
+    events.emit(Say(text=made.headline))
     return made

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.infer.child_process import Draft
 from settle.infer.client import Timed
 from settle.infer.engine import Engine
@@ -119,7 +120,7 @@ def measure_pair(
     searched: dict[Proposing, float] = {}
     for way in ways if len(ways) > 1 else ():
         searched[way] = _rate(asked([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
-        events.emit("say", text=f"proposing {way} at a time: {searched[way]:.2f} times as fast")
+        events.emit(Say(text=f"proposing {way} at a time: {searched[way]:.2f} times as fast"))
     best = max(searched, key=searched.__getitem__) if searched else ways[0]
     together = asked(prompts, best)
     proposed = sum(one.drafted for one in together)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.data.layouts import Example
 from settle.evaluate.compare.candidate import CONTEXT, FileContender
 from settle.evaluate.compare.cases import cases
@@ -24,7 +25,7 @@ def answer_all(model: Served, examples: Iterable[Example], path: Path, max_token
         prompts = [teacher.prompt(case) for case in asked]
 
         def told(done: int) -> None:
-            events.emit("progress", what="the teacher answers", done=done, total=len(prompts), unit="questions")
+            events.emit(Progress(what="the teacher answers", done=done, total=len(prompts), unit="questions"))
 
         for case, answer in zip(asked, teacher.answers(prompts, max_tokens, told), strict=True):
             if not answer.text.strip():

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from settle.base.errors import ResourceError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.registry import part
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
@@ -59,9 +60,9 @@ def look_ahead(
     must_fit(plan)
     before = elapsed()
     expected_steps = plan.loop.max_steps or 50 * plan.loop.warmup_steps
-    events.emit("progress", what="probe", done=0, total=1, unit="run")
+    events.emit(Progress(what="probe", done=0, total=1, unit="run"))
     probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts)
-    events.emit("progress", what="probe", done=1, total=1, unit="run")
+    events.emit(Progress(what="probe", done=1, total=1, unit="run"))
     loop = plan.loop
     if loop.seconds:
         left = max(loop.seconds / 2, loop.seconds - (elapsed() - before))

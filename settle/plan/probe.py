@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus

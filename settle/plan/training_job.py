@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from settle.base.errors import FormatError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.stop_signals import Stopping

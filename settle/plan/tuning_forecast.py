@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.run import Run
 from settle.data.rows.batches import RowBatches
 from settle.machine import EnergyMeter, PeakMemory, resident
@@ -61,9 +62,9 @@ def look_ahead(job: TrainingJob, settings: TuningSettings, elapsed: Callable[[],
 
     The model is left as it was.
     """
-    events.emit("progress", what="probe", done=0, total=1, unit="run")
+    events.emit(Progress(what="probe", done=0, total=1, unit="run"))
     measured = measure(job, settings.watts)
-    events.emit("progress", what="probe", done=1, total=1, unit="run")
+    events.emit(Progress(what="probe", done=1, total=1, unit="run"))
     return forecast(job, measured, settings, elapsed())
 
 

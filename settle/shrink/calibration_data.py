@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import ResourceError
+from settle.base.events import Say
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
 from settle.shrink.pareto import Point
@@ -137,7 +138,7 @@ class Shrinking:
         d = candidate.divergence
         assert d is not None
         text = f"{candidate.name}: {candidate.num_bytes / 1e6:.1f} MB, KL {d.kl.value:.3g} nats per token"
-        self.bench.events.emit("say", text=f"{text}, the loss changes by {d.rise.value:+.2%}")
+        self.bench.events.emit(Say(text=f"{text}, the loss changes by {d.rise.value:+.2%}"))
 
     # --- budgets ---
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import ResourceError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress, Say, Warn
 from settle.base.run import home
 from settle.data.likelihoods import Likelihoods
 from settle.evaluate.divergence import Divergence, TextLoss, divergence, text_loss
@@ -64,9 +65,9 @@ class Workbench:
         path = self.folder / f"{self.source.name}-cut.gguf"
         report = Vocabulary().cut_file(self.path, path, self.material.fitted).report
         if "warning" in report:
-            self.events.emit("warn", text=report["warning"])
+            self.events.emit(Warn(text=report["warning"]))
         there, left = report["tokens"]
-        self.events.emit("say", text=f"{left:,} of {there:,} tokens are kept")
+        self.events.emit(Say(text=f"{left:,} of {there:,} tokens are kept"))
         source = Pretrained.open(path)
         before = (self.source, self.material.in_tokens_of(self.source.tokenizer))
         return replace(
@@ -190,7 +191,7 @@ class Workbench:
             )
 
     def _told(self, what: str, done: int, total: int, unit: str = "parts") -> None:
-        self.events.emit("progress", what=what, done=done, total=total, unit=unit)
+        self.events.emit(Progress(what=what, done=done, total=total, unit=unit))
 
     def _counting(self, what: str, total: int) -> Callable[[int], None]:
         done = 0

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import CheckpointError, FormatError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say, Warn
 from settle.base.run import fsync_folder
 from settle.formats.safetensors import read_safetensors
 
@@ -114,13 +115,14 @@ def save_or_wait(
                 ) from None
         else:
             if told:
-                events.emit("say", text="there is room again: the run goes on")
+                events.emit(Say(text="there is room again: the run goes on"))
             return True
         if not told:
             events.emit(
-                "warn",
-                text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
-                "The run waits and goes on by itself when there is room.",
+                Warn(
+                    text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
+                    "The run waits and goes on by itself when there is room.",
+                )
             )
             told = True
         while True:
@@ -150,7 +152,7 @@ def load_newest(
             _check(path)
             return _load(path)
         except _Damaged as e:
-            events.emit("warn", text=f"checkpoint {path.name} is passed over: {e}")
+            events.emit(Warn(text=f"checkpoint {path.name} is passed over: {e}"))
     if paths:
         raise CheckpointError(f"no checkpoint in {folder} is whole", "start the run again under another --name")
     return None

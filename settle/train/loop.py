@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 
 from settle.base.errors import CheckpointError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import CheckpointSaved, DecayStarted, Eval, Resumed, Rollback, SettledEvidence, Step
 from settle.base.run import Run
 from settle.base.settings import Settings
 from settle.data.batches import Batch, Batches
@@ -217,7 +218,7 @@ class Loop:
         state = self.state
         state.stop = why
         state.schedule = state.schedule.decay_from(state.step, steps)
-        self.events.emit("decay", step=state.step, until=state.schedule.end, why=why)
+        self.events.emit(DecayStarted(step=state.step, until=state.schedule.end, why=why))
 
     # --- looking ---
 
@@ -239,17 +240,18 @@ class Loop:
             state.best_step = seen.step
             self.best = self._weights()
         self.events.emit(
-            "eval",
-            step=seen.step,
-            tokens=seen.tokens,
-            loss=seen.loss,
-            stderr=seen.stderr,
-            bits_per_byte=seen.bits_per_byte,
+            Eval(
+                step=seen.step,
+                tokens=seen.tokens,
+                loss=seen.loss,
+                stderr=seen.stderr,
+                bits_per_byte=seen.bits_per_byte,
+            )
         )
         if state.schedule.decay_start is None:
             judgement = self.settled.judge(state.history)
             state.judgement = asdict(judgement)
-            self.events.emit("settled", step=state.step, tolerance=self.plan.tolerance, **asdict(judgement))
+            self.events.emit(SettledEvidence(step=state.step, tolerance=self.plan.tolerance, **asdict(judgement)))
             if self.plan.until_settled:
                 self._act_on(judgement)
 
@@ -275,13 +277,14 @@ class Loop:
 
     def _tell_step(self, loss: float, grad_norm: float, elapsed: float) -> None:
         self.events.emit(
-            "step",
-            step=self.state.step,
-            tokens=self._tokens(),
-            loss=loss,
-            lr=self.base_lr * self.state.schedule.multiplier(self.state.step - 1),
-            grad_norm=grad_norm,
-            tokens_per_second=self.plan.tokens_per_step / elapsed,
+            Step(
+                step=self.state.step,
+                tokens=self._tokens(),
+                loss=loss,
+                lr=self.base_lr * self.state.schedule.multiplier(self.state.step - 1),
+                grad_norm=grad_norm,
+                tokens_per_second=self.plan.tokens_per_step / elapsed,
+            )
         )
 
     # --- when it goes wrong ---
@@ -328,7 +331,7 @@ class Loop:
         state.skipped = sorted({*bad.skipped, *positions})
         state.seconds = bad.seconds
         self.saved_step = -1
-        self.events.emit("rollback", **note)
+        self.events.emit(Rollback(**note))
         if len(state.rollbacks) > MAX_ROLLBACKS:
             state.stop = "diverged"
 
@@ -386,7 +389,7 @@ class Loop:
         if not checkpoints.save_or_wait(self.run.checkpoints, made, every, self.events, self.stopping):
             return False
         self.saved_step = state.step
-        self.events.emit("checkpoint", step=state.step)
+        self.events.emit(CheckpointSaved(step=state.step))
         return True
 
     def _restore(self, found: Checkpoint) -> None:
@@ -414,10 +417,11 @@ class Loop:
         self.earlier, self.saved_step = self.state.spent, self.state.step
         state = self.state
         self.events.emit(
-            "resumed",
-            step=state.step,
-            until=state.schedule.end,
-            most_steps=self.plan.max_steps,
-            by_clock=self.plan.seconds is not None,
-            seconds=state.seconds,
+            Resumed(
+                step=state.step,
+                until=state.schedule.end,
+                most_steps=self.plan.max_steps,
+                by_clock=self.plan.seconds is not None,
+                seconds=state.seconds,
+            )
         )

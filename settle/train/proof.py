@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import ProofError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import ProofCheck
 from settle.data.batches import Batch
 from settle.model.architectures import Decoder
 from settle.train.gradient import backward
@@ -83,13 +84,13 @@ def prove(
             try:
                 detail = check()
             except ProofError as e:
-                events.emit("proof", check=name, passed=False, detail=e.what)
+                events.emit(ProofCheck(check=name, passed=False, detail=e.what))
                 raise
             finally:
                 if not tuned:  # in place, a check goes on with the gradients of the one before it
                     model.zero_grad(set_to_none=True)
             found.append({"check": name, "passed": True, "detail": detail})
-            events.emit("proof", check=name, passed=True, detail=detail)
+            events.emit(ProofCheck(check=name, passed=True, detail=detail))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.evaluate.gate.export import hand_over

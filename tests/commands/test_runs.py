@@ -3,7 +3,8 @@ import json
 import pytest
 
 from settle.base.errors import RunError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Eval, Step
 from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.commands.runs import TAIL_BYTES, summary
@@ -22,8 +23,8 @@ def a_run(name, result=None, steps=20):
     run = Run.create("train", name)
     events = Events(run.events)
     for step in range(0, steps + 1, 10):
-        events.emit("step", step=step, tokens=step * 1000, loss=3.0, lr=0.1, grad_norm=1.0, tokens_per_second=5.0)
-        events.emit("eval", step=step, tokens=step * 1000, loss=2.5, stderr=0.1, bits_per_byte=1.75)
+        events.emit(Step(step=step, tokens=step * 1000, loss=3.0, lr=0.1, grad_norm=1.0, tokens_per_second=5.0))
+        events.emit(Eval(step=step, tokens=step * 1000, loss=2.5, stderr=0.1, bits_per_byte=1.75))
     events.close()
     (run.out / "curves.png").write_bytes(b"x" * 1000)
     if result is not None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import settle
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run, write_atomic
 from settle.cli import main
 from settle.commands._session import to_toml

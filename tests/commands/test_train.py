@@ -10,7 +10,7 @@ import pytest
 
 import settle
 from settle.base.errors import DataError, UsageError
-from settle.base.events import read_events
+from settle.base.event_log import read_events
 from settle.base.run import Run
 from settle.cli import main
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import home
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings

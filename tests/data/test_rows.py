@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError
-from settle.base.events import Event, Events
+from settle.base.event_log import Events
+from settle.base.events import Event
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings

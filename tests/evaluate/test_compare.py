@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from settle.base.errors import DataError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.layouts import Example
 from settle.evaluate.compare.candidate import FileContender, LiveContender, without_thoughts
 from settle.evaluate.compare.candidate_pair import contenders, readers

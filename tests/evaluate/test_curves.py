@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run, write_json
 from settle.evaluate.report.curves import BLUE, GREEN, VERMILION, History, draw_curves, picture
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from settle.base.errors import GateError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import card_of
 from settle.infer.live_model import load

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from settle.base.errors import ResourceError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection

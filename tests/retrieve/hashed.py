@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.retrieve.index.embedders import Embedder, Vectorizer
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -24,7 +25,7 @@ class Hashed(Embedder):
     pause: float = Field(0.0, ge=0, description="seconds that each passage takes, where a test wants to come between")
 
     def prepare(self, events: Events) -> None:
-        events.emit("say", text="the hashes are ready")
+        events.emit(Say(text="the hashes are ready"))
 
     def open(self) -> Vectorizer:
         return _Hashing(self.width, self.pause)

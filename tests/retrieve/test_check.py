@@ -5,7 +5,7 @@ import json
 import pytest
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.evaluate.shares import mean, share
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
 from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, judge, measured, weighing_of
 from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError, RunError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index import catalogue as catalogue_module
 from settle.retrieve.index.chunkers.structure import Structure

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus

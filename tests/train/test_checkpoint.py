@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from settle.base.errors import CheckpointError
-from settle.base.events import Event, Events
+from settle.base.event_log import Events
+from settle.base.events import Event
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, load_newest, recover, save, save_or_wait, steps
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from settle.base.errors import DataError, ProofError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.data.distributions import draws, sizes, summarise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from settle.base.errors import ProofError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import ProofError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.model.adapters.dora import DoRA

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.files import InputFile
 from settle.data.layouts import Example, Kind

@@ -12,7 +12,8 @@ from typing import Any
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError, SettleError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import RowSummary
 from settle.base.run import home, read_json
 from settle.data.files import InputFile, describe_files, find_files, hash_files
 from settle.data.layouts import Example, Kind
@@ -96,7 +97,7 @@ def prepared_rows(fingerprint: str) -> RowCorpus | None:
 def _tell(corpus: RowCorpus, events: Events) -> None:
     """How the rows were understood, for a face to show."""
     names = ("train", "held_out", "layouts", "dropped", "mended", "skipped")
-    events.emit("rows", **{name: corpus.ledger[name] for name in names}, **corpus.ledger["rows"])
+    events.emit(RowSummary(**{name: corpus.ledger[name] for name in names}, **corpus.ledger["rows"]))
 
 
 def _open(folder: Path) -> RowCorpus:

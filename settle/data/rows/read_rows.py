@@ -8,7 +8,8 @@ from itertools import chain, islice
 from typing import Any
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.files import InputFile
 from settle.data.layouts import Broken, Example, Kind, Layout
@@ -65,7 +66,7 @@ class RowReading:
             except (EOFError, zlib.error):
                 raise DataError(f"{file.name} is damaged", "get the file again") from None
             done += file.size
-            self._events.emit("progress", what="read", done=done, total=total, unit="bytes")
+            self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
 
     def _of(self, number: int, file: InputFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
         first = list(islice(records, _LOOKED_AT))

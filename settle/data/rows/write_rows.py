@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.run import write_json
 from settle.data.layouts import Broken
 from settle.data.ledger import Ledger
@@ -50,7 +51,7 @@ def write_rows(
         total = len(gathered.sides)
         for number, side in enumerate(gathered.sides.tolist()):
             if not number % _TELL_EVERY or number == total - 1:
-                events.emit("progress", what="tokenize", done=number + 1, total=total, unit="rows")
+                events.emit(Progress(what="tokenize", done=number + 1, total=total, unit="rows"))
             if side not in writers:
                 continue
             example, where = gathered.example(number), gathered.origin(number)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import AnswerChanges, Listing, Progress, Say
 from settle.data.layouts import Example
 from settle.evaluate.compare.answer_changes import Changed, most_changed
 from settle.evaluate.compare.candidate import Answer, Contender
@@ -167,10 +168,10 @@ def tell(comparison: Comparison, events: Events) -> None:
     columns = ["", comparison.base, comparison.tuned, "difference", "95 % interval", "verdict"]
     if comparison.changed:
         rows = [change.to_json() for change in comparison.changed]
-        events.emit("changed", base=comparison.base, tuned=comparison.tuned, rows=rows)
-    events.emit("table", title="", columns=columns, rows=comparison.rows())
+        events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=rows))
+    events.emit(Listing(title="", columns=columns, rows=comparison.rows()))
     for note in comparison.notes():
-        events.emit("say", text=note)
+        events.emit(Say(text=note))
 
 
 def _answered(
@@ -244,7 +245,7 @@ def _instructed(base: Contender, tuned: Contender, events: Events) -> Paired:
 
 
 def _progress(events: Events, what: str, total: int) -> Callable[[int], None]:
-    return lambda done: events.emit("progress", what=what, done=done, total=total)
+    return lambda done: events.emit(Progress(what=what, done=done, total=total))
 
 
 def _spread(items: list[Any], number: int) -> list[Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import GateCheck
 from settle.base.run import write_atomic
 from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_through_gate
@@ -69,7 +70,7 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
             f"token, and {kept:.0%} of the adapter's change is in the file"
         )
     for check, detail in details.items():
-        events.emit("gate", check=check, passed=True, detail=detail)
+        events.emit(GateCheck(check=check, passed=True, detail=detail))
 
 
 def hand_over_adapter(

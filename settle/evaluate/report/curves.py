@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from settle.base.events import Event, read_events
+from settle.base.event_log import read_events
+from settle.base.events import Event
 from settle.base.run import Run, write_atomic
 
 if TYPE_CHECKING:

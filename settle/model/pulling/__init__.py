@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, stamp_of, store
 from settle.formats.gguf import read_gguf
 from settle.model.pulling.bert import bert_to_gguf, is_bert
@@ -81,7 +82,7 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
         kind: Kind = "safetensors" if path.is_dir() else "gguf"
         if kind == "gguf":
             read_gguf(path)
-        events.emit("say", text="checking its hash …")
+        events.emit(Say(text="checking its hash …"))
         sha256 = hash_of(path)
         if offer.sha256 and sha256 != offer.sha256:
             raise FormatError(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import FormatError, ResourceError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.models import model_name
 from settle.formats.safetensors import INDEX, SINGLE
 from settle.model.pulling import Offer
@@ -129,7 +130,7 @@ def _bar(events: Events, total: int) -> type:
 
         def update(self, n: float | None = 1) -> None:
             done[0] = min(done[0] + int(n or 0), total)
-            events.emit("progress", what="downloading", done=done[0], total=total, unit="bytes")
+            events.emit(Progress(what="downloading", done=done[0], total=total, unit="bytes"))
 
     return Bar
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.models import model_name
 from settle.model.pulling import Offer
 

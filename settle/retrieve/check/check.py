@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.evaluate.divergence import Figure
 from settle.evaluate.shares import mean, share
 from settle.infer.client import Running
@@ -114,5 +115,5 @@ def _cited(collection: Collection, trials: Sequence[Trial], model: Running, even
         if told.kind == "written":
             cited = (sentence.piece for sentence in told.sentences)
             right += [piece.passage.id in trial.question.answers for piece in cited if piece]
-        events.emit("progress", what="answers", done=number, total=len(some), unit="questions")
+        events.emit(Progress(what="answers", done=number, total=len(some), unit="questions"))
     return right

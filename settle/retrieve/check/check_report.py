@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Listing, Say
 from settle.base.run import write_atomic, write_json
 from settle.evaluate.divergence import Figure
 from settle.retrieve.check.calibration import LEAST
@@ -17,12 +18,12 @@ PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
 
 def tell(checked: Checked, events: Events) -> None:
     rows = [[what, _value(figure), _interval(figure)] for what, figure in figures(checked)]
-    events.emit("table", columns=(f"{checked.questions} questions", "", "95 % interval"), rows=rows)
+    events.emit(Listing(columns=(f"{checked.questions} questions", "", "95 % interval"), rows=rows))
     if checked.worst:
         rows = [[one.path, f"{one.missed} of {one.asked}", "; ".join(one.why)] for one in checked.worst]
-        events.emit("table", columns=("worst documents", "missed", "why"), rows=rows)
+        events.emit(Listing(columns=("worst documents", "missed", "why"), rows=rows))
     if not checked.is_calibrated:
-        events.emit("say", text=_too_few(checked))
+        events.emit(Say(text=_too_few(checked)))
 
 
 def keep(checked: Checked, folder: Path) -> Path:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.documents.reader_pool import reader_of
 from settle.documents.walk import Found, LeftOut, sha256_of, walk
 from settle.retrieve.index.catalogue import Catalogue, Known
@@ -55,7 +56,7 @@ def compare(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Work
     left_out = LeftOut()
     for number, found in enumerate(walk([root for root in roots if root not in hidden], left_out)):
         if number and number % _EVERY == 0:
-            events.emit("progress", what="look", done=number, total=None, unit="files")
+            events.emit(Progress(what="look", done=number, total=None, unit="files"))
         before = stamps.pop(found.path, None)
         if before == (found.size, found.changed):
             work.unchanged += 1

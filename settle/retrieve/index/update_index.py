@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import Found, sha256_of
 from settle.retrieve.index.catalogue import Change, Known, digest
@@ -152,7 +153,7 @@ class _Indexing:
 
     def _tell(self, done: int) -> None:
         detail = f"{self.embedded:,} passages"
-        self._events.emit("progress", what="index", done=done, total=self._total, unit="bytes", detail=detail)
+        self._events.emit(Progress(what="index", done=done, total=self._total, unit="bytes", detail=detail))
 
 
 def _empty_if_damaged(collection: Collection) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from settle.base.errors import ResourceError, SettleError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Warn
 from settle.base.run import home
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.update_index import Report, update
@@ -33,7 +34,7 @@ def follow(collection: Collection, events: Events, told: Callable[[Report], None
                 except SettleError as e:
                     due = True
                     if e.what != said:
-                        events.emit("warn", text=f"{e.what}; it is tried again")
+                        events.emit(Warn(text=f"{e.what}; it is tried again"))
                         said = e.what
             if collection.roots != roots or _looks(roots) != looks:
                 break

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settle.base.errors import ResourceError, SettleError
-from settle.base.events import Event, Events
+from settle.base.event_log import Events
+from settle.base.events import Event
 from settle.base.models import StoredModel, add_model, all_models, stamp_of, store
 from settle.base.run import NAME
 from settle.server.errors import Refusal, invalid, require_no_documents

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
 from settle.model.pulling.bert import bert_to_gguf
 from settle.retrieve.index.embedders.gguf import MANY, Gguf, known

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import ResourceError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.models import all_models
 from settle.model.pulling import wheels
 from settle.model.source import hash_of

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from settle.base.errors import DataError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.model.pulling.bert import bert_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection

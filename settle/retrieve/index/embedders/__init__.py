@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from settle.base.events import Events
+from settle.base.event_log import Events
 from settle.base.registry import Part
 
 

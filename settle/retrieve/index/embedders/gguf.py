@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import DataError, FormatError, UsageError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.formats import LazyTensor, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf, rows
 from settle.infer.context import longest_context
@@ -74,10 +75,10 @@ class Gguf(Embedder):
         metadata = file.metadata
         if pooling(metadata) == "none":
             made = "" if embeds(metadata) else ", which was not made for vectors,"
-            events.emit("say", text=f"{source.name}{made} does not say how its tokens become one: their mean is taken")
+            events.emit(Say(text=f"{source.name}{made} does not say how its tokens become one: their mean is taken"))
         if known(_names(source, metadata)) is None and None in (self.query_prefix, self.document_prefix):
             said = "is not known here: nothing is put before questions and passages (query_prefix, document_prefix)"
-            events.emit("say", text=f"{source.name} {said}")
+            events.emit(Say(text=f"{source.name} {said}"))
 
     def open(self) -> Vectorizer:
         source, file = self._source()

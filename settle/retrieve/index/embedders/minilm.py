@@ -1,7 +1,8 @@
 """all-MiniLM-L6-v2, a sentence embedder of 22 million parameters: small enough for a laptop, at work offline."""
 
 from settle.base.errors import ResourceError, SettleError
-from settle.base.events import Events
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.retrieve.index.embedders import Embedder, Vectorizer
 from settle.retrieve.index.embedders.gguf import Gguf
 
@@ -16,7 +17,7 @@ class Minilm(Embedder):
 
         if known_already(_NAME):
             return
-        events.emit("say", text="getting the embedder, all-MiniLM-L6-v2 (84 MB), once …")
+        events.emit(Say(text="getting the embedder, all-MiniLM-L6-v2 (84 MB), once …"))
         try:
             pull(find_offer(_NAME), None, events)
         except SettleError as e:

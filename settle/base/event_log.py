@@ -1,0 +1,176 @@
+"""The only channel between work and faces: an append-only file of JSON lines, and listeners.
+
+A file begins with an `opened` line that names the version of the format.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from settle.base.errors import RunError
+from settle.base.events import VERSION, Event, Opened
+
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """Appends events to `path` (when given) and passes each to the listeners."""
+
+    def __init__(self, path: Path | None = None, listeners: Sequence[Listener] = ()) -> None:
+        self.path = path
+        self.listeners = list(listeners)
+        self._file: TextIO | None = None
+
+    def emit(self, event: Event) -> None:
+        """Write one event. A full disk loses events and not the run: see `_append`.
+
+        Steps are frequent and cheap to lose, so lines are flushed to the system but not fsynced.
+        """
+        if self.path is not None:
+            self._append(event)
+        for listener in self.listeners:
+            listener(event)
+
+    def _append(self, event: Event) -> None:
+        """One line to the file. Where it cannot be written it is lost: the checkpoint is what pauses the run."""
+        assert self.path is not None
+        try:
+            if self._file is None:
+                _end_torn_line(self.path)
+                self._file = self.path.open("a", encoding="utf-8")
+                self._file.write(_line(Opened()))
+            self._file.write(_line(event))
+            self._file.flush()
+        except OSError:
+            self._drop()
+
+    def move_to(self, path: Path) -> None:
+        """From now on append to `path`; what the listeners got before is not written again."""
+        self.close()
+        self.path = path
+
+    def close(self) -> None:
+        self.path = None
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # what was not written is lost, see `_append`
+            self._file = None
+
+
+def to_record(event: Event) -> dict[str, object]:
+    """An event as its line in the file: time and kind first, numbers of other libraries made plain."""
+    record = event.model_dump()
+    return {"time": record.pop("time"), "kind": record.pop("kind"), **record}
+
+
+def read_records(path: Path) -> Iterator[dict[str, object]]:
+    """The lines of a file in order, as plain objects. A torn line (a crash in mid-write) is passed over.
+
+    Raises RunError when a newer settle wrote the file.
+    """
+    if not path.exists():
+        return
+    with path.open("r", encoding="utf-8", errors="replace") as f:
+        for line in f:
+            record = _record(line)
+            if record is not None:
+                yield _known(record, path)
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a file in order; a line of an unknown kind is passed over. Raises RunError as `read_records`."""
+    for record in read_records(path):
+        event = to_event(record)
+        if event is not None:
+            yield event
+
+
+def to_event(record: Mapping[str, object]) -> Event | None:
+    """A line of the file as an event; None when its kind or its fields are not those of one."""
+    try:
+        return _adapter().validate_python(record)
+    except ValidationError:
+        return None
+
+
+def tail(path: Path, num_bytes: int) -> list[Event]:
+    """The events in the last `num_bytes` of a file, which may be too long to read for a list."""
+    if not path.exists():
+        return []
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - num_bytes))
+        lines = f.read().splitlines()
+    records = [record for line in lines if (record := _record(line)) is not None]
+    return [event for record in records if (event := to_event(record)) is not None]
+
+
+def _record(line: str | bytes) -> dict[str, object] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None  # torn by a crash, or by where we began to read
+    return record if isinstance(record, dict) and "kind" in record else None
+
+
+def _known(record: dict[str, object], path: Path) -> dict[str, object]:
+    version = record.get("version")
+    if record["kind"] == "opened" and isinstance(version, int) and version > VERSION:
+        raise RunError(
+            f"{path} was written by settle {record.get('settle')} (events of version {version}); "
+            f"this settle reads version {VERSION}",
+            "pip install --upgrade settle-lm",
+        )
+    return record
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
+
+
+def _line(event: Event) -> str:
+    record = to_record(event)
+    try:
+        return json.dumps(record, default=_plain, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(record), default=_plain) + "\n"
+
+
+def _end_torn_line(path: Path) -> None:
+    """If the last line was cut by a crash, end it, so that the next event starts on its own line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as f:
+        f.seek(-1, 2)
+        if f.read(1) != b"\n":
+            f.write(b"\n")
+
+
+def _plain(value: object) -> object:
+    """numpy and torch scalars, paths: what JSON does not know."""
+    for method in ("item", "tolist"):
+        if hasattr(value, method):
+            plain: object = getattr(value, method)()
+            return plain
+    return str(value)
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN: it becomes a string that says so."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
