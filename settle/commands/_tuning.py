@@ -81,7 +81,7 @@ def _warn_of_memory(expected: float, device: str, events: Events) -> None:
     if device == "cpu" and expected > there:
         events.emit(
             Warn(
-                text=f"{expected / 1e9:.1f} GB of memory are expected and {there / 1e9:.1f} GB are there: the system may "
+                text=f"{expected / 1e9:.1f} GB of memory are expected, {there / 1e9:.1f} GB are there: the system may "
                 "end the run; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
             )
         )
