@@ -194,7 +194,7 @@ def in_engine(source: Path, folder: Path, importance, windows: list[np.ndarray])
 
 def trained_here(text: Path, folder: Path) -> Path:
     """A Llama of width 256, on a text, for some hundred steps: every one of its rows takes K-quants."""
-    from settle.data.tokenizer.byte_bpe import Tokenizer
+    from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
     from settle.model.architectures.llama import Llama
 
     target = folder / "trained-here.gguf"
@@ -202,7 +202,7 @@ def trained_here(text: Path, folder: Path) -> Path:
         return target
     whole = text.read_text(encoding="utf-8")
     learned = whole[: int(0.9 * len(whole))]
-    tokenizer = Tokenizer.train([learned], 2048, folder)
+    tokenizer = ByteBpeTokenizer.train([learned], 2048, folder)
     part = Llama(
         hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         head_dim=64, vocab_size=tokenizer.vocab_size, max_position_embeddings=512,

@@ -86,7 +86,7 @@ def bits_per_byte(out: Path, held_out: Path) -> float:
     import torch
     from safetensors.torch import load_file
 
-    from settle.data.tokenizer.byte_bpe import Tokenizer
+    from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
     from settle.model.architectures.llama import Llama
     from settle.train.objectives.next_token import NextToken
 
@@ -95,7 +95,7 @@ def bits_per_byte(out: Path, held_out: Path) -> float:
     model = architecture.build(0)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     text = held_out.read_text(encoding="utf-8")
-    ids = torch.tensor(Tokenizer(folder).encode(text).tolist())
+    ids = torch.tensor(ByteBpeTokenizer(folder).encode(text).tolist())
     context, nats = architecture.max_position_embeddings, 0.0
     with torch.no_grad():
         for start in range(0, len(ids) - 1, context):

@@ -30,7 +30,7 @@ from settle.data.ledger import Ledger
 from settle.data.prepare import _tokenize, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import HELD_OUT, TRAIN
-from settle.data.tokenizer.byte_bpe import Tokenizer, vocabulary_size
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 
 ROUNDS = 5
 
@@ -49,8 +49,8 @@ def documents(megabytes: float, folder: Path) -> Iterator[str]:
         texts = ["\n".join(rng.sample(lines, len(lines))) for lines in (t.split("\n") for t in texts)]
 
 
-def ours(spool: Spool, tokenizer: Tokenizer, folder: Path) -> tuple[float, np.ndarray]:
-    fresh = Tokenizer(tokenizer.path)  # with nothing remembered
+def ours(spool: Spool, tokenizer: ByteBpeTokenizer, folder: Path) -> tuple[float, np.ndarray]:
+    fresh = ByteBpeTokenizer(tokenizer.path)  # with nothing remembered
     sides = np.append(np.full(len(spool) - 1, TRAIN, np.int8), np.int8(HELD_OUT))
     started = time.perf_counter()
     train, held_out = _tokenize(spool, sides, fresh, folder, Events())
@@ -75,7 +75,7 @@ def speed(megabytes: float) -> dict[str, float]:
             writer.append(text, 0, row)
         spool = writer.close()
         size = int(spool.sizes.sum())
-        tokenizer = Tokenizer.train(texts[:200], vocabulary_size(size), folder / "tokenizer")
+        tokenizer = ByteBpeTokenizer.train(texts[:200], vocabulary_size(size), folder / "tokenizer")
         # the peer as people use it: its own fast pattern for words, not the written-out classes
         engine = Engine.from_file(str(tokenizer.path / "tokenizer.json"))
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats._adapter import PREFIX, Adapter
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
@@ -20,7 +20,7 @@ from settle.model.decoder import Decoder
 class Trained:
     part: Llama
     model: Decoder
-    tokenizer: Tokenizer
+    tokenizer: ByteBpeTokenizer
     held_out: list[str]
 
     @property
@@ -34,7 +34,7 @@ def trained() -> Trained:
     source = inspect.getsource(inspect.getmodule(_ActionsContainer))
     held_out = [inspect.getsource(inspect.getmodule(json.JSONDecoder)), "def f(x):\n    return self.x[1:]\n" * 3]
     folder = tempfile.TemporaryDirectory()
-    tokenizer = Tokenizer.train([source], 512, Path(folder.name))
+    tokenizer = ByteBpeTokenizer.train([source], 512, Path(folder.name))
     tokenizer.folder = folder  # removed with it
     part = Llama(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -187,7 +187,7 @@ def _adapter_alone(model: _Adapted, to: str, dtype: str, path: Path, events: Eve
 
 
 def _of_run(run: Run, events: Events) -> _Whole:
-    from settle.data.tokenizer.byte_bpe import Tokenizer
+    from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
     from settle.formats.gguf import card_of
 
     folder, record = run.out / "hf", run.read("plan.json") or {}
@@ -196,7 +196,7 @@ def _of_run(run: Run, events: Events) -> _Whole:
         from settle.model.pretrained import Pretrained
 
         return _Whole(run.name, folder, True, card, held_out_text(run, Pretrained.open(folder).tokenizer, events))
-    return _Whole(run.name, folder, False, card, held_out_text(run, Tokenizer(folder), events))
+    return _Whole(run.name, folder, False, card, held_out_text(run, ByteBpeTokenizer(folder), events))
 
 
 def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:

@@ -31,7 +31,7 @@ from settle.data.split import (
     split_sections,
 )
 from settle.data.store import StoreWriter, TokenStore
-from settle.data.tokenizer.byte_bpe import Tokenizer, vocabulary_size
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 from settle.data.workspace import disk_full, publish, workspace
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
@@ -47,7 +47,7 @@ class Corpus:
 
     train: TokenStore
     held_out: TokenStore
-    tokenizer: Tokenizer
+    tokenizer: ByteBpeTokenizer
     ledger: dict[str, Any]
     fingerprint: str
 
@@ -88,7 +88,7 @@ def _open(folder: Path) -> Corpus:
     return Corpus(
         TokenStore(folder / "train"),
         TokenStore(folder / "held_out"),
-        Tokenizer(folder / "tokenizer"),
+        ByteBpeTokenizer(folder / "tokenizer"),
         read_json(folder / "ledger.json"),
         folder.name,
     )
@@ -108,7 +108,7 @@ def _make(
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
     sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
-    tokenizer = Tokenizer.train(sample, vocab_size, corpus / "tokenizer")
+    tokenizer = ByteBpeTokenizer.train(sample, vocab_size, corpus / "tokenizer")
     train, held_out = _tokenize(spool, sides, tokenizer, corpus, events)
     ledger.kept_bytes = train.num_bytes + held_out.num_bytes
     ledger.notes["tokenizer"] = {
@@ -178,7 +178,7 @@ def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:
 
 
 def _tokenize(
-    spool: Spool, sides: np.ndarray, tokenizer: Tokenizer, corpus: Path, events: Events
+    spool: Spool, sides: np.ndarray, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
 ) -> tuple[TokenStore, TokenStore]:
     """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
 

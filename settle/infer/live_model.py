@@ -7,7 +7,7 @@ from typing import Any
 from settle.base.errors import FormatError
 from settle.base.registry import part
 from settle.base.run import read_json
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.safetensors import read_safetensors
 
 
@@ -17,7 +17,7 @@ class Live:
 
     part: Any
     model: Any
-    tokenizer: Tokenizer
+    tokenizer: ByteBpeTokenizer
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -48,4 +48,4 @@ def load(folder: Path) -> Live:
                     "export the model again",
                 )
             parameter.copy_(torch.from_numpy(tensor.load()))
-    return Live(architecture, model.eval(), Tokenizer(folder))
+    return Live(architecture, model.eval(), ByteBpeTokenizer(folder))

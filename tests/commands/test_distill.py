@@ -14,7 +14,7 @@ import pytest
 
 from settle.base.run import Run
 from settle.cli import main
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.child_process import Draft
@@ -35,7 +35,7 @@ def files(tiny, tmp_path_factory):
     small = tiny.part.model_copy(update={"hidden_size": 32, "intermediate_size": 64})
     weights = {name: p.detach() for name, p in small.build(3).named_parameters()}
     export_safetensors(small, weights, tiny.tokenizer, folder / "smaller", "f32", {})
-    other = Tokenizer.train([" ".join(map(str, range(3000)))], 512, folder / "tokenizer")
+    other = ByteBpeTokenizer.train([" ".join(map(str, range(3000)))], 512, folder / "tokenizer")
     assert other.vocab_size <= tiny.tokenizer.vocab_size
     strange = tiny.part.model_copy(update={"vocab_size": other.vocab_size})
     weights = {name: p.detach() for name, p in strange.build(3).named_parameters()}

@@ -8,7 +8,7 @@ import pytest
 
 from settle.base.chat_template import ChatTemplate
 from settle.data.rows.known_templates import KNOWN
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.model.architectures.llama import Llama
@@ -17,7 +17,7 @@ from tests.data.test_supervision import CHAT, SYSTEM, TOOL, TOOLS
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_llama_cpp_renders_the_same(name: str, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train(["the sea is grey"], 264, tmp_path / "tokenizer")
+    tokenizer = ByteBpeTokenizer.train(["the sea is grey"], 264, tmp_path / "tokenizer")
     tokenizer.chat_template = KNOWN[name]
     part = Llama.TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = part.build(seed=0)

@@ -14,16 +14,16 @@ from settle.base.events import Event
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
 COLOURS = ("red", "green", "blue", "grey", "black", "white", "brown", "pink", "gold", "teal")
 THINGS = ("a stone", "the sea", "an old wall", "her coat", "that door", "my lamp", "their boat", "the hill", "a bird")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ByteBpeTokenizer:
     words = [f"What colour is {thing}? It is {colour}." for thing in THINGS for colour in COLOURS]
-    return Tokenizer.train(words, 400, tmp_path_factory.mktemp("tokenizer"))
+    return ByteBpeTokenizer.train(words, 400, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +42,11 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def run(tokenizer: Tokenizer, *inputs: Path, **settings: Any) -> RowCorpus:
+def run(tokenizer: ByteBpeTokenizer, *inputs: Path, **settings: Any) -> RowCorpus:
     return prepare_rows([str(i) for i in inputs], tokenizer, RowSettings(**settings), Events())
 
 
-def supervised(corpus: RowCorpus, tokenizer: Tokenizer) -> set[str]:
+def supervised(corpus: RowCorpus, tokenizer: ByteBpeTokenizer) -> set[str]:
     """What is learned, of both sides, with the end of the turn written out."""
     said = set()
     for store in (corpus.train, corpus.held_out):
@@ -62,7 +62,7 @@ def chats(tmp_path: Path) -> Path:
     return write(tmp_path / "chats.jsonl", [{"messages": m} for m in turns])
 
 
-def test_messages_are_supervised_to_the_token(tokenizer: Tokenizer, chats: Path) -> None:
+def test_messages_are_supervised_to_the_token(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     corpus = run(tokenizer, chats)
     assert corpus.kind == "chat" and corpus.template == tokenizer.chat_template
     assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
@@ -79,7 +79,7 @@ def test_messages_are_supervised_to_the_token(tokenizer: Tokenizer, chats: Path)
     assert len(others) + 1 == corpus.held_out.num_rows and example.messages[1]["role"] == "assistant"
 
 
-def test_the_same_rows_however_they_are_written(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_same_rows_however_they_are_written(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     questions = list(pairs())
     ways = {
         "prompt": [{"prompt": q, "completion": a} for q, a in questions],
@@ -107,7 +107,7 @@ def test_the_same_rows_however_they_are_written(tokenizer: Tokenizer, tmp_path: 
         assert np.array_equal(corpus.held_out.tokens, found[0].held_out.tokens)
 
 
-def test_a_corpus_is_made_once(tokenizer: Tokenizer, chats: Path) -> None:
+def test_a_corpus_is_made_once(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     corpus = run(tokenizer, chats)
     before = (corpus.train.folder / "tokens.bin").stat().st_mtime_ns
     again = run(tokenizer, chats)
@@ -120,7 +120,7 @@ def test_a_corpus_is_made_once(tokenizer: Tokenizer, chats: Path) -> None:
     assert run(tokenizer, chats).train.num_rows == corpus.train.num_rows
 
 
-def test_batches_are_whole_rows_and_a_pure_function(tokenizer: Tokenizer, chats: Path) -> None:
+def test_batches_are_whole_rows_and_a_pure_function(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     store = run(tokenizer, chats).train
     batches = RowBatches(store, rows_per_batch=8, seed=3)
     seen = np.zeros(store.num_documents, int)
@@ -165,7 +165,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_broken_and_mixed_rows_are_refused_by_number(tokenizer: Tokenizer, chats: Path, reason: str) -> None:
+def test_broken_and_mixed_rows_are_refused_by_number(tokenizer: ByteBpeTokenizer, chats: Path, reason: str) -> None:
     lines = chats.read_text().splitlines()
     lines[6] = lines[70] = json.dumps(BROKEN[reason]) if BROKEN[reason] else "{"
     chats.write_text("\n".join(lines))
@@ -179,7 +179,7 @@ def test_broken_and_mixed_rows_are_refused_by_number(tokenizer: Tokenizer, chats
     assert sum(entry["count"] for entry in corpus.ledger["dropped"].values()) == 2
 
 
-def test_unknown_columns_and_mixed_kinds(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
+def test_unknown_columns_and_mixed_kinds(tokenizer: ByteBpeTokenizer, chats: Path, tmp_path: Path) -> None:
     strange = write(tmp_path / "strange.jsonl", [{"frage": "a", "antwort": "b"}] * 3)
     with pytest.raises(DataError, match="its rows have 'frage', 'antwort'"):
         run(tokenizer, strange)
@@ -190,7 +190,7 @@ def test_unknown_columns_and_mixed_kinds(tokenizer: Tokenizer, chats: Path, tmp_
         run(tokenizer, write(tmp_path / "empty.jsonl", []))
 
 
-def test_a_turn_cannot_write_special_tokens(tokenizer: Tokenizer, chats: Path) -> None:
+def test_a_turn_cannot_write_special_tokens(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     lines = chats.read_text().splitlines()
     lines[8] = json.dumps({"messages": [{"role": "user", "content": "a<|im_end|>b"}, SAY]})
     chats.write_text("\n".join(lines))
@@ -198,7 +198,7 @@ def test_a_turn_cannot_write_special_tokens(tokenizer: Tokenizer, chats: Path) -
         run(tokenizer, chats)
 
 
-def test_a_folder_of_rows_may_hold_a_readme(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
+def test_a_folder_of_rows_may_hold_a_readme(tokenizer: ByteBpeTokenizer, chats: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     chats.rename(folder / "chats.jsonl")
@@ -208,7 +208,7 @@ def test_a_folder_of_rows_may_hold_a_readme(tokenizer: Tokenizer, chats: Path, t
     assert corpus.ledger["skipped"]["text beside files of rows"]["examples"] == [{"where": "README.md"}]
 
 
-def test_plain_text_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_plain_text_goes_on(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"text": f"{q} {a}", "source": "x"} for q, a in pairs()]
     corpus = run(tokenizer, write(tmp_path / "text.jsonl", rows))
     assert corpus.kind == "text"
@@ -223,7 +223,7 @@ def test_plain_text_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert text == (tmp_path / "book.txt").read_text()
 
 
-def test_preferences_are_two_segments_a_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_preferences_are_two_segments_a_row(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     questions = list(pairs())
     turns = [{"role": "user", "content": q} for q, _ in questions]
     ways = {
@@ -276,7 +276,7 @@ def test_preferences_are_two_segments_a_row(tokenizer: Tokenizer, tmp_path: Path
         run(tokenizer, write(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}] * 2))
 
 
-def test_tools_in_sharegpt_s_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tools_in_sharegpt_s_form(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [
         {
             "conversations": [
@@ -303,7 +303,7 @@ def test_tools_in_sharegpt_s_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert example.messages[2]["content"].startswith("<tool_call>\n")
 
 
-def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     rows += [{"prompt": row["prompt"], "completion": f"I say: {row['completion'].upper()}"} for row in rows[:60]]
     rows += rows[:10]
@@ -315,7 +315,7 @@ def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: Tokenizer,
     assert again.ledger["kept"] == 160
 
 
-def test_held_out_rows_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_held_out_rows_of_their_own(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     test = write(tmp_path / "test.jsonl", rows[:20])
     corpus = run(tokenizer, write(tmp_path / "train.jsonl", rows[15:]), held_out_from=test)
@@ -323,7 +323,7 @@ def test_held_out_rows_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> Non
     assert corpus.held_out.origin(0) == "test.jsonl:1"
 
 
-def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_too_long_rows_are_counted_shown_and_refused(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     for row in rows[::10]:
         row["completion"] *= 40
@@ -339,14 +339,14 @@ def test_too_long_rows_are_counted_shown_and_refused(tokenizer: Tokenizer, tmp_p
     assert supervised(corpus, tokenizer) == {f"{r['completion']}<|im_end|>" for i, r in enumerate(rows) if i % 10}
 
 
-def test_a_file_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_without_rows_is_told(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "junk.jsonl"
     path.write_bytes(bytes(range(256)) * 20)
     with pytest.raises(DataError, match=r"there are no rows in what was given .*binary"):
         run(tokenizer, path)
 
 
-def test_a_side_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_side_without_rows_is_told(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     path = write(tmp_path / "a.jsonl", rows)
     long = write(tmp_path / "long.jsonl", [{"prompt": "How long?", "completion": "very " * 400}])
@@ -355,7 +355,7 @@ def test_a_side_without_rows_is_told(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert "--rows.max-tokens" in caught.value.fix
 
 
-def test_templates_of_one_s_own_and_none(tokenizer: Tokenizer, chats: Path, tmp_path: Path) -> None:
+def test_templates_of_one_s_own_and_none(tokenizer: ByteBpeTokenizer, chats: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "a.jsonl", [{"prompt": f"{q}\n", "completion": a} for q, a in pairs()])
     plain = run(tokenizer, rows, template="none")
     assert plain.template is None
@@ -383,7 +383,7 @@ def test_templates_of_one_s_own_and_none(tokenizer: Tokenizer, chats: Path, tmp_
         run(tokenizer, chats, template=str(own))
 
 
-def test_tables(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tables(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -395,7 +395,7 @@ def test_tables(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert np.array_equal(run(tokenizer, tmp_path / "b.json").train.tokens, corpus.train.tokens)
 
 
-def test_how_rows_were_understood_is_told(tokenizer: Tokenizer, chats: Path) -> None:
+def test_how_rows_were_understood_is_told(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     for _ in range(2):
         heard: list[Event] = []
         prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [heard.append]))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
 from settle.data.tokenizer import encoder
-from settle.data.tokenizer.byte_bpe import SPECIALS, Tokenizer, closed, vocabulary_size
+from settle.data.tokenizer.byte_bpe import SPECIALS, ByteBpeTokenizer, closed, vocabulary_size
 from settle.data.tokenizer.character_classes import LETTERS, NUMBERS, SPACES, ranges
 from tests.data.test_prepare import prose
 
@@ -32,13 +32,15 @@ texts = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map(
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ByteBpeTokenizer:
     code = [f.read_text("utf-8") for f in sorted(ROOM.glob("*.py"))]
-    return Tokenizer.train([*code, prose(0, 20_000), "日本語 text é " * 50], 2048, tmp_path_factory.mktemp("tokenizer"))
+    return ByteBpeTokenizer.train(
+        [*code, prose(0, 20_000), "日本語 text é " * 50], 2048, tmp_path_factory.mktemp("tokenizer")
+    )
 
 
 @pytest.fixture(scope="module")
-def engine(tokenizer: Tokenizer) -> Engine:
+def engine(tokenizer: ByteBpeTokenizer) -> Engine:
     engine = Engine.from_file(str(tokenizer.path / "tokenizer.json"))
     engine.encode_special_tokens = True  # special tokens written in a text are text
     return engine
@@ -62,7 +64,7 @@ def adversarial(count: int) -> list[str]:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
-def test_ids_are_those_of_tokenizers(tokenizer: Tokenizer, engine: Engine, text: str) -> None:
+def test_ids_are_those_of_tokenizers(tokenizer: ByteBpeTokenizer, engine: Engine, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.tolist() == engine.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids) == text
@@ -72,7 +74,7 @@ def test_ids_are_those_of_tokenizers(tokenizer: Tokenizer, engine: Engine, text:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents=st.lists(texts, max_size=8))
-def test_documents_do_not_touch(tokenizer: Tokenizer, documents: list[str]) -> None:
+def test_documents_do_not_touch(tokenizer: ByteBpeTokenizer, documents: list[str]) -> None:
     if not documents:
         assert tokenizer.encode_batch([]) == []
         return
@@ -84,9 +86,9 @@ def test_documents_do_not_touch(tokenizer: Tokenizer, documents: list[str]) -> N
     assert first == len(ids)
 
 
-def test_forgetting_changes_nothing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_changes_nothing(tokenizer: ByteBpeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "MAX_WORDS", 5)
-    small = Tokenizer(tokenizer.path)
+    small = ByteBpeTokenizer(tokenizer.path)
     for seed in range(5):
         text = prose(seed, 200) + "x" * 100 * seed
         assert np.array_equal(small.encode(text), tokenizer.encode(text))
@@ -128,7 +130,7 @@ class Llama:
 
 
 @pytest.fixture(scope="module")
-def llama(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
+def llama(tokenizer: ByteBpeTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
     path, width = tmp_path_factory.mktemp("llama") / "vocabulary.gguf", 32
     w = gguf.GGUFWriter(str(path), "llama")
     w.add_context_length(64)
@@ -160,7 +162,7 @@ def llama(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     server.stop()
 
 
-def test_ids_are_those_of_llama_cpp(tokenizer: Tokenizer, llama: Llama) -> None:
+def test_ids_are_those_of_llama_cpp(tokenizer: ByteBpeTokenizer, llama: Llama) -> None:
     code = [f.read_text("utf-8")[:3000] for f in sorted(ROOM.rglob("*.py"))]
     everything = [*adversarial(6000), *code, *(prose(i, 50) for i in range(100))]
     different = [t for t in everything if tokenizer.encode(t).tolist() != llama.tokenize(t)]
@@ -169,7 +171,7 @@ def test_ids_are_those_of_llama_cpp(tokenizer: Tokenizer, llama: Llama) -> None:
     assert tokenizer.encode(chat, specials=True).tolist() == llama.tokenize(chat, special=True)
 
 
-def test_transformers_reads_the_folder(tokenizer: Tokenizer) -> None:
+def test_transformers_reads_the_folder(tokenizer: ByteBpeTokenizer) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(str(tokenizer.path))
@@ -182,7 +184,7 @@ def test_transformers_reads_the_folder(tokenizer: Tokenizer) -> None:
     assert (theirs.eos_token, theirs.pad_token) == ("<|endoftext|>", "<|pad|>")
 
 
-def test_what_a_file_of_weights_needs(tokenizer: Tokenizer) -> None:
+def test_what_a_file_of_weights_needs(tokenizer: ByteBpeTokenizer) -> None:
     assert len(tokenizer.tokens) == len(tokenizer.token_types) == tokenizer.vocab_size == 2048
     assert [tokenizer.tokens[i] for i, kind in enumerate(tokenizer.token_types) if kind == 3] == list(SPECIALS)
     assert len(tokenizer.merges) == 2048 - 256 - len(SPECIALS)
@@ -197,10 +199,10 @@ def test_the_vocabulary_grows_with_the_corpus() -> None:
 
 def test_a_vocabulary_that_is_too_small(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="260"):
-        Tokenizer.train(["text"], 100, tmp_path)
+        ByteBpeTokenizer.train(["text"], 100, tmp_path)
 
 
 def test_a_damaged_folder(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError):
-        Tokenizer(tmp_path)
+        ByteBpeTokenizer(tmp_path)

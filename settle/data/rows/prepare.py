@@ -58,7 +58,7 @@ class RowCorpus:
 def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, events: Events) -> RowCorpus:
     """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
 
-    tokenizer: as `settle.data.tokenizer.byte_bpe.Tokenizer`, with the model's chat template. Raises DataError when rows
+    tokenizer: with the model's chat template. Raises DataError when rows
     are mixed, broken or too long, ProofError when a template does not end its turns, ResourceError on a full disk.
     """
     template, note = _template(tokenizer, settings)

@@ -43,14 +43,15 @@ def vocabulary_size(num_bytes: int) -> int:
     return int(min(max(round(wanted / 128) * 128, SMALLEST), LARGEST))
 
 
-class Tokenizer:
+class ByteBpeTokenizer:
     """A folder with tokenizer.json, tokenizer_config.json and the chat template; read by `transformers` too.
 
     path: the folder. tokens: the text of each id as the GGUF format wants it. merges: "left right", in order.
     token_types: as in GGUF, 1 normal and 3 control. byte_length: int32 (V,), bytes each id stands for, 0 for specials.
     """
 
-    pre = "gpt-2"  # llama.cpp's name for this pattern
+    model = "gpt2"  # llama.cpp's names for the algorithm and for this pattern
+    pre = "gpt-2"
     add_bos = False
 
     def __init__(self, path: Path) -> None:
@@ -63,20 +64,22 @@ class Tokenizer:
             by_id = {i: token for token, i in vocabulary.items()}
             self.tokens: list[str] = [by_id[i] for i in range(len(by_id))]
             pairs = [(m[0], m[1]) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
-            self.bos_id = self.eos_id = vocabulary[END_OF_TEXT]
-            self.pad_id, self.turn_end_id = vocabulary[PADDING], vocabulary[TURN_END]
+            self.eos_id: int = vocabulary[END_OF_TEXT]
+            self.bos_id: int | None = self.eos_id
+            self.pad_id: int = vocabulary[PADDING]
+            self.turn_end_id: int = vocabulary[TURN_END]
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
             raise DataError(f"{self.path} holds no tokenizer of settle's: {e!r}", "train again") from None
-        self.special_tokens = {token: vocabulary[token] for token in SPECIALS}
+        self.special_tokens: dict[str, int] = {token: vocabulary[token] for token in SPECIALS}
         self.merges: list[str] = [f"{left} {right}" for left, right in pairs]
         self.token_types: list[int] = [3 if token in self.special_tokens else 1 for token in self.tokens]
         self.vocab_size = len(self.tokens)
-        self.dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
         model = models.BPE(vocab=vocabulary, merges=pairs)
         self._encoder = Encoder(model, self.eos_id, BYTE_CHARACTERS, self.dtype)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, path: Path) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, path: Path) -> "ByteBpeTokenizer":
         """Learn `vocab_size` entries (fewer when the texts have no more pairs to merge) and write the folder."""
         smallest = 256 + len(SPECIALS)
         if vocab_size < smallest:
@@ -140,7 +143,7 @@ class Tokenizer:
     def gguf_metadata(self) -> dict[str, Any]:
         """The `tokenizer.*` keys of a GGUF file."""
         keys: dict[str, Any] = {
-            "model": "gpt2",
+            "model": self.model,
             "pre": self.pre,
             "tokens": self.tokens,
             "token_type": self.token_types,

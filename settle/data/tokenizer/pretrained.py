@@ -69,7 +69,7 @@ class PretrainedTokenizer:
         self.scores: list[float] = self._get("scores") or []
         if not self.tokens or (self.model == "gpt2" and self._get("merges") is None):
             raise FormatError("the file has no whole tokenizer in it", "get a file with its tokenizer")
-        self.dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
         self.chat_template: str = self._metadata.get("tokenizer.chat_template") or ""
         self.add_space_prefix = bool(self._flag("add_space_prefix", self.model == "llama"))
         self.add_bos = bool(self._flag("add_bos_token", self.model == "llama" or self._way.add_bos))
@@ -103,7 +103,8 @@ class PretrainedTokenizer:
             default = _DEFAULT_IDS[self.model].get(name)
             return found if found is not None else default if (default or 0) < self.vocab_size else None
 
-        self.bos_id, self.unknown_id = named("bos"), named("unknown")
+        self.bos_id: int | None = named("bos")
+        self.unknown_id = named("unknown")
         eos, padding = named("eos"), named("padding")
         if eos is None:
             raise FormatError("the tokenizer has no token that ends a text", "get a file with its tokenizer")

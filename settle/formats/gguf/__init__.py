@@ -106,10 +106,9 @@ def export_gguf(
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
-    part: the architecture; weights: parameter name → tensor; tokenizer: a
-    `settle.data.tokenizer.byte_bpe.Tokenizer`; metadata: "name", "description", "license", "tags" (list), "datasets"
-    (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type cannot hold,
-    ResourceError when the disk is full.
+    part: the architecture; weights: parameter name → tensor; metadata: "name", "description", "license", "tags" (list),
+    "datasets" (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type
+    cannot hold, ResourceError when the disk is full.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 

@@ -4,14 +4,14 @@ import json
 import pytest
 import torch
 
-from settle.data.tokenizer.byte_bpe import Tokenizer
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A tokenizer of 512 entries, for the GGUF files that tests write."""
     source = inspect.getsource(inspect.getmodule(json.JSONDecoder))
-    return Tokenizer.train([source], 512, tmp_path_factory.mktemp("tokenizer"))
+    return ByteBpeTokenizer.train([source], 512, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(autouse=True)
