@@ -44,7 +44,7 @@ def join_embedder(folder: Path) -> None:
     info = folder / "settle_bench-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-bench\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[settle.retrieve.embedders]\nhashed = tests.retrieve.hashed:Hashed\n")
+    (info / "entry_points.txt").write_text("[settle.retrieve.index.embedders]\nhashed = tests.retrieve.hashed:Hashed\n")
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 

@@ -30,7 +30,7 @@ from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from settle.commands._session import FinishedRun
-    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.answer.askable import AskableCollection
 
 
 def train(*inputs: str, **settings: Any) -> "FinishedRun":
@@ -69,19 +69,19 @@ def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
     return run_quietly(resolve(Shrink, [("asked", {"model": model, "inputs": list(inputs), **settings})]).value)
 
 
-def index(path: str, *more: str, **settings: Any) -> "Collection":
+def index(path: str, *more: str, **settings: Any) -> "AskableCollection":
     """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
     `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.base.event_log import Events
     from settle.base.settings import resolve
     from settle.commands.index import Index
-    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.answer.askable import AskableCollection
 
     heard: list[str] = []
     events = Events(listeners=[lambda e: heard.append(e["result"]["name"]) if e["kind"] == "result" else None])
     resolve(Index, [("asked", {"paths": [path, *more], **settings})]).value.run(events)
-    return Collection(heard[-1])
+    return AskableCollection(heard[-1])
 
 
 def open_run(name: str) -> "FinishedRun":

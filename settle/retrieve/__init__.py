@@ -1,24 +1,25 @@
-"""Documents: found, cited, and said to be silent where they are.
+"""Documents: found, cited, and refused where they hold no answer.
 
-folders → reading (in a child) → chunkers → embedders → stores and the catalogue → search → evidence → answer
+A sub-room imports only those before it: index/ (documents → passages, vectors, words) → search/ (a question → ranked
+passages) → answer/ (passages → an answer with citations, or a refusal) → check/ (how well all of that works).
 
     from settle.retrieve import Collection
     with Collection("docs") as docs:
         print(docs.ask("How do I rotate the key?"))
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from settle.retrieve.index.collection import Collection as Collection
+    from settle.retrieve.answer.askable import AskableCollection as Collection
 
 __all__ = ["Collection"]
 
 
-def __getattr__(name: str) -> Any:
-    # loaded when it is asked for: what else lies in this room is imported without it
+def __getattr__(name: str) -> object:
+    # loaded on first use: the sub-rooms are imported without it
     if name in __all__:
-        from settle.retrieve.index.collection import Collection
+        from settle.retrieve.answer.askable import AskableCollection
 
-        return Collection
+        return AskableCollection
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

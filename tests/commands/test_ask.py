@@ -12,6 +12,7 @@ from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.retrieve.answer import evidence, write_answer
+from settle.retrieve.answer.askable import AskableCollection
 from settle.retrieve.index.collection import Collection, delete
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
@@ -133,7 +134,7 @@ def test_mistakes_are_told(at_home, capsys):
 
 def test_from_python(with_model, monkeypatch):
     monkeypatch.setattr(write_answer, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1]"\n')
-    with Collection("docs") as docs:
+    with AskableCollection("docs") as docs:
         told = docs.ask(ROTATE)
         assert told.is_supported and str(told).endswith("keys.md:5")
         assert docs.ask(ROTATE, model="none").kind == "quoted"

@@ -18,8 +18,8 @@ def joined(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-tests\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
-        "[settle.retrieve.embedders]\nhashed = tests.retrieve.hashed:Hashed\n"
-        "[settle.retrieve.readers]\nstuck = tests.retrieve.stuck:Stuck\n"
+        "[settle.retrieve.index.embedders]\nhashed = tests.retrieve.hashed:Hashed\n"
+        "[settle.documents.readers]\nstuck = tests.retrieve.stuck:Stuck\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(made))

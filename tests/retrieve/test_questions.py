@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from settle.retrieve.answer.definitions import definitions
 from settle.retrieve.check.synthetic_questions import phrases
 from settle.retrieve.check.synthetic_questions.questions import MOST_COPIED, SENTENCES, make
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
@@ -104,9 +105,9 @@ def test_base_of_a_gerund():
 
 
 def test_what_a_passage_defines():
-    assert phrases.definitions("A spindle is a rod that turns with the work on it.", False)[0][0] == "spindle"
-    assert phrases.definitions("- **chuck**: holds the work while it turns", False)[0][0] == "chuck"
-    assert phrases.definitions("lathe\n\n<tool> A machine that turns the work against a knife.", True) == [
+    assert definitions("A spindle is a rod that turns with the work on it.", False)[0][0] == "spindle"
+    assert definitions("- **chuck**: holds the work while it turns", False)[0][0] == "chuck"
+    assert definitions("lathe\n\n<tool> A machine that turns the work against a knife.", True) == [
         ("lathe", "A machine that turns the work against a knife.")
     ]
     for nothing in (
@@ -116,7 +117,7 @@ def test_what_a_passage_defines():
         "the lathe's home: <https://lathes.example.org/turning?with=the+work>",
         "- spindle: 4 x M8, 0x7f, {a: 1}, and -f 99",
     ):
-        assert phrases.definitions(nothing, False) == []
+        assert definitions(nothing, False) == []
 
 
 def test_functions_and_rows_are_asked_for():

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from settle.retrieve.answer.definitions import definitions
 from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.check.synthetic_questions.phrases import definitions
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.words import spelled

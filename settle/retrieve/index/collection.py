@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -26,10 +26,6 @@ from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.embedders import Embedder, Vectorizer
 from settle.retrieve.index.stores import Store, Vectors
-
-if TYPE_CHECKING:
-    from settle.retrieve.answer.answering_model import Writer
-    from settle.retrieve.answer.ask import Answer
 
 DEFAULTS = {"embedder": "minilm", "store": "lancedb", "chunker": "structure"}
 _CATALOGUE = "catalogue.sqlite"
@@ -69,7 +65,6 @@ class Collection:
             )
         self.name, self.folder = name, found
         self.catalogue = Catalogue(found / _CATALOGUE)
-        self._writer: Writer | None = None
 
     @classmethod
     def create(cls, name: str) -> Self:
@@ -88,20 +83,6 @@ class Collection:
                 _put_in_place(part)
         return cls(name)
 
-    def ask(self, question: str, model: str | None = None, earlier: Sequence[str] = (), k: int = 4) -> "Answer":
-        """The answer with its citations, as `settle ask` gives it; `str` of it is to be read. model: a run, a model of
-        the store or a .gguf file, loaded at the first question and kept until `close`; `none` quotes only. earlier:
-        questions that this one may go on from. Raises SettleError."""
-        from settle.retrieve.answer.answering_model import Writer
-        from settle.retrieve.answer.ask import answer, look, whole
-
-        if self._writer is not None and self._writer.asked != model:
-            self._writer.close()
-            self._writer = None
-        self._writer = self._writer or Writer(self, model)
-        found = look(self, question, earlier, k)
-        return whole(answer(self, self._writer.engine() if found.evidence.enough else None, found))
-
     def __enter__(self) -> Self:
         return self
 
@@ -116,9 +97,6 @@ class Collection:
         for opened in ("vectorizer", "vectors"):
             if opened in self.__dict__:
                 self.__dict__.pop(opened).close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
         self.catalogue.close()
 
     @property

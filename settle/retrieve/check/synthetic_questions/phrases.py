@@ -8,40 +8,15 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
+from settle.retrieve.answer.definitions import NO_TERM, WORD, plain
 from settle.retrieve.index.words import STOP
 
 Telling = Callable[[Sequence[str]], list[float]]
 """How much each word of a question tells, in nats; 0 for one that tells nothing."""
 
-_LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
-_MARKS = re.compile(r"[`*]+|(?<!\w)_+|_+(?!\w)|<[^<>]{1,80}>|^\s*(?:[-+•]|\d+[.)])\s+|^\s*>+\s?", re.M)
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
-_WORD = re.compile(r"[^\W_][\w.+#'’/-]*[\w+#]|\w")
-_PROSE = re.compile(r"[A-Z\"“‘(][^{}=;|<>\\]{30,400}[.!?]$")
-_DEFINED = re.compile(
-    r"(?:(?:In [^,.]{3,40}, )?(?:an?|the) )?(?P<term>[\w][\w.+#'’/-]*(?: [\w.+#'’/-]+){0,4}?)"
-    r"(?: \([^)]{1,40}\))?,? (?:is|are|means|refers to|stands for|denotes)"
-    r" (?P<gloss>(?:an?|the|one of|any|some) .{15,})",
-    re.I,
-)
-_LISTED = re.compile(
-    r"^\s*(?:[-*+•]\s+|\d+[.)]\s+)?(?P<term>[`*_]{0,3}[\w.@/-][^:—–\n]{0,40}?[`*_]{0,3})\s*(?::|[—–]|\s--?\s)\s*(?P<gloss>[^\n]{15,})"
-)
-_ENTRY = re.compile(
-    r"(?P<term>\w[^\n]{0,60})\n\s*\n\s*(?:<[^>]{1,60}>\s*|\([^)]{1,60}\)\s*)*(?P<gloss>(?:\S+ ){4,}.*)", re.S
-)
 _SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)\.\s|;")  # not of an initial
-_ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
-MOST_TERM = 4  # words of a term
-_PLAIN_WORD = re.compile(r"[(\"'“‘{]*[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*[)\"'”’}.,;:!?]*")
-_FIRST = 8  # words of what is said of a term that are looked at
 _DOCSTRING = re.compile(r'(?:def|class) +(\w+)[^\n]*(?:\n[^"\n]*){0,12}?\n\s+[rRuU]?"""\s*([^"]{15,400})')
 _COMMENTED = re.compile(r"/\*\*\s*\*?\s*([^@/]{15,400}?)\s*(?:\*\s*@[^/]*)?\*/\s*(?:[\w<>\[\]*&]+ +)+?(\w+)\s*\(")
-_NEVER = (  # begins or ends a term
-    "it this that there these those he she they we you which one here because then also so thus hence however but if"
-    " not only see note notes example examples warning warnings caution important tip hint todo help default"
-)
-_NO_TERM = frozenset(_NEVER.split())
 _AUXILIARY = re.compile(
     r"^(.{3,70}?) (is|are|was|were|can|could|must|should|may|might|will|would|has|have|had) (.{10,})$"
 )
@@ -55,26 +30,11 @@ _PAST = frozenset(("has", "have", "had"))
 MOST_WORDS = 18  # of a question: people's are shorter than documents' sentences
 
 
-def plain(text: str) -> str:
-    """A text without the marks of Markdown."""
-    return _MARKS.sub("", _LINK.sub(r"\1", text))
-
-
-def sentences(text: str) -> list[str]:
-    """Those of a passage that are prose, on one line each."""
-    found = []
-    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d+[.)])\s)", text):
-        for sentence in _SENTENCE.split(" ".join(plain(paragraph).split())):
-            if _PROSE.match(sentence) and len(_WORD.findall(sentence)) >= 7:
-                found.append(sentence)
-    return found
-
-
 def of_heading(heading: str, above: str, random: Random) -> str:
     """A question whose answer stands below a heading. above: the heading over it, asked with it where that tells more,
     or ""."""
     heading = plain(heading).strip(" .:?!#")
-    content = [w for w in _WORD.findall(heading) if w.lower() not in STOP]
+    content = [w for w in WORD.findall(heading) if w.lower() not in STOP]
     words = heading.split()
     inside = f" {random.choice(('in', 'for', 'with', 'of'))} {_lower(plain(above).strip(' .:?!#'))}" if above else ""
     if words and (verb := base_of_gerund(words[0])):
@@ -105,28 +65,6 @@ def of_heading(heading: str, above: str, random: Random) -> str:
     return random.choice(frames).format(_lower(topic) + inside)
 
 
-def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
-    """(term, what it is) of a passage: sentences that define, lists of terms. is_entry: whether its first line may be
-    the headword of a dictionary."""
-    found = [(m["term"], m["gloss"]) for sentence in sentences(text) if (m := _DEFINED.match(sentence))]
-    found += [(plain(m["term"]), plain(m["gloss"])) for line in text.split("\n") if (m := _LISTED.match(line))]
-    if is_entry and (m := _ENTRY.match(text)):
-        found.append((m["term"], " ".join(plain(m["gloss"]).split())))
-    terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in found]
-    return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
-
-
-def _is_term(text: str) -> bool:
-    said = text.lower().split()
-    return 0 < len(said) <= MOST_TERM and not (STOP | _NO_TERM).intersection(said[:1] + said[-1:])
-
-
-def _is_prose(text: str) -> bool:
-    """Whether most of its first words are such, and neither numbers, addresses nor code."""
-    first = text.split()[:_FIRST]
-    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in first) > len(first) / 2
-
-
 def of_term(term: str, random: Random) -> str:
     """A question that asks what a term means."""
     frames = ("what is {}", "what does {} mean", "define {}", "meaning of {}", "what is meant by {}", "explain {}")
@@ -135,8 +73,8 @@ def of_term(term: str, random: Random) -> str:
 
 def of_meaning(gloss: str, term: str, random: Random) -> str:
     """A question that asks for a term by what it means."""
-    hidden = {w.lower() for w in _WORD.findall(term)}
-    said = _WORD.findall(_SENTENCE_END.split(gloss)[0])
+    hidden = {w.lower() for w in WORD.findall(term)}
+    said = WORD.findall(_SENTENCE_END.split(gloss)[0])
     kept = [w for w in said if w.lower() not in hidden and (len(w) > 1 or w == "a")]
     frames = ("what do you call {}", "which term stands for {}", "what is the name for {}", "{}")
     return random.choice(frames).format(_lower(" ".join(_fewer(kept, random)[:MOST_WORDS])))
@@ -148,13 +86,13 @@ def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
     match = _AUXILIARY.match(sentence)
     if match and random.random() < 0.6:
         subject, verb, rest = match.groups()
-        rest = " ".join(_fewer(_WORD.findall(rest), random)[: MOST_WORDS - 2])
+        rest = " ".join(_fewer(WORD.findall(rest), random)[: MOST_WORDS - 2])
         if random.random() < 0.5 or verb in _PAST:
             return f"what {verb} {rest}"
-        if subject.split()[0].lower() not in _NO_TERM | {"when", "if", "how", "where", "why"}:
-            asked_of = " ".join(_WORD.findall(rest)[:6])
+        if subject.split()[0].lower() not in NO_TERM | {"when", "if", "how", "where", "why"}:
+            asked_of = " ".join(WORD.findall(rest)[:6])
             return f"{random.choice(('why', 'when', 'in what case'))} {verb} {_lower(subject)} {asked_of}"
-    words: list[str] = _WORD.findall(sentence)
+    words: list[str] = WORD.findall(sentence)
     weights = telling(words)
     best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(5, 9)]
     asked = [words[i].lower() if i == 0 else words[i] for i in sorted(best) if weights[i] > 0]
@@ -205,7 +143,7 @@ def of_row(row: str, column: str, random: Random) -> str:
 
 def longest_copied(question: str, text: str) -> int:
     """The most words in a row that a question has from a text."""
-    asked, said = (" ".join(w.lower() for w in _WORD.findall(t)) for t in (question, text))
+    asked, said = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
     words, most = asked.split(), 0
     for first in range(len(words)):
         while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {said} ":

@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from settle.infer.client import Running
+from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
 from settle.retrieve.check.synthetic_questions.by_model import invented
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
@@ -181,13 +182,13 @@ class _Maker:
         random, passage = self.random, spot.passage
         only, other = frozenset((passage.id,)), self._other
         asked = self._of_headings(spot)
-        if found := phrases.definitions(passage.text, spot.ordinal == 0 and not passage.headings):
+        if found := definitions(passage.text, spot.ordinal == 0 and not passage.headings):
             term, gloss = random.choice(found)
             source = f"{term} {gloss}"
             if not self._headed_elsewhere(term, spot.section(len(passage.headings))):
                 asked.append(_Asked("definition", phrases.of_term(other(term), random), source, only))
             asked.append(_Asked("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
-        if prose := phrases.sentences(passage.text):
+        if prose := prose_sentences(passage.text):
             sentence = random.choice(prose)
             asked.append(
                 _Asked("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
