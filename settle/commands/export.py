@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -62,7 +62,7 @@ class Export(Command):
         return 0
 
     def _dtype(self, form: type["Format"]) -> str:
-        known = get_args(form.model_fields["dtype"].annotation)
+        known = form.dtypes()
         default = form.model_fields["dtype"].default if form.holds == "adapter" or "mlx" in self.to else "f16"
         if self.dtype is not None and self.dtype not in known:
             raise UsageError(f"{self.to} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -77,6 +77,11 @@ class Format(Part):
     suffix: ClassVar[str]  # of the file; empty for a folder
     holds: ClassVar[Literal["model", "adapter"]] = "model"
     dtype: str = Field("f16", description="type of the weights")
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        """The types that it can write."""
+        return get_args(cls.model_fields["dtype"].annotation)
 
     @abc.abstractmethod
     def read(self, path: Path) -> Weights:

@@ -12,6 +12,7 @@ from pydantic import Field
 from settle.base.errors import FormatError, ResourceError
 from settle.formats import Format, Weights
 from settle.formats.gguf import Dtype, export_gguf, read_gguf
+from settle.formats.gguf.types import exported
 
 PUBLISHER = "settle"
 
@@ -21,6 +22,10 @@ class LmStudio(Format):
 
     suffix: ClassVar[str] = ""
     dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        return exported()
 
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))

@@ -17,6 +17,7 @@ from settle.base.errors import ResourceError
 from settle.base.run import write_atomic
 from settle.formats import Format, Weights
 from settle.formats.gguf import Dtype, export_gguf, read_gguf
+from settle.formats.gguf.types import exported
 
 
 class Ollama(Format):
@@ -24,6 +25,10 @@ class Ollama(Format):
 
     suffix: ClassVar[str] = ""
     dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        return exported()
 
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))

@@ -20,10 +20,11 @@ from settle.base.run import read_json
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.types import GGML, ggml_type
 from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_gguf, of_hf_config
 from settle.model.decoder import Decoder
-from settle.model.layers.dequantize import KINDS, dequantize, num_bytes, quantize_nf4
+from settle.model.layers.dequantize import dequantize, quantize_nf4
 from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.source import Source, find_source
 
@@ -116,7 +117,7 @@ class Pretrained:
         rows, row = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
         out = torch.empty(shape, dtype=dtype)
         filled = out.view(rows, *row)
-        row_bytes = num_bytes(stored.tensor.dtype, row)
+        row_bytes = ggml_type(stored.tensor.dtype).num_bytes(row)
         step = max(1, _PIECE // row_bytes)
         for first in range(0, rows, step):
             last = min(first + step, rows)
@@ -141,7 +142,7 @@ class Pretrained:
         if len(stored.shape) != 2:
             return FrozenDense(self.read(name))
         kind = stored.tensor.dtype
-        if quantize == "as-is" and KINDS[kind].num_values > 1:
+        if quantize == "as-is" and GGML[kind].quantized:
             rows = _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1)
             return FrozenBlocks(self._in_our_order(name, rows), kind, (stored.shape[0], stored.shape[1]))
         in_layers = name.startswith("model.layers.") and not name.endswith("mlp.gate.weight")
@@ -240,8 +241,8 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
     found: dict[str, _Stored] = {}
     for name, parameters in members.items():
         tensor = tensors[name]
-        if tensor.dtype not in KINDS:
-            known = ", ".join(KINDS)
+        if tensor.dtype not in GGML:
+            known = ", ".join(GGML)
             raise FormatError(f"{name} is {tensor.dtype}, which is not read here", f"read are: {known}")
         for number, parameter in enumerate(parameters):
             shape = shapes[parameter]

@@ -9,9 +9,9 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.registry import part, part_names, parts
 from settle.base.settings import resolve
 from settle.data.rows.prepare import RowCorpus
+from settle.formats.gguf.types import GGML
 from settle.machine import Accelerator, accelerator, cores, memory
 from settle.model.adapters import Adapter
-from settle.model.layers.dequantize import KINDS
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
@@ -116,7 +116,7 @@ def chosen_adapter(asked: Mapping[str, Any]) -> tuple[str, Adapter | None]:
 def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -> None:
     if quantize and adapter_name == FULL:
         raise UsageError("weights that are trained cannot be quantized", "--adapter lora, or leave --quantize out")
-    if quantize == "as-is" and not any(KINDS[kind].num_values > 1 for kind in base.kinds):
+    if quantize == "as-is" and not any(GGML[kind].quantized for kind in base.kinds):
         kinds = ", ".join(base.kinds)
         raise UsageError(f"{base.name} has no quantized weights: they are {kinds}", "--quantize nf4 makes some")
 

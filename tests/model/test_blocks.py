@@ -7,21 +7,24 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as reference
 
 from settle.base.errors import FormatError
-from settle.model.layers.dequantize import KINDS, dequantize, dequantize_nf4, num_bytes, quantize_nf4
+from settle.formats.gguf.types import GGML
+from settle.model.layers.dequantize import dequantize, dequantize_nf4, quantize_nf4
 
 
 def _blocks(kind: str, number: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (number, KINDS[kind].num_bytes), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (number, GGML[kind].block_bytes), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GGML)
 def test_every_bit_pattern_means_the_same(kind):
     """More blocks than fit into one piece, of random bytes: scales that are NaN or infinite too."""
-    assert GGML_QUANT_SIZES[GGMLQuantizationType[kind]] == (KINDS[kind].num_values, KINDS[kind].num_bytes)
-    rows = 1100 if KINDS[kind].num_values > 32 else 8800
+    row = GGML[kind]
+    assert GGML_QUANT_SIZES[GGMLQuantizationType[kind]] == (row.block, row.block_bytes)
+    assert GGMLQuantizationType[kind] == row.id
+    rows = 1100 if row.block > 32 else 8800
     blocks = _blocks(kind, rows)
-    shape = (rows // 100, 100 * KINDS[kind].num_values)
-    assert num_bytes(kind, shape) == blocks.size
+    shape = (rows // 100, 100 * row.block)
+    assert row.num_bytes(shape) == blocks.size
     with np.errstate(invalid="ignore", over="ignore"):
         expected = reference(blocks, GGMLQuantizationType[kind]).reshape(shape)
     ours = dequantize(torch.from_numpy(blocks), kind, shape)
@@ -32,8 +35,8 @@ def test_every_bit_pattern_means_the_same(kind):
 
 
 def test_an_unknown_type_and_a_wrong_number_of_bytes():
-    with pytest.raises(FormatError, match="IQ2_XS is not read here.*Q4_K"):
-        dequantize(torch.zeros(74, dtype=torch.uint8), "IQ2_XS", (256,))
+    with pytest.raises(FormatError, match="TQ2_0 is not read here.*Q4_K"):
+        dequantize(torch.zeros(66, dtype=torch.uint8), "TQ2_0", (256,))
     with pytest.raises(FormatError, match="18 bytes of Q4_0 are no tensor of the shape"):
         dequantize(torch.zeros(18, dtype=torch.uint8), "Q4_0", (2, 32))
 

@@ -10,23 +10,9 @@ from typing import Any
 import numpy as np
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
-
-
-@dataclass(frozen=True)
-class Bars:
-    """What a type of weights may cost.
-
-    kl: mean KL(live ‖ file) in nats per token. logit_error: root mean square difference of log-probabilities over
-    the root mean square of the live model's own spread; free of scale, so it also sees damage in a model whose
-    distributions are still almost flat. tie: how far apart (nats) two tokens may be for a greedy difference to count
-    as a near-tie.
-    """
-
-    kl: float
-    logit_error: float
-    tie: float
 
 
 @dataclass(frozen=True)

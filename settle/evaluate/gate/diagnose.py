@@ -12,10 +12,8 @@ import numpy as np
 
 from settle.formats import Weights, to_float32
 from settle.formats._adapter import Adapter
+from settle.formats.gguf.types import ggml_type
 
-# Root mean square error, relative to the tensor's own, that writing in a type can bring: several times what it does.
-ROUNDING = {"F32": 1e-5, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 0.02}
-COARSE = 0.5  # any other quantization
 LEAST_KEPT = 0.5  # of an adapter's change to the weights
 MOST_SHOWN = 3
 
@@ -75,7 +73,7 @@ def inspect(origin: Origin, file: Weights) -> Contents:
             change = wanted - base
             along += float(np.vdot(change, there - base))
             square += float(np.vdot(change, change))
-        most = ROUNDING.get(file.tensors[name].dtype, COARSE)
+        most = ggml_type(file.tensors[name].dtype).rounding
         if not _error(there, wanted) <= most:  # so that NaN is damage
             (permuted if wanted.ndim == 2 and _rows_alike(there, wanted, most) else damaged).append(name)
     damage = [f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"] if lacking else []

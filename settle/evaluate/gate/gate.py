@@ -20,7 +20,6 @@ from settle.evaluate.gate.behaviour import (
     ADVERSARIAL,
     BRIEF,
     CONVERSATIONS,
-    Bars,
     Difference,
     Effort,
     compare_distributions,
@@ -36,31 +35,9 @@ from settle.evaluate.gate.behaviour import (
 from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect
 from settle.formats import Format, Weights
 from settle.formats.gguf import Gguf, read_gguf
+from settle.formats.gguf.types import Bars, ggml_type, is_float
 from settle.formats.lora_gguf import export_lora, read_lora, require_fit
 from settle.infer.engine import Engine
-
-# bench/gate.py measures what sound exports need; the bars leave several times that.
-BARS = {
-    "f32": Bars(1e-4, 0.005, 0.02),
-    "f16": Bars(1e-4, 0.005, 0.02),
-    "bf16": Bars(1e-3, 0.02, 0.10),
-    "q8_0": Bars(1e-2, 0.06, 0.30),
-    **dict.fromkeys(("q5_1", "q5_0"), Bars(0.05, 0.15, 0.6)),
-    **dict.fromkeys(("q4_1", "q4_0"), Bars(0.25, 0.35, 1.5)),
-    # the same blocks on both sides, but llama.cpp rounds activations to 8 bits before it multiplies by them
-    "blocks": Bars(1e-2, 0.06, 0.30),
-}
-# Of a vocabulary larger than `Effort.most_likely` only the most likely tokens are compared, which lie closer together;
-# and models with one are large and sharp, so that llama.cpp's f16 keys and values show.
-LARGE_BARS = {
-    "f32": Bars(1e-3, 0.025, 0.05),
-    "f16": Bars(1e-3, 0.025, 0.05),
-    "bf16": Bars(3e-3, 0.06, 0.15),
-    **dict.fromkeys(("q8_0", "blocks"), Bars(2e-2, 0.30, 0.60)),
-    **dict.fromkeys(("q5_1", "q5_0"), Bars(0.10, 0.50, 1.0)),
-    **dict.fromkeys(("q4_1", "q4_0"), Bars(0.50, 1.00, 2.0)),
-}
-
 
 PROSE = (
     "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "
@@ -76,8 +53,8 @@ PROSE = (
 SMALL_FILE = 400_000_000  # bytes
 SEQUENCE_TEXTS = 200
 
-
-PLAIN = ("F32", "F16", "BF16")  # types that are no quantization
+# The same blocks on both sides. llama.cpp rounds activations to 8 bits before it multiplies by them: bars as of Q8_0.
+SAME_BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ class Merged:
 
     @property
     def quantized(self) -> bool:
-        return self.base_type not in PLAIN
+        return not is_float(self.base_type)
 
 
 def run_gate(
@@ -148,8 +125,10 @@ def _bars(file: Weights, dtype: str, has_lora: bool, merged: Merged | None, effo
     """Of an adapter over a file that is kept as it is, that file's type of weights decides."""
     is_large = len(file.metadata.get("tokenizer.ggml.tokens", [])) > effort.most_likely
     if has_lora:
-        dtype = "f16" if all(t.dtype in PLAIN for t in file.tensors.values()) else "blocks"
-    bars = (LARGE_BARS if is_large else BARS)[dtype]
+        dtype = "f16" if all(is_float(t.dtype) for t in file.tensors.values()) else SAME_BLOCKS
+    stored = ggml_type("Q8_0" if dtype == SAME_BLOCKS else dtype)
+    bars = stored.large_bars if is_large else stored.bars
+    assert bars is not None, f"{dtype} is no type of exports"
     return replace(bars, kl=min(bars.kl, merged.limit)) if merged and merged.quantized else bars
 
 

@@ -13,11 +13,10 @@ from typing import Any
 from settle.base.errors import FormatError, GateError
 from settle.evaluate.gate.behaviour import BRIEF, CONVERSATIONS, Effort
 from settle.evaluate.gate.diagnose import Origin
-from settle.evaluate.gate.gate import PLAIN, require, run_gate, unproven_place
+from settle.evaluate.gate.gate import SAME_BLOCKS, require, run_gate, unproven_place
+from settle.formats.gguf.types import GGML, is_float
 from settle.machine import memory
 from settle.model.pretrained import Pretrained
-
-_BARS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def shrunk_through_gate(
@@ -77,11 +76,11 @@ def _require_header(source: Pretrained, file: Pretrained, name: str) -> None:
 
 
 def bars_of(file: Pretrained) -> str:
-    """Which of the gate's bars a file is held to: "blocks" as soon as a matrix is quantized. Raises FormatError when it
-    has no matrix at all."""
+    """The type whose bars a file is held to: the coarsest float, or `SAME_BLOCKS` as soon as a matrix is quantized.
+    Raises FormatError when it has no matrix at all."""
     kinds = {stored.tensor.dtype for stored in file.stored.values() if len(stored.shape) > 1}
     if not kinds:
         raise FormatError(f"{file.name} holds no matrix", "it is not a whole model")
-    if not kinds <= set(PLAIN):
-        return "blocks"
-    return _BARS[min(kinds, key=("BF16", "F16", "F32").index)]
+    if not all(map(is_float, kinds)):
+        return SAME_BLOCKS
+    return max(kinds, key=list(GGML).index).lower()

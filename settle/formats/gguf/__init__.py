@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from settle.base.errors import FormatError
 from settle.formats import (
@@ -23,8 +23,16 @@ from settle.formats import (
     write_array,
 )
 from settle.formats.gguf.header import TensorInfo, read_header
+from settle.formats.gguf.types import GgmlType, block_of, exported, ggml_type
 
-Dtype = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+def _exported(dtype: str) -> str:
+    if dtype not in exported():
+        raise ValueError(f"there is no type {dtype!r}; known: {', '.join(exported())}")
+    return dtype
+
+
+Dtype = Annotated[str, AfterValidator(_exported)]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as the format numbers them
 TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
@@ -39,6 +47,10 @@ class Gguf(Format):
 
     suffix: ClassVar[str] = ".gguf"
     dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        return exported()
 
     def read(self, path: Path) -> Weights:
         return read_gguf(path)
@@ -110,7 +122,7 @@ def export_gguf(
     "datasets" (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type
     cannot hold, ResourceError when the disk is full.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
     names = part.gguf_names()
     stray = sorted(set(weights) ^ set(names))
@@ -125,7 +137,7 @@ def export_gguf(
             _write_architecture(writer, part)
             _write_tokenizer(writer, tokenizer, part.vocab_size)
             for tensor in tensors:
-                code = GGMLQuantizationType[tensor.dtype]
+                code = ggml_type(tensor.dtype).id
                 writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -162,17 +174,17 @@ def _tensors(part: Any, names: Mapping[str, str], weights: Mapping[str, Any], dt
         shape = tuple(np.shape(weights[parameters[0]]))
         if len(parameters) > 1:
             shape = (len(parameters), *shape)
-        code, num_bytes = _layout(name, shape, dtype)
-        pieces = [partial(_piece, part, parameter, weights[parameter], code) for parameter in parameters]
-        made.append(_Tensor(name, shape, code.name, num_bytes, pieces))
+        stored = _type_of(name, shape, dtype)
+        pieces = [partial(_piece, part, parameter, weights[parameter], stored) for parameter in parameters]
+        made.append(_Tensor(name, shape, stored.name, stored.num_bytes(shape), pieces))
     for name, values in part.gguf_constants().items():
         vector = np.asarray(values, np.float32)
         made.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
     return made
 
 
-def _piece(part: Any, parameter: str, tensor: Any, code: Any) -> np.ndarray:
-    return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), code)
+def _piece(part: Any, parameter: str, tensor: Any, stored: GgmlType) -> np.ndarray:
+    return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), stored)
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -184,37 +196,36 @@ def card_of(path: Path) -> dict[str, Any]:
     return {key: stored[f"general.{key}"] for key in GENERAL if f"general.{key}" in stored} | ours
 
 
-def _layout(name: str, shape: tuple[int, ...], dtype: str) -> tuple[Any, int]:
-    """ggml type and number of bytes. Vectors and what is in ALWAYS_F32 stay f32, tables are never coarser than Q8_0; a
-    row that the blocks do not divide becomes f16."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    is_small = len(shape) == 1 or name.endswith(ALWAYS_F32)
-    wanted = "q8_0" if dtype.startswith("q") and name in TABLES else dtype
-    code = GGMLQuantizationType.F32 if is_small else GGMLQuantizationType[wanted.upper()]
-    if shape[-1] % GGML_QUANT_SIZES[code][0]:
-        code = GGMLQuantizationType.F16
-    block, block_bytes = GGML_QUANT_SIZES[code]
-    return code, int(np.prod(shape)) // block * block_bytes
+def _type_of(name: str, shape: tuple[int, ...], dtype: str) -> GgmlType:
+    """Vectors and what is in ALWAYS_F32 stay f32, tables are never coarser than Q8_0; a row that the blocks do not
+    divide becomes f16."""
+    wanted = ggml_type(dtype)
+    if len(shape) == 1 or name.endswith(ALWAYS_F32):
+        wanted = ggml_type("F32")
+    elif wanted.quantized and name in TABLES:
+        wanted = ggml_type("Q8_0")
+    return wanted if wanted.divides(shape[-1]) else ggml_type("F16")
 
 
-def _encode(name: str, values: np.ndarray, code: Any) -> np.ndarray:
+def _encode(name: str, values: np.ndarray, stored: GgmlType) -> np.ndarray:
+    from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
     if not np.isfinite(values).all():
         raise FormatError(f"{name} holds NaN or infinity", "the run is broken; resume it from an earlier checkpoint")
-    if code.name == "BF16":
+    if stored.name == "BF16":
         return to_bfloat16(values)
-    if code.name != "F32" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+    if stored.name != "F32" and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
         raise FormatError(f"{name} holds values that f16 cannot hold", "export with --dtype bf16")
-    return quantize(values, code)
+    return quantize(values, GGMLQuantizationType(stored.id))
 
 
 def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
-    from gguf.constants import GGML_QUANT_VERSION, LlamaFileType
+    from gguf.constants import GGML_QUANT_VERSION
 
     writer.add_type("model")
-    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "f32" else LlamaFileType[f"MOSTLY_{dtype.upper()}"])
+    stored = ggml_type(dtype)
+    writer.add_file_type(stored.mixes[stored.name])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     for key, value in metadata.items():
         name = f"general.{key}" if key in GENERAL else f"settle.{key}"
@@ -262,9 +273,9 @@ def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
 
 
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
-    from gguf.constants import GGMLQuantizationType
-
-    dtype = GGMLQuantizationType(info.dtype).name
+    kind = block_of(info.dtype)
+    assert kind is not None, "the header was checked"
+    dtype = kind[0]
     place = Place(data, info.start, info.num_bytes)
 
     def load() -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import FormatError
+from settle.formats.gguf.types import block_of
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -167,8 +168,6 @@ def _value(cursor: Cursor, code: int, key: str) -> Any:
 
 def _tensor(cursor: Cursor, alignment: int) -> tuple[str, tuple[int, ...], int, int, int]:
     """(name, shape, type, offset in the data section, number of bytes) of one tensor description."""
-    from gguf.constants import GGML_QUANT_SIZES
-
     name = _text(cursor, "a tensor name", MAX_NAME)
     num_dims = cursor.scalar("I", f"the number of dimensions of {name}")
     if not 1 <= num_dims <= MAX_DIMS:
@@ -177,9 +176,10 @@ def _tensor(cursor: Cursor, alignment: int) -> tuple[str, tuple[int, ...], int, 
     if any(not 1 <= d <= MAX_DIM for d in dims):
         raise cursor.fail(f"{name} has the shape {dims}")
     code = cursor.scalar("I", f"the type of {name}")
-    if code not in GGML_QUANT_SIZES:
+    kind = block_of(code)
+    if kind is None:
         raise cursor.fail(f"{name} has the unknown tensor type {code}")
-    block, block_bytes = GGML_QUANT_SIZES[code]
+    _, block, block_bytes = kind
     if dims[0] % block:
         raise cursor.fail(f"a row of {name} has {dims[0]} values, not a multiple of its type's {block}")
     offset = cursor.scalar("Q", f"the offset of {name}")

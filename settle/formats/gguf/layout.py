@@ -14,6 +14,7 @@ import numpy as np
 from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf.header import ARRAY, DEFAULT_ALIGNMENT, MAGIC, MAX_NAME, STRING
+from settle.formats.gguf.types import block_id
 
 VERSION = 3
 _BOOL, _UINT32, _INT64, _FLOAT64 = 7, 4, 11, 12
@@ -71,12 +72,10 @@ def dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _description(entry: Entry, offset: int) -> bytes:
-    from gguf.constants import GGMLQuantizationType
-
     name = entry.name.encode()
     assert 0 < len(name) <= MAX_NAME and math.prod(entry.shape)
     dims = tuple(reversed(dimensions(entry.shape)))
-    code = GGMLQuantizationType[entry.kind]
+    code = block_id(entry.kind)
     return _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)
 
 

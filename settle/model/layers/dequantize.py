@@ -1,31 +1,26 @@
 """Weights kept in blocks of few bits, and their way back to numbers: GGUF's types and NF4.
 
-Layouts: ggml's `ggml-common.h` and `ggml-quants.c`; NF4 with double quantization: QLoRA (arXiv:2305.14314).
-Work goes in pieces that stay in the processor's cache, so a weight's temporaries are never as large as the weight.
+A ggml type that has no function here is turned into numbers by gguf's own, which is right and slow. Layouts: ggml's
+`ggml-common.h` and `ggml-quants.c`; NF4 with double quantization: QLoRA (arXiv:2305.14314). Work goes in pieces that
+stay in the processor's cache, so a weight's temporaries are never as large as the weight.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import gguf
+import gguf.quants
+import numpy as np
 import torch
 from torch import Tensor
 
 from settle.base.errors import FormatError
+from settle.formats.gguf.types import GgmlType, ggml_type
 
 _PIECE = 1 << 17  # values of a piece: half a megabyte of fp32
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How many values a block holds, in how many bytes, and how to unpack it.
-
-    unpack: blocks (n, num_bytes) uint8, out (n, num_values) fp32 to fill.
-    """
-
-    num_values: int
-    num_bytes: int
-    unpack: Callable[[Tensor, Tensor], None]
+Unpack = Callable[[Tensor, Tensor], None]  # blocks (n, bytes) uint8, out (n, values) fp32 to fill
 
 
 def dequantize(
@@ -38,26 +33,23 @@ def dequantize(
     Computed in fp32 and rounded once to `dtype`. Raises FormatError for a type that is not known, or for bytes that
     do not fill the shape.
     """
-    found = KINDS.get(kind)
-    if found is None:
-        raise FormatError(f"the type {kind} is not read here", f"use a file of another type: {', '.join(KINDS)}")
-    num_values = math.prod(shape)
-    if num_values % found.num_values or blocks.numel() != num_values // found.num_values * found.num_bytes:
+    row = ggml_type(kind)
+    if math.prod(shape) % row.block or blocks.numel() != row.num_bytes(shape):
         raise FormatError(f"{blocks.numel()} bytes of {kind} are no tensor of the shape {tuple(shape)}", "")
     if out is None:
         out = torch.empty(tuple(shape), dtype=dtype, device=blocks.device)
-    rows = blocks.reshape(-1, found.num_bytes)
-    filled = out.view(-1, found.num_values)
-    _in_pieces(rows, filled, found.unpack)
+    rows = blocks.reshape(-1, row.block_bytes)
+    _in_pieces(rows, out.view(-1, row.block), UNPACK.get(row.name) or partial(_by_gguf, row))
     return out
 
 
-def num_bytes(kind: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of that type and shape."""
-    return math.prod(shape) // KINDS[kind].num_values * KINDS[kind].num_bytes
+def _by_gguf(row: GgmlType, blocks: Tensor, out: Tensor) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite, as in every other type
+        numbers = gguf.quants.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(row.id))
+    out.copy_(torch.from_numpy(numbers))
 
 
-def _in_pieces(rows: Tensor, filled: Tensor, unpack: Callable[[Tensor, Tensor], None]) -> None:
+def _in_pieces(rows: Tensor, filled: Tensor, unpack: Unpack) -> None:
     """Unpack `rows` (n, bytes) into `filled` (n, values) of any float type, some rows at a time."""
     step = max(1, _PIECE // filled.shape[1])
     exact = filled.dtype == torch.float32
@@ -204,22 +196,22 @@ _IQ4_LEVELS = torch.tensor(
 _EIGHT = torch.arange(8, dtype=torch.uint8)
 _SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 
-KINDS: dict[str, _Kind] = {
-    "F32": _Kind(1, 4, _f32),
-    "F16": _Kind(1, 2, _f16),
-    "BF16": _Kind(1, 2, _bf16),
-    "Q4_0": _Kind(32, 18, _q4_0),
-    "Q4_1": _Kind(32, 20, _q4_1),
-    "Q5_0": _Kind(32, 22, _q5_0),
-    "Q5_1": _Kind(32, 24, _q5_1),
-    "Q8_0": _Kind(32, 34, _q8_0),
-    "Q2_K": _Kind(256, 84, _q2_k),
-    "Q3_K": _Kind(256, 110, _q3_k),
-    "Q4_K": _Kind(256, 144, _q4_k),
-    "Q5_K": _Kind(256, 176, _q5_k),
-    "Q6_K": _Kind(256, 210, _q6_k),
-    "IQ4_NL": _Kind(32, 18, _iq4_nl),
-    "IQ4_XS": _Kind(256, 136, _iq4_xs),
+UNPACK: dict[str, Unpack] = {
+    "F32": _f32,
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }
 
 # Appendix E of the paper: quantiles of the normal distribution, with an exact zero.

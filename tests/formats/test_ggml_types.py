@@ -1,0 +1,44 @@
+"""The table of ggml types against the libraries, and a type that is added to it."""
+
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+from settle.evaluate.gate.gate import run_gate
+from settle.formats.gguf import Gguf, read_gguf
+from settle.formats.gguf.types import GGML, Bars, GgmlType, exported
+from settle.model.pretrained import Pretrained
+
+
+@pytest.mark.parametrize("row", GGML.values(), ids=list(GGML))
+def test_a_row_says_what_ggml_says(row):
+    assert GGMLQuantizationType[row.name] == row.id
+    assert GGML_QUANT_SIZES[row.id] == (row.block, row.block_bytes)
+    for mix, number in row.mixes.items():
+        assert LlamaFileType[("ALL_" if mix == "F32" else "MOSTLY_") + mix] == number
+    assert row.fallback in GGML and (row.bars is None) == (row.large_bars is None)
+
+
+def test_exported_types_are_those_with_bars():
+    assert exported() == ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+def test_a_new_type_is_one_row(tiny, tmp_path, monkeypatch):
+    """MXFP4, added as a row: it is exported, read, loaded and gated, with nothing else changed."""
+    with pytest.raises(ValueError, match="'mxfp4'"):
+        Gguf(dtype="mxfp4")
+    bars = Bars(1.0, 1.0, 4.0)
+    row = GgmlType("MXFP4", 39, 32, 17, mixes={"MXFP4": 38}, bars=bars, large_bars=bars)
+    monkeypatch.setitem(GGML, "MXFP4", row)
+    path = Gguf(dtype="mxfp4").write(tmp_path / "x.gguf", tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
+    stored = read_gguf(path)
+    assert stored.tensors["blk.0.ffn_up.weight"].dtype == "MXFP4" and stored.metadata["general.file_type"] == 38
+    opened = Pretrained.open(path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    np.testing.assert_array_equal(opened.read(name).numpy(), stored.tensors["blk.0.ffn_up.weight"].load())
+    as_stored = opened.load(quantize="as-is").weights()[name]
+    torch.testing.assert_close(as_stored.dense(torch.float32), opened.read(name), rtol=0, atol=0)
+    dense = opened.load().eval()
+    figures = run_gate(dense, tiny.tokenizer, path, tiny.held_out, "blocks")
+    assert figures["passed"], figures
