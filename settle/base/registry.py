@@ -1,21 +1,32 @@
 """A part is a file: a family is a folder, a part's name is its filename, nothing lists it a second time.
 
-    settle/data/sources/jsonl.py   →   part("data/sources", "jsonl")
+    settle/model/adapters/lora.py   →   Adapter.part("lora")
 
 A family's `__init__.py` defines the contract: one subclass of `Part`. Each file (or folder with an `__init__.py`)
 beside it defines exactly one subclass of that contract. A large family sorts its files into sub-folders that its
 `GROUPS` names: then the files of the folder and of those sub-folders are its parts, under their own names, and other
 sub-folders are not. Other packages join through the entry-point group `settle.<family>` (slashes as dots).
+
+Where the contract is at hand, ask it; what comes back is typed:
+
+    Adapter.part_names()                    ("dora", "lora"), without importing either
+    Adapter.part("lora")                    type[Adapter]
+    Adapter.parts()                         dict[str, type[Adapter]]
+    Adapter.make("lora", {"rank": 8})       Adapter: the part with these settings
+    adapter.part_name()                     "lora", also on the class
+
+`part(family, name)`, `parts(family)` and `part_names(family)` do the same for a family known by its path.
 """
 
 import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoints, distributions
 from types import ModuleType
+from typing import Self, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,37 +34,68 @@ from settle.base.errors import UsageError
 
 
 class Part(BaseModel):
-    """Something that can vary: its fields are its settings, its methods are its work."""
+    """Something that can vary: its fields are its settings, its methods are its work.
+
+    The direct subclass of `Part` is the contract of a family and lives in the `__init__.py` of the family's folder.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def family(cls) -> str:
+        """The path of the family below `settle/`, such as "model/adapters"."""
+        contract = next(c for c in reversed(cls.__mro__) if issubclass(c, Part) and c is not Part)
+        return contract.__module__.removeprefix("settle.").replace(".", "/")
+
+    @classmethod
+    def part_names(cls) -> tuple[str, ...]:
+        """Names of the parts of this family; see `part_names`."""
+        return part_names(cls.family())
+
+    @classmethod
+    def part(cls, name: str) -> type[Self]:
+        """The part of this family called `name`. Raises UsageError naming the nearest when there is none."""
+        return cast(type[Self], part(cls.family(), name))
+
+    @classmethod
+    def parts(cls) -> dict[str, type[Self]]:
+        """Every part of this family by name."""
+        return {name: cls.part(name) for name in cls.part_names()}
+
+    @classmethod
+    def make(cls, name: str, settings: Mapping[str, object]) -> Self:
+        """The part called `name` with these settings. Raises UsageError for the name, ValidationError for settings."""
+        return cls.part(name).model_validate(dict(settings))
+
+    @classmethod
+    def part_name(cls) -> str:
+        """The name of this part in its family."""
+        for entry in _joined(cls.family()):
+            if entry.value.replace(" ", "") == f"{cls.__module__}:{cls.__qualname__}":
+                return entry.name
+        return cls.__module__.rpartition(".")[2]
 
 
 @cache
 def part_names(family: str) -> tuple[str, ...]:
     """Names of a family's parts, sorted; reads the folder and the entry points, imports no part."""
-    return tuple(sorted({*_modules(family), *(e.name for e in _joined(family))}))
+    return tuple(sorted({*_own_modules(family), *(entry.name for entry in _joined(family))}))
 
 
 @cache
 def part(family: str, name: str) -> type[Part]:
     """The part `name` of `family`. Raises UsageError naming the nearest part when there is none."""
     if name not in part_names(family):
-        near = difflib.get_close_matches(name, part_names(family), n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(part_names(family))}"
-        raise UsageError(f"there is no {name!r} in {family}", fix)
+        raise UsageError(f"there is no {name!r} in {family}", nearest(name, part_names(family)))
     for entry in _joined(family):
         if entry.name == name:
-            loaded: type[Part] = entry.load()
-            return loaded
-    module = importlib.import_module(_modules(family)[name])
+            joined: type[Part] = entry.load()
+            return joined
+    module = importlib.import_module(_own_modules(family)[name])
     contract = _contract(family)
-    found = [
-        c
-        for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, contract) and c is not contract and c.__module__ == module.__name__
-    ]
-    assert len(found) == 1, f"{module.__name__} must define exactly one {contract.__name__}, found {len(found)}"
-    return found[0]
+    defined = [c for c in _classes_of(module) if issubclass(c, contract) and c is not contract]
+    assert len(defined) == 1, f"{module.__name__} must define exactly one {contract.__name__}, not {len(defined)}"
+    return defined[0]
 
 
 def parts(family: str) -> dict[str, type[Part]]:
@@ -61,13 +103,25 @@ def parts(family: str) -> dict[str, type[Part]]:
     return {name: part(family, name) for name in part_names(family)}
 
 
+def group_of(family: str, name: str) -> str:
+    """The folder below the family's own that holds a part: "make" for `commands/make/train.py`, "" without one."""
+    module = _own_modules(family).get(name, "")
+    return module.removeprefix(_package_name(family)).strip(".").rpartition(".")[0]
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    """What to do about a name that is none: the nearest that is, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
 @cache
-def _modules(family: str) -> dict[str, str]:
-    """The module that defines each part which is a file of our own."""
-    package = _family_package(family)
+def _own_modules(family: str) -> dict[str, str]:
+    """Part → module that defines it, of the parts in the family's folder and its groups."""
+    package = importlib.import_module(_package_name(family))
     groups: tuple[str, ...] | None = getattr(package, "GROUPS", None)
-    found = _listed(package.__path__, package.__name__)
-    modules = {name: path for name, (path, is_folder) in found.items() if groups is None or not is_folder}
+    files = _listed(package.__path__, package.__name__)
+    modules = {name: path for name, (path, is_folder) in files.items() if groups is None or not is_folder}
     for group in groups or ():
         inner = importlib.import_module(f"{package.__name__}.{group}")
         for name, (path, _) in _listed(inner.__path__, inner.__name__).items():
@@ -90,23 +144,21 @@ def _installed() -> EntryPoints:
 
 @cache
 def _joined(family: str) -> EntryPoints:
-    return _installed().select(group=_group(family))
+    return _installed().select(group=_package_name(family))
 
 
-def _group(family: str) -> str:
+def _package_name(family: str) -> str:
     return "settle." + family.replace("/", ".")
 
 
-def _family_package(family: str) -> ModuleType:
-    return importlib.import_module("settle." + family.replace("/", "."))
-
-
 def _contract(family: str) -> type[Part]:
-    package = _family_package(family)
-    found = [
-        c
-        for _, c in inspect.getmembers(package, inspect.isclass)
-        if issubclass(c, Part) and c is not Part and c.__module__ == package.__name__
-    ]
-    assert len(found) == 1, f"{package.__name__} must define exactly one contract, found {len(found)}"
-    return found[0]
+    package = importlib.import_module(_package_name(family))
+    defined = [c for c in _classes_of(package) if c is not Part]
+    assert len(defined) == 1, f"{package.__name__} must define exactly one contract, not {len(defined)}"
+    return defined[0]
+
+
+def _classes_of(module: ModuleType) -> list[type[Part]]:
+    """The parts and contracts that a module itself defines."""
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    return [c for c in classes if issubclass(c, Part)]
