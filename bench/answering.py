@@ -22,7 +22,7 @@ from typing import Any
 
 import settle
 from settle.base.run import home
-from settle.evaluate.compare.paired import paired
+from settle.base.statistics import paired_test
 from settle.infer.engine import Engine
 from settle.infer.resolve import served
 from settle.retrieve.answer import context
@@ -137,9 +137,9 @@ def report(rows: list[dict[str, Any]]) -> None:
             f" {sum(r['seconds'] for r in own) / len(own):.1f} s, {sum(r['tokens'] for r in own) / len(own):.0f} tokens"
         )
     last, other = ([float(r["right"] > 0) for r in rows if r["order"] == order] for order in ORDERS)
-    told = paired(other, last)
-    print(f"answered from the right document, best last less best first: {told.difference:+.3f}", end=" ")
-    print(f"[{told.low:+.3f}, {told.high:+.3f}], {told.verdict}")
+    comparison = paired_test(other, last)
+    print(f"answered from the right document, best last less best first: {comparison.difference.value:+.3f}", end=" ")
+    print(f"[{comparison.difference.low:+.3f}, {comparison.difference.high:+.3f}], {comparison.verdict}")
 
 
 def share(rows: list[dict[str, Any]], is_so: Callable[[dict[str, Any]], bool]) -> str:

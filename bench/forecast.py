@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.plan.estimate import TENTH
+from settle.base.statistics import FORECAST_LEVEL, two_sided_z
 from settle.plan.loss_law import LAW, LossLaw, worth
 
 Fall = tuple[float, float, float, float]  # tokens of the short run, of the long one, bytes per token, ln(L' / L)
@@ -75,8 +75,8 @@ def report(name: str, rows: list[dict], law: LossLaw) -> None:
         )
     print(
         f"\nmedian error of the loss {np.median(errors):.1%}, largest {max(errors):.1%}; {np.mean(inside):.0%} inside "
-        f"the interval (±{TENTH:.2f} standard deviations); memory: median {np.median(held):.1%}, largest "
-        f"{max(held):.1%}; time of a step: median {np.median(timed):.0%}"
+        f"the interval (±{two_sided_z(FORECAST_LEVEL):.2f} standard deviations); memory: median {np.median(held):.1%}, "
+        f"largest {max(held):.1%}; time of a step: median {np.median(timed):.0%}"
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from retrieval import SETS, indexed, read
 
 from settle.base.event_log import Events
-from settle.evaluate.shares import share
+from settle.base.statistics import wilson
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
 from settle.retrieve.check.calibration import calibrate, fit, threshold
 from settle.retrieve.index.collection import Collection
@@ -49,8 +49,8 @@ def scores(weighing: Weighing, of: np.ndarray) -> np.ndarray:
 
 def row(name: str, how: str, weighing: Weighing, asked: Measured) -> str:
     """Refused of the unanswerable, and of the answerable."""
-    told = [share((scores(weighing, of) < weighing.threshold).tolist()) for of in reversed(asked)]
-    shown = (f"{100 * f.value:.1f} % ({100 * (f.low or 0):.1f}–{100 * (f.high or 0):.1f})" for f in told)
+    shares = [wilson((scores(weighing, of) < weighing.threshold).tolist()) for of in reversed(asked)]
+    shown = (f"{100 * f.value:.1f} % ({100 * f.low:.1f}–{100 * f.high:.1f})" for f in shares)
     return f"| {name} | {how} | {' | '.join(shown)} |"
 
 

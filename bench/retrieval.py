@@ -26,7 +26,7 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.registry import part
-from settle.evaluate.compare.paired import paired
+from settle.base.statistics import paired_test
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
@@ -151,10 +151,12 @@ def compare(ranks: dict[str, dict[str, list]]) -> None:
     """recall@5 against each of the peers: the difference on every set and of the means, in points."""
     hits = {name: {s: [float(bool(r) and r <= 5) for r in of] for s, of in by.items()} for name, by in ranks.items()}
     for system in PEERS:
-        told = [paired(by[system], by["settle"]) for by in hits.values() if {system, "settle"} <= by.keys()]
-        if told:
-            each = ", ".join(f"{100 * p.difference:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in told)
-            print(f"settle − {system}: {each}; mean {100 * np.mean([p.difference for p in told]):+.1f}")
+        tests = [
+            paired_test(by[system], by["settle"]).difference for by in hits.values() if {system, "settle"} <= by.keys()
+        ]
+        if tests:
+            each = ", ".join(f"{100 * p.value:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in tests)
+            print(f"settle − {system}: {each}; mean {100 * np.mean([p.value for p in tests]):+.1f}")
 
 
 if __name__ == "__main__":

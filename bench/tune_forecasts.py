@@ -62,7 +62,9 @@ def main() -> None:
                 errors[name].append((abs(entry.error), entry.inside))
                 scale = 1e6 if name == "peak_memory" else 1
                 inside = "" if entry.inside else ", outside"
-                cells.append(f"{entry.expected / scale:.4g} → {entry.came / scale:.4g} ({entry.error:+.1%}{inside})")
+                cells.append(
+                    f"{entry.forecast.value / scale:.4g} → {entry.actual / scale:.4g} ({entry.error:+.1%}{inside})"
+                )
             print(f"| {base}, {rows}: {settings} | {' | '.join(cells)} |", flush=True)
     print()
     for name, found in errors.items():

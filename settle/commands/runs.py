@@ -65,7 +65,7 @@ class Runs(Command):
         if kept:
             columns: tuple[str, ...] = ("run", "forecast of", "expected", "came", "error", "in the 80 % interval")
             rows = [
-                [e.run, e.figure, _of(e.expected, unit), _of(e.came, unit), f"{e.error:+.0%}", _yes(e.inside)]
+                [e.run, e.figure, _of(e.forecast.value, unit), _of(e.actual, unit), f"{e.error:+.0%}", _yes(e.inside)]
                 for e in kept
                 for unit in [UNITS.get(e.figure, "")]
             ]

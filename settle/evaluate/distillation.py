@@ -12,9 +12,9 @@ import torch
 
 from settle.base.event_log import Events
 from settle.base.events import Say
+from settle.base.statistics import PairedTest, paired_test
 from settle.data.batches import Batch
 from settle.data.distributions import Compared, compare
-from settle.evaluate.compare.paired import Paired, paired
 from settle.model.decoder import Decoder
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
@@ -122,7 +122,7 @@ class Learned:
     before: Nearness
     after: Nearness
     teacher: str
-    paired: Paired
+    paired: PairedTest
 
     @property
     def recovered(self) -> float | None:
@@ -147,7 +147,7 @@ class Learned:
             "teacher": {"name": self.teacher, "loss": float(-self.after.teacher.mean())},
             "before": self.before.to_json(),
             "after": self.after.to_json(),
-            "kl_change": [-self.paired.high, -self.paired.low],
+            "kl_change": [-self.paired.difference.high, -self.paired.difference.low],
             "recovered": self.recovered,
             "tokens": len(self.after.teacher),
         }
@@ -185,6 +185,6 @@ def learned(
     model.load_trainable(after)
     last = nearness(model, objective, batches)
     far = [(-seen.means(seen.apart.kl)).tolist() for seen in (first, last)]
-    made = Learned(first, last, teacher, paired(*far))
+    made = Learned(first, last, teacher, paired_test(*far))
     events.emit(Say(text=made.headline))
     return made

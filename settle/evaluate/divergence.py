@@ -5,26 +5,15 @@ W windows or texts, N positions. Logarithms are natural unless a name says bits.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from settle.base.statistics import Interval, bootstrap_ratio
 from settle.data.distributions import Compared
 from settle.data.likelihoods import Likelihoods
 from settle.data.windows import Windows
-from settle.evaluate.compare.paired import RESAMPLES, tails
-
-_CHUNK = 1 << 22  # resampled windows held at once
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure, `low` to `high` its 95 % interval: None where one window is no sample."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -40,13 +29,13 @@ class Divergence:
     windows: int
     tokens: int
     num_bytes: int | None
-    kl: Figure
+    kl: Interval
     kl_99: float
     kl_max: float
-    same_top: Figure
+    same_top: Interval
     loss: float
     reference_loss: float
-    rise: Figure
+    rise: Interval
 
     @property
     def perplexity(self) -> float:
@@ -69,7 +58,7 @@ class Divergence:
 
     def to_json(self) -> dict[str, Any]:
         derived = ("perplexity", "reference_perplexity", "bits_per_byte", "reference_bits_per_byte")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        return _fields(self) | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True)
@@ -79,12 +68,12 @@ class TextLoss:
 
     texts: int
     num_bytes: int
-    bits_per_byte: Figure
-    reference_bits_per_byte: Figure
-    rise: Figure
+    bits_per_byte: Interval
+    reference_bits_per_byte: Interval
+    rise: Interval
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _fields(self)
 
 
 def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None = None, seed: int = 0) -> Divergence:
@@ -105,13 +94,13 @@ def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None
         windows=windows,
         tokens=len(compared.kl),
         num_bytes=num_bytes,
-        kl=ratio(_sums(compared.kl, bounds), counts, random),
+        kl=bootstrap_ratio(_sums(compared.kl, bounds), counts, random),
         kl_99=float(np.quantile(compared.kl, 0.99)),
         kl_max=float(compared.kl.max()),
-        same_top=ratio(_sums(compared.top_equal, bounds), counts, random),
+        same_top=bootstrap_ratio(_sums(compared.top_equal, bounds), counts, random),
         loss=float(theirs.sum() / counts.sum()),
         reference_loss=float(ours.sum() / counts.sum()),
-        rise=ratio(theirs - ours, ours, random),
+        rise=bootstrap_ratio(theirs - ours, ours, random),
     )
 
 
@@ -130,25 +119,14 @@ def text_loss(
     return TextLoss(
         texts=len(windows.num_bytes),
         num_bytes=windows.total_bytes,
-        bits_per_byte=ratio(theirs, windows.num_bytes, random),
-        reference_bits_per_byte=ratio(ours, windows.num_bytes, random),
-        rise=ratio(theirs - ours, ours, random),
+        bits_per_byte=bootstrap_ratio(theirs, windows.num_bytes, random),
+        reference_bits_per_byte=bootstrap_ratio(ours, windows.num_bytes, random),
+        rise=bootstrap_ratio(theirs - ours, ours, random),
     )
 
 
-def ratio(sums: np.ndarray, counts: np.ndarray, random: np.random.Generator, resamples: int = RESAMPLES) -> Figure:
-    """Σ sums ÷ Σ counts, both (W,), with the bootstrap's interval over the W, widened where they are few."""
-    sums, counts = np.asarray(sums, float), np.asarray(counts, float)
-    value, number = float(sums.sum() / counts.sum()), len(sums)
-    if number < 2:
-        return Figure(value, None, None)
-    each = max(1, _CHUNK // number)
-    found = []
-    for begin in range(0, resamples, each):
-        which = random.integers(0, number, (min(each, resamples - begin), number))
-        found.append(sums[which].sum(1) / counts[which].sum(1))
-    low, high = np.quantile(np.concatenate(found), tails(number))
-    return Figure(value, float(low), float(high))
+def _fields(figures: Divergence | TextLoss) -> dict[str, Any]:
+    return {k: v.to_json() if isinstance(v, Interval) else v for k, v in vars(figures).items()}
 
 
 def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -14,12 +14,12 @@ from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import part
+from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
-from settle.plan.estimate import TENTH, Estimate
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import Probe, probe, probe_steps
-from settle.plan.settings import TrainingSettings
+from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import HAND_OVER_SECONDS
 from settle.plan.training_plan import TrainingPlan
 from settle.train.settled import MORE, decay_tokens, next_evaluation
@@ -38,14 +38,14 @@ LOOKS_LIKE = 1.25  # times slower evaluations are in a run than in a row
 class Forecast:
     """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats."""
 
-    tokens: Estimate
-    time: Estimate
-    peak_memory: Estimate
-    energy: Estimate
-    cost: Estimate
-    loss: Estimate
+    tokens: Interval
+    time: Interval
+    peak_memory: Interval
+    energy: Interval
+    cost: Interval
+    loss: Interval
 
-    def to_json(self) -> dict[str, dict[str, float]]:
+    def to_json(self) -> dict[str, dict[str, float | None]]:
         return {name: estimate.to_json() for name, estimate in vars(self).items()}
 
 
@@ -77,7 +77,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
     parameters = architecture.num_parameters
 
-    def loss_at(tokens: float) -> Estimate:
+    def loss_at(tokens: float) -> Interval:
         fresh, short = worth(tokens, unique), worth(probed.tokens, unique)
         return LAW.loss(probed.loss, probed.stderr, short, fresh, packed, parameters)
 
@@ -86,23 +86,22 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     looked_at = min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens.value / 20))
     fixed = spent + HAND_OVER_SECONDS + probed.look_seconds * looked_at
     # a machine whose steps are uneven now will be busy or quiet later
-    spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, math.log(tokens.high / tokens.low) / 2 / TENTH)
-    time = Estimate.within(tokens.value * per_token, spread).plus(fixed)
+    spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, tokens.log_std)
+    time = Interval.log_normal(tokens.value * per_token, spread).shifted(fixed)
     if plan.loop.seconds:
         most = plan.loop.seconds + fixed
-        time = Estimate(min(time.value, most), min(time.low, most), min(time.high, most * 1.05))
+        time = Interval(min(time.value, most), min(time.low, most), min(time.high, most * 1.05), FORECAST_LEVEL)
     unsure = 0.0 if probed.watts_source == "asked" else POWER_SPREAD
-    spread = math.hypot(math.log(time.high / time.low) / 2 / TENTH, unsure)
-    energy = Estimate.within((time.value - spent) * probed.watts, spread)
-    prices = settings.price_per_kwh, settings.price_per_hour
+    spread = math.hypot(time.log_std, unsure)
+    energy = Interval.log_normal((time.value - spent) * probed.watts, spread)
     low, value, high = loss_at(tokens.high), loss_at(tokens.value), loss_at(tokens.low)
     return Forecast(
         tokens=tokens,
         time=time,
-        peak_memory=Estimate.within(peak_memory(plan, probed, tokens.value), MEMORY_SPREAD),
+        peak_memory=Interval.log_normal(peak_memory(plan, probed, tokens.value), MEMORY_SPREAD),
         energy=energy,
-        cost=Estimate(*(cost(e, t, *prices) for e, t in zip(_ends(energy), _ends(time), strict=True))),
-        loss=Estimate(value.value, min(low.low, value.low), max(high.high, value.high)),
+        cost=cost_interval(energy, time, settings),
+        loss=Interval(value.value, min(low.low, value.low), max(high.high, value.high), FORECAST_LEVEL),
     )
 
 
@@ -117,27 +116,34 @@ def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: fl
     return joules / 3.6e6 * price_per_kwh + seconds / 3600 * price_per_hour
 
 
-def within_budget(plan: TrainingPlan, settles: Estimate, seconds_per_token: float) -> Estimate:
-    """Tokens until the run has settled, or as many as its budget holds."""
+def cost_interval(energy: Interval, time: Interval, settings: RunSettings) -> Interval:
+    """The cost of a run that takes `energy` joules and `time` seconds, which are high together."""
+    prices = settings.price_per_kwh, settings.price_per_hour
+    value, low, high = (cost(joules, seconds, *prices) for joules, seconds in zip(energy.ends, time.ends, strict=True))
+    return Interval(value, low, high, FORECAST_LEVEL)
+
+
+def token_budget(plan: TrainingPlan, seconds_per_token: float) -> float:
+    """How many tokens the budgets of steps and time have room for; infinite without one."""
     loop = plan.loop
     most = math.inf
     if loop.max_steps:
         most = loop.max_steps * loop.tokens_per_step
     if loop.seconds:
         most = min(most, loop.seconds / seconds_per_token)
-    return Estimate(min(settles.value, most), min(settles.low, most), min(settles.high, most))
+    return most
 
 
-def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Estimate:
+def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Interval:
     """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
-    loop, most = plan.loop, within_budget(plan, Estimate(math.inf, math.inf, math.inf), seconds_per_token).value
+    loop, most = plan.loop, token_budget(plan, seconds_per_token)
     settles = math.inf
     if loop.until_settled:
         tokens = loop.tokens_per_step * loop.warmup_steps * 4.0
         while tokens < min(most, 1e13) and 1 - loss_at(tokens * (1 + MORE)) / loss_at(tokens) > loop.tolerance:
             tokens *= 1.05
         settles = (tokens + decay_tokens(int(tokens))) * LATER_STOP
-    return within_budget(plan, Estimate.within(min(settles, 1e13), STOP_SPREAD), seconds_per_token)
+    return Interval.log_normal(min(settles, 1e13), STOP_SPREAD).at_most(most)
 
 
 def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:
@@ -152,10 +158,6 @@ def _looks(sample: int, until: int) -> Iterator[int]:
     at = 0
     while (at := next_evaluation(at, sample)) <= until:
         yield at
-
-
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
 
 
 def must_fit(plan: TrainingPlan) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from settle.base.run import Run
+from settle.base.statistics import FORECAST_LEVEL, Interval
 
 UNITS = {"time": "s", "peak_memory": "bytes", "energy": "J", "cost": "money", "loss": "nats", "tokens": "tokens"}
 
@@ -15,20 +16,18 @@ class Entry:
 
     run: str
     figure: str  # time, peak_memory, energy, cost or loss
-    expected: float
-    low: float
-    high: float
-    came: float
+    forecast: Interval
+    actual: float
 
     @property
     def error(self) -> float:
-        """Came ÷ expected − 1."""
-        return self.came / self.expected - 1
+        """Actual ÷ forecast − 1."""
+        return self.actual / self.forecast.value - 1
 
     @property
     def inside(self) -> bool:
-        """Whether what came lies in the 80 % interval."""
-        return self.low <= self.came <= self.high
+        """Whether the actual figure lies in the interval of the forecast."""
+        return self.forecast.contains(self.actual)
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,12 @@ def entries(runs: Iterable[Run]) -> list[Entry]:
         result = run.read("result.json")
         if not isinstance(result, dict):
             continue
-        expected = result.get("forecast") or run.read("forecast.json") or {}
+        forecast = result.get("forecast") or run.read("forecast.json") or {}
         actual = result.get("actual") or {}
-        for figure, told in expected.items():
-            came = actual.get(figure)
-            if not isinstance(told, dict) or not isinstance(came, int | float) or not told.get("value"):
-                continue
-            found.append(Entry(run.name, figure, told["value"], told["low"], told["high"], float(came)))
+        for figure, interval in forecast.items():
+            value = actual.get(figure)
+            if isinstance(interval, dict) and isinstance(value, int | float) and interval.get("value"):
+                found.append(Entry(run.name, figure, Interval.from_json(interval, FORECAST_LEVEL), float(value)))
     return found
 
 

@@ -17,7 +17,7 @@ one later: the result is multiplied by how much less (or more) of the loss of Ho
 import math
 from dataclasses import dataclass
 
-from settle.plan.estimate import Estimate
+from settle.base.statistics import Interval
 
 REPEATS = 15.0
 # Loss that a model's size and its text leave: Hoffmann et al. 2022, arXiv 2203.15556, approach 3.
@@ -56,14 +56,14 @@ class LossLaw:
         tokens: float,
         bytes_per_token: float,
         parameters: float,
-    ) -> Estimate:
+    ) -> Interval:
         """The loss after `tokens`, nats per token, with its 80 % interval. `stderr`: of `short`."""
         tokens = max(tokens, short_tokens)
         size = share_left(parameters, short_tokens, tokens) / share_left(REFERENCE, short_tokens, tokens)
         value = short * min(1.0, size * math.exp(-self.fall(short_tokens, tokens, bytes_per_token)))
         further = self.spread * self.reach(tokens / short_tokens)
         further *= 1 + max(0.0, math.log(SHORTEST / short_tokens)) / 2
-        return Estimate.within(value, math.hypot(self.apart, further, stderr / short))
+        return Interval.log_normal(value, math.hypot(self.apart, further, stderr / short))
 
 
 def left_over(parameters: float, fresh_tokens: float) -> float:

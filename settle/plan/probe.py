@@ -6,9 +6,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from settle.base.event_log import Events
+from settle.base.events import Event, Step
 from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
@@ -65,9 +65,9 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
     times: list[float] = []
     peaks: list[int] = []
 
-    def listen(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
-            times.append(loop.tokens_per_step / event["tokens_per_second"])
+    def listen(event: Event) -> None:
+        if isinstance(event, Step):
+            times.append(loop.tokens_per_step / event.tokens_per_second)
             peaks.append(peak.read())
 
     peak, meter = PeakMemory(plan.device).start(), EnergyMeter(watts, plan.device).start()

@@ -15,10 +15,10 @@ import torch
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import Run
+from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.estimate import TENTH, Estimate
-from settle.plan.forecast import Forecast, cost, within_budget
+from settle.plan.forecast import Forecast, cost_interval, token_budget
 from settle.plan.settings import TuningSettings
 from settle.plan.training_job import TrainingJob, blocks
 from settle.plan.training_plan import TrainingPlan
@@ -135,15 +135,16 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
     fixed = spent + PROOF_STEPS * measured.step_seconds + looks * measured.look_seconds
     unsure_steps = measured.step_spread / math.sqrt(measured.steps)
     seconds = tokens.value * per_token + fixed
-    of_steps = math.hypot(unsure_steps, math.log(tokens.high / tokens.low) / 2 / TENTH) * (1 - fixed / seconds)
-    duration = Estimate.within(seconds, math.hypot(TIME_SPREAD, of_steps))
+    of_steps = math.hypot(unsure_steps, tokens.log_std) * (1 - fixed / seconds)
+    duration = Interval.log_normal(seconds, math.hypot(TIME_SPREAD, of_steps))
     if loop.seconds:
         most = loop.seconds + fixed
-        duration = Estimate(min(duration.value, most), min(duration.low, most), min(duration.high, most * 1.05))
+        duration = Interval(
+            min(duration.value, most), min(duration.low, most), min(duration.high, most * 1.05), FORECAST_LEVEL
+        )
     unsure = 0.0 if measured.watts_source == "asked" else POWER_SPREAD
-    spread = math.hypot(math.log(duration.high / duration.low) / 2 / TENTH, unsure)
-    energy = Estimate.within((duration.value - spent) * measured.watts, spread)
-    prices = settings.price_per_kwh, settings.price_per_hour
+    spread = math.hypot(duration.log_std, unsure)
+    energy = Interval.log_normal((duration.value - spent) * measured.watts, spread)
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
     memory = measured.memory * MEMORY_GROWTH[job.plan.dtype]
     if job.model.recompute:
@@ -152,13 +153,9 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
         tokens=tokens,
         time=duration,
         # the best weights are kept beside the ones that are trained
-        peak_memory=Estimate.within(memory + whole, MEMORY_SPREAD),
+        peak_memory=Interval.log_normal(memory + whole, MEMORY_SPREAD),
         energy=energy,
-        cost=Estimate(
-            cost(energy.value, duration.value, *prices),
-            cost(energy.low, duration.low, *prices),
-            cost(energy.high, duration.high, *prices),
-        ),
+        cost=cost_interval(energy, duration, settings),
         loss=_loss(job.plan, measured, tokens),
     )
 
@@ -174,14 +171,14 @@ def _widened_head(job: TrainingJob) -> int:
     return 0 if job.whole or job.plan.dtype == "float32" else 4 * numbers
 
 
-def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Estimate:
+def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Interval:
     loop = plan.loop
     first_verdict = loop.warmup_steps * loop.tokens_per_step
     for _ in range(MIN_HISTORY):
         first_verdict = next_evaluation(first_verdict, plan.held_out_tokens, loop.evaluation_cost)
     settles = max(first_verdict * 1.15, SETTLES_AFTER * epoch)
-    around = Estimate.within(settles + decay_tokens(int(settles)), STOP_SPREAD)
-    return within_budget(plan, around, seconds_per_token)
+    around = Interval.log_normal(settles + decay_tokens(int(settles)), STOP_SPREAD)
+    return around.at_most(token_budget(plan, seconds_per_token))
 
 
 def _looks(plan: TrainingPlan, tokens: float) -> int:
@@ -192,7 +189,7 @@ def _looks(plan: TrainingPlan, tokens: float) -> int:
     return looks
 
 
-def _loss(plan: TrainingPlan, measured: Measured, tokens: Estimate) -> Estimate:
+def _loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:
     """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens; at the lower end, where
     rows are so alike that they are learned by heart, by the same share of the loss again and again."""
     seen = measured.steps * plan.loop.tokens_per_step
@@ -202,6 +199,8 @@ def _loss(plan: TrainingPlan, measured: Measured, tokens: Estimate) -> Estimate:
         return max(0.05 * measured.after, measured.after - FALL * fall * math.log(max(1.0, number / seen)))
 
     spread = math.hypot(LOSS_SPREAD, measured.stderr / measured.after)
-    value = Estimate.within(at(tokens.value), spread)
+    value = Interval.log_normal(at(tokens.value), spread)
     by_heart = measured.after * max(1.0, tokens.high / seen) ** (-fall / measured.after)
-    return Estimate(value.value, min(value.low, at(tokens.high), by_heart), max(value.high, at(tokens.low)))
+    return Interval(
+        value.value, min(value.low, at(tokens.high), by_heart), max(value.high, at(tokens.low)), FORECAST_LEVEL
+    )

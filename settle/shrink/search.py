@@ -49,8 +49,8 @@ class Candidate:
             name=self.name,
             num_bytes=self.num_bytes,
             kl=max(d.kl.value, 0.0) if d else self.predicted or 0.0,
-            low=d.kl.low if d else None,
-            high=d.kl.high if d else None,
+            low=d.kl.low if d and d.kl.is_bounded else None,
+            high=d.kl.high if d and d.kl.is_bounded else None,
             speed=speed,
             same_top=d.same_top.value if d else None,
             rise=d.rise.value if d else None,
@@ -238,7 +238,7 @@ def lost(candidate: Candidate) -> float:
     loses on a text that it never was good at."""
     d = candidate.divergence
     assert d is not None
-    on_text, of_its_own = (f.value if f.high is None else f.high for f in (d.rise, d.kl))
+    on_text, of_its_own = (f.high if f.is_bounded else f.value for f in (d.rise, d.kl))
     return max(on_text, of_its_own / d.reference_loss, 0.0)
 
 

@@ -250,8 +250,8 @@ class Loop:
         )
         if state.schedule.decay_start is None:
             judgement = self.settled.judge(state.history)
-            state.judgement = asdict(judgement)
-            self.events.emit(SettledEvidence(step=state.step, tolerance=self.plan.tolerance, **asdict(judgement)))
+            state.judgement = judgement.to_json()
+            self.events.emit(SettledEvidence(step=state.step, tolerance=self.plan.tolerance, **judgement.to_json()))
             if self.plan.until_settled:
                 self._act_on(judgement)
 

@@ -19,17 +19,18 @@ Legend: n evaluations in a stretch, B blocks of the held-out sample, V vocabular
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval, student_quantile, two_sided_z
+
 State = Literal["improving", "settled", "overfitting", "broken"]
 
 MORE = 0.10  # "10 % more tokens than already seen"
-CONFIDENCE = 0.95  # of the two-sided interval: the decision is repeated at every evaluation and must stay right
 STRETCHES = (0.7, 0.5, 0.35, 0.2)  # a stretch reaches back to this fraction of the tokens seen
+LEAST_FREEDOM = 3.0  # degrees of freedom that a line is credited with, however correlated its noise
 MIN_POINTS = 10  # evaluations in a stretch
 MIN_HISTORY = 30  # evaluations before the first verdict, but for overfitting, which shows by itself
 IN_A_ROW = 3  # evaluations that must agree on "settled"
@@ -65,32 +66,41 @@ class Evaluation(Protocol):
 class Trend:
     """A straight line in ln(tokens) through one stretch of the history.
 
-    `gain`, `low`, `high` are the improvement for 10 % more tokens and its interval, as fractions of the loss, or of
-    `SMALL` where that is more.
+    `gain` is the improvement for 10 % more tokens, as a fraction of the loss, or of `SMALL` where that is more.
     """
 
     start_tokens: int
     points: int
-    gain: float
-    low: float
-    high: float
+    gain: Interval
     noise: float  # standard deviation of one evaluation around the line, nats
     correlation: float  # of neighbouring residuals
     sample_stderr: float  # of the gain, from the finite held-out sample alone
     loss: float  # the line at its end, nats
 
+    def to_json(self) -> dict[str, Any]:
+        return _flat_gain(self)
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the evaluations say. `gain`, `low`, `high`: expected improvement for 10 % more tokens, as fractions
-    of the present loss, with a 95 % interval; NaN while there are too few evaluations."""
+    """What the evaluations say. `gain`: expected improvement for 10 % more tokens, as a fraction of the present loss;
+    NaN while there are too few evaluations."""
 
     state: State
     why: str
-    gain: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
+    gain: Interval = NO_ESTIMATE
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of events and checkpoints: the interval's ends beside the other fields, NaN included."""
+        return _flat_gain(self)
+
+
+def _flat_gain(record: Trend | Judgement) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in vars(record).items():
+        flat |= dict(zip(("gain", "low", "high"), record.gain.ends, strict=True)) if name == "gain" else {name: value}
+    return flat
 
 
 @dataclass(frozen=True)
@@ -114,29 +124,28 @@ class Settled:
         too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
         if not lines:
             return too_few
-        line = min(lines, key=lambda t: t.high)
-        numbers = (line.gain, line.low, line.high)
-        evidence = {"tolerance": self.tolerance, "line": asdict(line), "evaluations": len(usable)}
+        line = min(lines, key=lambda t: t.gain.high)
+        evidence = {"tolerance": self.tolerance, "line": line.to_json(), "evaluations": len(usable)}
         is_early = len(usable) < MIN_HISTORY
         broken = "" if is_early else self._broken(history, lines)
         if broken:
-            return Judgement("broken", broken, *numbers, evidence)
+            return Judgement("broken", broken, line.gain, evidence)
         rise = overfitting(usable, lines[0], self.tolerance)
         if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
             why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
-            return Judgement("overfitting", why, *numbers, {**evidence, **rise})
+            return Judgement("overfitting", why, line.gain, {**evidence, **rise})
         if is_early:
             return too_few
-        expected = f"10 % more tokens would bring {line.gain:.2%} ({line.low:.2%} to {line.high:.2%})"
+        expected = f"10 % more tokens would bring {line.gain.value:.2%} ({line.gain.low:.2%} to {line.gain.high:.2%})"
         learned = self.floor is None or line.loss < self.floor
         if learned and all(self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)):
             why = f"{expected}, less than the {self.tolerance:.2%} that matter"
-            return Judgement("settled", why, *numbers, evidence)
-        return Judgement("improving", expected, *numbers, evidence)
+            return Judgement("settled", why, line.gain, evidence)
+        return Judgement("improving", expected, line.gain, evidence)
 
     def _flat(self, usable: Sequence[Evaluation]) -> bool:
         lines = trends(usable) if len(usable) >= MIN_POINTS else []
-        return bool(lines) and min(t.high for t in lines) < self.tolerance
+        return bool(lines) and min(t.gain.high for t in lines) < self.tolerance
 
     def _broken(self, history: Sequence[Evaluation], lines: Sequence[Trend]) -> str:
         """Which check says that nothing was learned; empty if none does.
@@ -150,7 +159,12 @@ class Settled:
             return f"the loss, {now.loss:.3f}, is not below the untrained model's, {first.loss:.3f}"
         longest = lines[-1]
         long_enough = longest.start_tokens <= history[-1].tokens * (STRETCHES[-1] + EVALUATION_GROWTH * 2)
-        if self.floor is not None and long_enough and now.loss > self.floor - spread and longest.high < self.tolerance:
+        if (
+            self.floor is not None
+            and long_enough
+            and now.loss > self.floor - spread
+            and longest.gain.high < self.tolerance
+        ):
             return (
                 f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
                 f"since {longest.start_tokens:,} tokens"
@@ -172,7 +186,7 @@ def trends(history: Sequence[Evaluation]) -> list[Trend]:
         if len(stretch) < MIN_POINTS or (lines and len(stretch) == lines[-1].points):
             continue
         line = fit(stretch)
-        if any(line.high < shorter.gain for shorter in lines):
+        if any(line.gain.high < shorter.gain.value for shorter in lines):
             break
         lines.append(line)
     return lines
@@ -197,13 +211,11 @@ def fit(stretch: Sequence[Evaluation]) -> Trend:
     sample = _sample_error(stretch, weights)
     whole = max(float(level), float(y.min()), SMALL)
     gain = float(weights @ y) / whole
-    reach = student(0.5 + CONFIDENCE / 2, freedom) * math.hypot(training, sample) / whole
+    reach = student_quantile((1 + LEVEL) / 2, max(freedom, LEAST_FREEDOM)) * math.hypot(training, sample) / whole
     return Trend(
         start_tokens=stretch[0].tokens,
         points=len(x),
-        gain=gain,
-        low=gain - reach,
-        high=gain + reach,
+        gain=Interval(gain, gain - reach, gain + reach),
         noise=math.sqrt(variance),
         correlation=correlation,
         sample_stderr=sample / whole,
@@ -239,13 +251,6 @@ def _sample_error(stretch: Sequence[Evaluation], weights: np.ndarray) -> float:
     return float(falls.std(ddof=1)) / math.sqrt(len(falls))
 
 
-def student(probability: float, freedom: float) -> float:
-    """Quantile of Student's t by its expansion in 1/freedom (Abramowitz & Stegun 26.7.5); freedom at least 3."""
-    z = NormalDist().inv_cdf(probability)
-    v = max(freedom, 3.0)
-    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-
-
 def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> dict[str, Any]:
     """From where and by how much the held-out loss has risen; empty if it has not, significantly.
 
@@ -255,7 +260,7 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
     rises would count as noise, the more the further it rises.
     """
     few = 5
-    if len(usable) < 2 * few or line.gain >= 0:
+    if len(usable) < 2 * few or line.gain.value >= 0:
         return {}
     losses = np.array([e.loss for e in usable])
     means = np.convolve(losses, np.ones(few) / few, mode="valid")
@@ -294,9 +299,9 @@ def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:
     return math.sqrt(variance), correlation
 
 
-def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> tuple[float, float, float]:
-    """(gain, low, high): improvement from `more_tokens` further tokens at the constant learning rate, as fractions
-    of the present loss, with an 80 % interval; NaN while there are too few evaluations.
+def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> Interval:
+    """The improvement from `more_tokens` further tokens at the constant learning rate, as a fraction of the present
+    loss, with an 80 % interval; NaN while there are too few evaluations.
 
     The slope comes from the shortest line. How it goes on falling is not known: the loss is taken to follow
     E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
@@ -306,8 +311,8 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
     usable = [e for e in history if e.tokens > since_tokens]
     lines = trends(usable) if len(usable) >= MIN_POINTS else []
     if not lines:
-        return math.nan, math.nan, math.nan
-    line = lines[0]
+        return NO_ESTIMATE
+    line = lines[0].gain
     grown = 1 + more_tokens / usable[-1].tokens
 
     def further(kappa: float) -> float:
@@ -316,17 +321,17 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
 
         return fall(grown) / fall(1 + MORE)
 
-    narrower = NormalDist().inv_cdf(0.9) / NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    low = line.gain - (line.gain - line.low) * narrower
-    high = line.gain + (line.high - line.gain) * narrower
+    narrower = two_sided_z(FORECAST_LEVEL) / two_sided_z(LEVEL)
+    low = line.value - (line.value - line.low) * narrower
+    high = line.value + (line.high - line.value) * narrower
     # a falling loss (positive gain) slows down at the lower end and does not at the upper; a rising one the other way
     gains = (
-        line.gain * further(0.4),
+        line.value * further(0.4),
         low * further(1.0 if low > 0 else 0.0),
         high * further(0.0 if high > 0 else 1.0),
     )
-    expected, low, high = (-math.expm1(-gain) if gain > 0 else gain for gain in gains)
-    return expected, low, high
+    value, low, high = (-math.expm1(-gain) if gain > 0 else gain for gain in gains)
+    return Interval(value, low, high, FORECAST_LEVEL)
 
 
 def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:
@@ -374,8 +379,3 @@ def steps_astray(before: Sequence[float], loss: float) -> int:
     middle = float(np.median(calm))
     deviation = 1.4826 * float(np.median(np.abs(calm - middle)))
     return stay if min(recent) > middle + max(8 * deviation, 0.1 * abs(middle)) else 0
-
-
-def is_spike(before: Sequence[float], loss: float) -> bool:
-    """Whether the training loss has gone astray with this step; see `steps_astray`."""
-    return steps_astray(before, loss) > 0

@@ -27,13 +27,13 @@ def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str,
         return told | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
     if state.stop == "settled":
         return told | {"verdict": "settled", "why": state.judgement["why"]}
-    gain, low, high = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
+    gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
     hour = "a further hour"
-    if math.isnan(gain):
+    if math.isnan(gain.value):
         why = f"the budget was spent before there were enough evaluations to say what {hour} would bring"
         return told | {"verdict": "out of budget", "why": why}
-    why = f"{hour} would bring about {gain:.1%} of the loss ({low:.1%} to {high:.1%})"
-    return told | {"verdict": "out of budget", "why": why, "gain_per_hour": {"value": gain, "low": low, "high": high}}
+    why = f"{hour} would bring about {gain.value:.1%} of the loss ({gain.low:.1%} to {gain.high:.1%})"
+    return told | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
 
 
 def _rise(state: State) -> str:

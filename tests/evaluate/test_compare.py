@@ -84,7 +84,7 @@ def test_better(files, live):
     assert set(comparison.beside) == {"token F1"}
     assert 0 < len(comparison.changed) <= 10 and comparison.changed[0].gain == 1
     assert comparison.changed[0].tuned == comparison.changed[0].reference
-    assert comparison.forgot.degree == "much" and comparison.forgot.kl.low > 0.5
+    assert comparison.forgot.degree == "much" and comparison.forgot.kl.difference.low > 0.5
     assert comparison.instructions.rows == len(INSTRUCTIONS)
     stored = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert stored["verdict"] == "better" and stored["forgetting"]["degree"] == "much"
@@ -102,7 +102,7 @@ def test_no_different_from_itself(live):
     base = live[0]
     comparison = compare(base, base, ROWS[:4], Events(), score="f1", max_tokens=4, only_rows=True)
     assert comparison.verdict == "no different" and not comparison.changed and comparison.forgot is None
-    assert comparison.score.difference == 0 and comparison.score.high > 0.4
+    assert comparison.score.difference.value == 0 and comparison.score.difference.high > 0.4
 
 
 def test_worse(live):
@@ -123,7 +123,7 @@ def test_llama_cpp_reads_as_the_live_model_does(tiny, files, live):
     ours, theirs = (forgetting(*pair, familiar, lambda done: None) for pair in (live, files))
     assert theirs.loss.base == pytest.approx(ours.loss.base, abs=2e-3)
     assert theirs.loss.tuned == pytest.approx(ours.loss.tuned, abs=2e-3)
-    assert theirs.kl.difference == pytest.approx(ours.kl.difference, rel=0.05)
+    assert theirs.kl.difference.value == pytest.approx(ours.kl.difference.value, rel=0.05)
 
 
 def test_base_and_adapter_in_one_process(tiny, files, tmp_path):
@@ -146,8 +146,8 @@ def test_readers_read_what_llama_cpp_serves(tiny, files, tmp_path):
         ours = forgetting(*readers(base, tuned), familiar, lambda done: None)
         with contenders(base, tuned) as served:
             theirs = forgetting(*served, familiar, lambda done: None)
-        assert ours.loss.tuned == pytest.approx(theirs.loss.tuned, abs=3e-3) and ours.kl.difference > 0.05
-        assert ours.kl.difference == pytest.approx(theirs.kl.difference, rel=0.05)
+        assert ours.loss.tuned == pytest.approx(theirs.loss.tuned, abs=3e-3) and ours.kl.difference.value > 0.05
+        assert ours.kl.difference.value == pytest.approx(theirs.kl.difference.value, rel=0.05)
 
 
 def test_familiar_text(files, live):
@@ -155,7 +155,7 @@ def test_familiar_text(files, live):
     assert len(text.texts) == len(text.begin) > 20
     assert all(0 < begin < len(ids) for ids, begin in zip(text.texts, text.begin, strict=True))
     same = forgetting(live[0], live[0], text, lambda done: None)
-    assert same.degree == "next to nothing" and same.kl.difference == pytest.approx(0, abs=1e-6)
+    assert same.degree == "next to nothing" and same.kl.difference.value == pytest.approx(0, abs=1e-6)
     with pytest.raises(DataError, match="no text"):
         given(live[0], ["", ""], "empty.txt")
 

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from settle.base.statistics import bootstrap_ratio
 from settle.data.distributions import Compared, draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
 from settle.data.windows import Windows, text_windows
-from settle.evaluate.divergence import divergence, ratio, text_loss
+from settle.evaluate.divergence import divergence, text_loss
 from settle.infer.live_scorer import live_compare, live_likelihoods
 from settle.infer.sample import logprobs
 
@@ -67,7 +68,8 @@ def test_figures_and_intervals_of_known_numbers(tmp_path):
 def test_one_window_is_no_sample(tmp_path):
     record = record_of(tmp_path / "record", 1, 20)
     found = divergence(record, Compared(np.ones(20), record.came_logprobs, np.ones(20, bool)))
-    assert found.kl.value == 1 and found.kl.low is None and found.kl.high is None
+    assert found.kl.value == 1 and not found.kl.is_bounded
+    assert found.to_json()["kl"] == {"value": 1.0, "low": None, "high": None}
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -76,7 +78,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     hits = 0
     for _ in range(400):
         counts = random.integers(10, 100, 25)
-        figure = ratio(random.gamma(2.0, 1.0, 25) * counts, counts, random, resamples=500)
+        figure = bootstrap_ratio(random.gamma(2.0, 1.0, 25) * counts, counts, random, resamples=500)
         hits += figure.low <= 2.0 <= figure.high
     assert 0.90 < hits / 400 < 0.985
 

@@ -9,7 +9,6 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
-from settle.plan.estimate import Estimate
 from settle.plan.forecast import cost, expected_tokens, look_ahead, must_fit
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import probe_steps
@@ -81,13 +80,6 @@ def test_money_is_a_time_budget(corpus: Corpus):
     assert asked_seconds(settings, accelerator("cpu")) == pytest.approx(1800.0)
     both = TrainingSettings(time="10m", max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
     assert asked_seconds(both, accelerator("cpu")) == 600.0
-
-
-def test_interval_is_a_factor_and_scales():
-    estimate = Estimate.within(100.0, 0.1)
-    assert estimate.low * estimate.high == pytest.approx(100.0**2)
-    assert math.log(estimate.high / 100.0) == pytest.approx(0.12816, rel=1e-3)
-    assert estimate.plus(10.0).value == 110.0
 
 
 def test_law_falls_with_tokens_and_never_rises():

@@ -6,7 +6,6 @@ import pytest
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.evaluate.shares import mean, share
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.retrieve.answer.evidence import weighing_of
@@ -83,14 +82,3 @@ def test_documents_without_text_cannot_be_checked(home, folder):
     index("docs", folder, {"a.md": "# A\n"})
     with Collection("docs") as collection, pytest.raises(DataError, match="no question"):
         check(collection, Events(), 10)
-
-
-def test_wilsons_interval():
-    # Newcombe 1998, table I: 15 of 148 is 0.0624 to 0.1605
-    found = share([True] * 15 + [False] * 133)
-    assert (round(found.low, 4), round(found.high, 4)) == (0.0624, 0.1605)
-    assert share([]).value == 0.0
-    assert (share([True] * 5).high, share([False] * 5).low) == (1.0, 0.0)
-    few = mean([0.5])
-    assert (few.value, few.low) == (0.5, None)
-    assert mean([]).value == 0.0

@@ -8,13 +8,13 @@ from typing import Any
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import AnswerChanges, Listing, Progress, Say
+from settle.base.statistics import PairedTest, paired_test
 from settle.data.layouts import Example
 from settle.evaluate.compare.answer_changes import Changed, most_changed
 from settle.evaluate.compare.candidate import Answer, Contender
 from settle.evaluate.compare.cases import Case, asking, cases
 from settle.evaluate.compare.forgetting import Forgetting, forgetting, generated, given, losses
 from settle.evaluate.compare.instructions import INSTRUCTIONS
-from settle.evaluate.compare.paired import Paired, paired
 from settle.evaluate.tasks import Task, chosen, named
 
 ROWS = 200  # half of a change of ten points is seen with so many
@@ -33,11 +33,11 @@ class Comparison:
     tuned: str
     measure: str
     is_share: bool
-    score: Paired
-    beside: Mapping[str, Paired] = field(default_factory=dict)
+    score: PairedTest
+    beside: Mapping[str, PairedTest] = field(default_factory=dict)
     changed: Sequence[Changed] = ()
     forgot: Forgetting | None = None
-    instructions: Paired | None = None
+    instructions: PairedTest | None = None
     cut: tuple[int, int] = (0, 0)
     unasked: int = 0
     seconds: float = 0.0
@@ -55,7 +55,8 @@ class Comparison:
             f"{self.verdict} than {self.base}" if self.verdict != "no different" else f"no different from {self.base}"
         )
         text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
-        text += f", {self._signed(s.difference)}{unit} (95 %: {self._signed(s.low)} to {self._signed(s.high)})"
+        difference, low, high = map(self._signed, s.difference.ends)
+        text += f", {difference}{unit} (95 %: {low} to {high})"
         return text + f", certainty {certainty(s.certainty)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Comparison:
         if self.forgot is not None:
             found.append(self._row("loss on familiar text", self.forgot.loss, False)[:-1] + [""])
             kl = self.forgot.kl
-            found.append(["KL from the base", "", _number(kl.difference), "", _interval(kl, False), ""])
+            found.append(["KL from the base", "", _number(kl.difference.value), "", _interval(kl, False), ""])
         return found
 
     def notes(self) -> list[str]:
@@ -94,7 +95,7 @@ class Comparison:
         if self.forgot is not None:
             out.append(
                 f"forgot {self.forgot.degree}: on {self.forgot.tokens} tokens {self.forgot.wrote}, the loss rose by "
-                f"{self.forgot.loss.difference:+.3f} nats per token, KL {self.forgot.kl.difference:.3f}"
+                f"{self.forgot.loss.difference.value:+.3f} nats per token, KL {self.forgot.kl.difference.value:.3f}"
             )
         if any(self.cut):
             out.append(
@@ -112,9 +113,9 @@ class Comparison:
         notes = [f"- {note[:1].upper()}{note[1:]}." for note in self.notes()]
         return [f"**{self.headline[:1].upper()}{self.headline[1:]}.**", "", *head, *table, "", *notes, ""]
 
-    def _row(self, name: str, score: Paired, is_share: bool) -> list[str]:
+    def _row(self, name: str, score: PairedTest, is_share: bool) -> list[str]:
         shown = _share if is_share else _number
-        difference = _points(score.difference) if is_share else f"{score.difference:+.3f}"
+        difference = _points(score.difference.value) if is_share else f"{score.difference.value:+.3f}"
         return [name, shown(score.base), shown(score.tuned), difference, _interval(score, is_share), score.verdict]
 
     def _value(self, value: float) -> str:
@@ -200,8 +201,8 @@ def _answered(
     return {
         "measure": task.title,
         "is_share": task.is_share,
-        "score": paired(before, after),
-        "beside": {by.title: paired(*scored(by)) for by in task.beside()},
+        "score": paired_test(before, after),
+        "beside": {by.title: paired_test(*scored(by)) for by in task.beside()},
         "changed": most_changed(kept, [a.text for a in ours], [a.text for a in theirs], before, after),
         "cut": (sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
         "unasked": len(asked) - len(kept),
@@ -230,10 +231,10 @@ def _read(readers: tuple[Contender, Contender], texts: list[str], limit: int, ev
         [-bits for bits in losses(reader, pieces, _progress(events, f"{reader.name} reads", len(pieces)))]
         for reader in readers
     ]
-    return {"measure": "minus bits per byte", "is_share": False, "score": paired(*scores)}
+    return {"measure": "minus bits per byte", "is_share": False, "score": paired_test(*scores)}
 
 
-def _instructed(base: Contender, tuned: Contender, events: Events) -> Paired:
+def _instructed(base: Contender, tuned: Contender, events: Events) -> PairedTest:
     """How many of our instructions each follows."""
     questions = [asking(instruction.prompt, number) for number, instruction in enumerate(INSTRUCTIONS, 1)]
     followed = []
@@ -241,7 +242,7 @@ def _instructed(base: Contender, tuned: Contender, events: Events) -> Paired:
         told = _progress(events, f"{model.name} follows instructions", len(questions))
         answers = model.answers([model.prompt(question) for question in questions], INSTRUCTION_TOKENS, told)
         followed.append([float(i.follows(a.text)) for i, a in zip(INSTRUCTIONS, answers, strict=True)])
-    return paired(*followed)
+    return paired_test(*followed)
 
 
 def _progress(events: Events, what: str, total: int) -> Callable[[int], None]:
@@ -265,8 +266,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _interval(score: Paired, is_share: bool) -> str:
-    ends = (score.low, score.high)
+def _interval(score: PairedTest, is_share: bool) -> str:
+    ends = (score.difference.low, score.difference.high)
     return " to ".join(_points(end) if is_share else f"{end:+.3f}" for end in ends)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import DataError
+from settle.base.statistics import PairedTest, paired_test
 from settle.evaluate.compare.candidate import Contender
 from settle.evaluate.compare.cases import asking
-from settle.evaluate.compare.paired import Paired, paired
 
 TEXTS, TOKENS = 24, 64  # as many texts, of as many tokens
 # KL in nats per token up to which so much is said to be forgotten; 0.1 is 10 % of perplexity
@@ -60,26 +60,23 @@ class Familiar:
 class Forgetting:
     """loss: of the base and of the tuned model, nats per token, means over texts; kl: KL(base ‖ tuned), likewise."""
 
-    loss: Paired
-    kl: Paired
+    loss: PairedTest
+    kl: PairedTest
     tokens: int
     wrote: str
 
     @property
     def degree(self) -> str:
         """How much was forgotten, in a word or three."""
-        return next((word for most, word in DEGREES if self.kl.difference <= most), "much")
+        return next((word for most, word in DEGREES if self.kl.difference.value <= most), "much")
 
     def to_json(self) -> dict[str, Any]:
-        def interval(of: Paired) -> dict[str, float]:
-            return {"value": of.difference, "low": of.low, "high": of.high}
-
         return {
             "degree": self.degree,
             "loss_base": self.loss.base,
             "loss_tuned": self.loss.tuned,
-            "loss_rise": interval(self.loss),
-            "kl": interval(self.kl),
+            "loss_rise": self.loss.difference.to_json(),
+            "kl": self.kl.difference.to_json(),
             "texts": self.loss.rows,
             "tokens": self.tokens,
             "text": self.wrote,
@@ -129,7 +126,7 @@ def forgetting(base: Contender, tuned: Contender, familiar: Familiar, told: Call
             divergences.append(float(np.mean([_divergence(ours.spread(i), theirs.spread(i)) for i in positions])))
         told(min(at + each, len(familiar.texts)))
     tokens = sum(len(text) - begin for text, begin in zip(familiar.texts, familiar.begin, strict=True))
-    return Forgetting(paired(*losses), paired([0.0] * len(divergences), divergences), tokens, familiar.wrote)
+    return Forgetting(paired_test(*losses), paired_test([0.0] * len(divergences), divergences), tokens, familiar.wrote)
 
 
 def _divergence(base: np.ndarray, tuned: np.ndarray) -> float:

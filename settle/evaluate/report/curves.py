@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from settle.base.event_log import read_events
 from settle.base.events import Event
 from settle.base.run import Run, write_atomic
+from settle.base.statistics import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,16 +228,12 @@ def _draw_evidence(axes: "Axes", history: History) -> None:
     """The gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    from settle.train.settled import CONFIDENCE
-
     judged = _finite(history.judged, "gain", "high")
     x = [history.tokens_at(e["step"]) for e in judged]
     tolerance = next((float(e["tolerance"]) for e in reversed(judged) if e.get("tolerance")), 0.005)
     floor = min(tolerance, *(max(tolerance / 20, e["gain"]) for e in judged)) / 2
     gain, low, high = ([100 * max(floor, float(e.get(k) or 0.0)) for e in judged] for k in ("gain", "low", "high"))
-    axes.fill_between(
-        x, low, high, color=GREEN, alpha=0.22, linewidth=0, label=f"its {100 * CONFIDENCE:.0f} % interval"
-    )
+    axes.fill_between(x, low, high, color=GREEN, alpha=0.22, linewidth=0, label=f"its {100 * LEVEL:.0f} % interval")
     axes.plot(x, high, color=GREEN, linewidth=1.0, linestyle=(0, (4, 2)), label="upper end")
     axes.plot(
         x, gain, color=GREEN, linewidth=1.8, marker=_dots(x), markersize=3.2, label="gain expected of 10 % more tokens"

@@ -14,8 +14,7 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.evaluate.divergence import Figure
-from settle.evaluate.shares import mean, share
+from settle.base.statistics import Interval, bootstrap_mean, wilson
 from settle.infer.client import Running
 from settle.retrieve.answer.ask import answer, look, whole
 from settle.retrieve.answer.evidence import DEPTH, keep
@@ -42,12 +41,12 @@ class Checked:
 
     name: str
     questions: int
-    recall: dict[int, Figure]
-    mrr: Figure
-    refused: Figure
-    false_refusals: Figure
-    cited: Figure | None
-    kinds: dict[str, tuple[int, Figure]]
+    recall: dict[int, Interval]
+    mrr: Interval
+    refused: Interval
+    false_refusals: Interval
+    cited: Interval | None
+    kinds: dict[str, tuple[int, Interval]]
     worst: list[Worst]
     threshold: float
     scores: tuple[list[float], list[float]]
@@ -55,11 +54,12 @@ class Checked:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        told = asdict(self)
-        told["recall"] = {str(k): asdict(figure) for k, figure in self.recall.items()}
-        told["kinds"] = {kind: {"questions": n, "recall": asdict(figure)} for kind, (n, figure) in self.kinds.items()}
-        del told["scores"]
-        return told
+        record = asdict(self)
+        record |= {k: v.to_json() for k, v in vars(self).items() if isinstance(v, Interval)}
+        record["recall"] = {str(k): share.to_json() for k, share in self.recall.items()}
+        record["kinds"] = {kind: {"questions": n, "recall": share.to_json()} for kind, (n, share) in self.kinds.items()}
+        del record["scores"]
+        return record
 
 
 def check(
@@ -80,11 +80,11 @@ def check(
     return Checked(
         name=collection.name,
         questions=len(trials),
-        recall={k: share([_is_found(trial, k) for trial in trials]) for k in range(1, DEPTH + 1)},
-        mrr=mean([0.0 if trial.rank is None else 1 / (trial.rank + 1) for trial in trials]),
-        refused=share((weighed.gone < weighed.thresholds)[is_gone].tolist()),
-        false_refusals=share((weighed.there < weighed.thresholds).tolist()),
-        cited=share(cited) if cited is not None else None,
+        recall={k: wilson([_is_found(trial, k) for trial in trials]) for k in range(1, DEPTH + 1)},
+        mrr=bootstrap_mean([0.0 if trial.rank is None else 1 / (trial.rank + 1) for trial in trials]),
+        refused=wilson((weighed.gone < weighed.thresholds)[is_gone].tolist()),
+        false_refusals=wilson((weighed.there < weighed.thresholds).tolist()),
+        cited=wilson(cited) if cited is not None else None,
         kinds=_by_kind(trials),
         worst=worst(collection, trials),
         threshold=weighing.threshold,
@@ -98,12 +98,12 @@ def _is_found(trial: Trial, k: int) -> bool:
     return trial.rank is not None and trial.rank < k
 
 
-def _by_kind(trials: Sequence[Trial]) -> dict[str, tuple[int, Figure]]:
+def _by_kind(trials: Sequence[Trial]) -> dict[str, tuple[int, Interval]]:
     """The most frequent one first."""
     found: dict[str, list[bool]] = {}
     for trial in trials:
         found.setdefault(trial.question.kind, []).append(_is_found(trial, HIT))
-    return {kind: (len(of), share(of)) for kind, of in sorted(found.items(), key=lambda item: -len(item[1]))}
+    return {kind: (len(of), wilson(of)) for kind, of in sorted(found.items(), key=lambda item: -len(item[1]))}
 
 
 def _cited(collection: Collection, trials: Sequence[Trial], model: Running, events: Events) -> list[bool]:

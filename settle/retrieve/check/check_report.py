@@ -6,7 +6,7 @@ from pathlib import Path
 from settle.base.event_log import Events
 from settle.base.events import Listing, Say
 from settle.base.run import write_atomic, write_json
-from settle.evaluate.divergence import Figure
+from settle.base.statistics import Interval
 from settle.retrieve.check.calibration import LEAST
 from settle.retrieve.check.check import Checked
 from settle.retrieve.check.picture import picture
@@ -34,7 +34,7 @@ def keep(checked: Checked, folder: Path) -> Path:
     return folder / PICTURE
 
 
-def figures(checked: Checked) -> Iterator[tuple[str, Figure]]:
+def figures(checked: Checked) -> Iterator[tuple[str, Interval]]:
     """Each figure under its name."""
     for k in AT:
         yield (f"right passage among the first {k}" if k > 1 else "right passage first", checked.recall[k])
@@ -70,12 +70,12 @@ def _too_few(checked: Checked) -> str:
     )
 
 
-def _value(figure: Figure) -> str:
+def _value(figure: Interval) -> str:
     return f"{figure.value:.3f}"
 
 
-def _interval(figure: Figure) -> str:
-    return "" if figure.low is None or figure.high is None else f"{figure.low:.3f} – {figure.high:.3f}"
+def _interval(figure: Interval) -> str:
+    return f"{figure.low:.3f} – {figure.high:.3f}" if figure.is_bounded else ""
 
 
 def _cell(text: str) -> str:

@@ -3,7 +3,7 @@
 import io
 from typing import TYPE_CHECKING
 
-from settle.evaluate.divergence import Figure
+from settle.base.statistics import Interval
 from settle.evaluate.report.curves import BLUE, GREEN, INK, STYLE, VERMILION
 from settle.retrieve.check.worst_documents import HIT
 
@@ -102,6 +102,5 @@ def _draw_evidence(axes: "Axes", checked: "Checked") -> None:
     axes.legend(loc="lower right", ncols=3)
 
 
-def _ends(figure: Figure) -> tuple[float, float]:
-    low, high = figure.low, figure.high
-    return (figure.value if low is None else low), (figure.value if high is None else high)
+def _ends(figure: Interval) -> tuple[float, float]:
+    return (figure.low, figure.high) if figure.is_bounded else (figure.value, figure.value)

@@ -1,0 +1,282 @@
+"""A number with its interval, and the tests behind verdicts: Student's t, Wilson, the bootstrap, the paired test.
+
+numpy is imported by the functions that need it, so that this module loads in milliseconds.
+
+Legend: n rows of a sample, R resamples.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVEL = 0.95  # of the intervals of what was measured
+FORECAST_LEVEL = 0.8  # of the intervals of what is forecast
+RESAMPLES = 10_000
+MOST_ENUMERATED = 14  # differing rows up to which every assignment of signs is enumerated
+MOST_RESAMPLED = 1 << 22  # resampled rows in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval from `low` to `high` that holds the true one with probability `level`.
+
+    An end is infinite where the sample says nothing about it, and all three are NaN where there is no estimate yet.
+    """
+
+    value: float
+    low: float = -math.inf
+    high: float = math.inf
+    level: float = LEVEL
+
+    @classmethod
+    def log_normal(cls, value: float, log_std: float, level: float = FORECAST_LEVEL) -> "Interval":
+        """An interval by a factor around `value`. log_std: standard deviation of its natural logarithm."""
+        factor = math.exp(two_sided_z(level) * log_std)
+        return cls(value, value / factor, value * factor, level)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, float | None], level: float) -> "Interval":
+        """The interval that `to_json` wrote, whose level the reader knows. Raises KeyError, TypeError, ValueError."""
+        value, low, high = values["value"], values["low"], values["high"]
+        return cls(
+            math.nan if value is None else float(value),
+            -math.inf if low is None else float(low),
+            math.inf if high is None else float(high),
+            level,
+        )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether both ends are numbers."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def log_std(self) -> float:
+        """The standard deviation of the logarithm, were the interval `log_normal`; of positive ends only."""
+        return math.log(self.high / self.low) / 2 / two_sided_z(self.level)
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """value, low, high."""
+        return self.value, self.low, self.high
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def shifted(self, by: float) -> "Interval":
+        return Interval(self.value + by, self.low + by, self.high + by, self.level)
+
+    def at_most(self, limit: float) -> "Interval":
+        """The interval of the smaller of this number and `limit`."""
+        return Interval(min(self.value, limit), min(self.low, limit), min(self.high, limit), self.level)
+
+    def to_json(self) -> dict[str, float | None]:
+        """The form of result.json and forecast.json; null for an end that is not known."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+
+
+NO_ESTIMATE = Interval(math.nan, math.nan, math.nan)
+
+
+# --- distributions ---
+
+
+def two_sided_z(level: float) -> float:
+    """How many standard deviations to each side of a normal mean hold a share `level` of all values."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def student_cdf(t: float, freedom: float) -> float:
+    """P(T ≤ t) of Student's t with `freedom` > 0 degrees of freedom, not necessarily a whole number (DLMF 8.17)."""
+    tail = _student_tail(abs(t), freedom)
+    return tail if t < 0 else 1 - tail
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """The t with `student_cdf(t, freedom)` = probability, 0 < probability < 1, to about ten digits."""
+    if probability < 0.5:
+        return -student_quantile(1 - probability, freedom)
+    tail = 1 - probability
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    # Newton's method from the normal quantile, which lies below; the CDF is concave here, so every step goes up.
+    t = NormalDist().inv_cdf(probability)
+    for _ in range(200):
+        density = math.exp(log_scale - (freedom + 1) / 2 * math.log1p(t * t / freedom))
+        step = (_student_tail(t, freedom) - tail) / density
+        t += step
+        if abs(step) <= 1e-13 * t:
+            break
+    return t
+
+
+def _student_tail(t: float, freedom: float) -> float:
+    """P(T > t), t ≥ 0: half the regularized incomplete beta function at freedom / (freedom + t²)."""
+    x, rest, half = freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2
+    if x * (half + 2.5) <= half + 1:
+        return _incomplete_beta(x, rest, half, 0.5) / 2
+    return (1 - _incomplete_beta(rest, x, 0.5, half)) / 2
+
+
+def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+    """I_x(a, b), rest = 1 - x, by its continued fraction (DLMF 8.17.22), for x ≤ (a + 1) / (a + b + 2)."""
+    if x <= 0:
+        return 0.0
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)) / a
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    fraction = d
+    for m in range(1, 1000):  # Lentz's method, two terms a turn
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            c, d = 1 + term / c, 1 / (1 + term * d)
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * fraction
+
+
+# --- intervals of a sample ---
+
+
+def wilson(hits: Sequence[bool]) -> Interval:
+    """The share of n that are true, with Wilson's interval (1927), which stays between 0 and 1 for any n.
+
+    Of an empty sample nothing is known: 0, between 0 and 1.
+    """
+    n = len(hits)
+    if not n:
+        return Interval(0.0, 0.0, 1.0)
+    p, z = sum(hits) / n, two_sided_z(LEVEL)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def bootstrap_mean(
+    values: "Sequence[float] | np.ndarray", random: "np.random.Generator | None" = None, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean of n values with the bootstrap's interval; 0 for an empty sample. See `bootstrap_ratio`."""
+    return bootstrap_ratio(values, [1.0] * len(values), random, resamples) if len(values) else Interval(0.0)
+
+
+def bootstrap_ratio(
+    sums: "Sequence[float] | np.ndarray",
+    counts: "Sequence[float] | np.ndarray",
+    random: "np.random.Generator | None" = None,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Σ sums ÷ Σ counts, both (n,), with the bootstrap's percentile interval over the n.
+
+    The percentiles are widened for small n (Hesterberg 2015, section 5.3); for n = 1 the interval is unbounded.
+    """
+    import numpy as np
+
+    numerators, denominators = np.asarray(sums, float), np.asarray(counts, float)
+    value, n = float(numerators.sum() / denominators.sum()), len(numerators)
+    if n < 2:
+        return Interval(value)
+    random = random or np.random.default_rng(0)
+    each, ratios = max(1, MOST_RESAMPLED // n), []
+    for begin in range(0, resamples, each):
+        which = random.integers(0, n, (min(each, resamples - begin), n))
+        ratios.append(numerators[which].sum(1) / denominators[which].sum(1))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile((1 + LEVEL) / 2, n - 1))
+    low, high = np.quantile(np.concatenate(ratios), (tail, 1 - tail))
+    return Interval(value, float(low), float(high))
+
+
+# --- two systems on the same rows ---
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; certainty, 0.5 to 1:
+    one minus the probability of so large a difference in its direction by chance; wins, losses: rows on which the tuned
+    model scored more, or less.
+    """
+
+    base: float
+    tuned: float
+    difference: Interval
+    certainty: float
+    rows: int
+    wins: int
+    losses: int
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or no different: both the interval and the certainty must say so."""
+        is_certain = self.certainty >= (1 + LEVEL) / 2
+        if is_certain and self.difference.low > 0:
+            return "better"
+        return "worse" if is_certain and self.difference.high < 0 else "no different"
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        difference = self.difference.to_json()
+        flat = {"difference": difference["value"], "low": difference["low"], "high": difference["high"]}
+        return {**asdict(self), **flat, "verdict": self.verdict}
+
+
+def paired_test(base: Sequence[float], tuned: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> PairedTest:
+    """Compare scores (n,) of two models on the same rows; more is better.
+
+    The interval is the bootstrap's of the mean difference. The certainty comes from flipping the signs of the
+    differences, which is exact for any number of rows (Fisher 1935): an interval from a handful of rows that happen to
+    agree would claim too much.
+    """
+    import numpy as np
+
+    before, after = np.asarray(base, float), np.asarray(tuned, float)
+    differences = after - before
+    random = np.random.default_rng(seed)
+    difference = (
+        _unanimous(float(differences[0]), len(differences))
+        if np.ptp(differences) == 0
+        else bootstrap_mean(differences, random, resamples)
+    )
+    return PairedTest(
+        base=float(before.mean()),
+        tuned=float(after.mean()),
+        difference=difference,
+        certainty=_certainty(differences, random, resamples),
+        rows=len(differences),
+        wins=int((differences > 0).sum()),
+        losses=int((differences < 0).sum()),
+    )
+
+
+def _unanimous(mean: float, n: int) -> Interval:
+    """The interval when n rows all differ by `mean`, of which resampling shows no spread.
+
+    Had more than `unseen` of all rows differed otherwise, one would have been seen (rule of three); at worst those say
+    the opposite, by 1.
+    """
+    unseen, most = 1 - (1 - LEVEL) ** (1 / n), max(1.0, abs(mean))
+    return Interval(mean, mean - unseen * (most + mean), mean + unseen * (most - mean))
+
+
+def _certainty(differences: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
+    """1 minus the chance of so large a mean, or a larger one, in its direction, were every sign a coin's."""
+    import numpy as np
+
+    sizes = np.abs(differences[differences != 0])
+    if not len(sizes):
+        return 0.5
+    observed = abs(float(differences.sum())) - 1e-9 * float(sizes.sum())
+    if len(sizes) <= MOST_ENUMERATED:
+        signs = np.arange(1 << len(sizes))[:, None] >> np.arange(len(sizes)) & 1
+        chance = float((((2 * signs - 1) @ sizes) >= observed).mean())
+    else:
+        hits, each = 1, max(1, MOST_RESAMPLED // len(sizes))  # the data as it is counts as one assignment of signs
+        for begin in range(0, resamples, each):
+            signs = 2 * random.integers(0, 2, (min(each, resamples - begin), len(sizes)), dtype=np.int8) - 1
+            hits += int(((signs @ sizes) >= observed).sum())
+        chance = hits / (resamples + 1)
+    return max(0.5, 1 - chance)

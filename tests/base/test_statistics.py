@@ -1,0 +1,149 @@
+"""The statistics that verdicts and intervals rest on, held against scipy where it has them."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from settle.base.statistics import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    paired_test,
+    student_cdf,
+    student_quantile,
+    wilson,
+)
+
+FREEDOMS = (0.5, 1, 1.7, 2, 3, 4.4, 7, 10, 25.5, 100, 1e3, 1e5)
+
+
+@pytest.mark.parametrize("freedom", FREEDOMS)
+def test_student_is_scipys(freedom: float):
+    for t in (-50, -8, -2.2, -1, -1e-3, 0, 1e-6, 0.3, 1, 1.96, 3, 12, 300):
+        assert student_cdf(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), rel=1e-8), t
+    for probability in (1e-4, 0.025, 0.1, 0.4, 0.5, 0.6, 0.9, 0.975, 0.999, 0.99999):
+        expected = stats.t.ppf(probability, freedom)
+        assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-8, abs=1e-9), probability
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 14, 100, 1000])
+def test_wilson_is_scipys(n: int):
+    for hits in {0, 1, n // 3, n}:
+        measured = wilson([True] * hits + [False] * (n - hits))
+        expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+        assert (measured.low, measured.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert measured.value == hits / n
+    assert wilson([]) == Interval(0.0, 0.0, 1.0)
+    published = wilson([True] * 15 + [False] * 133)  # Newcombe 1998, table I
+    assert (round(published.low, 4), round(published.high, 4)) == (0.0624, 0.1605)
+
+
+def test_the_bootstrap_approaches_students_interval():
+    values = np.random.default_rng(3).normal(2.0, 1.0, 60)
+    measured = bootstrap_mean(values)
+    expected = stats.t.interval(0.95, 59, values.mean(), stats.sem(values))
+    assert (measured.low, measured.high) == pytest.approx(expected, abs=0.03)
+
+
+def test_the_bootstrap_of_a_ratio_is_scipys():
+    random = np.random.default_rng(5)
+    counts = random.integers(20, 60, 400).astype(float)
+    sums = 2 * counts + random.normal(0, 6, 400)
+    measured = bootstrap_ratio(sums, counts)
+    expected = stats.bootstrap(
+        (sums, counts),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert (measured.low, measured.high) == pytest.approx((expected.low, expected.high), abs=0.003)
+
+
+def test_one_row_has_no_interval():
+    assert bootstrap_mean([0.5]) == Interval(0.5, -math.inf, math.inf)
+    assert bootstrap_mean([0.5]).to_json() == {"value": 0.5, "low": None, "high": None}
+    assert bootstrap_mean([]).value == 0.0
+
+
+@pytest.mark.parametrize("rows", [6, 11])
+def test_the_certainty_is_scipys_exact_permutation_test(rows: int):
+    random = np.random.default_rng(rows)
+    differences = random.normal(0.4, 1.0, rows)
+    direction = "greater" if differences.sum() > 0 else "less"
+    expected = stats.permutation_test(
+        (differences, np.zeros(rows)),
+        lambda a, b, axis: (a - b).mean(axis),
+        permutation_type="samples",
+        alternative=direction,
+        n_resamples=np.inf,
+        vectorized=True,
+    ).pvalue
+    assert paired_test([0.0] * rows, differences.tolist()).certainty == pytest.approx(1 - expected)
+
+
+def test_a_clear_gain_and_a_clear_loss():
+    base, tuned = [0.0] * 40, [1.0] * 20 + [0.0] * 20
+    gain, loss = paired_test(base, tuned), paired_test(tuned, base)
+    assert gain.verdict == "better" and loss.verdict == "worse"
+    assert (gain.wins, gain.losses, gain.rows) == (20, 0, 40)
+    assert gain.difference.low == pytest.approx(-loss.difference.high, abs=0.03)
+    assert 0.3 < gain.difference.low < 0.5 < gain.difference.high < 0.7
+    assert gain.certainty > 0.999
+
+
+def test_few_rows_prove_little():
+    assert paired_test([0] * 5, [1] * 5).verdict == "no different"
+    assert paired_test([0] * 6, [1] * 6).verdict == "better"  # 2 of 64 ways
+    alone = paired_test([0.3], [0.4])
+    assert alone.verdict == "no different" and alone.difference.low < -0.5 and alone.difference.high > 0.5
+
+
+def test_rows_that_never_differ_are_not_proof_of_equality():
+    same = paired_test([1.0] * 50, [1.0] * 50)
+    assert same.verdict == "no different" and same.certainty == 0.5
+    assert same.difference.high == -same.difference.low == pytest.approx(3 / 50, rel=0.05)
+
+
+def test_same_data_same_figures():
+    random = np.random.default_rng(1)
+    base, tuned = random.random(300).tolist(), random.random(300).tolist()
+    assert paired_test(base, tuned) == paired_test(base, tuned)
+
+
+@pytest.mark.parametrize("rows", [12, 60])
+def test_coverage_and_false_alarms(rows: int):
+    """Of many comparisons with a true difference of 0.1, the interval misses it in about 5 %; of none, few alarms."""
+    random = np.random.default_rng(0)
+    missed = alarms = 0
+    rounds = 400
+    for _ in range(rounds):
+        hard = random.random(rows)
+        base, equal = random.random(rows) < hard, random.random(rows) < hard
+        found = paired_test(base, base + random.normal(0.1, 0.4, rows), resamples=400)
+        missed += not found.difference.contains(0.1)
+        alarms += paired_test(base, equal, resamples=400).verdict != "no different"
+    assert missed <= 0.09 * rounds and alarms <= 0.07 * rounds
+    assert missed >= 0.01 * rounds
+
+
+def test_a_log_normal_interval_holds_four_of_five():
+    estimate = Interval.log_normal(100.0, 0.1)
+    assert estimate.low * estimate.high == pytest.approx(100.0**2)
+    assert math.log(estimate.high / 100.0) == pytest.approx(0.12816, rel=1e-3)
+    assert estimate.log_std == pytest.approx(0.1)
+    assert estimate.at_most(95).high == 95 and estimate.shifted(3).low == pytest.approx(estimate.low + 3)
+
+
+@pytest.mark.parametrize("interval", [Interval(1.0, 0.5, 2.0, 0.8), Interval(1.0)])
+def test_an_interval_comes_back_from_json(interval: Interval):
+    assert Interval.from_json(interval.to_json(), interval.level) == interval
+
+
+def test_importing_it_loads_no_numpy():
+    script = "import sys, settle.base.statistics; print(sorted({'numpy', 'torch', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
