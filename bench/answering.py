@@ -24,7 +24,7 @@ import settle
 from settle.base.run import home
 from settle.base.statistics import paired_test
 from settle.infer.engine import Engine
-from settle.infer.resolve import served
+from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer import context
 from settle.retrieve.answer.ask import Answer, answer, look, whole
 from settle.retrieve.answer.context import Source
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="every answer, as a line of JSON")
     asked = parser.parse_args()
     questions = chosen_questions(asked.gold, asked.questions)
-    model = served(asked.model)
-    with tempfile.TemporaryDirectory() as folder, Engine(model.path, 4096, adapter=model.adapter) as engine:
+    model = resolve_gguf(asked.model)
+    with tempfile.TemporaryDirectory() as folder, Engine(model.weights, 4096, adapter=model.adapter) as engine:
         os.environ["SETTLE_HOME"] = home_beside(Path(folder))
         documents = copied(asked.gold, questions, asked.documents, Path(folder) / "documents")
         with settle.index(str(documents), name="gold") as collection:

@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from settle.base.models import StoredModel, add_model
+from settle.library.store import StoredModel, add_model
 
 NODE = Path(__file__).parent / "node"
 ORIGIN = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"

@@ -26,8 +26,9 @@ from settle.commands.distill import prompts_of
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings
 from settle.evaluate.speculative import measure_pair
+from settle.infer.draft import draft_for
 from settle.infer.engine import Engine
-from settle.infer.resolve import drafting
+from settle.library.resolve import resolve_gguf
 from settle.model.pretrained import Pretrained
 
 SPEED_UP = 1.5
@@ -79,7 +80,8 @@ def answered(engine: Engine, prompt: list[int], most: int, settings: dict[str, A
 
 def as_asked(given: argparse.Namespace) -> None:
     """Prints how many times as fast each way of asking is, and how many answers are the same."""
-    model, draft = Path(given.model), drafting(given.pair).draft
+    model = Path(given.model)
+    draft = draft_for(resolve_gguf(model), given.pair, Events())
     opened = Pretrained.open(model)
     corpus = prepare_rows(given.rows, opened.tokenizer, RowSettings(), Events())
     prompts = prompts_of(corpus, opened.tokenizer, opened.part, given.prompts)

@@ -59,7 +59,7 @@ def main() -> None:
 def get_model(work: Path) -> None:
     """The model for both sides, of the same files."""
     from settle.base.event_log import Events
-    from settle.model.pulling import find_offer
+    from settle.library.pull.pull import find_offer
     from settle.retrieve.index.embedders.minilm import Minilm
 
     Minilm().prepare(Events())

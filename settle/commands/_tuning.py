@@ -1,10 +1,6 @@
 """What every command shares that trains on a model that others made: plan, forecast, proof, loop, and hand-over."""
 
-import contextlib
 import dataclasses
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settle.base.event_log import Events
@@ -16,7 +12,6 @@ from settle.plan.settings import TuningSettings
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
-    from settle.infer.resolve import Served
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
     from settle.plan.training_plan import TrainingPlan
@@ -127,22 +122,6 @@ def handed_over(
     if learned_turns and not (took_turns and job.tokenizer is base.tokenizer):
         card["template"] = job.tokenizer.chat_template
     return hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)
-
-
-@contextlib.contextmanager
-def as_served(base: "Pretrained", tokenizer: Any, room: Path) -> Iterator["Served"]:
-    """A model as llama.cpp serves it; one in Hugging Face's layout is written as GGUF in the folder `room` for as long
-    as this lasts."""
-    from settle.formats.gguf import export_gguf
-    from settle.infer.resolve import Served
-
-    if base.source.kind == "gguf":
-        yield Served(base.name, base.source.path)
-        return
-    with tempfile.TemporaryDirectory(dir=room, prefix=".base-") as folder:
-        path = Path(folder) / "base.gguf"
-        export_gguf(base.part, base.lazy_weights(), tokenizer, path, "f16", {"name": base.name})
-        yield Served(base.name, path)
 
 
 def _told(plan: "TrainingPlan", settings: TuningCommand) -> dict[str, Any]:

@@ -26,17 +26,17 @@ class Bench(Command):
     tokens: int = Field(64, gt=1, description="of each answer")
 
     def run(self, events: Events) -> int:
-        from settle.infer.resolve import served
+        from settle.library.resolve import resolve_gguf
 
         try:
             from settle.server.bench.overhead import overhead
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
-        model = served(self.model)
+        model = resolve_gguf(self.model)
         if not self.streams or min(self.streams) < 1 or max(self.streams) > 256:
             raise UsageError("--streams must lie between 1 and 256", "--streams 1 --streams 8")
         rows, told = [], []
-        for number, seen in enumerate(overhead(model.path, self.streams, self.rounds, self.tokens), 1):
+        for number, seen in enumerate(overhead(model.weights, self.streams, self.rounds, self.tokens), 1):
             ratio, added = statistics.median(seen.ratios), statistics.median(seen.added) * 1e3
             rows.append(
                 [

@@ -15,8 +15,8 @@ from settle.base.run import Run, home, read_json, write_json
 from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result
-from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
-from settle.model.source import wherever
+from settle.commands._tuning import TuningCommand, begin, handed_over
+from settle.library.resolve import portable_name
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
@@ -96,15 +96,15 @@ class Distill(TuningCommand):
         kept = super()._asked()
         for name in ("teacher", "student", "into"):
             if kept.get(name):
-                kept[name] = wherever(str(kept[name]))
+                kept[name] = portable_name(str(kept[name]))
         return kept
 
     # --- the rows ---
 
     def corpus(self, events: Events) -> "RowCorpus":
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
 
-        return self._corpus(Pretrained.open(self.teacher), events)
+        return self._corpus(open_pretrained(self.teacher), events)
 
     def _corpus(self, teacher: "Pretrained", events: Events) -> "RowCorpus":
         from settle.data.rows.prepare import prepare_rows
@@ -125,11 +125,12 @@ class Distill(TuningCommand):
         """The same questions with the teacher's own likeliest answers; those are kept beside the rows."""
         from settle.data.rows.prepare import prepare_rows
         from settle.evaluate.teacher_answers import answer_all
+        from settle.library.convert import as_gguf
 
         name = f"{corpus.fingerprint}{teacher.source.sha256}{self.answer_tokens}"
         folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         if not (folder / "held_out.jsonl").exists():
-            with as_served(teacher, teacher.tokenizer, folder.parent) as model:
+            with as_gguf(teacher, folder.parent) as model:
                 for side in ("train", "held_out"):
                     answer_all(model, corpus.examples(side), folder / f"{side}.jsonl", self.answer_tokens, events)
         rows = rows.model_copy(update={"held_out_from": folder / "held_out.jsonl", "columns": type(rows.columns)()})
@@ -138,13 +139,13 @@ class Distill(TuningCommand):
     # --- the run ---
 
     def start(self, run: Run, origin: dict[str, str], stopping: Stopping, events: Events) -> int:
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
         from settle.train.objectives.distill import Distill as Objective
 
         spending = Spending()
-        teacher = Pretrained.open(self.teacher)
+        teacher = open_pretrained(self.teacher)
         if self.student:
-            self._require_student(teacher, Pretrained.open(self.student))
+            self._require_student(teacher, open_pretrained(self.student))
         corpus = self._corpus(teacher, events)
         base = self._student(run, teacher, corpus, events)
         told: dict[str, Any] = {"teacher": str(teacher.source.path.resolve()), "teacher_sha256": teacher.source.sha256}
@@ -171,10 +172,10 @@ class Distill(TuningCommand):
 
     def _student(self, run: Run, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "Pretrained":
         """The model that learns, as it is at first: in the run's folder, unless it was given."""
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
 
         if self.student:
-            return Pretrained.open(self.student)
+            return open_pretrained(self.student)
         made = self._made(teacher, corpus, events)
         subject = made[-1].subject
         shown = subject.part.options()
@@ -185,7 +186,7 @@ class Distill(TuningCommand):
         write_json(run.path / STUDENT / "made.json", [pruned.report for pruned in made])
         before, after = teacher.part.num_parameters, subject.num_parameters
         events.emit(Say(text=f"the student is {name}: {after / 1e6:,.1f} M parameters of {before / 1e6:,.1f} M"))
-        return Pretrained.open(folder)
+        return open_pretrained(folder)
 
     def _made(self, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "list[Pruned]":
         from settle.shrink.prunable_model import Subject
@@ -212,6 +213,7 @@ class Distill(TuningCommand):
     def _record(self, folder: Path, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> None:
         """Keep all that the teacher says of all rows."""
         from settle.infer.scorer import Scorer
+        from settle.library.convert import as_gguf
 
         windows = list(_windows(corpus))
         total, done = sum(map(len, windows)), 0
@@ -223,7 +225,7 @@ class Distill(TuningCommand):
 
         longest = max(map(len, windows))
         with (
-            as_served(teacher, teacher.tokenizer, folder.parent) as model,
+            as_gguf(teacher, folder.parent) as model,
             Scorer(model.path, longest, self.threads) as reads,
         ):
             reads.likelihoods(windows, folder, {"teacher": teacher.name, "sha256": teacher.source.sha256}, told)
@@ -286,12 +288,12 @@ def _windows(corpus: "RowCorpus") -> "Iterator[list[int]]":
 def _compared(job: "TrainingJob", outcome: "Outcome", events: Events) -> "Learned":
     """The student against its teacher on held-out rows, as it was and as it is."""
     from settle.evaluate.distillation import learned
-    from settle.model.pretrained import Pretrained
+    from settle.library.pretrained import open_pretrained
     from settle.train.objectives.distill import Distill as Objective
 
     assert isinstance(job.objective, Objective)
     before = {name: job.initial(name) for name in job.model.trainable()} if job.whole else None
-    teacher = Pretrained.open(job.objective.teacher).name
+    teacher = open_pretrained(job.objective.teacher).name
     return learned(job.model, job.objective, job.held_out, before, outcome.best, teacher, events)
 
 
@@ -302,14 +304,15 @@ def _drafted(
     from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.speculative import measure_pair
     from settle.formats.gguf import export_gguf
-    from settle.model.pretrained import Pretrained
+    from settle.library.convert import as_gguf
+    from settle.library.pretrained import open_pretrained
 
     file = run.out / f"{run.name}-draft.gguf"
     export_gguf(job.architecture, outcome.best, job.tokenizer, file, asked["draft_type"], {"name": file.stem})
-    teacher = Pretrained.open(job.plan.objective_settings["teacher"])
+    teacher = open_pretrained(job.plan.objective_settings["teacher"])
     assert isinstance(job.corpus, RowCorpus)
     prompts = prompts_of(job.corpus, job.tokenizer, job.architecture, asked["compare_rows"])
-    with as_served(teacher, job.tokenizer, run.out) as model:
+    with as_gguf(teacher, run.out, job.tokenizer) as model:
         pair = measure_pair(model.path, file, prompts, asked["answer_tokens"], events, asked["threads"])
     events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:

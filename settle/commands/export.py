@@ -119,9 +119,9 @@ class _Whole:
 
             live = load(self.folder)
             return live.part, live.weights, live.tokenizer, live.model
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
 
-        opened = Pretrained.open(self.folder)
+        opened = open_pretrained(self.folder)
         return opened.part, opened.weights, opened.tokenizer, opened.load(trainable=True).eval()
 
 
@@ -193,17 +193,17 @@ def _of_run(run: Run, events: Events) -> _Whole:
     folder, record = run.out / "hf", run.read("plan.json") or {}
     card = card_of(run.out / f"{run.name}.gguf")
     if record.get("tuning"):
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
 
-        return _Whole(run.name, folder, True, card, held_out_text(run, Pretrained.open(folder).tokenizer, events))
+        return _Whole(run.name, folder, True, card, held_out_text(run, open_pretrained(folder).tokenizer, events))
     return _Whole(run.name, folder, False, card, held_out_text(run, ByteBpeTokenizer(folder), events))
 
 
 def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
     from settle.formats.peft import read_peft
-    from settle.model.pretrained import Pretrained
+    from settle.library.pretrained import open_pretrained
 
-    opened = Pretrained.open(base or str((run.read("plan.json") or {})["tuning"]["base"]))
+    opened = open_pretrained(base or str((run.read("plan.json") or {})["tuning"]["base"]))
     texts, adapter = held_out_text(run, opened.tokenizer, events), read_peft(run.out / "adapter")
     template, goes_on = _turns(run, opened)
     card = {"name": run.name} | ({"base": True} if goes_on else {})
@@ -226,11 +226,11 @@ def _turns(run: Run, base: "Pretrained") -> tuple[str | None, bool]:
 def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:
     from settle.evaluate.gate.gate import PROSE
     from settle.formats.peft import read_peft
-    from settle.model.pretrained import Pretrained
+    from settle.library.pretrained import open_pretrained
 
     adapter, name = read_peft(folder), folder.resolve().name
     try:
-        opened = Pretrained.open(base or adapter.base or "")
+        opened = open_pretrained(base or adapter.base or "")
     except UsageError as e:
         says = f"{name} was trained on {adapter.base or 'a model that it does not name'}"
         raise UsageError(f"{says}, and {e.what}", "give it: --base NAME, a folder or a .gguf") from None

@@ -16,7 +16,7 @@ from settle.base.run import free_name
 from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
 from settle.commands import Command
-from settle.infer.resolve import served
+from settle.library.resolve import resolve_gguf
 
 if TYPE_CHECKING:
     from settle.infer.client import Running
@@ -70,7 +70,7 @@ class Index(Command):
         if not self.check and self.model_fields_set & {"questions", "model"}:
             raise UsageError("--questions and --model say how to check", "add --check")
         if self.model:
-            served(self.model)  # a name that nothing has is refused before anything is read
+            resolve_gguf(self.model)  # a name that nothing has is refused before anything is read
         name, more = self._target(events)
         is_new = name not in names()
         if is_new and not more:
@@ -187,8 +187,8 @@ def _started(name: str | None) -> AbstractContextManager["Running | None"]:
         return nullcontext()
     from settle.infer.engine import Engine
 
-    model = served(name)
-    return Engine(model.path, CONTEXT, adapter=model.adapter)
+    model = resolve_gguf(name)
+    return Engine(model.weights, CONTEXT, adapter=model.adapter)
 
 
 def _asked(settings: dict[str, Any]) -> dict[str, Any]:

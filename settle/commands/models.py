@@ -9,8 +9,8 @@ from pydantic import Field
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
-from settle.base.models import StoredModel, all_models, stamp_of
 from settle.commands import Command
+from settle.library.store import StoredModel, all_models, stamp_of
 
 if TYPE_CHECKING:
     from settle.server.models.model_catalogue import Catalogue, Entry

@@ -10,9 +10,6 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.run import NAME, home
 from settle.commands import Command
-from settle.commands._drafts import ABOUT as DRAFT
-from settle.commands._drafts import draft_for
-from settle.infer.resolve import Served, served
 
 if TYPE_CHECKING:
     from settle.infer.child_process import Draft
@@ -32,7 +29,11 @@ class Serve(Command):
 
     models: list[str] = Field(default_factory=list, description="what to serve: runs, models of the store, .gguf files")
     adapter: list[Path] = Field(default_factory=list, description="a LoRA over the first model: a run, or a .gguf file")
-    draft: str | None = Field(None, description=f"for the first model, {DRAFT}")
+    draft: str | None = Field(
+        None,
+        description="for the first model, a small one that proposes tokens, for speed: a run of `settle distill "
+        "--draft`, or any with the same tokens",
+    )
     host: str = Field("127.0.0.1", description="where to listen; anything but the loopback is open to the network")
     port: int = Field(7388, ge=0, le=65535, description="0 takes a free one")
     no_key: bool = Field(False, description="need no key, on the loopback only")
@@ -103,17 +104,18 @@ class Serve(Command):
 
     def _entries(self) -> "list[Entry]":
         """What was named. Raises UsageError for what is not there."""
+        from settle.library.resolve import resolve_gguf
         from settle.server.errors import Refusal
         from settle.server.models.model_catalogue import Entry, facts
 
         entries: list[Entry] = []
         for given in self.models:
             collection, name = _documents(given)
-            found = served(name)
+            found = resolve_gguf(name)
             if found.adapter:
-                file = found.path.resolve()
-                over = next((e.id for e in entries if e.path.resolve() == file), found.path.stem)
-                entries.append(Entry(f"{over}:{found.name}", found.path, found.adapter, over, (found.name,)))
+                file = found.weights.resolve()
+                over = next((e.id for e in entries if e.path.resolve() == file), found.weights.stem)
+                entries.append(Entry(f"{over}:{found.name}", found.weights, found.adapter, over, (found.name,)))
             else:
                 entries.append(Entry(found.name, found.path.absolute()))
             if collection:
@@ -127,7 +129,7 @@ class Serve(Command):
             if path.suffix == ".gguf":
                 adapter, name = path.expanduser().absolute(), path.stem
             else:
-                found = served(str(path))
+                found = resolve_gguf(str(path))
                 if found.adapter is None:
                     raise UsageError(f"{path} is no adapter", "give a run that tuned a LoRA, or its .gguf file")
                 adapter, name = found.adapter, found.name
@@ -151,8 +153,11 @@ class Serve(Command):
             raise UsageError("which model is the draft for?", "settle serve MODEL --draft NAME")
         from settle.data.tokenizer.compatibility import require_same_tokens
         from settle.formats.gguf import read_gguf
+        from settle.infer.draft import draft_for
+        from settle.library.reference import ModelRef
+        from settle.model.source import Source
 
-        first = Served(entries[0].id, entries[0].path)
+        first = ModelRef(entries[0].id, "model", Source(entries[0].path, "gguf", entries[0].id))
         draft = draft_for(first, self.draft, events)
         ours, its = (read_gguf(path).metadata for path in (first.path, draft.path))
         require_same_tokens(ours, its, (first.name, self.draft))  # now, and not when the model is first asked for

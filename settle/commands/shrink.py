@@ -13,7 +13,7 @@ from settle.base.events import Listing, ResultReady, RunStarted, Say, Warn
 from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.commands import Command
 from settle.commands._session import name_of, to_toml
-from settle.model.source import wherever
+from settle.library.resolve import portable_name
 
 if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
@@ -97,7 +97,7 @@ class Shrink(Command):
         kept = self.model_dump(exclude_unset=True, mode="json")
         for key, value in kept.items():
             if key in ("model", "imatrix"):
-                kept[key] = wherever(value)
+                kept[key] = portable_name(value)
             elif key in ("inputs", "calibration"):
                 kept[key] = [absolute(path) for path in value]
         return kept
@@ -165,9 +165,11 @@ class Shrink(Command):
             return None
         from settle.evaluate.compare.candidate_pair import contenders, readers
         from settle.evaluate.compare.compare import compare, tell
-        from settle.infer.resolve import Served
+        from settle.library.reference import ModelRef
+        from settle.model.source import Source
 
-        whole, small = Served(bench.whole.name, bench.whole.source.path), Served(path.stem, path)
+        whole = ModelRef(bench.whole.name, "model", bench.whole.source)
+        small = ModelRef(path.stem, "model", Source(path, "gguf", path.stem))
         with contenders(whole, small) as (ours, theirs):
             found = compare(
                 ours, theirs, bench.material.examples, events,
@@ -194,17 +196,18 @@ def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
 
 def _unquantized(name: str, folder: Path, requantize: bool, events: Events) -> "Pretrained":
     """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
-    from settle.formats.gguf import export_gguf, read_gguf
-    from settle.model.pretrained import Pretrained
+    from settle.formats.gguf import read_gguf
+    from settle.library.convert import to_gguf, unquantized_type
+    from settle.library.pretrained import open_pretrained
     from settle.shrink.types.quantize_file import quantized_already
 
-    opened = Pretrained.open(name)
+    opened = open_pretrained(name)
     if opened.source.kind != "gguf":
-        dtype = "bf16" if max(opened.kinds, key=opened.kinds.__getitem__) == "BF16" else "f16"
+        dtype = unquantized_type(opened)
         path = folder / f"{opened.name}-{dtype}.gguf"
         events.emit(Say(text=f"writing {opened.name} as GGUF, in {dtype}, to start from …"))
-        export_gguf(opened.part, opened.lazy_weights(), opened.tokenizer, path, dtype, {"name": opened.name})
-        opened = Pretrained.open(path)
+        to_gguf(opened, path, dtype)
+        opened = open_pretrained(path)
     quantized = quantized_already(read_gguf(opened.source.path))
     if quantized and not requantize:
         kinds = ", ".join(f"{number} tensors {kind}" for kind, number in quantized.items())

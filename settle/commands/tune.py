@@ -8,8 +8,8 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result
-from settle.commands._tuning import TuningCommand, as_served, begin, handed_over
-from settle.model.source import wherever
+from settle.commands._tuning import TuningCommand, begin, handed_over
+from settle.library.resolve import portable_name
 
 if TYPE_CHECKING:
     from settle.data.rows.prepare import RowCorpus
@@ -43,15 +43,15 @@ class Tune(TuningCommand):
             named(self.score)  # a score that is none is refused before anything is loaded
 
     def _asked(self) -> dict[str, Any]:
-        return super()._asked() | {"model": wherever(self.model)}
+        return super()._asked() | {"model": portable_name(self.model)}
 
     def corpus(self, events: Events) -> "RowCorpus":
         return self._corpus(self._base(), events)
 
     def _base(self) -> "Pretrained":
-        from settle.model.pretrained import Pretrained
+        from settle.library.pretrained import open_pretrained
 
-        return Pretrained.open(self.model)
+        return open_pretrained(self.model)
 
     def _corpus(self, base: "Pretrained", events: Events) -> "RowCorpus":
         from settle.data.rows.prepare import prepare_rows
@@ -89,12 +89,13 @@ def _compared(run: Run, job: "TrainingJob", score: str | None, limit: int, event
     from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.compare.candidate_pair import contenders, readers
     from settle.evaluate.compare.compare import compare, tell
-    from settle.infer.resolve import served
+    from settle.library.convert import as_gguf
+    from settle.library.resolve import resolve
 
     assert isinstance(job.corpus, RowCorpus) and job.base is not None
-    tuned = served(run.path.name)._replace(name=run.name)
+    tuned = resolve(f"run:{run.path.name}")
     examples = job.corpus.examples()
-    with as_served(job.base, job.tokenizer, run.out) as base, contenders(base, tuned) as (ours, theirs):
+    with as_gguf(job.base, run.out, job.tokenizer) as base, contenders(base, tuned) as (ours, theirs):
         both = readers(base, tuned)
         comparison = compare(ours, theirs, examples, events, score=score, limit=limit, readers=both)
     tell(comparison, events)

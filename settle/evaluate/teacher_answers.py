@@ -10,10 +10,10 @@ from settle.base.events import Progress
 from settle.data.layouts import Example
 from settle.evaluate.compare.candidate import CONTEXT, FileContender
 from settle.evaluate.compare.cases import cases
-from settle.infer.resolve import Served
+from settle.library.reference import ModelRef
 
 
-def answer_all(model: Served, examples: Iterable[Example], path: Path, max_tokens: int, events: Events) -> int:
+def answer_all(model: ModelRef, examples: Iterable[Example], path: Path, max_tokens: int, events: Events) -> int:
     """Writes each question with the model's likeliest answer to `path`, as jsonl; how many it answered.
 
     max_tokens: of an answer. A question that it says nothing to, or that does not fit into memory's context, is left
@@ -21,7 +21,7 @@ def answer_all(model: Served, examples: Iterable[Example], path: Path, max_token
     """
     asked = cases(examples)
     lines = []
-    with FileContender.open(model.path, model.name, model.adapter, CONTEXT) as teacher:
+    with FileContender.open(model.weights, model.name, model.adapter, CONTEXT) as teacher:
         prompts = [teacher.prompt(case) for case in asked]
 
         def told(done: int) -> None:

@@ -10,8 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from settle.infer.child_process import Child
-
-TEMPLATE = "tokenizer.chat_template"
+from settle.library.facts import takes_turns
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Running:
     @property
     def takes_turns(self) -> bool:
         """Whether it answers by a chat template; otherwise it goes on with a text."""
-        return bool(self.metadata.get(TEMPLATE)) and not self.metadata.get("settle.base")
+        return takes_turns(self.metadata)
 
     def complete(
         self,

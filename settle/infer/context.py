@@ -3,25 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from settle.base.errors import FormatError, ResourceError
+from settle.base.errors import ResourceError
+from settle.library.facts import bytes_per_token, longest_context
 from settle.machine import memory
 
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
-
-
-def longest_context(name: str, metadata: Mapping[str, Any]) -> int:
-    """Tokens that the model was made for. Raises FormatError when the file does not say."""
-    longest = _largest(metadata, "context_length")
-    if longest < 1:
-        raise FormatError(f"{name} does not say how long its context is", "it is not a whole model")
-    return longest
-
-
-def bytes_per_token(metadata: Mapping[str, Any]) -> int:
-    """Of context: keys and values of every layer, two bytes each."""
-    heads = _largest(metadata, "attention.head_count")
-    width = _largest(metadata, "attention.key_length") or _largest(metadata, "embedding_length") // max(heads, 1)
-    return 4 * _largest(metadata, "block_count") * (_largest(metadata, "attention.head_count_kv") or heads) * width
 
 
 def fitting_context(name: str, metadata: Mapping[str, Any], asked: int | None, slots: int) -> int:
@@ -36,10 +22,3 @@ def fitting_context(name: str, metadata: Mapping[str, Any], asked: int | None, s
             f"ask for {fits:,} at most",
         )
     return max(1, min(asked or LONGEST_UNASKED, longest, fits))
-
-
-def _largest(metadata: Mapping[str, Any], key: str) -> int:
-    """The largest value where each layer has its own; 0 when it is not said."""
-    value = metadata.get(f"{metadata['general.architecture']}.{key}", 0)
-    values = value if isinstance(value, list) else [value]
-    return max((v for v in values if type(v) is int), default=0)

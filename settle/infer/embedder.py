@@ -9,7 +9,7 @@ import numpy as np
 from settle.base.errors import UsageError
 from settle.formats.gguf import pooling, read_gguf
 from settle.infer.child_process import Child, Load
-from settle.infer.context import longest_context
+from settle.library.facts import longest_context
 
 Input = str | Sequence[int]
 

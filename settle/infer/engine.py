@@ -9,8 +9,9 @@ from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.child_process import Child, Draft, Load
-from settle.infer.client import TEMPLATE, Running
+from settle.infer.client import Running
 from settle.infer.context import fitting_context
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
 
 
 class Engine(Running):
@@ -55,11 +56,11 @@ class Engine(Running):
         if self.adapter:
             lora = read_lora(self.adapter)
             require_fit(lora, weights, (self.adapter.name, self.path.name))
-            template = lora.metadata.get(TEMPLATE)
+            template = lora.metadata.get(TEMPLATE_KEY)
             if template:
-                metadata = {**weights.metadata, TEMPLATE: template, "settle.base": False}
+                metadata = {**weights.metadata, TEMPLATE_KEY: template, PLAIN_TEXT_KEY: False}
         adapters = (self.adapter,) if self.adapter else ()
-        template = metadata.get(TEMPLATE) if metadata is not weights.metadata else None
+        template = metadata.get(TEMPLATE_KEY) if metadata is not weights.metadata else None
         fitting = fitting_context(self.path.name, metadata, context, slots)
         if draft:
             require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))

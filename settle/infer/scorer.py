@@ -19,7 +19,8 @@ from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
 from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import ChildProcess
-from settle.infer.context import fitting_context, longest_context
+from settle.infer.context import fitting_context
+from settle.library.facts import longest_context
 
 PACKAGE = "llama_cpp_py_sync"
 Told = Callable[[int], None]

@@ -26,7 +26,7 @@ from settle.model.architectures import Architecture, of_gguf, of_hf_config
 from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import dequantize, quantize_nf4
 from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
-from settle.model.source import Source, find_source
+from settle.model.source import Source
 
 Quantize = Literal["nf4", "as-is"]
 _PIECE = 4 << 20  # bytes of a file that are in memory at a time
@@ -55,13 +55,14 @@ class Pretrained:
     stored: Mapping[str, _Stored]
 
     @classmethod
-    def open(cls, what: Path | str) -> "Pretrained":
-        """A .gguf file, a folder in Hugging Face's layout, or a name in the store; no weights are read.
+    def open(cls, model: Source | Path | str) -> "Pretrained":
+        """A .gguf file or a folder in Hugging Face's layout; no weights are read. Names of models are resolved by
+        `settle.library.pretrained.open_pretrained`.
 
-        Raises UsageError when there is no such model, FormatError for files that are not sound or not whole, for an
-        architecture that is not known (naming the known), for types of tensors that are not read.
+        Raises UsageError when there is nothing at the path, FormatError for files that are not sound or not whole, for
+        an architecture that is not known (naming the known), for types of tensors that are not read.
         """
-        source = find_source(what)
+        source = model if isinstance(model, Source) else Source.at(Path(model))
         try:
             return _from_gguf(source) if source.kind == "gguf" else _from_folder(source)
         except FormatError as e:

@@ -15,6 +15,7 @@ from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
+from settle.library.pretrained import open_pretrained
 from settle.machine import keep_freed_memory
 from settle.model.architectures import Architecture, Decoder
 from settle.model.pretrained import Pretrained
@@ -152,7 +153,7 @@ def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Any:
 
 def open_base(tuning: Tuning) -> Pretrained:
     """The model that is tuned. Raises FormatError when its files are not what the plan was made for."""
-    base = Pretrained.open(tuning.base)
+    base = open_pretrained(tuning.base)
     if base.source.sha256 != tuning.base_sha256:
         raise FormatError(
             f"{base.name} is not the model that the run began with: its sha256 is {base.source.sha256[:12]}…, it was "

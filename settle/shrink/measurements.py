@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.formats.gguf import read_gguf
-from settle.model.pretrained import Pretrained
+from settle.library.pretrained import open_pretrained
 from settle.shrink.activations.curvature import curvature
 from settle.shrink.activations.importance import Inputs
 from settle.shrink.types.fake_quant import Trial, batches
@@ -49,7 +49,7 @@ def measure(
     model, windows and seed give the same table.
     """
     tell = progress or (lambda what, done, total: None)
-    opened = Pretrained.open(source)
+    opened = open_pretrained(source)
     file = read_gguf(Path(source))
     model = opened.load(trainable=True)
     inputs = Inputs(model)

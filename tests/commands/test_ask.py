@@ -8,9 +8,9 @@ from dataclasses import asdict
 import pytest
 
 import settle
-from settle.base.models import StoredModel, add_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
+from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer import evidence, write_answer
 from settle.retrieve.answer.askable import AskableCollection
 from settle.retrieve.index.collection import Collection, delete

@@ -11,11 +11,13 @@ import time
 
 import pytest
 
+from settle.base.event_log import Events
 from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Draft
-from settle.infer.resolve import drafting
+from settle.infer.draft import draft_for
+from settle.library.resolve import resolve_gguf
 
 
 @pytest.fixture
@@ -44,12 +46,13 @@ def test_with_a_draft(a_run, tiny, home, capsys):
     for name in ("quick", "quick-draft"):
         export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / f"{name}.gguf", "q8_0", {"base": True})
     write_json(run.path / "result.json", {"pair": {"draft_tokens": 3, "draft_sure": 0.5, "speed_up": 0.9}})
-    assert drafting("quick") == (Draft(run.out / "quick-draft.gguf", 3, 0.5), 0.9)
+    notes = resolve_gguf("notes")
+    assert draft_for(notes, "quick", Events()) == Draft(run.out / "quick-draft.gguf", 3, 0.5)
     assert main([*asked, "--draft", "quick"]) == 0
     said = capsys.readouterr()
     assert said.out == alone and "0.90 times as fast" in said.err
     path = run.out / "quick.gguf"
-    assert drafting(str(path)) == (Draft(path), None)
+    assert draft_for(notes, str(path), Events()) == Draft(path)
     assert main([*asked, "--draft", str(path)]) == 0
     assert capsys.readouterr().out == alone
 
@@ -62,7 +65,7 @@ def test_drafts_that_are_none(a_run, tiny, home, capsys):
     broken.write_bytes(other.read_bytes()[:5000])
     for name, why in {
         "notes": "is the model itself",
-        "nobody": "no run and no model named",
+        "nobody": "there is no model 'nobody'",
         str(other): "another tokenizer",
         str(broken): "broken.gguf",
         str(home / "none.gguf"): "none.gguf",
@@ -78,7 +81,7 @@ def test_prompt_from_stdin(a_run, capsys, monkeypatch):
     assert capsys.readouterr().out.strip()
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["chat", "notes"]) == 2
-    assert "nothing to answer" in capsys.readouterr().err
+    assert "no prompt to answer" in capsys.readouterr().err
 
 
 def test_template_is_used_only_when_asked_for(a_run, capsys):
@@ -94,11 +97,11 @@ def test_long_prompt_says_what_is_left_out(a_run, capsys):
 
 def test_no_such_run_and_no_model_yet(home, capsys):
     assert main(["chat", "nobody", "hi"]) == 2
-    assert "no run and no model named" in capsys.readouterr().err
+    assert "there is no model 'nobody'" in capsys.readouterr().err
     Run.create("train", "cut")
     assert main(["chat", "cut", "hi"]) == 2
     assert "settle resume cut" in capsys.readouterr().err
-    assert main(["chat", "none.gguf", "hi"]) == 1
+    assert main(["chat", "none.gguf", "hi"]) == 2
     assert "there is no file" in capsys.readouterr().err
 
 

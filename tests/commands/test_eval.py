@@ -6,9 +6,9 @@ import pytest
 
 from settle.base.run import Run, write_json
 from settle.cli import main
-from settle.commands.eval import served
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.library.resolve import resolve
 from tests.trained import adapter, merged
 
 PROMPTS = (
@@ -61,7 +61,8 @@ def test_a_run_and_what_it_forgot(tiny, files, home, capsys):
     made = Run.create("tune", "mine")
     (made.out / "mine-lora.gguf").write_bytes((files / "lora.gguf").read_bytes())
     write_json(made.path / "plan.json", {"tuning": {"base": str(files / "base.gguf")}})
-    assert served("mine") == ("mine", files / "base.gguf", made.out / "mine-lora.gguf")
+    ref = resolve("mine")
+    assert (ref.name, ref.weights, ref.adapter) == ("mine", files / "base.gguf", made.out / "mine-lora.gguf")
     known = files / "known.txt"
     known.write_text(tiny.held_out[0][:800])
     assert main(["eval", "mine", "--rows", str(files / "rows.jsonl"), "--familiar", str(known)]) in (0, 3)
@@ -78,7 +79,7 @@ def test_a_run_and_what_it_forgot(tiny, files, home, capsys):
         (("base.gguf",), "--against"),
         (("base.gguf", "--against", "tuned.gguf"), "--rows FILE"),
         (("base.gguf", "--against", "tuned.gguf", "--rows", "rows.jsonl", "--score", "nonsense"), "no score"),
-        (("base.gguf", "--against", "nobody", "--rows", "rows.jsonl"), "no model named 'nobody'"),
+        (("base.gguf", "--against", "nobody", "--rows", "rows.jsonl"), "no model 'nobody'"),
         (("base.gguf", "--adapter", "tuned.gguf", "--rows", "rows.jsonl"), "no LoRA adapter"),
         (("base.gguf", "--against", "tuned.gguf", "--rows", "broken.jsonl"), "rows cannot be used"),
         (("base.gguf", "--adapter", "lora.gguf", "--rows", "rows.jsonl", "--familiar", "no.txt"), "cannot be read"),

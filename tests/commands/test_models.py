@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the extra `serve` is not installed")
 
-from settle.base.models import StoredModel, add_model
 from settle.cli import main
+from settle.library.store import StoredModel, add_model
 from settle.machine.measurement_cache import key, path_of
 from settle.server.models.model_info import tools_of
 from tests.server.conftest import add_adapter, fill_store

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from settle.base.models import all_models, find_model
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
-from settle.model.pretrained import Pretrained
+from settle.library.pretrained import open_pretrained
+from settle.library.store import all_models, find_model
 from tests.bert import tiny_bert
-from tests.model.pulling.hub_server import serving
+from tests.library.pull.hub_server import serving
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_folder_from_the_hub(person, hub, tiny):
     files = {p.name for p in Path(told["path"]).iterdir()}
     assert "config.json" in files and "tokenizer.json" in files
     assert not files & {"README.md", "run_me.py", ".cache"}
-    opened = Pretrained.open("whole")
+    opened = open_pretrained("whole")
     assert opened.source.sha256 == told["sha256"]
     assert (opened.read("model.norm.weight") == tiny.weights["model.norm.weight"]).all()
     assert [p.name for p in Path(told["path"]).parents[1].iterdir()] == ["whole"]
@@ -118,7 +118,7 @@ def test_a_path_is_linked(person, a_file, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["name"] == "tiny" and told["path"] == str(a_file)
     assert told["sha256"] == hashlib.sha256(a_file.read_bytes()).hexdigest()
-    assert Pretrained.open("tiny").part.num_parameters
+    assert open_pretrained("tiny").part.num_parameters
     assert main(["pull", str(a_file), "--name", "other"]) == 0
     assert [m.name for m in all_models()] == ["other", "tiny"]
     broken = person / "broken.gguf"

@@ -139,11 +139,11 @@ def test_a_port_that_is_taken(started, capsys):
     ("options", "said"),
     [
         (["--no-key", "--host", "0.0.0.0"], "needs a key"),
-        (["nope"], "no run and no model named 'nope'"),
+        (["nope"], "there is no model 'nope'"),
         (["nope.gguf"], "no file"),
         (["HOME/bad.gguf"], "not a sound GGUF"),
         (["--adapter", "x"], "which model"),
-        (["tiny", "--adapter", "x"], "no run and no model"),
+        (["tiny", "--adapter", "x"], "there is no model 'x'"),
         (["tiny", "--adapter", "tiny"], "no adapter"),
         (["tiny", "--adapter", "x.gguf"], "no file x.gguf"),
         (["--port", "70000"], "65535"),

@@ -21,7 +21,7 @@ from settle.formats.lora_gguf import read_lora
 from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
-from settle.infer.resolve import served
+from settle.library.resolve import resolve_gguf
 from settle.model.pretrained import Pretrained
 
 QUICK = [
@@ -70,7 +70,8 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     opened = Pretrained.open(files / "base.gguf")
     assert read_peft(run.out / "adapter").base_sha256 == opened.source.sha256 == result["base"]["sha256"]
     assert (run.out / "adapter" / "tokenizer.json").exists()
-    assert served("t") == ("t", files / "base.gguf", run.out / "t-lora.gguf")
+    ref = resolve_gguf("t")
+    assert (ref.name, ref.weights, ref.adapter) == ("t", files / "base.gguf", run.out / "t-lora.gguf")
     assert settle.open_run("t").generate("def f4(self):", max_tokens=24, temperature=0).startswith("return self.")
     card = (run.out / "card.md").read_text()
     assert "a lora adapter" in card and "Against its base" in card and result["comparison"]["headline"][1:] in card
@@ -103,8 +104,8 @@ def test_methods(files, home, capsys, base, rows, settings, file):
         assert first["loss"] == pytest.approx(0.6931, abs=1e-3) and result["best"]["bits_per_byte"] is None
     if base == "plain.gguf":
         assert read_lora(run.out / file).metadata["tokenizer.chat_template"]
-        model = served("t")
-        with Engine(model.path, adapter=model.adapter) as engine:
+        model = resolve_gguf("t")
+        with Engine(model.weights, adapter=model.adapter) as engine:
             assert "### Assistant:" in engine.render([{"role": "user", "content": "hi"}])
 
 
@@ -186,12 +187,12 @@ def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_pat
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / "notes.gguf", "f32", {"base": True})
     code, result, err = tune(capsys, "notes", files / "rows.jsonl", "--name", "asked", "--epochs", "6")
     assert code in (0, 3) and result["base"]["name"] == "notes", err
-    found = served("asked")
-    assert found.path == run.out / "notes.gguf" and found.adapter is not None
-    with Engine(found.path, threads=1, adapter=found.adapter) as engine:
+    found = resolve_gguf("asked")
+    assert found.weights == run.out / "notes.gguf" and found.adapter is not None
+    with Engine(found.weights, threads=1, adapter=found.adapter) as engine:
         assert engine.takes_turns
     assert main(["export", "asked", "--to", "lora-gguf"]) == main(["export", "asked", "--to", "gguf"]) == 0
-    for path, adapter in ((found.path, "asked-lora.gguf"), ("asked-f16.gguf", None)):
+    for path, adapter in ((found.weights, "asked-lora.gguf"), ("asked-f16.gguf", None)):
         with Engine(path, threads=1, adapter=adapter) as engine:
             assert engine.takes_turns and "settle.template" not in engine.metadata
     assert 'model = "notes"' in (Run.find("asked").path / "recipe.toml").read_text()
@@ -199,7 +200,7 @@ def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_pat
     assert code == 2 and "asked is an adapter" in err and "settle export asked --to safetensors" in err
     whole = [*(given for given in QUICK if "rank" not in given and given != "4"), "--adapter", "full", "--epochs", "4"]
     assert main(["tune", "notes", str(files / "rows.jsonl"), "--name", "whole", *whole, "--json"]) in (0, 3)
-    with Engine(served("whole").path, threads=1) as engine:
+    with Engine(resolve_gguf("whole").weights, threads=1) as engine:
         assert engine.takes_turns
 
 

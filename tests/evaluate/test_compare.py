@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from settle.evaluate.compare.forgetting import forgetting, generated, given
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
-from settle.infer.resolve import Served
+from settle.library.reference import ModelRef
+from settle.model.source import Source
 from tests.trained import adapter
 
 NAMES = ("self", "parser", "action", "option", "group", "value", "prefix", "usage", "default", "metavar")
@@ -138,11 +140,16 @@ def test_base_and_adapter_in_one_process(tiny, files, tmp_path):
         assert before == files[0].answers(prompts, 8, lambda done: None)
 
 
+def ref(name, path):
+    return ModelRef(name, "model", Source(path, "gguf", name))
+
+
 def test_readers_read_what_llama_cpp_serves(tiny, files, tmp_path):
     path = export_lora(tiny.part, adapter(tiny.part, strength=0.2), tmp_path / "lora.gguf")
-    base = Served("base", files[0]._engine.path)
+    base = ref("base", files[0]._engine.path)
     familiar = given(files[0], [tiny.held_out[0][:1200]], "held-out text")
-    for tuned in (Served("lora", base.path, path), Served("tuned", files[1]._engine.path)):
+    lora = replace(ref("lora", path), kind="adapter", base=base)
+    for tuned in (lora, ref("tuned", files[1]._engine.path)):
         ours = forgetting(*readers(base, tuned), familiar, lambda done: None)
         with contenders(base, tuned) as served:
             theirs = forgetting(*served, familiar, lambda done: None)

@@ -6,7 +6,7 @@ import pytest
 from settle.base.errors import EngineError, UsageError
 from settle.infer.embedder import VectorEngine
 from settle.infer.engine import Engine
-from settle.model.pulling.bert import bert_to_gguf
+from settle.library.pull.bert import bert_to_gguf
 from tests.bert import TEXTS, reference, tiny_bert
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from settle.base.errors import FormatError, SettleError, UsageError
-from settle.base.models import StoredModel, add_model, stamp_of
+from settle.base.errors import FormatError
 from settle.base.registry import part, part_names
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
@@ -219,20 +218,3 @@ def test_an_unsupported_type_is_named(tiny, tmp_path):
     path.write_bytes(raw[:at] + struct.pack("<I", 39) + raw[at + 4 :])
     with pytest.raises(FormatError, match="blk.0.ffn_up.weight is MXFP4, which is not read here"):
         Pretrained.open(path)
-
-
-def test_names_of_the_store(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
-    with pytest.raises(UsageError, match="no model 'mine'.*settle pull mine"):
-        Pretrained.open("mine")
-    add_model(StoredModel("mine", "safetensors", folder, "abc", str(folder), "mit", stamp_of(folder)))
-    for what in ("mine", folder):
-        opened = Pretrained.open(what)
-        assert opened.name == "mine" and opened.source.sha256 == "abc" and opened.license == "mit"
-    (folder / "generation_config.json").write_text("{}")
-    assert Pretrained.open("mine").source.sha256 == hash_of(folder) != "abc"
-    with pytest.raises(UsageError, match="known: mine"):
-        Pretrained.open("other")
-    folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(SettleError, match="are gone from"):
-        Pretrained.open("mine")

@@ -6,14 +6,14 @@ import pytest
 
 from settle.base.errors import UsageError
 from settle.infer.engine import Engine
-from settle.infer.resolve import served
+from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer.ask import answer, look, whole
 from settle.retrieve.answer.write_answer import Prompt, Writing
 from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import HOSTILE, TEXTS, index
 
 try:
-    MODEL = served("smollm2").path  # while the tests are collected, home is still that of whoever tests
+    MODEL = resolve_gguf("smollm2").path  # while the tests are collected, home is still that of whoever tests
 except UsageError:
     pytest.skip("smollm2 is not in the store: `settle pull smollm2`", allow_module_level=True)
 

@@ -15,11 +15,11 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
-from settle.base.models import StoredModel, add_model
 from settle.base.run import Run, write_json
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer.child_process import Draft
+from settle.library.store import StoredModel, add_model
 from settle.server import app
 from settle.server.audit import Audit
 from settle.server.gateway import Gateway

@@ -314,7 +314,7 @@ def talk(live, raw: bytes) -> bytes:
 
 def test_a_template_that_would_not_end(request, live, stocked):
     """A bomb in a model's file costs its request, and nothing else."""
-    from settle.base.models import StoredModel, add_model, store
+    from settle.library.store import StoredModel, add_model, store
 
     model = stocked / "models" / "tiny" / "tiny.gguf"
     folder = store() / "bomb"

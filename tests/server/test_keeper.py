@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from settle.base.models import StoredModel, add_model
 from settle.base.run import Run
 from settle.formats.gguf import export_gguf
+from settle.library.store import StoredModel, add_model
 from settle.server.errors import Refusal
 from settle.server.models.model_pool import Keeping
 from tests.server.conftest import add_adapter, fill_store, serving

@@ -6,7 +6,7 @@ import gguf
 import pytest
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from settle.base.models import StoredModel, add_model
+from settle.library.store import StoredModel, add_model
 
 TEXT = {"model": "tiny", "prompt": "def f", "n_predict": 8, "temperature": 0}
 GAP = {"model": "gap", "input_prefix": "def f", "input_suffix": "return", "n_predict": 8, "temperature": 0}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from settle.base.models import StoredModel, add_model, find_model
+from settle.library.store import StoredModel, add_model, find_model
 from settle.server.errors import Refusal
 from settle.server.models import store_changes
 from tests.server.conftest import serving

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from settle.base.errors import FormatError
 from settle.evaluate.compare.candidate import FileContender, LiveContender
 from settle.formats.lora_gguf import DOWN, UP, read_lora
-from settle.infer.resolve import Served
+from settle.library.reference import ModelRef
 from settle.machine import memory
 
 if TYPE_CHECKING:
@@ -19,22 +19,22 @@ NUMBER_BYTES = 4  # what is read is compared in fp32
 
 
 @contextlib.contextmanager
-def contenders(base: Served, tuned: Served) -> Iterator[tuple[FileContender, FileContender]]:
+def contenders(base: ModelRef, tuned: ModelRef) -> Iterator[tuple[FileContender, FileContender]]:
     """Both models in llama.cpp: in one process where one is the other with an adapter over it."""
     names = (base.name, tuned.name if tuned.name != base.name else f"{tuned.name} (tuned)")
     if tuned.adapts(base) and tuned.adapter is not None:
-        ours, theirs = FileContender.pair(tuned.path, tuned.adapter, names)
+        ours, theirs = FileContender.pair(tuned.weights, tuned.adapter, names)
         with theirs:
             yield ours, theirs
         return
     with (
-        FileContender.open(base.path, names[0], base.adapter) as ours,
-        FileContender.open(tuned.path, names[1], tuned.adapter) as theirs,
+        FileContender.open(base.weights, names[0], base.adapter) as ours,
+        FileContender.open(tuned.weights, names[1], tuned.adapter) as theirs,
     ):
         yield ours, theirs
 
 
-def readers(base: Served, tuned: Served) -> tuple[LiveContender, LiveContender] | None:
+def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContender] | None:
     """Both models in this process, which reads a text in one pass where llama.cpp takes one for each token.
 
     None where half of the memory that is free does not hold them, or where they are not known here: llama.cpp reads
@@ -43,14 +43,14 @@ def readers(base: Served, tuned: Served) -> tuple[LiveContender, LiveContender] 
     from settle.model.pretrained import Pretrained
 
     try:
-        opened = [Pretrained.open(served.path) for served in ((tuned,) if tuned.adapts(base) else (base, tuned))]
+        opened = [Pretrained.open(ref.weights) for ref in ((tuned,) if tuned.adapts(base) else (base, tuned))]
         needed = sum(model.part.num_parameters for model in opened) * NUMBER_BYTES
         if needed > memory().available // 2:
             return None
         models = [model.load() for model in opened]
-        for served, source, model in zip((base, tuned)[-len(opened) :], opened, models, strict=True):
-            if served.adapter is not None:
-                _adapt(model, source, served.adapter)
+        for ref, source, model in zip((base, tuned)[-len(opened) :], opened, models, strict=True):
+            if ref.adapter is not None:
+                _adapt(model, source, ref.adapter)
     except FormatError:
         return None
     with_and_without = tuned.adapts(base)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError
 from settle.infer.engine import Engine
-from settle.infer.resolve import Served, served, writers
+from settle.library.facts import chat_models
+from settle.library.reference import ModelRef
+from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection import Collection
 
 NONE = "none"  # asked for where the passages are to be quoted
@@ -40,12 +42,12 @@ class Writer:
         self._pool.shutdown()
 
 
-def _chosen(collection: Collection, asked: str | None) -> tuple[Served | None, str]:
+def _chosen(collection: Collection, asked: str | None) -> tuple[ModelRef | None, str]:
     if asked == NONE:
         return None, ""
     if asked is not None:
         name = str(Path(asked).expanduser().absolute()) if asked.endswith(".gguf") else asked
-        found = served(name)
+        found = resolve_gguf(name)
         if collection.catalogue.setting("model") != name:
             collection.catalogue.keep_setting("model", name)
         return found, ""
@@ -53,20 +55,20 @@ def _chosen(collection: Collection, asked: str | None) -> tuple[Served | None, s
     remembered = collection.catalogue.setting("model")
     if remembered is not None:
         try:
-            return served(remembered), ""
+            return resolve_gguf(remembered), ""
         except UsageError:
             gone = f"{remembered}, which answered before, is gone; "
-    names = writers()
+    names = chat_models()
     if len(names) == 1:
-        return served(names[0]), gone and f"{gone}{names[0]} answers"
+        return resolve_gguf(names[0]), gone and f"{gone}{names[0]} answers"
     if names:
         return None, f"{gone}there are {', '.join(names)}: --model chooses one, and is remembered"
     return None, f"{gone}there is no language model here; `settle pull smollm2` brings one"
 
 
-def _started(model: Served | None) -> Engine | None:
+def _started(model: ModelRef | None) -> Engine | None:
     if model is None:
         return None
-    engine = Engine(model.path, CONTEXT, adapter=model.adapter)
+    engine = Engine(model.weights, CONTEXT, adapter=model.adapter)
     engine.start()
     return engine

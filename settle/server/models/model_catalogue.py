@@ -13,16 +13,16 @@ from types import MappingProxyType
 from typing import Any
 
 from settle.base.errors import FormatError, SettleError
-from settle.base.models import StoredModel, all_models, stamp_of
 from settle.base.run import Run, home
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.infer.child_process import Draft
-from settle.infer.client import TEMPLATE
-from settle.infer.context import bytes_per_token, longest_context
+from settle.library.facts import TEMPLATE_KEY as TEMPLATE
+from settle.library.facts import bytes_per_token, longest_context
+from settle.library.store import StoredModel, all_models, stamp_of
 from settle.server.errors import Refusal
 from settle.server.models.aliases import aliases
 
-CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.infer.resolve` keeps it in GGUF
+CONVERTED = "-bf16.gguf"  # a model in Hugging Face's layout, as `settle.library.convert` keeps it in GGUF
 CONVERT_SECONDS = 1800
 REASONING = ("reasoning_content", "enable_thinking", "reasoning_effort", "<think>")  # in templates of models that think
 ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
@@ -282,8 +282,7 @@ def make_file(entry: Entry) -> None:
         return
     if not entry.path.name.endswith(CONVERTED):
         raise Refusal(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
-    code = "import sys; from settle.infer.resolve import served; served(sys.argv[1])"
-    command = [sys.executable, "-c", code, entry.id]
+    command = [sys.executable, "-m", "settle.library.convert", entry.id]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
     if done.returncode or not entry.path.exists():
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]

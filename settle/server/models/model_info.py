@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import EngineError
-from settle.base.models import stamp_of
 from settle.infer.child_process import Child, Load
+from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.machine.cores import cores
 from settle.machine.measurement_cache import key, recalled, remembered

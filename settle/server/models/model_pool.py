@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 
 from settle.base.errors import EngineError, SettleError
-from settle.base.models import stamp_of
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.child_process import Child, Load, Use
+from settle.library.store import stamp_of
 from settle.machine import memory, resident
 from settle.server.errors import Refusal
 from settle.server.guard.template_check import guard_template

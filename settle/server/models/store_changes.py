@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event
-from settle.base.models import StoredModel, add_model, all_models, stamp_of, store
 from settle.base.run import NAME
+from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
 from settle.server.errors import Refusal, invalid, require_no_documents
 from settle.server.gateway import Gateway
 from settle.server.models.aliases import aliases, set_alias
 from settle.server.models.model_catalogue import Entry
 
 if TYPE_CHECKING:
-    from settle.model.pulling import Offer
+    from settle.library.pull.offer import Offer
 
 # No dot or dash begins a part: it is neither a way through folders nor an option of a program. No bare path is taken.
 PART = r"[A-Za-z0-9_][\w.-]*"
@@ -109,7 +109,7 @@ async def delete(gateway: Gateway, entry: Entry) -> None:
 
 def offer_for(what: str, allowed: frozenset[str]) -> "Offer":
     """What a client may pull by that name. Raises Refusal; nothing but names is understood, no path and no address."""
-    from settle.model.pulling import hub, neighbours, wheels
+    from settle.library.pull import hub, neighbours, wheels
 
     told = what
     for prefix in ("hf.co/", "huggingface.co/"):  # how Ollama names the hub
@@ -142,8 +142,8 @@ def offer_for(what: str, allowed: frozenset[str]) -> "Offer":
 async def pull(gateway: Gateway, offer: "Offer") -> AsyncIterator[dict[str, Any]]:
     """Ollama's lines of status while a model comes; `success` is the last. Closing it ends the pull at the next thing
     it has to tell. Raises Refusal."""
-    from settle.model.pulling import known_already
-    from settle.model.pulling import pull as fetch
+    from settle.library.pull.pull import known_already
+    from settle.library.pull.pull import pull as fetch
 
     here, origin = known_already(offer.name), f"{offer.where}:{offer.what}"
     if here is None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from settle.base.errors import EngineError
-from settle.base.models import stamp_of
 from settle.formats.gguf import read_gguf
-from settle.infer.client import TEMPLATE, Running
+from settle.infer.client import Running
+from settle.library.facts import TEMPLATE_KEY as TEMPLATE
+from settle.library.store import stamp_of
 from settle.retrieve.answer.ask import Answer, Found, answer, look
 from settle.retrieve.answer.write_answer import LONGEST, Writing
 from settle.retrieve.index.collection import Collection, names

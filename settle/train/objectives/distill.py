@@ -10,9 +10,9 @@ from torch import Tensor
 from settle.base.errors import FormatError, UsageError
 from settle.data.batches import Batch
 from settle.data.tokenizer.compatibility import require_same_tokenizer
+from settle.library.pretrained import open_pretrained
 from settle.model.architectures import Decoder
 from settle.model.kv_cache import continued
-from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, on_device
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
@@ -56,7 +56,7 @@ class Distill(Objective):
     def resolved(self, base: Any) -> Self:
         if not self.teacher:
             raise UsageError("distillation needs a teacher", "name it with --objective.teacher")
-        teacher = Pretrained.open(self.teacher)
+        teacher = open_pretrained(self.teacher)
         require_same_tokenizer(teacher.tokenizer, base.tokenizer, (teacher.name, base.name))
         theirs, ours = teacher.part.options(), base.part.options()
         if theirs.vocab_size != ours.vocab_size:
@@ -107,7 +107,7 @@ class Distill(Objective):
     def prepared(self, model: Decoder) -> Self:
         if self.record:
             return self.taught_by(RecordedTeacher.open(Path(self.record)))
-        teacher = Pretrained.open(self.teacher)
+        teacher = open_pretrained(self.teacher)
         if self.teacher_sha256 and teacher.source.sha256 != self.teacher_sha256:
             raise FormatError(
                 f"{teacher.name} is not the teacher that the run began with: its sha256 is "
@@ -129,7 +129,7 @@ class Distill(Objective):
         return self._teacher
 
     def bytes_beside(self, number: int) -> float:
-        return 0.0 if self.record else float(Pretrained.open(self.teacher).part.num_parameters * number)
+        return 0.0 if self.record else float(open_pretrained(self.teacher).part.num_parameters * number)
 
     def known(self, batch: Batch) -> Batch:
         return self.at_hand.find(batch) if isinstance(self.at_hand, RecordedTeacher) else batch

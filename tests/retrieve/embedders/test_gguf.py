@@ -8,7 +8,7 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
-from settle.model.pulling.bert import bert_to_gguf
+from settle.library.pull.bert import bert_to_gguf
 from settle.retrieve.index.embedders.gguf import MANY, Gguf, known
 from tests.bert import TEXTS, reference, tiny_bert
 from tests.trained import trained

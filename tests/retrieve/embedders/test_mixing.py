@@ -6,7 +6,7 @@ import pytest
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
-from settle.model.pulling.bert import bert_to_gguf
+from settle.library.pull.bert import bert_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.embedders.gguf import Gguf

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
-from settle.model.pulling.bert import bert_to_gguf
+from settle.library.pull.bert import bert_to_gguf
 from settle.retrieve.index.embedders import openai
 from settle.retrieve.index.embedders.gguf import Gguf
 from settle.retrieve.index.embedders.openai import Openai

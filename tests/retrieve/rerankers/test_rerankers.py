@@ -11,7 +11,7 @@ from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import read_safetensors
 from settle.infer.ranker import RankEngine
 from settle.infer.sample import logprobs
-from settle.model.pulling import bert
+from settle.library.pull import bert
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.rerankers.cross_encoder import CrossEncoder

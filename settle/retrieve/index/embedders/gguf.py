@@ -13,8 +13,9 @@ from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.formats import LazyTensor, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf, rows
-from settle.infer.context import longest_context
-from settle.model.source import Source, find_source
+from settle.library.facts import longest_context
+from settle.library.resolve import resolve_whole
+from settle.model.source import Source
 from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Gguf(Embedder):
         """Where the file is from, and what it holds."""
         if not self.model:
             raise UsageError("which GGUF embedder?", "--embedder.model NAME of `settle pull`, or a .gguf file")
-        source = find_source(self.model)
+        source = resolve_whole(self.model).source
         fix = "choose an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
         if source.kind != "gguf":
             raise UsageError(f"{source.name} is no GGUF file", fix)

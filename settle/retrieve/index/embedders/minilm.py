@@ -13,7 +13,7 @@ class Minilm(Embedder):
     """English; pulled once, as `settle pull minilm` does. Passages of up to 254 tokens, vectors of 384 numbers."""
 
     def prepare(self, events: Events) -> None:
-        from settle.model.pulling import find_offer, known_already, pull
+        from settle.library.pull.pull import find_offer, known_already, pull
 
         if known_already(_NAME):
             return

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.infer.ranker import RankEngine
-from settle.model.source import find_source
+from settle.library.resolve import resolve_whole
 from settle.retrieve.search.rerankers import Ranker, Reranker
 
 
@@ -19,7 +19,7 @@ class CrossEncoder(Reranker):
     def open(self) -> Ranker:
         if not self.model:
             raise UsageError("which reranker?", "--reranker.model NAME of `settle pull`, or a .gguf file")
-        return _Opened(RankEngine(find_source(self.model).path), self.first, self.weight)
+        return _Opened(RankEngine(resolve_whole(self.model).path), self.first, self.weight)
 
 
 class _Opened(Ranker):

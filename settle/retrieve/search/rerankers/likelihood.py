@@ -11,6 +11,7 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.infer.context import longest_context
 from settle.infer.scorer import Scorer
+from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
 from settle.retrieve.search.rerankers import Ranker, Reranker
 
@@ -25,7 +26,7 @@ class Likelihood(Reranker):
     def open(self) -> Ranker:
         if not self.model:
             raise UsageError("likely to which model?", "--reranker.model NAME of `settle pull`, or a .gguf file")
-        return _Opened(Pretrained.open(self.model), self.first, self.weight)
+        return _Opened(open_pretrained(self.model), self.first, self.weight)
 
 
 class _Opened(Ranker):

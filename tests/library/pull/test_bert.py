@@ -7,7 +7,7 @@ import pytest
 from settle.base.errors import FormatError
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.formats.safetensors import read_safetensors
-from settle.model.pulling.bert import bert_to_gguf, is_bert
+from settle.library.pull.bert import bert_to_gguf, is_bert
 from tests.bert import tiny_bert
 
 

@@ -3,15 +3,14 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.models import model_name
 from settle.formats.safetensors import INDEX, SINGLE
-from settle.model.pulling import Offer
-from settle.model.pulling.bert import POOLING_FILE
+from settle.library.pull.bert import POOLING_FILE
+from settle.library.pull.offer import Offer
+from settle.library.store import model_name
 from settle.model.source import hash_of
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
@@ -60,7 +59,7 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
     except (RepositoryNotFoundError, HFValidationError):
         fix = "check the name; one that is not public needs `hf auth login`, and its terms accepted"
         raise UsageError(f"there is no model {repo!r} on the hub", fix) from None
-    except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # the errors of whichever library it speaks with
+    except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # type: ignore[misc]  # of whichever library it speaks with
         if isinstance(e, OSError) and e.filename is not None:
             raise
         raise ResourceError(
@@ -120,13 +119,13 @@ def _gathered(folder: Path) -> Path:
 
 def _bar(events: Events, total: int) -> type:
     """A progress bar as the hub's library wants one, that only counts, and tells it as events."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     done = [0]
 
-    class Bar(tqdm):  # type: ignore[type-arg,misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
+    class Bar(tqdm):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
             done[0] = min(done[0] + int(n or 0), total)

