@@ -1,33 +1,37 @@
-"""commands/ as a command line."""
+"""commands/ as a command line: a command's fields are its options; a choice of a part brings the part's settings."""
 
 import errno
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
+from settle.base.choice import Family, family_of
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
-from settle.base.registry import part, part_names
+from settle.base.registry import Part
 from settle.base.version import __version__
 from settle.commands import Command
 from settle.show import Face
 
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
+HELP = ("--help", "-h")
+BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name of a parameter
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code. What a person can mend is one or two lines on stderr, never a traceback."""
+    """Run one command; the exit code. A mistake that a person can fix is one or two lines on stderr, no traceback."""
     try:
-        given = _spelled([STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)])
-        code = build_app()(given, exit_on_error=False, print_error=False)
+        tokens = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]
+        code = build_app(tokens)(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as e:
-        what, fix = _said(e)
+        what, fix = _usage(e)
         Face().error(what, fix)
         return 2
     except ValidationError as e:
@@ -42,20 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         return _environment(e)
     return code if isinstance(code, int) else 0
-
-
-def _spelled(given: list[str]) -> list[str]:
-    """`--adapter lora` as `--adapter.name lora`: a part's settings may be given by the name of the part."""
-    if not given or given[0] not in part_names("commands"):
-        return given
-    fields = part("commands", given[0]).model_fields
-    named = {f"--{name}" for name, field in fields.items() if field.annotation == dict[str, Any]}
-
-    def spelled(token: str) -> str:
-        option, is_set, value = token.partition("=")
-        return f"{option}.name{is_set}{value}" if option in named else token
-
-    return [spelled(token) for token in given]
 
 
 def _environment(error: OSError) -> int:
@@ -78,11 +68,11 @@ def _forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _said(error: CycloptsError) -> tuple[str, str]:
-    """A wrong command line as what is wrong and how to mend it."""
+def _usage(error: CycloptsError) -> tuple[str, str]:
+    """What is wrong with a command line, and how to fix it."""
     if isinstance(error, UnusedCliTokensError):
         return f"too many arguments: {' '.join(error.unused_tokens or [])}", "see --help"
-    if isinstance(error.__cause__, ValidationError):  # of a group of settings
+    if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")
     what = what[:1].lower() + what[1:].rstrip(".")
@@ -97,8 +87,9 @@ def _invalid(error: ValidationError, prefix: str = "--") -> tuple[str, str]:
     return f"{flag} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see --help"
 
 
-def build_app() -> App:
-    """The command line, made from the commands family."""
+def build_app(tokens: Sequence[str] = ()) -> App:
+    """The command line, made from the commands family. Parts are imported only where `tokens` ask for the help of a
+    command or name a setting of a part."""
     app = App(
         name="settle",
         help="Train a model until it has settled, on your own machine, and know that it has.",
@@ -107,15 +98,22 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     app.register_install_completion_command(help="Complete settle's commands and options in this shell, from now on.")
-    for name in part_names("commands"):
-        command = part("commands", name)
-        assert issubclass(command, Command)
-        app.command(_function(command), name=name)
+    for name, command in Command.parts().items():
+        is_asked = tokens[:1] == [name]
+        helps = is_asked and any(token in HELP for token in tokens)
+        app.command(_function(command, helps, helps or (is_asked and _names_a_setting(command, tokens))), name=name)
     return app
 
 
-def _function(command: type[Command]) -> Callable[..., int]:
-    """A function with one parameter a field, that receives only what was given."""
+def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
+    """Whether a setting of a part is on the command line, such as --adapter.rank."""
+    groups = [option for name in _choices(command) for option in _options(command, name)]
+    return any(token.startswith(f"{group}.") for token in tokens for group in groups)
+
+
+def _function(command: type[Command], helps: bool, shows_parts: bool) -> Callable[..., int]:
+    """A function with one parameter a field, that receives only what was given. helps: it is only asked for its help;
+    shows_parts: it has the settings of parts too."""
 
     def call(*args: Any, **given: Any) -> int:
         json = given.pop("json", False)
@@ -125,17 +123,35 @@ def _function(command: type[Command]) -> Callable[..., int]:
         face = Face(json=json)
         events = Events(listeners=[face])
         try:
-            return command(**given).run(events)
+            return command(**_gathered(given)).run(events)
         finally:
             face.close()
             events.close()
 
+    parameters = [*_parameters(command, helps), *(_settings_of_parts(command, helps) if shows_parts else [])]
     call.__doc__ = command.__doc__
-    call.__signature__ = inspect.Signature(list(_parameters(command)), return_annotation=int)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     return call
 
 
-def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
+def _gathered(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a command from what was given: settings of a part are brought together with its name."""
+    fields: dict[str, Any] = {}
+    for key, value in given.items():
+        name, _, setting = key.partition(BELOW)
+        if setting:
+            before = fields.get(name, {})
+            chosen = before if isinstance(before, dict) else {"name": before}
+            fields[name] = {**chosen, setting.partition(BELOW)[0]: value}
+        elif isinstance(fields.get(name), dict):
+            fields[name] = {"name": value, **fields[name]}
+        else:
+            fields[name] = value
+    return fields
+
+
+def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:
+    """Every field of a command, and --json."""
     for name in command.positional:
         field = command.model_fields[name]
         default = inspect.Parameter.empty if field.is_required() else field.get_default()
@@ -145,20 +161,80 @@ def _parameters(command: type[Command]):  # type: ignore[no-untyped-def]
         else:
             hint = Annotated[field.annotation, Parameter(help=field.description)]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
+    choices = _choices(command)
     for name, field in command.model_fields.items():
-        if name not in command.positional:
+        if name in choices:
+            yield _option(name, str | None, choices[name].default, help=_help(field, choices[name], helps))
+            yield _option(f"{name}{BELOW}name", str | None, None, name=f"--{_dashed(name)}.name", show=False)
+        elif name not in command.positional:
             default = field.get_default(call_default_factory=True)
             # a switch that is off needs no --no-…, a list none that empties it
             negative = "" if default is False or default == [] else None
-            shown = Parameter(help=field.description, negative=negative, show_default=None if default != [] else False)
-            hint = Annotated[field.annotation, shown]
-            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
-    yield inspect.Parameter(
-        "json",
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[bool, Parameter(help="print the result as JSON, the last line of stdout", negative="")],
-        default=False,
-    )
+            shown = None if default != [] else False
+            yield _option(
+                name, field.annotation, default, help=field.description, negative=negative, show_default=shown
+            )
+    yield _option("json", bool, False, help="print the result as JSON, the last line of stdout", negative="")
+
+
+def _settings_of_parts(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:
+    """The settings of every part that a command may choose, in groups of the parts that share them."""
+    for number, (name, family) in enumerate(_choices(command).items()):
+        groups = _options(command, name)
+        for names, part in _sharing(family):
+            title = Group(f"Settings of {groups[0]} {' or '.join(names)}", sort_key=number + 1)
+            for setting, field in part.model_fields.items():
+                default = field.get_default(call_default_factory=True)
+                is_switch = field.annotation is bool
+                yield _option(
+                    BELOW.join([name, setting, *names]),
+                    field.annotation if helps else bool if is_switch else str | None,
+                    default if helps or is_switch else None,
+                    name=[f"{group}.{_dashed(setting)}" for group in (groups[:1] if helps else groups)],
+                    help=_with_unit(field),
+                    group=title,
+                    negative="--no-" + f"{groups[0]}.{_dashed(setting)}"[2:] if default is True else "",
+                    show_default=None if default not in ("", [], None) else False,
+                )
+
+
+def _sharing(family: Family) -> list[tuple[list[str], type[Part]]]:
+    """Parts with their names; parts that have the same settings are one."""
+    sharing: dict[str, tuple[list[str], type[Part]]] = {}
+    for name, part in family.parts().items():
+        sharing.setdefault(repr(part.model_fields), ([], part))[0].append(name)
+    return [(names, part) for names, part in sharing.values() if part.model_fields]
+
+
+def _option(parameter: str, annotation: Any, default: Any, /, **shown: Any) -> inspect.Parameter:
+    hint = Annotated[annotation, Parameter(**shown)]
+    return inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+
+
+def _choices(command: type[Command]) -> dict[str, Family]:
+    """The fields of a command that choose a part, with what they choose from."""
+    fields = command.model_fields.items()
+    return {name: family for name, field in fields if (family := family_of(field)) is not None}
+
+
+def _options(command: type[Command], name: str) -> list[str]:
+    """What an option is called, with its former names."""
+    renamed: dict[str, str] = getattr(command, "renamed", {})
+    return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now == name))]
+
+
+def _help(field: FieldInfo, family: Family, helps: bool) -> str:
+    """The description of a choice, with the names of the parts where the help is shown."""
+    return f"{field.description}: {', '.join(family.names())}" if helps else str(field.description)
+
+
+def _with_unit(field: FieldInfo) -> str:
+    unit = (field.json_schema_extra or {}).get("unit") if not callable(field.json_schema_extra) else None
+    return f"{field.description}, in {unit}" if unit else str(field.description)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _is_list(command: type[Command], name: str) -> bool:

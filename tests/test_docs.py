@@ -6,15 +6,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cyclopts import App
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import settle
 from settle.base.amounts import count, seconds
+from settle.base.choice import Choice
 from settle.base.registry import part_names
-from settle.base.settings import read_recipe, resolve
-from settle.cli import STDIN, _spelled, build_app
+from settle.base.settings import group_of, read_recipe, resolve
+from settle.cli import STDIN, _choices, _sharing, _with_unit, build_app
 from settle.commands.chat import Chat
+from settle.commands.index import Index
 from settle.commands.train import Train
 from settle.commands.tune import Tune
 from settle.train.optimizers.adamw import AdamW
@@ -24,6 +26,7 @@ ROOT = Path(settle.__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
+JSON = "| `--json` | off | print the result as JSON, the last line of stdout |"
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
 
@@ -40,20 +43,15 @@ def _commands(page: Path) -> list[str]:
 COMMANDS = [(page.name, command) for page in PAGES for command in _commands(page)]
 
 
-@pytest.fixture(scope="module")
-def app() -> App:
-    return build_app()
-
-
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_line_is_one_that_settle_takes(page: str, command: str, app: App) -> None:
-    given = _spelled([STDIN if token == "-" else token for token in shlex.split(command, comments=True)[1:]])
+def test_every_command_line_is_one_that_settle_takes(page: str, command: str) -> None:
+    given = [STDIN if token == "-" else token for token in shlex.split(command, comments=True)[1:]]
     if given[0].startswith("-"):
         assert given[0] in ("--help", "--version", "--install-completion")
         return
     assert given[0] in part_names("commands")
     if given[1:] and given[1:] != ["--help"]:  # the bare name of a command is a word in a sentence
-        _, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+        _, bound, _ = build_app(given).parse_args(given, exit_on_error=False, print_error=False)
         asked = bound.kwargs
         for name, read in (("size", count), ("tokens", count), ("time", seconds)):
             if asked.get(name):
@@ -82,35 +80,63 @@ def test_every_page_is_in_the_index() -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
+def test_every_setting_is_documented_with_its_default_and_description() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    of_train, _, of_tune = page.partition("## Every setting of `settle tune`")
-    trained = _settings(Train, "--") | {"--json": "off"}
-    assert _rows(of_train) == trained
-    own = {flag: default for flag, default in _settings(Tune, "--").items() if trained.get(flag) != default}
-    assert _rows(of_tune) == {flag: default for flag, default in own.items() if flag not in ("--model", "--time")}
+    of_train, of_tune, of_parts = re.split(
+        "^## (?:Every setting of `settle tune`|Settings of parts).*", page, flags=re.M
+    )
+    trained, tuned = _settings(Train, "--"), _settings(Tune, "--")
+    assert _rows(of_train) == {*trained, JSON}
+    assert _rows(of_tune) == {row for row in tuned - trained if not row.startswith(("| `--model`", "| `--time`"))}
+    assert _rows(of_parts) == {row for _, _, rows in settings_of_parts() for row in rows}
 
 
-def _rows(page: str) -> dict[str, str]:
-    return dict(re.findall(r"^\| `(--[\w.-]+)` \| ([^|]+) \|", page, re.M))
+def test_the_parts_of_every_choice_are_documented() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### (`--.*)$", page, re.M) == [title for title, _, _ in settings_of_parts()]
 
 
-def _settings(model: type[BaseModel], prefix: str) -> dict[str, str]:
-    """Flag → default as the page tells it, of every group too."""
-    known: dict[str, str] = {}
+def settings_of_parts() -> list[tuple[str, list[str], list[str]]]:
+    """Title, names and table rows of the parts that can be chosen, those with the same settings together."""
+    choices = {**_choices(Train), **_choices(Tune), **_choices(Index)}
+    return [
+        (
+            f"`--{name} {' or '.join(names)}`",
+            names,
+            [_row(f"--{name}.{setting}", field) for setting, field in part.model_fields.items()],
+        )
+        for name, family in choices.items()
+        for names, part in _sharing(family)
+    ]
+
+
+def _rows(page: str) -> set[str]:
+    return set(re.findall(r"^\| `--.*$", page, re.M))
+
+
+def _settings(model: type[BaseModel], prefix: str) -> set[str]:
+    """The table's rows, of every group too."""
+    rows: set[str] = set()
     for name, field in model.model_fields.items():
-        flag, default = prefix + name.replace("_", "-"), field.get_default()
-        if isinstance(default, BaseModel):
-            known |= _settings(type(default), f"{flag}.")
+        group = group_of(field.annotation)
+        if group:
+            rows |= _settings(group, f"{prefix}{name.replace('_', '-')}.")
         elif name != "inputs":
-            known[flag] = _told(default)
-    return known
+            rows.add(_row(prefix + name, field))
+    return rows
 
 
-def _told(default: object) -> str:
+def _row(flag: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    return f"| `{flag.replace('_', '-')}` | {_shown(default)} | {_with_unit(field)} |"
+
+
+def _shown(default: object) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    if default is None or default == {}:
+    if isinstance(default, Choice):
+        return default.name or "–"
+    if default in (None, "", []):
         return "–"
     return f"{default:g}" if isinstance(default, float) else str(default)
 

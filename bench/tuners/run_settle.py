@@ -33,7 +33,9 @@ class Steps:
         elif event["kind"] == "proof" and not self.begun and event["passed"]:
             # the first thing after the model is there, and before the first step
             self.begun = True
-            facts = {name: self.plan.get(name) for name in ("dtype", "warmup_steps", "adapter", "rates", "recompute")}
+            facts = {
+                name: self.plan.get(name) for name in ("dtype", "warmup_steps", "adapter", "optimizer", "recompute")
+            }
             version = {"settle-lm": _version(), "torch": importlib.metadata.version("torch")}
             self.pace.ready(versions=version, order=self.order, warmup=self.plan["warmup_steps"], plan=facts)
             self.pace.begin()

@@ -4,20 +4,27 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
+from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
+
+RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
 
 
 class Settings(BaseModel):
     """A group of settings, declared beside what they set. Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    renamed: ClassVar[Mapping[str, str]] = {}  # a setting's former name → its name; both are accepted
 
 
 S = typing.TypeVar("S", bound=BaseModel)
@@ -31,31 +38,60 @@ class Resolved(typing.Generic[S]):
     origin: dict[str, str]
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A TOML recipe as a nested dict. Raises UsageError with the line when it does not parse."""
+def read_recipe(path: Path) -> dict[str, object]:
+    """A recipe as a nested dict, without its version. Raises UsageError with the line when it does not parse, and for
+    a version that this settle does not know."""
+    recipe = read_toml(path)
+    require_version(recipe, RECIPE_VERSION, str(path))
+    return {key: value for key, value in recipe.items() if key != "version"}
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """A TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {path}", "check the path given to --recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path} is not valid TOML: {e}", "mend that line") from None
+        raise UsageError(f"{path} is not valid TOML: {e}", "fix that line") from None
 
 
-def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Resolved[S]:
+def recipe_text(values: Mapping[str, object]) -> str:
+    """Settings as the TOML of a recipe; what is None is left out."""
+    return tomli_w.dumps({"version": RECIPE_VERSION, **_without_none(values)})
+
+
+def require_version(record: Mapping[str, object], known: int, where: str) -> None:
+    """Raises UsageError when a file was written by a newer settle. known: the newest version that is understood."""
+    version = record.get("version", 1)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise UsageError(f"{where}: version = {version!r} is not a version", f"give a number from 1 to {known}")
+    if version > known:
+        raise UsageError(
+            f"{where} has version {version}, and this settle knows versions up to {known}",
+            "update settle: pip install -U settle-lm",
+        )
+
+
+def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved[S]:
     """Merge layers (lowest first, each a name and nested keys; None means not given) into one frozen value.
 
     Raises UsageError for an unknown key, naming the nearest one, and for a value of the wrong type.
     """
-    merged: dict[str, Any] = {}
-    origin = dict.fromkeys(_leaves(model), "default")
+    merged: dict[str, object] = {}
+    fields = dict(_leaves(model))
+    choices = {key for key, field in fields.items() if family_of(field)}
+    origin = dict.fromkeys((f"{key}.name" if key in choices else key for key in fields), "default")
     for name, values in layers:
         for key, value in _flatten(values, model):
-            if key not in origin:
+            if key not in origin and key.rpartition(".")[0] not in choices and key not in choices:
                 raise UsageError(f"{name}: there is no setting {key!r}", _nearest(key, list(origin)))
             _put(merged, key.split("."), value)
             origin[key] = name
     try:
         return Resolved(model.model_validate(merged), origin)
+    except ChoiceError as e:
+        raise UsageError(f"{origin.get(e.key, 'settings')}: {e.what}", e.fix) from None
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(str(p) for p in first["loc"])
@@ -67,40 +103,58 @@ def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> 
         ) from None
 
 
-def _is_group(annotation: Any) -> type[BaseModel] | None:
+def _without_none(values: Mapping[str, object]) -> dict[str, object]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def group_of(annotation: object) -> type[BaseModel] | None:
+    """The settings that a field groups, also of an optional group."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        groups = [g for a in typing.get_args(annotation) if (g := _is_group(a))]
+        groups = [g for a in typing.get_args(annotation) if (g := group_of(a))]
         return groups[0] if len(groups) == 1 else None
     return None
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
-    out: list[str] = []
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        group = _is_group(field.annotation)
-        out += _leaves(group, f"{prefix}{name}.") if group else [f"{prefix}{name}"]
-    return out
+        group = group_of(field.annotation)
+        if group:
+            yield from _leaves(group, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
 
 
-def _flatten(values: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
-    for key, value in values.items():
+def _flatten(values: Mapping[str, object], model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The dotted key and value of every setting that is given."""
+    renamed: Mapping[str, str] = getattr(model, "renamed", {})
+    for former, value in values.items():
+        key = renamed.get(former, former)
         field = model.model_fields.get(key)
-        group = _is_group(field.annotation) if field else None
-        if group and isinstance(value, Mapping):
-            out += _flatten(value, group, f"{prefix}{key}.")
-        elif field is None and isinstance(value, Mapping):
-            out += [(f"{prefix}{key}.{sub}", v) for sub, v in value.items()] or [(f"{prefix}{key}", value)]
-        elif value is not None:
-            out.append((f"{prefix}{key}", value))
-    return out
+        group = group_of(field.annotation) if field else None
+        if value is None:
+            continue
+        if field and family_of(field) and (part := spelled_out(value)) is not None:
+            yield from ((f"{prefix}{key}.{setting}", v) for setting, v in part.items())
+        elif group and isinstance(value, Mapping):
+            yield from _flatten(value, group, f"{prefix}{key}.")
+        elif field is None and isinstance(value, Mapping) and value:
+            yield from ((f"{prefix}{key}.{setting}", v) for setting, v in value.items())
+        else:
+            yield f"{prefix}{key}", value
 
 
-def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
+def _put(tree: dict[str, object], path: list[str], value: object) -> None:
+    for name in path[:-1]:
+        below = tree.get(name)
+        if not isinstance(below, dict):
+            below = tree[name] = {}
+        tree = below
     before = tree.get(path[-1])
     if isinstance(before, dict) and isinstance(value, Mapping):
         value = {**before, **value}  # a free group: what one layer leaves out, the layer below has said

@@ -14,7 +14,7 @@ from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Eval, ResultReady, RunStarted, Say, Warn
 from settle.base.run import Run, free_name, home, write_atomic, write_json
-from settle.base.settings import read_recipe, resolve
+from settle.base.settings import read_recipe, recipe_text, resolve
 from settle.base.stop_signals import Stopping
 from settle.commands import Command
 
@@ -64,7 +64,7 @@ class RunCommand(Command):
         events.emit(RunStarted(name=name, path=str(run.path)))
         with run.lock(), Stopping() as stopping:
             try:
-                write_atomic(run.path / "recipe.toml", to_toml(settings._asked()))
+                write_atomic(run.path / "recipe.toml", recipe_text(settings._asked()))
                 return settings.start(run, origin, stopping, events)
             finally:
                 if not (run.path / "plan.json").exists():
@@ -268,23 +268,6 @@ def held_out_text(run: Run, tokenizer: object, events: Events, most_tokens: int 
         return held_out_texts(TokenStore(folder), tokenizer, most_tokens)
     events.emit(Warn(text="the run's held-out text is gone; the file is compared on a few built-in texts instead"))
     return list(PROSE)
-
-
-def to_toml(values: dict[str, Any]) -> str:
-    """Settings as TOML: plain values first, then a table a group."""
-    plain = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    groups = [
-        f"\n[{key}]\n" + "\n".join(f"{k} = {_toml(v)}" for k, v in value.items() if v is not None)
-        for key, value in values.items()
-        if isinstance(value, dict) and value
-    ]
-    return "\n".join([*plain, *groups]) + "\n"
-
-
-def _toml(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
 
 
 def name_of(source: str) -> str:

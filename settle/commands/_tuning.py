@@ -143,5 +143,5 @@ def _told(plan: "TrainingPlan", settings: TuningCommand) -> dict[str, Any]:
         "threads": loop.threads,
         "warmup_steps": loop.warmup_steps,
         "held_out_tokens": plan.held_out_tokens,
-        "rates": plan.optimizer,
+        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
     }

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Say
 from settle.base.run import Run, home, read_json, write_json
-from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
 from settle.commands._session import Spending, Spent, judged, write_result
 from settle.commands._tuning import TuningCommand, begin, handed_over
@@ -54,10 +54,15 @@ class Distill(TuningCommand):
 
     teacher: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
     inputs: list[str] = Field([], description="files or folders of texts or examples, or - for stdin")
-    objective: dict[str, Any] = Field(
-        {}, description="the divergence: --objective.kind forward, reverse or js; and settings such as "
-        "--objective.temperature 2"
-    )  # fmt: skip
+    objective: Choice = choice(
+        "train/objectives", default="distill", only=("distill",), description="what the student learns to minimize"
+    )
+    adapter: Choice = choice(
+        "model/adapters",
+        default="full",
+        extra={"full": "train every weight"},
+        description="what is trained: every weight of the student (full), or an adapter beside it",
+    )
     student: str | None = Field(None, description="a model with the teacher's tokenizer that shall learn")
     into: Path | None = Field(None, description="the student's shape: TOML with fields of config.json, such as "
                               "num_hidden_layers = 12")  # fmt: skip
@@ -85,9 +90,7 @@ class Distill(TuningCommand):
             raise UsageError("there is no student", "give --drop-layers, --width, --into, --student or --draft")
         if self.fresh and self.into is None:
             raise UsageError("--fresh says nothing of a shape", "give it with --into")
-        if self.objective.get("name", "distill") != "distill":
-            raise UsageError("distilling has one objective", "--objective.kind chooses among its divergences")
-        if self.draft and self.adapter.get("name", "full") != "full":
+        if self.draft and self.adapter.name != "full":
             raise UsageError("a draft is a whole model of its own", "leave --adapter out")
         if self.draft_type not in ("q8_0", "q4_0", "f16"):
             raise UsageError(f"--draft-type {self.draft_type} is none", "q8_0, q4_0 or f16")
@@ -151,23 +154,21 @@ class Distill(TuningCommand):
         told: dict[str, Any] = {"teacher": str(teacher.source.path.resolve()), "teacher_sha256": teacher.source.sha256}
         told |= {"record": str(run.path / RECORD)} if self.cache else {}
         told |= {"layer_map": taken} if (taken := _places_taken(run)) else {}
-        told |= {key.replace("-", "_"): value for key, value in self.objective.items() if key != "name"}
-        resolve(Objective, [("--objective", told)]).value.resolved(base)  # refused before the teacher reads for hours
+        objective = self.objective.over(told)
+        Objective.model_validate(objective.settings).resolved(base)  # refused before the teacher reads for hours
         if self.cache:
             self._record(run.path / RECORD, teacher, corpus, events)
-        adapter = {"name": "full"} | self.adapter
         way = "given" if self.student else "fresh" if self.fresh else "pruned"
-        usual = RATES[way] if adapter["name"] == "full" and self.optimizer == "adamw" else {}
-        settings = self.model_copy(
-            update={"objective": {"name": "distill", **told}, "adapter": adapter, "rates": {**usual, **self.rates}}
-        )
+        is_usual = self.adapter.name == "full" and self.optimizer.name == "adamw"
+        optimizer = self.optimizer.over(RATES[way] if is_usual else {})
+        settings = self.model_copy(update={"objective": objective, "optimizer": optimizer})
         return begin(settings, run, origin, base, corpus, spending, stopping, events)
 
     def _require_student(self, teacher: "Pretrained", student: "Pretrained") -> None:
         from settle.data.tokenizer.compatibility import require_same_tokenizer
 
         require_same_tokenizer(teacher.tokenizer, student.tokenizer, (teacher.name, student.name))
-        if student.source.sha256 == teacher.source.sha256 and self.adapter.get("name", "full") == "full":
+        if student.source.sha256 == teacher.source.sha256 and self.adapter.name == "full":
             raise UsageError(f"{student.name} is its own teacher", "give a smaller one")
 
     def _student(self, run: Run, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "Pretrained":

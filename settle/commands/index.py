@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from settle.base.choice import Choice, choice
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.registry import part
 from settle.base.run import free_name
-from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
 from settle.commands import Command
 from settle.library.resolve import resolve_gguf
@@ -51,9 +51,13 @@ class Index(Command):
     model: str | None = Field(
         None, description="asks some of --check's questions and answers some, to check citations; none if not given"
     )
-    embedder: dict[str, Any] = Field({}, description="what makes vectors of passages, with its settings; minilm")
-    chunker: dict[str, Any] = Field({}, description="what cuts documents into passages, with its settings; structure")
-    store: dict[str, Any] = Field({}, description="where vectors are kept, with its settings; lancedb")
+    embedder: Choice = choice(
+        "retrieve/index/embedders", description="what turns passages into vectors; minilm for a new collection"
+    )
+    chunker: Choice = choice(
+        "retrieve/index/chunkers", description="what cuts documents into passages; structure for a new collection"
+    )
+    store: Choice = choice("retrieve/index/stores", description="what stores vectors; lancedb for a new collection")
 
     def run(self, events: Events) -> int:
         try:
@@ -161,7 +165,7 @@ class Index(Command):
         return made is not None and all(
             str(getattr(made, family).get(key)) == str(value)
             for family in FAMILIES
-            for key, value in _asked(getattr(self, family)).items()
+            for key, value in getattr(self, family).to_json().items()
         )
 
     def _parts(self, collection: "Collection", events: Events) -> list[Any]:
@@ -172,11 +176,11 @@ class Index(Command):
         made = collection.made
         parts: list[Any] = []
         for family in FAMILIES:
-            asked, before = _asked(getattr(self, family)), dict(getattr(made, family)) if made else {}
+            before = dict(getattr(made, family)) if made else {}
             usual = before.pop("name", DEFAULTS[family])
-            name = str(asked.pop("name", usual))
-            layers = [("collection", before if name == usual else {}), (f"--{family}", asked)]
-            parts.append(resolve(part(f"retrieve/index/{family}s", name), layers).value)
+            asked: Choice = getattr(self, family).named(usual)
+            settings = asked.over(before if asked.name == usual else {}).settings
+            parts.append(part(asked.family, str(asked.name)).model_validate(settings))
         parts[0].prepare(events)
         return parts
 
@@ -189,10 +193,6 @@ def _started(name: str | None) -> AbstractContextManager["Running | None"]:
 
     model = resolve_gguf(name)
     return Engine(model.weights, CONTEXT, adapter=model.adapter)
-
-
-def _asked(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in settings.items()}
 
 
 def _path(given: str) -> Path:

@@ -11,8 +11,9 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, RunStarted, Say, Warn
 from settle.base.run import Run, free_name, write_atomic, write_json
+from settle.base.settings import recipe_text
 from settle.commands import Command
-from settle.commands._session import name_of, to_toml
+from settle.commands._session import name_of
 from settle.library.resolve import portable_name
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Shrink(Command):
         run = Run.create("shrink", self.name or free_name(f"{name_of(self.model)}-small"))
         events.emit(RunStarted(name=run.name, path=str(run.path)))
         with run.lock():
-            write_atomic(run.path / "recipe.toml", to_toml(self._asked()))
+            write_atomic(run.path / "recipe.toml", recipe_text(self._asked()))
             return self.fill(run, events)
 
     def fill(self, run: Run, events: Events) -> int:

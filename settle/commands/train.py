@@ -99,5 +99,6 @@ def _told(plan: "TrainingPlan", settings: "Train") -> dict[str, Any]:
         "warmup_steps": loop.warmup_steps,
         "held_out_tokens": plan.held_out_tokens,
         "model": architecture,
-        "rates": plan.optimizer,
+        "objective": {"name": plan.objective, **plan.objective_settings},
+        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
     }

@@ -1,9 +1,11 @@
 """What a person may ask of a training run. No torch, so that a command line can be made of it at once."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from settle.base.choice import Choice, choice
 from settle.base.settings import Settings
 from settle.data.settings import DataSettings, RowSettings
 
@@ -11,60 +13,83 @@ from settle.data.settings import DataSettings, RowSettings
 class RunSettings(Settings):
     """What a person may ask of any run that trains."""
 
-    time: str | None = Field(None, description="time budget, such as 30m or 8h, that ends the run")
-    tokens: str | None = Field(None, description="stop after this many tokens at the latest, such as 20M")
-    steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps at the latest")
-    max_cost: float | None = Field(None, gt=0, description="most money to spend, in the unit of the price below")
+    renamed: ClassVar[Mapping[str, str]] = {"rates": "optimizer"}
+
+    time: str | None = Field(None, description="time budget that ends the run, such as 30m or 8h")
+    tokens: str | None = Field(None, description="stop after at most this many tokens, such as 20M")
+    steps: int | None = Field(None, gt=0, description="stop after at most this many optimizer steps")
+    max_cost: float | None = Field(None, gt=0, description="most money to spend, in the currency of the prices below")
     tolerance: float = Field(
-        0.005, gt=0, lt=1, description="improvement, as a share of the loss, that 10 % more tokens must bring to go on"
+        0.005,
+        gt=0,
+        lt=1,
+        description="continue while 10 % more tokens can still bring this improvement, as a fraction of the loss",
     )
-    seed: int = Field(0, ge=0, description="order of the data and first weights")
-    rates: dict[str, float] = Field({}, description="settings of the optimizer, such as --rates.lr 0.01")
-    device: str | None = Field(None, description="cpu, cuda or mps; the fastest there is when not given")
-    dtype: str | None = Field(None, description="float32, bfloat16 or float16; the faster one here when not given")
-    threads: int | None = Field(None, gt=0, description="processor threads; all cores when not given")
-    watts: float | None = Field(None, gt=0, description="what this machine draws; measured or estimated if not given")
-    price_per_kwh: float = Field(0.30, ge=0, description="price of energy")
-    price_per_hour: float = Field(0.0, ge=0, description="price of the machine, for a rented one")
+    seed: int = Field(0, ge=0, description="seed of the data order and the initial weights")
+    optimizer: Choice = choice("train/optimizers", default="adamw", description="optimizer")
+    device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")
+    dtype: str | None = Field(None, description="float32, bfloat16 or float16; the fastest one here when not given")
+    threads: int | None = Field(None, gt=0, description="CPU threads; all cores when not given")
+    watts: float | None = Field(
+        None, gt=0, description="power of this machine, in watts; measured or estimated when not given"
+    )
+    price_per_kwh: float = Field(0.30, ge=0, description="price of a kWh of energy")
+    price_per_hour: float = Field(0.0, ge=0, description="price of an hour of this machine, when it is rented")
 
 
 class TrainingSettings(RunSettings):
     """What a person may ask of a training run."""
 
-    time: str | None = Field(None, description="time budget, such as 30m or 8h: chooses the model, and ends the run")
-    size: str | None = Field(None, description="parameters of the model, such as 2M; derived when not given")
-    context: int | None = Field(None, ge=16, description="longest stretch of text the model sees, in tokens")
-    batch_tokens: int | None = Field(None, ge=64, description="tokens of one optimizer step")
-    architecture: str = Field("llama", description="model family")
-    objective: str = Field("next_token", description="what is learned")
-    optimizer: str = Field("muon", description="muon, or adamw alone")
-    data: DataSettings = Field(DataSettings(), description="what to make of the text")
+    time: str | None = Field(
+        None, description="time budget, such as 30m or 8h: it determines the model size and ends the run"
+    )
+    size: str | None = Field(None, description="number of parameters, such as 2M; derived when not given")
+    context: int | None = Field(None, ge=16, description="context length, in tokens")
+    batch_tokens: int | None = Field(None, ge=64, description="tokens per optimizer step")
+    architecture: str = Field("llama", description="model architecture")
+    objective: Choice = choice(
+        "train/objectives",
+        default="next_token",
+        suits={"rows": "text", "needs_base": False},
+        description="what the model learns to minimize",
+    )
+    optimizer: Choice = choice("train/optimizers", default="muon", description="optimizer")
+    data: DataSettings = Field(DataSettings(), description="how the text is read and cleaned")
 
 
 class TuningSettings(RunSettings):
-    """What a person may ask of a run that goes on with a model others trained."""
+    """What a person may ask of a run that trains a pretrained model further."""
 
-    adapter: dict[str, Any] = Field(
-        {},
-        description="lora, dora, or full; with settings such as --adapter.rank 32",
+    adapter: Choice = choice(
+        "model/adapters",
+        default="lora",
+        extra={"full": "train every weight"},
+        description="what is trained: an adapter beside the frozen base, or every weight (full)",
     )
     quantize: Literal["nf4", "as-is"] | None = Field(
-        None, description="keep the frozen weights in 4 bits (nf4), or in the blocks of the base's own file (as-is)"
+        None, description="keep the frozen weights in 4 bits (nf4), or as the base's own file has them (as-is)"
     )
-    objective: dict[str, Any] = Field(
-        {},
-        description="next_token, or dpo for pairs; with settings such as --objective.beta 0.2",
+    objective: Choice = choice(
+        "train/objectives",
+        description="what the model learns to minimize; next_token, or dpo for preference pairs, when not given",
     )
-    optimizer: str = Field("adamw", description="adamw, or muon for matrices")
-    batch_rows: int = Field(8, gt=0, description="rows of one optimizer step")
-    epochs: float | None = Field(None, gt=0, description="stop after so many times through the rows at the latest")
+    batch_rows: int = Field(8, gt=0, description="rows per optimizer step")
+    epochs: float | None = Field(None, gt=0, description="stop after at most this many passes over the rows")
     recompute: bool | None = Field(
-        None, description="compute each layer again on the way back, to save memory; when it is short if not given"
+        None,
+        description="activation checkpointing: recompute each layer in the backward pass to save memory; only when "
+        "memory is short if not given",
     )
-    rows: RowSettings = Field(RowSettings(), description="what to make of the examples")
-    compare: bool = Field(True, description="ask the base and the tuned model the held-out rows at the end")
+    optimizer: Choice = choice(
+        "train/optimizers",
+        default="adamw",
+        description="optimizer; adamw takes lower rates than its defaults when they are not given",
+    )
+    rows: RowSettings = Field(RowSettings(), description="how the examples are read")
+    compare: bool = Field(True, description="compare the tuned model with its base on the held-out rows at the end")
     score: str | None = Field(
         None,
-        description="exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen from the data if not given",
+        description="metric of the comparison: exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen "
+        "from the data when not given",
     )
-    compare_rows: int = Field(100, gt=0, description="ask at most this many held-out rows at the end")
+    compare_rows: int = Field(100, gt=0, description="compare on at most this many held-out rows")

@@ -14,6 +14,7 @@ from settle.model import default_shape
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.speed import Speed, measure_speed
+from settle.train.optimizers import Optimizer
 
 SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
 PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only learn it by heart
@@ -73,7 +74,7 @@ class _Choice:
     @cached_property
     def speed(self) -> Speed:
         """Measured when it is first asked for: a size with a number of steps needs no weighing."""
-        optimizer = part("train/optimizers", self.settings.optimizer)()
+        optimizer = Optimizer.make(str(self.settings.optimizer.name), self.settings.optimizer.settings)
         return measure_speed(self.family, self.vocab_size, optimizer, self.device, self.settings.dtype)
 
     def best(self, budget: float | None) -> tuple[int, str]:

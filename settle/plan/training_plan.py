@@ -7,12 +7,13 @@ from typing import Any
 from settle.base.amounts import count
 from settle.base.errors import UsageError
 from settle.base.registry import part
-from settle.base.settings import resolve
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, cores, probe_dtype
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
 from settle.train.loop import LoopPlan
+from settle.train.objectives import Objective
+from settle.train.optimizers import Optimizer
 from settle.train.settled import sample_size
 
 
@@ -86,7 +87,9 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     )
     tokenizer = corpus.tokenizer
     architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
-    optimizer = resolve(part("train/optimizers", settings.optimizer), [("--rates", settings.rates)]).value
+    rule, objective = str(settings.optimizer.name), str(settings.objective.name)
+    optimizer = Optimizer.make(rule, settings.optimizer.settings)
+    objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
     dtype = chosen_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, threads, why)
     expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
@@ -95,14 +98,15 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     return TrainingPlan(
         architecture=architecture.model_dump(),
         architecture_name=settings.architecture,
-        objective=settings.objective,
-        optimizer_name=settings.optimizer,
+        objective=objective,
+        objective_settings=objective_settings,
+        optimizer_name=rule,
         optimizer=optimizer.model_dump(),
         loop=loop,
         device=device.kind,
         dtype=dtype,
         held_out_tokens=held_out,
-        origin=origins(origin, settings, why, {"rates": optimizer.model_dump()}),
+        origin=origins(origin, settings, why, {"optimizer": optimizer.model_dump(), "objective": objective_settings}),
         why=why,
     )
 
@@ -156,11 +160,9 @@ def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
 def origins(
     origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """Where each number came from; groups: the settings of parts, by the name of the free group that asks for them."""
+    """Where each number came from; groups: the settings of parts, by the name of the setting that chooses the part."""
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
     of_parts = {
-        f"{group}.{key}": origin[group] if key in getattr(settings, group) else "default"
-        for group, values in groups.items()
-        for key in values
+        f"{group}.{key}": origin.get(f"{group}.{key}", "default") for group, values in groups.items() for key in values
     }
     return {**origin, **of_parts, **{k: v for k, v in derived.items() if origin.get(k, "default") == "default"}}

@@ -1,13 +1,10 @@
 """The plan of a tuning run: what is trained beside which frozen weights, in how large batches, so that it fits here."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from settle.base.amounts import count
+from settle.base.choice import Choice
 from settle.base.errors import ResourceError, UsageError
-from settle.base.registry import part, part_names, parts
-from settle.base.settings import resolve
 from settle.data.rows.prepare import RowCorpus
 from settle.formats.gguf.types import GGML
 from settle.machine import Accelerator, accelerator, cores, memory
@@ -18,6 +15,7 @@ from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
 from settle.plan.training_plan import TrainingPlan, Tuning, chosen_dtype, origins, shapes
 from settle.train.loop import LoopPlan
 from settle.train.objectives import Objective
+from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
 
 FULL = "full"
@@ -47,13 +45,13 @@ def plan_tuning(
     threads = settings.threads or cores().usable
     torch.set_num_threads(threads)
     why: dict[str, str] = {}
-    adapter_name, adapter = chosen_adapter(settings.adapter)
+    adapter_name = str(settings.adapter.name)
+    adapter = None if adapter_name == FULL else Adapter.make(adapter_name, settings.adapter.settings)
     _check_quantize(settings.quantize, adapter_name, base)
     objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
     kind = FULL if adapter_name == FULL else "adapter"
-    optimizer_part = part("train/optimizers", settings.optimizer)
-    usual = RATES[kind] if settings.optimizer == "adamw" else {}
-    optimizer = resolve(optimizer_part, [("default", usual), ("--rates", settings.rates)]).value
+    rule = str(settings.optimizer.name)
+    optimizer = Optimizer.make(rule, settings.optimizer.over(RATES[kind] if rule == "adamw" else {}).settings)
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
     dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
@@ -66,17 +64,13 @@ def plan_tuning(
         }
     )
     adapter_settings = adapter.model_dump(mode="json") if adapter else {}
-    groups = {
-        "rates": optimizer.model_dump(),
-        "adapter": {"name": adapter_name, **adapter_settings},
-        "objective": objective.model_dump(),
-    }
+    groups = {"optimizer": optimizer.model_dump(), "adapter": adapter_settings, "objective": objective.model_dump()}
     return TrainingPlan(
         architecture=base.part.model_dump(mode="json"),
         architecture_name=type(base.part).__module__.rpartition(".")[2],
         objective=objective_name,
         objective_settings=objective.model_dump(),
-        optimizer_name=settings.optimizer,
+        optimizer_name=rule,
         optimizer=optimizer.model_dump(),
         loop=loop,
         device=device.kind,
@@ -97,22 +91,6 @@ def plan_tuning(
     )
 
 
-def chosen_adapter(asked: Mapping[str, Any]) -> tuple[str, Adapter | None]:
-    """The method and its settings; None where every weight is trained. Raises UsageError."""
-    own = {key: value for key, value in asked.items() if key != "name"}
-    name = str(asked.get("name", "lora"))
-    if name == FULL:
-        if own:
-            raise UsageError(f"--adapter.{min(own)} is a setting of an adapter, and full has none", "leave it out")
-        return FULL, None
-    if name not in part_names("model/adapters"):
-        known = ", ".join([*part_names("model/adapters"), FULL])
-        raise UsageError(f"there is no adapter {name!r}", f"--adapter one of: {known}")
-    adapter = resolve(part("model/adapters", name), [("--adapter", own)]).value
-    assert isinstance(adapter, Adapter)
-    return name, adapter
-
-
 def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -> None:
     if quantize and adapter_name == FULL:
         raise UsageError("weights that are trained cannot be quantized", "--adapter lora, or leave --quantize out")
@@ -122,25 +100,23 @@ def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -
 
 
 def _objective(
-    asked: Mapping[str, Any], corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
+    asked: Choice, corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
 ) -> tuple[str, Objective]:
     """The objective that suits the rows, or the one asked for, with its settings."""
     pairs = corpus.kind == "preference"
-    suited = [n for n, p in parts("train/objectives").items() if (p.rows == "preference") == pairs]  # type: ignore[attr-defined]
+    suited = [name for name, part in Objective.parts().items() if (part.rows == "preference") == pairs]
     usual = PAIRS if pairs else PLAIN
     suited.sort(key=lambda name: name != usual)
-    name = str(asked.get("name") or usual)
+    chosen = asked.named(usual)
+    name = str(chosen.name)
     what = "pairs of a better and a worse answer" if pairs else "rows of one answer"
-    if name not in part_names("train/objectives") or name not in suited:
+    if name not in suited:
         raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
     if pairs and adapter_name == FULL:
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
-    if "name" not in asked:
+    if asked.name is None:
         why["objective.name"] = f"the rows are {what}"
-    own = {key.replace("-", "_"): value for key, value in asked.items() if key != "name"}
-    objective = resolve(part("train/objectives", name), [("--objective", own)]).value
-    assert isinstance(objective, Objective)
-    return name, objective.resolved(base)
+    return name, Objective.make(name, chosen.settings).resolved(base)
 
 
 def _seconds(budget: float | None, spent: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.registry import part
-from settle.base.settings import read_recipe
+from settle.base.settings import read_toml
 from settle.shrink.prunable_model import Subject
 from settle.shrink.pruners import Pruned
 
@@ -28,7 +28,7 @@ def read_shape(path: Path, subject: Subject) -> dict[str, Any]:
 
     Raises UsageError for a field that the architecture does not have, naming the nearest.
     """
-    asked = read_recipe(path)
+    asked = read_toml(path)
     known = list(type(subject.part).model_fields)
     for name in asked:
         if name not in known:

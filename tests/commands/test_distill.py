@@ -179,7 +179,7 @@ def test_resumes_to_the_bit(files, tmp_path):
         ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be had"),
         ("rows", ["--fresh", "--drop-layers", "1"], "--fresh says nothing of a shape"),
         ("text", ["--drop-layers", "1", "--answers"], "plain text asks nothing"),
-        ("rows", ["--drop-layers", "1", "--objective", "next_token"], "has one objective"),
+        ("rows", ["--drop-layers", "1", "--objective", "next_token"], "there is no objective 'next_token'"),
         ("rows", ["--drop-layers", "1", "--cache", "--objective.on-policy", "1"], "on-policy needs a teacher"),
         ("rows", ["--student", "smaller", "--objective.hidden", "1"], "layers of width 32 cannot be held against"),
     ],

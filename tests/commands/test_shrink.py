@@ -8,8 +8,8 @@ import pytest
 import settle
 from settle.base.event_log import Events
 from settle.base.run import Run, write_atomic
+from settle.base.settings import recipe_text
 from settle.cli import main
-from settle.commands._session import to_toml
 from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import read_gguf
 
@@ -132,7 +132,7 @@ def test_a_killed_one_begins_again(kept, capsys):
     """As a kill leaves it: the folder, its recipe, and what was being tried."""
     recipe = {"model": "notes", "inputs": [str(kept / "text.txt")], "to": "Q8_0", "name": "killed"}
     run = Run.create("shrink", "killed")
-    write_atomic(run.path / "recipe.toml", to_toml(recipe))
+    write_atomic(run.path / "recipe.toml", recipe_text(recipe))
     (run.path / ".work-abc").mkdir()
     assert main(["resume", "killed", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gate"]["passed"]

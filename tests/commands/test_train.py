@@ -85,7 +85,7 @@ def test_a_recipe_lies_below_the_command_line(home, notes, tmp_path, capfd):
         ("[data]\nvocabsize = 400\n", "data.vocab_size"),
         ('seed = "many"\n', "seed = 'many'"),
         ('optimizer = "moun"\n', "muon"),
-        ("[rates]\nlearning_rate = 1.0\n", "there is no setting 'learning_rate'"),
+        ("[rates]\nlearning_rate = 1.0\n", "optimizer muon has no setting 'optimizer.learning_rate'"),
     ],
 )
 def test_a_misspelled_or_mistyped_recipe(home, notes, tmp_path, capfd, text, said):

@@ -208,9 +208,9 @@ def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_pat
     ("base", "rows", "settings", "what"),
     [
         ("base.gguf", "rows", ["--adapter.targets", "q_porj"], "q_proj"),
-        ("base.gguf", "rows", ["--adapter", "lroa"], "--adapter one of: dora, lora, full"),
-        ("base.gguf", "rows", ["--adapter.rnk", "3"], "did you mean 'rank'?"),
-        ("base.gguf", "rows", ["--adapter", "full"], "leave it out"),
+        ("base.gguf", "rows", ["--adapter", "lroa"], "did you mean 'lora'?"),
+        ("base.gguf", "rows", ["--adapter.rnk", "3"], "did you mean '--adapter.rank'?"),
+        ("base.gguf", "rows", ["--adapter", "full"], "leave --adapter.rank out"),
         ("base.gguf", "rows", ["--quantize", "as-is"], "has no quantized weights"),
         ("base.gguf", "rows", ["--objective", "dpo"], "for these rows: next_token"),
         ("base.gguf", "pairs", ["--objective", "next_token"], "for these rows: dpo"),

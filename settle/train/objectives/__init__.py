@@ -16,6 +16,7 @@ class Objective(Part):
 
     rows: ClassVar[str]
     is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be told in bits per byte
+    needs_base: ClassVar[bool] = False  # it can only train a pretrained model, with which it compares or is resolved
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
     first_loss: ClassVar[float | None] = None  # of any model before its first step, where that is known
 

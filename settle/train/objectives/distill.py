@@ -29,6 +29,7 @@ class Distill(Objective):
 
     rows: ClassVar[str] = "text"
     is_per_token: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = True
 
     teacher: str = Field("", description="the model that teaches: of the store, a folder or a .gguf file")
     teacher_sha256: str = Field("", description="of the teacher's files; found if not given")

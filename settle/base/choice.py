@@ -1,0 +1,158 @@
+"""A setting that is a part and the part's own settings: `--adapter lora --adapter.rank 32`.
+
+    adapter: Choice = choice("model/adapters", default="lora", description="what is trained beside the base")
+
+A recipe gives the name, `adapter = "lora"`, or a table with the name and settings, `[adapter]`; Python gives a string
+or a dict. The settings are checked against the part that is named, which is imported only when some are given.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, ValidationError, ValidationInfo
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from settle.base.errors import UsageError
+from settle.base.registry import Part, nearest, part, part_names
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part by name, and the settings that were asked for.
+
+    name: None where the data decide. settings: only those that were given; the others keep the part's defaults.
+    key: the setting that makes the choice, for messages.
+    """
+
+    family: str
+    name: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    key: str = field(default="", compare=False)
+
+    def named(self, name: str) -> "Choice":
+        """The same choice, of the part `name` where none was asked for. Raises UsageError for settings of others."""
+        return self if self.name else replace(self, name=name, settings=_checked(self.family, name, self))
+
+    def over(self, usual: Mapping[str, object]) -> "Choice":
+        """The same choice with settings that hold where nothing else was asked for."""
+        return replace(self, settings={**usual, **self.settings})
+
+    def to_json(self) -> dict[str, object]:
+        """As a recipe holds it: {"name": "lora", "rank": 8}."""
+        return {**({"name": self.name} if self.name else {}), **self.settings}
+
+
+class ChoiceError(UsageError):
+    """A choice that is none. key: the setting that is wrong, such as "adapter.rank"."""
+
+    def __init__(self, key: str, what: str, fix: str) -> None:
+        self.key = key
+        super().__init__(what, fix)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a setting chooses from.
+
+    extra: names beside those of the parts, each with what it means, that stand for no part. suits: values of class
+    attributes that a part must have to be chosen. only: names that may be chosen, of all parts.
+    """
+
+    path: str
+    default: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+    suits: Mapping[str, object] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that may be chosen; imports parts only to see what suits."""
+        known = [name for name in part_names(self.path) if not self.only or name in self.only]
+        return tuple(sorted([*(name for name in known if self._suits(name)), *self.extra]))
+
+    def parts(self) -> dict[str, type[Part]]:
+        """Every part that may be chosen, by name."""
+        return {name: part(self.path, name) for name in self.names() if name not in self.extra}
+
+    def _suits(self, name: str) -> bool:
+        if not self.suits:
+            return True
+        chosen = part(self.path, name)
+        return all(getattr(chosen, attribute) == value for attribute, value in self.suits.items())
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        to_json = core_schema.plain_serializer_function_ser_schema(Choice.to_json)
+        return core_schema.with_info_plain_validator_function(self._validate, serialization=to_json)
+
+    def _validate(self, value: object, info: ValidationInfo) -> Choice:
+        key = info.field_name or "choice"
+        if isinstance(value, Choice):
+            return value
+        given = spelled_out(value)
+        if given is None or not isinstance(given.get("name", ""), str):
+            raise ChoiceError(
+                key, f"{key} = {value!r} names no part", f"give a name, or a table: {', '.join(self.names())}"
+            )
+        name = str(given.pop("name", None) or self.default or "") or None
+        if name is not None and name not in self.names():
+            raise ChoiceError(f"{key}.name", f"there is no {key} {name!r}", nearest(name, self.names()))
+        asked = Choice(self.path, name, given, key)
+        if name in self.extra and given:
+            raise ChoiceError(
+                f"{key}.{min(given)}", f"{key} {name} has no setting {min(given)!r}", f"leave --{key}.{min(given)} out"
+            )
+        return replace(asked, settings=_checked(self.path, name, asked, self.names())) if given else asked
+
+
+def choice(
+    family: str,
+    *,
+    description: str,
+    default: str | None = None,
+    extra: Mapping[str, str] | None = None,
+    suits: Mapping[str, object] | None = None,
+    only: Iterable[str] = (),
+) -> Any:  # what pydantic's own Field is: the default of a field of any type
+    """A field that chooses a part of `family`; see `Family`. default: None where the data decide."""
+    info = FieldInfo(default=Choice(family, default), description=description)
+    info.metadata.append(Family(family, default, extra or {}, suits or {}, tuple(only)))
+    return info
+
+
+def family_of(info: FieldInfo) -> Family | None:
+    """What a field chooses from, when it is a choice."""
+    return next((found for found in info.metadata if isinstance(found, Family)), None)
+
+
+def spelled_out(value: object) -> dict[str, object] | None:
+    """A choice as a name and settings with underscores, whichever way it was given; None when it is no choice."""
+    if isinstance(value, Choice):
+        return value.to_json()
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping):
+        return {str(key).replace("-", "_"): setting for key, setting in value.items() if setting is not None}
+    return None
+
+
+def _checked(family: str, name: str | None, asked: Choice, names: tuple[str, ...] = ()) -> Mapping[str, object]:
+    """The settings as the part keeps them. Raises ChoiceError. Where no part is named, some part must have each."""
+    key, settings = asked.key, asked.settings
+    candidates = {n: part(family, n) for n in ([name] if name else names) if n in part_names(family)}
+    known = tuple(dict.fromkeys(setting for p in candidates.values() for setting in p.model_fields))
+    for setting in settings:
+        if setting not in known:
+            whose = f"{key} {name} has" if name else "there is"
+            fix = nearest(f"{key}.{setting}", tuple(f"{key}.{k}" for k in known)) if known else f"{name} has none"
+            raise ChoiceError(f"{key}.{setting}", f"{whose} no setting {f'{key}.{setting}'!r}", fix)
+    if name is None:
+        return settings
+    try:
+        built = candidates[name].model_validate(dict(settings))
+    except ValidationError as e:
+        first = e.errors()[0]
+        wrong = ".".join([key, *map(str, first["loc"][:1])])
+        what = f"{wrong} = {first.get('input')!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise ChoiceError(wrong, what, "see --help") from None
+    return built.model_dump(mode="json", include=set(settings))
