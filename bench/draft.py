@@ -64,7 +64,7 @@ def there(given: argparse.Namespace) -> dict[str, Any]:
     model = Pretrained.open(given.model)
     corpus = prepare_rows(given.rows, model.tokenizer, RowSettings(), Events())
     prompts = prompts_of(corpus, model.tokenizer, model.part, given.prompts)
-    said = Events(listeners=[lambda event: print(event.get("text", ""), file=sys.stderr)])
+    said = Events(listeners=[lambda event: print(getattr(event, "text", ""), file=sys.stderr)])
     return measure_pair(Path(given.model), Path(given.pair), prompts, given.answer_tokens, said).to_json()
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from settle.base.event_log import Events
+from settle.base.event_log import Events, to_record
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.data.prepare import prepare
@@ -38,7 +38,7 @@ def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
-        outcome = job.loop(run, Events(listeners=[heard.append]), lambda: False).train()
+        outcome = job.loop(run, Events(listeners=[lambda e: heard.append(to_record(e))]), lambda: False).train()
     memory = peak.read()
     final = job.judge(outcome.best, outcome.state)
     return {

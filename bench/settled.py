@@ -28,7 +28,7 @@ from pathlib import Path
 import curves as synthetic
 import numpy as np
 
-from settle.base.event_log import read_events
+from settle.base.event_log import read_records
 from settle.train.settled import MIN_HISTORY, Settled, next_evaluation
 
 TOLERANCE = 0.005
@@ -152,7 +152,7 @@ def table(results: list[Result]) -> str:
 
 def read_looks(folder: Path) -> list[Look]:
     """The evaluations of a run before its learning rate fell."""
-    events = list(read_events(folder / "events.jsonl"))
+    events = list(read_records(folder / "events.jsonl"))
     decay = next((e["step"] for e in events if e["kind"] == "decay"), math.inf)
     return [
         Look(e["step"], e["tokens"], e["loss"], tuple(e.get("blocks", ())))

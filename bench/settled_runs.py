@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.event_log import read_events
+from settle.base.event_log import read_records
 
 THIN = (1, 2, 4, 8)
 
@@ -41,7 +41,7 @@ def train(home: str, name: str, text: str, size: str, rate: str, tokens: str, to
 
 def looks(run: Path) -> tuple[list[dict], int | None]:
     """The loop's evaluations, and the step at which the decay began."""
-    events = list(read_events(run / "events.jsonl"))
+    events = list(read_records(run / "events.jsonl"))
     decay = next((e["step"] for e in events if e["kind"] == "decay"), None)
     return [e for e in events if e["kind"] == "eval" and not e.get("whole") and e["step"] > 0], decay
 

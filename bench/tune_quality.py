@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from settle.base.event_log import Events
+from settle.base.event_log import Events, to_record
 from settle.base.settings import resolve
 from settle.commands.tune import Tune
 from settle.data.rows.batches import held_out_rows
@@ -40,7 +40,7 @@ def tuned(model: Path, rows: Path, held_out: Path) -> tuple[dict[str, Any], Path
     given = {"model": str(model), "inputs": [str(rows)], "name": "quality", "compare": False}
     layers = [("asked", given | {"rows": {"held_out_from": str(held_out)}})]
     heard: dict[str, Any] = {}
-    resolve(Tune, layers).value.run(Events(listeners=[lambda e: heard.update({e["kind"]: e})]))
+    resolve(Tune, layers).value.run(Events(listeners=[lambda e: heard.update({e.kind: to_record(e)})]))
     result = heard["result"]["result"]
     return result, Path(result["files"]["adapter"])
 

@@ -74,12 +74,13 @@ def index(path: str, *more: str, **settings: Any) -> "AskableCollection":
     `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.base.event_log import Events
+    from settle.base.events import ResultReady
     from settle.base.settings import resolve
     from settle.commands.index import Index
     from settle.retrieve.answer.askable import AskableCollection
 
     heard: list[str] = []
-    events = Events(listeners=[lambda e: heard.append(e["result"]["name"]) if e["kind"] == "result" else None])
+    events = Events(listeners=[lambda e: heard.append(str(e.result["name"])) if isinstance(e, ResultReady) else None])
     resolve(Index, [("asked", {"paths": [path, *more], **settings})]).value.run(events)
     return AskableCollection(heard[-1])
 

@@ -210,27 +210,61 @@ class Resumed(BaseEvent):
     seconds: float = 0.0
 
 
+class LayoutUse(BaseModel):
+    """The layout that a file's rows have. columns: what a column is used for → its name."""
+
+    layout: str
+    columns: Mapping[str, str] = {}
+
+
+class ReasonCount(BaseModel):
+    """How often a reason was given in a ledger."""
+
+    count: int
+
+
 class RowSummary(BaseEvent):
-    """How examples were understood. layouts: file → {"layout", "columns"}; the rest as in the ledger of the rows."""
+    """How examples were understood: as in the ledger of the rows. layouts: by file."""
 
     kind: Literal["rows"] = "rows"
     train: Mapping[str, int]
     held_out: Mapping[str, int]
-    layouts: Mapping[str, Mapping[str, object]]
-    dropped: Mapping[str, Mapping[str, object]]
-    mended: Mapping[str, Mapping[str, object]]
-    skipped: Mapping[str, Mapping[str, object]]
+    layouts: Mapping[str, LayoutUse]
+    dropped: Mapping[str, ReasonCount]
+    mended: Mapping[str, ReasonCount]
+    skipped: Mapping[str, ReasonCount]
     supervise: str
-    lengths: Mapping[str, float]
-    too_long: Mapping[str, object]
+    lengths: Mapping[str, int | float]
+    too_long: Mapping[str, int | float]
     notes: Sequence[str] = ()
+
+
+class PreviewRow(BaseModel):
+    """One example. pieces: (text, whether the model learns it)."""
+
+    origin: str
+    part: str | None = None
+    num_tokens: int
+    num_supervised: int
+    pieces: Sequence[tuple[str, bool]]
 
 
 class RowPreviews(BaseEvent):
     """Some examples as the model learns from them."""
 
     kind: Literal["preview"] = "preview"
-    rows: Sequence[Mapping[str, object]]
+    rows: Sequence[PreviewRow]
+
+
+class AnswerChange(BaseModel):
+    """A row that two models answer differently. gain: the score of the tuned model minus that of its base."""
+
+    number: int
+    gain: float
+    question: str
+    reference: str
+    base: str
+    tuned: str
 
 
 class AnswerChanges(BaseEvent):
@@ -239,7 +273,7 @@ class AnswerChanges(BaseEvent):
     kind: Literal["changed"] = "changed"
     base: str
     tuned: str
-    rows: Sequence[Mapping[str, object]]
+    rows: Sequence[AnswerChange]
 
 
 Event = Annotated[

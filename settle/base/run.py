@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.result import Result, parse_result
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
@@ -167,6 +168,11 @@ class Run:
             yield
         finally:
             lock.release()
+
+    def result(self) -> Result | None:
+        """The run's result; None while it is not finished. Raises RunError when a newer settle wrote it."""
+        values = self.read("result.json")
+        return None if values is None else parse_result(values, self.path / "result.json")
 
     def read(self, file: str) -> Any:
         """A JSON file of the run, or None when it does not exist."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Eval, ResultReady, RunStarted, Say, Warn
+from settle.base.result import Result
 from settle.base.run import Run, free_name, home, write_atomic, write_json
 from settle.base.settings import read_recipe, recipe_text, resolve
 from settle.base.stop_signals import Stopping
@@ -137,7 +138,7 @@ def judged(
     prices = record["asked"]["price_per_kwh"], record["asked"]["price_per_hour"]
     tokens = state.step * job.plan.loop.tokens_per_step
     best = job.judge(outcome.best, state)
-    events.emit(Eval(whole=True, **best))
+    events.emit(Eval.model_validate({"whole": True, **best}))
     used = spent()
     result: dict[str, Any] = {
         "name": run.name,
@@ -169,7 +170,7 @@ def write_result(
 
     record["num_parameters"] = job.architecture.num_parameters
     write_card(run.out / "card.md", run.name, record, result, job.corpus.ledger, compared)
-    draw_curves(run, result)
+    draw_curves(run, Result.model_validate(result))
     write_json(run.path / "result.json", result)
 
 
@@ -245,7 +246,7 @@ def make_quietly(command: type[RunCommand], inputs: list[str], settings: dict[st
 def run_quietly(command: Command) -> FinishedRun:
     """What a command made, without a face. Raises SettleError."""
     heard: list[str] = []
-    events = Events(listeners=[lambda e: heard.append(str(e.get("path"))) if e["kind"] == "run" else None])
+    events = Events(listeners=[lambda e: heard.append(e.path) if isinstance(e, RunStarted) else None])
     try:
         command.run(events)
     finally:

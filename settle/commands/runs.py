@@ -1,6 +1,5 @@
 """The runs there are, and what is known of one."""
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -10,12 +9,12 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.base.events import Event, ForecastComparison, Listing, ResultReady, Say
+from settle.base.events import ForecastComparison, Listing, ResultReady, Say
+from settle.base.result import Evaluated
 from settle.base.run import Run
+from settle.base.run_course import RunCourse
 from settle.commands import Command
 from settle.plan.ledger import UNITS, entries, scores
-
-TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 
 
 class Runs(Command):
@@ -79,14 +78,14 @@ class Runs(Command):
 
     def _show(self, events: Events) -> None:
         run = Run.find(self.name)
-        told = summary(run)
-        result = run.read("result.json") or {}
-        told |= {"why": result.get("why"), "best": result.get("best"), "gate": result.get("gate")}
-        told["headline"] = (result.get("comparison") or {}).get("headline")
+        told, result = summary(run), run.result()
+        told |= {"why": None, "best": None, "gate": None, "headline": None, "actual": None}
+        if result is not None:
+            told |= {"why": result.why, "best": result.best and result.best.model_dump(), "gate": result.gate}
+            told |= {"headline": result.headline or None, "actual": result.actual or None}
         files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
         told["files"] = [{"path": str(path), "bytes": path.stat().st_size} for path in files]
-        told["forecast"] = result.get("forecast") or run.read("forecast.json")
-        told["actual"] = result.get("actual")
+        told["forecast"] = (result.forecast if result else None) or run.read("forecast.json")
         events.emit(Listing(title=run.name, columns=("", ""), rows=_facts(told)))
         if told["forecast"]:
             events.emit(ForecastComparison(forecast=told["forecast"], actual=told["actual"]))
@@ -103,26 +102,24 @@ class Runs(Command):
 
 def summary(run: Run) -> dict[str, Any]:
     """What is known of a run, finished or not: plain JSON values, None for what is not known."""
-    result: dict[str, Any] = run.read("result.json") or {}
-    best = result.get("best") or {}
-    latest, step = _latest(run.events, "eval"), _latest(run.events, "step")
-    actual = result.get("actual") or {}
-    started = next(iter(_lines(run.events, from_end=False)), {}).get("time")
-    ended = _latest(run.events, None).get("time")
-    seconds = actual.get("time")
-    if seconds is None and started is not None and ended is not None:
-        seconds = ended - started
+    result, course = run.result(), RunCourse.latest(run.events)
+    best = (result.best if result else None) or Evaluated()
+    latest = course.evals[-1] if course.evals else None
+    step = course.step
+    seconds = result.actual.get("time") if result else None
+    if seconds is None and course.started is not None:
+        seconds = course.now - course.started
     return {
         "name": run.name,
         "path": str(run.path),
         "status": run.status,
-        "verdict": result.get("verdict"),
-        "loss": best.get("loss", latest.get("loss")),
-        "bits_per_byte": best.get("bits_per_byte", latest.get("bits_per_byte")),
-        "step": step.get("step"),
-        "tokens": step.get("tokens", latest.get("tokens")),
+        "verdict": result.verdict if result else None,
+        "loss": best.loss if best.loss is not None else latest and latest.loss,
+        "bits_per_byte": best.bits_per_byte if best.bits_per_byte is not None else latest and latest.bits_per_byte,
+        "step": step and step.step,
+        "tokens": step.tokens if step else latest and latest.tokens,
         "seconds": seconds,
-        "started": started,
+        "started": course.started,
         "bytes": _size(run.path),
     }
 
@@ -164,35 +161,6 @@ def _yes(inside: bool) -> str:
 
 def _day(at: float | None) -> str:
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
-
-
-def _latest(path: Path, kind: str | None) -> Event:
-    """The last event of a kind (of any with None) near the end of the file; an empty one when there is none."""
-    for event in reversed(list(_lines(path, from_end=True))):
-        if kind is None or event["kind"] == kind:
-            return event
-    return {}
-
-
-def _lines(path: Path, from_end: bool) -> list[Event]:
-    """The events in the first line, or in the last TAIL_BYTES; a run's file may be too long to read for a list."""
-    if not path.exists():
-        return []
-    with path.open("rb") as f:
-        if not from_end:
-            lines = [f.readline()]
-        else:
-            f.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = f.read().splitlines()
-    found = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a crash, or by where we began to read
-        if isinstance(event, dict) and "kind" in event:
-            found.append(event)
-    return found
 
 
 def _size(folder: Path) -> int:

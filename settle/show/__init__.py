@@ -1,18 +1,15 @@
-"""Events → a terminal: stdout carries the answer, stderr the talk. Nothing is shown that is not an event.
-
-Kinds that are shown: plan {values, origin, why, full}, forecast {forecast: name → value, low, high, unit},
-say and warn {text}, progress {what, done, total, unit, detail}, step, eval, settled, decay, checkpoint, rollback,
-resumed {step, until, most_steps, seconds},
-proof and gate {check, passed, detail}, answer {text}, result {result}, comparison {forecast, actual} and
-table {title, columns, rows, note}, whose cells are text, numbers, or {value, unit}.
-"""
+"""Events → a terminal: stdout carries the answer, stderr the talk. Nothing is shown that is not an event."""
 
 import contextlib
 import json as jsonlib
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from settle.base.events import Event
+from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, Say
+
+if TYPE_CHECKING:
+    from settle.show.talk import Talk
 
 
 class Face:
@@ -20,27 +17,26 @@ class Face:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
-        self._talk: Any = None
-        self._result: dict[str, Any] | None = None
+        self._talk: Talk | None = None
+        self._result: Mapping[str, object] | None = None
         self._is_silent = False
 
     def __call__(self, event: Event) -> None:
-        kind = event["kind"]
-        if kind == "answer":
+        if isinstance(event, AnswerText):
             self._end_talk()
             if not self.json:
-                sys.stdout.write(event["text"])
+                sys.stdout.write(event.text)
                 sys.stdout.flush()
-        elif kind in ("table", "comparison"):
+        elif isinstance(event, Listing | ForecastComparison):
             if not self.json:
-                self._table(event)
+                self._list(event)
         else:
-            if kind == "result":
-                self._result = event["result"]
+            if isinstance(event, ResultReady):
+                self._result = event.result
             self._say(event)
 
     def _say(self, event: Event) -> None:
-        """Tell it on stderr. When nobody can hear it any more (a closed terminal, a full disk), the work goes on."""
+        """Show it on stderr. When nobody can read it any more (a closed terminal, a full disk), the work continues."""
         if self._is_silent:
             return
         try:
@@ -48,12 +44,12 @@ class Face:
                 from settle.show.talk import Talk
 
                 self._talk = Talk()
-            self._talk.hear(event)
+            self._talk.show(event)
         except OSError:
             self._is_silent = True
 
     def error(self, what: str, fix: str) -> None:
-        """A person's mistake, or ours: what went wrong and how to mend it. One or two lines, no traceback."""
+        """A person's mistake, or ours: what went wrong and how to fix it. One or two lines, no traceback."""
         self.close()
         text = f"settle: {what}\n" + (f"  → {fix}\n" if fix else "")
         encoding = sys.stderr.encoding or "ascii"
@@ -74,7 +70,7 @@ class Face:
             with contextlib.suppress(OSError):
                 self._talk.close()
 
-    def _table(self, event: Event) -> None:
+    def _list(self, event: Listing | ForecastComparison) -> None:
         """A list as an answer: drawn on a terminal, aligned text for a pipe."""
         from rich.console import Console
 
@@ -82,12 +78,12 @@ class Face:
 
         console = Console(highlight=False)
         width = console.width if sys.stdout.isatty() else WHY_FITS
-        shown = event if event["kind"] == "table" else comparison(event["forecast"], event["actual"], width)
-        if shown["rows"]:
+        shown = event if isinstance(event, Listing) else comparison(event.forecast, event.actual, width)
+        if shown.rows:
             if sys.stdout.isatty():
                 console.print(listing(shown, width))
             else:
                 sys.stdout.write(aligned(shown) + "\n")
             sys.stdout.flush()
-        if event.get("note"):
-            self._say({"kind": "say", "text": event["note"]})
+        if shown.note:
+            self._say(Say(text=shown.note))

@@ -1,7 +1,6 @@
 """Amounts as people read them: 1.2 GB, 3 min 20 s, 0.4 Wh, 12.3 M."""
 
 import math
-from typing import Any
 
 # What a number is, by the name it has in forecasts, results and plans.
 UNITS = {
@@ -18,7 +17,7 @@ UNITS = {
 }
 
 
-def amount(value: Any, unit: str = "") -> str:
+def amount(value: object, unit: str = "") -> str:
     """`value` in `unit` (s, bytes, J, nats, tokens, count, a currency …) for a person; what is no number, as it is."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]

@@ -1,14 +1,13 @@
 """Examples as they are learned from: what is supervised stands out, in colour or, without any, between brackets."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from settle.base.events import Event
+from settle.base.events import AnswerChanges, PreviewRow, RowSummary
 from settle.show.amounts import count
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -17,14 +16,14 @@ _LEARNED, _GIVEN = (700, 200), (300, 200)
 _ASKED, _ANSWER = 140, 280  # characters of a question and of an answer
 
 
-def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
+def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
     """Previews (see `settle.data.rows.encode_rows.Preview`) one under the other."""
     shown = Text()
     for row in rows:
-        part = f", {row['part']}" if row.get("part") else ""
-        head = f"{row['origin']}{part}: {row['num_supervised']:,} of {row['num_tokens']:,} tokens are learned\n"
+        part = f", {row.part}" if row.part else ""
+        head = f"{row.origin}{part}: {row.num_supervised:,} of {row.num_tokens:,} tokens are learned\n"
         shown.append(head, "bold")
-        for text, learned in row["pieces"]:
+        for text, learned in row.pieces:
             short = _shortened(text, *(_LEARNED if learned else _GIVEN))
             if learned:
                 shown.append(short if in_colour else f"{OPEN}{short}{CLOSE}", "green")
@@ -35,37 +34,37 @@ def preview_text(rows: Sequence[Mapping[str, Any]], in_colour: bool) -> Text:
     return shown
 
 
-def changed_table(event: Event, width: int) -> RenderableType:
+def answer_changes_table(event: AnswerChanges, width: int) -> RenderableType:
     """The answers that changed most: what was asked and wanted, and below it both answers side by side."""
     table = Table(title="the answers that changed most", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for name in (event["base"], event["tuned"]):
+    for name in (event.base, event.tuned):
         table.add_column(name, overflow="fold", ratio=1)
     table.expand, table.width = True, min(width, 140)
-    for row in event["rows"]:
-        asked = f"row {row['number']} ({row['gain']:+.2f}): {_flat(row['question'], _ASKED)}"
-        table.add_row(Text(asked, "bold"), Text(f"wanted: {_flat(row['reference'], _ASKED)}", "dim"))
-        table.add_row(Text(_flat(row["base"], _ANSWER)), Text(_flat(row["tuned"], _ANSWER)), end_section=True)
+    for row in event.rows:
+        asked = f"row {row.number} ({row.gain:+.2f}): {_flat(row.question, _ASKED)}"
+        table.add_row(Text(asked, "bold"), Text(f"wanted: {_flat(row.reference, _ASKED)}", "dim"))
+        table.add_row(Text(_flat(row.base, _ANSWER)), Text(_flat(row.tuned, _ANSWER)), end_section=True)
     return table
 
 
-def rows_lines(event: Event) -> list[str]:
+def rows_lines(event: RowSummary) -> list[str]:
     """What was read, how it was understood, and what a person should know of it."""
-    lines = [f"{file}: {told['layout']} ({_columns(told['columns'])})" for file, told in event["layouts"].items()]
+    lines = [f"{file}: {use.layout} ({_columns(use.columns)})" for file, use in event.layouts.items()]
     if len(lines) > 4:
         lines = [*lines[:3], f"and {len(lines) - 3} more files"]
-    train, held_out = event["train"], event["held_out"]
+    train, held_out = event.train, event.held_out
     share = train["supervised"] / max(1, train["tokens"])
     lines.append(f"{train['rows']:,} rows to learn from, {held_out['rows']:,} held out")
     lines.append(
-        f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event['supervise']}); "
-        f"the longest row has {event['lengths']['max']:,}"
+        f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
+        f"the longest row has {event.lengths['max']:,}"
     )
-    lines += [f"{reason}: {told['count']:,} left out" for reason, told in event["dropped"].items()]
-    lines += [f"{reason}: {told['count']:,}" for reason, told in event["mended"].items()]
-    lines += [f"{reason}: {told['count']:,} files not read" for reason, told in event["skipped"].items()]
-    if event["too_long"]["shortened"]:
-        lines.append(f"later answers left out for their length: {event['too_long']['shortened']:,} rows")
-    return [*lines, *event["notes"]]
+    lines += [f"{reason}: {entry.count:,} left out" for reason, entry in event.dropped.items()]
+    lines += [f"{reason}: {entry.count:,}" for reason, entry in event.mended.items()]
+    lines += [f"{reason}: {entry.count:,} files not read" for reason, entry in event.skipped.items()]
+    if event.too_long["shortened"]:
+        lines.append(f"later answers left out for their length: {event.too_long['shortened']:,} rows")
+    return [*lines, *event.notes]
 
 
 def _columns(columns: Mapping[str, str]) -> str:

@@ -1,10 +1,9 @@
-"""Tables and panels: the plan, the forecast, forecast beside actual, the verdict, and any list."""
+"""Tables and panels: the plan, the forecast, forecast beside actual figures, the verdict, and any list."""
 
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from settle.base.events import Event
+from settle.base.events import Listing, PlanReady
+from settle.base.result import Result
 from settle.show.amounts import UNITS, amount, percent
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
@@ -26,17 +26,14 @@ VERDICT_STYLES = {
 COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
 CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
 NUMBER = re.compile(r"[-−]?\d|–?$")
-INTERVAL_FITS = 84  # columns from which it fits beside what came
+INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 WHY_FITS = 96  # columns from which a table has room for its reasons
 
 
-def plan_table(event: Event, width: int) -> RenderableType:
-    """Every number with where it came from. Fields: values (nested or dotted), origin, why (by dotted key).
-
-    `full: false` leaves the defaults out and says how many there are.
-    """
-    values, origins, reasons = flat(event["values"]), event.get("origin", {}), event.get("why", {})
+def plan_table(event: PlanReady, width: int) -> RenderableType:
+    """Every number with its origin. A plan that is not `full` leaves the defaults out and says how many there are."""
+    values, origins, reasons = flat(event.values), event.origin, event.why
     table = _table("plan")
     table.add_column("setting", style="bold", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=max(12, width // 3))
@@ -46,7 +43,7 @@ def plan_table(event: Event, width: int) -> RenderableType:
     hidden = 0
     for key, value in values.items():
         origin = {"command line": "asked"}.get(origins.get(key, ""), origins.get(key, "derived"))
-        if origin == "default" and not event.get("full", True):
+        if origin == "default" and not event.full:
             hidden += 1
             continue
         leaf = key.rsplit(".", 1)[-1]
@@ -57,27 +54,27 @@ def plan_table(event: Event, width: int) -> RenderableType:
     return table
 
 
-def comparison(forecast: Mapping[str, Any], actual: Mapping[str, Any] | None, width: int = WHY_FITS) -> Event:
-    """What is expected, with its 80 % interval; beside it what came, when that is known. Made to be listed.
+def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | None, width: int = WHY_FITS) -> Listing:
+    """The forecast with its 80 % interval, and the actual figures beside it when they are known.
 
-    forecast: name → {"value", "low", "high", "unit"}; a unit not given is known by the name. Where both do not fit
-    the interval gives way, since a mark says whether what came lies in it.
+    forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
+    not fit the interval is left out, since a mark says whether the actual figure lies in it.
     """
     has_interval = actual is None or width >= INTERVAL_FITS
-    columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["came", ""] * (actual is not None)
+    columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
     rows = []
     for name, item in forecast.items():
         if not isinstance(item, Mapping) or "value" not in item:
             continue
-        unit = item.get("unit") or UNITS.get(name, "")
+        unit = str(item.get("unit") or UNITS.get(name, ""))
         row = [name.replace("_", " "), amount(item["value"], unit)]
         row += [_interval(item.get("low"), item.get("high"), unit)] * has_interval
-        row += _came(actual.get(name), item, unit) if actual is not None else []
+        row += _actual(actual.get(name), item, unit) if actual is not None else []
         rows.append(row)
-    return {"kind": "table", "columns": columns, "rows": rows}
+    return Listing(columns=columns, rows=rows)
 
 
-def _interval(low: float | None, high: float | None, unit: str) -> str:
+def _interval(low: object, high: object, unit: str) -> str:
     """low – high, the unit said once when both have the same."""
     if low is None or high is None:
         return ""
@@ -88,63 +85,58 @@ def _interval(low: float | None, high: float | None, unit: str) -> str:
     return f"{start} – {end}"
 
 
-def _came(value: Any, item: Mapping[str, Any], unit: str) -> list[str]:
+def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]:
+    """The actual figure, and whether it lies in the interval."""
     if isinstance(value, Mapping):
         value = value.get("value")
     if not isinstance(value, int | float):
         return ["–", ""]
-    low, high = item.get("low"), item.get("high")
-    inside = low is None or high is None or low <= value <= high
-    off = f" {100 * (value / item['value'] - 1):+.0f} %" if item["value"] else ""
+    low, high, expected = figure.get("low"), figure.get("high"), figure["value"]
+    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
+    inside = not has_interval or low <= value <= high  # type: ignore[operator]
+    off = f" {100 * (value / expected - 1):+.0f} %" if isinstance(expected, int | float) and expected else ""
     return [amount(value, unit), ("✓" if inside else "outside") + off]
 
 
-def verdict_panel(result: Mapping[str, Any], width: int) -> RenderableType:
+def verdict_panel(result: Result, width: int) -> RenderableType:
     """The verdict, why, the best evaluation and the gate."""
-    verdict = str(result["verdict"])
-    style = VERDICT_STYLES.get(verdict, "bold")
-    lines = [Text(str(result.get("why", "")))]
-    best = result.get("best") or {}
-    if best.get("loss") is not None:
-        text = f"held-out loss {best['loss']:.4f}"
-        if best.get("stderr") is not None:
-            text += f" ± {best['stderr']:.4f}"
-        if best.get("bits_per_byte") is not None:
-            text += f" · {best['bits_per_byte']:.4f} bits per byte"
-        if best.get("step") is not None:
-            text += f" · step {best['step']:,}"
+    style = VERDICT_STYLES.get(result.verdict, "bold")
+    lines = [Text(result.why)]
+    best = result.best
+    if best is not None and best.loss is not None:
+        text = f"held-out loss {best.loss:.4f}"
+        text += f" ± {best.stderr:.4f}" if best.stderr is not None else ""
+        text += f" · {best.bits_per_byte:.4f} bits per byte" if best.bits_per_byte is not None else ""
+        text += f" · step {best.step:,}" if best.step is not None else ""
         lines.append(Text(text, "bold"))
-    comparison = result.get("comparison")
-    if isinstance(comparison, Mapping) and comparison.get("headline"):
-        better = COMPARED_STYLES.get(str(comparison.get("verdict")), "bold")
-        lines.append(Text(str(comparison["headline"]), better))
-    gate = result.get("gate")
-    if isinstance(gate, Mapping) and "passed" in gate:
-        passed = gate["passed"]
+    if result.headline:
+        compared = str((result.comparison or {}).get("verdict"))
+        lines.append(Text(result.headline, COMPARED_STYLES.get(compared, "bold")))
+    if result.gate is not None and "passed" in result.gate:
+        passed = bool(result.gate["passed"])
         lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
     return Panel(
-        Group(*lines), title=Text(f" {verdict} ", f"bold {style}"), title_align="left", border_style=style,
+        Group(*lines), title=Text(f" {result.verdict} ", f"bold {style}"), title_align="left", border_style=style,
         width=min(width, 100),
     )  # fmt: skip
 
 
-def made(result: Mapping[str, Any]) -> str:
-    """Where what the run made lies, on one line that can be copied; empty when it made nothing."""
-    files = result.get("files") or {}
-    paths = [Path(path) for path in (files.values() if isinstance(files, Mapping) else files)]
+def output_files(result: Result) -> str:
+    """The files of a run and their folder, on one line that can be copied; empty when there are none."""
+    paths = [Path(str(path)) for path in result.files.values()]
     if not paths:
         return ""
     folder = paths[0].parent
     return f"{', '.join(os.path.relpath(path, folder) for path in paths)} in {folder}"
 
 
-def listing(event: Event, width: int = WHY_FITS) -> Table:
+def listing(event: Listing, width: int = WHY_FITS) -> Table:
     """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right.
 
     Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
     """
-    table = _table(event.get("title", ""))
-    names, rows = list(event["columns"]), [[_cell(v) for v in row] for row in event["rows"]]
+    table = _table(event.title)
+    names, rows = list(event.columns), [[_cell(v) for v in row] for row in event.rows]
     number = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(names))]
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]
@@ -165,17 +157,17 @@ def listing(event: Event, width: int = WHY_FITS) -> Table:
     return table
 
 
-def aligned(event: Event) -> str:
+def aligned(event: Listing) -> str:
     """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
-    named = [list(event["columns"])] if any(event["columns"]) else []
-    rows = [*named, *([_cell(v) for v in row] for row in event["rows"])]
+    named = [list(event.columns)] if any(event.columns) else []
+    rows = [*named, *([_cell(v) for v in row] for row in event.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested settings → dotted keys."""
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for key, value in values.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return out
@@ -199,7 +191,7 @@ def _table(title: str) -> Table:
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, Mapping):
-        return amount(value["value"], value["unit"])
+        return amount(value["value"], str(value["unit"]))
     return value if isinstance(value, str) else amount(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settle.base.run import write_atomic
-from settle.evaluate.report.curves import BLUE, GREEN, GREY, INK, STYLE, VERMILION
+from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

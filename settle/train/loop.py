@@ -331,7 +331,7 @@ class Loop:
         state.skipped = sorted({*bad.skipped, *positions})
         state.seconds = bad.seconds
         self.saved_step = -1
-        self.events.emit(Rollback(**note))
+        self.events.emit(Rollback.model_validate(note))
         if len(state.rollbacks) > MAX_ROLLBACKS:
             state.stop = "diverged"
 

@@ -3,9 +3,10 @@ import multiprocessing
 import pytest
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.event_log import Events, read_events
+from settle.base.event_log import Events, read_records
 from settle.base.events import Step
 from settle.base.run import Run, free_name, write_json
+from tests.records import into
 
 
 def _hold(path, started, done):
@@ -87,13 +88,13 @@ def test_a_damaged_file_is_named(home):
 def test_events_survive_a_torn_line_and_nan(tmp_path):
     path = tmp_path / "events.jsonl"
     heard = []
-    events = Events(path, [heard.append])
-    events.emit(Step(step=1, loss=float("nan")))
+    events = Events(path, [into(heard)])
+    events.emit(Step(step=1, tokens=1, loss=float("nan")))
     events.close()
     with path.open("a") as f:
         f.write('{"time": 1, "ki')
     events = Events(path)
-    events.emit(Step(step=2, loss=1.0))
+    events.emit(Step(step=2, tokens=2, loss=1.0))
     events.close()
-    kinds = [(e["kind"], e["step"], e["loss"]) for e in read_events(path)]
+    kinds = [(e["kind"], e["step"], e["loss"]) for e in read_records(path) if e["kind"] != "opened"]
     assert kinds == [("step", 1, "nan"), ("step", 2, 1.0)] and len(heard) == 1

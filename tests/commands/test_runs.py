@@ -6,8 +6,9 @@ from settle.base.errors import RunError
 from settle.base.event_log import Events
 from settle.base.events import Eval, Step
 from settle.base.run import Run, write_json
+from settle.base.run_course import TAIL_BYTES
 from settle.cli import main
-from settle.commands.runs import TAIL_BYTES, summary
+from settle.commands.runs import summary
 
 RESULT = {
     "verdict": "settled",

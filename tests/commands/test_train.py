@@ -10,7 +10,7 @@ import pytest
 
 import settle
 from settle.base.errors import DataError, UsageError
-from settle.base.event_log import read_events
+from settle.base.event_log import read_records
 from settle.base.run import Run
 from settle.cli import main
 
@@ -39,7 +39,7 @@ def test_from_a_folder_to_a_file_that_answers(home, notes, capfd):
         p.name for p in run.path.iterdir()
     }
     assert {"first.gguf", "hf", "card.md", "curves.png", "Modelfile"} <= {p.name for p in run.out.iterdir()}
-    kinds = {e["kind"] for e in read_events(run.events)}
+    kinds = {e["kind"] for e in read_records(run.events)}
     assert {"proof", "eval", "step", "checkpoint", "decay", "gate"} <= kinds
     assert set(result["forecast"]) >= {"time", "peak_memory", "energy", "loss"}
     assert all(name in result["actual"] for name in ("time", "peak_memory", "energy", "loss"))

@@ -15,6 +15,7 @@ from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from tests.records import into
 
 COLOURS = ("red", "green", "blue", "grey", "black", "white", "brown", "pink", "gold", "teal")
 THINGS = ("a stone", "the sea", "an old wall", "her coat", "that door", "my lamp", "their boat", "the hill", "a bird")
@@ -398,7 +399,7 @@ def test_tables(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
 def test_how_rows_were_understood_is_told(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     for _ in range(2):
         heard: list[Event] = []
-        prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [heard.append]))
+        prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [into(heard)]))
         (told,) = (event for event in heard if event["kind"] == "rows")
         assert told["layouts"] == {"chats.jsonl": {"layout": "messages", "columns": {"messages": "messages"}}}
         assert told["train"]["rows"] + told["held_out"]["rows"] == 90 and told["notes"] == []

@@ -20,6 +20,7 @@ from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.library.reference import ModelRef
 from settle.model.source import Source
+from tests.records import into
 from tests.trained import adapter
 
 NAMES = ("self", "parser", "action", "option", "group", "value", "prefix", "usage", "default", "metavar")
@@ -78,7 +79,7 @@ def live(tiny, tuned):
 
 def test_better(files, live):
     heard = []
-    events = Events(listeners=[heard.append])
+    events = Events(listeners=[into(heard)])
     comparison = compare(*files, ROWS, events, max_tokens=16, readers=live)
     assert comparison.measure == "exact match" and comparison.verdict == "better"
     assert comparison.score.base == 0 and comparison.score.tuned > 0.8

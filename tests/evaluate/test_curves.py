@@ -8,8 +8,12 @@ import pytest
 from matplotlib.image import imread
 
 from settle.base.event_log import Events
+from settle.base.result import Result
 from settle.base.run import Run, write_json
-from settle.evaluate.report.curves import BLUE, GREEN, VERMILION, History, draw_curves, picture
+from settle.base.run_course import RunCourse
+from settle.evaluate.report.curves import draw_curves, picture
+from settle.evaluate.report.figure_style import BLUE, GREEN, VERMILION
+from tests.records import as_event, as_events
 
 FORECAST = {"loss": {"value": 2.6, "low": 2.4, "high": 2.9}}
 
@@ -49,11 +53,11 @@ def pixels(png, colour):
 def test_a_run_is_drawn_into_its_folder(home):
     run = Run.create("train", "notes")
     events = Events(run.events)
-    for event in a_run():
-        events.emit(event.pop("kind"), **event)
+    for event in as_events(a_run()):
+        events.emit(event)
     events.close()
     write_json(run.path / "forecast.json", FORECAST)
-    path = draw_curves(run, {"verdict": "settled", "why": "little is left to gain", "actual": {"loss": 2.7}})
+    path = draw_curves(run, Result(verdict="settled", why="little is left to gain", actual={"loss": 2.7}))
     assert path == run.out / "curves.png"
     image = imread(path)
     assert image.shape[0] >= 1000 and image.shape[1] >= 1400
@@ -67,14 +71,14 @@ def test_nothing_to_see_yet(home):
 
 
 def test_the_same_run_is_the_same_picture():
-    draw = [picture(History.of(a_run()), {"verdict": "settled"}, FORECAST, "x") for _ in range(2)]
+    draw = [picture(RunCourse.of(as_events(a_run())), Result(verdict="settled"), FORECAST, "x") for _ in range(2)]
     assert draw[0] == draw[1]
 
 
 @pytest.mark.parametrize("forecast", [{}, FORECAST, {"loss": {"value": 2.6}}, {"loss": None}])
 @pytest.mark.parametrize("shape", [{"steps": 1}, {"steps": 20}, {"decays": False}, {"judged": False}])
 def test_short_and_partial_runs(shape, forecast):
-    assert picture(History.of(a_run(**shape)), {}, forecast, "partial").startswith(b"\x89PNG")
+    assert picture(RunCourse.of(as_events(a_run(**shape))), None, forecast, "partial").startswith(b"\x89PNG")
 
 
 def test_a_run_of_many_steps_and_numbers_that_are_none():
@@ -82,32 +86,45 @@ def test_a_run_of_many_steps_and_numbers_that_are_none():
     for event in events[::7]:
         if event["kind"] == "step":
             event["loss"] = "nan"
-    events.append({"kind": "settled", "step": 5000, "gain": -0.01, "low": -0.02, "high": -0.001, "tolerance": 0.01})
-    result = {"verdict": "out of budget", "why": "words " * 100, "actual": {"loss": {"value": 2.6}}}
-    assert picture(History.of(events), result, FORECAST, "n" * 64).startswith(b"\x89PNG")
+    events.append(
+        {
+            "kind": "settled",
+            "step": 5000,
+            "state": "improving",
+            "gain": -0.01,
+            "low": -0.02,
+            "high": -0.001,
+            "tolerance": 0.01,
+        }
+    )
+    result = Result(verdict="out of budget", why="words " * 100, actual={"loss": {"value": 2.6}})
+    assert picture(RunCourse.of(as_events(events)), result, FORECAST, "n" * 64).startswith(b"\x89PNG")
 
 
 def test_steps_undone_by_a_rollback_or_a_crash_are_left_out():
     events = list(a_run(steps=100, decays=False))
     again = [{**e, "loss": 1.0} for e in a_run(steps=100, decays=False) if e["step"] > 60]
-    rollback = {"kind": "rollback", "step": 100, "to_step": 60}
-    history = History.of([*events, {"kind": "decay", "step": 90}, rollback, *again])
-    assert [e["step"] for e in history.steps] == list(range(1, 101)) and history.decay_step is None
-    assert {e["loss"] for e in history.steps if e["step"] > 60} == {1.0}
-    assert [e["step"] for e in history.evals] == list(range(0, 101, 20)) and len(history.rollbacks) == 1
-    assert pixels(picture(history, {}, {}, "x"), VERMILION) > 50
+    rollback = {"kind": "rollback", "step": 100, "to_step": 60, "loss": 9.0}
+    course = RunCourse.of(
+        as_events([*events, {"kind": "decay", "step": 90, "until": 100, "why": "settled"}, rollback, *again])
+    )
+    assert [e.step for e in course.steps] == list(range(1, 101)) and course.decay is None
+    assert {e.loss for e in course.steps if e.step > 60} == {1.0}
+    assert [e.step for e in course.evals] == list(range(0, 101, 20)) and len(course.rollbacks) == 1
+    assert pixels(picture(course, None, {}, "x"), VERMILION) > 50
 
 
 def test_the_best_weights_judged_at_the_end_undo_no_evaluation():
     events = list(a_run(steps=100))
     whole = {"kind": "eval", "whole": True, "step": 80, "tokens": 80 * 512, "loss": 3.4, "stderr": 0.01}
-    history = History.of([*events, whole])
-    assert history.evals[-1]["step"] == 100 and history.whole == whole
-    assert picture(history, {"best": {"step": 80}}, FORECAST, "x") != picture(History.of(events), {}, FORECAST, "x")
+    course = RunCourse.of(as_events([*events, whole]))
+    assert course.evals[-1].step == 100 and course.whole == as_event(whole)
+    without, result = RunCourse.of(as_events(events)), Result(verdict="settled", best={"step": 80})
+    assert picture(course, result, FORECAST, "x") != picture(without, result, FORECAST, "x")
 
 
 def test_numbers_of_the_title_fit(home):
-    history = History.of(a_run(steps=40))
-    wide = picture(history, {"verdict": "out of budget", "why": "w" * 400}, {}, "n" * 64)
+    course = RunCourse.of(as_events(a_run(steps=40)))
+    wide = picture(course, Result(verdict="out of budget", why="w" * 400), {}, "n" * 64)
     image = imread(io.BytesIO(wide))[..., :3]
     assert (image[:, -8:] == 1.0).all() and (image[:, :8] == 1.0).all(), "nothing touches the edge of the picture"

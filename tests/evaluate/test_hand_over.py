@@ -10,13 +10,14 @@ from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import card_of
 from settle.infer.live_model import load
 from settle.model.architectures.llama import Llama
+from tests.records import into
 
 CARD = {"description": "a test", "tags": ["a", "b"], "loss": 1.5, "base": True}
 
 
 def give(tiny, out, weights=None):
     heard = []
-    events = Events(listeners=[heard.append])
+    events = Events(listeners=[into(heard)])
     weights = weights or tiny.weights
     part, tokenizer = tiny.part, tiny.tokenizer
     _, figures = hand_over(

@@ -12,6 +12,7 @@ from settle.retrieve.answer.evidence import weighing_of
 from settle.retrieve.check.check import check
 from settle.retrieve.check.check_report import PAGE, PICTURE, RESULT, keep, page, tell
 from settle.retrieve.index.collection import Collection
+from tests.records import into
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents
 from tests.trained import trained
@@ -27,7 +28,7 @@ def collection(home, folder):
 
 def test_figures_with_intervals_and_the_worst_documents(collection, tmp_path):
     told = []
-    checked = check(collection, Events(listeners=[told.append]), 60)
+    checked = check(collection, Events(listeners=[into(told)]), 60)
     assert checked.questions == 60
     assert checked.is_calibrated
     assert weighing_of(collection.catalogue).questions == 60
@@ -42,7 +43,7 @@ def test_figures_with_intervals_and_the_worst_documents(collection, tmp_path):
     assert {one.path.rsplit("/", 1)[-1] for one in checked.worst[:2]} == {"empty.md", "bad.txt"}
     assert all(one.why for one in checked.worst[:2])
 
-    tell(checked, Events(listeners=[told.append]))
+    tell(checked, Events(listeners=[into(told)]))
     tables = [event for event in told if event["kind"] == "table"]
     assert [len(table["rows"]) for table in tables] == [6, len(checked.worst)]
     assert keep(checked, tmp_path).read_bytes()[:4] == b"\x89PNG"
@@ -60,7 +61,7 @@ def test_a_model_asks_and_answers_some(collection, tmp_path, monkeypatch):
     monkeypatch.setattr("settle.retrieve.check.check.ANSWERED", 3)
     told = []
     with Engine(path, threads=1) as engine:
-        checked = check(collection, Events(listeners=[told.append]), 6, engine)
+        checked = check(collection, Events(listeners=[into(told)]), 6, engine)
     assert checked.questions == 6
     assert 0 <= checked.cited.low <= checked.cited.value <= checked.cited.high <= 1
     assert any(event.get("what") == "answers" for event in told)
@@ -73,7 +74,7 @@ def test_few_questions_do_not_calibrate(home, folder, tmp_path):
         checked = check(collection, Events(), 8)
         assert not checked.is_calibrated
         told = []
-        tell(checked, Events(listeners=[told.append]))
+        tell(checked, Events(listeners=[into(told)]))
         assert "too few" in told[-1]["text"]
         keep(checked, tmp_path)
 

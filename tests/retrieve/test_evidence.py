@@ -14,6 +14,7 @@ from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cali
 from settle.retrieve.check.synthetic_questions.questions import Question
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
+from tests.records import into
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents, indexed
 
@@ -66,7 +67,7 @@ def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
 
 def test_calibrated_on_its_own_documents(collection):
     told = []
-    events = Events(listeners=[told.append])
+    events = Events(listeners=[into(told)])
     weighing = calibrate(collection, events, 60)
     assert weighing.questions == 60
     assert weighing_of(collection.catalogue) == weighing

@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from settle.show.talk import Talk
+from tests.records import as_event
 
 ROW = {
     "origin": "a.jsonl:7",
@@ -31,7 +32,7 @@ READ = {
 def shown(event: dict, **console: object) -> str:
     stream = io.StringIO()
     talk = Talk(Console(file=stream, width=100, **console))  # type: ignore[arg-type]
-    talk.hear({"time": 0.0} | event)
+    talk.show(as_event(event))
     talk.close()
     return stream.getvalue()
 

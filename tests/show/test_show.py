@@ -8,10 +8,12 @@ import sys
 import pytest
 from rich.console import Console
 
+from settle.base.events import AnswerText, Listing
+from settle.base.run_course import RunCourse
 from settle.show import Face
-from settle.show.progress import Standing
 from settle.show.tables import listing
 from settle.show.talk import Talk
+from tests.records import as_event, as_events
 
 FORECAST = {
     "time": {"value": 640, "low": 500, "high": 900},
@@ -64,18 +66,18 @@ def a_run(steps=60, seconds=2.0):
     yield event("result", result=RESULT)
 
 
-def heard(events, width=100, terminal=False, **console):
+def shown(events, width=100, terminal=False, **console):
     stream = io.StringIO()
     made = Console(file=stream, force_terminal=terminal, width=width, legacy_windows=False, **console)
     talk = Talk(console=made)
-    for event in events:
-        talk.hear(event)
+    for event in as_events(events):
+        talk.show(event)
     talk.close()
     return stream.getvalue()
 
 
 def test_plain_lines_tell_the_whole_story():
-    text = heard(a_run())
+    text = shown(a_run())
     for part in (
         "reading 214 files",
         "tokenize: 20 MB of 20 MB",
@@ -88,7 +90,7 @@ def test_plain_lines_tell_the_whole_story():
         "! the disk is full",
         "step 60 went wrong (loss nan): back to step 50; batch 61 is left out, which begins with notes/bad.md:1",
         "the model has settled: the learning rate falls to zero until step 80",
-        "best weights, of step 50, judged at the end: loss 3.3100 ± 0.0050",
+        "best weights, of step 50, evaluated at the end: loss 3.3100 ± 0.0050",
         "✗ gate: token ids – first difference at string 7",
         "10 min 12 s   ✓ -4 %",
         "outside +23 %",
@@ -101,7 +103,7 @@ def test_plain_lines_tell_the_whole_story():
 
 
 def test_plain_lines_are_few():
-    lines = [line for line in heard(a_run(steps=2000, seconds=1.0)).splitlines() if line.startswith("step ")]
+    lines = [line for line in shown(a_run(steps=2000, seconds=1.0)).splitlines() if line.startswith("step ")]
     assert 10 < len(lines) < 80
 
 
@@ -110,11 +112,11 @@ def test_nothing_is_wider_than_the_terminal(width):
     stream = io.StringIO()
     talk = Talk(console=Console(file=stream, force_terminal=True, width=width, legacy_windows=False))
     ruler = Console(file=io.StringIO(), width=1000)
-    for event in a_run():
-        talk.hear(event)
-        shown = Console(file=io.StringIO(), width=width)
-        with shown.capture() as captured:
-            shown.print(talk.picture())
+    for event in as_events(a_run()):
+        talk.show(event)
+        console = Console(file=io.StringIO(), width=width)
+        with console.capture() as captured:
+            console.print(talk.live.picture())
         lines = captured.get().splitlines()
         assert len(lines) <= 4, "the display never wraps"
         assert all(ruler.measure(line.rstrip()).maximum <= width - 3 for line in lines)
@@ -122,22 +124,22 @@ def test_nothing_is_wider_than_the_terminal(width):
 
 
 def test_the_live_display_leaves_no_trace():
-    text = heard(a_run(), terminal=True)
+    text = shown(a_run(), terminal=True)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") >= 1, "the cursor is shown again"
     assert "settled" in text and "left" in text
 
 
 def test_no_color_is_respected(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    text = heard(a_run(), terminal=True)
+    text = shown(a_run(), terminal=True)
     assert "\x1b[32m" not in text and "\x1b[33m" not in text and "38;5" not in text
 
 
 def test_a_terminal_that_knows_only_ascii():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
     talk = Talk(console=Console(file=stream, width=100))
-    for event in a_run():
-        talk.hear(event)
+    for event in as_events(a_run()):
+        talk.show(event)
     talk.close()
     stream.flush()
     assert b"ok proof: gradient - error 2e-4" in stream.buffer.getvalue()
@@ -154,6 +156,7 @@ def test_numbers_that_are_none(terminal):
             "kind": "settled",
             "time": 1.0,
             "step": 1,
+            "tolerance": 0.01,
             "gain": nan,
             "low": nan,
             "high": nan,
@@ -161,28 +164,29 @@ def test_numbers_that_are_none(terminal):
             "state": "improving",
         },
     ]
-    text = heard(events, terminal=terminal)
+    text = shown(events, terminal=terminal)
     assert "not a number" in text and (why in text or terminal) and "nan" not in text
 
 
 def test_a_change_of_mind_is_always_said():
     told = {"kind": "settled", "time": 1.0, "step": 1, "gain": 0.1, "low": 0.0, "high": 0.1, "tolerance": 0.01}
     events = [{**told, "state": state} for state in ("improving", "improving", "settled", "settled")]
-    assert [line.partition(":")[0] for line in heard(events).splitlines()] == ["improving", "settled"]
+    assert [line.partition(":")[0] for line in shown(events).splitlines()] == ["improving", "settled"]
 
 
 def test_defaults_can_be_left_out():
     event = {"kind": "plan", "values": {"a": 1, "b": 2}, "origin": {"a": "default", "b": "recipe"}, "full": False}
-    text = heard([event])
+    text = shown([event])
     assert "and 1 defaults; --dry shows them" in text and " a " not in text
 
 
 def test_json_is_the_last_line_and_all_of_stdout():
     code = (
-        "import sys; from settle.show import Face; from tests.show.test_show import a_run\n"
+        "import sys; from settle.base.events import AnswerText, Listing; from settle.show import Face\n"
+        "from tests.records import as_events; from tests.show.test_show import a_run\n"
         "face = Face(json=True)\n"
-        "for event in a_run(): face(event)\n"
-        "face({'kind': 'answer', 'text': 'words'}); face({'kind': 'table', 'columns': ['a'], 'rows': [[1]]})\n"
+        "for event in as_events(a_run()): face(event)\n"
+        "face(AnswerText(text='words')); face(Listing(columns=['a'], rows=[[1]]))\n"
         "face.close()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -191,10 +195,10 @@ def test_json_is_the_last_line_and_all_of_stdout():
 
 def test_stdout_carries_the_answer_only(capsys):
     face = Face()
-    for event in a_run():
+    for event in as_events(a_run()):
         face(event)
-    face({"kind": "answer", "text": "once upon "})
-    face({"kind": "answer", "text": "a time"})
+    face(AnswerText(text="once upon "))
+    face(AnswerText(text="a time"))
     face.close()
     out, err = capsys.readouterr()
     assert out == "once upon a time" and "settled" in err
@@ -203,7 +207,7 @@ def test_stdout_carries_the_answer_only(capsys):
 def test_a_table_in_a_pipe_is_aligned_and_never_cut(capsys):
     face = Face()
     path = "/a/very/long/path" * 20
-    face({"kind": "table", "columns": ["name", "loss", "path"], "rows": [["notes", 2.5, path], ["x", None, "y"]]})
+    face(Listing(columns=["name", "loss", "path"], rows=[["notes", 2.5, path], ["x", None, "y"]]))
     face.close()
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["name   loss  path", f"notes  2.5   {path}", "x      –     y"]
@@ -214,7 +218,7 @@ def test_a_narrow_terminal_shows_what_a_row_is_and_says_what_is_left_out():
     row = ["a-long-name-of-a-run", "finished", "out of budget", 2.25, "246 k", "1 min 16 s", "2026-11-25 01:27"]
     for width, left_out in ((60, "bits per byte, tokens, time, started"), (120, "")):
         console = Console(width=width, file=io.StringIO())
-        console.print(listing({"columns": columns, "rows": [row]}, width))
+        console.print(listing(Listing(columns=columns, rows=[row]), width))
         lines = console.file.getvalue().splitlines()
         assert max(map(len, lines)) <= width and any("a-long-name-of-a-run" in line for line in lines)
         text = " ".join(" ".join(lines).split())
@@ -226,55 +230,55 @@ def test_errors_name_the_fix(capsys):
     assert capsys.readouterr().err == "settle: there is no run named 'x'\n  → known: notes\n"
 
 
-def test_what_is_left_is_known_by_the_forecast_then_by_the_steps():
-    standing = Standing()
-    assert standing.left() is None and standing.fraction() is None and standing.nearness is None
-    standing.expected, standing.at_most = 100.0, 150.0
-    seen = []
+def left_after(*records, **fields):
+    """The time left of a course that has had these events."""
+    course = RunCourse.of(as_events(records))
+    for name, value in fields.items():
+        setattr(course.left, name, value)
+    return course
+
+
+def a_step(step, time, tokens=None):
+    return {"kind": "step", "time": time, "step": step, "tokens": tokens or step, "loss": 1.0}
+
+
+def test_time_left_is_known_by_the_forecast_then_by_the_steps():
+    course = RunCourse()
+    assert course.left.seconds() is None and course.left.fraction() is None and course.nearness is None
+    course.left.expected, course.left.at_most = 100.0, 150.0
+    left = []
     for step in range(1, 30):
-        standing.hear({"kind": "step", "time": step * 5.0, "step": step, "tokens": step, "loss": 1.0})
-        seen.append(standing.left())
-    assert seen[0] == (100.0, "forecast") and seen[20] == (50.0, "at most") and seen[-5] == (30.0, "at most")
-    standing.hear({"kind": "decay", "time": 145.0, "step": 29, "until": 39, "why": "settled"})
-    assert standing.left() == (50.0, "steps") and standing.fraction() == pytest.approx(140 / 190)
-    bounded = Standing()
-    bounded.hear({"kind": "plan", "values": {"steps": 10}})
-    for step in (1, 2, 3):
-        bounded.hear({"kind": "step", "time": step * 5.0, "step": step, "tokens": step, "loss": 1.0})
-    assert bounded.left() == (35.0, "at most")
-    bounded.expected = 1000.0  # by a forecast that was made while the machine was slower
-    assert bounded.left() == (35.0, "at most")
-    resumed = Standing(expected=100.0)
-    resumed.hear({"kind": "resumed", "time": 0.0, "step": 7, "until": None, "most_steps": None, "seconds": 30.0})
-    resumed.hear({"kind": "step", "time": 5.0, "step": 8, "tokens": 8, "loss": 1.0})
-    assert resumed.left() == (70.0, "forecast")
+        course.add(as_event(a_step(step, step * 5.0)))
+        left.append(course.left.seconds())
+    assert left[0] == (100.0, "forecast") and left[20] == (50.0, "at most") and left[-5] == (30.0, "at most")
+    course.add(as_event({"kind": "decay", "time": 145.0, "step": 29, "until": 39, "why": "settled"}))
+    assert course.left.seconds() == (50.0, "steps") and course.left.fraction() == pytest.approx(140 / 190)
+    steps = [a_step(step, step * 5.0) for step in (1, 2, 3)]
+    bounded = left_after({"kind": "plan", "values": {"steps": 10}}, *steps)
+    assert bounded.left.seconds() == (35.0, "at most")
+    bounded.left.expected = 1000.0  # by a forecast that was made while the machine was slower
+    assert bounded.left.seconds() == (35.0, "at most")
+    resumed = left_after({"kind": "resumed", "step": 7, "seconds": 30.0}, a_step(8, 5.0), expected=100.0)
+    assert resumed.left.seconds() == (70.0, "forecast")
 
 
-def test_what_is_left_by_the_forecast_goes_by_the_pace_of_now():
+def test_time_left_by_the_forecast_follows_the_present_pace():
     """A machine that got other work is twice as slow as was forecast; a run that a clock ends is not longer for it."""
     forecast = {"time": {"value": 100.0, "high": 150.0}, "tokens": {"value": 200.0, "high": 300.0}}
     for values, left in (({"steps": None, "time": None}, 190 * 1.0), ({"time": "100s"}, 91.0)):
-        standing = Standing()
-        standing.hear({"kind": "plan", "values": values})
-        standing.hear({"kind": "forecast", "forecast": forecast})
+        course = left_after({"kind": "plan", "values": values}, {"kind": "forecast", "forecast": forecast})
         for step in range(1, 6):
-            standing.hear({"kind": "step", "time": step * 2.0, "step": step, "tokens": 2 * step, "loss": 1.0})
+            course.add(as_event(a_step(step, step * 2.0, 2 * step)))
             if step == 1:
-                assert standing.left() == (100.0, "forecast")
-        assert standing.left() == (pytest.approx(left, abs=1.1), "forecast")
-    resumed = Standing()
-    resumed.hear({"kind": "forecast", "forecast": forecast})
-    resumed.hear(
-        {"kind": "resumed", "step": 110, "until": None, "most_steps": None, "by_clock": False, "seconds": 60.0}
-    )
-    for step in (111, 112):
-        resumed.hear({"kind": "step", "time": step * 2.0, "step": step, "tokens": 2 * step, "loss": 1.0})
-    assert resumed.left() == (pytest.approx(76.0), "at most")
+                assert course.left.seconds() == (100.0, "forecast")
+        assert course.left.seconds() == (pytest.approx(left, abs=1.1), "forecast")
+    resumed = {"kind": "resumed", "step": 110, "seconds": 60.0}
+    steps = [a_step(step, step * 2.0, 2 * step) for step in (111, 112)]
+    course = left_after({"kind": "forecast", "forecast": forecast}, resumed, *steps)
+    assert course.left.seconds() == (pytest.approx(76.0), "at most")
 
 
 def test_settled_is_as_near_as_its_gain():
-    standing = Standing()
-    standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": -0.1, "tolerance": 0.005})
-    assert standing.nearness == 1.0
-    standing.hear({"kind": "settled", "time": 145.0, "gain": 0.0, "high": 0.05, "tolerance": 0.005})
-    assert standing.nearness == pytest.approx(0.1)
+    judgement = {"kind": "settled", "step": 1, "state": "improving", "gain": 0.0, "tolerance": 0.005}
+    assert left_after(judgement | {"high": -0.1}).nearness == 1.0
+    assert left_after(judgement | {"high": 0.05}).nearness == pytest.approx(0.1)

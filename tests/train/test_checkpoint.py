@@ -18,6 +18,7 @@ from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, load_newest, recover, save, save_or_wait, steps
+from tests.records import into
 
 
 def made(step: int, size: int = 40) -> Checkpoint:
@@ -71,7 +72,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, file: str, damag
     else:
         path.write_bytes({"cut": raw[: len(raw) // 2], "flipped": raw, "emptied": b""}[damage])
     events: list[Event] = []
-    found = load_newest(tmp_path, Events(listeners=[events.append]))
+    found = load_newest(tmp_path, Events(listeners=[into(events)]))
     assert found is not None and same(found, made(10))
     assert "00000021 is passed over" in events[0]["text"]
 
@@ -131,7 +132,7 @@ def test_a_full_disk_makes_it_wait_and_room_lets_it_go_on(small_disk: Path) -> N
     big = made(20, size=8000)  # 96 kB
     waiter = threading.Thread(
         target=lambda: results.append(
-            save_or_wait(small_disk, big, 10, Events(listeners=[events.append]), lambda: False)
+            save_or_wait(small_disk, big, 10, Events(listeners=[into(events)]), lambda: False)
         )
     )
     waiter.start()

@@ -24,6 +24,7 @@ from settle.train.objectives._divergence import Dense, LinearDivergence, Measure
 from settle.train.objectives.distill import Distill
 from settle.train.proof import prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
+from tests.records import into
 
 N, WIDTH, WIDER, V = 37, 16, 24, 300
 
@@ -216,7 +217,7 @@ def test_it_is_proven_before_its_first_step(settings: dict[str, Any], dtype: tor
     model = Llama.TINY.build(1)
     model.compute_dtype = dtype
     events: list[dict[str, Any]] = []
-    listening = Events(listeners=[events.append])
+    listening = Events(listeners=[into(events)])
     names = [f"rows.jsonl:{i}" for i in range(4)]
     prove(model, objective(**settings), rows(), Llama.TINY.vocab_size, names, listening, tuned=True)
     assert [e["passed"] for e in events] == [True] * 5 and "from the teacher, who pays" in events[0]["detail"]

@@ -17,6 +17,7 @@ from settle.train.loop import MAX_ROLLBACKS, Loop, LoopPlan, Outcome
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.verdict import verdict
+from tests.records import into
 
 PLAN = LoopPlan(
     tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8
@@ -46,7 +47,7 @@ def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = No
         list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, 512)),
         corpus.tokenizer.byte_length,
         run,
-        Events(listeners=[events.append]),
+        Events(listeners=[into(events)]),
         lambda: stop_at is not None and made.state.step >= stop_at,
         decode=corpus.tokenizer.decode,
     )

@@ -13,6 +13,7 @@ from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
 from settle.train.proof import prove, shorten
+from tests.records import into
 
 VOCAB = Llama.TINY.vocab_size
 ROWS = ["a.txt:0", "b.txt:1", "c.txt:2", "d.txt:3"]
@@ -27,7 +28,7 @@ def batch(lengths: tuple[int, ...] = (20, 7, 33, 12)) -> Batch:
 def shown(model: nn.Module, objective: Any = None, data: Batch | None = None) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     try:
-        prove(model, objective or NextToken(), data or batch(), VOCAB, ROWS, Events(listeners=[events.append]))
+        prove(model, objective or NextToken(), data or batch(), VOCAB, ROWS, Events(listeners=[into(events)]))
     finally:
         assert all(p.grad is None for p in model.parameters())
     return events

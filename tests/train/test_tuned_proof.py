@@ -19,6 +19,7 @@ from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
 from settle.train.proof import prove, tails
+from tests.records import into
 from tests.train.test_proof import make_leaking
 
 ROWS = [f"rows.jsonl:{number}" for number in range(4)]
@@ -46,7 +47,7 @@ def tuned(family: str = "llama", method: LoRA | None = LORA) -> Decoder:
 
 def shown(model: Decoder, objective: Objective | None = None) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    listening = Events(listeners=[events.append])
+    listening = Events(listeners=[into(events)])
     vocab_size = model.options.vocab_size
     prove(model, objective or NextToken(), batch(vocab_size), vocab_size, ROWS, listening, tuned=True)
     return events

@@ -4,7 +4,7 @@ import io
 from typing import TYPE_CHECKING
 
 from settle.base.statistics import Interval
-from settle.evaluate.report.curves import BLUE, GREEN, INK, STYLE, VERMILION
+from settle.evaluate.report.figure_style import BLUE, GREEN, INK, STYLE, VERMILION
 from settle.retrieve.check.worst_documents import HIT
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
-from settle.base.events import Event
+from settle.base.events import Event, Progress, Say
 from settle.base.run import NAME
 from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
 from settle.server.errors import Refusal, invalid, require_no_documents
@@ -181,12 +181,13 @@ async def pull(gateway: Gateway, offer: "Offer") -> AsyncIterator[dict[str, Any]
 
 def _status(event: Event, offer: "Offer") -> dict[str, Any] | None:
     """An event of pulling in Ollama's words."""
-    if event["kind"] == "say":
-        return {"status": event["text"]}
-    if event["kind"] != "progress":
+    if isinstance(event, Say):
+        return {"status": event.text}
+    if not isinstance(event, Progress):
         return None
-    told = {"status": f"pulling {offer.name}"} | ({"digest": f"sha256:{offer.sha256}"} if offer.sha256 else {})
-    return told | ({"total": event["total"], "completed": event["done"]} if event.get("unit") == "bytes" else {})
+    status: dict[str, Any] = {"status": f"pulling {offer.name}"}
+    status |= {"digest": f"sha256:{offer.sha256}"} if offer.sha256 else {}
+    return status | ({"total": event.total, "completed": event.done} if event.unit == "bytes" else {})
 
 
 def _stored(entry: Entry) -> StoredModel | None:

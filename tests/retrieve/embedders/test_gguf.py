@@ -105,7 +105,7 @@ def test_prefixes_are_known_by_name(name, query, document):
 
 def _said(embedder):
     said = []
-    embedder.prepare(Events(listeners=[lambda event: said.append(event["text"])]))
+    embedder.prepare(Events(listeners=[lambda event: said.append(event.text)]))
     return " ".join(said)
 
 

@@ -1,0 +1,73 @@
+"""result.json: what a run ended with. Written last, so its presence means that the run is finished."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from settle.base.errors import RunError
+
+VERSION = 1
+
+
+class Evaluated(BaseModel):
+    """The best weights on held-out data: loss and stderr in nats per token."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    stderr: float | None = None
+    bits_per_byte: float | None = None
+
+
+class Result(BaseModel):
+    """What every run's result has; what a job adds (student, pair, points ...) is kept as it is.
+
+    forecast and actual: figures by name; gate: the report of the check of the exported file; files: what was made.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+
+    version: int = VERSION
+    name: str = ""
+    verdict: str
+    why: str = ""
+    best: Evaluated | None = None
+    actual: Mapping[str, object] = Field({})
+    forecast: Mapping[str, object] = Field({})
+    proof: Sequence[Mapping[str, object]] | None = None
+    gate: Mapping[str, object] | None = None
+    comparison: Mapping[str, object] | None = None
+    files: Mapping[str, object] = Field({})
+
+    @property
+    def headline(self) -> str:
+        """The comparison in one sentence; empty when nothing was compared."""
+        return str((self.comparison or {}).get("headline") or "")
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 nothing usable was made, 3 not better than what it was compared with."""
+        if self.verdict in ("diverged", "broken"):
+            return 1
+        return 3 if (self.comparison or {}).get("verdict", "better") != "better" else 0
+
+    def to_json(self) -> dict[str, object]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def parse_result(values: object, path: Path) -> Result:
+    """Raises RunError when a newer settle wrote the file, or when it was edited into something else."""
+    version = values.get("version", VERSION) if isinstance(values, dict) else VERSION
+    if isinstance(version, int) and version > VERSION:
+        raise RunError(
+            f"{path} has version {version}; this settle reads version {VERSION}", "pip install --upgrade settle-lm"
+        )
+    try:
+        return Result.model_validate(values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(f"{path} is damaged: {where}: {first['msg'].lower()}", "restore the file") from None

@@ -1,0 +1,231 @@
+"""The course of a run, gathered from its events: the one reader behind the terminal, the picture and `runs show`."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from settle.base.event_log import read_events, tail
+from settle.base.events import (
+    DecayStarted,
+    Eval,
+    Event,
+    ForecastReady,
+    PlanReady,
+    Resumed,
+    Rollback,
+    SettledEvidence,
+    Step,
+)
+
+PACE_STEPS = 64  # latest steps that the pace is measured over
+SPEED_SMOOTHING = 0.9  # weight of the earlier speed; a smooth number is easier to read
+ALMOST_DONE = 0.995  # the largest fraction shown while the run still continues
+TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
+
+S = TypeVar("S", Step, Eval, SettledEvidence)
+
+
+@dataclass
+class RunCourse:
+    """What the events report so far; steps that a rollback or a crash undid are left out. Times in epoch seconds.
+
+    keep_steps: False keeps only the latest step, for a display of a run with millions of them.
+    """
+
+    keep_steps: bool = True
+    steps: list[Step] = field(default_factory=list)
+    evals: list[Eval] = field(default_factory=list)
+    judgements: list[SettledEvidence] = field(default_factory=list)
+    rollbacks: list[Rollback] = field(default_factory=list)
+    whole: Eval | None = None  # the best weights, evaluated at the end on more of the held-out text
+    decay: DecayStarted | None = None
+    started: float | None = None  # time of the first event
+    now: float = 0.0  # time of the latest event
+    left: "TimeLeft" = field(default_factory=lambda: TimeLeft())
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> "RunCourse":
+        course = cls()
+        for event in events:
+            course.add(event)
+        return course
+
+    @classmethod
+    def read(cls, path: Path) -> "RunCourse":
+        """The whole course from events.jsonl."""
+        return cls.of(read_events(path))
+
+    @classmethod
+    def latest(cls, path: Path) -> "RunCourse":
+        """The end of the course, from the first line and the last TAIL_BYTES of events.jsonl; quick for a list."""
+        course = cls.of(tail(path, TAIL_BYTES))
+        course.started = _first_time(path)
+        return course
+
+    def add(self, event: Event) -> None:
+        self.now = event.time
+        self.started = self.started if self.started is not None else event.time
+        if isinstance(event, Step):
+            self.steps = _continued(self.steps if self.keep_steps else [], event)
+        elif isinstance(event, Eval) and event.whole:
+            self.whole = event
+        elif isinstance(event, Eval):
+            self.evals = _continued(self.evals, event)
+        elif isinstance(event, SettledEvidence):
+            self.judgements = _continued(self.judgements, event)
+        elif isinstance(event, DecayStarted):
+            self.decay = event
+        elif isinstance(event, Rollback):
+            self.rollbacks.append(event)
+            if self.decay is not None and self.decay.step >= event.to_step:
+                self.decay = None
+        self.left.add(event)
+
+    @property
+    def step(self) -> Step | None:
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def state(self) -> str:
+        """What the latest judgement says, or "decaying"."""
+        if self.decay is not None or self.left.end_step is not None:
+            return "decaying"
+        return self.judgements[-1].state if self.judgements else ""
+
+    @property
+    def nearness(self) -> float | None:
+        """How near the run is to settled: tolerance ÷ upper bound of the improvement; 1 is settled."""
+        latest = self.judgements[-1] if self.judgements else None
+        if latest is None or not math.isfinite(latest.high) or not latest.tolerance:
+            return None
+        return 1.0 if latest.high <= latest.tolerance else max(0.0, latest.tolerance / latest.high)
+
+    def tokens_at(self, step: int) -> float:
+        """Tokens seen at a step: those of the nearest event that says so."""
+        known: list[Step | Eval] = [*self.steps, *self.evals]
+        nearest = min(known, key=lambda e: abs(e.step - step))
+        return nearest.tokens * (step / nearest.step) if nearest.step else nearest.tokens
+
+
+@dataclass
+class TimeLeft:
+    """When the run will end: by its steps, once the decay has begun, otherwise by its limits and its forecast."""
+
+    began: float | None = None  # time of the first step of this session
+    earlier: float = 0.0  # seconds of work in earlier sessions
+    now: float = 0.0
+    expected: float | None = None  # seconds of the whole run, by the forecast
+    at_most: float | None = None  # the upper end of that
+    tokens_expected: tuple[float, float] | None = None  # of the whole run, and the upper end
+    step: int = 0
+    tokens: int = 0
+    end_step: int | None = None  # known once the decay has begun
+    most_steps: int | None = None  # that the person allowed
+    by_clock: bool = False  # the person allowed a time
+    tokens_per_second: float | None = None
+    _pace: list[tuple[float, int]] = field(default_factory=list)  # (time, step) of the latest steps
+
+    def add(self, event: Event) -> None:
+        self.now = event.time
+        if isinstance(event, Step):
+            self._add_step(event)
+        elif isinstance(event, Eval) and not event.whole:
+            self.tokens = event.tokens
+        elif isinstance(event, DecayStarted):
+            self.end_step = event.until
+        elif isinstance(event, PlanReady):
+            steps = _number(event.values.get("steps"))
+            self.most_steps, self.by_clock = int(steps) if steps else None, bool(event.values.get("time"))
+        elif isinstance(event, ForecastReady):
+            time, tokens = _interval(event.forecast, "time"), _interval(event.forecast, "tokens")
+            self.expected, self.at_most = time if time else (None, None)
+            self.tokens_expected = tokens or self.tokens_expected
+        elif isinstance(event, Resumed):
+            self.earlier, self.step, self.end_step = event.seconds, event.step, event.until
+            self.most_steps, self.by_clock = event.most_steps, event.by_clock
+        elif isinstance(event, Rollback):
+            self._pace.clear()
+
+    def _add_step(self, event: Step) -> None:
+        self.began = self.began if self.began is not None else event.time
+        self.step, self.tokens = event.step, event.tokens
+        if math.isfinite(event.tokens_per_second) and event.tokens_per_second:
+            before = self.tokens_per_second or event.tokens_per_second
+            self.tokens_per_second = SPEED_SMOOTHING * before + (1 - SPEED_SMOOTHING) * event.tokens_per_second
+        self._pace = [*self._pace[1 - PACE_STEPS :], (event.time, event.step)]
+
+    def seconds(self) -> tuple[float, str] | None:
+        """Seconds left and how that is known: "steps", "forecast" or "at most"; None when it is not known."""
+        per_step = self._seconds_per_step()
+        if self.end_step is not None and per_step is not None:
+            return max(0.0, (self.end_step - self.step) * per_step), "steps"
+        known = [(math.inf, "")]
+        if self.most_steps is not None and per_step is not None:
+            known.append((max(0.0, (self.most_steps - self.step) * per_step), "at most"))
+        known += self._by_forecast(per_step)
+        left = min(known)
+        return left if left[1] else None
+
+    def _by_forecast(self, per_step: float | None) -> list[tuple[float, str]]:
+        """The forecast tokens that are left, at the present pace; seconds before there is a pace, and where a clock
+        ends the run."""
+        done, pace = self.spent(), 1.0
+        ends: tuple[float | None, float | None] = (self.expected, self.at_most)
+        if self.tokens_expected and per_step is not None and self.tokens and not self.by_clock:
+            done, ends, pace = self.tokens, self.tokens_expected, per_step * self.step / self.tokens
+        for end, how in zip(ends, ("forecast", "at most"), strict=True):
+            if end is not None and done < end:
+                return [((end - done) * pace, how)]
+        return []
+
+    def _seconds_per_step(self) -> float | None:
+        """Over the latest steps; None before there are two."""
+        if len(self._pace) < 2 or self._pace[-1][1] <= self._pace[0][1]:
+            return None
+        return (self._pace[-1][0] - self._pace[0][0]) / (self._pace[-1][1] - self._pace[0][1])
+
+    def spent(self) -> float:
+        """Seconds of work in all sessions."""
+        return self.earlier + (self.now - self.began if self.began is not None else 0.0)
+
+    def fraction(self) -> float | None:
+        """The share of the run that is done, in time; never quite 1 while it continues."""
+        left = self.seconds()
+        if left is None:
+            return None
+        spent = self.spent()
+        return min(ALMOST_DONE, spent / (spent + left[0])) if spent + left[0] > 0 else 0.0
+
+
+def _continued(events: list[S], event: S) -> list[S]:
+    """The events with one more; those it repeats (after a crash or a rollback) are dropped."""
+    while events and events[-1].step >= event.step:
+        events.pop()
+    events.append(event)
+    return events
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _interval(forecast: Mapping[str, object], name: str) -> tuple[float, float] | None:
+    """(value, high) of a forecast figure."""
+    figure = forecast.get(name)
+    if not isinstance(figure, Mapping):
+        return None
+    value, high = _number(figure.get("value")), _number(figure.get("high"))
+    return None if value is None or high is None else (value, high)
+
+
+def _first_time(path: Path) -> float | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as f:
+        try:
+            return _number(json.loads(f.readline()).get("time"))
+        except (ValueError, AttributeError):
+            return None

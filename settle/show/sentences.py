@@ -1,0 +1,76 @@
+"""What single events say, in words that plain lines and the live display share."""
+
+import math
+from collections.abc import Mapping
+
+from settle.base.events import DecayStarted, Eval, Progress, Rollback
+from settle.base.run_course import RunCourse
+from settle.show.amounts import amount, count, duration
+from settle.show.tables import gain_text
+
+FEW = 10  # a pace over so few big things is not worth saying
+DECAY_REASONS = {"settled": "the model has settled", "budget": "the budget is nearly spent"}
+
+
+def loss_text(loss: float | None) -> str:
+    return "not a number" if loss is None or not math.isfinite(loss) else f"{loss:.4f}"
+
+
+def eval_text(event: Eval) -> str:
+    """An evaluation in words."""
+    text = f"loss {loss_text(event.loss)}"
+    text += f" ± {event.stderr:.4f}" if math.isfinite(event.stderr) else ""
+    bits = event.bits_per_byte
+    return text + (f" · {bits:.4f} bits per byte" if bits is not None and math.isfinite(bits) else "")
+
+
+def decay_text(event: DecayStarted) -> str:
+    why = DECAY_REASONS.get(event.why, event.why)
+    return f"{why}: the learning rate falls to zero until step {event.until:,}"
+
+
+def rollback_text(event: Rollback) -> str:
+    text = f"step {event.step} went wrong (loss {event.loss}): back to step {event.to_step}"
+    for batch in event.batches[-1:]:
+        rows = batch.get("rows")
+        first = rows[0] if isinstance(rows, list) and rows else {}
+        source = first.get("source") if isinstance(first, Mapping) else None
+        text += f"; batch {batch.get('position')} is left out, which begins with {source}"
+    return text
+
+
+def progress_text(event: Progress, began: float) -> str:
+    """How far the work is, its pace and what is left. began: when it started, in epoch seconds."""
+    unit, done, total = event.unit, event.done, event.total
+    scaled = unit in ("bytes", "s", "J") or not total
+    text = (amount(done, unit) if scaled else f"{done:,.0f}") + (f" of {amount(total, unit)}" if total else "")
+    spent = event.time - began
+    if spent > 0 and done > 0 and not (total and total <= FEW):
+        speed = done / spent
+        text += f" · {amount(speed, unit)}/s"
+        if total and done < total:
+            text += f" · {duration((total - done) / speed)} left"
+    return text + (f" · {event.detail}" if event.detail else "")
+
+
+def speed_text(course: RunCourse) -> list[str]:
+    speed = course.left.tokens_per_second
+    return [f"{count(speed)} tokens/s"] if speed else []
+
+
+def left_text(course: RunCourse) -> list[str]:
+    left = course.left.seconds()
+    if left is None:
+        spent = course.left.spent()
+        return [f"{duration(spent)} so far"] if spent > 1 else []
+    return [f"{'at most' if left[1] == 'at most' else 'about'} {duration(left[0])} left"]
+
+
+def evidence_text(course: RunCourse, width: int) -> str:
+    """The evidence for settled, or why there is none yet."""
+    if not course.judgements:
+        return ""
+    latest = course.judgements[-1]
+    if not math.isfinite(latest.high) or not latest.tolerance:
+        return latest.why
+    return gain_text(latest.high, latest.tolerance, width)
