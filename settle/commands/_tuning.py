@@ -97,6 +97,7 @@ def handed_over(
     from settle.evaluate.gate.export import hand_over, hand_over_adapter
     from settle.evaluate.gate.gate import held_out_texts
     from settle.formats._adapter import Adapter
+    from settle.library.run_models import record_made
     from settle.model.adapters import state
 
     corpus, base, tuning = job.corpus, job.base, job.plan.tuning
@@ -107,9 +108,11 @@ def handed_over(
     learned_turns = bool(corpus.template) and corpus.kind != "text"
     card = {"verdict": result["verdict"], **best, **({} if took_turns or learned_turns else {"base": True})}
     if job.whole:
-        return hand_over(
+        files, gate = hand_over(
             job.model, job.architecture, outcome.best, job.tokenizer, run.out, run.name, texts, card, events
         )
+        record_made(run, files)
+        return files, gate
     job.model.load_trainable(outcome.best)
     adapter = Adapter(
         state={name: tensor.detach().float().cpu() for name, tensor in state(job.model).items()},
@@ -121,7 +124,9 @@ def handed_over(
     )
     if learned_turns and not (took_turns and job.tokenizer is base.tokenizer):
         card["template"] = job.tokenizer.chat_template
-    return hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)
+    files, gate = hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)
+    record_made(run, files, base.source)
+    return files, gate
 
 
 def _told(plan: "TrainingPlan", settings: TuningCommand) -> dict[str, Any]:

@@ -307,6 +307,8 @@ def _drafted(
     from settle.formats.gguf import export_gguf
     from settle.library.convert import as_gguf
     from settle.library.pretrained import open_pretrained
+    from settle.library.reference import Proposal
+    from settle.library.run_models import record_draft
 
     file = run.out / f"{run.name}-draft.gguf"
     export_gguf(job.architecture, outcome.best, job.tokenizer, file, asked["draft_type"], {"name": file.stem})
@@ -315,6 +317,7 @@ def _drafted(
     prompts = prompts_of(job.corpus, job.tokenizer, job.architecture, asked["compare_rows"])
     with as_gguf(teacher, run.out, job.tokenizer) as model:
         pair = measure_pair(model.path, file, prompts, asked["answer_tokens"], events, asked["threads"])
+    record_draft(run, file, Proposal(pair.way.tokens, pair.way.sure, pair.speed_up))
     events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:
         events.emit(Say(text=f"`settle chat {teacher.name} --draft {run.name}` and `settle serve` use it"))

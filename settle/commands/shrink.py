@@ -144,6 +144,7 @@ class Shrink(Command):
         return bench.with_vocabulary() if self.vocabulary else bench
 
     def _handed_over(self, bench: "Workbench", run: Run, budget: str, value: Any, events: Events) -> dict[str, Any]:
+        from settle.library.run_models import record_made
         from settle.shrink.search import Shrinking
 
         shrinking = Shrinking(bench)
@@ -158,6 +159,7 @@ class Shrink(Command):
         label = chosen.recipe or f"auto-{chosen.num_bytes / 1e6:.3g}MB" if chosen.kinds else "vocabulary"
         path = run.out / f"{run.name}-{label}.gguf"
         gate = bench.hand_over(chosen.kinds, path, chosen.recipe)
+        record_made(run, {"gguf": str(path)})
         return _told(shrinking, chosen, path, gate, run, self._compared(bench, path, events), events)
 
     def _compared(self, bench: "Workbench", path: Path, events: Events) -> dict[str, Any] | None:

@@ -65,6 +65,7 @@ class Train(TrainingSettings, RunCommand):
     def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
         from settle.evaluate.gate.export import hand_over
         from settle.evaluate.gate.gate import held_out_texts
+        from settle.library.run_models import record_made
 
         record, result = judged(run, job, outcome, spent, events)
         if result["verdict"] not in ("diverged", "broken"):
@@ -79,6 +80,7 @@ class Train(TrainingSettings, RunCommand):
                 {"base": True, "verdict": result["verdict"], **result["best"]},
                 events,
             )
+            record_made(run, files)
             result |= {"files": files | result["files"], "gate": gate}
         write_result(run, job, record, result)
         return result

@@ -125,6 +125,13 @@ def is_model(path: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def is_collection(name: str) -> bool:
     """Whether `settle index` made a collection of that name."""
     return bool(NAME.fullmatch(name)) and (home() / "collections" / name).is_dir()
@@ -185,7 +192,7 @@ def _at_path(path: Path, text: str) -> ModelRef:
     run = next((run for run in Run.all() if run.path == path), None)
     if run is not None:
         return _of_run(run)
-    if not is_model(path) and not path.is_dir():
+    if not is_model(path) and not _is_folder(path):
         raise _unknown(text)
     source, linked = Source.at(path), linked_model(path)
     return ModelRef(source.name, "model", linked.source if linked else source)
@@ -197,7 +204,7 @@ def _by_id(text: str) -> ModelRef:
         return _of_run(run)  # which says what is missing
     found = next((ref for ref in all_refs() if text == ref.id), None)
     if found is None:
-        if Path(text).is_dir():
+        if _is_folder(Path(text)):
             return _at_path(Path(text), text)
         raise _unknown(text)
     return found

@@ -1,6 +1,6 @@
 """The models that a run made: out/models.json, written when they are exported."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from settle.base.errors import RunError, UsageError
 from settle.base.run import Run, read_json, write_json
+from settle.library.reference import Proposal
+from settle.model.source import Source
 
 VERSION = 1  # of the record
 RECORD = "models.json"
@@ -39,8 +41,25 @@ class _Record(BaseModel):
     models: tuple[MadeModel, ...]
 
 
-def record_made(run: Run, *models: MadeModel) -> None:
-    """Adds files that the run exported to its record; an entry for the same file is replaced."""
+def record_made(run: Run, files: Mapping[str, str], base: Source | None = None) -> None:
+    """Records what was exported into the run's out/. files: by kind, as `settle.evaluate.gate.export` returns them;
+    "gguf" is a whole model, "lora_gguf" an adapter that is served over `base`."""
+    models = [MadeModel(kind="model", path=Path(files["gguf"]).name)] if "gguf" in files else []
+    if "lora_gguf" in files:
+        assert base is not None, "an adapter has a base"
+        path, below = Path(files["lora_gguf"]).name, str(base.path.resolve())
+        models.append(MadeModel(kind="adapter", path=path, base=below, base_name=base.name))
+    _add(run, models)
+
+
+def record_draft(run: Run, path: Path, proposal: Proposal) -> None:
+    """Records a draft in the run's out/, and how it proposes best."""
+    tokens, sure, speed_up = proposal
+    _add(run, [MadeModel(kind="draft", path=path.name, draft_tokens=tokens, draft_sure=sure, speed_up=speed_up)])
+
+
+def _add(run: Run, models: Sequence[MadeModel]) -> None:
+    """An entry for the same file is replaced."""
     earlier = _recorded(run) or ()
     paths = {model.path for model in models}
     kept = (*(model for model in earlier if model.path not in paths), *models)

@@ -38,24 +38,6 @@ def test_taken_unusable_and_unknown_names(home):
     assert "one" in e.value.fix
 
 
-def test_the_model_that_a_run_made(home):
-    """Neither its adapter nor its draft nor a file half-written; a name that ends like one of these is only a name."""
-    run = Run.create("tune", "mine")
-    assert run.exported is None and Run.named("mine").path == run.path and Run.named("yours") is None
-    for name in ("mine-lora", "mine-draft", ".mine"):
-        (run.out / f"{name}.gguf").touch()
-    assert run.exported is None
-    with pytest.raises(UsageError, match="is an adapter and no whole model"):
-        run.whole_model()
-    (run.out / "mine.gguf").touch()
-    assert run.whole_model() == run.out / "mine.gguf"
-    named = Run.create("tune", "my-lora")
-    with pytest.raises(UsageError, match="has no exported model yet"):
-        named.whole_model()
-    (named.out / "my-lora.gguf").touch()
-    assert named.whole_model() == named.out / "my-lora.gguf"
-
-
 def test_a_second_process_is_kept_out(home):
     run = Run.create("train", "busy")
     context = multiprocessing.get_context("spawn")

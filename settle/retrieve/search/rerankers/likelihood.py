@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import UsageError
-from settle.infer.context import longest_context
 from settle.infer.scorer import Scorer
+from settle.library.facts import longest_context
 from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
 from settle.retrieve.search.rerankers import Ranker, Reranker
