@@ -31,7 +31,7 @@ from settle.shrink.calibration import calibration_texts, calibration_windows
 from settle.shrink.measurements import measure
 from settle.shrink.types.choose_types import choose
 from settle.shrink.types.fake_quant import Trial
-from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 
 LENGTH = 256
@@ -85,7 +85,7 @@ def compared(source: Path, folder: Path, asked: argparse.Namespace) -> tuple[lis
         divergence = Trial(model, opened.part, file, found.importance, held_out).divergence
     rows, pairs = [], []
     for recipe in asked.recipes:
-        mix = {name: c.kind for name, c in recipe_types(file, recipe, True).items()}
+        mix = {name: c.kind for name, c in mix_types(file, recipe, True).items()}
         budget = file_bytes(file, mix)
         auto = choose(file, found.table, budget)
         kls = [by_window(divergence(kinds), held_out) for kinds in (mix, auto)]

@@ -19,7 +19,7 @@ from settle.infer.scorer import Scorer
 from settle.model.pretrained import Pretrained
 from settle.shrink.activations.importance import importance_of
 from settle.shrink.calibration import calibration_texts, calibration_windows
-from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import quantize_gguf
 
 
@@ -44,7 +44,7 @@ def main() -> None:
             for recipe in asked.recipes:
                 found = []
                 for matrix in (None, importance):
-                    chosen = recipe_types(read_gguf(source), recipe, matrix is not None)
+                    chosen = mix_types(read_gguf(source), recipe, matrix is not None)
                     kinds = {name: choice.kind for name, choice in chosen.items()}
                     made = quantize_gguf(source, Path(folder, "tried.gguf"), kinds, matrix)
                     with Scorer(made, LENGTH, asked.threads) as scorer:

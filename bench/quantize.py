@@ -30,7 +30,7 @@ def ours(job: dict) -> None:
     from settle.formats.gguf import read_gguf
     from settle.shrink.types import ggml
     from settle.shrink.types.imatrix import read_imatrix
-    from settle.shrink.types.llamacpp_mixes import recipe_types
+    from settle.shrink.types.mixes import mix_types
     from settle.shrink.types.quantize_file import quantize_gguf
 
     # libraries are loaded before on both sides
@@ -39,7 +39,7 @@ def ours(job: dict) -> None:
     importance = read_imatrix(job["imatrix"]) if job["imatrix"] else None
     with measured():
         file = read_gguf(job["source"])
-        chosen = recipe_types(file, job["recipe"], importance is not None)
+        chosen = mix_types(file, job["recipe"], importance is not None)
         kinds = {name: choice.kind for name, choice in chosen.items()}
         quantize_gguf(job["source"], job["target"], kinds, importance, job["recipe"], threads=job["threads"], file=file)
 
@@ -48,12 +48,12 @@ def theirs(job: dict) -> None:
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     from settle.shrink.types.imatrix import read_imatrix
-    from settle.shrink.types.llamacpp_mixes import RECIPES as KNOWN
+    from settle.shrink.types.mixes import MIXES
 
     ffi, lib = get_ffi(), get_lib()
     lib.llama_backend_init()
     params = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    params.nthread, params.ftype = job["threads"], KNOWN[job["recipe"]].file_type
+    params.nthread, params.ftype = job["threads"], MIXES[job["recipe"]]
     kept = []
     if job["imatrix"]:
         means = read_imatrix(job["imatrix"]).means

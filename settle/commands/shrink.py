@@ -106,7 +106,7 @@ class Shrink(Command):
     def _budget(self) -> tuple[str, Any]:
         """Which of the budgets was asked for, and its value. Raises UsageError unless it is one."""
         from settle.base.amounts import num_bytes, share
-        from settle.shrink.types.llamacpp_mixes import RECIPES
+        from settle.shrink.types.mixes import MIXES
 
         given = [n for n in ("to", "speed", "lose", "plan") if getattr(self, n)]
         if self.vocabulary and not self.inputs:
@@ -117,10 +117,10 @@ class Shrink(Command):
             asked = ", ".join(f"--{n}" for n in given) or "none"
             fix = "--to 400MB, --to Q4_K_M, --speed 40, --lose 1% or --plan"
             raise UsageError(f"one budget decides, and {asked} were given", fix)
-        if self.to is not None and self.to.upper() in RECIPES:
+        if self.to is not None and self.to.upper() in MIXES:
             return "type", self.to.upper()
         if self.to is not None and self.to[:1].isalpha():
-            raise UsageError(f"there is no type {self.to!r}", f"a size such as 400MB, or one of: {', '.join(RECIPES)}")
+            raise UsageError(f"there is no type {self.to!r}", f"a size such as 400MB, or one of: {', '.join(MIXES)}")
         if self.to is not None:
             return "size", num_bytes(self.to)
         if self.lose is not None:
@@ -152,7 +152,7 @@ class Shrink(Command):
             chosen = shrinking.measured(shrinking.as_it_is())
         elif budget == "type":
             _tell_fallen(bench, value, events)
-            chosen = shrinking.measured(shrinking.of_recipe(value))
+            chosen = shrinking.measured(shrinking.of_mix(value))
         else:
             search = {"size": shrinking.within_size, "lose": shrinking.within_loss, "speed": shrinking.at_speed}
             chosen = search[budget](value)

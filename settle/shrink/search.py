@@ -22,8 +22,7 @@ from settle.shrink.quantizers.mixed import Mixed
 from settle.shrink.session import Workbench
 from settle.shrink.size_search import Found, Size, find_size
 from settle.shrink.throughput_model import Pace, bytes_read
-from settle.shrink.types.ggml import FLOATS
-from settle.shrink.types.llamacpp_mixes import RECIPES
+from settle.shrink.types.mixes import QUANTIZED_MIXES
 
 MOST_MEASURED = 8  # files of one search
 SIZES_APART = 0.01  # of two sizes that a search does not tell apart
@@ -79,7 +78,7 @@ class Shrinking:
 
     # --- candidates ---
 
-    def of_recipe(self, recipe: str) -> Candidate:
+    def of_mix(self, recipe: str) -> Candidate:
         """One of llama.cpp's mixes."""
         kinds = types_of(Mixed(recipe=recipe).kinds(self.bench.file, self.bench.importance))
         return self._candidate(recipe, kinds, recipe)
@@ -150,7 +149,7 @@ class Shrinking:
                 f"{self.smallest / 1e6:.1f} MB",
                 f"--to {math.ceil(self.smallest / 1e6)}MB, or prune the model first: `settle distill --help`",
             )
-        mixes = [c for c in map(self.of_recipe, quantized_recipes()) if c.num_bytes <= num_bytes]
+        mixes = [c for c in map(self.of_mix, QUANTIZED_MIXES) if c.num_bytes <= num_bytes]
         rival = min(mixes, key=lambda c: c.predicted or 0.0, default=None)
         return self._best([self.of_size(num_bytes), *([rival] if rival else [])])
 
@@ -200,7 +199,7 @@ class Shrinking:
 
     def routes(self) -> list[Candidate]:
         """Every mix, and `auto` at the size of each, largest first; what would be the same file comes once."""
-        mixes = [self.of_recipe(recipe) for recipe in quantized_recipes()]
+        mixes = [self.of_mix(recipe) for recipe in QUANTIZED_MIXES]
         sizes = sorted({c.num_bytes for c in mixes})
         found: dict[frozenset[tuple[str, str]], Candidate] = {}
         for candidate in [*mixes, *map(self.of_size, sizes)]:
@@ -225,11 +224,6 @@ class Shrinking:
 
     def _size_of_read(self, num_bytes: int) -> int:
         return _crossing(self.smallest, self.largest, lambda size: self.read(self.of_size(size)) < num_bytes)
-
-
-def quantized_recipes() -> list[str]:
-    """llama.cpp's mixes that make a file smaller."""
-    return [name for name, recipe in RECIPES.items() if recipe.base not in FLOATS]
 
 
 def lost(candidate: Candidate) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.shrink.types.llamacpp_mixes import RECIPES
+from settle.shrink.types.mixes import MIXES
 
 
 def llama_quantize(source: Path, folder: Path, recipes, means: Mapping | None = None, **params) -> dict[str, Path]:
@@ -17,7 +17,7 @@ def llama_quantize(source: Path, folder: Path, recipes, means: Mapping | None = 
     targets = {recipe: folder / f"{recipe}.gguf" for recipe in recipes}
     job = {
         "source": str(source),
-        "targets": [[str(target), RECIPES[recipe].file_type] for recipe, target in targets.items()],
+        "targets": [[str(target), MIXES[recipe]] for recipe, target in targets.items()],
         "params": params,
         "means": None,
     }

@@ -10,7 +10,7 @@ from settle.formats.gguf import read_gguf
 from settle.shrink.quantizers import types_of
 from settle.shrink.types import ggml
 from settle.shrink.types.choose_types import choose
-from settle.shrink.types.llamacpp_mixes import may_be_quantized, recipe_types
+from settle.shrink.types.mixes import mix_types, quantizable
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from settle.shrink.types.sensitivity import Sensitivity, candidates
 from tests.shrink.files import make_gguf
@@ -23,7 +23,7 @@ def source(tmp_path):
 
 def _table(file, factor=None) -> Sensitivity:
     """Every bit less costs four times as much, as rounding does; factor: of a type."""
-    tensors = [t for t in file.tensors.values() if may_be_quantized(t)]
+    tensors = [file.tensors[name] for name in sorted(quantizable(file))]
     sizes = {t.name: {k: ggml.num_bytes(k, math.prod(t.shape)) for k in candidates(t)} for t in tensors}
     costs = {
         t.name: {k: (factor or {}).get(k, 1.0) * 4 ** (-8 * n / math.prod(t.shape)) for k, n in sizes[t.name].items()}
@@ -36,7 +36,7 @@ def _table(file, factor=None) -> Sensitivity:
 def test_it_has_the_size_of_a_recipe_and_costs_no_more(source, recipe):
     file = read_gguf(source)
     table = _table(file)
-    mix = {name: choice.kind for name, choice in recipe_types(file, recipe, True).items()}
+    mix = {name: choice.kind for name, choice in mix_types(file, recipe, True).items()}
     chosen = choose(file, table, file_bytes(file, mix))
     assert file_bytes(file, chosen) <= file_bytes(file, mix)
     assert table.predicted(chosen) <= table.predicted(mix)
@@ -66,7 +66,7 @@ def test_the_part_reads_its_table(source, tmp_path):
     made = part("shrink/quantizers", "auto")(table=str(tmp_path / "table.json"), like="Q4_K_M")
     choices = made.kinds(file)
     assert set(choices) == set(file.tensors) and not any(c.fell_back for c in choices.values())
-    mix = {name: choice.kind for name, choice in recipe_types(file, "Q4_K_M").items()}
+    mix = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
     written = quantize_gguf(source, tmp_path / "y.gguf", types_of(choices))
     assert written.stat().st_size == file_bytes(file, types_of(choices)) <= file_bytes(file, mix)
     assert sum(c.num_bytes for c in choices.values()) == sum(t.num_bytes for t in read_gguf(written).tensors.values())

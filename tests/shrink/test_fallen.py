@@ -1,7 +1,7 @@
 """The trap of 256, seen beforehand."""
 
 from settle.formats.gguf import read_gguf
-from settle.shrink.types.llamacpp_mixes import recipe_types
+from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import quantize_gguf
 from settle.shrink.types.type_fallback import fallen, lost
 from tests.shrink.files import make_gguf
@@ -13,7 +13,7 @@ def test_rows_that_fall_back_are_named(tmp_path):
     found = fallen(file, "Q4_K_M")
     assert "blk.0.attn_q.weight" in found.tensors and "blk.0.ffn_down.weight" not in found.tensors
     assert "token_embd.weight" in found.tensors
-    kinds = {name: choice.kind for name, choice in recipe_types(file, "Q4_K_M").items()}
+    kinds = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
     written = quantize_gguf(source, tmp_path / "y.gguf", kinds, file_type="Q4_K_M")
     assert found.num_bytes == written.stat().st_size > found.promised
     text = found.told()
@@ -28,7 +28,7 @@ def test_what_is_proposed_is_better(tmp_path):
         if found.better is not None:
             proposed += 1
             assert found.better_bytes <= found.num_bytes and found.better in found.told()
-            assert lost(file, recipe_types(file, found.better)) < lost(file, recipe_types(file, recipe))
+            assert lost(file, mix_types(file, found.better)) < lost(file, mix_types(file, recipe))
     assert proposed
     assert fallen(file, "Q2_K").instead == {"Q4_0": "IQ4_NL"}
     assert "IQ4_NL in place of Q4_0" in fallen(file, "Q2_K").told()

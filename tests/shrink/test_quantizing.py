@@ -11,7 +11,7 @@ from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, guessed_file_type, quantize_gguf, quantized_already
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
@@ -19,7 +19,7 @@ from tests.trained import trained
 
 
 def kinds_of(file, recipe, known=False):
-    return {name: choice.kind for name, choice in recipe_types(file, recipe, known).items()}
+    return {name: choice.kind for name, choice in mix_types(file, recipe, known).items()}
 
 
 @pytest.mark.parametrize("architecture", parts("model/architectures"))
@@ -113,8 +113,8 @@ def test_metadata(tmp_path):
 
 def test_file_type_of_a_choice_of_ones_own(tmp_path):
     file = read_gguf(make_gguf(tmp_path / "x.gguf"))
-    assert guessed_file_type(kinds_of(file, "Q5_K_S"), file) == RECIPES["Q5_K_M"].file_type
-    assert guessed_file_type(kinds_of(file, "Q6_K"), file) == RECIPES["Q6_K"].file_type
+    assert guessed_file_type(kinds_of(file, "Q5_K_S"), file) == MIXES["Q5_K_M"]
+    assert guessed_file_type(kinds_of(file, "Q6_K"), file) == MIXES["Q6_K"]
     assert guessed_file_type(dict.fromkeys(file.tensors, "IQ3_S"), file) == 1024
 
 

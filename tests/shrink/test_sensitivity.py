@@ -13,7 +13,7 @@ from settle.shrink.measurements import group_of, measure
 from settle.shrink.types.choose_types import choose
 from settle.shrink.types.fake_quant import Trial, batches
 from settle.shrink.types.ggml import FLOATS
-from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from settle.shrink.types.sensitivity import Sensitivity, candidates, sensitivity
 from tests.trained import trained
@@ -108,8 +108,8 @@ def test_trials_correct_the_table(source, windows):
 
 def test_every_mix_can_be_predicted(source, measured):
     file = read_gguf(source)
-    for recipe in RECIPES:
-        for name, choice in recipe_types(file, recipe, True).items():
+    for recipe in MIXES:
+        for name, choice in mix_types(file, recipe, True).items():
             known = measured.table.costs.get(name, {choice.kind})
             assert choice.kind in known or choice.kind in FLOATS, (recipe, name)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from settle.base.registry import Part
 from settle.formats import Weights
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import Choice
+from settle.shrink.types.mixes import Choice
 
 
 class Quantizer(Part):

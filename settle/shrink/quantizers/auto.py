@@ -12,7 +12,7 @@ from settle.formats import Weights
 from settle.shrink.quantizers import Quantizer
 from settle.shrink.types.choose_types import choose
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import Choice, recipe_types
+from settle.shrink.types.mixes import Choice, mix_types
 from settle.shrink.types.quantize_file import file_bytes
 from settle.shrink.types.sensitivity import Sensitivity
 
@@ -30,7 +30,7 @@ class Auto(Quantizer):
                 "auto chooses by what each tensor costs, and has no table of it", "measure the model first"
             )
         table = Sensitivity.open(Path(self.table))
-        mix = recipe_types(file, self.like, importance is not None)
+        mix = mix_types(file, self.like, importance is not None)
         size = self.size or file_bytes(file, {name: choice.kind for name, choice in mix.items()})
         chosen = choose(file, table, size)
         found = {}

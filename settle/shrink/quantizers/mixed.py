@@ -5,7 +5,7 @@ from pydantic import Field, field_validator
 from settle.formats import Weights
 from settle.shrink.quantizers import Quantizer
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import RECIPES, Choice, recipe_types
+from settle.shrink.types.mixes import MIXES, Choice, mix_types
 
 
 class Mixed(Quantizer):
@@ -16,12 +16,12 @@ class Mixed(Quantizer):
     @field_validator("recipe")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value.upper() not in RECIPES:
-            raise ValueError(f"there is no {value!r}; known: {', '.join(RECIPES)}")
+        if value.upper() not in MIXES:
+            raise ValueError(f"there is no {value!r}; known: {', '.join(MIXES)}")
         return value.upper()
 
     def kinds(self, file: Weights, importance: Importance | None = None) -> dict[str, Choice]:
-        return recipe_types(file, self.recipe, importance is not None)
+        return mix_types(file, self.recipe, importance is not None)
 
     @property
     def file_type(self) -> str:

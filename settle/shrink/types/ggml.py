@@ -127,6 +127,13 @@ def code_of(kind: str) -> int:
     return _code(kind)
 
 
+def type_name(code: int) -> str:
+    """ggml's name of a type, from its number."""
+    from gguf.constants import GGMLQuantizationType
+
+    return GGMLQuantizationType(code).name
+
+
 def _code(kind: str) -> int:
     from gguf.constants import GGMLQuantizationType
 

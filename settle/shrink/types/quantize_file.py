@@ -26,10 +26,11 @@ from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, Layout, layout
 from settle.shrink.types import ggml
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import RECIPES, TOKEN_TABLES, order
+from settle.shrink.types.mixes import MIXES
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
+_TOKEN_TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 _COPIED = 1 << 20  # bytes of a piece that is only copied
 
 
@@ -92,6 +93,12 @@ def file_bytes(
     ).total
 
 
+def order(name: str) -> tuple[int, bytes]:
+    """llama.cpp's order of tensors: what is in no block first, then block by block, by name within."""
+    block = re.match(r"blk\.(\d+)", name)
+    return (int(block[1]) if block else -1), name.encode()
+
+
 def plan_file(
     file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, Any] | None
 ) -> Layout:
@@ -101,7 +108,7 @@ def plan_file(
         for name in sorted(file.tensors, key=order)
     ]
     if isinstance(file_type, str):
-        file_type = RECIPES[file_type].file_type
+        file_type = MIXES[file_type]
     changes: dict[str, Any] = {
         "general.quantization_version": QUANTIZATION_VERSION,
         "general.file_type": guessed_file_type(chosen, file) if file_type is None else file_type,
@@ -118,8 +125,7 @@ def guessed_file_type(chosen: Mapping[str, str], file: Weights) -> int:
         held[kind] += math.prod(file.tensors[name].shape)
     names = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
     kind = held.most_common(1)[0][0]
-    found = RECIPES.get(names.get(kind, kind))
-    return 1024 if found is None else found.file_type  # 1024: llama.cpp's "guessed"
+    return MIXES.get(names.get(kind, kind), 1024)  # 1024: llama.cpp's "guessed"
 
 
 def quantized_already(file: Weights) -> dict[str, int]:
@@ -167,7 +173,7 @@ def _importance_of(tensor: LazyTensor, kind: str, importance: Importance | None)
         return None
     num_experts = tensor.shape[-3] if len(tensor.shape) > 2 else 1
     if means.size != num_experts * tensor.shape[-1]:
-        if tensor.name in TOKEN_TABLES:
+        if tensor.name in _TOKEN_TABLES:
             return None  # a table of tokens is looked up, so most files have no inputs for it
         raise UsageError(
             f"the importance of {tensor.name} has {means.size} values, the tensor takes "

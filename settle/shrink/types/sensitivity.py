@@ -27,7 +27,7 @@ from settle.model.architectures import Architecture
 from settle.shrink.activations.curvature import BLOCK
 from settle.shrink.types import ggml
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import may_be_quantized
+from settle.shrink.types.mixes import quantizable
 
 # Those of llama.cpp's mixes, so that a mix can be told apart from others, and two that cost less than Q3_K and Q2_K.
 TYPES = (
@@ -79,7 +79,8 @@ def sensitivity(
     for parameter, name in part.gguf_names().items():
         members.setdefault(name, []).append(parameter)
     known = {name: found for name, found in members.items() if set(found) <= set(curvature)}
-    tensors = [t for t in file.tensors.values() if t.name in known and may_be_quantized(t)]
+    names = quantizable(file) & set(known)
+    tensors = [t for t in file.tensors.values() if t.name in names]
     costs: dict[str, dict[str, float]] = {}
     sizes: dict[str, dict[str, int]] = {}
     for number, tensor in enumerate(tensors):

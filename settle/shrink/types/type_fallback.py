@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from settle.formats import Weights
 from settle.shrink.types.ggml import block
-from settle.shrink.types.llamacpp_mixes import RECIPES, Choice, recipe_types
+from settle.shrink.types.mixes import MIXES, Choice, mix_types
 from settle.shrink.types.quantize_file import file_bytes
 
 # The part of the squares of normally distributed values that is lost, without importance: measured with ggml, see the
@@ -78,7 +78,7 @@ class Fallen:
 
 def fallen(file: Weights, recipe: str, has_importance: bool = False) -> Fallen | None:
     """What falls back in a file under a recipe, and what is better; None when nothing does."""
-    chosen = recipe_types(file, recipe, has_importance)
+    chosen = mix_types(file, recipe, has_importance)
     tensors = {name: choice for name, choice in chosen.items() if choice.fell_back}
     if not tensors:
         return None
@@ -97,8 +97,8 @@ def lost(file: Weights, chosen: Mapping[str, Choice]) -> float:
 def _better(file: Weights, chosen: Mapping[str, Choice], size: int, has_importance: bool) -> tuple[str | None, int]:
     """The most precise recipe of those that are more precise and no larger; the smaller one of two alike."""
     found: list[tuple[float, int, str]] = []
-    for recipe in RECIPES:
-        other = recipe_types(file, recipe, has_importance)
+    for recipe in MIXES:
+        other = mix_types(file, recipe, has_importance)
         num_bytes = file_bytes(file, {name: choice.kind for name, choice in other.items()})
         if num_bytes <= size:
             found.append((lost(file, other), num_bytes, recipe))

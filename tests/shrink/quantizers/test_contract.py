@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from settle.base.registry import part
 from settle.formats.gguf import read_gguf
 from settle.shrink.quantizers import Quantizer, types_of
-from settle.shrink.types.llamacpp_mixes import RECIPES
+from settle.shrink.types.mixes import MIXES
 from settle.shrink.types.quantize_file import quantize_gguf
 from tests.shrink.files import make_gguf
 
@@ -20,7 +20,7 @@ def test_mixed(tmp_path, recipe):
     written = quantize_gguf(source, tmp_path / "y.gguf", types_of(choices), file_type=quantizer.file_type)
     file = read_gguf(written)
     assert {n: t.dtype for n, t in file.tensors.items()} == types_of(choices)
-    assert file.metadata["general.file_type"] == RECIPES[recipe.upper()].file_type
+    assert file.metadata["general.file_type"] == MIXES[recipe.upper()]
 
 
 def test_a_mix_that_is_not_known():

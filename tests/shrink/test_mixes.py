@@ -6,7 +6,7 @@ import pytest
 from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf import read_gguf
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.llamacpp_mixes import RECIPES, recipe_types
+from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
@@ -54,14 +54,14 @@ def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
     source = make_gguf(tmp_path / "source.gguf", **SHAPES[shape])
     file = read_gguf(source)
     means = means_of(file, np.random.default_rng(1)) if known else None
-    asked = OF_DEEP if SHAPES[shape].get("layers") == 80 else tuple(RECIPES)
+    asked = OF_DEEP if SHAPES[shape].get("layers") == 80 else tuple(MIXES)
     theirs = llama_quantize(source, tmp_path / "theirs", asked, means)
     assert set(theirs) >= {"Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "F16"}
     if shape != "48":  # it has no block for such rows, but for K-quants' fall back
         assert set(theirs) == set(asked)
     importance = Importance(means) if known else None
     for recipe, their in theirs.items():
-        chosen = recipe_types(file, recipe, known)
+        chosen = mix_types(file, recipe, known)
         assert {n: c.kind for n, c in chosen.items()} == {n: t.dtype for n, t in read_gguf(their).tensors.items()}
         kinds = {name: choice.kind for name, choice in chosen.items()}
         ours = quantize_gguf(source, tmp_path / "ours.gguf", kinds, importance, recipe)
@@ -74,7 +74,7 @@ def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
 
 def test_rows_that_no_block_divides_become_f16(tmp_path):
     file = read_gguf(make_gguf(tmp_path / "x.gguf", width=64, inner=48))
-    chosen = recipe_types(file, "Q8_0")
+    chosen = mix_types(file, "Q8_0")
     assert chosen["blk.0.ffn_down.weight"].kind == "F16" and chosen["blk.0.ffn_down.weight"].wanted == "Q8_0"
     assert chosen["blk.0.ffn_up.weight"].kind == "Q8_0" and not chosen["blk.0.ffn_up.weight"].fell_back
 
@@ -82,10 +82,10 @@ def test_rows_that_no_block_divides_become_f16(tmp_path):
 def test_an_expert_in_no_block(tmp_path):
     extra = {"ffn_down_exps.weight": (2, 2, 256)}
     file = read_gguf(make_gguf(tmp_path / "x.gguf", architecture="qwen3moe", experts=4, extra=extra))
-    with pytest.raises(FormatError, match="in no block"):
-        recipe_types(file, "Q4_K_M")
+    with pytest.raises(FormatError, match="layer"):
+        mix_types(file, "Q4_K_M")
 
 
 def test_a_recipe_that_is_not_known(tmp_path):
-    with pytest.raises(UsageError, match="no recipe 'Q4_K'"):
-        recipe_types(read_gguf(make_gguf(tmp_path / "x.gguf")), "Q4_K")
+    with pytest.raises(UsageError, match="no mix 'Q4_K'"):
+        mix_types(read_gguf(make_gguf(tmp_path / "x.gguf")), "Q4_K")

@@ -1,0 +1,138 @@
+"""Which type each tensor of a model gets in llama.cpp's mixed file types, as llama.cpp itself answers.
+
+A mix gives more bits to the tensors that hurt most: values of attention, the way down of the feed-forward, the table of
+tokens. Its rules are code inside llama.cpp's quantizer and change with it. So the quantizer is asked: it is given a
+miniature of the file, with the same metadata and names and at most two rows of at most 256 values in each tensor, and
+the types of what it writes are read back. Nothing in a rule depends on more than that; a test compares with whole files.
+
+A row must be a whole number of blocks. K-quants have blocks of 256: where a row is no multiple, the tensor falls back
+to a type with blocks of 32, which is larger.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from settle.base.errors import FormatError, UsageError
+from settle.formats import Weights
+from settle.formats.gguf.header import read_header
+from settle.formats.gguf.layout import Entry, layout
+from settle.shrink.types.ggml import FLOATS, num_bytes, type_name
+
+# The name of each mix → its number in llama.cpp (`llama_ftype`), which files carry as general.file_type.
+MIXES = {
+    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
+    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "Q3_K_L": 13, "Q3_K_M": 12,
+    "Q3_K_S": 11, "Q2_K": 10,
+}  # fmt: skip
+QUANTIZED_MIXES = tuple(name for name in MIXES if name not in FLOATS)
+_MINIATURE_ROWS, _MINIATURE_ROW = 2, 256
+_QUANTIZER_SECONDS = 300  # for all mixes of one file; it takes about one
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The type of one tensor. wanted: what the mix gives it where rows fit, another one where they do not."""
+
+    kind: str
+    wanted: str
+    num_bytes: int
+
+    @property
+    def fell_back(self) -> bool:
+        return self.kind != self.wanted
+
+
+def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str, Choice]:
+    """The type of every tensor of a GGUF file, in the order that llama.cpp writes them.
+
+    has_importance: whether an importance will be given; some mixes spend their bits differently then. Raises UsageError
+    for an unknown mix, FormatError for a file that llama.cpp refuses.
+    """
+    if mix not in MIXES:
+        raise UsageError(f"there is no mix {mix!r}", f"choose one of: {', '.join(MIXES)}")
+    given, fitting = _answers(_miniature(file), has_importance)[mix], {}
+    if any(tensor.shape[-1] % _MINIATURE_ROW for tensor in file.tensors.values()):
+        fitting = _answers(_miniature(file, fitting_rows=True), has_importance)[mix]
+    if isinstance(given, str):
+        raise FormatError(f"llama.cpp cannot quantize this model to {mix}: {given}", "choose another type, or a size")
+    choices = {}
+    for name, kind in given.items():
+        tensor = file.tensors[name]
+        kind = kind or tensor.dtype
+        wanted = (not isinstance(fitting, str) and fitting.get(name)) or kind
+        size = tensor.num_bytes if kind == tensor.dtype else num_bytes(kind, math.prod(tensor.shape))
+        choices[name] = Choice(kind, wanted, size)
+    return choices
+
+
+def quantizable(file: Weights) -> frozenset[str]:
+    """Names of the tensors that llama.cpp quantizes: matrices of weights, but for those that are tiny or that a small
+    error ruins (norms, routers, positions). Raises FormatError for a file that llama.cpp refuses."""
+    answer = _answers(_miniature(file), False)["F16"]
+    if isinstance(answer, str):
+        raise FormatError(f"llama.cpp cannot quantize this model: {answer}", "update settle's extra `shrink`")
+    return frozenset(name for name, kind in answer.items() if kind)
+
+
+def _miniature(file: Weights, fitting_rows: bool = False) -> bytes:
+    """A GGUF file with the metadata and the tensor names of `file`, small and all zeros, in F32.
+
+    fitting_rows: with rows that every block divides, instead of the same remainder as the file's.
+    """
+    entries = []
+    for tensor in file.tensors.values():
+        *outer, row = tensor.shape
+        row = _MINIATURE_ROW if fitting_rows else row % _MINIATURE_ROW or _MINIATURE_ROW
+        shape = (*(min(size, _MINIATURE_ROWS) for size in outer), row)
+        entries.append(Entry(tensor.name, shape, "F32", 4 * math.prod(shape)))
+    unread = [key for key in file.metadata if key.startswith(("tokenizer.", "split.", "general.alignment"))]
+    planned = layout(Weights({}, {}, {k: p for k, p in file.places.items() if k not in unread}), entries, {})
+    return planned.header.ljust(planned.total, b"\0")
+
+
+@lru_cache(maxsize=16)
+def _answers(miniature: bytes, has_importance: bool) -> dict[str, dict[str, str | None] | str]:
+    """Mix → (tensor → type, None where it stays as it is), or why llama.cpp refuses."""
+    answers: dict[str, dict[str, str | None] | str] = {}
+    with tempfile.TemporaryDirectory(prefix="settle-mixes-") as folder:
+        source = Path(folder) / "miniature.gguf"
+        source.write_bytes(miniature)
+        targets = {mix: Path(folder) / f"{mix}.gguf" for mix in MIXES if mix != "F32"}
+        errors = _quantized(source, {str(target): MIXES[mix] for mix, target in targets.items()}, has_importance)
+        for mix, target in targets.items():
+            if error := errors.get(str(target)):
+                answers[mix] = error
+                continue
+            tensors = read_header(target.read_bytes(), target.name).tensors
+            kinds = {tensor.name: type_name(tensor.dtype) for tensor in tensors}
+            answers[mix] = {name: None if kind == "F32" else kind for name, kind in kinds.items()}
+    whole = answers["F16"]
+    answers["F32"] = whole if isinstance(whole, str) else {name: kind and "F32" for name, kind in whole.items()}
+    return answers
+
+
+def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -> dict[str, str]:
+    """Have llama.cpp quantize a file in a process of its own, which may crash; returns target → what it complains of.
+
+    targets: path → number of the mix.
+    """
+    job = json.dumps({"source": str(source), "targets": targets, "has_importance": has_importance})
+    command = [sys.executable, "-m", "settle.shrink.types.mix_child"]
+    try:
+        done = subprocess.run(
+            command, input=job, capture_output=True, text=True, timeout=_QUANTIZER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return dict.fromkeys(targets, "it did not answer in time")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
+        return dict.fromkeys(targets, lines[-1])
+    errors: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return errors
