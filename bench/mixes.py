@@ -74,7 +74,9 @@ def main() -> None:
             refused = sum(isinstance(theirs[key], str) for key in different)
             shapes = ", ".join(dict.fromkeys(shape for shape, _, _ in different))
             names = ", ".join(dict.fromkeys(mix for _, mix, _ in different))
-            print(f"{other.name}: {len(different)} of {len(ours)} answers differ ({refused} refused): {shapes}; {names}")
+            print(
+                f"{other.name}: {len(different)} of {len(ours)} answers differ ({refused} refused): {shapes}; {names}"
+            )
 
 
 if __name__ == "__main__":

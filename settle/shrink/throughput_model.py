@@ -4,12 +4,11 @@ The two-parameter law of decoding (memory traffic, and work that does not depend
 model differ only in the bytes, so two that were measured tell about all others.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from settle.formats import Weights
-from settle.shrink.types.ggml import num_bytes
+from settle.formats.gguf.types import ggml_type
 
 BANDWIDTH_SHARE = 0.85  # of a token's time that is memory traffic, when one file has to tell of all
 
@@ -56,6 +55,6 @@ def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
         if name == "token_embd.weight" and "output.weight" in file.tensors:
             continue
         kind = kinds.get(name, tensor.dtype)
-        size = tensor.num_bytes if kind == tensor.dtype else num_bytes(kind, math.prod(tensor.shape))
+        size = tensor.num_bytes if kind == tensor.dtype else ggml_type(kind).num_bytes(tensor.shape)
         total += size * (used / experts if "_exps." in name else 1)
     return round(total)

@@ -8,7 +8,6 @@ from gguf.quants import dequantize as theirs
 
 from settle.base.errors import FormatError, UsageError
 from settle.shrink.types import ggml
-from settle.shrink.types.type_fallback import LOST
 
 KINDS = ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 random = np.random.default_rng(0)
@@ -25,7 +24,7 @@ def test_numbers_come_back(kind):
     if kind != "F32":
         np.testing.assert_array_equal(ggml.dequantize(raw, kind, np.empty_like(VALUES)), back)
     lost = np.square(back - VALUES).sum() / np.square(VALUES).sum()
-    assert lost == pytest.approx(LOST[kind], rel=0.1)
+    assert lost == pytest.approx(GGML[kind].error, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +92,7 @@ def test_the_package_is_missing(monkeypatch):
 def test_llama_cpp_is_not_loaded():
     code = (
         "import sys, numpy\n"
-        "from settle.shrink import ggml\n"
+        "from settle.shrink.types import ggml\n"
         "ggml.quantize(numpy.zeros((1, 32), numpy.float32), 'Q8_0')\n"
         "assert 'llama_cpp_py_sync' not in sys.modules"
     )

@@ -7,12 +7,12 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
+from settle.formats.gguf.types import is_float
 from settle.shrink.activations.curvature import curvature
 from settle.shrink.activations.importance import Inputs
 from settle.shrink.measurements import group_of, measure
 from settle.shrink.types.choose_types import choose
 from settle.shrink.types.fake_quant import Trial, batches
-from settle.shrink.types.ggml import FLOATS
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from settle.shrink.types.sensitivity import Sensitivity, candidates, sensitivity
@@ -111,7 +111,7 @@ def test_every_mix_can_be_predicted(source, measured):
     for recipe in MIXES:
         for name, choice in mix_types(file, recipe, True).items():
             known = measured.table.costs.get(name, {choice.kind})
-            assert choice.kind in known or choice.kind in FLOATS, (recipe, name)
+            assert choice.kind in known or is_float(choice.kind), (recipe, name)
 
 
 def test_rows_decide_what_is_possible(source):

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 from settle.base.errors import UsageError
 from settle.formats import Weights
+from settle.formats.gguf.types import GGML
 from settle.shrink.types.budget import cheapest
 from settle.shrink.types.quantize_file import file_bytes
 from settle.shrink.types.sensitivity import Sensitivity
 
-# llama.cpp looks their values up in tables, which a processor is slow at: taken where they are worth it
-SLOW = frozenset({"IQ3_XXS", "IQ3_S"})
-_WORTH = 0.9  # of the divergence without them
+SLOW = frozenset(row.name for row in GGML.values() if row.slow)
 
 
 def choose(

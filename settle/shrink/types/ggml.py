@@ -19,32 +19,20 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import FormatError, UsageError
+from settle.formats.gguf.types import GGML, block_id, block_of, is_float
 from settle.machine.cores import cores
 
 PACKAGE = "llama_cpp_py_sync"
 # values that are quantized in one call: a megabyte of float32, which stays in a core's cache
 PIECE = 1 << 18
-REQUIRES_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
-_LARGEST = 65504.0  # that fp16 holds
-FLOATS = ("F32", "F16", "BF16")
-
-
-def block(kind: str) -> tuple[int, int]:
-    """(values, bytes) of one block of a type. Raises UsageError for a type that ggml has not."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    return GGML_QUANT_SIZES[_code(kind)]
+_LARGEST_FP16 = 65504.0
 
 
 def num_bytes(kind: str, num_values: int) -> int:
-    """Bytes of that many values, which the type's block must divide."""
-    values, size = block(kind)
-    return num_values // values * size
-
-
-def divides(kind: str, row: int) -> bool:
-    """Whether rows of that many values can have the type."""
-    return row % block(kind)[0] == 0
+    """Bytes of that many values, which the type's block must divide. Raises UsageError for an unknown type."""
+    block = block_of(code_of(kind))
+    assert block is not None, kind
+    return num_values // block[1] * block[2]
 
 
 def quantize(
@@ -68,7 +56,7 @@ def quantize(
     if out is None:
         out = np.empty((num_rows, num_bytes(kind, row)), np.uint8)
     step = max(1, PIECE // row)
-    code = _code(kind)
+    code = code_of(kind)
 
     def piece(first: int) -> None:
         quantize_piece(values[first : first + step], code, weights, out[first : first + step])
@@ -101,18 +89,20 @@ def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, ou
     written = _library().ggml_quantize_chunk(code, values.ctypes.data, out.ctypes.data, 0, num_rows, row, pointer)
     assert written == out.nbytes, (written, out.nbytes)
     # scales are fp16: only values beyond its range can make one infinite
-    if max(-low, high) > _LARGEST and not _library().ggml_validate_row_data(code, out.ctypes.data, out.nbytes):
+    if max(-low, high) > _LARGEST_FP16 and not _library().ggml_validate_row_data(code, out.ctypes.data, out.nbytes):
         raise FormatError(f"there are values as large as {max(-low, high):.3g}", "choose another type, such as BF16")
 
 
 def check(kind: str, row: int, has_importance: bool) -> None:
     """Raises UsageError where rows of that many values cannot get the type."""
-    if not divides(kind, row):
-        fix = f"a row must be a multiple of {block(kind)[0]} values; choose another type"
+    block = block_of(code_of(kind))
+    assert block is not None, kind
+    if row % block[1]:
+        fix = f"a row must be a multiple of {block[1]} values; choose another type"
         raise UsageError(f"rows of {row} values cannot be {kind}", fix)
-    if kind in REQUIRES_IMPORTANCE and not has_importance:
+    if kind in GGML and GGML[kind].needs_importance and not has_importance:
         raise UsageError(f"{kind} needs to know how much each input matters", "give an importance file (imatrix)")
-    if kind not in FLOATS and not hasattr(_library(), _dequantizer(kind)):
+    if not is_float(kind) and not hasattr(_library(), _dequantizer(kind)):
         raise UsageError(f"{kind} is no type of weights", "choose another type, such as Q4_K")
 
 
@@ -123,22 +113,9 @@ def num_threads() -> int:
 
 
 def code_of(kind: str) -> int:
-    """ggml's number of a type, once it is known to the library."""
-    return _code(kind)
-
-
-def type_name(code: int) -> str:
-    """ggml's name of a type, from its number."""
-    from gguf.constants import GGMLQuantizationType
-
-    return GGMLQuantizationType(code).name
-
-
-def _code(kind: str) -> int:
-    from gguf.constants import GGMLQuantizationType
-
+    """ggml's number of a type. Raises UsageError for an unknown one."""
     try:
-        return int(GGMLQuantizationType[kind])
+        return block_id(kind)
     except KeyError:
         raise UsageError(f"there is no type {kind!r}", "choose another, such as Q4_K or IQ4_XS") from None
 

@@ -23,15 +23,11 @@ from settle.base.errors import FormatError, UsageError
 from settle.formats import Weights
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.layout import Entry, layout
-from settle.shrink.types.ggml import FLOATS, num_bytes, type_name
+from settle.formats.gguf.types import GGML, block_of, ggml_type
 
 # The name of each mix → its number in llama.cpp (`llama_ftype`), which files carry as general.file_type.
-MIXES = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
-    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "Q3_K_L": 13, "Q3_K_M": 12,
-    "Q3_K_S": 11, "Q2_K": 10,
-}  # fmt: skip
-QUANTIZED_MIXES = tuple(name for name in MIXES if name not in FLOATS)
+MIXES = {name: number for row in GGML.values() for name, number in row.mixes.items()}
+QUANTIZED_MIXES = tuple(name for row in GGML.values() if row.quantized for name in row.mixes)
 _MINIATURE_ROWS, _MINIATURE_ROW = 2, 256
 _QUANTIZER_SECONDS = 300  # for all mixes of one file; it takes about one
 
@@ -67,7 +63,7 @@ def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str
         tensor = file.tensors[name]
         kind = kind or tensor.dtype
         wanted = (not isinstance(fitting, str) and fitting.get(name)) or kind
-        size = tensor.num_bytes if kind == tensor.dtype else num_bytes(kind, math.prod(tensor.shape))
+        size = tensor.num_bytes if kind == tensor.dtype else ggml_type(kind).num_bytes(tensor.shape)
         choices[name] = Choice(kind, wanted, size)
     return choices
 
@@ -111,11 +107,16 @@ def _answers(miniature: bytes, has_importance: bool) -> dict[str, dict[str, str 
                 answers[mix] = error
                 continue
             tensors = read_header(target.read_bytes(), target.name).tensors
-            kinds = {tensor.name: type_name(tensor.dtype) for tensor in tensors}
-            answers[mix] = {name: None if kind == "F32" else kind for name, kind in kinds.items()}
+            answers[mix] = {tensor.name: _changed_type(tensor.dtype) for tensor in tensors}
     whole = answers["F16"]
     answers["F32"] = whole if isinstance(whole, str) else {name: kind and "F32" for name, kind in whole.items()}
     return answers
+
+
+def _changed_type(code: int) -> str | None:
+    """The name of ggml's type number `code`; None for the miniature's own."""
+    block = block_of(code)
+    return None if block is None or block[0] == "F32" else block[0]
 
 
 def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -> dict[str, str]:

@@ -24,6 +24,7 @@ from settle.base.errors import FormatError, UsageError
 from settle.formats import LazyTensor, Weights, beside, write_array
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, Layout, layout
+from settle.formats.gguf.types import block_id, block_of
 from settle.shrink.types import ggml
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import MIXES
@@ -123,15 +124,14 @@ def guessed_file_type(chosen: Mapping[str, str], file: Weights) -> int:
     held: Counter[str] = Counter()
     for name, kind in chosen.items():
         held[kind] += math.prod(file.tensors[name].shape)
-    names = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
     kind = held.most_common(1)[0][0]
-    return MIXES.get(names.get(kind, kind), 1024)  # 1024: llama.cpp's "guessed"
+    return MIXES.get(f"{kind}_M", MIXES.get(kind, 1024))  # 1024: llama.cpp's "guessed"
 
 
 def quantized_already(file: Weights) -> dict[str, int]:
     """How many tensors of each quantized type a file has; empty for one of plain floats."""
     kinds = Counter(t.dtype for t in file.tensors.values())
-    return {k: n for k, n in kinds.items() if k not in ggml.FLOATS and ggml.block(k)[0] > 1}
+    return {k: n for k, n in kinds.items() if (block := block_of(block_id(k))) is not None and block[1] > 1}
 
 
 def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:

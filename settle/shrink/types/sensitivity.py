@@ -23,17 +23,14 @@ from torch import Tensor
 from settle.base.errors import DataError
 from settle.base.run import read_json, write_json
 from settle.formats import LazyTensor, Weights
+from settle.formats.gguf.types import GGML, ggml_type
 from settle.model.architectures import Architecture
 from settle.shrink.activations.curvature import BLOCK
 from settle.shrink.types import ggml
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import quantizable
 
-# Those of llama.cpp's mixes, so that a mix can be told apart from others, and two that cost less than Q3_K and Q2_K.
-TYPES = (
-    "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K",
-    "Q8_0",
-)  # fmt: skip
+TYPES = tuple(row.name for row in reversed(GGML.values()) if row.auto)
 LOOKED_AT = 1 << 17  # values of a tensor that are quantized in each type to see the error
 
 
@@ -96,10 +93,9 @@ def sensitivity(
 
 def candidates(tensor: LazyTensor, types: Sequence[str] = TYPES, has_importance: bool = True) -> list[str]:
     """Types that the tensor's rows can have, smallest first; its own is the last when nothing else fits."""
-    fitting = [k for k in types if ggml.divides(k, tensor.shape[-1])]
-    if not has_importance:
-        fitting = [k for k in fitting if k not in ggml.REQUIRES_IMPORTANCE]
-    return sorted(fitting, key=lambda k: ggml.num_bytes(k, math.prod(tensor.shape))) or [tensor.dtype]
+    rows = [row for row in map(ggml_type, types) if row.divides(tensor.shape[-1])]
+    possible = [row for row in rows if has_importance or not row.needs_importance]
+    return [row.name for row in sorted(possible, key=lambda row: row.bits)] or [tensor.dtype]
 
 
 def _costs(

@@ -3,20 +3,20 @@
 from settle.formats.gguf import read_gguf
 from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import quantize_gguf
-from settle.shrink.types.type_fallback import fallen, lost
+from settle.shrink.types.type_fallback import expected_error, find_fallback
 from tests.shrink.files import make_gguf
 
 
 def test_rows_that_fall_back_are_named(tmp_path):
     source = make_gguf(tmp_path / "x.gguf", width=576, inner=1536, tied=True, rows=64)
     file = read_gguf(source)
-    found = fallen(file, "Q4_K_M")
+    found = find_fallback(file, "Q4_K_M")
     assert "blk.0.attn_q.weight" in found.tensors and "blk.0.ffn_down.weight" not in found.tensors
     assert "token_embd.weight" in found.tensors
     kinds = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
     written = quantize_gguf(source, tmp_path / "y.gguf", kinds, file_type="Q4_K_M")
     assert found.num_bytes == written.stat().st_size > found.promised
-    text = found.told()
+    text = str(found)
     assert f"rows of {len(found.tensors)} of {len(file.tensors)} tensors" in text and "Q4_K → Q5_0" in text
 
 
@@ -24,16 +24,16 @@ def test_what_is_proposed_is_better(tmp_path):
     file = read_gguf(make_gguf(tmp_path / "x.gguf", width=576, inner=1536, tied=True, rows=64))
     proposed = 0
     for recipe in ("Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K"):
-        found = fallen(file, recipe)
+        found = find_fallback(file, recipe)
         if found.better is not None:
             proposed += 1
-            assert found.better_bytes <= found.num_bytes and found.better in found.told()
-            assert lost(file, mix_types(file, found.better)) < lost(file, mix_types(file, recipe))
+            assert found.better_bytes <= found.num_bytes and found.better in str(found)
+            assert expected_error(file, mix_types(file, found.better)) < expected_error(file, mix_types(file, recipe))
     assert proposed
-    assert fallen(file, "Q2_K").instead == {"Q4_0": "IQ4_NL"}
-    assert "IQ4_NL in place of Q4_0" in fallen(file, "Q2_K").told()
+    assert find_fallback(file, "Q2_K").more_precise == {"Q4_0": "IQ4_NL"}
+    assert "IQ4_NL in place of Q4_0" in str(find_fallback(file, "Q2_K"))
 
 
 def test_nothing_falls_where_rows_fit(tmp_path):
     file = read_gguf(make_gguf(tmp_path / "x.gguf", width=256, inner=512))
-    assert fallen(file, "Q4_K_M") is None
+    assert find_fallback(file, "Q4_K_M") is None
