@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from settle.base.errors import SettleError
 from settle.formats.gguf import read_gguf
 from settle.shrink.types import mixes
 from settle.shrink.types.mixes import MIXES, mix_types
@@ -38,7 +39,7 @@ Answers = dict[tuple[str, str, bool], dict[str, str] | str]
 
 
 def answers(folder: Path) -> tuple[Answers, dict[str, float]]:
-    """(shape, mix, whether there is an importance) → tensor → type, or an error; and seconds for all mixes of a shape."""
+    """(shape, mix, importance or not) → tensor → type, or an error; and seconds for all mixes of each shape."""
     found: Answers = {}
     seconds = {}
     for shape, settings in SHAPES.items():
@@ -50,7 +51,7 @@ def answers(folder: Path) -> tuple[Answers, dict[str, float]]:
             for mix in MIXES:
                 try:
                     types: dict[str, str] | str = {n: c.kind for n, c in mix_types(file, mix, known).items()}
-                except Exception as e:  # of another version: whatever it is, it is an answer
+                except SettleError as e:
                     types = str(e)
                 found[shape, mix, known] = types
             times.append(time.perf_counter() - begin)
@@ -74,9 +75,7 @@ def main() -> None:
             refused = sum(isinstance(theirs[key], str) for key in different)
             shapes = ", ".join(dict.fromkeys(shape for shape, _, _ in different))
             names = ", ".join(dict.fromkeys(mix for _, mix, _ in different))
-            print(
-                f"{other.name}: {len(different)} of {len(ours)} answers differ ({refused} refused): {shapes}; {names}"
-            )
+            print(f"{other.name}: {len(different)} of {len(ours)} answers differ, {refused} refused. {shapes}; {names}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as theirs
 
 from settle.base.errors import FormatError, UsageError
+from settle.formats.gguf.types import GGML
 from settle.shrink.types import ggml
 
 KINDS = ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
@@ -46,7 +47,7 @@ def test_importance_moves_the_error(kind):
     assert error[::8].mean() < 0.9 * error.mean()
 
 
-@pytest.mark.parametrize("kind", sorted(ggml.REQUIRES_IMPORTANCE))
+@pytest.mark.parametrize("kind", [row.name for row in GGML.values() if row.needs_importance])
 def test_types_that_need_an_importance(kind):
     with pytest.raises(UsageError, match="needs to know how much each input matters"):
         ggml.quantize(VALUES[:2], kind)

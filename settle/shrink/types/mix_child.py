@@ -37,7 +37,7 @@ def main(source: str, targets: dict[str, int], has_importance: bool) -> None:
         params.ftype = number
         if library.llama_model_quantize(source.encode(), target.encode(), params):
             errors[target] = complaints[-1] if complaints else "it gives no reason"
-    print(json.dumps(errors))
+    sys.stdout.write(json.dumps(errors) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A mix gives more bits to the tensors that hurt most: values of attention, the way down of the feed-forward, the table of
 tokens. Its rules are code inside llama.cpp's quantizer and change with it. So the quantizer is asked: it is given a
 miniature of the file, with the same metadata and names and at most two rows of at most 256 values in each tensor, and
-the types of what it writes are read back. Nothing in a rule depends on more than that; a test compares with whole files.
+the types of what it writes are read back. No rule depends on more than that; a test compares with whole files.
 
 A row must be a whole number of blocks. K-quants have blocks of 256: where a row is no multiple, the tensor falls back
 to a type with blocks of 32, which is larger.
