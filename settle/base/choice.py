@@ -91,9 +91,8 @@ class Family:
             return value
         given = spelled_out(value)
         if given is None or not isinstance(given.get("name", ""), str):
-            raise ChoiceError(
-                key, f"{key} = {value!r} names no part", f"give a name, or a table: {', '.join(self.names())}"
-            )
+            key, value = (key, value) if given is None else (f"{key}.name", given["name"])
+            raise ChoiceError(key, f"{key} = {value!r} names no part", f"one of: {', '.join(self.names())}")
         name = str(given.pop("name", None) or self.default or "") or None
         if name is not None and name not in self.names():
             raise ChoiceError(f"{key}.name", f"there is no {key} {name!r}", nearest(name, self.names()))
