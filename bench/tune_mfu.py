@@ -23,7 +23,7 @@ from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.commands.tune import Tune
 from settle.data.batches import Batch
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.training_job import TrainingJob
 from settle.plan.tuning_plan import plan_tuning

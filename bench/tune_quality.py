@@ -25,8 +25,7 @@ from settle.commands.tune import Tune
 from settle.data.rows.batches import held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import RowSettings
-from settle.formats.peft import read_peft
-from settle.model.load_adapter import attach
+from settle.model.load_adapter import attach, open_adapter
 from settle.model.pretrained import Pretrained
 from settle.train.evaluation import evaluate
 from settle.train.objectives.next_token import NextToken
@@ -62,7 +61,7 @@ def judged(model: Path, corpus: RowCorpus, adapter: Path | None) -> dict[str, fl
     base = Pretrained.open(model)
     live = base.load(dtype=torch.float32)
     if adapter is not None:
-        attach(live, read_peft(adapter))
+        attach(live, open_adapter(adapter))
     batches = list(held_out_rows(corpus.held_out, 2048))
     seen = evaluate(live, NextToken(), batches, base.tokenizer.byte_length, 0, 0)
     return {"loss": seen.loss, "stderr": seen.stderr}

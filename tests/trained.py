@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from settle.formats._adapter import PREFIX, Adapter
+from settle.model.adapters import PREFIX
+from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
+from settle.model.load_adapter import TrainedAdapter
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,24 @@ def trained() -> Trained:
     return Trained(part, model, tokenizer, held_out)
 
 
-def adapter(part: Llama, rank: int = 4, seed: int = 0, strength: float = 0.5) -> Adapter:
+def adapter(part: Llama, rank: int = 4, seed: int = 0, strength: float = 0.5) -> TrainedAdapter:
     """A LoRA on every linear whose B is not zero: `strength` is about the size of its change to that of the weights."""
     random = torch.Generator().manual_seed(seed)
     shapes = {name: p.shape for name, p in part.build(0).named_parameters() if name.endswith("_proj.weight")}
     state = {}
     for name, (outputs, inputs) in shapes.items():
         module = PREFIX + name.removesuffix(".weight")
-        state[f"{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=random) / inputs**0.5
-        state[f"{module}.lora_B.weight"] = torch.randn(outputs, rank, generator=random) * strength / rank**0.5
-    return Adapter(state, alpha=float(rank), base="tiny", base_sha256="ab" * 32)
+        down, up = torch.randn(rank, inputs, generator=random), torch.randn(outputs, rank, generator=random)
+        state[f"{module}.lora_A.weight"] = (down / inputs**0.5).numpy()
+        state[f"{module}.lora_B.weight"] = (up * strength / rank**0.5).numpy()
+    return TrainedAdapter(LoRA(rank=rank, alpha=float(rank)), state, base="tiny", base_sha256="ab" * 32)
 
 
-def merged(weights: dict[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
+def merged(weights: dict[str, torch.Tensor], adapter: TrainedAdapter) -> dict[str, torch.Tensor]:
     """Weights with an adapter added to them."""
     out = dict(weights)
-    for module in adapter.modules:
-        down, up = (torch.from_numpy(half) for half in adapter.pair(module))
-        out[f"{module}.weight"] = out[f"{module}.weight"] + adapter.scale * up @ down
+    assert adapter.lora is not None
+    for module, pair in adapter.lora.pairs.items():
+        down, up = map(torch.from_numpy, pair)
+        out[f"{module}.weight"] = out[f"{module}.weight"] + adapter.lora.alpha / len(down) * up @ down
     return out

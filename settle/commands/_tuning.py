@@ -96,9 +96,9 @@ def handed_over(
     from settle.data.rows.prepare import RowCorpus
     from settle.evaluate.gate.export import hand_over, hand_over_adapter
     from settle.evaluate.gate.gate import held_out_texts
-    from settle.formats._adapter import Adapter
     from settle.library.run_models import record_made
-    from settle.model.adapters import state
+    from settle.model.load_adapter import TrainedAdapter
+    from settle.plan.training_job import adapter_of
 
     corpus, base, tuning = job.corpus, job.base, job.plan.tuning
     assert base is not None and tuning is not None and isinstance(corpus, RowCorpus)
@@ -114,14 +114,7 @@ def handed_over(
         record_made(run, files)
         return files, gate
     job.model.load_trainable(outcome.best)
-    adapter = Adapter(
-        state={name: tensor.detach().float().cpu() for name, tensor in state(job.model).items()},
-        alpha=float(tuning.adapter["alpha"]),
-        rslora=bool(tuning.adapter["rslora"]),
-        dropout=float(tuning.adapter["dropout"]),
-        base=base.name,
-        base_sha256=base.source.sha256,
-    )
+    adapter = TrainedAdapter.of_model(job.model, adapter_of(tuning), base.name, base.source.sha256)
     if learned_turns and not (took_turns and job.tokenizer is base.tokenizer):
         card["template"] = job.tokenizer.chat_template
     files, gate = hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)

@@ -17,7 +17,7 @@ from settle.commands._session import held_out_text
 
 if TYPE_CHECKING:
     from settle.formats import Format
-    from settle.formats._adapter import Adapter
+    from settle.model.load_adapter import TrainedAdapter
     from settle.model.pretrained import Pretrained
 
 
@@ -87,7 +87,7 @@ class Export(Command):
         from settle.evaluate.gate.export import tell
         from settle.evaluate.gate.gate import Merged, export_through_gate
 
-        over_base = isinstance(model, _Adapted) and not self.merge and model.file and not model.adapter.dora
+        over_base = isinstance(model, _Adapted) and not self.merge and model.file and model.adapter.lora is not None
         if isinstance(model, _Adapted) and (form.holds == "adapter" or (self.to == "ollama" and over_base)):
             return _adapter_alone(model, self.to, form.dtype, path, events)
         part, weights, tokenizer, live = model.alive()
@@ -132,7 +132,7 @@ class _Adapted:
 
     name: str
     base: "Pretrained"
-    adapter: "Adapter"
+    adapter: "TrainedAdapter"
     card: dict[str, Any]
     texts: list[str]
     template: str | None = None
@@ -200,11 +200,11 @@ def _of_run(run: Run, events: Events) -> _Whole:
 
 
 def _of_adapter_run(run: Run, base: str | None, events: Events) -> _Adapted:
-    from settle.formats.peft import read_peft
     from settle.library.pretrained import open_pretrained
+    from settle.model.load_adapter import open_adapter
 
     opened = open_pretrained(base or str((run.read("plan.json") or {})["tuning"]["base"]))
-    texts, adapter = held_out_text(run, opened.tokenizer, events), read_peft(run.out / "adapter")
+    texts, adapter = held_out_text(run, opened.tokenizer, events), open_adapter(run.out / "adapter")
     template, goes_on = _turns(run, opened)
     card = {"name": run.name} | ({"base": True} if goes_on else {})
     return _Adapted(run.name, opened, adapter, card, texts, template)
@@ -225,10 +225,10 @@ def _turns(run: Run, base: "Pretrained") -> tuple[str | None, bool]:
 
 def _of_folder(folder: Path, base: str | None, events: Events) -> _Adapted:
     from settle.evaluate.gate.gate import PROSE
-    from settle.formats.peft import read_peft
     from settle.library.pretrained import open_pretrained
+    from settle.model.load_adapter import open_adapter
 
-    adapter, name = read_peft(folder), folder.resolve().name
+    adapter, name = open_adapter(folder), folder.resolve().name
     try:
         opened = open_pretrained(base or adapter.base or "")
     except UsageError as e:

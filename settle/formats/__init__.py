@@ -12,10 +12,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, get_args
+from typing import IO, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from settle.base.errors import ResourceError
 from settle.base.registry import Part
@@ -98,6 +98,67 @@ class Format(Part):
     def gguf(self, path: Path) -> Path | None:
         """The GGUF model in what was written at `path`: what the gate loads. None when llama.cpp reads none of it."""
         return None
+
+
+class TensorLike(Protocol):
+    """A tensor of numpy or torch, or one that is read when `detach` is called."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class ModelLayout(Protocol):
+    """What the formats need of a model's architecture: where its parameters lie in files, and what files say of it."""
+
+    model_type: ClassVar[str]
+    gguf_architecture: ClassVar[str]
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+    def hf_names(self) -> dict[str, str]: ...
+    def to_hf_config(self) -> dict[str, Any]: ...
+    def gguf_names(self) -> dict[str, str]: ...
+    def gguf_metadata(self) -> dict[str, Any]: ...
+    def gguf_constants(self) -> dict[str, tuple[float, ...]]: ...
+    def to_gguf(self, name: str, values: Any) -> Any: ...
+    def from_gguf_tensor(self, name: str, values: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class LoraPairs:
+    """A change of weights as llama.cpp adds it while it serves them: alpha / r · B A.
+
+    pairs: module → A (r, I) and B (O, r), float32, rows as in Hugging Face's layout.
+    """
+
+    alpha: float
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class AdapterWeights(Protocol):
+    """What the formats need of an adapter; its method knows the rest (`settle.model.adapters`).
+
+    state: PEFT's names → numbers. lora: None for a method that llama.cpp cannot add to a base as it serves it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def base_sha256(self) -> str | None: ...
+    @property
+    def lora(self) -> LoraPairs | None: ...
+
+    def parameters(self, architecture: ModelLayout) -> dict[str, str]: ...
+    def peft_config(self, architecture: ModelLayout) -> dict[str, JsonValue]: ...
 
 
 def to_float32(tensor: Any) -> np.ndarray:

@@ -14,8 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import Format, Weights, beside
-from settle.formats._adapter import Adapter
+from settle.formats import AdapterWeights, Format, LoraPairs, ModelLayout, Weights, beside
 from settle.formats.gguf import read_gguf
 
 DOWN, UP = ".lora_a", ".lora_b"
@@ -37,7 +36,11 @@ class LoraGguf(Format):
 
 
 def export_lora(
-    part: Any, adapter: Adapter, path: Path, dtype: str = "f32", metadata: Mapping[str, Any] | None = None
+    part: ModelLayout,
+    adapter: AdapterWeights,
+    path: Path,
+    dtype: str = "f32",
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an adapter as GGUF, beside and renamed. Returns the path.
 
@@ -48,7 +51,9 @@ def export_lora(
     """
     from gguf import GGUFWriter
 
-    tensors = _tensors(part, adapter, dtype)
+    if adapter.lora is None:
+        raise FormatError(f"llama.cpp has no {adapter.name} over a base", "merge it: `settle export NAME --to gguf`")
+    tensors = _tensors(part, adapter.parameters(part), adapter.lora, dtype)
     with beside(Path(path), sum(t.nbytes for t in tensors.values()) + (1 << 20)) as beside_path:
         writer = GGUFWriter(beside_path, part.gguf_architecture)
         try:
@@ -64,7 +69,7 @@ def export_lora(
             if adapter.base_sha256:
                 writer.add_string(BASE_SHA256, adapter.base_sha256)
             writer.add_string("adapter.type", "lora")
-            writer.add_float32("adapter.lora.alpha", adapter.scale * adapter.rank)
+            writer.add_float32("adapter.lora.alpha", adapter.lora.alpha)
             for name, tensor in tensors.items():
                 writer.add_tensor(name, tensor)
             writer.write_header_to_file()
@@ -111,19 +116,34 @@ def require_fit(lora: Weights, base: Weights, names: tuple[str, str]) -> None:
             )
 
 
-def _tensors(part: Any, adapter: Adapter, dtype: str) -> dict[str, np.ndarray]:
-    """llama.cpp's name → array. B's rows are in the order of the rows of the weight they are added to."""
-    if adapter.dora:
-        raise FormatError(
-            "llama.cpp has no DoRA: its magnitudes scale whole rows of the weights",
-            "merge it: `settle export NAME --to gguf`",
-        )
+def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
+    """The pairs of an adapter's file, which are for a model of this architecture. Raises FormatError for modules it
+    does not have, for stacked experts, and for pairs of several ranks."""
+    file = read_lora(path)
+    parameters = {theirs: ours for ours, theirs in part.gguf_names().items()}
+    modules = {ours: hf.removesuffix(".weight") for ours, hf in part.hf_names().items()}
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name in (name.removesuffix(UP) for name in file.tensors if name.endswith(UP)):
+        down, up = (file.tensors[name + half].load() for half in (DOWN, UP))
+        if name not in parameters or down.ndim != 2:
+            raise FormatError(f"{Path(path).name} adapts {name}, which is not done here", "llama.cpp may do it")
+        ours = parameters[name]
+        pairs[modules[ours]] = down, np.asarray(part.from_gguf_tensor(ours, up))
+    ranks = {len(down) for down, _ in pairs.values()}
+    if len(ranks) != 1:
+        raise FormatError(f"{Path(path).name} has pairs of {len(ranks)} ranks", "llama.cpp may serve it")
+    return LoraPairs(file.metadata["adapter.lora.alpha"], pairs)
+
+
+def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, dtype: str) -> dict[str, np.ndarray]:
+    """llama.cpp's name → array. B's rows are in the order of the rows of the weight they are added to. parameters: of
+    the architecture, by module."""
     names, pieces = part.gguf_names(), defaultdict(list)
     code = np.float16 if dtype == "f16" else np.float32
-    modules = {parameter: module for module, parameter in adapter.parameters(part).items()}
+    modules = {parameter: module for module, parameter in parameters.items()}
     for parameter in filter(modules.__contains__, names):  # in the order in which experts are stacked
         module = modules[parameter]
-        down, up = adapter.pair(module)
+        down, up = lora.pairs[module]
         for suffix, values in ((DOWN, down), (UP, part.to_gguf(parameter, up))):
             if not np.isfinite(values).all():
                 raise FormatError(f"the adapter of {module} holds NaN or infinity", "the run is broken; resume it")

@@ -16,7 +16,7 @@ from settle.model.config import DecoderOptions, LayerOptions
 from settle.model.layers.decoder_layer import DecoderLayer, Embedding
 from settle.model.layers.frozen_weights import Frozen, FrozenDense, Owner
 from settle.model.layers.linear import Linear
-from settle.model.layers.low_rank import LowRank
+from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.norm import RMSNorm
 from settle.model.layers.packed_sequences import Packing, RotationTable
 
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         """Every tensor of the base model by name, trained or frozen; adapters are not among them."""
         found: dict[str, nn.Parameter | Frozen] = {}
         for path, module in self.named_modules():
-            if isinstance(module, LowRank):
+            if isinstance(module, LinearAdapter):
                 continue
             if isinstance(module, Owner) and module.frozen is not None:
                 found[f"{path}.weight"] = module.frozen
@@ -191,14 +191,14 @@ class Decoder(nn.Module):
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
         """The base model alone, as long as this lasts."""
-        pairs = [m for m in self.modules() if isinstance(m, LowRank)]
-        for pair in pairs:
-            pair.active = False
+        adapters = [m for m in self.modules() if isinstance(m, LinearAdapter)]
+        for adapter in adapters:
+            adapter.active = False
         try:
             yield
         finally:
-            for pair in pairs:
-                pair.active = True
+            for adapter in adapters:
+                adapter.active = True
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.

@@ -17,7 +17,9 @@ from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
 from settle.library.pretrained import open_pretrained
 from settle.machine import keep_freed_memory
-from settle.model.architectures import Architecture, Decoder
+from settle.model.adapters import Adapter
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.training_plan import TrainingPlan, Tuning
 from settle.train.checkpoint import Weights
@@ -163,6 +165,13 @@ def open_base(tuning: Tuning) -> Pretrained:
     return base
 
 
+def adapter_of(tuning: Tuning) -> Adapter:
+    """The adapter that a plan names."""
+    adapter = part("model/adapters", tuning.adapter_name)(**tuning.adapter)
+    assert isinstance(adapter, Adapter)
+    return adapter
+
+
 def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder:
     """The base with what is to be trained, as it is before the first step."""
     dtype, quantize = getattr(torch, plan.dtype), tuning.quantize
@@ -170,7 +179,6 @@ def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder
     model = base.load(trainable=whole, dtype=dtype, quantize=quantize)  # type: ignore[arg-type]
     model = model.to(plan.device)
     if not whole:
-        method: Any = part("model/adapters", tuning.adapter_name)(**tuning.adapter)
-        method.apply(model, plan.loop.seed)
+        adapter_of(tuning).apply(model, plan.loop.seed)
     model.recompute = tuning.recompute
     return model

@@ -27,7 +27,7 @@ FIRST_VERDICT = 5 / 3  # epochs after which the earliest verdict may fall, when 
 ROOM = 0.9  # of the free memory that a plan may fill
 # Where tuning differs from training from nothing: small changes to weights that are good already.
 RATES: dict[str, dict[str, float]] = {
-    "adapter": {"lr": 3e-4, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
+    "adapter": {"beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
     "full": {"lr": 3e-5, "table_lr": 2e-5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
 }
 
@@ -51,7 +51,8 @@ def plan_tuning(
     objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
     kind = FULL if adapter_name == FULL else "adapter"
     rule = str(settings.optimizer.name)
-    optimizer = Optimizer.make(rule, settings.optimizer.over(RATES[kind] if rule == "adamw" else {}).settings)
+    rates = RATES[kind] | ({"lr": adapter.LEARNING_RATE} if adapter else {})
+    optimizer = Optimizer.make(rule, settings.optimizer.over(rates if rule == "adamw" else {}).settings)
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
     dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
@@ -187,7 +188,7 @@ class _Fit:
         self.settings, self.base, self.device = settings, base, device
         self.number = 4 if dtype == "float32" else 2
         self.beside = objective.bytes_beside(self.number)
-        self.rank = getattr(adapter, "rank", None)
+        self.adapter = adapter
         store = corpus.train
         self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
         self.longest = int(store.lengths.max()) * store.segments_per_row
@@ -221,7 +222,7 @@ class _Fit:
     def _proposal(self) -> str:
         if self.beside > self._weights():
             return "`settle distill --cache` lets llama.cpp read the rows for the teacher, and keeps what it says"
-        if self.rank is None:
+        if self.adapter is None:
             return "--adapter lora needs a fraction of that"
         if self.settings.quantize is None:
             return "--quantize nf4 keeps the frozen weights in a quarter, or take a smaller model"
@@ -230,7 +231,8 @@ class _Fit:
     def needed(self, rows: int, recompute: int) -> float:
         """Bytes that training takes beyond what the process holds before the model is loaded."""
         tokens = max(rows * self.per_row, self.longest)
-        kept = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, self.rank)
+        adapter = self.adapter and self.adapter.kept_numbers(self.base.part.linears())
+        kept = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, adapter)
         if recompute:
             layers, width = self._shape
             kept = kept / layers + self.number * width * layers
@@ -243,14 +245,13 @@ class _Fit:
 
     def _weights(self) -> float:
         numbers = self.base.part.num_parameters
-        if self.rank is None:
+        if self.adapter is None:
             # weights, gradients, two moments, the best weights, and the copy that is computed with
             return numbers * (4 + 4 + 8 + 4 + (self.number if self.number < 4 else 0))
         inside = self.base.part.num_non_embedding_parameters
         per_number: dict[str | None, float] = {None: self.number, "nf4": 0.52, "as-is": self._file_bytes_per_number()}
         tables = self.number if self.settings.quantize != "as-is" else per_number["as-is"]
-        matrices = [s for name, s in self.base.part.parameters().items() if len(s) == 2 and ".layers." in name]
-        adapter = self.rank * sum(map(sum, matrices)) * (4 + 4 + 8 + 4)
+        adapter = self.adapter.num_parameters(self.base.part.linears()) * (4 + 4 + 8 + 4)
         head = numbers - inside if self.settings.quantize == "as-is" else 0
         return inside * per_number[self.settings.quantize] + (numbers - inside) * tables + adapter + head * self.number
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
-from settle.model.architectures import Architecture, Decoder
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.model.layers.frozen_weights import FrozenDense
 from settle.model.pretrained import Pretrained
 

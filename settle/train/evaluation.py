@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from settle.data.batches import Batch
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 
 

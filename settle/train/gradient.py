@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from settle.data.batches import Batch
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 
 

@@ -20,7 +20,7 @@ from settle.base.run import Run
 from settle.base.settings import Settings
 from settle.data.batches import Batch, Batches
 from settle.machine import FreedMemory
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.evaluation import Evaluation, evaluate

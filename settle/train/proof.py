@@ -20,7 +20,7 @@ from settle.base.errors import ProofError
 from settle.base.event_log import Events
 from settle.base.events import ProofCheck
 from settle.data.batches import Batch
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.train.gradient import backward
 from settle.train.objectives import Objective
 

@@ -14,8 +14,9 @@ from settle.cli import main
 from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
-from settle.formats.peft import export_peft, read_peft
+from settle.formats.peft import export_peft
 from settle.formats.safetensors import read_safetensors
+from settle.model.load_adapter import open_adapter
 from settle.model.source import hash_of
 from tests.trained import adapter
 
@@ -122,7 +123,7 @@ def test_an_adapter_merged_and_alone(an_adapter, capsys):
     shown = told([an_adapter, "--to", "lmstudio", "--dtype", "q8_0"], capsys)
     assert Path(shown["path"]).parts == ("lmstudio-models", "settle", "polite") and shown["gate"]["passed"]
     again = told([an_adapter, "--to", "peft"], capsys)
-    assert again["gate"] is None and read_peft(Path(again["path"])).rank == 4
+    assert again["gate"] is None and open_adapter(Path(again["path"])).method.rank == 4
     told([an_adapter, "--to", "mlx"], capsys)
     assert read_safetensors(Path("polite-mlx")).metadata["format"] == "mlx"
 

@@ -18,10 +18,10 @@ from settle.cli import main
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
-from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
+from settle.model.load_adapter import open_adapter
 from settle.model.pretrained import Pretrained
 
 QUICK = [
@@ -68,7 +68,7 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     assert forgotten["loss_tuned"] > forgotten["loss_base"] and forgotten["kl"]["value"] > 0
     run = Run.find("t")
     opened = Pretrained.open(files / "base.gguf")
-    assert read_peft(run.out / "adapter").base_sha256 == opened.source.sha256 == result["base"]["sha256"]
+    assert open_adapter(run.out / "adapter").base_sha256 == opened.source.sha256 == result["base"]["sha256"]
     assert (run.out / "adapter" / "tokenizer.json").exists()
     ref = resolve_gguf("t")
     assert (ref.name, ref.weights, ref.adapter) == ("t", files / "base.gguf", run.out / "t-lora.gguf")

@@ -11,9 +11,9 @@ from settle.base.registry import part as family
 from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
-from settle.formats._adapter import Adapter
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from tests.trained import adapter, merged
 
@@ -95,11 +95,11 @@ def test_adapter_file_that_lost_a_part(tiny, tmp_path):
     base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf")
     origin = Origin(tiny.part, tiny.weights, adapter=lora)
     model = adapted(tiny, lora)
-    few = Adapter({n: t for n, t in lora.state.items() if "q_proj" not in n}, alpha=lora.alpha)
+    few = dataclasses.replace(lora, state={n: t for n, t in lora.state.items() if "q_proj" not in n})
     path = export_lora(tiny.part, few, tmp_path / "few.gguf")
     says = "the adapter is lost in 2 of 14 modules, the first is model.layers.0.self_attn.q_proj"
     refused(says, model, origin, tiny.tokenizer, base, tiny, lora=path)
-    path = export_lora(tiny.part, dataclasses.replace(lora, alpha=2.0), tmp_path / "scaled.gguf")
+    path = export_lora(tiny.part, dataclasses.replace(lora, method=LoRA(rank=4, alpha=2.0)), tmp_path / "scaled.gguf")
     refused("scale is 0.5 in the file, 1 in the model", model, origin, tiny.tokenizer, base, tiny, lora=path)
     refused("the adapter is lost: its file was not loaded", model, origin, tiny.tokenizer, base, tiny)
 

@@ -4,14 +4,15 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 
 from settle.base.errors import FormatError
-from settle.formats._adapter import Adapter
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora, read_lora, require_fit
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
+from settle.model.adapters.dora import DoRA
+from settle.model.adapters.lora import LoRA
+from settle.model.load_adapter import TrainedAdapter
 from tests.trained import adapter, merged
 
 
@@ -35,7 +36,8 @@ def distributions(base, path, prompts):
 
 @pytest.mark.parametrize(("rslora", "dtype"), [(False, "f32"), (True, "f16")])
 def test_llama_cpp_adds_it(tiny, base, tmp_path, rslora, dtype):
-    lora = Adapter(adapter(tiny.part).state, alpha=3.0, rslora=rslora, base="tiny", base_sha256="ab" * 32)
+    method = LoRA(rank=4, alpha=3.0, rslora=rslora)
+    lora = TrainedAdapter(method, adapter(tiny.part).state, "tiny", "ab" * 32)
     path = export_lora(tiny.part, lora, tmp_path / "x-lora.gguf", dtype, {"name": "x"})
     ids = tiny.tokenizer.encode("def f(self, value):\n    return self.value").tolist()
     prompts = [ids[:n] for n in (1, 5, len(ids))]
@@ -71,15 +73,15 @@ def test_an_adapter_that_does_not_fit(tiny, base, tmp_path):
 def test_what_llama_cpp_cannot_add(tiny, tmp_path):
     state = dict(adapter(tiny.part).state)
     dora = state | {
-        name.replace(".lora_A.weight", ".lora_magnitude_vector"): torch.ones(1)
+        name.replace(".lora_A.weight", ".lora_magnitude_vector"): np.ones(1)
         for name in state
         if name.endswith(".lora_A.weight")
     }
     with pytest.raises(FormatError, match="no DoRA"):
-        export_lora(tiny.part, Adapter(dora, alpha=4), tmp_path / "x.gguf")
+        export_lora(tiny.part, TrainedAdapter(DoRA(rank=4, alpha=4), dora), tmp_path / "x.gguf")
     first = next(iter(state))
     for value, dtype, says in ((float("nan"), "f32", "NaN"), (1e6, "f16", "f16 cannot hold")):
-        broken = Adapter(state | {first: torch.full_like(state[first], value)}, alpha=4)
+        broken = TrainedAdapter(LoRA(rank=4, alpha=4), state | {first: np.full_like(state[first], value)})
         with pytest.raises(FormatError, match=says):
             export_lora(tiny.part, broken, tmp_path / "x.gguf", dtype)
     assert not list(tmp_path.iterdir())

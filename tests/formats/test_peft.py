@@ -9,9 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from settle.base.errors import FormatError
-from settle.formats._adapter import PREFIX, Adapter
-from settle.formats.peft import CONFIG, FILE, export_peft, read_peft
+from settle.formats.peft import CONFIG, FILE, export_peft
 from settle.formats.safetensors import export_safetensors
+from settle.model.adapters import PREFIX
+from settle.model.adapters.dora import DoRA
+from settle.model.adapters.lora import LoRA
+from settle.model.load_adapter import TrainedAdapter, open_adapter
 from tests.trained import adapter, merged
 
 # peft asks transformers for something that transformers has deprecated
@@ -36,7 +39,7 @@ def logits(model):
         return model(IDS).logits[0]
 
 
-def merged_logits(tiny, base, lora: Adapter):
+def merged_logits(tiny, base, lora: TrainedAdapter):
     """transformers' logits with the adapter added to the weights by the book."""
     model = theirs(base)
     model.load_state_dict(merged(tiny.weights, lora))
@@ -48,17 +51,18 @@ def merged_logits(tiny, base, lora: Adapter):
 def test_peft_loads_it_with_equal_logits(tiny, base, tmp_path, names, rslora):
     whole = adapter(tiny.part)
     state = {n: t for n, t in whole.state.items() if any(f"{name}.lora" in n for name in names)}
-    lora = Adapter(state, alpha=6.5, rslora=rslora, base="tiny", base_sha256="ab" * 32)
+    lora = TrainedAdapter(LoRA(rank=4, alpha=6.5, rslora=rslora), state, "tiny", "ab" * 32)
     export_peft(tiny.part, lora, tmp_path)
     loaded = PeftModel.from_pretrained(theirs(base), tmp_path)
     adapted = {n.removesuffix(".lora_A.default") for n, _ in loaded.named_modules() if n.endswith("lora_A.default")}
     assert adapted == {PREFIX + module for module in lora.modules}
     torch.testing.assert_close(logits(loaded), merged_logits(tiny, base, lora), rtol=1e-4, atol=1e-4)
     assert (logits(loaded) - logits(theirs(base))).abs().max() > 0.1
-    back = read_peft(tmp_path)
-    assert (back.alpha, back.rslora, back.rank, back.modules) == (6.5, rslora, 4, lora.modules)
+    back = open_adapter(tmp_path)
+    assert (back.method.alpha, back.method.rslora, back.method.rank) == (6.5, rslora, 4)
+    assert back.modules == lora.modules
     assert (back.base, back.base_sha256) == ("tiny", "ab" * 32)
-    assert all(np.array_equal(back.state[n], t.numpy()) for n, t in state.items())
+    assert all(np.array_equal(back.state[n], t) for n, t in state.items())
 
 
 def peft_made(base, folder, **settings):
@@ -70,7 +74,7 @@ def peft_made(base, folder, **settings):
         if "lora_B" in name:
             parameter.data.normal_(std=0.2)
     model.save_pretrained(folder)
-    return model, read_peft(folder)
+    return model, open_adapter(folder)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +91,12 @@ def peft_made(base, folder, **settings):
 def test_what_peft_wrote_means_the_same_here(tiny, base, tmp_path, settings):
     model, lora = peft_made(base, tmp_path, **settings)
     torch.testing.assert_close(merged_logits(tiny, base, lora), logits(model), rtol=1e-4, atol=1e-4)
-    assert len({len(lora.pair(module)[0]) for module in lora.modules}) == 1
+    assert len({len(lora.lora.pairs[module][0]) for module in lora.modules}) == 1
 
 
 def test_dora_goes_there_and_back(base, tiny, tmp_path):
     model, dora = peft_made(base, tmp_path / "theirs", use_dora=True)
-    assert dora.dora
+    assert isinstance(dora.method, DoRA)
     export_peft(tiny.part, dora, tmp_path / "ours")
     loaded = PeftModel.from_pretrained(theirs(base), tmp_path / "ours")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
@@ -117,29 +121,30 @@ def test_other_adapters_are_refused(tmp_path, tiny):
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(config | {"peft_type": "OFT"}))
     with pytest.raises(FormatError, match="adapter of type 'OFT'"):
-        read_peft(tmp_path)
+        open_adapter(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(config))
     (tmp_path / FILE).rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FormatError, match="pickle"):
-        read_peft(tmp_path)
+        open_adapter(tmp_path)
     (tmp_path / CONFIG).unlink()
     with pytest.raises(FormatError, match="there is no adapter_config.json"):
-        read_peft(tmp_path)
+        open_adapter(tmp_path)
 
 
-def test_halves_and_strangers(tiny):
-    state = dict(adapter(tiny.part).state)
+def test_halves_and_strangers(tiny, tmp_path):
+    whole = adapter(tiny.part)
+    state = dict(whole.state)
     first = next(iter(state))
     with pytest.raises(FormatError, match="is no tensor of a LoRA"):
-        Adapter(state | {"base_model.model.x.weight": state[first]}, alpha=4)
+        TrainedAdapter(whole.method, state | {"base_model.model.x.weight": state[first]})
     with pytest.raises(FormatError, match="lacks model.layers.0.self_attn.q_proj.lora_A.weight"):
-        Adapter({n: t for n, t in state.items() if n != first}, alpha=4)
-    with pytest.raises(FormatError, match="several ranks"):
-        one = PREFIX + "model.layers.0.mlp.up_proj"
-        small = {f"{one}.lora_A.weight": torch.ones(2, 64), f"{one}.lora_B.weight": torch.ones(128, 2)}
-        Adapter(state | small, alpha=4)
+        TrainedAdapter(whole.method, {n: t for n, t in state.items() if n != first})
     with pytest.raises(FormatError, match="is empty"):
-        Adapter({}, alpha=4)
+        TrainedAdapter(whole.method, {})
+    misfit = state | {first: np.ones((3, state[first].shape[1]), np.float32)}
+    export_peft(tiny.part, TrainedAdapter(whole.method, misfit), tmp_path)
+    with pytest.raises(FormatError, match=r"pair for model.layers.0.self_attn.q_proj has the shapes \(3, 64\)"):
+        open_adapter(tmp_path)
 
 
 def test_another_base(tiny, tmp_path):

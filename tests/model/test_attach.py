@@ -6,9 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from settle.base.errors import FormatError
-from settle.formats.peft import read_peft
 from settle.formats.safetensors import export_safetensors
-from settle.model.load_adapter import adapted, attach
+from settle.model.load_adapter import adapted, attach, open_adapter
 from settle.model.pretrained import Pretrained
 from tests.trained import adapter, trained
 
@@ -41,7 +40,7 @@ def test_equal_logits(base, tmp_path, settings):
         if "lora_B" in name:
             parameter.data.normal_(std=0.2)
     theirs.save_pretrained(tmp_path)
-    ours = adapted(Pretrained.open(base), read_peft(tmp_path))
+    ours = adapted(Pretrained.open(base), open_adapter(tmp_path))
     with torch.no_grad():
         expected = theirs(IDS[None]).logits[0]
         found = ours.logits(ours(IDS, torch.tensor([0, len(IDS)], dtype=torch.int32)))

@@ -16,8 +16,8 @@ from settle.data.batches import Batch
 from settle.data.distributions import draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
 from settle.evaluate.distillation import nearness
-from settle.model.architectures import Decoder
 from settle.model.architectures.llama import Llama
+from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
 from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse

@@ -10,8 +10,8 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from settle.data.batches import Batch
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures import Decoder
 from settle.model.architectures.llama import Llama
+from settle.model.decoder import Decoder
 from settle.train.objectives.dpo import DPO
 
 LENGTHS, ANSWERS = (9, 12, 7, 15), (4, 5, 3, 6)  # two pairs: the better answer first, and how much is answer

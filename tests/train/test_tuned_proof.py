@@ -13,8 +13,8 @@ from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures import Decoder
 from settle.model.architectures.llama import Llama
+from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken

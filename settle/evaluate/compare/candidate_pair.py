@@ -2,18 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from settle.base.errors import FormatError
 from settle.evaluate.compare.candidate import FileContender, LiveContender
-from settle.formats.lora_gguf import DOWN, UP, read_lora
 from settle.library.reference import ModelRef
 from settle.machine import memory
-
-if TYPE_CHECKING:
-    from settle.model.decoder import Decoder
-    from settle.model.pretrained import Pretrained
+from settle.model.decoder import Decoder
+from settle.model.load_adapter import adapter_of_gguf, attach
+from settle.model.pretrained import Pretrained
 
 NUMBER_BYTES = 4  # what is read is compared in fp32
 
@@ -40,8 +36,6 @@ def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContend
     None where half of the memory that is free does not hold them, or where they are not known here: llama.cpp reads
     then.
     """
-    from settle.model.pretrained import Pretrained
-
     try:
         opened = [Pretrained.open(ref.weights) for ref in ((tuned,) if tuned.adapts(base) else (base, tuned))]
         needed = sum(model.part.num_parameters for model in opened) * NUMBER_BYTES
@@ -50,7 +44,7 @@ def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContend
         models = [model.load() for model in opened]
         for ref, source, model in zip((base, tuned)[-len(opened) :], opened, models, strict=True):
             if ref.adapter is not None:
-                _adapt(model, source, ref.adapter)
+                attach(model, adapter_of_gguf(ref.adapter, source.part))
     except FormatError:
         return None
     with_and_without = tuned.adapts(base)
@@ -60,30 +54,5 @@ def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContend
     )
 
 
-def _reader(model: "Decoder", source: "Pretrained", name: str, bare: bool = False) -> LiveContender:
+def _reader(model: Decoder, source: Pretrained, name: str, bare: bool = False) -> LiveContender:
     return LiveContender(model, source.tokenizer, name, source.part.max_position_embeddings, bare)
-
-
-def _adapt(model: "Decoder", source: "Pretrained", path: Path) -> None:
-    """Put the LoRA of a GGUF file beside the linears it is for. Raises FormatError for one that cannot stand there."""
-    import torch
-
-    from settle.model.adapters import PREFIX, load
-    from settle.model.adapters.lora import LoRA
-
-    file = read_lora(path)
-    ours = {theirs: name for name, theirs in source.part.gguf_names().items()}
-    state = {}
-    for name in (name.removesuffix(UP) for name in file.tensors if name.endswith(UP)):
-        down, up = (torch.from_numpy(file.tensors[name + half].load()) for half in (DOWN, UP))
-        if name not in ours or down.ndim != 2:
-            raise FormatError(f"{path.name} adapts {name}, which is not done here", "llama.cpp may do it")
-        module = PREFIX + ours[name].removesuffix(".weight")
-        state[f"{module}.lora_A.weight"] = down
-        state[f"{module}.lora_B.weight"] = source.part.from_gguf_tensor(ours[name], up)
-    ranks = {len(tensor) for name, tensor in state.items() if name.endswith("lora_A.weight")}
-    if len(ranks) != 1:
-        raise FormatError(f"{path.name} has pairs of {len(ranks)} ranks", "llama.cpp may serve it")
-    targets = [n.removeprefix(PREFIX).removesuffix(".lora_A.weight") for n in state if n.endswith("lora_A.weight")]
-    LoRA(rank=ranks.pop(), alpha=file.metadata["adapter.lora.alpha"], targets=targets).apply(model)
-    load(model, state)

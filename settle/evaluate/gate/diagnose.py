@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from settle.formats import Weights, to_float32
-from settle.formats._adapter import Adapter
+from settle.formats import AdapterWeights, Weights, to_float32
 from settle.formats.gguf.types import ggml_type
 
 LEAST_KEPT = 0.5  # of an adapter's change to the weights
@@ -30,7 +29,7 @@ class Origin:
     part: Any
     weights: Mapping[str, Any]
     base: Mapping[str, Any] | None = None
-    adapter: Adapter | None = None
+    adapter: AdapterWeights | None = None
     foreign: bool = False
 
 
@@ -165,11 +164,12 @@ def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterat
         yield f"the adapter is lost: {max(share, 0.0):.0%} of its change to the weights is in the file"
 
 
-def _lora(part: Any, adapter: Adapter, lora: Weights | None) -> Iterator[str]:
+def _lora(part: Any, adapter: AdapterWeights, lora: Weights | None) -> Iterator[str]:
     """An adapter in a file of its own: pairs, their product, and the scale."""
     if lora is None:
         yield "the adapter is lost: its file was not loaded over the base's"
         return
+    assert adapter.lora is not None, "no other method has a file of its own"
     names, lost = part.gguf_names(), []
     stacks = _members(part)
     for module, parameter in adapter.parameters(part).items():
@@ -180,16 +180,16 @@ def _lora(part: Any, adapter: Adapter, lora: Weights | None) -> Iterator[str]:
             continue
         number = stacks[name].index(parameter)
         down, up = (t.load()[number] if len(stacks[name]) > 1 else t.load() for t in tensors if t is not None)
-        ours = adapter.pair(module)
+        ours = adapter.lora.pairs[module]
         there = down, part.from_gguf_tensor(parameter, up)
-        scale = lora.metadata["adapter.lora.alpha"] / down.shape[0]
+        scale, wanted = lora.metadata["adapter.lora.alpha"] / down.shape[0], adapter.lora.alpha / len(ours[0])
         if not np.allclose(there[0], ours[0], rtol=1e-2, atol=1e-6):
             yield f"the adapter is another one: A of {module} differs"
         elif not np.allclose(there[1], ours[1], rtol=1e-2, atol=1e-6):
             mixed = np.allclose(up, ours[1], rtol=1e-2, atol=1e-6)
             yield f"{'queries and keys are permuted' if mixed else 'the adapter is another one'}: B of {module} differs"
-        elif not math.isclose(scale, adapter.scale, rel_tol=1e-4):
-            yield f"the adapter's scale is {scale:g} in the file, {adapter.scale:g} in the model"
+        elif not math.isclose(scale, wanted, rel_tol=1e-4):
+            yield f"the adapter's scale is {scale:g} in the file, {wanted:g} in the model"
             return
     if lost:
         yield f"the adapter is lost in {len(lost)} of {len(adapter.modules)} modules, the first is {lost[0]}"

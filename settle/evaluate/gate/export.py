@@ -15,6 +15,8 @@ from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_throu
 from settle.formats.ollama import modelfile
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
+from settle.model.adapters import Merged as MergedWeights
+from settle.model.load_adapter import TrainedAdapter, adapted
 
 HF_FOLDER, ADAPTER_FOLDER = "hf", "adapter"
 
@@ -75,7 +77,7 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
 
 def hand_over_adapter(
     base: Any,
-    adapter: Any,
+    adapter: TrainedAdapter,
     tokenizer: Any,
     out: Path,
     name: str,
@@ -86,15 +88,11 @@ def hand_over_adapter(
     """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
     `out`/NAME.gguf; and `out`/Modelfile.
 
-    base: `Pretrained`; adapter: `formats._adapter.Adapter`; metadata: as in `export_gguf`, and "template" as in
-    `export_lora`. Of DoRA, which llama.cpp cannot serve beside a base, the merged file is written in any case. Returns
-    and raises as `hand_over`.
+    base: `Pretrained`; metadata: as in `export_gguf`, and "template" as in `export_lora`. Where llama.cpp cannot serve
+    the adapter beside a base, the merged file is written in any case. Returns and raises as `hand_over`.
     """
-    from settle.model.adapters import Merged as MergedWeights
-    from settle.model.load_adapter import adapted
-
     part, metadata = base.part, {"name": name, **metadata}
-    over_base = base.source.kind == "gguf" and not adapter.dora
+    over_base = base.source.kind == "gguf" and adapter.lora is not None
     live = adapted(base, adapter)
     file = out / (f"{name}-lora.gguf" if over_base else f"{name}.gguf")
     if over_base:

@@ -1,53 +1,112 @@
-"""Adapters: few numbers trained beside weights that are frozen. A part is a method; what it made is handled below.
+"""Adapters: few numbers trained beside the frozen linears of a model. A part is a method, and all that is known of it.
 
-Letters: r rank, I inputs and O outputs of a linear. Names of what an adapter made are PEFT's:
-`base_model.model.<module>.lora_A.weight` (r, I), `.lora_B.weight` (O, r), `.lora_magnitude_vector` (O,).
+Files name what an adapter trained as PEFT does: `base_model.model.<module>.lora_A.weight`. I inputs, O outputs of a
+linear.
 """
 
 import difflib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.registry import Part
+from settle.formats import LoraPairs
 from settle.model.decoder import Decoder
 from settle.model.layers.linear import Linear
+from settle.model.layers.linear_adapter import LinearAdapter
 
 PREFIX = "base_model.model."
-_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"}
 
 
 class Adapter(Part):
-    """A method of adapting a model."""
+    """A method of adapting a model over its linears. Settings are fields.
+
+    ENDINGS: of the names of a linear's tensors in a file, behind the module's. LEARNING_RATE: of AdamW, when nobody
+    gives one.
+    """
+
+    ENDINGS: ClassVar[tuple[str, ...]]
+    LEARNING_RATE: ClassVar[float] = 3e-4
 
     @abstractmethod
+    def chosen(self, linears: Iterable[str]) -> list[str]:
+        """Of these linears, by name, those that are adapted. Raises UsageError when a target matches nothing."""
+
+    @abstractmethod
+    def beside(self, name: str, inputs: int, outputs: int) -> LinearAdapter:
+        """What is trained beside one linear, not yet initialised."""
+
+    @abstractmethod
+    def kept_per_token(self, name: str, inputs: int, outputs: int) -> int:
+        """Numbers that the backward pass keeps of each token because such a linear is adapted."""
+
+    @abstractmethod
+    def peft_config(self, targets: list[str]) -> dict[str, JsonValue]:
+        """The keys of PEFT's adapter_config.json that are this method's. targets: the shortest `target_modules`."""
+
+    @classmethod
+    @abstractmethod
+    def from_peft(
+        cls, config: Mapping[str, JsonValue], tensors: Mapping[str, np.ndarray]
+    ) -> tuple[Self, Mapping[str, np.ndarray]] | None:
+        """The settings that a folder of PEFT's describes, and its tensors by the names of `state`; None for a folder of
+        another method. Raises FormatError for a setting that is not supported, and for tensors that do not fit it."""
+
+    def lora_pairs(self, tensors: Mapping[str, np.ndarray]) -> LoraPairs | None:
+        """What llama.cpp has to add to the base's weights as it serves them. None when it cannot: then a GGUF file is
+        written of merged weights."""
+        return None
+
     def apply(self, model: Decoder, seed: int = 0) -> list[str]:
         """Freeze `model` and put the adapter beside its linears; the names of those. Same seed, same numbers.
 
         What the model computes does not change. Raises UsageError when a target matches nothing.
         """
+        linears = model.linears()
+        chosen = self.chosen(linears)
+        model.freeze()
+        random = torch.Generator().manual_seed(seed)
+        for name in chosen:
+            linear = linears[name]
+            adapter = self.beside(name, linear.inputs, linear.outputs)
+            assert linear.frozen is not None
+            adapter.initialise(linear.frozen, random)
+            linear.adapter = adapter.to(model.device).train(model.training)
+        return chosen
+
+    def kept_numbers(self, linears: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """Linear → `kept_per_token`, of a model with these linears, name → (O, I)."""
+        return {name: self.kept_per_token(name, *reversed(linears[name])) for name in self.chosen(linears)}
+
+    def num_parameters(self, linears: Mapping[str, tuple[int, int]]) -> int:
+        """Numbers that are trained in a model with these linears, name → (O, I)."""
+        with torch.device("meta"):
+            made = [self.beside(name, linears[name][1], linears[name][0]) for name in self.chosen(linears)]
+        return sum(parameter.numel() for adapter in made for parameter in adapter.parameters())
 
 
-def matching(model: Decoder, targets: Sequence[str] | Literal["all-linear"]) -> dict[str, Linear]:
+def matching(linears: Iterable[str], targets: Sequence[str] | Literal["all-linear"]) -> list[str]:
     """The linears that `targets` name, by their whole name or by its end, as in PEFT.
 
     "all-linear": all but the head and the routers of experts. Raises UsageError naming what comes near.
     """
-    linears = model.linears()
+    names = list(linears)
     if targets == "all-linear":
-        return {name: linear for name, linear in linears.items() if not name.endswith("mlp.gate")}
+        return [name for name in names if not name.endswith("mlp.gate")]
     for target in targets:
-        if not any(_fits(name, target) for name in linears):
-            ends = sorted({name.rpartition(".")[2] for name in linears})
+        if not any(_fits(name, target) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names})
             near = difflib.get_close_matches(target.rpartition(".")[2], ends)
             raise UsageError(
                 f"no linear of this model is called {target!r}", f"did you mean {', '.join(near or ends)}?"
             )
-    return {name: linear for name, linear in linears.items() if any(_fits(name, target) for target in targets)}
+    return [name for name in names if any(_fits(name, target) for target in targets)]
 
 
 def _fits(name: str, target: str) -> bool:
@@ -55,11 +114,11 @@ def _fits(name: str, target: str) -> bool:
 
 
 def state(model: Decoder) -> dict[str, Tensor]:
-    """What the adapter made, by PEFT's names; the tensors are the live ones."""
+    """What the adapter trains, by PEFT's names; the tensors are the live ones."""
     return {
-        f"{PREFIX}{name}.{_SUFFIXES[leaf]}": parameter
-        for name, linear in _adapted(model)
-        for leaf, parameter in linear.adapter.named_parameters()
+        f"{PREFIX}{name}.{adapter.FILE_NAMES.get(leaf, leaf)}": parameter
+        for name, _, adapter in _adapted(model)
+        for leaf, parameter in adapter.named_parameters()
     }
 
 
@@ -78,17 +137,19 @@ def load(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
 
 
 class Merged(Mapping[str, Tensor]):
-    """Every tensor of the base model, name and fp32 numbers, with what its adapter adds; made when asked for."""
+    """Every tensor of the base model, name and fp32 numbers, with what its adapter changes; made when asked for."""
 
     def __init__(self, model: Decoder) -> None:
         self._weights = model.weights()
-        self._adapted = {f"{name}.weight": linear.adapter for name, linear in _adapted(model)}
+        adapted = list(_adapted(model))
+        self._changed = {f"{name}.weight": adapter.merged for name, _, adapter in adapted}
+        self._changed |= {f"{name}.bias": adapter.merged_bias for name, _, adapter in adapted}
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Tensor:
         weight = self._weights[name]
         numbers = weight.detach().float() if isinstance(weight, Tensor) else weight.dense(torch.float32)
-        return self._adapted[name].merged(numbers) if name in self._adapted else numbers
+        return self._changed[name](numbers) if name in self._changed else numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -99,10 +160,12 @@ class Merged(Mapping[str, Tensor]):
 
 def remove(model: Decoder) -> None:
     """Take the adapter away; the base is frozen still, and computes what it did."""
-    for _, linear in _adapted(model):
+    for _, linear, _ in _adapted(model):
         linear.adapter = None
     model.lr_scales = {}
 
 
-def _adapted(model: Decoder) -> Iterator[tuple[str, Linear]]:
-    return ((name, linear) for name, linear in model.linears().items() if linear.adapter is not None)
+def _adapted(model: Decoder) -> Iterator[tuple[str, Linear, LinearAdapter]]:
+    for name, linear in model.linears().items():
+        if linear.adapter is not None:
+            yield name, linear, linear.adapter

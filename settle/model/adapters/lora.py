@@ -1,19 +1,28 @@
-"""LoRA (arXiv:2106.09685), with the scale of rsLoRA (arXiv:2312.03732) and the rates of LoRA+ (arXiv:2402.12354)."""
+"""LoRA (arXiv:2106.09685), with the scale of rsLoRA (arXiv:2312.03732) and the rates of LoRA+ (arXiv:2402.12354).
+
+Letters: r rank, I inputs and O outputs of a linear.
+"""
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal, Self
 
-import torch
-from pydantic import Field, field_validator
+import numpy as np
+from pydantic import Field, JsonValue, field_validator
 
-from settle.model.adapters import Adapter, matching
+from settle.formats import LoraPairs, to_float32
+from settle.model.adapters import PREFIX, Adapter, matching
+from settle.model.adapters._lora_of_peft import require_plain, uniform
 from settle.model.decoder import Decoder
 from settle.model.layers.low_rank import LowRank
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
 class LoRA(Adapter):
     """W + alpha / r · B A, where only A (r, I) and B (O, r) are trained."""
 
+    ENDINGS: ClassVar[tuple[str, ...]] = (DOWN, UP)
     magnitude: ClassVar[bool] = False
 
     rank: int = Field(16, gt=0, description="numbers that a linear's change goes through")
@@ -34,18 +43,59 @@ class LoRA(Adapter):
         """What B A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def chosen(self, linears: Iterable[str]) -> list[str]:
+        return matching(linears, self.targets)
+
+    def beside(self, name: str, inputs: int, outputs: int) -> LowRank:
+        return LowRank(inputs, outputs, self.rank, self.scale, self.dropout, self.magnitude)
+
+    def kept_per_token(self, name: str, inputs: int, outputs: int) -> int:
+        return self.rank
+
     def apply(self, model: Decoder, seed: int = 0) -> list[str]:
-        chosen = matching(model, self.targets)
-        model.freeze()
-        random = torch.Generator().manual_seed(seed)
-        for linear in chosen.values():
-            pair = LowRank(linear.inputs, linear.outputs, self.rank, self.scale, self.dropout, self.magnitude)
-            # as PEFT begins: A uniform within 1 / √I, B zero, so that nothing changes
-            with torch.no_grad():
-                pair.lora_A.uniform_(-1, 1, generator=random).div_(math.sqrt(linear.inputs))
-                if pair.lora_magnitude_vector is not None:
-                    weight = linear.frozen.dense(torch.float32)
-                    pair.lora_magnitude_vector.copy_(torch.linalg.vector_norm(weight, dim=1))
-            linear.adapter = pair.to(model.device).train(model.training)
+        chosen = super().apply(model, seed)
         model.lr_scales = {"lora_B": self.lr_ratio}
-        return list(chosen)
+        return chosen
+
+    def peft_config(self, targets: list[str]) -> dict[str, JsonValue]:
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": [*targets],
+            "use_rslora": self.rslora,
+            "use_dora": self.magnitude,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+        }
+
+    @classmethod
+    def from_peft(
+        cls, config: Mapping[str, JsonValue], tensors: Mapping[str, np.ndarray]
+    ) -> tuple[Self, Mapping[str, np.ndarray]] | None:
+        if config.get("peft_type") != "LORA" or bool(config.get("use_dora")) != cls.magnitude:
+            return None
+        require_plain(config)
+        state, alpha, rank = uniform(tensors, config)
+        targets = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in state if name.endswith(DOWN)]
+        rslora, dropout = bool(config.get("use_rslora")), config.get("lora_dropout") or 0.0
+        return cls.model_validate(
+            {"rank": rank, "alpha": alpha, "rslora": rslora, "dropout": dropout, "targets": targets}
+        ), state
+
+    def lora_pairs(self, tensors: Mapping[str, np.ndarray]) -> LoraPairs | None:
+        modules = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+        return LoraPairs(
+            self.scale * self.rank,
+            {m: (to_float32(tensors[PREFIX + m + DOWN]), to_float32(tensors[PREFIX + m + UP])) for m in modules},
+        )
+
+    @classmethod
+    def of_pairs(cls, pairs: LoraPairs) -> tuple[Self, dict[str, np.ndarray]]:
+        """The inverse of `lora_pairs`, for pairs of one rank."""
+        ranks = {len(down) for down, _ in pairs.pairs.values()}
+        method = cls(rank=max(ranks), alpha=pairs.alpha, targets=[*pairs.pairs])
+        downs = {PREFIX + module + DOWN: down for module, (down, _) in pairs.pairs.items()}
+        return method, downs | {PREFIX + module + UP: up for module, (_, up) in pairs.pairs.items()}

@@ -14,8 +14,6 @@ from settle.formats.gguf import embeds
 from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
 
-__all__ = ["Architecture", "Decoder"]
-
 
 class Architecture(Part):
     """A model family, sized by its fields."""
@@ -54,15 +52,22 @@ class Architecture(Part):
         """Training FLOPs (forward and backward, products only) a token, in full segments of `context` tokens."""
 
     @abstractmethod
-    def activation_bytes_per_token(self, context: int, bytes_per_number: int, rank: int | None = None) -> float:
+    def activation_bytes_per_token(
+        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
+    ) -> float:
         """Bytes kept between forward and backward a token, in full segments of `context` tokens.
 
-        rank: of a LoRA on every linear, all else frozen; None when everything is trained.
+        adapter: linear → numbers that an adapter keeps of it, all else frozen; None when everything is trained.
         """
 
     @abstractmethod
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's name and shape, in the order in which they are met."""
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name → (outputs, inputs) of every linear of the layers; the head is none of them."""
+        named = self.parameters().items()
+        return {n.removesuffix(".weight"): (s[0], s[1]) for n, s in named if len(s) == 2 and ".layers." in n}
 
     def with_fields(self, **fields: Any) -> Self:
         """The same but for some fields, which are checked as always."""

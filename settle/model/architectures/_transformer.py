@@ -157,12 +157,19 @@ class Transformer(Architecture):
             scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
         return 6.0 * (products + scores)
 
-    def activation_bytes_per_token(self, context: int, bytes_per_number: int, rank: int | None = None) -> float:
+    def activation_bytes_per_token(
+        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
+    ) -> float:
         # After the layers: the final norm and the gradient of its result, which the loss computes at once.
-        numbers = 2 * self.hidden_size + 1
+        numbers = 2.0 * self.hidden_size + 1
         for layer in self.options().layers:
-            numbers += _kept_by_attention(layer, context, rank) + _kept_by_feed_forward(layer, rank)
-        return float(bytes_per_number * numbers)
+            numbers += _kept_by_attention(layer, context) + _kept_by_feed_forward(layer, adapter is not None)
+        numbers += sum(self.share_met(name) * kept for name, kept in (adapter or {}).items())
+        return bytes_per_number * numbers
+
+    def share_met(self, linear: str) -> float:
+        """Of all tokens, the share that a linear of a layer meets."""
+        return 1.0
 
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
@@ -345,7 +352,7 @@ def _first(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def _kept_by_attention(o: LayerOptions, context: int, rank: int | None) -> int:
+def _kept_by_attention(o: LayerOptions, context: int) -> int:
     """Numbers a token that the way back of one layer's attention needs; see `activation_bytes_per_token`."""
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
     kept = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
@@ -353,15 +360,15 @@ def _kept_by_attention(o: LayerOptions, context: int, rank: int | None) -> int:
         kept += query + key + o.heads + o.kv_heads
     if o.sandwich_norms:
         kept += o.width + 1
-    return kept + (0 if rank is None else rank * (2 if o.fused else 4))
+    return kept
 
 
-def _kept_by_feed_forward(o: LayerOptions, rank: int | None) -> int:
+def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     """The same of one layer's feed-forward. Trained, it keeps gate, up, what the gate lets through, and the product."""
-    times, small = (4, 0) if rank is None else (2, rank * (2 if o.fused else 3))
+    times = 2 if frozen else 4
     kept = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
     if o.experts is None:
-        return kept + times * o.inner + small
+        return kept + times * o.inner
     e = o.experts
     # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
-    return kept + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + small + 1)
+    return kept + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)

@@ -75,6 +75,9 @@ class Qwen3Moe(Qwen3):
         idle = self.num_experts - self.num_experts_per_tok
         return super().active_numbers(layer) - idle * 3 * self.hidden_size * self.moe_intermediate_size
 
+    def share_met(self, linear: str) -> float:
+        return self.num_experts_per_tok / self.num_experts if ".experts." in linear else 1.0
+
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
         dense = Qwen3.sized(num_parameters, vocab_size, context)

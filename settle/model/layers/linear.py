@@ -5,22 +5,24 @@ Letters: N tokens, I inputs, O outputs of a linear, H query heads, K key/value h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from settle.model.layers.frozen_weights import Joined, Order, Owner, unchanged
 from settle.model.layers.kernels import Gated, LinearAdd, NormLinear, Product
+from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
-from settle.model.layers.low_rank import LowRank, RowLengths
+from settle.model.layers.low_rank import LowRank, Member, beside
 from settle.model.layers.norm import RMSNorm
 
 
 class Cast:
-    """What `make` computes from parameters, kept until one of them changes.
+    """Cache of `make(*parameters)`, invalidated when a parameter changes.
 
-    A change is seen by the tensor's version counter and address; writing through `.data` escapes both.
+    The invariant: whoever changes a parameter does it in place, under autograd's eyes (`add_`, `copy_`), or puts
+    another tensor in its place. Then its version counter or its address is another one. Writing through `.data`, or
+    into storage that a framework hands out again under the same counter, leaves the value stale.
     """
 
     def __init__(self, make: Callable[..., Tensor]) -> None:
@@ -46,7 +48,7 @@ class Linear(Owner):
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(outputs, inputs)
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
-        self.adapter: LowRank | None = None
+        self.adapter: LinearAdapter | None = None
 
 
 @dataclass(frozen=True)
@@ -74,31 +76,61 @@ class Turning:
         return torch.cat([turning, still], dim=1).reshape(rows.shape)
 
 
+@dataclass(frozen=True)
+class RowOrder:
+    """The order in which one linear's rows are multiplied: its first `turned` rows belong to heads whose pairs turn."""
+
+    turning: Turning | None
+    turned: int
+
+    def functions(self) -> tuple[Order, Order]:
+        """From Hugging Face's order to the one that is multiplied, and back."""
+        return (self.ordered, self.restored) if self.turned and self.turning is not None else (unchanged, unchanged)
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Rows (O, …) from Hugging Face's order to the one that is multiplied."""
+        if not self.turned or self.turning is None:
+            return rows
+        front = self.turning.neighbours(rows[: self.turned])
+        return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
+
+    def restored(self, rows: Tensor) -> Tensor:
+        """The inverse of `ordered`."""
+        if not self.turned or self.turning is None:
+            return rows
+        front = self.turning.halves(rows[: self.turned])
+        return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
+
+
 class Stack:
     """Linears that read the same input, as one product. A view of modules that live elsewhere.
 
     members: (linear, how many of its first rows belong to heads that turn). norm_offset: of the norm before them.
     All are trained, or all are frozen. What the product reads of trained ones is a copy in the compute type, made
-    again when a parameter has changed, so once a step and not once a micro-batch.
+    again when a parameter has changed, so once a step and not once a micro-batch. Frozen ones may have adapters:
+    low-rank pairs are part of the product; with any other method each linear is multiplied by itself.
     """
 
     def __init__(
         self, members: Sequence[tuple[Linear, int]], turning: Turning | None = None, norm_offset: float = 0.0
     ) -> None:
         self.linears = [linear for linear, _ in members]
-        self.turned = [rows if turning is not None else 0 for _, rows in members]
-        self.turning, self.norm_offset = turning, norm_offset
+        self.orders = [RowOrder(turning, rows) for _, rows in members]
+        self.norm_offset = norm_offset
         self._folded = Cast(self._fold)
         self._plain = Cast(self._join)
-        self._joined: Joined | None = None
+        self._joined: list[Joined] = []
+        self._is_apart = False
 
     def norm_linear(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """x (N, I) → (x for the residual, norm(x) through the linears (N, O))."""
-        if self._is_frozen() and norm.weight.requires_grad:
+        if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
             return x, self.linear(norm(x))
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            residual, out = FrozenNormLinear.apply(x, norm.factor(), norm.eps, self._matrix(), bias, *self._beside(x))
+            residual, out = FrozenNormLinear.apply(
+                x, norm.factor(), norm.eps, self._matrices()[0], bias, *self._beside(x)
+            )
             return residual, out
         weights = self._weights()
         folded = self._folded(x.dtype, norm.weight, *weights)
@@ -107,9 +139,12 @@ class Stack:
 
     def linear(self, x: Tensor) -> Tensor:
         """x (N, I) → (N, O)."""
+        if self._is_wrapped():
+            members = zip(self.linears, self.orders, self._matrices(), strict=True)
+            return torch.cat([order.ordered(_wrapped(linear, matrix, x).t()) for linear, order, matrix in members]).t()
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            out: Tensor = FrozenAdd.apply(None, x, None, self._matrix(), bias, *self._beside(x))
+            out: Tensor = FrozenAdd.apply(None, x, None, self._matrices()[0], bias, *self._beside(x))
         else:
             weights = self._weights()
             out = Product.apply(x, self._plain(x.dtype, *weights), bias, self._split, *weights)
@@ -117,9 +152,11 @@ class Stack:
 
     def linear_add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual (N, O) + x (N, I) through the linears. Only for one linear that does not turn."""
+        if self._is_wrapped():
+            return residual + self.linear(x)
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            out: Tensor = FrozenAdd.apply(residual, x, None, self._matrix(), bias, *self._beside(x))
+            out: Tensor = FrozenAdd.apply(residual, x, None, self._matrices()[0], bias, *self._beside(x))
             return out
         (weight,) = self._weights()
         out = LinearAdd.apply(residual, x, self._plain(x.dtype, weight), weight)
@@ -127,11 +164,11 @@ class Stack:
 
     def gated(self, residual: Tensor | None, gate_up: Tensor, activation: str) -> Tensor:
         """residual (N, O) or nothing + activation(gate) · up through the linears; gate_up (N, 2I)."""
-        if self._is_frozen():
+        if self._is_frozen() and not self._is_wrapped():
             inner = gate_up[:, : self.linears[0].inputs]  # only its size and type are looked at
             beside = self._beside(inner)
             bias = self._bias(gate_up.dtype)
-            out: Tensor = FrozenAdd.apply(residual, gate_up, activation, self._matrix(), bias, *beside)
+            out: Tensor = FrozenAdd.apply(residual, gate_up, activation, self._matrices()[0], bias, *beside)
             return out
         inner = Gated.apply(gate_up, activation)
         return self.linear(inner) if residual is None else self.linear_add(residual, inner)
@@ -141,47 +178,29 @@ class Stack:
     def _is_frozen(self) -> bool:
         return self.linears[0].frozen is not None
 
-    def _matrix(self) -> Joined:
-        if self._joined is None:
-            members = zip(self.linears, self.turned, strict=True)
-            self._joined = Joined([(linear, *self._orders(turned)) for linear, turned in members])
+    def _is_wrapped(self) -> bool:
+        """Whether an adapter is another one than a low-rank pair, which is not part of the product."""
+        adapters = [linear.adapter for linear in self.linears]
+        return any(adapter is not None and not isinstance(adapter, LowRank) for adapter in adapters)
+
+    def _matrices(self) -> list[Joined]:
+        """The frozen matrices as they are multiplied: one of all linears, or one of each, in Hugging Face's order."""
+        if not self._joined or self._is_apart != self._is_wrapped():
+            self._is_apart = self._is_wrapped()
+            if self._is_apart:
+                self._joined = [Joined([(linear, unchanged, unchanged)]) for linear in self.linears]
+            else:
+                members = zip(self.linears, self.orders, strict=True)
+                self._joined = [Joined([(linear, *order.functions()) for linear, order in members])]
         return self._joined
 
-    def _orders(self, turned: int) -> tuple[Order, Order]:
-        if not turned:
-            return unchanged, unchanged
-        return partial(self._ordered, turned=turned), partial(self._restored, turned=turned)
-
     def _beside(self, x: Tensor) -> Beside:
-        """What the linears' adapters add, in the type of x (N, I), with gradients back to the adapters."""
-        pairs = [linear.adapter for linear in self.linears]
-        adapted = [p for p in pairs if p is not None]
-        if not adapted:
-            return Beside()
-        down = torch.cat([p.lora_A for p in adapted]).to(x.dtype)
-        if adapted[0].lora_magnitude_vector is not None:
-            self._matrix().make_room(x, len(down))
-        ups, lengths, start = [], [], 0
-        for linear, turned, pair in zip(self.linears, self.turned, pairs, strict=True):
-            if pair is None or not pair.active:
-                # switched off it adds zeros: the same products, so the base's numbers are rounded alike
-                ups.append(x.new_zeros(0 if pair is None else len(pair.lora_A), linear.outputs))
-                lengths.append(x.new_ones(linear.outputs))
-            else:
-                ups.append((self._ordered(pair.lora_B, turned).t() * pair.scale).to(x.dtype))
-                lengths.append(self._lengths(pair, x, slice(start, start + linear.outputs), turned))
-            start += linear.outputs
-        up = ups[0].contiguous() if len(ups) == 1 else torch.block_diag(*ups)
-        rows = None if adapted[0].lora_magnitude_vector is None else torch.cat(lengths)
-        return Beside(down, up, rows, adapted[0].keep(x))
-
-    def _lengths(self, pair: LowRank, x: Tensor, rows: slice, turned: int) -> Tensor:
-        """What a member's results are multiplied by, (O,): magnitude ÷ length of the row that is computed with."""
-        if pair.lora_magnitude_vector is None:
-            return x.new_ones(rows.stop - rows.start)
-        up = self._ordered(pair.lora_B, turned) * pair.scale
-        length = RowLengths.apply(pair.lora_A, up, x, self._matrix(), rows)
-        return (self._ordered(pair.lora_magnitude_vector, turned) / length).to(x.dtype)
+        """What the linears' low-rank pairs add, in the type of x (N, I)."""
+        members = []
+        for linear, order in zip(self.linears, self.orders, strict=True):
+            pair = linear.adapter if isinstance(linear.adapter, LowRank) else None
+            members.append(Member(pair, linear.outputs, order.ordered))
+        return beside(members, self._matrices()[0], x)
 
     # --- trained ---
 
@@ -189,10 +208,10 @@ class Stack:
         return [linear.weight for linear in self.linears]
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        if self.linears[0].bias is None:
+        biases = [linear.bias for linear in self.linears if linear.bias is not None]
+        if not biases:
             return None
-        biases = [self._ordered(linear.bias, turned) for linear, turned in zip(self.linears, self.turned, strict=True)]
-        return torch.cat(biases).to(dtype)
+        return torch.cat([o.ordered(bias) for o, bias in zip(self.orders, biases, strict=True)]).to(dtype)
 
     def _fold(self, norm: Tensor, *weights: Tensor) -> Tensor:
         """Stacked weight (O, I) with the norm's weight folded in."""
@@ -201,24 +220,23 @@ class Stack:
 
     def _join(self, *weights: Tensor, fresh: bool = False) -> Tensor:
         """Stacked weight (O, I); may be a weight itself when there is but one, unless it must be `fresh`."""
-        ordered = [self._ordered(w, turned) for w, turned in zip(weights, self.turned, strict=True)]
+        ordered = [order.ordered(w) for w, order in zip(weights, self.orders, strict=True)]
         return torch.cat(ordered) if fresh or len(ordered) > 1 else ordered[0].detach()
-
-    def _ordered(self, rows: Tensor, turned: int) -> Tensor:
-        """Rows of one member from Hugging Face's order to the one that is multiplied."""
-        if not turned or self.turning is None:
-            return rows
-        front = self.turning.neighbours(rows[:turned])
-        return front if turned == len(rows) else torch.cat([front, rows[turned:]])
-
-    def _restored(self, rows: Tensor, turned: int) -> Tensor:
-        """The inverse of `_ordered`."""
-        if not turned or self.turning is None:
-            return rows
-        front = self.turning.halves(rows[:turned])
-        return front if turned == len(rows) else torch.cat([front, rows[turned:]])
 
     def _split(self, grad: Tensor) -> list[Tensor]:
         """Gradient of the stacked weight (O, I) → of each member's."""
         pieces = grad.split([linear.outputs for linear in self.linears])
-        return [self._restored(piece, turned) for piece, turned in zip(pieces, self.turned, strict=True)]
+        return [order.restored(piece) for piece, order in zip(pieces, self.orders, strict=True)]
+
+
+def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:
+    """x (N, I) → (N, O) through one frozen linear and the adapter around it, rows in Hugging Face's order."""
+
+    def product(inner: Tensor) -> Tensor:
+        bias = None if linear.bias is None else linear.bias.to(inner.dtype)
+        out: Tensor = FrozenAdd.apply(None, inner, None, matrix, bias, *Beside())
+        return out
+
+    adapter = linear.adapter
+    out: Tensor = adapter(x, product) if adapter is not None and adapter.active else product(x)
+    return out

@@ -1,24 +1,30 @@
-"""What an adapter adds to a frozen linear: scale · B A, and perhaps a magnitude a row. Methods are in `adapters`.
+"""A low-rank pair beside a frozen linear: scale · B A, and perhaps a magnitude a row.
 
 Letters: N tokens, I inputs, O outputs of a linear, r rank.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from settle.model.layers.frozen_weights import Frozen, Joined
+from settle.model.layers.linear_adapter import LinearAdapter
+from settle.model.layers.lora_kernels import Beside
 
-class LowRank(nn.Module):
+
+class LowRank(LinearAdapter):
     """The trainable pair of one linear: `lora_A` (r, I), `lora_B` (O, r), fp32.
 
     scale: what B A is multiplied by. dropout: share of the inputs of A that is zeroed in training. magnitude: whether
-    rows of W + scale · B A are scaled to the length `lora_magnitude_vector` (O,) (DoRA, arXiv:2402.09353). active: set
-    to False, the linear does what it did before.
+    rows of W + scale · B A are scaled to the length `lora_magnitude_vector` (O,) (DoRA, arXiv:2402.09353).
     """
 
-    active = True
+    FILE_NAMES: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
     def __init__(
         self, inputs: int, outputs: int, rank: int, scale: float, dropout: float = 0.0, magnitude: bool = False
@@ -29,6 +35,13 @@ class LowRank(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         self.lora_magnitude_vector = nn.Parameter(torch.ones(outputs)) if magnitude else None
 
+    @torch.no_grad()
+    def initialise(self, weight: Frozen, random: torch.Generator) -> None:
+        # as PEFT begins: A uniform within 1 / √I, B zero, so that nothing changes
+        self.lora_A.uniform_(-1, 1, generator=random).div_(math.sqrt(self.lora_A.shape[1]))
+        if self.lora_magnitude_vector is not None:
+            self.lora_magnitude_vector.copy_(torch.linalg.vector_norm(weight.dense(torch.float32), dim=1))
+
     def keep(self, x: Tensor) -> Tensor | None:
         """What dropout multiplies the inputs x (N, I) by; None when it does nothing."""
         if not self.dropout or not self.training:
@@ -36,12 +49,54 @@ class LowRank(nn.Module):
         return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
 
     def merged(self, weight: Tensor) -> Tensor:
-        """W (O, I) in fp32 with what the adapter makes of it."""
         changed = weight.addmm(self.lora_B.detach().float(), self.lora_A.detach().float(), alpha=self.scale)
         if self.lora_magnitude_vector is None:
             return changed
         lengths = torch.linalg.vector_norm(changed, dim=1)
         return changed.mul_((self.lora_magnitude_vector.detach().float() / lengths).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One linear of a product: its pair, or None, its number of outputs, and the order of its rows there."""
+
+    pair: LowRank | None
+    outputs: int
+    ordered: Callable[[Tensor], Tensor]
+
+
+def beside(members: Sequence[Member], matrix: Joined, x: Tensor) -> Beside:
+    """What the pairs of linears that are multiplied as one `matrix` add, in the type of x (N, I), with gradients back
+    to the pairs."""
+    adapted = [member.pair for member in members if member.pair is not None]
+    if not adapted:
+        return Beside()
+    down = torch.cat([p.lora_A for p in adapted]).to(x.dtype)
+    if adapted[0].lora_magnitude_vector is not None:
+        matrix.make_room(x, len(down))
+    ups, lengths, start = [], [], 0
+    for member in members:
+        pair = member.pair
+        if pair is None or not pair.active:
+            # switched off it adds zeros: the same products, so the base's numbers are rounded alike
+            ups.append(x.new_zeros(0 if pair is None else len(pair.lora_A), member.outputs))
+            lengths.append(x.new_ones(member.outputs))
+        else:
+            ups.append((member.ordered(pair.lora_B).t() * pair.scale).to(x.dtype))
+            lengths.append(_lengths(member, pair, x, matrix, start))
+        start += member.outputs
+    up = ups[0].contiguous() if len(ups) == 1 else torch.block_diag(*ups)
+    rows = None if adapted[0].lora_magnitude_vector is None else torch.cat(lengths)
+    return Beside(down, up, rows, adapted[0].keep(x))
+
+
+def _lengths(member: Member, pair: LowRank, x: Tensor, matrix: Joined, start: int) -> Tensor:
+    """What a member's results are multiplied by, (O,): magnitude ÷ length of the row that is computed with."""
+    if pair.lora_magnitude_vector is None:
+        return x.new_ones(member.outputs)
+    up = member.ordered(pair.lora_B) * pair.scale
+    length = RowLengths.apply(pair.lora_A, up, x, matrix, slice(start, start + member.outputs))
+    return (member.ordered(pair.lora_magnitude_vector) / length).to(x.dtype)
 
 
 class RowLengths(Function):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.shrink.activations.importance import Inputs, observed, packed
 
 BLOCK = 32

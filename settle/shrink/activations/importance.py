@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from settle.model.architectures import Architecture, Decoder
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.model.layers.kernels import Gated
 from settle.model.layers.linear import Linear, Stack
 from settle.model.layers.norm import RMSNorm

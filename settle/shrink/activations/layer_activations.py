@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import DataError
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.model.layers.attention import attention
 from settle.model.layers.kernels import Gated, HeadNorm
 from settle.model.layers.packed_sequences import Packing

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.base.errors import UsageError
-from settle.model.architectures import Architecture, Decoder
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.shrink.activations.layer_activations import Inner, Walk
 from settle.shrink.activations.least_squares import error, gram, refitted
 from settle.shrink.prunable_model import Subject, in_layer, require_dense, require_loadable

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from settle.formats import Weights
-from settle.model.architectures import Architecture, Decoder
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.shrink.activations.importance import packed
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.sensitivity import rounded

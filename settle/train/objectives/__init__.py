@@ -8,7 +8,7 @@ from torch import Tensor
 
 from settle.base.registry import Part
 from settle.data.batches import Batch
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 
 
 class Objective(Part):

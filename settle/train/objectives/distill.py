@@ -11,7 +11,7 @@ from settle.base.errors import FormatError, UsageError
 from settle.data.batches import Batch
 from settle.data.tokenizer.compatibility import require_same_tokenizer
 from settle.library.pretrained import open_pretrained
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
 from settle.train.objectives import Objective, on_device
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure

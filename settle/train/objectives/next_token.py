@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd import Function
 
-from settle.model.architectures import Decoder
+from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 
 QUICK_ROWS = 256  # of a product with the head: fewer, and reading the head takes most of the time

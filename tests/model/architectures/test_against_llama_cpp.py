@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from settle.base.errors import FormatError
-from settle.formats._adapter import PREFIX, Adapter
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer.engine import Engine
 from settle.infer.sample import logprobs
+from settle.model.adapters import PREFIX
+from settle.model.adapters.lora import LoRA
+from settle.model.load_adapter import TrainedAdapter
 from tests.model.architectures.cases import BEYOND_GGUF, CASES, random_model
 
 POSITIONS = [0, 1, 5, 6, 7, 11, 14, 15, 16, 23, 39]
@@ -27,8 +29,8 @@ def test_equals_llama_cpp(name, tokenizer, tmp_path) -> None:
     lora = export_lora(part, adapter, tmp_path / "lora.gguf")
     with torch.no_grad():
         for module, parameter in adapter.parameters(part).items():
-            down, up = map(torch.from_numpy, adapter.pair(module))
-            model.get_parameter(parameter).add_(up @ down, alpha=adapter.scale)
+            down, up = map(torch.from_numpy, adapter.lora.pairs[module])
+            model.get_parameter(parameter).add_(up @ down, alpha=adapter.method.scale)
     _equal(model, Engine(path, threads=1, adapter=lora))
 
 
@@ -46,16 +48,16 @@ def _equal(model, engine) -> None:
             torch.testing.assert_close(file, row, atol=0.03, rtol=0.002)
 
 
-def _adapter(part) -> Adapter:
+def _adapter(part) -> TrainedAdapter:
     """On every linear inside the layers but a router, large enough to be seen."""
     random = torch.Generator().manual_seed(3)
     state = {}
     for name, shape in part.parameters().items():
         module = part.hf_names()[name].removesuffix(".weight")
         if len(shape) == 2 and ".layers." in name and not module.endswith("mlp.gate"):
-            state[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(2, shape[1], generator=random)
-            state[f"{PREFIX}{module}.lora_B.weight"] = torch.randn(shape[0], 2, generator=random) * 0.05
-    return Adapter(state, alpha=4.0)
+            state[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(2, shape[1], generator=random).numpy()
+            state[f"{PREFIX}{module}.lora_B.weight"] = (torch.randn(shape[0], 2, generator=random) * 0.05).numpy()
+    return TrainedAdapter(LoRA(rank=2, alpha=4.0), state)
 
 
 def test_a_wrong_file_is_told_from_a_right_one(tokenizer, tmp_path) -> None:
@@ -74,4 +76,4 @@ def test_an_adapter_of_some_experts_only_is_refused(tmp_path) -> None:
     whole = _adapter(part)
     some = {name: tensor for name, tensor in whole.state.items() if ".experts.3." not in name}
     with pytest.raises(FormatError, match="5 of the 6 experts behind blk.0.ffn_gate_exps.weight.lora_a"):
-        export_lora(part, Adapter(some, alpha=4.0), tmp_path / "lora.gguf")
+        export_lora(part, TrainedAdapter(whole.method, some), tmp_path / "lora.gguf")

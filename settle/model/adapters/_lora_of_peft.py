@@ -1,0 +1,95 @@
+"""LoRA and DoRA as PEFT, Unsloth and TRL save them, brought to one rank and one scale.
+
+Letters: r rank, I inputs and O outputs of a linear.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import JsonValue
+
+from settle.base.errors import FormatError
+from settle.formats import to_float32
+from settle.model.adapters import PREFIX
+
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+# Keys of adapter_config.json that, set to anything else, make of the tensors something other than W + scale · B A.
+# init_lora_weights is apart: those that change the base itself make an adapter that does not fit the base as it is.
+NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
+    "bias": ("none",), "lora_bias": (False,), "fan_in_fan_out": (False,), "modules_to_save": ([],),
+    "layer_replication": ([],), "trainable_token_indices": ([], {}), "target_parameters": ([],),
+    "use_qalora": (False,), "alora_invocation_tokens": ([],), "use_bdlora": (False,), "arrow_config": (),
+    "kasa_config": (), "monteclora_config": (),
+}  # fmt: skip
+BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+def require_plain(config: Mapping[str, JsonValue]) -> None:
+    """Raises FormatError for what is more than W + scale · B A on linears, naming the setting."""
+    for key, neutral in NEUTRAL.items():
+        value = config.get(key)
+        if value is not None and value not in neutral:
+            raise FormatError(
+                f"the adapter was trained with {key} = {value!r}, which is more than LoRA on linears",
+                "merge it with peft (merge_and_unload) and take the merged model",
+            )
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(BASE_CHANGING):
+        raise FormatError(
+            f"the adapter was started with {start}, which changes the base too: it does not fit the base as it is",
+            "save it with path_initial_model_for_weight_conversion",
+        )
+
+
+def uniform(
+    stored: Mapping[str, np.ndarray], config: Mapping[str, JsonValue]
+) -> tuple[dict[str, np.ndarray], float, int]:
+    """The tensors with one rank, the alpha that gives each module its scale, and the rank.
+
+    Modules of smaller rank (`rank_pattern`) are padded with zeros and `alpha_pattern` is folded into B; both are exact.
+    Raises FormatError for a pair whose halves do not fit each other.
+    """
+    tensors = {_named(name): tensor for name, tensor in stored.items()}
+    downs = [name for name in tensors if name.startswith(PREFIX) and name.endswith(DOWN)]
+    for name in downs:
+        down, up = tensors[name].shape, tensors.get(name.replace(DOWN, UP), tensors[name].T).shape
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
+            module = name.removeprefix(PREFIX).removesuffix(DOWN)
+            raise FormatError(f"the adapter's pair for {module} has the shapes {down} and {up}", "save it again")
+    largest = max((len(tensors[name]) for name in downs), default=0)
+    power = 0.5 if config.get("use_rslora") else 1.0
+    default = _number(config.get("lora_alpha"), 8.0)
+    wanted = {name: _alpha(name, config, default) / len(tensors[name]) ** power for name in downs}
+    rank = int(_number(config.get("r"), largest))
+    alpha = default if largest == rank else max(wanted.values(), default=1) * largest**power
+    for name in downs:
+        down, up = tensors[name], tensors.get(name.replace(DOWN, UP))
+        if up is None:
+            continue  # the missing half is named when the adapter is put together
+        missing = largest - len(down)
+        factor = wanted[name] / (alpha / largest**power)
+        if missing:
+            tensors[name] = np.pad(down, ((0, missing), (0, 0)))
+            up = np.pad(up, ((0, 0), (0, missing)))
+        if not math.isclose(factor, 1.0, rel_tol=1e-9):
+            up = to_float32(up * np.float32(factor))
+        tensors[name.replace(DOWN, UP)] = up
+    return tensors, alpha, max(1, largest)
+
+
+def _named(name: str) -> str:
+    """A tensor's name without that of the adapter in it ("default")."""
+    name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
+    return re.sub(rf"({MAGNITUDE})\..*$", r"\1", name)
+
+
+def _alpha(name: str, config: Mapping[str, JsonValue], default: float) -> float:
+    module, patterns = name.removeprefix(PREFIX).removesuffix(DOWN), config.get("alpha_pattern")
+    found = patterns.items() if isinstance(patterns, dict) else ()
+    return next((_number(alpha, default) for k, alpha in found if re.match(rf"(.*\.)?({k})$", module)), default)
+
+
+def _number(value: JsonValue, default: float) -> float:
+    return float(value) if isinstance(value, int | float) and value else default
