@@ -1,6 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
+
+from settle.base import registry
 
 # Two tests run at a time, and tiny models gain nothing from threads: two that wait for each other only spin. Said
 # before torch is loaded; what a test starts inherits it.
@@ -14,3 +17,26 @@ def home(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("SETTLE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def installed_ia3(tmp_path_factory, monkeypatch):
+    """Another package that brings one adapter, in one file: `tests/model/adapters/ia3.py`."""
+    site = tmp_path_factory.mktemp("site")
+    metadata = site / "settle_ia3-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-ia3\nVersion: 1\n")
+    group = "[settle.model.adapters]\nia3 = tests.model.adapters.ia3:IA3\n"
+    (metadata / "entry_points.txt").write_text(group)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path(__file__).parent.parent}")
+    _forget_parts()
+    yield
+    monkeypatch.undo()
+    _forget_parts()
+
+
+def _forget_parts():
+    for function in vars(registry).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
