@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 import torch
 from pydantic import JsonValue
 
 from settle.base.errors import FormatError
-from settle.base.registry import parts
 from settle.formats import LoraPairs, ModelLayout
 from settle.formats.lora_gguf import read_pairs
 from settle.formats.peft import read_peft
@@ -100,7 +99,7 @@ class TrainedAdapter:
 def open_adapter(folder: Path) -> TrainedAdapter:
     """An adapter saved by peft, Unsloth or settle. Raises FormatError for what is none, or of no method known here."""
     saved = read_peft(folder)
-    methods = cast(dict[str, type[Adapter]], parts("model/adapters"))
+    methods = Adapter.parts()
     for method in methods.values():
         try:
             read = method.from_peft(saved.config, saved.tensors)

@@ -167,9 +167,7 @@ def open_base(tuning: Tuning) -> Pretrained:
 
 def adapter_of(tuning: Tuning) -> Adapter:
     """The adapter that a plan names."""
-    adapter = part("model/adapters", tuning.adapter_name)(**tuning.adapter)
-    assert isinstance(adapter, Adapter)
-    return adapter
+    return Adapter.make(tuning.adapter_name, tuning.adapter)
 
 
 def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder:

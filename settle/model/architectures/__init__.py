@@ -4,12 +4,12 @@ its parameters lie in files.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 
 from settle.base.errors import FormatError
-from settle.base.registry import Part, parts
+from settle.base.registry import Part
 from settle.formats.gguf import embeds
 from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
@@ -129,7 +129,7 @@ class Architecture(Part):
 
 def of_hf_config(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
-    families = _families()
+    families = Architecture.parts()
     kind = config.get("model_type")
     if kind not in families:
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(families)}")
@@ -142,14 +142,10 @@ def of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Architec
     Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.
     """
     kind = metadata.get("general.architecture")
-    alike = [family for family in _families().values() if family.gguf_architecture == kind]
+    alike = [family for family in Architecture.parts().values() if family.gguf_architecture == kind]
     if not alike:
-        known = sorted({family.gguf_architecture for family in _families().values()})
+        known = sorted({family.gguf_architecture for family in Architecture.parts().values()})
         if embeds(metadata):
             raise FormatError("it turns texts into vectors and writes none", f"known are: {', '.join(known)}")
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
     return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)
-
-
-def _families() -> dict[str, type[Architecture]]:
-    return cast(dict[str, type[Architecture]], parts("model/architectures"))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from settle.base.registry import part, parts
 from settle.formats.lora_gguf import export_lora
 from settle.formats.peft import export_peft
 from settle.model import adapters
@@ -19,20 +18,18 @@ from tests.model.architectures.cases import random_model
 from tests.model.test_llama import packed
 
 LENGTHS = [7, 9, 16, 1]
-METHODS = [*parts("model/adapters"), "ia3"]
-FAMILIES = parts("model/architectures")
+METHODS = [*Adapter.part_names(), "ia3"]
+FAMILIES = Architecture.parts()
 
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest, installed_ia3: None) -> Adapter:
-    made = part("model/adapters", request.param)()
-    assert isinstance(made, Adapter)
-    return made
+    return Adapter.make(request.param, {})
 
 
 @pytest.fixture(params=FAMILIES)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
-    return FAMILIES[request.param].TINY  # type: ignore[attr-defined,no-any-return]
+    return FAMILIES[request.param].TINY
 
 
 def test_it_changes_nothing_at_first_and_trains_itself_only(method: Adapter, architecture: Architecture) -> None:
@@ -102,15 +99,15 @@ def test_ia3_equals_peft(installed_ia3: None, tmp_path) -> None:
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    architecture = FAMILIES["qwen2"].TINY  # type: ignore[attr-defined]
+    architecture = FAMILIES["qwen2"].TINY
     model = random_model(architecture)
     config = AutoConfig.for_model(**architecture.to_hf_config())
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     theirs.load_state_dict({name: p.detach() for name, p in model.named_parameters()}, strict=False)
-    method = part("model/adapters", "ia3")()
-    method.apply(model)  # type: ignore[attr-defined]
+    method = Adapter.make("ia3", {})
+    method.apply(model)
     stir(model, 0.5)
-    export_peft(architecture, TrainedAdapter.of_model(model, method, "x", ""), tmp_path)  # type: ignore[arg-type]
+    export_peft(architecture, TrainedAdapter.of_model(model, method, "x", ""), tmp_path)
     loaded = PeftModel.from_pretrained(theirs, tmp_path)
     inputs, _, bounds = packed([24], architecture.vocab_size)
     with torch.no_grad():
