@@ -8,20 +8,20 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.registry import part
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
+from settle.model.architectures import Architecture
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import HAND_OVER_SECONDS
 from settle.plan.training_plan import TrainingPlan
+from settle.train.optimizers import Optimizer
 from settle.train.settled import MORE, decay_tokens, next_evaluation
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of came ÷ expected
@@ -74,7 +74,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     """`spent`: seconds since the command began, which are part of the time that will be told."""
     unique = corpus.train.num_tokens
     packed = corpus.train.num_bytes / unique
-    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
     parameters = architecture.num_parameters
 
     def loss_at(tokens: float) -> Interval:
@@ -171,7 +171,7 @@ def must_fit(plan: TrainingPlan) -> None:
     if need <= have + resident():
         return
     scale = (have * 0.8) / max(1, needed(plan))
-    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
     fits = int(architecture.num_parameters * scale)
     raise ResourceError(
         f"this run needs about {need / 1e9:,.1f} GB of memory and {have / 1e9:,.1f} GB are free",
@@ -181,8 +181,8 @@ def must_fit(plan: TrainingPlan) -> None:
 
 def needed(plan: TrainingPlan) -> int:
     """Bytes that training takes beyond what the process holds already."""
-    architecture: Any = part("model/architectures", plan.architecture_name)(**plan.architecture)
-    optimizer: Any = part("train/optimizers", plan.optimizer_name)(**plan.optimizer)
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
     number = 4 if plan.dtype == "float32" else 2
     parameters = architecture.num_parameters
     state = optimizer.bytes_per_parameter()

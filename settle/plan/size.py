@@ -3,14 +3,13 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from settle.base.amounts import count, seconds
 from settle.base.errors import UsageError
-from settle.base.registry import part
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, cores, power
 from settle.model import default_shape
+from settle.model.architectures import Architecture
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.speed import Speed, measure_speed
@@ -68,7 +67,7 @@ class _Choice:
     def __init__(self, settings: TrainingSettings, corpus: Corpus, device: Accelerator) -> None:
         self.settings, self.unique = settings, corpus.train.num_tokens
         self.vocab_size = corpus.tokenizer.vocab_size
-        self.family: Any = part("model/architectures", settings.architecture)
+        self.family = Architecture.part(settings.architecture)
         self.device = device
 
     @cached_property

@@ -8,7 +8,6 @@ import torch
 
 from settle.base.errors import FormatError
 from settle.base.event_log import Events
-from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.stop_signals import Stopping
 from settle.data.batches import Batch, Batches, held_out_batches
@@ -59,11 +58,10 @@ class TrainingJob:
             base = base or open_base(plan.tuning)
             architecture, model = base.part, tuned_model(plan, plan.tuning, base)
         else:
-            architecture = part("model/architectures", plan.architecture_name)(**plan.architecture)  # type: ignore[assignment]
+            architecture = Architecture.make(plan.architecture_name, plan.architecture)
             model = architecture.build(plan.loop.seed, plan.device)
         model.compute_dtype = getattr(torch, plan.dtype)
-        objective: Any = part("train/objectives", plan.objective)(**plan.objective_settings)
-        objective = objective.prepared(model)
+        objective = Objective.make(plan.objective, plan.objective_settings).prepared(model)
         return cls(
             plan=plan,
             corpus=corpus,
@@ -71,7 +69,7 @@ class TrainingJob:
             architecture=architecture,
             model=model,
             objective=objective,
-            optimizer=part("train/optimizers", plan.optimizer_name)(**plan.optimizer),  # type: ignore[arg-type]
+            optimizer=Optimizer.make(plan.optimizer_name, plan.optimizer),
             batches=_batches(plan, corpus),
             held_out=blocks(plan, corpus, plan.held_out_tokens),
             base=base,

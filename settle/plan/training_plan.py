@@ -6,9 +6,9 @@ from typing import Any
 
 from settle.base.amounts import count
 from settle.base.errors import UsageError
-from settle.base.registry import part
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, cores, probe_dtype
+from settle.model.architectures import Architecture
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
 from settle.train.loop import LoopPlan
@@ -56,7 +56,7 @@ class TrainingPlan:
     @property
     def num_parameters(self) -> int:
         """What the model really has: the shape whose size comes nearest to what was asked for."""
-        architecture: Any = part("model/architectures", self.architecture_name)(**self.architecture)
+        architecture = Architecture.make(self.architecture_name, self.architecture)
         return int(architecture.num_parameters)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     torch.set_num_threads(threads)
     why: dict[str, str] = {}
     size = choose_size(settings, corpus, device, spent, why)
-    architecture = part("model/architectures", settings.architecture).sized(  # type: ignore[attr-defined]
+    architecture = Architecture.part(settings.architecture).sized(
         size.parameters, corpus.tokenizer.vocab_size, size.context
     )
     tokenizer = corpus.tokenizer

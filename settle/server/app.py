@@ -18,7 +18,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from settle.base.errors import UsageError
-from settle.base.registry import parts
 from settle.server.apis import Shape
 from settle.server.audit import Audit
 from settle.server.errors import Refusal
@@ -55,8 +54,7 @@ class Serving:
 
 def shapes() -> list[Shape]:
     """Every wire format; OpenAI's last, which has the paths that no other one claims."""
-    made = [kind() for kind in parts("server/apis").values()]
-    return sorted((shape for shape in made if isinstance(shape, Shape)), key=lambda shape: shape.is_fallback)
+    return sorted((shape() for shape in Shape.parts().values()), key=lambda shape: shape.is_fallback)
 
 
 def build_app(

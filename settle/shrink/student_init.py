@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import FormatError, UsageError
-from settle.base.registry import part
 from settle.base.settings import read_toml
 from settle.shrink.prunable_model import Subject
-from settle.shrink.pruners import Pruned
+from settle.shrink.pruners import Pruned, Pruner
 
 # field of the architecture → the pruner that makes it smaller
 SHRUNK_BY = {
@@ -118,7 +117,7 @@ def _one_by_one(
         if name == "depth":
             seen = _searched(subject, settings["drop"], windows)
             settings = {**settings, "by": "loss" if seen else "influence"}
-        pruner: Any = part("shrink/pruners", name)(**settings, step=number < len(steps))
+        pruner = Pruner.make(name, {**settings, "step": number < len(steps)})
         made.append(pruner.prune(subject, seen or windows, texts))
     return made[1:]
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from pydantic import ValidationError
 
 from settle.base.errors import UsageError
-from settle.base.registry import Part, part, part_names, parts
+from settle.base.registry import Part
 from settle.evaluate.compare.cases import Case
 
 MOST_OF = 0.9  # a task is chosen when this share of the wanted answers is made for it
@@ -48,10 +48,8 @@ class Task(Part):
 
 def chosen(cases: Sequence[Case]) -> Task:
     """The most particular task that suits the data."""
-    known = sorted((t for t in parts("evaluate/tasks").values() if t.rank), key=lambda t: t.rank)  # type: ignore[attr-defined]
-    found = next(task for kind in known if (task := kind.suited(cases)) is not None)  # type: ignore[attr-defined]
-    assert isinstance(found, Task)
-    return found
+    ranked = sorted((rank, kind) for kind in Task.parts().values() if (rank := kind.rank))
+    return next(task for _, kind in ranked if (task := kind.suited(cases)) is not None)
 
 
 def named(score: str) -> Task:
@@ -60,13 +58,11 @@ def named(score: str) -> Task:
     Raises UsageError naming the nearest one.
     """
     name, _, value = ("python", "", score) if score.endswith(".py") else score.partition(":")
-    if name not in part_names("evaluate/tasks"):
-        known = ", ".join(part_names("evaluate/tasks"))
+    if name not in Task.part_names():
+        known = ", ".join(Task.part_names())
         raise UsageError(f"there is no score {name!r}", f"one of: {known}; or the path of a Python file")
-    kind = part("evaluate/tasks", name)
-    assert issubclass(kind, Task)
     try:
-        return kind.asked(value)
+        return Task.part(name).asked(value)
     except ValidationError as e:
         raise UsageError(f"--score {score}: {e.errors()[0]['msg']}", "see docs/eval.md") from None
 
