@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -36,12 +37,10 @@ import safetensors.numpy  # noqa: E402
 from settle.cli import main  # noqa: E402
 from settle.train import checkpoint  # noqa: E402
 
-for _room in (
-    "plan.training_job", "data.prepare", "data.reading", "evaluate.gate", "evaluate.hand_over", "evaluate.card",
-    "evaluate.curves", "train.proof", "show.talk", "commands.resume", "commands.tune", "plan.tuning",
-    "plan.tuning_forecast", "data.rows.prepare",
-):  # fmt: skip
-    importlib.import_module(f"settle.{_room}")
+for _room in ("data", "train", "plan", "evaluate", "show", "commands"):  # so that a session does not load them again
+    _folder = importlib.import_module(f"settle.{_room}").__path__
+    for _module in pkgutil.walk_packages(_folder, f"settle.{_room}."):
+        importlib.import_module(_module.name)
 for _package in ("matplotlib.figure", "matplotlib.font_manager", "matplotlib.backends.backend_agg", "rich.live"):
     importlib.import_module(_package)
 

@@ -23,7 +23,7 @@ from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
 from settle.machine import keep_freed_memory
 from settle.model.architectures.llama import Llama
-from settle.train.evaluation import evaluate
+from settle.train.evaluation import HeldOut, evaluate
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
@@ -85,10 +85,8 @@ def train(corpus: Corpus, total_tokens: int, seed: int, choices: dict[str, Any])
         (loss / count).backward()
         stepper.step(schedule.multiplier(step))
         quickest = min(quickest, time.process_time() - began)
-    held_out = list(held_out_batches(corpus.held_out, c["context"], 8192, None))
-    return evaluate(
-        model, objective, held_out, corpus.tokenizer.byte_length, steps, total_tokens
-    ).bits_per_byte, quickest
+    held_out = HeldOut(list(held_out_batches(corpus.held_out, c["context"], 8192, None)), corpus.tokenizer.byte_length)
+    return evaluate(model, objective, held_out, steps, total_tokens).bits_per_byte, quickest
 
 
 def split_corpus(text: Path, folder: Path, vocab: int) -> Corpus:

@@ -2,7 +2,7 @@
 
     python bench/tune_mfu.py MODEL rows.jsonl [--rounds 6] [--threads 2]
 
-A step is the product's own (`Loop.take_step`): forward, backward, clipping and update. Useful is what LoRA cannot do
+A step is the product's own (`Trainer.take_step`): forward, backward, clipping and update. Useful is what LoRA cannot do
 without: the frozen products once forward and once for the gradient of their input, the adapters' three, causal
 attention counted once, head and loss on supervised tokens. The ceiling is the rate of those frozen products and the
 head alone, with operands that are ready, in the compute type; of two layouts of the weights the quicker one counts.
@@ -11,7 +11,6 @@ head alone, with operands that are ready, in the compute type; of two layouts of
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from pathlib import Path
 import torch
 
 from settle.base.event_log import Events
-from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.commands.tune import Tune
 from settle.data.batches import Batch
@@ -27,6 +25,7 @@ from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.training_job import TrainingJob
 from settle.plan.tuning_plan import plan_tuning
+from settle.train.state import LoopState
 
 RANK = 16
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -99,18 +98,17 @@ def main() -> None:
     plan = plan_tuning(command, resolved.origin, corpus, base, 0.0)
     job = TrainingJob.build(plan, corpus, base)
     job.model.train()
-    with tempfile.TemporaryDirectory() as folder:
-        loop = job.loop(Run(Path(folder)), events, lambda: False)
-        loop.take_step(1.0)
-        shares, rates = [], []
-        for _ in range(asked.rounds):
-            batch = job.batches.at(loop.state.position)
-            flops, calls = ceiling(job.model, batch, job.model.compute_dtype)
-            before = [_seconds(call) for call in calls]
-            whole = _seconds(lambda: loop.take_step(1.0))
-            bare = min(*before, *(_seconds(call) for call in calls))
-            rates.append((flops / bare / 1e9, useful(job.model, batch) / whole / 1e9, len(batch.inputs) / whole))
-            shares.append(rates[-1][1] / rates[-1][0])
+    trainer, state = job.trainer(), LoopState()
+    trainer.take_step(state, 1.0)
+    shares, rates = [], []
+    for _ in range(asked.rounds):
+        batch = job.batches.at(state.position)
+        flops, calls = ceiling(job.model, batch, job.model.compute_dtype)
+        before = [_seconds(call) for call in calls]
+        whole = _seconds(lambda: trainer.take_step(state, 1.0))
+        bare = min(*before, *(_seconds(call) for call in calls))
+        rates.append((flops / bare / 1e9, useful(job.model, batch) / whole / 1e9, len(batch.inputs) / whole))
+        shares.append(rates[-1][1] / rates[-1][0])
     products, steps, tokens = (statistics.median(column) for column in zip(*rates, strict=True))
     told = {
         "model": asked.model.name,

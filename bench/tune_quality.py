@@ -27,7 +27,7 @@ from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import RowSettings
 from settle.model.load_adapter import attach, open_adapter
 from settle.model.pretrained import Pretrained
-from settle.train.evaluation import evaluate
+from settle.train.evaluation import HeldOut, evaluate
 from settle.train.objectives.next_token import NextToken
 
 TRAINER = Path(__file__).parent / "tuners" / "train_trl.py"
@@ -62,9 +62,9 @@ def judged(model: Path, corpus: RowCorpus, adapter: Path | None) -> dict[str, fl
     live = base.load(dtype=torch.float32)
     if adapter is not None:
         attach(live, open_adapter(adapter))
-    batches = list(held_out_rows(corpus.held_out, 2048))
-    seen = evaluate(live, NextToken(), batches, base.tokenizer.byte_length, 0, 0)
-    return {"loss": seen.loss, "stderr": seen.stderr}
+    held_out = HeldOut(list(held_out_rows(corpus.held_out, 2048)), base.tokenizer.byte_length)
+    evaluation = evaluate(live, NextToken(), held_out, 0, 0)
+    return {"loss": evaluation.loss, "stderr": evaluation.stderr}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from settle.infer.engine import Engine
     from settle.plan.training_job import TrainingJob
     from settle.plan.training_plan import TrainingPlan
-    from settle.train.loop import Outcome
+    from settle.train.state import Outcome
 
 Spent = Callable[[], dict[str, float]]  # of all sessions up to now: seconds, joules, peak_memory
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
     from settle.plan.training_plan import TrainingPlan
-    from settle.train.loop import Outcome
+    from settle.train.state import Outcome
 
 
 class TuningCommand(TuningSettings, RunCommand):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
     from settle.shrink.pruners import Pruned
-    from settle.train.loop import Outcome
+    from settle.train.state import Outcome
 
 STUDENT, RECORD = "student", "teacher"  # folders of a run: what learns as it was at first, and what was said to it
 ROW_TOKENS = 512  # of a plain text's pieces; rows of turns may be longer

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from settle.data.prepare import Corpus
     from settle.plan.training_job import TrainingJob
     from settle.plan.training_plan import TrainingPlan
-    from settle.train.loop import Outcome
+    from settle.train.state import Outcome
 
 
 class Train(TrainingSettings, RunCommand):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from settle.evaluate.compare.compare import Comparison
     from settle.model.pretrained import Pretrained
     from settle.plan.training_job import TrainingJob
-    from settle.train.loop import Outcome
+    from settle.train.state import Outcome
 
 
 class Tune(TuningCommand):

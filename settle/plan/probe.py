@@ -15,7 +15,7 @@ from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.plan.training_job import EVALUATION_BLOCK, TrainingJob
 from settle.plan.training_plan import TrainingPlan
-from settle.train.evaluation import evaluate
+from settle.train.evaluation import HeldOut, evaluate
 
 SHARE = 0.025  # of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
@@ -80,18 +80,19 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
     limit = max(2 * EVALUATION_BLOCK, min(LOOKED_AT, steps * loop.tokens_per_step))
     sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
     began = time.perf_counter()
-    seen = evaluate(job.model, job.objective, sample, corpus.tokenizer.byte_length, steps, steps * loop.tokens_per_step)
+    held_out = HeldOut(sample, corpus.tokenizer.byte_length)
+    evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)
     looking = time.perf_counter() - began
     return Probe(
         steps=steps,
         tokens=steps * loop.tokens_per_step,
         step_seconds=statistics.fmean(settled_times),
         step_spread=statistics.pstdev(settled_times) / statistics.fmean(settled_times),
-        look_seconds=looking / sum(len(b.targets) for b in sample),
+        look_seconds=looking / held_out.num_tokens,
         memory=max(peaks[-1], resident()),
         memory_growth=peaks[-1] - peaks[len(peaks) // 2],
         watts=energy.watts,
         watts_source=energy.source,
-        loss=seen.loss,
-        stderr=seen.stderr,
+        loss=evaluation.loss,
+        stderr=evaluation.stderr,
     )

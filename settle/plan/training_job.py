@@ -22,10 +22,13 @@ from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.training_plan import TrainingPlan, Tuning
 from settle.train.checkpoint import Weights
-from settle.train.evaluation import evaluate
-from settle.train.loop import Loop, State
+from settle.train.evaluation import EvaluationFigures, HeldOut, evaluate
+from settle.train.loop import Loop
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
+from settle.train.recovery import Session
+from settle.train.state import LoopState
+from settle.train.trainer import Trainer
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
@@ -93,23 +96,13 @@ class TrainingJob:
     def loop(
         self, run: Run, events: Events, stopping: Stopping, spending: Callable[[], dict[str, float]] = dict
     ) -> Loop:
-        return Loop(
-            self.plan.loop,
-            self.model,
-            self.objective,
-            self.optimizer,
-            self.batches,
-            self.held_out,
-            self.tokenizer.byte_length,
-            run,
-            events,
-            stopping,
-            self.identity(),
-            spending,
-            self.tokenizer.decode,
-        )
+        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode)
+        return Loop(self.trainer(), HeldOut(self.held_out, self.tokenizer.byte_length), session)
 
-    def judge(self, weights: Weights, state: State) -> dict[str, float]:
+    def trainer(self) -> Trainer:
+        return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches)
+
+    def judge(self, weights: Weights, state: LoopState) -> EvaluationFigures:
         """The evaluation of `weights` on all held-out text, or as much as a twentieth of the run's time allows.
 
         The loop looks at a sample, and picks the best of many looks; this is the figure to quote.
@@ -120,8 +113,8 @@ class TrainingJob:
         limit = max(self.plan.held_out_tokens, affordable)
         batches = blocks(self.plan, self.corpus, limit)
         tokens = state.best_step * loop.tokens_per_step
-        seen = evaluate(self.model, self.objective, batches, self.tokenizer.byte_length, state.best_step, tokens)
-        return {k: getattr(seen, k) for k in ("step", "tokens", "loss", "stderr", "bits_per_byte")}
+        held_out = HeldOut(batches, self.tokenizer.byte_length)
+        return evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()
 
 
 def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBatches:

@@ -11,10 +11,10 @@ from settle.machine import Accelerator, accelerator, cores, probe_dtype
 from settle.model.architectures import Architecture
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
-from settle.train.loop import LoopPlan
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import sample_size
+from settle.train.state import LoopPlan
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,14 @@ real steps and a look at held-out rows, after which everything is as it was.
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.run import Run
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.machine import EnergyMeter, PeakMemory, resident
@@ -22,13 +19,14 @@ from settle.plan.forecast import Forecast, cost_interval, token_budget
 from settle.plan.settings import TuningSettings
 from settle.plan.training_job import TrainingJob, blocks
 from settle.plan.training_plan import TrainingPlan
-from settle.train.evaluation import evaluate
+from settle.train.evaluation import HeldOut, evaluate
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
+from settle.train.state import LoopState
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
 FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
 PATIENCE = 90.0  # seconds after which two steps have to be enough
-MOST_SOUGHT = 20_000  # batches among which the largest is looked for
+MOST_SEARCHED = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of came ÷ expected
 TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
@@ -78,30 +76,30 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
     limit = min(job.plan.held_out_tokens, max(2048, steps * loop.tokens_per_step))
     held_out = blocks(job.plan, job.corpus, job.plan.held_out_tokens)
     every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)
-    sample = held_out[:: max(1, every)]  # blocks as large as the run's: each has its price
+    # blocks as large as the run's: each has its price
+    sample = HeldOut(held_out[:: max(1, every)], job.tokenizer.byte_length)
     kept = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
 
-    def look() -> tuple[float, float, float]:
+    def evaluated() -> tuple[float, float, float]:
         began = time.perf_counter()
-        seen = evaluate(model, job.objective, sample, job.tokenizer.byte_length, 0, 0)
-        return seen.loss, seen.stderr, time.perf_counter() - began
+        evaluation = evaluate(model, job.objective, sample, 0, 0)
+        return evaluation.loss, evaluation.stderr, time.perf_counter() - began
 
     peak, meter = PeakMemory(job.plan.device).start(), EnergyMeter(watts, job.plan.device).start()
     times, tokens = [], []
-    with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
-        trial = job.loop(Run(Path(folder)), Events(), lambda: False)
-        before, _, _ = look()
-        trial.state.position = job.batches.largest(min(MOST_SOUGHT, expected_steps(job.plan) * loop.micro_batches))
-        for step in range(steps):
-            began, first = time.perf_counter(), trial.state.position
-            trial.take_step(min(step + 1, steps - step) / (steps / 2 + 1))
-            times.append(time.perf_counter() - began)
-            tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, trial.state.position)))
-            if not step:
-                trial.state.position = 0
-            elif sum(times) > PATIENCE:
-                break
-        after, stderr, looking = look()
+    trainer, state = job.trainer(), LoopState()
+    before, _, _ = evaluated()
+    state.position = job.batches.largest(min(MOST_SEARCHED, expected_steps(job.plan) * loop.micro_batches))
+    for step in range(steps):
+        began, first = time.perf_counter(), state.position
+        trainer.take_step(state, min(step + 1, steps - step) / (steps / 2 + 1))
+        times.append(time.perf_counter() - began)
+        tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, state.position)))
+        if not step:
+            state.position = 0
+        elif sum(times) > PATIENCE:
+            break
+    after, stderr, looking = evaluated()
     energy = meter.read()
     # the first step finds its memory and its kernels
     paces = [took / count * loop.tokens_per_step for took, count in zip(times[1:], tokens[1:], strict=True)]
@@ -115,7 +113,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
         steps=len(times),
         step_seconds=pace,
         step_spread=statistics.pstdev(paces) / pace,
-        look_seconds=looking / sum(len(b.targets) for b in sample),
+        look_seconds=looking / sample.num_tokens,
         memory=memory,
         watts=energy.watts,
         watts_source=energy.source,

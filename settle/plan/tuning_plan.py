@@ -13,10 +13,10 @@ from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
 from settle.plan.training_plan import TrainingPlan, Tuning, chosen_dtype, origins, shapes
-from settle.train.loop import LoopPlan
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
+from settle.train.state import LoopPlan
 
 FULL = "full"
 PLAIN, PAIRS = "next_token", "dpo"  # objectives of rows that say nothing else

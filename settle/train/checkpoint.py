@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -52,7 +51,7 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     best: Mapping[str, Tensor] | None
-    state: dict[str, Any]
+    state: Mapping[str, object]
 
     @property
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
@@ -158,7 +157,7 @@ def load_newest(
     return None
 
 
-def newest_state(folder: Path) -> dict[str, Any] | None:
+def newest_state(folder: Path) -> dict[str, object] | None:
     """The state of the newest checkpoint whose state.json is as it was written; tensors are not looked at."""
     for path in reversed(steps(folder)):
         try:
@@ -184,7 +183,7 @@ def drop_after(folder: Path, step: int) -> None:
 # --- writing ---
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, str | int]:
     """Write and fsync a file; its entry in the manifest."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=CHUNK) as f:
@@ -202,7 +201,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
     Format: https://huggingface.co/docs/safetensors.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, object] = {}
     at = 0
     for name, tensor in tensors.items():
         header[name] = {
@@ -215,7 +214,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     for tensor in tensors.values():
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
-            yield memoryview(flat.view(torch.uint8).numpy())
+            yield flat.view(torch.uint8).numpy().data
 
 
 def _drop_old(folder: Path, every: int) -> None:
@@ -285,7 +284,7 @@ def _load(path: Path) -> Checkpoint:
     )
 
 
-def _state(path: Path) -> dict[str, Any]:
+def _state(path: Path) -> dict[str, object]:
     try:
         state = json.loads((path / "state.json").read_bytes())
     except (OSError, ValueError, RecursionError) as e:

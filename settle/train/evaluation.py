@@ -1,11 +1,12 @@
 """Held-out loss with its standard error: the same tokens each time, so that differences are paired.
 
-Legend: N tokens of a packed batch.
+Legend: V vocabulary.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from settle.train.objectives import Objective
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the held-out data. Losses in nats per token."""
+    """What the held-out data cost. Losses in nats per token."""
 
     step: int
     tokens: int
@@ -26,25 +27,48 @@ class Evaluation:
     bits_per_byte: float | None  # of an objective that counts nats per token
     blocks: tuple[float, ...]  # loss of each block of held-out text, in the same order every time
 
+    def figures(self) -> "EvaluationFigures":
+        """All but the blocks: what events and results show."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "stderr": self.stderr,
+            "bits_per_byte": self.bits_per_byte,
+        }
 
-def evaluate(
-    model: Decoder,
-    objective: Objective,
-    batches: Sequence[Batch],
-    byte_length: np.ndarray,
-    step: int,
-    tokens: int,
-) -> Evaluation:
-    """Evaluate `model` on `batches` (each is one block). `byte_length` (V,): bytes that each token id stands for."""
+
+class EvaluationFigures(TypedDict):
+    step: int
+    tokens: int
+    loss: float
+    stderr: float
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text: batches, each of which is one block, and how many bytes each token id stands for (V,)."""
+
+    batches: Sequence[Batch]
+    byte_length: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(batch.targets) for batch in self.batches)
+
+
+def evaluate(model: Decoder, objective: Objective, held_out: HeldOut, step: int, tokens: int) -> Evaluation:
+    """The loss of `model` after `step` steps and `tokens` tokens of training."""
     sums, counts, num_bytes = [], [], 0
     training = model.training
     model.eval()
     with torch.no_grad():  # not inference mode: the model's cast weights must serve training too
-        for batch in batches:
+        for batch in held_out.batches:
             total, count = objective.batch_loss(model, batch)
             sums.append(float(total))
             counts.append(count)
-            num_bytes += int(byte_length[batch.targets[batch.targets >= 0]].sum())
+            num_bytes += int(held_out.byte_length[batch.targets[batch.targets >= 0]].sum())
     model.train(training)
     loss = sum(sums) / sum(counts)
     blocks = np.array(sums) / np.array(counts)

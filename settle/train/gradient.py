@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
@@ -19,3 +21,9 @@ def backward(model: Decoder, objective: Objective, batches: Sequence[Batch], sca
         (total * (scale / count)).backward()
         loss += float(total.detach()) / count
     return loss
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert parameter.grad is not None
+    return parameter.grad

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from settle.base.event_log import Events
 from settle.base.events import ProofCheck
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
-from settle.train.gradient import backward
+from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 
 TOKENS, SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
@@ -60,11 +59,11 @@ def prove(
     objective: Objective,
     batch: Batch,
     vocab_size: int,
-    rows: Sequence[Any],
+    rows: Sequence[object],
     events: Events,
     seed: int = 0,
     tuned: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Run every check on a part of `batch`, whose rows are named by `rows`; returns what each found.
 
     tuned: the model was trained by others, and perhaps only an adapter is trained now.
@@ -78,7 +77,7 @@ def prove(
         ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
         ("finite differences", proof.finite_differences),
     ]
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, object]] = []
     with _left_alone(model) if tuned else contextlib.nullcontext():
         for name, check in checks:
             try:
@@ -117,7 +116,7 @@ class _Proof:
     objective: Objective
     batch: Batch
     vocab_size: int
-    rows: Sequence[Any]
+    rows: Sequence[object]
     seed: int
     tuned: bool
     small: Batch = field(init=False)
@@ -192,7 +191,7 @@ class _Proof:
         """Loss and gradients as training will compute them."""
         self.kind = self.model.compute_dtype
         self.half_mean = backward(self.model, self.objective, [self.small])
-        self.half = {name: _grad(p).cpu().clone() for name, p in self.model.trainable().items()}
+        self.half = {name: gradient_of(p).cpu().clone() for name, p in self.model.trainable().items()}
         self.model.zero_grad(set_to_none=True)
 
     def agrees(self) -> str:
@@ -206,7 +205,7 @@ class _Proof:
             )
         worst, name, of_all, size = 0.0, "", 0.0, 0.0
         for key, parameter in self.exact.trainable().items():
-            whole = _grad(parameter).cpu()
+            whole = gradient_of(parameter).cpu()
             difference = self.half[key].to(whole.dtype) - whole
             off = _relative(difference, whole)
             if not off <= worst:
@@ -224,7 +223,7 @@ class _Proof:
     def packs_and_accumulates(self) -> str:
         """Rows one by one, accumulated, give the loss and the gradient that they give packed in one batch."""
         bars = self.bars
-        norms = [float(_grad(p).norm()) for p in self.exact.trainable().values()]
+        norms = [float(gradient_of(p).norm()) for p in self.exact.trainable().values()]
         pieces = list(_segments(self.small, self.objective.segments_per_row))
         apart = backward(self.exact, self.objective, pieces, scale=-1.0)  # what is left in .grad is the difference
         if not abs(apart - self.mean) <= bars.rounding * abs(self.mean):
@@ -234,7 +233,7 @@ class _Proof:
                 "attention or positions cross a document: report this",
             )
         off = [
-            (float(_grad(p).norm()) / (norm + 1e-12), n)
+            (float(gradient_of(p).norm()) / (norm + 1e-12), n)
             for (n, p), norm in zip(self.exact.trainable().items(), norms, strict=True)
         ]
         worst, name = max(off)
@@ -269,7 +268,7 @@ class _Proof:
         self.exact.zero_grad(set_to_none=True)
         backward(self.exact, self.objective, [self.small])
         for name in self.dead:
-            if not _grad(parameters[name]).any():
+            if not gradient_of(parameters[name]).any():
                 raise ProofError(f"{name} gets a gradient of zero", "it would never be trained: report this")
         rise = self._rise
         if (
@@ -300,20 +299,21 @@ class _Proof:
 
         rise: how much of the loss each tensor's step is meant to change.
         """
-        told, losses = 0.0, []
+        expected = 0.0
+        losses: list[float] = []
         with torch.no_grad():
             for sign in (+1, -2, +1):  # the last puts the weights back
                 random = torch.Generator().manual_seed(self.seed + 1 + direction_number)
                 for p in parameters.values():
-                    grad = _grad(p)
+                    grad = gradient_of(p)
                     direction = torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
                     direction.mul_(grad.norm() / direction.norm()).add_(grad).div_(grad.norm() ** 2)
-                    told += float((grad * direction).sum()) if not losses else 0.0
+                    expected += float((grad * direction).sum()) if not losses else 0.0
                     p.add_(direction, alpha=sign * rise)
                 total, count = self.objective.batch_loss(self.exact, self.small)
                 losses.append(float(total) / count)
-        seen = (losses[0] - losses[1]) / (2 * rise)
-        return abs(seen - told) / abs(told)
+        measured = (losses[0] - losses[1]) / (2 * rise)
+        return abs(measured - expected) / abs(expected)
 
     @property
     def bars(self) -> _Precision:
@@ -365,11 +365,6 @@ def _segments(batch: Batch, step: int) -> Iterator[Batch]:
     """Rows of `step` segments, one by one."""
     for i in range(0, len(batch.cu_seqlens) - 1, step):
         yield _rows(batch, batch.cu_seqlens[i : i + step + 1])
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 def _relative(difference: Tensor, whole: Tensor) -> float:

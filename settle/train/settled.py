@@ -19,8 +19,8 @@ Legend: n evaluations in a stretch, B blocks of the held-out sample, V vocabular
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -77,8 +77,19 @@ class Trend:
     sample_stderr: float  # of the gain, from the finite held-out sample alone
     loss: float  # the line at its end, nats
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return _flat_gain(self)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Where the held-out loss was lowest, by how many nats it has risen since, and the standard error of that."""
+
+    best_step: int
+    best_tokens: int
+    best_loss: float
+    rise: float
+    rise_stderr: float
 
 
 @dataclass(frozen=True)
@@ -89,15 +100,15 @@ class Judgement:
     state: State
     why: str
     gain: Interval = NO_ESTIMATE
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The form of events and checkpoints: the interval's ends beside the other fields, NaN included."""
         return _flat_gain(self)
 
 
-def _flat_gain(record: Trend | Judgement) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat_gain(record: Trend | Judgement) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in vars(record).items():
         flat |= dict(zip(("gain", "low", "high"), record.gain.ends, strict=True)) if name == "gain" else {name: value}
     return flat
@@ -132,8 +143,8 @@ class Settled:
             return Judgement("broken", broken, line.gain, evidence)
         rise = overfitting(usable, lines[0], self.tolerance)
         if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
-            why = f"held-out loss rose from {rise['best_loss']:.4f} at step {rise['best_step']} by {rise['rise']:.4f}"
-            return Judgement("overfitting", why, line.gain, {**evidence, **rise})
+            why = f"held-out loss rose from {rise.best_loss:.4f} at step {rise.best_step} by {rise.rise:.4f}"
+            return Judgement("overfitting", why, line.gain, {**evidence, **asdict(rise)})
         if is_early:
             return too_few
         expected = f"10 % more tokens would bring {line.gain.value:.2%} ({line.gain.low:.2%} to {line.gain.high:.2%})"
@@ -251,8 +262,8 @@ def _sample_error(stretch: Sequence[Evaluation], weights: np.ndarray) -> float:
     return float(falls.std(ddof=1)) / math.sqrt(len(falls))
 
 
-def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> dict[str, Any]:
-    """From where and by how much the held-out loss has risen; empty if it has not, significantly.
+def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> Rise | None:
+    """From where and by how much the held-out loss has risen; None if it has not, significantly.
 
     Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
     errors; and a rise that is smaller than the tolerance is nothing to stop for. `line`: the shortest trend, which must
@@ -261,7 +272,7 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
     """
     few = 5
     if len(usable) < 2 * few or line.gain.value >= 0:
-        return {}
+        return None
     losses = np.array([e.loss for e in usable])
     means = np.convolve(losses, np.ones(few) / few, mode="valid")
     low = int(means.argmin())
@@ -274,15 +285,9 @@ def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> 
         shift = np.mean(blocks[-few:], axis=0) - np.mean(blocks[low : low + few], axis=0)
         error = math.hypot(error, float(shift.std(ddof=1)) / math.sqrt(len(shift)))
     if rise < 4 * error or rise < tolerance * float(means[low]):
-        return {}
+        return None
     best = usable[low + int(losses[low : low + few].argmin())]
-    return {
-        "best_step": best.step,
-        "best_tokens": best.tokens,
-        "best_loss": best.loss,
-        "rise": rise,
-        "rise_stderr": error,
-    }
+    return Rise(best.step, best.tokens, best.loss, rise, error)
 
 
 def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:

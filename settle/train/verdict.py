@@ -1,42 +1,41 @@
 """The verdict of a finished loop, from its state alone."""
 
 import math
-from typing import Any
+from dataclasses import asdict
 
-from settle.train.loop import LoopPlan, State
 from settle.train.settled import gain_for
+from settle.train.state import LoopPlan, LoopState
 
 
-def verdict(state: State, plan: LoopPlan, tokens_per_second: float) -> dict[str, Any]:
+def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[str, object]:
     """`verdict` (settled, out of budget, overfitting, diverged, broken), `why`, and the evidence for it."""
     stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
-    told: dict[str, Any] = {"evidence": state.judgement.get("evidence", {})}
+    result: dict[str, object] = {"evidence": state.judgement.get("evidence", {})}
     if state.stop == "diverged":
         last = state.rollbacks[-1]
-        batch = last["batches"][-1]
-        return told | {
+        batch = last.batches[-1]
+        return result | {
             "verdict": "diverged",
-            "why": f"{len(state.rollbacks)} times rolled back, last at step {last['step']:,} (loss {last['loss']}): "
-            f"batch {batch['position']}, which begins with {batch['rows'][0]['source']}",
-            "rollbacks": state.rollbacks,
+            "why": f"rolled back {len(state.rollbacks)} times, last at step {last.step:,} (loss {last.loss}): batch "
+            f"{batch.position}, which begins with {batch.rows[0].source}",
+            "rollbacks": [asdict(note) for note in state.rollbacks],
         }
     if state.stop == "broken":
-        return told | {"verdict": "broken", "why": state.judgement["why"]}
+        return result | {"verdict": "broken", "why": state.judgement["why"]}
     rise = _rise(state)
     if state.stop == "overfitting" or rise:
-        return told | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
+        return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
     if state.stop == "settled":
-        return told | {"verdict": "settled", "why": state.judgement["why"]}
+        return result | {"verdict": "settled", "why": state.judgement["why"]}
     gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
-    hour = "a further hour"
     if math.isnan(gain.value):
-        why = f"the budget was spent before there were enough evaluations to say what {hour} would bring"
-        return told | {"verdict": "out of budget", "why": why}
-    why = f"{hour} would bring about {gain.value:.1%} of the loss ({gain.low:.1%} to {gain.high:.1%})"
-    return told | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
+        why = "the budget was spent before there were enough evaluations to say what a further hour would bring"
+        return result | {"verdict": "out of budget", "why": why}
+    why = f"a further hour would bring about {gain.value:.1%} of the loss ({gain.low:.1%} to {gain.high:.1%})"
+    return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
 
 
-def _rise(state: State) -> str:
+def _rise(state: LoopState) -> str:
     """Whether the loss at the end is significantly above the best one, by paired blocks; from where it rose."""
     best = next(e for e in state.history if e.step == state.best_step)
     last = state.history[-1]

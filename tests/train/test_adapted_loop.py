@@ -6,7 +6,7 @@ from torch import Tensor
 
 from settle.base.event_log import Events
 from settle.base.run import Run
-from settle.data.batches import Batches, held_out_batches
+from settle.data.batches import Batches
 from settle.data.prepare import Corpus
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
@@ -15,25 +15,18 @@ from settle.train import checkpoint as checkpoints
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from tests.train.test_loop import PLAN
+from settle.train.recovery import Session
+from settle.train.trainer import Trainer
+from tests.train.test_loop import PLAN, held_out
 
 
 def adapted_loop(corpus: Corpus, run: Run, method: LoRA, stop_at: int | None = None) -> Loop:
     architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
     model = architecture.build(0)
     method.apply(model, seed=1)
-    made = Loop(
-        PLAN,
-        model,
-        NextToken(),
-        AdamW(),
-        Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0),
-        list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, 256)),
-        corpus.tokenizer.byte_length,
-        run,
-        Events(),
-        lambda: stop_at is not None and made.state.step >= stop_at,
-    )
+    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
+    session = Session(run, Events(), lambda: stop_at is not None and made.state.step >= stop_at)
+    made = Loop(Trainer(PLAN, model, NextToken(), AdamW(), batches), held_out(corpus, 256), session)
     return made
 
 
@@ -47,8 +40,8 @@ def test_resume_is_byte_identical_and_keeps_only_the_adapter(corpus: Corpus, met
             outcome = made.train()
         assert not outcome.interrupted
         saved = checkpoints.load_newest(run.checkpoints, Events())
-        assert saved is not None and saved.model.keys() == made.model.trainable().keys() == outcome.best.keys()
+        assert saved is not None and saved.model.keys() == made.trainer.model.trainable().keys() == outcome.best.keys()
         assert all(".adapter." in name for name in saved.model)
-        ends.append({name: p.detach().clone() for name, p in made.model.trainable().items()})
+        ends.append({name: p.detach().clone() for name, p in made.trainer.model.trainable().items()})
     whole, resumed = ends
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -13,9 +13,13 @@ from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
-from settle.train.loop import MAX_ROLLBACKS, Loop, LoopPlan, Outcome
+from settle.train.evaluation import HeldOut
+from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
+from settle.train.recovery import MAX_ROLLBACKS, Session
+from settle.train.state import LoopPlan, Outcome
+from settle.train.trainer import Trainer
 from settle.train.verdict import verdict
 from tests.records import into
 
@@ -36,27 +40,32 @@ class Poison(NextToken):
 POISONED: list[Any] = []
 
 
+def held_out(corpus: Corpus, limit_tokens: int) -> HeldOut:
+    batches = list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, limit_tokens))
+    return HeldOut(batches, corpus.tokenizer.byte_length)
+
+
 def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, **rates: float) -> Loop:
     architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
-    made = Loop(
-        PLAN,
-        architecture.build(0),
-        Poison(),
-        AdamW(**rates),
-        Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0),
-        list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, 512)),
-        corpus.tokenizer.byte_length,
+    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
+    session = Session(
         run,
         Events(listeners=[into(events)]),
         lambda: stop_at is not None and made.state.step >= stop_at,
         decode=corpus.tokenizer.decode,
     )
+    trainer = Trainer(PLAN, architecture.build(0), Poison(), AdamW(**rates), batches)
+    made = Loop(trainer, held_out(corpus, 512), session)
     return made
 
 
 def ended(outcome: Outcome, made: Loop) -> tuple[dict[str, Tensor], list[int], int]:
     assert not outcome.interrupted
-    return {k: v.clone() for k, v in made.model.state_dict().items()}, outcome.state.skipped, outcome.state.position
+    return (
+        {k: v.clone() for k, v in made.trainer.model.state_dict().items()},
+        outcome.state.skipped,
+        outcome.state.position,
+    )
 
 
 @pytest.fixture
@@ -71,9 +80,9 @@ def test_a_poisoned_batch_is_named_and_never_drawn_again(corpus: Corpus, poisone
     made = loop(corpus, Run.create("train", "a"), events)
     whole, skipped, position = ended(made.train(), made)
     assert skipped == [5, 21] and position == PLAN.max_steps + 2
-    told = [e for e in events if e["kind"] == "rollback"]
-    assert [(e["step"], e["to_step"]) for e in told] == [(5, 0), (20, 16)]
-    row = told[0]["batches"][0]["rows"][0]
+    rollbacks = [e for e in events if e["kind"] == "rollback"]
+    assert [(e["step"], e["to_step"]) for e in rollbacks] == [(5, 0), (20, 16)]
+    row = rollbacks[0]["batches"][0]["rows"][0]
     assert row["source"].partition(":")[0].endswith(".txt") and 0 < len(row["text"]) <= 80
     assert row["text"] in corpus.tokenizer.decode(corpus.train.document(row["document"]))
     assert all(torch.isfinite(v).all() for v in whole.values())

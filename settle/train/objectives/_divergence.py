@@ -11,14 +11,14 @@ record names, S tokens it drew from the others.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from settle.data.distributions import LEAST
-from settle.train.objectives.next_token import QUICK_ROWS, scaled, summed
+from settle.train.objectives.next_token import QUICK_ROWS, GradContext, scaled, summed
 
 Kind = Literal["forward", "reverse", "js"]
 
@@ -61,7 +61,7 @@ class LinearDivergence(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: GradContext,
         hidden: Tensor,
         cast: Tensor,
         head: Tensor,
@@ -75,7 +75,7 @@ class LinearDivergence(Function):
         return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = scaled(ctx, grads[0])
         return grad_hidden, None, grad_head, None, None, None, None, None
 
@@ -226,7 +226,7 @@ class Sparse:
         others = log_q.scatter(1, self.ids, -math.inf).logsumexp(-1, keepdim=True)
         log_p, coarse = torch.cat([log_p, rest], 1), torch.cat([known, others], 1).clamp_min_(LEAST)
         if measure.kind == "reverse":
-            slope, far = coarse - log_p, 0.0
+            slope, far = coarse - log_p, torch.zeros_like(rest[:, 0])
         else:
             log_m = torch.logaddexp(log_p + math.log(measure.mixture), coarse + math.log1p(-measure.mixture))
             slope = (1 - measure.mixture) * (coarse - log_m)

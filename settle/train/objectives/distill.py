@@ -165,7 +165,7 @@ class Distill(Objective):
         hidden, states = with_states(model, inputs, cu_seqlens, layers)
         cast, head = model.head_operands()
         measure = Measure(self.kind, self.temperature, self.mixture, self.text)
-        total: Tensor = LinearDivergence.apply(
+        total: Tensor = LinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
             hidden.index_select(0, kept), cast, head, targets[kept], taught.teaching, measure, self.chunk_logits,
             model.options.logit_soft_cap,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Predict the next token of the same document."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field
@@ -12,6 +12,15 @@ from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 
 QUICK_ROWS = 256  # of a product with the head: fewer, and reading the head takes most of the time
+
+
+class GradContext(Protocol):
+    """What torch gives a `Function` to remember between the forward and the backward pass."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class NextToken(Objective):
@@ -30,7 +39,9 @@ class NextToken(Objective):
             hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
         cast, head = model.head_operands()
         soft_cap = model.options.logit_soft_cap
-        total: Tensor = LinearCrossEntropy.apply(hidden, cast, head, targets, self.chunk_logits, soft_cap)
+        total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
+            hidden, cast, head, targets, self.chunk_logits, soft_cap
+        )
         return total, count
 
 
@@ -38,7 +49,9 @@ def token_losses(model: Decoder, hidden: Tensor, targets: Tensor, chunk_logits: 
     """Nats of each target (N,) after hidden (N, D), with gradient for hidden. Only for a head that is not trained."""
     cast, head = model.head_operands()
     assert not head.requires_grad, "the head's gradient depends on what becomes of each token's loss"
-    losses: Tensor = TokenLosses.apply(hidden, cast, targets, chunk_logits, model.options.logit_soft_cap)
+    losses: Tensor = TokenLosses.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
+        hidden, cast, targets, chunk_logits, model.options.logit_soft_cap
+    )
     return losses
 
 
@@ -51,7 +64,7 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: GradContext,
         hidden: Tensor,
         cast: Tensor,
         head: Tensor,
@@ -63,13 +76,13 @@ class LinearCrossEntropy(Function):
         return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = scaled(ctx, grads[0])
         return grad_hidden, None, grad_head, None, None, None
 
 
 def summed(
-    ctx: Any, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
+    ctx: GradContext, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
 ) -> Tensor:
     """The sum of losses that hang on hidden @ head.T, its gradient kept in `ctx` for `scaled`.
 
@@ -93,7 +106,7 @@ def summed(
     return total
 
 
-def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+def scaled(ctx: GradContext, scale: Tensor) -> tuple[Tensor, Tensor | None]:
     """What `summed` kept, of hidden and of the head, times the gradient of the sum."""
     grad_hidden, grad_head = ctx.saved_tensors
     return grad_hidden * scale.to(grad_hidden.dtype), grad_head * scale if ctx.needs_input_grad[2] else None
@@ -104,7 +117,7 @@ class TokenLosses(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None
+        ctx: GradContext, hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         out = torch.empty(len(hidden), dtype=wide, device=hidden.device)
@@ -118,7 +131,7 @@ class TokenLosses(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
         return grad_hidden * grads[0].unsqueeze(1).to(grad_hidden.dtype), None, None, None, None
 

@@ -26,7 +26,9 @@ class Stepper(ABC):
 
 
 class Optimizer(Part):
-    """A rule with its rates."""
+    """A rule with its rates. lr: the rate that is shown, of most weights."""
+
+    lr: float
 
     @abstractmethod
     def bind(self, model: Decoder) -> Stepper:

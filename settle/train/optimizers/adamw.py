@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from settle.model.decoder import Decoder
+from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 
 
@@ -65,7 +66,7 @@ class AdamGroup:
     def __init__(self, members: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> None:
         members = list(members)
         self.names = [name for name, _ in members]
-        self.parameters = [parameter for _, parameter in members]
+        self.parameters: list[Tensor] = [parameter for _, parameter in members]
         self.mean = [torch.zeros_like(p) for p in self.parameters]
         self.square = [torch.zeros_like(p) for p in self.parameters]
         self.lr, self.weight_decay = lr, weight_decay
@@ -86,7 +87,7 @@ class AdamStepper(Stepper):
         for group in self.groups:
             torch._fused_adamw_(
                 group.parameters,
-                [p.grad for p in group.parameters],
+                [gradient_of(p) for p in group.parameters],
                 group.mean,
                 group.square,
                 [],

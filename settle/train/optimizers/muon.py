@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from settle.model.decoder import Decoder
+from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
 
@@ -73,8 +74,8 @@ class MuonStepper(Stepper):
     def step(self, scale: float) -> None:
         self.adam.step(scale)
         for shape, group in self.groups.items():
-            parameters = [p for _, p in group]
-            grads = torch.stack([p.grad for p in parameters])
+            parameters: list[Tensor] = [p for _, p in group]
+            grads = torch.stack([gradient_of(p) for p in parameters])
             momentum = self.momentum[shape].lerp_(grads, 1 - self.rates.momentum)
             direction = orthogonal(grads.lerp_(momentum, self.rates.momentum), self.rates.ns_steps, self.dtype)
             lr = self.rates.lr * scale

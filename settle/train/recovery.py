@@ -1,0 +1,148 @@
+"""Nothing is lost: checkpoints while a run goes well, and the way back when a step goes wrong."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from settle.base.errors import CheckpointError
+from settle.base.event_log import Events
+from settle.base.events import CheckpointSaved, Rollback
+from settle.base.run import Run
+from settle.train import checkpoint as checkpoints
+from settle.train.checkpoint import Checkpoint, Weights
+from settle.train.settled import steps_astray
+from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
+from settle.train.trainer import StepResult, Trainer
+
+MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
+SPIKE_WINDOW = 127  # training losses that are kept, and among which a spike is detected
+MOST_NAMED_ROWS, MOST_CHARACTERS = 16, 80  # rows of a bad batch that are named, and characters of each
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a process that works on a run gives the loop.
+
+    identity: what else a resume must find unchanged, kept in each checkpoint. spending: seconds, joules and peak bytes
+    of this session so far. decode: ids → text, to show the rows of a bad batch.
+    """
+
+    run: Run
+    events: Events
+    stopping: Callable[[], bool] = lambda: False
+    identity: Mapping[str, object] = field(default_factory=dict)
+    spending: Callable[[], dict[str, float]] = dict
+    decode: Callable[[np.ndarray], str] = lambda ids: str(ids.tolist())
+
+
+class Recovery:
+    """The checkpoints of one run. saved_step: of the newest one, when it holds the state as it is, else -1."""
+
+    def __init__(self, trainer: Trainer, session: Session) -> None:
+        self.trainer, self.plan, self.session = trainer, trainer.plan, session
+        self.events, self.folder = session.events, session.run.checkpoints
+        self.saved_step = -1
+        self._spent_before: dict[str, float] = {}  # by the sessions before this one
+
+    # --- checkpoints ---
+
+    def save(self, state: LoopState, best: Weights) -> bool:
+        """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop."""
+        if self.saved_step == state.step:
+            return True
+        state.spent = self.spent()
+        checkpoint = Checkpoint(
+            step=state.step,
+            model=self.trainer.model.trainable(),
+            optimizer=self.trainer.stepper.state(),
+            best=best if state.best_step != state.step else None,
+            state={"identity": self.session.identity, **state.to_json()},
+        )
+        every = self.plan.checkpoint_steps
+        if not checkpoints.save_or_wait(self.folder, checkpoint, every, self.events, self.session.stopping):
+            return False
+        self.saved_step = state.step
+        self.events.emit(CheckpointSaved(step=state.step))
+        return True
+
+    def resume(self) -> tuple[LoopState, Weights] | None:
+        """The state and the best weights of the newest checkpoint, its tensors loaded; None when there is none."""
+        checkpoints.recover(self.folder)
+        newest = checkpoints.load_newest(self.folder, self.events)
+        if newest is None:
+            return None
+        state, best = self._restore(newest)
+        self._spent_before, self.saved_step = state.spent, state.step
+        return state, best
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and joules of all sessions added up; of peak bytes the largest."""
+        now = self.session.spending()
+        before = {k: self._spent_before.get(k, 0.0) for k in now}
+        return {k: max(before[k], v) if k == "peak_memory" else before[k] + v for k, v in now.items()}
+
+    def _restore(self, checkpoint: Checkpoint) -> tuple[LoopState, Weights]:
+        try:
+            state = LoopState.from_json({k: v for k, v in checkpoint.state.items() if k != "identity"})
+            self.trainer.load(checkpoint)
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.step} does not fit this run: {e}", "it was made by another version or by hand"
+            ) from None
+        return state, dict(checkpoint.best if checkpoint.best is not None else checkpoint.model)
+
+    # --- when a step goes wrong ---
+
+    def steps_to_blame(self, state: LoopState, result: StepResult) -> int:
+        """How many of the last steps, this one included, went wrong or may have caused it; 0 when all is well.
+
+        Weights are checked when they are about to be kept, so that no checkpoint holds a broken one.
+        """
+        if not result.is_finite:
+            return 1 if self.trainer.weights_are_finite() else 2
+        astray = steps_astray(state.train_losses, result.loss)
+        if astray:
+            return astray + 1  # the update before the first bad loss is what led there
+        is_kept = (state.step + 1) % self.plan.checkpoint_steps == 0 or state.step + 1 == state.schedule.end
+        return 1 if is_kept and not self.trainer.weights_are_finite() else 0
+
+    def roll_back(self, bad: LoopState, result: StepResult, blamed: int) -> tuple[LoopState, Weights]:
+        """Go back before the last `blamed` steps and never draw their batches again; their rows are named.
+
+        Only to a regular checkpoint: where one of an interruption lies must not change what comes of the run.
+        """
+        first = max(0, bad.step + 1 - blamed)
+        positions = bad.last_drawn(min(blamed, bad.step + 1) * self.plan.micro_batches)
+        checkpoint = checkpoints.load_newest(self.folder, self.events, first, self.plan.checkpoint_steps)
+        if checkpoint is None:
+            raise CheckpointError(f"step {bad.step} went wrong and no checkpoint before it is left", "start again")
+        state, best = self._restore(checkpoint)
+        checkpoints.drop_after(self.folder, checkpoint.step)
+        note = RollbackNote(
+            step=bad.step,
+            loss=str(result.loss),
+            grad_norm=str(result.grad_norm),
+            to_step=state.step,
+            batches=[self._named(p) for p in positions],
+        )
+        state.rollbacks = [*bad.rollbacks, note]
+        state.skipped = sorted({*bad.skipped, *positions})
+        state.seconds = bad.seconds
+        self.saved_step = -1
+        self.events.emit(Rollback.model_validate(asdict(note)))
+        if len(state.rollbacks) > MAX_ROLLBACKS:
+            state.stop = "diverged"
+        return state, best
+
+    def _named(self, position: int) -> NamedBatch:
+        batches, store = self.trainer.batches, self.trainer.batches.store
+        rows = batches.rows_of(position)
+        named = [
+            NamedRow(document, store.origin(document), start, stop, self._text(store.document(document)[start:stop]))
+            for document, start, stop in rows[:MOST_NAMED_ROWS]
+        ]
+        return NamedBatch(position, len(rows), named)
+
+    def _text(self, ids: np.ndarray) -> str:
+        return self.session.decode(ids[:MOST_CHARACTERS])[:MOST_CHARACTERS]

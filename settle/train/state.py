@@ -1,0 +1,131 @@
+"""What the training loop reads and what it keeps: its plan, its state, and how it ended."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+from pydantic import Field, TypeAdapter
+
+from settle.base.settings import Settings
+from settle.train.checkpoint import Weights
+from settle.train.evaluation import Evaluation
+from settle.train.schedule import Schedule
+from settle.train.settled import EVALUATION_COST
+
+
+class LoopPlan(Settings):
+    """Every number the loop reads. All of it matters to a resume: a run is resumed only under the same plan."""
+
+    tokens_per_step: int = Field(description="tokens of one optimizer step, over all micro-batches")
+    micro_batches: int = Field(1, description="micro-batches accumulated into one step")
+    sequence_length: int = Field(description="longest piece of a document that attention sees, tokens")
+    warmup_steps: int = Field(description="steps of rising learning rate")
+    max_steps: int | None = Field(None, description="stop after this many steps at the latest")
+    seconds: float | None = Field(None, description="time budget of the loop, seconds of work")
+    decay_fraction: float = Field(description="share of a budgeted run in which the learning rate falls to zero")
+    tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
+    until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
+    evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
+    clip: float = Field(1.0, description="largest norm of the gradient")
+    checkpoint_steps: int = Field(description="steps from one checkpoint to the next")
+    seed: int = Field(0, description="order of the data and first weights")
+    threads: int = Field(1, description="CPU threads; the order of sums depends on it")
+
+
+@dataclass(frozen=True)
+class NamedRow:
+    """A row of a batch: tokens `start` to `stop` of a document, where that comes from, and how it begins."""
+
+    document: int
+    source: str
+    start: int
+    stop: int
+    text: str
+
+
+@dataclass(frozen=True)
+class NamedBatch:
+    """A batch and its first rows."""
+
+    position: int
+    num_rows: int
+    rows: list[NamedRow]
+
+
+@dataclass(frozen=True)
+class RollbackNote:
+    """A step that went wrong, and the batches that are left out since."""
+
+    step: int
+    loss: str
+    grad_norm: str
+    to_step: int
+    batches: list[NamedBatch]
+
+
+@dataclass
+class LoopState:
+    """What a checkpoint keeps beside tensors. `position` counts micro-batches drawn from the data.
+
+    `spent`: seconds, joules and peak bytes of all sessions until this checkpoint.
+    """
+
+    step: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    schedule: Schedule = field(default_factory=lambda: Schedule(0))
+    history: list[Evaluation] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    rollbacks: list[RollbackNote] = field(default_factory=list)
+    best_step: int = 0
+    stop: str = ""  # why the end was decided: settled | overfitting | budget | diverged | broken
+    judgement: dict[str, object] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> "LoopState":
+        """Raises ValueError when `to_json` of this version did not write the values."""
+        if unknown := values.keys() - {f.name for f in fields(cls)}:
+            raise ValueError(f"unknown state {min(unknown)!r}")
+        return _STATE.validate_python(values)
+
+    def draw(self) -> int:
+        """The position of the next micro-batch, which is then taken."""
+        while self.position in self.skipped:
+            self.position += 1
+        self.position += 1
+        return self.position - 1
+
+    def last_drawn(self, count: int) -> list[int]:
+        """The `count` positions drawn last, in order."""
+        drawn: list[int] = []
+        position = self.position
+        while len(drawn) < count and position > 0:
+            position -= 1
+            if position not in self.skipped:
+                drawn.append(position)
+        return drawn[::-1]
+
+    @property
+    def best_loss(self) -> float:
+        """The loss of the evaluation whose weights are kept as the best."""
+        return next(e.loss for e in self.history if e.step == self.best_step)
+
+    @property
+    def is_over(self) -> bool:
+        return self.stop in ("diverged", "broken") or self.step == self.schedule.end
+
+
+_STATE = TypeAdapter(LoopState)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: its state and the best weights, on the CPU in float32."""
+
+    state: LoopState
+    best: Weights
+    interrupted: bool

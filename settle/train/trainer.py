@@ -1,0 +1,87 @@
+"""One optimizer step: draw the batches, forward, backward, clip, update."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from settle.data.batches import Batch
+from settle.data.store import TokenStore
+from settle.machine import FreedMemory
+from settle.model.decoder import Decoder
+from settle.train.checkpoint import Checkpoint, Weights
+from settle.train.gradient import backward
+from settle.train.objectives import Objective
+from settle.train.optimizers import Optimizer
+from settle.train.state import LoopPlan, LoopState
+
+
+class TrainingBatches(Protocol):
+    """The endless stream of training batches of one store."""
+
+    @property
+    def store(self) -> TokenStore: ...
+
+    def at(self, position: int) -> Batch:
+        """Batch number `position`, from 0."""
+        ...
+
+    def rows_of(self, position: int) -> list[tuple[int, int, int]]:
+        """The rows of a batch as (document, start, stop)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed."""
+
+    loss: float
+    grad_norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Trainer:
+    """A model, its objective, optimizer and data. What a step depends on is in its tensors and in `LoopState`."""
+
+    def __init__(
+        self, plan: LoopPlan, model: Decoder, objective: Objective, optimizer: Optimizer, batches: TrainingBatches
+    ) -> None:
+        self.plan, self.model, self.objective, self.batches = plan, model, objective, batches
+        self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
+        self._freed_memory = FreedMemory()
+
+    def take_step(self, state: LoopState, multiplier: float) -> StepResult:
+        """One update at `multiplier` times the learning rates, from the micro-batches that `state` draws next."""
+        batches = [self.batches.at(state.draw()) for _ in range(self.plan.micro_batches)]
+        torch.manual_seed(self.plan.seed + state.position)  # of dropout: the same after a resume
+        self.model.zero_grad(set_to_none=True)
+        loss = backward(self.model, self.objective, batches)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
+        result = StepResult(loss, grad_norm)
+        if result.is_finite:
+            self.stepper.step(multiplier)
+        self._freed_memory.after_step()
+        return result
+
+    def tokens(self, state: LoopState) -> int:
+        """Tokens trained on so far."""
+        return state.step * self.plan.tokens_per_step
+
+    def weights(self) -> Weights:
+        """A copy of the trained weights on the CPU."""
+        return {k: v.detach().to("cpu", copy=True) for k, v in self.model.trainable().items()}
+
+    def weights_are_finite(self) -> bool:
+        trained: list[Tensor] = list(self.model.trainable().values())
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(trained))).all())
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint's tensors. Raises KeyError, RuntimeError when they are not this model's."""
+        self.model.load_trainable(checkpoint.model)
+        self.stepper.restore(checkpoint.optimizer)
