@@ -21,7 +21,7 @@ from settle.data.store import TokenStore
 from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.gate import held_out_texts, run_gate
 from settle.formats import gguf
-from settle.infer.live_model import Live, load
+from settle.infer.live.exported_model import LiveModel, load
 
 THOROUGH = Effort(num_texts=7000, num_prompts=50, num_greedy=64, num_windows=24, num_logprobs=1 << 20)
 NUM_RANDOM = 3000
@@ -43,7 +43,7 @@ def random_texts(number: int, seed: int = 0) -> list[str]:
     return ["".join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(1, 60))) for _ in range(number)]
 
 
-def exports(live: Live, texts: list[str], folder: Path) -> Iterator[str]:
+def exports(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:
     """One row a type of weights."""
     columns = "type", "MB", "texts with equal ids", "KL, nats per token", "KL, most", "logit error", "greedy equal"
     yield "| " + " | ".join((*columns, "near-ties", "s")) + " |"
@@ -60,7 +60,7 @@ def exports(live: Live, texts: list[str], folder: Path) -> Iterator[str]:
         )
 
 
-def broken(live: Live) -> Iterator[tuple[str, dict[str, Any]]]:
+def broken(live: LiveModel) -> Iterator[tuple[str, dict[str, Any]]]:
     """Exports that load and look right and are wrong: a name and what to change in `export_gguf`'s arguments."""
     weights, tokenizer, part = live.weights, live.tokenizer, live.part
     last = part.num_hidden_layers - 1
@@ -88,7 +88,7 @@ def broken(live: Live) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "template without a line feed", {"tokenizer": changed(chat_template=template)}
 
 
-def refusals(live: Live, texts: list[str], folder: Path) -> Iterator[str]:
+def refusals(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:
     """One row an export broken on purpose."""
     yield "| broken on purpose | refused | first difference |"
     yield "|---|---|---|"

@@ -115,7 +115,7 @@ class _Whole:
     def alive(self) -> tuple[Any, Any, Any, Any]:
         """(architecture, weights, tokenizer, live model)."""
         if not self.theirs:
-            from settle.infer.live_model import load
+            from settle.infer.live.exported_model import load
 
             live = load(self.folder)
             return live.part, live.weights, live.tokenizer, live.model

@@ -19,7 +19,7 @@ from settle.commands import Command
 from settle.library.resolve import resolve_gguf
 
 if TYPE_CHECKING:
-    from settle.infer.client import Running
+    from settle.infer.client import LlamaClient
     from settle.retrieve.index.collection import Collection
     from settle.retrieve.index.update_index import Report
 
@@ -185,7 +185,7 @@ class Index(Command):
         return parts
 
 
-def _started(name: str | None) -> AbstractContextManager["Running | None"]:
+def _started(name: str | None) -> AbstractContextManager["LlamaClient | None"]:
     """A model that runs until the block ends, or none."""
     if name is None:
         return nullcontext()

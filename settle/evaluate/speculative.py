@@ -10,7 +10,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.infer.child_process import Draft
-from settle.infer.client import Timed
+from settle.infer.client import TimedAnswer
 from settle.infer.engine import Engine
 
 SEARCHED = 6  # prompts that the search asks
@@ -108,7 +108,7 @@ def measure_pair(
     longest = max(way.tokens for way in ways)
     context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
 
-    def asked(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[Timed]:
+    def asked(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[TimedAnswer]:
         with Engine(model, context, threads, draft=Draft(draft, *way) if way else None) as engine:
             engine.timed(which[0], 8)  # files are read into memory
             return [engine.timed(prompt, max_tokens) for prompt in which]
@@ -138,7 +138,7 @@ def measure_pair(
     )
 
 
-def _rate(answers: Sequence[Timed]) -> float:
+def _rate(answers: Sequence[TimedAnswer]) -> float:
     """Tokens per second; the first of an answer comes with its prompt."""
     return sum(len(one.ids) - 1 for one in answers) / max(1e-9, sum(one.seconds for one in answers))
 

@@ -13,25 +13,27 @@ import sys
 import threading
 import urllib.parse
 from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 from settle.base.errors import EngineError
+from settle.library.facts import Use
 
 STOP_SECONDS = 3.0
-STDERR_LINES, SHOWN_LINES = 200, 6  # kept of what llama.cpp says, and shown in an error
+STDERR_LINES, SHOWN_LINES = 200, 8  # of llama.cpp's output: remembered, and shown in an error
 
-ALIAS = "settle-engine"  # what a child calls its model: its answers must not tell where the file lies
+ALIAS = "settle-engine"  # what a child calls its model: its answers must not reveal the file's path
 
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
-Use = Literal["generate", "embed", "rerank"]
+Json = dict[str, Any]  # an answer of the child: whoever asked knows its fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
     """A small model of the same tokenizer that proposes up to `tokens` tokens, as long as it gives each at least the
-    probability `sure`; the model then reads all at once and keeps them as far as it would have said so."""
+    probability `sure`; the model then reads them all at once and keeps those that it would have written itself."""
 
     path: Path
     tokens: int = 16
@@ -45,9 +47,9 @@ class Load:
     context: tokens of each of the `slots` requests that it works on at the same time. adapters: LoRA files over the
     model, off until a request asks for one by its place. template: the chat template instead of the file's own.
     mean_pooling: for embeddings by a model that was not made for them.
-    draft: who proposes tokens. With one, llama.cpp tells no probabilities of the tokens that it proposed.
-    waiting: requests that may wait for a slot. prompt_cache_mib: for the beginnings of earlier prompts, beside what the
-    slots hold.
+    draft: the model that proposes tokens; llama.cpp reports no probabilities of the tokens that it proposed.
+    waiting: requests that may wait for a slot. prompt_cache_mib: memory for the beginnings of earlier prompts, beside
+    what the slots hold.
     """
 
     path: Path
@@ -62,7 +64,7 @@ class Load:
     prompt_cache_mib: int = 0
     draft: Draft | None = None
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self) | {
             "path": str(self.path.resolve()),
             "adapters": [str(path.resolve()) for path in self.adapters],
@@ -75,24 +77,33 @@ class Load:
 class ChildProcess:
     """A script of this room in a process of its own, which ends when its stdin does.
 
-    It is given one JSON line of settings, and answers one once it is ready. script: its file. name: of the model that
-    it loads, for errors. environment: what it sees beside ours. ready_seconds: how long loading may take before it
-    counts as failed.
+    It reads one JSON line of settings, and writes one once it is ready. script: its file. name: of the model that it
+    loads, for errors. environment: variables beside ours. ready_seconds: how long loading may take before it counts as
+    failed.
     """
 
     def __init__(
-        self, script: str, settings: Mapping[str, Any], name: str, environment: Mapping[str, str], ready_seconds: float
+        self,
+        script: str,
+        settings: Mapping[str, object],
+        name: str,
+        environment: Mapping[str, str],
+        ready_seconds: float,
     ) -> None:
         self.name = name
         self._script, self._settings = Path(__file__).with_name(script), dict(settings)
         self._environment, self._ready_seconds = dict(environment), ready_seconds
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def begin(self) -> dict[str, Any]:
+    def start(self) -> None:
+        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        self._begin()
+
+    def _begin(self) -> Json:
         """Starts the process, waits until it has loaded the model, and returns its answer. Raises EngineError."""
-        # -P keeps this folder out of the child's module path: `sample.py` must not shadow anything.
-        self._process = subprocess.Popen(
+        # -P keeps this folder out of the child's module path: nothing in it may shadow another module.
+        process = self._process = subprocess.Popen(
             [sys.executable, "-P", str(self._script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -100,15 +111,17 @@ class ChildProcess:
             process_group=0,
             env=os.environ | self._environment,
         )
-        self._drain = threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True)
+        assert process.stdin and process.stdout and process.stderr
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._drain = threading.Thread(target=self._read_stderr, args=(process.stderr,), daemon=True)
         self._drain.start()
         try:
-            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(self._settings).encode() + b"\n")
+            self._stdin.flush()
         except BrokenPipeError:
-            pass  # the child is dead already; what it said on stderr is the error
+            pass  # the child is dead already; its stderr is the error
         answer: list[bytes] = []
-        reader = threading.Thread(target=lambda: answer.append(self._process.stdout.readline()), daemon=True)
+        reader = threading.Thread(target=lambda: answer.append(self._stdout.readline()), daemon=True)
         reader.start()
         reader.join(self._ready_seconds)
         if not answer or not answer[0]:
@@ -116,8 +129,8 @@ class ChildProcess:
             self.close()
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
             raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
-        told: dict[str, Any] = json.loads(answer[0])
-        return told
+        ready: Json = json.loads(answer[0])
+        return ready
 
     def close(self) -> None:
         """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""
@@ -136,7 +149,8 @@ class ChildProcess:
         self._drain.join(STOP_SECONDS)
         for stream in (process.stdin, process.stdout, process.stderr):
             try:
-                stream.close()
+                if stream is not None:
+                    stream.close()
             except BrokenPipeError:
                 pass
 
@@ -162,12 +176,12 @@ class ChildProcess:
         return EngineError(f"llama.cpp died with {self.name} loaded{self.tail()}", self.fix)
 
     def tail(self) -> str:
-        """What llama.cpp said last: its errors where it named some."""
+        """The end of llama.cpp's output: its errors where it names some."""
         lines = list(self._stderr)
         errors = [line for line in lines if " E " in line or "error" in line.lower()]
         return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
 
-    def _read_stderr(self, stream) -> None:
+    def _read_stderr(self, stream: IO[bytes]) -> None:
         for line in stream:
             self._stderr.append(line.decode("utf-8", "replace").rstrip())
 
@@ -186,16 +200,16 @@ class Child(ChildProcess):
 
     def start(self) -> None:
         """Starts the process and waits until it has loaded the model. Raises EngineError."""
-        told = self.begin()
-        self.address = urllib.parse.urlsplit(told["address"])
-        self.is_guided: bool = told["is_guided"]  # knows llguidance's grammars
+        ready = self._begin()
+        self.address = urllib.parse.urlsplit(ready["address"])
+        self.is_guided: bool = ready["is_guided"]  # knows llguidance's grammars
 
-    def open(self, path: str, body: Mapping[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def open(self, path: str, body: Mapping[str, object]) -> tuple[HTTPConnection, HTTPResponse]:
         """Its answer to a request, which may still be coming; close the connection. Raises EngineError when it refuses,
         is gone, or cannot be reached."""
         if not self.is_open:
             raise EngineError("the engine is not running", "use it as a context manager: `with … as engine:`")
-        connection = http.client.HTTPConnection(self.address.hostname or "", self.address.port)
+        connection = HTTPConnection(self.address.hostname or "", self.address.port)
         headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
         try:
             connection.request("POST", path, json.dumps(body), headers)
@@ -214,12 +228,13 @@ class Child(ChildProcess):
             raise EngineError(f"llama.cpp refused {path}: {detail[:500]}", self._refusal_fix(detail))
         return connection, response
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, object]) -> Json:
         """Its whole answer to a request. Raises EngineError."""
         connection, response = self.open(path, body)
         try:
             # errors="replace": a byte-level token can be half a character.
-            return json.loads(response.read().decode("utf-8", "replace"))
+            answer: Json = json.loads(response.read().decode("utf-8", "replace"))
+            return answer
         except (OSError, http.client.HTTPException) as error:
             raise self.died() from error
         finally:

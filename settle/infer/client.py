@@ -1,4 +1,4 @@
-"""A model that runs in a llama.cpp child (see `server_child.py`): what it is asked, and how it answers."""
+"""Asks a model that runs in a llama.cpp child (see `server_child.py`) for answers, timings and probabilities."""
 
 import http.client
 import json
@@ -7,14 +7,18 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-from settle.infer.child_process import Child
-from settle.library.facts import takes_turns
+from settle.infer.child_process import Child, Json
+from settle.infer.prompt_encoder import PromptEncoder
+from settle.library.facts import Metadata
+
+LORA = Mapping[str, float]  # {"id", "scale"}: how much of each adapter that the child knows
+NOTHING: Mapping[str, object] = MappingProxyType({})
+LETTER_BIAS = 1e3  # added to a logit that is then drawn for sure
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedAnswer:
     """An answer's ids, the seconds that llama.cpp spent on them after the prompt, and how many tokens a draft proposed
     and the model agreed with."""
 
@@ -24,62 +28,16 @@ class Timed:
     accepted: int
 
 
-class Running:
-    """A model in a child that somebody starts and ends, spoken to over loopback. Threads may share it.
+class LlamaClient(PromptEncoder):
+    """A model in a child that somebody else starts and ends, asked over loopback. Threads may share it.
 
-    metadata: of its GGUF file, with the chat template that it takes turns by. lora: how much of each adapter that the
-    child knows, in llama.cpp's words.
+    lora: the scale of each adapter that the child knows.
     """
 
-    def __init__(self, child: Child, metadata: Mapping[str, Any], lora: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._child, self.metadata, self.lora = child, metadata, lora
-        tokens = metadata.get("tokenizer.ggml.tokens", [])
-        self.num_vocab = len(tokens)
-        self._letter = next((i for i, t in enumerate(tokens) if t.isascii() and t.isalpha()), 0)
-
-    @property
-    def context(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self._child.load.context
-
-    def tokenize(self, text: str, special: bool = False, opening: bool = False) -> list[int]:
-        """Ids of a text. special: whether `<|end|>` and its like in it become tokens; opening: whether llama.cpp may
-        put before it what the file says a text is opened with."""
-        body = {"content": text, "add_special": opening, "parse_special": special}
-        return self._post("/tokenize", body)["tokens"]
-
-    def plain(self, text: str) -> list[int]:
-        """Ids of a text to go on with: no template, special tokens in it are text, and before it the token that opens
-        a text where the file says that its model expects one, or where there is no text."""
-        ids = self.tokenize(text)
-        return ids if ids and not self._is_opened else self._opened(ids)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
-        return self._post("/detokenize", {"tokens": list(map(int, ids))})["content"]
-
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **arguments: Any
-    ) -> str:
-        """Messages (`{"role", "content"}`), and the tools they may call, through the file's own chat template, ready
-        for an answer. arguments: of the template."""
-        body: dict[str, Any] = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
-        body |= {"chat_template_kwargs": arguments} if arguments else {}
-        return self._post("/apply-template", body)["prompt"]
-
-    def turns(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """Ids of rendered messages; llama.cpp leaves out of them the token that opens a text where the file says that
-        every text has it."""
-        return self.opened(self.tokenize(self.render(messages, tools), special=True))
-
-    def opened(self, ids: list[int]) -> list[int]:
-        """Ids with the token before them that opens a text, where the file says that every text has it."""
-        return self._opened(ids) if self._is_opened else ids
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether it answers by a chat template; otherwise it goes on with a text."""
-        return takes_turns(self.metadata)
+    def __init__(self, child: Child, metadata: Metadata, lora: Sequence[LORA] = ()) -> None:
+        super().__init__(child, metadata)
+        self.lora = lora
+        self._letter = next((i for i, t in enumerate(self._tokens) if t.isascii() and t.isalpha()), 0)
 
     def complete(
         self,
@@ -91,31 +49,29 @@ class Running:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: str | None = None,
-        sampling: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Generator[str, None, Mapping[str, Any]]:
-        """Yields pieces of the answer as they come, and returns what llama.cpp tells at its end. A str prompt is plain
-        text (see `plain`). grammar: of the whole answer, in GBNF. sampling: more on how tokens are drawn, in
+        sampling: Mapping[str, object] = NOTHING,
+    ) -> Generator[str, None, Json]:
+        """Yields pieces of the answer as they come, and returns llama.cpp's last report. A str prompt is plain text
+        (see `plain`). grammar: of the whole answer, in GBNF. sampling: further settings of how tokens are drawn, in
         llama.cpp's words. Closing the generator stops llama.cpp."""
-        event: dict[str, Any] = {}
+        event: Json = {}
         body = self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop, grammar)
         for event in self._stream({**body, **sampling}):
             if event.get("content"):
                 yield event["content"]
         return event
 
-    def timed(self, prompt: str | Sequence[int], max_tokens: int) -> "Timed":
-        """The likeliest answer as by `greedy`, with what it took."""
-        body = self._request(prompt, max_tokens, 0.0, 1.0, 0, 0, ()) | {"return_tokens": True}
-        said = self._post("/completion", body)
-        took = said["timings"]
-        return Timed(
-            said["tokens"], took["predicted_ms"] / 1e3, took.get("draft_n") or 0, took.get("draft_n_accepted") or 0
-        )
+    def timed(self, prompt: str | Sequence[int], max_tokens: int) -> TimedAnswer:
+        """The likeliest answer as by `greedy`, and what it took."""
+        answer = self._greedy(prompt, max_tokens)
+        timings = answer["timings"]
+        drafted, accepted = timings.get("draft_n") or 0, timings.get("draft_n_accepted") or 0
+        return TimedAnswer(answer["tokens"], timings["predicted_ms"] / 1e3, drafted, accepted)
 
     def greedy(self, prompt: str | Sequence[int], max_tokens: int) -> list[int]:
         """The ids of the likeliest answer."""
-        body = self._request(prompt, max_tokens, 0.0, 1.0, 0, 0, ()) | {"return_tokens": True}
-        return self._post("/completion", body)["tokens"]
+        ids: list[int] = self._greedy(prompt, max_tokens)["tokens"]
+        return ids
 
     def answer(
         self,
@@ -127,14 +83,15 @@ class Running:
     ) -> tuple[str, bool]:
         """A whole answer, the likeliest one unless `temperature` is given; and whether the model ended it by itself.
         grammar: of the whole answer, in GBNF."""
-        answer = self._post("/completion", self._request(prompt, max_tokens, temperature, 1.0, 0, seed, (), grammar))
+        body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar)
+        answer = self._child.post("/completion", body)
         return answer["content"], answer["stop_type"] != "limit"
 
     def timings(self, ids: Sequence[int], num_tokens: int) -> Mapping[str, float]:
         """How long llama.cpp took to read `ids` with nothing of them cached, and to make `num_tokens` more, ends of a
         text passed over: "prompt_n", "prompt_ms", "predicted_n", "predicted_ms"."""
-        body = self._request(ids, num_tokens, 0.0, 1.0, 0, 0, ()) | {"cache_prompt": False, "ignore_eos": True}
-        timings: Mapping[str, float] = self._post("/completion", body)["timings"]
+        body = self._request(ids, num_tokens) | {"cache_prompt": False, "ignore_eos": True}
+        timings: Mapping[str, float] = self._child.post("/completion", body)["timings"]
         return timings
 
     def next_token_logprobs(self, ids: Sequence[int], top: int | None = None) -> dict[int, float]:
@@ -142,19 +99,33 @@ class Running:
 
         Consecutive calls whose ids extend each other reuse llama.cpp's cache and cost one token each.
         """
-        body = self._request(ids, 1, 0.0, 1.0, 0, 0, ())
         # llama.cpp leaves probabilities out when it draws an end of text or a piece of a character. So it is made to
         # draw a plain letter: a bias changes what is drawn, while these probabilities are of the raw logits.
-        body |= {"n_probs": top or self.num_vocab, "post_sampling_probs": False, "logit_bias": [[self._letter, 1e3]]}
-        entries = self._post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
+        bias = [[self._letter, LETTER_BIAS]]
+        body = self._request(ids, 1)
+        body |= {"n_probs": top or self.num_vocab, "post_sampling_probs": False, "logit_bias": bias}
+        entries = self._child.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
         return {e["id"]: e["logprob"] if e["logprob"] is not None else -math.inf for e in entries}
 
-    def _request(self, prompt, max_tokens, temperature, top_p, top_k, seed, stop, grammar=None) -> dict:
-        ids = self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt))
+    def _greedy(self, prompt: str | Sequence[int], max_tokens: int) -> Json:
+        return self._child.post("/completion", self._request(prompt, max_tokens) | {"return_tokens": True})
+
+    def _request(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = 0,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+    ) -> dict[str, object]:
+        """The body of a request; the likeliest tokens unless a temperature is given."""
         lora = self._lora()
-        more = ({"lora": lora} if lora else {}) | ({"grammar": grammar} if grammar else {})
-        return more | {
-            "prompt": ids,
+        extras: dict[str, object] = ({"lora": lora} if lora else {}) | ({"grammar": grammar} if grammar else {})
+        return extras | {
+            "prompt": self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt)),
             "n_predict": max_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -165,23 +136,10 @@ class Running:
             "cache_prompt": True,
         }
 
-    def _lora(self) -> list[Mapping[str, Any]]:
+    def _lora(self) -> list[LORA]:
         return list(self.lora)
 
-    @property
-    def _is_opened(self) -> bool:
-        """Whether the file says that every text begins with a token of its own."""
-        is_spm = self.metadata.get("tokenizer.ggml.model") == "llama"  # llama.cpp's default where it is not said
-        return bool(self.metadata.get("tokenizer.ggml.add_bos_token", is_spm))
-
-    def _opened(self, ids: list[int]) -> list[int]:
-        opening = self.metadata.get("tokenizer.ggml.bos_token_id")
-        return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._child.post(path, body)
-
-    def _stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _stream(self, body: Mapping[str, object]) -> Iterator[Json]:
         connection, response = self._child.open("/completion", {**body, "stream": True})
         try:
             for line in response:

@@ -1,16 +1,13 @@
 """How many tokens of context a GGUF file may have here: what its model knows, and what memory holds."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from settle.base.errors import ResourceError
-from settle.library.facts import bytes_per_token, longest_context
+from settle.library.facts import Metadata, bytes_per_token, longest_context
 from settle.machine import memory
 
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
-def fitting_context(name: str, metadata: Mapping[str, Any], asked: int | None, slots: int) -> int:
+def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int) -> int:
     """Tokens of context for each slot: never more than the model knows, nor than memory holds, whatever the file
     says. Raises ResourceError when what was asked for does not fit."""
     longest, per_token = longest_context(name, metadata), bytes_per_token(metadata) * slots

@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from settle.base.errors import UsageError
 from settle.formats.gguf import pooling, read_gguf
+from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Load
 from settle.library.facts import longest_context
 
 Input = str | Sequence[int]
 
 
-class VectorEngine:
-    """One embedder loaded in one llama.cpp child. Use it as a context manager.
+class VectorEngine(ChildModel[Child]):
+    """One embedder loaded in one llama.cpp child.
 
-    most: tokens of the longest text, those included that the tokenizer puts around it; never more than the model was
-    made for. slots: texts that are read together. A file that names no pooling is read with the mean.
+    most: tokens of the longest text, with those that the tokenizer puts around it; never more than the model was
+    trained for. slots: texts that are read together. A file that names no pooling is read with the mean.
     Raises FormatError for a file that is not a sound GGUF, UsageError for a model that ranks, EngineError when
     llama.cpp refuses the file or dies.
     """
@@ -26,30 +28,15 @@ class VectorEngine:
     def __init__(self, path: Path | str, most: int = 512, threads: int | None = None, slots: int = 4) -> None:
         self.path = Path(path)
         self.metadata = read_gguf(self.path).metadata
-        found = pooling(self.metadata)
-        if found == "rank":
+        own_pooling = pooling(self.metadata)
+        if own_pooling == "rank":
             raise UsageError(f"{self.path.name} orders passages and gives no vectors", "choose an embedder")
         self.most = min(most, longest_context(self.path.name, self.metadata))
         self._child = Child(
-            Load(self.path, self.most, slots, threads=threads, use="embed", mean_pooling=found == "none")
+            Load(self.path, self.most, slots, threads=threads, use="embed", mean_pooling=own_pooling == "none")
         )
 
-    def __enter__(self) -> "VectorEngine":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Starts the child and waits until it has loaded the model."""
-        self._child.start()
-
-    def close(self) -> None:
-        """Ends the child. Calling it twice is harmless."""
-        self._child.close()
-
-    def embed(self, inputs: Sequence[Input]) -> np.ndarray:
+    def embed(self, inputs: Sequence[Input]) -> NDArray[np.float32]:
         """Texts, or ids with everything around them, none of them empty, as float32 (len(inputs), width), each of
         length 1. Raises EngineError for one that is too long: nothing is cut off."""
         texts = [text if isinstance(text, str) else list(map(int, text)) for text in inputs]

@@ -1,23 +1,20 @@
 """A GGUF file running in llama.cpp, in a child process (see `server_child.py`)."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from settle.base.errors import UsageError
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
+from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Draft, Load
-from settle.infer.client import Running
+from settle.infer.client import LORA, LlamaClient
 from settle.infer.context import fitting_context
-from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata
 
 
-class Engine(Running):
-    """One model loaded in one llama.cpp child of its own.
-
-    Use it as a context manager. The file is checked in Python before the child may open it.
+class Engine(ChildModel[Child], LlamaClient):
+    """One model loaded in one llama.cpp child of its own. The file is checked in Python before the child may open it.
 
     context: the largest number of tokens of prompt and answer together; None takes the model's own, as far
     as memory has room for it.
@@ -45,14 +42,15 @@ class Engine(Running):
     ) -> None:
         self.path = Path(path)
         weights = read_gguf(self.path)
-        metadata: Mapping[str, Any] = weights.metadata
-        if embeds(metadata):
+        metadata: Metadata = weights.metadata
+        if embeds(weights.metadata):
             raise UsageError(
                 f"{self.path.name} turns texts into vectors and writes none",
                 "choose a model that chats; `settle index` and /v1/embeddings use this one",
             )
         self.adapter_scale = adapter_scale
         self.adapter = Path(adapter) if adapter else None
+        template = None
         if self.adapter:
             lora = read_lora(self.adapter)
             require_fit(lora, weights, (self.adapter.name, self.path.name))
@@ -60,36 +58,11 @@ class Engine(Running):
             if template:
                 metadata = {**weights.metadata, TEMPLATE_KEY: template, PLAIN_TEXT_KEY: False}
         adapters = (self.adapter,) if self.adapter else ()
-        template = metadata.get(TEMPLATE_KEY) if metadata is not weights.metadata else None
         fitting = fitting_context(self.path.name, metadata, context, slots)
         if draft:
             require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))
-        load = Load(self.path, fitting, slots, adapters, template, threads, draft=draft)
-        super().__init__(Child(load, ready_seconds), metadata)
+        load = Load(self.path, fitting, slots, adapters, template or None, threads, draft=draft)
+        LlamaClient.__init__(self, Child(load, ready_seconds), metadata)
 
-    def __enter__(self) -> "Engine":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Starts the child and waits until it has loaded the model."""
-        self._child.start()
-
-    def close(self) -> None:
-        """Ends the child. Calling it twice is harmless."""
-        self._child.close()
-
-    def alive(self) -> bool:
-        """Whether the child runs."""
-        return self._child.alive()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the child."""
-        return self._child.pid
-
-    def _lora(self) -> list[Mapping[str, Any]]:
+    def _lora(self) -> list[LORA]:
         return [{"id": 0, "scale": self.adapter_scale}] if self.adapter else []

@@ -1,21 +1,23 @@
-"""A GGUF file that says how well passages answer a question, running in llama.cpp, in a child process."""
+"""A GGUF file that scores how well passages answer a question, running in llama.cpp, in a child process."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from settle.base.errors import UsageError
 from settle.formats.gguf import pooling, read_gguf
+from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Load
 from settle.library.facts import longest_context
 
 
-class RankEngine:
-    """One reranker loaded in one llama.cpp child. Use it as a context manager.
+class RankEngine(ChildModel[Child]):
+    """One reranker loaded in one llama.cpp child.
 
-    most: tokens of a question and a passage together; never more than the model was made for. Raises FormatError for a
-    file that is not a sound GGUF, UsageError for a model that does not rank, EngineError when llama.cpp refuses the
+    most: tokens of a question and a passage together; never more than the model was trained for. Raises FormatError for
+    a file that is not a sound GGUF, UsageError for a model that does not rank, EngineError when llama.cpp refuses the
     file or dies.
     """
 
@@ -23,26 +25,11 @@ class RankEngine:
         self.path = Path(path)
         metadata = read_gguf(self.path).metadata
         if pooling(metadata) != "rank":
-            raise UsageError(f"{self.path.name} is no reranker", "choose one: bge-reranker-v2-m3, jina-reranker …")
+            raise UsageError(f"{self.path.name} is not a reranker", "choose one: bge-reranker-v2-m3, jina-reranker …")
         self.most = min(most, longest_context(self.path.name, metadata))
         self._child = Child(Load(self.path, self.most, threads=threads, use="rerank"))
 
-    def __enter__(self) -> "RankEngine":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Starts the child and waits until it has loaded the model."""
-        self._child.start()
-
-    def close(self) -> None:
-        """Ends the child. Calling it twice is harmless."""
-        self._child.close()
-
-    def rank(self, question: str, passages: Sequence[str]) -> np.ndarray:
+    def rank(self, question: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Scores, float32 (len(passages),), higher for the better ones. Raises EngineError where a question and a
         passage are too long together: nothing is cut off."""
         answer = self._child.post("/v1/rerank", {"query": question, "documents": list(passages)})

@@ -1,22 +1,22 @@
-"""Prompts in which a text stays a text: nothing that a document says opens a turn, ends one, or is a special token.
+"""Prompts in which a document stays text: nothing in it opens a turn, ends one, or becomes a special token.
 
-llama.cpp reads `<|im_end|>` and its like as tokens wherever they stand in a rendered prompt. So the template is
-rendered around marks, and what the marks stand for is made tokens apart from it, as plain text.
+llama.cpp reads `<|im_end|>` and its like as tokens wherever they are in a rendered prompt. So the template is
+rendered around marks, and the texts that the marks stand for are tokenized apart from it, as plain text.
 """
 
 import re
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from settle.infer.client import Running
+from settle.infer.prompt_encoder import PromptEncoder
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens
 
 
 class Turn(NamedTuple):
-    """What one role says, in pieces: each is made tokens by itself, so that their counts add up."""
+    """One role's message, in pieces: each is tokenized by itself, so that their counts add up."""
 
     role: str
     texts: Sequence[str]
@@ -25,12 +25,12 @@ class Turn(NamedTuple):
 class Fence:
     """Makes prompts for one model. arguments: of its template."""
 
-    def __init__(self, model: Running, **arguments: Any) -> None:
+    def __init__(self, model: PromptEncoder, **arguments: object) -> None:
         self._model, self._arguments = model, arguments
 
     def ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a prompt, ready for an answer: through the chat template, or one after the other where the model takes
-        no turns."""
+        """Ids of a prompt, ready for an answer: through the chat template, or the texts one after the other where the
+        model takes no turns."""
         if not self._model.takes_turns:
             return self._model.opened([i for turn in turns for text in turn.texts for i in self.tokens(text)])
         ids: list[int] = []
@@ -41,7 +41,7 @@ class Fence:
         return self._model.opened(ids)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of one piece as it stands in a prompt."""
+        """Ids of one piece as it is in a prompt."""
         if self._signs:
             text = self._signs.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
         return self._model.tokenize(text)
@@ -50,17 +50,18 @@ class Fence:
         """(what the template writes, which turn comes after it), in order."""
         mark = f"q{secrets.token_hex(8)}q"
         messages = [{"role": role, "content": f"{mark}{i}{mark}"} for i, role in enumerate(roles)]
-        prompt = self._model.render(messages, **self._arguments)
+        prompt = self._model.render(messages, arguments=self._arguments)
         *pairs, last = re.split(rf"{mark}(\d+){mark}", prompt)
         return [(pairs[i], int(pairs[i + 1])) for i in range(0, len(pairs), 2)] + [(last, None)]
 
     @cached_property
     def _signs(self) -> re.Pattern[str] | None:
-        """What would be read as the template's own though it is made tokens as plain text: tokens that llama.cpp finds
-        in every text, and what the template writes around turns in plain letters, such as `[/INST]`."""
+        """What a model would take for the template's own even in plain text: tokens that llama.cpp finds in every text,
+        and what the template writes around turns in plain letters, such as `[/INST]`."""
         metadata = self._model.metadata
-        tokens, types = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", [])
-        kinds = {token: kind for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)}
+        tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+        pairs = zip(tokens, types, strict=False) if isinstance(tokens, list) and isinstance(types, list) else ()
+        kinds = {token: kind for token, kind in pairs if kind in (_CONTROL, _USER_DEFINED)}
         signs = {token for token, kind in kinds.items() if kind == _USER_DEFINED and len(token) > 2 and token.strip()}
         if self._model.takes_turns:
             control = "|".join(re.escape(token) for token, kind in kinds.items() if kind == _CONTROL) or r"(?!)"
@@ -72,5 +73,5 @@ class Fence:
 
 
 def _is_sign(text: str, line: str) -> bool:
-    """A bare word, such as a role's name, is none: it stands in every document."""
+    """A bare word, such as a role's name, is no sign: it is in every document."""
     return len(text) > 2 and not text.isalnum() and (text == line.strip() or text[0] in "[<")

@@ -1,4 +1,4 @@
-"""What a GGUF file holds likely over given tokens, read by llama.cpp at its own speed in a child process.
+"""A GGUF file's probabilities of given tokens, read by llama.cpp at its own speed in a child process.
 
 The engine that serves answers one position at a request; reading a text that way is some hundred times slower. This is
 the child of `scorer_child.py`, with llama.cpp from the package of the extra `shrink`.
@@ -10,28 +10,30 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from settle.base.errors import EngineError, UsageError
 from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
 from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
 from settle.formats.gguf import read_gguf
+from settle.infer.child_model import ChildModel
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import fitting_context
 from settle.library.facts import longest_context
 
 PACKAGE = "llama_cpp_py_sync"
-Told = Callable[[int], None]
+Array = NDArray[np.generic]
+OnTokens = Callable[[int], None]  # called with the number of tokens read after each window
 
 
-def unheard(tokens: int) -> None:
-    """Nobody wants to know how far it is."""
+def ignore_progress(tokens: int) -> None:
+    """No progress is shown."""
 
 
-class Scorer:
-    """One model loaded in one child that reads windows of ids. Use it as a context manager.
+class Scorer(ChildModel["ScorerChild"]):
+    """One model loaded in one child that reads windows of ids.
 
     context: tokens of the longest window, its last one, which is only predicted, aside; never more than the model was
     made for. The file is checked in Python before the child may open it. Raises UsageError when the package is missing,
@@ -62,28 +64,11 @@ class Scorer:
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths)}
-        self._child = _Reader("scorer_child.py", settings, self.path.name, environment, ready_seconds)
-
-    def __enter__(self) -> "Scorer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._child = ScorerChild("scorer_child.py", settings, self.path.name, environment, ready_seconds)
 
     def start(self) -> None:
-        """Starts the child and waits until it has loaded the model."""
-        told = self._child.begin()
-        self.num_vocab = int(told["num_vocab"])
-
-    def close(self) -> None:
-        """Ends the child. Calling it twice is harmless."""
-        self._child.close()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the child."""
-        return self._child.pid
+        super().start()
+        self.num_vocab = self._child.num_vocab
 
     def rows(self, ids: Sequence[int], top: int = TOP, sampled: int = SAMPLED) -> Rows:
         """What is kept of the distributions over one window (L,), for all its tokens but the first."""
@@ -95,15 +80,15 @@ class Scorer:
         self,
         windows: Iterable[Sequence[int]],
         folder: Path,
-        about: Mapping[str, Any] | None = None,
-        told: Told = unheard,
+        about: Mapping[str, object] | None = None,
+        on_tokens: OnTokens = ignore_progress,
         top: int = TOP,
         sampled: int = SAMPLED,
     ) -> Likelihoods:
         """The record of this model over windows of ids, written to `folder`, in place of an earlier one.
 
         windows: each of at least two ids and at most `context` + 1. about: what is known of the model, kept in the
-        record. told: called with the number of tokens after each window. Raises UsageError for a window that is too
+        record. Raises UsageError for a window that is too
         short, too long or has ids that the model does not know, and what `LikelihoodsWriter` raises.
         """
         windows = list(windows)
@@ -112,10 +97,12 @@ class Scorer:
         with LikelihoodsWriter(folder, self.num_vocab, about, positions, top, sampled) as writer:
             for ids in windows:
                 writer.append(ids, self.rows(ids, top, sampled))
-                told(len(ids) - 1)
+                on_tokens(len(ids) - 1)
             return writer.close()
 
-    def compare(self, reference: Likelihoods, told: Told = unheard, most_windows: int | None = None) -> Compared:
+    def compare(
+        self, reference: Likelihoods, on_tokens: OnTokens = ignore_progress, most_windows: int | None = None
+    ) -> Compared:
         """This model against a record of another one, over the record's windows, or the first `most_windows`.
 
         Raises UsageError when the two do not share a vocabulary's size: then only the text that they hold likely can be
@@ -132,18 +119,18 @@ class Scorer:
         for index in range(number):
             self._require_window(reference.window(index))
             parts.append(Compared(*self._child.ask({"folder": folder, "window": index})))
-            told(len(parts[-1].kl))
+            on_tokens(len(parts[-1].kl))
         return Compared.joined(parts)
 
-    def logprobs(self, windows: Iterable[Sequence[int]], told: Told = unheard) -> list[np.ndarray]:
+    def logprobs(self, windows: Iterable[Sequence[int]], on_tokens: OnTokens = ignore_progress) -> list[Array]:
         """Log-probabilities of the tokens that came, (L − 1,) for each window; any vocabulary."""
-        found = []
+        logprobs = []
         for ids in windows:
-            found.append(self.rows(ids, 1, 0).came_logprobs)
-            told(len(ids) - 1)
-        return found
+            logprobs.append(self.rows(ids, 1, 0).came_logprobs)
+            on_tokens(len(ids) - 1)
+        return logprobs
 
-    def _require_window(self, ids: Sequence[int] | np.ndarray) -> None:
+    def _require_window(self, ids: Sequence[int] | Array) -> None:
         # the last token is only predicted
         if not 2 <= len(ids) <= self.context + 1:
             raise UsageError(f"a window has {len(ids)} tokens", f"give windows of 2 to {self.context + 1:,} tokens")
@@ -154,29 +141,34 @@ class Scorer:
             )
 
 
-class _Reader(ChildProcess):
+class ScorerChild(ChildProcess):
     """The child of `scorer_child.py`."""
 
-    def ask(self, asked: Mapping[str, Any]) -> list[np.ndarray]:
+    num_vocab: int
+
+    def start(self) -> None:
+        self.num_vocab = int(self._begin()["num_vocab"])
+
+    def ask(self, request: Mapping[str, object]) -> list[Array]:
         """The arrays that answer one line. Raises EngineError."""
-        if self._process is None:
+        if not self.is_open:
             raise EngineError("the scorer is not running", "use it inside `with Scorer(path) as scorer:`")
         try:
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-            told = json.loads(line) if line.endswith(b"\n") else None
-            if told is None:
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
+            line = self._stdout.readline()
+            answer = json.loads(line) if line.endswith(b"\n") else None
+            if answer is None:
                 raise self.died()
-            if "error" in told:
-                raise EngineError(f"{self.name} cannot be read: {told['error']}", self.fix)
-            return [self._array(dtype, shape) for dtype, shape in told["arrays"]]
+            if "error" in answer:
+                raise EngineError(f"{self.name} cannot be read: {answer['error']}", self.fix)
+            return [self._array(dtype, shape) for dtype, shape in answer["arrays"]]
         except BrokenPipeError:
             raise self.died() from None
 
-    def _array(self, dtype: str, shape: list[int]) -> np.ndarray:
+    def _array(self, dtype: str, shape: list[int]) -> Array:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        data = self._process.stdout.read(size) if self._process else b""
+        data = self._stdout.read(size)
         if len(data) < size:
             raise self.died()
         return np.frombuffer(data, dtype).reshape(shape)

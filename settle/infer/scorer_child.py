@@ -1,10 +1,10 @@
-"""llama.cpp as a reader: whole distributions at every position. Run by `scoring.py` as a script, never imported by it.
+"""llama.cpp as a reader: whole distributions at every position. Run by `scorer.py` as a script, never imported by it.
 
 Reads one JSON line of settings on stdin and answers one, `{"num_vocab": …}`, once the model is loaded. Then every line
 is a window to read, and its answer a line that tells dtype and shape of the arrays whose bytes follow it, or
 `{"error": …}`. Lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
 
-Logits are looked at where llama.cpp wrote them, some positions at a time, and never leave this process.
+Logits are read where llama.cpp wrote them, some positions at a time, and never leave this process.
 """
 
 import json
@@ -23,8 +23,8 @@ import numpy as np
 from settle.data.distributions import Compared, Rows, compare, draws, summarise
 from settle.data.likelihoods import Likelihoods
 
-LOGITS_BYTES = 64 << 20  # of the positions that are looked at together
-LEAST_TOGETHER, MOST_TOGETHER = 16, 512
+LOGITS_BYTES = 64 << 20  # of the positions that are computed together
+LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
 
 
 class Unreadable(Exception):
@@ -37,7 +37,7 @@ class Model:
     def __init__(self, path: str, context: int, threads: int) -> None:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
-        self._lib, self._ffi = get_lib(), get_ffi()
+        self._lib, self._ffi = get_lib(), get_ffi()  # type: ignore[no-untyped-call]  # has no stubs
         self._lib.llama_backend_init()
         options = self._lib.llama_model_default_params()
         options.n_gpu_layers = 0
@@ -51,7 +51,7 @@ class Model:
         self._context = self._open(context, threads)
         self._batch = self._lib.llama_batch_init(self.together, 0, 1)
 
-    def _open(self, context: int, threads: int) -> Any:
+    def _open(self, context: int, threads: int) -> object:
         options = self._lib.llama_context_default_params()
         options.n_ctx, options.n_seq_max = context, 1
         options.n_batch = options.n_ubatch = self.together
@@ -103,29 +103,31 @@ def compared(model: Model, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecu
     return Compared.joined(parts)
 
 
-def answer(model: Model, asked: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]) -> list:
+def answer(
+    model: Model, request: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]
+) -> list[np.ndarray]:
     """The arrays that answer one line: those of `Rows`, or of `Compared` when it names a record and a window of it."""
-    if "folder" not in asked:
-        return list(vars(summarised(model, asked["ids"], asked["top"], asked["sampled"], pool)).values())
-    folder = asked["folder"]
+    if "folder" not in request:
+        return list(vars(summarised(model, request["ids"], request["top"], request["sampled"], pool)).values())
+    folder = request["folder"]
     if folder not in known:
         known.clear()
         known[folder] = Likelihoods(Path(folder))
-    record, index = known[folder], asked["window"]
+    record, index = known[folder], request["window"]
     return list(vars(compared(model, record.window(index).tolist(), record.rows(index), pool)).values())
 
 
 def write(answers: BinaryIO, arrays: Sequence[np.ndarray]) -> None:
     """Arrays as a line of dtypes and shapes, and their bytes."""
-    told = [[array.dtype.str, list(array.shape)] for array in arrays]
-    answers.write(json.dumps({"arrays": told}).encode() + b"\n")
+    shapes = [[array.dtype.str, list(array.shape)] for array in arrays]
+    answers.write(json.dumps({"arrays": shapes}).encode() + b"\n")
     for array in arrays:
         answers.write(np.ascontiguousarray(array).tobytes())
     answers.flush()
 
 
 def read_lines(lines: "queue.SimpleQueue[bytes]") -> None:
-    """What the parent asks; leaves the process at the end of stdin, without llama.cpp's destructors."""
+    """Queues the parent's requests; leaves the process at the end of stdin, without llama.cpp's destructors."""
     while line := sys.stdin.buffer.readline():
         lines.put(line)
     os._exit(0)
@@ -150,9 +152,9 @@ def main() -> None:
     known: dict[str, Likelihoods] = {}
     with ThreadPoolExecutor(settings["threads"]) as pool:
         while True:
-            asked = json.loads(lines.get())
+            request = json.loads(lines.get())
             try:
-                write(answers, answer(model, asked, pool, known))
+                write(answers, answer(model, request, pool, known))
             except (Unreadable, ValueError) as e:
                 answers.write(json.dumps({"error": str(e)}).encode() + b"\n")
                 answers.flush()

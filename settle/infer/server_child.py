@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
-HTTP_THREADS = 8  # beside those of requests that are worked on: for counting tokens, rendering, being looked at
+HTTP_THREADS = 8  # beside those of requests in progress: for tokenizing, rendering, health checks
 
 
 def die_with_parent() -> None:
@@ -20,9 +21,9 @@ def die_with_parent() -> None:
     os._exit(0)
 
 
-def serve(settings: dict) -> str:
+def serve(settings: dict[str, Any]) -> str:
     """Loads the model and starts the server; returns its address. The server lives in a global on purpose."""
-    import xllamacpp
+    import xllamacpp  # type: ignore[import-untyped]  # has no stubs
 
     params = xllamacpp.CommonParams()
     params.model.path = settings["path"]
@@ -39,14 +40,14 @@ def serve(settings: dict) -> str:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path) for path in settings["adapters"]]
     if settings["use"] != "generate":
         params.embedding = True
-        params.n_batch = params.n_ubatch = settings["context"]  # a text is looked at as a whole
+        params.n_batch = params.n_ubatch = settings["context"]  # a text is read as a whole
     if settings["mean_pooling"]:
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if settings["use"] == "rerank":
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if settings["draft"]:
-        draft, asked = params.speculative.draft, settings["draft"]
-        draft.mparams.path, draft.n_max, draft.p_min = asked["path"], asked["tokens"], asked["sure"]
+        draft, wanted = params.speculative.draft, settings["draft"]
+        draft.mparams.path, draft.n_max, draft.p_min = wanted["path"], wanted["tokens"], wanted["sure"]
         draft.cpuparams.n_threads = settings["threads"]
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if settings["template"]:
@@ -61,14 +62,16 @@ def serve(settings: dict) -> str:
     params.cache_ram_mib = settings["prompt_cache_mib"]
     params.n_ctx_checkpoints = 0
     globals()["server"] = xllamacpp.Server(params)
-    return globals()["server"].listening_address
+    address: str = globals()["server"].listening_address
+    return address
 
 
 def is_guided() -> bool:
     """Whether this llama.cpp was built with llguidance."""
     import xllamacpp
 
-    return xllamacpp.json_schema_to_grammar('{"type": "object"}').startswith("%llguidance")
+    grammar: str = xllamacpp.json_schema_to_grammar('{"type": "object"}')
+    return grammar.startswith("%llguidance")
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ class Workbench:
             windows = self.material.held_out
             self._require_room(windows.num_tokens * 1024, folder.parent)
             with Scorer(self.path, self.material.window, self.threads) as scorer:
-                scorer.likelihoods(windows.ids, folder, told=self._counting("reference", windows.num_tokens))
+                scorer.likelihoods(windows.ids, folder, on_tokens=self._counting("reference", windows.num_tokens))
         return Likelihoods(folder)
 
     def file_bytes(self, kinds: Mapping[str, str]) -> int:

@@ -8,7 +8,7 @@ from settle.base.errors import GateError
 from settle.base.event_log import Events
 from settle.evaluate.gate.export import hand_over
 from settle.formats.gguf import card_of
-from settle.infer.live_model import load
+from settle.infer.live.exported_model import load
 from settle.model.architectures.llama import Llama
 from tests.records import into
 

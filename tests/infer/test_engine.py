@@ -17,7 +17,7 @@ from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer.context import LONGEST_UNASKED
 from settle.infer.engine import Engine
-from settle.infer.sample import generate, logprobs
+from settle.infer.live.sample import generate, logprobs
 from settle.machine import memory
 from tests.trained import adapter, merged
 

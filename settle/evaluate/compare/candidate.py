@@ -176,7 +176,7 @@ class LiveContender(Contender):
     def answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, told: Told, temperature: float = 0.0
     ) -> list[Answer]:
-        from settle.infer.sample import generate
+        from settle.infer.live.sample import generate
 
         stops = (self._tokenizer.eos_id, self._tokenizer.turn_end_id)
         out = []
@@ -190,7 +190,7 @@ class LiveContender(Contender):
         return out
 
     def read(self, texts: Sequence[Sequence[int]], begin: Sequence[int]) -> list[Reading]:
-        from settle.infer.sample import logprobs
+        from settle.infer.live.sample import logprobs
 
         out = []
         for ids, first in zip(texts, begin, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
-from settle.infer.sample import logprobs
+from settle.infer.live.sample import logprobs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.retrieve.answer.citation_check import Checker
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.evidence import Evidence, judge
@@ -154,7 +154,7 @@ def follows(question: str) -> bool:
 
 
 def answer(
-    collection: Collection, model: Running | None, found: Found, writing: Writing = DEFAULT
+    collection: Collection, model: LlamaClient | None, found: Found, writing: Writing = DEFAULT
 ) -> Generator[str, None, Answer]:
     """Yields the answer's text as its sentences come, each with its citation, and returns the whole. Without a model
     the best sentences of the passages are quoted.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settle.base.errors import UsageError
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.infer.safe_prompt import Fence, Turn
 from settle.retrieve.answer.context import TOKENS, Packed, pack
 from settle.retrieve.index.collection import Collection
@@ -65,7 +65,7 @@ class Prompt:
     def __init__(
         self,
         collection: Collection,
-        model: Running,
+        model: LlamaClient,
         question: str,
         hits: Sequence[Hit],
         writing: "Writing",
@@ -99,7 +99,7 @@ class Prompt:
         return _GRAMMAR.format(more=MOST - 1, numbers=numbers)
 
 
-def written(model: Running, prompt: Prompt, writing: Writing) -> Generator[tuple[str, int], None, Written]:
+def written(model: LlamaClient, prompt: Prompt, writing: Writing) -> Generator[tuple[str, int], None, Written]:
     """Yields (sentence, number of its passage) as each is complete. Stops the model when it begins to say things
     twice."""
     stop, sampling = writing.stop, writing.sampling

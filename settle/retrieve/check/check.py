@@ -15,7 +15,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import Interval, bootstrap_mean, wilson
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import answer, look, whole
 from settle.retrieve.answer.evidence import DEPTH, keep
 from settle.retrieve.check.calibration import Trial, fitted, tried
@@ -63,7 +63,7 @@ class Checked:
 
 
 def check(
-    collection: Collection, events: Events, questions: int = QUESTIONS, model: Running | None = None, seed: int = 0
+    collection: Collection, events: Events, questions: int = QUESTIONS, model: LlamaClient | None = None, seed: int = 0
 ) -> Checked:
     """Checks a collection, and keeps the evidence that is calibrated on the way. model: asks some of the questions, and
     answers some. Raises DataError when no question can be made from the documents."""
@@ -106,7 +106,7 @@ def _by_kind(trials: Sequence[Trial]) -> dict[str, tuple[int, Interval]]:
     return {kind: (len(of), wilson(of)) for kind, of in sorted(found.items(), key=lambda item: -len(item[1]))}
 
 
-def _cited(collection: Collection, trials: Sequence[Trial], model: Running, events: Events) -> list[bool]:
+def _cited(collection: Collection, trials: Sequence[Trial], model: LlamaClient, events: Events) -> list[bool]:
     """Of each citation in the answers to some questions, whether its passage holds the answer."""
     some = trials[:: max(1, len(trials) // ANSWERED)][:ANSWERED]
     right = []

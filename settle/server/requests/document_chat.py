@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from settle.base.errors import EngineError
 from settle.formats.gguf import read_gguf
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.library.facts import TEMPLATE_KEY as TEMPLATE
 from settle.library.store import stamp_of
 from settle.retrieve.answer.ask import Answer, Found, answer, look
@@ -232,12 +232,12 @@ def _asked(request: ChatRequest) -> tuple[str, list[str], Writing]:
     return questions[-1], questions[:-1], Writing(system, tokens, tuple(request.stop), request.sampling)
 
 
-def _model(entry: Entry, loaded: Loaded) -> Running:
+def _model(entry: Entry, loaded: Loaded) -> LlamaClient:
     """The child as what writes the answer."""
     template = loaded.key.template or ""
     guard_template(template, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], [])
     metadata = {**_metadata(entry.path, stamp_of(entry.path)), TEMPLATE: template}
-    return Running(loaded.child, metadata, loaded.lora({entry.adapter: 1.0} if entry.adapter else {}))
+    return LlamaClient(loaded.child, metadata, loaded.lora({entry.adapter: 1.0} if entry.adapter else {}))
 
 
 @lru_cache(16)

@@ -9,8 +9,8 @@ from settle.base.errors import UsageError
 from settle.base.registry import part
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import read_safetensors
+from settle.infer.live.sample import logprobs
 from settle.infer.ranker import RankEngine
-from settle.infer.sample import logprobs
 from settle.library.pull import bert
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.search.hybrid_search import Hit

@@ -7,7 +7,7 @@ import json
 import torch
 
 from settle.infer.engine import Engine
-from settle.infer.sample import logprobs
+from settle.infer.live.sample import logprobs
 from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import Subject

@@ -5,7 +5,7 @@ import torch
 
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
-from settle.infer.sample import logprobs
+from settle.infer.live.sample import logprobs
 from settle.shrink.activations.layer_activations import kl
 from settle.shrink.activations.least_squares import eliminate, error, gram, refitted
 from settle.shrink.prunable_model import Subject

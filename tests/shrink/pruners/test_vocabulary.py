@@ -10,7 +10,7 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.gate import PROSE, Effort, run_gate
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
-from settle.infer.sample import logprobs
+from settle.infer.live.sample import logprobs
 from settle.model.pretrained import Pretrained
 from settle.shrink.cut_gguf import cut_blocks
 from settle.shrink.prunable_model import Subject

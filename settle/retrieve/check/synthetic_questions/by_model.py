@@ -7,7 +7,7 @@ passage, so that it is about that and not about anything.
 
 import re
 
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.infer.safe_prompt import Fence, Turn
 
 LONGEST = 40  # tokens of a question
@@ -18,7 +18,7 @@ _ORDER = (
 _FIRST = re.compile(r"[^\n?]{12,200}\?")
 
 
-def invented(model: Running, text: str) -> str:
+def invented(model: LlamaClient, text: str) -> str:
     """A question that the model asks of a passage, or "" where it wrote none."""
     fence = Fence(model, enable_thinking=False)
     if model.takes_turns:

@@ -10,7 +10,7 @@ from math import ceil, log
 from random import Random
 from typing import NamedTuple
 
-from settle.infer.client import Running
+from settle.infer.client import LlamaClient
 from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
 from settle.retrieve.check.synthetic_questions.by_model import invented
@@ -78,7 +78,7 @@ class _Spot(NamedTuple):
         return frozenset(i for _, i in self.around if self.passages[i].headings[:depth] == path)
 
 
-def make(collection: Collection, count: int, seed: int = 0, model: Running | None = None) -> list[Question]:
+def make(collection: Collection, count: int, seed: int = 0, model: LlamaClient | None = None) -> list[Question]:
     """At most `count` questions, spread evenly over the documents and the kinds. The same seed gives the same. model:
     is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second."""
     random = Random(seed)
@@ -121,7 +121,7 @@ class _Maker:
     """Makes questions at places of a collection."""
 
     def __init__(
-        self, collection: Collection, random: Random, documents: Sequence[Size], model: Running | None
+        self, collection: Collection, random: Random, documents: Sequence[Size], model: LlamaClient | None
     ) -> None:
         self._collection, self.random, self._model = collection, random, model
         self._left_to_model = 0  # places where it was asked for a question

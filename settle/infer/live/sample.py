@@ -1,17 +1,22 @@
 """Tokens and probabilities from a live torch model.
 
 N tokens, V vocabulary. The model is `model(inputs (N,), cu_seqlens (2,))` → hidden (N, D), then `model.logits` (N, V).
-Nothing is cached between tokens: this is for a look at a model in training; the exported file answers faster.
+Nothing is cached between tokens: this is for evaluating a model in training; the exported file answers faster.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from settle.model.decoder import Decoder
 
 
 @contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation, without gradients, as long as this lasts."""
+def evaluating(model: "Decoder") -> Iterator[None]:
+    """Evaluation mode without gradients, as long as this lasts."""
     import torch
 
     training = model.training
@@ -24,7 +29,7 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
+def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int]) -> "Tensor":
     """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence."""
     import torch
 
@@ -37,7 +42,7 @@ def logprobs(model: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
 
 
 def generate(
-    model: Any,
+    model: "Decoder",
     prompt: Sequence[int],
     max_tokens: int,
     temperature: float = 0.8,
@@ -48,15 +53,15 @@ def generate(
 ) -> Iterator[int]:
     """Ids of an answer, one by one; temperature 0 is greedy. Ends after max_tokens or before a stop id.
 
-    context: the most tokens the model may look back on; older ones drop out of its sight.
+    context: the most tokens that the model attends to; older ones are left out.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt)
     for _ in range(max_tokens):
-        seen = ids[-context:] if context else ids
-        (distribution,) = logprobs(model, seen, [len(seen) - 1])
+        window = ids[-context:] if context else ids
+        (distribution,) = logprobs(model, window, [len(window) - 1])
         token = _draw(distribution.cpu(), temperature, top_p, generator)
         if token in stop_ids:
             return
@@ -64,7 +69,7 @@ def generate(
         yield token
 
 
-def _draw(logp: Any, temperature: float, top_p: float, generator: Any) -> int:
+def _draw(logp: "Tensor", temperature: float, top_p: float, generator: "Generator") -> int:
     import torch
 
     if temperature <= 0:

@@ -14,10 +14,11 @@ from settle.data.likelihoods import Likelihoods
 from settle.formats.gguf import export_gguf
 from settle.infer import scorer as scorer_module
 from settle.infer.engine import Engine
-from settle.infer.live_scorer import live_compare, live_likelihoods
-from settle.infer.sample import logprobs
+from settle.infer.live.compare import live_compare
+from settle.infer.live.sample import logprobs
 from settle.infer.scorer import Scorer
 from tests.infer.test_engine import gone, wait_until
+from tests.live_records import live_likelihoods
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -123,7 +124,7 @@ def test_a_context_that_the_model_was_not_made_for(files):
 
 
 def test_without_the_package(files, monkeypatch):
-    monkeypatch.setattr(scorer, "PACKAGE", "llama_cpp_that_is_not_there")
+    monkeypatch.setattr(scorer_module, "PACKAGE", "llama_cpp_that_is_not_there")
     assert importlib.util.find_spec(scorer_module.PACKAGE) is None
     with pytest.raises(UsageError, match="llama-cpp-that-is-not-there.*settle-lm.shrink"):
         Scorer(files["f32"])

@@ -1,37 +1,38 @@
-"""A model of settle's own, alive again: from the folder that `export_safetensors` writes."""
+"""A model of settle's own, loaded again from the folder that `export_safetensors` writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+from torch import Tensor
 
 from settle.base.errors import FormatError
-from settle.base.registry import part
 from settle.base.run import read_json
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.safetensors import read_safetensors
+from settle.model.architectures import Architecture, of_hf_config
+from settle.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveModel:
     """part: the architecture; model: in evaluation mode, fp32; weights: parameter name → tensor."""
 
-    part: Any
-    model: Any
+    part: Architecture
+    model: Decoder
     tokenizer: ByteBpeTokenizer
 
     @property
-    def weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
 
-def load(folder: Path) -> Live:
+def load(folder: Path) -> LiveModel:
     """The model in a folder of Hugging Face's layout. Raises FormatError when its files do not fit together."""
-    import torch
-
     if not (folder / "config.json").exists():
         raise FormatError(f"there is no config.json in {folder}", "export the model again")
     config = read_json(folder / "config.json")
-    architecture = part("model/architectures", str(config.get("model_type"))).from_hf_config(config)
+    architecture = of_hf_config(config)
     model = architecture.build(0)
     tensors = read_safetensors(folder).tensors
     names = architecture.hf_names()
@@ -48,4 +49,4 @@ def load(folder: Path) -> Live:
                     "export the model again",
                 )
             parameter.copy_(torch.from_numpy(tensor.load()))
-    return Live(architecture, model.eval(), ByteBpeTokenizer(folder))
+    return LiveModel(architecture, model.eval(), ByteBpeTokenizer(folder))
