@@ -18,7 +18,7 @@ from pathlib import Path
 from settle.base.registry import part, part_names
 from settle.documents.blocks import Block
 from settle.documents.reader_pool import read_all
-from settle.documents.walk import Found, LeftOut, walk
+from settle.documents.walk import FoundFile, Walk
 
 LARGEST = 1 << 20  # bytes
 LETTERS = 4  # of a token, when counting is free
@@ -34,7 +34,7 @@ def child_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def read(found: Sequence[Found]) -> tuple[list[list[Block]], float, int]:
+def read(found: Sequence[FoundFile]) -> tuple[list[list[Block]], float, int]:
     """(blocks of each document, seconds of the child's processor, files without text)."""
     before = child_seconds()
     reads = list(read_all((Path(f.path), f.reader) for f in found))
@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200, help="of each kind")
     parser.add_argument("--endless", type=int, default=0, help="megabytes of a line to try as well")
     asked = parser.parse_args()
-    kinds: dict[str, list[Found]] = defaultdict(list)
-    for found in walk(asked.folders, LeftOut()):
+    kinds: dict[str, list[FoundFile]] = defaultdict(list)
+    for found in Walk().files(asked.folders):
         if found.size <= LARGEST and len(kinds[found.reader]) < asked.files:
             kinds[found.reader].append(found)
     documents: list[list[Block]] = []

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 import settle
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
-from settle.base.registry import part_names
+from settle.base.registry import part_names, parts
 from settle.base.settings import group_of, read_recipe, resolve
 from settle.cli import STDIN, _choices, _sharing, _with_unit, build_app
 from settle.commands.chat import Chat
@@ -150,10 +150,11 @@ def test_every_setting_of_chat_and_of_the_optimizers_is_documented() -> None:
         assert f"`{name}`" in recipe
 
 
-def test_every_cleaning_pass_and_kind_of_source_is_documented() -> None:
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name in (*part_names("data/cleaning"), *part_names("data/sources")):
-        assert f"| {name} |" in page
+@pytest.mark.parametrize(("family", "page"), [("data/cleaning", "data.md"), ("documents/readers", "readers.md")])
+def test_every_cleaning_pass_and_reader_is_documented(family: str, page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for name, kind in parts(family).items():
+        assert f"| {name} |" in text or not kind.__module__.startswith("settle.")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)

@@ -1,8 +1,7 @@
 """Inputs → one spool of cleaned documents, with a reason for every row that did not come through as it was."""
 
 import errno
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,22 @@ from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
 from settle.data.document_buffer import Spool, SpoolWriter
-from settle.data.files import InputFile
 from settle.data.ledger import Ledger
 from settle.data.settings import DataSettings
-from settle.data.sources import Skip
+from settle.documents.blocks import Unreadable
+from settle.documents.compression import damage_error
+from settle.documents.row_reader import RowReader
+from settle.documents.walk import FoundFile
 
 Step = Callable[[str, Note], str | None]
 
-_TELL_EVERY = 8 << 20  # characters between two progress events
+_REPORT_EVERY = 8 << 20  # characters between two progress events
 
 
 class Reading:
     """One corpus being read: the files and the cleaning passes at work on them."""
 
-    def __init__(self, files: list[InputFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
+    def __init__(self, files: list[FoundFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
         self._files = files
         self._settings = settings
         self._ledger = ledger
@@ -68,32 +69,32 @@ class Reading:
     def _rows(self) -> Iterator[tuple[int, int, str]]:
         """File number, row and text of every row that can be read."""
         total, done = sum(f.size for f in self._files), 0
-        for number, file in enumerate(self._files):
-            told = read = 0
-            try:
-                with file.open() as stream:
-                    for row in file.source({"field": self._settings.field}).rows(stream):
+        with RowReader(self._files, {"field": self._settings.field}, self._ledger.note_omission) as reader:
+            for number, file in enumerate(self._files):
+                reported = read = 0
+                try:
+                    for row in reader.rows(file):
                         self._ledger.read += 1
                         if "problem" in row:
                             self.drop(row["problem"], number, row["row"])
                             continue
                         yield number, row["row"], row["text"]
                         read += len(row["text"])
-                        if read - told >= _TELL_EVERY:
-                            told = read
-                            self._tell(done + min(read, file.size), total)
-            except Skip as e:
-                self._ledger.skip(str(e), file.name)
-            except (EOFError, OSError, zlib.error, *_zstd_errors(file)) as e:
-                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                self._ledger.skip("damaged, read up to the damage", file.name)
-            except DataError as e:
-                raise DataError(f"{file.name}: {e.what}", e.fix) from None
-            done += file.size
-            self._tell(done, total)
+                        if read - reported >= _REPORT_EVERY:
+                            reported = read
+                            self._report(done + min(read, file.size), total)
+                except Unreadable as e:
+                    self._ledger.skip(e.what, file.name)
+                except (OSError, EOFError, damage_error(file.compression)) as e:
+                    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    self._ledger.skip("damaged, read up to the damage", file.name)
+                except DataError as e:
+                    raise DataError(f"{file.name}: {e.what}", e.fix) from None
+                done += file.size
+                self._report(done, total)
 
-    def _tell(self, done: int, total: int) -> None:
+    def _report(self, done: int, total: int) -> None:
         self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
 
     def _where(self, number: int, row: int) -> str:
@@ -118,7 +119,7 @@ class Reading:
             writer.abandon()
         return writer.close()
 
-    def _through(self, steps: list[Step], text: str, number: int, row: int) -> str | None:
+    def _through(self, steps: Sequence[Step], text: str, number: int, row: int) -> str | None:
         def note(what: str, reason: str, count: int) -> None:
             if what == "dropped":
                 self._ledger.drop(reason, self._where(number, row), text)
@@ -144,11 +145,3 @@ def _sweeps(settings: DataSettings) -> list[Sweep]:
         for p in passes
         if settings.clean or "mask" in p.model_fields
     ]
-
-
-def _zstd_errors(file: InputFile) -> tuple[type[Exception], ...]:
-    if file.compression != ".zst":
-        return ()
-    import zstandard
-
-    return (zstandard.ZstdError,)

@@ -1,24 +1,38 @@
 """What became of every row: read, mended, dropped and why, with examples; it reaches the model card."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
+
+from settle.documents.walk import FoundFile
 
 _EXAMPLES = 3
 _SHOWN = 100
+_NOTED_FILES = 100
+
+
+class Entry(TypedDict):
+    """How often a reason applied, and its first examples: where, and for some reasons the beginning of the text."""
+
+    count: int
+    examples: list[dict[str, str]]
 
 
 @dataclass
 class Ledger:
-    """Counts per reason. A reason is a short phrase, the same for every row it befalls."""
+    """Counts per reason. A reason is a short phrase, the same for every row that it applies to.
+
+    notes: further values for the record, plain JSON.
+    """
 
     read: int = 0
     kept: int = 0
     kept_bytes: int = 0
-    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
-    mended: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: dict[str, Entry] = field(default_factory=dict)
+    mended: dict[str, Entry] = field(default_factory=dict)
+    skipped: dict[str, Entry] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    omissions: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, where: str, text: str) -> None:
         """A row that is left out."""
@@ -36,8 +50,13 @@ class Ledger:
         """Something worth knowing in a row that is kept, such as e-mail addresses."""
         self.found[kind] = self.found.get(kind, 0) + count
 
+    def note_omission(self, file: FoundFile, note: str) -> None:
+        """What a reader left out of a file, such as pages that are pictures."""
+        if file.name in self.omissions or len(self.omissions) < _NOTED_FILES:
+            self.omissions.setdefault(file.name, []).append(note)
+
     def summary(self) -> str:
-        """What was found, in short, for an error's text."""
+        """The counts in short, for an error's text."""
         parts = [f"documents read: {self.read}"]
         parts += [f"dropped as {reason}: {n['count']}" for reason, n in self.dropped.items()]
         parts += [f"skipped as {reason}: {n['count']}" for reason, n in self.skipped.items()]
@@ -46,10 +65,11 @@ class Ledger:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         names = ("read", "kept", "kept_bytes", "dropped", "mended", "skipped", "found")
-        return {name: getattr(self, name) for name in names} | self.notes
+        omissions = {"omissions": self.omissions} if self.omissions else {}
+        return {name: getattr(self, name) for name in names} | omissions | self.notes
 
 
-def _count(table: dict[str, dict[str, Any]], reason: str, where: str, text: str) -> None:
+def _count(table: dict[str, Entry], reason: str, where: str, text: str) -> None:
     entry = table.setdefault(reason, {"count": 0, "examples": []})
     entry["count"] += 1
     if len(entry["examples"]) < _EXAMPLES:

@@ -18,7 +18,7 @@ from settle.base.events import Progress
 from settle.base.run import home, read_json, write_json
 from settle.data.collect_documents import Reading
 from settle.data.document_buffer import Spool
-from settle.data.files import InputFile, describe_files, find_files, hash_files
+from settle.data.files import describe_files, find_files, hash_files, row_format
 from settle.data.ledger import Ledger
 from settle.data.settings import DataSettings
 from settle.data.split import (
@@ -33,6 +33,7 @@ from settle.data.split import (
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 from settle.data.workspace import disk_full, publish, workspace
+from settle.documents.walk import FoundFile
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
@@ -96,8 +97,8 @@ def _open(folder: Path) -> Corpus:
 
 def _make(
     work: Path,
-    files: list[InputFile],
-    held_out_files: list[InputFile],
+    files: list[FoundFile],
+    held_out_files: list[FoundFile],
     settings: DataSettings,
     ledger: Ledger,
     events: Events,
@@ -127,8 +128,8 @@ def _make(
 
 def _documents(
     work: Path,
-    files: list[InputFile],
-    held_out_files: list[InputFile],
+    files: list[FoundFile],
+    held_out_files: list[FoundFile],
     settings: DataSettings,
     ledger: Ledger,
     events: Events,
@@ -217,16 +218,16 @@ def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int
 
 
 def _fingerprint(
-    files: list[InputFile], held_out_files: list[InputFile], hashes: list[str], settings: DataSettings
+    files: list[FoundFile], held_out_files: list[FoundFile], hashes: list[str], settings: DataSettings
 ) -> str:
     asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files)}
-    names = [[f.name, f.kind] for f in files + held_out_files]
+    names = [[f.name, row_format(f)] for f in files + held_out_files]
     content = [_VERSION, names, hashes, len(files), asked]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _refuse_if_too_large(files: list[InputFile]) -> None:
+def _refuse_if_too_large(files: list[FoundFile]) -> None:
     """Plain text is written once as text and once as tokens: when there is no room for that, say so at once."""
-    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if f.kind == "text" and not f.compression))
+    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if row_format(f) == "text" and not f.compression))
     if needed > shutil.disk_usage(home()).free:
         raise disk_full(needed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.similarity import Similarity
-from settle.data.sources import cut
+from settle.documents.rows import cut
 
 DROPPED, TRAIN, HELD_OUT = -1, 0, 1
 FEW = 50

@@ -1,20 +1,22 @@
-"""What a reader gives and a chunker cuts: blocks of a document, and passages that know where they stand."""
+"""The blocks that a reader makes of a document, and the passages that a chunker cuts from them, with their places."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from settle.base.errors import DataError
 
 Kind = Literal["heading", "text", "list", "code", "table"]
+Note = Callable[[str], None]
 
 
 class Unreadable(DataError):
-    """A file that no text comes out of: `what` is the reason, shown beside its name."""
+    """No text comes out of a file: `what` is the reason, shown beside its name; the other files are read."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands in its file. line: from 1, where the file is text; page: from 1, of a page or a slide;
+    """A place in a file. line: from 1, where the file is text; page: from 1, of a page or a slide;
     part: a name inside the file (an anchor of a web page, a sheet, a chapter, a cell, a message), or "".
     """
 
@@ -35,9 +37,9 @@ class Place:
 class Block:
     """One paragraph, heading, listing or table. text: without markup that only shows.
 
-    level: of a heading, from 1; of another block, the deepest level of the headings that it stands under, or None when
-    it stands under all that came before. lined: whether each line feed of the text is one of the file, so that a line
-    inside the block has a number. header: of a table, what stands above its rows and above every part of them.
+    level: of a heading, from 1; of another block, the deepest level of the headings that it belongs to, or None when
+    it belongs to all that came before. lined: whether each line feed of the text is one of the file, so that a line
+    inside the block has a number. header: of a table, the line above its rows and above every part of them.
     """
 
     kind: Kind
@@ -50,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A passage: what is found, shown and cited. headings: those it stands under, the outermost first. tokens: of
+    """A passage: the unit of search and citation. headings: those above it, the outermost first. tokens: of
     `embedded`, as the embedder counts.
     """
 
@@ -68,3 +70,20 @@ class Chunk:
 def with_headings(headings: tuple[str, ...], text: str) -> str:
     """A passage below the path of its headings."""
     return f"{' › '.join(headings)}\n{text}" if headings else text
+
+
+def joined_text(blocks: Iterable[Block]) -> str:
+    """The text of a document's blocks, as a person would type it: a blank line between two of them, none inside a list
+    or a table, a table's header once.
+    """
+    pieces: list[str] = []
+    before: Block | None = None
+    for block in blocks:
+        same = before is not None and before.kind == block.kind and block.kind in ("list", "table")
+        if before is not None:
+            pieces.append("\n" if same else "\n\n")
+        if block.header and not (same and before is not None and before.header == block.header):
+            pieces.append(block.header + "\n")
+        pieces.append(block.text)
+        before = block
+    return "".join(pieces)

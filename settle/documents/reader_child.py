@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from settle.base.registry import part
 from settle.documents.blocks import Block, Unreadable
+from settle.documents.readers import Reader
 
 MEMORY = 4 << 30  # bytes of address space
 LARGE = 1 << 30  # bytes that once were in use: what comes next gets a process that is not cut to pieces by them
@@ -78,7 +78,7 @@ def _read(path: Path, reader: str, out: Any) -> None:
         if notes <= MOST_NOTES:
             _say(out, "note", text if notes < MOST_NOTES else "and more of the kind")
 
-    for block in part("documents/readers", reader)().read(path, note):  # type: ignore[attr-defined]
+    for block in Reader.part(reader)().blocks(path, note):
         size += len(block.text)
         if size > MOST_TEXT:
             note(f"only its first {MOST_TEXT >> 20} million characters are read")

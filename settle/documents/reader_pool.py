@@ -7,15 +7,15 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
 from settle.base.errors import UsageError
-from settle.base.registry import parts
 from settle.documents.blocks import Block, Place
+from settle.documents.readers import Reader
 
 SECONDS = 120.0  # that one document may take
 AHEAD = 4 << 20  # characters that are read before they are needed; the last document may go beyond them
@@ -33,21 +33,21 @@ class Read:
 
 
 def reader_of(name: str) -> str | None:
-    """The name of the reader of files that are called so: by the suffix, or by the word they begin with."""
+    """The reader of a file of that name: by its suffix, or by the word that it begins with."""
     path = PurePath(name.lower())
     return _readers().get(path.suffix or path.name.split("-")[0])
 
 
 @cache
 def _readers() -> dict[str, str]:
-    """By suffix, with its dot, and by name."""
+    """Reader by suffix, with its dot, and by file name."""
     known: dict[str, str] = {}
-    for reader, kind in parts("documents/readers").items():
-        known |= dict.fromkeys((*kind.suffixes, *kind.names), reader)  # type: ignore[attr-defined]
+    for reader, kind in Reader.parts().items():
+        known |= dict.fromkeys((*kind.suffixes, *kind.names), reader)
     return known
 
 
-def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Iterator[Read]:
+def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Generator[Read, None, None]:
     """Each (path, reader) read, in order; seconds: that one may take. Closing the iterator ends the child.
 
     Raises UsageError when a library is missing that a reader needs.

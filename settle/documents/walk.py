@@ -1,106 +1,154 @@
-"""The files of some folders that can be read as documents, and the others with the reason why not."""
+"""The files of folders that a reader knows, and the others with the reason why they are skipped."""
 
 import hashlib
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from settle.base.errors import DataError
 from settle.base.run import home
+from settle.documents.compression import COMPRESSIONS, damage_error, open_unpacked
+from settle.documents.decode import is_binary
 from settle.documents.reader_pool import reader_of
 
-_NOT_DOCUMENTS = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
+HIDDEN, NOT_REGULAR, UNREADABLE = "hidden or version control", "not a regular file", "cannot be read"
+_INSTALLED = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
 _ARCHIVES = {
     ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".war", ".whl", ".egg", ".deb",
     ".rpm", ".iso", ".cab",
 }  # fmt: skip
+_HEAD = 8192  # bytes that show whether a file of an unknown kind is text
+
+Skip = Callable[[str, str], None]  # called with the reason and the path below the root
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file. root: what was pointed at; size: bytes; changed: its time in nanoseconds; reader: which one reads it."""
+class FoundFile:
+    """A file to read. root: the folder or file that was pointed at; size: bytes; changed: its time in nanoseconds;
+    reader: the kind that reads it; compression: "", ".gz" or ".zst".
+    """
 
     path: str
     root: str
     size: int
     changed: int
     reader: str
+    compression: str = ""
+
+    @property
+    def name(self) -> str:
+        """As shown to people: its path below the root."""
+        return os.path.relpath(self.path, self.root if self.path != self.root else Path(self.root).parent)
+
+    def open(self) -> BinaryIO:
+        """The uncompressed bytes."""
+        return open_unpacked(Path(self.path), self.compression)
 
 
-@dataclass
-class LeftOut:
-    """What was passed over: how often for each reason."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
-def walk(roots: list[Path], left_out: LeftOut) -> Iterator[Found]:
-    """Files below `roots`, each once, in the order of their paths in each. A file that is pointed at must be readable.
-
-    Raises DataError for a root that is not there, or a file that no reader knows.
+@dataclass(frozen=True)
+class Walk:
+    """How folders are walked. skip: called for each file or folder that is left out. looks_inside: whether files are
+    opened, to unpack .gz and .zst and to take those of an unknown kind as text where they look like it. also_skipped: a
+    further reason to leave out a path (and whether it is a folder), or None; an empty reason is not passed to `skip`.
     """
-    seen: set[str] = set()
-    for root in roots:
+
+    skip: Skip = lambda reason, path: None
+    looks_inside: bool = False
+    also_skipped: Callable[[Path, bool], str | None] = lambda path, is_folder: None
+
+    def files(self, roots: Iterable[Path]) -> Iterator[FoundFile]:
+        """Files below `roots`, each once, in the order of their paths in each.
+
+        Raises DataError for a root that is not there, or a file that cannot be read.
+        """
+        walked: set[str] = set()
+        for root in roots:
+            for file in self._below(root):
+                if file.path not in walked:
+                    walked.add(file.path)
+                    yield file
+
+    def _below(self, root: Path) -> Iterator[FoundFile]:
         if root.is_dir():
-            files = _folder(root, left_out)
+            yield from self._folder(root)
         elif root.exists():
-            found = _file(root, root)
-            if isinstance(found, str):
-                raise DataError(f"{root.name} cannot be indexed: {found}", "point at a folder, or at another file")
-            files = iter([found])
+            file = self._file(root, root)
+            if isinstance(file, str):
+                raise DataError(
+                    f"{root.name} cannot be used: {file}",
+                    "give another file, or a folder: other files in it are skipped",
+                )
+            yield file
         else:
             raise DataError(f"there is no file or folder {str(root)!r}", "check the path")
-        for found in files:
-            if found.path not in seen:
-                seen.add(found.path)
-                yield found
 
+    def _folder(self, root: Path) -> Iterator[FoundFile]:
+        own = home().resolve()
 
-def _folder(root: Path, left_out: LeftOut) -> Iterator[Found]:
-    own = home().resolve()
-    for where, folders, files in os.walk(root, onerror=lambda e: left_out.reasons.update(["folder cannot be opened"])):
-        kept = []
-        for name in sorted(folders):
-            if name.startswith("."):
-                left_out.reasons["hidden"] += 1
-            elif name in _NOT_DOCUMENTS or Path(where, name, "pyvenv.cfg").exists():
-                left_out.reasons["installed packages or caches"] += 1
-            elif Path(where, name).is_symlink():
-                left_out.reasons["links to folders"] += 1
-            elif Path(where, name) == own:
-                left_out.reasons["settle's own"] += 1
-            else:
-                kept.append(name)
-        folders[:] = kept
-        for name in sorted(files):
-            found = "hidden" if name.startswith(".") else _file(Path(where, name), root)
-            if isinstance(found, str):
-                left_out.reasons[found] += 1
-            else:
-                yield found
+        def leave(reason: str | None, path: Path) -> bool:
+            if reason:
+                self.skip(reason, str(path.relative_to(root)))
+            return reason is not None
 
+        def unopened(error: OSError) -> None:
+            leave("folder cannot be opened", Path(error.filename or root))
 
-def _file(path: Path, root: Path) -> Found | str:
-    """A file, or why it is left out."""
-    suffix = path.suffix.lower()
-    if suffix in _ARCHIVES:
-        return "archives: not opened"
-    reader = reader_of(path.name)
-    if reader is None:
-        return f"no reader for {suffix or 'files without a suffix'}"
-    try:
-        status = path.stat()
-    except OSError:
-        return "gone or not to be looked at"
-    if not stat.S_ISREG(status.st_mode):
-        return "no regular file"
-    return Found(str(path), str(root), status.st_size, status.st_mtime_ns, reader)
+        for where, folders, names in os.walk(root, onerror=unopened):
+            here = Path(where)
+            folders[:] = [n for n in sorted(folders) if not leave(self._why_not_folder(here / n, own), here / n)]
+            for path in (here / name for name in sorted(names)):
+                reason = HIDDEN if path.name.startswith(".") else self.also_skipped(path, False)
+                if leave(reason, path):
+                    continue
+                file = self._file(path, root)
+                if isinstance(file, str):
+                    leave(file, path)
+                else:
+                    yield file
+
+    def _why_not_folder(self, path: Path, own: Path) -> str | None:
+        if path.name.startswith("."):
+            return HIDDEN
+        if path.name in _INSTALLED or (path / "pyvenv.cfg").exists():
+            return "installed packages or caches"
+        if path.is_symlink():
+            return "a link to a folder"
+        return "settle's own" if path == own else self.also_skipped(path, True)
+
+    def _file(self, path: Path, root: Path) -> FoundFile | str:
+        """A file, or the reason why it is skipped."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return NOT_REGULAR  # a link that leads nowhere
+        except OSError:
+            return UNREADABLE
+        if not stat.S_ISREG(status.st_mode):
+            return NOT_REGULAR
+        suffix = path.suffix.lower()
+        compression = suffix if self.looks_inside and suffix in COMPRESSIONS else ""
+        if suffix in _ARCHIVES and not compression:
+            return "archives: not opened"
+        reader = reader_of(path.stem if compression else path.name)
+        if self.looks_inside:
+            try:
+                with open_unpacked(path, compression if reader is None else "") as file:
+                    if reader is None and is_binary(file.read(_HEAD)):
+                        return "binary data"
+            except PermissionError:
+                return "no permission to read it"
+            except (OSError, damage_error(compression), EOFError):
+                return UNREADABLE
+            reader = reader or "text"
+        elif reader is None:
+            return f"no reader for {suffix or 'files without a suffix'}"
+        return FoundFile(str(path), str(root), status.st_size, status.st_mtime_ns, reader, compression)
 
 
 def sha256_of(path: str) -> bytes:
-    """Of a file's bytes. Raises OSError."""
+    """The hash of a file's bytes. Raises OSError."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").digest()

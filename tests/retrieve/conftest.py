@@ -6,21 +6,16 @@ import sys
 import pytest
 
 from settle.base import registry
-from settle.documents import reader_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
 def joined(tmp_path_factory):
-    """`hashed` is an embedder and `stuck` a reader that misbehaves, joined as other people's packages join, here and in
-    every process that is started."""
+    """`hashed` is an embedder, joined as other people's packages join, here and in every process that is started."""
     made = tmp_path_factory.mktemp("parts")
     info = made / "settle_tests-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-tests\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[settle.retrieve.index.embedders]\nhashed = tests.retrieve.hashed:Hashed\n"
-        "[settle.documents.readers]\nstuck = tests.retrieve.stuck:Stuck\n"
-    )
+    (info / "entry_points.txt").write_text("[settle.retrieve.index.embedders]\nhashed = tests.retrieve.hashed:Hashed\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(made))
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
@@ -35,7 +30,6 @@ def _forget():
     registry.part_names.cache_clear()
     registry._joined.cache_clear()
     registry._installed.cache_clear()
-    reader_pool._readers.cache_clear()
 
 
 @pytest.fixture

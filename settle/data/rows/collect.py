@@ -10,15 +10,14 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.data.document_buffer import Spool, SpoolWriter
-from settle.data.files import InputFile
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
 from settle.data.rows.read_rows import Refused, RowReading
 from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
 from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
-
-_ROWS = ("csv", "json", "jsonl", "parquet")  # sources whose rows have named values
+from settle.documents.readers import Reader
+from settle.documents.walk import FoundFile
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Gathered:
 
 
 def gather(
-    files: list[InputFile],
-    held_out_files: list[InputFile],
+    files: list[FoundFile],
+    held_out_files: list[FoundFile],
     settings: RowSettings,
     ledger: Ledger,
     events: Events,
@@ -93,11 +92,11 @@ def gather(
     return found
 
 
-def _of_one_sort(files: list[InputFile], ledger: Ledger) -> list[InputFile]:
+def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
     """Without the files of text that lie beside files of rows: a folder's README is no example."""
-    rows = [file for file in files if file.kind in _ROWS]
+    rows = [file for file in files if Reader.part(file.reader).has_columns]
     for file in files if rows else ():
-        if file.kind not in _ROWS:
+        if file not in rows:
             ledger.skip("text beside files of rows", file.name)
     return rows or files
 

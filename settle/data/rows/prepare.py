@@ -15,7 +15,7 @@ from settle.base.errors import DataError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
 from settle.base.run import home, read_json
-from settle.data.files import InputFile, describe_files, find_files, hash_files
+from settle.data.files import describe_files, find_files, hash_files, row_format
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
 from settle.data.rows.collect import gather
@@ -26,6 +26,7 @@ from settle.data.rows.template_adaptation import Dialect
 from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
+from settle.documents.walk import FoundFile
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
@@ -138,8 +139,8 @@ def _template(tokenizer: Any, settings: RowSettings) -> tuple[ChatTemplate | Non
 
 
 def _fingerprint(
-    files: list[InputFile],
-    held_out_files: list[InputFile],
+    files: list[FoundFile],
+    held_out_files: list[FoundFile],
     hashes: list[str],
     settings: RowSettings,
     tokenizer: Any,
@@ -151,7 +152,7 @@ def _fingerprint(
     source = template.source if template else ""
     # a template that asks for the day writes another text tomorrow
     day = datetime.date.today().isoformat() if "strftime_now" in source else ""
-    names = [[f.name, f.kind] for f in files + held_out_files]
+    names = [[f.name, row_format(f)] for f in files + held_out_files]
     ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.turn_end_id, bool(tokenizer.add_bos), tokenizer.pre]
     content = ["rows", _VERSION, names, hashes, len(files), asked, source, day, ids]
     digest = hashlib.sha256(json.dumps(content, default=str).encode())

@@ -1,6 +1,5 @@
 """Files → examples: the layout of each file is found from its rows, and rows that do not keep to it are refused."""
 
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,14 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
-from settle.data.files import InputFile
 from settle.data.layouts import Broken, Example, Kind, Layout
 from settle.data.ledger import Ledger
 from settle.data.settings import ColumnSettings
-from settle.data.sources import Record, Skip
+from settle.documents.blocks import Unreadable
+from settle.documents.compression import damage_error
+from settle.documents.row_reader import RowReader
+from settle.documents.rows import Record
+from settle.documents.walk import FoundFile
 
 _LOOKED_AT = 100  # rows that tell a file's layout
 _NAMED = 10  # rows that an error names
@@ -46,7 +48,7 @@ class Refused:
 class RowReading:
     """Reads files of examples, all of one kind; `layouts` tells per file how its rows were understood."""
 
-    def __init__(self, files: list[InputFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
+    def __init__(self, files: list[FoundFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
         self._files, self._ledger, self._events = files, ledger, events
         asked = {name: column for name, column in columns.model_dump().items() if column is not None}
         self._known = _layouts(asked)
@@ -57,18 +59,18 @@ class RowReading:
     def examples(self) -> Iterator[tuple[int, int, Example]]:
         """File number, row and example. Raises DataError when rows are mixed, or in no layout that is known."""
         done, total = 0, sum(f.size for f in self._files)
-        for number, file in enumerate(self._files):
-            try:
-                with file.open() as stream:
-                    yield from self._of(number, file, iter(file.source({}).records(stream)))
-            except Skip as e:
-                self._ledger.skip(str(e), file.name)
-            except (EOFError, zlib.error):
-                raise DataError(f"{file.name} is damaged", "get the file again") from None
-            done += file.size
-            self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
+        with RowReader(self._files, {}, self._ledger.note_omission) as reader:
+            for number, file in enumerate(self._files):
+                try:
+                    yield from self._of(number, file, reader.records(file))
+                except Unreadable as e:
+                    self._ledger.skip(e.what, file.name)
+                except (EOFError, damage_error(file.compression)):
+                    raise DataError(f"{file.name} is damaged", "get the file again") from None
+                done += file.size
+                self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
 
-    def _of(self, number: int, file: InputFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
+    def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
         first = list(islice(records, _LOOKED_AT))
         layout, name, columns = self._recognise(file, [r["value"] for r in first if "value" in r])
         if self.kind not in (None, layout.kind):
@@ -104,7 +106,7 @@ class RowReading:
             raise Broken(f"written as {other}, unlike the rows before")
         raise Broken(f"a row that has only {', '.join(map(repr, list(row)[:8]))}" if row else "an empty row")
 
-    def _recognise(self, file: InputFile, rows: list[Any]) -> tuple[Layout, str, dict[str, str]]:
+    def _recognise(self, file: FoundFile, rows: list[Any]) -> tuple[Layout, str, dict[str, str]]:
         """The layout that most of the first rows are in, and the columns it reads."""
         names = Counter(self._name_of(row) for row in rows)
         del names[""]

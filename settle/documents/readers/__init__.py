@@ -1,29 +1,75 @@
-"""Readers: one file a kind of document. A reader turns a file into blocks with their places."""
+"""Readers: one file a kind of document. A reader gives blocks with their places to an index, and rows to training.
 
-from collections.abc import Callable, Iterator
+A kind is written once, in the view that is natural to it; the other view follows from that one. Files of text and
+tables are read for training as a stream, in this process, however large they are. Every other kind is read as blocks,
+in a fenced child process (see `reader_pool`), and its rows are the text of those.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from settle.base.registry import Part
-from settle.documents.blocks import Block
+from settle.documents.blocks import Block, Note, Place, joined_text
+from settle.documents.record_text import record_lines
+from settle.documents.rows import Record, Row, text_rows
 
-Note = Callable[[str], None]
+GROUPS = ("text", "tables", "office")
 
 
 class Reader(Part):
-    """The contract of a reader. suffixes: of the files it reads, lower case with the dot; names: of files that go
-    without one, lower case.
+    """The contract of a reader: `blocks`, or `rows` or `records`, or both.
 
-    A reader runs in a child process with bounded memory and time (see `reading.py`), so it may trust its library to
-    fail, but not the file. It loads its library when it reads, not when it is asked for its suffixes.
+    suffixes: of the files it reads, lower case with the dot, without .gz or .zst; names: of files that go without one,
+    lower case. packages: modules that its blocks need and a plain installation may lack. has_columns: whether its rows
+    have named values. row_format: names the way its rows are made, where that is not the kind's own name: kinds with
+    one name make the same rows of the same bytes.
+
+    `blocks` runs in a child process with bounded memory and time, so it may trust its library to fail, but not the
+    file. A reader loads its library when it reads, not when it is asked for its suffixes.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
     names: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()
+    has_columns: ClassVar[bool] = False
+    row_format: ClassVar[str] = ""
 
-    def read(self, path: Path, note: Note) -> Iterator[Block]:
-        """The document's blocks in reading order. note: told what was left out ("page 3 is a picture: no text").
+    @classmethod
+    def streams(cls) -> bool:
+        """Whether training reads its files as a stream in this process, not as blocks in the child."""
+        return cls.rows is not Reader.rows or cls.records is not Reader.records
+
+    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        """The document's blocks in reading order; by default a block a record. note: called with what was left out
+        ("page 3 is a picture: no text").
 
         Raises Unreadable when nothing comes out of the file.
         """
+        with path.open("rb") as stream:
+            for record in self.records(stream):
+                if "problem" in record:
+                    note(f"row {record['row']}: {record['problem']}")
+                else:
+                    yield Block("text", record_lines(record["value"]), Place(part=f"row {record['row']}"))
+
+    def rows(self, stream: BinaryIO) -> Iterator[Row]:
+        """The documents of a file opened for reading bytes. Raises Unreadable with the reason when it has none."""
         raise NotImplementedError
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        """The rows with their named values; those of a file without columns have one, `text`."""
+        yield from map(as_record, self.rows(stream))
+
+    def rows_of(self, blocks: Iterable[Block]) -> Iterator[Row]:
+        """The documents that a file's blocks make, where training does not stream it: one, cut where it is very
+        long.
+        """
+        yield from text_rows(joined_text(blocks), 1)
+
+
+def as_record(row: Row) -> Record:
+    """A row of text as a record whose one value is `text`."""
+    if "problem" in row:
+        return {"row": row["row"], "problem": row["problem"]}
+    return {"row": row["row"], "value": {"text": row["text"]}}

@@ -15,7 +15,7 @@ from pathlib import Path
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.documents.reader_pool import reader_of
-from settle.documents.walk import Found, LeftOut, sha256_of, walk
+from settle.documents.walk import FoundFile, Walk, sha256_of
 from settle.retrieve.index.catalogue import Catalogue, Known
 
 UNSURE = -1  # in place of a file's time: look at its bytes again the next time
@@ -32,7 +32,7 @@ class Work:
     """
 
     began: int
-    new: list[tuple[Found, bool]] = field(default_factory=list)
+    new: list[tuple[FoundFile, bool]] = field(default_factory=list)
     moved: list[tuple[str, Known]] = field(default_factory=list)
     touched: list[Known] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Work:
     kept: list[tuple[str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def stamp(self, found: Found) -> int:
+    def stamp(self, found: FoundFile) -> int:
         """The time to remember a file by: none where it may change once more without showing it."""
         return UNSURE if abs(self.began - found.changed) < _TICK else found.changed
 
@@ -52,9 +52,9 @@ def compare(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Work
     stamps = catalogue.stamps()
     hidden = unseen(roots, stamps)
     work.kept = [(str(root), why) for root, why in hidden.items()]
-    differing: list[tuple[Found, _Stamp | None]] = []
-    left_out = LeftOut()
-    for number, found in enumerate(walk([root for root in roots if root not in hidden], left_out)):
+    differing: list[tuple[FoundFile, _Stamp | None]] = []
+    walk = Walk(lambda reason, path: work.left_out.update([reason]))
+    for number, found in enumerate(walk.files(root for root in roots if root not in hidden)):
         if number and number % _EVERY == 0:
             events.emit(Progress(what="look", done=number, total=None, unit="files"))
         before = stamps.pop(found.path, None)
@@ -62,7 +62,6 @@ def compare(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Work
             work.unchanged += 1
         else:
             differing.append((found, before))
-    work.left_out = left_out.reasons
     _look_for_lost(stamps, roots, hidden, work)
     _sort(differing, catalogue, work)
     return work
@@ -82,7 +81,7 @@ def _look_for_lost(lost: Iterable[str], roots: Sequence[Path], hidden: Iterable[
             work.gone.append(path)
 
 
-def _sort(differing: Sequence[tuple[Found, _Stamp | None]], catalogue: Catalogue, work: Work) -> None:
+def _sort(differing: Sequence[tuple[FoundFile, _Stamp | None]], catalogue: Catalogue, work: Work) -> None:
     """New, changed, moved, or only touched."""
     known = catalogue.known_at([found.path for found, before in differing if before and before[0] == found.size])
     left: dict[tuple[bytes, str | None], list[Known]] = defaultdict(list)

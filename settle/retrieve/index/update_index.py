@@ -15,7 +15,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.documents.reader_pool import Read, read_all
-from settle.documents.walk import Found, sha256_of
+from settle.documents.walk import FoundFile, sha256_of
 from settle.retrieve.index.catalogue import Change, Known, digest
 from settle.retrieve.index.changes import UNSURE, Work, compare
 from settle.retrieve.index.collection import Collection
@@ -113,7 +113,7 @@ class _Indexing:
                 batch, held, size, since = [], 0, 0, time.monotonic()
         self._commit(batch, size)
 
-    def _change(self, found: Found, read: Read) -> Change | None:
+    def _change(self, found: FoundFile, read: Read) -> Change | None:
         """What became of a file; None for one that cannot be read now, as it has gone or its disk fails."""
         chunker, vectorizer = self._collection.chunker, self._collection.vectorizer
         try:

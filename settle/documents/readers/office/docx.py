@@ -1,0 +1,147 @@
+"""Word documents: headings, paragraphs, lists and tables, by python-docx."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from settle.documents.blocks import Block, Note, Place
+from settle.documents.readers import Reader
+from settle.documents.table_text import is_header, table
+from settle.documents.zip_check import check_zip
+
+if TYPE_CHECKING:
+    from docx.document import Document
+    from lxml.etree import _Element
+
+_HEADING = re.compile(r"heading (\d)", re.I)
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_P, _TABLE, _ROW, _CELL, _PAGE_BREAK = (_W + tag for tag in ("p", "tbl", "tr", "tc", "lastRenderedPageBreak"))
+_SAID = {_W + "tab": "\t", _W + "br": "\n", _W + "cr": "\n", _W + "noBreakHyphen": "-"}
+_TWICE = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"  # of a drawing, for older programs
+_FOOTNOTES = ("/footnotes", "/endnotes")
+
+
+class Docx(Reader):
+    """A place is a page, where the program that saved the file says how it broke it, or else the heading above."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".docx",)
+    packages: ClassVar[tuple[str, ...]] = ("docx",)
+
+    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        import docx
+
+        check_zip(path, "Word document")
+        document = docx.Document(str(path))
+        walk = _Walk(document)
+        yield from walk.blocks(document.element.body)
+        for relation in document.part.rels.values():
+            if relation.reltype.endswith(_FOOTNOTES) and not relation.is_external:
+                yield from walk.notes(relation.target_part.blob)
+
+
+class _Walk:
+    def __init__(self, document: "Document") -> None:
+        self._styles = {style.style_id: _told(style) for style in document.styles if hasattr(style, "base_style")}
+        self._page = 1 if next(document.element.body.iter(_PAGE_BREAK), None) is not None else None
+        self._heading = ""
+
+    def blocks(self, inside: "_Element") -> Iterator[Block]:
+        for element in inside.iterchildren():
+            if element.tag == _P:
+                yield from self._paragraph(element)
+            elif element.tag == _TABLE:
+                yield from self._table(element)
+            else:  # a control or a tracked change around paragraphs
+                yield from self.blocks(element)
+
+    def notes(self, blob: bytes) -> Iterator[Block]:
+        """Footnotes, behind everything: they stand under no heading."""
+        from lxml import etree
+
+        parser = etree.XMLParser(resolve_entities=False, no_network=True)
+        for paragraph in etree.fromstring(blob, parser).iter(_P):
+            text, _ = _text(paragraph)
+            if text:
+                yield Block("text", text, Place(part="notes"), level=0)
+
+    @property
+    def _place(self) -> Place:
+        return Place(page=self._page) if self._page else Place(part=self._heading)
+
+    def _turn(self, pages: int) -> None:
+        if self._page:
+            self._page += pages
+
+    def _paragraph(self, paragraph: Any) -> Iterator[Block]:
+        text, turned = _text(paragraph)
+        told = self._styles.get(_value(paragraph, "pStyle") or "", "")
+        outline = _value(paragraph, "outlineLvl")
+        level = int(outline) + 1 if outline and outline.isdecimal() and int(outline) < 9 else _level(told)
+        self._turn(turned[0])
+        if text and level:
+            self._heading = " ".join(text.split())
+            yield Block("heading", self._heading, self._place, level)
+        elif text and _is_item(paragraph, told):
+            depth = _value(paragraph, "ilvl") or "0"
+            yield Block("list", "  " * (int(depth) if depth in "012345678" else 0) + "- " + text, self._place)
+        elif text and not told.startswith("toc"):  # a table of contents says again what stands elsewhere
+            yield Block("code" if "code" in told or "preformatted" in told else "text", text, self._place)
+        self._turn(turned[1])
+
+    def _table(self, element: "_Element") -> Iterator[Block]:
+        place, rows, turned = self._place, [], 0
+        for row in element.iterchildren(_ROW):
+            cells = []
+            for cell in row.iterchildren(_CELL):
+                texts = [_text(paragraph) for paragraph in cell.iter(_P)]
+                cells.append(" ".join(text for text, _ in texts))
+                turned += sum(sum(pages) for _, pages in texts)
+            rows.append(cells)
+        if found := table(rows, place, headed=bool(rows) and is_header(rows[0])):
+            yield found
+        self._turn(turned)
+
+
+def _told(style: Any) -> str:
+    """What a style says of its paragraphs: its name in lower case, or that of the heading that it is made from."""
+    name, outline, seen = (style.name or "").lower(), None, 0
+    while style is not None and seen < 20:  # a damaged file may have styles that are made from each other
+        if _HEADING.fullmatch(style.name or ""):
+            return str(style.name).lower()
+        outline = outline or _value(style.element, "outlineLvl")
+        style, seen = style.base_style, seen + 1
+    return f"heading {int(outline) + 1}" if outline and outline in "012345678" else name
+
+
+def _level(told: str) -> int | None:
+    found = _HEADING.fullmatch(told)
+    return int(found[1]) if found else {"title": 1, "subtitle": 2}.get(told)
+
+
+def _is_item(paragraph: Any, told: str) -> bool:
+    number = _value(paragraph, "numId")
+    return number != "0" if number else told.startswith("list")
+
+
+def _value(element: Any, name: str) -> str | None:
+    """The value of one of a paragraph's or a style's own properties."""
+    properties = element.find(_W + "pPr")
+    found = properties.find(f".//{_W}{name}") if properties is not None else None
+    return found.get(_W + "val") if found is not None else None
+
+
+def _text(paragraph: "_Element") -> tuple[str, tuple[int, int]]:
+    """A paragraph's text, without what is deleted in it, and the pages that begin before and inside of it."""
+    pieces: list[str] = []
+    before = inside = 0
+    drawn = next(paragraph.iter(_TWICE), None) is not None
+    for element in paragraph.iter():
+        said = element.text if element.tag == _W + "t" else _SAID.get(element.tag)
+        if element.tag == _PAGE_BREAK and pieces:
+            inside += 1
+        elif element.tag == _PAGE_BREAK:
+            before += 1
+        elif said and not (drawn and any(parent.tag == _TWICE for parent in element.iterancestors())):
+            pieces.append(said)
+    return "".join(pieces).strip(), (before, inside)

@@ -1,0 +1,1 @@
+"""Tables and records: rows of cells, or of named values."""

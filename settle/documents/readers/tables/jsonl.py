@@ -1,0 +1,47 @@
+"""JSON Lines: a line is a record."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from settle.documents.blocks import Block, Note, Place, Unreadable
+from settle.documents.decode import lines, text_lines
+from settle.documents.readers.tables._table import TableReader
+from settle.documents.record_text import record_lines
+from settle.documents.rows import Record
+
+
+class Jsonl(TableReader):
+    """A record is a block, at its line."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".jsonlines")
+
+    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        read = damaged = 0
+        for number, line in enumerate(text_lines(path, note), 1):
+            if not line.strip():
+                continue
+            try:
+                text = record_lines(json.loads(line))
+            except ValueError:
+                damaged += 1
+                continue
+            read += 1
+            yield Block("text", text, Place(line=number))
+        if damaged and not read:
+            raise Unreadable("no valid JSON in any of its lines")
+        if damaged:
+            note(f"{damaged:,} of its lines are no valid JSON")
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        for number, line in enumerate(lines(stream), 1):
+            if line is None:
+                yield {"row": number, "problem": "a line too long to be a record"}
+                continue
+            if not line.strip():
+                continue
+            try:
+                yield {"row": number, "value": json.loads(line)}
+            except (ValueError, RecursionError):
+                yield {"row": number, "problem": "a line that is no JSON"}

@@ -1,0 +1,1 @@
+"""Files of text: prose, markup, source code, notebooks and web pages."""

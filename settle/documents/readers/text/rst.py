@@ -1,0 +1,109 @@
+"""reStructuredText, by docutils, also with the directives and roles of Sphinx."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from settle.documents.blocks import Block, Kind, Note, Place
+from settle.documents.decode import text_lines
+from settle.documents.readers.text._sphinx import know_all
+from settle.documents.readers.text._verbatim import VerbatimReader
+from settle.documents.table_text import table
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element
+
+_SETTINGS: dict[str, Any] = {
+    "file_insertion_enabled": False, "raw_enabled": False, "report_level": 5, "halt_level": 5, "_disable_config": True,
+    "syntax_highlight": "none", "doctitle_xform": False, "docinfo_xform": False, "line_length_limit": 1 << 20,
+}  # fmt: skip
+_UNSAID = {"comment", "system_message", "substitution_definition", "target", "pending", "raw", "image", "meta"}
+_WHOLE = {"line_block", "option_list_item"}  # said as one although there are parts in it
+_LISTINGS = {"literal_block", "doctest_block", "math_block"}
+_OBJECT = 7  # level of the heading that a function or an option of a reference is, below all sections
+
+
+class Rst(VerbatimReader):
+    """Includes are not followed. What a directive documents (`.. function:: open(file)`) is a heading of its own."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".rst", ".rest")
+    packages: ClassVar[tuple[str, ...]] = ("docutils",)
+
+    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        from docutils.core import publish_doctree
+
+        source = "\n".join(text_lines(path, note))
+        know_all(source)
+        yield from _Walk().blocks(publish_doctree(source, settings_overrides=_SETTINGS))
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self._sections = 0
+        self._objects = 0
+        self._line = 1  # of what was last known to stand somewhere
+        self._markers: list[str] = []  # of the list items that are open
+
+    @property
+    def _level(self) -> int:
+        return _OBJECT - 1 + self._objects if self._objects else min(self._sections, _OBJECT - 1)
+
+    def blocks(self, node: "Element") -> Iterator[Block]:
+        """Those of a node's children."""
+        from docutils.nodes import Element, TextElement
+
+        for child in node.children:
+            if not isinstance(child, Element):
+                continue
+            name = child.tagname
+            self._line = child.line or self._line
+            if name in _UNSAID or (name == "topic" and "contents" in child["classes"]):
+                continue
+            if name in _LISTINGS:
+                yield Block("code", child.astext(), Place(line=self._line), self._level, lined=child.line is not None)
+            elif name == "title" and node.tagname == "section":
+                # docutils counts to the line below it, that underlines it
+                yield Block("heading", child.astext(), Place(line=max(1, self._line - 1)), max(1, self._level))
+            elif name == "table":
+                yield from self._table(child)
+            elif name in _WHOLE or isinstance(child, TextElement):
+                yield from self._paragraph(child.astext(), child.line)
+            else:
+                yield from self._inside(name, child)
+
+    def _inside(self, name: str, node: "Element") -> Iterator[Block]:
+        if name == "section":
+            self._sections += 1
+            yield from self.blocks(node)
+            self._sections -= 1
+        elif name == "list_item":
+            ordered = type(node.parent).__name__ == "enumerated_list"
+            number = node.parent.index(node) + int(node.parent.get("start", 1)) if ordered else 0
+            self._markers.append(f"{number}. " if ordered else "- ")
+            yield from self.blocks(node)
+            self._markers.pop()
+        elif documented := node.get("documents"):
+            self._objects += 1
+            yield Block("heading", documented, Place(line=self._line), self._level)
+            yield from self.blocks(node)
+            self._objects -= 1
+        else:
+            yield from self.blocks(node)
+
+    def _paragraph(self, text: str, line: int | None) -> Iterator[Block]:
+        if not text.strip():
+            return
+        if self._markers:
+            text = "  " * (len(self._markers) - 1) + (self._markers[-1] or "  ") + text
+            self._markers[-1] = ""
+        kind: Kind = "list" if self._markers else "text"
+        yield Block(kind, text, Place(line=self._line), self._level, lined=line is not None)
+
+    def _table(self, node: "Element") -> Iterator[Block]:
+        place = Place(line=self._line)
+        for title in (child for child in node.children if type(child).__name__ == "title"):
+            yield Block("text", title.astext(), place, self._level)
+        rows = [[entry.astext() for entry in row.children] for row in node.findall(lambda n: n.tagname == "row")]
+        headed = next(node.findall(lambda n: n.tagname == "thead"), None) is not None
+        if found := table(rows, place, self._level, headed):
+            yield found
