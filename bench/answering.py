@@ -99,7 +99,7 @@ def row(
     told = whole(answer(collection, engine, found))
     right = {str(documents / name) for name in (question["answer"], *question["also"])}
     told_row = {"order": order, "question": question["question"], "seconds": time.monotonic() - began}
-    told_row |= {"found": any(s.path in right for hit in found.hits for s in hit.standings)}
+    told_row |= {"found": any(s.path in right for hit in found.hits for s in hit.occurrences)}
     told_row |= counted(told, right) | {"tokens": told.written.prompt if told.written else 0, "text": told.text}
     if kept:
         with kept.open("a", encoding="utf-8") as file:
@@ -120,7 +120,7 @@ def counted(told: Answer, right: set[str]) -> dict[str, Any]:
     return {
         "sentences": len(own),
         "supported": len(cited),
-        "right": sum(s.piece.standing.path in right for s in cited if s.piece),
+        "right": sum(s.piece.occurrence.path in right for s in cited if s.piece),
         "kept": sum(s.source.number == s.asked for s in cited if s.source),
     }
 

@@ -117,13 +117,14 @@ def index(work: Path, name: str) -> int:
     """The whole of ours, into a new collection; how many passages it has."""
     from settle.base.event_log import Events
     from settle.retrieve.index.chunkers.structure import Structure
-    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.config import IndexParts
     from settle.retrieve.index.embedders.minilm import Minilm
+    from settle.retrieve.index.lifecycle import create
     from settle.retrieve.index.stores.lancedb import Lancedb
     from settle.retrieve.index.update_index import update
 
-    with Collection.create(name) as collection:
-        collection.decide(Minilm(), Lancedb(), Structure())
+    with create(name) as collection:
+        collection.decide(IndexParts(Minilm(), Lancedb(), Structure()))
         collection.follow([work / "documents"])
         return update(collection, Events()).embedded
 
@@ -134,8 +135,8 @@ def cut(work: Path) -> list[str]:
 
     index(work, "first")
     with Collection("first") as collection:
-        passages = [passage.embedded for passage in collection.catalogue.all_passages(limit=1 << 20)]
-        tokens = collection.vectorizer.count(passages)
+        passages = [passage.embedded for passage in collection.catalogue.passages.page(limit=1 << 20)]
+        tokens = collection.vectors.vectorizer.count(passages)
     print(f"{len(passages):,} passages of {statistics.mean(tokens):.0f} tokens in the mean, {max(tokens)} at most")
     return passages
 

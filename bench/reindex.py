@@ -89,16 +89,16 @@ def contents(home: Path) -> dict[str, list[Any]]:
 
     found: dict[str, list[Any]] = {}
     with Collection("docs") as collection:
-        passages = {p.id: p for p in collection.catalogue.all_passages(limit=10**6)}
-        vectors = collection.catalogue.vectors(list(passages))
+        passages = {p.id: p for p in collection.catalogue.passages.page(limit=10**6)}
+        vectors = collection.catalogue.passages.vectors(list(passages))
         for id in random.Random(len(vectors)).sample(sorted(vectors), min(40, len(vectors))):
-            assert id in collection.seek(vectors[id], 3)(), f"passage {id} is not found by its vector"
-        found = {known.path: [known.sha256.hex(), known.error] for known in collection.catalogue.known()}
-        for id, standings in collection.catalogue.standings(list(passages)).items():
+            assert id in collection.vectors.nearest(vectors[id], 3)(), f"passage {id} is not found by its vector"
+        found = {known.path: [known.sha256.hex(), known.error] for known in collection.catalogue.documents.all()}
+        for id, occurrences in collection.catalogue.passages.occurrences(list(passages)).items():
             assert id in vectors, f"passage {id} has no vector"
             vector = np.round(vectors[id].astype(np.float64), 4) + 0.0
             told = hashlib.sha256(passages[id].embedded.encode() + vector.tobytes()).hexdigest()
-            for s in standings:
+            for s in occurrences:
                 found[s.path].append((s.ordinal, s.place.after(""), told))
     return {path: [*told[:2], *sorted(told[2:])] for path, told in found.items()}
 
@@ -111,13 +111,13 @@ def assert_whole(home: Path) -> None:
     with Collection("docs") as collection:
         counts = collection.catalogue.counts()
         assert collection.catalogue.loose() == [], "loose passages are left"
-        assert len(collection.vectors) == counts["passages"], "the store holds others"
-        rows = collection.catalogue._rows
+        assert len(collection.vectors.store) == counts["passages"], "the store holds others"
+        rows = collection.catalogue.database.rows
         for table, number in counts.items():
             assert rows(f"SELECT count(*) FROM {table}") == [(number,)], f"{table} are not {number}"
         assert rows("PRAGMA integrity_check") == [("ok",)]
         assert rows("SELECT count(*) FROM words WHERE words MATCH 'same'")[0][0] <= 60
-        collection.catalogue._db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+        collection.catalogue.database._connection.execute("INSERT INTO words (words) VALUES ('integrity-check')")
 
 
 class Trial:

@@ -25,9 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.event_log import Events
-from settle.base.registry import part
 from settle.base.statistics import paired_test
+from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.embedders import Embedder
+from settle.retrieve.index.lifecycle import create
+from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
 
@@ -40,12 +44,10 @@ Found = list[tuple[str, str]]  # (path below the documents, text), the best firs
 @contextmanager
 def indexed(documents: Path) -> Iterator[Collection]:
     """A collection with defaults, made where SETTLE_HOME is."""
-    with Collection.create(documents.parent.name) as collection:
-        embedder = part("retrieve/index/embedders", "minilm")()
+    with create(documents.parent.name) as collection:
+        embedder = Embedder.make("minilm", {})
         embedder.prepare(Events())
-        collection.decide(
-            embedder, part("retrieve/index/stores", "lancedb")(), part("retrieve/index/chunkers", "structure")()
-        )
+        collection.decide(IndexParts(embedder, Store.make("lancedb", {}), Chunker.make("structure", {})))
         collection.follow([documents])
         update(collection, Events())
         yield collection
@@ -55,7 +57,7 @@ def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
     with indexed(documents) as collection:
         for question in questions:
             hits = search(collection, question["question"], FOUND)
-            yield [(os.path.relpath(s.path, documents), hit.passage.text) for hit in hits for s in hit.standings]
+            yield [(os.path.relpath(s.path, documents), hit.passage.text) for hit in hits for s in hit.occurrences]
 
 
 def peer(system: str, documents: Path, questions: list[dict], args: argparse.Namespace) -> Iterator[Found]:

@@ -21,9 +21,11 @@ from gold import PACKAGES, unpacked, wordnet_entries
 from paraphrase import WordNet
 
 from settle.documents.blocks import Chunk, Place
-from settle.retrieve.index.catalogue import Catalogue, Change, Known
+from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.embedders import Vectorizer
+from settle.retrieve.index.lifecycle import create
+from settle.retrieve.index.records import DocumentChange, DocumentRecord
 from settle.retrieve.search.hybrid_search import SCORED, search
 from settle.retrieve.search.terms import terms
 
@@ -60,21 +62,23 @@ def fill(collection: Collection, gold: Path, number: int, rng: np.random.Generat
     for first in range(0, number, BATCH):
         some = documents[first : first + BATCH]
         ids = collection.catalogue.reserve(len(some))
-        collection.vectors.add(np.array(ids), vectors[first : first + BATCH])
+        collection.vectors.store.add(np.array(ids), vectors[first : first + BATCH])
         changes = []
         for id, document in zip(ids, some, strict=True):
             text = document.content.decode()
             chunk = Chunk(text, (), Place(line=1), len(text.split()))
-            changes.append(Change(Known(document.path, len(text), 0, b"", document.path), [chunk], [id]))
+            changes.append(
+                DocumentChange(DocumentRecord(document.path, len(text), 0, b"", document.path), [chunk], [id])
+            )
         kept = dict(zip(ids, vectors[first : first + BATCH], strict=True))
         collection.catalogue.commit(changes, kept)
-    collection.vectors.compact()
+    collection.vectors.store.compact()
     collection.catalogue.compact()
     return vectors
 
 
 def by_words(catalogue: Catalogue, question: str) -> object:
-    return catalogue.search_words(terms(catalogue, question).stems, SCORED)
+    return catalogue.words.search(terms(catalogue, question).stems, SCORED)
 
 
 def timed(what: str, calls: list[Callable[[], object]]) -> None:
@@ -95,25 +99,28 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as home:
         os.environ["SETTLE_HOME"] = home
-        with Collection.create("speed") as collection:
+        with create("speed") as collection:
             parts = {"embedder": {"name": "chance"}, "store": {"name": "lancedb"}, "chunker": {"name": "structure"}}
-            collection.catalogue.keep_setting("made", {**parts, "identity": "chance", "width": WIDTH, "table": "speed"})
-            collection.__dict__["vectorizer"] = Chance()
+            collection.catalogue.settings.set("made", {**parts, "identity": "chance", "width": WIDTH, "table": "speed"})
+            collection.vectors.use(Chance())
             vectors = fill(collection, args.gold, args.passages, rng)
             with (args.gold / "wordnet" / "questions.jsonl").open(encoding="utf-8") as file:
                 questions = [json.loads(line)["question"] for line in file][: args.questions]
             near = vectors[rng.choice(len(vectors), len(questions))]
             noise = rng.standard_normal(near.shape, np.float32) / WIDTH**0.5
-            known = collection.vectorizer.known = dict(zip(questions, unit(near + noise), strict=True))
+            known = collection.vectors.vectorizer.known = dict(zip(questions, unit(near + noise), strict=True))
             print(f"{args.passages:,} passages, {len(questions)} questions; ms:        median      p95  longest")
             catalogue = collection.catalogue
             for _ in range(2):  # the first time warms up
                 timed("search", [lambda q=q: search(collection, q) for q in questions])
-            timed("  nearest vectors", [lambda q=q: collection.seek(known[q], 50)() for q in questions])
+            timed("  nearest vectors", [lambda q=q: collection.vectors.nearest(known[q], 50)() for q in questions])
             timed("  words", [lambda q=q: by_words(catalogue, q) for q in questions])
             ids = [rng.choice(args.passages, 50, False).tolist() for _ in questions]
-            timed("  vectors of 50", [lambda i=i: catalogue.vectors(i) for i in ids])
-            timed("  texts of 100", [lambda i=i: (catalogue.passages(i), catalogue.standings(i)) for i in ids])
+            timed("  vectors of 50", [lambda i=i: catalogue.passages.vectors(i) for i in ids])
+            timed(
+                "  texts of 100",
+                [lambda i=i: (catalogue.passages.get(i), catalogue.passages.occurrences(i)) for i in ids],
+            )
 
 
 if __name__ == "__main__":

@@ -91,15 +91,15 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
         times = times_of(lambda q: np.argpartition(-(vectors @ q), 50)[:50], questions)
         return {"store": store, "count": len(vectors), **times, "recall": 1.0}
     from settle.documents.blocks import Chunk, Place
-    from settle.retrieve.index.catalogue import Change, Known
-    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.lifecycle import create
+    from settle.retrieve.index.records import DocumentChange, DocumentRecord
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = folder
-        with Collection.create("docs") as collection:
+        with create("docs") as collection:
             made = {"embedder": {}, "chunker": {}, "store": {"name": store}, "identity": ""}
-            collection.catalogue.keep_setting("made", made | {"width": WIDTH, "table": "docs-1234"})
-            kept, seconds = collection.vectors, 0.0
+            collection.catalogue.settings.set("made", made | {"width": WIDTH, "table": "docs-1234"})
+            kept, seconds = collection.vectors.store, 0.0
             for first in range(0, len(vectors), BATCH):
                 some = vectors[first : first + BATCH]
                 ids = collection.catalogue.reserve(len(some))
@@ -107,14 +107,14 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
                 began = time.monotonic()
                 kept.add(np.array(ids), some)
                 seconds += time.monotonic() - began
-                changes = [Change(Known(f"/{first}", 1, 1, b""), chunks, ids)]
+                changes = [DocumentChange(DocumentRecord(f"/{first}", 1, 1, b""), chunks, ids)]
                 collection.catalogue.commit(changes, dict(zip(ids, some, strict=True)))
             began = time.monotonic()
             kept.compact()
             seconds += time.monotonic() - began
-            found = [{id - 1 for id in list(collection.seek(q, 50)())[:NEAREST]} for q in questions]
+            found = [{id - 1 for id in list(collection.vectors.nearest(q, 50)())[:NEAREST]} for q in questions]
             recall = float(np.mean([len(f & set(b.tolist())) / NEAREST for f, b in zip(found, best, strict=True)]))
-            times = times_of(lambda q: collection.seek(q, 50)(), questions)
+            times = times_of(lambda q: collection.vectors.nearest(q, 50)(), questions)
             bytes_each = size_of(collection.folder / store) / len(vectors)
     added = len(vectors) / seconds
     return {"store": store, "count": len(vectors), "added": added, **times, "recall": recall, "bytes": bytes_each}
@@ -125,7 +125,8 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
     from settle.base.event_log import Events
     from settle.base.registry import part
     from settle.retrieve.index.chunkers.structure import Structure
-    from settle.retrieve.index.collection import Collection
+    from settle.retrieve.index.config import IndexParts
+    from settle.retrieve.index.lifecycle import create
     from settle.retrieve.index.update_index import update
 
     with tempfile.TemporaryDirectory() as folder:
@@ -149,8 +150,8 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
 
         def brought_up_to_date() -> Any:
             began = time.monotonic()
-            with Collection.create("docs") as collection:
-                collection.decide(*parts)
+            with create("docs") as collection:
+                collection.decide(IndexParts(*parts))
                 collection.follow([docs])
                 report = update(collection, Events())
             seconds.append(time.monotonic() - began)
@@ -208,7 +209,8 @@ def catalogue(passages: int) -> dict[str, Any]:
     import sysconfig
 
     from settle.documents.blocks import Chunk, Place
-    from settle.retrieve.index.catalogue import Catalogue, Change, Known
+    from settle.retrieve.index.catalogue import Catalogue
+    from settle.retrieve.index.records import DocumentChange, DocumentRecord
 
     def texts() -> Iterator[str]:
         turn = 0
@@ -225,7 +227,7 @@ def catalogue(passages: int) -> dict[str, Any]:
             began, cpu = time.monotonic(), time.process_time()
             ids = kept.reserve(BATCH)
             changes = [
-                Change(Known(f"/{first}/{i}", 1, 1, b"x"), chunks[i : i + 16], ids[i : i + 16])
+                DocumentChange(DocumentRecord(f"/{first}/{i}", 1, 1, b"x"), chunks[i : i + 16], ids[i : i + 16])
                 for i in range(0, BATCH, 16)
             ]
             kept.commit(changes)

@@ -42,7 +42,7 @@ def main() -> None:
             if all(hit.passage.id != passage for hit in hits):
                 continue
             for kind, text, kept in variants(sentence, passage, hits, paraphraser, str(number)):
-                sources = [Source(n, (Piece(h.passage, h.standings[0]),)) for n, h in enumerate(kept[:4], 1)]
+                sources = [Source(n, (Piece(h.passage, h.occurrences[0]),)) for n, h in enumerate(kept[:4], 1)]
                 if sources:
                     best = Checker(collection, sources).best(text, random.Random(number).choice(sources).number)
                     found[kind].append((best, best.piece.passage.id == passage))
@@ -52,7 +52,7 @@ def main() -> None:
 def drawn(collection: Collection, number: int) -> list[tuple[int, str]]:
     """(passage, sentence) by chance."""
     every, after = [], 0
-    while passages := collection.catalogue.all_passages(after):
+    while passages := collection.catalogue.passages.page(after):
         after = passages[-1].id
         for passage in passages:
             for sentence in sentences(passage.text):
@@ -73,8 +73,8 @@ def variants(
         yield "number changed", re.sub(r"\d+", lambda m: str(int(m[0]) + 7), sentence, count=1), hits
     if VERB.search(sentence) and not re.search(r"\b(not|no|never)\b", sentence):
         yield "negated", VERB.sub(r"\1 not", sentence, count=1), hits
-    of = {s.path for hit in hits if hit.passage.id == passage for s in hit.standings}
-    yield "its document is gone", sentence, [h for h in hits if not of & {s.path for s in h.standings}]
+    of = {s.path for hit in hits if hit.passage.id == passage for s in hit.occurrences}
+    yield "its document is gone", sentence, [h for h in hits if not of & {s.path for s in h.occurrences}]
 
 
 def report(found: dict[str, list[tuple[Support, bool]]]) -> None:

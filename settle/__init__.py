@@ -25,7 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it does not warn when a process forks
 
-from settle.base.errors import SettleError  # noqa: E402
+from settle.base.errors import SettleError, UsageError  # noqa: E402
 from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
@@ -74,15 +74,15 @@ def index(path: str, *more: str, **settings: Any) -> "AskableCollection":
     `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.base.event_log import Events
-    from settle.base.events import ResultReady
     from settle.base.settings import resolve
-    from settle.commands.index import Index
+    from settle.jobs.index import index as run_index
+    from settle.jobs.index_settings import IndexSettings
     from settle.retrieve.answer.askable import AskableCollection
 
-    heard: list[str] = []
-    events = Events(listeners=[lambda e: heard.append(str(e.result["name"])) if isinstance(e, ResultReady) else None])
-    resolve(Index, [("asked", {"paths": [path, *more], **settings})]).value.run(events)
-    return AskableCollection(heard[-1])
+    name = run_index(resolve(IndexSettings, [("asked", {"paths": [path, *more], **settings})]).value, Events())
+    if name is None:
+        raise UsageError("nothing was indexed", "leave delete=True out")
+    return AskableCollection(name)
 
 
 def open_run(name: str) -> "FinishedRun":

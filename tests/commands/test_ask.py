@@ -13,7 +13,8 @@ from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer import evidence, write_answer
 from settle.retrieve.answer.askable import AskableCollection
-from settle.retrieve.index.collection import Collection, delete
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.lifecycle import delete
 from tests.commands.test_chat import Terminal
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -52,7 +53,7 @@ def with_model(at_home, tiny):
 @pytest.fixture(autouse=True)
 def no_model_is_remembered(at_home):
     with Collection("docs") as docs:
-        docs.catalogue.keep_setting("model", None)
+        docs.catalogue.settings.set("model", None)
 
 
 def test_quotes_and_the_places_to_open(at_home, capsys):
@@ -79,10 +80,10 @@ def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_hom
         weighing = evidence.keep(docs.catalogue, evidence.SHIPPED)
         main(["ask", "docs", ROTATE])
         assert fix not in capsys.readouterr().err
-        docs.catalogue.keep_setting("evidence", {**asdict(weighing), "passages": 1, "last": 0})
+        docs.catalogue.settings.set("evidence", {**asdict(weighing), "passages": 1, "last": 0})
         main(["ask", "docs", ROTATE])
         assert capsys.readouterr().err.count(fix) == 1
-        docs.catalogue.keep_setting("evidence", None)
+        docs.catalogue.settings.set("evidence", None)
 
 
 def test_passages_alone(at_home, capsys):
@@ -113,13 +114,13 @@ def test_the_model_there_is_answers_and_one_that_was_chosen_is_remembered(with_m
     assert [s["supported"] for s in told["sentences"]] == [True, False] and "1 of 2" in said.err
     assert told["sentences"][0]["place"].endswith("keys.md:5") and told["sentences"][1]["differs"] == ["99"]
     with Collection("docs") as docs:
-        assert docs.catalogue.setting("model") is None
+        assert docs.catalogue.settings.get("model", str) is None
         path = with_model / "models" / "tiny" / "tiny.gguf"
         assert main(["ask", "docs", ROTATE, "--model", str(path)]) == 0
-        assert docs.catalogue.setting("model") == str(path)
+        assert docs.catalogue.settings.get("model", str) == str(path)
         assert main(["ask", "docs", ROTATE, "--model", "none", "--json"]) == 0
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["kind"] == "quoted"
-        docs.catalogue.keep_setting("model", "gone")
+        docs.catalogue.settings.set("model", "gone")
     assert main(["ask", "docs", ROTATE]) == 0
     assert "gone, which answered before, is gone; tiny answers" in capsys.readouterr().err
 
@@ -128,7 +129,7 @@ def test_mistakes_are_told(at_home, capsys):
     assert main(["ask", "nothing", ROTATE]) == 2
     assert "there are: docs" in capsys.readouterr().err
     assert main(["ask", "docs", ROTATE, "--model", "nobody"]) == 2
-    assert "no model named 'nobody'" in capsys.readouterr().err
+    assert "there is no model 'nobody'" in capsys.readouterr().err
     assert main(["ask", "docs", ROTATE, "--k", "0"]) == 2
 
 

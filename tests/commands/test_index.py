@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from settle.cli import main
-from settle.retrieve.index.collection import Collection, names
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.collection_folder import collection_names
 from settle.retrieve.search.hybrid_search import search
 from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
 
@@ -65,7 +66,7 @@ def test_a_folder_is_known_again_and_a_name_is_made(notes, index, tmp_path):
     (tmp_path / "other" / "notes" / "a.txt").write_text("Another.")
     assert index("other/notes", *HASHED)[0]["name"] == "notes-2"
     assert index("notes/food.txt", *HASHED)[0]["name"] == "food"
-    assert names() == ["food", "notes", "notes-2"]
+    assert collection_names() == ["food", "notes", "notes-2"]
 
 
 def test_the_list(notes, index, capfd):
@@ -99,7 +100,7 @@ def test_nothing_to_index_leaves_nothing(notes, index, tmp_path, capfd):
     assert main(["index", "notes", "--name", "a/b", *HASHED]) == 2
     assert main(["index", "notes", "--name", "docs", "--embedder", "no"]) == 2
     assert main(["index", "notes", "--name", "docs", *HASHED, "--chunker.token", "9"]) == 2
-    assert names() == [] and not list((tmp_path / "home" / "collections").glob("*/*"))
+    assert collection_names() == [] and not list((tmp_path / "home" / "collections").glob("*/*"))
 
 
 def test_parts_are_kept_and_not_mixed(notes, index, capfd):
@@ -110,7 +111,7 @@ def test_parts_are_kept_and_not_mixed(notes, index, capfd):
     result, _ = index("notes", "--anew", "--embedder.width", "16")
     assert result["added"] == 2
     with Collection("notes") as collection:
-        assert collection.made.width == 16 and collection.made.chunker["tokens"] == 50
+        assert collection.config.width == 16 and collection.config.chunker["tokens"] == 50
 
 
 def test_roots_are_let_go_only_when_told(notes, index, tmp_path):
@@ -125,7 +126,7 @@ def test_roots_are_let_go_only_when_told(notes, index, tmp_path):
     assert index("notes", "--without", "notes")[0]["deleted"] == 2
     assert main(["index", "notes", "--without", "notes"]) == 2
     assert main(["index", "notes", "--without", "more"]) == 2  # then nothing is left
-    assert index("notes", "--delete")[0] == {"deleted": "notes"} and names() == []
+    assert index("notes", "--delete")[0] == {"deleted": "notes"} and collection_names() == []
     assert (tmp_path / "more" / "moon.md").exists()
 
 
@@ -144,7 +145,7 @@ def test_stopped_in_the_middle(notes, index):
     for number in range(20):
         (notes / f"{number}.md").write_text("\n\n".join(f"# Part {p}\n\nWord{number} of {p}." for p in range(60)))
     process = begun("notes", *HASHED, "--embedder.pause", "0.001")
-    until(lambda: "notes" in names() and documents("notes") > 5)
+    until(lambda: "notes" in collection_names() and documents("notes") > 5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
@@ -165,7 +166,7 @@ def test_watching(notes, tmp_path):
     index.write_text("One.")
     process = begun("notes", "more.txt", *HASHED, "--watch")
     os.set_blocking(process.stderr.fileno(), False)
-    until(lambda: "notes" in names() and documents("notes") == 3)
+    until(lambda: "notes" in collection_names() and documents("notes") == 3)
     (notes / "new.md").write_text("# Moon\n\nThe moon is far.\n")
     until(lambda: documents("notes") == 4)
     (notes / "new.md").rename(notes / "old.md")
@@ -189,7 +190,7 @@ def test_watching(notes, tmp_path):
 
 def known(name):
     with Collection(name) as collection:
-        return list(collection.catalogue.known())
+        return list(collection.catalogue.documents.all())
 
 
 def text(name, question):
@@ -223,4 +224,4 @@ def test_how_to_check_is_said_with_check_only(notes, index):
     assert "--check" in said
     _, said = index("notes", *HASHED, "--check", "--model", "nobody", code=2)
     assert "nobody" in said
-    assert names() == []
+    assert collection_names() == []

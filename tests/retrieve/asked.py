@@ -6,7 +6,8 @@ from pathlib import Path
 from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.lifecycle import create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 
@@ -41,8 +42,8 @@ def index(name: str, folder: Path, texts: Mapping[str, str], tokens: int = 60) -
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         (folder / file).write_text(text)
-    with Collection.create(name) as made:
-        if made.made is None:
-            made.decide(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure(tokens=tokens))
+    with create(name) as made:
+        if made.config is None:
+            made.decide(IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure(tokens=tokens)))
         made.follow([folder])
         update(made, Events())

@@ -58,7 +58,7 @@ def test_features_are_finite_and_of_like_size_for_any_question(collection):
 
 def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
     hits = search(collection, "machine")
-    heron = [p for p in collection.catalogue.all_passages() if "heron" in p.embedded.lower()]
+    heron = [p for p in collection.catalogue.passages.page() if "heron" in p.embedded.lower()]
     without_heron = [hit for hit in hits if hit.passage not in heron]
     covered = FEATURES.index("covered")
     less = measured(collection, "heron machine", without_heron, heron)[covered]
@@ -100,7 +100,7 @@ def test_a_calibration_ends_when_the_documents_are_mostly_others(home, folder):
 def test_a_calibration_of_other_features_is_not_used(collection):
     weighing = evidence.keep(collection.catalogue, SHIPPED)
     kept = json.loads(json.dumps({**weighing.__dict__, "version": weighing.version + 1}))
-    collection.catalogue.keep_setting("evidence", kept)
+    collection.catalogue.settings.set("evidence", kept)
     assert weighing_of(collection.catalogue) == SHIPPED
 
 

@@ -11,9 +11,12 @@ import pytest
 from settle.base.errors import DataError, ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.registry import part
-from settle.retrieve.index import catalogue as catalogue_module
+from settle.retrieve.index import words as word_rules
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection, delete, names
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.collection_folder import collection_names
+from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.lifecycle import create, delete, exclusive, rebuilt
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
@@ -26,7 +29,7 @@ TEXTS = {
 
 
 def parts():
-    return part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure()
+    return IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure())
 
 
 @pytest.fixture
@@ -34,8 +37,8 @@ def collection(home, folder):
     """A collection of three documents, all indexed."""
     for name, text in TEXTS.items():
         write(folder / name, text)
-    with Collection.create("docs") as made:
-        made.decide(*parts())
+    with create("docs") as made:
+        made.decide(parts())
         made.follow([folder])
         report = update(made, Events())
         assert (report.added, report.documents, report.failed) == (3, 3, [])
@@ -61,36 +64,41 @@ def did(collection, **expected):
 def assert_whole(collection):
     """The catalogue and the store agree with one another and with the files."""
     catalogue = collection.catalogue
-    passages = catalogue.all_passages(limit=10**6)
+    passages = catalogue.passages.page(limit=10**6)
     ids = [p.id for p in passages]
     assert catalogue.loose() == []
-    vectors = catalogue.vectors(ids)
-    assert len(collection.vectors) == len(ids) and set(vectors) == set(ids)
+    vectors = catalogue.passages.vectors(ids)
+    assert len(collection.vectors.store) == len(ids) and set(vectors) == set(ids)
     for passage in passages:
-        made = collection.vectorizer.documents([passage.embedded])[0]
-        assert np.allclose(vectors[passage.id], made, atol=1e-3) and passage.id in collection.seek(made, 1000)()
+        made = collection.vectors.vectorizer.documents([passage.embedded])[0]
+        assert (
+            np.allclose(vectors[passage.id], made, atol=1e-3) and passage.id in collection.vectors.nearest(made, 1000)()
+        )
     assert catalogue.counts() == {
-        table: catalogue._rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("documents", "chunks", "passages")
+        table: catalogue.database.rows(f"SELECT count(*) FROM {table}")[0][0]
+        for table in ("documents", "chunks", "passages")
     }
-    assert set(catalogue.standings(ids)) == set(ids)
+    assert set(catalogue.passages.occurrences(ids)) == set(ids)
     for passage in passages:
-        assert passage.id in [i for i, _ in catalogue.search_words(words(passage), 1000)], passage
+        assert passage.id in [i for i, _ in catalogue.words.search(words(passage), 1000)], passage
     for table in ("words", "titles"):
-        catalogue._db.execute(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')")
+        catalogue.database._connection.execute(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')")
 
 
 def words(passage):
-    return catalogue_module.lexical.words(passage.embedded)
+    return word_rules.words(passage.embedded)
 
 
 def contents(collection):
     """What is indexed, without the numbers it goes by."""
     catalogue = collection.catalogue
-    passages = {p.id: p for p in catalogue.all_passages(limit=10**6)}
+    passages = {p.id: p for p in catalogue.passages.page(limit=10**6)}
     found = []
-    for id, at in catalogue.standings(list(passages)).items():
+    for id, at in catalogue.passages.occurrences(list(passages)).items():
         found += [(s.path, s.ordinal, s.place, passages[id].embedded) for s in at]
-    return sorted(found, key=lambda one: one[:2]), [(k.path, k.sha256, k.title, k.error) for k in catalogue.known()]
+    return sorted(found, key=lambda one: one[:2]), [
+        (k.path, k.sha256, k.title, k.error) for k in catalogue.documents.all()
+    ]
 
 
 def found(collection, question):
@@ -132,7 +140,7 @@ def test_moved_and_renamed(collection, folder):
     did(collection, moved=2)
     assert found(collection, "rotate the key") == f"{folder / 'secrets.md'}:3"
     assert found(collection, "green notebook of the lighthouse keeper") == f"{folder / 'other/notes.txt'}:1"
-    titles = {k.path: k.title for k in collection.catalogue.known()}
+    titles = {k.path: k.title for k in collection.catalogue.documents.all()}
     assert titles[str(folder / "other/notes.txt")] == "notes.txt" and titles[str(folder / "secrets.md")] == "Keys"
 
 
@@ -157,7 +165,7 @@ def test_duplicates_come_and_go(collection, folder):
     (folder / "keys.md").unlink()
     (folder / "a.md").rename(folder / "c.md")
     did(collection, moved=1, deleted=1)
-    places = [s.path for s in search(collection, "rotate the key")[0].standings]
+    places = [s.path for s in search(collection, "rotate the key")[0].occurrences]
     assert places == [str(folder / "b.md"), str(folder / "c.md")]
 
 
@@ -285,8 +293,8 @@ def test_names_that_are_no_text(collection, folder):
 
 def fresh(collection, folder):
     """What an index made from nothing holds."""
-    with Collection.create("fresh") as made:
-        made.decide(*parts())
+    with create("fresh") as made:
+        made.decide(parts())
         made.follow(collection.roots)
         update(made, Events())
         found = contents(made)
@@ -296,48 +304,46 @@ def fresh(collection, folder):
 
 def test_anew_takes_the_place_when_it_is_complete(collection, folder):
     before = contents(collection)
-    embedder, store, _ = parts()
-    shorter = Structure(tokens=20)
-    with pytest.raises(KeyboardInterrupt), collection.renewed(embedder, store, shorter) as new:
+    shorter = parts()._replace(chunker=Structure(tokens=20))
+    with pytest.raises(KeyboardInterrupt), rebuilt(collection, shorter) as new:
         update(new, Events())
         begun = new.folder
         raise KeyboardInterrupt
     with Collection("docs") as old:
         assert contents(old) == before and not old.is_replaced
-    with collection.renewed(embedder, store, shorter) as new:
+    with rebuilt(collection, shorter) as new:
         assert new.folder == begun
         report = update(new, Events())
         assert (report.unchanged, report.embedded) == (3, 0)  # gone on with
         assert not collection.is_replaced and contents(collection) == before
     assert collection.is_replaced and not collection.folder.exists()
     with Collection("docs") as now:
-        assert now.made.chunker["tokens"] == 20 and now.roots == [folder]
+        assert now.config.chunker["tokens"] == 20 and now.roots == [folder]
         did(now)
 
 
 def test_anew_with_other_parts_begins_again(collection):
-    embedder, store, chunker = parts()
-    with pytest.raises(KeyboardInterrupt), collection.renewed(embedder, store, Structure(tokens=20)) as new:
+    with pytest.raises(KeyboardInterrupt), rebuilt(collection, parts()._replace(chunker=Structure(tokens=20))) as new:
         update(new, Events())
         raise KeyboardInterrupt
-    with collection.renewed(embedder, store, chunker) as new:
+    with rebuilt(collection, parts()) as new:
         assert update(new, Events()).added == 3
 
 
 def test_one_at_a_time(collection):
-    with collection.writing(), Collection("docs") as other, pytest.raises(RunError, match="another process"):
+    with exclusive(collection.name), Collection("docs") as other, pytest.raises(RunError, match="another process"):
         update(other, Events())
 
 
 def test_vectors_that_were_lost_are_made_again(collection, folder):
     """As after a power cut, which a store may have answered too early."""
-    collection.vectors.remove([p.id for p in collection.catalogue.all_passages()][:2])
+    collection.vectors.store.remove([p.id for p in collection.catalogue.passages.page()][:2])
     write(folder / "new.md", "# New\n\nA new one.\n")
     did(collection, added=1, embedded=1)
 
 
 def test_a_store_that_cannot_be_read_is_made_again(collection, folder, monkeypatch):
-    damaged, count = collection.vectors, type(collection.vectors).__len__
+    damaged, count = collection.vectors.store, type(collection.vectors.store).__len__
 
     def counted(self):
         if self is damaged:
@@ -356,21 +362,24 @@ def test_a_store_that_breaks_at_the_very_end_is_looked_at_by_the_next_run(collec
         self.remove(before)
         raise ResourceError("the disk is full", "make room")
 
-    before = [p.id for p in collection.catalogue.all_passages()]
+    before = [p.id for p in collection.catalogue.passages.page()]
     write(folder / "new.md", "# New\n\nA new one.\n")
     with monkeypatch.context() as patched:
-        patched.setattr(type(collection.vectors), "compact", breaks)
+        patched.setattr(type(collection.vectors.store), "compact", breaks)
         with pytest.raises(ResourceError):
             update(collection, Events())
     did(collection)
 
 
 def test_words_by_other_rules_are_made_again(collection, monkeypatch):
-    monkeypatch.setattr(catalogue_module.lexical, "words", lambda text: [w[:3] for w in text.lower().split()])
-    monkeypatch.setattr(catalogue_module.lexical, "VERSION", "other")
+    monkeypatch.setattr(word_rules, "words", lambda text: [w[:3] for w in text.lower().split()])
+    monkeypatch.setattr(word_rules, "VERSION", "other")
     with Collection("docs") as now:
         assert_whole(now)
-        assert now.catalogue.frequencies(["kit"]) == {"kit": 1} and now.catalogue.frequencies(["kitchen"]) == {}
+        assert (
+            now.catalogue.words.frequencies(["kit"]) == {"kit": 1}
+            and now.catalogue.words.frequencies(["kitchen"]) == {}
+        )
 
 
 def test_a_full_disk_is_said_and_loses_nothing(collection, folder):
@@ -378,7 +387,7 @@ def test_a_full_disk_is_said_and_loses_nothing(collection, folder):
     before = contents(collection)
     for number in range(40):
         write(folder / f"{number}.md", f"# {number}\n\n" + f"word{number} " * 400)
-    database = collection.catalogue._db
+    database = collection.catalogue.database._connection
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     refused = 0
     for room in range(0, 400, 8):
@@ -402,10 +411,10 @@ def test_a_damaged_catalogue_is_said(collection, home):
     path = collection.folder / "catalogue.sqlite"
     collection.close()
     path.write_bytes(b"this is no database" * 1000)
-    with pytest.raises(DataError, match="damaged or no catalogue"):
+    with pytest.raises(DataError, match="damaged, or is no catalogue"):
         Collection("docs")
     delete("docs")
-    assert names() == []
+    assert collection_names() == []
 
 
 def test_a_query_sees_the_last_complete_state(collection, folder):
@@ -426,8 +435,8 @@ def test_a_query_sees_the_last_complete_state(collection, folder):
                 for d in range(20):
                     asked[0] += 1
                     hits = search(reader, f"what is the word of {d}", 25)
-                    texts = [h.passage.text for h in hits for s in h.standings if s.path.endswith(f"/d{d}.md")]
-                    similar = [h.similarity for h in hits for s in h.standings if s.path.endswith(f"/d{d}.md")]
+                    texts = [h.passage.text for h in hits for s in h.occurrences if s.path.endswith(f"/d{d}.md")]
+                    similar = [h.similarity for h in hits for s in h.occurrences if s.path.endswith(f"/d{d}.md")]
                     if len(texts) != 1 or similar[0] is None:
                         wrong.append((d, texts, similar))
 

@@ -51,8 +51,8 @@ def test_what_does_not_fit_is_told_and_nothing_is_cut(collection):
 def test_neighbours_are_joined_into_one_source(collection):
     hits = search(collection, "the third valve is turned", 1)
     (source,) = pack(collection, hits, words, 1000).sources
-    assert [piece.standing.ordinal for piece in source.pieces] == [
-        hits[0].standings[0].ordinal + step for step in (-1, 0, 1)
+    assert [piece.occurrence.ordinal for piece in source.pieces] == [
+        hits[0].occurrences[0].ordinal + step for step in (-1, 0, 1)
     ]
     number, text = source.texts
     assert number == "[1]" and source.title == "Guide" and "second" in text and "Part 3" in text and "fourth" in text
@@ -61,9 +61,9 @@ def test_neighbours_are_joined_into_one_source(collection):
 def test_hits_that_adjoin_are_one_source_in_the_order_of_the_document(collection):
     hits = search(collection, "valve of the boiler is turned by degrees", 6)
     packed = pack(collection, hits, words, 1000)
-    guide = [source for source in packed.sources if source.pieces[0].standing.path.endswith("guide.md")]
+    guide = [source for source in packed.sources if source.pieces[0].occurrence.path.endswith("guide.md")]
     assert len(guide) == 1
-    ordinals = [piece.standing.ordinal for piece in guide[0].pieces]
+    ordinals = [piece.occurrence.ordinal for piece in guide[0].pieces]
     assert ordinals == sorted(ordinals) and len(ordinals) == 6
 
 

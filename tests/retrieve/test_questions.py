@@ -52,11 +52,11 @@ def test_the_answer_is_known_and_its_topic_can_be_left_out(collection):
     catalogue = collection.catalogue
     for question in make(collection, 48):
         assert question.passage in question.answers <= question.topic
-        text = catalogue.passages([question.passage])[question.passage].text
+        text = catalogue.passages.get([question.passage])[question.passage].text
         assert phrases.longest_copied(question.text, text) <= MOST_COPIED
         # 24 documents: one of them is less than a tenth, and is left out as a whole
         assert question.without == {question.document}
-        assert {i for _, i in catalogue.around(question.document, 0, 99)} <= question.topic
+        assert {i for _, i in catalogue.passages.around(question.document, 0, 99)} <= question.topic
 
 
 def test_what_says_the_same_elsewhere_answers_too(home, folder):

@@ -8,7 +8,8 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.lifecycle import create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.index.words import words
@@ -35,8 +36,8 @@ def indexed(home, folder):
         (folder / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SETTLE_HOME", str(home))
-        with Collection.create("docs") as made:
-            made.decide(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure())
+        with create("docs") as made:
+            made.decide(IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure()))
             made.follow([folder])
             update(made, Events())
             yield made
@@ -78,7 +79,7 @@ def test_the_same_text_is_found_once_and_stands_at_all_its_places(collection):
     hits = search(collection, "the keeper of the lighthouse")
     same = [hit for hit in hits if "lighthouse" in hit.passage.text]
     assert len(same) == 1
-    assert {s.path.rsplit("/", 1)[-1] for s in same[0].standings} in ({"copied.txt", "notes.txt"}, {"nearly.txt"})
+    assert {s.path.rsplit("/", 1)[-1] for s in same[0].occurrences} in ({"copied.txt", "notes.txt"}, {"nearly.txt"})
 
 
 def test_a_document_is_found_by_its_title_and_its_name(changing, folder):
@@ -87,10 +88,10 @@ def test_a_document_is_found_by_its_title_and_its_name(changing, folder):
     (folder / "holiday-calendar.txt").rename(folder / "days-off.txt")
     update(changing, Events())
     assert names(search(changing, "days off"))[0] == "days-off.txt:1"
-    assert changing.catalogue.search_titles(words("calendar"), 5) == []
+    assert changing.catalogue.words.search_titles(words("calendar"), 5) == []
     (folder / "days-off.txt").unlink()
     update(changing, Events())
-    assert changing.catalogue.search_titles(words("days off"), 5) == []
+    assert changing.catalogue.words.search_titles(words("days off"), 5) == []
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,8 @@ def test_threads_may_search_while_it_is_indexed(changing, folder):
 def test_documents_can_be_looked_at_as_if_they_were_not_there(collection):
     question = "the keeper of the lighthouse"
     (first, *_) = search(collection, question)
-    without = {s.document for s in first.standings}
+    without = {s.document for s in first.occurrences}
     left = search(collection, question, without=without)
-    assert left and not without & {s.document for hit in left for s in hit.standings}
+    assert left and not without & {s.document for hit in left for s in hit.occurrences}
     assert "lighthouse" in left[0].passage.text  # the other of those that say the same
     assert search(collection, question, without=set(range(100))) == []

@@ -17,7 +17,7 @@ def checker(tmp_path_factory, joined):
         index("docs", tmp_path_factory.mktemp("docs"), TEXTS)
         with Collection("docs") as collection:
             hits = search(collection, "rotate the key, the file of the key, the kitchen, the notebook", 10)
-            pieces = sorted((Piece(hit.passage, hit.standings[0]) for hit in hits), key=lambda p: p.place)
+            pieces = sorted((Piece(hit.passage, hit.occurrences[0]) for hit in hits), key=lambda p: p.place)
             yield Checker(collection, [Source(number, (piece,)) for number, piece in enumerate(pieces, 1)])
 
 

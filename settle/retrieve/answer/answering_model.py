@@ -48,11 +48,11 @@ def _chosen(collection: Collection, asked: str | None) -> tuple[ModelRef | None,
     if asked is not None:
         name = str(Path(asked).expanduser().absolute()) if asked.endswith(".gguf") else asked
         found = resolve_gguf(name)
-        if collection.catalogue.setting("model") != name:
-            collection.catalogue.keep_setting("model", name)
+        if collection.catalogue.settings.get("model", str) != name:
+            collection.catalogue.settings.set("model", name)
         return found, ""
     gone = ""
-    remembered = collection.catalogue.setting("model")
+    remembered = collection.catalogue.settings.get("model", str)
     if remembered is not None:
         try:
             return resolve_gguf(remembered), ""

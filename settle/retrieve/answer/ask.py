@@ -240,7 +240,7 @@ class _Told:
 
 def _apart(hits: Sequence[Hit]) -> tuple[Source, ...]:
     """Each passage a source of its own, the best first."""
-    return tuple(Source(n, (Piece(hit.passage, hit.standings[0]),)) for n, hit in enumerate(hits, 1))
+    return tuple(Source(n, (Piece(hit.passage, hit.occurrences[0]),)) for n, hit in enumerate(hits, 1))
 
 
 def _says_nothing(text: str, question: str, titles: Sequence[frozenset[str]]) -> bool:
@@ -279,7 +279,7 @@ def _source(source: Source) -> dict[str, Any]:
     return {
         "number": source.number,
         "title": source.title,
-        "path": source.pieces[0].standing.path,
+        "path": source.pieces[0].occurrence.path,
         "places": [piece.place for piece in source.pieces],
         "passages": [piece.passage.id for piece in source.pieces],
         "text": "\n\n".join(piece.passage.text for piece in source.pieces),

@@ -93,7 +93,7 @@ class Checker:
     def _understand(self, texts: Sequence[str]) -> None:
         """Embeds what was not embedded before."""
         new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
-        self._meanings |= zip(new, self._collection.vectorizer.documents(new), strict=True)
+        self._meanings |= zip(new, self._collection.vectors.vectorizer.documents(new), strict=True)
 
 
 def _lines(source: Source) -> Iterator[_Line]:
@@ -105,8 +105,8 @@ def _lines(source: Source) -> Iterator[_Line]:
 def _floor(collection: Collection) -> float:
     """The cosine of passages of this collection that have nothing to do with each other: 0.1 or 0.8, as its embedder
     has it."""
-    ids = [passage.id for passage in collection.catalogue.all_passages(limit=UNRELATED)]
-    vectors = np.array(list(collection.catalogue.vectors(ids).values()))
+    ids = [passage.id for passage in collection.catalogue.passages.page(limit=UNRELATED)]
+    vectors = np.array(list(collection.catalogue.passages.vectors(ids).values()))
     if len(vectors) < 2:
         return 0.0
     return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
@@ -115,13 +115,13 @@ def _floor(collection: Collection) -> float:
 def telling(collection: Collection, text: str) -> dict[str, float]:
     """Each stem of a text, and how much it tells in a collection."""
     stems = set(words(text))
-    found, total = collection.catalogue.frequencies(stems), max(2, collection.catalogue.counts()["passages"])
+    found, total = collection.catalogue.words.frequencies(stems), max(2, collection.catalogue.counts()["passages"])
     return {stem: log(1 + total / found.get(stem, 1)) for stem in stems}
 
 
 def _about(piece: Piece) -> str:
     """What a passage is about, beside its text."""
-    return " ".join((Path(piece.standing.path).name, *piece.passage.headings))
+    return " ".join((Path(piece.occurrence.path).name, *piece.passage.headings))
 
 
 def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from settle.retrieve.index.catalogue import Passage, Standing
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import Occurrence, Passage
 from settle.retrieve.search.hybrid_search import Hit
 
 TOKENS = 1536  # of all passages together: small models lose the thread in more, and a processor reads slowly
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
     """A passage where it stands in a document."""
 
     passage: Passage
-    standing: Standing
+    occurrence: Occurrence
 
     @property
     def place(self) -> str:
         """The place to open."""
-        return self.standing.place.after(self.standing.path)
+        return self.occurrence.place.after(self.occurrence.path)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Source:
     @property
     def title(self) -> str:
         """Its headings, or the name of its file."""
-        return " › ".join(self.headings) or Path(self.pieces[0].standing.path).name
+        return " › ".join(self.headings) or Path(self.pieces[0].occurrence.path).name
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -81,10 +81,10 @@ def pack(collection: Collection, hits: Sequence[Hit], count: Callable[[str], int
     groups, dropped = _Groups(cache(count)), list[Hit]()
     with collection.catalogue.snapshot():
         for hit in hits:
-            if not groups.add(Piece(hit.passage, hit.standings[0]), room):
+            if not groups.add(Piece(hit.passage, hit.occurrences[0]), room):
                 dropped.append(hit)
         for hit in hits[:WIDENED]:
-            for piece in _neighbours(collection, hit.standings[0]):
+            for piece in _neighbours(collection, hit.occurrences[0]):
                 groups.add(piece, room, joining=True)
     return Packed(groups.sources(), tuple(dropped), groups.tokens())
 
@@ -98,13 +98,13 @@ class _Groups:
 
     def add(self, piece: Piece, room: int, joining: bool = False) -> bool:
         """Whether it is in now. joining: only where it adjoins what is there."""
-        at = piece.standing
-        if any(at[:3] == other.standing[:3] for group in self._groups for other in group):
+        at = piece.occurrence
+        if any(at[:3] == other.occurrence[:3] for group in self._groups for other in group):
             return True
-        touching = [group for group in self._groups if any(_adjoin(at, other.standing) for other in group)]
+        touching = [group for group in self._groups if any(_adjoin(at, other.occurrence) for other in group)]
         if joining and not touching:
             return False
-        joined = sorted([piece, *(p for group in touching for p in group)], key=lambda p: p.standing.ordinal)
+        joined = sorted([piece, *(p for group in touching for p in group)], key=lambda p: p.occurrence.ordinal)
         changed: list[list[Piece]] = []
         for group in self._groups:
             if group not in touching:
@@ -126,17 +126,17 @@ class _Groups:
         return tuple(Source(number, tuple(group)) for number, group in enumerate(reversed(self._groups), 1))
 
 
-def _neighbours(collection: Collection, at: Standing) -> list[Piece]:
+def _neighbours(collection: Collection, at: Occurrence) -> list[Piece]:
     """What comes after a passage, then what comes before it."""
-    around = dict(collection.catalogue.around(at.document, at.ordinal - 1, at.ordinal + 1))
+    around = dict(collection.catalogue.passages.around(at.document, at.ordinal - 1, at.ordinal + 1))
     ids = [around[ordinal] for ordinal in (at.ordinal + 1, at.ordinal - 1) if ordinal in around]
-    passages, standings = collection.catalogue.passages(ids), collection.catalogue.standings(ids)
+    passages, occurrences = collection.catalogue.passages.get(ids), collection.catalogue.passages.occurrences(ids)
     found = []
     for id in ids:
-        standing = next(s for s in standings[id] if s.document == at.document and abs(s.ordinal - at.ordinal) == 1)
-        found.append(Piece(passages[id], standing))
+        occurrence = next(s for s in occurrences[id] if s.document == at.document and abs(s.ordinal - at.ordinal) == 1)
+        found.append(Piece(passages[id], occurrence))
     return found
 
 
-def _adjoin(one: Standing, other: Standing) -> bool:
+def _adjoin(one: Occurrence, other: Occurrence) -> bool:
     return one.document == other.document and abs(one.ordinal - other.ordinal) == 1

@@ -6,7 +6,7 @@ there are too few documents for that, those shipped here count.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from settle.retrieve.answer.line_match import Line, lines
-from settle.retrieve.index.catalogue import Catalogue, Passage
+from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import Passage
 from settle.retrieve.index.words import spelled, words
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.question_normalizer import topic
@@ -110,7 +111,7 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
     total = max(2, catalogue.counts()["passages"] - len(without))
     asked = topic(question)
     own = spelled(asked)
-    found = Counter(catalogue.frequencies(own))
+    found = Counter(catalogue.words.frequencies(own))
     found.subtract(stem for passage in without for stem in _stems(passage.embedded).intersection(own))
     tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in own}
     told = sum(tells.values()) or 1.0
@@ -120,8 +121,8 @@ def measured(collection: Collection, question: str, hits: Sequence[Hit], without
 
     covered = [share(_stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
-    meaning, passages = collection.meaning(asked), [hit.passage for hit in hits]
-    read = lines(collection.vectorizer, meaning, own, tells, passages) or [Line("", 0.0, 0.0)]
+    meaning, passages = collection.vectors.embed_query(asked), [hit.passage for hit in hits]
+    read = lines(collection.vectors.vectorizer, meaning, own, tells, passages) or [Line("", 0.0, 0.0)]
     return np.array(
         [
             max(near),
@@ -142,30 +143,32 @@ def _stems(text: str) -> frozenset[str]:
 
 def weighing_of(catalogue: Catalogue) -> Weighing:
     """What counts for a collection: what was fitted on it, unless that says nothing any more."""
-    kept = catalogue.setting(_SETTING)
-    return SHIPPED if not kept or is_outdated(catalogue) else _weighing(kept)
+    record = catalogue.settings.get(_SETTING, dict)
+    return _weighing(record) if record and not is_outdated(catalogue) else SHIPPED
 
 
 def is_outdated(catalogue: Catalogue) -> bool:
-    """Whether something was fitted to a collection that is not used any more: its documents are mostly others by now,
-    or other things are measured."""
-    kept = catalogue.setting(_SETTING)
-    return bool(kept) and (kept["version"] != VERSION or is_stale(catalogue, _weighing(kept)))
+    """Whether weights were fitted to a collection that cannot be used any more: most of its documents are others by
+    now, or other features are measured."""
+    record = catalogue.settings.get(_SETTING, dict)
+    if not record:
+        return False
+    return record["version"] != VERSION or is_stale(catalogue, _weighing(record))
 
 
-def _weighing(kept: dict[str, Any]) -> Weighing:
-    return Weighing(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+def _weighing(record: Mapping[str, Any]) -> Weighing:
+    return Weighing(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
 
 
 def is_stale(catalogue: Catalogue, weighing: Weighing) -> bool:
     """Whether so many passages are new or gone since it was fitted that it says nothing of those that are there."""
-    new = (catalogue.setting("next_id") or 0) - weighing.last
+    new = (catalogue.settings.get("next_id", int) or 0) - weighing.last
     gone = weighing.passages + new - catalogue.counts()["passages"]
     return max(new, gone) > DRIFTED * weighing.passages
 
 
 def keep(catalogue: Catalogue, weighing: Weighing) -> Weighing:
     """Keeps a weighing, as of the documents that are there now."""
-    kept = replace(weighing, passages=catalogue.counts()["passages"], last=catalogue.setting("next_id") or 0)
-    catalogue.keep_setting(_SETTING, asdict(kept))
+    kept = replace(weighing, passages=catalogue.counts()["passages"], last=catalogue.settings.get("next_id", int) or 0)
+    catalogue.settings.set(_SETTING, asdict(kept))
     return kept

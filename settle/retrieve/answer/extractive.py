@@ -43,10 +43,10 @@ def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> 
     best = sorted(found.values(), key=lambda quote: -quote.score)[:CANDIDATES]
     if not best:
         return []
-    meanings = collection.vectorizer.documents(
+    meanings = collection.vectors.vectorizer.documents(
         [with_headings(quote.piece.passage.headings, quote.text) for quote in best]
     )
-    near = meanings @ collection.meaning(question)
+    near = meanings @ collection.vectors.embed_query(question)
     ranked = [quote._replace(score=(quote.score + max(0.0, float(n))) / 2) for quote, n in zip(best, near, strict=True)]
     ranked.sort(key=lambda quote: -quote.score)
     chosen = [quote for quote in ranked[:MOST] if quote.score >= NEAR * ranked[0].score]

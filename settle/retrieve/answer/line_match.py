@@ -10,8 +10,8 @@ import numpy as np
 
 from settle.retrieve.answer.definitions import definitions
 from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.embedders import Vectorizer
+from settle.retrieve.index.records import Passage
 from settle.retrieve.index.words import spelled
 
 NAMES, SENTENCES = 4, 1  # lines that are compared: those with most of the question's words

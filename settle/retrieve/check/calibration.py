@@ -73,7 +73,7 @@ def _tried(collection: Collection, question: Question) -> Trial:
     still_found = question.answers if question.without else question.topic  # as they stand in other documents too
     left = search(collection, question.text, DEPTH + len(still_found), question.without)
     left = [hit for hit in left if hit.passage.id not in question.topic]
-    topic = collection.catalogue.passages(list(question.topic))
+    topic = collection.catalogue.passages.get(list(question.topic))
     gone = measured(collection, question.text, left, list(topic.values()))
     return Trial(
         question,

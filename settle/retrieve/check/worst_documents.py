@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from settle.retrieve.check.calibration import Trial
-from settle.retrieve.index.catalogue import Known, Passage
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import DocumentRecord, Passage
 from settle.retrieve.index.words import words
 
 MOST = 10  # documents that are named
@@ -34,7 +34,7 @@ def worst(collection: Collection, trials: Sequence[Trial]) -> list[Worst]:
     for trial in trials:
         by_path[trial.question.path].append(trial)
     found = []
-    for known in collection.catalogue.known():
+    for known in collection.catalogue.documents.all():
         asked = by_path.get(known.path, [])
         missed = [trial for trial in asked if trial.rank is None or trial.rank >= HIT]
         if known.error or known.notes or missed:
@@ -45,7 +45,7 @@ def worst(collection: Collection, trials: Sequence[Trial]) -> list[Worst]:
     ]
 
 
-def _why(collection: Collection, known: Known, missed: Iterable[Trial]) -> Iterator[str]:
+def _why(collection: Collection, known: DocumentRecord, missed: Iterable[Trial]) -> Iterator[str]:
     if known.error:
         yield known.error
     yield from known.notes
@@ -54,7 +54,7 @@ def _why(collection: Collection, known: Known, missed: Iterable[Trial]) -> Itera
 
 def _missing(collection: Collection, trial: Trial) -> Iterator[str]:
     """Why a question's passage was not among the first."""
-    passage = collection.catalogue.passages([trial.question.passage])[trial.question.passage]
+    passage = collection.catalogue.passages.get([trial.question.passage])[trial.question.passage]
     said = words(passage.text)
     if trial.rank is not None:
         yield f"found, but only as number {trial.rank + 1}"
@@ -69,7 +69,7 @@ def _missing(collection: Collection, trial: Trial) -> Iterator[str]:
         yield "asked in words that it has none of"
     elif first and trial.rank is None:
         yield f"{first.citation} is found in its place"
-    if passage.tokens > collection.vectorizer.most:
+    if passage.tokens > collection.vectors.vectorizer.most:
         yield "a passage is longer than the embedder reads: its end is not found by meaning"
 
 

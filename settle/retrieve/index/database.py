@@ -1,11 +1,11 @@
-"""The SQLite file below a catalogue: its tables, its transactions, and its failures in a person's words."""
+"""The SQLite file below a catalogue: its tables, its transactions, and its failures as settle's errors."""
 
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from settle.base.errors import DataError, ResourceError, RunError, SettleError
 
@@ -26,7 +26,7 @@ _TABLES = (
     " PRIMARY KEY (document, ordinal)) WITHOUT ROWID",
     "CREATE INDEX chunks_passage ON chunks (passage)",
     "CREATE TABLE loose (id INTEGER PRIMARY KEY)",
-    # Every question asks how many there are, and SQLite would count row by row.
+    # Every question needs the number of passages, and SQLite would count row by row.
     "CREATE TABLE counts (what TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID",
     *(
         statement
@@ -40,112 +40,142 @@ _TABLES = (
         )
     ),
 )
-_AT_ONCE = 900  # parameters of one statement
+_MOST_PARAMETERS = 900  # of one statement
 _BUSY_SECONDS = 30.0
+_REBUILD = "delete the collection, and index the documents again"
+
+Value = str | int | float | bytes | None
+Row = tuple[Any, ...]  # as SQLite returns it: the columns of the statement
+T = TypeVar("T")
 
 
 class Database:
-    """The file at `path`, made when it is not there. Several may read while one writes, and see the last transaction
-    that was completed. Threads may share one.
+    """The file at `path`, made when it is not there. Several processes may read while one writes, and see the last
+    completed transaction. Threads may share one object.
 
-    Raises DataError for a file of another version or none of ours, ResourceError when the disk is full.
+    Raises DataError for a file of another version or of another program, ResourceError when the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        with self._failures():
-            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        with self._translated():
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
         try:
-            with self._failures():
-                self._open()
+            with self._translated():
+                self._prepare()
         except BaseException:
-            self._db.close()
+            self._connection.close()
             raise
 
-    def _open(self) -> None:
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # says nothing to a file that has tables already
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once there are tables
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            with self._writing():
+            with self.transaction():
                 for statement in _TABLES:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {_FORMAT}")
         elif version != _FORMAT:
-            fix = "delete the collection, and index the documents again"
-            raise DataError(f"{self.path} was made by another version of settle", fix)
+            raise DataError(f"{self.path} was made by another version of settle", _REBUILD)
 
     def close(self) -> None:
         """Calling it twice is harmless."""
-        self._db.close()
+        self._connection.close()
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Everything read inside belongs to the same completed transaction."""
         with self._lock:
-            if self._db.in_transaction:
+            if self._connection.in_transaction:
                 yield
                 return
-            with self._failures():
-                self._db.execute("BEGIN")
-                self._db.execute("SELECT 1 FROM settings LIMIT 1").fetchone()  # it is the first reading that settles it
+            with self._translated():
+                self._connection.execute("BEGIN")
+                # the first read decides which transaction is seen
+                self._connection.execute("SELECT 1 FROM settings LIMIT 1").fetchone()
             try:
                 yield
             finally:
-                self._db.execute("COMMIT")
+                self._connection.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """All changes inside count, or none; inside another one they are a part of that."""
-        with self._lock, self._failures():
-            if self._db.in_transaction:
+    def transaction(self) -> Iterator[None]:
+        """All changes inside take effect, or none; inside another transaction they are part of that one."""
+        with self._lock, self._translated():
+            if self._connection.in_transaction:
                 yield
                 return
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
-                self._db.execute("COMMIT")
+                self._connection.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
 
-    def _rows(self, statement: str, *values: Any) -> list[Any]:
-        with self._lock, self._failures():
-            return self._db.execute(statement, values).fetchall()
+    def rows(self, statement: str, *values: Value) -> list[Row]:
+        """The rows that a query returns."""
+        with self._lock, self._translated():
+            return self._connection.execute(statement, values).fetchall()
+
+    def rows_in(self, statement: str, values: Sequence[Value]) -> Iterator[Row]:
+        """The rows of a query with one `IN ({})`, which is asked for as many values at a time as SQLite takes."""
+        for some in slices(values):
+            yield from self.rows(statement.format(", ".join("?" * len(some))), *some)
+
+    def insert(self, statement: str, *values: Value) -> int:
+        """Inserts one row; its id."""
+        row_id = self._connection.execute(statement, values).lastrowid
+        assert row_id is not None
+        return row_id
+
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
+        """Runs a change once for each row of values, inside a transaction."""
+        self._connection.executemany(statement, rows)
+
+    def run(self, *statements: str) -> None:
+        """Runs statements without values one after the other."""
+        with self._lock, self._translated():
+            for statement in statements:
+                self._connection.execute(statement).fetchall()
+
+    def vacuum(self) -> None:
+        """Gives free pages back to the disk."""
+        with self._lock, self._translated():
+            self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back one page
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA optimize")
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
+        """SQLite's errors become settle's."""
         try:
             yield
         except sqlite3.Error as e:
-            raise _told(e, self.path) from None
+            raise _translate(e, self.path) from None
 
 
-def slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """As many values at a time as a statement takes."""
-    for first in range(0, len(values), _AT_ONCE):
-        yield values[first : first + _AT_ONCE]
+def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many values at a time as one statement takes."""
+    for first in range(0, len(values), _MOST_PARAMETERS):
+        yield values[first : first + _MOST_PARAMETERS]
 
 
-def marks(values: Sequence[Any]) -> str:
-    """A question mark for each value."""
-    return ", ".join("?" * len(values))
-
-
-def _told(error: sqlite3.Error, path: Path) -> SettleError:
-    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the rest of the bits says more of it
-    if kind == sqlite3.SQLITE_FULL:
+def _translate(error: sqlite3.Error, path: Path) -> SettleError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the other bits only refine it
+    if code == sqlite3.SQLITE_FULL:
         return ResourceError(f"the disk is full: {path}", "make room, then run it again; what was indexed is kept")
-    if kind == sqlite3.SQLITE_IOERR:
-        fix = "see that there is room and the disk is well, then run it again; what was indexed is kept"
+    if code == sqlite3.SQLITE_IOERR:
+        fix = "check the disk and its free space, then run it again; what was indexed is kept"
         return ResourceError(f"{path} cannot be read or written: {error}", fix)
-    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return ResourceError(f"cannot write {path}: {error}", "give permission there, or set SETTLE_HOME")
-    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return RunError(f"another process keeps {path} to itself", "wait for it, or end it")
-    fix = "delete the collection, and index the documents again"
-    return DataError(f"{path} is damaged or no catalogue: {error}", fix)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return RunError(f"another process has locked {path}", "wait for it, or end it")
+    return DataError(f"{path} is damaged, or is no catalogue: {error}", _REBUILD)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from settle.base.errors import ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
@@ -12,38 +12,41 @@ from settle.base.run import home
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.update_index import Report, update
 
-_TICK = 2.0  # seconds after which roots are looked at that the system does not tell about
-_DEBOUNCE = 1.6  # seconds of changes that are taken together at most
+if TYPE_CHECKING:
+    from watchfiles import Change
+
+_TICK_SECONDS = 2.0  # after which roots are examined that the system sends no notice of
+_DEBOUNCE_SECONDS = 1.6  # changes within this time are taken together
 
 
-def follow(collection: Collection, events: Events, told: Callable[[Report], None]) -> NoReturn:
-    """Updates the collection whenever something changes, and hands each report to `told`; ends with KeyboardInterrupt.
+def follow(collection: Collection, events: Events, on_report: Callable[[Report], None]) -> NoReturn:
+    """Updates the collection whenever something changes, and passes each report on; ends with KeyboardInterrupt.
 
-    What cannot be done now, such as on a full disk or while another process indexes, is said once and tried again.
+    What cannot be done now, as on a full disk or while another process indexes, is reported once and tried again.
     Raises UsageError when the library is missing, ResourceError when the system cannot watch so many folders.
     """
-    said = ""
+    last_error = ""
     while True:
         roots = collection.roots
-        looks, due = _looks(roots), True  # what happened before the watching began
-        for changed in _changes([root for root in roots if root.is_dir()]):
-            if due or changed:
+        states, is_due = _states(roots), True  # what happened before the watch began
+        for has_changed in _changes([root for root in roots if root.is_dir()]):
+            if is_due or has_changed:
                 try:
-                    told(update(collection, events))
-                    due, said = False, ""
+                    on_report(update(collection, events))
+                    is_due, last_error = False, ""
                 except SettleError as e:
-                    due = True
-                    if e.what != said:
-                        events.emit(Warn(text=f"{e.what}; it is tried again"))
-                        said = e.what
-            if collection.roots != roots or _looks(roots) != looks:
+                    is_due = True
+                    if e.what != last_error:
+                        events.emit(Warn(text=f"{e.what}; trying again"))
+                        last_error = e.what
+            if collection.roots != roots or _states(roots) != states:
                 break
 
 
-def _looks(roots: Sequence[Path]) -> list[Any]:
-    """What can be seen of each root itself: whether a folder is there, and a file's size and time."""
-    files = {root: root.stat() for root in roots if root.is_file()}
-    return [(f.st_size, f.st_mtime_ns) if (f := files.get(root)) else root.is_dir() for root in roots]
+def _states(roots: Sequence[Path]) -> list[bool | tuple[int, int]]:
+    """The state of each root itself: whether a folder exists, or the size and time of a file."""
+    stats = {root: root.stat() for root in roots if root.is_file()}
+    return [(s.st_size, s.st_mtime_ns) if (s := stats.get(root)) else root.is_dir() for root in roots]
 
 
 def _changes(folders: Sequence[Path]) -> Iterator[bool]:
@@ -52,24 +55,24 @@ def _changes(folders: Sequence[Path]) -> Iterator[bool]:
         from watchfiles import DefaultFilter, watch
     except ImportError:
         raise UsageError("following folders needs watchfiles", "pip install 'settle-lm[rag]'") from None
-    if not folders:  # files alone, or disks that are not mounted
+    if not folders:  # only files, or disks that are not mounted
         while True:
-            time.sleep(_TICK)
+            time.sleep(_TICK_SECONDS)
             yield False
-    usual = DefaultFilter(ignore_paths=[home()])
+    default_filter = DefaultFilter(ignore_paths=[home()])
 
-    def counts(change: Any, path: str) -> bool:
+    def is_relevant(change: "Change", path: str) -> bool:
         below = next((Path(path).relative_to(f) for f in folders if Path(path).is_relative_to(f)), Path())
-        return usual(change, path) and not any(part.startswith(".") for part in below.parts)
+        return default_filter(change, path) and not any(part.startswith(".") for part in below.parts)
 
     try:
         yield from map(
             bool,
             watch(
                 *folders,
-                watch_filter=counts,
-                debounce=int(_DEBOUNCE * 1000),
-                rust_timeout=int(_TICK * 1000),
+                watch_filter=is_relevant,
+                debounce=int(_DEBOUNCE_SECONDS * 1000),
+                rust_timeout=int(_TICK_SECONDS * 1000),
                 yield_on_timeout=True,
                 ignore_permission_denied=True,
             ),

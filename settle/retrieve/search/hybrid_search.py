@@ -1,7 +1,7 @@
-"""Finds passages: by meaning, by their words and by the titles of their documents, three scores put together.
+"""Finds passages by meaning, by their words and by the titles of their documents: a weighted sum of three scores.
 
-The first is the cosine with the question. The others are BM25 ÷ the sum of the weights of the question's words: about 1
-where a passage of average length has each of them once. Ranks would be put together more easily, but a rank does not
+The first is the cosine with the question. The other two are BM25 ÷ the sum of the weights of the question's words:
+about 1 where a passage of average length has each of them once. Ranks would be easier to combine, but a rank does not
 say how much better the first is than the second; docs/search.md has figures.
 """
 
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.retrieve.index.catalogue import Passage, Standing
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import Occurrence, Passage
 from settle.retrieve.index.words import words
 from settle.retrieve.search.question_normalizer import topic
 from settle.retrieve.search.terms import terms
 
 CANDIDATES = 50  # by meaning, and by words
-WORDS = 0.7  # what all of a question's words in a passage count against a cosine of 1
-TITLE = 0.5  # and in the title of its document
-SCORED = 1000  # passages whose words are scored: those that are near by meaning are mostly among them
-_TITLED = 10  # documents whose first passages are candidates because of their title
-_FIRST = 3
-_SAME = 0.9  # share of common runs of words from which on two passages say the same
-_RUN = 4  # words
-_NEAR = 0.02  # difference of their cosines with the question that two such passages have at most
+WORDS_WEIGHT = 0.7  # of all of a question's words in a passage, relative to a cosine of 1
+TITLE_WEIGHT = 0.5  # of all of them in the title of its document
+SCORED = 1000  # passages whose words are scored: most of those that are near by meaning are among them
+_TITLED_DOCUMENTS = 10  # whose first passages are candidates because of their title
+_FIRST_PASSAGES = 3
+_DUPLICATE_OVERLAP = 0.9  # share of common runs of words from which on two passages are duplicates
+_RUN_WORDS = 4
+_DUPLICATE_COSINE_GAP = 0.02  # between the cosines of two duplicates with the question, at most
 
 
 @dataclass(frozen=True)
 class Hit:
     """A passage that was found. score: what hits are ordered by; similarity: cosine with the question; bm25: of its
-    words, or 0. standings: all places it stands at.
+    words, or 0. occurrences: every place where the passage is.
     """
 
     passage: Passage
-    standings: tuple[Standing, ...]
+    occurrences: tuple[Occurrence, ...]
     score: float
     similarity: float
     bm25: float
@@ -43,73 +43,77 @@ class Hit:
     @property
     def citation(self) -> str:
         """The place to open."""
-        first = self.standings[0]
+        first = self.occurrences[0]
         return first.place.after(first.path)
 
 
 def search(collection: Collection, question: str, k: int = 10, without: AbstractSet[int] = frozenset()) -> list[Hit]:
-    """The k best passages, the best first; of some that say nearly the same, the best one.
+    """The k best passages, the best first; of near duplicates only the best one.
 
-    without: documents (by id) that are looked at as if they were not there.
+    without: ids of documents that are searched as if they were not there.
     """
-    vector = collection.meaning(topic(question))
+    vector = collection.vectors.embed_query(topic(question))
     with collection.catalogue.snapshot():
-        found = _found(collection, question, vector, max(k, CANDIDATES), without)
-    return _different(sorted(found, key=lambda hit: (-hit.score, hit.passage.id)), k)
+        hits = _candidates(collection, question, vector, max(k, CANDIDATES), without)
+    return _distinct(sorted(hits, key=lambda hit: (-hit.score, hit.passage.id)), k)
 
 
-def _found(
+def _candidates(
     collection: Collection, question: str, vector: np.ndarray, number: int, without: AbstractSet[int]
 ) -> list[Hit]:
-    """Candidates, at least `number` of each kind of search where there are so many."""
+    """At least `number` candidates of each kind of search, as far as there are so many. vector: float32 (width,)."""
     catalogue = collection.catalogue
-    near = collection.seek(vector, number)
-    asked = terms(catalogue, question)
-    bm25 = dict(catalogue.search_words(asked.stems, SCORED))
-    titles = dict(catalogue.search_titles(asked.stems, SCORED))
-    titled = catalogue.beginnings([d for d in titles if d not in without][:_TITLED], _FIRST)
-    similarity = near()
+    nearest = collection.vectors.nearest(vector, number)
+    query = terms(catalogue, question)
+    bm25 = dict(catalogue.words.search(query.stems, SCORED))
+    titles = dict(catalogue.words.search_titles(query.stems, SCORED))
+    titled_documents = [document for document in titles if document not in without][:_TITLED_DOCUMENTS]
+    titled = catalogue.passages.first_of(titled_documents, _FIRST_PASSAGES)
+    similarity = nearest()
     ids = list(dict.fromkeys([*similarity, *list(bm25)[:number], *titled]))
-    standings = catalogue.standings(ids)
+    occurrences = catalogue.passages.occurrences(ids)
     if without:
-        standings = {i: left for i, at in standings.items() if (left := [s for s in at if s.document not in without])}
-        full = len(similarity) == number or len(bm25) > number
-        if len(standings) < number and full and number < SCORED:
-            return _found(collection, question, vector, 4 * number, without)
-    passages = catalogue.passages(list(standings))
-    others = catalogue.vectors([i for i in passages if i not in similarity])
-    similarity |= {i: float(v @ vector) for i, v in others.items()}
+        left = {i: [o for o in places if o.document not in without] for i, places in occurrences.items()}
+        occurrences = {i: places for i, places in left.items() if places}
+        may_be_more = len(similarity) == number or len(bm25) > number
+        if len(occurrences) < number and may_be_more and number < SCORED:
+            return _candidates(collection, question, vector, 4 * number, without)
+    passages = catalogue.passages.get(list(occurrences))
+    others = catalogue.passages.vectors([i for i in passages if i not in similarity])
+    similarity |= {i: float(other @ vector) for i, other in others.items()}
     hits = []
-    for id, passage in passages.items():
-        title = max(titles.get(standing.document, 0.0) for standing in standings[id])
-        score = similarity[id] + (WORDS * bm25.get(id, 0.0) + TITLE * title) / asked.total
-        hits.append(Hit(passage, tuple(standings[id]), score, similarity[id], bm25.get(id, 0.0)))
+    for passage_id, passage in passages.items():
+        places = occurrences[passage_id]
+        title = max(titles.get(place.document, 0.0) for place in places)
+        words_score = bm25.get(passage_id, 0.0)
+        score = similarity[passage_id] + (WORDS_WEIGHT * words_score + TITLE_WEIGHT * title) / query.total
+        hits.append(Hit(passage, tuple(places), score, similarity[passage_id], words_score))
     return hits
 
 
-def _different(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """The first k, without those that say what an earlier one says."""
-    kept: list[Hit] = []
+def _distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The first k, without those that repeat an earlier one."""
+    distinct: list[Hit] = []
     runs: dict[int, set[tuple[str, ...]]] = {}
 
-    def same(one: Hit, other: Hit) -> bool:
-        if abs(one.similarity - other.similarity) > _NEAR:
+    def is_duplicate(one: Hit, other: Hit) -> bool:
+        if abs(one.similarity - other.similarity) > _DUPLICATE_COSINE_GAP:
             return False
         for hit in (one, other):
             if hit.passage.id not in runs:
                 runs[hit.passage.id] = _runs(hit.passage.embedded)
         a, b = runs[one.passage.id], runs[other.passage.id]
-        return len(a & b) >= _SAME * len(a | b)
+        return len(a & b) >= _DUPLICATE_OVERLAP * len(a | b)
 
     for hit in hits:
-        if len(kept) == k:
+        if len(distinct) == k:
             break
-        if not any(same(hit, other) for other in kept):
-            kept.append(hit)
-    return kept
+        if not any(is_duplicate(hit, other) for other in distinct):
+            distinct.append(hit)
+    return distinct
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
     """Every run of words."""
-    found = words(text)
-    return {tuple(found[i : i + _RUN]) for i in range(max(1, len(found) - _RUN + 1))}
+    stems = words(text)
+    return {tuple(stems[i : i + _RUN_WORDS]) for i in range(max(1, len(stems) - _RUN_WORDS + 1))}

@@ -33,7 +33,7 @@ def terms(catalogue: Catalogue, question: str) -> Terms:
     single passage."""
     number = catalogue.counts()["passages"]
     stems = list(dict.fromkeys(words(topic(question))))
-    found = catalogue.frequencies(stems)
+    found = catalogue.words.frequencies(stems)
     groups = {stem: {stem: found[stem]} if stem in found else _spelled_like(catalogue, stem) for stem in stems}
     taken: list[str] = []
     rows, total = 0, 0.0
@@ -52,12 +52,12 @@ def _spelled_like(catalogue: Catalogue, stem: str) -> dict[str, int]:
     are wrong, not the first two, or it is cut short."""
     if not stem.isalpha() or len(stem) < _BEGUN:
         return {}
-    known = catalogue.vocabulary(stem[:2])
+    known = catalogue.words.starting_with(stem[:2])
     likely = [term for term in known if term.startswith(stem)]
     if len(stem) >= _SPELLED:
         wrong = 2 if len(stem) >= _LONG else 1
         near = process.extract(stem, known, scorer=OSA.distance, score_cutoff=wrong, limit=None)
         least = min((distance for _, distance, _ in near), default=0)
         likely += [term for term, distance, _ in near if distance == least]
-    frequencies = catalogue.frequencies(likely)
+    frequencies = catalogue.words.frequencies(likely)
     return dict(sorted(frequencies.items(), key=lambda item: (-item[1], item[0]))[:_LIKE])

@@ -24,7 +24,8 @@ from settle.library.facts import TEMPLATE_KEY as TEMPLATE
 from settle.library.store import stamp_of
 from settle.retrieve.answer.ask import Answer, Found, answer, look
 from settle.retrieve.answer.write_answer import LONGEST, Writing
-from settle.retrieve.index.collection import Collection, names
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.collection_folder import collection_names
 from settle.server.errors import Refusal, invalid, unsupported
 from settle.server.guard.template_check import guard_template
 from settle.server.models.model_catalogue import Entry, template_of
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 def offered(models: list[Entry]) -> Iterator[Entry]:
     """Every collection, answered by every model that takes turns."""
-    found = names()
+    found = collection_names()
     for model in models if found else ():
         with contextlib.suppress(Refusal):
             if model.path.exists() and template_of(model):
@@ -248,7 +249,11 @@ def _metadata(path: Path, stamp: str) -> dict[str, Any]:
 def _stamp(collection: Collection) -> Any:
     """Another one after every change of the collection by anyone."""
     catalogue = collection.catalogue
-    return catalogue.setting("next_id"), catalogue.setting("indexed"), catalogue.counts()["passages"]
+    return (
+        catalogue.settings.get("next_id", int),
+        catalogue.settings.get("indexed", float),
+        catalogue.counts()["passages"],
+    )
 
 
 def _head(entry: Entry) -> dict[str, Any]:
@@ -295,7 +300,7 @@ def _annotations(told: Answer) -> list[dict[str, Any]]:
                 "start_index": sentence.start,
                 "end_index": sentence.end,
                 "title": sentence.source.title,
-                "url": _url(sentence.piece.standing.path, sentence.piece.place),
+                "url": _url(sentence.piece.occurrence.path, sentence.piece.place),
                 "text": sentence.piece.passage.text,
             }
             notes.append({"type": "url_citation", "url_citation": cited})

@@ -15,8 +15,8 @@ from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
 from settle.retrieve.check.synthetic_questions.by_model import invented
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
-from settle.retrieve.index.catalogue import Passage, Size
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import DocumentSize, Passage
 from settle.retrieve.index.words import words
 
 WHOLE = 0.1  # share of the collection up to which a document is left out as a whole
@@ -66,7 +66,7 @@ class _Asked(NamedTuple):
 class _Spot(NamedTuple):
     """A passage in its document. around: (ordinal, id) of those near it, itself included, in order."""
 
-    document: Size
+    document: DocumentSize
     ordinal: int
     passage: Passage
     around: list[tuple[int, int]]
@@ -101,10 +101,10 @@ def make(collection: Collection, count: int, seed: int = 0, model: LlamaClient |
     return list((made | spare).values())[:count]
 
 
-def _places(collection: Collection, count: int, random: Random) -> list[tuple[Size, int]]:
+def _places(collection: Collection, count: int, random: Random) -> list[tuple[DocumentSize, int]]:
     """(document, ordinal) to make questions at: every document once before any is looked at twice, many of them at
     their beginnings first, where they say what they are about, which is what people ask for."""
-    documents = collection.catalogue.sizes()
+    documents = collection.catalogue.documents.sizes()
     random.shuffle(documents)
     del documents[_TRIES * count :]
     rounds = ceil(_TRIES * count / max(1, len(documents)))
@@ -121,18 +121,18 @@ class _Maker:
     """Makes questions at places of a collection."""
 
     def __init__(
-        self, collection: Collection, random: Random, documents: Sequence[Size], model: LlamaClient | None
+        self, collection: Collection, random: Random, documents: Sequence[DocumentSize], model: LlamaClient | None
     ) -> None:
         self._collection, self.random, self._model = collection, random, model
         self._left_to_model = 0  # places where it was asked for a question
         self._total = max(2, collection.catalogue.counts()["passages"])
         seen = [self.spot(document, 0) for document in documents]
-        self._rewording = Rewording(collection.vectorizer, (p.text for s in seen for p in s.passages.values()))
+        self._rewording = Rewording(collection.vectors.vectorizer, (p.text for s in seen for p in s.passages.values()))
 
-    def spot(self, document: Size, ordinal: int) -> _Spot:
+    def spot(self, document: DocumentSize, ordinal: int) -> _Spot:
         catalogue = self._collection.catalogue
-        around = catalogue.around(document.id, ordinal - _WINDOW, ordinal + _WINDOW)
-        passages = catalogue.passages([i for _, i in around])
+        around = catalogue.passages.around(document.id, ordinal - _WINDOW, ordinal + _WINDOW)
+        passages = catalogue.passages.get([i for _, i in around])
         return _Spot(document, ordinal, passages[dict(around)[ordinal]], around, passages)
 
     def question(self, spot: _Spot, kinds: dict[str, int]) -> Question | None:
@@ -153,7 +153,7 @@ class _Maker:
         document = spot.document
         whole = document.chunks <= WHOLE * self._total
         if whole:
-            near = (i for _, i in self._collection.catalogue.around(document.id, 0, document.chunks))
+            near = (i for _, i in self._collection.catalogue.passages.around(document.id, 0, document.chunks))
         else:
             near = (i for n, i in spot.around if abs(n - spot.ordinal) <= NEAR)
         return Question(
@@ -172,7 +172,7 @@ class _Maker:
         stems = set(words(question))
         if sum(not stem.isdigit() for stem in stems) < least:
             return False
-        found = self._collection.catalogue.frequencies(stems)
+        found = self._collection.catalogue.words.frequencies(stems)
         told = sum(log(self._total / found.get(stem, 1)) for stem in stems)
         rarest = min((found.get(stem, 1) for stem in stems), default=self._total)
         return rarest <= max(3, _COMMON * self._total) and told >= _ENOUGH * log(self._total)
@@ -237,7 +237,7 @@ class _Maker:
         return [_Asked("model", text, passage.text, frozenset((passage.id,)))] if is_about else []
 
     def _headed_elsewhere(self, text: str, section: frozenset[int]) -> bool:
-        found = self._collection.catalogue.headed(list(dict.fromkeys(words(text))), len(section) + 1)
+        found = self._collection.catalogue.words.under_headings(list(dict.fromkeys(words(text))), len(section) + 1)
         return not section.issuperset(found)
 
     def _other(self, text: str) -> str:
@@ -245,7 +245,7 @@ class _Maker:
 
     def _telling(self, of: Sequence[str]) -> list[float]:
         stems = [set(words(word)) for word in of]
-        found = self._collection.catalogue.frequencies(stem for some in stems for stem in some)
+        found = self._collection.catalogue.words.frequencies(stem for some in stems for stem in some)
         return [max((log(self._total / found.get(stem, 1)) for stem in some), default=0.0) for some in stems]
 
     def _saying(self, text: str) -> frozenset[int]:
@@ -254,7 +254,7 @@ class _Maker:
         weight = dict(zip(stems, self._telling(stems), strict=True))
         rarest = sorted(stems, key=lambda stem: -weight[stem])[:_ASKED_FOR]
         catalogue = self._collection.catalogue
-        near = catalogue.passages([i for i, _ in catalogue.search_words(rarest, _NEIGHBOURS)])
+        near = catalogue.passages.get([i for i, _ in catalogue.words.search(rarest, _NEIGHBOURS)])
         enough = ALIKE * sum(weight.values())
         return frozenset(
             i for i, other in near.items() if sum(weight[s] for s in weight.keys() & words(other.text)) >= enough > 0

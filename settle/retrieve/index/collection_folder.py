@@ -1,0 +1,65 @@
+"""Where the collections of this machine lie, and which version of each counts.
+
+    $SETTLE_HOME/collections/<name>/<number>/    the highest number counts; `.<number>.part` is being made
+
+A collection that is rebuilt fills another folder beside the old one; renaming that folder makes it the one that counts.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from settle.base.errors import RunError
+from settle.base.run import fsync_folder, home
+
+CATALOGUE = "catalogue.sqlite"  # a version without one does not count
+
+
+class CollectionFolder:
+    """The folder of one collection, whether it exists or not."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.path = name, home() / "collections" / name
+
+    def versions(self) -> list[Path]:
+        """Versions that count or have counted, the oldest first."""
+        return sorted(self.path.glob("[0-9]*"), key=_number)
+
+    def unfinished(self) -> list[Path]:
+        """Versions that were never published."""
+        return list(self.path.glob(".*.part"))
+
+    def current(self) -> Path | None:
+        """The version that counts, or None when there is no such collection."""
+        return next((p for p in reversed(self.versions()) if (p / CATALOGUE).is_file()), None)
+
+    def next_version(self) -> Path:
+        """Where the version after the current one is made, until it is published."""
+        current = self.current()
+        return self.path / f".{_number(current) + 1 if current else 1}.part"
+
+    def publish(self, version: Path) -> None:
+        """From here on this version is the collection."""
+        version.rename(self.path / str(_number(version)))
+        fsync_folder(self.path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time changes a collection. Raises RunError when another does."""
+        try:
+            with FileLock(self.path / "lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunError(f"{self.name} is being indexed by another process", "wait for it, or end it") from None
+
+
+def collection_names() -> list[str]:
+    """The collections of this machine."""
+    folder = home() / "collections"
+    return sorted(p.name for p in folder.iterdir() if CollectionFolder(p.name).current()) if folder.is_dir() else []
+
+
+def _number(version: Path) -> int:
+    return int(version.name.removeprefix(".").removesuffix(".part"))
