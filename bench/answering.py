@@ -26,8 +26,10 @@ from settle.base.statistics import paired_test
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer import context
-from settle.retrieve.answer.ask import Answer, answer, look, whole
+from settle.retrieve.answer.answer import Answer
+from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.context import Source
+from settle.retrieve.answer.retrieval import retrieve
 from settle.retrieve.index.collection import Collection
 
 ORDERS = ("best last", "best first")
@@ -93,14 +95,17 @@ def row(
     kept: Path | None,
 ) -> dict[str, Any]:
     context._Groups.sources = PACKED if order == "best last" else first(PACKED)  # type: ignore[method-assign]
-    found = look(collection, question["question"], k=k)
+    found = retrieve(collection, question["question"], k=k)
     found = replace(found, evidence=replace(found.evidence, score=1.0))
     began = time.monotonic()
-    told = whole(answer(collection, engine, found))
+    told = finish_answer(stream_answer(collection, engine, found))
     right = {str(documents / name) for name in (question["answer"], *question["also"])}
     told_row = {"order": order, "question": question["question"], "seconds": time.monotonic() - began}
     told_row |= {"found": any(s.path in right for hit in found.hits for s in hit.occurrences)}
-    told_row |= counted(told, right) | {"tokens": told.written.prompt if told.written else 0, "text": told.text}
+    told_row |= counted(told, right) | {
+        "tokens": told.generation.prompt_tokens if told.generation else 0,
+        "text": told.text,
+    }
     if kept:
         with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told_row) + "\n")

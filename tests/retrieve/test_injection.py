@@ -7,8 +7,9 @@ import pytest
 from settle.base.errors import UsageError
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
-from settle.retrieve.answer.ask import answer, look, whole
-from settle.retrieve.answer.write_answer import Prompt, Writing
+from settle.retrieve.answer.ask import finish_answer, stream_answer
+from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
 from settle.retrieve.index.collection import Collection
 from tests.retrieve.asked import HOSTILE, TEXTS, index
 
@@ -45,17 +46,17 @@ def hostile(tmp_path_factory, joined):
 
 @pytest.mark.parametrize("question", ["When do backups run?", "How do I restore the vault from the backups?"])
 def test_it_changes_no_citation_and_opens_no_turn(hostile, engine, question):
-    found = look(hostile, question)
+    found = retrieve(hostile, question)
     assert any(hit.citation.split(":")[0].endswith("backups.md") for hit in found.hits)
     types = engine.metadata["tokenizer.ggml.token_type"]
 
     def control(hits):
-        return [i for i in Prompt(hostile, engine, question, hits, Writing()).ids if types[i] == 3]
+        return [i for i in Prompt(hostile, engine, question, hits, AnswerOptions()).ids if types[i] == 3]
 
-    harmless = [hit for hit in look(hostile, "How do I rotate the key?").hits if "backups" not in hit.citation]
+    harmless = [hit for hit in retrieve(hostile, "How do I rotate the key?").hits if "backups" not in hit.citation]
     assert control(found.hits) == control(harmless)
     for sampling in ({}, {"temperature": 1.0, "seed": 1}):
-        told = whole(answer(hostile, engine, found, Writing(tokens=64, sampling=sampling)))
+        told = finish_answer(stream_answer(hostile, engine, found, AnswerOptions(tokens=64, sampling=sampling)))
         numbers = {source.number for source in told.sources}
         said = " ".join(s.text for s in told.sentences if s.asked)
         assert {int(n) for n in re.findall(r"\[(\d+)\]", told.text.split("The passages themselves")[0])} <= numbers

@@ -10,22 +10,22 @@ from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection import Collection
 
-NONE = "none"  # asked for where the passages are to be quoted
-CONTEXT = 4096  # tokens: more than an answer needs, and a short one is there at once
+NONE = "none"  # asks for quotes instead of a model
+CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at once
 
 
-class Writer:
-    """The model that answers, loaded while other things are done.
+class AnsweringModel:
+    """The model that answers, loaded in the background.
 
-    asked: a model's name, which is remembered for the collection; `none`; or None. model: None where there is none, or
-    none that could be told from the others; why: in words. Raises UsageError for a name that nothing has.
+    asked: a model's name, which is remembered for the collection; `none`; or None. ref: None where there is no model,
+    or several and none was chosen; why: the reason, for the person. Raises UsageError for an unknown name.
     """
 
     def __init__(self, collection: Collection, asked: str | None) -> None:
         self.asked = asked
-        self.model, self.why = _chosen(collection, asked)
-        self._pool = ThreadPoolExecutor(1, "writer")
-        self._engine = self._pool.submit(_started, self.model)
+        self.ref, self.why = _choose(collection, asked)
+        self._pool = ThreadPoolExecutor(1, "answering-model")
+        self._engine = self._pool.submit(_start, self.ref)
 
     def engine(self) -> Engine | None:
         """The model once it is loaded. Raises SettleError when it cannot be."""
@@ -36,23 +36,24 @@ class Writer:
         try:
             engine = self._engine.result()
         except SettleError:
-            engine = None  # told to whoever asked for it
+            engine = None  # whoever asked for the engine has the error
         if engine is not None:
             engine.close()
         self._pool.shutdown()
 
 
-def _chosen(collection: Collection, asked: str | None) -> tuple[ModelRef | None, str]:
+def _choose(collection: Collection, asked: str | None) -> tuple[ModelRef | None, str]:
     if asked == NONE:
         return None, ""
+    settings = collection.catalogue.settings
     if asked is not None:
         name = str(Path(asked).expanduser().absolute()) if asked.endswith(".gguf") else asked
-        found = resolve_gguf(name)
-        if collection.catalogue.settings.get("model", str) != name:
-            collection.catalogue.settings.set("model", name)
-        return found, ""
+        ref = resolve_gguf(name)
+        if settings.get("model", str) != name:
+            settings.set("model", name)
+        return ref, ""
     gone = ""
-    remembered = collection.catalogue.settings.get("model", str)
+    remembered = settings.get("model", str)
     if remembered is not None:
         try:
             return resolve_gguf(remembered), ""
@@ -62,11 +63,11 @@ def _chosen(collection: Collection, asked: str | None) -> tuple[ModelRef | None,
     if len(names) == 1:
         return resolve_gguf(names[0]), gone and f"{gone}{names[0]} answers"
     if names:
-        return None, f"{gone}there are {', '.join(names)}: --model chooses one, and is remembered"
-    return None, f"{gone}there is no language model here; `settle pull smollm2` brings one"
+        return None, f"{gone}there are {', '.join(names)}: choose one with --model, and it is remembered"
+    return None, f"{gone}there is no language model here; `settle pull smollm2` gets one"
 
 
-def _started(model: ModelRef | None) -> Engine | None:
+def _start(model: ModelRef | None) -> Engine | None:
     if model is None:
         return None
     engine = Engine(model.weights, CONTEXT, adapter=model.adapter)

@@ -16,8 +16,9 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import Interval, bootstrap_mean, wilson
 from settle.infer.client import LlamaClient
-from settle.retrieve.answer.ask import answer, look, whole
+from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, keep
+from settle.retrieve.answer.retrieval import retrieve
 from settle.retrieve.check.calibration import Trial, fitted, tried
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.check.worst_documents import HIT, Worst, worst
@@ -111,7 +112,7 @@ def _cited(collection: Collection, trials: Sequence[Trial], model: LlamaClient, 
     some = trials[:: max(1, len(trials) // ANSWERED)][:ANSWERED]
     right = []
     for number, trial in enumerate(some, 1):
-        told = whole(answer(collection, model, look(collection, trial.question.text)))
+        told = finish_answer(stream_answer(collection, model, retrieve(collection, trial.question.text)))
         if told.kind == "written":
             cited = (sentence.piece for sentence in told.sentences)
             right += [piece.passage.id in trial.question.answers for piece in cited if piece]

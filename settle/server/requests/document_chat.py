@@ -22,8 +22,10 @@ from settle.formats.gguf import read_gguf
 from settle.infer.client import LlamaClient
 from settle.library.facts import TEMPLATE_KEY as TEMPLATE
 from settle.library.store import stamp_of
-from settle.retrieve.answer.ask import Answer, Found, answer, look
-from settle.retrieve.answer.write_answer import LONGEST, Writing
+from settle.retrieve.answer.answer import Answer
+from settle.retrieve.answer.ask import stream_answer
+from settle.retrieve.answer.retrieval import Retrieval, retrieve
+from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import collection_names
 from settle.server.errors import Refusal, invalid, unsupported
@@ -120,7 +122,7 @@ async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> Asyn
     question, earlier, writing = _asked(request)
     shelf, head = gateway.shelf, _head(entry)
     async with shelf.use(entry.collection) as collection:
-        found = await shelf.run(lambda: look(collection, question, earlier))
+        found = await shelf.run(lambda: retrieve(collection, question, earlier))
         told: Answer | None = None
         role = {"role": "assistant"}  # with the first piece: what fails before it must not have begun
         async with contextlib.aclosing(_pieces(gateway, entry, collection, found, writing)) as pieces:
@@ -154,18 +156,18 @@ async def whole(gateway: "Gateway", request: ChatRequest, entry: Entry) -> dict[
 
 
 async def _pieces(
-    gateway: "Gateway", entry: Entry, collection: Collection, found: Found, writing: Writing
+    gateway: "Gateway", entry: Entry, collection: Collection, found: Retrieval, writing: AnswerOptions
 ) -> AsyncGenerator[str | Answer]:
     """The answer's text as it comes, and at last the answer. A refusal loads no model."""
     if not found.evidence.enough:
-        async with contextlib.aclosing(_stepped(gateway.shelf, answer(collection, None, found))) as pieces:
+        async with contextlib.aclosing(_stepped(gateway.shelf, stream_answer(collection, None, found))) as pieces:
             async for piece in pieces:
                 yield piece
         return
     left = threading.Event()
     async with gateway.keeper.use(entry) as loaded:
         model = await gateway.shelf.run(lambda: _model(entry, loaded))
-        asked = answer(collection, model, found, replace(writing, is_left=left.is_set))
+        asked = stream_answer(collection, model, found, replace(writing, is_cancelled=left.is_set))
         try:
             async with contextlib.aclosing(_stepped(gateway.shelf, asked, left)) as pieces:
                 async for piece in pieces:
@@ -207,7 +209,7 @@ async def _stepped(
             pieces.close()
 
 
-def _asked(request: ChatRequest) -> tuple[str, list[str], Writing]:
+def _asked(request: ChatRequest) -> tuple[str, list[str], AnswerOptions]:
     """The question, those before it, and how the answer is to be written. Raises Refusal for what cannot be had."""
     what = f"{request.model} answers from documents"
     turns = request.messages
@@ -230,7 +232,7 @@ def _asked(request: ChatRequest) -> tuple[str, list[str], Writing]:
         raise invalid("messages", f"{what}: the last message must be a question")
     system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
     tokens = min(request.max_tokens or LONGEST, MOST_TOKENS)
-    return questions[-1], questions[:-1], Writing(system, tokens, tuple(request.stop), request.sampling)
+    return questions[-1], questions[:-1], AnswerOptions(system, tokens, tuple(request.stop), request.sampling)
 
 
 def _model(entry: Entry, loaded: Loaded) -> LlamaClient:
@@ -271,15 +273,15 @@ def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
 
 
 def _ended(told: Answer, request: ChatRequest) -> dict[str, Any]:
-    last = _choice({}, "length" if told.written and told.written.is_cut else "stop")
-    if request.tells_stop and told.written and told.written.stop:
-        last["stopped_by"] = told.written.stop
+    last = _choice({}, "length" if told.generation and told.generation.is_cut else "stop")
+    if request.tells_stop and told.generation and told.generation.stop:
+        last["stopped_by"] = told.generation.stop
     return last
 
 
 def _usage(told: Answer) -> dict[str, int]:
     """Tokens that the model read and wrote."""
-    prompt, made = (told.written.prompt, told.written.made) if told.written else (0, 0)
+    prompt, made = (told.generation.prompt_tokens, told.generation.new_tokens) if told.generation else (0, 0)
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 

@@ -1,0 +1,129 @@
+"""What an answer is: its sentences with their citations, or a refusal; as text, and as JSON."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from settle.retrieve.answer.context import Piece, Source
+from settle.retrieve.answer.evidence import Evidence
+from settle.retrieve.answer.write_answer import Generation
+
+UNSUPPORTED = "[not in the documents]"
+
+Kind = Literal["written", "quoted", "refused"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of an answer.
+
+    start, end: its characters in the answer's text, without its citation. source, piece: what is cited for it, None
+    where no passage supports it. support: 0 to 1. asked: the number that the model cited. differs: the numbers, names
+    and negations in which it differs from the nearest passage.
+    """
+
+    text: str
+    start: int
+    end: int
+    source: Source | None
+    piece: Piece | None
+    support: float
+    asked: int | None = None
+    differs: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        return f"[{self.source.number}]" if self.source else UNSUPPORTED
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: with its citations. sources: what could be cited; of a refusal the nearest passages. dropped: number of
+    passages that had no room in the prompt. generation: of the model that wrote it, None where none did.
+    """
+
+    question: str
+    text: str
+    kind: Kind
+    evidence: Evidence
+    sentences: tuple[Sentence, ...] = ()
+    sources: tuple[Source, ...] = ()
+    dropped: int = 0
+    generation: Generation | None = None
+
+    @property
+    def cited(self) -> list[tuple[Source, Piece]]:
+        """The sources that sentences cite, each once with the piece to open; all sources of a refusal."""
+        if self.kind == "refused":
+            return [(source, source.pieces[0]) for source in self.sources]
+        by_number = {s.source.number: (s.source, s.piece) for s in reversed(self.sentences) if s.source and s.piece}
+        return [by_number[number] for number in sorted(by_number)]
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether the documents support at least one sentence."""
+        return any(sentence.source for sentence in self.sentences)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader has to know beside the text."""
+        warnings = []
+        unsupported = sum(sentence.source is None for sentence in self.sentences)
+        if unsupported:
+            warnings.append(
+                f"{unsupported} of {len(self.sentences)} sentences are in none of the passages, and are marked"
+            )
+        if self.dropped:
+            warnings.append(f"{self.dropped} of the passages found did not fit beside the question")
+        if self.generation and self.generation.is_cut:
+            warnings.append("the answer was cut off at its longest; the unfinished sentence is not shown")
+        return warnings
+
+    def __str__(self) -> str:
+        lines = [f"[{source.number}] {piece.place}" for source, piece in self.cited]
+        return "\n".join([self.text, *([""] if lines else []), *lines])
+
+    def to_json(self) -> dict[str, object]:
+        """What `settle ask --json` prints."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "kind": self.kind,
+            "refused": self.kind == "refused",
+            "supported": self.is_supported,
+            "evidence": {
+                "score": round(self.evidence.score, 4),
+                "threshold": round(self.evidence.threshold, 4),
+                "covered": round(self.evidence.covered, 4),
+                "missing": list(self.evidence.missing),
+            },
+            "sentences": [_sentence(sentence) for sentence in self.sentences],
+            "sources": [_source(source) for source in self.sources],
+            "dropped": self.dropped,
+        }
+
+
+def _sentence(sentence: Sentence) -> dict[str, object]:
+    source, piece = sentence.source, sentence.piece
+    return {
+        "text": sentence.text,
+        "start": sentence.start,
+        "end": sentence.end,
+        "number": source.number if source else None,
+        "asked": sentence.asked,
+        "passage": piece.passage.id if piece else None,
+        "place": piece.place if piece else None,
+        "supported": source is not None,
+        "support": round(sentence.support, 4),
+        "differs": list(sentence.differs),
+    }
+
+
+def _source(source: Source) -> dict[str, object]:
+    return {
+        "number": source.number,
+        "title": source.title,
+        "path": source.pieces[0].occurrence.path,
+        "places": [piece.place for piece in source.pieces],
+        "passages": [piece.passage.id for piece in source.pieces],
+        "text": "\n\n".join(piece.passage.text for piece in source.pieces),
+    }

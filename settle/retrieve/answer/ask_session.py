@@ -1,0 +1,161 @@
+"""`settle ask`: questions to one collection, answered as events, one or in turn on a terminal."""
+
+import sys
+from pathlib import Path
+from typing import Self
+
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, ResultReady, Say, Warn
+from settle.retrieve.answer.answer import Answer
+from settle.retrieve.answer.answering_model import AnsweringModel
+from settle.retrieve.answer.ask import finish_answer, stream_answer
+from settle.retrieve.answer.context import Source
+from settle.retrieve.answer.evidence import is_outdated
+from settle.retrieve.answer.retrieval import Retrieval, retrieve
+from settle.retrieve.answer.write_answer import AnswerOptions
+from settle.retrieve.index.collection import Collection
+
+HELP = "/bye or Ctrl-D leaves; Ctrl-C stops an answer. A question may refer to the one before."
+
+
+def ask(
+    name: str, question: str | None, events: Events, model: str | None, k: int, passages: bool, max_tokens: int
+) -> int:
+    """Answers `question`, or text on stdin, or talks on the terminal; returns the exit code. passages: only show what
+    is found. max_tokens: of an answer. Raises SettleError."""
+    with AskSession(Collection(name), events, model, k, passages, max_tokens) as session:
+        if question == "-" or (question is None and not sys.stdin.isatty()):
+            question = sys.stdin.read()
+        if question is not None:
+            return session.once(question.strip())
+        session.converse()
+    return 0
+
+
+class AskSession:
+    """One collection, and the model that answers: it is loaded while the first question is searched for."""
+
+    def __init__(
+        self, collection: Collection, events: Events, model: str | None, k: int, passages: bool, max_tokens: int
+    ) -> None:
+        self._collection, self._events, self._k = collection, events, k
+        self._options = AnswerOptions(tokens=max_tokens)
+        self._earlier: list[str] = []
+        self._model: AnsweringModel | None = None
+        try:
+            if is_outdated(collection.catalogue):
+                fix = f"settle index {collection.name} --check"
+                events.emit(Say(text=f"refusals are no longer fitted to these documents: `{fix}`"))
+            if not passages:
+                self._model = AnsweringModel(collection, model)
+                if self._model.why:
+                    quoted = "" if self._model.ref else ". The passages' own sentences are quoted"
+                    events.emit(Say(text=self._model.why + quoted))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+        self._collection.close()
+
+    @property
+    def model_name(self) -> str | None:
+        """The name of the model, None where passages are quoted."""
+        return self._model.ref.name if self._model and self._model.ref else None
+
+    def once(self, question: str) -> int:
+        """Answers one question; the exit code."""
+        if not question:
+            raise UsageError("there is nothing to answer", f'settle ask {self._collection.name} "a question"')
+        if self._model is None:
+            return self._show_passages(question)
+        answer = self._answer(question, self._model)
+        about = {"collection": self._collection.name, "model": self.model_name}
+        self._events.emit(ResultReady(result=about | answer.to_json()))
+        return 0 if answer.kind != "refused" and answer.is_supported else 3
+
+    def converse(self) -> None:
+        """Questions on the terminal until the person leaves."""
+        try:
+            import readline  # noqa: F401  line editing and history for input()
+        except ImportError:
+            pass
+        documents = f"{self._collection.name}: {self._collection.catalogue.counts()['documents']:,} documents"
+        self._events.emit(Say(text=f"{documents}, answered by {self.model_name or 'quotes'}.\n{HELP}"))
+        while True:
+            line = None
+            try:
+                line = input("> ").strip()
+                if line in ("/bye", "/exit", "/quit"):
+                    return
+                if line and self._model is None:
+                    self._show_passages(line)
+                elif line and self._model:
+                    self._answer(line, self._model)
+            except EOFError:
+                self._events.emit(AnswerText(text="\n"))
+                return
+            except KeyboardInterrupt:
+                self._events.emit(AnswerText(text="\n" if line is None else " …\n"))
+                if line is None:
+                    self._events.emit(Say(text="/bye or Ctrl-D leaves"))
+            except UsageError as e:
+                self._events.emit(Warn(text=str(e)))
+
+    def _retrieve(self, question: str) -> Retrieval:
+        retrieval = retrieve(self._collection, question, self._earlier, self._k)
+        self._earlier.append(question)
+        return retrieval
+
+    def _answer(self, question: str, model: AnsweringModel) -> Answer:
+        """Emits the answer as it comes, and then what it cites."""
+        retrieval = self._retrieve(question)
+        engine = model.engine() if retrieval.evidence.enough else None
+        pieces = stream_answer(self._collection, engine, retrieval, self._options)
+        answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=text)))
+        lines = [f"[{source.number}] {_relative(piece.place)}{_title(source)}" for source, piece in answer.cited]
+        self._events.emit(AnswerText(text="\n".join(["", *([""] if lines else []), *lines, ""])))
+        for warning in answer.warnings:
+            self._events.emit(Warn(text=warning))
+        return answer
+
+    def _show_passages(self, question: str) -> int:
+        """Emits the passages for a question; the exit code."""
+        retrieval = self._retrieve(question)
+        passages: list[dict[str, object]] = []
+        for number, hit in enumerate(retrieval.hits, 1):
+            headings = " › ".join(hit.passage.headings)
+            head = f"[{number}] {_relative(hit.citation)}" + (f"  {headings}" if headings else "")
+            self._events.emit(AnswerText(text=f"{head}\n{hit.passage.text}\n\n"))
+            passages.append(
+                {
+                    "number": number,
+                    "place": hit.citation,
+                    "passage": hit.passage.id,
+                    "headings": list(hit.passage.headings),
+                    "text": hit.passage.text,
+                    "score": hit.score,
+                    "similarity": hit.similarity,
+                }
+            )
+        result = {"collection": self._collection.name, "question": question, "passages": passages}
+        self._events.emit(ResultReady(result=result | {"evidence": round(retrieval.evidence.score, 4)}))
+        return 0 if passages else 3
+
+
+def _relative(place: str) -> str:
+    """A place as it can be opened from the current folder."""
+    return place.removeprefix(f"{Path.cwd()}/")
+
+
+def _title(source: Source) -> str:
+    return f"  {source.title}" if source.pieces[0].passage.headings else ""

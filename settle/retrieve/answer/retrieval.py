@@ -1,0 +1,56 @@
+"""From a question, and those before it, to ranked passages and the evidence that they hold an answer."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from settle.retrieve.answer.evidence import Evidence, judge
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import words
+from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search.question_normalizer import topic
+
+PASSAGES = 4  # that an answer is made from
+JUDGED = 10  # that the evidence is judged by
+_REFERRING = re.compile(
+    r"^(?:and|but|so|then|also|what about|how about|why|why not|really|which one)\b"
+    r"|\b(?:it|its|they|them|their|this|that|these|those|he|him|his|she|her|there|one|ones|else|other)\b",
+    re.I,
+)
+_FEW_WORDS = 3  # a question with no more stems than this may refer to the one before
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The passages for a question. before: the question that it refers to, or "". hits: the best first."""
+
+    question: str
+    before: str
+    hits: tuple[Hit, ...]
+    evidence: Evidence
+
+    @property
+    def whole_question(self) -> str:
+        """The question with the one before it."""
+        return f"{self.before} {self.question}".strip()
+
+
+def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (), k: int = PASSAGES) -> Retrieval:
+    """Searches, and judges the evidence. earlier: the questions before this one, in order. Where the question may refer
+    to the last of them, it is searched for with and without it, and the two rankings are interleaved."""
+    hits = search(collection, question, max(k, JUDGED))
+    evidence = judge(collection, question, hits)
+    if not earlier or not may_refer_back(question):
+        return Retrieval(question, "", tuple(hits[:k]), evidence)
+    both = f"{topic(earlier[-1])} {topic(question)}"
+    hits_of_both = search(collection, both, max(k, JUDGED))
+    evidence = max(evidence, judge(collection, both, hits_of_both), key=lambda e: e.score)
+    interleaved = itertools.chain.from_iterable(itertools.zip_longest(hits, hits_of_both))
+    by_passage = {hit.passage.id: hit for hit in interleaved if hit is not None}
+    return Retrieval(question, earlier[-1], tuple(by_passage.values())[:k], evidence)
+
+
+def may_refer_back(question: str) -> bool:
+    """Whether a question may refer to the one before: it is short, or has a word that points back."""
+    return len(set(words(question))) <= _FEW_WORDS or bool(_REFERRING.search(question))
