@@ -19,7 +19,8 @@ from typing import Any
 from settle.base.run import Run, home
 from settle.data.store import TokenStore
 from settle.evaluate.gate.behaviour import Effort
-from settle.evaluate.gate.gate import held_out_texts, run_gate
+from settle.evaluate.gate.gate import Reference, run_gate
+from settle.evaluate.gate.held_out import held_out_texts
 from settle.formats import gguf
 from settle.infer.live.exported_model import LiveModel, load
 
@@ -50,7 +51,7 @@ def exports(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:
     yield "|---" * 9 + "|"
     for dtype in ("f32", "f16", "bf16", "q8_0"):
         path = gguf.export_gguf(live.part, live.weights, live.tokenizer, folder / "live.gguf", dtype)
-        found = run_gate(live.model, live.tokenizer, path, texts, dtype, THOROUGH)
+        found = run_gate(Reference(live.model, live.tokenizer, texts), path, dtype, THOROUGH)
         assert found["passed"], found["first_difference"]
         yield (
             f"| {dtype} | {path.stat().st_size / 1e6:.1f} | {found['texts_equal']:,} of {found['texts_equal']:,} "
@@ -103,7 +104,7 @@ def refusals(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:
             path = gguf.export_gguf(path=folder / "broken.gguf", **arguments)
         finally:
             family.to_gguf = ordered
-        found = run_gate(live.model, live.tokenizer, path, texts)
+        found = run_gate(Reference(live.model, live.tokenizer, texts), path)
         why = str(found["first_difference"]).replace("|", "\\|").replace("\n", " ")[:90]
         yield f"| {name} | {'no' if found['passed'] else 'yes'} | {why} |"
 

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.evaluate.gate.gate import ADVERSARIAL, PROSE
+from settle.evaluate.gate.behaviour import ADVERSARIAL
+from settle.evaluate.gate.held_out import PROSE
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 

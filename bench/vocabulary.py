@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from settle.evaluate.gate.gate import run_gate
+from settle.evaluate.gate.gate import Reference, run_gate
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 from settle.shrink.pruners.vocabulary import Vocabulary
@@ -131,7 +131,7 @@ def main() -> None:
         sizes = [path.stat().st_size for path in paths]
         say(kept.report, sizes, seconds)
         model = Pretrained.open(cut)
-        gate = run_gate(model.load(), model.tokenizer, cut, held, "blocks")
+        gate = run_gate(Reference(model.load(), model.tokenizer, held), cut, "blocks")
         say(gate)
         read = [text[:LONGEST] for text in held[: args.documents]]
         loss = [bits_per_byte(path, read) for path in paths]

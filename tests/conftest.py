@@ -22,12 +22,16 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def installed_ia3(tmp_path_factory, monkeypatch):
     """Another package that brings one adapter, in one file: `tests/model/adapters/ia3.py`."""
+    yield from installed("model.adapters", "ia3", "tests.model.adapters.ia3:IA3", tmp_path_factory, monkeypatch)
+
+
+def installed(family, name, part, tmp_path_factory, monkeypatch):
+    """A package that brings one part of a family, while a fixture lasts."""
     site = tmp_path_factory.mktemp("site")
-    metadata = site / "settle_ia3-1.dist-info"
+    metadata = site / f"settle_{name}-1.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-ia3\nVersion: 1\n")
-    group = "[settle.model.adapters]\nia3 = tests.model.adapters.ia3:IA3\n"
-    (metadata / "entry_points.txt").write_text(group)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: settle-{name}\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[settle.{family}]\n{name} = {part}\n")
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path(__file__).parent.parent}")
     _forget_parts()

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Eval, ResultReady, RunStarted, Say, Warn
+from settle.base.events import Eval, ResultReady, RunStarted, Say
 from settle.base.result import Result
-from settle.base.run import Run, free_name, home, write_atomic, write_json
+from settle.base.run import Run, free_name, write_atomic, write_json
 from settle.base.settings import read_recipe, recipe_text, resolve
 from settle.base.stop_signals import Stopping
 from settle.commands import Command
@@ -252,23 +252,6 @@ def run_quietly(command: Command) -> FinishedRun:
     finally:
         events.close()
     return FinishedRun(Run(Path(heard[-1])))
-
-
-def held_out_text(run: Run, tokenizer: object, events: Events, most_tokens: int = 60_000) -> list[str]:
-    """The run's held-out text; when its token store was removed, prose that is always there."""
-    from settle.data.rows.prepare import prepared_rows
-    from settle.data.store import TokenStore
-    from settle.evaluate.gate.gate import PROSE, held_out_texts
-
-    record = run.read("plan.json") or {}
-    folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
-    rows = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
-    if rows is not None:
-        return held_out_texts(rows.held_out, tokenizer, most_tokens)
-    if folder.is_dir() and not record.get("tuning"):
-        return held_out_texts(TokenStore(folder), tokenizer, most_tokens)
-    events.emit(Warn(text="the run's held-out text is gone; the file is compared on a few built-in texts instead"))
-    return list(PROSE)
 
 
 def name_of(source: str) -> str:

@@ -94,8 +94,8 @@ def handed_over(
     run: Run, job: "TrainingJob", outcome: "Outcome", result: dict[str, Any], events: Events
 ) -> tuple[dict[str, str], dict[str, Any]]:
     from settle.data.rows.prepare import RowCorpus
-    from settle.evaluate.gate.export import hand_over, hand_over_adapter
-    from settle.evaluate.gate.gate import held_out_texts
+    from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
+    from settle.evaluate.gate.held_out import held_out_texts
     from settle.library.run_models import record_made
     from settle.model.load_adapter import TrainedAdapter
     from settle.plan.training_job import adapter_of
@@ -108,16 +108,16 @@ def handed_over(
     learned_turns = bool(corpus.template) and corpus.kind != "text"
     card = {"verdict": result["verdict"], **best, **({} if took_turns or learned_turns else {"base": True})}
     if job.whole:
-        files, gate = hand_over(
-            job.model, job.architecture, outcome.best, job.tokenizer, run.out, run.name, texts, card, events
-        )
+        whole = ExportedModel(run.name, job.model, job.architecture, outcome.best, job.tokenizer, texts, card)
+        files, gate = export_run_model(whole, run.out, events)
         record_made(run, files)
         return files, gate
     job.model.load_trainable(outcome.best)
     adapter = TrainedAdapter.of_model(job.model, adapter_of(tuning), base.name, base.source.sha256)
     if learned_turns and not (took_turns and job.tokenizer is base.tokenizer):
         card["template"] = job.tokenizer.chat_template
-    files, gate = hand_over_adapter(base, adapter, job.tokenizer, run.out, run.name, texts, card, events)
+    exported = ExportedAdapter(run.name, base, adapter, job.tokenizer, texts, card)
+    files, gate = export_run_adapter(exported, run.out, events)
     record_made(run, files, base.source)
     return files, gate
 

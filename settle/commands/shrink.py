@@ -191,7 +191,7 @@ def _require_extra() -> None:
 
 def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
     """Of a run: what it was not trained on, of the kind that it was made for."""
-    from settle.commands._session import held_out_text
+    from settle.evaluate.gate.held_out import held_out_text
 
     run = Run.named(name)
     return held_out_text(run, source.tokenizer, events, 60_000) if run else []
@@ -280,13 +280,13 @@ def _told(
     import dataclasses
 
     from settle.evaluate.footprint import footprints
-    from settle.evaluate.gate.export import tell
+    from settle.evaluate.gate.export import emit_gate_checks
     from settle.shrink.card import write_card
     from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
     from settle.shrink.search import reference
 
     bench = shrinking.bench
-    tell(gate, events)
+    emit_gate_checks(gate, events)
     before, after = footprints([bench.whole.source.path, path], threads=bench.threads)
     whole, chosen = reference(bench, before), dataclasses.replace(chosen, footprint=after)
     others = [c for c in shrinking.seen.values() if c.name != chosen.name]

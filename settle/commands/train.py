@@ -63,23 +63,22 @@ class Train(TrainingSettings, RunCommand):
 
     @classmethod
     def finish(cls, run: Run, job: "TrainingJob", outcome: "Outcome", spent: Spent, events: Events) -> dict[str, Any]:
-        from settle.evaluate.gate.export import hand_over
-        from settle.evaluate.gate.gate import held_out_texts
+        from settle.evaluate.gate.export import ExportedModel, export_run_model
+        from settle.evaluate.gate.held_out import held_out_texts
         from settle.library.run_models import record_made
 
         record, result = judged(run, job, outcome, spent, events)
         if result["verdict"] not in ("diverged", "broken"):
-            files, gate = hand_over(
+            exported = ExportedModel(
+                run.name,
                 job.model,
                 job.architecture,
                 outcome.best,
                 job.tokenizer,
-                run.out,
-                run.name,
                 held_out_texts(job.corpus.held_out, job.tokenizer),
                 {"base": True, "verdict": result["verdict"], **result["best"]},
-                events,
             )
+            files, gate = export_run_model(exported, run.out, events)
             record_made(run, files)
             result |= {"files": files | result["files"], "gate": gate}
         write_result(run, job, record, result)

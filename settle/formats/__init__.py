@@ -20,6 +20,7 @@ from pydantic import Field, JsonValue
 from settle.base.errors import ResourceError
 from settle.base.registry import Part
 from settle.base.run import fsync_folder
+from settle.base.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,35 +70,6 @@ class Weights:
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, Any]
     places: Mapping[str, Place] = field(default_factory=dict)
-
-
-class Format(Part):
-    """The contract of a format. Settings of writing are fields."""
-
-    suffix: ClassVar[str]  # of the file; empty for a folder
-    holds: ClassVar[Literal["model", "adapter"]] = "model"
-    dtype: str = Field("f16", description="type of the weights")
-
-    @classmethod
-    def dtypes(cls) -> tuple[str, ...]:
-        """The types that it can write."""
-        return get_args(cls.model_fields["dtype"].annotation)
-
-    @abc.abstractmethod
-    def read(self, path: Path) -> Weights:
-        """Raises FormatError, with the place, for anything that is not a sound file of this format."""
-
-    @abc.abstractmethod
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
-        """Write a model. part: its architecture; weights: parameter name → tensor (torch or numpy), or an `Adapter`
-        for a format that holds one; metadata: name, description, license and the like for the card. Returns what was
-        written. Raises ResourceError on a full disk."""
-
-    def gguf(self, path: Path) -> Path | None:
-        """The GGUF model in what was written at `path`: what the gate loads. None when llama.cpp reads none of it."""
-        return None
 
 
 class TensorLike(Protocol):
@@ -159,6 +131,74 @@ class AdapterWeights(Protocol):
 
     def parameters(self, architecture: ModelLayout) -> dict[str, str]: ...
     def peft_config(self, architecture: ModelLayout) -> dict[str, JsonValue]: ...
+
+
+@dataclass(frozen=True)
+class ModelContents:
+    """A whole model, as a format writes it.
+
+    weights: parameter name → tensor. card: name, description, license and the like; "base": True for a model that
+    completes plain text.
+    """
+
+    architecture: ModelLayout
+    weights: Mapping[str, TensorLike]
+    tokenizer: Tokenizer
+    card: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterContents:
+    """An adapter by itself, as a format writes it.
+
+    architecture, base_file: of the model it was trained on, and that model as GGUF. tokenizer: with the template that
+    it was trained with. card: as in `ModelContents`, and "template": that template where the base's is another.
+    """
+
+    architecture: ModelLayout
+    adapter: AdapterWeights
+    tokenizer: Tokenizer
+    base_file: Path
+    card: Mapping[str, object] = field(default_factory=dict)
+
+
+class Format(Part):
+    """The contract of a format. Settings of writing are fields.
+
+    suffix: of the file; empty for a folder. holds: whole models, adapters by themselves, or both. for_llama_cpp:
+    whether llama.cpp reads it, so that the gate decides whether it is handed out.
+    """
+
+    suffix: ClassVar[str]
+    holds: ClassVar[Literal["model", "adapter", "both"]] = "model"
+    for_llama_cpp: ClassVar[bool] = True
+    dtype: str = Field("f16", description="type of the weights")
+
+    @classmethod
+    def dtypes(cls) -> tuple[str, ...]:
+        """The types that it can write."""
+        return get_args(cls.model_fields["dtype"].annotation)
+
+    @abc.abstractmethod
+    def read(self, path: Path) -> Weights:
+        """Raises FormatError, with the place, for anything that is not a sound file of this format."""
+
+    def write(self, path: Path, model: ModelContents) -> Path:
+        """Write a model. Returns what was written. Raises ResourceError on a full disk, FormatError for what the format
+        cannot hold."""
+        raise NotImplementedError(f"{self.part_name()} holds no models")
+
+    def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
+        """Write an adapter by itself; as `write`."""
+        raise NotImplementedError(f"{self.part_name()} holds no adapters")
+
+    def gguf(self, path: Path) -> Path:
+        """The GGUF file in what was written at `path`, which the gate loads: of a model, or of an adapter."""
+        return path
+
+    def default_path(self, name: str) -> Path:
+        """Where a model of that name is written to when nobody says."""
+        return Path(f"{name}-{self.part_name().replace('_', '-')}{self.suffix}")
 
 
 def to_float32(tensor: Any) -> np.ndarray:

@@ -3,14 +3,13 @@
 Layout: https://lmstudio.ai/docs/app/advanced/import-model
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
-from settle.formats import Format, Weights
+from settle.formats import Format, ModelContents, Weights
 from settle.formats.gguf import Dtype, export_gguf, read_gguf
 from settle.formats.gguf.types import exported
 
@@ -30,9 +29,7 @@ class LmStudio(Format):
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))
 
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
+    def write(self, path: Path, model: ModelContents) -> Path:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +37,7 @@ class LmStudio(Format):
             raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
         # LM Studio tells a model's files apart by the type at the end of their names
         file = path / f"{path.name}-{self.dtype.upper()}.gguf"
-        export_gguf(part, weights, tokenizer, file, self.dtype, metadata)
+        export_gguf(model.architecture, model.weights, model.tokenizer, file, self.dtype, model.card)
         return path
 
     def gguf(self, path: Path) -> Path:
@@ -49,7 +46,7 @@ class LmStudio(Format):
             raise FormatError(f"{path} holds {len(files)} GGUF files, one was expected", "export the model again")
         return files[0]
 
-    def place(self, name: str) -> Path:
+    def default_path(self, name: str) -> Path:
         """The folder that LM Studio will find the model in; under the working directory where it is not installed."""
         models = models_folder()
         return (models if models.is_dir() else Path("lmstudio-models")) / PUBLISHER / name

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import AdapterWeights, Format, LoraPairs, ModelLayout, Weights, beside
+from settle.formats import AdapterContents, AdapterWeights, Format, LoraPairs, ModelLayout, Weights, beside
 from settle.formats.gguf import read_gguf
 
 DOWN, UP = ".lora_a", ".lora_b"
@@ -25,14 +25,17 @@ class LoraGguf(Format):
     """One file with the adapter alone; llama.cpp loads it together with the GGUF of its base."""
 
     suffix: ClassVar[str] = ".gguf"
-    holds: ClassVar[Literal["model", "adapter"]] = "adapter"
+    holds: ClassVar[Literal["model", "adapter", "both"]] = "adapter"
     dtype: Literal["f32", "f16"] = Field("f32", description="type of the tensors")
 
     def read(self, path: Path) -> Weights:
         return read_lora(path)
 
-    def write(self, path: Path, part: Any, weights: Any, tokenizer: Any, metadata: Mapping[str, Any]) -> Path:
-        return export_lora(part, weights, path, self.dtype, metadata)
+    def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
+        return export_lora(adapter.architecture, adapter.adapter, path, self.dtype, adapter.card)
+
+    def default_path(self, name: str) -> Path:
+        return Path(f"{name}-lora.gguf")
 
 
 def export_lora(

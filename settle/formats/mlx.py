@@ -4,13 +4,12 @@ mlx-lm reads Hugging Face's layout and names; what is its own is the mark in the
 transformers and LM Studio tell the two apart.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from settle.formats import Format, Weights
+from settle.formats import Format, ModelContents, Weights
 from settle.formats.safetensors import export_safetensors, read_safetensors
 
 
@@ -18,12 +17,13 @@ class Mlx(Format):
     """A folder: model.safetensors marked as MLX's, config.json and the tokenizer's files."""
 
     suffix: ClassVar[str] = ""
+    for_llama_cpp: ClassVar[bool] = False
     dtype: Literal["f32", "f16", "bf16"] = Field("bf16", description="type of the tensors")
 
     def read(self, path: Path) -> Weights:
         return read_safetensors(path)
 
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
-        return export_safetensors(part, weights, tokenizer, path, self.dtype, {**metadata, "format": "mlx"})
+    def write(self, path: Path, model: ModelContents) -> Path:
+        return export_safetensors(
+            model.architecture, model.weights, model.tokenizer, path, self.dtype, {**model.card, "format": "mlx"}
+        )

@@ -5,25 +5,29 @@ file; it guesses one of its own from it. So the template is written out in Go's 
 sequence of turns, and proven to render the same.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import ResourceError
 from settle.base.run import write_atomic
-from settle.formats import Format, Weights
+from settle.base.tokenizer import Tokenizer
+from settle.formats import AdapterContents, Format, ModelContents, Weights
 from settle.formats.gguf import Dtype, export_gguf, read_gguf
 from settle.formats.gguf.types import exported
+from settle.formats.lora_gguf import export_lora
 
 
 class Ollama(Format):
     """A folder with Modelfile and GGUF."""
 
     suffix: ClassVar[str] = ""
+    holds: ClassVar[Literal["model", "adapter", "both"]] = "both"
     dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
 
     @classmethod
@@ -33,28 +37,45 @@ class Ollama(Format):
     def read(self, path: Path) -> Weights:
         return read_gguf(self.gguf(path))
 
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
-        path = Path(path)
-        file = path / f"{metadata.get('name') or path.name}.gguf"
-        base = bool(metadata.get("base"))
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            export_gguf(part, weights, tokenizer, file, self.dtype, metadata)
-            write_atomic(path / "Modelfile", modelfile(f"./{file.name}", tokenizer, part.max_position_embeddings, base))
-        except OSError as e:
-            raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
+    def write(self, path: Path, model: ModelContents) -> Path:
+        file = path / f"{model.card.get('name') or path.name}.gguf"
+        with _folder(path):
+            export_gguf(model.architecture, model.weights, model.tokenizer, file, self.dtype, model.card)
+            write_atomic(path / "Modelfile", _modelfile_of(model, f"./{file.name}"))
+        return path
+
+    def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
+        file = path / f"{adapter.card.get('name') or path.name}-lora.gguf"
+        with _folder(path):
+            export_lora(adapter.architecture, adapter.adapter, file, "f32", adapter.card)
+            source = str(adapter.base_file.resolve())
+            write_atomic(path / "Modelfile", _modelfile_of(adapter, source, f"./{file.name}"))
         return path
 
     def gguf(self, path: Path) -> Path:
         lines = (Path(path) / "Modelfile").read_text(encoding="utf-8").splitlines()
-        return Path(path) / next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+        named = dict(line.split(" ", 1) for line in lines if line.startswith(("FROM ", "ADAPTER ")))
+        return Path(path) / (named.get("ADAPTER") or named["FROM"])
 
 
-def modelfile(source: str, tokenizer: Any, context: int, base: bool = False, adapter: str | None = None) -> str:
+def _modelfile_of(contents: ModelContents | AdapterContents, source: str, adapter: str | None = None) -> str:
+    context, base = contents.architecture.max_position_embeddings, bool(contents.card.get("base"))
+    return modelfile(source, contents.tokenizer, context, base, adapter)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """A folder to write to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
+
+
+def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False, adapter: str | None = None) -> str:
     """For `ollama create NAME -f Modelfile`. source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it,
-    served without a merge; base: whether the model continues plain text, so that nothing may be put around it."""
+    served without a merge; base: whether the model completes plain text, so that nothing may be put around it."""
     lines = [f"FROM {source}", *([f"ADAPTER {adapter}"] if adapter else []), f"PARAMETER num_ctx {context}"]
     template = "{{ .Prompt }}" if base or not tokenizer.chat_template else turns(tokenizer)
     if template:
@@ -92,7 +113,7 @@ class _Turns:
         return loop + _quoted(self.opening)
 
 
-def turns(tokenizer: Any) -> str | None:
+def turns(tokenizer: Tokenizer) -> str | None:
     """The chat template in Go's language; None when it is not a plain sequence of turns.
 
     What the Jinja template puts around messages is read off a few renderings, and believed only when it renders other
@@ -135,7 +156,7 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 )
 
 
-def _read_off(rendered: Any) -> _Turns | None:
+def _read_off(rendered: Callable[..., str]) -> _Turns | None:
     """What stands around messages; without "system" when the template knows no such turn."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     first, closed = rendered([user], False).split(USER)

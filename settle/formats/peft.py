@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, JsonValue
 
 from settle.base.errors import FormatError, ResourceError
 from settle.base.run import read_json, write_json
-from settle.formats import AdapterWeights, Format, ModelLayout, Weights
+from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights
 from settle.formats.safetensors import read_safetensors, write_safetensors
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -35,14 +35,18 @@ class Peft(Format):
     """A folder: adapter_config.json and adapter_model.safetensors."""
 
     suffix: ClassVar[str] = ""
-    holds: ClassVar[Literal["model", "adapter"]] = "adapter"
+    holds: ClassVar[Literal["model", "adapter", "both"]] = "adapter"
+    for_llama_cpp: ClassVar[bool] = False
     dtype: Literal["f32", "f16", "bf16"] = Field("f32", description="type of the tensors")
 
     def read(self, path: Path) -> Weights:
         return Weights(read_safetensors(Path(path) / FILE).tensors, read_peft(path).config)
 
-    def write(self, path: Path, part: Any, weights: Any, tokenizer: Any, metadata: Mapping[str, Any]) -> Path:
-        return export_peft(part, weights, path, self.dtype)
+    def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
+        return export_peft(adapter.architecture, adapter.adapter, path, self.dtype)
+
+    def default_path(self, name: str) -> Path:
+        return Path(f"{name}-adapter")
 
 
 def export_peft(part: ModelLayout, adapter: AdapterWeights, path: Path, dtype: str = "f32") -> Path:

@@ -13,10 +13,14 @@ from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
 from settle.base.run import write_json
+from settle.base.tokenizer import Tokenizer
 from settle.formats import (
     Format,
     LazyTensor,
+    ModelContents,
+    ModelLayout,
     Place,
+    TensorLike,
     Weights,
     beside,
     from_bfloat16,
@@ -42,16 +46,20 @@ class Safetensors(Format):
     several numbered files beside an index."""
 
     suffix: ClassVar[str] = ""
-    dtype: Dtype = Field("f32", description="type of the tensors")
+    for_llama_cpp: ClassVar[bool] = False
+    dtype: Dtype = Field("f16", description="type of the tensors")
     shard_bytes: int = Field(SHARD_BYTES, gt=0, description="bytes of one file of weights at most")
 
     def read(self, path: Path) -> Weights:
         return read_safetensors(path)
 
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
-        return export_safetensors(part, weights, tokenizer, path, self.dtype, metadata, self.shard_bytes)
+    def write(self, path: Path, model: ModelContents) -> Path:
+        return export_safetensors(
+            model.architecture, model.weights, model.tokenizer, path, self.dtype, model.card, self.shard_bytes
+        )
+
+    def default_path(self, name: str) -> Path:
+        return Path(f"{name}-{self.dtype}")
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -116,12 +124,12 @@ def _read_file(path: Path) -> Weights:
 
 
 def export_safetensors(
-    part: Any,
-    weights: Mapping[str, Any],
-    tokenizer: Any,
+    part: ModelLayout,
+    weights: Mapping[str, TensorLike],
+    tokenizer: Tokenizer,
     path: Path,
     dtype: str = "f32",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model as a folder in Hugging Face's layout, one tensor in memory at a time.

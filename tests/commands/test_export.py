@@ -11,13 +11,14 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.run import Run, write_json
 from settle.cli import main
-from settle.evaluate.gate.export import hand_over
+from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import read_safetensors
 from settle.model.load_adapter import open_adapter
 from settle.model.source import hash_of
+from tests.conftest import installed
 from tests.trained import adapter
 
 
@@ -27,9 +28,10 @@ def a_run(tiny, home, monkeypatch, tmp_path):
     run = Run.create("train", "notes")
     metadata = {"base": True, "loss": 1.25}
     weights, texts = tiny.weights, tiny.held_out
-    hand_over(tiny.model, tiny.part, weights, tiny.tokenizer, run.out, "notes", texts, metadata, Events())
+    exported = ExportedModel("notes", tiny.model, tiny.part, weights, tiny.tokenizer, texts, metadata)
+    export_run_model(exported, run.out, Events())
     folder = tmp_path / "here"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
     return run
 
@@ -59,6 +61,23 @@ def test_what_there_is_not(a_run, capsys):
     ):
         assert main(["export", "notes", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.fixture
+def kobold(tmp_path_factory, monkeypatch):
+    yield from installed("formats", "kobold", "tests.formats.kobold:Kobold", tmp_path_factory, monkeypatch)
+
+
+def test_a_new_format_is_one_file(an_adapter, a_run, kobold, capsys):
+    """`tests/formats/kobold.py` is found, gated, placed and written, with nothing else changed."""
+    whole = told(["notes", "--to", "kobold", "--dtype", "q8_0"], capsys)
+    assert whole["gate"]["passed"] and whole["path"] == "notes-kobold" and whole["dtype"] == "q8_0"
+    assert json.loads(Path("notes-kobold/settle.kcpps").read_text())["model_param"] == "model.gguf"
+    assert told([an_adapter, "--to", "kobold"], capsys)["gate"]["adapter_kept"] > 0.99
+    assert main(["export", "notes", "--to", "kobold", "--dtype", "f61"]) == 2
+    assert "kobold has no type 'f61'" in capsys.readouterr().err
+    assert main(["export", "--help"]) == 0
+    assert "kobold" in capsys.readouterr().out
 
 
 def test_damaged_weights_are_not_exported(a_run, tmp_path, capsys):

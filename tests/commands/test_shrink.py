@@ -10,7 +10,7 @@ from settle.base.event_log import Events
 from settle.base.run import Run, write_atomic
 from settle.base.settings import recipe_text
 from settle.cli import main
-from settle.evaluate.gate.export import hand_over
+from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import read_gguf
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,8 @@ def kept(tmp_path_factory, tiny):
         patch.setenv("SETTLE_HOME", str(home))
         run = Run.create("train", "notes")
         model, part, weights, tokenizer = tiny.model, tiny.part, tiny.weights, tiny.tokenizer
-        hand_over(model, part, weights, tokenizer, run.out, "notes", tiny.held_out, {"base": True}, Events())
+        exported = ExportedModel("notes", model, part, weights, tokenizer, tiny.held_out, {"base": True})
+        export_run_model(exported, run.out, Events())
         text = home / "text.txt"
         text.write_text("\n\n".join(tiny.held_out * 2), encoding="utf-8")
         yield home

@@ -12,7 +12,8 @@ from settle.base.errors import FormatError
 from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.special_tokens import Finder
-from settle.evaluate.gate.gate import ADVERSARIAL, PROSE
+from settle.evaluate.gate.behaviour import ADVERSARIAL
+from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.infer.engine import Engine
 from settle.model.architectures.llama import Llama

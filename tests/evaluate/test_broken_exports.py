@@ -10,11 +10,13 @@ from settle.base.errors import GateError
 from settle.base.registry import part as family
 from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.diagnose import Origin
-from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_through_gate, require, run_gate
-from settle.formats.gguf import export_gguf, read_gguf
-from settle.formats.lora_gguf import export_lora
+from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_adapter, export_model
+from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
+from settle.formats.gguf import Gguf, export_gguf, read_gguf
+from settle.formats.lora_gguf import LoraGguf, export_lora
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
+from settle.model.pretrained import Pretrained
 from tests.trained import adapter, merged
 
 EFFORT = dataclasses.replace(Effort(), num_texts=20, num_logprobs=1 << 15)
@@ -46,7 +48,7 @@ def of_family(tiny, name, **changes):
 
 
 def refused(says, model, origin, tokenizer, path, tiny, **more):
-    figures = run_gate(model, tokenizer, path, tiny.held_out, "f16", EFFORT, origin=origin, **more)
+    figures = run_gate(Reference(model, tokenizer, tiny.held_out), path, "f16", EFFORT, origin=origin, **more)
     assert not figures["passed"]
     with pytest.raises(GateError, match=says):
         require(figures, path)
@@ -85,7 +87,7 @@ def test_lost_adapter(tiny, tmp_path, strength):
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
     origin = Origin(tiny.part, merged(tiny.weights, lora), base=tiny.weights)
     figures = refused("the adapter is lost: 0% of", adapted(tiny, lora), origin, tiny.tokenizer, path, tiny)
-    blind = run_gate(adapted(tiny, lora), tiny.tokenizer, path, tiny.held_out, "f16", EFFORT)
+    blind = run_gate(Reference(adapted(tiny, lora), tiny.tokenizer, tiny.held_out), path, "f16", EFFORT)
     assert blind["passed"] == (strength < 0.01)
     assert abs(figures["adapter_kept"]) < 0.1
 
@@ -125,44 +127,38 @@ def test_sound_in_every_byte_and_wrong_in_what_it_does(tiny, tmp_path, change):
     """Weights, tokenizer and template are bit for bit the model's; a number of the header is not. Nothing is known of
     how the file was made: behaviour alone must show it."""
     path = export_gguf(tiny.part.model_copy(update=change), tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
-    figures = run_gate(tiny.model, tiny.tokenizer, path, tiny.held_out, "f32", EFFORT)
+    figures = run_gate(Reference(tiny.model, tiny.tokenizer, tiny.held_out), path, "f32", EFFORT)
     assert not figures["passed"] and "the distributions differ" in figures["first_difference"]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "mistral", "qwen3_moe"])
 def test_sound_exports_of_every_family_pass(tiny, tmp_path, name):
     part, model, weights = of_family(tiny, name)
-    figures = export_through_gate(
-        model, part, weights, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, "f16", effort=EFFORT
-    )
+    exported = ExportedModel("x", model, part, weights, tiny.tokenizer, tiny.held_out)
+    figures = export_model(exported, Gguf(), tmp_path / "x.gguf", EFFORT)
     assert figures["passed"]
 
 
 def test_sound_adapter_passes(tiny, tmp_path):
-    lora = adapter(tiny.part)
-    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf")
+    lora = dataclasses.replace(adapter(tiny.part), base_sha256=None)
+    base = Pretrained.open(export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf"))
     out = tmp_path / "out"
     out.mkdir()
-    origin = Origin(tiny.part, tiny.weights, adapter=lora)
-    model = adapted(tiny, lora)
-    figures = adapter_through_gate(
-        model, origin, tiny.tokenizer, out / "x-lora.gguf", base, tiny.held_out, effort=EFFORT
-    )
+    exported = ExportedAdapter("x", base, lora, tiny.tokenizer, tiny.held_out)
+    figures = export_adapter(exported, LoraGguf(), out / "x-lora.gguf", EFFORT)
     assert figures["passed"] and [p.name for p in out.iterdir()] == ["x-lora.gguf"]
+    exported.__dict__["model"] = tiny.model  # without the adapter
     with pytest.raises(GateError):
-        adapter_through_gate(
-            tiny.model, origin, tiny.tokenizer, out / "y-lora.gguf", base, tiny.held_out, effort=EFFORT
-        )
+        export_adapter(exported, LoraGguf(), out / "y-lora.gguf", EFFORT)
     assert [p.name for p in out.iterdir()] == ["x-lora.gguf"]
 
 
 def test_a_sound_merge_says_what_it_keeps(tiny, tmp_path):
     lora = adapter(tiny.part)
     into = merged(tiny.weights, lora)
-    figures = export_through_gate(
-        adapted(tiny, lora), tiny.part, into, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, "q8_0",
-        effort=EFFORT, merged=Merged(tiny.weights, "F16"),
-    )  # fmt: skip
+    model, merge = adapted(tiny, lora), Merge(tiny.weights, "F16")
+    exported = ExportedModel("x", model, tiny.part, into, tiny.tokenizer, tiny.held_out, merge=merge)
+    figures = export_model(exported, Gguf(dtype="q8_0"), tmp_path / "x.gguf", EFFORT)
     assert 0.98 < figures["adapter_kept"] < 1.02
     assert figures["merge"] == {"base_type": "F16", "limit": 0.02, "kl": figures["kl"]}
 
@@ -186,10 +182,9 @@ def test_a_merge_into_a_quantized_base_is_never_silent(tiny, tmp_path, strength,
     model.load_state_dict(into)
 
     def export(dtype):
-        return export_through_gate(
-            model, tiny.part, into, tiny.tokenizer, tmp_path / "x.gguf", tiny.held_out, dtype,
-            effort=EFFORT, merged=Merged(base, "Q4_0", limit),
-        )  # fmt: skip
+        merge = Merge(base, "Q4_0", limit)
+        exported = ExportedModel("x", model, tiny.part, into, tiny.tokenizer, tiny.held_out, merge=merge)
+        return export_model(exported, Gguf(dtype=dtype), tmp_path / "x.gguf", EFFORT)
 
     with pytest.raises(GateError, match=f"merging the adapter into its Q4_0 base and writing it as q4_0 {says}"):
         export("q4_0")

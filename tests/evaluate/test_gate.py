@@ -7,23 +7,23 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.evaluate.gate.behaviour import Effort
-from settle.evaluate.gate.gate import export_through_gate, require, run_gate
-from settle.formats.gguf import export_gguf
+from settle.evaluate.gate.export import ExportedModel, export_model
+from settle.evaluate.gate.gate import Reference, require, run_gate
+from settle.formats.gguf import Gguf, export_gguf
 from settle.model.architectures.llama import Llama
 
 EFFORT = dataclasses.replace(Effort(), num_texts=40)
 
 
 def gate(tiny, path, dtype="f16"):
-    return run_gate(tiny.model, tiny.tokenizer, path, tiny.held_out, dtype, EFFORT)
+    return run_gate(Reference(tiny.model, tiny.tokenizer, tiny.held_out), path, dtype, EFFORT)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
 def test_sound_export_passes(tiny, tmp_path, dtype):
     path = tmp_path / "tiny.gguf"
-    figures = export_through_gate(
-        tiny.model, tiny.part, tiny.weights, tiny.tokenizer, path, tiny.held_out, dtype, effort=EFFORT
-    )
+    exported = ExportedModel("tiny", tiny.model, tiny.part, tiny.weights, tiny.tokenizer, tiny.held_out)
+    figures = export_model(exported, Gguf(dtype=dtype), path, EFFORT)
     assert figures["passed"] and figures["first_difference"] is None
     # the bar is not where the figure happens to be: a sound export has room below it
     assert figures["kl"] < figures["bars"]["kl"] / 4
@@ -114,7 +114,8 @@ def test_failed_gate_hands_over_nothing(tiny, tmp_path):
     path.write_bytes(b"the export before")
     weights = tiny.weights | {"model.norm.weight": tiny.weights["model.norm.weight"] * 2}
     with pytest.raises(GateError, match="the distributions differ"):
-        export_through_gate(tiny.model, tiny.part, weights, tiny.tokenizer, path, tiny.held_out, effort=EFFORT)
+        exported = ExportedModel("tiny", tiny.model, tiny.part, weights, tiny.tokenizer, tiny.held_out)
+        export_model(exported, Gguf(), path, EFFORT)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.gguf"]
     assert path.read_bytes() == b"the export before"
 
@@ -137,7 +138,7 @@ def test_model_can_be_trained_after_the_gate(tiny, tmp_path):
 def test_little_held_out_text(tiny, tmp_path, texts):
     """A run is not lost for it: there is some prose to compare on."""
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf")
-    assert run_gate(tiny.model, tiny.tokenizer, path, texts)["passed"]
+    assert run_gate(Reference(tiny.model, tiny.tokenizer, texts), path)["passed"]
 
 
 def test_short_context(tiny, tmp_path):

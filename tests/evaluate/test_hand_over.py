@@ -6,7 +6,7 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.base.event_log import Events
-from settle.evaluate.gate.export import hand_over
+from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import card_of
 from settle.infer.live.exported_model import load
 from settle.model.architectures.llama import Llama
@@ -20,9 +20,8 @@ def give(tiny, out, weights=None):
     events = Events(listeners=[into(heard)])
     weights = weights or tiny.weights
     part, tokenizer = tiny.part, tiny.tokenizer
-    _, figures = hand_over(
-        copy.deepcopy(tiny.model), part, weights, tokenizer, out, "tiny", tiny.held_out, CARD, events
-    )
+    exported = ExportedModel("tiny", copy.deepcopy(tiny.model), part, weights, tokenizer, tiny.held_out, CARD)
+    _, figures = export_run_model(exported, out, events)
     return figures, heard
 
 

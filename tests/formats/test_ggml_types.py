@@ -5,7 +5,8 @@ import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from settle.evaluate.gate.gate import run_gate
+from settle.evaluate.gate.gate import Reference, run_gate
+from settle.formats import ModelContents
 from settle.formats.gguf import Gguf, read_gguf
 from settle.formats.gguf.types import GGML, Bars, GgmlType, exported
 from settle.model.pretrained import Pretrained
@@ -31,7 +32,8 @@ def test_a_new_type_is_one_row(tiny, tmp_path, monkeypatch):
     bars = Bars(1.0, 1.0, 4.0)
     row = GgmlType("MXFP4", 39, 32, 17, mixes={"MXFP4": 38}, bars=bars, large_bars=bars)
     monkeypatch.setitem(GGML, "MXFP4", row)
-    path = Gguf(dtype="mxfp4").write(tmp_path / "x.gguf", tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
+    model = ModelContents(tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
+    path = Gguf(dtype="mxfp4").write(tmp_path / "x.gguf", model)
     stored = read_gguf(path)
     assert stored.tensors["blk.0.ffn_up.weight"].dtype == "MXFP4" and stored.metadata["general.file_type"] == 38
     opened = Pretrained.open(path)
@@ -40,5 +42,5 @@ def test_a_new_type_is_one_row(tiny, tmp_path, monkeypatch):
     as_stored = opened.load(quantize="as-is").weights()[name]
     torch.testing.assert_close(as_stored.dense(torch.float32), opened.read(name), rtol=0, atol=0)
     dense = opened.load().eval()
-    figures = run_gate(dense, tiny.tokenizer, path, tiny.held_out, "blocks")
+    figures = run_gate(Reference(dense, tiny.tokenizer, tiny.held_out), path, "blocks")
     assert figures["passed"], figures

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from settle.formats import ModelContents
 from settle.formats.mlx import Mlx
 from settle.formats.safetensors import export_safetensors
 
@@ -15,7 +16,9 @@ mx = pytest.importorskip("mlx.core", reason="mlx has no wheel for this machine")
 def test_mlx_lm_loads_it_with_equal_logits(tiny, tmp_path, dtype):
     from mlx_lm import load
 
-    folder = Mlx(dtype=dtype).write(tmp_path / "mlx", tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
+    folder = Mlx(dtype=dtype).write(
+        tmp_path / "mlx", ModelContents(tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
+    )
     hf = export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "hf", dtype)
     model, tokenizer = load(str(folder))
     text = "def f(self):\n    return self.value"

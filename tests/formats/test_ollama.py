@@ -6,6 +6,7 @@ import re
 import pytest
 
 from settle.base.chat_template import render
+from settle.formats import ModelContents
 from settle.formats.ollama import PROBES, Ollama, modelfile, turns
 
 CHATML = (
@@ -92,7 +93,8 @@ def test_a_template_that_is_no_sequence_of_turns_is_left_to_ollama(tiny, templat
 
 def test_what_is_in_the_folder(tiny, tmp_path):
     form = Ollama()
-    form.write(tmp_path / "notes", tiny.part, tiny.weights, tiny.tokenizer, {"name": "notes", "base": True})
+    contents = ModelContents(tiny.part, tiny.weights, tiny.tokenizer, {"name": "notes", "base": True})
+    form.write(tmp_path / "notes", contents)
     assert sorted(p.name for p in (tmp_path / "notes").iterdir()) == ["Modelfile", "notes.gguf"]
     text = (tmp_path / "notes" / "Modelfile").read_text()
     assert text.startswith("FROM ./notes.gguf\nPARAMETER num_ctx 512\n")

@@ -14,6 +14,17 @@ from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
 
+Conversation = list[dict[str, str]]
+CONVERSATIONS: tuple[Conversation, ...] = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say “hi” 😀\n\n  twice "}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b <|end|> 日本"},
+        {"role": "user", "content": "{{ 1 + 1 }} {% x %}"},
+    ],
+)
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -26,6 +37,7 @@ class Effort:
     window: int = 256  # tokens
     num_logprobs: int = 1 << 17  # log-probabilities fetched from llama.cpp; at about 5 µs each
     most_likely: int = 1 << 12  # of a larger vocabulary, these many are compared one by one and the others as one
+    conversations: tuple[Conversation, ...] = CONVERSATIONS  # rendered here and there
 
 
 BRIEF = Effort()
@@ -43,15 +55,6 @@ ADVERSARIAL = (
     "<|end|", "|end|>", "< |end|>", "[INST] x [/INST]", "<0x0A>", "<|reserved_special_token_0|>", "▁x", "Ġx", "Ċ",
 )  # fmt: skip
 
-CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [{"role": "user", "content": "Hello"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say “hi” 😀\n\n  twice "}],
-    [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b <|end|> 日本"},
-        {"role": "user", "content": "{{ 1 + 1 }} {% x %}"},
-    ],
-)
 UNDERFLOW = -80.0  # llama.cpp's probabilities are float32: smaller ones are zero there
 # Of all these llama.cpp knows that they end an answer, whichever of them the file names.
 ENDINGS = (
@@ -113,7 +116,7 @@ def compare_opening(tokenizer: Any, engine: Engine) -> None:
     raise Difference(f"texts are opened with the ids {ours} here, {theirs} in llama.cpp (tokenizer.ggml.add_bos_token)")
 
 
-def compare_prompts(tokenizer: Any, engine: Engine, conversations: Sequence[list[dict[str, str]]]) -> int:
+def compare_prompts(tokenizer: Any, engine: Engine, conversations: Sequence[Conversation]) -> int:
     """Conversations through the template here and there, byte for byte, then as ids; how many were equal.
 
     What the template refuses here is left out: llama.cpp may rewrite such a conversation before it renders it. An

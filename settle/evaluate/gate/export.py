@@ -1,62 +1,208 @@
-"""What a finished run gives away: the files in out/, made only if the gate is passed."""
+"""Exports: files for other programs. What llama.cpp reads is made only if the gate is passed."""
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import GateCheck
-from settle.base.run import write_atomic
+from settle.base.run import fsync_folder, write_atomic
+from settle.base.tokenizer import Tokenizer
+from settle.evaluate.gate.behaviour import BRIEF, Effort
 from settle.evaluate.gate.diagnose import Origin
-from settle.evaluate.gate.gate import Merged, adapter_through_gate, export_through_gate
+from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
+from settle.formats import AdapterContents, Format, ModelContents, TensorLike
+from settle.formats.gguf import Gguf
+from settle.formats.lora_gguf import LoraGguf
 from settle.formats.ollama import modelfile
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
-from settle.model.adapters import Merged as MergedWeights
+from settle.library.convert import as_gguf
+from settle.model.adapters import Merged
+from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.model.load_adapter import TrainedAdapter, adapted
+from settle.model.pretrained import Pretrained
 
 HF_FOLDER, ADAPTER_FOLDER = "hf", "adapter"
 
 
-def hand_over(
-    model: Any,
-    architecture: Any,
-    weights: Mapping[str, Any],
-    tokenizer: Any,
-    out: Path,
-    name: str,
-    held_out_texts: Sequence[str],
-    metadata: Mapping[str, Any],
-    events: Events,
-    dtype: str = "f16",
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile.
+@dataclass(frozen=True)
+class ExportedModel:
+    """A whole model that is exported.
 
-    weights: parameter name → tensor, which `model` is left holding; held_out_texts: what it was not trained on;
-    metadata: as in `export_gguf`, with "base": True for a model that continues plain text. Returns the files by kind
-    and the gate's figures. Raises GateError, and then nothing is in `out` that was not there before.
+    model: the live one, which files are compared with. weights: parameter name → tensor, as files hold them.
+    held_out_texts: what it was not trained on. card: as in `ModelContents`. merge: when an adapter was merged into the
+    weights.
     """
-    model.load_trainable(weights)
-    metadata = {"name": name, **metadata}
-    file, folder = out / f"{name}.gguf", out / HF_FOLDER
+
+    name: str
+    model: Decoder
+    architecture: Architecture
+    weights: Mapping[str, TensorLike]
+    tokenizer: Tokenizer
+    held_out_texts: Sequence[str]
+    card: Mapping[str, object] = field(default_factory=dict)
+    merge: Merge | None = None
+
+    @property
+    def contents(self) -> ModelContents:
+        return ModelContents(self.architecture, self.weights, self.tokenizer, {"name": self.name, **self.card})
+
+
+@dataclass(frozen=True)
+class ExportedAdapter:
+    """An adapter that is exported, by itself or merged into its base.
+
+    tokenizer: with the template that it was trained with. held_out_texts: what it was not trained on. card: as in
+    `AdapterContents`.
+    """
+
+    name: str
+    base: Pretrained
+    adapter: TrainedAdapter
+    tokenizer: Tokenizer
+    held_out_texts: Sequence[str]
+    card: Mapping[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> Decoder:
+        """The base with the adapter, live."""
+        return adapted(self.base, self.adapter)
+
+    @property
+    def served_over_base(self) -> bool:
+        """Whether llama.cpp can serve it over its base's own file."""
+        return self.base.source.kind == "gguf" and self.adapter.lora is not None
+
+    def contents(self, base_file: Path) -> AdapterContents:
+        card = {"name": self.name, **self.card}
+        return AdapterContents(self.base.part, self.adapter, self.tokenizer, base_file, card)
+
+    def merged(self, limit: float) -> ExportedModel:
+        """The whole model. limit: nats per token (KL) that merging into a quantized base may cost."""
+        base_type = max(self.base.kinds, key=self.base.kinds.__getitem__)
+        return ExportedModel(
+            self.name,
+            self.model,
+            self.base.part,
+            Merged(self.model),
+            self.tokenizer,
+            self.held_out_texts,
+            {key: value for key, value in self.card.items() if key != "template"},  # the tokenizer brings it
+            Merge(self.base.weights, base_type, limit),
+        )
+
+
+def export(
+    exported: ExportedModel | ExportedAdapter, form: Format, path: Path, merge: bool = False, limit: float = 0.02
+) -> dict[str, Any] | None:
+    """Write `path`. An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge`
+    says so. Returns the gate's figures, None for what llama.cpp does not read. Raises as `export_model`."""
+    if isinstance(exported, ExportedModel):
+        return export_model(exported, form, path)
+    if form.holds == "adapter" or (form.holds == "both" and exported.served_over_base and not merge):
+        return export_adapter(exported, form, path)
+    return export_model(exported.merged(limit), form, path)
+
+
+def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF) -> dict[str, Any] | None:
+    """Write a whole model to `path`; what llama.cpp reads only if it passes the gate against the live model.
+
+    Returns the gate's figures. Raises GateError, and then nothing lies at `path` that was not there before.
+    """
+    if not form.for_llama_cpp:
+        form.write(path, exported.contents)
+        return None
+    origin = Origin(exported.architecture, exported.weights, exported.merge.base if exported.merge else None)
+    reference = Reference(exported.model, exported.tokenizer, exported.held_out_texts)
+    with unproven_place(path) as unproven:
+        file = form.gguf(form.write(unproven, exported.contents))
+        figures = run_gate(reference, file, form.dtype, effort, origin=origin, merge=exported.merge)
+        require(figures, path)
+    return figures
+
+
+def export_adapter(
+    exported: ExportedAdapter, form: Format, path: Path, effort: Effort = BRIEF
+) -> dict[str, Any] | None:
+    """Write an adapter by itself to `path`; what llama.cpp reads only if it behaves there, over the base's file, like
+    the live model. Returns and raises as `export_model`."""
+    origin = Origin(exported.base.part, exported.base.weights, adapter=exported.adapter)
+    with as_gguf(exported.base, path.parent, exported.tokenizer) as base:
+        contents = exported.contents(base.path)
+        if not form.for_llama_cpp:
+            form.write_adapter(path, contents)
+            return None
+        reference = Reference(exported.model, exported.tokenizer, exported.held_out_texts)
+        with unproven_place(path) as unproven:
+            file = form.gguf(form.write_adapter(unproven, contents))
+            figures = run_gate(reference, base.path, form.dtype, effort, origin=origin, lora=file)
+            require(figures, path)
+    return figures
+
+
+def export_run_model(
+    exported: ExportedModel, out: Path, events: Events, dtype: str = "f16"
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile, what a run ends with.
+
+    The live model is left holding the weights. Returns the files by kind and the gate's figures. Raises GateError, and
+    then nothing is in `out` that was not there before.
+    """
+    exported.model.load_trainable(exported.weights)
+    architecture, tokenizer = exported.architecture, exported.tokenizer
+    file, folder = out / f"{exported.name}.gguf", out / HF_FOLDER
     beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        export_safetensors(architecture, weights, tokenizer, beside, "f32", metadata)
-        gate = export_through_gate(model, architecture, weights, tokenizer, file, held_out_texts, dtype, metadata)
+        export_safetensors(architecture, exported.weights, tokenizer, beside, "f32", exported.contents.card)
+        gate = export_model(exported, Gguf(dtype=dtype), file)
+        assert gate is not None
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    base = bool(metadata.get("base"))
+    base = bool(exported.card.get("base"))
     write_atomic(out / "Modelfile", modelfile(f"./{file.name}", tokenizer, architecture.max_position_embeddings, base))
-    tell(gate, events)
+    emit_gate_checks(gate, events)
     return {"gguf": str(file), "safetensors": str(folder), "ollama": str(out / "Modelfile")}, gate
 
 
-def tell(figures: Mapping[str, Any], events: Events) -> None:
+def export_run_adapter(exported: ExportedAdapter, out: Path, events: Events) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
+    `out`/NAME.gguf; and `out`/Modelfile.
+
+    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. Returns and raises
+    as `export_run_model`.
+    """
+    over_base, part = exported.served_over_base, exported.base.part
+    file = out / (f"{exported.name}-lora.gguf" if over_base else f"{exported.name}.gguf")
+    if over_base:
+        gate = export_adapter(exported, LoraGguf(), file)
+    else:
+        gate = export_model(exported.merged(0.02), Gguf(), file)
+    assert gate is not None
+    folder = out / ADAPTER_FOLDER
+    export_peft(part, exported.adapter, folder)
+    exported.tokenizer.save(folder)
+    context, plain = part.max_position_embeddings, bool(exported.card.get("base"))
+    below = str(exported.base.source.path.resolve())
+    source, beside = (below, f"./{file.name}") if over_base else (f"./{file.name}", None)
+    write_atomic(out / "Modelfile", modelfile(source, exported.tokenizer, context, plain, beside))
+    emit_gate_checks(gate, events)
+    files = {"lora_gguf" if over_base else "gguf": str(file), "adapter": str(folder)}
+    return files | {"ollama": str(out / "Modelfile")}, gate
+
+
+def emit_gate_checks(figures: Mapping[str, Any], events: Events) -> None:
     """The gate's figures as events, one a check."""
     details = {
         "rendered prompts": f"{figures['prompts_equal']} equal byte for byte",
@@ -75,41 +221,17 @@ def tell(figures: Mapping[str, Any], events: Events) -> None:
         events.emit(GateCheck(check=check, passed=True, detail=detail))
 
 
-def hand_over_adapter(
-    base: Any,
-    adapter: TrainedAdapter,
-    tokenizer: Any,
-    out: Path,
-    name: str,
-    held_out_texts: Sequence[str],
-    metadata: Mapping[str, Any],
-    events: Events,
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
-    `out`/NAME.gguf; and `out`/Modelfile.
-
-    base: `Pretrained`; metadata: as in `export_gguf`, and "template" as in `export_lora`. Where llama.cpp cannot serve
-    the adapter beside a base, the merged file is written in any case. Returns and raises as `hand_over`.
-    """
-    part, metadata = base.part, {"name": name, **metadata}
-    over_base = base.source.kind == "gguf" and adapter.lora is not None
-    live = adapted(base, adapter)
-    file = out / (f"{name}-lora.gguf" if over_base else f"{name}.gguf")
-    if over_base:
-        origin = Origin(part, base.weights, adapter=adapter)
-        gate = adapter_through_gate(live, origin, tokenizer, file, base.source.path, held_out_texts, "f32", metadata)
-    else:
-        merged = Merged(base.weights, max(base.kinds, key=base.kinds.__getitem__))
-        metadata.pop("template", None)  # the tokenizer brings it
-        gate = export_through_gate(
-            live, part, MergedWeights(live), tokenizer, file, held_out_texts, "f16", metadata, merged=merged
-        )
-    folder = out / ADAPTER_FOLDER
-    export_peft(part, adapter, folder)
-    tokenizer.save(folder)
-    context, plain = part.max_position_embeddings, bool(metadata.get("base"))
-    source, beside = (str(base.source.path.resolve()), f"./{file.name}") if over_base else (f"./{file.name}", None)
-    write_atomic(out / "Modelfile", modelfile(source, tokenizer, context, plain, beside))
-    tell(gate, events)
-    files = {"lora_gguf" if over_base else "gguf": str(file), "adapter": str(folder)}
-    return files | {"ollama": str(out / "Modelfile")}, gate
+@contextlib.contextmanager
+def unproven_place(path: Path) -> Iterator[Path]:
+    """A place to write a file or folder to; it becomes `path` when nothing was raised."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".unproven-", dir=path.parent)
+    except OSError as e:
+        raise ResourceError(f"cannot write {path}: {e.strerror}", "choose another place") from None
+    with folder as beside:
+        unproven = Path(beside) / path.name
+        yield unproven
+        if path.is_dir():
+            path.rename(Path(beside) / "before")
+        unproven.replace(path)
+        fsync_folder(path.parent)

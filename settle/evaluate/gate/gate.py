@@ -3,23 +3,23 @@
 A file can pass every structural check and still be broken (https://github.com/unslothai/unsloth/issues/7792), so
 this compares behaviour: rendered prompts byte for byte, token ids, the distribution over the next token, and greedy
 continuations. What short texts cannot show, a rotation for long ones or a weak adapter that was lost, is compared in
-the file itself. A failed gate hands over nothing, says where the first difference is and, if it can, why.
+the file itself. When the gate fails, nothing is exported; it says where the first difference is and, if it can, why.
 """
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import GateError, ResourceError
-from settle.base.run import fsync_folder
+import torch
+
+from settle.base.errors import GateError
+from settle.base.tokenizer import Tokenizer
 from settle.evaluate.gate.behaviour import (
     ADVERSARIAL,
     BRIEF,
-    CONVERSATIONS,
     Difference,
     Effort,
     compare_distributions,
@@ -33,22 +33,13 @@ from settle.evaluate.gate.behaviour import (
     spread,
 )
 from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect
-from settle.formats import Format, Weights
-from settle.formats.gguf import Gguf, read_gguf
+from settle.evaluate.gate.held_out import PROSE
+from settle.formats import TensorLike, Weights
+from settle.formats.gguf import read_gguf
 from settle.formats.gguf.types import Bars, ggml_type, is_float
-from settle.formats.lora_gguf import export_lora, read_lora, require_fit
+from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.engine import Engine
-
-PROSE = (
-    "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "
-    "over was a miller's boy with a letter in his hat; he had been told to ask for no answer and to wait for one. "
-    "What he found on the other side was an empty house, a warm stove, and 3 cups on the table.\n\n"
-    "He sat down. After an hour, he poured himself some tea.\n",
-    "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
-    "    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n",
-    "# Notes\n\n- buy bread, 2 litres of milk (1.5 %), and a dozen eggs\n- call the office before 17:30\n\n"
-    "| day | hours |\n|-----|-------|\n| Mon | 7.5   |\n| Tue | 8     |\n",
-)
+from settle.model.decoder import Decoder
 
 SMALL_FILE = 400_000_000  # bytes
 SEQUENCE_TEXTS = 200
@@ -58,7 +49,7 @@ SAME_BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merge:
     """An adapter that was merged into the weights of its base, and what that may cost.
 
     base: parameter name → tensor, before. base_type: of the base's file, "F16" or "Q4_1"; what was quantized cannot
@@ -66,7 +57,7 @@ class Merged:
     model as it was trained and the merged file.
     """
 
-    base: Mapping[str, Any]
+    base: Mapping[str, TensorLike]
     base_type: str
     limit: float = 0.02
 
@@ -75,31 +66,37 @@ class Merged:
         return not is_float(self.base_type)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a file is held against: the live model, compared in fp32, and documents that it was not trained on."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    held_out_texts: Sequence[str]
+
+
 def run_gate(
-    model: Any,
-    tokenizer: Any,
+    reference: Reference,
     path: Path,
-    held_out_texts: Sequence[str],
     dtype: str = "f16",
     effort: Effort = BRIEF,
     *,
     origin: Origin | None = None,
     lora: Path | None = None,
-    merged: Merged | None = None,
-    conversations: Sequence[list[dict[str, str]]] = CONVERSATIONS,
+    merge: Merge | None = None,
 ) -> dict[str, Any]:
     """Compare a live model with its GGUF file. Returns the figures, `passed`, `first_difference` and `cause` (or None).
 
-    model: the live one, compared in fp32; held_out_texts: documents it was not trained on; lora: an adapter's file,
-    served over `path`; origin: what the file was made from, by which a difference is explained; merged: when an adapter
-    was merged into what the file holds. Raises FormatError or EngineError when the file cannot even be loaded.
+    lora: an adapter's file, served over `path`; origin: what the file was made from, by which a difference is
+    explained; merge: when an adapter was merged into what the file holds. Raises FormatError or EngineError when the
+    file cannot even be loaded.
     """
     start = time.perf_counter()
     file = read_gguf(path)
     adapted = read_lora(lora) if lora else None
     if adapted and lora:
         require_fit(adapted, file, (lora.name, path.name))
-    bars = _bars(file, dtype, lora is not None, merged, effort)
+    bars = _bars(file, dtype, lora is not None, merge, effort)
     figures: dict[str, Any] = {"dtype": dtype, "bars": vars(bars), "first_difference": None, "cause": None}
     small = path.stat().st_size < SMALL_FILE
     contents = inspect(origin, file) if origin and not origin.adapter else Contents(None, [])
@@ -107,21 +104,21 @@ def run_gate(
     try:
         for what in header(origin, file) if origin else ():
             raise Difference(what)
-        with _reference(model, small), Engine(path, threads=1 if small else None, adapter=lora) as engine:
-            figures |= _behave(model, tokenizer, engine, held_out_texts, bars, effort, conversations)
+        with _in_fp32(reference.model, small), Engine(path, threads=1 if small else None, adapter=lora) as engine:
+            figures |= _behave(reference, engine, bars, effort)
         for what in (*adapter(origin, adapted, contents.kept), *contents.damage) if origin else ():
             raise Difference(what)
     except Difference as e:
         figures |= e.figures | {"first_difference": str(e)}
         figures["cause"] = next(iter(causes(origin, file, contents, adapted)), None) if origin else None
-    if merged:
-        figures["merge"] = {"base_type": merged.base_type, "limit": merged.limit, "kl": figures.get("kl")}
+    if merge:
+        figures["merge"] = {"base_type": merge.base_type, "limit": merge.limit, "kl": figures.get("kl")}
     figures["passed"] = figures["first_difference"] is None
     figures["seconds"] = round(time.perf_counter() - start, 3)
     return figures
 
 
-def _bars(file: Weights, dtype: str, has_lora: bool, merged: Merged | None, effort: Effort) -> Bars:
+def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort: Effort) -> Bars:
     """Of an adapter over a file that is kept as it is, that file's type of weights decides."""
     is_large = len(file.metadata.get("tokenizer.ggml.tokens", [])) > effort.most_likely
     if has_lora:
@@ -129,20 +126,13 @@ def _bars(file: Weights, dtype: str, has_lora: bool, merged: Merged | None, effo
     stored = ggml_type("Q8_0" if dtype == SAME_BLOCKS else dtype)
     bars = stored.large_bars if is_large else stored.bars
     assert bars is not None, f"{dtype} is no type of exports"
-    return replace(bars, kl=min(bars.kl, merged.limit)) if merged and merged.quantized else bars
+    return replace(bars, kl=min(bars.kl, merge.limit)) if merge and merge.quantized else bars
 
 
-def _behave(
-    model: Any,
-    tokenizer: Any,
-    engine: Engine,
-    held_out_texts: Sequence[str],
-    bars: Bars,
-    effort: Effort,
-    conversations: Sequence[list[dict[str, str]]],
-) -> dict[str, Any]:
+def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) -> dict[str, Any]:
+    model, tokenizer, held_out_texts = reference.model, reference.tokenizer, reference.held_out_texts
     texts = _pieces(held_out_texts, effort.num_texts)
-    figures: dict[str, Any] = {"prompts_equal": compare_prompts(tokenizer, engine, conversations)}
+    figures: dict[str, Any] = {"prompts_equal": compare_prompts(tokenizer, engine, effort.conversations)}
     compare_opening(tokenizer, engine)
     figures["texts_equal"] = compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
     compare_lists(tokenizer, engine.metadata)
@@ -151,99 +141,10 @@ def _behave(
     return figures | compare_greedy(model, tokenizer, engine, sequences, bars, effort)
 
 
-def export_through_gate(
-    model: Any,
-    part: Any,
-    weights: Mapping[str, Any],
-    tokenizer: Any,
-    path: Path,
-    held_out_texts: Sequence[str],
-    dtype: str = "f16",
-    metadata: Mapping[str, Any] | None = None,
-    effort: Effort = BRIEF,
-    *,
-    form: Format | None = None,
-    base: Mapping[str, Any] | None = None,
-    merged: Merged | None = None,
-    conversations: Sequence[list[dict[str, str]]] = CONVERSATIONS,
-) -> dict[str, Any]:
-    """Write `path` only if it passes the gate against the live model; the gate's figures.
-
-    part, weights, tokenizer, metadata: as in `Format.write`. form: a format with a GGUF in it, plain GGUF by default.
-    merged: when an adapter was merged into `weights`. Raises GateError, and then nothing lies at `path` that
-    was not there before.
-    """
-    form = form or Gguf(dtype=dtype)
-    origin = Origin(part, weights, merged.base if merged else None)
-    with unproven_place(path) as unproven:
-        form.write(unproven, part, weights, tokenizer, metadata or {})
-        file = form.gguf(unproven)
-        assert file is not None, f"{form} has no GGUF in it"
-        figures = run_gate(
-            model,
-            tokenizer,
-            file,
-            held_out_texts,
-            dtype,
-            effort,
-            origin=origin,
-            merged=merged,
-            conversations=conversations,
-        )
-        require(figures, path)
-    return figures
-
-
-def adapter_through_gate(
-    model: Any,
-    origin: Origin,
-    tokenizer: Any,
-    path: Path,
-    base_file: Path,
-    held_out_texts: Sequence[str],
-    dtype: str = "f32",
-    metadata: Mapping[str, Any] | None = None,
-    effort: Effort = BRIEF,
-    conversations: Sequence[list[dict[str, str]]] = CONVERSATIONS,
-) -> dict[str, Any]:
-    """Write the LoRA-GGUF `path` only if llama.cpp, with it over `base_file`, behaves like the live model.
-
-    origin: with the adapter; its weights are the base's, as `base_file` holds them. Raises and returns as
-    `export_through_gate`.
-    """
-    assert origin.adapter is not None
-    with unproven_place(path) as unproven:
-        export_lora(origin.part, origin.adapter, unproven, dtype, metadata)
-        figures = run_gate(
-            model, tokenizer, base_file, held_out_texts, dtype, effort,
-            origin=origin, lora=unproven, conversations=conversations,
-        )  # fmt: skip
-        require(figures, path)
-    return figures
-
-
 @contextlib.contextmanager
-def unproven_place(path: Path) -> Iterator[Path]:
-    """A place to write a file or folder to; it becomes `path` when nothing was raised."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".unproven-", dir=path.parent)
-    except OSError as e:
-        raise ResourceError(f"cannot write {path}: {e.strerror}", "choose another place") from None
-    with folder as beside:
-        unproven = Path(beside) / path.name
-        yield unproven
-        if path.is_dir():
-            path.rename(Path(beside) / "before")
-        unproven.replace(path)
-        fsync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _reference(model: Any, small: bool) -> Iterator[None]:
+def _in_fp32(model: Decoder, small: bool) -> Iterator[None]:
     """The live model in fp32, whatever it was trained in, and one torch thread for a small one: threads that wait for
     each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the machine is shared."""
-    import torch
-
     num_threads, compute_dtype = torch.get_num_threads(), model.compute_dtype
     torch.set_num_threads(1 if small else num_threads)
     model.compute_dtype = torch.float32
@@ -254,19 +155,11 @@ def _reference(model: Any, small: bool) -> Iterator[None]:
         model.compute_dtype = compute_dtype
 
 
-def held_out_texts(store: Any, tokenizer: Any, most_tokens: int = 60_000) -> list[str]:
-    """Documents of a token store as text, evenly spread: about `most_tokens` in all, at least 8 documents if it has
-    them, none longer than an eighth of the whole."""
-    number = store.num_documents
-    stride = min(max(1, round(store.num_tokens / most_tokens)), max(1, number // 8))
-    return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
-
-
 def require(
     figures: Mapping[str, Any],
     path: Path,
     like: str = "the trained model",
-    fix: str = "nothing was handed over; the weights are safe in the run, and this is worth a bug report",
+    fix: str = "nothing was exported; the weights are safe in the run, and this is worth a bug report",
 ) -> None:
     """Raises GateError with the first difference unless the gate was passed. like: what it should behave like."""
     if figures["passed"]:
@@ -288,7 +181,7 @@ def _require_merge(figures: Mapping[str, Any]) -> None:
     raise GateError(
         f"merging the adapter into its {merge['base_type']} base and writing it as {dtype} costs {merge['kl']:.2g} "
         f"nats per token (KL, the limit is {figures['bars']['kl']:g}) and keeps {share:.0%} of its change to weights",
-        "nothing was handed over; serve the adapter over the base as it is (--to lora-gguf, --to ollama), or merge "
+        "nothing was exported; serve the adapter over the base as it is (--to lora-gguf, --to ollama), or merge "
         "into a finer type (--dtype f16)",
     )
 
@@ -299,7 +192,7 @@ def _pieces(texts: Sequence[str], number: int) -> list[str]:
     return spread(pieces, number)
 
 
-def _sequences(tokenizer: Any, texts: Sequence[str], longest: int) -> list[list[int]]:
+def _sequences(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
     """Ids of held-out documents (and of some prose, for there may be few) in pieces of at most `longest`: the full
     ones, or the longer half if fewer are full."""
     pieces: list[list[int]] = []

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import FormatError, GateError
-from settle.evaluate.gate.behaviour import BRIEF, CONVERSATIONS, Effort
+from settle.evaluate.gate.behaviour import BRIEF, Effort
 from settle.evaluate.gate.diagnose import Origin
-from settle.evaluate.gate.gate import SAME_BLOCKS, require, run_gate, unproven_place
+from settle.evaluate.gate.export import unproven_place
+from settle.evaluate.gate.gate import SAME_BLOCKS, Reference, require, run_gate
 from settle.formats.gguf.types import GGML, is_float
 from settle.machine import memory
 from settle.model.pretrained import Pretrained
@@ -25,7 +26,6 @@ def shrunk_through_gate(
     write: Callable[[Path], object],
     held_out_texts: Sequence[str],
     effort: Effort = BRIEF,
-    conversations: Sequence[list[dict[str, str]]] = CONVERSATIONS,
 ) -> dict[str, Any]:
     """Have `write` make a GGUF file, which becomes `path` only if it passes; the gate's figures.
 
@@ -34,8 +34,8 @@ def shrunk_through_gate(
     """
     with unproven_place(path) as unproven:
         write(unproven)
-        figures = shrunk_gate(source, unproven, held_out_texts, effort, conversations)
-        fix = "nothing was handed over; this is worth a bug report"
+        figures = shrunk_gate(source, unproven, held_out_texts, effort)
+        fix = "nothing was written; this is worth a bug report"
         require(figures, path, f"{source.name} with its weights", fix)
     return figures
 
@@ -45,14 +45,13 @@ def shrunk_gate(
     path: Path,
     held_out_texts: Sequence[str],
     effort: Effort = BRIEF,
-    conversations: Sequence[list[dict[str, str]]] = CONVERSATIONS,
 ) -> dict[str, Any]:
     """The figures of `run_gate` for a file that was made from `source`. Raises GateError for a file with other tensors
     than the source has, FormatError for one that is not sound."""
     file = Pretrained.open(path)
     if file.part.parameters() != source.part.parameters():
         raise GateError(
-            f"{path.name} has other tensors than {source.name}", "nothing was handed over; this is worth a bug report"
+            f"{path.name} has other tensors than {source.name}", "nothing was written; this is worth a bug report"
         )
     _require_header(source, file, path.name)
     # the source's architecture, so that a header that says something else shows
@@ -61,9 +60,7 @@ def shrunk_gate(
     live = there.load(quantize=None if 4 * source.part.num_parameters < memory().available // 2 else "as-is")
     origin = Origin(source.part, source.weights, foreign=source.source.kind == "gguf")
     dtype = bars_of(file)
-    return run_gate(
-        live, source.tokenizer, path, held_out_texts, dtype, effort, origin=origin, conversations=conversations
-    )
+    return run_gate(Reference(live, source.tokenizer, held_out_texts), path, dtype, effort, origin=origin)
 
 
 def _require_header(source: Pretrained, file: Pretrained, name: str) -> None:

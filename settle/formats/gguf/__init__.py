@@ -5,16 +5,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from settle.base.chat_template import complaint
 from settle.base.errors import FormatError
+from settle.base.tokenizer import Tokenizer
 from settle.formats import (
     Format,
     LazyTensor,
+    ModelContents,
+    ModelLayout,
     Place,
+    TensorLike,
     Weights,
     beside,
     from_bfloat16,
@@ -24,6 +29,9 @@ from settle.formats import (
 )
 from settle.formats.gguf.header import TensorInfo, read_header
 from settle.formats.gguf.types import GgmlType, block_of, exported, ggml_type
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 
 def _exported(dtype: str) -> str:
@@ -55,19 +63,17 @@ class Gguf(Format):
     def read(self, path: Path) -> Weights:
         return read_gguf(path)
 
-    def write(
-        self, path: Path, part: Any, weights: Mapping[str, Any], tokenizer: Any, metadata: Mapping[str, Any]
-    ) -> Path:
-        return export_gguf(part, weights, tokenizer, path, self.dtype, metadata)
+    def write(self, path: Path, model: ModelContents) -> Path:
+        return export_gguf(model.architecture, model.weights, model.tokenizer, path, self.dtype, model.card)
 
-    def gguf(self, path: Path) -> Path:
-        return path
+    def default_path(self, name: str) -> Path:
+        return Path(f"{name}-{self.dtype}.gguf")
 
 
 def read_gguf(path: Path) -> Weights:
     """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.
 
-    Checked before anything is believed: see `_gguf_header.py`; then the tokenizer's lists against each other and
+    Checked before anything is believed: see `header`; then the tokenizer's lists against each other and
     against the embedding, and the chat template's grammar.
     """
     file = read_tensors(path)
@@ -109,12 +115,12 @@ def embeds(metadata: Mapping[str, Any]) -> bool:
 
 
 def export_gguf(
-    part: Any,
-    weights: Mapping[str, Any],
-    tokenizer: Any,
+    part: ModelLayout,
+    weights: Mapping[str, TensorLike],
+    tokenizer: Tokenizer,
     path: Path,
     dtype: str = "f16",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
@@ -164,7 +170,9 @@ class _Tensor:
     pieces: Sequence[Callable[[], np.ndarray]]
 
 
-def _tensors(part: Any, names: Mapping[str, str], weights: Mapping[str, Any], dtype: str) -> list[_Tensor]:
+def _tensors(
+    part: ModelLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str
+) -> list[_Tensor]:
     """What the file holds, in its order: parameters that share a name become one stacked tensor."""
     members: dict[str, list[str]] = {}
     for parameter, name in names.items():
@@ -183,11 +191,11 @@ def _tensors(part: Any, names: Mapping[str, str], weights: Mapping[str, Any], dt
     return made
 
 
-def _piece(part: Any, parameter: str, tensor: Any, stored: GgmlType) -> np.ndarray:
+def _piece(part: ModelLayout, parameter: str, tensor: TensorLike, stored: GgmlType) -> np.ndarray:
     return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), stored)
 
 
-def card_of(path: Path) -> dict[str, Any]:
+def card_of(path: Path) -> dict[str, object]:
     """What `export_gguf` was given as metadata, read back from a file; {} when there is no file."""
     if not path.exists():
         return {}
@@ -220,7 +228,7 @@ def _encode(name: str, values: np.ndarray, stored: GgmlType) -> np.ndarray:
     return quantize(values, GGMLQuantizationType(stored.id))
 
 
-def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
+def _write_card(writer: "GGUFWriter", metadata: Mapping[str, object], dtype: str) -> None:
     from gguf.constants import GGML_QUANT_VERSION
 
     writer.add_type("model")
@@ -241,7 +249,7 @@ def _write_card(writer: Any, metadata: Mapping[str, Any], dtype: str) -> None:
             writer.add_string(name, str(value))
 
 
-def _write_architecture(writer: Any, part: Any) -> None:
+def _write_architecture(writer: "GGUFWriter", part: ModelLayout) -> None:
     for key, value in part.gguf_metadata().items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -253,7 +261,7 @@ def _write_architecture(writer: Any, part: Any) -> None:
             writer.add_float32(key, value)
 
 
-def _write_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
     filled = {
@@ -337,8 +345,6 @@ def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
 
 def _template_complaints(metadata: Mapping[str, Any]) -> Iterator[str]:
-    from settle.base.chat_template import complaint
-
     for key, value in metadata.items():
         if key.startswith("tokenizer.chat_template") and isinstance(value, str):
             what = complaint(value)

@@ -7,7 +7,9 @@ from transformers import AutoTokenizer
 
 from settle.base.errors import DataError, UsageError
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.evaluate.gate.gate import PROSE, Effort, run_gate
+from settle.evaluate.gate.behaviour import Effort
+from settle.evaluate.gate.gate import Reference, run_gate
+from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
@@ -179,7 +181,7 @@ def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     assert target.stat().st_size < source.stat().st_size
     cut = Pretrained.open(target)
     bars = "blocks" if dtype.startswith("q") else dtype
-    figures = run_gate(cut.load(), cut.tokenizer, target, [code()], bars, Effort(num_greedy=8))
+    figures = run_gate(Reference(cut.load(), cut.tokenizer, [code()]), target, bars, Effort(num_greedy=8))
     assert figures["passed"], figures["first_difference"]
 
 
