@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from settle.base.errors import RunError
+from settle.base.file_version import refuse_newer
 
 VERSION = 1
 
@@ -60,11 +61,7 @@ class Result(BaseModel):
 
 def parse_result(values: object, path: Path) -> Result:
     """Raises RunError when a newer settle wrote the file, or when it was edited into something else."""
-    version = values.get("version", VERSION) if isinstance(values, dict) else VERSION
-    if isinstance(version, int) and version > VERSION:
-        raise RunError(
-            f"{path} has version {version}; this settle reads version {VERSION}", "pip install --upgrade settle-lm"
-        )
+    refuse_newer(values, VERSION, str(path))
     try:
         return Result.model_validate(values)
     except ValidationError as e:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from settle.machine.accelerator import Accelerator, accelerator
+from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
 from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, processor_name
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
@@ -15,6 +15,7 @@ from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
 
 __all__ = [
+    "COMPUTE_DTYPES",
     "Accelerator",
     "Cores",
     "DtypeProbe",

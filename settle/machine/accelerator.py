@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # of which a device offers the first and one more
+
 
 @dataclass(frozen=True)
 class Accelerator:

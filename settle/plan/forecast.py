@@ -4,10 +4,8 @@ Costs come from a short real training of the planned model (settle/plan/probe.py
 (settle/plan/loss_law.py).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
@@ -16,6 +14,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
+from settle.plan.forecast_figures import Forecast
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
@@ -32,21 +31,6 @@ DOUBLINGS = 6.0  # for so long the kernels' cache goes on growing with batches o
 STOP_SPREAD = 0.5  # of the tokens at which a run settles
 LATER_STOP = 1.5  # settled is said this much later than it is true (bench/settled.py)
 LOOKS_LIKE = 1.25  # times slower evaluations are in a run than in a row
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats."""
-
-    tokens: Interval
-    time: Interval
-    peak_memory: Interval
-    energy: Interval
-    cost: Interval
-    loss: Interval
-
-    def to_json(self) -> dict[str, dict[str, float | None]]:
-        return {name: estimate.to_json() for name, estimate in vars(self).items()}
 
 
 def look_ahead(
@@ -66,7 +50,7 @@ def look_ahead(
     loop = plan.loop
     if loop.seconds:
         left = max(loop.seconds / 2, loop.seconds - (elapsed() - before))
-        plan = dataclasses.replace(plan, loop=loop.model_copy(update={"seconds": left}))
+        plan = plan.with_loop(seconds=left)
     return plan, forecast(plan, corpus, probed, settings, elapsed())
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from settle.base.run import Run
-from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.statistics import Interval
+from settle.plan.forecast_figures import read_figures
 
 UNITS = {"time": "s", "peak_memory": "bytes", "energy": "J", "cost": "money", "loss": "nats", "tokens": "tokens"}
 
@@ -43,18 +44,18 @@ class Score:
 
 def entries(runs: Iterable[Run]) -> list[Entry]:
     """All figures of finished runs that were forecast and that came out as numbers."""
-    found = []
+    ledger = []
     for run in runs:
         result = run.read("result.json")
         if not isinstance(result, dict):
             continue
         forecast = result.get("forecast") or run.read("forecast.json") or {}
         actual = result.get("actual") or {}
-        for figure, interval in forecast.items():
-            value = actual.get(figure)
-            if isinstance(interval, dict) and isinstance(value, int | float) and interval.get("value"):
-                found.append(Entry(run.name, figure, Interval.from_json(interval, FORECAST_LEVEL), float(value)))
-    return found
+        for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
+            value = actual.get(name)
+            if isinstance(value, int | float) and interval.value:
+                ledger.append(Entry(run.name, name, interval, float(value)))
+    return ledger
 
 
 def scores(ledger: Iterable[Entry]) -> list[Score]:

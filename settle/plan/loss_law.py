@@ -68,7 +68,7 @@ class LossLaw:
 
 def left_over(parameters: float, fresh_tokens: float) -> float:
     """The part of the loss that more parameters or more text would take away, up to a unit."""
-    return SIZE_TERM / parameters**SIZE_POWER + TEXT_TERM / fresh_tokens**TEXT_POWER
+    return SIZE_TERM / math.pow(parameters, SIZE_POWER) + TEXT_TERM / math.pow(fresh_tokens, TEXT_POWER)
 
 
 def share_left(parameters: float, short_tokens: float, tokens: float) -> float:

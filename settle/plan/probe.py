@@ -51,17 +51,16 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
 
     A time budget may end it earlier. `watts`: what the machine draws, when the person says so.
     """
-    loop = plan.loop.model_copy(
-        update={
-            "max_steps": most_steps,
-            "seconds": plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME,
-            "warmup_steps": min(plan.loop.warmup_steps, max(1, most_steps // 4)),
-            "decay_fraction": DECAY,
-            "until_settled": False,
-            "checkpoint_steps": most_steps + 1,
-        }
+    plan = plan.with_loop(
+        max_steps=most_steps,
+        seconds=plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME,
+        warmup_steps=min(plan.loop.warmup_steps, max(1, most_steps // 4)),
+        decay_fraction=DECAY,
+        until_settled=False,
+        checkpoint_steps=most_steps + 1,
     )
-    job = TrainingJob.build(dataclasses.replace(plan, loop=loop, held_out_tokens=EVALUATION_BLOCK), corpus)
+    loop = plan.loop
+    job = TrainingJob.build(dataclasses.replace(plan, held_out_tokens=EVALUATION_BLOCK), corpus)
     times: list[float] = []
     peaks: list[int] = []
 

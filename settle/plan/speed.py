@@ -7,13 +7,14 @@ each FLOP. For small models the first is most of it, and a rule of FLOPs alone w
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from settle.machine import Accelerator, probe_dtype
 from settle.machine.measurement_cache import key, remembered
 from settle.model.architectures import Architecture
+from settle.train.objectives.next_token import NextToken
+from settle.train.optimizers import Optimizer
 
 SMALL, LARGE = 150_000, 3_000_000  # parameters
 TOKENS, CONTEXT = 1024, 128  # of a measured step
@@ -27,13 +28,14 @@ class Speed:
     layer: float
     flop: float
 
-    def step(self, architecture: Any, tokens: int, context: int) -> float:
+    def step(self, architecture: Architecture, tokens: int, context: int) -> float:
         """Seconds of an optimizer step over `tokens` tokens."""
-        return self.layer * architecture.num_hidden_layers + self.flop * tokens * architecture.flops_per_token(context)
+        layers = len(architecture.options().layers)
+        return self.layer * layers + self.flop * tokens * architecture.flops_per_token(context)
 
 
 def measure_speed(
-    architecture: type[Architecture], vocab_size: int, optimizer: Any, device: Accelerator, dtype: str | None
+    architecture: type[Architecture], vocab_size: int, optimizer: Optimizer, device: Accelerator, dtype: str | None
 ) -> Speed:
     """The speed of this family on this machine; about half a second, remembered."""
     import torch
@@ -47,18 +49,15 @@ def measure_speed(
         return {str(i): _best_step(model, optimizer, device.kind, dtype) for i, model in enumerate(models)}
 
     times = remembered(key(device.kind, torch.get_num_threads()), name, measure)
-    layers: list[Any] = models
-    matrix = [[m.num_hidden_layers, TOKENS * m.flops_per_token(CONTEXT)] for m in layers]
+    matrix = [[len(m.options().layers), TOKENS * m.flops_per_token(CONTEXT)] for m in models]
     layer, flop = np.linalg.solve(matrix, [times["0"], times["1"]])
     if layer < 0 or flop < 0:  # the machine was busy with one of them: believe the larger one
         layer, flop = 0.0, times["1"] / matrix[1][1]
     return Speed(float(layer), float(flop))
 
 
-def _best_step(architecture: Architecture, optimizer: Any, device: str, dtype: str) -> float:
+def _best_step(architecture: Architecture, optimizer: Optimizer, device: str, dtype: str) -> float:
     import torch
-
-    from settle.train.objectives.next_token import NextToken
 
     model = architecture.build(0, device)
     model.compute_dtype = getattr(torch, dtype)

@@ -9,7 +9,6 @@ import torch
 from settle.base.errors import FormatError
 from settle.base.event_log import Events
 from settle.base.run import Run
-from settle.base.stop_signals import Stopping
 from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
@@ -94,7 +93,7 @@ class TrainingJob:
         return {key: record[key] for key in IDENTITY}
 
     def loop(
-        self, run: Run, events: Events, stopping: Stopping, spending: Callable[[], dict[str, float]] = dict
+        self, run: Run, events: Events, stopping: Callable[[], bool], spending: Callable[[], dict[str, float]] = dict
     ) -> Loop:
         session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode)
         return Loop(self.trainer(), HeldOut(self.held_out, self.tokenizer.byte_length), session)

@@ -1,11 +1,14 @@
 """The plan of a training run: every number, and where it came from. Resolved once, before anything is built."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields, replace
+
+from pydantic.dataclasses import dataclass
 
 from settle.base.amounts import count
 from settle.base.errors import UsageError
+from settle.base.file_version import refuse_newer
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, cores, probe_dtype
 from settle.model.architectures import Architecture
@@ -16,10 +19,12 @@ from settle.train.optimizers import Optimizer
 from settle.train.settled import sample_size
 from settle.train.state import LoopPlan
 
+PLAN_VERSION = 1  # of plan.json
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a run goes on with that began from a model others trained.
+    """How a pretrained model is trained on.
 
     base: where its files are. adapter_name: a part of model/adapters, or "full" for every weight. quantize: how frozen
     weights are kept. rows: of one micro-batch. recompute: see `Decoder`.
@@ -29,7 +34,7 @@ class Tuning:
     base_name: str
     base_sha256: str
     adapter_name: str
-    adapter: dict[str, Any]
+    adapter: Mapping[str, object]
     quantize: str | None
     rows: int
     recompute: int
@@ -37,36 +42,39 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that plan.json holds about what will be done; `why` tells of each derived number where it came from."""
+    """All that plan.json holds about what will be done; `why` says of each derived number where it came from."""
 
-    architecture: dict[str, Any]
+    architecture: Mapping[str, object]
     architecture_name: str
     objective: str
     optimizer_name: str
-    optimizer: dict[str, Any]
+    optimizer: Mapping[str, object]
     loop: LoopPlan
     device: str
     dtype: str
     held_out_tokens: int
-    origin: dict[str, str]
-    why: dict[str, str]
-    objective_settings: dict[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str]
+    why: Mapping[str, str]
+    objective_settings: Mapping[str, object] = field(default_factory=dict)
     tuning: Tuning | None = None
 
     @property
     def num_parameters(self) -> int:
         """What the model really has: the shape whose size comes nearest to what was asked for."""
-        architecture = Architecture.make(self.architecture_name, self.architecture)
-        return int(architecture.num_parameters)
+        return Architecture.make(self.architecture_name, self.architecture).num_parameters
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "loop": self.loop.model_dump(), "tuning": self.tuning and vars(self.tuning)}
+    def with_loop(self, **changes: object) -> "TrainingPlan":
+        """The same plan with other numbers of the loop."""
+        return replace(self, loop=self.loop.model_copy(update=changes))
+
+    def to_json(self) -> dict[str, object]:
+        return {"version": PLAN_VERSION, **asdict(self), "loop": self.loop.model_dump()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TrainingPlan":
-        known = {k: values[k] for k in cls.__dataclass_fields__ if k in values}
-        tuning = values.get("tuning")
-        return cls(**{**known, "loop": LoopPlan(**values["loop"]), "tuning": Tuning(**tuning) if tuning else None})
+    def from_json(cls, values: Mapping[str, object]) -> "TrainingPlan":
+        """The plan in a plan.json, which holds more. Raises RunError for a newer version, ValueError for no plan."""
+        refuse_newer(values, PLAN_VERSION, "plan.json")
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})  # type: ignore[arg-type]  # checked
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
@@ -149,16 +157,16 @@ def chosen_dtype(
     return asked
 
 
-def shapes(architecture: Any, tokens: int) -> list[tuple[int, int, int]]:
+def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:
     """(M, K, N) of the products of one layer over that many tokens: qkv, output, gate and up, down."""
-    width, inner = architecture.hidden_size, architecture.intermediate_size
-    heads = (architecture.num_attention_heads + 2 * architecture.num_key_value_heads) * architecture.head_dim
-    mixed = architecture.num_attention_heads * architecture.head_dim
+    layer = architecture.options().layers[0]
+    width, inner, mixed = layer.width, layer.inner, layer.heads * layer.head_dim
+    heads = mixed + 2 * layer.kv_heads * layer.head_dim
     return [(tokens, width, heads), (tokens, mixed, width), (tokens, width, 2 * inner), (tokens, inner, width)]
 
 
 def origins(
-    origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: dict[str, dict[str, Any]]
+    origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: Mapping[str, Mapping[str, object]]
 ) -> dict[str, str]:
     """Where each number came from; groups: the settings of parts, by the name of the setting that chooses the part."""
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}

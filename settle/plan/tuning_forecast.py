@@ -14,8 +14,10 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
+from settle.data.rows.prepare import RowCorpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.forecast import Forecast, cost_interval, token_budget
+from settle.plan.forecast import cost_interval, token_budget
+from settle.plan.forecast_figures import Forecast
 from settle.plan.settings import TuningSettings
 from settle.plan.training_job import TrainingJob, blocks
 from settle.plan.training_plan import TrainingPlan
@@ -28,12 +30,12 @@ FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
 PATIENCE = 90.0  # seconds after which two steps have to be enough
 MOST_SEARCHED = 20_000  # batches among which the largest is looked for
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
-# Standard deviations of the logarithm of came ÷ expected
+# Standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
-# By holes between blocks of ever different sizes, and by what is done after the last step. Products in bfloat16 work on
-# copies, which leave more of them. Where layers are computed again hardly anything is kept from one to the next, and
-# there are no holes to speak of.
-MEMORY_GROWTH = {"float32": 1.05, "bfloat16": 1.25}
+# What memory grows by after the probe: heap fragmentation by batches of varying size, and the work after the last
+# step. Products in a half type work on copies of the weights, which fragment the heap more. Where layers are recomputed
+# in the backward pass hardly anything is kept from one to the next, and there is no fragmentation to speak of.
+MEMORY_GROWTH, HALF_MEMORY_GROWTH = 1.05, 1.25  # peak memory of the run ÷ that of the probe; float32, half types
 STOP_SPREAD = 0.4  # of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
@@ -126,6 +128,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
 def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
     """`spent`: seconds since the command began, which are part of the time that will be told."""
     loop = job.plan.loop
+    assert isinstance(job.corpus, RowCorpus)
     per_token = measured.step_seconds / loop.tokens_per_step
     tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token)
     held_out = min(job.corpus.held_out.num_inputs, max(job.plan.held_out_tokens, int(3 * tokens.value / 20)))
@@ -144,9 +147,10 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
     spread = math.hypot(duration.log_std, unsure)
     energy = Interval.log_normal((duration.value - spent) * measured.watts, spread)
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
-    memory = measured.memory * MEMORY_GROWTH[job.plan.dtype]
     if job.model.recompute:
-        memory = measured.memory + _widened_head(job)
+        memory = float(measured.memory + _widened_head(job))
+    else:
+        memory = measured.memory * memory_growth(job.plan.dtype)
     return Forecast(
         tokens=tokens,
         time=duration,
@@ -156,6 +160,11 @@ def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spe
         cost=cost_interval(energy, duration, settings),
         loss=_loss(job.plan, measured, tokens),
     )
+
+
+def memory_growth(dtype: str) -> float:
+    """Peak memory of the whole run ÷ that of the probe, by the type that is computed in."""
+    return MEMORY_GROWTH if dtype == "float32" else HALF_MEMORY_GROWTH
 
 
 def expected_steps(plan: TrainingPlan) -> int:

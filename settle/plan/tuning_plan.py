@@ -231,7 +231,7 @@ class _Fit:
     def needed(self, rows: int, recompute: int) -> float:
         """Bytes that training takes beyond what the process holds before the model is loaded."""
         tokens = max(rows * self.per_row, self.longest)
-        adapter = self.adapter and self.adapter.kept_numbers(self.base.part.linears())
+        adapter = None if self.adapter is None else self.adapter.kept_numbers(self.base.part.linears())
         kept = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, adapter)
         if recompute:
             layers, width = self._shape

@@ -1,0 +1,64 @@
+"""plan.json and forecast.json: files of this version and of none are read, those of a newer one refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from settle.base.errors import RunError
+from settle.base.run import Run, write_json
+from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.plan.forecast_figures import FORECAST_VERSION, Forecast, read_figures
+from settle.plan.ledger import entries
+from settle.plan.training_plan import PLAN_VERSION, TrainingPlan, Tuning
+from settle.train.state import LoopPlan
+
+LOOP = LoopPlan(
+    tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8
+)  # fmt: skip
+PLAN = TrainingPlan(
+    architecture={"hidden_size": 64}, architecture_name="llama", objective="next_token", optimizer_name="adamw",
+    optimizer={"lr": 0.01}, loop=LOOP, device="cpu", dtype="float32", held_out_tokens=512,
+    origin={"dtype": "asked"}, why={"steps": "asked for"},
+    tuning=Tuning("b", "base", "0" * 64, "lora", {"rank": 4, "targets": ["q_proj"]}, None, 4, 0),
+)  # fmt: skip
+FORECAST = Forecast(*(Interval(number, number / 2, number * 2, FORECAST_LEVEL) for number in range(1, 7)))
+
+
+def test_a_plan_comes_back_from_its_file() -> None:
+    record = json.loads(json.dumps(PLAN.to_json()))
+    assert record["version"] == PLAN_VERSION
+    assert TrainingPlan.from_json(record | {"corpus": "abc", "asked": {}}) == PLAN
+    del record["version"]  # as settle wrote it before it wrote versions
+    assert TrainingPlan.from_json(record) == PLAN
+
+
+@pytest.mark.parametrize("version", [PLAN_VERSION + 1, "two"])
+def test_a_plan_of_a_newer_version_is_refused_by_its_number(version: object) -> None:
+    with pytest.raises(RunError, match=f"plan.json has version {version}") as refused:
+        TrainingPlan.from_json(PLAN.to_json() | {"version": version})
+    assert "upgrade" in refused.value.fix
+
+
+@pytest.mark.parametrize(("key", "value"), [("loop", 7), ("tuning", {"base": "b"}), ("held_out_tokens", "many")])
+def test_what_is_no_plan_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        TrainingPlan.from_json(PLAN.to_json() | {key: value})
+
+
+def test_a_forecast_comes_back_from_its_file() -> None:
+    record = json.loads(json.dumps(FORECAST.to_json()))
+    assert record["version"] == FORECAST_VERSION
+    assert read_figures(record, "forecast.json") == vars(FORECAST)
+    del record["version"]
+    assert read_figures(record, "forecast.json") == vars(FORECAST)
+
+
+def test_a_forecast_of_a_newer_version_or_damaged_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"actual": {"time": 1.0}})
+    write_json(tmp_path / "forecast.json", FORECAST.to_json() | {"version": FORECAST_VERSION + 1})
+    with pytest.raises(RunError, match=f"version {FORECAST_VERSION + 1}"):
+        entries([Run(tmp_path)])
+    write_json(tmp_path / "forecast.json", {"time": {"value": 1.0, "low": "few"}})
+    with pytest.raises(RunError, match="damaged"):
+        entries([Run(tmp_path)])
