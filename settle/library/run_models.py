@@ -114,7 +114,7 @@ def _recorded(run: Run) -> tuple[MadeModel, ...] | None:
 
 
 def _by_endings(run: Run) -> Iterator[MadeModel]:
-    """The files of a run without a record, as settle made them before version 0.2, told apart by their names."""
+    """The files of a run without a record, told apart by the ends of their names."""
     adapter, draft = (run.out / f"{run.name}-{ending}.gguf" for ending in ("lora", "draft"))
     files = [path for path in run.out.glob("[!.]*.gguf") if path not in (adapter, draft)]
     if adapter.is_file():

@@ -1,22 +1,23 @@
-"""A sentence embedder of the BERT kind in Hugging Face's layout, made the GGUF file that llama.cpp runs.
+"""Converts a sentence embedder of the BERT family from Hugging Face's layout to the GGUF file that llama.cpp runs.
 
 Names of tensors and keys as llama.cpp's own converter writes them.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from settle.base.errors import FormatError
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import read_safetensors
 
-POOLING_FILE = "1_Pooling/config.json"  # sentence-transformers' place for it
+T = TypeVar("T")
+Json = dict[str, Any]  # a parsed file
+POOLING_FILE = "1_Pooling/config.json"  # where sentence-transformers keeps it
 _POOLING = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}  # GGUF's numbers
 _NORMAL, _CONTROL = 1, 3
-_WORD_START = "▁"  # GGUF marks where a word begins, WordPiece (with ##) where it goes on
+_WORD_START = "▁"  # GGUF marks where a word begins, WordPiece (with ##) where it continues
 _SPECIAL = {"cls": "bos", "sep": "seperator", "pad": "padding", "unk": "unknown", "mask": "mask"}  # GGUF's spelling
 _OUTSIDE = {
     "embeddings.word_embeddings": "token_embd",
@@ -37,7 +38,7 @@ _OF_LAYER = {
 
 
 def is_bert(folder: Path) -> bool:
-    """Whether a folder in Hugging Face's layout holds such a model."""
+    """Whether a folder in Hugging Face's layout holds a BERT model."""
     return _json(folder / "config.json").get("model_type") == "bert"
 
 
@@ -48,7 +49,7 @@ def bert_to_gguf(folder: Path, path: Path, name: str, license: str) -> Path:
     """
     config = _json(folder / "config.json")
     if config.get("hidden_act") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise FormatError(f"{name} is BERT of a kind that llama.cpp does not run", "choose another embedder")
+        raise FormatError(f"{name} is a BERT variant that llama.cpp does not run", "choose another embedder")
     part, tokenizer = _Bert(config, _pooling(folder)), _WordPiece(_json(folder / "tokenizer.json"))
     found = {tensor.removeprefix("bert."): lazy for tensor, lazy in read_safetensors(folder).tensors.items()}
     weights = {tensor: lazy.load() for tensor, lazy in found.items() if tensor in part.gguf_names()}
@@ -60,7 +61,7 @@ class _Bert:
     """What `export_gguf` asks of an architecture. pooling: GGUF's number for it."""
 
     gguf_architecture: ClassVar[str] = "bert"
-    config: Mapping[str, Any]
+    config: Json
     pooling: int
 
     @property
@@ -68,7 +69,7 @@ class _Bert:
         return int(self.config["vocab_size"])
 
     def gguf_names(self) -> dict[str, str]:
-        """Without what vectors do not need: a pooler over the first token, heads for other tasks."""
+        """Names of the tensors that vectors need: no pooler over the first token, no heads for other tasks."""
         stems = dict(_OUTSIDE)
         for layer in range(self.config["num_hidden_layers"]):
             stems |= {f"encoder.layer.{layer}.{hf}": f"blk.{layer}.{gguf}" for hf, gguf in _OF_LAYER.items()}
@@ -76,7 +77,7 @@ class _Bert:
         kinds = {hf: ("weight",) if hf in tables else ("weight", "bias") for hf in stems}
         return {f"{hf}.{kind}": f"{gguf}.{kind}" for hf, gguf in stems.items() for kind in kinds[hf]}
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> Json:
         config = self.config
         return {
             "bert.block_count": config["num_hidden_layers"],
@@ -90,17 +91,17 @@ class _Bert:
             "tokenizer.ggml.token_type_count": config.get("type_vocab_size", 1),
         }
 
-    def gguf_constants(self) -> dict[str, Any]:
+    def gguf_constants(self) -> Json:
         return {}
 
-    def to_gguf(self, name: str, values: Any) -> Any:
+    def to_gguf(self, name: str, values: T) -> T:
         return values
 
 
 class _WordPiece:
     """What `export_gguf` asks of a tokenizer."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Json) -> None:
         """raw: tokenizer.json. Raises FormatError when it is of another kind."""
         model = raw.get("model") or {}
         self._normalizer = raw.get("normalizer") or {}
@@ -111,11 +112,11 @@ class _WordPiece:
         self._control = {token["content"] for token in raw.get("added_tokens") or [] if token.get("special")}
         self.vocab_size = len(self._ids)
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> Json:
         tokens = sorted(self._ids, key=self._ids.__getitem__)
         lowercase = bool(self._normalizer["lowercase"])
         strips = self._normalizer.get("strip_accents")
-        keys: dict[str, Any] = {
+        keys: Json = {
             "model": "bert",
             "pre": "default",
             "tokens": [self._spelled(token) for token in tokens],
@@ -134,15 +135,15 @@ class _WordPiece:
 
 
 def _pooling(folder: Path) -> int:
-    """GGUF's number of how the vectors of tokens become one; the mean where nothing is said."""
+    """GGUF's number for the pooling of token vectors; the mean where the folder names none."""
     path = folder / POOLING_FILE
-    said = [number for mode, number in _POOLING.items() if path.exists() and _json(path).get(mode)]
-    if len(said) > 1:
+    modes = [number for mode, number in _POOLING.items() if path.exists() and _json(path).get(mode)]
+    if len(modes) > 1:
         raise FormatError(f"{folder.name} pools in several ways at once", "choose another embedder")
-    return said[0] if said else _POOLING["pooling_mode_mean_tokens"]
+    return modes[0] if modes else _POOLING["pooling_mode_mean_tokens"]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:

