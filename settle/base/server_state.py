@@ -1,18 +1,28 @@
-"""What servers and `settle connect` tell each other, in home()/server: which server runs, and who else may ask."""
+"""What `settle serve` and `settle connect` share, in home()/server: the server that runs, its key, allowed origins."""
 
 import json
 import os
+import re
+import secrets
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import psutil
 
-from settle.base.errors import RunError
-from settle.base.run import home, read_json, write_json
+from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.run import home, read_json, write_atomic, write_json
+
+VALID_KEY = re.compile(r"[\x21-\x7e]{16,256}")
+
+
+class RunningServer(NamedTuple):
+    address: str
+    pid: int
+    needs_key: bool
 
 
 def note_server(address: str, needs_key: bool) -> None:
-    """A server runs at this address. Where it cannot be written it must be said to `settle connect` by hand."""
+    """Records that a server runs at this address. Where that fails, `settle connect` needs --address."""
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         write_json(_folder() / "running.json", {"address": address, "pid": os.getpid(), "needs_key": needs_key})
@@ -21,24 +31,55 @@ def note_server(address: str, needs_key: bool) -> None:
 
 
 def forget_server(address: str) -> None:
-    """It has ended."""
-    found = running_server()
-    if found and found["address"] == address:
+    """Removes the record of a server that has ended."""
+    server = running_server()
+    if server and server.address == address:
         (_folder() / "running.json").unlink(missing_ok=True)
 
 
-def running_server() -> dict[str, Any] | None:
-    """address, pid and needs_key of the server that was started last and still runs."""
+def running_server() -> RunningServer | None:
+    """The server that was started last, if it still runs."""
     path = _folder() / "running.json"
     try:
-        found = read_json(path) if path.exists() else None
-    except (RunError, OSError):
+        record = read_json(path) if path.exists() else None
+        server = RunningServer(**record) if isinstance(record, dict) else None
+    except (RunError, OSError, TypeError):
         return None
-    return found if isinstance(found, dict) and psutil.pid_exists(found.get("pid", -1)) else None
+    return server if server and psutil.pid_exists(server.pid) else None
+
+
+def key_file() -> Path:
+    return _folder() / "key"
+
+
+def server_key(create: bool = True) -> str | None:
+    """The key that requests to this machine's server must carry, readable by its owner only. create: make a key when
+    there is none, otherwise return None. Raises ResourceError, and UsageError when others can read the file."""
+    path = key_file()
+    try:
+        if not path.exists():
+            if not create:
+                return None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(0o700)
+            before = os.umask(0o077)  # others must not be able to read it for even a moment
+            try:
+                write_atomic(path, f"sk-settle-{secrets.token_urlsafe(24)}\n")
+            finally:
+                os.umask(before)
+        if os.name != "nt" and path.stat().st_mode & 0o077:
+            fix = f"run `chmod 600 {path}`, or better delete it: a new key is made"
+            raise UsageError(f"other users can read {path}", fix)
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as e:
+        raise ResourceError(f"cannot keep a key in {path}: {e.strerror}", "make room or permission there") from None
+    if not VALID_KEY.fullmatch(key):
+        raise UsageError(f"{path} holds no valid key", "delete it: a new key is made")
+    return key
 
 
 def allowed_origins() -> frozenset[str]:
-    """Web pages and browser extensions that may ask, as `settle connect` noted them."""
+    """Web pages and browser extensions that may send requests, as `settle connect` recorded them."""
     try:
         return frozenset(json.loads((_folder() / "origins.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -46,7 +87,7 @@ def allowed_origins() -> frozenset[str]:
 
 
 def allow_origins(origins: frozenset[str]) -> None:
-    """These may ask from now on, and no others."""
+    """These may send requests from now on, and no others."""
     _folder().mkdir(parents=True, exist_ok=True)
     write_json(_folder() / "origins.json", sorted(origins))
 

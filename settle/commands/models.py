@@ -13,7 +13,8 @@ from settle.commands import Command
 from settle.library.store import StoredModel, all_models, stamp_of
 
 if TYPE_CHECKING:
-    from settle.server.models.model_catalogue import Catalogue, Entry
+    from settle.server.models.model_catalogue import ModelCatalogue
+    from settle.server.models.model_entry import ModelEntry
 
 COLUMNS = ("name", "size", "type", "parameters", "context", "template", "tools", "fits here", "tokens/s", "what")
 
@@ -32,11 +33,11 @@ class Models(Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.server.models.model_catalogue import Catalogue
-            from settle.server.models.model_info import described
+            from settle.server.models.model_catalogue import ModelCatalogue
+            from settle.server.models.model_info import describe
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
-        catalogue = Catalogue()
+        catalogue = ModelCatalogue()
         if self.names[:1] == ["show"]:
             if len(self.names) != 2:
                 raise UsageError("which model is there to show?", "`settle models show NAME`")
@@ -44,7 +45,7 @@ class Models(Command):
             return 0
         entries = [_found(catalogue, name) for name in self.names] or catalogue.entries()
         failed = self._measure(events, entries) if self.measure else []
-        told = [described(entry) for entry in entries]
+        told = [describe(entry) for entry in entries]
         note = "`settle serve` serves them; `settle models show NAME` tells more"
         hint = note if told else "no models yet; get one: `settle pull smollm2`"
         events.emit(Listing(columns=COLUMNS, rows=[_row(model) for model in told], note=hint))
@@ -53,20 +54,20 @@ class Models(Command):
         events.emit(ResultReady(result={"models": told, "failed": failed}))
         return 1 if failed else 0
 
-    def _measure(self, events: Events, entries: "list[Entry]") -> list[dict[str, str]]:
+    def _measure(self, events: Events, entries: "list[ModelEntry]") -> list[dict[str, str]]:
         """What could not be measured, and why."""
-        from settle.server.errors import Refusal
-        from settle.server.models.model_catalogue import make_file
-        from settle.server.models.model_info import described, measured
+        from settle.server.errors import ApiError
+        from settle.server.models.model_entry import make_file
+        from settle.server.models.model_info import describe, measure_speed
 
         failed = []
-        todo = [entry for entry in entries if self.names or _is_measured_unasked(described(entry))]
+        todo = [entry for entry in entries if self.names or _is_measured_unasked(describe(entry))]
         for done, entry in enumerate(todo):
             events.emit(Progress(what="measuring", done=done, total=len(todo), unit="models"))
             try:
                 make_file(entry)
-                measured(entry)
-            except (SettleError, Refusal) as e:
+                measure_speed(entry)
+            except (SettleError, ApiError) as e:
                 why = e.what.splitlines()[0] if isinstance(e, SettleError) else e.message
                 failed.append({"name": entry.id, "why": why})
                 events.emit(Warn(text=f"{entry.id} is not measured: {why}"))
@@ -78,12 +79,12 @@ def _is_measured_unasked(model: dict[str, Any]) -> bool:
     return not model["adapter"] and model.get("kind") == "generate" and model["fits"] == "yes"
 
 
-def _found(catalogue: "Catalogue", name: str) -> "Entry":
-    from settle.server.errors import Refusal
+def _found(catalogue: "ModelCatalogue", name: str) -> "ModelEntry":
+    from settle.server.errors import ApiError
 
     try:
         return catalogue.find(name)
-    except Refusal:
+    except ApiError:
         known = ", ".join(entry.id for entry in catalogue.entries())
         raise UsageError(f"there is no model {name!r}", f"known: {known}" if known else "`settle pull NAME`") from None
 
@@ -114,10 +115,10 @@ def _speed(model: dict[str, Any]) -> str:
     return f"{speed['prompt']:,.0f} read, {speed['written']:,.0f} written" if speed else ""
 
 
-def _show(events: Events, catalogue: "Catalogue", entry: "Entry") -> None:
-    from settle.server.models.model_info import described
+def _show(events: Events, catalogue: "ModelCatalogue", entry: "ModelEntry") -> None:
+    from settle.server.models.model_info import describe
 
-    told = described(entry)
+    told = describe(entry)
     stored = next((m for m in all_models() if m.name == entry.id), None)
     told |= {"license": stored.license if stored else "", "aliases": list(entry.aliases)}
     told["sha256"] = _sha256(entry.adapter or entry.path, stored)

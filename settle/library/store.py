@@ -40,7 +40,8 @@ class StoredModel:
     @property
     def source(self) -> Source:
         """The model's files. Their recorded hash counts only while they are unchanged: hashing gigabytes takes long."""
-        recorded = self.sha256 if stamp_of(self.path) == self.stamp else ""
+        is_unchanged = self.path.exists() and stamp_of(self.path) == self.stamp
+        recorded = self.sha256 if is_unchanged else ""
         return Source(self.path, self.kind, self.name, recorded, self.origin, self.license)
 
 

@@ -1,12 +1,14 @@
-"""One port that speaks OpenAI, Anthropic and Ollama in front of llama.cpp: nothing is silently lost, nothing leaks.
+"""One port in front of llama.cpp for clients of OpenAI, Anthropic and Ollama: no field is ignored, nothing leaks.
 
-app         routes, start and stop
-guard       who may ask: key, Host, Origin, size and number of requests
-shapes/     one file a wire format
-chat        a chat request in the one form all shapes are translated to, and its answer
-tools       function calls for models whose template knows none
-catalogue   what can be asked for by name
-keeper      models on demand: loaded, kept, unloaded, restarted
-clients/    one file a client: how it is set up, and what it asks
-connecting  clients set up, tried, and put back
+Imports point down this list only:
+
+bench        what the server costs beside llama.cpp alone, for `settle bench`
+serve        what `settle serve` does
+app          routes, start and stop; openapi: the document of all routes
+apis/        one folder or file an API: its routes, bodies and errors
+gateway      how a request becomes a response
+requests/    what all APIs share: chats, completions, embeddings, tools, grammars, and the requests to llama.cpp
+models/      the models: found by name, loaded on demand, described, changed in the store
+guard/       who is let in, and what may be sent
+errors       how a request fails; wire_types: JSON objects by their fields
 """

@@ -1,4 +1,4 @@
-"""The server: routes of every shape behind one guard, started and stopped so that no child is left."""
+"""The server: the routes of every API behind one guard, started and stopped so that no child is left."""
 
 import asyncio
 import contextlib
@@ -7,98 +7,100 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from settle.base.errors import UsageError
-from settle.server.apis import Shape
+from settle.server.apis import Api
 from settle.server.audit import Audit
-from settle.server.errors import Refusal
-from settle.server.gateway import Gateway, replied
-from settle.server.guard.guard import Guard, Limits
-from settle.server.guard.http_protocol import Wire
+from settle.server.errors import ApiError
+from settle.server.gateway import Gateway
+from settle.server.guard.guard import Access, Guard, Limits
+from settle.server.guard.http_protocol import HttpProtocol
 from settle.server.metrics import Metrics
-from settle.server.models.model_catalogue import Catalogue
-from settle.server.models.model_pool import Keeper, Keeping
-from settle.server.openapi import document
+from settle.server.models.backend import Backend
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_loader import PoolSettings
+from settle.server.models.model_pool import ModelPool
+from settle.server.models.store_changes import StoreChanges
+from settle.server.openapi import openapi_document
 from settle.server.requests import grammar_compiler
+from settle.server.streaming import json_response
 
-GRACE_SECONDS = 1  # that answers under way are given when the server is told to stop
+GRACE_SECONDS = 1  # that current answers are given when the server stops
 MOST_CONNECTIONS = 2048
 IDLE_CONNECTION_SECONDS = 75
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
-class Serving:
-    """How the server listens, and whom it lets in. key: None needs none. origins: asked at every request, so that
-    `settle connect` may add one while the server runs."""
+class ServerApp:
+    """asgi: the application. gateway: the parts behind it."""
 
-    host: str = "127.0.0.1"
-    port: int = 7388
-    key: str | None = None
-    origins: Callable[[], frozenset[str]] = frozenset
-    hosts: frozenset[str] = frozenset()
-    limits: Limits = field(default_factory=Limits)
-
-    @property
-    def is_local(self) -> bool:
-        return self.host in ("127.0.0.1", "::1", "localhost")
+    asgi: ASGIApp
+    gateway: Gateway
 
 
-def shapes() -> list[Shape]:
-    """Every wire format; OpenAI's last, which has the paths that no other one claims."""
-    return sorted((shape() for shape in Shape.parts().values()), key=lambda shape: shape.is_fallback)
+def all_apis() -> list[Api]:
+    """Every API; the one that answers for all other paths is the last."""
+    return sorted((kind() for kind in Api.parts().values()), key=lambda api: api.is_fallback)
 
 
 def build_app(
-    catalogue: Catalogue, keeping: Keeping, serving: Serving, audit: Audit, pull_from: frozenset[str] = frozenset()
-) -> Any:
-    """The ASGI app, guard and all."""
-    metrics = Metrics()
-    spoken = shapes()
+    catalogue: ModelCatalogue,
+    settings: PoolSettings,
+    access: Access,
+    limits: Limits,
+    audit: Audit,
+    pull_from: frozenset[str] = frozenset(),
+) -> ServerApp:
+    """pull_from: sources that requests may pull models from."""
+    apis, metrics = all_apis(), Metrics()
 
-    def changed(change: str, name: str) -> None:
+    def on_change(change: str, name: str) -> None:
         metrics.changes[change] += 1
 
-    keeper = Keeper(catalogue, keeping, changed)
-    gateway = Gateway(catalogue, keeper, audit, metrics, pull_from)
+    pool = ModelPool(catalogue, settings, on_change)
+    backend = Backend(catalogue, pool)
+    gateway = Gateway(backend, StoreChanges(catalogue, pool, pull_from), audit, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await keeper.start()
+        await pool.start()
         try:
             yield
         finally:
-            await gateway.close()
+            await backend.close()
             grammar_compiler.close()
             audit.close()
 
-    def error(path: str, refusal: Refusal) -> dict[str, Any]:
-        return next(shape for shape in spoken if shape.owns(path)).error(refusal)
+    def error_body(path: str, error: ApiError) -> Mapping[str, object]:
+        return next(api for api in apis if api.owns(path)).error(error)
 
     async def unknown(request: Request, exc: Exception) -> Response:
         status = getattr(exc, "status_code", 404)
-        said = "there is no such endpoint" if status == 404 else f"{request.method} is not for this endpoint"
-        return replied(error(request.url.path, Refusal(status, f"{said}: {request.url.path[:200]}")), status)
+        message = "there is no such endpoint" if status == 404 else f"{request.method} is not allowed here"
+        path = request.url.path
+        return json_response(error_body(path, ApiError(status, f"{message}: {path[:200]}")), status)
 
     routes = [
         Route(path, endpoint, methods=[method, "HEAD"] if method == "GET" else [method])
-        for shape in spoken
-        for method, path, endpoint in shape.endpoints()
+        for api in apis
+        for method, path, endpoint in api.endpoints()
     ]
     own = [Route("/health", _health), Route("/v1/health", _health)]
     own += [Route("/metrics", _metrics), Route("/openapi.json", _openapi)]
     app = Starlette(routes=[*own, *routes], lifespan=lifespan, exception_handlers={404: unknown, 405: unknown})
     app.router.redirect_slashes = False
-    app.state.gateway, app.state.document = gateway, functools.cache(lambda: document(spoken))
-    return Guard(app, serving.key, serving.origins, serving.hosts, not serving.is_local, serving.limits, error)
+    app.state.gateway, app.state.document = gateway, functools.cache(lambda: openapi_document(apis))
+    return ServerApp(Guard(app, access, limits, error_body), gateway)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -111,23 +113,21 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as e:
         listening.close()
         if getattr(e, "errno", None) == errno.EADDRINUSE:
-            raise UsageError(
-                f"port {port} is taken, perhaps by another `settle serve`", "stop it, or give --port"
-            ) from None
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {getattr(e, 'strerror', e)}", "give another --host, --port"
-        ) from None
+            message = f"port {port} is in use, perhaps by another `settle serve`"
+            raise UsageError(message, "stop that server, or give another --port") from None
+        message = f"cannot listen on {host}:{port}: {getattr(e, 'strerror', e)}"
+        raise UsageError(message, "give another --host or --port") from None
     listening.listen(MOST_CONNECTIONS)
     return listening
 
 
 class Server(uvicorn.Server):
-    """uvicorn, stopped by SIGINT and SIGTERM without raising them again; ready: called once it answers."""
+    """uvicorn, stopped by SIGINT and SIGTERM without raising them again. on_ready: called once it answers."""
 
-    def __init__(self, app: Any, ready: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
-            http=Wire,
+            http=HttpProtocol,
             loop="auto",
             ws="none",
             lifespan="on",
@@ -140,8 +140,9 @@ class Server(uvicorn.Server):
             limit_concurrency=MOST_CONNECTIONS,
         )
         super().__init__(config)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what breaks is told to who asked, and audited
-        self._ready = ready
+        # an error is in the response and in the audit
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._on_ready = on_ready
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -154,26 +155,27 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            self._on_ready()
 
     def _stop(self) -> None:
-        self.force_exit = self.should_exit  # told twice: do not wait for answers
+        self.force_exit = self.should_exit  # at the second signal: do not wait for answers
         self.should_exit = True
 
 
-def run(app: Any, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until told to stop."""
-    Server(app, ready).run(sockets=[listening])
+def run(app: ASGIApp, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serves until the process is told to stop."""
+    Server(app, on_ready).run(sockets=[listening])
 
 
 async def _health(request: Request) -> Response:
-    return replied({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 async def _openapi(request: Request) -> Response:
-    return replied(request.app.state.document())
+    return json_response(request.app.state.document())
 
 
 async def _metrics(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    return PlainTextResponse(gateway.metrics.text(gateway.keeper), media_type="text/plain; version=0.0.4")
+    text = gateway.metrics.text(gateway.backend.pool.loaded())
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

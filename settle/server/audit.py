@@ -1,18 +1,22 @@
-"""One line per request: who asked what of which model, how many tokens, how long. Not what was said, unless asked."""
+"""One line per request: who asked which model for what, how many tokens, how long. Prompts only with --log-prompts."""
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-LARGEST = 16 << 20  # bytes of the file before it is set aside; one older file is kept
+from settle.server.wire_types import Usage
+
+LARGEST = 16 << 20  # bytes of the file before it is rotated; one older file is kept
 
 
 @dataclass
 class Record:
-    """What is known of a request so far."""
+    """What is known of a request so far. began, first_token: monotonic seconds. prompt: its body, where that is
+    logged."""
 
     route: str
     client: str = ""
@@ -25,16 +29,16 @@ class Record:
     error: str = ""
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
-    said: dict[str, Any] | None = None
+    prompt: Mapping[str, object] | None = None
 
-    def usage(self, usage: dict[str, Any] | None) -> None:
-        """Of OpenAI's usage."""
+    def usage(self, usage: Usage | None) -> None:
+        """Takes the numbers of tokens over."""
         if usage:
             self.prompt_tokens = usage.get("prompt_tokens", 0)
             self.completion_tokens = usage.get("completion_tokens", 0)
 
     def token(self) -> None:
-        """A piece of the answer goes out."""
+        """A piece of the answer was sent."""
         if self.first_token is None:
             self.first_token = time.monotonic()
 
@@ -44,7 +48,7 @@ class Record:
 
 
 class Audit:
-    """path: None keeps nothing. prompts: whether what was asked and answered is kept too."""
+    """path: None keeps nothing. prompts: whether the bodies of requests are kept too."""
 
     def __init__(self, path: Path | None, prompts: bool = False) -> None:
         self.path, self.prompts = path, prompts
@@ -52,10 +56,10 @@ class Audit:
         self._is_broken = False
 
     def write(self, record: Record) -> None:
-        """A full disk loses lines and no answer; it is said once."""
+        """A full disk loses lines but no answer; it is reported once."""
         if self.path is None:
             return
-        told = {
+        line: dict[str, object] = {
             "time": round(time.time(), 3),
             "client": record.client,
             "agent": record.agent[:200],
@@ -67,14 +71,14 @@ class Audit:
             "completion_tokens": record.completion_tokens,
             "seconds": round(record.seconds, 4),
         }
-        told |= {"error": record.error} if record.error else {}
-        told |= {"said": record.said} if self.prompts and record.said is not None else {}
+        line |= {"error": record.error} if record.error else {}
+        line |= {"said": record.prompt} if self.prompts and record.prompt is not None else {}
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8")
                 self.path.chmod(0o600)
-            self._file.write(json.dumps(told) + "\n")
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if self._file.tell() > LARGEST:
                 self.close()
@@ -82,7 +86,7 @@ class Audit:
             self._is_broken = False
         except OSError as e:
             if not self._is_broken:
-                print(f"settle: the audit cannot be written to {self.path}: {e.strerror}", file=sys.stderr)  # noqa: T201
+                print(f"settle: cannot write the audit file {self.path}: {e.strerror}", file=sys.stderr)  # noqa: T201
             self._is_broken = True
             self.close()
 
@@ -92,4 +96,4 @@ class Audit:
             try:
                 file.close()
             except OSError:
-                pass  # what was not written is lost, and was said
+                pass  # what was not written is lost, and was reported

@@ -1,63 +1,72 @@
-"""What there is to ask for, as an OpenAPI 3.1 document: made from the routes themselves, so it cannot lag behind."""
+"""The OpenAPI 3.1 document, made from the routes themselves, so it is always up to date."""
 
 import inspect
 import re
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from settle.base.version import __version__
-from settle.server.apis import Shape
-from settle.server.errors import Refusal
+from settle.server.apis import Api
+from settle.server.errors import ApiError
 from settle.server.gateway import Endpoint
+from settle.server.wire_types import JsonObject
 
-REFUSED = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503)
-PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")  # of a path: a name, and how starlette reads it
+ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503)
+PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")  # in a path: a name, and how starlette reads it
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
-Refs = dict[type[BaseModel], dict[str, Any]]
+JSON_TYPES = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    type(None): "null",
+}
+Refs = dict[type[BaseModel], JsonObject]
 
 
-def document(shapes: Sequence[Shape]) -> dict[str, Any]:
-    """The document. Where two shapes claim a path the first one has it, as with the server's routes."""
-    routes = [(shape, *route) for shape in shapes for route in shape.endpoints()]
+def openapi_document(apis: Sequence[Api]) -> JsonObject:
+    """Where two APIs have the same path, the first one's counts, as with the server's routes."""
+    routes = [(api, *route) for api in apis for route in api.endpoints()]
     refs, schemas = _bodies([endpoint for _, _, _, endpoint in routes])
-    paths: dict[str, dict[str, Any]] = {}
-    for shape, method, path, endpoint in routes:
+    paths: dict[str, JsonObject] = {}
+    for api, method, path, endpoint in routes:
         operations = paths.setdefault(PLACE.sub(r"{\1}", path), {})
-        operations.setdefault(method.lower(), _operation(shape, method, path, endpoint, refs))
+        operations.setdefault(method.lower(), _operation(api, method, path, endpoint, refs))
     return {
         "openapi": "3.1.0",
         "info": {"title": "settle", "version": __version__},
         "paths": paths,
         "security": [{name: []} for name in SCHEMES],
         "components": {
-            "schemas": schemas | {_error_name(shape): _error_schema(shape) for shape in shapes},
+            "schemas": schemas | {_error_name(api): _error_schema(api) for api in apis},
             "securitySchemes": SCHEMES,
         },
     }
 
 
-def _bodies(endpoints: Sequence[Endpoint]) -> tuple[Refs, dict[str, Any]]:
+def _bodies(endpoints: Sequence[Endpoint]) -> tuple[Refs, JsonObject]:
     """Each body model's reference, and the schemas that are referred to."""
     models = dict.fromkeys(endpoint.takes for endpoint in endpoints if endpoint.takes)
     mode: Literal["validation"] = "validation"
     refs, defined = models_json_schema([(model, mode) for model in models], ref_template="#/components/schemas/{model}")
-    return {model: ref for (model, _), ref in refs.items()}, defined.get("$defs", {})
+    by_model: Refs = {model: refs[model, mode] for model in models}
+    return by_model, defined.get("$defs", {})
 
 
-def _operation(shape: Shape, method: str, path: str, endpoint: Endpoint, refs: Refs) -> dict[str, Any]:
-    told = inspect.getdoc(endpoint.handler) or endpoint.name.partition(".")[2].replace("_", " ")
-    operation: dict[str, Any] = {
+def _operation(api: Api, method: str, path: str, endpoint: Endpoint, refs: Refs) -> JsonObject:
+    summary = inspect.getdoc(endpoint.handler) or endpoint.name.partition(".")[2].replace("_", " ")
+    operation: JsonObject = {
         "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
-        "summary": told.splitlines()[0],
+        "summary": summary.splitlines()[0],
         "tags": [endpoint.name.partition(".")[0]],
-        "responses": {"200": {"description": "done", "content": {"application/json": {}}}} | dict(_refusals(shape)),
+        "responses": {"200": {"description": "done", "content": {"application/json": {}}}} | dict(_errors(api)),
     }
     if PLACE.search(path):
         operation["parameters"] = [
@@ -71,25 +80,24 @@ def _operation(shape: Shape, method: str, path: str, endpoint: Endpoint, refs: R
     return operation
 
 
-def _refusals(shape: Shape) -> Iterator[tuple[str, dict[str, Any]]]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_error_name(shape)}"}}}
-    for status in REFUSED:
+def _errors(api: Api) -> Iterator[tuple[str, JsonObject]]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_error_name(api)}"}}}
+    for status in ERROR_STATUSES:
         yield str(status), {"description": HTTPStatus(status).phrase, "content": content}
 
 
-def _error_name(shape: Shape) -> str:
-    return f"{type(shape).__name__}Error"
+def _error_name(api: Api) -> str:
+    return f"{type(api).__name__}Error"
 
 
-def _error_schema(shape: Shape) -> dict[str, Any]:
-    """Read off two errors of a shape, one that tells everything and one that tells as little as can be."""
-    return _common(shape.error(Refusal(400, "said", "code", "param")), shape.error(Refusal(400, "said")))
+def _error_schema(api: Api) -> JsonObject:
+    """Derived from two errors of an API: one with all fields, and one with as few as there can be."""
+    return _common(api.error(ApiError(400, "said", "code", "param")), api.error(ApiError(400, "said")))
 
 
-def _common(one: Any, two: Any) -> dict[str, Any]:
+def _common(one: object, two: object) -> JsonObject:
     if isinstance(one, dict) and isinstance(two, dict):
         inner = {name: _common(one[name], two.get(name)) for name in one}
         return {"type": "object", "properties": inner, "required": sorted(one.keys() & two.keys())}
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    found = sorted({kinds[type(value)] for value in (one, two) if type(value) in kinds})
-    return {"type": found if len(found) > 1 else found[0]} if found else {}
+    types = sorted({JSON_TYPES[type(value)] for value in (one, two) if type(value) in JSON_TYPES})
+    return {"type": types if len(types) > 1 else types[0]} if types else {}

@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
 from settle.base.run import Run, write_json
+from settle.base.server_state import key_file, server_key
 from settle.cli import main
-from settle.server.guard.keys import key_file, server_key
 from tests.server.conftest import fill_store
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 400, "ignore_eos": True}

@@ -23,9 +23,10 @@ from settle.library.store import StoredModel, add_model
 from settle.server import app
 from settle.server.audit import Audit
 from settle.server.gateway import Gateway
-from settle.server.guard.guard import Limits
-from settle.server.models.model_catalogue import Catalogue, Entry
-from settle.server.models.model_pool import Keeping
+from settle.server.guard.guard import Access, Limits
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_loader import PoolSettings
 from tests.trained import adapter, trained
 
 KEY = "sk-settle-0123456789abcdef"
@@ -119,8 +120,8 @@ class Live:
 @contextlib.contextmanager
 def serving(
     home: Path,
-    keeping: Keeping | None = None,
-    entries: tuple[Entry, ...] = (),
+    pool_settings: PoolSettings | None = None,
+    entries: tuple[ModelEntry, ...] = (),
     key: str | None = KEY,
     limits: Limits | None = None,
     prompts: bool = False,
@@ -130,14 +131,14 @@ def serving(
     up = threading.Event()
     made: dict[str, Any] = {}
     listening = app.listen("127.0.0.1", 0)
-    options = app.Serving(key=key, origins=lambda: frozenset({ORIGIN}), limits=limits or Limits())
-    guard = app.build_app(
-        Catalogue(entries, bool(entries), {entries[0].path.resolve(): draft} if draft else {}),
-        keeping or Keeping(context=512, slots=2, threads=1),
-        options,
+    built = app.build_app(
+        ModelCatalogue(entries, bool(entries), {entries[0].path.resolve(): draft} if draft else {}),
+        pool_settings or PoolSettings(context=512, slots=2, threads=1),
+        Access(key, origins=lambda: frozenset({ORIGIN})),
+        limits or Limits(),
         Audit(home / "server" / "audit.jsonl", prompts),
     )
-    made["server"] = app.Server(guard, up.set)
+    made["server"] = app.Server(built.asgi, up.set)
 
     def run() -> None:
         async def work() -> None:
@@ -151,7 +152,7 @@ def serving(
     assert up.wait(20)
     try:
         port = listening.getsockname()[1]
-        yield Live(f"http://127.0.0.1:{port}", guard.app.state.gateway, made["loop"], made["server"], key)
+        yield Live(f"http://127.0.0.1:{port}", built.gateway, made["loop"], made["server"], key)
     finally:
         made["server"].should_exit = True
         thread.join(20)

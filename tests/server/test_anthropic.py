@@ -7,8 +7,8 @@ import pytest
 
 from settle.server.apis import anthropic as shape
 from settle.server.audit import Record
-from settle.server.errors import Refusal
-from settle.server.gateway import told
+from settle.server.errors import ApiError
+from settle.server.streaming import with_error_event
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8, "temperature": 0}
 TOOL = {
@@ -265,10 +265,10 @@ def test_errors_have_their_types(live):
 def test_an_answer_that_breaks_off_ends_with_an_error():
     async def breaking():
         yield b"first"
-        raise Refusal(502, "the engine died")
+        raise ApiError(502, "the engine died")
 
     async def read() -> list[bytes]:
-        return [piece async for piece in told(breaking(), Record("x"), shape._broken_off)]
+        return [piece async for piece in with_error_event(breaking(), Record("x"), shape._error_event)]
 
     first, last = asyncio.run(read())
     assert first == b"first" and last.startswith(b"event: error\ndata: ")

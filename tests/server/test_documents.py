@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from settle.retrieve.answer import write_answer
-from settle.server.models.model_catalogue import Catalogue
-from settle.server.models.model_pool import Keeping
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_loader import PoolSettings
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 from tests.server.conftest import add_adapter, fill_store, serving
@@ -93,7 +93,7 @@ def test_a_refusal_is_an_ordinary_answer_and_loads_no_model(stocked):
         told = fresh.ask("/v1/chat/completions", asked).json
         content = told["choices"][0]["message"]["content"]
         assert content.startswith("The documents do not answer this") and "\n\nNearest:\n[1] " in content
-        assert told["settle"]["refused"] and not fresh.gateway.keeper.loaded()
+        assert told["settle"]["refused"] and not fresh.gateway.backend.pool.loaded()
 
 
 def test_anthropic(live, saying):
@@ -203,7 +203,7 @@ def test_what_is_indexed_meanwhile_is_found(live, stocked):
     index("docs", stocked / "docs", texts)
     told = live.ask("/v1/chat/completions", asked).json["settle"]
     assert not told["refused"] and any(p.endswith("violin.md:3") for s in told["sources"] for p in s["places"])
-    assert len(live.gateway.shelf._opened) == 1
+    assert len(live.gateway.backend.collections._open) == 1
     index("second", stocked / "second", {"a.md": "# A\n\nOne."})
     assert live.ask("/v1/models/second@tiny").status == 200
     shutil.rmtree(stocked / "collections" / "second")
@@ -220,7 +220,7 @@ def test_many_at_the_same_time(live, saying):
     with ThreadPoolExecutor(12) as pool:
         told = list(pool.map(ask, questions))
     assert [t["settle"]["refused"] for t in told] == [False, True, False] * 4
-    assert all(opened.users == 0 for opened in live.gateway.shelf._opened.values())
+    assert all(opened.users == 0 for opened in live.gateway.backend.collections._open.values())
 
 
 def test_a_client_that_leaves_stops_the_model(live):
@@ -228,20 +228,20 @@ def test_a_client_that_leaves_stops_the_model(live):
     time.sleep(0.3)
     connection.close()
     deadline = time.monotonic() + 20
-    while any(loaded.busy for loaded in live.gateway.keeper.loaded()) and time.monotonic() < deadline:
+    while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(loaded.busy for loaded in live.gateway.keeper.loaded())
-    assert not any(opened.users for opened in live.gateway.shelf._opened.values())
+    assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())
+    assert not any(opened.users for opened in live.gateway.backend.collections._open.values())
 
 
 def test_only_what_was_named_is_served(stocked):
-    from settle.commands.serve import Serve
+    from settle.server.serve import ModelChoice, find_entries
 
-    (entry,) = Serve(models=["docs@tiny"])._entries()
+    (entry,) = find_entries(ModelChoice(["docs@tiny"]))
     assert (entry.id, entry.collection) == ("docs@tiny", "docs")
-    catalogue = Catalogue([entry], only=True)
+    catalogue = ModelCatalogue([entry], is_fixed=True)
     assert [e.id for e in catalogue.offered()] == ["docs@tiny"] and not catalogue.entries()
-    (model,) = Serve(models=["tiny"])._entries()
-    assert "docs@tiny" not in {e.id for e in Catalogue([model], only=True).offered()}
-    with serving(stocked, Keeping(context=512, slots=1, threads=1), (entry,)) as fresh:
+    (model,) = find_entries(ModelChoice(["tiny"]))
+    assert "docs@tiny" not in {e.id for e in ModelCatalogue([model], is_fixed=True).offered()}
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1), (entry,)) as fresh:
         assert fresh.ask("/v1/chat/completions", ASKED).status == 200

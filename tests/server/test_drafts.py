@@ -6,8 +6,9 @@ import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Draft
-from settle.server.models.model_catalogue import Entry, facts
-from settle.server.models.model_pool import needed
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import facts
+from settle.server.models.model_loader import estimate_bytes
 from tests.server.conftest import serving
 from tests.trained import trained
 
@@ -21,7 +22,7 @@ def drafted(stocked):
     model, base = trained(), stocked / "models" / "tiny" / "tiny.gguf"
     path = stocked / "guess.gguf"
     export_gguf(model.part, model.weights, model.tokenizer, path, "q8_0", {"name": "guess"})
-    with serving(stocked, entries=(Entry("tiny", base),), draft=Draft(path, 4, 0.0)) as server:
+    with serving(stocked, entries=(ModelEntry("tiny", base),), draft=Draft(path, 4, 0.0)) as server:
         yield server
 
 
@@ -76,7 +77,7 @@ def test_probabilities_are_refused_and_not_made_up(drafted, live, path, body):
 
 def test_its_memory_counts(drafted):
     text(drafted.ask("/v1/completions", TEXT))
-    (loaded,) = {up.key.path: up for up in drafted.gateway.keeper.loaded()}.values()
+    (loaded,) = {up.key.path: up for up in drafted.gateway.backend.pool.loaded()}.values()
     draft = loaded.child.load.draft
-    assert loaded.needs == needed(loaded.facts, loaded.context, loaded.slots, facts(draft.path))
-    assert loaded.needs > needed(loaded.facts, loaded.context, loaded.slots)
+    assert loaded.needs == estimate_bytes(loaded.facts, loaded.context, loaded.slots, facts(draft.path))
+    assert loaded.needs > estimate_bytes(loaded.facts, loaded.context, loaded.slots)

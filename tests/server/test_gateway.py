@@ -8,8 +8,8 @@ import time
 import pytest
 
 from settle.server.audit import Record
-from settle.server.errors import Refusal
-from settle.server.gateway import told
+from settle.server.errors import ApiError
+from settle.server.streaming import with_error_event
 from tests.server.conftest import serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
@@ -64,7 +64,7 @@ def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
 def test_a_fault_of_a_response(stocked, monkeypatch):
     """It has begun, so there is nothing that could be said any more: the connection ends too early, and it is noted."""
     with serving(stocked) as server:
-        monkeypatch.setattr("settle.server.gateway.Streamed._send", fail_later)
+        monkeypatch.setattr("settle.server.streaming.StreamedResponse._send", fail_later)
         with pytest.raises(http.client.IncompleteRead):
             server.ask("/v1/chat/completions", CHAT | {"stream": True})
         monkeypatch.undo()
@@ -82,7 +82,7 @@ def test_what_an_answer_is_made_of_is_closed_with_it():
             closed.append(True)
 
     async def leave() -> None:
-        answer = told(pieces(), Record("x"), lambda refusal: refusal)
+        answer = with_error_event(pieces(), Record("x"), lambda refusal: refusal)
         assert await anext(answer) == 1 and not closed
         await answer.aclose()
         assert closed
@@ -93,11 +93,11 @@ def test_what_an_answer_is_made_of_is_closed_with_it():
 
 def test_what_is_refused_before_it_has_begun_is_raised():
     async def none():
-        raise Refusal(404, "not here")
+        raise ApiError(404, "not here")
         yield 1
 
     async def ask() -> None:
-        with pytest.raises(Refusal, match="not here"):
-            await anext(told(none(), Record("x"), lambda refusal: refusal))
+        with pytest.raises(ApiError, match="not here"):
+            await anext(with_error_event(none(), Record("x"), lambda refusal: refusal))
 
     asyncio.run(ask())

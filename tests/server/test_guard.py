@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from settle.server.guard.guard import Limits
-from settle.server.models.model_pool import Keeping
+from settle.server.models.model_loader import PoolSettings
 from tests.server.conftest import KEY, ORIGIN, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
@@ -231,7 +231,7 @@ def test_a_body_that_trickles_in(stocked, monkeypatch):
 
 def test_too_many_requests(stocked):
     limits = Limits(requests=1)
-    with serving(stocked, Keeping(context=512, slots=1, threads=1), limits=limits) as server:
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1), limits=limits) as server:
         held = server.open("/v1/chat/completions", CHAT | {"stream": True, "max_tokens": 300, "ignore_eos": True})
         response = held.getresponse()
         assert response.read(10)
@@ -244,7 +244,7 @@ def test_too_many_requests(stocked):
 
 def test_too_long_a_request_is_cut_off(stocked):
     limits, endless = Limits(seconds=0.5), CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
-    with serving(stocked, Keeping(context=512, slots=1, threads=1), limits=limits) as server:
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1), limits=limits) as server:
         with ThreadPoolExecutor(8) as pool:
             ended = list(pool.map(lambda _: cut_off(server, endless), range(40)))
         assert any(ended) and server.ask("/v1/models").status == 200

@@ -34,7 +34,7 @@ def test_chat(live):
     assert text == told["choices"][0]["message"]["content"]
     check_numbers(reply.events[-1])
     assert reply.events[-1]["usage"]["completion_tokens"] == 8
-    assert 700 in [loaded.idle_seconds for loaded in live.gateway.keeper.loaded()]
+    assert 700 in [loaded.idle_seconds for loaded in live.gateway.backend.pool.loaded()]
     live.ask("/api/v0/chat/completions", CHAT | {"ttl": 600})
 
 

@@ -96,7 +96,7 @@ def test_empty_prompt_loads_and_keep_alive_0_unloads(live):
 def _running(live) -> list[str]:
     """The models of /api/ps, once those that are on their way out are gone."""
     end = time.monotonic() + 20
-    while live.gateway.keeper._leaving and time.monotonic() < end:
+    while live.gateway.backend.pool._models.is_anyone_leaving and time.monotonic() < end:
         time.sleep(0.02)
     return [model["name"] for model in live.ask("/api/ps").json["models"]]
 
@@ -106,8 +106,11 @@ def _running(live) -> list[str]:
 )
 def test_keep_alive(live, given, seconds):
     assert live.ask("/api/chat", CHAT | {"keep_alive": given}).status == 200
-    (loaded,) = [loaded for loaded in live.gateway.keeper.loaded() if loaded.key.path.stem == "tiny" and not loaded.busy
-                 and loaded.key.use == "generate" and not loaded.is_leaving]  # fmt: skip
+    (loaded,) = [
+        model
+        for model in live.gateway.backend.pool.loaded()
+        if model.key.path.stem == "tiny" and model.key.use == "generate" and not model.busy and not model.is_leaving
+    ]
     assert loaded.idle_seconds == (float("inf") if seconds is None else seconds)
     row = next(m for m in live.ask("/api/ps").json["models"] if m["name"] == "tiny:latest")
     assert row["expires_at"].endswith("Z") and (row["expires_at"] > "2300") == (seconds is None)
@@ -149,7 +152,7 @@ def test_tools_are_called_with_objects(live):
 
 def test_calls_are_told_whole():
     from settle.server.apis.ollama import Answer
-    from settle.server.models.model_catalogue import Entry
+    from settle.server.models.model_entry import ModelEntry
 
     def chunk(delta, reason=None):
         return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
@@ -157,7 +160,7 @@ def test_calls_are_told_whole():
     def call(index, **function):
         return {"tool_calls": [{"index": index, "id": f"c{index}", "function": function}]}
 
-    answer = Answer(Entry("m", __file__), "m", True, 512, 0)
+    answer = Answer(ModelEntry("m", __file__), "m", True, 512, 0)
     chunks = [
         chunk({"reasoning_content": "hm"}),
         chunk(call(0, name="a", arguments="")),
@@ -241,7 +244,7 @@ def test_tags_and_show(live):
     assert told["parameters"] == "num_ctx 512" and "message" in told["template"]
     full = live.ask("/api/show", {"model": "tiny", "verbose": True}).json
     assert len(full["model_info"]["tokenizer.ggml.tokens"]) == 512 and full["tensors"]
-    assert str(live.gateway.catalogue.find("tiny").path.parent) not in json.dumps(full)
+    assert str(live.gateway.backend.catalogue.find("tiny").path.parent) not in json.dumps(full)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +295,9 @@ def test_an_answer_whose_client_leaves_is_stopped(live):
     connection.close()
     response.close()
     end = time.monotonic() + 10
-    while any(loaded.busy for loaded in live.gateway.keeper.loaded()) and time.monotonic() < end:
+    while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(loaded.busy for loaded in live.gateway.keeper.loaded())
+    assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())
 
 
 def test_official_client(client):

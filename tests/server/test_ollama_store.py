@@ -6,8 +6,7 @@ import json
 import pytest
 
 from settle.library.store import StoredModel, add_model, find_model
-from settle.server.errors import Refusal
-from settle.server.models import store_changes
+from settle.server.errors import ApiError
 from tests.server.conftest import serving
 from tests.server.test_ollama import CHAT, TEXT, client, whole
 
@@ -56,7 +55,7 @@ def test_refusals(live, path, body, status):
 
 
 def test_copies_outlive_what_they_are_of(live, stocked):
-    source = live.gateway.catalogue.find("plain").path
+    source = live.gateway.backend.catalogue.find("plain").path
     assert live.ask("/api/copy", {"source": "plain", "destination": "copied:latest"}).status == 200
     assert live.ask("/api/copy", {"source": "copied", "destination": "twice"}).status == 200
     assert (stocked / "models" / "twice" / "twice.gguf").stat().st_ino == source.stat().st_ino
@@ -69,7 +68,7 @@ def test_copies_outlive_what_they_are_of(live, stocked):
 
 def test_of_a_linked_model_only_the_link_goes(live, tmp_path):
     outside = tmp_path / "outside.gguf"
-    outside.write_bytes(live.gateway.catalogue.find("plain").path.read_bytes())
+    outside.write_bytes(live.gateway.backend.catalogue.find("plain").path.read_bytes())
     add_model(StoredModel("linked", "gguf", outside, "cd" * 32, "path:outside"))
     assert live.ask("/api/copy", {"source": "linked", "destination": "linked2"}).status == 200
     assert find_model("linked2").path == outside
@@ -97,11 +96,11 @@ def test_an_adapter_under_a_name_of_its_own(live):
     finally:
         assert live.ask("/api/delete", {"model": "writer"}, "DELETE").status == 200
     assert live.ask("/api/show", {"model": "writer"}).status == 404
-    assert live.gateway.catalogue.find("tiny:notes").adapter.exists()
+    assert live.gateway.backend.catalogue.find("tiny:notes").adapter.exists()
 
 
 def test_a_fixed_server_changes_nothing(stocked, live):
-    entry = live.gateway.catalogue.find("plain")
+    entry = live.gateway.backend.catalogue.find("plain")
     with serving(stocked, entries=(entry,)) as fixed:
         assert fixed.ask("/api/copy", {"source": "plain", "destination": "x"}).status == 403
         assert fixed.ask("/api/delete", {"model": "plain"}, "DELETE").status == 403
@@ -113,13 +112,13 @@ def test_pulling_from_where_it_is_allowed(live, tmp_path, monkeypatch):
     """Another program's store on this machine is a source that needs no network."""
     blob = tmp_path / "blobs" / f"sha256-{'0' * 64}"
     blob.parent.mkdir()
-    blob.write_bytes(live.gateway.catalogue.find("plain").path.read_bytes())
+    blob.write_bytes(live.gateway.backend.catalogue.find("plain").path.read_bytes())
     manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "theirs" / "1b"
     manifest.parent.mkdir(parents=True)
     layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "0" * 64}
     manifest.write_text(json.dumps({"layers": [layer]}))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
-    monkeypatch.setattr(live.gateway, "pull_from", frozenset({"ollama"}))
+    monkeypatch.setattr(live.gateway.store, "pull_from", frozenset({"ollama"}))
     assert live.ask("/api/pull", {"model": "hf.co/owner/name"}).status == 403
     assert live.ask("/api/pull", {"model": "theirs:7b"}).status == 404
     broken = live.ask("/api/pull", {"model": "theirs:1b"})  # its hash is not what its name says
@@ -151,9 +150,9 @@ def test_official_client_changes_the_store(client):  # noqa: F811
 
 
 def test_one_change_of_a_model_at_a_time(live):
-    with store_changes.changing(live.gateway, "x"):
-        with pytest.raises(Refusal) as refused, store_changes.changing(live.gateway, "x"):
+    with live.gateway.store._change("x"):
+        with pytest.raises(ApiError) as refused, live.gateway.store._change("x"):
             pass
         assert refused.value.status == 409
-    with store_changes.changing(live.gateway, "x"):
+    with live.gateway.store._change("x"):
         pass

@@ -239,6 +239,6 @@ def test_an_answer_whose_client_leaves_is_stopped(live):
     connection.close()
     response.close()
     end = time.monotonic() + 10
-    while any(loaded.busy for loaded in live.gateway.keeper.loaded()) and time.monotonic() < end:
+    while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(loaded.busy for loaded in live.gateway.keeper.loaded())
+    assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())

@@ -7,7 +7,7 @@ import pytest
 
 from settle.server.apis.responses import Answer
 from settle.server.apis.responses.body import ResponseBody
-from settle.server.errors import Refusal
+from settle.server.errors import ApiError
 
 ASK = {"model": "tiny", "input": "def f", "max_output_tokens": 8, "temperature": 0}
 PARAMETERS = {
@@ -227,7 +227,7 @@ def test_reasoning(live, thinker, stream):
 def test_an_answer_that_breaks_off_ends_as_failed():
     answer = Answer("tiny", ResponseBody(input="x", stream=True), has_logprobs=False)
     started = [*answer.begin(), *answer.feed({"choices": [{"delta": {"content": "a"}}]})]
-    last = answer.failed(Refusal(502, "the engine died"))
+    last = answer.fail(ApiError(502, "the engine died"))
     assert last["type"] == "response.failed" and last["sequence_number"] == len(started)
     assert last["response"]["status"] == "failed" and text(last["response"]) == "a"
     assert last["response"]["error"] == {"code": "server_error", "message": "the engine died"}

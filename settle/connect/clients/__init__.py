@@ -1,27 +1,27 @@
-"""Programs that a person talks to models with, one file each: how one is set up, and what it asks of a server."""
+"""Clients of the server, one file each: how one is set up, and which requests it sends."""
 
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from settle.base.errors import SettleError
 from settle.base.registry import Part
 
-NO_KEY = "none"  # clients insist on a key where the server needs none
+NO_KEY = "none"  # for clients that insist on a key where the server needs none
 
 
 class CannotMerge(SettleError):
-    """A file of a client's that cannot be extended and keep what is in it; `fix` is what to put there by hand."""
+    """A client's file cannot be extended without losing content; `fix` is what to add by hand."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A server as a client has to know it. address: without /v1. capabilities, context: of the model.
-    embedder: a model on the same server that was made for embeddings, or "". origin: of a browser extension, as it was
-    given. replaces: whether another server's entry may give way, where a client has room for one only."""
+    """What a client needs to know of a server. address: without /v1. capabilities, context: of the model.
+    embedder: a model for embeddings on the same server, or "". origin: of a browser extension, where a person gave it.
+    replaces: whether another server's entry may be replaced, where a client has room for one only."""
 
     address: str
     key: str
@@ -40,8 +40,8 @@ class Connection:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file that a client reads. merged: its text, None where there is none, with our part in it; raises CannotMerge.
-    part: what is added, to be shown."""
+    """A file that a client reads. merged: takes its text, None where there is no file, and adds our part; raises
+    CannotMerge. part: what is added, for a person to see."""
 
     path: Path
     part: str
@@ -49,12 +49,12 @@ class ConfigFile:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request as a client sends it. what: in words. expects: what the answer has to be."""
+class ClientRequest:
+    """One request as a client sends it. what: in words. expects: the kind of answer."""
 
     what: str
     path: str
-    body: dict[str, Any] | None = None
+    body: Mapping[str, object] | None = None
     expects: Literal["models", "chat", "stream", "text", "embeddings", "preflight"] = "stream"
     headers: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
@@ -65,34 +65,34 @@ class Ask:
 
 
 class Client(Part):
-    """The contract of a client. about: in a few words. needs: tokens of context below which it is of little use."""
+    """The contract of a client. about: in a few words. needs: tokens of context that it is useful with."""
 
     about: ClassVar[str] = ""
     needs: ClassVar[int] = 2048
 
     def files(self, connection: Connection) -> list[ConfigFile]:
-        """Its own configuration, none where it has no file that others could write."""
+        """Its configuration files; none where others cannot write them."""
         return []
 
     def steps(self, connection: Connection) -> str:
-        """Environment, commands, a program, or what to click: to be printed. "" where the file is everything."""
+        """Environment, commands, a program, or what to click, for a person to follow. "" where the files are enough."""
         return ""
 
     def note(self, connection: Connection) -> str:
-        """What is to be known beside it, "" for nothing."""
+        """What a person should know beside it, or ""."""
         return ""
 
     def origins(self, connection: Connection) -> frozenset[str]:
-        """Of browser extensions: they must be let in."""
+        """The origins of browser extensions, which must be let in."""
         return frozenset()
 
-    def requests(self, connection: Connection) -> list[Ask]:
-        """What it asks once it is set up."""
+    def requests(self, connection: Connection) -> list[ClientRequest]:
+        """The requests that it sends once it is set up."""
         raise NotImplementedError
 
 
-def spelled(name: str) -> str:
-    """The name of a client's file as people write it, and the other way round."""
+def cli_name(name: str) -> str:
+    """The name of a client's file as people write it, and the reverse."""
     return name.replace("_", "-") if "_" in name else name.replace("-", "_")
 
 
@@ -103,7 +103,7 @@ def environment(*names: str) -> Path | None:
 
 
 def settings_home() -> Path:
-    """Where programs with a window keep their settings on this system."""
+    """Where desktop programs keep their settings on this system."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support"
     if os.name == "nt":

@@ -4,11 +4,11 @@ import datetime
 import json
 import shlex
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, CannotMerge, Client, ConfigFile, Connection, environment
-from settle.connect.clients._asks import chat, tool
-from settle.connect.config_files import json_merged
+from settle.connect.clients import NO_KEY, CannotMerge, Client, ClientRequest, ConfigFile, Connection, environment
+from settle.connect.clients._requests import chat, tool
+from settle.connect.config_files import merge_json
 
 PROVIDER = "openai-compatible"
 
@@ -25,7 +25,7 @@ class Cline(Client):
         empty = {"version": 1, "lastUsedProvider": PROVIDER, "modes": {}, "providers": {}}
         return [
             ConfigFile(
-                _path(), part, lambda old: json_merged(old, empty, lambda v: _with(v, provider, connection), part)
+                _path(), part, lambda old: merge_json(old, empty, lambda v: _with(v, provider, connection), part)
             )
         ]
 
@@ -33,7 +33,7 @@ class Cline(Client):
         given = ["-p", PROVIDER, "-k", connection.key or NO_KEY, "-m", connection.model, "-b", connection.openai]
         return f"Cline writes the same file itself: {shlex.join(['cline', 'auth', *given])}"
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Request to read the contents of a file.", "path", "The path of the file")
         return [
             chat(
@@ -48,7 +48,7 @@ class Cline(Client):
 
 
 def _path() -> Path:
-    """As Cline looks for it."""
+    """The path that Cline reads."""
     exact = environment("CLINE_PROVIDER_SETTINGS_PATH")
     if exact:
         return exact
@@ -56,7 +56,7 @@ def _path() -> Path:
     return data / "settings" / "providers.json"
 
 
-def _provider(connection: Connection) -> dict[str, Any]:
+def _provider(connection: Connection) -> dict[str, object]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     settings = {
         "provider": PROVIDER,
@@ -67,17 +67,24 @@ def _provider(connection: Connection) -> dict[str, Any]:
     return {"settings": settings, "updatedAt": now, "tokenSource": "manual"}
 
 
-def _with(value: dict[str, Any], provider: dict[str, Any], connection: Connection) -> dict[str, Any]:
+def _with(value: dict[str, object], provider: dict[str, object], connection: Connection) -> dict[str, object]:
     """Raises CannotMerge where another server has the only place."""
-    others = value.get("providers") or {}
-    there = others.get(PROVIDER) or {}
-    settings = there.get("settings") or {}
+    others = _object(value.get("providers"))
+    current = _object(others.get(PROVIDER))
+    settings = _object(current.get("settings"))
     key, url = str(settings.get("apiKey") or ""), str(settings.get("baseUrl") or "")
     is_ours = not url or url == connection.openai or key.startswith("sk-settle-")
     if not is_ours and not connection.replaces:
         raise CannotMerge(
             f"Cline has room for one server of OpenAI's API, and it is {url[:100]}",
-            "--force puts this one there, and --undo brings that one back",
+            "--force replaces it, and --undo brings it back",
         )
-    merged = {**there, **provider, "settings": {**settings, **provider["settings"]}}
+    merged = {**current, **provider, "settings": {**settings, **_object(provider["settings"])}}
     return value | {"lastUsedProvider": PROVIDER, "providers": {**others, PROVIDER: merged}}
+
+
+def _object(value: object) -> dict[str, object]:
+    """Raises TypeError, which makes the file one that cannot be extended."""
+    if not isinstance(value, dict | None):
+        raise TypeError(f"{str(value)[:40]} is not an object")
+    return value or {}

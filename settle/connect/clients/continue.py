@@ -1,13 +1,13 @@
 """Continue, the assistant in VS Code, JetBrains and its command line `cn`: config.yaml of its own folder."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, ConfigFile, Connection, environment
-from settle.connect.clients._asks import chat, tool
-from settle.connect.config_files import yaml_merged
+from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment
+from settle.connect.clients._requests import chat, tool
+from settle.connect.config_files import merge_yaml
 
-HEAD = {"name": "settle", "version": "1.0.0", "schema": "v1"}  # what Continue demands of every file
+HEAD = {"name": "settle", "version": "1.0.0", "schema": "v1"}  # required in every file of Continue
 
 
 class Continue(Client):
@@ -22,15 +22,15 @@ class Continue(Client):
         return [
             ConfigFile(
                 folder / "config.yaml",
-                yaml_merged(None, {}, ["models"], entry, "name"),
-                lambda old: yaml_merged(old, HEAD, ["models"], entry, "name"),
+                merge_yaml(None, {}, ["models"], entry, "name"),
+                lambda old: merge_yaml(old, HEAD, ["models"], entry, "name"),
             )
         ]
 
     def note(self, connection: Connection) -> str:
         return "choose the model `settle` in Continue; `cn --config FILE` reads another file"
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("Read", "Use this tool to read the content of an existing file", "filepath", "Path of the file")
         agent = chat(
             connection,
@@ -39,15 +39,15 @@ class Continue(Client):
             tools=[read],
             stream_options={"include_usage": True},
         )
-        if "autocomplete" not in _entry(connection)["roles"]:
+        if "insert" not in connection.capabilities:
             return [agent]
         body = {"model": connection.model, "prompt": "def add(a, b):\n    return", "stream": True, "max_tokens": 16}
-        return [agent, Ask("its completion of code", "/v1/completions", body | {"stop": ["\n\n"]}, "text")]
+        return [agent, ClientRequest("its completion of code", "/v1/completions", body | {"stop": ["\n\n"]}, "text")]
 
 
-def _entry(connection: Connection) -> dict[str, Any]:
+def _entry(connection: Connection) -> dict[str, object]:
     can_insert = "insert" in connection.capabilities
-    entry: dict[str, Any] = {
+    entry: dict[str, object] = {
         "name": "settle",
         "provider": "openai",
         "model": connection.model,

@@ -4,8 +4,8 @@ import json
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, Connection
-from settle.connect.clients._asks import chat
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import chat
 
 
 class Curl(Client):
@@ -24,9 +24,9 @@ class Curl(Client):
             f"  -d {shlex.quote(body)}\n"
         )
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         return [_ask(connection)]
 
 
-def _ask(connection: Connection) -> Ask:
+def _ask(connection: Connection) -> ClientRequest:
     return chat(connection, "the command", stream=False, headers={"User-Agent": "curl/8.14.1", "Accept": "*/*"})

@@ -1,11 +1,11 @@
 """LibreChat: a custom endpoint in its librechat.yaml."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, ConfigFile, Connection, environment
-from settle.connect.clients._asks import chat, list_models
-from settle.connect.config_files import yaml_merged
+from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment
+from settle.connect.clients._requests import chat, list_models
+from settle.connect.config_files import merge_yaml
 
 HEAD = {"version": "1.3.17"}
 KEYS = ["endpoints", "custom"]
@@ -13,7 +13,7 @@ AGENT = "langchainjs-openai/1.0.0"
 
 
 class LibreChat(Client):
-    """It reads $CONFIG_PATH, or librechat.yaml in the folder that it was installed in, which only a person knows."""
+    """It reads $CONFIG_PATH, or librechat.yaml in its installation folder, which only a person knows."""
 
     about: ClassVar[str] = "chat for teams, in the browser"
 
@@ -24,22 +24,22 @@ class LibreChat(Client):
         return [
             ConfigFile(
                 path,
-                yaml_merged(None, {}, KEYS, entry, "name"),
-                lambda old: yaml_merged(old, HEAD, KEYS, entry, "name"),
+                merge_yaml(None, {}, KEYS, entry, "name"),
+                lambda old: merge_yaml(old, HEAD, KEYS, entry, "name"),
             )
         ]
 
     def steps(self, connection: Connection) -> str:
         if _path() is not None:
             return ""
-        text = yaml_merged(None, HEAD, KEYS, _entry(connection), "name")
+        text = merge_yaml(None, HEAD, KEYS, _entry(connection), "name")
         return f"# librechat.yaml, in the folder of LibreChat\n{text}"
 
     def note(self, connection: Connection) -> str:
         where = "" if _path() else "--write does it when run in LibreChat's folder, or with CONFIG_PATH set; "
         return f"{where}restart LibreChat; in Docker it needs `network_mode: host` to reach this machine"
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         headers = {"User-Agent": AGENT}
         title = chat(connection, "its titles", stream=False, headers=headers)
         usage, person = {"include_usage": True}, "65f0c0ffee0000000000cafe"
@@ -56,7 +56,7 @@ def _path() -> Path | None:
     return here / "librechat.yaml" if is_its_folder else None
 
 
-def _entry(connection: Connection) -> dict[str, Any]:
+def _entry(connection: Connection) -> dict[str, object]:
     return {
         "name": "settle",
         "apiKey": connection.key or NO_KEY,

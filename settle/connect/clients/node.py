@@ -3,8 +3,8 @@
 import json
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, Connection
-from settle.connect.clients._asks import QUESTION, chat
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import QUESTION, chat
 
 PROGRAM = """\
 import OpenAI from "openai"; // npm install openai, and save this as a .mjs file
@@ -29,9 +29,9 @@ class Node(Client):
     needs: ClassVar[int] = 0
 
     def steps(self, connection: Connection) -> str:
-        told = {"url": connection.openai, "key": connection.key or NO_KEY, "model": connection.model}
-        return PROGRAM.format(**{name: json.dumps(value) for name, value in (told | {"question": QUESTION}).items()})
+        values = {"url": connection.openai, "key": connection.key or NO_KEY, "model": connection.model}
+        return PROGRAM.format(**{name: json.dumps(value) for name, value in (values | {"question": QUESTION}).items()})
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         headers = {"User-Agent": "OpenAI/JS 6.1.0", "X-Stainless-Lang": "js", "Accept": "application/json"}
         return [chat(connection, "the program", headers=headers)]

@@ -3,32 +3,32 @@
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, Connection
-from settle.connect.clients._asks import chat, embed, list_models
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import chat, embed, list_models
 
 AGENT = "Python/3.12 aiohttp/3.13"
 
 
 class OpenWebUI(Client):
-    """What it was told at its first start it keeps in its database."""
+    """Its database keeps the settings of its first start."""
 
     about: ClassVar[str] = "chat and documents in the browser"
 
     def steps(self, connection: Connection) -> str:
-        told = {
+        variables = {
             "OPENAI_API_BASE_URL": connection.openai,
             "OPENAI_API_KEY": connection.key or NO_KEY,
             "ENABLE_OLLAMA_API": "false",
             "DEFAULT_MODELS": connection.model,
         }
         if connection.embedder:
-            told |= {
+            variables |= {
                 "RAG_EMBEDDING_ENGINE": "openai",
                 "RAG_EMBEDDING_MODEL": connection.embedder,
                 "RAG_OPENAI_API_BASE_URL": connection.openai,
                 "RAG_OPENAI_API_KEY": connection.key or NO_KEY,
             }
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         return "\n".join([*lines, "open-webui serve"]) + "\n"
 
     def note(self, connection: Connection) -> str:
@@ -37,7 +37,7 @@ class OpenWebUI(Client):
             "ENABLE_PERSISTENT_CONFIG=False; in Docker it needs --network=host to reach this machine"
         )
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         headers = {"User-Agent": AGENT}
         return [
             list_models(User_Agent=AGENT),

@@ -2,14 +2,14 @@
 
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, Connection
-from settle.connect.clients._asks import chat, embed, list_models
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import chat, embed, list_models
 
 CHROME = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"  # the same for everyone who has it from the store
 
 
 class PageAssist(Client):
-    """No file of its own that others could write: a browser keeps an extension's settings."""
+    """It has no file that others can write: the browser keeps the settings of an extension."""
 
     about: ClassVar[str] = "browser extension: chat beside web pages"
 
@@ -33,15 +33,15 @@ class PageAssist(Client):
     def origins(self, connection: Connection) -> frozenset[str]:
         return frozenset({connection.origin or CHROME})
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         origin = connection.origin or CHROME
-        asked = {
+        preflight = {
             "Origin": origin,
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type",
         }
         return [
-            Ask("its question whether it may ask", "/v1/chat/completions", None, "preflight", asked, "OPTIONS"),
+            ClientRequest("its preflight request", "/v1/chat/completions", None, "preflight", preflight, "OPTIONS"),
             list_models(Origin=origin),
             chat(connection, headers={"Origin": origin}, stream_options={"include_usage": True}),
             *embed(connection, "its search in pages"),
@@ -49,6 +49,6 @@ class PageAssist(Client):
 
 
 def _by_name(url: str) -> str:
-    """Page Assist has the browser rewrite the origin of whatever goes to the host of its Ollama, which is 127.0.0.1
-    unless it was told otherwise; the same server under another name keeps clear of that."""
+    """Page Assist makes the browser rewrite the origin of requests to the host of its Ollama, by default 127.0.0.1; the
+    same server under another name avoids that."""
     return url.replace("//127.0.0.1:", "//localhost:", 1)

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, Connection
-from settle.connect.clients._asks import QUESTION, chat
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import QUESTION, chat
 
 PROGRAM = """\
 from openai import OpenAI  # pip install openai
@@ -31,6 +31,6 @@ class Python(Client):
         key = connection.key or NO_KEY
         return PROGRAM.format(url=connection.openai, key=key, model=connection.model, question=QUESTION)
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         headers = {"User-Agent": "OpenAI/Python 3.57.0", "X-Stainless-Lang": "python", "Accept": "application/json"}
         return [chat(connection, "the program", headers=headers)]

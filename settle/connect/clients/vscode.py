@@ -1,23 +1,23 @@
 """Visual Studio Code's own chat: its provider "Custom Endpoint", in chatLanguageModels.json of the user's settings.
 
-Read in VS Code's source: a key in `apiKey` is only looked up in its secret store, and a literal one is ignored; a
-header `Authorization` of a model is sent as it stands.
+According to VS Code's source, a key in `apiKey` is looked up in its secret store only, and a literal one is ignored; a
+header `Authorization` of a model is sent unchanged.
 """
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Ask, Client, ConfigFile, Connection, environment, settings_home
-from settle.connect.clients._asks import chat, tool
-from settle.connect.config_files import json_merged
+from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment, settings_home
+from settle.connect.clients._requests import chat, tool
+from settle.connect.config_files import merge_json
 
 VENDOR, NAME = "customendpoint", "settle"
 UNKNOWN_CONTEXT = 8192
 
 
 class VSCode(Client):
-    """From version 1.122 on, without an account; before, the provider was called otherwise."""
+    """From version 1.122 on, without an account; before, the provider had another name."""
 
     about: ClassVar[str] = "VS Code's own chat and agent, 1.122 or newer"
     needs: ClassVar[int] = 32_768
@@ -25,7 +25,8 @@ class VSCode(Client):
     def files(self, connection: Connection) -> list[ConfigFile]:
         group = _group(connection)
         part = json.dumps([group], indent=2)
-        return [ConfigFile(_path(), part, lambda old: json_merged(old, [], lambda value: _with(value, group), part))]
+        empty: list[dict[str, object]] = []
+        return [ConfigFile(_path(), part, lambda old: merge_json(old, empty, lambda value: _with(value, group), part))]
 
     def note(self, connection: Connection) -> str:
         return (
@@ -33,7 +34,7 @@ class VSCode(Client):
             "Language Models → Add → Custom Endpoint → Chat Completions"
         )
 
-    def requests(self, connection: Connection) -> list[Ask]:
+    def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Read the contents of a file.", "filePath", "The absolute path of the file to read.")
         return [
             chat(
@@ -56,7 +57,7 @@ def _path() -> Path:
     return folder / "User" / "chatLanguageModels.json"
 
 
-def _group(connection: Connection) -> dict[str, Any]:
+def _group(connection: Connection) -> dict[str, object]:
     context = connection.context or UNKNOWN_CONTEXT
     answer = min(8192, context // 4)
     model = {
@@ -72,8 +73,8 @@ def _group(connection: Connection) -> dict[str, Any]:
     return {"name": NAME, "vendor": VENDOR, "apiType": "chat-completions", "models": [model]}
 
 
-def _with(value: list[Any], group: dict[str, Any]) -> list[Any]:
-    """What VS Code keeps with our group, such as how hard to think, stays there."""
+def _with(value: list[dict[str, object]], group: dict[str, object]) -> list[dict[str, object]]:
+    """Fields that VS Code adds to our group, such as the effort of reasoning, stay."""
     ours = [old for old in value if old.get("vendor") == VENDOR and old.get("name") == NAME]
     if not ours:
         return [*value, group]

@@ -1,15 +1,16 @@
-"""Wire formats, one file each: the routes of one API, and how it tells of errors."""
+"""The wire formats that the server speaks, one folder or file each: routes, bodies and errors of one API."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.server.errors import Refusal
+from settle.server.errors import ApiError
 from settle.server.gateway import Endpoint, Handler
 from settle.server.requests.fields import Body
 
 
-class Shape(Part):
-    """The contract of a wire format. is_fallback: whether it has the paths that no other shape claims."""
+class Api(Part):
+    """The contract of an API. is_fallback: whether it answers for the paths that no other API owns."""
 
     is_fallback: ClassVar[bool] = False
 
@@ -17,13 +18,14 @@ class Shape(Part):
         """Method, path, and what answers it."""
         raise NotImplementedError
 
-    def error(self, refusal: Refusal) -> dict[str, Any]:
-        """The body of a response that refuses."""
+    def error(self, error: ApiError) -> Mapping[str, object]:
+        """The body of an error."""
         raise NotImplementedError
 
     def owns(self, path: str) -> bool:
-        """Whether a path that is unknown, or not let in, is refused in this shape's words."""
+        """Whether errors of a path that is unknown, or not allowed, are formatted as this API does."""
         return self.is_fallback
 
     def endpoint(self, handler: Handler, takes: type[Body] | None = None) -> Endpoint:
-        return Endpoint(handler, f"{type(self).__name__.lower()}.{handler.__name__}", self.error, takes)
+        name = getattr(handler, "__name__", "")
+        return Endpoint(handler, f"{type(self).__name__.lower()}.{name}", self.error, takes)

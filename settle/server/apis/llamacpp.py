@@ -1,31 +1,34 @@
 """llama.cpp's own API (https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md), as far as clients
-call it: texts, gaps in code (Mistral's form too), tokens, templates, and ranking documents."""
+use it: completion, fill-in-the-middle (Mistral's form too), tokens, templates, and reranking."""
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
-from settle.server.apis import Shape
-from settle.server.errors import Refusal, invalid, unsupported
-from settle.server.gateway import Call, Endpoint, Streamed, begun, replied, told
-from settle.server.models.model_catalogue import Entry, facts, make_file, template_of
+from settle.server.apis import Api
+from settle.server.errors import ApiError, invalid, unsupported
+from settle.server.gateway import Call, Endpoint
+from settle.server.models.model_entry import ModelEntry, make_file
+from settle.server.models.model_facts import facts, template_of
 from settle.server.requests import chat, text_completion
-from settle.server.requests.chat_request import ChatRequest, counts
-from settle.server.requests.embeddings import reranked
+from settle.server.requests.chat_request import ChatRequest, usage_of
+from settle.server.requests.embeddings import rank_documents
+from settle.server.requests.engine import ask
 from settle.server.requests.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
+from settle.server.requests.fill_in_middle import ExtraFile
 from settle.server.requests.messages import check_messages
 from settle.server.requests.text_completion import TextRequest
 from settle.server.requests.tools import check_tools, choose
-from settle.server.requests.upstream import ask
+from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.wire_types import Chunk, JsonObject
 
-KINDS = {
+ERRORS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -49,18 +52,18 @@ class CompletionBody(Sampling):
     n_probs: Annotated[int, Field(ge=0, le=100)] | None = None
     post_sampling_probs: bool | None = None
     grammar: Annotated[str, Field(max_length=1 << 20)] | None = None
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonObject | None = None
     lora: Annotated[list[Adapter], Field(max_length=16)] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
     t_max_predict_ms: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     n_indent: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
-    # a full context is never shifted, so everything is kept; which slot answers is chosen here
+    # a full context is never shifted, so everything is kept; the server chooses the slot
     n_keep: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
     n_discard: Literal[0] | None = None
     id_slot: Literal[-1] | None = None
 
-    PASSED: ClassVar[tuple[str, ...]] = (
+    PASSED_ON: ClassVar[tuple[str, ...]] = (
         "post_sampling_probs",
         "return_tokens",
         "timings_per_token",
@@ -70,21 +73,21 @@ class CompletionBody(Sampling):
 
     @field_validator("logit_bias", mode="before")
     @classmethod
-    def _pairs(cls, given: Any) -> Any:
-        """llama.cpp's [[token, bias], …] as OpenAI's object; false is never."""
-        if not isinstance(given, list):
-            return given
-        if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in given):
+    def _pairs(cls, biases: object) -> object:
+        """llama.cpp's [[token, bias], …] as OpenAI's object; a bias of false forbids the token."""
+        if not isinstance(biases, list):
+            return biases
+        if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in biases):
             raise ValueError("a list of [token id, bias] is needed")
-        return {str(token): -100.0 if bias is False else bias for token, bias in given}
+        return {str(token): -100.0 if bias is False else bias for token, bias in biases}
 
-    def to_text(self, entry: Entry) -> TextRequest:
-        """Raises Refusal."""
+    def to_text(self, entry: ModelEntry) -> TextRequest:
+        """Raises ApiError."""
         if self.json_schema is not None and self.grammar:
-            raise invalid("grammar", "not together with a JSON schema")
+            raise invalid("grammar", "cannot be combined with a JSON schema")
         if self.post_sampling_probs and not self.n_probs:
             raise invalid("post_sampling_probs", "needs n_probs to be 1 or more")
-        passed = {name: getattr(self, name) for name in self.PASSED if getattr(self, name) is not None}
+        passed_on = {name: getattr(self, name) for name in self.PASSED_ON if getattr(self, name) is not None}
         return TextRequest(
             prompt=_one_prompt(self.prompt, entry),
             schema=self.json_schema,
@@ -94,7 +97,7 @@ class CompletionBody(Sampling):
             top_logprobs=self.n_probs or None,
             sampling=self.llama(),
             adapters={adapter.id: adapter.scale for adapter in self.lora or []},
-            more=passed,
+            more=passed_on,
         )
 
 
@@ -113,9 +116,9 @@ class InfillBody(CompletionBody):
     input_suffix: Text
     input_extra: Annotated[list[Extra], Field(max_length=1024)] | None = None
 
-    def to_text(self, entry: Entry) -> TextRequest:
-        """Raises Refusal."""
-        extra = [file.model_dump() for file in self.input_extra or []]
+    def to_text(self, entry: ModelEntry) -> TextRequest:
+        """Raises ApiError."""
+        extra: list[ExtraFile] = [{"text": f.text, "filename": f.filename} for f in self.input_extra or []]
         request = super().to_text(entry)
         return replace(request, before=self.input_prefix, suffix=self.input_suffix, extra=extra)
 
@@ -133,14 +136,18 @@ class FimBody(Sampling):
     random_seed: Annotated[int, Field(ge=0, le=(1 << 64) - 1)] | None = None
 
     def to_text(self) -> TextRequest:
-        """Raises Refusal. At the end of a file there is no gap, and the text is gone on with."""
+        """Raises ApiError. Without a suffix there is no gap, and the text is completed."""
         if self.random_seed is not None and self.seed is not None:
-            raise invalid("random_seed", "not together with seed")
+            raise invalid("random_seed", "cannot be combined with seed")
         seeded = self.model_copy(update={"seed": self.random_seed if self.seed is None else self.seed})
-        given = {"max_tokens": self.max_tokens, "stop": stops(self.stop), "sampling": seeded.llama()}
-        if not self.suffix:
-            return TextRequest(self.prompt, **given)
-        return TextRequest("", before=self.prompt, suffix=self.suffix, **given)
+        return TextRequest(
+            prompt="" if self.suffix else self.prompt,
+            before=self.prompt if self.suffix else "",
+            suffix=self.suffix or None,
+            max_tokens=self.max_tokens,
+            stop=stops(self.stop),
+            sampling=seeded.llama(),
+        )
 
 
 class TokenizeBody(Body):
@@ -163,15 +170,15 @@ class DetokenizeBody(Body):
 class TemplateBody(Body):
     """What /apply-template takes."""
 
-    messages: Annotated[list[Any], Field(max_length=10_000)]
+    messages: Annotated[list[object], Field(max_length=10_000)]
     model: Name = ""
-    tools: Annotated[list[Any], Field(max_length=512)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[object], Field(max_length=512)] | None = None
+    tool_choice: str | JsonObject | None = None
+    chat_template_kwargs: JsonObject | None = None
 
 
 class Document(Body):
-    """A document as Cohere's clients send it."""
+    """A document in the form of Cohere's clients."""
 
     text: Text
 
@@ -186,8 +193,8 @@ class RerankBody(Body):
     return_documents: bool | None = None
 
 
-class LlamaCpp(Shape):
-    """Texts, tokens and ranks."""
+class LlamaCpp(Api):
+    """Completions, tokens and ranks."""
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
         fim, rank = self.endpoint(fim_completions, FimBody), self.endpoint(rerank, RerankBody)
@@ -202,10 +209,10 @@ class LlamaCpp(Shape):
             *(("POST", path, rank) for path in RERANK),
         ]
 
-    def error(self, refusal: Refusal) -> dict[str, Any]:
-        kind = KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
-        kind = "exceed_context_size_error" if refusal.code == "context_length_exceeded" else kind
-        return {"error": {"code": refusal.status, "message": refusal.message, "type": kind} | refusal.extra}
+    def error(self, error: ApiError) -> JsonObject:
+        kind = ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+        kind = "exceed_context_size_error" if error.code == "context_length_exceeded" else kind
+        return {"error": {"code": error.status, "message": error.message, "type": kind} | error.extra}
 
     def owns(self, path: str) -> bool:
         ours = ("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/props")
@@ -221,71 +228,74 @@ async def infill(call: Call) -> Response:
 
 
 async def _completed(call: Call, body: CompletionBody) -> Response:
-    entry = call.gateway.find(call, body.model)
+    entry = call.find(body.model)
     await asyncio.to_thread(make_file, entry)
     request = body.to_text(entry)
     if body.stream:
-        return Streamed(await begun(told(_events(call, request, entry), call.record, _broken_off)), call.record)
-    answer = await text_completion.whole(call.gateway, request, entry)
-    call.record.usage(counts(answer)["usage"])
-    return replied(answer)
+        return await _streamed(call, _events(call, request, entry))
+    answer = await text_completion.whole(call.backend, request, entry)
+    call.record.usage(usage_of(answer))
+    return json_response(answer)
 
 
-async def _events(call: Call, request: TextRequest, entry: Entry) -> AsyncGenerator[bytes]:
-    async for event in text_completion.stream(call.gateway, request, entry):
+async def _events(call: Call, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[bytes]:
+    async for event in text_completion.stream(call.backend, request, entry):
         if event["stop"]:
-            call.record.usage(counts(event)["usage"])
-        yield _event(event)
+            call.record.usage(usage_of(event))
+        yield data_event(event)
 
 
 async def fim_completions(call: Call) -> Response:
     body = await call.body(FimBody)
-    entry = call.gateway.find(call, body.model)
+    entry = call.find(body.model)
     request = body.to_text()
     if body.stream:
-        return Streamed(await begun(told(_fim_stream(call, request, entry), call.record, _broken_off)), call.record)
-    answer = await text_completion.whole(call.gateway, request, entry)
-    usage = counts(answer)["usage"]
+        return StreamedResponse(
+            await fetch_first(with_error_event(_fim_stream(call, request, entry), call.record, _error_event)),
+            call.record,
+        )
+    answer = await text_completion.whole(call.backend, request, entry)
+    usage = usage_of(answer)
     call.record.usage(usage)
     message = {"role": "assistant", "content": answer["content"], "tool_calls": None}
     reason = "length" if answer["stop_type"] == "limit" else "stop"
     head = {"id": secrets.token_hex(16), "object": "chat.completion", "created": int(time.time()), "model": entry.id}
-    return replied(head | {"choices": [{"index": 0, "message": message, "finish_reason": reason}], "usage": usage})
+    return json_response(
+        head | {"choices": [{"index": 0, "message": message, "finish_reason": reason}], "usage": usage}
+    )
 
 
-async def _fim_stream(call: Call, request: TextRequest, entry: Entry) -> AsyncGenerator[bytes]:
-    """Mistral tells usage with the chunk that has the reason."""
-    last: dict[str, Any] = {}
-    async for chunk in text_completion.chunks(call.gateway, request, entry):
+async def _fim_stream(call: Call, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[bytes]:
+    """Mistral sends usage with the chunk that has the finish reason."""
+    last: Chunk = {}
+    async for chunk in text_completion.chunks(call.backend, request, entry):
         if chunk.get("usage"):
             call.record.usage(chunk["usage"])
-            yield _event(last | {"usage": chunk["usage"]}) + b"data: [DONE]\n\n"
+            yield data_event(last | {"usage": chunk["usage"]}) + b"data: [DONE]\n\n"
         elif chunk["choices"][0]["finish_reason"]:
             last = chunk
         else:
-            yield _event(chunk)
+            yield data_event(chunk)
 
 
 async def tokenize(call: Call) -> Response:
     body = await call.body(TokenizeBody)
-    entry = call.gateway.find(call, body.model)
-    asked = body.model_dump(exclude={"model"})
-    async with call.gateway.keeper.use(entry, await _any_use(entry)) as loaded:
-        return replied(await ask(call.gateway.keeper.session, loaded, "/tokenize", asked))
+    entry = call.find(body.model)
+    async with call.pool.use(entry, await _any_use(entry)) as loaded:
+        return json_response(await ask(loaded, "/tokenize", body.model_dump(exclude={"model"})))
 
 
 async def detokenize(call: Call) -> Response:
     body = await call.body(DetokenizeBody)
-    entry = call.gateway.find(call, body.model)
-    async with call.gateway.keeper.use(entry, await _any_use(entry)) as loaded:
+    entry = call.find(body.model)
+    async with call.pool.use(entry, await _any_use(entry)) as loaded:
         _check_tokens(body.tokens, entry, "tokens")
-        asked = {"tokens": body.tokens}
-        return replied(await ask(call.gateway.keeper.session, loaded, "/detokenize", asked))
+        return json_response(await ask(loaded, "/detokenize", {"tokens": body.tokens}))
 
 
 async def apply_template(call: Call) -> Response:
     body = await call.body(TemplateBody)
-    entry = call.gateway.find(call, body.model)
+    entry = call.find(body.model)
     tools, choice = choose(check_tools(body.tools or []), body.tool_choice)
     request = ChatRequest(
         model=entry.id,
@@ -294,74 +304,76 @@ async def apply_template(call: Call) -> Response:
         choice=choice,
         arguments=body.chat_template_kwargs or {},
     )
-    async with call.gateway.keeper.use(entry) as loaded:
-        return replied({"prompt": await chat.rendered(call.gateway, request, entry, loaded)})
+    async with call.pool.use(entry) as loaded:
+        return json_response({"prompt": await chat.rendered(call.backend.catalogue, request, entry, loaded)})
 
 
 async def rerank(call: Call) -> Response:
     body = await call.body(RerankBody)
-    entry = call.gateway.find(call, body.model)
+    entry = call.find(body.model)
     documents = [d.text if isinstance(d, Document) else d for d in body.documents]
-    results, tokens = await reranked(call, entry, body.query, documents)
+    ranks, tokens = await rank_documents(call.pool, entry, body.query, documents)
+    call.record.prompt_tokens = tokens
+    results: list[JsonObject] = [{**rank} for rank in ranks]
     if body.return_documents:
-        results = [result | {"document": {"text": documents[result["index"]]}} for result in results]
+        results = [{**rank, "document": {"text": documents[rank["index"]]}} for rank in ranks]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return replied({"model": entry.id, "object": "list", "usage": usage, "results": results[: body.top_n]})
+    return json_response({"model": entry.id, "object": "list", "usage": usage, "results": results[: body.top_n]})
 
 
 async def props(call: Call) -> Response:
-    """What a model is served with, or would be: asking does not load it. Its slots are told once it is there."""
+    """How a model is served, or would be: this does not load it. Its slots are known once it is loaded."""
     unknown = {*call.request.query_params} - {"model"}
     if unknown:
-        raise unsupported(sorted(unknown)[0][:100], "not known here")
-    entry = call.gateway.find(call, call.request.query_params.get("model", ""))
-    known, keeper = facts(entry.path), call.gateway.keeper
-    loaded = keeper.of(entry)
-    context = loaded.context if loaded else keeper.context_of(known)
-    return replied(
+        raise unsupported(sorted(unknown)[0][:100], "is not supported")
+    entry = call.find(call.request.query_params.get("model", ""))
+    known, pool = facts(entry.path), call.pool
+    loaded = pool.find(entry)
+    context = loaded.context if loaded else pool.settings.context_of(known)
+    return json_response(
         {
             "default_generation_settings": {"n_ctx": context, "params": {}},
-            "total_slots": loaded.slots if loaded else keeper.keeping.slots or 1,
+            "total_slots": loaded.slots if loaded else pool.settings.slots or 1,
             "model_alias": entry.id,
-            "model_path": entry.id,  # where it lies is nobody's business
+            "model_path": entry.id,  # the path stays private
             "modalities": {"vision": False, "audio": False},
             "chat_template": template_of(entry) or "",
-            "chat_template_caps": loaded.caps if loaded else {},
+            "chat_template_caps": loaded.capabilities if loaded else {},
             "build_info": "settle",
             "is_sleeping": loaded is None,
         }
     )
 
 
-async def _any_use(entry: Entry) -> Literal["generate", "embed", "rerank"]:
-    """A use that the model is for: every child knows the tokens. Raises Refusal."""
+async def _any_use(entry: ModelEntry) -> Literal["generate", "embed", "rerank"]:
+    """A use that the model supports: every child has the tokenizer. Raises ApiError."""
     await asyncio.to_thread(make_file, entry)
     known = facts(entry.path)
     return "rerank" if known.reranks else "embed" if known.embeds else "generate"
 
 
-def _one_prompt(given: str | list[int | str], entry: Entry) -> str | list[Any]:
-    """A text, or token ids and texts in a row. Raises Refusal for several prompts, which llama.cpp answers as one."""
-    if isinstance(given, str):
-        return given
-    if len(given) == 1 and isinstance(given[0], str):
-        return given[0]
-    if not any(isinstance(piece, int) for piece in given):
+def _one_prompt(prompt: str | list[int | str], entry: ModelEntry) -> str | list[int | str]:
+    """A text, or token ids and texts in a row. Raises ApiError for several prompts, which llama.cpp answers as one."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0]
+    if not any(isinstance(piece, int) for piece in prompt):
         raise unsupported("prompt", "one prompt at a time")
-    _check_tokens([piece for piece in given if isinstance(piece, int)], entry, "prompt")
-    return given
+    _check_tokens([piece for piece in prompt if isinstance(piece, int)], entry, "prompt")
+    return prompt
 
 
-def _check_tokens(tokens: list[int], entry: Entry, param: str) -> None:
-    """llama.cpp fails on a token that there is not. Raises Refusal."""
+def _check_tokens(tokens: list[int], entry: ModelEntry, param: str) -> None:
+    """llama.cpp fails on unknown tokens. Raises ApiError."""
     number = facts(entry.path).num_vocab
     if any(not 0 <= token < number for token in tokens):
         raise invalid(param, f"the model has {number} tokens")
 
 
-def _event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+async def _streamed(call: Call, events: AsyncGenerator[bytes]) -> Response:
+    return StreamedResponse(await fetch_first(with_error_event(events, call.record, _error_event)), call.record)
 
 
-def _broken_off(refusal: Refusal) -> bytes:
-    return _event(LlamaCpp().error(refusal))
+def _error_event(error: ApiError) -> bytes:
+    return data_event(LlamaCpp().error(error))

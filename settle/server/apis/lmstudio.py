@@ -1,47 +1,52 @@
-"""LM Studio's own API, /api/v0 (https://lmstudio.ai/docs/developer/rest/endpoints): OpenAI's, with numbers about it."""
+"""LM Studio's own API, /api/v0 (https://lmstudio.ai/docs/developer/rest/endpoints): OpenAI's, with statistics."""
 
 import contextlib
 import importlib.metadata
-import json
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from starlette.responses import Response
 
-from settle.server.apis import Shape, openai
-from settle.server.errors import Refusal
-from settle.server.gateway import Call, Endpoint, Gateway, Streamed, begun, replied, told
-from settle.server.models.model_catalogue import Entry, capabilities, facts
+from settle.server.apis import Api, openai
+from settle.server.apis.openai import body as openai_body
+from settle.server.apis.openai.completions import DONE, Completion, error_event
+from settle.server.errors import ApiError, openai_error
+from settle.server.gateway import Call, Endpoint
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import capabilities, facts
+from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
+from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.wire_types import Chunk, JsonObject
 
 PATH = "/api/v0"
 Ttl = Annotated[int, Field(ge=1, le=1 << 31)]
 
 
-class ChatBody(openai.ChatBody):
+class ChatBody(openai_body.ChatBody):
     """What /api/v0/chat/completions takes. ttl: seconds without a request after which the model is unloaded."""
 
     ttl: Ttl | None = None
 
 
-class CompletionBody(openai.CompletionBody):
-    """What /api/v0/completions takes: one prompt, so that the numbers are about one answer."""
+class CompletionBody(openai_body.CompletionBody):
+    """What /api/v0/completions takes: one prompt, because the statistics are of one answer."""
 
     prompt: str
     n: Literal[1] | None = None
     ttl: Ttl | None = None
 
 
-class EmbeddingBody(openai.EmbeddingBody):
+class EmbeddingBody(openai_body.EmbeddingBody):
     """What /api/v0/embeddings takes."""
 
     ttl: Ttl | None = None
 
 
-class LMStudio(Shape):
-    """Models with what they are, and answers with how long they took."""
+class LMStudio(Api):
+    """Models with their properties, and answers with how long they took."""
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
         return [
@@ -52,61 +57,60 @@ class LMStudio(Shape):
             ("POST", f"{PATH}/embeddings", self.endpoint(embeddings, EmbeddingBody)),
         ]
 
-    def error(self, refusal: Refusal) -> dict[str, Any]:
-        return openai.OpenAI().error(refusal)
+    def error(self, error: ApiError) -> JsonObject:
+        return openai_error(error)
 
     def owns(self, path: str) -> bool:
         return path.startswith(("/api/v0/", "/api/v1/"))
 
 
 async def models(call: Call) -> Response:
-    entries = call.gateway.catalogue.offered()
-    return replied({"object": "list", "data": [_model(call.gateway, entry) for entry in entries]})
+    data = [_model(call.pool, entry) for entry in call.backend.catalogue.offered()]
+    return json_response({"object": "list", "data": data})
 
 
 async def model(call: Call) -> Response:
-    return replied(_model(call.gateway, call.gateway.find(call, call.path["model"])))
+    return json_response(_model(call.pool, call.find(call.path["model"])))
 
 
 async def chat_completions(call: Call) -> Response:
     body = await call.body(ChatBody)
     call.record.user = body.user or body.safety_identifier or ""
-    request, entry = body.to_chat(), call.gateway.find(call, body.model)
+    request, entry = body.to_chat(), call.find(body.model)
     if body.stream:
         pieces = _chat_stream(call, body, request, entry)
-        return Streamed(await begun(told(pieces, call.record, _broken_off)), call.record)
-    answer = await chat.whole(call.gateway, request, entry)
+        return StreamedResponse(await fetch_first(with_error_event(pieces, call.record, error_event)), call.record)
+    answer = await chat.whole(call.backend, request, entry)
     call.record.usage(answer.get("usage"))
-    reason = answer["choices"][0]["finish_reason"]
-    answer |= _about(call.gateway, entry, answer, reason, request.max_tokens)
+    statistics = _statistics(call.pool, entry, answer, answer["choices"][0]["finish_reason"], request.max_tokens)
     await _keep(call, entry, body.ttl)
-    return replied(answer)
+    return json_response({**answer, **statistics})
 
 
-async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: Entry) -> AsyncGenerator[bytes]:
-    """The numbers come with usage, in a last event of their own."""
+async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[bytes]:
+    """The statistics come with usage, in a last event of their own."""
     reason = None
-    async for chunk in chat.stream(call.gateway, request, entry):
+    async for chunk in chat.stream(call.backend, request, entry):
         for choice in chunk["choices"]:
             reason = choice.get("finish_reason") or reason
         if chunk.get("usage"):
             call.record.usage(chunk["usage"])
-            chunk |= _about(call.gateway, entry, chunk, reason, request.max_tokens)
-        yield _event(chunk)
+            yield data_event({**chunk, **_statistics(call.pool, entry, chunk, reason, request.max_tokens)})
+        else:
+            yield data_event(chunk)
     await _keep(call, entry, body.ttl)
-    yield openai.DONE
+    yield DONE
 
 
 async def completions(call: Call) -> Response:
     body = await call.body(CompletionBody)
-    entry = call.gateway.find(call, body.model)
-    most = body.max_tokens if body.max_tokens is not None else body.n_predict
+    entry = call.find(body.model)
 
-    def also(answer: dict[str, Any]) -> dict[str, Any]:
-        choices = answer.get("choices") or [{}]
-        return _about(call.gateway, entry, answer, choices[0].get("finish_reason"), 16 if most is None else most)
+    def extra(answer: Chunk) -> JsonObject:
+        reason = answer["choices"][0].get("finish_reason") if answer.get("choices") else None
+        return _statistics(call.pool, entry, answer, reason, body.limit)
 
-    response = await openai.completed(call, body, also)
+    response = await Completion(call, body, entry, extra).respond()
     await _keep(call, entry, body.ttl)
     return response
 
@@ -114,40 +118,41 @@ async def completions(call: Call) -> Response:
 async def embeddings(call: Call) -> Response:
     body = await call.body(EmbeddingBody)
     response = await openai.embed(call, body)
-    await _keep(call, call.gateway.find(call, body.model), body.ttl)
+    await _keep(call, call.find(body.model), body.ttl)
     return response
 
 
-async def _keep(call: Call, entry: Entry, ttl: int | None) -> None:
+async def _keep(call: Call, entry: ModelEntry, ttl: int | None) -> None:
     if ttl is not None:
-        await call.gateway.keeper.keep(entry, ttl)
+        await call.pool.keep(entry, ttl)
 
 
-def _model(gateway: Gateway, entry: Entry) -> dict[str, Any]:
-    """What a file that is damaged, or not made yet, does not tell is left out."""
-    loaded = gateway.keeper.of(entry)
+def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:
+    """Fields that are unknown, because the file is damaged or not converted yet, are left out."""
+    loaded = pool.find(entry)
     where, _, what = entry.origin.partition(":")
     publisher = what.split("/")[0] if where in ("hub", "lmstudio") and "/" in what else where.split(" ")[0]
-    told: dict[str, Any] = {"id": entry.id, "object": "model", "type": "llm", "publisher": publisher or "settle"}
-    told |= {"compatibility_type": "gguf", "state": "loaded" if loaded else "not-loaded"}
-    with contextlib.suppress(Refusal):
-        known, does = facts(entry.path), capabilities(entry)
-        told |= {"arch": known.architecture, "quantization": known.quantization, "max_context_length": known.context}
-        told |= {} if "completion" in does else {"type": "embeddings"}  # a reranker is none, but writes nothing either
-        told["capabilities"] = ["tool_use"] if "tools" in does else []
-    return told | ({"loaded_context_length": loaded.context} if loaded else {})
+    fields: JsonObject = {"id": entry.id, "object": "model", "type": "llm", "publisher": publisher or "settle"}
+    fields |= {"compatibility_type": "gguf", "state": "loaded" if loaded else "not-loaded"}
+    with contextlib.suppress(ApiError):
+        known, can = facts(entry.path), capabilities(entry)
+        fields |= {"arch": known.architecture, "quantization": known.quantization, "max_context_length": known.context}
+        fields |= {} if "completion" in can else {"type": "embeddings"}  # rerankers too: they write no text
+        fields["capabilities"] = ["tool_use"] if "tools" in can else []
+    return fields | ({"loaded_context_length": loaded.context} if loaded else {})
 
 
-def _about(
-    gateway: Gateway, entry: Entry, answer: dict[str, Any], reason: str | None, most: int | None
-) -> dict[str, Any]:
-    """LM Studio's numbers, in seconds. most: tokens that were asked for."""
-    timings, known, loaded = answer.get("timings", {}), facts(entry.path), gateway.keeper.of(entry)
-    made = timings.get("predicted_n", 0)
-    # whether a stop string or the model ended the answer is not told apart
+def _statistics(
+    pool: ModelPool, entry: ModelEntry, answer: Chunk, reason: str | None, max_tokens: int | None
+) -> JsonObject:
+    """LM Studio's statistics, in seconds."""
+    timings, known, loaded = answer.get("timings", {}), facts(entry.path), pool.find(entry)
+    num_tokens = timings.get("predicted_n", 0)
+    # a stop string and the model's own end are not distinguished
     ended = {"stop": "eosFound", "tool_calls": "toolCalls"}.get(reason or "", reason)
     if reason == "length":
-        ended = "maxPredictedTokensReached" if most is not None and made >= most else "contextLengthReached"
+        is_limit = max_tokens is not None and num_tokens >= max_tokens
+        ended = "maxPredictedTokensReached" if is_limit else "contextLengthReached"
     return {
         "stats": {
             "tokens_per_second": timings.get("predicted_per_second", 0.0),
@@ -159,7 +164,7 @@ def _about(
             "arch": known.architecture,
             "quant": known.quantization,
             "format": "gguf",
-            "context_length": loaded.context if loaded else gateway.keeper.context_of(known),
+            "context_length": loaded.context if loaded else pool.settings.context_of(known),
         },
         "runtime": {
             "name": "llama.cpp",
@@ -167,11 +172,3 @@ def _about(
             "supported_formats": ["gguf"],
         },
     }
-
-
-def _event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _broken_off(refusal: Refusal) -> bytes:
-    return _event(openai.OpenAI().error(refusal)) + openai.DONE

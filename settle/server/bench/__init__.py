@@ -1,1 +1,1 @@
-"""What the server adds to llama.cpp, measured."""
+"""What the server costs beside llama.cpp alone: the harness of `settle bench`."""

@@ -1,66 +1,107 @@
-"""What the gateway adds to llama.cpp's own server: time to the first token, and tokens a second, of many streams."""
+"""What the server costs beside llama.cpp's own: time to the first token, and tokens per second, of many streams."""
 
 import asyncio
 import json
 import statistics
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, Progress, ResultReady
+from settle.library.resolve import resolve_gguf
 from settle.server.bench.bare_server import Side, both_sides
 
-CONTEXT = 1024
+CONTEXT = 1024  # tokens of each stream
+COLUMNS = ("streams", "llama.cpp, tokens/s", "settle", "ratio", "first token", "settle adds")
 
 
-class Seen(NamedTuple):
-    """first: seconds to the first token, the median of the streams. rate: tokens a second of all of them."""
+class Measurement(NamedTuple):
+    """first: seconds to the first token, the median of the streams. rate: tokens per second of all of them."""
 
     first: float
     rate: float
 
 
 class Overhead(NamedTuple):
-    """Of so many streams at once: medians over the rounds; ratios and added are of one round each."""
+    """Of a number of streams at once: medians over the rounds; ratios of rates and added seconds, one a round."""
 
     streams: int
-    bare: Seen
-    settle: Seen
+    bare: Measurement
+    settle: Measurement
     ratios: list[float]
     added: list[float]
 
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
 
-def overhead(model: Path, streams: list[int], rounds: int, tokens: int) -> Iterator[Overhead]:
-    """One for each number of streams. Both sides are the same child process, asked in turns. Raises EngineError."""
-    with both_sides(model, max(streams), CONTEXT) as (ours, theirs):
+    @property
+    def added_ms(self) -> float:
+        return statistics.median(self.added) * 1e3
+
+    def row(self) -> list[object]:
+        return [
+            self.streams,
+            f"{self.bare.rate:.0f}",
+            f"{self.settle.rate:.0f}",
+            f"{self.ratio:.3f} ({min(self.ratios):.3f}–{max(self.ratios):.3f})",
+            f"{self.bare.first * 1e3:.1f} ms",
+            f"{self.added_ms:+.1f} ms",
+        ]
+
+
+def bench_server(name: str, streams: Sequence[int], rounds: int, tokens: int, events: Events) -> None:
+    """What `settle bench serve` does. Raises UsageError, EngineError."""
+    if not streams or min(streams) < 1 or max(streams) > 256:
+        raise UsageError("--streams must be between 1 and 256", "--streams 1 --streams 8")
+    model = resolve_gguf(name)
+    results = []
+    for result in measure_overhead(model.weights, streams, rounds, tokens):
+        results.append(result)
+        events.emit(Progress(what="streams measured", done=len(results), total=len(streams), unit="count"))
+    title = f"{model.name}, medians of {rounds} rounds"
+    events.emit(Listing(title=title, columns=COLUMNS, rows=[result.row() for result in results]))
+    overhead = [
+        {"streams": result.streams, "ratio": result.ratio, "ratios": result.ratios, "added_ms": result.added_ms}
+        for result in results
+    ]
+    events.emit(ResultReady(result={"model": model.name, "overhead": overhead}))
+
+
+def measure_overhead(model: Path, streams: Sequence[int], rounds: int, tokens: int) -> Iterator[Overhead]:
+    """One for each number of streams. Both sides are the same child process, in turns. Raises EngineError."""
+    with both_sides(model, max(streams), CONTEXT) as (ours, bare):
         for number in streams:
-            yield asyncio.run(_compared(ours, theirs, number, rounds, tokens))
+            yield asyncio.run(_compare(ours, bare, number, rounds, tokens))
 
 
-async def _compared(ours: Side, theirs: Side, streams: int, rounds: int, tokens: int) -> Overhead:
-    for side in (theirs, ours):  # from here on every prompt is cached, for both
-        await _measured(side, streams, tokens)
-    seen: dict[Side, list[Seen]] = {ours: [], theirs: []}
+async def _compare(ours: Side, bare: Side, streams: int, rounds: int, tokens: int) -> Overhead:
+    for side in (bare, ours):  # from here on every prompt is cached, for both
+        await _measure(side, streams, tokens)
+    measured: dict[Side, list[Measurement]] = {ours: [], bare: []}
     for number in range(rounds):
-        for side in (theirs, ours)[:: 1 if number % 2 else -1]:
-            seen[side].append(await _measured(side, streams, tokens))
-    pairs = list(zip(seen[ours], seen[theirs], strict=True))
+        for side in (bare, ours)[:: 1 if number % 2 else -1]:
+            measured[side].append(await _measure(side, streams, tokens))
+    pairs = list(zip(measured[ours], measured[bare], strict=True))
     ratios, added = [a.rate / b.rate for a, b in pairs], [a.first - b.first for a, b in pairs]
-    return Overhead(streams, _median(seen[theirs]), _median(seen[ours]), ratios, added)
+    return Overhead(streams, _median(measured[bare]), _median(measured[ours]), ratios, added)
 
 
-async def _measured(side: Side, streams: int, tokens: int) -> Seen:
+async def _measure(side: Side, streams: int, tokens: int) -> Measurement:
     began = time.perf_counter()
     done = await asyncio.gather(*(_stream(side, number, tokens) for number in range(streams)))
     seconds = time.perf_counter() - began
-    return Seen(statistics.median(first for first, _ in done), sum(count for _, count in done) / seconds)
+    return Measurement(statistics.median(first for first, _ in done), sum(count for _, count in done) / seconds)
 
 
 async def _stream(side: Side, number: int, tokens: int) -> tuple[float, int]:
-    """Seconds to the first token, and how many came."""
-    where = urllib.parse.urlsplit(side.url)
-    asked = {
+    """Seconds to the first token, and the number of tokens."""
+    address = urllib.parse.urlsplit(side.url)
+    request = {
         "model": "m",
         "messages": [{"role": "user", "content": f"Tell me the story number {number}."}],
         "max_tokens": tokens,
@@ -68,10 +109,10 @@ async def _stream(side: Side, number: int, tokens: int) -> tuple[float, int]:
         "ignore_eos": True,  # all answers are equally long
         "stream": True,
     }
-    body = json.dumps(asked).encode()
-    head = [f"POST /v1/chat/completions HTTP/1.1\r\nHost: {where.netloc}", f"Authorization: Bearer {side.key}"]
+    body = json.dumps(request).encode()
+    head = [f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}", f"Authorization: Bearer {side.key}"]
     head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close", "", ""]
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
     began, first, count, rest = time.perf_counter(), 0.0, 0, b""
     writer.write("\r\n".join(head).encode() + body)
     while piece := await reader.read(1 << 16):
@@ -82,5 +123,5 @@ async def _stream(side: Side, number: int, tokens: int) -> tuple[float, int]:
     return first, count
 
 
-def _median(seen: list[Seen]) -> Seen:
-    return Seen(statistics.median(s.first for s in seen), statistics.median(s.rate for s in seen))
+def _median(measured: list[Measurement]) -> Measurement:
+    return Measurement(statistics.median(m.first for m in measured), statistics.median(m.rate for m in measured))

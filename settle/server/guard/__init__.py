@@ -1,1 +1,1 @@
-"""What is checked before anything in a request is believed."""
+"""What stands between the network and the server: who is let in, and what may be sent."""

@@ -1,47 +1,55 @@
-"""Who may ask, before anything of a request is believed: Host, Origin, key, size, number and time."""
+"""Who is let in, before anything of a request is believed: Host, Origin, key, size, number and time."""
 
 import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from settle.server.errors import Refusal
-from settle.server.guard.body_limits import Inbound, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
+from settle.server.errors import ApiError
+from settle.server.guard.body_limits import IncomingBody
 
-OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # say that the server runs, and nothing else
+Headers = list[tuple[bytes, bytes]]
+
+OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # answer without a key: that the server runs, nothing else
+METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes. requests: at the same time. seconds: from the first byte to the last of the answer."""
+    """body: bytes. requests: at the same time. seconds: from the first byte to the last of the response."""
 
     body: int = 32 << 20
     requests: int = 256
     seconds: float = 1800.0
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who is let in. key: None lets every program of this machine in. origins: of web pages and extensions, read at
+    every request so that `settle connect` can add one while the server runs. hosts: names beside the loopback's own.
+    is_local: whether the server listens on the loopback only; otherwise any address may be its name."""
+
+    key: str | None = None
+    origins: Callable[[], frozenset[str]] = frozenset
+    hosts: frozenset[str] = frozenset()
+    is_local: bool = True
+
+
 class Guard:
-    """ASGI middleware. keys: None lets everyone on this machine in. hosts: names beside the loopback's own.
-    any_address: whether the server listens beyond the loopback, so that any address may be its name; origins: of web
-    pages and extensions that may ask. error: a Refusal in the words of the shape that a path belongs to."""
+    """ASGI middleware. error: formats an error as the API does that a path belongs to."""
 
     def __init__(
         self,
-        app: Any,
-        key: str | None,
-        origins: Callable[[], frozenset[str]],
-        hosts: frozenset[str],
-        any_address: bool,
+        app: ASGIApp,
+        access: Access,
         limits: Limits,
-        error: Callable[[str, Refusal], dict[str, Any]],
+        error: Callable[[str, ApiError], Mapping[str, object]],
     ) -> None:
-        self.app, self._key, self._origins, self._hosts = app, key, origins, hosts
-        self._any_address, self._limits, self._error = any_address, limits, error
+        self.app, self._access, self._limits, self._error = app, access, limits, error
         self._busy = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,61 +60,58 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        allowed: list[tuple[bytes, bytes]] = []
-        inbound = Inbound(receive, headers, self._limits.body)
-        send = inbound.lingering(send)
+        allowed: Headers = []
+        body = IncomingBody(receive, headers, self._limits.body)
+        send = body.lingering(send)
         try:
             self._check_host(headers, scope)
             allowed = self._check_origin(headers)
             if scope["method"] == "OPTIONS":
-                await _answer(send, 204, b"", [*allowed, *_preflight(headers)])
+                await _respond(send, 204, b"", [*allowed, *_preflight(headers)])
                 return
             self._check_key(headers, scope["path"])
             self._check_length(headers)
             if self._busy >= self._limits.requests:
-                raise Refusal(503, "too many requests at the same time", "overloaded", retry_seconds=5)
-        except Refusal as refusal:
-            body = json.dumps(self._error(scope["path"], refusal)).encode()
-            told = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-            await _answer(send, refusal.status, body, [*allowed, *told])
+                raise ApiError(503, "too many requests at the same time", "overloaded", retry_seconds=5)
+        except ApiError as error:
+            content = json.dumps(self._error(scope["path"], error)).encode()
+            own = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+            await _respond(send, error.status, content, [*allowed, *own])
             return
         self._busy += 1
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self.app(scope, inbound.receive, _adding(send, allowed) if allowed else send)
+                await self.app(scope, body.receive, _with_headers(send, allowed) if allowed else send)
         except TimeoutError:
-            pass  # the answer is cut off; what was under way is stopped
+            pass  # the response is cut off, and its work is stopped
         finally:
             self._busy -= 1
 
     def _check_host(self, headers: dict[bytes, str], scope: Scope) -> None:
-        """A page that has its own name point at this machine (DNS rebinding) still sends that name as the host."""
-        given = [value for name, value in scope["headers"] if name.lower() == b"host"]
-        if len(given) != 1:
-            raise Refusal(400, "exactly one Host header is needed", "forbidden_host")
+        """A web page whose own name points at this machine (DNS rebinding) still sends that name as the host."""
+        if sum(name.lower() == b"host" for name, _ in scope["headers"]) != 1:
+            raise ApiError(400, "exactly one Host header is needed", "forbidden_host")
         host = _host(headers[b"host"])
-        if host in self._hosts or host == "localhost" or host.endswith(".localhost"):
+        if host in self._access.hosts or host == "localhost" or host.endswith(".localhost"):
             return
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            raise Refusal(
-                403, f"the host {host[:100]!r} is not served; --allow-host adds one", "forbidden_host"
-            ) from None
-        if not (address.is_loopback or self._any_address):
-            raise Refusal(403, "this server is for this machine only", "forbidden_host")
+            message = f"the host {host[:100]!r} is not allowed; add it with --allow-host"
+            raise ApiError(403, message, "forbidden_host") from None
+        if self._access.is_local and not address.is_loopback:
+            raise ApiError(403, "this server accepts requests from this machine only", "forbidden_host")
 
-    def _check_origin(self, headers: dict[bytes, str]) -> list[tuple[bytes, bytes]]:
-        """Pages of the web must not reach a server on the loopback through the browser of who runs it."""
+    def _check_origin(self, headers: dict[bytes, str]) -> Headers:
+        """Web pages must not reach a server on the loopback through the browser of the person who runs it."""
         origin = headers.get(b"origin")
         if origin is None:
             if headers.get(b"sec-fetch-site", "none") in ("cross-site", "same-site"):
-                raise Refusal(403, "web pages may not ask here", "forbidden_origin")
+                raise ApiError(403, "requests from web pages are not allowed", "forbidden_origin")
             return []
-        if origin not in self._origins():
-            raise Refusal(
-                403, f"the origin {origin[:100]!r} may not ask here; --allow-origin adds one", "forbidden_origin"
-            )
+        if origin not in self._access.origins():
+            message = f"the origin {origin[:100]!r} is not allowed; add it with --allow-origin"
+            raise ApiError(403, message, "forbidden_origin")
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"access-control-expose-headers", b"x-request-id, retry-after"),
@@ -114,23 +119,22 @@ class Guard:
         ]
 
     def _check_key(self, headers: dict[bytes, str], path: str) -> None:
-        if self._key is None or path in OPEN_PATHS:
+        if self._access.key is None or path in OPEN_PATHS:
             return
-        given = headers.get(b"x-api-key") or headers.get(b"api-key") or ""
+        key = headers.get(b"x-api-key") or headers.get(b"api-key") or ""
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            given = token.strip()
-        if not given:
-            raise Refusal(
-                401, "a key is needed: `Authorization: Bearer KEY`; `settle connect` shows it", "missing_api_key"
-            )
-        if not hmac.compare_digest(given.encode("latin-1", "replace"), self._key.encode()):
-            raise Refusal(401, "this is not the key of this server; `settle connect` shows it", "invalid_api_key")
+            key = token.strip()
+        if not key:
+            message = "no API key given; send `Authorization: Bearer KEY`; `settle connect` shows the key"
+            raise ApiError(401, message, "missing_api_key")
+        if not hmac.compare_digest(key.encode("latin-1", "replace"), self._access.key.encode()):
+            raise ApiError(401, "wrong API key; `settle connect` shows the key of this server", "invalid_api_key")
 
     def _check_length(self, headers: dict[bytes, str]) -> None:
         length = headers.get(b"content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 15 or int(length) > self._limits.body:
-            raise Refusal(413, f"the body may be {self._limits.body >> 20} MiB long", "body_too_large")
+            raise ApiError(413, f"the body may be {self._limits.body >> 20} MiB long", "body_too_large")
 
 
 def _host(header: str) -> str:
@@ -140,30 +144,30 @@ def _host(header: str) -> str:
     return header.rpartition(":")[0].lower() if header.count(":") == 1 else header.lower().rstrip(".")
 
 
-def _preflight(headers: dict[bytes, str]) -> list[tuple[bytes, bytes]]:
+def _preflight(headers: dict[bytes, str]) -> Headers:
     if b"access-control-request-method" not in headers:
-        return [(b"allow", b"GET, HEAD, POST, DELETE, OPTIONS")]
-    told = [
-        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
+        return [(b"allow", METHODS)]
+    answer = [
+        (b"access-control-allow-methods", METHODS),
         (b"access-control-allow-headers", headers.get(b"access-control-request-headers", "*").encode("latin-1")),
         (b"access-control-max-age", b"600"),
     ]
     if headers.get(b"access-control-request-private-network") == "true":
-        told.append((b"access-control-allow-private-network", b"true"))
-    return told
+        answer.append((b"access-control-allow-private-network", b"true"))
+    return answer
 
 
-def _adding(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
-    async def adding(message: MutableMapping[str, Any]) -> None:
+def _with_headers(send: Send, more: Headers) -> Send:
+    async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", []), *more]
         await send(message)
 
-    return adding
+    return with_headers
 
 
-async def _answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    typed = [(b"content-type", b"application/json")] if body else []
+async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    content_type = [(b"content-type", b"application/json")] if body else []
     length = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*typed, *length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [*content_type, *length, *headers]})
     await send({"type": "http.response.body", "body": body})

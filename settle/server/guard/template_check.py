@@ -1,12 +1,11 @@
-"""Chat templates are programs: what a model's file brings runs in the sandbox before llama.cpp runs it."""
+"""Chat templates are programs: a model's template runs in the sandbox before llama.cpp runs it."""
 
 import functools
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.server.errors import Refusal
+from settle.server.errors import ApiError
 
 
 @functools.lru_cache(64)
@@ -17,19 +16,22 @@ def _template(source: str) -> tuple[ChatTemplate, threading.Lock] | None:
         return None
 
 
-def guard_template(
-    source: str, messages: list[dict], tools: list[dict], arguments: Mapping[str, Any] | None = None
+def check_template(
+    source: str,
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[Mapping[str, object]],
+    arguments: Mapping[str, object] | None = None,
 ) -> None:
-    """Run the template in the sandbox first: one that would not end there must not run in llama.cpp either. What it
-    merely refuses llama.cpp may still know how to put. Raises Refusal."""
-    found = _template(source)
-    if found is None:
+    """Renders the template in the sandbox: one that would not end there must not run in llama.cpp either. What the
+    template merely rejects llama.cpp may still know how to render. Raises ApiError."""
+    cached = _template(source)
+    if cached is None:
         return
-    template, lock = found
+    template, lock = cached
     try:
-        with lock:  # its limits are counted for one rendering at a time
+        with lock:  # its limits count for one rendering at a time
             template.render(messages, tools, add_generation_prompt=True, **(arguments or {}))
     except TemplateRunaway as e:
-        raise Refusal(400, e.what, "template_runaway", "messages") from None
+        raise ApiError(400, e.what, "template_runaway", "messages") from None
     except TemplateFailure:
         pass

@@ -1,4 +1,4 @@
-"""Other names for adapters, as clients gave them with Ollama's copy and create: home()/server/aliases.json."""
+"""Further names of adapters, as clients set them with Ollama's copy and create: home()/server/aliases.json."""
 
 import json
 
@@ -6,18 +6,18 @@ from settle.base.run import home, write_json
 
 
 def aliases() -> dict[str, str]:
-    """Name → id of what it names. Empty where nothing was written, or it is damaged."""
+    """Name → id of what it names. Empty when the file is missing or damaged."""
     try:
-        found = json.loads((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
+        names = json.loads((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(name): str(of) for name, of in found.items()} if isinstance(found, dict) else {}
+    return {str(name): str(target) for name, target in names.items()} if isinstance(names, dict) else {}
 
 
-def set_alias(name: str, of: str | None) -> None:
-    """Name it, or with None forget the name. Raises OSError when that cannot be written."""
+def set_alias(name: str, target: str | None) -> None:
+    """Sets the name, or removes it when `target` is None. Raises OSError when the file cannot be written."""
     known = aliases()
     known.pop(name, None)
-    known |= {name: of} if of is not None else {}
+    known |= {name: target} if target is not None else {}
     (home() / "server").mkdir(parents=True, exist_ok=True)
     write_json(home() / "server" / "aliases.json", known)

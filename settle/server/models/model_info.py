@@ -1,8 +1,9 @@
-"""What there is to say of a model before anybody asks it anything, and how fast it is here."""
+"""What is known of a model before anyone uses it, and how fast it is on this machine."""
 
 import http.client
 import json
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Literal, TypedDict
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import EngineError
@@ -11,35 +12,73 @@ from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.machine.cores import cores
 from settle.machine.measurement_cache import key, recalled, remembered
-from settle.server.errors import Refusal
-from settle.server.models.model_catalogue import CONVERTED, Entry, Facts, facts, template_of
-from settle.server.models.model_pool import SHORTEST, needed
+from settle.server.errors import ApiError
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import ModelFacts, facts, template_of
+from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
+from settle.server.wire_types import JsonObject, TextEvent
 
-PROMPT, WRITTEN, ROUNDS = 256, 64, 2  # tokens read and written, and how often: the best counts
-SECONDS = 600.0
+NUM_PROMPT, NUM_WRITTEN = 256, 64  # tokens of a measurement
+NUM_ROUNDS = 2  # of which the best counts
+TIMEOUT_SECONDS = 600.0
 TEXT = "The harbour was quiet in the morning, and the boats came back one after the other with what they had. "
 PROBE = "probe_of_tools"
 
-Tools = Literal["native", "helped", "no"]
+Fit = Literal["yes", "not now", "no"]
+ToolSupport = Literal["native", "helped", "no"]
 
 
-def described(entry: Entry) -> dict[str, Any]:
-    """Plain JSON values; `broken` says why nothing more is known. tokens_per_second: as measured here, or None."""
-    told: dict[str, Any] = {
+class Speed(TypedDict):
+    """Tokens per second."""
+
+    prompt: float
+    written: float
+
+
+class ModelInfo(TypedDict, total=False):
+    """broken: why nothing more is known. unconverted: the GGUF file does not exist yet. The fields from `bytes` on are
+    missing then. kind: generate, embed or rerank. needs: bytes of memory."""
+
+    name: str
+    path: str
+    origin: str
+    base: str | None
+    adapter: str | None
+    broken: str | None
+    unconverted: bool
+    bytes: int
+    quantization: str
+    architecture: str
+    parameters: int
+    context: int
+    kind: str
+    template: str | None
+    tools: ToolSupport
+    needs: int
+    fits: Fit
+    tokens_per_second: Speed | None
+
+
+def describe(entry: ModelEntry) -> ModelInfo:
+    """All that is known of a model without running it."""
+    info: ModelInfo = {
         "name": entry.id,
         "path": str(entry.path),
         "origin": entry.origin,
         "base": entry.base or None,
+        "adapter": str(entry.adapter) if entry.adapter else None,
+        "broken": None,
+        "unconverted": False,
     }
-    told |= {"adapter": str(entry.adapter) if entry.adapter else None, "broken": None, "unconverted": False}
-    if not entry.path.exists() and entry.path.name.endswith(CONVERTED):
-        return told | {"unconverted": True}
+    if entry.is_converted and not entry.path.exists():
+        return info | {"unconverted": True}
     try:
         known, template = facts(entry.path), template_of(entry)
-    except Refusal as refusal:
-        return told | {"broken": refusal.message}
-    needs = needed(known, min(known.context, SHORTEST), 1)
-    return told | {
+    except ApiError as error:
+        return info | {"broken": error.message}
+    needs = estimate_bytes(known, min(known.context, SHORTEST_CONTEXT), 1)
+    speed: Speed | None = recalled(key("cpu", cores().usable), _measurement_name(entry))
+    return info | {
         "bytes": known.bytes,
         "quantization": known.quantization,
         "architecture": known.architecture,
@@ -50,37 +89,33 @@ def described(entry: Entry) -> dict[str, Any]:
         "tools": "no" if known.embeds else tools_of(template),
         "needs": needs,
         "fits": fits(needs),
-        "tokens_per_second": recalled(_machine(), _measured_as(entry)),
+        "tokens_per_second": speed,
     }
 
 
-def fits(needs: int) -> str:
-    """Whether there is room for so many bytes: yes, not now, or no."""
-    room = memory()
-    if needs > room.total * 0.95:
+def fits(needs: int) -> Fit:
+    """Whether so many bytes of memory are available."""
+    if not can_ever_fit(needs):
         return "no"
-    return "yes" if needs <= room.available else "not now"
+    return "yes" if needs <= memory().available else "not now"
 
 
-def tools_of(template: str | None) -> Tools:
-    """native: the template writes what may be called, and calls. helped: it does not, and settle does it instead.
-    no: there is none, so the model takes no turns."""
+def tools_of(template: str | None) -> ToolSupport:
+    """native: the template writes tools and calls. helped: settle emulates them. no: there is no template."""
     if not template:
         return "no"
-    return "native" if any(_writes_calls(template, arguments) for arguments in ({}, "{}")) else "helped"
+    # some templates take the arguments of a call as an object, others as text
+    variants: tuple[dict[str, str] | str, ...] = ({}, "{}")
+    return "native" if any(_writes_calls(template, arguments) for arguments in variants) else "helped"
 
 
-def _writes_calls(template: str, arguments: Any) -> bool:
-    """Some templates take the arguments of a call as an object, others as its text."""
+def _writes_calls(template: str, arguments: dict[str, str] | str) -> bool:
     function = {"name": PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}}
-    called = {"name": f"{PROBE}_called", "arguments": arguments}
-    turns: list[dict[str, Any]] = [
+    called = f"{PROBE}_called"
+    call = {"id": "call00001", "type": "function", "function": {"name": called, "arguments": arguments}}
+    turns: list[JsonObject] = [
         {"role": "user", "content": "u"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "call00001", "type": "function", "function": called}],
-        },
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "r", "tool_call_id": "call00001", "name": PROBE},
         {"role": "assistant", "content": "a"},
     ]
@@ -88,27 +123,26 @@ def _writes_calls(template: str, arguments: Any) -> bool:
         text = ChatTemplate(template).render(turns, [{"type": "function", "function": function}])
     except TemplateFailure:
         return False
-    return called["name"] in text and PROBE in text.replace(called["name"], "")
+    return called in text and PROBE in text.replace(called, "")
 
 
-def measured(entry: Entry) -> dict[str, float]:
-    """Tokens a second that a model reads and writes here, remembered for as long as its file is the same.
-    Raises EngineError, and Refusal for a broken file."""
+def measure_speed(entry: ModelEntry) -> Speed:
+    """Measured once, and remembered while the file is the same. Raises EngineError, and ApiError for a broken file."""
     known = facts(entry.path)
     if known.embeds:
-        raise EngineError(f"{entry.id} makes embeddings and writes nothing", "measure a model that writes")
-    found: dict[str, float] = remembered(_machine(), _measured_as(entry), lambda: _measure(entry, known))
-    return found
+        raise EngineError(f"{entry.id} makes embeddings and writes no text", "measure a model that writes text")
+    speed: Speed = remembered(key("cpu", cores().usable), _measurement_name(entry), lambda: _measure(entry, known))
+    return speed
 
 
-def _measure(entry: Entry, known: Facts) -> dict[str, float]:
-    prompt, written = min(PROMPT, known.context // 2), min(WRITTEN, known.context // 4)
-    child = Child(Load(entry.path, min(known.context, PROMPT + WRITTEN + 16)))
+def _measure(entry: ModelEntry, known: ModelFacts) -> Speed:
+    num_prompt, num_written = min(NUM_PROMPT, known.context // 2), min(NUM_WRITTEN, known.context // 4)
+    child = Child(Load(entry.path, min(known.context, NUM_PROMPT + NUM_WRITTEN + 16)))
     try:
         child.start()
-        ids = _post(child, "/tokenize", {"content": TEXT * PROMPT})["tokens"][:prompt]
-        body = {"prompt": ids, "n_predict": written, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
-        rounds = [_post(child, "/completion", body)["timings"] for _ in range(ROUNDS)]
+        ids = _post(child, "/tokenize", {"content": TEXT * NUM_PROMPT})["tokens"][:num_prompt]
+        body = {"prompt": ids, "n_predict": num_written, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
+        rounds = [_post(child, "/completion", body)["timings"] for _ in range(NUM_ROUNDS)]
     finally:
         child.close()
     return {
@@ -117,29 +151,23 @@ def _measure(entry: Entry, known: Facts) -> dict[str, float]:
     }
 
 
-def _post(child: Child, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(child.address.hostname, child.address.port, timeout=SECONDS)
+def _post(child: Child, path: str, body: JsonObject) -> TextEvent:
+    connection = http.client.HTTPConnection(child.address.hostname or "", child.address.port, timeout=TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {child.api_key}", "Content-Type": "application/json"}
     try:
         connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
-        said = response.read().decode("utf-8", "replace")
+        text = response.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         raise child.died() from None
     finally:
         connection.close()
     if response.status != 200:
-        raise EngineError(f"llama.cpp refused {path}: {said[:300]}", "check the file with `settle models show`")
-    value: dict[str, Any] = json.loads(said)
-    return value
+        raise EngineError(f"llama.cpp failed at {path}: {text[:300]}", "check the file with `settle models show`")
+    answer: TextEvent = json.loads(text)
+    return answer
 
 
-def _machine() -> dict[str, Any]:
-    return key("cpu", cores().usable)
-
-
-def _measured_as(entry: Entry) -> str:
-    """What a measurement is remembered under: another file, or another llama.cpp, is another one."""
-    from importlib.metadata import version
-
+def _measurement_name(entry: ModelEntry) -> str:
+    """Another file, or another llama.cpp, is measured anew."""
     return f"llama.cpp {version('xllamacpp')} {entry.path.resolve()} {stamp_of(entry.path)}"

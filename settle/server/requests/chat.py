@@ -1,134 +1,169 @@
-"""Chats: what all shapes ask for in one form (`plans.ChatRequest`), made ready for a child, counted, cut to fit."""
+"""Chats: a `ChatRequest` is checked against the model that answers it, rendered, counted, and trimmed to fit."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-from settle.server.errors import Refusal, invalid, require_no_documents, unsupported
-from settle.server.guard.template_check import guard_template
-from settle.server.models.model_catalogue import Entry
-from settle.server.models.model_pool import Loaded
-from settle.server.requests import tools as calling
-from settle.server.requests.chat_request import ChatRequest, HelpedPlan, Plan
+from settle.server.errors import ApiError, invalid, unsupported
+from settle.server.guard.template_check import check_template
+from settle.server.models.backend import Backend
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
+from settle.server.requests.chat_request import ChatPlan, ChatRequest, EmulatedToolsPlan
+from settle.server.requests.engine import apply_template, tokenize
 from settle.server.requests.grammar import call_grammar, json_grammar, own_grammar
-from settle.server.requests.upstream import ask
-
-if TYPE_CHECKING:
-    from settle.server.gateway import Gateway
+from settle.server.requests.tools import with_instructions
+from settle.server.wire_types import ChatMessage, Chunk, JsonObject
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
 
 
-async def stream(gateway: "Gateway", request: ChatRequest, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
-    """OpenAI's chunks; the last one has usage, and timings. Closing it stops the model. Raises Refusal."""
+async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
+    """OpenAI's chunks; the last one has usage and timings. Closing it stops the model. Raises ApiError."""
     if entry.collection:
-        from settle.server.requests import document_chat
+        from settle.server.requests import document_chat  # needs the extra `rag`
 
-        async with contextlib.aclosing(document_chat.stream(gateway, request, entry)) as chunks:
+        async with contextlib.aclosing(document_chat.stream(backend, request, entry)) as chunks:
             async for chunk in chunks:
                 yield chunk
         return
-    async with gateway.keeper.use(entry) as loaded:
-        plan = await prepare(gateway, request, entry, loaded)
-        async with contextlib.aclosing(plan.chunks(gateway.keeper.session, loaded)) as chunks:
+    async with backend.pool.use(entry) as loaded:
+        plan = await prepare(backend.catalogue, request, entry, loaded)
+        async with contextlib.aclosing(plan.chunks(loaded)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
 
-async def whole(gateway: "Gateway", request: ChatRequest, entry: Entry) -> dict[str, Any]:
-    """OpenAI's chat.completion. Raises Refusal."""
+async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Chunk:
+    """OpenAI's chat.completion. Raises ApiError."""
     if entry.collection:
-        from settle.server.requests import document_chat
+        from settle.server.requests import document_chat  # needs the extra `rag`
 
-        return await document_chat.whole(gateway, request, entry)
-    async with gateway.keeper.use(entry) as loaded:
-        plan = await prepare(gateway, request, entry, loaded)
-        return await plan.whole(gateway.keeper.session, loaded)
+        return await document_chat.whole(backend, request, entry)
+    async with backend.pool.use(entry) as loaded:
+        plan = await prepare(backend.catalogue, request, entry, loaded)
+        return await plan.whole(loaded)
 
 
-async def prepare(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> Plan:
-    """How `request` is put to `loaded`. Raises Refusal for what cannot be done there."""
+async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelEntry, loaded: LoadedModel) -> ChatPlan:
+    """How `request` is put to `loaded`. Raises ApiError for what the model does not support."""
     if not loaded.key.template:
-        raise Refusal(
-            400,
-            f"{entry.id} has no chat template, so it cannot take turns; /v1/completions goes on with a text",
-            "no_chat_template",
-            "model",
-        )
+        message = f"{entry.id} has no chat template, so it cannot chat; use /v1/completions, which completes a text"
+        raise ApiError(400, message, "no_chat_template", "model")
     if request.n > loaded.slots:
-        raise unsupported("n", f"{loaded.slots} answers at a time are the most here; ask again for more")
-    check_biases(request, loaded)
+        raise unsupported("n", f"at most {loaded.slots} answers at a time; send several requests for more")
+    check_biases(request.sampling, loaded)
     check_probabilities(request.top_logprobs, loaded)
     _check_reasoning(request, loaded)
-    messages, is_helped = request.messages, _needs_help(request, loaded)
-    if is_helped:
-        if request.thinking_budget is not None:
-            raise unsupported("thinking", f"not together with these tools for {entry.id}")
-        if request.n > 1 or request.top_logprobs is not None:
-            raise unsupported("n" if request.n > 1 else "logprobs", f"not together with tools for {entry.id}")
-        has_system = loaded.caps.get("supports_system_role", True)
-        messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await _guard(request, loaded, messages)
-    trimmed = None
-    if request.trim:
-        messages, trimmed = await _trim(gateway, request, loaded, messages, is_helped)
-    common = request.sampling | {"lora": loaded.lora(scales(gateway, request, entry, loaded))}
+    is_emulated = _needs_emulation(request, loaded)
+    if is_emulated:
+        _check_emulation(request, entry)
+    prompt = _Prompt(request, loaded, is_emulated)
+    await prompt.check(prompt.messages)
+    trimmed = await prompt.trim() if request.trim else None
+    common = request.sampling | {"lora": loaded.lora_scales(scales(catalogue, request.adapters, entry, loaded))}
     common |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     common |= {"stop": request.stop} if request.stop else {}
     common |= {"timings_per_token": True} if request.timings else {}
-    if is_helped:
-        return HelpedPlan(request, entry, common | await _help(gateway, request, loaded, messages), trimmed)
-    return Plan(request, entry, common | await _chat_body(request, entry, messages, loaded), trimmed)
+    if is_emulated:
+        return EmulatedToolsPlan(request, entry, common | await _emulated_body(prompt), trimmed)
+    return ChatPlan(request, entry, common | await _chat_body(request, entry, prompt.messages, loaded), trimmed)
 
 
-async def count(gateway: "Gateway", request: ChatRequest, entry: Entry) -> int:
-    """Tokens of the prompt of a request. Raises Refusal."""
-    require_no_documents(entry, "the passages that are read with a question are not known before it is answered")
-    async with gateway.keeper.use(entry) as loaded:
-        return await _tokens(gateway, loaded, await rendered(gateway, request, entry, loaded))
+async def count(backend: Backend, request: ChatRequest, entry: ModelEntry) -> int:
+    """Tokens of the prompt of a request. Raises ApiError."""
+    entry.require_no_documents("its prompt contains passages that are known only once it answers")
+    async with backend.pool.use(entry) as loaded:
+        return await _num_tokens(loaded, await rendered(backend.catalogue, request, entry, loaded))
 
 
-async def rendered(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> str:
-    """The prompt that a request is put to the model as. Raises Refusal."""
-    require_no_documents(entry, "its prompt is made from passages, in pieces")
+async def rendered(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelEntry, loaded: LoadedModel) -> str:
+    """The prompt of a request. Raises ApiError."""
+    entry.require_no_documents("its prompts are made from passages")
     if not loaded.key.template:
-        raise Refusal(400, f"{entry.id} has no chat template", "no_chat_template", "model")
-    scales(gateway, request, entry, loaded)  # the names must be right, though nothing is read with them
-    messages, is_helped = request.messages, _needs_help(request, loaded)
-    if is_helped:
-        has_system = loaded.caps.get("supports_system_role", True)
-        messages = calling.instructed(messages, request.tools, request.choice, has_system)
-    await _guard(request, loaded, messages)
-    return await _rendered(gateway, request, loaded, messages, is_helped)
+        raise ApiError(400, f"{entry.id} has no chat template", "no_chat_template", "model")
+    scales(catalogue, request.adapters, entry, loaded)  # checks the names
+    prompt = _Prompt(request, loaded, _needs_emulation(request, loaded))
+    await prompt.check(prompt.messages)
+    return await prompt.render(prompt.messages)
 
 
-async def _guard(request: ChatRequest, loaded: Loaded, messages: list[dict]) -> None:
-    """The template is run in the sandbox as llama.cpp will run it. Raises Refusal."""
-    for name in request.arguments:
-        if name in OWN_ARGUMENTS:
-            raise invalid(f"chat_template_kwargs.{name}", "is given to every template already")
-    assert loaded.key.template
-    await asyncio.to_thread(guard_template, loaded.key.template, messages, request.tools, request.arguments)
+class _Prompt:
+    """The messages of a request as one model is given them. is_emulated: whether tools are text in them."""
+
+    def __init__(self, request: ChatRequest, loaded: LoadedModel, is_emulated: bool) -> None:
+        self.request, self.loaded, self.is_emulated = request, loaded, is_emulated
+        self.messages = request.messages
+        if is_emulated:
+            has_system = loaded.capabilities.get("supports_system_role", True)
+            self.messages = with_instructions(request.messages, request.tools, request.choice, has_system)
+
+    async def check(self, messages: list[ChatMessage]) -> None:
+        """Renders the template in the sandbox as llama.cpp will render it. Raises ApiError."""
+        request, template = self.request, self.loaded.key.template
+        for name in request.arguments:
+            if name in OWN_ARGUMENTS:
+                raise invalid(f"chat_template_kwargs.{name}", "is set by the server")
+        assert template
+        await asyncio.to_thread(check_template, template, messages, request.tools, request.arguments)
+
+    async def trim(self) -> dict[str, int] | None:
+        """Drops the oldest turns until the prompt and a quarter of the context, or max_tokens, fit; returns how many
+        messages and tokens were dropped."""
+        limit, context = self.request.max_tokens, self.loaded.context
+        room = context - min(limit or context, context // 4)
+        left, before = list(self.messages), await self._count(self.messages)
+        tokens = before
+        while tokens > room:
+            first = next((i for i, m in enumerate(left[:-1]) if m["role"] != "system"), None)
+            if first is None:
+                break  # llama.cpp rejects the rest, with the counts
+            del left[first]
+            while first < len(left) - 1 and left[first]["role"] != "user":  # no answer without its question
+                del left[first]
+            tokens = await self._count(left)
+        num_dropped = len(self.messages) - len(left)
+        if not num_dropped:
+            return None
+        self.messages = left
+        return {"messages": num_dropped, "tokens": before - tokens}
+
+    async def render(self, messages: list[ChatMessage]) -> str:
+        request = self.request
+        body: JsonObject = {"messages": messages}
+        if request.tools and not self.is_emulated:
+            body |= {"tools": request.tools, "tool_choice": request.choice}
+        return await apply_template(self.loaded, body | _template_arguments(request))
+
+    async def _count(self, messages: list[ChatMessage]) -> int:
+        return await _num_tokens(self.loaded, await self.render(messages))
 
 
-async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], loaded: Loaded) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": entry.id, "messages": messages}
+async def _num_tokens(loaded: LoadedModel, prompt: str) -> int:
+    return len(await tokenize(loaded, prompt, add_special=True, parse_special=True))
+
+
+def _template_arguments(request: ChatRequest) -> JsonObject:
+    return {"chat_template_kwargs": request.arguments} if request.arguments else {}
+
+
+async def _chat_body(
+    request: ChatRequest, entry: ModelEntry, messages: list[ChatMessage], loaded: LoadedModel
+) -> JsonObject:
+    body: JsonObject = {"model": entry.id, "messages": messages}
     if request.tools:
-        body |= {
-            "tools": request.tools,
-            "tool_choice": request.choice,
-            "parallel_tool_calls": request.is_parallel is not False,
-        }
+        is_parallel = request.is_parallel is not False
+        body |= {"tools": request.tools, "tool_choice": request.choice, "parallel_tool_calls": is_parallel}
     if request.schema is not None:
         body["grammar"] = await json_grammar(request.schema, loaded, "response_format")
     elif request.grammar:
         body["grammar"] = await own_grammar(request.grammar, loaded)
-    if request.arguments:
-        body["chat_template_kwargs"] = request.arguments
+    body |= _template_arguments(request)
     if request.n > 1:
         body["n"] = request.n
-    if request.tells_stop and request.stop:
+    if request.wants_stop and request.stop:
         body["verbose"] = True  # llama.cpp names the stop string nowhere else
     if request.thinking_budget is not None:
         body["thinking_budget_tokens"] = request.thinking_budget
@@ -137,102 +172,71 @@ async def _chat_body(request: ChatRequest, entry: Entry, messages: list[dict], l
     return body
 
 
-async def _help(gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict]) -> dict[str, Any]:
-    asked = {"messages": messages} | ({"chat_template_kwargs": request.arguments} if request.arguments else {})
-    rendered = await ask(gateway.keeper.session, loaded, "/apply-template", asked)
-    body: dict[str, Any] = {"prompt": rendered["prompt"], "cache_prompt": True}
+async def _emulated_body(prompt: _Prompt) -> JsonObject:
+    request = prompt.request
+    text = await apply_template(prompt.loaded, {"messages": prompt.messages} | _template_arguments(request))
+    body: JsonObject = {"prompt": text, "cache_prompt": True}
     if not request.tools:
         return body
     is_required = request.choice == "required"
-    is_parallel = request.is_parallel is True  # unasked, small models call the same function over and over
-    body["grammar"] = await call_grammar(request.tools, is_required, is_parallel, loaded)
-    return body
+    is_parallel = request.is_parallel is True  # by default, small models would call the same function over and over
+    return body | {"grammar": await call_grammar(request.tools, is_required, is_parallel, prompt.loaded)}
 
 
-def _needs_help(request: ChatRequest, loaded: Loaded) -> bool:
+def _needs_emulation(request: ChatRequest, loaded: LoadedModel) -> bool:
     has_calls = bool(request.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in request.messages)
     if not has_calls:
         return False
     if request.tools and (request.schema is not None or request.grammar):
-        raise unsupported("response_format", "not together with tools: the answer is either a call or of that form")
-    knows = loaded.caps.get("supports_tools") and loaded.caps.get("supports_tool_calls")
-    # llama.cpp does not see to it for these templates that a call comes (llama.cpp #27217)
-    is_let_off = request.choice == "required" and loaded.caps.get("supports_preserve_reasoning")
-    return not knows or bool(is_let_off)
+        raise unsupported("response_format", "cannot be combined with tools")
+    can = loaded.capabilities
+    is_native = can.get("supports_tools") and can.get("supports_tool_calls")
+    # with these templates llama.cpp does not enforce that a call comes (llama.cpp #27217)
+    is_lax = request.choice == "required" and can.get("supports_preserve_reasoning")
+    return not is_native or bool(is_lax)
 
 
-def scales(gateway: "Gateway", request: ChatRequest, entry: Entry, loaded: Loaded) -> dict[Any, float]:
-    """File of an adapter → how much of it."""
-    found = {entry.adapter: 1.0} if entry.adapter else {}
-    for name, scale in request.adapters.items():
-        other = gateway.catalogue.find(name if ":" in name or not entry.base else f"{entry.base}:{name}")
+def _check_emulation(request: ChatRequest, entry: ModelEntry) -> None:
+    if request.thinking_budget is not None:
+        raise unsupported("thinking", f"cannot be combined with these tools for {entry.id}")
+    if request.n > 1 or request.top_logprobs is not None:
+        raise unsupported("n" if request.n > 1 else "logprobs", f"cannot be combined with tools for {entry.id}")
+
+
+def scales(
+    catalogue: ModelCatalogue, adapters: dict[str, float], entry: ModelEntry, loaded: LoadedModel
+) -> dict[Path, float]:
+    """How much of each adapter to apply, by file. adapters: by name. Raises ApiError."""
+    by_file = {entry.adapter: 1.0} if entry.adapter else {}
+    for name, scale in adapters.items():
+        other = catalogue.find(name if ":" in name or not entry.base else f"{entry.base}:{name}")
         if not other.adapter or other.adapter not in [path for path, _ in loaded.adapters]:
-            raise invalid("lora", f"{other.id} is no adapter that can stand over {entry.id} with its chat template")
-        found[other.adapter] = scale
-    return found
+            raise invalid("lora", f"{other.id} is not an adapter over {entry.id} with its chat template")
+        by_file[other.adapter] = scale
+    return by_file
 
 
-async def _trim(
-    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
-) -> tuple[list[dict], dict[str, int] | None]:
-    """The oldest turns dropped until the prompt and a quarter of the context, or max_tokens, fit."""
-    room = loaded.context - min(request.max_tokens or loaded.context, loaded.context // 4)
-    kept, before = list(messages), await _count(gateway, request, loaded, messages, is_helped)
-    tokens = before
-    while tokens > room:
-        first = next((i for i, m in enumerate(kept[:-1]) if m["role"] != "system"), None)
-        if first is None:
-            break  # llama.cpp refuses what is left, with the counts
-        del kept[first]
-        while first < len(kept) - 1 and kept[first]["role"] != "user":  # no answer without its question
-            del kept[first]
-        tokens = await _count(gateway, request, loaded, kept, is_helped)
-    if len(kept) == len(messages):
-        return messages, None
-    return kept, {"messages": len(messages) - len(kept), "tokens": before - tokens}
-
-
-async def _count(
-    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
-) -> int:
-    return await _tokens(gateway, loaded, await _rendered(gateway, request, loaded, messages, is_helped))
-
-
-async def _rendered(
-    gateway: "Gateway", request: ChatRequest, loaded: Loaded, messages: list[dict], is_helped: bool
-) -> str:
-    asked: dict[str, Any] = {"messages": messages}
-    if request.tools and not is_helped:
-        asked |= {"tools": request.tools, "tool_choice": request.choice}
-    if request.arguments:
-        asked["chat_template_kwargs"] = request.arguments
-    return str((await ask(gateway.keeper.session, loaded, "/apply-template", asked))["prompt"])
-
-
-async def _tokens(gateway: "Gateway", loaded: Loaded, prompt: str) -> int:
-    body = {"content": prompt, "add_special": True, "parse_special": True}
-    return len((await ask(gateway.keeper.session, loaded, "/tokenize", body))["tokens"])
-
-
-def check_probabilities(top: int | None, loaded: Loaded) -> None:
-    """llama.cpp gives the tokens that a draft proposed a logprob of 0, and no others beside them (build 11549)."""
+def check_probabilities(top: int | None, loaded: LoadedModel) -> None:
+    """llama.cpp gives the tokens that a draft proposed a logprob of 0, and no alternatives (build 11549)."""
     if top is not None and loaded.child.load.draft:
-        raise unsupported("logprobs", "not where a draft proposes tokens; `settle serve` without --draft tells them")
+        raise unsupported("logprobs", "not available with a draft model; run `settle serve` without --draft")
 
 
-def check_biases(request: ChatRequest, loaded: Loaded) -> None:
-    for token, _ in request.sampling.get("logit_bias", ()):
+def check_biases(sampling: JsonObject, loaded: LoadedModel) -> None:
+    biases = sampling.get("logit_bias", ())
+    assert isinstance(biases, list | tuple)
+    for token, _ in biases:
         if token >= loaded.facts.num_vocab:
             raise invalid(f"logit_bias.{token}", f"the model has {loaded.facts.num_vocab} tokens")
 
 
-def _check_reasoning(request: ChatRequest, loaded: Loaded) -> None:
-    """An effort that the template does not know would be lost."""
+def _check_reasoning(request: ChatRequest, loaded: LoadedModel) -> None:
+    """An effort that the template does not support would be lost."""
     effort = request.arguments.get("reasoning_effort")
     template = loaded.key.template or ""
     knows = "reasoning_effort" in template or "enable_thinking" in template
-    if effort not in (None, "none", "minimal", "low") and not knows and not request.is_usual_effort:
-        raise unsupported("reasoning_effort", "this model has no reasoning that could be steered")
-    # llama.cpp drops a budget without a word where it does not see what in an answer is reasoning
-    if request.thinking_budget is not None and not loaded.caps.get("supports_preserve_reasoning"):
-        raise unsupported("thinking", "this model has no reasoning that could have a budget")
+    if effort not in (None, "none", "minimal", "low") and not knows and not request.is_default_effort:
+        raise unsupported("reasoning_effort", "this model does not support it")
+    # llama.cpp silently drops a budget where it does not recognise what in an answer is reasoning
+    if request.thinking_budget is not None and not loaded.capabilities.get("supports_preserve_reasoning"):
+        raise unsupported("thinking", "this model does not support a budget of reasoning")

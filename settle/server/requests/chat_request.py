@@ -1,174 +1,198 @@
-"""How a chat request is put to a child, and how its answer is read: as OpenAI's chunks, or its chat.completion."""
+"""A chat request in the form that all APIs translate to, and how it is put to a child: natively, or with tools that are
+emulated. The answer is read as OpenAI's chunks, or its chat.completion."""
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 
-from settle.server.models.model_catalogue import Entry
-from settle.server.models.model_pool import Loaded
-from settle.server.requests import tools as calling
-from settle.server.requests.upstream import ask, events, open_stream
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.models.model_entry import ModelEntry
+from settle.server.requests.engine import (
+    CHAT_PATH,
+    TEXT_PATH,
+    ask_chat,
+    ask_text,
+    chat_events,
+    open_stream,
+    text_events,
+)
+from settle.server.requests.tools import CallReader, ToolChoice
+from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Tool, Usage
 
 
 @dataclass(frozen=True)
 class ChatRequest:
     """messages: see `check_messages`. tools, choice: see `tools.choose`. schema: of the answer, {} for any JSON object.
-    sampling: in llama.cpp's words. arguments: of the template. adapters: more LoRAs by name, and their scales.
-    trim: whether the oldest turns may be dropped when the prompt is too long, which the answer tells.
-    tells_stop: whether the choice that a stop string ended says which, as `stopped_by`. thinking_budget: tokens of
-    reasoning. is_usual_effort: the effort is what the API takes when none is given, so a model without any is no loss.
+    sampling: under llama.cpp's names. arguments: of the template. adapters: further LoRAs by name, and their scales.
+    trim: whether the oldest turns may be dropped when the prompt is too long, which the answer reports.
+    wants_stop: whether a choice that a stop string ended names it, as `stopped_by`. thinking_budget: tokens of
+    reasoning. is_default_effort: the effort is the API's default, so a model without reasoning loses nothing.
     """
 
     model: str
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    choice: calling.Choice = "none"
+    messages: list[ChatMessage]
+    tools: list[Tool] = field(default_factory=list)
+    choice: ToolChoice = "none"
     is_parallel: bool | None = None
-    schema: dict[str, Any] | None = None
+    schema: JsonObject | None = None
     grammar: str | None = None
     max_tokens: int | None = None
     stop: list[str] = field(default_factory=list)
     n: int = 1
     top_logprobs: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    sampling: JsonObject = field(default_factory=dict)
+    arguments: JsonObject = field(default_factory=dict)
     adapters: dict[str, float] = field(default_factory=dict)
     trim: bool = False
     timings: bool = False
-    tells_stop: bool = False
+    wants_stop: bool = False
     thinking_budget: int | None = None
-    is_usual_effort: bool = False
+    is_default_effort: bool = False
 
 
-class Plan:
-    """How a request is put to a child whose template knows all that is asked for: llama.cpp's own chat endpoint."""
+class ChatPlan:
+    """A request put to llama.cpp's own chat endpoint: the template supports everything that it needs.
 
-    path = "/v1/chat/completions"
+    trimmed: messages and tokens that were dropped from the prompt."""
 
     def __init__(
-        self, request: ChatRequest, entry: Entry, body: dict[str, Any], trimmed: dict[str, int] | None
+        self, request: ChatRequest, entry: ModelEntry, body: JsonObject, trimmed: Mapping[str, int] | None
     ) -> None:
         self.request, self.entry, self.body, self.trimmed = request, entry, body, trimmed
 
-    async def open(self, session: aiohttp.ClientSession, loaded: Loaded) -> aiohttp.ClientResponse:
+    async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
         """The raw stream."""
-        body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
-        return await open_stream(session, loaded, self.path, body)
+        return await open_stream(
+            loaded, CHAT_PATH, self.body | {"stream": True, "stream_options": {"include_usage": True}}
+        )
 
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
-        async with await self.open(session, loaded) as response:
-            async for chunk in events(response):
+    async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
+        async with await self.open(loaded) as response:
+            async for chunk in chat_events(response):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
                 for choice in chunk["choices"]:
-                    _both_reasonings(choice["delta"])
+                    _copy_reasoning(choice["delta"])
                     self._tidy_logprobs(choice)
-                    self._tell_stop(choice, word)
-                yield self._told(chunk | {"model": self.entry.id})
+                    self._name_stop(choice, word)
+                chunk["model"] = self.entry.id
+                yield self._with_trimmed(chunk)
 
-    async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
-        answer = await ask(session, loaded, self.path, self.body) | {"model": self.entry.id}
+    async def whole(self, loaded: LoadedModel) -> Chunk:
+        answer = await ask_chat(loaded, self.body)
         word = answer.pop("__verbose", {}).get("stopping_word")
         for choice in answer["choices"]:
-            _both_reasonings(choice["message"])
+            _copy_reasoning(choice["message"])
             self._tidy_logprobs(choice)
-            self._tell_stop(choice, word)
-        return self._told(answer)
+            self._name_stop(choice, word)
+        answer["model"] = self.entry.id
+        return self._with_trimmed(answer)
 
-    def _told(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def _with_trimmed(self, answer: Chunk) -> Chunk:
         if self.trimmed and answer.get("usage"):
             answer["settle"] = {"trimmed": self.trimmed}
         return answer
 
-    def _tidy_logprobs(self, choice: dict[str, Any]) -> None:
-        """llama.cpp gives no probabilities at all where none but the drawn token's are asked for: so we ask for one."""
-        if self.request.top_logprobs == 0 and choice.get("logprobs"):
-            for token in choice["logprobs"]["content"]:
+    def _tidy_logprobs(self, choice: Choice) -> None:
+        """llama.cpp gives no probabilities at all where only the drawn token's are wanted: so we ask it for one."""
+        logprobs = choice.get("logprobs")
+        if self.request.top_logprobs == 0 and logprobs:
+            for token in logprobs["content"]:
                 token["top_logprobs"] = []
 
-    def _tell_stop(self, choice: dict[str, Any], word: str | None) -> None:
-        """A template has stop strings of its own, which are nobody's business."""
-        if self.request.tells_stop and word in self.request.stop and choice["finish_reason"]:
+    def _name_stop(self, choice: Choice, word: str | None) -> None:
+        """Only stop strings of the request: a template has its own."""
+        if self.request.wants_stop and word and word in self.request.stop and choice["finish_reason"]:
             choice["stopped_by"] = word
 
 
-class HelpedPlan(Plan):
-    """A request with tools, to a child whose template knows none: rendered, constrained and parsed by us."""
+class EmulatedToolsPlan(ChatPlan):
+    """A request with tools whose template does not support them: rendered, constrained and parsed here."""
 
-    path = "/completion"
+    async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
+        return await open_stream(loaded, TEXT_PATH, self.body | {"stream": True})
 
-    async def open(self, session: aiohttp.ClientSession, loaded: Loaded) -> aiohttp.ClientResponse:
-        return await open_stream(session, loaded, self.path, self.body | {"stream": True})
-
-    async def chunks(self, session: aiohttp.ClientSession, loaded: Loaded) -> AsyncGenerator[dict[str, Any]]:
-        head = self._head("chat.completion.chunk")
-        first: dict[str, Any] | None = {"role": "assistant", "content": None}
-        reader = calling.CallReader()
-        async with await self.open(session, loaded) as response:
-            async for event in events(response):
-                if first is not None:  # not before: what is refused must not have begun
-                    yield head | {"choices": [_choice(first)]} | _timings(self.request, event)
+    async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
+        head = chunk_head(self.entry, "chat.completion.chunk")
+        first: Delta | None = {"role": "assistant", "content": None}
+        reader = CallReader()
+        async with await self.open(loaded) as response:
+            async for event in text_events(response):
+                if first is not None:  # not before: a request that fails must not have begun
+                    yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
                     first = None
                 for delta in reader.feed(event["content"]):
-                    yield head | {"choices": [_choice(delta)]}
+                    yield head | {"choices": [delta_choice(delta)]}
                 if event["stop"]:
                     for delta in reader.end():
-                        yield head | {"choices": [_choice(delta)]}
-                    last = _choice({}, _reason(event, reader))
-                    self._tell_stop(last, event.get("stopping_word"))
+                        yield head | {"choices": [delta_choice(delta)]}
+                    last = delta_choice({}, _reason(event, reader))
+                    self._name_stop(last, event.get("stopping_word"))
                     yield head | {"choices": [last]}
-                    yield self._told(head | {"choices": []} | counts(event))
+                    yield self._with_trimmed(
+                        head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)}
+                    )
 
-    async def whole(self, session: aiohttp.ClientSession, loaded: Loaded) -> dict[str, Any]:
-        event = await ask(session, loaded, self.path, self.body)
-        reader = calling.CallReader()
-        message: dict[str, Any] = {"role": "assistant", "content": None}
+    async def whole(self, loaded: LoadedModel) -> Chunk:
+        event = await ask_text(loaded, self.body)
+        reader = CallReader()
+        message: Delta = {"role": "assistant", "content": None}
         for delta in [*reader.feed(event["content"]), *reader.end()]:
             if "content" in delta:
-                message["content"] = (message["content"] or "") + delta["content"]
-            else:
-                calls = [{k: v for k, v in call.items() if k != "index"} for call in delta["tool_calls"]]
-                message["tool_calls"] = message.get("tool_calls", []) + calls
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event, reader)}
-        self._tell_stop(choice, event.get("stopping_word"))
-        return self._told(self._head("chat.completion") | {"choices": [choice]} | counts(event))
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": f"chatcmpl-{secrets.token_hex(16)}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": self.entry.id,
-            "system_fingerprint": "settle",
-        }
+                message["content"] = (message["content"] or "") + (delta["content"] or "")
+            for call in delta.get("tool_calls", ()):
+                del call["index"]
+                message.setdefault("tool_calls", []).append(call)
+        reason = _reason(event, reader)
+        choice: Choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        self._name_stop(choice, event.get("stopping_word"))
+        answer = chunk_head(self.entry, "chat.completion") | {"choices": [choice]}
+        return self._with_trimmed(answer | {"usage": usage_of(event), "timings": timings_of(event)})
 
 
-def _both_reasonings(told: dict[str, Any]) -> None:
-    """Clients read the one name or the other."""
-    if told.get("reasoning_content"):
-        told["reasoning"] = told["reasoning_content"]
+def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
+    """The fields that all chunks of an answer share."""
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(16)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": entry.id,
+        "system_fingerprint": "settle",
+    }
 
 
-def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+def delta_choice(delta: Delta, reason: str | None = None) -> Choice:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def _timings(request: ChatRequest, event: dict[str, Any]) -> dict[str, Any]:
+def usage_of(event: TextEvent) -> Usage:
+    """OpenAI's usage, from the last event of a text."""
+    prompt, completion = event["tokens_evaluated"], event["tokens_predicted"]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": timings_of(event).get("cache_n", 0)},
+    }
+
+
+def timings_of(event: TextEvent) -> Timings:
+    return event.get("timings", {})
+
+
+def _copy_reasoning(delta: Delta) -> None:
+    """Clients read one name or the other."""
+    if delta.get("reasoning_content"):
+        delta["reasoning"] = delta["reasoning_content"]
+
+
+def _timings(request: ChatRequest, event: TextEvent) -> Chunk:
     return {"timings": event["timings"]} if request.timings and "timings" in event else {}
 
 
-def _reason(event: dict[str, Any], reader: calling.CallReader) -> str:
+def _reason(event: TextEvent, reader: CallReader) -> str:
     if event["stop_type"] == "limit":
         return "length"
     return "tool_calls" if reader.num_calls else "stop"
-
-
-def counts(event: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's usage, and timings, of the last event of a text."""
-    prompt, made = event["tokens_evaluated"], event["tokens_predicted"]
-    cached = event.get("timings", {}).get("cache_n", 0)
-    usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
-    return {"usage": usage | {"prompt_tokens_details": {"cached_tokens": cached}}, "timings": event.get("timings", {})}

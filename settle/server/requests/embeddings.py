@@ -1,48 +1,43 @@
-"""Texts as vectors, and documents in the order in which they answer a query."""
+"""Texts as vectors, and documents ordered by how well they answer a query."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from settle.server.errors import invalid, require_no_documents, unsupported
-from settle.server.gateway import Call
-from settle.server.models.model_catalogue import Entry
-from settle.server.requests.upstream import ask
+from settle.server.errors import invalid, unsupported
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_pool import ModelPool
+from settle.server.requests.engine import ask_embeddings, ask_ranks, tokenize
+from settle.server.wire_types import Rank
 
 
-async def embedded(call: Call, entry: Entry, inputs: list[Any]) -> tuple[list[list[float]], int]:
-    """Vectors of length 1, and the tokens that were read. inputs: texts or lists of token ids. Raises Refusal."""
-    require_no_documents(entry, "it makes no vectors")
+async def embed_texts(
+    pool: ModelPool, entry: ModelEntry, inputs: Sequence[str | list[int]]
+) -> tuple[list[list[float]], int]:
+    """Vectors of length 1, and the number of tokens read. inputs: texts or lists of token ids. Raises ApiError."""
+    entry.require_no_documents("it makes no vectors")
     if any(not text for text in inputs):
         raise invalid("input", "a text is empty")
     if entry.adapter:
-        raise unsupported(
-            "model", f"{entry.id} is an adapter, and those do not take part in embeddings: {entry.base} does"
-        )
-    async with call.gateway.keeper.use(entry, "embed") as loaded:
-        answer = await ask(call.gateway.keeper.session, loaded, "/v1/embeddings", {"input": inputs, "model": entry.id})
-    tokens = answer["usage"]["prompt_tokens"]
-    call.record.prompt_tokens = tokens
-    return [item["embedding"] for item in answer["data"]], tokens
+        raise unsupported("model", f"{entry.id} is an adapter, and embeddings ignore adapters; use {entry.base}")
+    async with pool.use(entry, "embed") as loaded:
+        answer = await ask_embeddings(loaded, {"input": inputs, "model": entry.id})
+    return [item["embedding"] for item in answer["data"]], answer["usage"]["prompt_tokens"]
 
 
-async def shortened(call: Call, entry: Entry, texts: Sequence[str]) -> tuple[list[Any], int]:
-    """Texts, those that are too long as their first tokens, and how many those are. Raises Refusal."""
-    kept: list[Any] = []
-    session = call.gateway.keeper.session
-    async with call.gateway.keeper.use(entry, "embed") as loaded:
+async def truncate_texts(pool: ModelPool, entry: ModelEntry, texts: Sequence[str]) -> tuple[list[str | list[int]], int]:
+    """Texts, those that are too long as their first tokens, and how many those are. Raises ApiError."""
+    inputs: list[str | list[int]] = []
+    async with pool.use(entry, "embed") as loaded:
         for text in texts:
-            body = {"content": text, "add_special": True, "parse_special": True}
-            tokens = (await ask(session, loaded, "/tokenize", body))["tokens"]
-            kept.append(text if len(tokens) <= loaded.context else tokens[: loaded.context])
-    return kept, sum(isinstance(text, list) for text in kept)
+            tokens = await tokenize(loaded, text, add_special=True, parse_special=True)
+            inputs.append(text if len(tokens) <= loaded.context else tokens[: loaded.context])
+    return inputs, sum(isinstance(text, list) for text in inputs)
 
 
-async def reranked(call: Call, entry: Entry, query: str, documents: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """{index, relevance_score} of each document, the best first, and the tokens that were read. Raises Refusal."""
-    async with call.gateway.keeper.use(entry, "rerank") as loaded:
-        asked = {"query": query, "documents": documents}
-        answer = await ask(call.gateway.keeper.session, loaded, "/v1/rerank", asked)
-    tokens = answer["usage"]["prompt_tokens"]
-    call.record.prompt_tokens = tokens
-    results = [{"index": r["index"], "relevance_score": r["relevance_score"]} for r in answer["results"]]
-    return sorted(results, key=lambda result: -result["relevance_score"]), tokens
+async def rank_documents(
+    pool: ModelPool, entry: ModelEntry, query: str, documents: Sequence[str]
+) -> tuple[list[Rank], int]:
+    """The rank of each document, the best first, and the number of tokens read. Raises ApiError."""
+    async with pool.use(entry, "rerank") as loaded:
+        answer = await ask_ranks(loaded, {"query": query, "documents": documents})
+    ranks: list[Rank] = [{"index": r["index"], "relevance_score": r["relevance_score"]} for r in answer["results"]]
+    return sorted(ranks, key=lambda rank: -rank["relevance_score"]), answer["usage"]["prompt_tokens"]

@@ -1,12 +1,13 @@
-"""What requests may ask for: every field with its range. A field that is not named here is refused, not ignored."""
+"""The fields of requests, with their ranges. A field that is not declared is an error; none is ignored."""
 
 import json
 import math
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from settle.server.errors import Refusal, invalid
+from settle.server.errors import ApiError, invalid
+from settle.server.wire_types import JsonObject
 
 DEEPEST = 100  # levels of JSON
 LONGEST_NAME = 256
@@ -28,14 +29,14 @@ class Body(BaseModel):
 
 
 class Adapter(Body):
-    """A LoRA to answer with, by the name under which it is served, or that of its run."""
+    """A LoRA to apply, by its name or that of its run."""
 
     id: Name
     scale: float = Field(1.0, ge=-16, le=16)
 
 
 class Sampling(Body):
-    """How the next token is drawn: OpenAI's names where there are some, llama.cpp's for the rest."""
+    """How the next token is drawn, under OpenAI's names where they exist, else llama.cpp's."""
 
     NAMES: ClassVar[dict[str, str]] = {"repetition_penalty": "repeat_penalty"}
 
@@ -69,44 +70,44 @@ class Sampling(Body):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
 
-    def llama(self) -> dict[str, Any]:
-        """What of this was asked for, in llama.cpp's words."""
-        asked = {name: getattr(self, name) for name in Sampling.model_fields}
-        asked = {self.NAMES.get(name, name): value for name, value in asked.items() if value is not None}
-        if "seed" in asked:
-            asked["seed"] = asked["seed"] % (UINT32 + 1)  # llama.cpp's are 32 bits wide
-        if asked.get("top_k") == -1:
-            asked["top_k"] = 0
-        if "logit_bias" in asked:
-            asked["logit_bias"] = _biases(asked["logit_bias"])
-        return asked
+    def llama(self) -> JsonObject:
+        """The fields that are set, under llama.cpp's names."""
+        values = {name: getattr(self, name) for name in Sampling.model_fields}
+        fields = {self.NAMES.get(name, name): value for name, value in values.items() if value is not None}
+        if self.seed is not None:
+            fields["seed"] = self.seed % (UINT32 + 1)  # llama.cpp's seeds are 32 bits wide
+        if self.top_k == -1:
+            fields["top_k"] = 0
+        if self.logit_bias is not None:
+            fields["logit_bias"] = _biases(self.logit_bias)
+        return fields
 
 
-Shaped = TypeVar("Shaped", bound=BaseModel)
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-def parse(raw: bytes) -> Any:
-    """JSON as it should be: no NaN, no broken characters, no abyss. Raises Refusal."""
+def parse(raw: bytes) -> object:
+    """JSON without NaN, broken characters or deep nesting. Raises ApiError."""
     try:
-        value = json.loads(raw, parse_constant=_no_constant)
+        value: object = json.loads(raw, parse_constant=_no_constant)
     except RecursionError:
-        raise Refusal(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json") from None
+        raise ApiError(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json") from None
     except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8", "invalid_json") from None
+        raise ApiError(400, "the body is not UTF-8", "invalid_json") from None
     except ValueError as e:
-        raise Refusal(400, f"the body is not JSON: {str(e)[:200]}", "invalid_json") from None
+        raise ApiError(400, f"the body is not JSON: {str(e)[:200]}", "invalid_json") from None
     _check_depth(value)
     if b"\\ud" in raw or b"\\uD" in raw:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise Refusal(400, "the body holds half of a surrogate pair", "invalid_json") from None
+            raise ApiError(400, "the body holds half of a surrogate pair", "invalid_json") from None
     return value
 
 
-def shaped(model: type[Shaped], value: Any, where: str = "") -> Shaped:
-    """A parsed body, or the part of one that lies at `where`, as what an endpoint takes. Raises Refusal that names the
-    field at fault."""
+def validated(model: type[BodyT], value: object, where: str = "") -> BodyT:
+    """A parsed body, or the part of one at the path `where`, as a model. Raises ApiError that names the field at
+    fault."""
     if not isinstance(value, dict):
         raise invalid(where, "must be an object") if where else _no_object()
     try:
@@ -114,68 +115,68 @@ def shaped(model: type[Shaped], value: Any, where: str = "") -> Shaped:
     except ValidationError as e:
         raise _at_fault(e, where) from None
     except RecursionError:
-        raise Refusal(400, "the body is nested too deep", "invalid_json") from None
+        raise ApiError(400, "the body is nested too deep", "invalid_json") from None
 
 
-def effort_arguments(effort: str | None) -> dict[str, Any]:
-    """How much to reason, as arguments of a chat template."""
+def effort_arguments(effort: str | None) -> JsonObject:
+    """The effort of reasoning, as arguments of a chat template."""
     if effort is None:
         return {}
     return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def stops(stop: Stop, param: str = "stop") -> list[str]:
-    """Stop strings as a list. Raises Refusal."""
-    given = [stop] if isinstance(stop, str) else stop or []
-    if len(given) > 16 or any(not s or len(s) > 1024 for s in given):
+    """Stop strings as a list. Raises ApiError."""
+    texts = [stop] if isinstance(stop, str) else stop or []
+    if len(texts) > 16 or any(not text or len(text) > 1024 for text in texts):
         raise invalid(param, "1 to 16 texts of 1 to 1,024 characters")
-    return given
+    return texts
 
 
-def _no_object() -> Refusal:
-    return Refusal(400, "the body must be a JSON object", "invalid_json")
+def _no_object() -> ApiError:
+    return ApiError(400, "the body must be a JSON object", "invalid_json")
 
 
-def _at_fault(error: ValidationError, where: str) -> Refusal:
+def _at_fault(error: ValidationError, where: str) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
-    # a union tells of each of its kinds: their names are no part of the path
+    # a union reports each of its types, whose names are no part of the path
     path = ".".join(str(p) for p in first["loc"] if not (isinstance(p, str) and ("[" in p or p in _KINDS)))
     path = ".".join(part for part in (where, path) if part)
     if first["type"] == "extra_forbidden":
-        return Refusal(400, f"unrecognized request argument: {path[:200]}", "unknown_parameter", path[:200])
+        return ApiError(400, f"unrecognized request argument: {path[:200]}", "unknown_parameter", path[:200])
     if first["type"] == "missing":
-        return Refusal(400, f"{path} is missing", "missing_required_parameter", path)
+        return ApiError(400, f"{path} is missing", "missing_required_parameter", path)
     return invalid(path or None, first["msg"][:1].lower() + first["msg"][1:])
 
 
 _KINDS = {"str", "int", "float", "bool", "list", "dict", "constrained-str", "constrained-int", "constrained-float"}
 
 
-def _biases(given: dict[str, float]) -> list[list[Any]]:
-    biases: list[list[Any]] = []
-    for token, bias in given.items():
+def _biases(by_token: dict[str, float]) -> list[tuple[int, float]]:
+    biases = []
+    for token, bias in by_token.items():
         if not token.isascii() or not token.isdigit() or len(token) > 9:
-            raise invalid("logit_bias", f"{token[:40]!r} is no token id")
+            raise invalid("logit_bias", f"{token[:40]!r} is not a token id")
         if not math.isfinite(bias) or abs(bias) > 100:
             raise invalid(f"logit_bias.{token}", "between -100 and 100")
-        biases.append([int(token), float(bias)])
+        biases.append((int(token), float(bias)))
     return biases
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise Refusal(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json")
+            raise ApiError(400, f"the body is nested deeper than {DEEPEST} levels", "invalid_json")
         level = [
             child
-            for one in level
-            if isinstance(one, dict | list)
-            for child in (one.values() if isinstance(one, dict) else one)
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
             if isinstance(child, dict | list)
         ]

@@ -1,47 +1,46 @@
-"""Filling a gap in a text: the prompt that models of code were trained on for it.
+"""Fill-in-the-middle: the prompt that code models were trained on for filling a gap in a text.
 
-llama.cpp's own /infill drops what does not fit a batch, without a word: the beginning of what comes before, the end of
-what comes after, and other files altogether. So the prompt is put together here, and one that is too long is refused.
+llama.cpp's own /infill silently drops what does not fit a batch: the beginning of the text before the gap, the end of
+the text after it, and other files altogether. So the prompt is made here, and one that is too long is an error.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
-import aiohttp
+from settle.server.errors import ApiError
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.requests.engine import tokenize
 
-from settle.server.errors import Refusal
-from settle.server.models.model_pool import Loaded
-from settle.server.requests.upstream import ask
-
-APART = "\n\n--- snippet ---\n\n"  # between files, for models that have no token for it
+FILE_SEPARATOR = "\n\n--- snippet ---\n\n"  # for models that have no token for it
 
 
-async def gap_prompt(
-    session: aiohttp.ClientSession,
-    loaded: Loaded,
-    before: str,
-    after: str,
-    begun: str = "",
-    extra: Sequence[dict[str, str]] = (),
+class ExtraFile(TypedDict):
+    """Another file of the project that the gap is in."""
+
+    text: str
+    filename: str
+
+
+async def infill_prompt(
+    loaded: LoadedModel, before: str, after: str, start: str = "", extra: Sequence[ExtraFile] = ()
 ) -> list[int]:
-    """Tokens. begun: how the filling begins; extra: {filename, text} of other files. Raises Refusal."""
+    """Tokens. before, after: the texts around the gap. start: how the filling begins. Raises ApiError."""
     fim = loaded.facts.fim
     if not fim:
-        said = "the model has no tokens for filling a gap, so it cannot take what comes after it"
-        raise Refusal(400, said, "not_supported", "suffix")
+        message = "the model has no fill-in-the-middle tokens, so it cannot use a suffix"
+        raise ApiError(400, message, "not_supported", "suffix")
 
-    async def tokens(text: str) -> list[Any]:
-        asked = {"content": text, "add_special": False, "parse_special": False}  # code may spell a special token
-        return list((await ask(session, loaded, "/tokenize", asked))["tokens"]) if text else []
+    async def tokens(text: str) -> list[int]:  # code may spell a special token
+        return await tokenize(loaded, text, add_special=False, parse_special=False) if text else []
 
-    start = await ask(session, loaded, "/tokenize", {"content": "", "add_special": True})
-    made: list[int] = start["tokens"][:1]  # what the model wants every text to begin with, if anything
+    prompt = (await tokenize(loaded, "", add_special=True))[:1]  # the token that texts begin with, if there is one
     if extra and "rep" in fim:
-        made += [fim["rep"], *await tokens("project\n")]
+        prompt += [fim["rep"], *await tokens("project\n")]
     for file in extra:
-        made += [fim["sep"], *await tokens(f"{file['filename'] or 'file'}\n")] if "sep" in fim else await tokens(APART)
-        made += await tokens(file["text"])
+        name = f"{file['filename'] or 'file'}\n"
+        prompt += [fim["sep"], *await tokens(name)] if "sep" in fim else await tokens(FILE_SEPARATOR)
+        prompt += await tokens(file["text"])
     if extra and "sep" in fim:
-        made += [fim["sep"], *await tokens("this file\n")]
-    made += [fim["pre"], *await tokens(before), fim["suf"], *await tokens(after), fim["mid"]]
-    return made + await tokens(begun)
+        prompt += [fim["sep"], *await tokens("this file\n")]
+    prompt += [fim["pre"], *await tokens(before), fim["suf"], *await tokens(after), fim["mid"]]
+    return prompt + await tokens(start)

@@ -1,8 +1,8 @@
 """Compiles grammars in a process of its own.
 
-The compiler follows a grammar down by recursion, in native code: one that leads on too far would end the server. Here
-it ends a process that is made again, and the request is refused. That process has a smaller stack than llama.cpp's
-threads, so what it compiles they compile too.
+The compiler is recursive native code: a grammar that is nested too deep would end the server. Here it ends a process
+that is started again, and the request fails. That process has a smaller stack than llama.cpp's threads, so they can
+compile what it compiles.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ SECONDS = 10.0  # for one grammar, and for the process to start
 STACK_BYTES = 512 << 10  # the smallest that a thread of llama.cpp has (macOS)
 
 _THREAD = ThreadPoolExecutor(1, "grammars")  # one after the other
-_processes: list[subprocess.Popen] = []
+_processes: list[subprocess.Popen[str]] = []
 
 
-class Unfit(Exception):
-    """A grammar that an answer cannot be held to, in the compiler's words."""
+class GrammarError(Exception):
+    """A grammar that does not compile, in the compiler's words."""
 
 
-async def compiled(grammar: str, is_gbnf: bool = False) -> str:
-    """The grammar for llguidance, of one that is llguidance's already or llama.cpp's. Raises Unfit."""
+async def compile_grammar(grammar: str, is_gbnf: bool = False) -> str:
+    """The grammar for llguidance, from llguidance's own format or llama.cpp's GBNF. Raises GrammarError."""
     return await asyncio.get_running_loop().run_in_executor(_THREAD, _ask, grammar, is_gbnf)
 
 
@@ -41,8 +41,15 @@ def close() -> None:
 def _ask(grammar: str, is_gbnf: bool) -> str:
     if not _processes:
         command = [sys.executable, "-m", "settle.server.requests.grammar_compiler"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        _processes.append(subprocess.Popen(command, text=True, encoding="ascii", **pipes))
+        process = subprocess.Popen(
+            command,
+            text=True,
+            encoding="ascii",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        _processes.append(process)
     process = _processes[0]
     timer = threading.Timer(SECONDS, process.kill)
     timer.start()
@@ -57,26 +64,26 @@ def _ask(grammar: str, is_gbnf: bool) -> str:
         timer.cancel()
     if not answer.endswith("\n"):
         close()
-        raise Unfit("it leads on too far, or takes too long to compile")
-    lark, complaint = json.loads(answer)
-    if complaint is not None:
-        raise Unfit(complaint)
+        raise GrammarError("it is nested too deep, or takes too long to compile")
+    lark, error = json.loads(answer)
+    if error is not None:
+        raise GrammarError(error)
     return str(lark)
 
 
 def _compile(grammar: str, is_gbnf: bool) -> tuple[str, str | None]:
-    """The grammar for llguidance, and what is wrong with it."""
+    """The grammar for llguidance, and its error."""
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
         lark = gbnf_to_lark(grammar) if is_gbnf else grammar
-        is_bad, said = LLMatcher.validate_grammar_with_warnings(lark)
+        is_bad, messages = LLMatcher.validate_grammar_with_warnings(lark)
     except RecursionError:
         return "", "it is nested too deep"
     except BaseException as e:  # noqa: BLE001  a panic of Rust is no Exception
         return "", str(e)[:300] or type(e).__name__
-    return lark, (said or ["does not compile"])[0].splitlines()[0] if is_bad else None
+    return lark, (messages or ["does not compile"])[0].splitlines()[0] if is_bad else None
 
 
 def _serve() -> None:

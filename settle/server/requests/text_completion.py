@@ -1,86 +1,84 @@
-"""A text to go on with, or a gap in one to fill, without turns and without a template."""
+"""Completing a text, or filling a gap in one, without a chat template."""
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from settle.server.errors import require_no_documents
-from settle.server.models.model_catalogue import Entry
-from settle.server.models.model_pool import Loaded
+from settle.server.models.backend import Backend
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
-from settle.server.requests.chat_request import ChatRequest, counts
-from settle.server.requests.fill_in_middle import gap_prompt
+from settle.server.requests.chat_request import delta_choice, timings_of, usage_of
+from settle.server.requests.engine import TEXT_PATH, ask_text, open_stream, text_events
+from settle.server.requests.fill_in_middle import ExtraFile, infill_prompt
 from settle.server.requests.grammar import json_grammar, own_grammar
-from settle.server.requests.upstream import ask, events, open_stream
-
-if TYPE_CHECKING:
-    from settle.server.gateway import Gateway
-
-PATH = "/completion"
+from settle.server.wire_types import Choice, Chunk, Delta, JsonObject, Logprobs, TextEvent
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """prompt: a text, or a list of token ids and texts. suffix: what comes after the gap; None is no gap to fill. Then
-    `before` is what comes before it, and `prompt` how its filling begins; extra: other files, for models of code.
-    schema: {} for any JSON object. schema_name: what the field is called that it came in. more: further fields in
-    llama.cpp's words."""
+    """prompt: a text, or a list of token ids and texts. suffix: the text after the gap; None when there is no gap. Then
+    `before` is the text before it, and `prompt` how its filling begins; extra: other files, for code models.
+    schema: {} for any JSON object. schema_name: the field that it was given in. more: further fields under llama.cpp's
+    names."""
 
-    prompt: str | list[Any]
+    prompt: str | Sequence[int | str]
     suffix: str | None = None
     before: str = ""
-    extra: list[dict[str, str]] = field(default_factory=list)
-    schema: dict[str, Any] | None = None
+    extra: list[ExtraFile] = field(default_factory=list)
+    schema: JsonObject | None = None
     schema_name: str = "json_schema"
     grammar: str | None = None
     max_tokens: int | None = None
     stop: list[str] = field(default_factory=list)
     top_logprobs: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: JsonObject = field(default_factory=dict)
     adapters: dict[str, float] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
+    more: JsonObject = field(default_factory=dict)
 
 
-async def stream(gateway: "Gateway", request: TextRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
-    """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises Refusal."""
-    async with gateway.keeper.use(entry) as loaded:
-        body = await prepared(gateway, request, entry, loaded)
-        async with await open_stream(gateway.keeper.session, loaded, PATH, body | {"stream": True}) as response:
-            async for event in events(response):
-                yield _told(event, request, entry)
+async def stream(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[TextEvent]:
+    """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises ApiError."""
+    async with backend.pool.use(entry) as loaded:
+        body = await prepare(backend.catalogue, request, entry, loaded)
+        async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
+            async for event in text_events(response):
+                yield _tidied(event, request, entry)
 
 
-async def whole(gateway: "Gateway", request: TextRequest, entry: Entry) -> dict[str, Any]:
-    """llama.cpp's answer. Raises Refusal."""
-    async with gateway.keeper.use(entry) as loaded:
-        body = await prepared(gateway, request, entry, loaded)
-        return _told(await ask(gateway.keeper.session, loaded, PATH, body), request, entry)
+async def whole(backend: Backend, request: TextRequest, entry: ModelEntry) -> TextEvent:
+    """llama.cpp's answer. Raises ApiError."""
+    async with backend.pool.use(entry) as loaded:
+        body = await prepare(backend.catalogue, request, entry, loaded)
+        return _tidied(await ask_text(loaded, body), request, entry)
 
 
-async def chunks(gateway: "Gateway", request: TextRequest, entry: Entry) -> AsyncIterator[dict[str, Any]]:
-    """The answer as OpenAI's chunks of a chat; the last one has usage and timings. Raises Refusal."""
-    head: dict[str, Any] = {"id": f"cmpl-{secrets.token_hex(16)}", "object": "chat.completion.chunk"}
+async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
+    """The answer as OpenAI's chunks of a chat; the last one has usage and timings. Raises ApiError."""
+    head: Chunk = {"id": f"cmpl-{secrets.token_hex(16)}", "object": "chat.completion.chunk"}
     head |= {"created": int(time.time()), "model": entry.id}
-    async for event in stream(gateway, request, entry):
+    async for event in stream(backend, request, entry):
         if event["content"]:
-            found = event.get("completion_probabilities")
-            choice = {"index": 0, "delta": {"content": event["content"]}, "finish_reason": None}
-            yield head | {"choices": [choice | {"logprobs": {"content": found} if found else None}]}
+            tokens = event.get("completion_probabilities")
+            logprobs: Logprobs | None = {"content": tokens} if tokens else None
+            yield head | {"choices": [_choice({"content": event["content"]}, None, logprobs)]}
         if event["stop"]:
             reason = "length" if event["stop_type"] == "limit" else "stop"
-            yield head | {"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}]}
-            yield head | {"choices": []} | counts(event)
+            yield head | {"choices": [delta_choice({}, reason)]}
+            yield head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)}
 
 
-async def prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loaded: Loaded) -> dict[str, Any]:
-    """What llama.cpp is asked. Raises Refusal for what cannot be done there."""
-    require_no_documents(entry, "it goes on with no text")
-    asked = ChatRequest(entry.id, [], adapters=request.adapters, sampling=request.sampling)
-    chat.check_biases(asked, loaded)
+async def prepare(
+    catalogue: ModelCatalogue, request: TextRequest, entry: ModelEntry, loaded: LoadedModel
+) -> JsonObject:
+    """The body for llama.cpp. Raises ApiError for what the model does not support."""
+    entry.require_no_documents("it does not complete texts")
+    chat.check_biases(request.sampling, loaded)
     chat.check_probabilities(request.top_logprobs, loaded)
-    body = request.sampling | request.more | {"lora": loaded.lora(chat.scales(gateway, asked, entry, loaded))}
+    scales = chat.scales(catalogue, request.adapters, entry, loaded)
+    body = request.sampling | request.more | {"lora": loaded.lora_scales(scales)}
     body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     body |= {"stop": request.stop} if request.stop else {}
     body |= {"n_probs": max(request.top_logprobs, 1)} if request.top_logprobs is not None else {}
@@ -88,20 +86,25 @@ async def prepared(gateway: "Gateway", request: TextRequest, entry: Entry, loade
         body["grammar"] = await json_grammar(request.schema, loaded, request.schema_name)
     elif request.grammar:
         body["grammar"] = await own_grammar(request.grammar, loaded)
-    prompt: str | list[Any] = request.prompt
+    prompt: object = request.prompt
     if request.suffix is not None:
-        begun = request.prompt if isinstance(request.prompt, str) else ""
-        prompt = await gap_prompt(gateway.keeper.session, loaded, request.before, request.suffix, begun, request.extra)
+        start = request.prompt if isinstance(request.prompt, str) else ""
+        prompt = await infill_prompt(loaded, request.before, request.suffix, start, request.extra)
     return body | {"prompt": prompt}
 
 
-def _told(event: dict[str, Any], request: TextRequest, entry: Entry) -> dict[str, Any]:
-    """An event under our name of the model; llama.cpp gives a token where none was asked for."""
+def _choice(delta: Delta, reason: str | None, logprobs: Logprobs | None) -> Choice:
+    return {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+
+
+def _tidied(event: TextEvent, request: TextRequest, entry: ModelEntry) -> TextEvent:
+    """An event under our name of the model. llama.cpp gives one token even where none was wanted."""
     if "model" in event:
         event["model"] = entry.id
     if request.max_tokens == 0:
         event |= {"content": "", "tokens": []}
-        event |= {"tokens_predicted": 0} if "tokens_predicted" in event else {}
+        if "tokens_predicted" in event:
+            event["tokens_predicted"] = 0
     if request.top_logprobs == 0:
         for token in event.get("completion_probabilities", ()):
             token["top_logprobs"] = []

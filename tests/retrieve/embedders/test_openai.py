@@ -154,12 +154,12 @@ def test_url_model_and_prefixes_are_the_identity(server):
 
 def test_our_own_server(tmp_path, home):
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-    from settle.server.models.model_catalogue import Entry
+    from settle.server.models.model_entry import ModelEntry
     from tests.server.conftest import KEY
     from tests.server.conftest import serving as settle_serving
 
     path = bert_to_gguf(tiny_bert(tmp_path / "bert"), tmp_path / "tiny-bert.gguf", "tiny-bert", "")
-    with pytest.MonkeyPatch.context() as patch, settle_serving(home, entries=(Entry("tiny-bert", path),)) as live:
+    with pytest.MonkeyPatch.context() as patch, settle_serving(home, entries=(ModelEntry("tiny-bert", path),)) as live:
         patch.setenv("SETTLE_KEY", KEY)
         asked = {"url": f"{live.address}/v1", "key_variable": "SETTLE_KEY"}
         with Openai(model="tiny-bert", **asked).open() as remote, Gguf(model=str(path)).open() as here:

@@ -1,36 +1,37 @@
-"""What Anthropic's API is asked, and how it is put as a chat request.
+"""The bodies of Anthropic's API, and how they become chat requests.
 
-Where Anthropic has one form for errors we keep to it, so the field at fault is named in the message.
+Anthropic's errors have one form, so the field at fault is named in the message.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from settle.server.errors import invalid, unsupported
 from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import joined
-from settle.server.requests.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, shaped, stops
+from settle.server.requests.content_blocks import merge_turns
+from settle.server.requests.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
 from settle.server.requests.tools import check_tools, choose
+from settle.server.wire_types import ChatMessage, JsonObject, ToolCall
 
 NOT_HERE = {
-    "container": "there are no containers here",
-    "mcp_servers": "this server calls no others",
-    "betas": "there are none here",
-    "diagnostics": "nothing is kept that could be compared with",
+    "container": "this server has no containers",
+    "mcp_servers": "this server calls no other servers",
+    "betas": "this server has no beta features",
+    "diagnostics": "this server keeps nothing to compare with",
     "inference_geo": "the model runs where this server runs",
 }
-# Claude Code begins its system prompt with a line for Anthropic's books that is another one in every request, so that
-# no prompt would be found in the cache; llama.cpp's own endpoint leaves it out too
+# Claude Code begins its system prompt with a line for Anthropic's billing that differs in every request, so that no
+# prompt would be found in the cache; llama.cpp's own endpoint leaves it out too
 BOOKKEEPING = "x-anthropic-billing-header:"
 KEEPS_ALL = {"type": "clear_thinking_20251015", "keep": "all"}
 
 
 class Cache(Body):
-    """Prompts are cached anyway, for as long as there is room."""
+    """Prompts are cached anyway, while there is memory."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
@@ -43,7 +44,7 @@ class Cached(Body):
 class Text(Cached):
     type: Literal["text"]
     text: str
-    citations: Annotated[list[Any], Field(max_length=0)] | None = None
+    citations: Annotated[list[object], Field(max_length=0)] | None = None
 
 
 class Thinking(Body):
@@ -60,7 +61,7 @@ class ToolUse(Cached):
     type: Literal["tool_use"]
     id: Name
     name: Name
-    input: dict[str, Any]
+    input: JsonObject
     caller: Direct | None = None
     toolset_name: None = None
 
@@ -68,30 +69,30 @@ class ToolUse(Cached):
 class ToolResult(Cached):
     type: Literal["tool_result"]
     tool_use_id: Name
-    content: str | list[Any] | None = None
+    content: str | list[object] | None = None
     is_error: bool | None = None
     toolset_name: None = None
 
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Any]
+    content: str | list[object]
 
 
 class Tool(Cached):
-    """eager_input_streaming: input comes as soon as it is known in any case."""
+    """eager_input_streaming: input is streamed as it is written in any case."""
 
     type: Literal["custom"] | None = None
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
     description: str | None = None
-    input_schema: dict[str, Any]
-    input_examples: list[dict[str, Any]] | None = None
+    input_schema: JsonObject
+    input_examples: list[JsonObject] | None = None
     strict: bool | None = None
     eager_input_streaming: bool | None = None
     allowed_callers: list[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
 
-    def to_openai(self) -> dict[str, Any]:
+    def to_openai(self) -> JsonObject:
         shown = [json.dumps(example, ensure_ascii=False) for example in self.input_examples or ()]
         text = "\n".join([self.description or "", *(["Examples of its input:", *shown] if shown else ())])
         return {
@@ -105,11 +106,12 @@ class ToolChoice(Body):
     name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
-    def to_openai(self) -> Any:
+    def to_openai(self) -> str | JsonObject:
         if (self.name is not None) != (self.type == "tool"):
-            raise invalid("tool_choice.name", "goes with type tool, and with no other")
-        named = {"type": "function", "function": {"name": self.name}}
-        return {"any": "required", "tool": named}.get(self.type, self.type)
+            raise invalid("tool_choice.name", "is for type tool only")
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
 
 
 class ThinkingConfig(Body):
@@ -120,7 +122,7 @@ class ThinkingConfig(Body):
 
 class Format(Body):
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
 
 
 class OutputConfig(Body):
@@ -132,32 +134,32 @@ class CountBody(Cached):
     """What /v1/messages/count_tokens takes."""
 
     model: Name
-    messages: Annotated[list[Any], Field(min_length=1, max_length=10_000)]
-    system: str | list[Any] | None = None
-    tools: Annotated[list[Any], Field(max_length=512)] | None = None
+    messages: Annotated[list[object], Field(min_length=1, max_length=10_000)]
+    system: str | list[object] | None = None
+    tools: Annotated[list[object], Field(max_length=512)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: Format | None = None
     speed: Literal["standard"] | None = None
     user_profile_id: Name | None = None
-    context_management: dict[str, Any] | None = None
-    container: Any = None
-    mcp_servers: Any = None
-    betas: Any = None
-    diagnostics: Any = None
-    inference_geo: Any = None
+    context_management: JsonObject | None = None
+    container: object = None
+    mcp_servers: object = None
+    betas: object = None
+    diagnostics: object = None
+    inference_geo: object = None
 
     def to_chat(self) -> ChatRequest:
-        """Raises Refusal."""
+        """Raises ApiError."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
         if self.context_management not in (None, {}, {"edits": []}, {"edits": [KEEPS_ALL]}):
-            raise unsupported("context_management", "nothing is taken out of a conversation here")
+            raise unsupported("context_management", "this server removes nothing from a conversation")
         thinking = self.thinking or ThinkingConfig(type="adaptive")
         if (thinking.budget_tokens is not None) != (thinking.type == "enabled"):
-            raise invalid("thinking.budget_tokens", "goes with type enabled, and with no other")
+            raise invalid("thinking.budget_tokens", "is for type enabled only")
         effort = self.output_config.effort if self.output_config else None
         arguments = effort_arguments(effort)
         arguments |= {} if self.thinking is None or thinking.type == "adaptive" else _enabled(thinking.type)
@@ -174,16 +176,16 @@ class CountBody(Cached):
             schema=form.schema_ or {"type": "object"} if form else None,
             arguments=arguments,
             thinking_budget=thinking.budget_tokens,
-            is_usual_effort=effort == "high",
+            is_default_effort=effort == "high",
         )
 
-    def _messages(self) -> list[dict[str, Any]]:
+    def _messages(self) -> list[ChatMessage]:
         system = _text(self.system or "", "system")
-        turns = [{"role": "system", "content": system}] if system else []
+        turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
         called: dict[str, str] = {}
         for number, message in enumerate(self.messages):
             turns += _turns(message, f"messages.{number}", called)
-        return joined(turns, ("system", "user", "assistant"))
+        return merge_turns(turns, ("system", "user", "assistant"))
 
 
 class Metadata(Body):
@@ -213,24 +215,24 @@ class MessagesBody(CountBody):
             stop=stops(self.stop_sequences, "stop_sequences"),
             sampling={name: value for name, value in sampling.items() if value is not None},
             timings=bool(self.stream),
-            tells_stop=True,
+            wants_stop=True,
         )
 
 
-def _enabled(kind: str) -> dict[str, Any]:
+def _enabled(kind: str) -> JsonObject:
     return {"enable_thinking": kind == "enabled"}
 
 
-def _tool(given: Any, where: str) -> Tool:
-    kind = given.get("type") if isinstance(given, dict) else None
+def _tool(value: object, where: str) -> Tool:
+    kind = value.get("type") if isinstance(value, dict) else None
     if kind not in (None, "custom"):
-        raise unsupported(f"{where}.type", f"{str(kind)[:60]} is not known here, only tools of type custom")
-    return shaped(Tool, given, where)
+        raise unsupported(f"{where}.type", f"{str(kind)[:60]} is not supported, only tools of type custom")
+    return validated(Tool, value, where)
 
 
-def _turns(given: Any, where: str, called: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMessage]:
     """A message as OpenAI's, one for each block. called: names of tools by the ids of their calls so far."""
-    message = shaped(Message, given, where)
+    message = validated(Message, value, where)
     if isinstance(message.content, str) or message.role == "system":
         yield {"role": message.role, "content": _text(message.content, f"{where}.content")}
         return
@@ -240,49 +242,56 @@ def _turns(given: Any, where: str, called: dict[str, str]) -> Iterator[dict[str,
         yield _turn(message.role, block, f"{where}.content.{number}", called)
 
 
-def _turn(role: str, given: Any, where: str, called: dict[str, str]) -> dict[str, Any]:
-    known = {"text": Text, "thinking": Thinking, "tool_use": ToolUse, "tool_result": ToolResult}
-    kind = given.get("type") if isinstance(given, dict) else None
-    block = shaped(_known(known, kind, where), given, where)
+def _turn(role: str, value: object, where: str, called: dict[str, str]) -> ChatMessage:
+    known: dict[str, type[Body]] = {
+        "text": Text,
+        "thinking": Thinking,
+        "tool_use": ToolUse,
+        "tool_result": ToolResult,
+    }
+    kind = value.get("type") if isinstance(value, dict) else None
+    block = validated(_block_type(known, kind, where), value, where)
     if isinstance(block, Text):
         return {"role": role, "content": block.text}
     if role != ("user" if isinstance(block, ToolResult) else "assistant"):
-        raise invalid(where, f"{kind} is no part of a message of this role")
+        raise invalid(where, f"{kind} is not allowed in a message of this role")
     if isinstance(block, Thinking):
         return {"role": role, "content": "", "reasoning_content": block.thinking}
     if isinstance(block, ToolUse):
         called[block.id] = block.name
-        function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
-        return {
-            "role": role,
-            "content": "",
-            "tool_calls": [{"id": block.id, "type": "function", "function": function}],
+        call: ToolCall = {
+            "id": block.id,
+            "type": "function",
+            "function": {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)},
         }
+        return {"role": role, "content": "", "tool_calls": [call]}
     assert isinstance(block, ToolResult)
     text = _text(block.content or "", f"{where}.content")
-    result = {
+    result: ChatMessage = {
         "role": "tool",
         "tool_call_id": block.tool_use_id,
         "content": f"Error: {text}" if block.is_error else text,
     }
-    return result | ({"name": called[block.tool_use_id]} if block.tool_use_id in called else {})
+    if block.tool_use_id in called:
+        result["name"] = called[block.tool_use_id]
+    return result
 
 
-def _known(known: dict[str, type[Body]], kind: Any, where: str) -> type[Body]:
+def _block_type(known: dict[str, type[Body]], kind: object, where: str) -> type[Body]:
     if not isinstance(kind, str):
         raise invalid(where, "must be an object with a type")
     if kind not in known:
-        raise unsupported(where, f"{kind[:60]} is not supported, this model reads text")
+        raise unsupported(where, f"{kind[:60]} is not supported; this model reads text")
     return known[kind]
 
 
-def _text(content: str | list[Any], where: str) -> str:
-    """A text, or a list of blocks of text, as one text. Raises Refusal."""
+def _text(content: str | list[object], where: str) -> str:
+    """A text, or a list of text blocks, as one text. Raises ApiError."""
     if isinstance(content, str):
         return content
     texts = []
     for number, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
-        read = shaped(_known({"text": Text}, kind, f"{where}.{number}"), block, f"{where}.{number}")
-        texts.append(read.text)
+        _block_type({"text": Text}, kind, f"{where}.{number}")
+        texts.append(validated(Text, block, f"{where}.{number}").text)
     return "\n".join(text for text in texts if not text.startswith(BOOKKEEPING))

@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of models: lists of them, those that are loaded, and all about one."""
+"""What Ollama's API says about models: all of them, those that are loaded, and one in detail."""
 
 import contextlib
 import datetime
@@ -6,17 +6,44 @@ import functools
 import hashlib
 import math
 import time
-from typing import Any
+from typing import TypedDict
 
 from settle.formats.gguf import read_gguf
-from settle.library.facts import TEMPLATE_KEY as TEMPLATE
+from settle.library.facts import TEMPLATE_KEY
 from settle.library.store import StoredModel, all_models, stamp_of
-from settle.server.errors import Refusal
-from settle.server.gateway import Gateway
-from settle.server.models.model_catalogue import Entry, Facts, capabilities, facts, template_of
-from settle.server.models.model_pool import Loaded, held
+from settle.server.errors import ApiError
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import ModelFacts, capabilities, facts, template_of
+from settle.server.models.model_pool import ModelPool
+from settle.server.wire_types import JsonObject
 
 FOR_EVER = datetime.datetime(2318, 1, 1, tzinfo=datetime.UTC)  # about what Ollama says of models that it keeps
+
+
+class Details(TypedDict, total=False):
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Row(TypedDict, total=False):
+    """A model in a list; size_vram, context_length and expires_at: of one that is loaded."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+    capabilities: list[str]
+    size_vram: int
+    context_length: int
+    expires_at: str
 
 
 def tagged(name: str) -> str:
@@ -24,39 +51,40 @@ def tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def listed(gateway: Gateway) -> list[dict[str, Any]]:
+def listed(catalogue: ModelCatalogue) -> list[Row]:
     """Everything that can be asked for."""
     stored = {model.name: model for model in all_models()}
-    return [_row(entry, stored) for entry in gateway.catalogue.offered()]
+    return [_row(entry, stored) for entry in catalogue.offered()]
 
 
-def running(gateway: Gateway) -> list[dict[str, Any]]:
-    """The models that are loaded, each once, with the memory that all its children hold."""
+def running(pool: ModelPool) -> list[Row]:
+    """The models that are loaded, each once, with the memory of all its children."""
     stored = {model.name: model for model in all_models()}
-    entries = {entry.path: entry for entry in gateway.catalogue.entries() if not entry.adapter}
-    rows: dict[str, dict[str, Any]] = {}
-    for loaded in gateway.keeper.loaded():
+    entries = {entry.path: entry for entry in pool.catalogue.entries() if not entry.adapter}
+    rows: dict[str, Row] = {}
+    for loaded in pool.loaded():
         entry = entries.get(loaded.key.path)
         if entry is None:
-            continue  # its file is gone, and it ends with what it still answers
-        row = rows.setdefault(entry.id, _row(entry, stored) | {"size": 0, "size_vram": 0, "context_length": 0})
-        row["size"] += held(loaded)
+            continue  # its file is gone, and it ends with its last answer
+        empty = _row(entry, stored) | {"size": 0, "size_vram": 0, "context_length": 0}
+        row = rows.setdefault(entry.id, empty)
+        row["size"] += loaded.resident_bytes
         row["context_length"] = max(row["context_length"], loaded.context)
         row["expires_at"] = max(row.get("expires_at", ""), _expiry(loaded))
         row.pop("modified_at", None)
     return list(rows.values())
 
 
-def shown(gateway: Gateway, entry: Entry, verbose: bool) -> dict[str, Any]:
-    """All about a model. Raises Refusal."""
+def shown(pool: ModelPool, entry: ModelEntry, verbose: bool) -> JsonObject:
+    """A model in detail. Raises ApiError."""
     known = facts(entry.path)
     stored = next((model for model in all_models() if model.name == entry.id), None)
     template = template_of(entry) or ""
-    loaded = gateway.keeper.of(entry)
+    loaded = pool.find(entry)
     name = entry.id.removeprefix(f"{entry.collection}@")
     lines = [f"FROM {entry.base or name}", *([f"ADAPTER {name}"] if entry.adapter else [])]
-    context = loaded.context if loaded else gateway.keeper.context_of(known)
-    told: dict[str, Any] = {
+    context = loaded.context if loaded else pool.settings.context_of(known)
+    fields: JsonObject = {
         "license": stored.license if stored else "",
         "modelfile": "\n".join([*lines, f"PARAMETER num_ctx {context}"]) + "\n",
         "parameters": f"num_ctx {context}",
@@ -68,8 +96,8 @@ def shown(gateway: Gateway, entry: Entry, verbose: bool) -> dict[str, Any]:
     }
     if verbose:
         tensors = read_gguf(entry.path).tensors
-        told["tensors"] = [{"name": n, "type": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()]
-    return told
+        fields["tensors"] = [{"name": n, "type": str(t.dtype), "shape": list(t.shape)} for n, t in tensors.items()]
+    return fields
 
 
 def now() -> str:
@@ -77,17 +105,17 @@ def now() -> str:
     return _written(datetime.datetime.now(datetime.UTC))
 
 
-def _row(entry: Entry, stored: dict[str, StoredModel]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
+def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Row:
+    row: Row = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
     row |= {"size": entry.path.stat().st_size if entry.path.is_file() else 0, "digest": _digest(entry, stored)}
     row["details"] = {"parent_model": "", "format": "gguf", "family": "", "families": []}
-    with contextlib.suppress(Refusal):  # a file that is damaged, or not made yet, still is in the list
+    with contextlib.suppress(ApiError):  # a file that is damaged, or not converted yet, is in the list too
         row["details"] = _details(entry, facts(entry.path))
         row["capabilities"] = capabilities(entry)
     return row
 
 
-def _details(entry: Entry, known: Facts) -> dict[str, Any]:
+def _details(entry: ModelEntry, known: ModelFacts) -> Details:
     return {
         "parent_model": entry.base,
         "format": "gguf",
@@ -98,12 +126,12 @@ def _details(entry: Entry, known: Facts) -> dict[str, Any]:
     }
 
 
-def _info(entry: Entry, known: Facts, verbose: bool) -> dict[str, Any]:
-    """The metadata of the file. The lists of its tokenizer, long as they are, only for who asks for everything."""
+def _info(entry: ModelEntry, known: ModelFacts, verbose: bool) -> JsonObject:
+    """The metadata of the file. verbose: with the lists of its tokenizer, which are long."""
     meta = read_gguf(entry.path).metadata
-    told = {k: None if isinstance(v, list) and not verbose else v for k, v in meta.items() if k != TEMPLATE}
-    told = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in told.items()}
-    return told | {
+    fields = {k: None if isinstance(v, list) and not verbose else v for k, v in meta.items() if k != TEMPLATE_KEY}
+    fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+    return fields | {
         "general.architecture": known.architecture,
         "general.parameter_count": known.parameters,
         f"{known.architecture}.context_length": known.context,
@@ -111,7 +139,7 @@ def _info(entry: Entry, known: Facts, verbose: bool) -> dict[str, Any]:
     }
 
 
-def _digest(entry: Entry, stored: dict[str, StoredModel]) -> str:
+def _digest(entry: ModelEntry, stored: dict[str, StoredModel]) -> str:
     """The sha256 of the file where the store knows it; else of its name, size and time, which change when it does."""
     model = stored.get(entry.id)
     if model is not None and not entry.adapter and model.path == entry.path and model.sha256:
@@ -125,7 +153,7 @@ def _hashed(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _expiry(loaded: Loaded) -> str:
+def _expiry(loaded: LoadedModel) -> str:
     left = loaded.idle_seconds if loaded.busy else loaded.expires - time.monotonic()
     if loaded.idle_seconds <= 0 or left > 1e9:
         return _written(FOR_EVER)

@@ -1,22 +1,23 @@
-"""What OpenAI's Responses API is asked, and how it is put as a chat request."""
+"""The bodies of OpenAI's Responses API, and how they become chat requests."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from settle.server.errors import invalid, unsupported
 from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import joined
-from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, shaped
+from settle.server.requests.content_blocks import merge_turns
+from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
 from settle.server.requests.messages import check_messages, text_of
 from settle.server.requests.tools import check_tools, choose
+from settle.server.wire_types import ChatMessage, JsonObject, ToolCall
 
 PROBABILITIES = "message.output_text.logprobs"
 NOT_HERE = {
-    "previous_response_id": "no response is stored here: send the whole conversation as input",
-    "conversation": "no conversation is stored here: send all of it as input",
-    "prompt": "no prompt is stored here: send it as instructions and input",
+    "previous_response_id": "this server stores no responses; send the whole conversation as input",
+    "conversation": "this server stores no conversations; send the whole conversation as input",
+    "prompt": "this server stores no prompts; send it as instructions and input",
 }
 
 Status = Literal["in_progress", "completed", "incomplete"] | None
@@ -24,7 +25,7 @@ Value = Annotated[str, Field(max_length=512)]
 
 
 class Item(Body):
-    """One of a conversation. id, status: of whoever made it, and of no use to a model."""
+    """One item of a conversation. id, status: set by its maker, and of no use to a model."""
 
     id: Name | None = None
     status: Status = None
@@ -33,7 +34,7 @@ class Item(Body):
 class Message(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Any]
+    content: str | list[object]
     phase: None = None
 
 
@@ -53,7 +54,7 @@ class FunctionCall(Item):
 class FunctionCallOutput(Item):
     type: Literal["function_call_output"]
     call_id: Name
-    output: str | list[Any]
+    output: str | list[object]
     name: Name | None = None
     caller: Direct | None = None
     namespace: None = None
@@ -65,7 +66,7 @@ class ReasoningText(Body):
 
 
 class ReasoningItem(Item):
-    """encrypted_content: what we did not encrypt we cannot read."""
+    """encrypted_content: of other servers, which this one cannot read."""
 
     type: Literal["reasoning"]
     summary: list[ReasoningText] = []
@@ -85,20 +86,20 @@ class Tool(Body):
     type: Literal["function"]
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
     allowed_callers: list[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
     async_: Literal[False] | None = Field(None, alias="async")
     output_schema: None = None
 
-    def to_openai(self) -> dict[str, Any]:
+    def to_openai(self) -> JsonObject:
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
 
 class Reasoning(Body):
-    """summary: nobody sums up here; the reasoning itself is told, which is the most that there is."""
+    """summary: there is none; the reasoning itself is returned."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: Literal["auto"] | None = None
@@ -110,15 +111,17 @@ class Reasoning(Body):
 class Format(Body):
     type: Literal["text", "json_object", "json_schema"]
     name: Name | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: JsonObject | None = Field(None, alias="schema")
     description: str | None = None
     strict: bool | None = None
 
-    def wanted(self) -> dict[str, Any] | None:
+    def to_schema(self) -> JsonObject | None:
         """The schema of the answer, {} for any object, None for text."""
         if (self.schema_ is not None) != (self.type == "json_schema"):
-            raise invalid("text.format.schema", "goes with type json_schema, and with no other")
-        return {"text": None, "json_object": {}}.get(self.type, self.schema_ or {"type": "object"})
+            raise invalid("text.format.schema", "is for type json_schema only")
+        if self.type == "text":
+            return None
+        return {} if self.type == "json_object" else self.schema_ or {"type": "object"}
 
 
 class TextConfig(Body):
@@ -133,21 +136,21 @@ class StreamOptions(Body):
 class CountBody(Body):
     """What /v1/responses/input_tokens takes."""
 
-    input: str | Annotated[list[Any], Field(min_length=1, max_length=10_000)]
+    input: str | Annotated[list[object], Field(min_length=1, max_length=10_000)]
     model: Name = ""
     instructions: str | None = None
-    tools: Annotated[list[Any], Field(max_length=512)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[object], Field(max_length=512)] | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    prompt: Any = None
+    previous_response_id: object = None
+    conversation: object = None
+    prompt: object = None
 
     def to_chat(self) -> ChatRequest:
-        """Raises Refusal."""
+        """Raises ApiError."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
@@ -155,26 +158,26 @@ class CountBody(Body):
         form = self.text.format if self.text else None
         return ChatRequest(
             model=self.model,
-            messages=check_messages(self._messages()),
+            messages=self._messages(),
             tools=tools,
             choice=choice,
             is_parallel=self.parallel_tool_calls,
-            schema=form.wanted() if form else None,
+            schema=form.to_schema() if form else None,
             arguments=effort_arguments(self.reasoning.effort if self.reasoning else None),
             trim=self.truncation == "auto",
         )
 
     def functions(self) -> list[Tool]:
-        """Raises Refusal for tools that are no functions."""
+        """Raises ApiError for tools that are not functions."""
         return [_tool(tool, f"tools.{number}") for number, tool in enumerate(self.tools or ())]
 
-    def _messages(self) -> list[dict[str, Any]]:
-        turns = [{"role": "system", "content": self.instructions}] if self.instructions else []
+    def _messages(self) -> list[ChatMessage]:
+        turns: list[ChatMessage] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         if isinstance(self.input, str):
-            return [*turns, {"role": "user", "content": self.input}]
+            return check_messages([*turns, {"role": "user", "content": self.input}])
         turns += [_turn(item, f"input.{number}") for number, item in enumerate(self.input)]
-        # what an assistant thought, said and called is one message
-        return joined(turns, ("system", "assistant"))
+        # the reasoning, text and calls of an assistant are one message
+        return check_messages(merge_turns(turns, ("system", "assistant")))
 
 
 class ResponseBody(CountBody):
@@ -190,7 +193,7 @@ class ResponseBody(CountBody):
     background: Literal[False] | None = None
     store: bool | None = None
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Value], Field(max_length=16)] | None = None
-    # what the maker of a hosted API keeps books with: noted in the audit, or true here anyway
+    # bookkeeping of hosted APIs: noted in the audit, or true here anyway
     user: Name | None = None
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None
@@ -200,10 +203,10 @@ class ResponseBody(CountBody):
     def to_chat(self) -> ChatRequest:
         request = super().to_chat()
         if self.store:
-            raise unsupported("store", "no response is stored here; ask with false, or without it")
+            raise unsupported("store", "this server stores no responses; send false, or leave it out")
         for wanted in self.include or ():
             if wanted != PROBABILITIES:
-                raise unsupported("include", f"{wanted[:60]!r} is not to be had here, only {PROBABILITIES}")
+                raise unsupported("include", f"{wanted[:60]!r} is not supported, only {PROBABILITIES}")
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
         request.sampling.update({name: value for name, value in sampling.items() if value is not None})
         return dataclasses.replace(request, max_tokens=self.max_output_tokens, top_logprobs=self._probabilities())
@@ -212,30 +215,33 @@ class ResponseBody(CountBody):
         return self.top_logprobs or 0 if PROBABILITIES in (self.include or ()) else self.top_logprobs or None
 
 
-def _tool(given: Any, where: str) -> Tool:
-    kind = given.get("type") if isinstance(given, dict) else None
+def _tool(value: object, where: str) -> Tool:
+    kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "function":
-        raise unsupported(f"{where}.type", f"{kind[:60]} is not known here, only functions")
-    return shaped(Tool, given, where)
+        raise unsupported(f"{where}.type", f"{kind[:60]} is not supported, only functions")
+    return validated(Tool, value, where)
 
 
-def _turn(given: Any, where: str) -> dict[str, Any]:
-    """An item as a message of OpenAI's chat API. Raises Refusal."""
-    kind = given.get("type", "message") if isinstance(given, dict) else "message"
+def _turn(value: object, where: str) -> ChatMessage:
+    """An item as a message of OpenAI's chat API. Raises ApiError."""
+    kind = value.get("type", "message") if isinstance(value, dict) else "message"
     if not isinstance(kind, str) or kind not in ITEMS:
-        raise unsupported(where, f"items of type {str(kind)[:60]} are not known here")
-    item = shaped(ITEMS[kind], given, where)
+        raise unsupported(where, f"items of type {str(kind)[:60]} are not supported")
+    item = validated(ITEMS[kind], value, where)
     if isinstance(item, Message):
         role = {"developer": "system"}.get(item.role, item.role)
         return {"role": role, "content": text_of(item.content, f"{where}.content")}
     if isinstance(item, FunctionCallOutput):
         text = text_of(item.output, f"{where}.output")
-        return {"role": "tool", "tool_call_id": item.call_id, "content": text} | (
-            {"name": item.name} if item.name else {}
-        )
-    turn: dict[str, Any] = {"role": "assistant", "content": ""}
+        result: ChatMessage = {"role": "tool", "tool_call_id": item.call_id, "content": text}
+        return result | {"name": item.name} if item.name else result
+    turn: ChatMessage = {"role": "assistant", "content": ""}
     if isinstance(item, FunctionCall):
-        function = {"name": item.name, "arguments": item.arguments}
-        return turn | {"tool_calls": [{"id": item.call_id, "type": "function", "function": function}]}
+        call: ToolCall = {
+            "id": item.call_id,
+            "type": "function",
+            "function": {"name": item.name, "arguments": item.arguments},
+        }
+        return turn | {"tool_calls": [call]}
     assert isinstance(item, ReasoningItem)
     return turn | {"reasoning_content": "\n".join(part.text for part in item.content or item.summary)}

@@ -10,8 +10,8 @@ import pytest
 from settle.base.run import Run
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
-from settle.server.errors import Refusal
-from settle.server.models.model_pool import Keeping
+from settle.server.errors import ApiError
+from settle.server.models.model_loader import PoolSettings
 from tests.server.conftest import add_adapter, fill_store, serving
 from tests.trained import trained
 
@@ -63,7 +63,7 @@ def test_a_child_that_dies_costs_its_requests_and_no_other(home):
         connection = live.open("/v1/chat/completions", LONG)
         response = connection.getresponse()
         assert response.read(20)
-        (loaded,) = live.gateway.keeper.loaded()
+        (loaded,) = live.gateway.backend.pool.loaded()
         os.kill(loaded.child.pid, signal.SIGKILL)
         rest = response.read()
         connection.close()
@@ -75,7 +75,7 @@ def test_a_child_that_dies_costs_its_requests_and_no_other(home):
 def test_a_child_that_died_unseen_is_replaced(home):
     with serving(home) as live:
         live.ask("/v1/chat/completions", CHAT)
-        (loaded,) = live.gateway.keeper.loaded()
+        (loaded,) = live.gateway.backend.pool.loaded()
         os.kill(loaded.child.pid, signal.SIGKILL)
         assert until(lambda: not loaded.child.alive())
         assert live.ask("/v1/chat/completions", CHAT).status == 200
@@ -89,14 +89,14 @@ def test_a_new_adapter_is_served_while_the_old_child_finishes(home, base):
         connection = live.open("/v1/chat/completions", LONG)
         response = connection.getresponse()
         assert response.read(20)
-        (old,) = live.gateway.keeper.loaded()
+        (old,) = live.gateway.backend.pool.loaded()
         add_adapter(home, "two", base, seed=2)
         two = written(live, "tiny:two")
         assert two != one == written(live, "tiny:one")
         rest = response.read()
         connection.close()
         assert rest.endswith(b"data: [DONE]\n\n") and rest.count(b"data: ") >= len(whole)
-        assert until(lambda: [loaded is old for loaded in live.gateway.keeper.loaded()] == [False])
+        assert until(lambda: [loaded is old for loaded in live.gateway.backend.pool.loaded()] == [False])
         assert live.gateway.metrics.changes["swapped"] == 1
 
 
@@ -123,23 +123,23 @@ def test_a_broken_adapter_hurts_nobody_else(home, base):
 
 
 def test_idle_models_are_unloaded(home):
-    with serving(home, Keeping(context=256, slots=1, threads=1, idle_seconds=0.1)) as live:
+    with serving(home, PoolSettings(context=256, slots=1, threads=1, idle_seconds=0.1)) as live:
         live.ask("/v1/chat/completions", CHAT)
-        (loaded,) = live.gateway.keeper.loaded()
+        (loaded,) = live.gateway.backend.pool.loaded()
         pid = loaded.child.pid
-        assert until(lambda: not live.gateway.keeper.loaded()) and until(lambda: gone(pid))
+        assert until(lambda: not live.gateway.backend.pool.loaded()) and until(lambda: gone(pid))
         assert live.ask("/v1/chat/completions", CHAT).status == 200
 
 
 def test_the_longest_unused_model_makes_room(home):
-    with serving(home, Keeping(context=256, slots=1, threads=1, most_models=1)) as live:
+    with serving(home, PoolSettings(context=256, slots=1, threads=1, most_models=1)) as live:
         assert live.ask("/v1/completions", {"model": "plain", "prompt": "a", "max_tokens": 1}).status == 200
         assert live.ask("/v1/chat/completions", CHAT).status == 200
-        assert [loaded.key.path.stem for loaded in live.gateway.keeper.loaded()] == ["tiny"]
+        assert [loaded.key.path.stem for loaded in live.gateway.backend.pool.loaded()] == ["tiny"]
 
 
 def test_a_busy_model_does_not_make_room(home):
-    with serving(home, Keeping(context=512, slots=1, threads=1, most_models=1)) as live:
+    with serving(home, PoolSettings(context=512, slots=1, threads=1, most_models=1)) as live:
         connection = live.open("/v1/chat/completions", LONG)
         response = connection.getresponse()
         assert response.read(20)
@@ -157,12 +157,12 @@ def test_what_does_not_fit_is_refused_with_what_would(home):
     part = model.part.model_copy(update={"max_position_embeddings": 1 << 30})
     path = export_gguf(part, model.weights, model.tokenizer, folder / "vast.gguf", "f32")
     add_model(StoredModel("vast", "gguf", path, "ab" * 32, "test:vast"))
-    with serving(home, Keeping(context=1 << 30, slots=64, threads=1)) as live:
+    with serving(home, PoolSettings(context=1 << 30, slots=64, threads=1)) as live:
         refused = live.ask("/v1/chat/completions", CHAT | {"model": "vast"})
         error = refused.json["error"]
         assert refused.status == 503 and error["code"] == "insufficient_memory"
-        assert "vast needs" in error["message"] and "what would fit: plain, tiny" in error["message"]
-    with serving(home, Keeping(threads=1)) as live:  # unasked, it gets a context that fits
+        assert "vast needs" in error["message"] and "models that fit: plain, tiny" in error["message"]
+    with serving(home, PoolSettings(threads=1)) as live:  # unasked, it gets a context that fits
         assert live.ask("/v1/chat/completions", CHAT | {"model": "vast"}).status == 200
 
 
@@ -193,7 +193,7 @@ def test_a_prompt_that_was_read_with_an_adapter_is_not_used_without_it(home, bas
     """llama.cpp keeps read prompts beside its slots, and would take them for any adapter's."""
     add_adapter(home, "one", base, seed=1)
     prompts = [f"class A{number}:\n    def f(self" for number in range(4)]
-    with serving(home, Keeping(context=256, slots=1, threads=1)) as live:
+    with serving(home, PoolSettings(context=256, slots=1, threads=1)) as live:
         seen: dict[tuple[str, str], set[str]] = {}
         for _ in range(3):
             for prompt in prompts:
@@ -205,9 +205,9 @@ def test_a_prompt_that_was_read_with_an_adapter_is_not_used_without_it(home, bas
 
 
 def test_too_many_waiting(home):
-    with serving(home, Keeping(context=512, slots=1, threads=1, waiting=1)) as live:
+    with serving(home, PoolSettings(context=512, slots=1, threads=1, waiting=1)) as live:
         held = [live.open("/v1/chat/completions", LONG) for _ in range(2)]
-        assert until(lambda: sum(loaded.busy for loaded in live.gateway.keeper.loaded()) == 2)
+        assert until(lambda: sum(loaded.busy for loaded in live.gateway.backend.pool.loaded()) == 2)
         refused = live.ask("/v1/chat/completions", CHAT)
         assert refused.status == 429 and refused.headers["retry-after"]
         for connection in held:
@@ -218,17 +218,17 @@ def test_too_many_waiting(home):
 def test_no_child_outlives_the_server(home):
     with serving(home) as live:
         live.ask("/v1/chat/completions", CHAT)
-        pids = [loaded.child.pid for loaded in live.gateway.keeper.loaded()]
+        pids = [loaded.child.pid for loaded in live.gateway.backend.pool.loaded()]
     assert pids and all(until(lambda pid=pid: gone(pid)) for pid in pids)
 
 
 def test_refusals_of_use(home):
     with serving(home) as live:
-        entry = live.gateway.catalogue.find("tiny")
+        entry = live.gateway.backend.catalogue.find("tiny")
 
         async def rerank() -> None:
-            async with live.gateway.keeper.use(entry, "rerank"):
+            async with live.gateway.backend.pool.use(entry, "rerank"):
                 pass
 
-        with pytest.raises(Refusal, match="no reranker"):
+        with pytest.raises(ApiError, match="not a reranker"):
             live.run(rerank())

@@ -12,13 +12,13 @@ import yaml
 from settle.base.registry import part, part_names
 from settle.base.server_state import allow_origins, allowed_origins, forget_server, note_server
 from settle.cli import main
-from settle.commands.connect import _is_here
-from settle.connect import setup
-from settle.connect.clients import CannotMerge, Connection, spelled
-from settle.connect.config_files import json_merged, yaml_merged
+from settle.connect import client_files
+from settle.connect.clients import CannotMerge, Connection, cli_name
+from settle.connect.config_files import merge_json, merge_yaml
+from settle.connect.server import is_loopback
 from tests.server.conftest import KEY
 
-CLIENTS = [spelled(name) for name in part_names("connect/clients")]
+CLIENTS = [cli_name(name) for name in part_names("connect/clients")]
 WITH_FILE = ["cline", "continue", "librechat", "vscode"]
 CONNECTION = Connection("http://127.0.0.1:7388", KEY, "tiny", 4096, ("completion", "tools"))
 
@@ -89,8 +89,8 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     yield folder
     for name in CLIENTS:
-        if setup.is_connected(name):
-            setup.undo(name, force=True)
+        if client_files.is_connected(name):
+            client_files.undo(name, force=True)
     allow_origins(frozenset())
 
 
@@ -103,7 +103,7 @@ def running(live):
 
 
 def file_of(name):
-    (file,) = part("connect/clients", spelled(name) if "-" in name else name)().files(CONNECTION)
+    (file,) = part("connect/clients", cli_name(name) if "-" in name else name)().files(CONNECTION)
     return file.path
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_cannot_be_extended_stays(running, desk, capsys):
         path.write_text(text)
         code, _, err = connect(capsys, name, "--write", "--key", KEY)
         assert code == 1 and path.read_text() == text and str(running.port) in err, name
-        assert not setup.is_connected(name)
+        assert not client_files.is_connected(name)
 
 
 def test_the_only_place_of_cline_is_not_taken_unasked(running, desk, capsys):
@@ -305,13 +305,13 @@ ENTRY = {"name": "settle", "model": 'it\'s: "x"', "roles": ["chat"]}
     ],
 )
 def test_yaml(old):
-    text = yaml_merged(old, {"version": 1}, ["models"], ENTRY, "name")
+    text = merge_yaml(old, {"version": 1}, ["models"], ENTRY, "name")
     was = yaml.safe_load(old) or {"version": 1}
     now = yaml.safe_load(text)
     assert [m for m in now.pop("models") if m["name"] != "x"] == [ENTRY]
     was.pop("models", None)
     assert now == was and [c for c in old.splitlines() if c.startswith("#") and c not in text] == []
-    assert yaml_merged(text, {}, ["models"], ENTRY, "name") == text
+    assert merge_yaml(text, {}, ["models"], ENTRY, "name") == text
 
 
 @pytest.mark.parametrize(
@@ -329,22 +329,22 @@ def test_yaml(old):
 )
 def test_yaml_that_stays_as_it_is(old):
     with pytest.raises(CannotMerge) as e:
-        yaml_merged(old, {}, ["models"], ENTRY, "name")
+        merge_yaml(old, {}, ["models"], ENTRY, "name")
     assert yaml.safe_load(e.value.fix) == {"models": [ENTRY]}
 
 
 def test_yaml_keeps_what_a_person_added_to_our_entry():
     old = "models:\n- name: settle\n  model: old\n  mine: 1\n"
-    assert yaml.safe_load(yaml_merged(old, {}, ["models"], ENTRY, "name")) == {"models": [ENTRY | {"mine": 1}]}
+    assert yaml.safe_load(merge_yaml(old, {}, ["models"], ENTRY, "name")) == {"models": [ENTRY | {"mine": 1}]}
 
 
 def test_the_key_stays_on_this_machine():
     here = ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9:1"]
     elsewhere = ["http://example.org:1", "http://127.0.0.1.example.org:1", "http://10.0.0.1:1", "http://0.0.0.0:1"]
-    assert all(map(_is_here, here)) and not any(map(_is_here, elsewhere))
+    assert all(map(is_loopback, here)) and not any(map(is_loopback, elsewhere))
 
 
 @pytest.mark.parametrize("old", ['{"a": 1, "a": 2}', "[]", '{"a": 1 /* */}', "nonsense"])
 def test_json_that_stays_as_it_is(old):
     with pytest.raises(CannotMerge):
-        json_merged(old, {}, lambda value: value | {"b": 1}, "part")
+        merge_json(old, {}, lambda value: value | {"b": 1}, "part")

@@ -1,0 +1,122 @@
+"""Requests sent as a client sends them, and what is wrong with the answers."""
+
+import contextlib
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from settle.connect.clients import ClientRequest, Connection
+
+TIMEOUT_SECONDS = 600.0  # of an answer: the model may have to be loaded first
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """why: the request failed; "" when it did not."""
+
+    what: str
+    seconds: float
+    why: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.why
+
+
+@dataclass(frozen=True)
+class Answer:
+    """headers: by lower-case name."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def message(self) -> str:
+        """The server's own words about an error."""
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(self.body)["error"]["message"])[:LONGEST_MESSAGE]
+        return self.body[:LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+
+
+def check_request(connection: Connection, request: ClientRequest) -> CheckResult:
+    """Sends one request as the client would."""
+    began = time.monotonic()
+    try:
+        why = _fault(request, send(connection, request))
+    except (OSError, http.client.HTTPException) as e:
+        why = error_text(e)
+    return CheckResult(request.what, time.monotonic() - began, why)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: the key must not go where it leads."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOUT_SECONDS) -> Answer:
+    """Raises OSError, HTTPException."""
+    headers = {"User-Agent": "settle-connect"} | dict(request.headers)
+    if connection.key and request.expects != "preflight":
+        headers["Authorization"] = f"Bearer {connection.key}"
+    data = None
+    if request.body is not None:
+        data, headers["Content-Type"] = json.dumps(request.body).encode(), "application/json"
+    sent = urllib.request.Request(connection.address + request.path, data, headers, method=request.verb)
+    opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))  # no proxy to this machine
+    try:
+        with opener.open(sent, timeout=seconds) as response:
+            return Answer(response.status, _lower(response.headers.items()), response.read())
+    except urllib.error.HTTPError as e:
+        with e:
+            return Answer(e.code, _lower(e.headers.items()), e.read())
+
+
+def error_text(error: Exception) -> str:
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+
+
+def _lower(headers: "list[tuple[str, str]]") -> dict[str, str]:
+    return {name.lower(): value for name, value in headers}
+
+
+def _fault(request: ClientRequest, answer: Answer) -> str:
+    """What is wrong with an answer, or ""."""
+    if request.expects == "preflight":
+        allowed = answer.headers.get("access-control-allow-origin") == request.headers["Origin"]
+        return "" if answer.status == 204 and allowed else f"{answer.status}: {answer.message}"
+    if answer.status != 200:
+        return f"{answer.status}: {answer.message}"
+    try:
+        if request.expects in ("stream", "text"):
+            return _stream_fault(answer, is_chat=request.expects == "stream")
+        value = json.loads(answer.body)
+        expected = {
+            "models": lambda: value["data"][0]["id"],
+            "chat": lambda: value["choices"][0]["finish_reason"],
+            "embeddings": lambda: value["data"][0]["embedding"],
+        }[request.expects]()
+        return "" if expected else f"the answer is incomplete: {answer.message}"
+    except (ValueError, KeyError, IndexError, TypeError):
+        return f"the answer has an unexpected form: {answer.message}"
+
+
+def _stream_fault(answer: Answer, is_chat: bool) -> str:
+    lines = [line[6:] for line in answer.body.splitlines() if line.startswith(b"data: ")]
+    if not lines or lines[-1] != b"[DONE]":
+        return f"the stream breaks off: {answer.message}"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    error = next((chunk["error"] for chunk in chunks if "error" in chunk), None)
+    if error:
+        return str(error.get("message", error))[:LONGEST_MESSAGE]
+    choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
+    if is_chat and not any(choice.get("delta") for choice in choices):
+        return "the stream has no answer in it"
+    return "" if any(choice.get("finish_reason") for choice in choices) else "the stream has no finish reason"

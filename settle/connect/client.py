@@ -1,0 +1,114 @@
+"""What `settle connect` does: lists the clients, shows how one is set up, writes or restores its files, checks it."""
+
+from collections.abc import Sequence
+
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
+from settle.base.server_state import running_server, server_key
+from settle.connect.check import CheckResult, check_request
+from settle.connect.client_files import is_connected, save, undo
+from settle.connect.clients import Client, Connection, cli_name
+
+
+def client_names() -> list[str]:
+    """The clients, as people write them."""
+    return [cli_name(name) for name in Client.part_names()]
+
+
+def find_client(name: str) -> Client:
+    """Raises UsageError that lists the clients."""
+    if name not in client_names():
+        raise UsageError(f"there is no client {name!r}", f"known: {', '.join(client_names())}")
+    return Client.make(name.replace("-", "_"), {})
+
+
+def list_clients(events: Events) -> None:
+    """Emits the server's address and key, and all clients."""
+    server = running_server()
+    key = server_key(create=False) if server is None or server.needs_key else None
+    rows = [["address", server.address if server else "no server runs: `settle serve` starts one"]]
+    rows.append(["key", key or ("none needed" if server else "made when the server starts for the first time")])
+    events.emit(Listing(title="the server", columns=("what", "value"), rows=rows))
+    clients = [(name, find_client(name).about, is_connected(name)) for name in client_names()]
+    listed = [[name, about, "connected" if connected else ""] for name, about, connected in clients]
+    note = "`settle connect CLIENT` shows what to configure and checks it; --write writes it"
+    events.emit(Listing(title="clients", columns=("client", "what it is", ""), rows=listed, note=note))
+    result = [{"name": name, "about": about, "connected": connected} for name, about, connected in clients]
+    server_fields = server._asdict() if server else None
+    events.emit(ResultReady(result={"server": server_fields, "key": key, "clients": result}))
+
+
+def disconnect(name: str, force: bool, events: Events) -> None:
+    """Takes back what `connect` wrote. Raises UsageError, RunError."""
+    find_client(name)
+    done = undo(name, force)
+    for line in done or ["nothing was left to undo"]:
+        events.emit(Say(text=line))
+    events.emit(ResultReady(result={"client": name, "undone": done}))
+
+
+def connect(name: str, connection: Connection, is_written: bool, is_checked: bool, events: Events) -> bool:
+    """Shows what to configure; is_written: writes it too; is_checked: sends the client's requests. Returns whether all
+    of them passed. Raises CannotMerge with what to put into the file by hand."""
+    client = find_client(name)
+    files, steps, note = client.files(connection), client.steps(connection), client.note(connection)
+    for file in files:
+        events.emit(Say(text=f"put this into {file.path}:"))
+        events.emit(AnswerText(text=file.part.rstrip("\n") + "\n"))
+    if steps:
+        events.emit(AnswerText(text=steps))
+    if note:
+        events.emit(Say(text=note))
+    if 0 < connection.context < client.needs:
+        text = (
+            f"{connection.model} is served with {connection.context:,} tokens of context; {name} needs {client.needs:,}"
+        )
+        events.emit(Warn(text=text))
+    if (files or client.origins(connection)) and is_checked and not is_written:
+        events.emit(Say(text="nothing is written; --write does that"))
+    written = _write(name, client, connection, events) if is_written else []
+    checks = _check(name, client, connection, events) if is_checked else []
+    result = {
+        "client": name,
+        "address": connection.address,
+        "model": connection.model,
+        "files": [{"path": str(file.path), "part": file.part} for file in files],
+        "steps": steps,
+        "note": note,
+        "written": written,
+        "checks": [vars(check) | {"passed": check.passed} for check in checks],
+    }
+    events.emit(ResultReady(result=result))
+    return all(check.passed for check in checks)
+
+
+def _write(name: str, client: Client, connection: Connection, events: Events) -> list[str]:
+    files, origins = client.files(connection), client.origins(connection)
+    if not files and not origins:
+        events.emit(Say(text=f"{name} has no file to write here: follow the steps above"))
+        return []
+    paths = save(name, files, origins)
+    for path in paths:
+        events.emit(Say(text=f"written: {path}"))
+    if origins:
+        events.emit(Say(text=f"allowed from now on: {', '.join(sorted(origins))}"))
+    events.emit(Say(text=f"`settle connect {name} --undo` takes it back"))
+    return [str(path) for path in paths]
+
+
+def _check(name: str, client: Client, connection: Connection, events: Events) -> Sequence[CheckResult]:
+    checks = []
+    for request in client.requests(connection):
+        check = check_request(connection, request)
+        checks.append(check)
+        if check.passed:
+            events.emit(Say(text=f"✓ {check.what}: works, {check.seconds:.1f} s"))
+        else:
+            events.emit(Warn(text=f"{check.what}: {check.why}"))
+    failed = [check for check in checks if not check.passed]
+    if not failed:
+        events.emit(Say(text=f"{name} can use {connection.model} at {connection.address}"))
+    elif client.origins(connection) and all("origin" in check.why for check in failed):
+        events.emit(Say(text=f"the server does not let it in yet; run `settle connect {name} --write`"))
+    return checks

@@ -1,0 +1,165 @@
+"""Ollama's lines of one answer, made from OpenAI's chunks."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import TypedDict
+
+from settle.server.apis.ollama.models import now
+from settle.server.models.model_entry import ModelEntry
+from settle.server.wire_types import Chunk, JsonObject, Logprobs, TokenLogprob, ToolCall, TopLogprob
+
+
+class OllamaFunction(TypedDict):
+    index: int
+    name: str
+    arguments: object
+
+
+class OllamaCall(TypedDict):
+    id: str
+    function: OllamaFunction
+
+
+class OllamaMessage(TypedDict, total=False):
+    role: str
+    content: str
+    thinking: str
+    tool_calls: list[OllamaCall]
+
+
+class Line(TypedDict, total=False):
+    """A line of /api/chat, which has `message`, or of /api/generate, which has the others. The last one has counts and
+    durations in nanoseconds too."""
+
+    model: str
+    created_at: str
+    message: OllamaMessage
+    response: str
+    thinking: str
+    tool_calls: list[OllamaCall]
+    done: bool
+    logprobs: list[JsonObject]
+    done_reason: str
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+    prompt_eval_duration: int
+    eval_count: int
+    eval_duration: int
+    settle: JsonObject
+    error: object
+
+
+class _Call(TypedDict):
+    """A call as far as it was streamed."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Answer:
+    """name: of the model, as the client called it. loading: nanoseconds that loading the model took."""
+
+    def __init__(self, entry: ModelEntry, name: str, is_chat: bool, context: int, loading: int) -> None:
+        self.entry, self.context, self.loading = entry, context, loading
+        self._model, self._is_chat = name or entry.id, is_chat
+        self._began = time.monotonic_ns() - loading
+        self._calls: dict[int, _Call] = {}
+        self._reason = "stop"
+
+    def lines(self, chunk: Chunk) -> Iterator[Line]:
+        for choice in chunk["choices"]:
+            delta = choice["delta"]
+            for call in delta.get("tool_calls") or ():
+                self._add_call(call)
+            text, thought = delta.get("content") or "", delta.get("reasoning_content")
+            if text or thought or choice.get("logprobs"):
+                yield self._line(text, thought, choice.get("logprobs"))
+            if choice.get("finish_reason"):
+                self._reason = "length" if choice["finish_reason"] == "length" else "stop"
+                if self._calls:
+                    yield from self._call_lines()
+        if chunk.get("usage"):
+            yield self.done(self._reason) | _counts(chunk)
+
+    def done(self, reason: str) -> Line:
+        """The last line."""
+        line = self._line("") | {"done": True, "done_reason": reason}
+        return line | {"total_duration": time.monotonic_ns() - self._began, "load_duration": self.loading}
+
+    def merged(self, lines: list[Line]) -> Line:
+        """All the lines as one."""
+        whole: Line = {**lines[-1]}
+        if self._is_chat:
+            messages = [line["message"] for line in lines]
+            whole["message"] = {"role": "assistant", "content": "".join(message["content"] for message in messages)}
+            if thought := "".join(message.get("thinking", "") for message in messages):
+                whole["message"]["thinking"] = thought
+            if calls := [call for message in messages for call in message.get("tool_calls", ())]:
+                whole["message"]["tool_calls"] = calls
+        else:
+            whole["response"] = "".join(line["response"] for line in lines)
+            if thought := "".join(line.get("thinking", "") for line in lines):
+                whole["thinking"] = thought
+        if logprobs := [token for line in lines for token in line.get("logprobs", ())]:
+            whole["logprobs"] = logprobs
+        return whole
+
+    def _line(self, text: str, thought: str | None = None, logprobs: Logprobs | None = None) -> Line:
+        line: Line = {"model": self._model, "created_at": now()}
+        if self._is_chat:
+            line["message"] = {"role": "assistant", "content": text}
+            if thought:
+                line["message"]["thinking"] = thought
+        else:
+            line["response"] = text
+            if thought:
+                line["thinking"] = thought
+        line["done"] = False
+        if logprobs:
+            line["logprobs"] = [_tidied(token) for token in logprobs["content"]]
+        return line
+
+    def _add_call(self, call: ToolCall) -> None:
+        """Ollama sends a call whole, with its arguments as an object."""
+        known = self._calls.setdefault(call.get("index", 0), {"id": "", "name": "", "arguments": ""})
+        function = call.get("function", {})
+        known["id"] = call.get("id") or known["id"]
+        known["name"] += function.get("name") or ""
+        known["arguments"] += function.get("arguments") or ""
+
+    def _call_lines(self) -> Iterator[Line]:
+        calls: list[OllamaCall] = []
+        for index, call in sorted(self._calls.items()):
+            try:
+                arguments = json.loads(call["arguments"] or "{}")
+            except ValueError:  # cut off by num_predict: sent as text, so that nothing is lost
+                yield self._line(f"{call['name']} {call['arguments']}")
+                continue
+            function: OllamaFunction = {"index": index, "name": call["name"], "arguments": arguments}
+            calls.append({"id": call["id"], "function": function})
+        if calls:
+            line = self._line("")
+            line["message"]["tool_calls"] = calls
+            yield line
+
+
+def _counts(chunk: Chunk) -> Line:
+    """Of an answer's last chunk; durations in nanoseconds."""
+    usage, timings = chunk["usage"], chunk.get("timings", {})
+    counts: Line = {
+        "prompt_eval_count": usage["prompt_tokens"],
+        "prompt_eval_duration": int(timings.get("prompt_ms", 0) * 1e6),
+        "eval_count": usage["completion_tokens"],
+        "eval_duration": int(timings.get("predicted_ms", 0) * 1e6),
+    }
+    return counts | {"settle": chunk["settle"]} if "settle" in chunk else counts
+
+
+def _tidied(token: TokenLogprob | TopLogprob) -> JsonObject:
+    """A token's probability without fields that Ollama does not have."""
+    fields: JsonObject = {name: value for name, value in token.items() if name in ("token", "logprob", "bytes")}
+    tops = token.get("top_logprobs")
+    return fields | ({"top_logprobs": [_tidied(top) for top in tops]} if isinstance(tops, list) and tops else {})

@@ -1,0 +1,116 @@
+"""The endpoints of Ollama's API that change the store."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Annotated, Literal
+
+from pydantic import Field
+from starlette.responses import Response
+
+from settle.server.errors import ApiError, invalid, unsupported
+from settle.server.gateway import Call
+from settle.server.models.store_changes import find_offer
+from settle.server.requests.fields import Body, Name
+from settle.server.streaming import json_response
+from settle.server.wire_types import JsonObject
+
+RequiredName = Annotated[Name, Field(min_length=1)]  # of a change: never the only model that there happens to be
+
+
+class OneModel(Body):
+    """A body about one model, by Ollama's name for the field or its earlier one."""
+
+    model: Name = ""
+    name: Name = ""
+
+    @property
+    def wanted(self) -> str:
+        """Raises ApiError when the two fields name two models."""
+        if self.model and self.name and self.model != self.name:
+            raise invalid("name", "is another model than the one in the field model")
+        return self.model or self.name
+
+
+class PullBody(OneModel):
+    """What /api/pull takes."""
+
+    stream: bool | None = None
+    insecure: Literal[False] | None = None
+
+
+class CopyBody(Body):
+    """What /api/copy takes."""
+
+    source: RequiredName
+    destination: RequiredName
+
+
+class DeleteBody(OneModel):
+    """What /api/delete takes."""
+
+
+class CreateBody(Body):
+    """What /api/create takes: a model that is here, and an adapter over it that is here. What Ollama adds to a
+    model (template, system, parameters, messages, license) belongs into requests, and files come by `settle pull`.
+    """
+
+    model: RequiredName
+    source: RequiredName = Field(alias="from")
+    adapters: Annotated[dict[Name, Literal[""]], Field(max_length=1)] | None = None
+    stream: bool | None = None
+
+
+async def pull_lines(call: Call, body: PullBody) -> AsyncGenerator[JsonObject]:
+    """Raises ApiError."""
+    name = body.wanted
+    entries = call.backend.catalogue.entries()
+    if any(name.removesuffix(":latest") in (entry.id, *entry.aliases) for entry in entries):
+        return status_lines(f"{name} is here", "success")
+    call.gateway.store.require_open()
+    offer = await asyncio.to_thread(find_offer, name, call.gateway.store.pull_from)
+    return call.gateway.store.pull(offer)
+
+
+async def create_lines(call: Call, body: CreateBody) -> AsyncGenerator[JsonObject]:
+    """Raises ApiError."""
+    entry = call.find(body.source)
+    for name in body.adapters or ():
+        adapter = call.find(name if ":" in name else f"{entry.id}:{name}")
+        if not adapter.adapter or adapter.path != entry.path:
+            raise unsupported("adapters", f"{adapter.id} is not an adapter over {entry.id}")
+        entry = adapter
+    await call.gateway.store.copy(entry, body.model)
+    return status_lines(f"using {entry.id}", "success")
+
+
+async def copy(call: Call) -> Response:
+    body = await call.body(CopyBody)
+    await call.gateway.store.copy(call.find(body.source), body.destination)
+    return Response(status_code=200)
+
+
+async def delete(call: Call) -> Response:
+    body = await call.body(DeleteBody)
+    if not body.wanted:
+        raise ApiError(400, "model is missing", "missing_required_parameter", "model")
+    await call.gateway.store.delete(call.find(body.wanted))
+    return Response(status_code=200)
+
+
+async def push(call: Call) -> Response:
+    raise ApiError(501, "this server pushes no models; `settle export` writes a model to a file", "not_supported")
+
+
+async def blobs(call: Call) -> Response:
+    message = "this server takes no files over the network; run `settle pull PATH` on its machine"
+    raise ApiError(403, message, "not_allowed")
+
+
+async def last_line(lines: AsyncGenerator[JsonObject]) -> Response:
+    """The answer of a change that is not streamed."""
+    return json_response([line async for line in lines][-1])
+
+
+async def status_lines(*statuses: str) -> AsyncGenerator[JsonObject]:
+    for status in statuses:
+        yield {"status": status}

@@ -1,0 +1,177 @@
+"""Models that are in memory: one llama.cpp child each, and the set of those that are up or about to leave."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import aiohttp
+
+from settle.infer.child_process import Child, Use
+from settle.library.store import stamp_of
+from settle.machine import resident
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import ModelFacts
+
+AdapterFile = tuple[Path, str]  # and its stamp
+OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
+
+
+class LoraScale(TypedDict):
+    """How much of an adapter to apply, by llama.cpp's number of it."""
+
+    id: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Requests with the same key may share a child: one file, one template, one use."""
+
+    path: Path
+    stamp: str
+    template: str | None
+    use: Use
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A child that is up. session: that requests to it share. adapters: in the order in which llama.cpp numbers them.
+    needs: bytes, as estimated. capabilities: of the chat template, as llama.cpp reports them."""
+
+    key: ModelKey
+    child: Child
+    session: aiohttp.ClientSession
+    facts: ModelFacts
+    adapters: tuple[AdapterFile, ...]
+    needs: int
+    capabilities: dict[str, bool]
+    used: float = field(default_factory=time.monotonic)
+    idle_seconds: float = 600.0
+    busy: int = 0
+    is_leaving: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def url(self) -> str:
+        return str(self.child.address.geturl())
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.child.api_key}", "Content-Type": "application/json"}
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.child.load.context
+
+    @property
+    def slots(self) -> int:
+        return self.child.load.slots
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the child occupies now."""
+        pid = self.child.pid
+        return resident(pid) if pid else 0
+
+    @property
+    def expires(self) -> float:
+        """Monotonic time from which it may be ended; infinity while it is busy or kept."""
+        return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
+
+    def lora_scales(self, scales: Mapping[Path, float]) -> list[LoraScale]:
+        """llama.cpp's list of adapters: those that are not in `scales` are off."""
+        return [{"id": i, "scale": scales.get(path, 0.0)} for i, (path, _) in enumerate(self.adapters)]
+
+    def is_fresh(self, entry: ModelEntry) -> bool:
+        """Whether neither the model's file nor the adapter's has changed since it was loaded."""
+        adapter = entry.adapter
+        return stamp_of(entry.path) == self.key.stamp and (
+            adapter is None or (adapter, stamp_of(adapter)) in self.adapters
+        )
+
+
+class BackgroundTasks:
+    """Tasks that nobody awaits, kept from being collected."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+class LoadedModels:
+    """The children that are up, and those that leave: they take no new request and end with their last one."""
+
+    def __init__(self, tasks: BackgroundTasks, on_change: OnChange) -> None:
+        self._tasks, self._on_change = tasks, on_change
+        self._up: dict[ModelKey, LoadedModel] = {}
+        self._leaving: set[LoadedModel] = set()
+        self._recent: dict[tuple[ModelEntry, Use], LoadedModel] = {}  # spares most requests the way by the disk
+
+    @property
+    def is_anyone_leaving(self) -> bool:
+        return bool(self._leaving)
+
+    def up(self) -> list[LoadedModel]:
+        return list(self._up.values())
+
+    def all(self) -> list[LoadedModel]:
+        """Those that leave included."""
+        return [*self._up.values(), *self._leaving]
+
+    def get(self, key: ModelKey) -> LoadedModel | None:
+        return self._up.get(key)
+
+    def recent(self, entry: ModelEntry, use: Use) -> LoadedModel | None:
+        """The child that answered for `entry` before, if it still can."""
+        model = self._recent.get((entry, use))
+        is_usable = model is not None and self._up.get(model.key) is model and model.child.alive()
+        return model if model is not None and is_usable and model.is_fresh(entry) else None
+
+    def remember(self, entry: ModelEntry, use: Use, model: LoadedModel) -> None:
+        self._recent[entry, use] = model
+
+    def add(self, model: LoadedModel) -> None:
+        self._up[model.key] = model
+
+    def retire(self, model: LoadedModel) -> None:
+        """No new request goes to it; it ends with its last one."""
+        if self._up.get(model.key) is model:
+            del self._up[model.key]
+        model.is_leaving = True
+        self._leaving.add(model)
+        if not model.busy:
+            self._tasks.spawn(self.end(model))
+
+    async def end(self, model: LoadedModel) -> None:
+        """Ends it now."""
+        if self._up.get(model.key) is model:
+            del self._up[model.key]
+        self._leaving.discard(model)
+        self._recent = {key: other for key, other in self._recent.items() if other is not model}
+        await asyncio.to_thread(model.child.close)
+        self._on_change("unloaded", model.key.path.stem)
+
+    async def bury(self, model: LoadedModel) -> None:
+        """Forgets a child that died; one that is alive stays."""
+        if model.child.alive():
+            await asyncio.sleep(0.2)  # the connection breaks a moment before the process is gone
+        if model.child.alive():
+            return
+        if self._up.get(model.key) is model:
+            del self._up[model.key]
+            self._on_change("died", model.key.path.stem)
+        self._leaving.discard(model)
+        await asyncio.to_thread(model.child.close)

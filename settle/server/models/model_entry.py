@@ -1,0 +1,51 @@
+"""A model under the name that clients ask for."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.server.errors import ApiError
+
+CONVERT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """id: the name that clients ask for; adapters are called `base:adapter`. path: of the GGUF file. is_converted:
+    whether that file is made from a model in Hugging Face's layout when it is first used. aliases: other names for it.
+    collection: of documents that it answers from (see `document_models.py`), "" for the model itself."""
+
+    id: str
+    path: Path
+    adapter: Path | None = None
+    base: str = ""
+    aliases: tuple[str, ...] = ()
+    origin: str = ""
+    collection: str = ""
+    is_converted: bool = False
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        file = self.adapter or self.path
+        return int(file.stat().st_mtime) if file.exists() else 0
+
+    def require_no_documents(self, why: str) -> None:
+        """Raises ApiError for a collection of documents, which supports chats only."""
+        if self.collection:
+            message = f"{self.id} answers questions in chats, from documents: {why}"
+            raise ApiError(400, message, "wrong_model", "model")
+
+
+def make_file(entry: ModelEntry) -> None:
+    """Converts a model that has no GGUF file yet, in a process of its own because it loads torch. Raises ApiError."""
+    if entry.path.exists():
+        return
+    if not entry.is_converted:
+        raise ApiError(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
+    command = [sys.executable, "-m", "settle.library.convert", entry.id.removeprefix("store:")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
+    if done.returncode or not entry.path.exists():
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise ApiError(503, f"{entry.id} cannot be converted to GGUF: {reason[0][:300]}", "model_broken", "model")

@@ -1,0 +1,171 @@
+"""Starting the child of a model: how much context it is given, which adapters it knows, how much memory it needs."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from settle.base.errors import EngineError, SettleError
+from settle.formats.gguf import read_gguf
+from settle.formats.lora_gguf import read_lora, require_fit
+from settle.infer.child_process import Child, Load, Use
+from settle.library.store import stamp_of
+from settle.machine import memory
+from settle.server.errors import ApiError
+from settle.server.guard.template_check import check_template
+from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import ModelFacts, facts, template_of
+
+LONGEST_DEFAULT_CONTEXT = 32_768  # tokens of a slot, unless --context says otherwise
+SHORTEST_CONTEXT = 4_096  # with less, a client's system prompt and tools hardly fit: loading is refused instead
+EMBEDDING_CONTEXT = 8_192  # tokens, of models that make vectors or rank
+MEMORY_OVERHEAD = 1.15  # memory of a child ÷ weights and context: buffers for one batch
+BASE_BYTES = 80 << 20  # of a child with nothing loaded
+MOST_MEMORY_SHARE = 0.95  # of all memory, that one model may need
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """context, slots: None lets the free memory decide. idle_seconds: after which an unused model is unloaded; 0 keeps
+    it for ever. waiting: requests that may wait for a slot of a model."""
+
+    context: int | None = None
+    slots: int | None = None
+    threads: int | None = None
+    idle_seconds: float = 600.0
+    most_models: int = 8
+    waiting: int = 64
+    prompt_cache_mib: int = 256
+    ready_seconds: float = 600.0
+
+    def context_of(self, known: ModelFacts) -> int:
+        """Tokens of context that a model is given, where there is memory for it."""
+        return min(self.context or LONGEST_DEFAULT_CONTEXT, known.context)
+
+
+class ModelLoader:
+    """Starts one child at a time, so that each sees the memory that the others have left."""
+
+    def __init__(self, catalogue: ModelCatalogue, settings: PoolSettings) -> None:
+        self.catalogue, self.settings = catalogue, settings
+        self._lock = asyncio.Lock()
+        self.starting: set[Child] = set()
+
+    async def load(
+        self,
+        entry: ModelEntry,
+        key: ModelKey,
+        session: aiohttp.ClientSession,
+        make_room: Callable[[int], Awaitable[None]],
+    ) -> LoadedModel:
+        """A new child for `key`. make_room: frees so many bytes, or raises. Raises ApiError."""
+        known = await asyncio.to_thread(facts, key.path)
+        _require_use(entry, known, key.use)
+        if key.template:
+            # llama.cpp runs the template while it loads, and has no limits for it
+            await asyncio.to_thread(check_template, key.template, [{"role": "user", "content": "hello"}], [])
+        adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
+        async with self._lock:
+            load, needs = await self._plan(key, known, adapters)
+            await make_room(needs)
+            child = Child(load, self.settings.ready_seconds)
+            self.starting.add(child)
+            try:
+                await asyncio.to_thread(child.start)
+            except EngineError as e:
+                raise ApiError(503, e.what.splitlines()[0], "model_broken", "model") from None
+            finally:
+                self.starting.discard(child)
+        model = LoadedModel(key, child, session, known, adapters, needs, {}, idle_seconds=self.settings.idle_seconds)
+        try:
+            async with session.get(f"{model.url}/props", headers=model.headers) as answer:
+                model.capabilities = (await answer.json()).get("chat_template_caps", {})
+        except (aiohttp.ClientError, json.JSONDecodeError):
+            await asyncio.to_thread(child.close)
+            raise ApiError(502, f"the engine of {entry.id} died right after loading", "engine_died") from None
+        return model
+
+    async def _plan(self, key: ModelKey, known: ModelFacts, adapters: tuple[AdapterFile, ...]) -> tuple[Load, int]:
+        """What a child is started with, and the bytes that it will need."""
+        draft = self.catalogue.draft_of(key.path) if key.use == "generate" else None
+        draft_facts = await asyncio.to_thread(facts, draft.path) if draft else None
+        context, slots = self._size(known, draft_facts, key.use)
+        # llama.cpp's cache of earlier prompts ignores which adapter they were read with
+        has_cache = key.use == "generate" and not adapters
+        load = Load(
+            path=key.path,
+            context=context,
+            slots=slots,
+            adapters=tuple(path for path, _ in adapters),
+            template=key.template if key.template != known.template else None,
+            threads=self.settings.threads,
+            use=key.use,
+            mean_pooling=key.use == "embed" and known.pooling == "none",
+            waiting=self.settings.waiting,
+            draft=draft,
+            prompt_cache_mib=self.settings.prompt_cache_mib if has_cache else 0,
+        )
+        return load, estimate_bytes(known, context, slots, draft_facts)
+
+    def _adapters(self, entry: ModelEntry, key: ModelKey) -> tuple[AdapterFile, ...]:
+        """Every adapter over this file with this template. One that does not fit is left out, unless it is the one
+        that the request is for. Raises ApiError then."""
+        base = read_gguf(key.path)
+        fitting: list[AdapterFile] = []
+        others = [e for e in self.catalogue.entries() if e.path == key.path and e.adapter]
+        for other in [entry, *others] if entry.adapter else others:
+            assert other.adapter is not None
+            file = (other.adapter, stamp_of(other.adapter))
+            try:
+                if file in fitting or template_of(other) != key.template:
+                    continue
+                require_fit(read_lora(other.adapter), base, (other.adapter.name, key.path.name))
+                fitting.append(file)
+            except (SettleError, ApiError, OSError) as e:
+                if other is entry:
+                    message = e.what if isinstance(e, SettleError) else str(e)
+                    raise ApiError(503, message, "adapter_broken", "model") from None
+        return tuple(fitting)
+
+    def _size(self, known: ModelFacts, draft: ModelFacts | None, use: Use) -> tuple[int, int]:
+        """Tokens of context and slots: as the settings say, else as many as half of the free memory holds."""
+        context = self.settings.context_of(known)
+        if use != "generate":
+            return min(context, EMBEDDING_CONTEXT), 1
+        if self.settings.context or self.settings.slots:
+            return context, self.settings.slots or 4
+        most = memory().available // 2
+        while True:
+            for slots in (4, 2, 1):
+                if estimate_bytes(known, context, slots, draft) <= most:
+                    return context, slots
+            if context <= SHORTEST_CONTEXT:
+                return context, 1
+            context = max(SHORTEST_CONTEXT, context // 2)
+
+
+def estimate_bytes(known: ModelFacts, context: int, slots: int, draft: ModelFacts | None = None) -> int:
+    """Memory that a child will need. draft: has the same context as the model."""
+    models = [known, draft] if draft else [known]
+    return int(MEMORY_OVERHEAD * sum(m.bytes + slots * context * m.bytes_per_token for m in models)) + BASE_BYTES
+
+
+def can_ever_fit(needs: int) -> bool:
+    """Whether so many bytes would fit into this machine's memory if nothing else were in it."""
+    return needs <= memory().total * MOST_MEMORY_SHARE
+
+
+def _require_use(entry: ModelEntry, known: ModelFacts, use: Use) -> None:
+    if use == "generate" and known.embeds:
+        message = f"{entry.id} makes embeddings and writes no text; send the request to /v1/embeddings"
+    elif use == "rerank" and not known.reranks:
+        message = f"{entry.id} is not a reranker: its file has no rank pooling"
+    elif use == "embed" and known.reranks:
+        message = f"{entry.id} is a reranker; send the request to /v1/rerank"
+    else:
+        return
+    raise ApiError(400, message, "wrong_model", "model")

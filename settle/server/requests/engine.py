@@ -1,0 +1,159 @@
+"""Requests to a llama.cpp child, and what its errors mean."""
+
+import json
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import aiohttp
+
+from settle.server.errors import ApiError
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.wire_types import Embedding, EngineChunk, JsonObject, Rank, TextEvent, Usage
+
+LONGEST_LINE = 1 << 26
+MOST_ATTEMPTS = 3
+CHAT_PATH, TEXT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/completion", "/v1/completions"
+# the text of an embedding must go through the model in one batch
+TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*current batch size: (\d+)")
+REQUEST_FAULTS = ("template", "jinja", "grammar", "parse")  # in messages of errors that the request caused
+
+
+class EmbeddingsAnswer(TypedDict):
+    data: list[Embedding]
+    usage: Usage
+
+
+class RankAnswer(TypedDict):
+    results: list[Rank]
+    usage: Usage
+
+
+async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
+    """The response of a child; close it to stop the child. Raises ApiError."""
+    # llama.cpp closes a connection after a stream, and one that was idle for long: a request that is sent on it at that
+    # moment is lost before it is read, while the child is well
+    headers = loaded.headers | ({"Connection": "close"} if body.get("stream") else {})
+    data = json.dumps(body).encode()
+    for attempt in range(MOST_ATTEMPTS):
+        try:
+            response = await loaded.session.post(loaded.url + path, data=data, headers=headers)
+            break
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if attempt + 1 == MOST_ATTEMPTS or not loaded.child.alive():
+                raise
+    if response.status != 200:
+        try:
+            raise engine_error(response.status, await response.read())
+        finally:
+            response.release()
+    return response
+
+
+async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any:
+    """A whole answer, parsed: of the type that the path has. Raises ApiError."""
+    async with await open_stream(loaded, path, body) as response:
+        # errors="replace": a byte-level token can be half a character
+        return json.loads((await response.read()).decode("utf-8", "replace"))
+
+
+async def ask_chat(loaded: LoadedModel, body: Mapping[str, object]) -> EngineChunk:
+    answer: EngineChunk = await ask(loaded, CHAT_PATH, body)
+    return answer
+
+
+async def ask_text(loaded: LoadedModel, body: Mapping[str, object]) -> TextEvent:
+    answer: TextEvent = await ask(loaded, TEXT_PATH, body)
+    return answer
+
+
+async def ask_completion(loaded: LoadedModel, body: Mapping[str, object]) -> EngineChunk:
+    """OpenAI's completion of a text."""
+    answer: EngineChunk = await ask(loaded, COMPLETIONS_PATH, body)
+    return answer
+
+
+async def apply_template(loaded: LoadedModel, body: Mapping[str, object]) -> str:
+    """The prompt of messages."""
+    return str((await ask(loaded, "/apply-template", body))["prompt"])
+
+
+async def tokenize(loaded: LoadedModel, text: str, **options: bool) -> list[int]:
+    """options: llama.cpp's add_special and parse_special."""
+    tokens: list[int] = (await ask(loaded, "/tokenize", {"content": text, **options}))["tokens"]
+    return tokens
+
+
+async def detokenize(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+    return str((await ask(loaded, "/detokenize", {"tokens": tokens}))["content"])
+
+
+async def ask_embeddings(loaded: LoadedModel, body: Mapping[str, object]) -> EmbeddingsAnswer:
+    answer: EmbeddingsAnswer = await ask(loaded, "/v1/embeddings", body)
+    return answer
+
+
+async def ask_ranks(loaded: LoadedModel, body: Mapping[str, object]) -> RankAnswer:
+    answer: RankAnswer = await ask(loaded, "/v1/rerank", body)
+    return answer
+
+
+async def chat_events(response: aiohttp.ClientResponse) -> AsyncGenerator[EngineChunk]:
+    """OpenAI's chunks of a chat or a completion. Raises ApiError where the stream breaks off with an error."""
+    async for event in _events(response):
+        yield event
+
+
+async def text_events(response: aiohttp.ClientResponse) -> AsyncGenerator[TextEvent]:
+    """llama.cpp's events of a text. Raises ApiError where the stream breaks off with an error."""
+    async for event in _events(response):
+        yield event
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Any]:
+    rest = b""
+    async for piece in response.content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            raise ApiError(502, "the engine sent a line without an end", "engine_error")
+        for line in lines:
+            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                event = json.loads(line[6:].decode("utf-8", "replace"))
+                if "error" in event:
+                    raise engine_error(event["error"].get("code", 500), line[6:])
+                yield event
+            elif line.startswith(b"error: "):
+                raise engine_error(500, line[7:])
+
+
+def engine_error(status: int, body: bytes) -> ApiError:
+    """llama.cpp's error as ours, with the counts where it has them."""
+    error: JsonObject = {}
+    try:
+        value = json.loads(body.decode("utf-8", "replace"))
+        error = value.get("error", value)
+        message, kind = str(error.get("message", "")), str(error.get("type", ""))
+    except (ValueError, AttributeError):
+        error, message, kind = {}, body.decode("utf-8", "replace")[:500], ""
+    if kind == "exceed_context_size_error":
+        prompt, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+        return ApiError(
+            400,
+            f"the prompt has {prompt} tokens, but the context holds {context}, prompt and answer together; "
+            "send less, or start the server with a longer --context",
+            "context_length_exceeded",
+            "messages",
+            {"n_prompt_tokens": prompt, "n_ctx": context},
+        )
+    too_long = TOO_LONG.search(message)
+    if too_long:
+        tokens, most = map(int, too_long.groups())
+        counts = {"n_prompt_tokens": tokens, "n_ctx": most}
+        return ApiError(
+            400, f"a text has {tokens} tokens; the limit is {most}", "context_length_exceeded", "input", counts
+        )
+    if status == 501:
+        return ApiError(400, message, "not_supported")
+    is_ours = status >= 500 and not any(word in message.lower() for word in REQUEST_FAULTS)
+    code = "engine_error" if is_ours else None
+    return ApiError(502 if is_ours else 400, message[:1000] or "the engine failed without a message", code)

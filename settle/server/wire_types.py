@@ -1,0 +1,174 @@
+"""JSON that the server reads and writes: OpenAI's and llama.cpp's objects, with the fields that are looked at.
+
+Chats are OpenAI's chunks, which every API translates; completions are llama.cpp's events. Further fields of an object
+are passed on unread.
+"""
+
+from typing import Literal, NotRequired, TypedDict
+
+JsonObject = dict[str, object]
+
+
+class CachedTokens(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict, total=False):
+    """Numbers of tokens, as OpenAI counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens | None
+
+
+class Timings(TypedDict, total=False):
+    """llama.cpp's own: n are tokens, cache_n those of the prompt that were cached."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class TopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token that was drawn, and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(TypedDict):
+    content: list[TokenLogprob]
+
+
+class CalledFunction(TypedDict, total=False):
+    """arguments: JSON, in pieces where it is streamed; an object only in Ollama's messages."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict, total=False):
+    index: int
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class FunctionSpec(TypedDict):
+    """parameters: a JSON schema."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+
+
+class Tool(TypedDict):
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class ChatMessage(TypedDict):
+    """A message after `check_messages`: its content is one text."""
+
+    role: str
+    content: str
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    reasoning_content: NotRequired[str]
+
+
+class UrlCitation(TypedDict):
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+    text: str
+
+
+class Annotation(TypedDict):
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
+
+
+class Delta(TypedDict, total=False):
+    """What a chunk adds to a message; also a whole message of an answer."""
+
+    role: str
+    content: str | None
+    reasoning_content: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    annotations: list[Annotation]
+
+
+class Choice(TypedDict, total=False):
+    """delta: of a chunk; message: of a whole answer; text: of a completion. stopped_by: the stop string that ended it,
+    where the request wants to know."""
+
+    index: int
+    delta: Delta
+    message: Delta
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: str | None
+    stopped_by: str
+
+
+class Chunk(TypedDict, total=False):
+    """A chat completion, or a chunk of one. settle: what was trimmed, or all about an answer from documents."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
+    timings: Timings
+    settle: JsonObject
+
+
+class _Verbose(TypedDict, total=False):
+    stopping_word: str
+
+
+_WithVerbose = TypedDict("_WithVerbose", {"__verbose": _Verbose}, total=False)
+
+
+class EngineChunk(Chunk, _WithVerbose, total=False):
+    """A chat completion as llama.cpp sends it."""
+
+
+class Embedding(TypedDict):
+    embedding: list[float]
+
+
+class Rank(TypedDict):
+    index: int
+    relevance_score: float
+
+
+class TextEvent(TypedDict, total=False):
+    """llama.cpp's answer of /completion, or an event of it; stop: whether it is the last."""
+
+    content: str
+    tokens: list[int]
+    stop: bool
+    stop_type: str
+    stopping_word: str
+    tokens_evaluated: int
+    tokens_predicted: int
+    completion_probabilities: list[TokenLogprob]
+    model: str
+    timings: Timings
