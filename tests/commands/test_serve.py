@@ -132,7 +132,7 @@ def test_the_key_stays(home):
 def test_a_port_that_is_taken(started, capsys):
     _, address = started()
     assert main(["serve", "--port", str(urllib.parse.urlsplit(address).port)]) == 2
-    assert "is taken" in capsys.readouterr().err
+    assert "is in use" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
