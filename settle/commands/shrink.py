@@ -192,8 +192,9 @@ def _require_extra() -> None:
 def _known_texts(name: str, source: "Pretrained", events: Events) -> list[str]:
     """Of a run: what it was not trained on, of the kind that it was made for."""
     from settle.evaluate.gate.held_out import held_out_text
+    from settle.library.resolve import find_run
 
-    run = Run.named(name)
+    run = find_run(name)
     return held_out_text(run, source.tokenizer, events, 60_000) if run else []
 
 

@@ -42,17 +42,10 @@ def resolve(name: str | Path) -> ModelRef:
     collection, at, model = text.partition("@")
     if at and is_collection(collection):
         return collection_ref(collection, resolve(model))
-    candidates = list(_candidates(text))
-    if not candidates:
-        return _by_id(text)
-    if len(candidates) > 1:
-        meanings = ", ".join(f"{spelling} ({what})" for spelling, what, _ in candidates)
-        fix = " or ".join(f"`{spelling}`" for spelling, _, _ in candidates)
-        raise UsageError(f"{shown(text)} means several models: {meanings}", f"say which: {fix}")
-    ((_, _, found),) = candidates
-    if isinstance(found, SettleError):
-        raise found
-    return found
+    meaning = _only_meaning(text)
+    if isinstance(meaning, SettleError):
+        raise meaning
+    return meaning or _by_id(text)
 
 
 def resolve_whole(name: str | Path) -> ModelRef:
@@ -84,10 +77,22 @@ def resolve_gguf(name: str | Path) -> ModelRef:
     return replace(ref, source=Source(stored.gguf, "gguf", stored.name, origin=stored.origin, license=stored.license))
 
 
+def find_run(name: str) -> Run | None:
+    """The run that a name stands for, whatever it made; None when it stands for something else, or for nothing. Raises
+    UsageError for a name that means several models."""
+    place, _, rest = name.partition(":")
+    if is_path(name):
+        return next((run for run in Run.all() if run.path == Path(name).expanduser()), None)
+    if place in ("run", "store") and rest:
+        return Run.find(rest) if place == "run" else None
+    _only_meaning(name)
+    return Run.named(name)
+
+
 def resolve_draft(name: str) -> ModelRef:
     """The draft that a run of `settle distill --draft` made, or any whole model that is small enough to be one. Raises
     UsageError."""
-    run = None if is_path(name) else Run.named(name.removeprefix("run:"))
+    run = find_run(name)
     draft = next((made for made in models_of(run) if made.kind == "draft"), None) if run else None
     if run and draft and draft.draft_tokens is not None and draft.draft_sure is not None:
         proposal = Proposal(draft.draft_tokens, draft.draft_sure, draft.speed_up or 1.0)
@@ -158,6 +163,17 @@ def _require_model(ref: ModelRef) -> ModelRef:
         assert ref.base is not None
         raise UsageError(f"{ref.id} is a collection of documents", f"`settle ask {ref.name}`, or give {ref.base.id}")
     return ref
+
+
+def _only_meaning(text: str) -> ModelRef | SettleError | None:
+    """What a bare name stands for, or what is wrong with that; None when there is nothing of that name. Raises
+    UsageError when there are several."""
+    candidates = list(_candidates(text))
+    if len(candidates) > 1:
+        meanings = ", ".join(f"{spelling} ({what})" for spelling, what, _ in candidates)
+        fix = " or ".join(f"`{spelling}`" for spelling, _, _ in candidates)
+        raise UsageError(f"{shown(text)} means several models: {meanings}", f"say which: {fix}")
+    return candidates[0][2] if candidates else None
 
 
 def _candidates(text: str) -> Iterator[tuple[str, str, ModelRef | SettleError]]:

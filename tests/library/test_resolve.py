@@ -15,7 +15,15 @@ from settle.formats.safetensors import export_safetensors
 from settle.library import facts
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import ModelRef
-from settle.library.resolve import all_refs, portable_name, resolve, resolve_draft, resolve_gguf, resolve_whole
+from settle.library.resolve import (
+    all_refs,
+    find_run,
+    portable_name,
+    resolve,
+    resolve_draft,
+    resolve_gguf,
+    resolve_whole,
+)
 from settle.library.run_models import MadeModel, models_of, record_made
 from settle.library.store import StoredModel, add_model, damaged_models, stamp_of, store
 from tests.trained import adapter
@@ -148,6 +156,8 @@ AMBIGUOUS = {
 def test_a_name_that_means_several_is_refused_by_every_command(machine, situation, resolver):
     make, spellings = AMBIGUOUS[situation]
     make(machine)
+    with pytest.raises(UsageError, match="'notes' means several models"):
+        find_run("notes")
     with pytest.raises(UsageError, match="'notes' means several models") as error:
         resolver("notes")
     assert all(f"`{spelling}`" in error.value.fix and spelling in error.value.what for spelling in spellings)
@@ -206,6 +216,17 @@ def test_an_adapter(machine):
     with pytest.raises(UsageError, match="is an adapter and no draft"):
         resolve_draft("t")
     assert [ref.id for ref in all_refs()] == ["small", "small:t"]
+
+
+def test_the_run_of_a_name(machine):
+    path = machine.run("notes").parents[1]
+    for name in ("notes", "run:notes", path.name, str(path)):
+        assert find_run(name).path == path
+    machine.stored("small")
+    for name in ("small", "store:small", "./notes", "none"):
+        assert find_run(name) is None
+    machine.file("notes")
+    assert find_run("run:notes").path == path and find_run("./notes") is None
 
 
 def test_a_draft(machine):

@@ -7,7 +7,6 @@ from pathlib import Path
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady
-from settle.base.run import Run
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
@@ -19,7 +18,7 @@ from settle.evaluate.compare.candidate_pair import contenders, readers
 from settle.evaluate.compare.compare import compare, tell
 from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
-from settle.library.resolve import resolve_gguf
+from settle.library.resolve import find_run, resolve_gguf
 from settle.model.source import Source
 
 
@@ -73,7 +72,7 @@ def compare_with_base(
 
 def held_out(name: str) -> Sequence[Example]:
     """The rows that a run kept from its training. Raises UsageError when there are none."""
-    run = Run.named(name.removeprefix("run:"))
+    run = find_run(name)
     record = (run.read("plan.json") if run else None) or {}
     corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
     if corpus is None:
@@ -96,7 +95,7 @@ def _base_of(name: str, tuned: ModelRef) -> ModelRef:
     """What a tuned model was made from. Raises UsageError when that is not known."""
     if tuned.kind == "adapter" and tuned.base:
         return tuned.base
-    run = Run.named(name.removeprefix("run:"))
+    run = find_run(name)
     tuning = (run.read("plan.json") or {}).get("tuning") if run else None
     if tuning and Path(tuning["base"]).exists():
         base = resolve_gguf(Path(tuning["base"]))

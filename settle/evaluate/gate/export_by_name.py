@@ -21,6 +21,8 @@ from settle.formats.gguf import card_of, read_gguf
 from settle.formats.peft import CONFIG
 from settle.infer.live.exported_model import load
 from settle.library.pretrained import open_pretrained
+from settle.library.resolve import find_run
+from settle.library.run_models import models_of
 from settle.model.load_adapter import open_adapter
 from settle.model.pretrained import Pretrained
 
@@ -48,7 +50,7 @@ def _exported(name: str, base: str | None, form: Format, events: Events) -> Expo
     folder = Path(name).expanduser()
     if (folder / CONFIG).is_file():
         return _adapter_of_folder(folder, base, events)
-    run = Run.find(name)
+    run = find_run(name) or Run.find(name)
     if (run.out / ADAPTER_FOLDER).is_dir():
         return _adapter_of_run(run, base, events)
     if not (run.out / HF_FOLDER).is_dir():
@@ -82,8 +84,8 @@ def _adapter_of_run(run: Run, base: str | None, events: Events) -> ExportedAdapt
 def _turns(run: Run, base: Pretrained) -> tuple[str | None, bool]:
     """The chat template of a tuned model where its base has another or takes no turns, and whether it takes none itself
     but completes texts: by the file that the run made."""
-    files = [run.out / f"{run.name}{end}" for end in ("-lora.gguf", ".gguf")]
-    metadata = next((read_gguf(file).metadata for file in files if file.exists()), {})
+    files = [made.path for made in models_of(run) if made.kind != "draft"]
+    metadata = read_gguf(Path(files[0])).metadata if files else {}
     template, was_plain = metadata.get("tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
     if not template or metadata.get("settle.base"):
         return None, was_plain
