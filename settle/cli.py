@@ -163,17 +163,16 @@ def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Paramet
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     choices = _choices(command)
     for name, field in command.model_fields.items():
+        description = described(field) if helps else field.description
         if name in choices:
-            yield _option(name, str | None, choices[name].default, help=_help(field, choices[name], helps))
+            yield _option(name, str | None, choices[name].default, help=description)
             yield _option(f"{name}{BELOW}name", str | None, None, name=f"--{_dashed(name)}.name", show=False)
         elif name not in command.positional:
             default = field.get_default(call_default_factory=True)
             # a switch that is off needs no --no-…, a list none that empties it
             negative = "" if default is False or default == [] else None
             shown = None if default != [] else False
-            yield _option(
-                name, field.annotation, default, help=field.description, negative=negative, show_default=shown
-            )
+            yield _option(name, field.annotation, default, help=description, negative=negative, show_default=shown)
     yield _option("json", bool, False, help="print the result as JSON, the last line of stdout", negative="")
 
 
@@ -191,7 +190,7 @@ def _settings_of_parts(command: type[Command], helps: bool) -> Iterator[inspect.
                     field.annotation if helps else bool if is_switch else str | None,
                     default if helps or is_switch else None,
                     name=[f"{group}.{_dashed(setting)}" for group in (groups[:1] if helps else groups)],
-                    help=_with_unit(field),
+                    help=field.description,
                     group=title,
                     negative="--no-" + f"{groups[0]}.{_dashed(setting)}"[2:] if default is True else "",
                     show_default=None if default not in ("", [], None) else False,
@@ -223,14 +222,12 @@ def _options(command: type[Command], name: str) -> list[str]:
     return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now == name))]
 
 
-def _help(field: FieldInfo, family: Family, helps: bool) -> str:
-    """The description of a choice, with the names of the parts where the help is shown."""
-    return f"{field.description}: {', '.join(family.names())}" if helps else str(field.description)
-
-
-def _with_unit(field: FieldInfo) -> str:
-    unit = (field.json_schema_extra or {}).get("unit") if not callable(field.json_schema_extra) else None
-    return f"{field.description}, in {unit}" if unit else str(field.description)
+def described(field: FieldInfo) -> str:
+    """The description of a setting, with the parts that it may name."""
+    extra, family = field.json_schema_extra, family_of(field)
+    if family is None and isinstance(extra, dict) and "parts" in extra:
+        family = Family(str(extra["parts"]))
+    return f"{field.description}; one of: {', '.join(family.names())}" if family else str(field.description)
 
 
 def _dashed(name: str) -> str:

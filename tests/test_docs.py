@@ -14,7 +14,7 @@ from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
 from settle.base.registry import part_names, parts
 from settle.base.settings import group_of, read_recipe, resolve
-from settle.cli import STDIN, _choices, _sharing, _with_unit, build_app
+from settle.cli import STDIN, _choices, _sharing, build_app, described
 from settle.commands.chat import Chat
 from settle.commands.index import Index
 from settle.commands.train import Train
@@ -128,7 +128,7 @@ def _settings(model: type[BaseModel], prefix: str) -> set[str]:
 
 def _row(flag: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    return f"| `{flag.replace('_', '-')}` | {_shown(default)} | {_with_unit(field)} |"
+    return f"| `{flag.replace('_', '-')}` | {_shown(default)} | {described(field)} |"
 
 
 def _shown(default: object) -> str:

@@ -95,6 +95,8 @@ class Family:
             raise ChoiceError(key, f"{key} = {value!r} names no part", f"one of: {', '.join(self.names())}")
         name = str(given.pop("name", None) or self.default or "") or None
         if name is not None and name not in self.names():
+            name = name.replace("-", "_")
+        if name is not None and name not in self.names():
             raise ChoiceError(f"{key}.name", f"there is no {key} {name!r}", nearest(name, self.names()))
         asked = Choice(self.path, name, given, key)
         if name in self.extra and given:

@@ -39,7 +39,7 @@ class Part(BaseModel):
     The direct subclass of `Part` is the contract of a family and lives in the `__init__.py` of the family's folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @classmethod
     def family(cls) -> str:

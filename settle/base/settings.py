@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
+from settle.base.file_version import refuse_newer
 
 RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
 
@@ -22,7 +23,7 @@ RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of
 class Settings(BaseModel):
     """A group of settings, declared beside what they set. Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}  # a setting's former name → its name; both are accepted
 
@@ -39,10 +40,10 @@ class Resolved(typing.Generic[S]):
 
 
 def read_recipe(path: Path) -> dict[str, object]:
-    """A recipe as a nested dict, without its version. Raises UsageError with the line when it does not parse, and for
-    a version that this settle does not know."""
+    """A recipe as a nested dict, without its version. Raises UsageError with the line when it does not parse, RunError
+    for a version that this settle does not know."""
     recipe = read_toml(path)
-    require_version(recipe, RECIPE_VERSION, str(path))
+    refuse_newer(recipe, RECIPE_VERSION, str(path))
     return {key: value for key, value in recipe.items() if key != "version"}
 
 
@@ -59,18 +60,6 @@ def read_toml(path: Path) -> dict[str, object]:
 def recipe_text(values: Mapping[str, object]) -> str:
     """Settings as the TOML of a recipe; what is None is left out."""
     return tomli_w.dumps({"version": RECIPE_VERSION, **_without_none(values)})
-
-
-def require_version(record: Mapping[str, object], known: int, where: str) -> None:
-    """Raises UsageError when a file was written by a newer settle. known: the newest version that is understood."""
-    version = record.get("version", 1)
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise UsageError(f"{where}: version = {version!r} is not a version", f"give a number from 1 to {known}")
-    if version > known:
-        raise UsageError(
-            f"{where} has version {version}, and this settle knows versions up to {known}",
-            "update settle: pip install -U settle-lm",
-        )
 
 
 def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved[S]:

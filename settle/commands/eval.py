@@ -26,7 +26,8 @@ class Eval(Command):
     rows: Path | None = Field(None, description="rows to ask, which it was not trained on; the run's held-out rows")
     score: str | None = Field(
         None,
-        description="exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen from the data if not given",
+        description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
     )
     limit: int = Field(200, gt=0, description="ask at most this many rows")
     max_tokens: int | None = Field(

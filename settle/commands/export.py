@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
@@ -33,11 +33,6 @@ class Export(Command):
     merge_limit: float = Field(
         0.02, gt=0, description="nats per token (KL) that merging into a quantized base may cost"
     )
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _underscored(cls, value: object) -> object:
-        return value.replace("-", "_") if isinstance(value, str) else value
 
     def run(self, events: Events) -> int:
         from settle.evaluate.gate.export_by_name import export_by_name

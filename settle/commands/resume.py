@@ -9,6 +9,7 @@ from pydantic import Field
 from settle.base.errors import RunError
 from settle.base.event_log import Events
 from settle.base.events import ForecastReady, ResultReady, Say, Warn
+from settle.base.file_version import refuse_newer
 from settle.base.registry import part
 from settle.base.run import Run
 from settle.base.settings import read_recipe, resolve
@@ -104,11 +105,12 @@ def _job(command: type[RunCommand], run: Run, record: Any, events: Events) -> "T
     """The run's plan made live again. Raises RunError naming what was changed since."""
     from settle.machine import accelerator
     from settle.plan.training_job import IDENTITY, TrainingJob
-    from settle.plan.training_plan import TrainingPlan
+    from settle.plan.training_plan import PLAN_VERSION, TrainingPlan
     from settle.train.checkpoint import newest_state
 
     if not isinstance(record, dict):
         raise _edited(run, "it is not an object")
+    refuse_newer(record, PLAN_VERSION, f"plan.json of {run.name}")
     for key in (*TrainingPlan.__dataclass_fields__, "corpus"):
         if key not in record:
             raise _edited(run, f"{key} is missing")

@@ -54,7 +54,8 @@ class Shrink(Command):
     compare: bool = Field(True, description="ask the model and the smaller one the held-out examples at the end")
     score: str | None = Field(
         None,
-        description="exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen from the data if not given",
+        description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
     )
     threads: int | None = Field(None, gt=0, description="processor threads; all cores when not given")
 

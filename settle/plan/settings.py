@@ -46,7 +46,9 @@ class TrainingSettings(RunSettings):
     size: str | None = Field(None, description="number of parameters, such as 2M; derived when not given")
     context: int | None = Field(None, ge=16, description="context length, in tokens")
     batch_tokens: int | None = Field(None, ge=64, description="tokens per optimizer step")
-    architecture: str = Field("llama", description="model architecture")
+    architecture: str = Field(
+        "llama", description="model architecture", json_schema_extra={"parts": "model/architectures"}
+    )
     objective: Choice = choice(
         "train/objectives",
         default="next_token",
@@ -89,7 +91,8 @@ class TuningSettings(RunSettings):
     compare: bool = Field(True, description="compare the tuned model with its base on the held-out rows at the end")
     score: str | None = Field(
         None,
-        description="metric of the comparison: exact, f1, regex:PATTERN, json, tool_call or a Python file; chosen "
-        "from the data when not given",
+        description="metric of the comparison; NAME, NAME:VALUE such as regex:PATTERN, or a Python file; chosen from "
+        "the data when not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
     )
     compare_rows: int = Field(100, gt=0, description="compare on at most this many held-out rows")

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from settle.base.choice import Family, family_of
-from settle.base.errors import UsageError
+from settle.base.errors import RunError
 from settle.base.settings import group_of, read_recipe, recipe_text, resolve
 from settle.commands import Command
 from settle.commands.tune import Tune
@@ -103,19 +103,11 @@ def _numbers(kind: type, metadata: list[Any]) -> st.SearchStrategy[Any]:
 def test_a_recipe_of_a_newer_version_is_refused_by_its_number(tmp_path, version):
     path = tmp_path / "recipe.toml"
     path.write_text(f'version = {version}\ninputs = ["a"]\n')
-    with pytest.raises(UsageError, match=f"has version {version}, and this settle knows versions up to 1") as e:
+    with pytest.raises(RunError, match=f"recipe.toml has version {version}; this settle reads versions up to 1") as e:
         read_recipe(path)
-    assert "update settle" in e.value.fix
+    assert "--upgrade settle-lm" in e.value.fix
     path.write_text('version = 1\ninputs = ["a"]\n')
     assert read_recipe(path) == {"inputs": ["a"]}
-
-
-@pytest.mark.parametrize("version", ['"1"', "0", "true", "1.5"])
-def test_a_version_that_is_none_is_refused(tmp_path, version):
-    path = tmp_path / "recipe.toml"
-    path.write_text(f"version = {version}\n")
-    with pytest.raises(UsageError, match="is not a version"):
-        read_recipe(path)
 
 
 @pytest.mark.parametrize("recipe", ['adapter = "dora"', '[adapter]\nname = "dora"\nrank = 32', "[adapter]\nrank = 8"])

@@ -121,6 +121,11 @@ def test_a_plan_that_lacks_a_key_is_refused_by_it(home: Path, capfd: Any, key: s
     assert key in refusal(capfd)
 
 
+def test_a_plan_of_a_newer_version_is_refused_by_its_number(home: Path, capfd: Any) -> None:
+    edit("version", 99)
+    assert "plan.json of r has version 99; this settle reads versions up to 1" in refusal(capfd)
+
+
 def test_without_checkpoints_a_spoiled_plan_is_still_refused_mannerly(home: Path, capfd: Any) -> None:
     shutil.rmtree(Run.find("r").checkpoints)
     for key, change in (("dtype", "float33"), ("loop", 7), ("architecture", {"hidden_size": "wide"})):
