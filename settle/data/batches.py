@@ -48,7 +48,7 @@ class Batches:
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         starts = store.document_starts
-        wanted = np.arange(0, store.num_tokens, _BLOCK_TOKENS, np.int64) + 1
+        wanted = np.arange(0, store.num_tokens, _BLOCK_TOKENS, dtype=np.int64) + 1
         edges = np.unique(np.searchsorted(starts, wanted, side="left"))
         self._block_edges = np.unique(np.append(edges, store.num_documents))  # document numbers
         self._block_tokens = np.diff(starts[self._block_edges])

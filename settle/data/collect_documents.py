@@ -128,11 +128,12 @@ class Reading:
             else:
                 self._ledger.find(reason, count)
 
-        mended: str | None = text
+        mended = text
         for step in steps:
-            mended = step(mended, note)
-            if mended is None:
+            after = step(mended, note)
+            if after is None:
                 return None
+            mended = after
         return mended
 
 

@@ -222,12 +222,13 @@ def _normalised(row: np.ndarray, top_ids: np.ndarray, exponentials: np.ndarray) 
 def _drawn(exponentials: np.ndarray, rest: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Tokens at the places `drawn` (S,) of the mass that lies in `exponentials`, whose groups sum to `rest`."""
     upto = np.cumsum(rest)
-    wanted = drawn * upto[-1]
-    group = np.minimum(np.searchsorted(upto, wanted, "right"), len(rest) - 1)
+    target = drawn * upto[-1]
+    group = np.minimum(np.searchsorted(upto, target, "right"), len(rest) - 1)
     inside = exponentials[:, group].astype(float)
-    above = np.cumsum(inside, 0) <= wanted - np.where(group > 0, upto[group - 1], 0.0)
+    above = np.cumsum(inside, 0) <= target - np.where(group > 0, upto[group - 1], 0.0)
     member = np.minimum(above.sum(0), len(inside) - 1)
     # rounding may point behind the last token that has any mass
     nothing = inside[member, np.arange(len(member))] <= 0
     member = np.where(nothing, inside.argmax(0), member)
-    return member * exponentials.shape[1] + group
+    places: np.ndarray = member * exponentials.shape[1] + group
+    return places

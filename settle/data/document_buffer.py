@@ -63,7 +63,8 @@ class Spool:
     @property
     def sizes(self) -> np.ndarray:
         """UTF-8 bytes of each document: int64 (D,)."""
-        return self.ends - self.begins
+        sizes: np.ndarray = self.ends - self.begins
+        return sizes
 
     @cached_property
     def hashes(self) -> np.ndarray:

@@ -188,7 +188,7 @@ def _tokenize(
         ids, after = tokenizer.encode_documents(text, ends)
         return ids, np.diff(after, prepend=0), np.diff(ends, prepend=-1) - 1, slice(first, first + len(ends))
 
-    writers = [StoreWriter(corpus / name, tokenizer.bos_id, tokenizer.dtype) for name in ("train", "held_out")]
+    writers = [StoreWriter(corpus / name, tokenizer.eos_id, tokenizer.dtype) for name in ("train", "held_out")]
     done = 0
     with contextlib.ExitStack() as stack:
         for writer in writers:

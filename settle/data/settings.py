@@ -37,7 +37,7 @@ class RowSettings(Settings):
 
     held_out: float = Field(0.1, gt=0, le=0.5, description="share of the rows kept for evaluation")
     held_out_from: Path | None = Field(None, description="evaluate on the rows of this file or folder instead")
-    columns: ColumnSettings = ColumnSettings()
+    columns: ColumnSettings = ColumnSettings.model_validate({})
     supervise: Literal["assistant", "completion", "last-turn", "all"] | None = Field(
         None, description="what is learned: all answers, those after the last question, the last one, or every token"
     )

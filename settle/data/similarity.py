@@ -106,7 +106,8 @@ def _word_hashes(buffer: np.ndarray, starts: np.ndarray, first: int) -> np.ndarr
     text *= _powers(_PRIME, room)[: len(text)]
     words = np.add.reduceat(text, own) * _powers(_INVERSE, room)[own]
     words = (words ^ (words >> np.uint64(31))) * _MIX
-    return words ^ (words >> np.uint64(29))
+    mixed: np.ndarray = words ^ (words >> np.uint64(29))
+    return mixed
 
 
 @lru_cache(4)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from settle.base.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Windows:
         return int(self.num_bytes.sum())
 
 
-def first_texts(tokenizer: Any, texts: Iterable[str], most_tokens: int) -> list[str]:
+def first_texts(tokenizer: Tokenizer, texts: Iterable[str], most_tokens: int) -> list[str]:
     """Texts from the first on, about `most_tokens` of them in all: the last one is cut at a character."""
     found: list[str] = []
     left = most_tokens
@@ -44,7 +45,7 @@ def first_texts(tokenizer: Any, texts: Iterable[str], most_tokens: int) -> list[
     return found
 
 
-def text_windows(tokenizer: Any, texts: Iterable[str], length: int) -> Windows:
+def text_windows(tokenizer: Tokenizer, texts: Iterable[str], length: int) -> Windows:
     """Windows of at most `length` ids (2 at least), a text after the other.
 
     Two models with different vocabularies are given different ids for the same texts, and bits per byte over these are
@@ -63,6 +64,6 @@ def text_windows(tokenizer: Any, texts: Iterable[str], length: int) -> Windows:
     return Windows(windows, np.array(origins, int), np.array(num_bytes, int))
 
 
-def opening_id(tokenizer: Any) -> int:
+def opening_id(tokenizer: Tokenizer) -> int:
     """The token that stands before a text: the one made for it, or the one that ended the text before."""
     return int(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)

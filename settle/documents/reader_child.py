@@ -1,7 +1,7 @@
-"""The process that documents are read in: whatever a file does to its reader, it does not do to the index.
+"""The process that documents are read in: a file that crashes or hangs its reader does neither to its parent.
 
 A line of JSON asks for a file, `{"path", "reader", "seconds"}`. Lines answer it: `["block", …]` and `["note", text]`,
-at last `["end", "" or why nothing came out of it, whether another file may be asked for]` or `["missing", library]`.
+at last `["end", "" or why the file is unreadable, whether another file may be asked for]` or `["missing", library]`.
 The process ends when its stdin does, and by itself when a file takes too long.
 """
 
@@ -13,43 +13,51 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TextIO, TypedDict
 
 from settle.documents.blocks import Block, Unreadable
 from settle.documents.readers import Reader
 
 MEMORY = 4 << 30  # bytes of address space
-LARGE = 1 << 30  # bytes that once were in use: what comes next gets a process that is not cut to pieces by them
+LARGE = 1 << 30  # bytes that once were in use: the next file gets a process whose heap is not fragmented by them
 MOST_TEXT = 64 << 20  # characters of one document
 MOST_NOTES = 20
 _GRACE = 10  # seconds after those in which the parent ends this process: for when it is gone itself
 
 
+class Request(TypedDict):
+    """A file to read. seconds: how long it may take."""
+
+    path: str
+    reader: str
+    seconds: float
+
+
 def main() -> None:
-    """Reads what stdin asks for until it ends."""
+    """Reads the files that stdin asks for until it ends."""
     # a library that prints must not break the protocol
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _limit_memory()
-    asked: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     while True:
-        request = asked.get()
-        if hasattr(signal, "alarm"):  # its action is to end the process, even when a library holds on to it
+        request = requests.get()
+        if hasattr(signal, "alarm"):  # it ends the process even when a library holds the interpreter's lock
             signal.alarm(int(request["seconds"]) + _GRACE)
-        error, goes_on = _tried(request, out)
-        _say(out, "end", error, goes_on and not _is_large())
+        error, continues = _try(request, out)
+        _send(out, "end", error, continues and not _is_large())
         out.flush()
 
 
-def _listen(asked: "queue.SimpleQueue[dict[str, Any]]") -> None:
+def _listen(requests: "queue.SimpleQueue[Request]") -> None:
     for line in sys.stdin:
-        asked.put(json.loads(line))
+        requests.put(json.loads(line))
     os._exit(0)
 
 
-def _tried(request: dict[str, Any], out: Any) -> tuple[str, bool]:
-    """Why nothing came out of a file, or "", and whether this process can go on."""
+def _try(request: Request, out: TextIO) -> tuple[str, bool]:
+    """Why a file is unreadable, or "", and whether this process can read another one."""
     try:
         _read(Path(request["path"]), request["reader"], out)
     except Unreadable as e:
@@ -59,7 +67,7 @@ def _tried(request: dict[str, Any], out: Any) -> tuple[str, bool]:
     except RecursionError:
         return "it is nested too deeply", True
     except ModuleNotFoundError as e:
-        _say(out, "missing", e.name)
+        _send(out, "missing", e.name)
         out.flush()
         return "", False
     except OSError as e:
@@ -69,14 +77,14 @@ def _tried(request: dict[str, Any], out: Any) -> tuple[str, bool]:
     return "", True
 
 
-def _read(path: Path, reader: str, out: Any) -> None:
+def _read(path: Path, reader: str, out: TextIO) -> None:
     size = notes = 0
 
     def note(text: str) -> None:
         nonlocal notes
         notes += 1
         if notes <= MOST_NOTES:
-            _say(out, "note", text if notes < MOST_NOTES else "and more of the kind")
+            _send(out, "note", text if notes < MOST_NOTES else "and more of the kind")
 
     for block in Reader.part(reader)().blocks(path, note):
         size += len(block.text)
@@ -84,24 +92,24 @@ def _read(path: Path, reader: str, out: Any) -> None:
             note(f"only its first {MOST_TEXT >> 20} million characters are read")
             return
         if block.text.strip():
-            _say_block(out, block)
+            _send_block(out, block)
 
 
-def _say_block(out: Any, block: Block) -> None:
+def _send_block(out: TextIO, block: Block) -> None:
     place = block.place
     where = (place.line, place.page, _clean(place.part))
-    _say(out, "block", block.kind, _clean(block.text), where, block.level, block.lined, _clean(block.header))
+    _send(out, "block", block.kind, _clean(block.text), where, block.level, block.lined, _clean(block.header))
 
 
 def _clean(text: str) -> str:
-    """Without what no file of text may hold: zero characters and halves of pairs of UTF-16."""
+    """Without zero characters and halves of UTF-16 pairs, which no file of text may hold."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def _say(out: Any, *said: Any) -> None:
-    out.write(json.dumps(said) + "\n")
+def _send(out: TextIO, *message: object) -> None:
+    out.write(json.dumps(message) + "\n")
 
 
 def _limit_memory() -> None:
@@ -112,9 +120,9 @@ def _limit_memory() -> None:
 
 
 def _is_large() -> bool:
-    status = Path("/proc/self/status")  # what getrusage tells on Linux begins with the peak of who started this process
-    if status.exists() and (told := status.read_text().partition("VmHWM:")[2]):  # not every kernel that is like it
-        return 1024 * int(told.split()[0]) > LARGE
+    status = Path("/proc/self/status")  # on Linux getrusage starts from the peak of the process that started this one
+    if status.exists() and (peak := status.read_text().partition("VmHWM:")[2]):  # some kernels have no such line
+        return 1024 * int(peak.split()[0]) > LARGE
     try:
         import resource
     except ImportError:

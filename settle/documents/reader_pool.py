@@ -1,4 +1,4 @@
-"""Documents read in a child process, the next ones while the last are worked on."""
+"""Documents read in a child process, ahead of the work on those before them."""
 
 import contextlib
 import json
@@ -11,20 +11,20 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any
 
 from settle.base.errors import UsageError
 from settle.documents.blocks import Block, Place
+from settle.documents.reader_child import Request
 from settle.documents.readers import Reader
 
 SECONDS = 120.0  # that one document may take
-AHEAD = 4 << 20  # characters that are read before they are needed; the last document may go beyond them
-_EACH = 1 << 10  # what a document counts for beside its text
+AHEAD = 4 << 20  # characters that are read before they are needed; the last document may exceed them
+_EACH = 1 << 10  # characters that a document counts for beside its text
 
 
 @dataclass(frozen=True)
 class Read:
-    """A document's blocks, what was left out of it, and why nothing was read, or ""."""
+    """A document's blocks, notes on what was left out, and why it is unreadable, or ""."""
 
     path: Path
     blocks: list[Block]
@@ -48,11 +48,11 @@ def _readers() -> dict[str, str]:
 
 
 def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Generator[Read, None, None]:
-    """Each (path, reader) read, in order; seconds: that one may take. Closing the iterator ends the child.
+    """Reads each (path, reader), in order; seconds: how long one may take. Closing the iterator ends the child.
 
     Raises UsageError when a library is missing that a reader needs.
     """
-    child, ahead = _Child(seconds), _Ahead()
+    child, ahead = _Child(seconds), _Queue()
 
     def work() -> None:
         try:
@@ -66,41 +66,41 @@ def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Gen
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while (found := ahead.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+        while (document := ahead.get()) is not None:
+            if isinstance(document, BaseException):
+                raise document
+            yield document
     finally:
         ahead.stop()
         child.close()
         thread.join()
 
 
-class _Ahead:
-    """What was read and is not needed yet: bounded by its text, so that many small files wait here or one large one."""
+class _Queue:
+    """A queue of documents read ahead, bounded by their text: many small files wait here, or one large one."""
 
     def __init__(self) -> None:
-        self._held: deque[Read | BaseException | None] = deque()
+        self._documents: deque[Read | BaseException | None] = deque()
         self._size = 0
         self._stopped = False
         self._changed = threading.Condition()
 
-    def put(self, found: Read | BaseException | None) -> bool:
+    def put(self, document: Read | BaseException | None) -> bool:
         """Waits for room. False when nothing is needed any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._size < AHEAD)
-            self._held.append(found)
-            self._size += _size(found)
+            self._documents.append(document)
+            self._size += _size(document)
             self._changed.notify_all()
             return not self._stopped
 
     def get(self) -> Read | BaseException | None:
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._held))
-            found = self._held.popleft()
-            self._size -= _size(found)
+            self._changed.wait_for(lambda: bool(self._documents))
+            document = self._documents.popleft()
+            self._size -= _size(document)
             self._changed.notify_all()
-            return found
+            return document
 
     def stop(self) -> None:
         with self._changed:
@@ -108,12 +108,12 @@ class _Ahead:
             self._changed.notify_all()
 
 
-def _size(found: Read | BaseException | None) -> int:
-    return _EACH + sum(len(block.text) for block in found.blocks) if isinstance(found, Read) else 0
+def _size(document: Read | BaseException | None) -> int:
+    return _EACH + sum(len(block.text) for block in document.blocks) if isinstance(document, Read) else 0
 
 
 class _Child:
-    """The process that reads: started when there is something to read, and again after it had to be ended."""
+    """The process that reads: started for the first document, and again after it had to be ended."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -129,16 +129,18 @@ class _Child:
         timer = threading.Timer(self._seconds, _kill_late, (process, late))
         timer.start()
         try:
-            read, goes_on = _answer(process, path, {"path": str(path), "reader": reader, "seconds": self._seconds})
+            document, continues = _answer(
+                process, path, {"path": str(path), "reader": reader, "seconds": self._seconds}
+            )
         except (BrokenPipeError, json.JSONDecodeError, EOFError):
             self._end()
             why = f"reading it takes more than {self._seconds:.0f} s" if late.is_set() else _cause(process.wait())
             return Read(path, [], (), why)
         finally:
             timer.cancel()
-        if late.is_set() or not goes_on:
+        if late.is_set() or not continues:
             self._end()
-        return read
+        return document
 
     def close(self) -> None:
         """Ends the process for good, also in the middle of a document that another thread waits for."""
@@ -177,30 +179,30 @@ def _kill_late(process: "subprocess.Popen[str]", late: threading.Event) -> None:
     process.kill()
 
 
-def _answer(process: "subprocess.Popen[str]", path: Path, asked: dict[str, Any]) -> tuple[Read, bool]:
-    """What the process says of a document, and whether it can read another one. Raises EOFError when it dies."""
+def _answer(process: "subprocess.Popen[str]", path: Path, request: Request) -> tuple[Read, bool]:
+    """The document, and whether the process can read another one. Raises EOFError when it dies."""
     assert process.stdin and process.stdout
-    process.stdin.write(json.dumps(asked) + "\n")
+    process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
     blocks: list[Block] = []
     notes: list[str] = []
     for line in process.stdout:
-        said, *rest = json.loads(line)
-        if said == "block":
-            kind, text, place, level, lined, header = rest
-            blocks.append(Block(kind, text, Place(*place), level, lined, header))
-        elif said == "note":
+        kind, *rest = json.loads(line)
+        if kind == "block":
+            block_kind, text, place, level, lined, header = rest
+            blocks.append(Block(block_kind, text, Place(*place), level, lined, header))
+        elif kind == "note":
             notes.append(rest[0])
-        elif said == "missing":
+        elif kind == "missing":
             raise UsageError(f"reading {path.name} needs {rest[0]}", "pip install 'settle-lm[rag]'")
         else:
-            error, goes_on = rest
-            return Read(path, [] if error else blocks, tuple(notes), error), goes_on
+            error, continues = rest
+            return Read(path, [] if error else blocks, tuple(notes), error), continues
     raise EOFError
 
 
 def _cause(code: int) -> str:
-    """Why nothing came of a document whose reader died. code: as subprocess tells it."""
+    """Why a document is unreadable whose reader died. code: as subprocess reports it."""
     if code >= 0:
         return "its reader ended without a word"
     name = signal.Signals(-code).name

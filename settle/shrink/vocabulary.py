@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
-from settle.data.tokenizer.pretrained import BYTE, NORMAL, SPACE, USER_DEFINED, PretrainedTokenizer
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.data.tokenizer.vocabulary import BYTE, NORMAL, SPACE, USER_DEFINED
 
 _PREFIX = "tokenizer.ggml."
 # names of tokens that no one was ever taught; a family leaves them for those who tune it

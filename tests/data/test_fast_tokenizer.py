@@ -96,7 +96,7 @@ def test_bytes_that_are_merged_are_ours():
 
 
 def test_a_kind_that_is_not_known():
-    with pytest.raises(FormatError, match="'rwkv' is not read here"):
+    with pytest.raises(FormatError, match="'rwkv' is not supported"):
         fast_tokenizer({"tokenizer.ggml.model": "rwkv"})
     with pytest.raises(FormatError, match="no scores"):
         fast_tokenizer({"tokenizer.ggml.model": "t5", "tokenizer.ggml.tokens": ["a"]})

@@ -200,7 +200,7 @@ def test_words_of_a_text_are_the_text():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not read here.*gpt2, llama"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not supported.*gpt2, llama"),
         ({"tokenizer.ggml.pre": "kimi-k2"}, "'kimi-k2' are not known"),
         ({"tokenizer.ggml.merges": None}, "no whole tokenizer"),
     ],

@@ -9,6 +9,7 @@ from settle.base.registry import Part
 
 # role, content; with tool_calls, tool_call_id, reasoning_content, name or weight where the row has them
 Message = dict[str, Any]
+Tool = dict[str, Any]  # the JSON schema of a function
 Kind = Literal["chat", "text", "preference"]
 
 
@@ -26,7 +27,7 @@ class Example:
 
     kind: Kind
     messages: list[Message] = field(default_factory=list)
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[Tool] = field(default_factory=list)
     text: str = ""
     chosen: list[Message] = field(default_factory=list)
     rejected: list[Message] = field(default_factory=list)
@@ -41,15 +42,15 @@ class Layout(Part):
     kind: ClassVar[Kind]
 
     @abstractmethod
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         """Which column holds what, or None when the record is no row of this layout."""
 
     @abstractmethod
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         """The row. Raises Broken with what is wrong with it."""
 
 
-def find(record: Mapping[str, Any], asked: str | None, usual: Sequence[str]) -> str | None:
+def find(record: Mapping[str, object], asked: str | None, usual: Sequence[str]) -> str | None:
     """The column that is asked for, or the first of the usual names that is there, whatever its case."""
     if asked is not None:
         return asked if asked in record else None
@@ -57,7 +58,7 @@ def find(record: Mapping[str, Any], asked: str | None, usual: Sequence[str]) -> 
     return next((lowered[name] for name in usual if name in lowered), None)
 
 
-def text_of(record: Mapping[str, Any], column: str, what: str) -> str:
+def text_of(record: Mapping[str, object], column: str, what: str) -> str:
     """A column's text. Raises Broken when it is something else; a number is text too, and nothing is empty text."""
     value = record[column]
     if value is None:

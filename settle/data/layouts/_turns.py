@@ -3,9 +3,8 @@
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from settle.data.layouts import Broken, Message
+from settle.data.layouts import Broken, Message, Tool
 
 _ROLES = {
     "system": ("system", "developer"),
@@ -20,7 +19,7 @@ _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
-def read_turns(value: Any) -> list[Message]:
+def read_turns(value: object) -> list[Message]:
     """Messages from a list of turns (or the JSON of one) in OpenAI's or ShareGPT's form. Raises Broken."""
     value = parsed(value)
     if not isinstance(value, list) or not value:
@@ -65,7 +64,7 @@ def check_turns(messages: Sequence[Message], answered: bool = True) -> None:
         raise Broken("no answer")
 
 
-def read_tools(value: Any) -> list[dict[str, Any]]:
+def read_tools(value: object) -> list[Tool]:
     """Tools as JSON schemas of functions, from a list of them (or the JSON of one). Raises Broken."""
     value = parsed(value) if value else []
     value = [value] if isinstance(value, dict) else value
@@ -77,7 +76,7 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
     return tools
 
 
-def parsed(value: Any) -> Any:
+def parsed(value: object) -> object:
     """A list or an object that a table holds as JSON, or as numpy gives it back; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -87,7 +86,7 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def _add(messages: list[Message], turn: dict[str, Any]) -> None:
+def _add(messages: list[Message], turn: Message) -> None:
     said = turn.get("role", turn.get("from"))
     role = _ROLE.get(said.lower()) if isinstance(said, str) else None
     if role is None:
@@ -110,11 +109,11 @@ def _add(messages: list[Message], turn: dict[str, Any]) -> None:
         _add_calls(messages, given)
 
 
-def _holds_calls(turn: dict[str, Any]) -> bool:
+def _holds_calls(turn: Message) -> bool:
     return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
-def _text(content: Any, may_be_missing: bool) -> str:
+def _text(content: object, may_be_missing: bool) -> str:
     if isinstance(content, str):
         return content
     if content is None and may_be_missing:
@@ -124,7 +123,7 @@ def _text(content: Any, may_be_missing: bool) -> str:
     raise Broken("a turn without content" if content is None else "content that is no text")
 
 
-def _add_calls(messages: list[Message], calls: Any) -> None:
+def _add_calls(messages: list[Message], calls: object) -> None:
     """Calls join the answer they stand in, or the one before them."""
     if not isinstance(calls, list):
         raise Broken("tool calls that are no list")
@@ -133,9 +132,9 @@ def _add_calls(messages: list[Message], calls: Any) -> None:
     messages[-1]["tool_calls"] = [_call(call) for call in calls]
 
 
-def _call(call: Any) -> dict[str, Any]:
+def _call(call: object) -> Tool:
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Broken("a tool call without a name")
     arguments = parsed(function.get("arguments", function.get("parameters", {})) or {})
     if not isinstance(arguments, dict):

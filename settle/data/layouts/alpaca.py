@@ -1,7 +1,7 @@
 """Alpaca: instruction, input, output; with LLaMA-Factory's system prompt and history of earlier turns."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class Alpaca(Layout):
     output: str | None = Field(None, description="the column of the answer")
     system: str | None = Field(None, description="the column of the system prompt")
 
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         found = {
             "instruction": find(record, self.instruction, ("instruction",)),
             "output": find(record, self.output, ("output", "response")),
@@ -32,7 +32,7 @@ class Alpaca(Layout):
             return None
         return {what: column for what, column in found.items() if column is not None}
 
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         asked = text_of(record, columns["instruction"], "the instruction")
         about = text_of(record, columns["input"], "the input") if "input" in columns else ""
         messages = _history(record.get(columns.get("history", "")))
@@ -45,7 +45,7 @@ class Alpaca(Layout):
         return Example("chat", messages, single=len(messages) == 2)
 
 
-def _history(value: Any) -> list[Message]:
+def _history(value: object) -> list[Message]:
     turns = parsed(value) or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
         raise Broken("a history that is no list of question and answer")

@@ -1,7 +1,7 @@
 """Conversations: OpenAI's `messages` with role and content, ShareGPT's `conversations` with from and value."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class Messages(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
 
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         turns = find(record, self.messages, ("messages", "conversations", "conversation", "turns", "dialog"))
         if turns is None or not isinstance(parsed(record[turns]), list):
             return None
@@ -29,7 +29,7 @@ class Messages(Layout):
         }
         return {what: column for what, column in found.items() if column is not None}
 
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         messages = with_system(record, columns, read_turns(record[columns["messages"]]))
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages) - 1)
         mended = "turns after the last answer left out" if last < len(messages) - 1 else ""
@@ -38,7 +38,7 @@ class Messages(Layout):
         return Example("chat", messages, read_tools(record.get(columns.get("tools", ""))), mended=mended)
 
 
-def with_system(record: Mapping[str, Any], columns: Mapping[str, str], messages: list[Message]) -> list[Message]:
+def with_system(record: Mapping[str, object], columns: Mapping[str, str], messages: list[Message]) -> list[Message]:
     """The turns with the row's system prompt in front, if it has one of its own."""
     prompt = record.get(columns.get("system", ""))
     if isinstance(prompt, str) and prompt.strip() and messages[0]["role"] != "system":

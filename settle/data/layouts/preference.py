@@ -1,7 +1,7 @@
 """Preference pairs: a prompt with a better and a worse answer, as text, as turns, or as ends of one conversation."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ class Preference(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
 
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         prompts = ("prompt", "question", "conversations", "messages", "instruction", "input")
         found = {
             "prompt": find(record, self.prompt, prompts),
@@ -37,7 +37,7 @@ class Preference(Layout):
             del found["about"]  # only an instruction is followed by what it is about
         return {what: column for what, column in found.items() if column is not None}
 
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         chosen, rejected = (_answer(record, columns, what) for what in ("chosen", "rejected"))
         if "prompt" in columns:
             messages = _prompt(record, columns)
@@ -59,7 +59,7 @@ class Preference(Layout):
         return Example("preference", messages, tools, chosen=chosen, rejected=rejected)
 
 
-def _answer(record: Mapping[str, Any], columns: Mapping[str, str], what: str) -> list[Message]:
+def _answer(record: Mapping[str, object], columns: Mapping[str, str], what: str) -> list[Message]:
     value = parsed(record[columns[what]])
     if isinstance(value, dict):
         value = [value]
@@ -77,7 +77,7 @@ def _answer(record: Mapping[str, Any], columns: Mapping[str, str], what: str) ->
     return [{"role": "assistant", "content": text_of(record, columns[what], f"the {what} answer")}]
 
 
-def _prompt(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
+def _prompt(record: Mapping[str, object], columns: Mapping[str, str]) -> list[Message]:
     value = parsed(record[columns["prompt"]])
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]

@@ -1,7 +1,7 @@
 """A prompt and its completion, under any of their usual names: question and answer, input and output, …"""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -27,7 +27,7 @@ class PromptCompletion(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
 
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         found = {
             "prompt": find(record, self.prompt, PROMPTS),
             "completion": find(record, self.completion, COMPLETIONS),
@@ -38,10 +38,10 @@ class PromptCompletion(Layout):
             return None
         return {what: column for what, column in found.items() if column is not None}
 
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
-        sides = [parsed(record[columns[what]]) for what in ("prompt", "completion")]
-        if all(isinstance(side, list) for side in sides):
-            messages = read_turns(sides[0] + sides[1])
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+        prompt, completion = (parsed(record[columns[what]]) for what in ("prompt", "completion"))
+        if isinstance(prompt, list) and isinstance(completion, list):
+            messages = read_turns(prompt + completion)
         else:
             messages = [
                 {"role": "user", "content": text_of(record, columns["prompt"], "the prompt")},

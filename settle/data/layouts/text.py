@@ -1,7 +1,7 @@
 """Plain text: a row is a document."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -15,12 +15,12 @@ class Text(Layout):
     kind: ClassVar[Kind] = "text"
     text: str | None = Field(None, description="the column of the text")
 
-    def columns(self, record: Mapping[str, Any]) -> dict[str, str] | None:
+    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         usual = ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
         column = find(record, self.text, usual)
         return {"text": column} if column is not None else None
 
-    def example(self, record: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         text = text_of(record, columns["text"], "the text")
         if not text.strip():
             raise Broken("an empty text")

@@ -8,6 +8,7 @@ import numpy as np
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
+from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken, Example, Kind
 from settle.data.rows.render import Renderer
 from settle.data.rows.supervision import Encoded, Supervision, pieces_of, shortened
@@ -40,7 +41,7 @@ class Preview:
 class Making:
     """Makes rows of examples. wanted: tokens that each example would have needed to keep all of its answers."""
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:
         self.supervision = Supervision(tokenizer)
         self.supervise = settings.supervise or "assistant"
         if kind == "text":

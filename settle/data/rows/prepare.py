@@ -15,6 +15,7 @@ from settle.base.errors import DataError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
 from settle.base.run import home, read_json
+from settle.base.tokenizer import Tokenizer
 from settle.data.files import describe_files, find_files, hash_files, row_format
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
@@ -56,7 +57,7 @@ class RowCorpus:
                 yield dialect.asking(Example(**json.loads(line)))
 
 
-def prepare_rows(inputs: Sequence[str], tokenizer: Any, settings: RowSettings, events: Events) -> RowCorpus:
+def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events) -> RowCorpus:
     """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
 
     tokenizer: with the model's chat template. Raises DataError when rows
@@ -115,7 +116,7 @@ def _open(folder: Path) -> RowCorpus:
     )
 
 
-def _template(tokenizer: Any, settings: RowSettings) -> tuple[ChatTemplate | None, str]:
+def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate | None, str]:
     """The template asked for, the model's own or one that fits it, and a word where it is not its own.
 
     None when rows are to be taken as they are.
@@ -143,7 +144,7 @@ def _fingerprint(
     held_out_files: list[FoundFile],
     hashes: list[str],
     settings: RowSettings,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: ChatTemplate | None,
 ) -> str:
     asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}

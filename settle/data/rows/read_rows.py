@@ -106,7 +106,7 @@ class RowReading:
             raise Broken(f"written as {other}, unlike the rows before")
         raise Broken(f"a row that has only {', '.join(map(repr, list(row)[:8]))}" if row else "an empty row")
 
-    def _recognise(self, file: FoundFile, rows: list[Any]) -> tuple[Layout, str, dict[str, str]]:
+    def _recognise(self, file: FoundFile, rows: list[object]) -> tuple[Layout, str, dict[str, str]]:
         """The layout that most of the first rows are in, and the columns it reads."""
         names = Counter(self._name_of(row) for row in rows)
         del names[""]
@@ -124,7 +124,7 @@ class RowReading:
         columns = {what: column for one in found if one for what, column in one.items()}
         return layout, name, columns
 
-    def _name_of(self, row: Any) -> str:
+    def _name_of(self, row: object) -> str:
         if not isinstance(row, Mapping):
             return ""
         return next((name for name, layout in self._known.items() if layout.columns(row)), "")

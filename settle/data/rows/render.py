@@ -9,10 +9,9 @@ tools), an answer that no longer reads as it was written becomes a row of its ow
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.data.layouts import Broken, Example, Message
+from settle.data.layouts import Broken, Example, Message, Tool
 from settle.data.rows.template_adaptation import Dialect
 
 _THOUGHT = re.compile(r"</?think(?:ing)?>")
@@ -63,7 +62,7 @@ class Renderer:
         stops: Sequence[str],
         controls: Sequence[str],
         supervise: str,
-        arguments: Mapping[str, Any],
+        arguments: Mapping[str, object],
     ) -> None:
         self._template = template
         self._supervise = supervise
@@ -135,7 +134,7 @@ class Renderer:
             first = max(i for i, m in enumerate(messages) if m["role"] == "user")
         return [i >= first and messages[i].get("weight") != 0 for i in answers]
 
-    def _turn(self, messages: Sequence[Message], number: int, tools: list[dict[str, Any]]) -> "_Turn":
+    def _turn(self, messages: Sequence[Message], number: int, tools: list[Tool]) -> "_Turn":
         prompt = self._render(messages[:number], tools, True)
         whole = self._render(messages[: number + 1], tools, False)
         same = _common(prompt, whole)
@@ -171,7 +170,7 @@ class Renderer:
             )
         return replace(turn, said=f"{thought}\n</think>\n\n{turn.said}")
 
-    def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]], prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], tools: list[Tool], prompt: bool) -> str:
         assert self._template is not None
         return self._template.render(messages, tools or None, prompt, **self._arguments)
 

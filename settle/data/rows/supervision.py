@@ -9,14 +9,14 @@ Legend: N tokens of a row, V vocabulary.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from settle.base.errors import ProofError
+from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken
 from settle.data.rows.render import Rendered
-from settle.data.tokenizer.pretrained import ENDS, UNUSED
+from settle.data.tokenizer.vocabulary import ENDS, UNUSED
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Encoded:
 class Supervision:
     """Encodes rows with one tokenizer; of settle's own surface, see `Tokenizer`."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         # a special token stands for no bytes of text, but in a rendered chat it is written out
         self.pieces: list[bytes] = [
@@ -54,8 +54,9 @@ class Supervision:
         if row.unended:
             ids = np.append(ids, self._tokenizer.eos_id)
             after[-1:] = len(ids)
-        if self._tokenizer.add_bos and ids[:1].tolist() != [self._tokenizer.bos_id]:
-            ids = np.append(self._tokenizer.bos_id, ids)
+        bos_id = self._tokenizer.bos_id
+        if self._tokenizer.add_bos and bos_id is not None and ids[:1].tolist() != [bos_id]:
+            ids = np.append(bos_id, ids)
             first, after = first + 1, after + 1
         mask = np.full(len(ids), row.everything, np.uint8)
         for answer, start, stop in zip(row.answers, first.tolist(), after.tolist(), strict=True):

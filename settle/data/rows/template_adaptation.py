@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.data.layouts import Example, Message
+from settle.data.layouts import Example, Message, Tool
 from settle.data.rows.known_templates import TOOLS_AFTER, TOOLS_BEFORE
 
 _MARK = "k7Qz"  # a word that no template writes of itself
@@ -23,7 +22,7 @@ _TOOL = {
 class Dialect:
     """Which roles and forms one template renders. notes: what had to be written otherwise, in a person's words."""
 
-    def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
         self._template, self._arguments = template, dict(arguments)
         self.notes: set[str] = set()
         if template is None:
@@ -44,9 +43,7 @@ class Dialect:
         messages, tools = self.spoken(before, example.tools)
         return replace(example, messages=[*messages, *example.messages[len(before) :]], tools=tools)
 
-    def spoken(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
-    ) -> tuple[list[Message], list[dict[str, Any]]]:
+    def spoken(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Messages and tools as the template takes them."""
         spoken = [_with_thought(message) for message in messages]
         if tools and not self._has_tools:
@@ -70,9 +67,7 @@ class Dialect:
         form = self._form
         return [_in_form(message, *form) if "tool_calls" in message else message for message in messages]
 
-    def _renders(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None = None, escaped: bool = True
-    ) -> bool:
+    def _renders(self, messages: list[Message], tools: list[Tool] | None = None, escaped: bool = True) -> bool:
         """Whether the mark comes through; unless `escaped`, as JSON and neither as Python nor as a string in JSON."""
         assert self._template is not None
         try:
@@ -110,7 +105,7 @@ def _without_system(messages: list[Message]) -> list[Message]:
     return [question | {"content": f"{system['content']}\n\n{question['content']}"}, *others]
 
 
-def _with_tools(messages: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+def _with_tools(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     """The tools in the system prompt."""
     listed = "\n".join(map(_json, tools))
     told = f"{TOOLS_BEFORE}{listed}{TOOLS_AFTER}"
@@ -153,5 +148,5 @@ def _results_as_user(messages: list[Message]) -> list[Message]:
     return [{key: value for key, value in message.items() if key != "results"} for message in spoken]
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

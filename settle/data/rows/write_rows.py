@@ -11,6 +11,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import write_json
+from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken
 from settle.data.ledger import Ledger
 from settle.data.rows.collect import Gathered, refuse
@@ -31,7 +32,7 @@ def write_rows(
     corpus: Path,
     gathered: Gathered,
     making: Making,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     settings: RowSettings,
     ledger: Ledger,
     events: Events,

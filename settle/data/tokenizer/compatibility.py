@@ -1,14 +1,14 @@
 """Whether two models read the same tokens: what one says of the next token means nothing to the other otherwise."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from settle.base.errors import UsageError
+from settle.base.tokenizer import Tokenizer
 
 _SHOWN = 40  # characters of a token that an error shows
 
 
-def tokenizer_difference(one: Any, other: Any) -> str:
+def tokenizer_difference(one: Tokenizer, other: Tokenizer) -> str:
     """The first thing in which two tokenizers differ, as part of a sentence; empty where texts give the same ids."""
     for index, (ours, theirs) in enumerate(zip(one.tokens, other.tokens, strict=False)):
         if ours != theirs:
@@ -22,7 +22,7 @@ def tokenizer_difference(one: Any, other: Any) -> str:
     return ""
 
 
-def require_same_tokenizer(teacher: Any, student: Any, names: tuple[str, str]) -> None:
+def require_same_tokenizer(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
     """names: of the teacher and the student. Raises UsageError saying where the tokenizers part."""
     found = tokenizer_difference(teacher, student)
     if found:
@@ -33,11 +33,11 @@ def require_same_tokenizer(teacher: Any, student: Any, names: tuple[str, str]) -
         )
 
 
-def require_same_tokens(model: Mapping[str, Any], draft: Mapping[str, Any], names: tuple[str, str]) -> None:
+def require_same_tokens(model: Mapping[str, object], draft: Mapping[str, object], names: tuple[str, str]) -> None:
     """Of two GGUF files' metadata; names: of the model and its draft. Raises UsageError where they differ."""
     for key in ("model", "tokens"):  # a draft never reads text: it goes on with the ids of its model
         name = f"tokenizer.ggml.{key}"
-        if list(model.get(name) or "") != list(draft.get(name) or ""):
+        if model.get(name) != draft.get(name):
             raise UsageError(
                 f"{names[1]} has another tokenizer than {names[0]}: {name} is another",
                 "a draft is made of its model: `settle distill MODEL INPUTS --draft`",

@@ -57,7 +57,7 @@ class Encoder:
         self._known: dict[bytes, int] = {}
         self._first = np.zeros(1 << 12, np.int32)
         self._length = np.zeros(1 << 12, np.int32)
-        self._ids = np.zeros(1 << 14, self._dtype)
+        self._ids: np.ndarray = np.zeros(1 << 14, self._dtype)
         self._places = self._used = 0
 
     def _look_up(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ class Encoder:
         characters, tokenize = self._characters, self._model.tokenize
         ids = [[t.id for t in tokenize(w.decode("latin-1").translate(characters))] for w in words]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat = np.fromiter((i for word in ids for i in word), self._dtype, int(lengths.sum()))
+        flat: np.ndarray = np.fromiter((i for word in ids for i in word), self._dtype, int(lengths.sum()))
         place, used = self._places, self._used
         self._first = _put(self._first, place, used + np.cumsum(lengths) - lengths)
         self._length = _put(self._length, place, lengths)

@@ -1,6 +1,6 @@
 """The tokenizer of a GGUF file as the library `tokenizers` runs it: many texts at once, on all cores.
 
-For counting, and for encoders; what a model writes with is `pretrained_tokenizer.py`, whose ids are llama.cpp's on
+For counting, and for encoders; what a model writes with is `pretrained.py`, whose ids are llama.cpp's on
 every text.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from settle.base.errors import FormatError
-from settle.data.tokenizer.pretrained import CONTROL, SPACE, PretrainedTokenizer
+from settle.data.tokenizer.tokenizer_files import as_json
+from settle.data.tokenizer.vocabulary import CONTROL, SPACE, Vocabulary
 
 _PREFIX = "tokenizer.ggml."
 
@@ -27,9 +28,7 @@ def fast_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         return _word_piece(keys)
     if kind == "t5":
         return _unigram(keys)
-    from settle.data.tokenizer.tokenizer_files import as_json
-
-    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(as_json(PretrainedTokenizer(metadata))))
+    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(as_json(Vocabulary(metadata))))
     return tokenizer
 
 

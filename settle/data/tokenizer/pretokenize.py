@@ -40,7 +40,7 @@ def _ascii_classes() -> np.ndarray:
 
 def _classes(buffer: np.ndarray) -> np.ndarray:
     """The class of every byte's character: uint8 (B,)."""
-    classes = _ascii_classes()[buffer]
+    classes: np.ndarray = _ascii_classes()[buffer]
     lead = np.flatnonzero(buffer >= 0xC0)
     if not len(lead):
         return classes

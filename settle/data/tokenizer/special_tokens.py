@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 
+Tree = dict[str, "Tree"]  # next character → what may follow it; "" ends a token
+
 
 class Finder:
     """Finds a set of tokens. tokens: text → id. strips: ids that swallow the ASCII white space behind them."""
@@ -62,7 +64,7 @@ class Finder:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """Longest token first at each place; written as a tree, since there can be thousands."""
-        tree: dict = {}
+        tree: Tree = {}
         for token in self.tokens:
             node = tree
             for character in token:
@@ -71,7 +73,7 @@ class Finder:
         return re.compile(f"({_written(tree)})")
 
 
-def _written(node: dict) -> str:
+def _written(node: Tree) -> str:
     """A regular expression of a tree of characters, written without recursion into runs: `\\n\\n\\n…` is deep."""
     literal = ""
     while len(node) == 1 and "" not in node:

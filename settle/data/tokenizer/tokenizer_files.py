@@ -7,29 +7,27 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from settle.base.errors import FormatError
 from settle.base.run import write_atomic
+from settle.data.tokenizer.character_classes import pattern as written_out_gpt2
 from settle.data.tokenizer.pre_tokenizers import CONTRACTION, GPT2, WAYS
+from settle.data.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
-if TYPE_CHECKING:
-    from settle.data.tokenizer.pretrained import PretrainedTokenizer
-
+JsonObject = dict[str, Any]
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "▁"
 _ANY_CASE = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)|'\(\?i:\[sdmt\]\|ll\|ve\|re\)")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _LOOKS_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>")
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> JsonObject:
     """The `tokenizer.*` keys that a GGUF file of this folder would have.
 
-    Raises FormatError when there is no tokenizer.json, or it does something that llama.cpp could not repeat.
+    Raises FormatError when there is no tokenizer.json, or it does something that llama.cpp cannot repeat.
     """
-    raw, config = _json(folder / "tokenizer.json"), {}
+    raw = _json(folder / "tokenizer.json")
     if raw is None:
         raise FormatError(f"{folder} has no tokenizer.json", "get the model's whole folder, with its tokenizer")
     config = _json(folder / "tokenizer_config.json") or {}
@@ -48,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
             tokens[i] = token["content"].replace(SPACE, " ")
     pairs = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     named = _named(folder, config, by_id)
-    keys: dict[str, Any] = {"tokens": tokens, "token_type": types}
+    keys: JsonObject = {"tokens": tokens, "token_type": types}
     if _is_byte_level(raw):
         keys |= {"model": "gpt2", "pre": _pre(raw, bool(model.get("ignore_merges"))), "merges": pairs}
     else:
@@ -68,16 +66,17 @@ def read(folder: Path) -> dict[str, Any]:
     return found | ({"tokenizer.chat_template": template} if template else {})
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> JsonObject | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        read: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+        return read
     except (OSError, ValueError, RecursionError) as e:
         raise FormatError(f"{path} is damaged: {str(e)[:100]}", "get the file again") from None
 
 
-def _named(folder: Path, config: Mapping[str, Any], by_id: Mapping[int, str]) -> dict[str, int]:
+def _named(folder: Path, config: JsonObject, by_id: Mapping[int, str]) -> dict[str, int]:
     """Ids of the tokens that open, end and pad a text."""
     ids = {token: i for i, token in by_id.items()}
     others = _json(folder / "special_tokens_map.json") or {}
@@ -95,7 +94,7 @@ def _named(folder: Path, config: Mapping[str, Any], by_id: Mapping[int, str]) ->
     return found
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> str:
+def _template(folder: Path, config: JsonObject) -> str:
     own = folder / "chat_template.jinja"
     if own.exists():
         return own.read_text(encoding="utf-8")
@@ -106,7 +105,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     return said or ""
 
 
-def _steps(part: Any) -> Iterator[dict[str, Any]]:
+def _steps(part: JsonObject | None) -> Iterator[JsonObject]:
     """The steps of a normalizer, pre-tokenizer, decoder or post-processor, sequences opened."""
     if not part:
         return
@@ -117,12 +116,12 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
         yield from _steps(step)
 
 
-def _is_byte_level(raw: Mapping[str, Any]) -> bool:
+def _is_byte_level(raw: JsonObject) -> bool:
     steps = [*_steps(raw.get("pre_tokenizer")), *_steps(raw.get("decoder"))]
     return any(step["type"] == "ByteLevel" for step in steps)
 
 
-def _pre(raw: Mapping[str, Any], whole_words: bool) -> str:
+def _pre(raw: JsonObject, whole_words: bool) -> str:
     """llama.cpp's name for how the pre-tokenizer cuts words."""
     patterns = []
     for step in _steps(raw.get("pre_tokenizer")):
@@ -154,9 +153,7 @@ _CASED = {"gpt-4o": r"|\p{N}{1,3}|", "tekken": r"|\p{N}|"}
 
 def _plain(pattern: str) -> str:
     """A pattern as it is compared: spellings that mean the same made one."""
-    from settle.data.tokenizer.character_classes import pattern as written_out
-
-    if pattern == written_out():
+    if pattern == written_out_gpt2():
         return GPT2
     pattern = _ANY_CASE.sub(lambda _: CONTRACTION, pattern)
     pattern = re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), pattern)
@@ -164,7 +161,7 @@ def _plain(pattern: str) -> str:
     return pattern.removesuffix(r"|\s+") if pattern.startswith("'s|") else pattern
 
 
-def _prefixes_space(raw: Mapping[str, Any]) -> bool:
+def _prefixes_space(raw: JsonObject) -> bool:
     steps = [*_steps(raw.get("normalizer")), *_steps(raw.get("pre_tokenizer"))]
     return any(
         (step["type"] == "Prepend" and step.get("prepend") == SPACE)
@@ -181,7 +178,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [-float(first.get(token, len(merges))) for token in tokens]
 
 
-def _adds_bos(raw: Mapping[str, Any], config: Mapping[str, Any], tokens: list[str], bos: int | None) -> bool:
+def _adds_bos(raw: JsonObject, config: JsonObject, tokens: list[str], bos: int | None) -> bool:
     if bos is None:
         return False
     for step in _steps(raw.get("post_processor")):
@@ -191,42 +188,41 @@ def _adds_bos(raw: Mapping[str, Any], config: Mapping[str, Any], tokens: list[st
     return bool(config.get("add_bos_token", False))
 
 
-def write(tokenizer: "PretrainedTokenizer", folder: Path) -> None:
+def write(vocabulary: Vocabulary, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json and the chat template of a tokenizer that came from a GGUF file."""
-    write_atomic(folder / "tokenizer.json", json.dumps(as_json(tokenizer), ensure_ascii=False))
-    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {name: tokenizer.tokens[i] for name, i in named.items() if i is not None}
-    config |= {"add_bos_token": tokenizer.add_bos, "model_max_length": 1_000_000_000}
-    if tokenizer.chat_template:
-        config["chat_template"] = tokenizer.chat_template
+    write_atomic(folder / "tokenizer.json", json.dumps(as_json(vocabulary), ensure_ascii=False))
+    named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id, "pad_token": vocabulary.pad_id}
+    config: JsonObject = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {name: vocabulary.tokens[i] for name, i in named.items() if i is not None}
+    config |= {"add_bos_token": vocabulary.add_bos, "model_max_length": 1_000_000_000}
+    if vocabulary.chat_template:
+        config["chat_template"] = vocabulary.chat_template
     write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
-def as_json(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
+def as_json(vocabulary: Vocabulary) -> JsonObject:
     """What a tokenizer.json holds."""
-    byte_level = tokenizer.model == "gpt2"
-    merges = tokenizer.merges if byte_level else _merges(tokenizer)
-    vocabulary = {token: i for i, token in enumerate(tokenizer.tokens)}
+    byte_level = vocabulary.model == "gpt2"
+    merges = vocabulary.merges if byte_level else _merges(vocabulary)
     added = []
-    for i, (token, kind) in enumerate(zip(tokenizer.tokens, tokenizer.token_types, strict=True)):
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in tokenizer.special_tokens:
+    for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_types, strict=True)):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in vocabulary.special_tokens:
             flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-            added.append({"id": i, "content": token, **flags, "special": token in tokenizer.special_tokens})
-    unknown = None if byte_level or tokenizer.unknown_id is None else tokenizer.tokens[tokenizer.unknown_id]
+            added.append({"id": i, "content": token, **flags, "special": token in vocabulary.special_tokens})
+    unknown = None if byte_level or vocabulary.unknown_id is None else vocabulary.tokens[vocabulary.unknown_id]
     model = {
         "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": not byte_level, "byte_fallback": not byte_level,
-        "ignore_merges": byte_level and WAYS[tokenizer.pre].whole_words,
-        "vocab": vocabulary, "merges": merges,
+        "ignore_merges": byte_level and WAYS[vocabulary.pre].whole_words,
+        "vocab": vocabulary.ids, "merges": merges,
     }  # fmt: skip
     raw = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "model": model}
-    raw |= _byte_level_steps(tokenizer) if byte_level else _spaced_steps(tokenizer)
-    raw["post_processor"] = _opening(tokenizer)
+    raw |= _byte_level_steps(vocabulary) if byte_level else _spaced_steps(vocabulary)
+    raw["post_processor"] = _opening(vocabulary)
     return raw
 
 
-def _byte_level_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
+def _byte_level_steps(vocabulary: Vocabulary) -> JsonObject:
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     splits = [
         {
@@ -235,7 +231,7 @@ def _byte_level_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
             "behavior": "Isolated",
             "invert": False,
         }
-        for pattern in WAYS[tokenizer.pre].patterns
+        for pattern in WAYS[vocabulary.pre].patterns
     ]
     return {
         "normalizer": None,
@@ -244,10 +240,10 @@ def _byte_level_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
     }
 
 
-def _spaced_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
+def _spaced_steps(vocabulary: Vocabulary) -> JsonObject:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepend = [{"type": "Prepend", "prepend": SPACE}] if tokenizer.add_space_prefix else []
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tokenizer.add_space_prefix else []
+    prepend = [{"type": "Prepend", "prepend": SPACE}] if vocabulary.add_space_prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if vocabulary.add_space_prefix else []
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
@@ -256,10 +252,10 @@ def _spaced_steps(tokenizer: "PretrainedTokenizer") -> dict[str, Any]:
     }
 
 
-def _opening(tokenizer: "PretrainedTokenizer") -> dict[str, Any] | None:
-    if not tokenizer.add_bos or tokenizer.bos_id is None:
+def _opening(vocabulary: Vocabulary) -> JsonObject | None:
+    if not vocabulary.add_bos or vocabulary.bos_id is None:
         return None
-    bos = tokenizer.tokens[tokenizer.bos_id]
+    bos = vocabulary.tokens[vocabulary.bos_id]
     opening, first, second = (
         {"SpecialToken": {"id": bos, "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
@@ -269,17 +265,17 @@ def _opening(tokenizer: "PretrainedTokenizer") -> dict[str, Any] | None:
         "type": "TemplateProcessing",
         "single": [opening, first],
         "pair": [opening, first, second],
-        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+        "special_tokens": {bos: {"id": bos, "ids": [vocabulary.bos_id], "tokens": [bos]}},
     }
 
 
-def _merges(tokenizer: "PretrainedTokenizer") -> list[list[str]]:
+def _merges(vocabulary: Vocabulary) -> list[list[str]]:
     """Every way to make a token of two others, in the order in which SentencePiece would do it."""
-    known = {t: i for i, t in enumerate(tokenizer.tokens) if tokenizer.token_types[i] in (NORMAL, USER_DEFINED)}
+    known = {t: i for i, t in enumerate(vocabulary.tokens) if vocabulary.token_types[i] in (NORMAL, USER_DEFINED)}
     found = []
     for token, i in known.items():
-        if tokenizer.token_types[i] == NORMAL:
+        if vocabulary.token_types[i] == NORMAL:
             for cut in range(1, len(token)):
                 if token[:cut] in known and token[cut:] in known:
-                    found.append((-tokenizer.scores[i], cut, token))
+                    found.append((-vocabulary.scores[i], cut, token))
     return [[token[:cut], token[cut:]] for _, cut, token in sorted(found)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HEADING = re.compile(r"heading (\d)", re.I)
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _P, _TABLE, _ROW, _CELL, _PAGE_BREAK = (_W + tag for tag in ("p", "tbl", "tr", "tc", "lastRenderedPageBreak"))
-_SAID = {_W + "tab": "\t", _W + "br": "\n", _W + "cr": "\n", _W + "noBreakHyphen": "-"}
+_CHARACTERS = {_W + "tab": "\t", _W + "br": "\n", _W + "cr": "\n", _W + "noBreakHyphen": "-"}
 _TWICE = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"  # of a drawing, for older programs
 _FOOTNOTES = ("/footnotes", "/endnotes")
 
@@ -42,7 +42,7 @@ class Docx(Reader):
 
 class _Walk:
     def __init__(self, document: "Document") -> None:
-        self._styles = {style.style_id: _told(style) for style in document.styles if hasattr(style, "base_style")}
+        self._styles = {style.style_id: _style_name(style) for style in document.styles if hasattr(style, "base_style")}
         self._page = 1 if next(document.element.body.iter(_PAGE_BREAK), None) is not None else None
         self._heading = ""
 
@@ -56,7 +56,7 @@ class _Walk:
                 yield from self.blocks(element)
 
     def notes(self, blob: bytes) -> Iterator[Block]:
-        """Footnotes, behind everything: they stand under no heading."""
+        """Footnotes, after everything else: they belong to no heading."""
         from lxml import etree
 
         parser = etree.XMLParser(resolve_entities=False, no_network=True)
@@ -75,18 +75,18 @@ class _Walk:
 
     def _paragraph(self, paragraph: Any) -> Iterator[Block]:
         text, turned = _text(paragraph)
-        told = self._styles.get(_value(paragraph, "pStyle") or "", "")
+        style = self._styles.get(_value(paragraph, "pStyle") or "", "")
         outline = _value(paragraph, "outlineLvl")
-        level = int(outline) + 1 if outline and outline.isdecimal() and int(outline) < 9 else _level(told)
+        level = int(outline) + 1 if outline and outline.isdecimal() and int(outline) < 9 else _level(style)
         self._turn(turned[0])
         if text and level:
             self._heading = " ".join(text.split())
             yield Block("heading", self._heading, self._place, level)
-        elif text and _is_item(paragraph, told):
+        elif text and _is_item(paragraph, style):
             depth = _value(paragraph, "ilvl") or "0"
             yield Block("list", "  " * (int(depth) if depth in "012345678" else 0) + "- " + text, self._place)
-        elif text and not told.startswith("toc"):  # a table of contents says again what stands elsewhere
-            yield Block("code" if "code" in told or "preformatted" in told else "text", text, self._place)
+        elif text and not style.startswith("toc"):  # a table of contents repeats the headings
+            yield Block("code" if "code" in style or "preformatted" in style else "text", text, self._place)
         self._turn(turned[1])
 
     def _table(self, element: "_Element") -> Iterator[Block]:
@@ -103,25 +103,25 @@ class _Walk:
         self._turn(turned)
 
 
-def _told(style: Any) -> str:
-    """What a style says of its paragraphs: its name in lower case, or that of the heading that it is made from."""
-    name, outline, seen = (style.name or "").lower(), None, 0
-    while style is not None and seen < 20:  # a damaged file may have styles that are made from each other
+def _style_name(style: Any) -> str:
+    """A style's name in lower case, or that of the heading that it is based on."""
+    name, outline, depth = (style.name or "").lower(), None, 0
+    while style is not None and depth < 20:  # a damaged file may have styles that are based on each other
         if _HEADING.fullmatch(style.name or ""):
             return str(style.name).lower()
         outline = outline or _value(style.element, "outlineLvl")
-        style, seen = style.base_style, seen + 1
+        style, depth = style.base_style, depth + 1
     return f"heading {int(outline) + 1}" if outline and outline in "012345678" else name
 
 
-def _level(told: str) -> int | None:
-    found = _HEADING.fullmatch(told)
-    return int(found[1]) if found else {"title": 1, "subtitle": 2}.get(told)
+def _level(style: str) -> int | None:
+    found = _HEADING.fullmatch(style)
+    return int(found[1]) if found else {"title": 1, "subtitle": 2}.get(style)
 
 
-def _is_item(paragraph: Any, told: str) -> bool:
+def _is_item(paragraph: Any, style: str) -> bool:
     number = _value(paragraph, "numId")
-    return number != "0" if number else told.startswith("list")
+    return number != "0" if number else style.startswith("list")
 
 
 def _value(element: Any, name: str) -> str | None:
@@ -137,11 +137,11 @@ def _text(paragraph: "_Element") -> tuple[str, tuple[int, int]]:
     before = inside = 0
     drawn = next(paragraph.iter(_TWICE), None) is not None
     for element in paragraph.iter():
-        said = element.text if element.tag == _W + "t" else _SAID.get(element.tag)
+        text = element.text if element.tag == _W + "t" else _CHARACTERS.get(element.tag)
         if element.tag == _PAGE_BREAK and pieces:
             inside += 1
         elif element.tag == _PAGE_BREAK:
             before += 1
-        elif said and not (drawn and any(parent.tag == _TWICE for parent in element.iterancestors())):
-            pieces.append(said)
+        elif text and not (drawn and any(parent.tag == _TWICE for parent in element.iterancestors())):
+            pieces.append(text)
     return "".join(pieces).strip(), (before, inside)

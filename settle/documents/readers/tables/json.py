@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import MAX_RECORD, decoded, whole_text
@@ -42,7 +42,7 @@ class Json(TableReader):
             yield {"row": number, "value": value}
 
 
-def _members_of(text: str) -> Iterator[tuple[int, str, Any]]:
+def _members_of(text: str) -> Iterator[tuple[int, str, object]]:
     """(offset, key, value) of the members of the outermost list or object, and of each list of objects in that."""
     at = _skip(text, 0)
     if text[at : at + 1] in ("[", "{"):
@@ -54,7 +54,7 @@ def _members_of(text: str) -> Iterator[tuple[int, str, Any]]:
         raise ValueError("more than one value")
 
 
-def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, Any], None, int]:
+def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, object], None, int]:
     """Those of the list or object that begins at `at`; returns where it ends."""
     keyed = text[at] == "{"
     closing = "}" if keyed else "]"

@@ -1,8 +1,8 @@
 """Spreadsheets of Excel and LibreOffice, by calamine."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.readers import Reader
@@ -36,7 +36,7 @@ class Xlsx(Reader):
                 yield from table_rows(_rows(name, sheet.iter_rows()))
 
 
-def _rows(name: str, rows: Iterable[list[Any]]) -> Iterator[tuple[Place, list[str]]]:
+def _rows(name: str, rows: Iterable[Sequence[object]]) -> Iterator[tuple[Place, list[str]]]:
     for number, cells in enumerate(rows, 1):
         yield _place(name, number), [_shown(cell) for cell in cells]
 
@@ -46,6 +46,6 @@ def _place(sheet: str, row: int) -> Place:
     return Place(part=f"{quoted}!A{row}")
 
 
-def _shown(cell: Any) -> str:
+def _shown(cell: object) -> str:
     """Numbers are floats in every sheet: whole ones are shown as such."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

@@ -1,9 +1,12 @@
 """Makes docutils read what it does not know, as Sphinx and others write it: for the text that is in it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils import nodes
 
 _DIRECTIVE = re.compile(r"^[ \t>*|-]*\.\.[ \t]+(?:\|[^|\n]+\|[ \t]+)?([A-Za-z][\w:.+-]*?)::(?=\s|$)", re.M)
 _ROLE = re.compile(r":([A-Za-z][\w:.+-]*):`")
@@ -25,7 +28,7 @@ _OBJECTS = {
     "opcode", "type", "var", "macro", "member", "struct", "enum", "enumerator", "union", "directive", "role",
     "program", "command",
 }  # fmt: skip
-_UNSAID = {
+_SILENT = {
     "index", "toctree", "module", "currentmodule", "sectionauthor", "moduleauthor", "codeauthor", "highlight",
     "automodule", "autoclass", "autofunction", "autosummary", "literalinclude", "graphviz", "default-domain",
     "tabularcolumns", "namespace",
@@ -48,10 +51,10 @@ def _role(
     rawtext: str,
     text: str,
     lineno: int,
-    inliner: Any,
-    options: Mapping[str, Any] = {},
+    inliner: object,
+    options: Mapping[str, object] = {},
     content: Sequence[str] = (),
-) -> tuple[list[Any], list[Any]]:
+) -> tuple[list["nodes.Node"], list["nodes.Node"]]:
     """What a reader of the page sees: the title of `title <target>`, the last name of `~package.name`."""
     from docutils import nodes
 
@@ -62,13 +65,13 @@ def _role(
     return [nodes.inline(rawtext, shown.lstrip("!").replace("\0", ""))], []
 
 
-class _AnyOption(dict[str, Any]):
-    def __missing__(self, name: str) -> Any:
+class _AnyOption(dict[str, object]):
+    def __missing__(self, name: str) -> Callable[[str], str]:
         return lambda argument: argument
 
 
 @cache
-def _directive(kind: str) -> type[Any]:
+def _directive(kind: str) -> type[object]:
     from docutils import nodes
     from docutils.parsers.rst import Directive
 
@@ -80,7 +83,7 @@ def _directive(kind: str) -> type[Any]:
         option_spec = _AnyOption()
 
         def run(self) -> list[nodes.Node]:
-            if kind in _UNSAID:
+            if kind in _SILENT:
                 return []
             if kind in _CODE:
                 listing = nodes.literal_block("", "\n".join(self.content))

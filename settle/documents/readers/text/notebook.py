@@ -49,6 +49,6 @@ class Notebook(Reader):
         yield from text_rows("\n\n".join(s for s in joined if s.strip()), 1)
 
 
-def _cells(notebook: Any) -> list[dict[str, Any]]:
+def _cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     found = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
     return [cell for cell in found if isinstance(cell, dict)]

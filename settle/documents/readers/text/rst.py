@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from settle.documents.blocks import Block, Kind, Note, Place
 from settle.documents.decode import text_lines
@@ -13,12 +13,12 @@ from settle.documents.table_text import table
 if TYPE_CHECKING:
     from docutils.nodes import Element
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, object] = {
     "file_insertion_enabled": False, "raw_enabled": False, "report_level": 5, "halt_level": 5, "_disable_config": True,
     "syntax_highlight": "none", "doctitle_xform": False, "docinfo_xform": False, "line_length_limit": 1 << 20,
 }  # fmt: skip
-_UNSAID = {"comment", "system_message", "substitution_definition", "target", "pending", "raw", "image", "meta"}
-_WHOLE = {"line_block", "option_list_item"}  # said as one although there are parts in it
+_SILENT = {"comment", "system_message", "substitution_definition", "target", "pending", "raw", "image", "meta"}
+_WHOLE = {"line_block", "option_list_item"}  # one block although there are parts in it
 _LISTINGS = {"literal_block", "doctest_block", "math_block"}
 _OBJECT = 7  # level of the heading that a function or an option of a reference is, below all sections
 
@@ -57,7 +57,7 @@ class _Walk:
                 continue
             name = child.tagname
             self._line = child.line or self._line
-            if name in _UNSAID or (name == "topic" and "contents" in child["classes"]):
+            if name in _SILENT or (name == "topic" and "contents" in child["classes"]):
                 continue
             if name in _LISTINGS:
                 yield Block("code", child.astext(), Place(line=self._line), self._level, lined=child.line is not None)

@@ -1,0 +1,120 @@
+"""The vocabulary of a model that others trained: what the `tokenizer.*` keys of a GGUF file say of its tokens."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from settle.base.errors import FormatError
+from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
+from settle.data.tokenizer.pre_tokenizers import WAYS, Way
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of the GGUF format
+SPACE = "▁"
+# llama.cpp takes these for control tokens whatever the file says of them: ends of a text, a turn, a tool call
+ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|eom_id|>", "<EOT>", "[EOT]", "_<EOT>",
+    "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "<|endoftext|>", "</s>", "[EOS]", "<eos>",
+    "<|return|>", "<|call|>", "<|tool_response>",
+)  # fmt: skip
+# tokens that end one speaker's turn, where a file does not name its own
+TURN_ENDS = ENDS[:8]
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
+_PREFIX = "tokenizer.ggml."
+_BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
+
+
+class Vocabulary:
+    """The tokens, their types and special ids.
+
+    model: "gpt2" or "llama". pre: llama.cpp's name of how words are cut (gpt2), `way` what that means. tokens: the text
+    of each id as GGUF spells it. token_types: GGUF's. scores: of a llama tokenizer. merges: "left right", of a gpt2
+    tokenizer. byte_length: int32 (V,), bytes each id stands for, 0 for control tokens. Ids that a file does not have
+    are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
+        self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+        self.model = str(self._value("model"))
+        if self.model not in _DEFAULT_IDS:
+            raise FormatError(f"the tokenizer {self.model!r} is not supported", "known: gpt2, llama")
+        self.pre = str(self._value("pre") or "default")
+        if self.model == "gpt2" and self.pre not in WAYS:
+            raise FormatError(f"the pre-tokenizer {self.pre!r} is not supported", f"known: {', '.join(WAYS)}")
+        self.way = WAYS[self.pre] if self.model == "gpt2" else Way(())
+        self.tokens: list[str] = self._value("tokens") or []
+        self.vocab_size = len(self.tokens)
+        self.token_types: list[int] = self._value("token_type") or [NORMAL] * self.vocab_size
+        self.merges: list[str] = self._value("merges") or []
+        self.scores: list[float] = self._value("scores") or []
+        if not self.tokens or (self.model == "gpt2" and self._value("merges") is None):
+            raise FormatError("the file has no whole tokenizer in it", "get a file with its tokenizer")
+        self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        self.chat_template: str = self.metadata.get("tokenizer.chat_template") or ""
+        self.add_space_prefix = bool(self._value("add_space_prefix", self.model == "llama"))
+        self.add_bos = bool(self._value("add_bos_token", self.model == "llama" or self.way.add_bos))
+        self.bos_id: int | None = self._special_id("bos")
+        self.unknown_id = self._special_id("unknown")
+        eos, padding = self._special_id("eos"), self._special_id("padding")
+        if eos is None:
+            raise FormatError("the tokenizer has no token that ends a text", "get a file with its tokenizer")
+        self.eos_id: int = eos
+        self.pad_id: int = eos if padding is None else padding
+        self.turn_end_id = self._turn_end()
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token."""
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens: they stand for no text, and text becomes one of them only when asked (`specials`)."""
+        control = self.of_type(UNKNOWN, CONTROL)
+        return control | {token: self.ids[token] for token in ENDS if token in self.ids}
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id stands for; empty for control tokens."""
+        control = set(self.special_tokens.values())
+        return [
+            b"" if i in control or kind == UNUSED else self._bytes_of(token, kind)
+            for i, (token, kind) in enumerate(zip(self.tokens, self.token_types, strict=True))
+        ]
+
+    @cached_property
+    def byte_length(self) -> np.ndarray:
+        return np.array([len(b) for b in self.token_bytes], np.int32)
+
+    def of_type(self, *types: int) -> dict[str, int]:
+        """The tokens of these GGUF types, with their ids."""
+        return {t: i for i, (t, kind) in enumerate(zip(self.tokens, self.token_types, strict=True)) if kind in types}
+
+    def _value(self, key: str, default: object = None) -> Any:
+        value = self.metadata.get(_PREFIX + key)
+        return default if value is None else value
+
+    def _special_id(self, name: str) -> int | None:
+        default = _DEFAULT_IDS[self.model].get(name)
+        given: int | None = self._value(f"{name}_token_id")
+        return given if given is not None else default if (default or 0) < self.vocab_size else None
+
+    def _turn_end(self) -> int:
+        given: int | None = self._value("eot_token_id")
+        if given is not None:
+            return given
+        known = [t for t in TURN_ENDS if t in self.ids]
+        if self.chat_template:  # one that ends a turn with none of them ends it with eos
+            known = [t for t in known if t in self.chat_template]
+        return self.ids[known[0]] if known else self.eos_id
+
+    def _bytes_of(self, token: str, kind: int) -> bytes:
+        if kind == BYTE:
+            return bytes([int(token[3:5], 16)])
+        if kind == USER_DEFINED:
+            return token.encode()
+        if self.model == "llama":
+            return token.replace(SPACE, " ").encode()
+        return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)
