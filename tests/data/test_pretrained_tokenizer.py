@@ -201,7 +201,7 @@ def test_words_of_a_text_are_the_text():
     ("change", "says"),
     [
         ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not supported.*gpt2, llama"),
-        ({"tokenizer.ggml.pre": "kimi-k2"}, "'kimi-k2' are not known"),
+        ({"tokenizer.ggml.pre": "kimi-k2"}, "pre-tokenizer 'kimi-k2' is not supported"),
         ({"tokenizer.ggml.merges": None}, "no whole tokenizer"),
     ],
 )
