@@ -17,10 +17,10 @@ from auto import LENGTH, held_out_windows
 from settle.formats.gguf import read_gguf
 from settle.infer.scorer import Scorer
 from settle.model.pretrained import Pretrained
-from settle.shrink.activations.importance import importance_of
 from settle.shrink.calibration import calibration_texts, calibration_windows
 from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import quantize_gguf
+from tests.shrink.importance_of import importance_of
 
 
 def main() -> None:

@@ -190,10 +190,10 @@ class Distill(TuningCommand):
         return open_pretrained(folder)
 
     def _made(self, teacher: "Pretrained", corpus: "RowCorpus", events: Events) -> "list[Pruned]":
-        from settle.shrink.prunable_model import Subject
+        from settle.shrink.prunable_model import PrunableModel
         from settle.shrink.student_init import fresh, narrower, read_shape, shorter, shrunk
 
-        subject = Subject.of(teacher)
+        subject = PrunableModel.read(teacher)
         if self.into is not None:
             shape = read_shape(self.into, subject)
             if self.fresh:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
-from settle.formats.gguf import export_gguf
+from settle.base.tokenizer import Tokenizer
 from settle.formats.safetensors import export_safetensors
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -17,7 +17,7 @@ from settle.model.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
-class Subject:
+class PrunableModel:
     """part: the architecture, with its sizes. weights: parameter name → tensor in fp32, Hugging Face's layout, one for
     each of `part.parameters()`. tokenizer: settle's own or `PretrainedTokenizer`. Tensors are shared between subjects
     and never written to.
@@ -25,15 +25,15 @@ class Subject:
 
     part: Architecture
     weights: Mapping[str, Tensor]
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, model: Pretrained) -> "Subject":
+    def read(cls, model: Pretrained) -> "PrunableModel":
         """A model from its files, read into memory; quantized weights become numbers."""
         return cls(model.part, {name: model.read(name) for name in model.part.parameters()}, model.tokenizer)
 
     @classmethod
-    def of_decoder(cls, part: Architecture, model: Decoder, tokenizer: Any) -> "Subject":
+    def of_decoder(cls, part: Architecture, model: Decoder, tokenizer: Tokenizer) -> "PrunableModel":
         """A live model without frozen weights; its parameters are copied."""
         return cls(part, {name: p.detach().clone() for name, p in model.named_parameters()}, tokenizer)
 
@@ -46,23 +46,21 @@ class Subject:
         return model
 
     def write(
-        self, folder: Path, metadata: Mapping[str, Any] | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
+        self, folder: Path, metadata: Mapping[str, object] | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
     ) -> Path:
         """A folder in Hugging Face's layout, which `Pretrained.open` and transformers read. Raises ResourceError."""
         return export_safetensors(self.part, self.weights, self.tokenizer, folder, dtype, metadata)
 
-    def write_gguf(self, path: Path, dtype: str = "f16", metadata: Mapping[str, Any] | None = None) -> Path:
-        """A GGUF file. Raises FormatError for what llama.cpp does not compute, ResourceError on a full disk."""
-        return export_gguf(self.part, self.weights, self.tokenizer, path, dtype, metadata)
-
-    def with_part(self, part: Architecture, weights: Mapping[str, Tensor], tokenizer: Any = None) -> "Subject":
+    def with_part(
+        self, part: Architecture, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None = None
+    ) -> "PrunableModel":
         """Another model with the same tokenizer, unless one is given. Raises FormatError when a weight is missing or
         has another shape than the architecture wants."""
         shapes = part.parameters()
         for name, shape in shapes.items():
             if name not in weights or tuple(weights[name].shape) != shape:
-                there = tuple(weights[name].shape) if name in weights else "missing"
-                raise FormatError(f"{name} is {there} where {shape} belongs", "this is worth a bug report")
+                shape_found = tuple(weights[name].shape) if name in weights else "missing"
+                raise FormatError(f"{name} is {shape_found} where {shape} belongs", "this is worth a bug report")
         chosen = {name: weights[name].contiguous() for name in shapes}
         return replace(self, part=part, weights=chosen, tokenizer=tokenizer or self.tokenizer)
 

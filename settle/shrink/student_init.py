@@ -3,85 +3,87 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.settings import read_toml
-from settle.shrink.prunable_model import Subject
+from settle.model.architectures import Architecture
+from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned, Pruner
 
-# field of the architecture → the pruner that makes it smaller
-SHRUNK_BY = {
-    "num_hidden_layers": "depth",
-    "hidden_size": "width",
-    "intermediate_size": "channels",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "heads",
-}
-SEARCH_FLOPS = 2e13  # that looking for blocks by what their going costs may take: minutes on a few cores
-LEAST_SEEN, LEAST_ROW = 512, 64  # tokens that such a search needs to see, and of each row
+
+def _pruners() -> dict[str, type[Pruner]]:
+    """Field of the architecture → the pruner that makes it smaller, in the order in which they are applied."""
+    ordered = sorted(Pruner.parts().values(), key=lambda pruner: pruner.order)
+    return {name: pruner for pruner in ordered for name in pruner.shrinks}
 
 
-def read_shape(path: Path, subject: Subject) -> dict[str, Any]:
+def read_shape(path: Path, subject: PrunableModel) -> dict[str, object]:
     """A student's shape from TOML: fields of the teacher's `config.json` that shall be other than they are.
 
     Raises UsageError for a field that the architecture does not have, naming the nearest.
     """
-    asked = read_toml(path)
+    fields = read_toml(path)
     known = list(type(subject.part).model_fields)
-    for name in asked:
+    for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
                 f"{path}: a {subject.part.model_type} has no {name!r}",
-                f"did you mean {near[0]!r}?" if near else f"it has {', '.join(SHRUNK_BY)} and more",
+                f"did you mean {near[0]!r}?" if near else f"it has {', '.join(_pruners())} and more",
             )
-    if "vocab_size" in asked and asked["vocab_size"] != subject.part.options().vocab_size:
+    if "vocab_size" in fields and fields["vocab_size"] != subject.part.options().vocab_size:
         raise UsageError(f"{path}: a student reads its teacher's tokens", "leave vocab_size out")
-    return {name: value for name, value in asked.items() if getattr(subject.part, name) != value}
+    return {name: value for name, value in fields.items() if getattr(subject.part, name) != value}
 
 
-def fresh(subject: Subject, shape: Mapping[str, Any], seed: int) -> Pruned:
+def fresh(subject: PrunableModel, shape: Mapping[str, object], seed: int) -> Pruned:
     """A model of the teacher's family in that shape with first weights. Raises UsageError for an impossible one."""
-    made = with_shape(subject, shape)
-    made.gguf_metadata()  # what llama.cpp cannot load is refused before anything is learned
+    part = with_shape(subject, shape)
+    part.gguf_metadata()  # what llama.cpp cannot load is refused before anything is learned
     report = {"pruner": "fresh", "shape": dict(shape), "seed": seed}
-    return Pruned(Subject.of_decoder(made, made.build(seed), subject.tokenizer), report)
+    return Pruned(PrunableModel.of_decoder(part, part.build(seed), subject.tokenizer), report)
 
 
 def shrunk(
-    subject: Subject, shape: Mapping[str, Any], windows: Sequence[Sequence[int]], texts: Sequence[str]
+    subject: PrunableModel, shape: Mapping[str, object], windows: Sequence[Sequence[int]], texts: Sequence[str]
 ) -> list[Pruned]:
     """The teacher brought into that shape, one pruner after the other. windows, texts: as `Pruner.prune`.
 
     Raises UsageError for a field that no pruner makes smaller, or that would grow.
     """
+    pruners = _pruners()
     for name, value in shape.items():
-        there = getattr(subject.part, name)
-        if name not in SHRUNK_BY or not isinstance(value, int) or value > there:
+        before = getattr(subject.part, name)
+        if name not in pruners or not isinstance(value, int) or value > before:
             raise UsageError(
-                f"{name} = {value!r} cannot be had by taking parts out of the teacher, whose {name} is {there!r}",
-                "with --fresh a student of any shape begins with weights that know nothing",
+                f"{name} = {value!r} cannot be reached by taking parts out of the teacher, whose {name} is {before!r}",
+                "with --fresh a student of any shape starts from random weights",
             )
-    wanted = [name for name in dict.fromkeys(SHRUNK_BY.values()) if any(SHRUNK_BY[field] == name for field in shape)]
-    made = _one_by_one(subject, {name: _settings(name, shape, subject) for name in wanted}, windows, texts)
-    part_made = made[-1].subject.part
+    steps = [Pruned(subject)]
+    wanted = [pruner for pruner in dict.fromkeys(pruners.values()) if any(name in shape for name in pruner.shrinks)]
+    for number, pruner in enumerate(wanted, 1):
+        fields = {name: int(str(shape[name])) for name in pruner.shrinks if name in shape}
+        step = pruner.to_shape(steps[-1].subject, fields).model_copy(update={"step": number < len(wanted)})
+        steps.append(_prune(step, steps[-1].subject, windows, texts))
+    part_made = steps[-1].subject.part
     wrong = {name: getattr(part_made, name) for name, value in shape.items() if getattr(part_made, name) != value}
     if wrong:
         nearest = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         raise UsageError("the teacher cannot be brought into just that shape", f"the nearest has {nearest}")
-    return made
+    return steps[1:]
 
 
-def shorter(subject: Subject, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+def shorter(subject: PrunableModel, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
     """The teacher without `number` of its blocks."""
-    return _one_by_one(subject, {"depth": {"drop": number}}, windows, texts)[0]
+    return _prune(Pruner.make("depth", {"drop": number}), subject, windows, texts)
 
 
-def narrower(subject: Subject, kept: float, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> list[Pruned]:
+def narrower(
+    subject: PrunableModel, kept: float, windows: Sequence[Sequence[int]], texts: Sequence[str]
+) -> list[Pruned]:
     """The teacher with about that share of its width, of its feed-forwards' and, where it must be, of its heads."""
     o = subject.part.options().layers[0]
-    steps: dict[str, dict[str, Any]] = {"channels": {"share": 1 - kept}}
+    steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - kept}}
     width = max(1, round(o.width * kept))
     if not _loadable(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
         # llama.cpp takes the width for that of the query heads: they go by whole groups, and the width follows
@@ -93,10 +95,15 @@ def narrower(subject: Subject, kept: float, windows: Sequence[Sequence[int]], te
             )
         steps = {"heads": {"share": 1 - groups / o.kv_heads, "what": "groups"}, **steps}
         width = groups * o.heads // o.kv_heads * o.head_dim
-    return _one_by_one(subject, {**steps, "width": {"keep": width}}, windows, texts)
+    results = [Pruned(subject)]
+    for name, settings in steps.items():
+        pruner = Pruner.make(name, {**settings, "step": True})
+        results.append(_prune(pruner, results[-1].subject, windows, texts))
+    results.append(_prune(Pruner.make("width", {"keep": width}), results[-1].subject, windows, texts))
+    return results[1:]
 
 
-def _loadable(part: Any) -> bool:
+def _loadable(part: Architecture) -> bool:
     try:
         part.gguf_metadata()
     except FormatError:
@@ -104,53 +111,15 @@ def _loadable(part: Any) -> bool:
     return True
 
 
-def _one_by_one(
-    subject: Subject,
-    steps: Mapping[str, Mapping[str, Any]],
-    windows: Sequence[Sequence[int]],
-    texts: Sequence[str],
-) -> list[Pruned]:
-    """steps: pruner → its settings; only what comes of the last must be loadable."""
-    made = [Pruned(subject)]
-    for number, (name, settings) in enumerate(steps.items(), 1):
-        subject, seen = made[-1].subject, windows
-        if name == "depth":
-            seen = _searched(subject, settings["drop"], windows)
-            settings = {**settings, "by": "loss" if seen else "influence"}
-        pruner = Pruner.make(name, {**settings, "step": number < len(steps)})
-        made.append(pruner.prune(subject, seen or windows, texts))
-    return made[1:]
+def _prune(pruner: Pruner, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    affordable, chosen_windows = pruner.affordable(subject, windows)
+    return affordable.prune(subject, chosen_windows, texts)
 
 
-def _searched(subject: Subject, drop: int, windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """As much of the windows as a search by loss has time for; none where that is too little to tell anything.
-
-    Each block that goes is found by leaving out each one that is there, and computing the blocks behind it again.
-    """
-    there, numbers = subject.num_layers, subject.part.num_non_embedding_parameters
-    room = int(SEARCH_FLOPS / (drop * there * numbers))
-    if room < LEAST_SEEN:
-        return []
-    each = max(LEAST_ROW, room // len(windows))
-    return [window[:each] for window in windows[: max(1, room // each)]]
-
-
-def with_shape(subject: Subject, shape: Mapping[str, Any]) -> Any:
+def with_shape(subject: PrunableModel, shape: Mapping[str, object]) -> Architecture:
     """The teacher's architecture in another shape."""
     fields = dict(shape)
-    made = subject.part
+    part = subject.part
     if "num_hidden_layers" in fields:
-        made = made.shortened(int(fields.pop("num_hidden_layers")))
-    return made.with_fields(**fields)
-
-
-def _settings(name: str, shape: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
-    """Of the pruner that brings its fields of the shape about."""
-    own = {field: int(value) for field, value in shape.items() if SHRUNK_BY[field] == name}
-    if name == "depth":
-        return {"drop": subject.num_layers - own["num_hidden_layers"]}
-    if name == "heads":
-        field = "num_key_value_heads" if "num_key_value_heads" in own else "num_attention_heads"
-        what = "groups" if field == "num_key_value_heads" else "queries"
-        return {"share": 1 - own[field] / getattr(subject.part, field), "what": what}
-    return {"keep": next(iter(own.values()))}
+        part = part.shortened(int(str(fields.pop("num_hidden_layers"))))
+    return part.with_fields(**fields)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.vocabulary import BYTE, NORMAL, SPACE, USER_DEFINED
@@ -33,7 +34,7 @@ _RARE_SCRIPT = 1e-3  # of a text's letters; a name here or there does not make a
 class Tokens:
     """What is in a tokenizer, seen as something to take tokens from."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """tokenizer: settle's own or `PretrainedTokenizer`."""
         self.tokenizer = tokenizer
         if not isinstance(tokenizer, PretrainedTokenizer):
@@ -75,14 +76,14 @@ class Tokens:
     def kin(self, ids: Iterable[int]) -> set[int]:
         """The same words in lower case, with a capital, in capitals, with and without a space before them."""
         space = BYTE_CHARACTERS[0x20] if self.is_byte_level else SPACE
-        found = set()
+        related = set()
         for i in ids:
             if self.types[i] != NORMAL:
                 continue
             bare = self.tokens[i].removeprefix(space)
             for form in {bare, bare.lower(), bare.capitalize(), bare.upper()}:
-                found |= {self.ids[t] for t in (form, space + form) if t in self.ids}
-        return {i for i in found if self.types[i] == NORMAL}
+                related |= {self.ids[t] for t in (form, space + form) if t in self.ids}
+        return {i for i in related if self.types[i] == NORMAL}
 
     def alike(self, texts: Iterable[str]) -> list[int]:
         """Tokens of nothing but characters that are common in these texts, in the vocabulary's order: that of how
@@ -94,11 +95,11 @@ class Tokens:
                 number.update(map(BYTE_CHARACTERS.__getitem__, text.encode("utf-8", "replace")))
             else:
                 number.update(text)
-        most, seen, common = (1 - _RARE_CHARACTER) * sum(number.values()), 0, set()
+        most, counted_so_far, common = (1 - _RARE_CHARACTER) * sum(number.values()), 0, set()
         for character, times in number.most_common():
-            if seen >= most:
+            if counted_so_far >= most:
                 break
-            seen += times
+            counted_so_far += times
             common.add(character if self.is_byte_level else space.get(character, character))
         pairs = enumerate(zip(self.tokens, self.types, strict=True))
         return [i for i, (token, kind) in pairs if kind == NORMAL and common.issuperset(token)]
@@ -116,7 +117,7 @@ class Tokens:
     def _parts(self, token: str) -> list[str]:
         """Every token that is there on the way from single characters to `token`."""
         symbols = list(token)
-        found = [c for c in symbols if c in self.ids]
+        parts = [c for c in symbols if c in self.ids]
         rank = self._rank
         while len(symbols) > 1:
             ranks = [rank(a, b) for a, b in zip(symbols, symbols[1:], strict=False)]
@@ -125,8 +126,8 @@ class Tokens:
                 break
             at = ranks.index(best)
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-            found.append(symbols[at])
-        return [part for part in found if part in self.ids]
+            parts.append(symbols[at])
+        return [part for part in parts if part in self.ids]
 
     @cached_property
     def _rank(self) -> Callable[[str, str], float | None]:
@@ -136,8 +137,8 @@ class Tokens:
         ids, scores = self.ids, self.tokenizer.scores
 
         def rank(left: str, right: str) -> float | None:
-            found = ids.get(left + right)
-            return None if found is None else -scores[found] if scores else 0.0
+            merged = ids.get(left + right)
+            return None if merged is None else -scores[merged] if scores else 0.0
 
         return rank
 
@@ -152,8 +153,8 @@ def scripts_of(texts: Iterable[str]) -> Callable[[str], bool]:
         if letter.isalpha():
             by_script[_script(letter)] += number
     least = _RARE_SCRIPT * sum(by_script.values())
-    seen = {script for script, number in by_script.items() if number >= least}
-    return lambda letter: _script(letter) in seen
+    common = {script for script, number in by_script.items() if number >= least}
+    return lambda letter: _script(letter) in common
 
 
 def _script(letter: str) -> str:
@@ -192,12 +193,12 @@ def _stays(pair: str, tokens: set[str]) -> bool:
 
 def cut_tokenizer(tokenizer: PretrainedTokenizer, kept: Sequence[int]) -> PretrainedTokenizer:
     """The tokenizer that has only the tokens `kept` (K,), numbered as they stand there."""
-    made = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept))
-    made.name = tokenizer.name
-    return made
+    cut = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept))
+    cut.name = tokenizer.name
+    return cut
 
 
-def counted(tokenizer: Any, texts: Sequence[str], piece: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+def counted(tokenizer: Tokenizer, texts: Sequence[str], piece: int = 1024) -> tuple[np.ndarray, np.ndarray]:
     """How often each id comes in the texts, int64 (V,): in nine of ten pieces, and in every tenth."""
     size = len(tokenizer.tokens)
     counts = np.zeros((2, size), np.int64)

@@ -176,7 +176,7 @@ def test_resumes_to_the_bit(files, tmp_path):
         ("rows", ["--student", "hf"], "is its own teacher"),
         ("rows", ["--student", "small.gguf"], "the student says what its teacher says"),
         ("rows", ["--into", "wrong.toml"], "did you mean 'num_hidden_layers'"),
-        ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be had"),
+        ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be reached"),
         ("rows", ["--fresh", "--drop-layers", "1"], "--fresh says nothing of a shape"),
         ("text", ["--drop-layers", "1", "--answers"], "plain text asks nothing"),
         ("rows", ["--drop-layers", "1", "--objective", "next_token"], "there is no objective 'next_token'"),

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from settle.base.registry import parts
-from settle.shrink.activations.importance import importance_of, observed, packed
+from settle.shrink.activations.importance import observed, packed
+from tests.shrink.importance_of import importance_of
 from tests.trained import trained
 
 FAMILIES = parts("model/architectures")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -59,37 +59,16 @@ class Inputs:
         members: dict[str, list[str]] = {}
         for parameter, name in part.gguf_names().items():
             members.setdefault(name, []).append(parameter)
-        found = {}
+        by_tensor = {}
         for name, parameters in members.items():
             known = [means[p] for p in parameters if p in means]
             if known:
                 filler = torch.stack(known).mean(0)
-                found[name] = torch.cat([means.get(p, filler) for p in parameters]).numpy()
-        return Importance(found, self.num_tokens, [dataset] if dataset else [])
+                by_tensor[name] = torch.cat([means.get(p, filler) for p in parameters]).numpy()
+        return Importance(by_tensor, self.num_tokens, [dataset] if dataset else [])
 
 
-@torch.no_grad()
-def importance_of(
-    model: Decoder,
-    part: Architecture,
-    windows: Sequence[np.ndarray],
-    dataset: str = "",
-    progress: Callable[[int, int], None] | None = None,
-) -> Importance:
-    """Run the model over `windows` (each (L,) ids) and take the mean square of every matrix's inputs.
-
-    progress: called with (windows done, windows in all).
-    """
-    inputs = Inputs(model)
-    with observed(model, inputs.see):
-        for number, window in enumerate(windows):
-            inputs.see_head(model(*packed([window], model.device)))
-            if progress is not None:
-                progress(number + 1, len(windows))
-    return inputs.importance(part, dataset)
-
-
-def packed(windows: Sequence[np.ndarray], device: Any = "cpu") -> tuple[Tensor, Tensor]:
+def packed(windows: Sequence[np.ndarray], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
     """Windows as one batch: ids (N,) and bounds (S + 1,), both int64."""
     bounds = np.cumsum([0, *map(len, windows)])
     ids = np.concatenate(windows).astype(np.int64)
@@ -97,7 +76,7 @@ def packed(windows: Sequence[np.ndarray], device: Any = "cpu") -> tuple[Tensor, 
 
 
 @contextlib.contextmanager
-def observed(model: Decoder, see: See) -> Iterator[None]:
+def observed(model: nn.Module, see: See) -> Iterator[None]:
     """As long as this lasts, `see` is called with the linears that read one input, and what they read, (N, C)."""
     stacks = [s for module in model.modules() for s in vars(module).values() if isinstance(s, Stack)]
     for stack in stacks:

@@ -7,20 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from settle.base.errors import DataError
 from settle.model.decoder import Decoder
-from settle.model.layers.attention import attention
-from settle.model.layers.kernels import Gated, HeadNorm
+from settle.model.layers.decoder_layer import DecoderLayer
+from settle.model.layers.linear import Linear
 from settle.model.layers.packed_sequences import Packing
+from settle.shrink.activations.importance import observed
 
 MOST_TOKENS = 2048  # of one batch
 MOST_POSITIONS = 256  # at which distributions are compared; each takes a row of the vocabulary
+# field of `LayerActivations` → the matrices that read it, of which a layer has some
+READ_BY = {
+    "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+    "mixed": ("self_attn.o_proj",),
+    "feed_forward_input": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
+    "gated": ("mlp.down_proj",),
+}
 
 
 @dataclass(frozen=True)
-class Inner:
+class LayerActivations:
     """What one layer computes of a batch.
 
     before (N, D): the residual stream. mixed (N, H·d): what attention hands to `o_proj`. between (N, D): the stream
@@ -37,7 +45,7 @@ class Inner:
     after: Tensor
 
 
-class Walk:
+class LayerWalk:
     """A model and a text, in batches of whole windows. Nothing is kept of a gradient."""
 
     def __init__(self, model: Decoder, windows: Sequence[Sequence[int]], most_tokens: int = MOST_TOKENS) -> None:
@@ -48,7 +56,7 @@ class Walk:
             raise DataError("there is no text to see what the model's parts do", "give one with --data")
         self.inputs: list[Tensor] = []
         self.packings: list[Packing] = []
-        batch: list[list[int]] = []
+        batch: list[Sequence[int]] = []
         for number, window in enumerate(windows):
             batch.append(window)
             following = len(windows[number + 1]) if number + 1 < len(windows) else most_tokens
@@ -82,10 +90,10 @@ class Walk:
         return list(states)
 
     @torch.no_grad()
-    def inner(self, number: int, states: Sequence[Tensor]) -> Iterator[Inner]:
+    def activations(self, number: int, states: Sequence[Tensor]) -> Iterator[LayerActivations]:
         """The parts of a dense layer, batch by batch."""
         for x, packing in zip(states, self.packings, strict=True):
-            yield inner(self.model, number, x, packing)
+            yield layer_activations(self.model, number, x, packing)
 
     @torch.no_grad()
     def logprobs(self, states: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -96,7 +104,9 @@ class Walk:
     def split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Rows (N, …) of each batch → those of most windows, to fit to, and those of every fifth, to measure on; of a
         text of fewer windows nothing is held out."""
-        fit, held, number = [], [], 0
+        fit: list[Tensor] = []
+        held: list[Tensor] = []
+        number = 0
         for batch, packing in zip(rows, self.packings, strict=True):
             for first, last in zip(packing.bounds, packing.bounds[1:], strict=False):
                 number += 1
@@ -109,28 +119,34 @@ class Walk:
         return torch.linspace(0, self.num_tokens - 1, number, device=self.model.device).round().long()
 
 
-@torch.no_grad()
-def inner(model: Decoder, number: int, x: Tensor, packing: Packing) -> Inner:
-    """x (N, D) through one dense layer, with everything on the way. The numbers are those of `DecoderLayer`."""
+def decoder_layer(model: Decoder, number: int) -> DecoderLayer:
     layer = model.model.layers[number]
-    own, feed, sandwich = layer.self_attn, layer.mlp, layer.options.sandwich_norms
-    unit = layer.input_layernorm(x)
-    _, qkv = own.qkv.norm_linear(x, layer.input_layernorm)
-    if own.q_norm is not None:
-        qkv = HeadNorm.apply(qkv, own._head_factors(), own.q_norm.eps)
-    mixed = attention(qkv, packing, model.table(number, x.device), own.window, own.soft_cap)
-    if sandwich:
-        between = layer.post_attention_layernorm.add(x, own.out.linear(mixed))
-    else:
-        between = own.out.linear_add(x, mixed)
-    norm = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
-    _, gate_up = feed.gate_up.norm_linear(between, norm)
-    gated = Gated.apply(gate_up, feed.activation)
-    if sandwich:
-        after = layer.post_feedforward_layernorm.add(between, feed.down.linear(gated))
-    else:
-        after = feed.down.linear_add(between, gated)
-    return Inner(x, unit, mixed, between, norm(between), gated, after)
+    assert isinstance(layer, DecoderLayer)
+    return layer
+
+
+@torch.no_grad()
+def layer_activations(model: Decoder, number: int, x: Tensor, packing: Packing) -> LayerActivations:
+    """x (N, D) through one dense layer, with everything on the way."""
+    layer = decoder_layer(model, number)
+    names = {id(module): name for name, module in layer.named_modules() if isinstance(module, Linear)}
+    read: dict[str, Tensor] = {}
+    streams: list[Tensor] = []
+
+    def see(linears: Sequence[Linear], values: Tensor) -> None:
+        read.update((names[id(linear)], values) for linear in linears)
+
+    def see_stream(module: nn.Module, values: tuple[Tensor, ...]) -> None:
+        streams.append(values[0])
+
+    hook = layer.mlp.register_forward_pre_hook(see_stream)
+    try:
+        with observed(layer, see):
+            after = model.layer(number, x, packing)
+    finally:
+        hook.remove()
+    inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
+    return LayerActivations(before=x, between=streams[0], after=after, **inputs)
 
 
 def kl(reference: Tensor, other: Tensor) -> float:

@@ -1,21 +1,19 @@
-"""Pruners: each takes a model and hands back a smaller ordinary one of the same architecture.
+"""Pruners: each takes a model and returns a smaller ordinary one of the same architecture.
 
 What is removed is removed whole (blocks, heads, channels, rows of the token table), so the result is quicker wherever
 it runs. Which parts go is decided by what a text makes of them.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.registry import Part
-from settle.shrink.prunable_model import Subject
-
-__all__ = ["Pruned", "Pruner", "Subject", "kept_number"]
+from settle.shrink.prunable_model import PrunableModel
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,24 @@ class Pruned:
     """subject: the smaller model. report: what was removed, why, and what was measured on the way; plain values, so
     that it can go into a card."""
 
-    subject: Subject
-    report: dict[str, Any] = field(default_factory=dict)
+    subject: PrunableModel
+    report: Mapping[str, object] = field(default_factory=dict)
 
 
 class Pruner(Part):
-    """The contract. Settings are fields."""
+    """The contract. Settings are fields.
 
-    step: bool = Field(False, description="one step of several: llama.cpp need not load what comes of it")
+    shrinks: the fields of the architecture that it makes smaller. order: of pruners that one shape needs, the lower
+    goes first.
+    """
+
+    shrinks: ClassVar[tuple[str, ...]] = ()
+    order: ClassVar[int] = 0
+
+    step: bool = Field(False, description="one step of several: llama.cpp need not load the result")
 
     @abstractmethod
-    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         """A smaller model. windows: token ids of the person's text, to see what each part does there; texts: the same
         kind of text as it was written.
 
@@ -41,13 +46,35 @@ class Pruner(Part):
         nearest one that it does.
         """
 
+    @classmethod
+    def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
+        """The pruner whose result has that shape. shape: values of some of `shrinks`."""
+        raise NotImplementedError(f"{cls.__name__} shrinks no field")
 
-def kept_number(there: int, share: float, step: int = 1) -> int:
-    """How many of `there` are left when about `share` of them goes: a multiple of `step` where the sizes allow it, else
-    of the largest power of two in it that does; fewer than there were. Raises UsageError when that leaves none."""
-    while step > 1 and (there % step or step > there * share):
+    def affordable(
+        self, subject: PrunableModel, windows: Sequence[Sequence[int]]
+    ) -> tuple[Self, Sequence[Sequence[int]]]:
+        """The pruner and the windows that a person has the time for."""
+        return self, windows
+
+
+def num_kept(before: int, keep: int | None, share: float, step: int = 256) -> int:
+    """How many of `before` stay: `keep`, or what is left of a share. Raises UsageError unless that is fewer.
+
+    step: llama.cpp's finer types have blocks of so many values, which rows should be a multiple of.
+    """
+    number = keep or kept_number(before, share, step)
+    if number >= before:
+        raise UsageError(f"{number} channels of {before} cannot be kept", f"keep at most {before - 1}")
+    return number
+
+
+def kept_number(before: int, share: float, step: int = 1) -> int:
+    """How many of `before` are left when about `share` of them goes: a multiple of `step` where the sizes allow it,
+    else of the largest power of two in it that does; fewer than before. Raises UsageError when that leaves none."""
+    while step > 1 and (before % step or step > before * share):
         step //= 2
-    kept = min(max(round(there * (1 - share) / step) * step, step), there - step)
+    kept = min(max(round(before * (1 - share) / step) * step, step), before - step)
     if kept < 1:
-        raise UsageError(f"{share:.0%} of {there} cannot be removed", "choose another share, or prune something else")
+        raise UsageError(f"{share:.0%} of {before} cannot be removed", "choose another share, or prune something else")
     return kept

@@ -6,8 +6,8 @@
 every block that went (compare arXiv:2402.02834).
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,38 +16,60 @@ from torch.nn.functional import cosine_similarity
 
 from settle.base.errors import UsageError
 from settle.model.architectures import Architecture
-from settle.shrink.activations.layer_activations import Walk, kl
-from settle.shrink.prunable_model import Subject, in_layer, layer_of, require_loadable
+from settle.shrink.activations.layer_activations import LayerWalk, kl
+from settle.shrink.prunable_model import PrunableModel, in_layer, layer_of, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
 
+SEARCH_FLOPS = 2e13  # of a search by loss: minutes on a few cores
+LEAST_TOKENS, LEAST_WINDOW_TOKENS = 512, 64  # that such a search needs, in all and of each window
 _SAMPLED = 1024  # positions of the residual stream that are kept for every layer
 
 
 class Depth(Pruner):
     """Removes blocks."""
 
-    share: float = Field(0.25, gt=0, lt=1, description="share of the blocks that goes")
-    drop: int | None = Field(None, ge=1, description="how many blocks go, instead of a share")
-    by: Literal["loss", "influence"] = Field("loss", description="what decides which: see above")
-    in_a_row: bool = Field(False, description="whether the blocks that go follow each other")
+    shrinks: ClassVar[tuple[str, ...]] = ("num_hidden_layers",)
 
-    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
-        there = subject.num_layers
-        left = there - self.drop if self.drop is not None else kept_number(there, self.share)
-        if left < 1:
-            raise UsageError(f"{self.drop} of {there} blocks cannot go", f"drop at most {there - 1}")
-        order = _Order(subject.part, left)
+    share: float = Field(0.25, gt=0, lt=1, description="share of the blocks to remove")
+    drop: int | None = Field(None, ge=1, description="number of blocks to remove, instead of a share")
+    by: Literal["loss", "influence"] = Field("loss", description="measure the loss without each, or its influence")
+    in_a_row: bool = Field(False, description="remove neighbouring blocks only")
+
+    @classmethod
+    def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
+        return cls.model_validate({"drop": subject.num_layers - shape["num_hidden_layers"]})
+
+    def affordable(
+        self, subject: PrunableModel, windows: Sequence[Sequence[int]]
+    ) -> tuple[Self, Sequence[Sequence[int]]]:
+        """As much of the windows as a search by loss has time for; by influence where that is too little to tell.
+
+        Each block that goes is found by leaving out each one that is there, and computing the blocks behind it again.
+        """
+        drop, numbers = self.drop or 1, subject.part.num_non_embedding_parameters
+        room = int(SEARCH_FLOPS / (drop * subject.num_layers * numbers))
+        if room < LEAST_TOKENS:
+            return self.model_copy(update={"by": "influence"}), windows
+        each = max(LEAST_WINDOW_TOKENS, room // len(windows))
+        return self, [window[:each] for window in windows[: max(1, room // each)]]
+
+    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+        before = subject.num_layers
+        after = before - self.drop if self.drop is not None else kept_number(before, self.share)
+        if after < 1:
+            raise UsageError(f"{self.drop} of {before} blocks cannot go", f"drop at most {before - 1}")
+        order = _Order(subject.part, after)
         with torch.no_grad():
-            walk = Walk(subject.build(trainable=False), windows)
+            walk = LayerWalk(subject.build(trainable=False), windows)
             if self.by == "influence":
                 kept, scores = self._by_influence(walk, order)
             else:
                 kept, scores = self._by_loss(walk, order)
             divergence = _divergence(walk, kept)
-        gone = [i for i in range(there) if i not in kept]
+        gone = [i for i in range(before) if i not in kept]
         report = {
             "pruner": "depth",
-            "blocks": [there, left],
+            "blocks": [before, after],
             "removed": gone,
             "by": self.by,
             "in_a_row": self.in_a_row,
@@ -57,40 +79,40 @@ class Depth(Pruner):
         }
         return Pruned(without(subject, kept), report)
 
-    def _by_influence(self, walk: Walk, order: "_Order") -> tuple[list[int], list[float]]:
+    def _by_influence(self, walk: LayerWalk, order: "_Order") -> tuple[list[int], list[float]]:
         states = _streams(walk)
-        there = len(states) - 1
-        scores = [_turn(states[i], states[i + 1]) for i in range(there)]
+        num_layers = len(states) - 1
+        scores = [_turn(states[i], states[i + 1]) for i in range(num_layers)]
         if self.in_a_row:
-            run = there - order.left
+            run = num_layers - order.left
             kept = min(order.runs(), key=lambda kept: _turn(states[_start(kept)], states[_start(kept) + run]))
             return kept, scores
         return order.greedy(lambda kept: {i: scores[i] for i in kept}), scores
 
-    def _by_loss(self, walk: Walk, order: "_Order") -> tuple[list[int], list[float]]:
+    def _by_loss(self, walk: LayerWalk, order: "_Order") -> tuple[list[int], list[float]]:
         positions = walk.positions()
-        there = order.there
-        whole = walk.logprobs(walk.through(range(there), walk.first()), positions)
+        num_layers = order.there
+        whole = walk.logprobs(walk.through(range(num_layers), walk.first()), positions)
         first: list[float] = []
 
         def costs(kept: Sequence[int]) -> dict[int, float]:
-            states, found = walk.first(), {}
+            states, losses = walk.first(), {}
             for at, number in enumerate(kept):
-                found[number] = kl(whole, walk.logprobs(walk.through(kept[at + 1 :], states), positions))
+                losses[number] = kl(whole, walk.logprobs(walk.through(kept[at + 1 :], states), positions))
                 states = walk.layer(number, states)
             if not first:
-                first.extend(found.values())
-            return found
+                first.extend(losses.values())
+            return losses
 
         if not self.in_a_row:
             return order.greedy(costs), first
-        measured = {}
+        measured: dict[tuple[int, ...], float] = {}
         for kept in order.runs():
             measured[tuple(kept)] = kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))
-        return list(min(measured, key=measured.__getitem__)), [round(v, 6) for v in measured.values()]
+        return list(min(measured, key=lambda kept: measured[kept])), [round(v, 6) for v in measured.values()]
 
 
-def without(subject: Subject, kept: Sequence[int]) -> Subject:
+def without(subject: PrunableModel, kept: Sequence[int]) -> PrunableModel:
     """The model with these of its blocks, in their order. Raises UsageError as `Depth` does."""
     place = {old: new for new, old in enumerate(kept)}
     part = subject.part.shortened(len(kept))
@@ -129,16 +151,16 @@ class _Order:
         """One block after the other, the one that costs least of those that may go. costs: of each that is left."""
         kept = list(range(self.there))
         while len(kept) > self.left:
-            found = costs(kept)
+            cost = costs(kept)
             allowed = [i for i in kept if self.fits([k for k in kept if k != i])]
-            kept.remove(min(allowed, key=found.__getitem__))
+            kept.remove(min(allowed, key=cost.__getitem__))
         return kept
 
     def runs(self) -> list[list[int]]:
         """What may be left when the blocks that go follow each other. Raises UsageError when that cannot be."""
-        found = _runs(self.kinds, self.wanted)
-        if found:
-            return found
+        possible = _runs(self.kinds, self.wanted)
+        if possible:
+            return possible
         raise UsageError(
             f"no {self.there - self.left} blocks in a row may go: the kinds of blocks would not follow each other as "
             "llama.cpp has them",
@@ -167,15 +189,15 @@ def _start(kept: Sequence[int]) -> int:
     return next((at for at, number in enumerate(kept) if at != number), len(kept))
 
 
-def _streams(walk: Walk) -> list[Tensor]:
+def _streams(walk: LayerWalk) -> list[Tensor]:
     """The residual stream before each layer and behind the last, at some positions."""
     positions = walk.positions(_SAMPLED)
     states = walk.first()
-    found = [torch.cat(states)[positions]]
+    streams = [torch.cat(states)[positions]]
     for number in range(len(walk.model.model.layers)):
         states = walk.layer(number, states)
-        found.append(torch.cat(states)[positions])
-    return found
+        streams.append(torch.cat(states)[positions])
+    return streams
 
 
 def _turn(before: Tensor, after: Tensor) -> float:
@@ -183,9 +205,9 @@ def _turn(before: Tensor, after: Tensor) -> float:
     return 1.0 - float(cosine_similarity(before, after, dim=-1).mean())
 
 
-def _divergence(walk: Walk, kept: Sequence[int]) -> float:
+def _divergence(walk: LayerWalk, kept: Sequence[int]) -> float:
     """Mean KL of the model with these blocks from the whole one, nats per token on the walk's text."""
     positions = walk.positions()
-    everything: Any = range(len(walk.model.model.layers))
+    everything = range(len(walk.model.model.layers))
     whole = walk.logprobs(walk.through(everything, walk.first()), positions)
     return kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))

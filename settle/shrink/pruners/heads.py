@@ -1,7 +1,7 @@
 """Fewer heads: key/value heads with all queries that read them, or some of the queries of each."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -9,32 +9,41 @@ from torch import Tensor
 
 from settle.base.errors import UsageError
 from settle.model.config import LayerOptions
-from settle.shrink.activations.layer_activations import Walk
-from settle.shrink.activations.least_squares import eliminate, gram
-from settle.shrink.prunable_model import Subject, in_layer, require_dense, require_loadable
+from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
-from settle.shrink.pruners.channels import chosen, spread_out
+from settle.shrink.pruners._columns import narrow_columns
 
 
 class Heads(Pruner):
     """Removes attention heads."""
 
-    share: float = Field(0.25, gt=0, lt=1, description="share of the heads that goes")
-    what: Literal["groups", "queries"] | None = Field(
-        None, description="key/value heads with their queries, or queries of each; None: groups where there are several"
-    )
-    repair: bool = Field(True, description="fit the heads that stay to do the work of those that go, where it helps")
+    shrinks: ClassVar[tuple[str, ...]] = ("num_attention_heads", "num_key_value_heads")
+    order: ClassVar[int] = 3
 
-    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    share: float = Field(0.25, gt=0, lt=1, description="share of the heads to remove")
+    what: Literal["groups", "queries"] | None = Field(
+        None,
+        description="key/value heads with their queries (groups), or queries of each; groups if there are several",
+    )
+    repair: bool = Field(True, description="fit the heads that stay to do the work of those removed, where it helps")
+
+    @classmethod
+    def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
+        o = subject.part.options().layers[0]
+        if "num_key_value_heads" in shape:
+            return cls.model_validate({"share": 1 - shape["num_key_value_heads"] / o.kv_heads, "what": "groups"})
+        return cls.model_validate({"share": 1 - shape["num_attention_heads"] / o.heads, "what": "queries"})
+
+    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         require_dense(subject.part, "heads")
         o = subject.part.options().layers[0]
         group = o.heads // o.kv_heads
         what = self.what or ("groups" if o.kv_heads > 1 else "queries")
-        there = o.kv_heads if what == "groups" else group
-        if there == 1:
+        before = o.kv_heads if what == "groups" else group
+        if before == 1:
             fix = "prune queries" if what == "groups" and group > 1 else "prune something else"
-            raise UsageError(f"there is one of the {what} only", fix)
-        keep = kept_number(there, self.share)
+            raise UsageError(f"there is only one of the {what}", fix)
+        keep = kept_number(before, self.share)
         kv_heads, heads = (keep, keep * group) if what == "groups" else (o.kv_heads, o.kv_heads * keep)
         part = subject.part.with_fields(num_attention_heads=heads, num_key_value_heads=kv_heads)
         if not self.step:
@@ -42,32 +51,18 @@ class Heads(Pruner):
             fix = f"prune the width to {width} too; the nearest with all heads is {o.width}"
             require_loadable(subject.part, part, fix)
         groups, owners = _groups(o, what)
-        model = subject.build()
-        walk = Walk(model, windows)
-        weights, removed = dict(subject.weights), []
-        states, errors, repaired = walk.first(), [], 0
-        for layer in range(subject.num_layers):
-            name = in_layer(layer, "self_attn.o_proj.weight")
-            old = subject.weights[name]
-            fit, held = walk.split([parts.mixed for parts in walk.inner(layer, states)])
-            found = eliminate(old, gram(fit), groups, owners, keep)
-            new, miss, helps = chosen(old, found.kept, found.weight, held, self.repair)
-            repaired += helps
-            errors.append(round(miss, 6))
-            queries = (found.kept[:: o.head_dim] // o.head_dim).tolist()
+        narrowed = narrow_columns(subject, windows, ("self_attn.o_proj", "mixed"), groups, owners, keep, self.repair)
+        weights, removed = dict(subject.weights) | narrowed.weights, []
+        for layer, kept in enumerate(narrowed.kept):
+            queries = (kept[:: o.head_dim] // o.head_dim).tolist()
             removed.append([head for head in range(o.heads) if head not in queries])
-            weights |= _rows(subject, layer, queries) | {name: new}
-            with torch.no_grad():
-                model.get_parameter(name).copy_(spread_out(new, found.kept, old.shape[1]))
-            states = walk.layer(layer, states)
+            weights |= _rows(subject, layer, queries)
         report = {
             "pruner": "heads",
             "heads": [o.heads, heads],
             "key_value_heads": [o.kv_heads, kv_heads],
             "removed_queries": removed,
-            "repaired_blocks": repaired,
-            "errors": errors,
-            "tokens": walk.num_tokens,
+            **narrowed.to_json(),
         }
         return Pruned(subject.with_part(part, weights), report)
 
@@ -80,7 +75,7 @@ def _groups(o: LayerOptions, what: str) -> tuple[Tensor, Tensor]:
     return columns.view(o.heads, o.head_dim), torch.arange(o.kv_heads).repeat_interleave(o.heads // o.kv_heads)
 
 
-def _rows(subject: Subject, layer: int, queries: Sequence[int]) -> dict[str, Tensor]:
+def _rows(subject: PrunableModel, layer: int, queries: Sequence[int]) -> dict[str, Tensor]:
     """Rows of the projections for these query heads and the key/value heads that they read."""
     o = subject.part.options().layers[layer]
     keys = sorted({head // (o.heads // o.kv_heads) for head in queries})

@@ -4,20 +4,20 @@ The rows that stay are untouched, also in a quantized file, where a row is a who
 again. A text that needs no removed token gets the same ids, renumbered, and the same distribution among what is left.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
+from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
 from settle.shrink.cut_gguf import cut_rows
-from settle.shrink.prunable_model import Subject
+from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned, Pruner
 from settle.shrink.vocabulary import Tokens, counted, cut_tokenizer, scripts_of
 
@@ -27,11 +27,40 @@ _MOST_UNSEEN = 0.003  # share of further tokens; one in smaller pieces costs som
 
 
 @dataclass(frozen=True)
+class VocabularyReport:
+    """tokens: before and after. text_tokens: of the text; removed_in_the_text: of those. unseen_share: of the tokens of
+    further text, what will be missing, as nine tenths of the text foretell it for the tenth; None for too short a text.
+    """
+
+    tokens: tuple[int, int]
+    always_kept: int
+    in_the_text: int
+    text_tokens: int
+    removed_in_the_text: int
+    unseen_share: float | None
+
+    @property
+    def warning(self) -> str:
+        """What a person should know; "" for nothing."""
+        if self.unseen_share is not None and self.unseen_share <= _MOST_UNSEEN:
+            return ""
+        share = "an unknown share" if self.unseen_share is None else f"{self.unseen_share:.1%}"
+        return (
+            f"{share} of the tokens of further text of this kind will be written in smaller pieces: the text has only "
+            f"{self.text_tokens:,} tokens; more text, or more tokens kept, make it less"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        record = {"pruner": "vocabulary", **asdict(self), "tokens": list(self.tokens)}
+        return record | ({"warning": self.warning} if self.warning else {})
+
+
+@dataclass(frozen=True)
 class Kept:
-    """ids: old ids of what stays, ascending; their places are the new ids. report: see `Pruned`."""
+    """ids: old ids of the tokens that stay, ascending; their places are the new ids."""
 
     ids: list[int]
-    report: dict[str, Any]
+    report: VocabularyReport
 
 
 class Vocabulary(Pruner):
@@ -44,12 +73,12 @@ class Vocabulary(Pruner):
         0.001, ge=0, le=1, description="share of the tokens of further text that may be gone; 1: keep no others"
     )
 
-    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         kept = self.choose(subject.tokenizer, texts)
-        return Pruned(cut_subject(subject, kept.ids), kept.report)
+        return Pruned(cut_subject(subject, kept.ids), kept.report.to_json())
 
     def cut_file(
-        self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, Any] | None = None
+        self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, object] | None = None
     ) -> Kept:
         """The same from one GGUF file to another, whatever its types; no more than a few rows are in memory at a time.
 
@@ -60,7 +89,7 @@ class Vocabulary(Pruner):
         cut_rows(source, target, kept.ids, metadata)
         return kept
 
-    def choose(self, tokenizer: Any, texts: Sequence[str]) -> Kept:
+    def choose(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Kept:
         """Which tokens stay. Raises DataError without text, UsageError for a number that is too small, naming the
         smallest, and when nothing would go."""
         names = Tokens(tokenizer)
@@ -77,30 +106,32 @@ class Vocabulary(Pruner):
         nine = self._filled(names, always, first, ())
         number = _number(nine, more, second, self.unseen)
         kept = self._filled(names, always, first + second, more[:number])
-        there = len(names.tokens)
-        if len(kept) >= there:
-            raise UsageError(f"the text needs all of the {there} tokens", "give less text, or say how many are to stay")
+        num_tokens = len(names.tokens)
+        if len(kept) >= num_tokens:
+            raise UsageError(
+                f"the text needs all of the {num_tokens} tokens", "give less text, or set `tokens`"
+            )
         ids = sorted(kept)
         foretold = None
         if second.any():
             have = nine | kept & set(more[:number])
-            foretold = float(second[[i for i in range(there) if i not in have]].sum() / second.sum())
+            foretold = float(second[[i for i in range(num_tokens) if i not in have]].sum() / second.sum())
         return Kept(ids, _report(names, always, ids, first + second, foretold))
 
     def _filled(self, names: Tokens, always: set[int], counts: np.ndarray, more: Sequence[int]) -> set[int]:
         """`always`, then what the text has, the most frequent first, then its kin, then `more`; to a multiple of
         `_STEP`."""
-        there = len(names.tokens)
+        num_tokens = len(names.tokens)
         order = np.argsort(-counts, kind="stable")
-        seen = [int(i) for i in order[: int((counts >= self.least).sum())]]
-        kin = sorted(names.kin(seen)) if self.kin else []
-        most = there if self.tokens is None else min(self.tokens, there)
+        in_the_text = [int(i) for i in order[: int((counts >= self.least).sum())]]
+        kin = sorted(names.kin(in_the_text)) if self.kin else []
+        most = num_tokens if self.tokens is None else min(self.tokens, num_tokens)
         kept = set(always)
-        for i in (*seen, *kin, *more):
+        for i in (*in_the_text, *kin, *more):
             _add(kept, names.closed([i]), most)
         whole = _up(len(kept))
-        whole = whole if whole <= most and whole < there else len(kept)
-        for i in range(there):  # earlier tokens are more frequent in most vocabularies
+        whole = whole if whole <= most and whole < num_tokens else len(kept)
+        for i in range(num_tokens):  # earlier tokens are more frequent in most vocabularies
             if len(kept) >= whole:
                 break
             _add(kept, names.closed([i]), whole)
@@ -122,45 +153,34 @@ def _number(kept: set[int], more: Sequence[int], counts: np.ndarray, share: floa
 
 
 def _report(
-    names: Tokens, always: set[int], ids: Sequence[int], counts: np.ndarray, foretold: float | None
-) -> dict[str, Any]:
-    """With what further text will not find, as nine tenths of the text foretell it for the tenth."""
-    report: dict[str, Any] = {
-        "pruner": "vocabulary",
-        "tokens": [len(names.tokens), len(ids)],
-        "always_kept": len(always),
-        "in_the_text": int((counts > 0).sum()),
-        "text_tokens": int(counts.sum()),
-        "removed_in_the_text": int(counts.sum() - counts[list(ids)].sum()),
-        "unseen_share": foretold,
-    }
-    if foretold is None or foretold > _MOST_UNSEEN:
-        share = "an unknown share" if foretold is None else f"{foretold:.1%}"
-        report["warning"] = (
-            f"{share} of the tokens of further text of this kind will be written in smaller pieces: the text has "
-            f"only {int(counts.sum()):,} tokens; more text, or more tokens kept, make it less"
-        )
-    return report
+    names: Tokens, always: set[int], ids: Sequence[int], counts: np.ndarray, unseen_share: float | None
+) -> VocabularyReport:
+    return VocabularyReport(
+        tokens=(len(names.tokens), len(ids)),
+        always_kept=len(always),
+        in_the_text=int((counts > 0).sum()),
+        text_tokens=int(counts.sum()),
+        removed_in_the_text=int(counts.sum() - counts[list(ids)].sum()),
+        unseen_share=unseen_share,
+    )
 
 
-def cut_subject(subject: Subject, kept: Sequence[int]) -> Subject:
+def cut_subject(subject: PrunableModel, kept: Sequence[int]) -> PrunableModel:
     """The model with the tokens `kept`, old ids in their new order."""
     old, new = subject.part, {int(i): place for place, i in enumerate(kept)}
     names = Tokens(subject.tokenizer)
+
+    def place_of(token_id: object) -> int | None:
+        return new.get(token_id) if isinstance(token_id, int) else None
+
     ends = getattr(old, "eos_token_id", None)
-    fields: dict[str, Any] = {"vocab_size": len(kept)}
+    fields: dict[str, object] = {"vocab_size": len(kept)}
     for key in ("bos_token_id", "pad_token_id"):
-        fields[key] = new.get(getattr(old, key, None))
-    fields["eos_token_id"] = tuple(new[i] for i in ends if i in new) if isinstance(ends, tuple) else new.get(ends)
+        fields[key] = place_of(getattr(old, key, None))
+    fields["eos_token_id"] = tuple(new[i] for i in ends if i in new) if isinstance(ends, tuple) else place_of(ends)
     rows = torch.as_tensor(list(kept), dtype=torch.long)
     cut = {name: t[rows] if name in TABLES else t for name, t in subject.weights.items()}
     return subject.with_part(old.with_fields(**fields), cut, cut_tokenizer(names.tokenizer, kept))
-
-
-def renumbered(ids: Iterable[int], kept: Sequence[int]) -> list[int]:
-    """Old ids as new ones. Raises KeyError for one that is gone."""
-    new = {int(old): place for place, old in enumerate(kept)}
-    return [new[int(i)] for i in ids]
 
 
 def _add(kept: set[int], more: set[int], most: int) -> None:

@@ -7,61 +7,63 @@ reads the stream is fitted to give what it gave in the whole model, on what it n
 Letters: N tokens, D width, K channels kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from settle.base.errors import UsageError
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
-from settle.shrink.activations.layer_activations import Inner, Walk
+from settle.model.layers.decoder_layer import MLP
+from settle.model.layers.norm import RMSNorm
+from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk, decoder_layer
 from settle.shrink.activations.least_squares import error, gram, refitted
-from settle.shrink.prunable_model import Subject, in_layer, require_dense, require_loadable
-from settle.shrink.pruners import Pruned, Pruner, kept_number
-from settle.shrink.pruners.channels import spread_out
+from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
+from settle.shrink.pruners import Pruned, Pruner, num_kept
+from settle.shrink.pruners._columns import spread_out
 
-_STEP = 256  # see `channels`
 _TABLE, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-# what reads the stream behind each norm, and what writes to it; the input of each as `Inner` names it
-_READERS = {
-    "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
-    "feed_forward_input": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
-}
-_WRITERS = {"mixed": "self_attn.o_proj", "gated": "mlp.down_proj"}
-_STAGES = ("attention_input", "mixed", "feed_forward_input", "gated")  # as they follow each other in a block
+# what reads the stream behind each norm, and what writes to it, by the field of `LayerActivations` that it reads
+_READERS = {stage: READ_BY[stage] for stage in ("attention_input", "feed_forward_input")}
+_WRITERS = {stage: READ_BY[stage][0] for stage in ("mixed", "gated")}
 
 
 class Width(Pruner):
     """Narrows the residual stream."""
 
-    share: float = Field(0.25, gt=0, lt=1, description="share of the channels that goes")
-    keep: int | None = Field(None, gt=0, description="how many channels stay, instead of a share")
-    repair: bool = Field(True, description="fit each matrix to what the whole model's gave, where it helps")
+    shrinks: ClassVar[tuple[str, ...]] = ("hidden_size",)
+    order: ClassVar[int] = 1
 
-    def prune(self, subject: Subject, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    share: float = Field(0.25, gt=0, lt=1, description="share of the channels to remove")
+    keep: int | None = Field(None, gt=0, description="number of channels to keep, instead of a share")
+    repair: bool = Field(True, description="fit each matrix to the output of the whole model's, where it helps")
+
+    @classmethod
+    def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
+        return cls.model_validate({"keep": shape["hidden_size"]})
+
+    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
         require_dense(subject.part, "channels")
-        there = subject.part.options().layers[0].width
-        keep = self.keep or kept_number(there, self.share, _STEP)
-        if keep >= there:
-            raise UsageError(f"{keep} channels of {there} cannot be kept", f"keep at most {there - 1}")
+        before = subject.part.options().layers[0].width
+        keep = num_kept(before, self.keep, self.share)
         part = subject.part.with_fields(hidden_size=keep)
         if not self.step:
             require_loadable(subject.part, part, _nearest(subject.part, keep))
-        whole = Walk(subject.build(trainable=False), windows)
+        whole = LayerWalk(subject.build(trainable=False), windows)
         strength, lost = _strengths(whole, subject)
         kept = strength.topk(keep).indices.sort().values
         narrow = _Narrow(subject, kept, lost)
         report = {
             "pruner": "width",
-            "width": [there, keep],
+            "width": [before, keep],
             "kept_strength": round(float(strength[kept].sum() / strength.sum()), 6),
             "tokens": whole.num_tokens,
         }
         if self.repair:
-            report |= _repair(narrow, whole, Walk(narrow.model, windows))
+            report |= _repair(narrow, whole, LayerWalk(narrow.model, windows))
         return Pruned(subject.with_part(part, narrow.weights()), report)
 
 
@@ -74,20 +76,21 @@ def _nearest(part: Architecture, keep: int) -> str:
 
 
 @torch.no_grad()
-def _strengths(walk: Walk, subject: Subject) -> tuple[Tensor, "_Power"]:
+def _strengths(walk: LayerWalk, subject: PrunableModel) -> tuple[Tensor, "_Power"]:
     """How much of what matrices read comes from each channel, (D,), each norm's readers having the same say; and the
     mean squares of the stream before each norm."""
     strength, power = torch.zeros(subject.part.options().layers[0].width), _Power()
     states = walk.first()
     for layer in range(subject.num_layers):
-        parts = list(walk.inner(layer, states))
+        parts = list(walk.activations(layer, states))
         for stage, modules in _READERS.items():
             columns = torch.cat(list(_matrices(subject, layer, modules).values())).square().sum(0)
             listened = _mean_square(getattr(p, stage) for p in parts) * columns
             strength += listened / listened.sum()
         power.streams += [_mean_square(p.before for p in parts), _mean_square(p.between for p in parts)]
         if subject.part.options().layers[layer].sandwich_norms:
-            own = walk.model.model.layers[layer]
+            own = decoder_layer(walk.model, layer)
+            assert isinstance(own.mlp, MLP)
             power.branches[layer] = (
                 _mean_square(own.self_attn.out.linear(p.mixed) for p in parts),
                 _mean_square(own.mlp.down.linear(p.gated) for p in parts),
@@ -118,7 +121,7 @@ class _Narrow:
     A norm divides by the root of a mean, and zeros are counted in it; `weights` takes that back.
     """
 
-    def __init__(self, subject: Subject, kept: Tensor, power: _Power) -> None:
+    def __init__(self, subject: PrunableModel, kept: Tensor, power: _Power) -> None:
         self.subject, self.kept = subject, kept
         self.width = subject.part.options().layers[0].width
         self.model: Decoder = subject.build()
@@ -139,7 +142,7 @@ class _Narrow:
                     name = in_layer(layer, f"{module}.{kind}")
                     if name in self.subject.weights:
                         self.model.get_parameter(name)[gone] = 0
-            own = model.layers[layer]
+            own = decoder_layer(self.model, layer)
             before, between = power.streams[2 * layer : 2 * layer + 2]
             self._scale(own.input_layernorm, power.missing(before, self.kept))
             if layer in power.branches:
@@ -152,7 +155,7 @@ class _Narrow:
         self._scale(model.norm, power.missing(power.streams[-1], self.kept))
 
     @staticmethod
-    def _scale(norm: torch.nn.Module, factor: float) -> None:
+    def _scale(norm: RMSNorm, factor: float) -> None:
         norm.weight.copy_(norm.factor() * factor - norm.offset)
 
     def put(self, name: str, kept_columns: Tensor) -> None:
@@ -163,7 +166,7 @@ class _Narrow:
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """What the narrow model holds."""
-        found, ratio = {}, (self.width / len(self.kept)) ** 0.5
+        narrow, ratio = {}, (self.width / len(self.kept)) ** 0.5
         offset = self.model.options.layers[0].norm_offset
         scaled = self.model.options.embedding_scale is not None
         for name, parameter in self.model.named_parameters():
@@ -178,22 +181,22 @@ class _Narrow:
                 tensor = tensor[:, self.kept]
             elif any(f".{module}." in name for module in _WRITERS.values()):
                 tensor = tensor[self.kept]
-            found[name] = tensor.clone()
-        return found
+            narrow[name] = tensor.clone()
+        return narrow
 
 
 _READING = tuple(f"{module}.weight" for modules in _READERS.values() for module in modules)
 
 
-def _repair(narrow: _Narrow, whole: Walk, walk: Walk) -> dict[str, object]:
+def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk) -> dict[str, object]:
     """Fit the narrow model's matrices, block after block; → how many were, and the error that each block is left with,
     as a share of the power of the stream behind it."""
     fitted, errors = 0, []
     wide, own = whole.first(), walk.first()
     for layer in range(narrow.subject.num_layers):
-        targets = list(whole.inner(layer, wide))
-        for stage in _STAGES:
-            parts = list(walk.inner(layer, own))
+        targets = list(whole.activations(layer, wide))
+        for stage in READ_BY:
+            parts = list(walk.activations(layer, own))
             fitted += _fit(narrow, walk, layer, stage, targets, parts)
         wide, own = [p.after for p in targets], walk.layer(layer, own)
         errors.append(round(_missed(wide, own, narrow.kept), 6))
@@ -202,7 +205,7 @@ def _repair(narrow: _Narrow, whole: Walk, walk: Walk) -> dict[str, object]:
 
 
 @torch.no_grad()
-def _fit_head(narrow: _Narrow, whole: Walk, walk: Walk, wide: Sequence[Tensor], own: Sequence[Tensor]) -> int:
+def _fit_head(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, wide: Sequence[Tensor], own: Sequence[Tensor]) -> int:
     """The factors of the last norm, so that logits (but for what is added to all of them) are those of the whole
     model; 1 when that is better on held-out windows."""
     norm, kept = narrow.model.model.norm, narrow.kept
@@ -212,9 +215,9 @@ def _fit_head(narrow: _Narrow, whole: Walk, walk: Walk, wide: Sequence[Tensor], 
         return 0
     table = narrow.subject.weights[_TABLE if narrow.tied else _HEAD]
     table = table - table.mean(0)
-    heard = table.T @ table
-    left = gram(unit) * heard[kept][:, kept]
-    right = (gram(unit, wanted) * heard[kept]).sum(1)
+    table_gram = table.T @ table
+    left = gram(unit) * table_gram[kept][:, kept]
+    right = (gram(unit, wanted) * table_gram[kept]).sum(1)
     # ones: what the norm does now
     pull = 1e-2 * left.diagonal().mean()
     change = torch.linalg.solve(left + pull * torch.eye(len(kept)).double(), right + pull).float()
@@ -227,7 +230,14 @@ def _fit_head(narrow: _Narrow, whole: Walk, walk: Walk, wide: Sequence[Tensor], 
     return 1
 
 
-def _fit(narrow: _Narrow, walk: Walk, layer: int, stage: str, targets: Sequence[Inner], parts: Sequence[Inner]) -> int:
+def _fit(
+    narrow: _Narrow,
+    walk: LayerWalk,
+    layer: int,
+    stage: str,
+    targets: Sequence[LayerActivations],
+    parts: Sequence[LayerActivations],
+) -> int:
     """One stage's matrices; how many were better fitted than as they were, on held-out windows."""
     reads = stage in _READERS
     kept = narrow.kept if reads else slice(None)
@@ -251,7 +261,7 @@ def _fit(narrow: _Narrow, walk: Walk, layer: int, stage: str, targets: Sequence[
     return better
 
 
-def _matrices(subject: Subject, layer: int, modules: Sequence[str]) -> dict[str, Tensor]:
+def _matrices(subject: PrunableModel, layer: int, modules: Sequence[str]) -> dict[str, Tensor]:
     names = [in_layer(layer, f"{module}.weight") for module in modules]
     return {name: subject.weights[name] for name in names if name in subject.weights}
 

@@ -3,14 +3,16 @@
 import argparse
 import inspect
 import json
+from pathlib import Path
 
 import torch
 
+from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
 from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
-from settle.shrink.prunable_model import Subject
+from settle.shrink.prunable_model import PrunableModel
 from tests.model.architectures.cases import CASES, random_model
 from tests.trained import trained
 
@@ -18,16 +20,20 @@ DENSE = [name for name, part in CASES.items() if part.options().layers[0].expert
 POSITIONS = [0, 1, 5, 7, 11, 15, 23, 30]
 
 
-def random_subject(part: Architecture, tokenizer) -> Subject:
+def random_subject(part: Architecture, tokenizer) -> PrunableModel:
     """A model whose every tensor matters for what comes next."""
     part = part.with_fields(vocab_size=tokenizer.vocab_size)
-    return Subject.of_decoder(part, random_model(part), tokenizer)
+    return PrunableModel.of_decoder(part, random_model(part), tokenizer)
 
 
-def trained_subject() -> Subject:
+def write_gguf(subject: PrunableModel, path: Path, dtype: str, metadata: dict | None = None) -> Path:
+    return export_gguf(subject.part, subject.weights, subject.tokenizer, path, dtype, metadata)
+
+
+def trained_subject() -> PrunableModel:
     """The tiny Llama that was trained on Python code."""
     tiny = trained()
-    return Subject.of_decoder(tiny.part, tiny.model, tiny.tokenizer)
+    return PrunableModel.of_decoder(tiny.part, tiny.model, tiny.tokenizer)
 
 
 def code() -> str:
@@ -39,12 +45,12 @@ def more_code() -> str:
     return inspect.getsource(argparse)
 
 
-def windows(subject: Subject, number: int = 12, length: int = 32, text: str = "") -> list[list[int]]:
+def windows(subject: PrunableModel, number: int = 12, length: int = 32, text: str = "") -> list[list[int]]:
     ids = subject.tokenizer.encode(text or code()).tolist()
     return [ids[at : at + length] for at in range(0, number * length, length)]
 
 
-def assert_ordinary(subject: Subject, folder) -> None:
+def assert_ordinary(subject: PrunableModel, folder) -> None:
     """It is read back from Hugging Face's layout as it is, and does in llama.cpp what it does here."""
     again = Pretrained.open(subject.write(folder / "hf"))
     assert again.part == subject.part
@@ -53,9 +59,9 @@ def assert_ordinary(subject: Subject, folder) -> None:
     assert_in_llama_cpp(subject, folder)
 
 
-def assert_in_llama_cpp(subject: Subject, folder) -> None:
+def assert_in_llama_cpp(subject: PrunableModel, folder) -> None:
     """The file in llama.cpp says what the model here says; see tests/model/architectures about the bar."""
-    path = subject.write_gguf(folder / "pruned.gguf", "f32")
+    path = write_gguf(subject, folder / "pruned.gguf", "f32")
     model = subject.build(trainable=False)
     with Engine(path, threads=1) as engine:
         ids = torch.randint(5, engine.num_vocab, (31,), generator=torch.Generator().manual_seed(2)).tolist()

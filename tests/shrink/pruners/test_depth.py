@@ -5,8 +5,8 @@ import torch
 
 from settle.base.errors import UsageError
 from settle.infer.live.sample import logprobs
-from settle.shrink.activations.layer_activations import Walk, kl
-from settle.shrink.prunable_model import Subject
+from settle.shrink.activations.layer_activations import LayerWalk, kl
+from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners.depth import Depth, without
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import assert_ordinary, random_subject, trained_subject, windows
@@ -23,7 +23,7 @@ def test_every_family_stays_an_ordinary_model(name, by, tokenizer, tmp_path) -> 
     assert_ordinary(pruned.subject, tmp_path)
 
 
-def _deep(tokenizer, useless=(1, 2, 4), family: str = "llama") -> Subject:
+def _deep(tokenizer, useless=(1, 2, 4), family: str = "llama") -> PrunableModel:
     """Six blocks, some of which do next to nothing."""
     subject = random_subject(CASES[family].with_fields(num_hidden_layers=6), tokenizer)
     weights = dict(subject.weights)
@@ -94,7 +94,7 @@ def test_a_walk_is_the_model(tokenizer) -> None:
     subject = trained_subject()
     text = windows(subject, 5, 20) + [[1, 2, 3]]
     model = subject.build()
-    walk = Walk(subject.build(trainable=False), text, most_tokens=50)
+    walk = LayerWalk(subject.build(trainable=False), text, most_tokens=50)
     assert len(walk.inputs) == 3 and walk.num_tokens == 103
     layers = range(subject.num_layers)
     own = walk.logprobs(walk.through(layers, walk.first()), torch.arange(103))
@@ -105,10 +105,10 @@ def test_a_walk_is_the_model(tokenizer) -> None:
 @pytest.mark.parametrize("name", ["llama-biases-tied", "gemma2", "gemma3_text", "phi3-longrope", "qwen3"])
 def test_the_parts_of_a_layer_add_up(name, tokenizer) -> None:
     subject = random_subject(CASES[name], tokenizer)
-    walk = Walk(subject.build(trainable=False), windows(subject, 3))
+    walk = LayerWalk(subject.build(trainable=False), windows(subject, 3))
     states = walk.first()
     for number in range(subject.num_layers):
-        parts = list(walk.inner(number, states))
+        parts = list(walk.activations(number, states))
         states = walk.layer(number, states)
         for part, state in zip(parts, states, strict=True):
             torch.testing.assert_close(part.after, state)

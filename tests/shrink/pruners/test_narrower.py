@@ -8,7 +8,7 @@ from settle.base.registry import parts
 from settle.infer.live.sample import logprobs
 from settle.shrink.activations.layer_activations import kl
 from settle.shrink.activations.least_squares import eliminate, error, gram, refitted
-from settle.shrink.prunable_model import Subject
+from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruner, kept_number
 from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.heads import Heads
@@ -27,7 +27,7 @@ def test_every_dense_family_stays_an_ordinary_model(name, how, tokenizer, tmp_pa
     subject = random_subject(CASES[name], tokenizer)
     o = subject.part.options().layers[0]
     if (how == "groups" and o.kv_heads == 1) or (how == "queries" and o.heads == o.kv_heads):
-        with pytest.raises(UsageError, match="there is one of the"):
+        with pytest.raises(UsageError, match="there is only one of the"):
             ALL[how].prune(subject, windows(subject), [])
         return
     if how != "channels" and name.startswith(("qwen2", "phi3")):
@@ -61,7 +61,7 @@ def test_heads_and_width_go_together_where_llama_cpp_takes_one_for_the_other(nam
     assert_ordinary(Width(keep=16).prune(fewer, text, []).subject, tmp_path)
 
 
-def _distance(one: Subject, other: Subject, number: int = 6) -> float:
+def _distance(one: PrunableModel, other: PrunableModel, number: int = 6) -> float:
     text = windows(one, 40)[-number:]
     rows = [torch.cat([logprobs(s.build(), window, range(len(window))) for window in text]) for s in (one, other)]
     return kl(*rows)
@@ -82,7 +82,7 @@ def test_repair_brings_back_a_good_part_of_a_trained_model(pruner) -> None:
     assert repaired.report.get("repaired_blocks", repaired.report.get("fitted_matrices")) > 0
 
 
-def _wider(subject: Subject, factor: float = 0.0) -> Subject:
+def _wider(subject: PrunableModel, factor: float = 0.0) -> PrunableModel:
     """Twice as many channels everywhere; the new ones do nothing."""
     weights = {}
     part = subject.part.with_fields(hidden_size=128, intermediate_size=256)

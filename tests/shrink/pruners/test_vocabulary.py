@@ -14,14 +14,12 @@ from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
 from settle.model.pretrained import Pretrained
-from settle.shrink.cut_gguf import cut_blocks
-from settle.shrink.prunable_model import Subject
-from settle.shrink.pruners.depth import without
-from settle.shrink.pruners.vocabulary import Vocabulary, cut_subject, renumbered
+from settle.shrink.prunable_model import PrunableModel
+from settle.shrink.pruners.vocabulary import Vocabulary, cut_subject
 from settle.shrink.vocabulary import Tokens, cut_tokenizer
 from tests.data.test_pretrained_tokenizer import byte_level, spaced, texts  # noqa: F401
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
-from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject
+from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject, write_gguf
 
 PRUNER = Vocabulary(kin=False)
 TEXT = [PROSE[0] * 3]
@@ -35,8 +33,14 @@ def whole(request) -> PretrainedTokenizer:
     return PretrainedTokenizer(request.getfixturevalue("byte_level") | {"tokenizer.ggml.pre": request.param})
 
 
-def _subject(tokenizer) -> Subject:
+def _subject(tokenizer) -> PrunableModel:
     return random_subject(CASES["llama"], tokenizer)
+
+
+def renumbered(ids, kept) -> list[int]:
+    """Old ids as new ones."""
+    new = {int(old): place for place, old in enumerate(kept)}
+    return [new[int(i)] for i in ids]
 
 
 def test_a_text_that_needs_no_removed_token_has_the_same_ids(whole) -> None:
@@ -59,7 +63,7 @@ def test_the_cut_tokenizer_means_the_same_in_llama_cpp_and_transformers(whole, t
     subject = cut_subject(_subject(whole), kept)
     again = PretrainedTokenizer.from_folder(subject.write(tmp_path / "hf"))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    with Engine(subject.write_gguf(tmp_path / "x.gguf", "f32"), threads=1) as engine:
+    with Engine(write_gguf(subject, tmp_path / "x.gguf", "f32"), threads=1) as engine:
         for text in texts():
             for specials in (False, True):
                 ids = subject.tokenizer.encode(text, specials).tolist()
@@ -165,7 +169,7 @@ def test_the_distribution_among_what_is_left_is_the_same() -> None:
 def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     subject = trained_subject()
     source, target = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
-    subject.write_gguf(source, dtype, {"name": "tiny", "size_label": "9B"})
+    write_gguf(subject, source, dtype, {"name": "tiny", "size_label": "9B"})
     kept = PRUNER.cut_file(source, target, [code()[:600]], {"settle.pruned": "vocabulary"})
     before, after = read_gguf(source), read_gguf(target)
     for name, tensor in before.tensors.items():
@@ -183,17 +187,6 @@ def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     bars = "blocks" if dtype.startswith("q") else dtype
     figures = run_gate(Reference(cut.load(), cut.tokenizer, [code()]), target, bars, Effort(num_greedy=8))
     assert figures["passed"], figures["first_difference"]
-
-
-def test_blocks_of_a_file_go_without_rounding_anything_again(tmp_path) -> None:
-    subject = trained_subject()
-    source, target = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
-    subject.write_gguf(source, "q8_0")
-    cut_blocks(source, target, [1])
-    model = without(Subject.of(Pretrained.open(source)), [1])
-    again = Pretrained.open(target)
-    assert again.part == model.part
-    assert all(torch.equal(again.read(name), tensor) for name, tensor in model.weights.items())
 
 
 def test_ends_and_openings_keep_their_meaning(tokenizer) -> None:
