@@ -29,10 +29,11 @@ from settle.formats.gguf import export_gguf, read_gguf
 from settle.model.pretrained import Pretrained
 from settle.shrink.calibration import calibration_texts, calibration_windows
 from settle.shrink.measurements import measure
-from settle.shrink.types.choose_types import choose
-from settle.shrink.types.fake_quant import Trial
+from settle.shrink.quantizers.auto import Auto
+from settle.shrink.types.choose_types import cheapest_types
 from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
+from tests.shrink.fake_quant import FakeQuantized
 
 LENGTH = 256
 
@@ -44,7 +45,6 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"])
     parser.add_argument("--tokens", type=int, default=2048, help="measured on")
     parser.add_argument("--measure-tokens", type=int, default=4096, help="of the calibration text")
-    parser.add_argument("--probe-tokens", type=int, default=0, help="on which groups of tensors are really tried")
     parser.add_argument("--dither", action="store_true")
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--train")
@@ -70,26 +70,25 @@ def compared(source: Path, folder: Path, asked: argparse.Namespace) -> tuple[lis
     opened = Pretrained.open(source)
     texts = calibration_texts()
     windows = calibration_windows(opened.tokenizer, texts, asked.measure_tokens, LENGTH).windows
-    probes = calibration_windows(opened.tokenizer, texts[::-1], max(asked.probe_tokens, 1), LENGTH).windows
-    found = measure(source, windows, "shipped", probes=probes if asked.probe_tokens else ())
+    found = measure(source, windows, "shipped")
     took = time.monotonic() - started[0], time.process_time() - started[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(f"{source.stem}: measured in {took[0]:.0f} s ({took[1]:.0f} s of cores), memory at most {peak:.1f} GiB")
-    found.table.save(folder / f"{source.stem}.json")
+    found.costs.save(folder / f"{source.stem}.json")
     held_out = held_out_windows(opened.tokenizer, asked.text, asked.tokens)
     file = read_gguf(source)
     if asked.engine:
         divergence = in_engine(source, folder, found.importance, held_out)
     else:
         model = opened.load(trainable=True)
-        divergence = Trial(model, opened.part, file, found.importance, held_out).divergence
+        divergence = FakeQuantized(model, opened.part, file, found.importance, held_out).divergence
     rows, pairs = [], []
     for recipe in asked.recipes:
         mix = {name: c.kind for name, c in mix_types(file, recipe, True).items()}
         budget = file_bytes(file, mix)
-        auto = choose(file, found.table, budget)
+        auto = cheapest_types(file, found.costs, budget, Auto().slow_below)
         kls = [by_window(divergence(kinds), held_out) for kinds in (mix, auto)]
-        pairs += [(found.table.predicted(kinds), float(kl.mean())) for kinds, kl in zip((mix, auto), kls, strict=True)]
+        pairs += [(found.costs.predicted(kinds), float(kl.mean())) for kinds, kl in zip((mix, auto), kls, strict=True)]
         error = float((kls[1] - kls[0]).std(ddof=1) / len(kls[0]) ** 0.5)
         rows.append(
             {

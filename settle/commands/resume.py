@@ -42,7 +42,9 @@ class Resume(Command):
                 return 0
             _sweep(run)
             if run.command == "shrink":
-                return _shrink_again(run, events)
+                from settle.jobs.shrink import resume
+
+                return resume(run, _recipe(run), events)
             command = _command(run)
             record = run.read("plan.json")
             if record is None:
@@ -66,14 +68,6 @@ def _sweep(run: Run) -> None:
             path.unlink()
     run.out.mkdir(exist_ok=True)
     run.checkpoints.mkdir(exist_ok=True)
-
-
-def _shrink_again(run: Run, events: Events) -> int:
-    """What a shrinking measured before it was killed is in the store, so it is begun again."""
-    from settle.commands.shrink import Shrink
-
-    events.emit(Say(text=f"{run.name} begins again; what it measured is found in the store"))
-    return resolve(Shrink, [("asked", _recipe(run))]).value.fill(run, events)
 
 
 def _command(run: Run) -> type[RunCommand]:

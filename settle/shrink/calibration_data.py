@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
+from settle.base.tokenizer import Tokenizer
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
@@ -33,7 +33,7 @@ EVERY = 3  # of texts that are not the person's own files, so many-th is held ou
 
 
 @dataclass(frozen=True)
-class Material:
+class CalibrationData:
     """calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be
     fitted to, all of it. held_out: windows that files are judged on, each of `window` ids at most; texts: the same as
     text. examples: held-out rows that ask something, if there are any.
@@ -58,20 +58,20 @@ class Material:
             digest.update(b"||")
         return digest.hexdigest()[:16]
 
-    def in_tokens_of(self, tokenizer: Any) -> "Material":
+    def in_tokens_of(self, tokenizer: Tokenizer) -> "CalibrationData":
         """The same texts in the ids of a tokenizer with fewer tokens."""
         windows = calibration_windows(tokenizer, self.fitted, CALIBRATION_TOKENS, min(LENGTH, self.window)).windows
         return replace(self, calibration=windows, held_out=text_windows(tokenizer, self.texts, self.window))
 
 
-def material(
+def calibration_data(
     inputs: Sequence[str],
     calibration: Sequence[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     context: int,
     events: Events,
     known: Sequence[str] = (),
-) -> Material:
+) -> CalibrationData:
     """inputs: the person's files. calibration: other files to calibrate on. context: tokens that the model knows.
     known: texts of the kind that the model was made for, taken where there are no inputs; else settle's own are.
 
@@ -94,12 +94,12 @@ def material(
         calibrated = windows, _too_few(windows)
     examples = list(corpus.examples())
     fitted = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
-    return Material(_named(inputs), calibrated[0], held_out, texts, fitted, window, examples, calibrated[1])
+    return CalibrationData(_named(inputs), calibrated[0], held_out, texts, fitted, window, examples, calibrated[1])
 
 
 def _of_texts(
-    name: str, passages: Sequence[str], calibration: Sequence[str], tokenizer: Any, window: int, events: Events
-) -> Material:
+    name: str, passages: Sequence[str], calibration: Sequence[str], tokenizer: Tokenizer, window: int, events: Events
+) -> CalibrationData:
     judged = [text for number, text in enumerate(passages) if number % EVERY == 0]
     fitted = [text for number, text in enumerate(passages) if number % EVERY]
     if calibration:
@@ -109,18 +109,18 @@ def _of_texts(
         calibrated = windows, _too_few(windows)
     judged = first_texts(tokenizer, judged, HELD_OUT_TOKENS)
     held_out = text_windows(tokenizer, judged, window)
-    return Material(name, calibrated[0], held_out, judged, fitted, window, (), calibrated[1])
+    return CalibrationData(name, calibrated[0], held_out, judged, fitted, window, (), calibrated[1])
 
 
 def _calibrated(
-    inputs: Sequence[str], tokenizer: Any, window: int, events: Events, judged: Sequence[str]
+    inputs: Sequence[str], tokenizer: Tokenizer, window: int, events: Events, judged: Sequence[str]
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
     texts = _plain_text(inputs, events)
     if texts is None:
         corpus = _corpus(inputs, tokenizer, window, events)
         texts = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
-    found = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, min(LENGTH, window), judged)
-    return found.windows, found.warnings
+    cut = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, min(LENGTH, window), judged)
+    return cut.windows, cut.warnings
 
 
 def _plain_text(inputs: Sequence[str], events: Events) -> list[str] | None:
@@ -151,18 +151,18 @@ def _passages(text: str) -> Iterator[str]:
 
 
 def _named(inputs: Sequence[str]) -> str:
-    return ", ".join(Path(given).name for given in inputs[:3]) + (", …" if len(inputs) > 3 else "")
+    return ", ".join(Path(path).name for path in inputs[:3]) + (", …" if len(inputs) > 3 else "")
 
 
-def _corpus(inputs: Sequence[str], tokenizer: Any, window: int, events: Events) -> RowCorpus:
-    settings = RowSettings(held_out=HELD_OUT_SHARE, max_tokens=window, most_too_long=1.0)
+def _corpus(inputs: Sequence[str], tokenizer: Tokenizer, window: int, events: Events) -> RowCorpus:
+    settings = RowSettings.model_validate({"held_out": HELD_OUT_SHARE, "max_tokens": window, "most_too_long": 1.0})
     corpus = prepare_rows(list(inputs), tokenizer, settings, events)
     if corpus.held_out.num_tokens < 2 * corpus.held_out.num_documents or not corpus.held_out.num_documents:
         raise DataError("there is too little text to judge a model by", "give more of it, or none: settle brings some")
     return corpus
 
 
-def _judged(store: TokenStore, tokenizer: Any) -> Windows:
+def _judged(store: TokenStore, tokenizer: Tokenizer) -> Windows:
     ids = [document.tolist() for document in _spread(store, HELD_OUT_TOKENS)]
     lengths = tokenizer.byte_length
     num_bytes = np.array([int(lengths[np.asarray(window[1:])].sum()) for window in ids])

@@ -3,65 +3,78 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from settle.base.run import write_atomic
-from settle.shrink.session import Workbench
+from settle.base.statistics import Interval
+from settle.evaluate.divergence import TextLoss
+from settle.shrink.candidates import Candidate
+from settle.shrink.session import Session
 
 
-def write_card(path: Path, result: Mapping[str, Any], bench: Workbench) -> None:
-    """Markdown, with the front matter that model hubs read. result: as in result.json."""
-    write_atomic(path, card(result, bench))
+@dataclass(frozen=True)
+class CardFacts:
+    """why: the result in a sentence. text_loss: where tokens were removed. headline: of a comparison on the task."""
+
+    name: str
+    why: str
+    reference: Candidate
+    chosen: Candidate
+    gate: Mapping[str, object]
+    text_loss: TextLoss | None = None
+    headline: str = ""
 
 
-def card(result: Mapping[str, Any], bench: Workbench) -> str:
-    chosen, reference, gate = result["chosen"], result["reference"], result["gate"]
-    d = chosen["divergence"]
-    license = bench.source.license
-    lines = ["---", f"base_model: {json.dumps(result['base']['name'])}", "base_model_relation: quantized"]
-    lines += [f"license: {license}"] if license else []
+def write_card(path: Path, facts: CardFacts, session: Session) -> None:
+    """Markdown, with the front matter that model hubs read."""
+    write_atomic(path, card(facts, session))
+
+
+def card(facts: CardFacts, session: Session) -> str:
+    chosen, whole = facts.chosen, session.whole
+    d = chosen.divergence
+    assert d is not None
+    lines = ["---", f"base_model: {json.dumps(whole.name)}", "base_model_relation: quantized"]
+    lines += [f"license: {whole.license}"] if whole.license else []
     lines += ["library_name: gguf", "tags:", "- settle", "---", ""]
-    lines += [
-        f"# {result['name']}",
-        "",
-        f"{result['base']['name']} (sha256 `{result['base']['sha256'][:16]}…`), made smaller.",
-    ]
-    lines += ["", f"{result['why'][0].upper()}{result['why'][1:]}.", ""]
-    lines += ["## What it costs", "", *_table(("", "before", "now"), _figures(reference, chosen)), ""]
-    judged = f"{bench.material.name}, {d['tokens']:,} tokens in {d['windows']} windows that nothing was fitted to"
-    lines += [f"Held-out text: {judged}; 95 % intervals.", ""]
-    lines += ["| | |", "|---|--:|", f"| KL, nats per token | {_interval(d['kl'])} |"]
-    lines += [f"| of single tokens, 99 in 100 below | {d['kl_99']:.3g} |", f"| the largest | {d['kl_max']:.3g} |"]
-    lines += [f"| same likeliest token | {_interval(d['same_top'], percent=True)} |"]
-    lines += [f"| the loss changes by | {_interval(d['rise'], percent=True)} |"]
-    lines += [f"| KL as predicted | {chosen['predicted_kl']:.3g} |", ""] if chosen["predicted_kl"] else [""]
-    lines += _vocabulary(result.get("vocabulary"))
-    lines += _compared(result.get("comparison"))
-    lines += ["## Check of the file", "", *_checked(gate), ""]
-    lines += ["## Types", "", *_types(result["kinds"]), ""]
+    lines += [f"# {facts.name}", "", f"{whole.name} (sha256 `{whole.source.sha256[:16]}…`), made smaller.", ""]
+    lines += [f"{facts.why[0].upper()}{facts.why[1:]}.", ""]
+    lines += ["## What it costs", "", *_table(("", "before", "now"), _figures(facts.reference, chosen)), ""]
+    text = f"{session.model.data.name}, {d.tokens:,} tokens in {d.windows} windows that nothing was fitted to"
+    lines += [f"Held-out text: {text}; 95 % intervals.", ""]
+    lines += ["| | |", "|---|--:|", f"| KL, nats per token | {_interval(d.kl)} |"]
+    lines += [f"| of single tokens, 99 in 100 below | {d.kl_99:.3g} |", f"| the largest | {d.kl_max:.3g} |"]
+    lines += [f"| same most likely token | {_interval(d.same_top, percent=True)} |"]
+    lines += [f"| change of the loss | {_interval(d.rise, percent=True)} |"]
+    lines += [f"| KL as predicted | {chosen.predicted:.3g} |", ""] if chosen.predicted else [""]
+    lines += _vocabulary(session.cut, facts.text_loss)
+    lines += ["## On the task", "", facts.headline + ".", ""] if facts.headline else []
+    lines += ["## Check of the file", "", *_checks(facts.gate), ""]
+    lines += ["## Types", "", *_types(chosen.kinds), ""]
     return "\n".join(lines)
 
 
-def _figures(reference: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    d, a, b = chosen["divergence"], reference["footprint"], chosen["footprint"]
+def _figures(reference: Candidate, chosen: Candidate) -> list[tuple[str, str, str]]:
+    d, a, b = chosen.divergence, reference.footprint, chosen.footprint
+    assert d is not None
     rows = [
-        ("size, MB", f"{reference['bytes'] / 1e6:.1f}", f"{chosen['bytes'] / 1e6:.1f}"),
-        ("perplexity", f"{d['reference_perplexity']:.3f}", f"{d['perplexity']:.3f}"),
+        ("size, MB", f"{reference.num_bytes / 1e6:.1f}", f"{chosen.num_bytes / 1e6:.1f}"),
+        ("perplexity", f"{d.reference_perplexity:.3f}", f"{d.perplexity:.3f}"),
     ]
-    if d["bits_per_byte"]:
-        rows.append(("bits per byte", f"{d['reference_bits_per_byte']:.4f}", f"{d['bits_per_byte']:.4f}"))
+    if d.bits_per_byte and d.reference_bits_per_byte:
+        rows.append(("bits per byte", f"{d.reference_bits_per_byte:.4f}", f"{d.bits_per_byte:.4f}"))
     if a and b:
         rows += [
-            ("tokens written a second", f"{a['speed']['median']:.1f}", f"{b['speed']['median']:.1f}"),
-            ("tokens read a second", f"{a['prompt_speed']['median']:.0f}", f"{b['prompt_speed']['median']:.0f}"),
-            ("memory, MB", f"{a['peak_bytes'] / 1e6:.0f}", f"{b['peak_bytes'] / 1e6:.0f}"),
-            ("seconds to load", f"{a['load_seconds']['median']:.2f}", f"{b['load_seconds']['median']:.2f}"),
+            ("tokens written per second", f"{a.speed.median:.1f}", f"{b.speed.median:.1f}"),
+            ("tokens read per second", f"{a.prompt_speed.median:.0f}", f"{b.prompt_speed.median:.0f}"),
+            ("memory, MB", f"{(a.peak_bytes or 0) / 1e6:.0f}", f"{(b.peak_bytes or 0) / 1e6:.0f}"),
+            ("seconds to load", f"{a.load_seconds.median:.2f}", f"{b.load_seconds.median:.2f}"),
         ]
     return rows
 
 
-def _checked(gate: Mapping[str, Any]) -> list[str]:
+def _checks(gate: Mapping[str, object]) -> list[str]:
     return [
         f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} prompts are equal byte for byte,",
         f"{gate['greedy_tokens_equal']} of {gate['greedy_tokens']} greedy tokens are what the file's own weights give",
@@ -69,30 +82,24 @@ def _checked(gate: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _vocabulary(cut: Mapping[str, Any] | None) -> list[str]:
-    if not cut:
+def _vocabulary(cut: tuple[int, int] | None, loss: TextLoss | None) -> list[str]:
+    if cut is None or loss is None:
         return []
-    there, left = cut["tokens"]
-    text = cut["text"]
     return [
         "## Vocabulary",
         "",
-        f"{left:,} of {there:,} tokens are kept: those that the text needs, and what they are made of. The divergence",
-        "above is from the model with those tokens. Against the whole model, on the same text, bits per byte go from",
-        f"{_interval(text['reference_bits_per_byte'])} to {_interval(text['bits_per_byte'])}: "
-        f"{_interval(text['rise'], percent=True)}.",
+        f"{cut[1]:,} of {cut[0]:,} tokens are kept: those that the text needs, and what they are made of. The",
+        "divergence above is from the model with those tokens. Compared with the whole model, on the same text, bits",
+        f"per byte go from {_interval(loss.reference_bits_per_byte)} to {_interval(loss.bits_per_byte)}: "
+        f"{_interval(loss.rise, percent=True)}.",
         "",
     ]
 
 
-def _compared(comparison: Mapping[str, Any] | None) -> list[str]:
-    return ["## On the task", "", comparison["headline"] + ".", ""] if comparison else []
-
-
 def _types(kinds: Mapping[str, str]) -> list[str]:
     """How many tensors have each type, and the type of every one of them."""
-    counted = Counter(kinds.values())
-    lines = [", ".join(f"{number} tensors {kind}" for kind, number in counted.most_common()) + ".", ""]
+    counts = Counter(kinds.values())
+    lines = [", ".join(f"{number} tensors {kind}" for kind, number in counts.most_common()) + ".", ""]
     lines += ["<details><summary>every tensor</summary>", "", "| tensor | type |", "|---|---|"]
     return [*lines, *(f"| {name} | {kind} |" for name, kind in kinds.items()), "", "</details>"]
 
@@ -102,9 +109,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _interval(figure: Mapping[str, Any], percent: bool = False) -> str:
-    def told(value: float) -> str:
+def _interval(figure: Interval, percent: bool = False) -> str:
+    def text(value: float) -> str:
         return f"{value:.2%}" if percent else f"{value:.3g}"
 
-    low, high = figure["low"], figure["high"]
-    return told(figure["value"]) + (f" ({told(low)} to {told(high)})" if low is not None else "")
+    bounds = f" ({text(figure.low)} to {text(figure.high)})" if figure.is_bounded else ""
+    return text(figure.value) + bounds

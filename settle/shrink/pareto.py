@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from settle.base.run import write_atomic
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
@@ -134,7 +134,7 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
         )
     )
     if edge:
-        where = "pre" if more_is_better else "post"
+        where: Literal["pre", "post"] = "pre" if more_is_better else "post"
         axes.step(*zip(*edge, strict=True), where=where, color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
     on_edge = set(edge)
     axes.set_yscale("log")
@@ -167,19 +167,3 @@ def _colour(point: Point, is_on_edge: bool) -> str:
 def _beats_here(one: tuple[float, float], other: tuple[float, float], more_is_better: bool) -> bool:
     ahead = one[0] >= other[0] if more_is_better else one[0] <= other[0]
     return ahead and one[1] <= other[1] and one != other
-
-
-def point(name: str, divergence: Any, footprint: Any = None, num_bytes: int | None = None, **known: Any) -> Point:
-    """From figures of `settle.evaluate`: a `Divergence`, and a `Footprint` or the size alone."""
-    return Point(
-        name=name,
-        num_bytes=footprint.num_bytes if footprint else int(num_bytes or 0),
-        kl=max(divergence.kl.value, 0.0),
-        low=divergence.kl.low if divergence.kl.is_bounded else None,
-        high=divergence.kl.high if divergence.kl.is_bounded else None,
-        speed=footprint.speed.median if footprint else None,
-        same_top=divergence.same_top.value,
-        rise=divergence.rise.value,
-        peak_bytes=footprint.peak_bytes if footprint else None,
-        **known,
-    )

@@ -49,15 +49,15 @@ def find_size(
         point = measure(size)
         is_new = point.num_bytes not in points
         points[point.num_bytes] = point
-        found = _sides(points, wanted)
-        if found.above and found.within:
-            low, high = found.above.num_bytes, found.within.num_bytes
+        sides = _sides(points, wanted)
+        if sides.above and sides.within:
+            low, high = sides.above.num_bytes, sides.within.num_bytes
             if high <= low * (1 + tolerance):
                 break
-            asked, size = size, _between(found.above, found.within, wanted, tolerance) if is_new else (low + high) // 2
+            before, size = size, _between(sides.above, sides.within, wanted, tolerance) if is_new else (low + high) // 2
         else:  # all on one side: the other end decides whether there is a crossing at all
-            asked, size = size, smallest if found.within else largest
-        if size == asked:
+            before, size = size, smallest if sides.within else largest
+        if size == before:
             break
     return _sides(points, wanted)
 
@@ -71,12 +71,12 @@ def _sides(points: dict[int, Size], wanted: float) -> Found:
 
 def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
     """The smallest file at or below `wanted` whose larger ones are all so too: noise must not make a small one pass."""
-    found = None
+    first = None
     for point in reversed(ordered):
         if point.value > wanted:
             break
-        found = point
-    return found
+        first = point
+    return first
 
 
 def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:

@@ -14,14 +14,14 @@ BANDWIDTH_SHARE = 0.85  # of a token's time that is memory traffic, when one fil
 
 
 @dataclass(frozen=True)
-class Pace:
+class ThroughputModel:
     """per_byte, fixed: seconds."""
 
     per_byte: float
     fixed: float
 
     @classmethod
-    def of(cls, measured: Sequence[tuple[int, float]]) -> "Pace":
+    def fit(cls, measured: Sequence[tuple[int, float]]) -> "ThroughputModel":
         """measured: (bytes that a token reads, tokens a second) of one file or more, of different sizes."""
         points = [(read, 1 / speed) for read, speed in measured]
         if len(points) > 1:

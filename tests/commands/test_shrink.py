@@ -2,16 +2,21 @@
 
 import importlib.util
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
 import settle
+from settle.base import registry
 from settle.base.event_log import Events
 from settle.base.run import Run, write_atomic
 from settle.base.settings import recipe_text
 from settle.cli import main
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import read_gguf
+from settle.shrink import quantizers
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp_py_sync") is None, reason="the extra `shrink` is not installed"
@@ -151,3 +156,34 @@ def test_a_vocabulary_is_cut_without_rounding(kept, capsys):
     assert abs(cut["vocabulary"]["text"]["rise"]["value"]) < 0.05
     assert main(["shrink", "notes", "--vocabulary"]) == 2
     assert "your text decides" in capsys.readouterr().err
+
+
+@pytest.fixture
+def uniform(tmp_path, monkeypatch):
+    """The quantizer that docs/quantize.md writes, as one file in the family's folder."""
+    page = (Path(__file__).parents[2] / "docs" / "quantize.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Uniform" in block)
+    (tmp_path / "uniform.py").write_text(code, encoding="utf-8")
+    caches = (registry.part_names, registry.part, registry._own_modules)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizers, "__path__", [*quantizers.__path__, str(tmp_path)])
+        for cache in caches:
+            cache.cache_clear()
+        yield
+    sys.modules.pop("settle.shrink.quantizers.uniform", None)
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_a_new_quantizer_is_one_file(kept, uniform, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "500kB", "--quantizer", "uniform", "--name", "one")
+    assert result["chosen"]["bytes"] <= 500_000 and result["gate"]["passed"]
+    tried = {c["name"].split()[0] for c in [result["chosen"], *result["candidates"]]}
+    assert "uniform" in tried
+    assert main(["shrink", "notes", "--to", "500kB", "--quantizer.nonsense", "1"]) == 2
+    assert "quantizer.nonsense" in capsys.readouterr().err
+
+
+def test_mixes_alone(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "500kB", "--quantizer", "mixed", "--name", "mixes")
+    assert result["chosen"]["bytes"] <= 500_000

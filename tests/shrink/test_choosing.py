@@ -4,16 +4,17 @@ import math
 
 import pytest
 
-from settle.base.errors import UsageError
-from settle.base.registry import part
 from settle.formats.gguf import read_gguf
-from settle.shrink.quantizers import types_of
+from settle.shrink.quantizers.auto import Auto
 from settle.shrink.types import ggml
-from settle.shrink.types.choose_types import choose
+from settle.shrink.types.choose_types import cheapest_types
+from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.mixes import mix_types, quantizable
-from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
-from settle.shrink.types.sensitivity import Sensitivity, candidates
+from settle.shrink.types.quantize_file import file_bytes
+from settle.shrink.types.sensitivity import candidates
 from tests.shrink.files import make_gguf
+
+SLOW_BELOW = Auto().slow_below
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def source(tmp_path):
     return make_gguf(tmp_path / "x.gguf", rows=8)
 
 
-def _table(file, factor=None) -> Sensitivity:
+def _table(file, factor=None) -> CostTable:
     """Every bit less costs four times as much, as rounding does; factor: of a type."""
     tensors = [file.tensors[name] for name in sorted(quantizable(file))]
     sizes = {t.name: {k: ggml.num_bytes(k, math.prod(t.shape)) for k in candidates(t)} for t in tensors}
@@ -29,7 +30,7 @@ def _table(file, factor=None) -> Sensitivity:
         t.name: {k: (factor or {}).get(k, 1.0) * 4 ** (-8 * n / math.prod(t.shape)) for k, n in sizes[t.name].items()}
         for t in tensors
     }
-    return Sensitivity(costs, sizes)
+    return CostTable(costs, sizes)
 
 
 @pytest.mark.parametrize("recipe", ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q8_0"])
@@ -37,7 +38,7 @@ def test_it_has_the_size_of_a_recipe_and_costs_no_more(source, recipe):
     file = read_gguf(source)
     table = _table(file)
     mix = {name: choice.kind for name, choice in mix_types(file, recipe, True).items()}
-    chosen = choose(file, table, file_bytes(file, mix))
+    chosen = cheapest_types(file, table, file_bytes(file, mix), SLOW_BELOW)
     assert file_bytes(file, chosen) <= file_bytes(file, mix)
     assert table.predicted(chosen) <= table.predicted(mix)
 
@@ -45,8 +46,8 @@ def test_it_has_the_size_of_a_recipe_and_costs_no_more(source, recipe):
 def test_slow_types_are_taken_where_they_are_worth_it(source):
     file = read_gguf(source)
     budget = file_bytes(file, dict.fromkeys(_table(file).costs, "Q3_K"))
-    hardly = choose(file, _table(file, {"IQ3_S": 0.97}), budget)
-    greatly = choose(file, _table(file, {"IQ3_S": 0.5}), budget)
+    hardly = cheapest_types(file, _table(file, {"IQ3_S": 0.97}), budget, SLOW_BELOW)
+    greatly = cheapest_types(file, _table(file, {"IQ3_S": 0.5}), budget, SLOW_BELOW)
     assert "IQ3_S" not in hardly.values() and "IQ3_XXS" not in hardly.values()
     assert "IQ3_S" in greatly.values()
 
@@ -57,20 +58,4 @@ def test_a_size_that_only_slow_types_meet(source):
     costs = {name: {k: c for k, c in found.items() if k != "Q2_K"} for name, found in table.costs.items()}
     sizes = {name: {k: n for k, n in found.items() if k != "Q2_K"} for name, found in table.num_bytes.items()}
     budget = file_bytes(file, dict.fromkeys(costs, "IQ3_XXS"))
-    assert set(choose(file, Sensitivity(costs, sizes), budget).values()) == {"IQ3_XXS"}
-
-
-def test_the_part_reads_its_table(source, tmp_path):
-    file = read_gguf(source)
-    _table(file).save(tmp_path / "table.json")
-    made = part("shrink/quantizers", "auto")(table=str(tmp_path / "table.json"), like="Q4_K_M")
-    choices = made.kinds(file)
-    assert set(choices) == set(file.tensors) and not any(c.fell_back for c in choices.values())
-    mix = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
-    written = quantize_gguf(source, tmp_path / "y.gguf", types_of(choices))
-    assert written.stat().st_size == file_bytes(file, types_of(choices)) <= file_bytes(file, mix)
-    assert sum(c.num_bytes for c in choices.values()) == sum(t.num_bytes for t in read_gguf(written).tensors.values())
-    asked = part("shrink/quantizers", "auto")(table=str(tmp_path / "table.json"), size=written.stat().st_size + 100)
-    assert types_of(asked.kinds(file)) == types_of(choices)
-    with pytest.raises(UsageError, match="no table"):
-        part("shrink/quantizers", "auto")().kinds(file)
+    assert set(cheapest_types(file, CostTable(costs, sizes), budget, SLOW_BELOW).values()) == {"IQ3_XXS"}

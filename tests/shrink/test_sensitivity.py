@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,15 +11,23 @@ from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.gguf.types import is_float
 from settle.shrink.activations.curvature import curvature
 from settle.shrink.activations.importance import Inputs
-from settle.shrink.measurements import group_of, measure
-from settle.shrink.types.choose_types import choose
-from settle.shrink.types.fake_quant import Trial, batches
+from settle.shrink.measurements import batches, measure
+from settle.shrink.quantizers.auto import Auto
+from settle.shrink.types.choose_types import cheapest_types
+from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
-from settle.shrink.types.sensitivity import Sensitivity, candidates, sensitivity
+from settle.shrink.types.sensitivity import candidates, measure_costs
+from tests.shrink.fake_quant import FakeQuantized
 from tests.trained import trained
 
 FAMILIES = parts("model/architectures")
+SLOW_BELOW = Auto().slow_below
+
+
+def group_of(name: str) -> str:
+    """Tensors of one group do the same in every layer."""
+    return re.sub(r"^blk\.\d+\.", "", name).removesuffix(".weight")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +54,12 @@ def trial(source, windows, measured):
     t = trained()
     model = t.part.build(seed=0)
     model.load_state_dict(t.model.state_dict())
-    return Trial(model, t.part, read_gguf(source), measured.importance, windows[1::2])
+    return FakeQuantized(model, t.part, read_gguf(source), measured.importance, windows[1::2])
 
 
 def test_what_is_predicted_is_what_comes(measured, trial):
     """Groups of tensors in one type: a second-order guess against the model itself, on other text."""
-    table = measured.table
+    table = measured.costs
     assert trial.divergence({}).max() < 1e-5
     off, seen = [], []
     for group in sorted({group_of(name) for name in table.costs}):
@@ -67,11 +76,11 @@ def test_auto_beats_one_type_for_all_at_its_size(source, measured, trial):
     file = read_gguf(source)
     ratios = []
     for kind in ("Q4_1", "Q5_0", "Q5_1"):
-        same = dict.fromkeys(measured.table.costs, kind)
+        same = dict.fromkeys(measured.costs.costs, kind)
         budget = file_bytes(file, same)
-        chosen = choose(file, measured.table, budget)
+        chosen = cheapest_types(file, measured.costs, budget, SLOW_BELOW)
         assert 0.98 * budget < file_bytes(file, chosen) <= budget
-        assert measured.table.predicted(chosen) < measured.table.predicted(same)
+        assert measured.costs.predicted(chosen) < measured.costs.predicted(same)
         ratios.append(trial.divergence(chosen).mean() / trial.divergence(same).mean())
     assert np.prod(ratios) < 0.8 and max(ratios) < 1.1, ratios
 
@@ -79,38 +88,28 @@ def test_auto_beats_one_type_for_all_at_its_size(source, measured, trial):
 def test_the_size_is_that_of_the_file(source, measured, tmp_path):
     file = read_gguf(source)
     budget = int(0.36 * source.stat().st_size)
-    chosen = choose(file, measured.table, budget)
+    chosen = cheapest_types(file, measured.costs, budget, SLOW_BELOW)
     made = quantize_gguf(source, tmp_path / "small.gguf", chosen, measured.importance)
     assert made.stat().st_size == file_bytes(file, chosen) <= budget
     with pytest.raises(UsageError, match="smallest file"):
-        choose(file, measured.table, 10_000)
+        cheapest_types(file, measured.costs, 10_000, SLOW_BELOW)
 
 
 def test_it_can_be_measured_again_and_kept(source, windows, measured, tmp_path):
     again = measure(source, windows[::2])
-    assert again.table == measured.table
-    measured.table.save(tmp_path / "table.json")
-    assert Sensitivity.open(tmp_path / "table.json") == measured.table
+    assert again.costs == measured.costs
+    measured.costs.save(tmp_path / "table.json")
+    assert CostTable.open(tmp_path / "table.json") == measured.costs
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="other.json"):
-        Sensitivity.open(tmp_path / "other.json")
-
-
-def test_trials_correct_the_table(source, windows):
-    found = measure(source, windows[:20], probes=windows[20:24])
-    tried = found.table.about["trials"]
-    assert set(tried) == {group_of(name) for name in found.table.costs}
-    for group, kinds in tried.items():
-        for kind, (_, real) in kinds.items():
-            same = {name: kind for name in found.table.costs if group_of(name) == group}
-            assert found.table.predicted(same) == pytest.approx(real, rel=1e-6)
+        CostTable.open(tmp_path / "other.json")
 
 
 def test_every_mix_can_be_predicted(source, measured):
     file = read_gguf(source)
     for recipe in MIXES:
         for name, choice in mix_types(file, recipe, True).items():
-            known = measured.table.costs.get(name, {choice.kind})
+            known = measured.costs.costs.get(name, {choice.kind})
             assert choice.kind in known or is_float(choice.kind), (recipe, name)
 
 
@@ -133,7 +132,7 @@ def test_every_family_has_a_table(family, tmp_path):
     assert all(torch.isfinite(b).all() and (b >= 0).all() for b in bends.values())
     weights = {name: p.detach() for name, p in model.named_parameters()}
     file = read_gguf(export_gguf(part, weights, t.tokenizer, tmp_path / "m.gguf", "f16"))
-    table = sensitivity(file, part, bends, inputs.importance(part))
+    table = measure_costs(file, part, bends, inputs.importance(part))
     assert table.costs and all(c >= 0 for costs in table.costs.values() for c in costs.values())
     for costs in table.costs.values():
         if {"Q4_1", "Q8_0"} <= set(costs) and costs["Q4_1"] > 0:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from settle.base.errors import DataError
+from settle.base.tokenizer import Tokenizer
 
 NAME = "settle's own calibration text"
 BETWEEN = "\n=====\n"  # between the passages of a file
@@ -47,7 +47,7 @@ class Calibration:
 
 
 def calibration_windows(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     num_tokens: int = 16384,
     length: int = LENGTH,
@@ -75,7 +75,7 @@ def calibration_windows(
     return Calibration(windows, sum(map(len, windows)), len(stream), warned)
 
 
-def _warnings(tokenizer: Any, stream: np.ndarray, data: Sequence[str], num_tokens: int) -> tuple[str, ...]:
+def _warnings(tokenizer: Tokenizer, stream: np.ndarray, data: Sequence[str], num_tokens: int) -> tuple[str, ...]:
     warned = []
     if len(stream) < min(num_tokens, _FEW):
         warned.append(
@@ -103,7 +103,7 @@ def familiarity(ids: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     size = min(middle, len(others))
     if size < 100:
         return 0.0, 0.0
-    seen = ids[middle:]
+    second_half = ids[middle:]
     starts = np.linspace(0, len(others) - size, 4).astype(int)
-    shares = [float(np.isin(seen, others[start : start + size]).mean()) for start in starts]
-    return max(shares), float(np.isin(seen, ids[:middle][:size]).mean())
+    shares = [float(np.isin(second_half, others[start : start + size]).mean()) for start in starts]
+    return max(shares), float(np.isin(second_half, ids[:middle][:size]).mean())

@@ -1,27 +1,37 @@
-"""Quantizers: a part chooses the type of every tensor; one loop (`quantizing.py`) writes the file."""
+"""Quantizers: each chooses a type for every tensor; one loop (`types/quantize_file.py`) writes the file."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from typing import Protocol
 
 from settle.base.registry import Part
 from settle.formats import Weights
+from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.mixes import Choice
+
+
+class QuantizerInput(Protocol):
+    """A model that types are chosen for, and what is known of it."""
+
+    @property
+    def file(self) -> Weights:
+        """The model as a GGUF file that is not quantized."""
+
+    @property
+    def importance(self) -> Importance:
+        """How much each input of each tensor matters; the file will be quantized with it. Measured when first asked."""
+
+    @property
+    def costs(self) -> CostTable:
+        """What each tensor costs in each type. Measured when first asked."""
 
 
 class Quantizer(Part):
-    """A way of choosing types."""
+    """The contract. Settings are fields."""
 
     @abstractmethod
-    def kinds(self, file: Weights, importance: Importance | None = None) -> dict[str, Choice]:
-        """The type of every tensor of a GGUF file. importance: the one the file is going to be quantized with."""
+    def choose_types(self, model: QuantizerInput, num_bytes: int) -> dict[str, str]:
+        """Tensor → ggml's name of a type, for a file of at most `num_bytes`, header and all. A tensor that is not named
+        stays as it is.
 
-    @property
-    def file_type(self) -> str | None:
-        """The recipe whose number the file carries; None: that of its most frequent type."""
-        return None
-
-
-def types_of(choices: Mapping[str, Choice]) -> dict[str, str]:
-    """Tensor name → type, as `quantize_gguf` takes it."""
-    return {name: choice.kind for name, choice in choices.items()}
+        Raises UsageError when no file of this quantizer is so small, naming the smallest.
+        """

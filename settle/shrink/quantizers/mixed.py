@@ -1,28 +1,26 @@
-"""One of llama.cpp's own mixes, such as Q4_K_M."""
+"""One of llama.cpp's own mixes, such as Q4_K_M: the types that `llama-quantize` gives."""
 
-from pydantic import Field, field_validator
-
-from settle.formats import Weights
-from settle.shrink.quantizers import Quantizer
-from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.mixes import MIXES, Choice, mix_types
+from settle.base.errors import UsageError
+from settle.shrink.quantizers import Quantizer, QuantizerInput
+from settle.shrink.types.mixes import QUANTIZED_MIXES, mix_types
+from settle.shrink.types.quantize_file import file_bytes
 
 
 class Mixed(Quantizer):
-    """The types that `llama-quantize` gives."""
+    """The types of the mix that is predicted to lose least, of those that fit."""
 
-    recipe: str = Field("Q4_K_M", description="llama.cpp's name of the mix")
-
-    @field_validator("recipe")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value.upper() not in MIXES:
-            raise ValueError(f"there is no {value!r}; known: {', '.join(MIXES)}")
-        return value.upper()
-
-    def kinds(self, file: Weights, importance: Importance | None = None) -> dict[str, Choice]:
-        return mix_types(file, self.recipe, importance is not None)
-
-    @property
-    def file_type(self) -> str:
-        return self.recipe
+    def choose_types(self, model: QuantizerInput, num_bytes: int) -> dict[str, str]:
+        types = {
+            mix: {name: choice.kind for name, choice in mix_types(model.file, mix, True).items()}
+            for mix in QUANTIZED_MIXES
+        }
+        sizes = {mix: file_bytes(model.file, kinds) for mix, kinds in types.items()}
+        fitting = [mix for mix, size in sizes.items() if size <= num_bytes]
+        if not fitting:
+            smallest = min(sizes, key=sizes.__getitem__)
+            raise UsageError(
+                f"no mix of llama.cpp's makes a file of {num_bytes / 1e6:.1f} MB; the smallest is {smallest} with "
+                f"{sizes[smallest] / 1e6:.1f} MB",
+                "ask for more, or leave the types to --quantizer auto",
+            )
+        return types[min(fitting, key=lambda mix: model.costs.predicted(types[mix]))]

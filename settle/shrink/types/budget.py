@@ -34,15 +34,17 @@ def cheapest(
             "ask for more, or prune the model first",
         )
     options = {name: _useful(costs[name], num_bytes[name]) for name in costs}
-    unit = _unit([size - smallest[name] for name, found in options.items() for size, _ in found], spare, len(options))
-    most = sum(max(-(-(size - smallest[name]) // unit) for size, _ in found) for name, found in options.items())
+    unit = _unit(
+        [size - smallest[name] for name, choices in options.items() for size, _ in choices], spare, len(options)
+    )
+    most = sum(max(-(-(size - smallest[name]) // unit) for size, _ in choices) for name, choices in options.items())
     num_sums = min(spare // unit, most) + 1
     best = np.zeros(num_sums)
     taken: list[np.ndarray] = []
-    for name, found in options.items():
+    for name, choices in options.items():
         step = np.full(num_sums, np.inf)
         choice = np.zeros(num_sums, np.int16)
-        for index, (size, kind) in enumerate(found):
+        for index, (size, kind) in enumerate(choices):
             extra = -(-(size - smallest[name]) // unit)
             if extra >= num_sums:
                 break
@@ -54,8 +56,8 @@ def cheapest(
         taken.append(choice)
     chosen: dict[str, str] = {}
     left = int(np.argmin(best))
-    for (name, found), choice in zip(reversed(options.items()), reversed(taken), strict=True):
-        size, kind = found[choice[left]]
+    for (name, choices), choice in zip(reversed(options.items()), reversed(taken), strict=True):
+        size, kind = choices[choice[left]]
         chosen[name] = kind
         left -= -(-(size - smallest[name]) // unit)
     return {name: chosen[name] for name in options}
@@ -63,11 +65,11 @@ def cheapest(
 
 def _useful(costs: Mapping[str, float], num_bytes: Mapping[str, int]) -> list[tuple[int, str]]:
     """(bytes, type) of those for which no other is both as small and as good, smallest first."""
-    found: list[tuple[int, str]] = []
+    useful: list[tuple[int, str]] = []
     for kind in sorted(costs, key=lambda k: (num_bytes[k], costs[k])):
-        if not found or costs[kind] < costs[found[-1][1]]:
-            found.append((num_bytes[kind], kind))
-    return found
+        if not useful or costs[kind] < costs[useful[-1][1]]:
+            useful.append((num_bytes[kind], kind))
+    return useful
 
 
 def _unit(sizes: list[int], spare: int, num_tensors: int) -> int:

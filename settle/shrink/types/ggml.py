@@ -11,10 +11,10 @@ import importlib.util
 import math
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -108,8 +108,8 @@ def check(kind: str, row: int, has_importance: bool) -> None:
 
 def num_threads() -> int:
     """Hardware threads that we may run on: unlike the matrix units, the quantizer's arithmetic gains from each."""
-    found = cores()
-    return max(1, found.allowed if found.quota is None else min(found.allowed, math.ceil(found.quota)))
+    usable = cores()
+    return max(1, usable.allowed if usable.quota is None else min(usable.allowed, math.ceil(usable.quota)))
 
 
 def code_of(kind: str) -> int:
@@ -134,23 +134,21 @@ def _dequantizer(kind: str) -> str:
 
 
 @cache
-def _to_float(kind: str) -> Any:
+def _to_float(kind: str) -> Callable[[int, int, int], object]:
     name = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}.get(kind) or _dequantizer(kind)
-    function = getattr(_library(), name, None)
-    if function is None:
+    if not hasattr(_library(), name):
         raise FormatError(f"the type {kind} is not read here", "use a file of another type")
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    function.restype = None
-    return function
+    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    return prototype((name, _library()))
 
 
 @cache
 def _library() -> ctypes.CDLL:
     """ggml-base. The package itself is not imported: it would load llama.cpp whole."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or package.origin is None:
         raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
-    folder = Path(found.origin).parent
+    folder = Path(package.origin).parent
     names = {"win32": ["ggml-base.dll"], "darwin": ["libggml-base.dylib", "libggml-base.0.dylib"]}
     for name in names.get(sys.platform, ["libggml-base.so", "libggml-base.so.0"]):
         if (folder / name).is_file():

@@ -10,7 +10,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,17 +50,17 @@ def read_imatrix(path: Path) -> Importance:
     except OSError as e:
         raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
     with np.errstate(invalid="ignore", over="ignore"):  # whatever bytes say; looked at below
-        found = _read_gguf(path) if start == MAGIC else _read_dat(path)
-    for name, values in found.means.items():
+        importance = _read_gguf(path) if start == MAGIC else _read_dat(path)
+    for name, values in importance.means.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise _unsound(path, f"{name} holds what is no mean of squares")
-    return found
+    return importance
 
 
 def write_imatrix(path: Path, importance: Importance) -> Importance:
     """Write it as `llama-imatrix` would; a .dat when the name ends so. Beside and renamed.
 
-    Returns what the file tells: a sum and a count hold a mean up to its last bit, so that whoever wants the bytes that
+    Returns what the file says: a sum and a count hold a mean up to its last bit, so that whoever wants the bytes that
     others get from the file quantizes with this. Raises FormatError for a name that is too long, ResourceError when the
     disk is full.
     """
@@ -73,15 +72,15 @@ def write_imatrix(path: Path, importance: Importance) -> Importance:
     return read_imatrix(path)
 
 
-def metadata_of(importance: Importance, name: str = "") -> dict[str, Any]:
-    """The keys by which `llama-quantize` tells in a file with which importance it was made. name: of its file."""
-    told: dict[str, Any] = {"quantize.imatrix.file": name} if name else {}
+def metadata_of(importance: Importance, name: str = "") -> dict[str, object]:
+    """The keys by which `llama-quantize` records in a file with which importance it was made. name: of its file."""
+    metadata: dict[str, object] = {"quantize.imatrix.file": name} if name else {}
     if importance.datasets:
-        told["quantize.imatrix.dataset"] = importance.datasets[0]
-    told["quantize.imatrix.entries_count"] = len(importance.means)
+        metadata["quantize.imatrix.dataset"] = importance.datasets[0]
+    metadata["quantize.imatrix.entries_count"] = len(importance.means)
     if importance.num_tokens:
-        told["quantize.imatrix.chunks_count"] = -(-importance.num_tokens // CHUNK)
-    return told
+        metadata["quantize.imatrix.chunks_count"] = -(-importance.num_tokens // CHUNK)
+    return metadata
 
 
 def _read_gguf(path: Path) -> Importance:
@@ -155,7 +154,7 @@ def _read_dat(path: Path) -> Importance:
 
     entries = number()
     if not 1 <= entries <= _MOST_ENTRIES:
-        raise _unsound(path, f"it tells of {entries} tensors")
+        raise _unsound(path, f"it says it has {entries} tensors")
     means = {}
     for _ in range(entries):
         name = piece(number(), "a name", 4096).decode("utf-8", "replace")

@@ -17,12 +17,12 @@ def main(source: str, targets: dict[str, int], has_importance: bool) -> None:
     ffi, library = bindings.get_ffi(), bindings.get_lib()
     complaints: list[str] = []
 
-    @ffi.callback("void(enum ggml_log_level, const char *, void *)")
     def on_log(level: int, text: object, _: object) -> None:
         if level == ERROR:
             complaints.append(ffi.string(text).decode("utf-8", "replace").strip())
 
-    library.llama_log_set(on_log, ffi.NULL)
+    callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", on_log)
+    library.llama_log_set(callback, ffi.NULL)
     params = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
     params.nthread = 1
     if has_importance:

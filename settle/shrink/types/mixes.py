@@ -53,13 +53,14 @@ def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str
     """
     if mix not in MIXES:
         raise UsageError(f"there is no mix {mix!r}", f"choose one of: {', '.join(MIXES)}")
-    given, fitting = _answers(_miniature(file), has_importance)[mix], {}
+    answer = _answers(_miniature(file), has_importance)[mix]
+    fitting: dict[str, str | None] | str = {}
     if any(tensor.shape[-1] % _MINIATURE_ROW for tensor in file.tensors.values()):
         fitting = _answers(_miniature(file, fitting_rows=True), has_importance)[mix]
-    if isinstance(given, str):
-        raise FormatError(f"llama.cpp cannot quantize this model to {mix}: {given}", "choose another type, or a size")
+    if isinstance(answer, str):
+        raise FormatError(f"llama.cpp cannot quantize this model to {mix}: {answer}", "choose another type, or a size")
     choices = {}
-    for name, kind in given.items():
+    for name, kind in answer.items():
         tensor = file.tensors[name]
         kind = kind or tensor.dtype
         wanted = (not isinstance(fitting, str) and fitting.get(name)) or kind

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def quantize_gguf(
     kinds: Mapping[str, str],
     importance: Importance | None = None,
     file_type: int | str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     progress: Callable[[int, int], None] | None = None,
     requantize: bool = False,
     threads: int | None = None,
@@ -86,7 +85,7 @@ def file_bytes(
     file: Weights,
     kinds: Mapping[str, str],
     file_type: int | str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> int:
     """The exact size of what `quantize_gguf` would write, with header and padding."""
     return plan_file(
@@ -101,7 +100,7 @@ def order(name: str) -> tuple[int, bytes]:
 
 
 def plan_file(
-    file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, Any] | None
+    file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, object] | None
 ) -> Layout:
     """The header, and the size of the whole. chosen: the type of every tensor."""
     entries = [
@@ -110,7 +109,7 @@ def plan_file(
     ]
     if isinstance(file_type, str):
         file_type = MIXES[file_type]
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "general.quantization_version": QUANTIZATION_VERSION,
         "general.file_type": guessed_file_type(chosen, file) if file_type is None else file_type,
         **dict.fromkeys(_SPLIT),

@@ -7,67 +7,38 @@ The error is that of llama.cpp's own quantizer with the same importance matrix, 
 matter, so that a large tensor takes no longer than a small one. Costs of tensors add up: rounding errors do not know of
 each other.
 
-Letters: O rows and I columns of a matrix, B blocks of 32 in a row, K rows that are looked at.
+Letters: O rows and I columns of a matrix, B blocks of 32 in a row, K rows that are sampled.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
 from settle.formats import LazyTensor, Weights
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.model.architectures import Architecture
 from settle.shrink.activations.curvature import BLOCK
 from settle.shrink.types import ggml
+from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import quantizable
 
 TYPES = tuple(row.name for row in reversed(GGML.values()) if row.auto)
-LOOKED_AT = 1 << 17  # values of a tensor that are quantized in each type to see the error
+SAMPLED_VALUES = 1 << 17  # values of a tensor that are quantized in each type to measure the error
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """costs: tensor → type → nats a token. num_bytes: tensor → type → bytes. about: how it was measured."""
-
-    costs: Mapping[str, Mapping[str, float]]
-    num_bytes: Mapping[str, Mapping[str, int]]
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def predicted(self, kinds: Mapping[str, str]) -> float:
-        """Nats a token that a file with these types diverges. What stays as it is costs nothing."""
-        return sum(costs[kinds[name]] for name, costs in self.costs.items() if kinds.get(name) in costs)
-
-    def save(self, path: Path) -> None:
-        write_json(path, {"about": self.about, "costs": self.costs, "num_bytes": self.num_bytes})
-
-    @classmethod
-    def open(cls, path: Path) -> "Sensitivity":
-        """Raises DataError for a file that is no such table."""
-        stored = read_json(path)
-        try:
-            return cls(stored["costs"], stored["num_bytes"], stored["about"])
-        except (KeyError, TypeError):
-            raise DataError(f"{path.name} is no table of sensitivities", "measure again") from None
-
-
-def sensitivity(
+def measure_costs(
     file: Weights,
     part: Architecture,
     curvature: Mapping[str, Tensor],
     importance: Importance | None,
     types: Sequence[str] = TYPES,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Sensitivity:
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CostTable:
     """The table for every tensor of a GGUF file that may be quantized and whose curvature is known.
 
     curvature: parameter → (O, B), from `curvature.py`. importance: the one that the file will be quantized with.
@@ -75,7 +46,7 @@ def sensitivity(
     members: dict[str, list[str]] = {}
     for parameter, name in part.gguf_names().items():
         members.setdefault(name, []).append(parameter)
-    known = {name: found for name, found in members.items() if set(found) <= set(curvature)}
+    known = {name: parameters for name, parameters in members.items() if set(parameters) <= set(curvature)}
     names = quantizable(file) & set(known)
     tensors = [t for t in file.tensors.values() if t.name in names]
     costs: dict[str, dict[str, float]] = {}
@@ -86,9 +57,9 @@ def sensitivity(
         possible = candidates(tensor, types, means is not None)
         costs[tensor.name] = _costs(tensor, bends.numpy(), means, possible, seed + number)
         sizes[tensor.name] = {kind: ggml.num_bytes(kind, math.prod(tensor.shape)) for kind in possible}
-        if progress is not None:
-            progress(number + 1, len(tensors))
-    return Sensitivity(costs, sizes)
+        if on_progress is not None:
+            on_progress(number + 1, len(tensors))
+    return CostTable(costs, sizes)
 
 
 def candidates(tensor: LazyTensor, types: Sequence[str] = TYPES, has_importance: bool = True) -> list[str]:
@@ -103,18 +74,18 @@ def _costs(
 ) -> dict[str, float]:
     """bends (E, O, B): of the experts one after the other, or E = 1 → type → nats."""
     experts, rows, _ = bends.shape
-    found = dict.fromkeys(types, 0.0)
+    costs = dict.fromkeys(types, 0.0)
     values = np.asarray(tensor.load(), np.float32).reshape(experts, rows, -1)
     vectors = np.ones((experts, values.shape[-1]), np.float32) if means is None else means.reshape(experts, -1)
-    budget = max(LOOKED_AT // experts, 1 << 13)
+    budget = max(SAMPLED_VALUES // experts, 1 << 13)
     for expert in range(experts):
         chosen, worth = _rows_to_see(values[expert], bends[expert], budget, seed + expert)
-        seen = np.ascontiguousarray(values[expert][chosen])
+        sample = np.ascontiguousarray(values[expert][chosen])
         bend = _spread(bends[expert][chosen], vectors[expert])
         for kind in types:
-            error = rounded(seen, kind, None if means is None else vectors[expert]) - seen
-            found[kind] += float(0.5 * np.einsum("r,ri,ri,ri->", worth, bend, error, error, optimize=True))
-    return found
+            error = rounded(sample, kind, None if means is None else vectors[expert]) - sample
+            costs[kind] += float(0.5 * np.einsum("r,ri,ri,ri->", worth, bend, error, error, optimize=True))
+    return costs
 
 
 def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None) -> np.ndarray:

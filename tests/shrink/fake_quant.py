@@ -16,6 +16,7 @@ from settle.formats import Weights
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.shrink.activations.importance import packed
+from settle.shrink.measurements import batches
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.sensitivity import rounded
 
@@ -24,7 +25,7 @@ _CHUNK = 1 << 24  # logits that are held at once
 _BATCH = 512  # tokens
 
 
-class Trial:
+class FakeQuantized:
     """The model of one GGUF file with its tensors in types that change.
 
     model: with trainable weights, those of the file; it is changed. windows: ids, of which as many are used as their
@@ -95,13 +96,3 @@ class Trial:
             hidden = self.model(*packed(batch))
             for rows in hidden.split(step):
                 yield torch.log_softmax(self.model.logits(rows), dim=-1)
-
-
-def batches(windows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
-    """Windows in groups of about so many tokens."""
-    found: list[list[np.ndarray]] = [[]]
-    for window in windows:
-        if found[-1] and sum(map(len, found[-1])) + len(window) > num_tokens:
-            found.append([])
-        found[-1].append(window)
-    return found

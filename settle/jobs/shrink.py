@@ -1,0 +1,318 @@
+"""settle shrink: make a model smaller or faster within a budget, and measure what that loses."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from settle.base.errors import RunError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, RunStarted, Say, Warn
+from settle.base.result import Result
+from settle.base.run import Run, free_name, write_atomic, write_json
+from settle.base.settings import recipe_text, resolve
+from settle.base.stop_signals import Stopping
+from settle.base.version import __version__
+from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.compare import compare as compare_models
+from settle.evaluate.compare.compare import tell as report_comparison
+from settle.evaluate.divergence import TextLoss
+from settle.evaluate.footprint import footprint, footprints
+from settle.evaluate.gate.export import emit_gate_checks
+from settle.evaluate.gate.held_out import held_out_text
+from settle.formats.gguf import read_gguf
+from settle.jobs.shrink_settings import ShrinkSettings
+from settle.library.convert import to_gguf, unquantized_type
+from settle.library.pretrained import open_pretrained
+from settle.library.reference import ModelRef
+from settle.library.resolve import find_run
+from settle.library.run_models import record_made
+from settle.machine import cores, describe
+from settle.model.pretrained import Pretrained
+from settle.model.source import Source
+from settle.shrink.calibration_data import calibration_data
+from settle.shrink.candidates import Candidate, Candidates
+from settle.shrink.card import CardFacts, write_card
+from settle.shrink.measured_model import MeasuredModel, require_room
+from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
+from settle.shrink.quantizers import Quantizer
+from settle.shrink.search import best_at_speed, best_within_size, predicted_speeds, routes, smallest_within_loss
+from settle.shrink.session import Session
+from settle.shrink.throughput_model import ThroughputModel
+from settle.shrink.types.quantize_file import quantized_already
+from settle.shrink.types.type_fallback import find_fallback
+
+WORK_PREFIX = ".work-"  # of the folder inside the run's where candidates are written
+WORK_SPACE = 2.5  # times the unquantized file: the candidates beside it, and what is measured
+KNOWN_TEXT_TOKENS = 60_000  # of a run's held-out text
+PLAN_VERSION = 1
+
+
+@dataclass
+class ShrinkContext:
+    """What the stages make, in the order in which they make it. expected: tokens per second by a candidate's name."""
+
+    run: Run
+    settings: ShrinkSettings
+    events: Events
+    resources: ExitStack
+    record: Mapping[str, object] | None = None
+    exit_code: int | None = None
+    source: Pretrained = field(init=False)
+    work: Path = field(init=False)
+    fingerprint: str = ""
+    session: Session = field(init=False)
+    candidates: Candidates = field(init=False)
+    reference: Candidate = field(init=False)
+    routes: list[Candidate] = field(default_factory=list)
+    expected: dict[str, float] = field(default_factory=dict)
+    chosen: Candidate | None = None
+    exported: Path | None = None
+    loss_on_text: TextLoss | None = None
+    figures: dict[str, object] = field(default_factory=dict)
+
+
+def source(c: ShrinkContext) -> None:
+    """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
+    folder = Path(c.resources.enter_context(tempfile.TemporaryDirectory(dir=c.run.path, prefix=WORK_PREFIX)))
+    c.events.emit(Say(text=f"reading {c.settings.model} …"))
+    model = open_pretrained(c.settings.model)
+    if model.source.kind != "gguf":
+        dtype = unquantized_type(model)
+        c.events.emit(Say(text=f"writing {model.name} as GGUF, in {dtype}, to start from …"))
+        model = open_pretrained(to_gguf(model, folder / f"{model.name}-{dtype}.gguf", dtype))
+    quantized = quantized_already(read_gguf(model.source.path))
+    if quantized and not (c.settings.requantize or c.settings.budget().goal == "unchanged"):
+        kinds = ", ".join(f"{number} tensors {kind}" for kind, number in quantized.items())
+        raise UsageError(
+            f"{model.name} is quantized already ({kinds}): rounding again adds to what the first rounding lost",
+            "start from the model in F16 or BF16; --requantize takes it, and measures against the file as it is",
+        )
+    require_room(WORK_SPACE * model.source.path.stat().st_size, folder)
+    c.source, c.work = model, folder
+
+
+def data(c: ShrinkContext) -> None:
+    """The text that types are fitted to, and the text that judges the files."""
+    settings, run = c.settings, find_run(c.settings.model)
+    known = (
+        [] if settings.inputs or run is None else held_out_text(run, c.source.tokenizer, c.events, KNOWN_TEXT_TOKENS)
+    )
+    context = c.source.part.max_position_embeddings
+    texts = calibration_data(settings.inputs, settings.calibration, c.source.tokenizer, context, c.events, known)
+    for warning in texts.warnings:
+        c.events.emit(Warn(text=warning))
+    c.fingerprint = texts.fingerprint
+    if c.record is not None and c.fingerprint != c.record["corpus"]:
+        raise RunError("the data has changed since the run began", "restore the inputs, or start a new run")
+    threads = settings.threads or cores().usable
+    model = MeasuredModel(c.source, texts, threads, c.events, settings.imatrix)
+    session = Session(model, c.work)
+    c.session = session.with_cut_vocabulary() if settings.vocabulary else session
+    c.candidates = Candidates(c.session, Quantizer.make(settings.quantizer.name or "auto", settings.quantizer.settings))
+    c.events.move_to(c.run.events)
+
+
+def forecast(c: ShrinkContext) -> None:
+    """With --plan, what every route is expected to cost."""
+    if c.settings.budget().goal != "plan":
+        return
+    measured = footprint(c.session.model.path, threads=c.session.model.threads)
+    c.reference = c.candidates.reference(measured)
+    throughput = ThroughputModel.fit([(c.candidates.bytes_read(c.reference), measured.speed.median)])
+    c.routes = routes(c.candidates)
+    c.expected = predicted_speeds(c.candidates, c.routes, throughput)
+    points = [c.reference.point(), *(r.point(c.expected[r.name]) for r in c.routes)]
+    c.events.emit(Listing(title="expected", columns=COLUMNS, rows=pareto_rows(points)))
+    if c.settings.dry:
+        end_dry(c, {"candidates": [r.to_json() | {"expected_speed": c.expected[r.name]} for r in c.routes]})
+
+
+def search(c: ShrinkContext) -> None:
+    """The best file within the budget, as measured; with --plan, all of them."""
+    budget, candidates = c.settings.budget(), c.candidates
+    try:
+        if budget.goal == "plan":
+            for route in c.routes:
+                candidates.time(candidates.measure(route))
+        elif c.record is not None:
+            c.chosen = candidates.measure(_planned(c, c.record["chosen"]))
+        elif budget.goal == "unchanged":
+            c.chosen = candidates.measure(candidates.unchanged())
+        elif budget.goal == "mix":
+            fallback = find_fallback(c.session.model.file, budget.mix, has_importance=True)
+            if fallback is not None:
+                better = f"--to {fallback.num_bytes / 1e6:.1f}MB spends as many bytes better"
+                c.events.emit(Warn(text=f"{fallback}; {better}"))
+            c.chosen = candidates.measure(candidates.of_mix(budget.mix))
+        elif budget.goal == "size":
+            c.chosen = best_within_size(candidates, int(budget.amount))
+        elif budget.goal == "loss":
+            c.chosen = smallest_within_loss(candidates, budget.amount)
+        else:
+            c.chosen = best_at_speed(candidates, budget.amount)
+    except KeyboardInterrupt:
+        c.events.emit(Say(text="stopped; what was measured is kept, and the same command continues from there"))
+        raise
+
+
+def plan(c: ShrinkContext) -> None:
+    """plan.json: what is about to be exported. A run that is stopped later exports the same."""
+    if c.record is not None:
+        return
+    record = {
+        "version": PLAN_VERSION,
+        "asked": c.settings.model_dump(mode="json"),
+        "base": _base(c),
+        "corpus": c.fingerprint,
+        "chosen": c.chosen and c.chosen.to_json() | {"kinds": dict(c.chosen.kinds)},
+        "versions": {"settle": __version__},
+        "machine": describe(),
+    }
+    if c.settings.dry:
+        end_dry(c, record)
+        return
+    if c.chosen is not None:
+        write_json(c.run.path / "forecast.json", {"kl": c.chosen.predicted})
+    write_json(c.run.path / "plan.json", record)
+
+
+def export(c: ShrinkContext) -> None:
+    """The chosen file, through the gate."""
+    if c.chosen is None:
+        return
+    chosen = c.chosen
+    label = chosen.mix or (f"{c.candidates.quantizer.part_name()}-{chosen.num_bytes / 1e6:.3g}MB")
+    c.exported = c.run.out / f"{c.run.name}-{label if chosen.kinds else 'vocabulary'}.gguf"
+    gate = c.session.export(chosen.kinds, c.exported, chosen.mix)
+    record_made(c.run, {"gguf": str(c.exported)})
+    emit_gate_checks(gate, c.events)
+    c.figures["gate"] = gate
+
+
+def compare(c: ShrinkContext) -> None:
+    """The model and the smaller one on the person's held-out examples."""
+    examples = c.session.model.data.examples
+    if c.exported is None or not (c.settings.compare and examples):
+        return
+    whole = ModelRef(c.session.whole.name, "model", c.session.whole.source)
+    small = ModelRef(c.exported.stem, "model", Source(c.exported, "gguf", c.exported.stem))
+    with contenders(whole, small) as (ours, theirs):
+        comparison = compare_models(
+            ours, theirs, examples, c.events, score=c.settings.score, only_rows=True, readers=readers(whole, small)
+        )
+    report_comparison(comparison, c.events)
+    c.figures["comparison"] = comparison.to_json()
+
+
+def report(c: ShrinkContext) -> None:
+    """Size, speed and memory of both, and what the smaller one loses; table and picture."""
+    if c.chosen is None or c.exported is None:
+        points = [c.reference.point(), *(m.point() for m in _measured(c))]
+        title, why = "measured", f"{len(points) - 1} routes"
+        rows = [r.to_json() | {"expected_speed": c.expected.get(r.name)} for r in [c.reference, *_measured(c)]]
+        c.figures |= {"verdict": "planned", "why": why, "candidates": rows}
+    else:
+        before, after = footprints([c.session.whole.source.path, c.exported], threads=c.session.model.threads)
+        c.reference, c.chosen = c.candidates.reference(before), replace(c.chosen, footprint=after)
+        others = [m for m in _measured(c) if m.name != c.chosen.name]
+        measured = [m.point() for m in others if m.divergence]
+        title, points = "", [c.reference.point(), c.chosen.point(chosen=True), *measured]
+        c.figures |= {"verdict": "within budget", "candidates": [m.to_json() for m in others], **_losses(c, c.chosen)}
+    c.events.emit(Listing(title=title, columns=COLUMNS, rows=pareto_rows(points)))
+    picture = draw_pareto(points, c.run.out / "pareto.png", f"{c.session.model.source.name}: size, speed and loss")
+    files = {} if c.exported is None else {"gguf": str(c.exported), "card": str(c.run.out / "card.md")}
+    c.figures["files"] = files | {"picture": str(picture)}
+
+
+def result(c: ShrinkContext) -> None:
+    """Card, and result.json last: its presence means that the run is finished."""
+    made = Result.model_validate({"name": c.run.name, **c.figures})
+    if c.chosen is not None:
+        facts = CardFacts(c.run.name, made.why, c.reference, c.chosen, made.gate or {}, c.loss_on_text, made.headline)
+        write_card(c.run.out / "card.md", facts, c.session)
+        c.events.emit(Say(text=made.why))
+    write_json(c.run.path / "result.json", made.to_json())
+    c.events.emit(ResultReady(result=made.to_json()))
+    c.exit_code = 0
+
+
+def _planned(c: ShrinkContext, values: object) -> Candidate:
+    """The choice of an earlier session. Raises RunError when plan.json was edited."""
+    try:
+        return Candidate.from_json(values if isinstance(values, dict) else {})
+    except (KeyError, TypeError, ValueError) as e:
+        raise RunError(f"plan.json of {c.run.name} was changed: chosen: {e}", "start a new run") from None
+
+
+def _measured(c: ShrinkContext) -> list[Candidate]:
+    return sorted(c.candidates.known.values(), key=lambda known: -known.num_bytes)
+
+
+def _base(c: ShrinkContext) -> Mapping[str, object]:
+    return {"name": c.session.whole.name, "sha256": c.session.whole.source.sha256}
+
+
+def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
+    """What the result says of the chosen file beside the model."""
+    assert c.exported is not None and chosen.divergence is not None
+    assert chosen.footprint is not None and c.reference.footprint is not None
+    c.loss_on_text = c.session.text_loss(c.exported)
+    rise = (c.loss_on_text or chosen.divergence).rise.value
+    faster = chosen.footprint.speed.median / c.reference.footprint.speed.median
+    figures: dict[str, object] = {
+        "why": f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, and "
+        f"the loss on {c.session.model.data.name} changes by {rise:+.2%}",
+        "base": _base(c),
+        "chosen": chosen.to_json(),
+        "reference": c.reference.to_json(),
+        "kinds": dict(chosen.kinds),
+        "forecast": {"kl": chosen.predicted},
+        "actual": {
+            "kl": chosen.divergence.kl.value,
+        },
+    }
+    if c.loss_on_text and c.session.cut_report:
+        figures["vocabulary"] = c.session.cut_report.to_json() | {"text": c.loss_on_text.to_json()}
+    return figures
+
+
+STAGES = (source, data, forecast, search, plan, export, compare, report, result)
+
+
+def start(settings: ShrinkSettings, events: Events) -> int:
+    """A new run, from its folder to its result; the exit code. A run that did not begin leaves no folder."""
+    settings.check()
+    run = Run.create("shrink", settings.name or free_name(settings.usual_name()))
+    events.emit(RunStarted(name=run.name, path=str(run.path)))
+    with run.lock(), Stopping():
+        try:
+            write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
+            return follow(run, settings, events)
+        finally:
+            if not (run.path / "plan.json").exists():
+                shutil.rmtree(run.path)  # what took long is in the store
+
+
+def resume(run: Run, recipe: Mapping[str, object], events: Events) -> int:
+    """Continue a run whose lock is held, with what is in the store."""
+    return follow(run, resolve(ShrinkSettings, [("recipe.toml", recipe)]).value, events, run.read("plan.json"))
+
+
+def follow(run: Run, settings: ShrinkSettings, events: Events, record: Mapping[str, object] | None = None) -> int:
+    """The stages in order, until one ends the session."""
+    with ExitStack() as resources:
+        context = ShrinkContext(run, settings, events, resources, record)
+        for stage in STAGES:
+            stage(context)
+            if context.exit_code is not None:
+                break
+    return context.exit_code or 0
+
+
+def end_dry(c: ShrinkContext, values: Mapping[str, object]) -> None:
+    """End a session that was only to show what would be done."""
+    c.events.emit(ResultReady(result=values))
+    c.exit_code = 0

@@ -1,0 +1,152 @@
+"""Files that a model could become: each with its types, its exact size, and what is predicted and measured of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from settle.base.events import Say
+from settle.evaluate.divergence import Divergence
+from settle.evaluate.footprint import Footprint, footprints
+from settle.shrink.pareto import Point
+from settle.shrink.quantizers import Quantizer
+from settle.shrink.session import Session
+from settle.shrink.throughput_model import bytes_read
+from settle.shrink.types.mixes import mix_types
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token."""
+
+    name: str
+    kinds: Mapping[str, str]
+    num_bytes: int
+    mix: str | None = None
+    predicted: float | None = None
+    divergence: Divergence | None = None
+    footprint: Footprint | None = None
+
+    @property
+    def loss_share(self) -> float:
+        """What the file loses, as a share of the loss before, at worst within its interval: on the held-out text, or on
+        text as the model itself writes it, where a file's loss is larger by the divergence. The second also shows what
+        a model loses on a text that it never was good at."""
+        d = self.divergence
+        assert d is not None
+        rise, kl = (figure.high if figure.is_bounded else figure.value for figure in (d.rise, d.kl))
+        return max(rise, kl / d.reference_loss, 0.0)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> "Candidate":
+        """A choice that plan.json holds. Raises KeyError, TypeError, ValueError for what is none."""
+        kinds, mix, predicted = values["kinds"], values.get("recipe"), values.get("predicted_kl")
+        if not isinstance(kinds, Mapping) or not isinstance(predicted, float | int | None):
+            raise TypeError("the chosen types are no table")
+        return cls(
+            str(values["name"]),
+            {str(name): str(kind) for name, kind in kinds.items()},
+            int(str(values["bytes"])),
+            None if mix is None else str(mix),
+            predicted,
+        )
+
+    def point(self, expected_speed: float | None = None, chosen: bool = False) -> Point:
+        """For table and picture: as measured, or as predicted while it is not."""
+        d, f = self.divergence, self.footprint
+        speed = f.speed.median if f else expected_speed if d is None else None
+        return Point(
+            name=self.name,
+            num_bytes=self.num_bytes,
+            kl=max(d.kl.value, 0.0) if d else self.predicted or 0.0,
+            low=d.kl.low if d and d.kl.is_bounded else None,
+            high=d.kl.high if d and d.kl.is_bounded else None,
+            speed=speed,
+            same_top=d.same_top.value if d else None,
+            rise=d.rise.value if d else None,
+            peak_bytes=f.peak_bytes if f else None,
+            predicted=d is None and bool(self.predicted),
+            chosen=chosen,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "bytes": self.num_bytes,
+            "recipe": self.mix,
+            "predicted_kl": self.predicted,
+            "divergence": self.divergence and self.divergence.to_json(),
+            "footprint": self.footprint and self.footprint.to_json(),
+        }
+
+
+@dataclass
+class Candidates:
+    """The files of one session. known: every candidate that was measured, by name."""
+
+    session: Session
+    quantizer: Quantizer
+    known: dict[str, Candidate] = field(default_factory=dict)
+
+    def of_mix(self, mix: str) -> Candidate:
+        """One of llama.cpp's mixes."""
+        choices = mix_types(self.session.model.file, mix, has_importance=True)
+        return self._candidate(mix, {name: choice.kind for name, choice in choices.items()}, mix)
+
+    def of_size(self, num_bytes: int) -> Candidate:
+        """The quantizer's choice for a file of at most so many bytes. Raises UsageError when it makes none so small."""
+        return self._candidate("", self.quantizer.choose_types(self.session.model, num_bytes))
+
+    def unchanged(self) -> Candidate:
+        """No tensor in another type."""
+        return Candidate("as it is", {}, self.session.file_bytes({}))
+
+    def reference(self, footprint: Footprint | None = None) -> Candidate:
+        """The file that all others are compared with."""
+        whole = self.session.whole
+        kind = max(whole.kinds, key=whole.kinds.__getitem__)
+        name = f"{kind}, whole" if self.session.before_cut else kind
+        return Candidate(name, {}, whole.source.path.stat().st_size, predicted=0.0, footprint=footprint)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the file with the smallest type that each tensor can have."""
+        return self._fixed_bytes + sum(min(sizes.values()) for sizes in self.session.model.costs.num_bytes.values())
+
+    @property
+    def largest(self) -> int:
+        return self._fixed_bytes + sum(max(sizes.values()) for sizes in self.session.model.costs.num_bytes.values())
+
+    def measure(self, candidate: Candidate) -> Candidate:
+        """The candidate with its divergence."""
+        if candidate.name not in self.known:
+            with self.session.candidate_file(candidate.kinds) as path:
+                d = self.session.model.divergence(path)
+            self.known[candidate.name] = replace(candidate, divergence=d)
+            text = f"{candidate.name}: {candidate.num_bytes / 1e6:.1f} MB, KL {d.kl.value:.3g} nats per token"
+            self.session.model.events.emit(Say(text=f"{text}, the loss changes by {d.rise.value:+.2%}"))
+        return self.known[candidate.name]
+
+    def time(self, candidate: Candidate) -> Candidate:
+        """The candidate with its footprint: speed, memory, time to load."""
+        known = self.known.get(candidate.name, candidate)
+        if known.footprint is None:
+            with self.session.candidate_file(candidate.kinds) as path:
+                known = replace(known, footprint=footprints([path], threads=self.session.model.threads)[0])
+        self.known[candidate.name] = known
+        return known
+
+    def bytes_read(self, candidate: Candidate) -> int:
+        """Bytes of the file that a token reads."""
+        return bytes_read(self.session.model.file, candidate.kinds)
+
+    @cached_property
+    def _fixed_bytes(self) -> int:
+        """Bytes of a file beside the tensors that have a choice."""
+        sizes = self.session.model.costs.num_bytes
+        kinds = {name: min(of, key=of.__getitem__) for name, of in sizes.items()}
+        return self.session.file_bytes(kinds) - sum(min(of.values()) for of in sizes.values())
+
+    def _candidate(self, name: str, kinds: Mapping[str, str], mix: str | None = None) -> Candidate:
+        size = self.session.file_bytes(kinds)
+        predicted = self.session.model.costs.predicted(kinds)
+        return Candidate(name or f"{self.quantizer.part_name()} {size / 1e6:.1f} MB", kinds, size, mix, predicted)

@@ -1,0 +1,124 @@
+"""A model and what was measured of it on a text.
+
+What takes minutes is kept in the store under a name made of the model's and the text's hashes, and read from there
+again: by the next `settle shrink` of the model, and by one that was interrupted.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from settle.base.errors import ResourceError
+from settle.base.event_log import Events
+from settle.base.events import Progress
+from settle.base.run import home
+from settle.data.likelihoods import Likelihoods
+from settle.evaluate.divergence import Divergence, divergence
+from settle.formats import Weights
+from settle.formats.gguf import read_gguf
+from settle.infer.scorer import Scorer
+from settle.model.pretrained import Pretrained
+from settle.model.source import hash_of
+from settle.shrink.calibration_data import CalibrationData
+from settle.shrink.measurements import Measurements, measure
+from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.imatrix import Importance, read_imatrix, write_imatrix
+
+STORE_VERSION = 2  # of what is kept: a change in how it is measured counts this up
+BYTES_PER_TOKEN = 1024  # of the reference's likelihoods on disk
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """source: the model, a GGUF file that is not quantized. importance_file: llama.cpp's, instead of measuring one."""
+
+    source: Pretrained
+    data: CalibrationData
+    threads: int
+    events: Events
+    importance_file: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.source.source.path
+
+    @cached_property
+    def file(self) -> Weights:
+        return read_gguf(self.path)
+
+    @cached_property
+    def store(self) -> Path:
+        """The folder for what is measured of this model on this text."""
+        name = f"{STORE_VERSION} {self.source.source.sha256} {self.data.fingerprint}"
+        folder = home() / "measured" / sha256(name.encode()).hexdigest()[:24]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def _measurements(self) -> Measurements:
+        """Importance and costs, measured together; costs alone with an importance file."""
+        suffix = "" if self.importance_file is None else f"-{hash_of(self.importance_file)[:12]}"
+        importance, costs = self.store / f"imatrix{suffix}.gguf", self.store / f"sensitivity{suffix}.json"
+        if not (importance.exists() and costs.exists()):
+            given = None if self.importance_file is None else read_imatrix(self.importance_file)
+            measured = measure(
+                self.path, self.data.calibration, self.data.name, importance=given, on_progress=self._report
+            )
+            write_imatrix(importance, measured.importance)
+            measured.costs.save(costs)
+        return Measurements(read_imatrix(importance), CostTable.open(costs))
+
+    @property
+    def importance(self) -> Importance:
+        """How much each input of each tensor matters."""
+        return self._measurements.importance
+
+    @property
+    def costs(self) -> CostTable:
+        """What each tensor costs in each type."""
+        return self._measurements.costs
+
+    @cached_property
+    def likelihoods(self) -> Likelihoods:
+        """The model's own distributions over the held-out text, which files are compared with."""
+        folder = self.store / "likelihoods"
+        if not folder.exists():
+            windows = self.data.held_out
+            require_room(windows.num_tokens * BYTES_PER_TOKEN, folder.parent)
+            with Scorer(self.path, self.data.window, self.threads) as scorer:
+                scorer.likelihoods(windows.ids, folder, on_tokens=self.token_counter("reference", windows.num_tokens))
+        return Likelihoods(folder)
+
+    def divergence(self, path: Path) -> Divergence:
+        """How far a file is from this model, on the held-out text."""
+        reference, windows = self.likelihoods, self.data.held_out
+        with Scorer(path, self.data.window, self.threads) as scorer:
+            compared = scorer.compare(reference, self.token_counter("comparing", windows.num_tokens))
+        return divergence(reference, compared, windows.total_bytes)
+
+    def token_counter(self, what: str, total: int) -> Callable[[int], None]:
+        """What is called with the number of tokens that were just done, to report progress."""
+        done = 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            self._report(what, done, total, "tokens")
+
+        return count
+
+    def _report(self, what: str, done: int, total: int, unit: str = "parts") -> None:
+        self.events.emit(Progress(what=what, done=done, total=total, unit=unit))
+
+
+def require_room(num_bytes: float, folder: Path) -> None:
+    """Raises ResourceError when the disk of a folder has not that many bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ResourceError(
+            f"no room to work in: {num_bytes / 1e6:,.0f} MB are needed in {folder}, {free / 1e6:,.0f} MB are free",
+            "make room there, or set SETTLE_HOME to a folder that has it",
+        )
