@@ -9,11 +9,11 @@ from typing import TypedDict
 
 import aiohttp
 
-from settle.infer.child_process import Child, Use
+from settle.infer.child_process import Child
+from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import resident
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import ModelFacts
 
 AdapterFile = tuple[Path, str]  # and its stamp
 OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
@@ -44,7 +44,7 @@ class LoadedModel:
     key: ModelKey
     child: Child
     session: aiohttp.ClientSession
-    facts: ModelFacts
+    facts: Facts
     adapters: tuple[AdapterFile, ...]
     needs: int
     capabilities: dict[str, bool]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
-from settle.infer.child_process import Use
+from settle.library.facts import Use
 from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.server.errors import ApiError
