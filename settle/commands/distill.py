@@ -326,12 +326,12 @@ def _drafted(
 
 def prompts_of(corpus: "RowCorpus", tokenizer: Any, part: Any, limit: int) -> list[list[int]]:
     """Held-out questions as ids, or beginnings of held-out texts, at most so many."""
-    from settle.evaluate.compare.candidate import LiveContender
+    from settle.evaluate.compare.candidate import LiveModel
     from settle.evaluate.compare.cases import cases
 
     if corpus.kind == "text":
         store = corpus.held_out
         texts = [store.document(i).tolist()[:BEGINNING] for i in range(min(limit, store.num_documents))]
         return [ids for ids in texts if len(ids) == BEGINNING] or texts
-    asks = LiveContender(None, tokenizer, "", part.max_position_embeddings)
+    asks = LiveModel(None, tokenizer, "", part.max_position_embeddings)
     return [asks.prompt(case) for case in cases(corpus.examples())[:limit]]

@@ -87,16 +87,16 @@ class Tune(TuningCommand):
 def _compared(run: Run, job: "TrainingJob", score: str | None, limit: int, events: Events) -> "Comparison":
     """The tuned model and its base on the held-out rows."""
     from settle.data.rows.prepare import RowCorpus
-    from settle.evaluate.compare.candidate_pair import contenders, readers
-    from settle.evaluate.compare.compare import compare, tell
+    from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+    from settle.evaluate.compare.compare import CompareOptions, compare, report
     from settle.library.convert import as_gguf
     from settle.library.resolve import resolve
 
     assert isinstance(job.corpus, RowCorpus) and job.base is not None
     tuned = resolve(f"run:{run.path.name}")
     examples = job.corpus.examples()
-    with as_gguf(job.base, run.out, job.tokenizer) as base, contenders(base, tuned) as (ours, theirs):
-        both = readers(base, tuned)
-        comparison = compare(ours, theirs, examples, events, score=score, limit=limit, readers=both)
-    tell(comparison, events)
+    with as_gguf(job.base, run.out, job.tokenizer) as base, both_in_llamacpp(base, tuned) as (ours, theirs):
+        options = CompareOptions(score=score, limit=limit)
+        comparison = compare(ours, theirs, examples, events, options, readers(base, tuned))
+    report(comparison, events)
     return comparison
