@@ -12,7 +12,7 @@ from settle.formats.safetensors import read_safetensors
 from settle.infer.live.sample import logprobs
 from settle.infer.ranker import RankEngine
 from settle.library.pull import bert
-from settle.retrieve.index.records import Passage
+from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.rerankers.cross_encoder import CrossEncoder
 from settle.retrieve.search.rerankers.likelihood import Likelihood
