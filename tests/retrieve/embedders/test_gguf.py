@@ -125,7 +125,7 @@ def test_what_is_not_known_of_a_model_is_said(file, tmp_path):
 
 
 def test_what_is_no_embedder(home, folder, file, tmp_path):
-    for what, says in (("", "which GGUF"), ("nothing", "there is no model"), (str(folder), "no GGUF file")):
+    for what, says in (("", "no model is given"), ("nothing", "there is no model"), (str(folder), "no GGUF file")):
         with pytest.raises(UsageError, match=says):
             Gguf(model=what).open()
     key = b"bert.pooling_type" + (4).to_bytes(4, "little")
