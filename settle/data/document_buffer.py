@@ -14,8 +14,8 @@ import numpy as np
 _CHUNK = 1 << 20
 
 
-class SpoolWriter:
-    """Appends documents; `close` gives the finished Spool."""
+class BufferWriter:
+    """Appends documents; `close` gives the finished DocumentBuffer."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -34,16 +34,16 @@ class SpoolWriter:
         array("q", (self._position - 1,)).tofile(self._ends)
         array("i", (file, row)).tofile(self._origins)
 
-    def close(self) -> "Spool":
+    def close(self) -> "DocumentBuffer":
         self.abandon()
-        return Spool(self._folder)
+        return DocumentBuffer(self._folder)
 
     def abandon(self) -> None:
         for file in (self._text, self._ends, self._origins):
             file.close()
 
 
-class Spool:
+class DocumentBuffer:
     """ends: int64 (D,), where each document's zero byte lies; origins: int32 (D, 2), its file's number and its row."""
 
     def __init__(self, folder: Path) -> None:

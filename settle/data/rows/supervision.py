@@ -131,9 +131,9 @@ class Supervision:
                 f"the end of an answer is not supervised: its last token is {self.text(ids[-1:])!r}",
                 f"the chat template has to end a turn with one of {', '.join(self.stops)}",
             )
-        said, at = self._tokenizer.decode(ids.tolist()), 0
+        decoded, at = self._tokenizer.decode(ids.tolist()), 0
         for part in says:
-            at = said.find(part, at)
+            at = decoded.find(part, at)
             if at < 0:
                 raise Broken("the chat template does not give the answer back")
 

@@ -71,9 +71,9 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
 
 
 def _plain(inline: "Token") -> str:
-    said = {"softbreak": " ", "hardbreak": " "}
+    breaks = {"softbreak": " ", "hardbreak": " "}
     return "".join(
-        said.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
+        breaks.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
     )
 
 
