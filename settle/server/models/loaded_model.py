@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 import aiohttp
 
@@ -17,13 +16,6 @@ from settle.server.models.model_entry import ModelEntry
 
 AdapterFile = tuple[Path, str]  # and its stamp
 OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
-
-
-class LoraScale(TypedDict):
-    """How much of an adapter to apply, by llama.cpp's number of it."""
-
-    id: int
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class LoadedModel:
         """Monotonic time from which it may be ended; infinity while it is busy or kept."""
         return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
 
-    def lora_scales(self, scales: Mapping[Path, float]) -> list[LoraScale]:
+    def lora_scales(self, scales: Mapping[Path, float]) -> list[Mapping[str, float]]:
         """llama.cpp's list of adapters: those that are not in `scales` are off."""
         return [{"id": i, "scale": scales.get(path, 0.0)} for i, (path, _) in enumerate(self.adapters)]
 
