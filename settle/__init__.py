@@ -29,7 +29,7 @@ from settle.base.errors import SettleError, UsageError  # noqa: E402
 from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
-    from settle.commands._session import FinishedRun
+    from settle.jobs.finished_run import FinishedRun
     from settle.retrieve.answer.askable import AskableCollection
 
 
@@ -38,26 +38,26 @@ def train(*inputs: str, **settings: Any) -> "FinishedRun":
 
     Returns the finished run: `.verdict`, `.result`, `.path`, `.generate(prompt)`. Raises SettleError.
     """
-    from settle.commands._session import make_quietly
-    from settle.commands.train import Train
+    from settle.jobs.finished_run import run_job
+    from settle.jobs.train import JOB
 
-    return make_quietly(Train, list(inputs), settings)
+    return run_job(JOB, {"inputs": list(inputs), **settings})
 
 
 def tune(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
-    """Teach a model your own examples, as `settle tune` does; settings and result as of `train`."""
-    from settle.commands._session import make_quietly
-    from settle.commands.tune import Tune
+    """Fine-tune a model on your own examples, as `settle tune` does; settings and result as of `train`."""
+    from settle.jobs.finished_run import run_job
+    from settle.jobs.tune import JOB
 
-    return make_quietly(Tune, list(inputs), {"model": model, **settings})
+    return run_job(JOB, {"model": model, "inputs": list(inputs), **settings})
 
 
 def distill(teacher: str, *inputs: str, **settings: Any) -> "FinishedRun":
-    """Let a small model learn from a large one, as `settle distill` does; settings and result as of `train`."""
-    from settle.commands._session import make_quietly
-    from settle.commands.distill import Distill
+    """Distil a large model into a smaller one, as `settle distill` does; settings and result as of `train`."""
+    from settle.jobs.distill import JOB
+    from settle.jobs.finished_run import run_job
 
-    return make_quietly(Distill, list(inputs), {"teacher": teacher, **settings})
+    return run_job(JOB, {"teacher": teacher, "inputs": list(inputs), **settings})
 
 
 def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
@@ -87,7 +87,7 @@ def index(path: str, *more: str, **settings: Any) -> "AskableCollection":
 
 def open_run(name: str) -> "FinishedRun":
     """The finished run of that name. Raises UsageError when there is none."""
-    from settle.commands._session import FinishedRun
+    from settle.jobs.finished_run import FinishedRun
 
     return FinishedRun.find(name)
 

@@ -116,6 +116,7 @@ def waiting(home, tmp_path):
         textwrap.dedent(
             """
             import time
+            from settle.base.events import AnswerText, Progress, Say
             from settle.commands import Command
 
             class Wait(Command):
@@ -125,10 +126,10 @@ def waiting(home, tmp_path):
 
                 def run(self, events):
                     for done in range(self.times):
-                        events.emit("progress", what="wait", done=done, total=600, unit="rows")
-                        events.emit("say", text="waiting")
+                        events.emit(Progress(what="wait", done=done, total=600, unit="rows"))
+                        events.emit(Say(text="waiting"))
                         time.sleep(0.1)
-                    events.emit("answer", text="waited")
+                    events.emit(AnswerText(text="waited"))
                     return 0
             """
         )

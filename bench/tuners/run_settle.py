@@ -11,7 +11,7 @@ from typing import Any
 from pace import Pace, arguments
 
 from settle.base.event_log import Events
-from settle.base.events import Event
+from settle.base.events import Event, PlanReady, ProofCheck, Step
 from settle.commands.tune import Tune
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
@@ -28,9 +28,9 @@ class Steps:
         self.begun = False
 
     def __call__(self, event: Event) -> None:
-        if event["kind"] == "plan":
-            self.plan = event["values"]
-        elif event["kind"] == "proof" and not self.begun and event["passed"]:
+        if isinstance(event, PlanReady):
+            self.plan = dict(event.values)
+        elif isinstance(event, ProofCheck) and not self.begun and event.passed:
             # the first thing after the model is there, and before the first step
             self.begun = True
             facts = {
@@ -39,14 +39,14 @@ class Steps:
             version = {"settle-lm": _version(), "torch": importlib.metadata.version("torch")}
             self.pace.ready(versions=version, order=self.order, warmup=self.plan["warmup_steps"], plan=facts)
             self.pace.begin()
-        elif event["kind"] == "step":
+        elif isinstance(event, Step):
             self._step(event)
 
-    def _step(self, event: Event) -> None:
-        number = event["step"]
+    def _step(self, event: Step) -> None:
+        number = event.step
         self.pace.end()
-        self.pace.seconds = self.plan["batch_tokens"] / event["tokens_per_second"]
-        self.pace.report(event["loss"], *self.counts[number - 1])
+        self.pace.seconds = self.plan["batch_tokens"] / event.tokens_per_second
+        self.pace.report(event.loss, *self.counts[number - 1])
         if number == self.steps:
             self.pace.done()
             os._exit(0)  # what follows, settling and handing over, no peer does

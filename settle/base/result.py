@@ -56,7 +56,11 @@ class Result(BaseModel):
         return 3 if (self.comparison or {}).get("verdict", "better") != "better" else 0
 
     def to_json(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude_none=True)
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+    def __getitem__(self, key: str) -> object:
+        """A value as result.json has it."""
+        return self.to_json()[key]
 
 
 def parse_result(values: object, path: Path) -> Result:

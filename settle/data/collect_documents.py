@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
-from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.ledger import Ledger
 from settle.data.settings import DataSettings
 from settle.documents.blocks import Unreadable
@@ -24,7 +24,7 @@ Step = Callable[[str, Note], str | None]
 _REPORT_EVERY = 8 << 20  # characters between two progress events
 
 
-class DocumentCollector:
+class Reading:
     """One corpus being read: the files and the cleaning passes at work on them."""
 
     def __init__(self, files: list[FoundFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
@@ -34,9 +34,9 @@ class DocumentCollector:
         self._events = events
         self._sweeps = _sweeps(settings)
 
-    def read(self, work: Path) -> DocumentBuffer:
+    def read(self, work: Path) -> Spool:
         """Every row, mended, on disk in `work`; a document's origin is its file's place in the list and its row."""
-        writer = BufferWriter(work / "read")
+        writer = SpoolWriter(work / "read")
         try:
             for number, row, text in self._rows():
                 mended = self._mend(text, number, row)
@@ -48,7 +48,7 @@ class DocumentCollector:
         revising = [sweep for sweep in self._sweeps if sweep.revises()]
         return self._revise(spool, revising, work / "revised") if revising else spool
 
-    def without_repeats(self, spool: DocumentBuffer) -> np.ndarray:
+    def without_repeats(self, spool: Spool) -> np.ndarray:
         """Which documents stay once duplicates are gone: bool (D,)."""
         kept = np.ones(len(spool), bool)
         for sweep in self._sweeps if len(spool) > 1 else ():
@@ -103,8 +103,8 @@ class DocumentCollector:
     def _mend(self, text: str, number: int, row: int) -> str | None:
         return self._through([sweep.mend for sweep in self._sweeps], text, number, row)
 
-    def _revise(self, spool: DocumentBuffer, sweeps: list[Sweep], folder: Path) -> DocumentBuffer:
-        writer = BufferWriter(folder)
+    def _revise(self, spool: Spool, sweeps: list[Sweep], folder: Path) -> Spool:
+        writer = SpoolWriter(folder)
         steps = [sweep.revise for sweep in sweeps]
         try:
             for first, data, ends in spool.chunks():

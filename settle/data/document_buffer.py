@@ -14,8 +14,8 @@ import numpy as np
 _CHUNK = 1 << 20
 
 
-class BufferWriter:
-    """Appends documents; `close` gives the finished DocumentBuffer."""
+class SpoolWriter:
+    """Appends documents; `close` gives the finished Spool."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -34,16 +34,16 @@ class BufferWriter:
         array("q", (self._position - 1,)).tofile(self._ends)
         array("i", (file, row)).tofile(self._origins)
 
-    def close(self) -> "DocumentBuffer":
+    def close(self) -> "Spool":
         self.abandon()
-        return DocumentBuffer(self._folder)
+        return Spool(self._folder)
 
     def abandon(self) -> None:
         for file in (self._text, self._ends, self._origins):
             file.close()
 
 
-class DocumentBuffer:
+class Spool:
     """ends: int64 (D,), where each document's zero byte lies; origins: int32 (D, 2), its file's number and its row."""
 
     def __init__(self, folder: Path) -> None:

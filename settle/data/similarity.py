@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import rensa
 
-from settle.data.document_buffer import DocumentBuffer
+from settle.data.document_buffer import Spool
 from settle.data.tokenizer.pretokenize import word_starts
 
 _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 89 of 100 cases, with 0.85 always
@@ -26,7 +26,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 class Similarity:
     """The similar pairs among a spool's documents."""
 
-    def __init__(self, documents: DocumentBuffer) -> None:
+    def __init__(self, documents: Spool) -> None:
         self.size = len(documents)
         kept: Path = documents.folder / "similar.npz"
         if not kept.exists():
@@ -81,7 +81,7 @@ def _band(signatures: np.ndarray, first: int) -> np.ndarray:
     return np.concatenate([order[begins[at]] * size + order[at], order[at - 1] * size + order[at]])
 
 
-def _signatures(documents: DocumentBuffer) -> np.ndarray:
+def _signatures(documents: Spool) -> np.ndarray:
     """MinHash signatures on disk: uint32 (D, H)."""
     path: Path = documents.folder / "signatures.bin"
     with path.open("wb") as f:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.similarity import Similarity
 from settle.documents.rows import cut
 
@@ -24,7 +24,7 @@ KINSHIP, NEAR_DUPLICATE = 0.6, 0.85
 _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 
-def split_documents(documents: DocumentBuffer, kept: np.ndarray, share: float) -> np.ndarray:
+def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndarray:
     """The side of each document, int8 (D,), for many documents; `kept` is bool (D,), the others are DROPPED."""
     sizes = np.where(kept, documents.sizes, 0)
     budget = _budget(sizes, share)
@@ -56,7 +56,7 @@ def uniform_order(cluster: np.ndarray, hashes: np.ndarray, kept: np.ndarray) -> 
     return -np.expm1(members * np.log1p(-np.minimum(lowest, 1 - 2.0**-53)))
 
 
-def are_few(documents: DocumentBuffer, kept: np.ndarray, share: float) -> bool:
+def are_few(documents: Spool, kept: np.ndarray, share: float) -> bool:
     """Whether whole documents are too few, or some of them too large, to give a fair held-out set."""
     sizes = documents.sizes[kept]
     large = sizes[sizes > _budget(sizes, share) / 4]
@@ -67,9 +67,7 @@ def _budget(sizes: np.ndarray, share: float) -> float:
     return min(share * float(sizes.sum()), MOST_HELD_OUT)
 
 
-def split_sections(
-    documents: DocumentBuffer, kept: np.ndarray, share: float, folder: Path
-) -> tuple[DocumentBuffer, np.ndarray]:
+def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Path) -> tuple[Spool, np.ndarray]:
     """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each."""
     sections, parents = _cut_sections(documents, kept, folder / "sections")
     sides = np.full(len(sections), TRAIN, np.int8)
@@ -92,7 +90,7 @@ def split_sections(
     return _join(sections, parents, sides, folder / "split")
 
 
-def drop_kin_of_held_out(documents: DocumentBuffer, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
+def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
     """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
     cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
     held_out = np.zeros(len(sides), bool)
@@ -110,8 +108,8 @@ def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:
     sides[(sides == HELD_OUT) & trained[cluster]] = TRAIN
 
 
-def _cut_sections(documents: DocumentBuffer, kept: np.ndarray, folder: Path) -> tuple[DocumentBuffer, np.ndarray]:
-    writer, parents = BufferWriter(folder), []
+def _cut_sections(documents: Spool, kept: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
+    writer, parents = SpoolWriter(folder), []
     try:
         for document in np.flatnonzero(kept).tolist():
             text = documents.read(document)
@@ -125,13 +123,11 @@ def _cut_sections(documents: DocumentBuffer, kept: np.ndarray, folder: Path) -> 
     return spool, np.array(parents, np.int64)
 
 
-def _join(
-    sections: DocumentBuffer, parents: np.ndarray, sides: np.ndarray, folder: Path
-) -> tuple[DocumentBuffer, np.ndarray]:
+def _join(sections: Spool, parents: np.ndarray, sides: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
     """Neighbouring sections of one document on one side become one document again."""
     same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
     begins = np.flatnonzero(np.append(True, ~same))
-    writer = BufferWriter(folder)
+    writer = SpoolWriter(folder)
     try:
         for first, last in zip(begins.tolist(), [*begins[1:].tolist(), len(parents)], strict=True):
             file, row = sections.origins[first].tolist()

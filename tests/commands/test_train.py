@@ -115,7 +115,7 @@ def test_nothing_to_train_on(home, tmp_path, capfd):
     empty.mkdir()
     assert main(["train", str(empty)]) == 1
     err = capfd.readouterr().err
-    assert "nothing to train on" in err and "too little text" in err and Run.all() == []
+    assert "no input for `settle train`" in err and "too little text" in err and Run.all() == []
     with pytest.raises(DataError, match="no file or folder"):
         settle.train(str(tmp_path / "none"))
     with pytest.raises(UsageError, match="no setting 'stepz'"):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from settle.base.registry import Part
-from settle.data.document_buffer import DocumentBuffer
+from settle.data.document_buffer import Spool
 
 # note("mended" | "dropped" | a kind of thing found, reason, count)
 Note = Callable[[str, str, int], None]
@@ -37,6 +37,6 @@ class Sweep:
         """Second reading, for what only the whole corpus can tell; as `mend`."""
         return text
 
-    def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray] | None:
+    def repeats(self, documents: Spool) -> tuple[str, np.ndarray] | None:
         """A reason and which of the documents are dropped for it: bool (D,)."""
         return None

@@ -49,7 +49,7 @@ def _history(value: object) -> list[Message]:
     turns = parsed(value) or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
         raise Broken("a history that is no list of question and answer")
-    texts = [text for turn in turns for text in turn]
-    if not all(isinstance(text, str) for text in texts):
+    said = [text for turn in turns for text in turn]
+    if not all(isinstance(text, str) for text in said):
         raise Broken("a history that is no list of question and answer")
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]

@@ -9,10 +9,10 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.document_buffer import Spool, SpoolWriter
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
-from settle.data.rows.read_rows import ExampleReader, RefusedRows
+from settle.data.rows.read_rows import Refused, RowReading
 from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
 from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
@@ -21,10 +21,10 @@ from settle.documents.walk import FoundFile
 
 
 @dataclass(frozen=True)
-class CollectedRows:
+class Gathered:
     """examples: of plain text the text, of other kinds JSON. sides: int8 (R,). names: of the files, by number."""
 
-    examples: DocumentBuffer
+    examples: Spool
     sides: np.ndarray
     kind: Kind
     names: list[str]
@@ -45,26 +45,26 @@ class CollectedRows:
         return f"{self.names[file]}:{row}"
 
 
-def collect_rows(
+def gather(
     files: list[FoundFile],
     held_out_files: list[FoundFile],
     settings: RowSettings,
     ledger: Ledger,
     events: Events,
     work: Path,
-) -> CollectedRows:
+) -> Gathered:
     """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
     files, held_out_files = (_of_one_sort(given, ledger) for given in (files, held_out_files))
-    reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
-    examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
+    reading = RowReading(files + held_out_files, settings.columns, ledger, events)
+    examples, texts = SpoolWriter(work / "examples"), SpoolWriter(work / "texts")
     prompts: list[int] = []
     try:
         for number, row, example in reading.examples():
-            prompt, answer = _words(example)
+            asked, said = _words(example)
             if example.kind != "text":
                 examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
-            texts.append(f"{prompt}\n\n{answer}" if answer else prompt, number, row)
-            prompts.append(int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()))
+            texts.append(f"{asked}\n\n{said}" if said else asked, number, row)
+            prompts.append(int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=8).digest()))
     finally:
         examples.abandon()
         texts.abandon()
@@ -73,7 +73,7 @@ def collect_rows(
     names = [f.name for f in files + held_out_files]
     similar, kind = texts.close(), reading.kind or "chat"
     spool = similar if kind == "text" else examples.close()
-    found = CollectedRows(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
+    found = Gathered(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
     given = spool.origins[:, 0] >= len(files)
     if not settings.repeats:
         _drop_repeats(found, given, ledger)
@@ -85,7 +85,7 @@ def collect_rows(
         )
     elif kind == "text" and are_few(similar, kept, settings.held_out):
         spool, sides = split_sections(similar, kept, settings.held_out, work)
-        found = CollectedRows(spool, sides, kind, names)
+        found = Gathered(spool, sides, kind, names)
     else:
         found.sides[:] = split_rows(similar, np.array(prompts, np.uint64), kept, settings.held_out)
     _refuse_one_sided(found, ledger)
@@ -101,7 +101,7 @@ def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
     return rows or files
 
 
-def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
+def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:
     """Rows that cannot be used end the work, or are left out where that is what was asked for."""
     if refused.count and not settings.drop_broken:
         rows = "1 row" if refused.count == 1 else f"{refused.count} rows"
@@ -111,7 +111,7 @@ def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
             ledger.drop(reason, where, "")
 
 
-def _drop_repeats(found: CollectedRows, given: np.ndarray, ledger: Ledger) -> None:
+def _drop_repeats(found: Gathered, given: np.ndarray, ledger: Ledger) -> None:
     """Of examples that are the same, word for word, the first stays, or one that is `given` to evaluate on."""
     order = np.argsort(~given, kind="stable")
     _, first = np.unique(found.examples.hashes[order], return_index=True)
@@ -121,7 +121,7 @@ def _drop_repeats(found: CollectedRows, given: np.ndarray, ledger: Ledger) -> No
         ledger.drop("exact duplicate", found.origin(number), "")
 
 
-def _refuse_one_sided(found: CollectedRows, ledger: Ledger) -> None:
+def _refuse_one_sided(found: Gathered, ledger: Ledger) -> None:
     if not len(found.sides):
         raise DataError(
             f"there are no rows in what was given ({ledger.summary()})",

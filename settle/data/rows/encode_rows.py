@@ -34,11 +34,11 @@ class Preview:
     def from_json(cls, value: dict[str, Any]) -> "Preview":
         return cls(**value | {"pieces": [(text, supervised) for text, supervised in value["pieces"]]})
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-class RowEncoder:
+class Making:
     """Makes rows of examples. wanted: tokens that each example would have needed to keep all of its answers."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError, SettleError
@@ -17,12 +18,12 @@ from settle.base.run import home, read_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.files import describe_files, find_files, hash_files, row_format
 from settle.data.layouts import Example, Kind
-from settle.data.ledger import Ledger, LedgerRecord
-from settle.data.rows.collect import collect_rows
-from settle.data.rows.encode_rows import Preview, RowEncoder
+from settle.data.ledger import Ledger
+from settle.data.rows.collect import gather
+from settle.data.rows.encode_rows import Making, Preview
 from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.store import RowStore
-from settle.data.rows.template_adaptation import TemplateAdapter
+from settle.data.rows.template_adaptation import Dialect
 from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
@@ -44,16 +45,16 @@ class RowCorpus:
     held_out: RowStore
     kind: Kind
     template: str | None
-    ledger: LedgerRecord
+    ledger: dict[str, Any]
     previews: list[Preview]
     fingerprint: str
 
     def examples(self, side: str = "held_out") -> Iterator[Example]:
         """The examples of a side, in the order of its rows: what is asked as the template takes it, then the answer."""
-        adapter = TemplateAdapter(ChatTemplate(self.template) if self.template else None, {})
+        dialect = Dialect(ChatTemplate(self.template) if self.template else None, {})
         with (home() / "tokens" / self.fingerprint / side / "examples.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                yield adapter.asking(Example(**json.loads(line)))
+                yield dialect.asking(Example(**json.loads(line)))
 
 
 def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events) -> RowCorpus:
@@ -76,10 +77,10 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSetti
         folder = home() / "tokens" / fingerprint
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
         describe_files(ledger, files + held_out_files, hashes)
-        collected = collect_rows(files, held_out_files, settings, ledger, events, work)
-        encoder = RowEncoder(tokenizer, template, settings, collected.kind)
-        encoder.renderer.adapter.notes.update(filter(None, [note]))
-        write_rows(work / "corpus", collected, encoder, tokenizer, settings, ledger, events)
+        gathered = gather(files, held_out_files, settings, ledger, events, work)
+        making = Making(tokenizer, template, settings, gathered.kind)
+        making.renderer.dialect.notes.update(filter(None, [note]))
+        write_rows(work / "corpus", gathered, making, tokenizer, settings, ledger, events)
         publish(work / "corpus", folder)
         made = _open(folder)
         _tell(made, events)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import Any
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
@@ -20,11 +21,11 @@ from settle.documents.walk import FoundFile
 
 _LOOKED_AT = 100  # rows that tell a file's layout
 _NAMED = 10  # rows that an error names
-_REPORT_EVERY = 512  # rows between two progress events
+_TELL_EVERY = 512  # rows between two progress events
 
 
 @dataclass
-class RefusedRows:
+class Refused:
     """Rows that cannot be used, by reason: how many, and the first of them."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
@@ -37,22 +38,22 @@ class RefusedRows:
         return sum(map(len, self.rows.values()))
 
     def __str__(self) -> str:
-        reasons = []
+        told = []
         for reason, rows in self.rows.items():
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-            reasons.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
-        return "; ".join(reasons)
+            told.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
+        return "; ".join(told)
 
 
-class ExampleReader:
+class RowReading:
     """Reads files of examples, all of one kind; `layouts` tells per file how its rows were understood."""
 
     def __init__(self, files: list[FoundFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
         self._files, self._ledger, self._events = files, ledger, events
         asked = {name: column for name, column in columns.model_dump().items() if column is not None}
         self._known = _layouts(asked)
-        self.refused = RefusedRows()
-        self.layouts: dict[str, dict[str, object]] = {}
+        self.refused = Refused()
+        self.layouts: dict[str, dict[str, Any]] = {}
         self.kind: Kind | None = None
 
     def examples(self) -> Iterator[tuple[int, int, Example]]:

@@ -5,12 +5,12 @@ Legend: R examples.
 
 import numpy as np
 
-from settle.data.document_buffer import DocumentBuffer
+from settle.data.document_buffer import Spool
 from settle.data.similarity import Similarity
 from settle.data.split import DROPPED, HELD_OUT, KINSHIP, NEAR_DUPLICATE, TRAIN, uniform_order
 
 
-def split_rows(texts: DocumentBuffer, prompts: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
+def split_rows(texts: Spool, prompts: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
     """The side of each example, int8 (R,); `kept` is bool (R,), the others are DROPPED.
 
     texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash

@@ -131,9 +131,9 @@ class Supervision:
                 f"the end of an answer is not supervised: its last token is {self.text(ids[-1:])!r}",
                 f"the chat template has to end a turn with one of {', '.join(self.stops)}",
             )
-        decoded, at = self._tokenizer.decode(ids.tolist()), 0
+        said, at = self._tokenizer.decode(ids.tolist()), 0
         for part in says:
-            at = decoded.find(part, at)
+            at = said.find(part, at)
             if at < 0:
                 raise Broken("the chat template does not give the answer back")
 

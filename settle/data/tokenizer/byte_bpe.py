@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -139,9 +140,9 @@ class ByteBpeTokenizer:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes.__getitem__, map(int, ids))).decode("utf-8", "replace")
 
-    def gguf_metadata(self) -> dict[str, object]:
+    def gguf_metadata(self) -> dict[str, Any]:
         """The `tokenizer.*` keys of a GGUF file."""
-        keys: dict[str, object] = {
+        keys: dict[str, Any] = {
             "model": self.model,
             "pre": self.pre,
             "tokens": self.tokens,

@@ -1,7 +1,7 @@
 """Text to token ids at many times the speed of a tokenizer that walks word by word; the ids are the same.
 
 Each distinct word is merged once by `tokenizers` and remembered; a text is then a matter of looking words up:
-the words are found by numpy, made distinct by arrow's hash table, and their ids are collected.
+the words are found by numpy, made distinct by arrow's hash table, and their ids are gathered.
 Legend: B bytes, W words, D documents, N tokens.
 """
 

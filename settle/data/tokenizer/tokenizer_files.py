@@ -87,8 +87,8 @@ def _named(folder: Path, config: JsonObject, by_id: Mapping[int, str]) -> dict[s
         if text in ids:
             found[name] = ids[text]
     if "eos" not in found:
-        value = (_json(folder / "generation_config.json") or _json(folder / "config.json") or {}).get("eos_token_id")
-        first = value[0] if isinstance(value, list) and value else value
+        said = (_json(folder / "generation_config.json") or _json(folder / "config.json") or {}).get("eos_token_id")
+        first = said[0] if isinstance(said, list) and said else said
         if isinstance(first, int) and first in by_id:
             found["eos"] = first
     return found
@@ -98,11 +98,11 @@ def _template(folder: Path, config: JsonObject) -> str:
     own = folder / "chat_template.jinja"
     if own.exists():
         return own.read_text(encoding="utf-8")
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        by_name = {entry.get("name"): entry.get("template") for entry in value}
-        value = by_name.get("default")
-    return value or ""
+    said = config.get("chat_template")
+    if isinstance(said, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in said}
+        said = by_name.get("default")
+    return said or ""
 
 
 def _steps(part: JsonObject | None) -> Iterator[JsonObject]:

@@ -25,9 +25,6 @@ _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 
 
-Metadata = Mapping[str, Any]  # the values of a GGUF file by key
-
-
 class Vocabulary:
     """The tokens, their types and special ids.
 
@@ -37,7 +34,7 @@ class Vocabulary:
     are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
     """
 
-    def __init__(self, metadata: Metadata) -> None:
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
         """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
         self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.model = str(self._value("model"))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from settle.data.layouts import Example, Message
 
@@ -17,7 +18,7 @@ class Case:
     number: int
     reference: str
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, object], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     prompt: str | None = None
 
     @property

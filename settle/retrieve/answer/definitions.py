@@ -24,7 +24,7 @@ _ENTRY = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
 MOST_TERM = 4  # words of a term
 _PLAIN_WORD = re.compile(r"[(\"'“‘{]*[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*[)\"'”’}.,;:!?]*")
-_FIRST = 8  # words of an explanation that are examined
+_FIRST = 8  # words of what is said of a term that are looked at
 _NEVER = (  # begins or ends a term
     "it this that there these those he she they we you which one here because then also so thus hence however but if"
     " not only see note notes example examples warning warnings caution important tip hint todo help default"
@@ -59,8 +59,8 @@ def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
 
 
 def _is_term(text: str) -> bool:
-    term_words = text.lower().split()
-    return 0 < len(term_words) <= MOST_TERM and not (STOP | NO_TERM).intersection(term_words[:1] + term_words[-1:])
+    said = text.lower().split()
+    return 0 < len(said) <= MOST_TERM and not (STOP | NO_TERM).intersection(said[:1] + said[-1:])
 
 
 def _is_prose(text: str) -> bool:

@@ -9,7 +9,7 @@ from math import log
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.words import words
 from settle.retrieve.search.question_normalizer import topic
 

@@ -27,8 +27,7 @@ class Measurement(NamedTuple):
 
 
 class Overhead(NamedTuple):
-    """The result of a number of streams at once. bare, settle: medians over the rounds. ratios, added: the ratio of the
-    rates, and the seconds that settle adds to the first token, one per round."""
+    """Of a number of streams at once: medians over the rounds; ratios of rates and added seconds, one a round."""
 
     streams: int
     bare: Measurement

@@ -74,9 +74,9 @@ def _messages(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _blocks(message: Message, place: Place, attached: list[str]) -> Iterator[Block]:
     yield Block("heading", _header(message, "Subject") or "No subject", place, level=1)
-    headers = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
-    if headers:
-        yield Block("text", "\n".join(headers), place)
+    told = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
+    if told:
+        yield Block("text", "\n".join(told), place)
     texts: dict[str, list[str]] = {"text/plain": [], "text/html": []}
     for part in message.walk():
         kind = part.get_content_type()

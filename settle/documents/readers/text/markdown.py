@@ -71,9 +71,9 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
 
 
 def _plain(inline: "Token") -> str:
-    breaks = {"softbreak": " ", "hardbreak": " "}
+    said = {"softbreak": " ", "hardbreak": " "}
     return "".join(
-        breaks.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
+        said.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
     )
 
 

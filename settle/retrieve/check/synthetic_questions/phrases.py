@@ -74,8 +74,8 @@ def of_term(term: str, random: Random) -> str:
 def of_meaning(gloss: str, term: str, random: Random) -> str:
     """A question that asks for a term by what it means."""
     hidden = {w.lower() for w in WORD.findall(term)}
-    gloss_words = WORD.findall(_SENTENCE_END.split(gloss)[0])
-    kept = [w for w in gloss_words if w.lower() not in hidden and (len(w) > 1 or w == "a")]
+    said = WORD.findall(_SENTENCE_END.split(gloss)[0])
+    kept = [w for w in said if w.lower() not in hidden and (len(w) > 1 or w == "a")]
     frames = ("what do you call {}", "which term stands for {}", "what is the name for {}", "{}")
     return random.choice(frames).format(_lower(" ".join(_fewer(kept, random)[:MOST_WORDS])))
 
@@ -143,10 +143,10 @@ def of_row(row: str, column: str, random: Random) -> str:
 
 def longest_copied(question: str, text: str) -> int:
     """The most words in a row that a question has from a text."""
-    asked, source = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
+    asked, said = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
     words, most = asked.split(), 0
     for first in range(len(words)):
-        while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {source} ":
+        while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {said} ":
             most += 1
     return most
 

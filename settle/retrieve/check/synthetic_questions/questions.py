@@ -1,7 +1,7 @@
-"""Questions generated from a collection's own passages, so their answers are known.
+"""Questions made from a collection's own passages, their answers known because the passages came first.
 
-An unanswerable question is one whose topic is left out: the passages with the answer or near it, and those elsewhere
-that say the same.
+What is not there is asked for by leaving the topic out: the passages that a question's answer stands in or near, and
+those elsewhere that say the same.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from typing import NamedTuple
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
-from settle.retrieve.check.synthetic_questions.by_model import write_question
+from settle.retrieve.check.synthetic_questions.by_model import invented
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
-from settle.retrieve.index.catalogue.records import DocumentSize, Passage
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.records import DocumentSize, Passage
 from settle.retrieve.index.words import words
 
 WHOLE = 0.1  # share of the collection up to which a document is left out as a whole
@@ -118,7 +118,7 @@ def _places(collection: Collection, count: int, random: Random) -> list[tuple[Do
 
 
 class _Maker:
-    """Generates questions at places of a collection."""
+    """Makes questions at places of a collection."""
 
     def __init__(
         self, collection: Collection, random: Random, documents: Sequence[DocumentSize], model: LlamaClient | None
@@ -173,9 +173,9 @@ class _Maker:
         if sum(not stem.isdigit() for stem in stems) < least:
             return False
         found = self._collection.catalogue.words.frequencies(stems)
-        weight = sum(log(self._total / found.get(stem, 1)) for stem in stems)
+        told = sum(log(self._total / found.get(stem, 1)) for stem in stems)
         rarest = min((found.get(stem, 1) for stem in stems), default=self._total)
-        return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
+        return rarest <= max(3, _COMMON * self._total) and told >= _ENOUGH * log(self._total)
 
     def _asked(self, spot: _Spot) -> list[_Asked]:
         """One question of each kind that the passage gives."""
@@ -229,7 +229,7 @@ class _Maker:
         if self._model is None or self._left_to_model >= INVENTED:
             return []
         self._left_to_model += 1
-        passage, text = spot.passage, write_question(self._model, spot.passage.embedded)
+        passage, text = spot.passage, invented(self._model, spot.passage.embedded)
         stems = list(dict.fromkeys(words(text)))
         tells = dict(zip(stems, self._telling(stems), strict=True))
         there = sum(tells[stem] for stem in tells.keys() & words(passage.embedded))

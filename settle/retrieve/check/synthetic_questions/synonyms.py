@@ -1,7 +1,8 @@
-"""Other words for the same thing, as people use them who have not read the documents.
+"""Other words for the same, as people use them who have not read the documents.
 
-There is no lexicon: a word is replaced by one of the collection's own that is near it in the embedder's space, a
-synonym or something of the same kind. Some words are mistyped, which stands for all words that no document has.
+There is no lexicon: what stands near a word in the embedder's space, among the collection's own words, takes its place.
+That is a synonym, or something of the same kind. Some words are mistyped, which stands for all those that people know
+and no document has.
 """
 
 import re
@@ -14,7 +15,7 @@ import numpy as np
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.words import STOP, words
 
-SHARE = 0.25  # of the words of a text that have near ones, which are replaced
+SHARE = 0.25  # of the words of a text that have others near them
 MISTYPED = 0.05  # of those
 MOST = 2000  # words that are known, the most frequent ones
 NEAREST = 2  # of them that may take a word's place
@@ -23,7 +24,7 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 class Rewording:
-    """Replaces words that some texts have in lower case; names stay."""
+    """Knows the words of some texts that stand in them in small letters: names keep theirs."""
 
     def __init__(self, vectorizer: Vectorizer, texts: Iterable[str]) -> None:
         counted = Counter(word for text in texts for word in _WORD.findall(text) if word.islower() and word not in STOP)
@@ -51,6 +52,6 @@ class Rewording:
 
 
 def _mistyped(word: str, random: Random) -> str:
-    """The word with two neighbouring letters swapped, other than the first."""
+    """With two letters that stand side by side in the other order, the first letter apart."""
     at = random.randrange(1, len(word) - 1)
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :]

@@ -1,0 +1,252 @@
+"""settle distill: a small model learns from a large one, until it has settled."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import UsageError
+from settle.base.events import Progress, Say
+from settle.base.run import home, read_json, write_json
+from settle.data.rows.batches import pack_rows
+from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
+from settle.data.settings import RowSettings
+from settle.data.tokenizer.compatibility import require_same_tokenizer
+from settle.evaluate.compare.candidate import LiveContender
+from settle.evaluate.compare.cases import cases
+from settle.evaluate.distillation import learned
+from settle.evaluate.speculative import measure_pair
+from settle.evaluate.teacher_answers import answer_all
+from settle.formats.gguf import export_gguf
+from settle.infer.scorer import Scorer
+from settle.jobs.job import Job
+from settle.jobs.settings import DistillSettings
+from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data
+from settle.jobs.training_stages import result as write_result
+from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
+from settle.library.convert import as_gguf
+from settle.library.pretrained import open_pretrained
+from settle.library.reference import Proposal
+from settle.library.run_models import record_draft
+from settle.model.pretrained import Pretrained
+from settle.plan.training_job import TrainingJob
+from settle.shrink.prunable_model import PrunableModel
+from settle.shrink.pruners import Pruned
+from settle.shrink.student_init import fresh, narrower, read_shape, shorter, shrunk
+from settle.train.objectives.distill import Distill
+from settle.train.teacher import windows_of
+
+STUDENT, RECORD = "student", "teacher"  # folders of a run: the student's first weights, the teacher's distributions
+PIECE_TOKENS = 512  # longest piece of a plain text; rows of turns may be longer
+PRUNING_ROWS = 32  # training rows on which a pruner sees what the teacher's parts do
+PROMPT_TOKENS = 32  # of a plain text that a draft's measurement continues
+DRAFT_SHARE = 6  # a draft keeps one block in so many
+# AdamW's rates where every weight learns: of a student that is good already, that lost parts, or that is random
+RATES: dict[str, dict[str, float]] = {
+    "given": {"lr": 1e-4, "table_lr": 1e-4},
+    "pruned": {"lr": 1e-3, "table_lr": 3e-4},
+    "fresh": {"lr": 3e-3, "table_lr": 1e-2},
+}
+
+
+@dataclass
+class DistillContext(TuningContext):
+    settings: DistillSettings
+    teacher: Pretrained = field(init=False)
+
+    @property
+    def made_file(self) -> Path:
+        """How the student was made from its teacher; absent when it was given."""
+        return self.run.path / STUDENT / "made.json"
+
+
+def teacher(c: DistillContext) -> None:
+    """The model that is learned from; a given student must share its tokenizer."""
+    recorded = c.plan.objective_settings["teacher"] if c.record is not None else None
+    c.teacher = open_pretrained(str(recorded or c.settings.teacher))
+    if c.record is None and c.settings.student:
+        student = open_pretrained(c.settings.student)
+        require_same_tokenizer(c.teacher.tokenizer, student.tokenizer, (c.teacher.name, student.name))
+        if student.source.sha256 == c.teacher.source.sha256 and c.settings.adapter.name == "full":
+            raise UsageError(f"{student.name} is its own teacher", "give a smaller one")
+
+
+def data(c: DistillContext) -> None:
+    """Texts or examples as rows, with the teacher's own answers when they are wanted."""
+    if c.record is not None and restored_data(c, prepared_rows(str(c.record["corpus"]))):
+        return
+    settings, most = c.settings, c.teacher.part.max_position_embeddings
+    limits = {"max_tokens": min(settings.rows.max_tokens or most, most), "piece_tokens": min(PIECE_TOKENS, most)}
+    rows = settings.rows.model_copy(update={name: getattr(settings.rows, name) or limits[name] for name in limits})
+    c.corpus = prepare_rows(settings.inputs, c.teacher.tokenizer, rows, c.events)
+    if c.corpus.kind == "text" and settings.answers:
+        raise UsageError("plain text has no prompts for the teacher to answer", "leave --answers out")
+    wants_answers = settings.draft if settings.answers is None else settings.answers
+    if wants_answers and c.corpus.kind != "text":
+        c.corpus = _answered(c, c.corpus, rows)
+
+
+def student(c: DistillContext) -> None:
+    """The model that learns, as it is at first: in the run's folder, unless it was given; and what it learns by."""
+    if c.record is not None:
+        return
+    c.base = open_pretrained(c.settings.student) if c.settings.student else _made_student(c)
+    source = c.teacher.source
+    of_run: dict[str, object] = {"teacher": str(source.path.resolve()), "teacher_sha256": source.sha256}
+    of_run |= {"record": str(c.run.path / RECORD)} if c.settings.cache else {}
+    of_run |= {"layer_map": blocks} if (blocks := _layer_map(c)) else {}
+    objective = c.settings.objective.over(of_run)
+    Distill.model_validate(objective.settings).resolved(c.base)  # refused before the teacher reads for hours
+    way = "given" if c.settings.student else "fresh" if c.settings.fresh else "pruned"
+    is_usual = c.settings.adapter.name == "full" and c.settings.optimizer.name == "adamw"
+    optimizer = c.settings.optimizer.over(RATES[way] if is_usual else {})
+    c.settings = c.settings.model_copy(update={"objective": objective, "optimizer": optimizer})
+
+
+def cache(c: DistillContext) -> None:
+    """With --cache: the teacher's distributions over all rows, recorded once."""
+    if c.record is not None or not c.settings.cache:
+        return
+    windows = list(_windows(c.corpus))
+    total, done = sum(map(len, windows)), 0
+
+    def on_tokens(tokens: int) -> None:
+        nonlocal done
+        done += tokens + 1
+        c.events.emit(Progress(what="the teacher reads", done=done, total=total, unit="tokens"))
+
+    name, longest = c.teacher.name, max(map(len, windows))
+    with as_gguf(c.teacher, c.run.path) as model, Scorer(model.path, longest, c.settings.threads) as scorer:
+        facts = {"teacher": name, "sha256": c.teacher.source.sha256}
+        scorer.likelihoods(windows, c.run.path / RECORD, facts, on_tokens)
+
+
+def compare(c: DistillContext) -> None:
+    """The student against its teacher on held-out rows, before it learned and after."""
+    made = read_json(c.made_file) if c.made_file.exists() else None
+    c.figures["student"] = {"name": c.tuning.base_name, "made": made}
+    if not c.is_usable:
+        return
+    live = c.live
+    assert isinstance(live.objective, Distill)
+    before = {name: live.initial(name) for name in live.model.trainable()} if live.whole else None
+    nearness = learned(live.model, live.objective, live.held_out, before, c.outcome.best, c.teacher.name, c.events)
+    c.figures["comparison"], c.compared = nearness.to_json(), nearness.card_lines()
+
+
+def draft(c: DistillContext) -> None:
+    """With --draft: the student's file as a draft model, measured beside its teacher on the held-out prompts."""
+    if not c.is_usable or not c.settings.draft:
+        return
+    live, settings = c.live, c.settings
+    file = c.run.out / f"{c.run.name}-draft.gguf"
+    export_gguf(live.architecture, c.outcome.best, live.tokenizer, file, settings.draft_type, {"name": file.stem})
+    prompts = draft_prompts(c.corpus, live, settings.compare_rows)
+    with as_gguf(c.teacher, c.run.out, live.tokenizer) as model:
+        pair = measure_pair(model.path, file, prompts, settings.answer_tokens, c.events, settings.threads)
+    record_draft(c.run, file, Proposal(pair.way.tokens, pair.way.sure, pair.speed_up))
+    c.events.emit(Say(text=pair.headline))
+    if pair.speed_up > 1:
+        c.events.emit(Say(text=f"`settle chat {c.teacher.name} --draft {c.run.name}` and `settle serve` use it"))
+    c.figures["pair"], c.compared = pair.to_json(), [*c.compared, *pair.card_lines()]
+    c.add_files({"draft": str(file)})
+
+
+def result(c: DistillContext) -> None:
+    """As of every run; the teacher's record, a kilobyte a token, is not needed any more."""
+    write_result(c)
+    shutil.rmtree(c.run.path / RECORD, ignore_errors=True)
+
+
+def draft_prompts(corpus: RowCorpus, live: TrainingJob, limit: int) -> list[list[int]]:
+    """Held-out questions as ids, or the beginnings of held-out texts; at most `limit`."""
+    if corpus.kind == "text":
+        store = corpus.held_out
+        texts = [store.document(i).tolist()[:PROMPT_TOKENS] for i in range(min(limit, store.num_documents))]
+        return [ids for ids in texts if len(ids) == PROMPT_TOKENS] or texts
+    candidate = LiveContender(None, live.tokenizer, "", live.architecture.max_position_embeddings)
+    return [candidate.prompt(case) for case in cases(corpus.examples())[:limit]]
+
+
+def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCorpus:
+    """The same questions with the teacher's own most likely answers, which are stored beside the rows."""
+    name = f"{corpus.fingerprint}{c.teacher.source.sha256}{c.settings.answer_tokens}"
+    folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    if not (folder / "held_out.jsonl").exists():
+        with as_gguf(c.teacher, folder.parent) as model:
+            for side in ("train", "held_out"):
+                answer_all(model, corpus.examples(side), folder / f"{side}.jsonl", c.settings.answer_tokens, c.events)
+    rows = rows.model_copy(update={"held_out_from": folder / "held_out.jsonl", "columns": type(rows.columns)()})
+    return prepare_rows([str(folder / "train.jsonl")], c.teacher.tokenizer, rows, c.events)
+
+
+def _made_student(c: DistillContext) -> Pretrained:
+    """The teacher with parts removed, or a model of a given shape, written into the run's folder."""
+    made = _pruned(c)
+    subject = made[-1].subject
+    shape = subject.part.options()
+    name = f"{c.teacher.name}-{len(shape.layers)}x{shape.layers[0].width}"
+    folder = c.run.path / STUDENT / name
+    folder.parent.mkdir(exist_ok=True)
+    subject.write(folder, {"name": name})
+    write_json(c.made_file, [pruned.report for pruned in made])
+    before, after = c.teacher.part.num_parameters, subject.num_parameters
+    c.events.emit(Say(text=f"the student is {name}: {after / 1e6:,.1f} M parameters of {before / 1e6:,.1f} M"))
+    return open_pretrained(folder)
+
+
+def _pruned(c: DistillContext) -> list[Pruned]:
+    """Every step from the teacher to the student."""
+    settings, subject, store = c.settings, PrunableModel.read(c.teacher), c.corpus.train
+    shape = read_shape(settings.into, subject) if settings.into is not None else None
+    if shape is not None and settings.fresh:
+        return [fresh(subject, shape, settings.seed)]
+    chosen = sorted({i * store.num_documents // PRUNING_ROWS for i in range(PRUNING_ROWS)})  # evenly
+    windows = [store.document(i).tolist()[:PIECE_TOKENS] for i in chosen]
+    texts = [c.teacher.tokenizer.decode(window) for window in windows]
+    c.events.emit(Progress(what="prune", done=0, total=1, unit="model"))
+    if shape is not None:
+        made = shrunk(subject, shape, windows, texts)
+    elif settings.width is not None:
+        made = narrower(subject, settings.width, windows, texts)
+    else:
+        most = subject.num_layers - max(1, round(subject.num_layers / DRAFT_SHARE))
+        made = [shorter(subject, settings.drop_layers or most, windows, texts)]
+    c.events.emit(Progress(what="prune", done=1, total=1, unit="model"))
+    return made
+
+
+def _layer_map(c: DistillContext) -> list[int]:
+    """For a student that lacks some of the teacher's blocks: for each of its blocks, the teacher's block whose output
+    it should match, which is the last one before the next block that was kept."""
+    reports = read_json(c.made_file) if c.made_file.exists() else []
+    if [report["pruner"] for report in reports] != ["depth"]:
+        return []
+    num_blocks = reports[0]["blocks"][0]
+    kept = [block for block in range(num_blocks) if block not in reports[0]["removed"]]
+    return [block - 1 for block in kept[1:]] + [num_blocks - 1]
+
+
+def _windows(corpus: RowCorpus) -> Iterator[list[int]]:
+    """Every different row of both sides, as a teacher's record identifies it."""
+    seen = set()
+    for store in (corpus.train, corpus.held_out):
+        for document in range(store.num_documents):
+            (window,) = windows_of(pack_rows(store, np.array([document])))
+            if window.tobytes() not in seen:
+                seen.add(window.tobytes())
+                yield window.tolist()
+
+
+JOB = Job(
+    "distill",
+    DistillSettings,
+    DistillContext,
+    (
+        earlier_session, teacher, data, student, cache, plan, build, forecast, proof,
+        loop, judge, export, compare, draft, result,
+    ),
+)  # fmt: skip

@@ -1,0 +1,129 @@
+"""The life of every run: its folder, its lock, its stages one after the other, and what a stop leaves behind.
+
+A stage is a function that takes the context of its job and adds its product to it. A stage whose product is there
+already, from an earlier session, takes it from the run's folder: that is all there is to resuming.
+"""
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from settle.base.errors import ResourceError, RunError
+from settle.base.event_log import Events
+from settle.base.events import ResultReady, RunStarted, Say
+from settle.base.run import Run, free_name, write_atomic
+from settle.base.settings import recipe_text
+from settle.base.stop_signals import Stopping
+from settle.jobs.settings import JobSettings
+from settle.jobs.spending import Spending
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+INTERRUPTED = 130  # exit code
+
+
+@dataclass
+class Context:
+    """What the stages of one session share; a job's own context adds its products.
+
+    origin: where each setting came from. record: plan.json of an earlier session. safe: what a full disk cannot harm
+    any more, once there is such a thing. exit_code: set by the stage that ends the session.
+    """
+
+    run: Run
+    settings: JobSettings
+    origin: Mapping[str, str]
+    events: Events
+    stopping: Stopping
+    record: Mapping[str, object] | None = None
+    spending: Spending = field(default_factory=Spending)
+    safe: str = ""
+    exit_code: int | None = None
+
+
+C = TypeVar("C", bound=Context)
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """A job: the command that starts it, what may be asked of it, and its stages in order."""
+
+    name: str
+    settings: type[JobSettings]
+    context: type[C]
+    stages: tuple[Callable[[C], None], ...]
+
+
+def start(job: Job[C], settings: JobSettings, events: Events) -> C:
+    """A new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
+    resolved = settings.with_recipe()
+    settings = resolved.value
+    settings.check(job.name)
+    run = Run.create(job.name, settings.name or free_name(name_of(settings.inputs[0])))
+    events.emit(RunStarted(name=run.name, path=str(run.path)))
+    with run.lock(), Stopping() as stopping:
+        try:
+            write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
+            context = job.context(run, settings, resolved.origin, events, stopping)
+            return follow(job, context)
+        finally:
+            if not (run.path / "plan.json").exists():
+                shutil.rmtree(run.path)  # there is nothing to resume
+
+
+def follow(job: Job[C], context: C) -> C:
+    """The stages in order, until one ends the session."""
+    try:
+        for stage in job.stages:
+            stage(context)
+            if context.exit_code is not None:
+                break
+    except (ResourceError, OSError) as e:
+        if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
+            raise
+        what = e.what if isinstance(e, ResourceError) else f"the disk of {context.run.path} is full"
+        fix = f"make room, then `settle resume {context.run.name}` exports them"
+        raise ResourceError(f"{what}; {context.safe}", fix) from None
+    return context
+
+
+def sweep(run: Run) -> None:
+    """Remove what a killed process left half-written; the lock guarantees that nobody is writing now."""
+    in_out = [path for pattern in (".*.part", ".hf-*", ".unproven-*") for path in run.out.glob(pattern)]
+    for path in [*run.path.glob(".*.part"), *run.path.glob(".work-*"), *in_out]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    run.out.mkdir(exist_ok=True)
+    run.checkpoints.mkdir(exist_ok=True)
+
+
+def interrupt(context: Context, saved: str) -> None:
+    """End the session because it was stopped. saved: what of it is kept."""
+    context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` continues from there"))
+    context.exit_code = INTERRUPTED
+
+
+def end_dry(context: Context, result: Mapping[str, object]) -> None:
+    """End a session that was only to show what would be done."""
+    context.events.emit(ResultReady(result=result))
+    context.exit_code = 0
+
+
+def require_same_data(context: Context, fingerprint: str) -> None:
+    """Raises RunError when the data, made again, are not what plan.json names."""
+    if context.record is not None and fingerprint != context.record["corpus"]:
+        raise RunError(
+            f"the data has changed since the run began: corpus is {fingerprint}, it was {context.record['corpus']}",
+            "restore the inputs, or start a new run",
+        )
+
+
+def name_of(source: str) -> str:
+    """What a run is called after its first input."""
+    if source in ("-", "stdlib"):
+        return "stdin" if source == "-" else source
+    return Path(source).expanduser().resolve().stem

@@ -1,0 +1,112 @@
+"""What a person may ask of a job. No torch, so that a command line can be made of it at once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field
+
+from settle.base.choice import Choice, choice
+from settle.base.errors import UsageError
+from settle.base.settings import Resolved, Settings, read_recipe, resolve
+from settle.library.resolve import portable_name
+from settle.plan.settings import TrainingSettings, TuningSettings
+
+DRAFT_TYPES = ("q8_0", "q4_0", "f16")
+
+
+class JobSettings(Settings):
+    """What a person may ask of every job that makes a run."""
+
+    models: ClassVar[tuple[str, ...]] = ()  # settings that name a model or a file
+
+    inputs: list[str] = Field([], description="files, folders, - or stdlib")
+    name: str | None = Field(None, description="name of the run; from the first input when not given")
+    recipe: Path | None = Field(None, description="settings from a TOML file; the command line takes precedence")
+    dry: bool = Field(False, description="show the plan and the forecast, run nothing")
+
+    def check(self, job: str) -> None:
+        """Raises UsageError for what cannot be started. job: its name, for messages."""
+        if not self.inputs:
+            raise UsageError(f"no input for `settle {job}`", f"give files or folders: `settle {job} ~/notes`")
+
+    def with_recipe(self) -> Resolved[Self]:
+        """These settings over those of the recipe, each with its origin."""
+        layers: list[tuple[str, Mapping[str, object]]] = [("asked", self.model_dump(exclude_unset=True))]
+        if self.recipe:
+            layers.insert(0, ("recipe", read_recipe(self.recipe)))
+        return resolve(type(self), layers)
+
+    def to_recipe(self) -> dict[str, object]:
+        """What recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
+        recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
+        paths = {given: Path(given).expanduser().absolute() for given in self.inputs}
+        recipe["inputs"] = [str(path) if path.exists() else given for given, path in paths.items()]
+        return recipe | {key: portable_name(str(recipe[key])) for key in self.models if recipe.get(key)}
+
+
+class TrainSettings(TrainingSettings, JobSettings):
+    """What a person may ask of `settle train`."""
+
+
+class TuneSettings(TuningSettings, JobSettings):
+    """What a person may ask of `settle tune`."""
+
+    models: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    inputs: list[str] = Field([], description="files or folders of examples, or - for stdin")
+
+
+class DistillSettings(TuningSettings, JobSettings):
+    """What a person may ask of `settle distill`."""
+
+    models: ClassVar[tuple[str, ...]] = ("teacher", "student", "into")
+
+    teacher: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    inputs: list[str] = Field([], description="files or folders of texts or examples, or - for stdin")
+    objective: Choice = choice(
+        "train/objectives", default="distill", only=("distill",), description="what the student learns to minimize"
+    )
+    adapter: Choice = choice(
+        "model/adapters",
+        default="full",
+        extra={"full": "train every weight"},
+        description="what is trained: every weight of the student (full), or an adapter beside it",
+    )
+    student: str | None = Field(None, description="student model; must share the teacher's tokenizer")
+    into: Path | None = Field(
+        None, description="the student's shape: TOML with fields of config.json, such as num_hidden_layers = 12"
+    )
+    drop_layers: int | None = Field(None, ge=1, description="number of blocks to remove from the teacher")
+    width: float | None = Field(None, gt=0, lt=1, description="share of the teacher's width to keep")
+    fresh: bool = Field(False, description="with --into: start from random weights")
+    answers: bool | None = Field(
+        None, description="learn the teacher's own answers to the prompts instead of those in the examples"
+    )
+    answer_tokens: int = Field(256, gt=0, description="longest answer of the teacher, in tokens")
+    cache: bool = Field(
+        False, description="read all rows with the teacher once, in llama.cpp, and record its distributions"
+    )
+    draft: bool = Field(False, description="make a draft model for speculative decoding, and measure the pair")
+    draft_type: str = Field("q8_0", description="type of the draft's file: q8_0, q4_0 or f16")
+
+    def check(self, job: str) -> None:
+        super().check(job)
+        ways = {
+            "--student": self.student,
+            "--into": self.into,
+            "--drop-layers": self.drop_layers,
+            "--width": self.width,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} each name a student", "give one of them")
+        if not given and not self.draft:
+            raise UsageError("there is no student", "give --drop-layers, --width, --into, --student or --draft")
+        if self.fresh and self.into is None:
+            raise UsageError("--fresh needs a shape", "give it with --into")
+        if self.draft and self.adapter.name != "full":
+            raise UsageError("a draft is a whole model, not an adapter", "leave --adapter out")
+        if self.draft_type not in DRAFT_TYPES:
+            raise UsageError(f"--draft-type {self.draft_type} is unknown", f"give one of {', '.join(DRAFT_TYPES)}")

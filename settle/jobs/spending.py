@@ -1,0 +1,27 @@
+"""What a session uses: seconds, joules, and the most memory."""
+
+import time
+
+from settle.machine import EnergyMeter, PeakMemory
+
+
+class Spending:
+    """Counts seconds from its creation, and energy and memory from `start` on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def start(self, device: str, watts: float | None) -> None:
+        """Begin to count energy and to watch memory, now that the device is known.
+
+        watts: power of the machine, when the person gave it.
+        """
+        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory(device).start()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self) -> dict[str, float]:
+        """seconds, joules and peak_memory (bytes) of this session so far."""
+        return {"seconds": self.seconds, "joules": self._meter.read().joules, "peak_memory": self._peak.read()}

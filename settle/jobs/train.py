@@ -1,0 +1,103 @@
+"""settle train: from text to a settled model that answers."""
+
+from dataclasses import dataclass, field
+
+from settle.base.events import ForecastReady, PlanReady
+from settle.data.prepare import Corpus, prepare, prepared
+from settle.evaluate.gate.export import ExportedModel, export_run_model
+from settle.evaluate.gate.held_out import held_out_texts
+from settle.jobs.job import Job, end_dry
+from settle.jobs.settings import TrainSettings
+from settle.jobs.training_stages import (
+    TrainingContext,
+    begin,
+    build,
+    earlier_session,
+    judge,
+    loop,
+    proof,
+    restored_data,
+    result,
+)
+from settle.library.run_models import record_made
+from settle.plan.forecast import look_ahead
+from settle.plan.forecast_figures import Forecast
+from settle.plan.training_plan import plan_training
+
+
+@dataclass
+class TrainContext(TrainingContext):
+    settings: TrainSettings
+    corpus: Corpus = field(init=False)
+    expected: Forecast = field(init=False)
+
+
+def data(c: TrainContext) -> None:
+    """Text, cleaned, split and tokenized."""
+    if c.record is not None and restored_data(c, prepared(str(c.record["corpus"]))):
+        return
+    c.corpus = prepare(c.settings.inputs, c.settings.data, c.events)
+
+
+def plan(c: TrainContext) -> None:
+    """Every number of the run, each with its origin."""
+    if c.record is None:
+        c.plan = plan_training(c.settings, dict(c.origin), c.corpus, c.spending.seconds)
+        c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
+
+
+def forecast(c: TrainContext) -> None:
+    """What the run will need and reach, from a short run of the planned model."""
+    if c.record is not None:
+        return
+    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events)
+    c.events.emit(ForecastReady(forecast=c.expected.to_json()))
+    if c.settings.dry:
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": c.expected.to_json()})
+
+
+def start(c: TrainContext) -> None:
+    """The planned model, ready for its first step."""
+    build(c)
+    begin(c, c.run.read("forecast.json") or {} if c.record is not None else c.expected.to_json())
+
+
+def export(c: TrainContext) -> None:
+    """The best weights as files, through the gate."""
+    if not c.is_usable:
+        return
+    live, best = c.live, c.figures["best"]
+    card = {"base": True, "verdict": c.figures["verdict"], **(best if isinstance(best, dict) else {})}
+    texts = held_out_texts(c.corpus.held_out, live.tokenizer)
+    whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, live.tokenizer, texts, card)
+    files, gate = export_run_model(whole, c.run.out, c.events)
+    record_made(c.run, files)
+    c.add_files(files)
+    c.figures["gate"] = gate
+
+
+def _shown(c: TrainContext) -> dict[str, object]:
+    """What the plan's table shows."""
+    plan, loop = c.plan, c.plan.loop
+    return {
+        **c.settings.model_dump(mode="json", exclude={"dry", "recipe"}),
+        "parameters": plan.num_parameters,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "context": loop.sequence_length,
+        "batch_tokens": loop.tokens_per_step,
+        "threads": loop.threads,
+        "warmup_steps": loop.warmup_steps,
+        "held_out_tokens": plan.held_out_tokens,
+        "model": {k: v for k, v in plan.architecture.items() if not k.endswith("_token_id")},
+        "objective": {"name": plan.objective, **plan.objective_settings},
+        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
+    }
+
+
+JOB = Job(
+    "train",
+    TrainSettings,
+    TrainContext,
+    (earlier_session, data, plan, forecast, start, proof, loop, judge, export, result),
+)

@@ -1,0 +1,217 @@
+"""Stages of every job that trains weights: what `train`, `tune` and `distill` do alike."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from settle.base.errors import RunError
+from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
+from settle.base.file_version import refuse_newer
+from settle.base.result import Result
+from settle.base.run import Run, write_json
+from settle.base.version import __version__
+from settle.data.prepare import Corpus
+from settle.data.rows.prepare import RowCorpus
+from settle.evaluate.report.card import write_card
+from settle.evaluate.report.curves import draw_curves
+from settle.jobs.job import Context, interrupt, require_same_data
+from settle.jobs.resume import edited
+from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
+from settle.machine import accelerator, describe
+from settle.model.pretrained import Pretrained
+from settle.plan.forecast import cost
+from settle.plan.training_job import IDENTITY, TrainingJob
+from settle.plan.training_plan import PLAN_VERSION, TrainingPlan
+from settle.train.checkpoint import newest_state
+from settle.train.loop import Loop
+from settle.train.proof import prove
+from settle.train.state import Outcome
+from settle.train.verdict import verdict
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
+UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
+
+
+@dataclass
+class TrainingContext(Context):
+    """What the stages of training make, in the order in which they make it.
+
+    base: the pretrained model, when one is trained further. figures: what becomes result.json. compared: lines for the
+    model card on how the model does against its base or its teacher.
+    """
+
+    settings: TrainSettings | TuneSettings | DistillSettings
+    corpus: Corpus | RowCorpus = field(init=False)
+    base: Pretrained | None = None
+    plan: TrainingPlan = field(init=False)
+    live: TrainingJob = field(init=False)
+    loop: Loop = field(init=False)
+    outcome: Outcome = field(init=False)
+    figures: dict[str, object] = field(default_factory=dict)
+    compared: list[str] = field(default_factory=list)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the weights are worth exporting."""
+        return self.figures["verdict"] not in UNUSABLE
+
+    def add_files(self, files: Mapping[str, str]) -> None:
+        """Files that were made, by kind; they come before the card and the picture."""
+        earlier = self.figures["files"]
+        self.figures["files"] = {**files, **(earlier if isinstance(earlier, dict) else {})}
+
+
+def earlier_session(c: TrainingContext) -> None:
+    """The plan of an earlier session, unless it was edited. Raises RunError naming what has changed."""
+    if c.record is None:
+        return
+    refuse_newer(c.record, PLAN_VERSION, f"plan.json of {c.run.name}")
+    for key in (*TrainingPlan.__dataclass_fields__, "corpus"):
+        if key not in c.record:
+            raise edited(c.run, f"{key} is missing")
+    saved = newest_state(c.run.checkpoints)
+    identity = saved["identity"] if saved is not None else None
+    if isinstance(identity, dict):
+        _refuse_changes(c.run, {key: c.record[key] for key in IDENTITY}, identity)
+    _warn_of_versions(c)
+    try:
+        c.plan = TrainingPlan.from_json(c.record)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise edited(c.run, str(e).replace("\n", " ")) from None
+    accelerator(c.plan.device)
+
+
+def restored_data(c: TrainingContext, corpus: Corpus | RowCorpus | None) -> bool:
+    """Take the data of an earlier session; False when they were deleted and must be made again.
+
+    corpus: what the store has under the fingerprint in plan.json.
+    """
+    if corpus is not None:
+        c.corpus = corpus
+        return True
+    if "-" in c.settings.inputs:
+        raise RunError("the tokens of this run were deleted, and they came from stdin", "start a new run")
+    c.events.emit(Say(text="the tokens of this run were deleted: they are made again"))
+    return False
+
+
+def build(c: TrainingContext) -> None:
+    """The model, data and optimizer that the plan names."""
+    if c.record is not None:
+        require_same_data(c, c.corpus.fingerprint)
+    try:
+        c.live = TrainingJob.build(c.plan, c.corpus, c.base)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        if c.record is None:
+            raise
+        raise edited(c.run, str(e).replace("\n", " ")) from None
+
+
+def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
+    """From here on events go to the run's folder, and energy is counted. expected: the forecast."""
+    c.spending.start(c.plan.device, c.settings.watts)
+    if c.record is None:
+        write_json(c.run.path / "forecast.json", expected)
+    c.events.move_to(c.run.events)
+    if c.record is not None and expected:
+        c.events.emit(ForecastReady(forecast=expected))
+
+
+def proof(c: TrainingContext) -> None:
+    """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun."""
+    if c.record is not None:
+        return
+    corpus, batches, seed = c.corpus, c.live.batches, c.plan.loop.seed
+    if isinstance(corpus, RowCorpus):
+        rows = [corpus.train.origin(document) for document, _, _ in batches.rows_of(0)]
+        vocab_size = c.live.model.options.vocab_size
+    else:
+        rows = [f"{corpus.train.origin(d)}, tokens {a} to {b}" for d, a, b in batches.rows_of(0)]
+        vocab_size = corpus.tokenizer.vocab_size
+    first = batches.at(0)
+    tuned = isinstance(corpus, RowCorpus)
+    checks = prove(c.live.model, c.live.objective, first, vocab_size, rows, c.events, seed, tuned=tuned)
+    c.record = {
+        **c.plan.to_json(),
+        "asked": c.settings.model_dump(mode="json"),
+        "corpus": corpus.fingerprint,
+        "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "machine": describe(),
+        "proof": checks,
+    }
+    write_json(c.run.path / "plan.json", c.record)
+
+
+def loop(c: TrainingContext) -> None:
+    """Train until the model has settled, or the budget is spent, or something stops the run."""
+    c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending)
+    with c.stopping.patiently():
+        c.outcome = c.loop.train()
+    if c.outcome.interrupted or c.stopping():
+        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
+    c.safe = "the trained weights are safe"
+
+
+def judge(c: TrainingContext) -> None:
+    """The verdict, the figure to quote of the best weights, and what the run has used.
+
+    What was used is read after the last evaluation, since a forecast counts that too.
+    """
+    state, settings = c.outcome.state, c.settings
+    tokens = state.step * c.plan.loop.tokens_per_step
+    best = c.live.judge(c.outcome.best, state)
+    c.events.emit(Eval.model_validate({"whole": True, **best}))
+    used = c.loop.spent()
+    record = c.record or {}
+    c.figures = {
+        "name": c.run.name,
+        **verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9)),
+        "best": best,
+        "actual": {
+            "time": used["seconds"],
+            "peak_memory": used["peak_memory"],
+            "energy": used["joules"],
+            "cost": cost(used["joules"], used["seconds"], settings.price_per_kwh, settings.price_per_hour),
+            "tokens": tokens,
+            "loss": best["loss"],
+        },
+        "forecast": c.run.read("forecast.json"),
+        "proof": record.get("proof"),
+        "files": {"card": str(c.run.out / "card.md"), "curves": str(c.run.out / "curves.png")},
+    }
+
+
+def result(c: TrainingContext) -> None:
+    """Card, picture, and result.json last: its presence means that the run is finished."""
+    made = Result.model_validate(c.figures)
+    record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
+    write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)
+    draw_curves(c.run, made)
+    write_json(c.run.path / "result.json", made.to_json())
+    c.events.emit(ResultReady(result=made.to_json()))
+    c.exit_code = made.exit_code
+
+
+def _refuse_changes(run: Run, now: Mapping[str, object], before: Mapping[str, object]) -> None:
+    """Raises RunError for the first key that is not as it was when the newest checkpoint was made."""
+    now, before = _flat(now), _flat(before)
+    for key in {**before, **now}:
+        if now.get(key) != before.get(key):
+            raise edited(run, f"{key} is {now.get(key)!r}, the checkpoints were made with {before.get(key)!r}")
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _warn_of_versions(c: TrainingContext) -> None:
+    versions = (c.record or {}).get("versions")
+    for package in ("torch", "numpy"):
+        now = importlib.metadata.version(package)
+        before = versions.get(package, now) if isinstance(versions, dict) else now
+        if before != now:
+            text = f"{package} was {before} and is {now} now: the run continues, but not bit for bit the same"
+            c.events.emit(Warn(text=text))

@@ -1,0 +1,63 @@
+"""settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
+
+from dataclasses import dataclass
+
+from settle.data.rows.prepare import prepare_rows, prepared_rows
+from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.compare import compare as compare_models
+from settle.evaluate.compare.compare import tell
+from settle.evaluate.tasks import named
+from settle.jobs.job import Job
+from settle.jobs.settings import TuneSettings
+from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data, result
+from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
+from settle.library.convert import as_gguf
+from settle.library.pretrained import open_pretrained
+from settle.library.resolve import resolve
+from settle.plan.training_job import open_base
+
+
+@dataclass
+class TuneContext(TuningContext):
+    settings: TuneSettings
+
+
+def base(c: TuneContext) -> None:
+    """The model that is tuned. An unknown metric is refused before anything is loaded."""
+    if c.settings.score:
+        named(c.settings.score)
+    c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model)
+
+
+def data(c: TuneContext) -> None:
+    """Examples, rendered by the model's own chat template and tokenized."""
+    if c.record is not None and restored_data(c, prepared_rows(str(c.record["corpus"]))):
+        return
+    assert c.base is not None
+    context = c.base.part.max_position_embeddings
+    rows = c.settings.rows.model_copy(update={"max_tokens": min(c.settings.rows.max_tokens or context, context)})
+    c.corpus = prepare_rows(c.settings.inputs, c.base.tokenizer, rows, c.events)
+
+
+def compare(c: TuneContext) -> None:
+    """The tuned model and its base on the held-out rows: better, no different, or worse."""
+    c.figures["base"] = {"name": c.tuning.base_name, "sha256": c.tuning.base_sha256}
+    if not c.is_usable or not c.settings.compare:
+        return
+    tuned = resolve(f"run:{c.run.path.name}")
+    examples, settings = c.corpus.examples(), c.settings
+    with as_gguf(c.pretrained, c.run.out, c.live.tokenizer) as model, contenders(model, tuned) as (ours, theirs):
+        comparison = compare_models(
+            ours, theirs, examples, c.events, score=settings.score, limit=settings.compare_rows,
+            readers=readers(model, tuned),
+        )  # fmt: skip
+    tell(comparison, c.events)
+    c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
+
+
+JOB = Job(
+    "tune",
+    TuneSettings,
+    TuneContext,
+    (earlier_session, base, data, plan, build, forecast, proof, loop, judge, export, compare, result),
+)

@@ -1,0 +1,135 @@
+"""Stages of the jobs that train a pretrained model further: what `tune` and `distill` do alike."""
+
+from dataclasses import dataclass, field
+
+from settle.base.events import ForecastReady, PlanReady, RowPreviews, Warn
+from settle.data.rows.prepare import RowCorpus
+from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
+from settle.evaluate.gate.held_out import held_out_texts
+from settle.jobs.job import end_dry
+from settle.jobs.settings import DistillSettings, TuneSettings
+from settle.jobs.training_stages import TrainingContext, begin
+from settle.library.run_models import record_made
+from settle.machine import memory, resident
+from settle.model.load_adapter import TrainedAdapter
+from settle.model.pretrained import Pretrained
+from settle.plan.training_job import adapter_of
+from settle.plan.training_plan import TrainingPlan, Tuning
+from settle.plan.tuning_forecast import look_ahead
+from settle.plan.tuning_plan import plan_tuning
+
+
+@dataclass
+class TuningContext(TrainingContext):
+    settings: TuneSettings | DistillSettings
+    corpus: RowCorpus = field(init=False)
+
+    @property
+    def tuning(self) -> Tuning:
+        """What the run does with its base."""
+        assert self.plan.tuning is not None
+        return self.plan.tuning
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """The model that is trained further."""
+        assert self.live.base is not None
+        return self.live.base
+
+
+def plan(c: TuningContext) -> None:
+    """Every number of the run, each with its origin."""
+    if c.record is not None:
+        return
+    if c.settings.dry:
+        c.events.emit(RowPreviews.model_validate({"rows": [preview.to_json() for preview in c.corpus.previews]}))
+    assert c.base is not None
+    c.plan = plan_tuning(c.settings, dict(c.origin), c.corpus, c.base, c.spending.seconds)
+    c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
+
+
+def forecast(c: TuningContext) -> None:
+    """What the run will need and reach, measured on the model itself."""
+    if c.record is not None:
+        begin(c, c.run.read("forecast.json") or {})
+        return
+    before = c.spending.seconds
+    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.events)
+    c.plan = c.live.plan = _without(c.plan, c.spending.seconds - before)
+    c.events.emit(ForecastReady(forecast=expected.to_json()))
+    _warn_of_memory(c, expected.peak_memory.value)
+    if c.settings.dry:
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json()})
+    else:
+        begin(c, expected.to_json())
+
+
+def export(c: TuningContext) -> None:
+    """The adapter, or the whole model, as files, through the gate."""
+    if not c.is_usable:
+        return
+    live, base, corpus = c.live, c.pretrained, c.corpus
+    texts = held_out_texts(corpus.held_out, live.tokenizer)
+    best = c.figures["best"]
+    assert isinstance(best, dict)
+    took_turns = bool(base.tokenizer.chat_template) and not base.metadata.get("settle.base")
+    learned_turns = bool(corpus.template) and corpus.kind != "text"
+    card = {"verdict": c.figures["verdict"], **{key: value for key, value in best.items() if value is not None}}
+    if not took_turns and not learned_turns:
+        card["base"] = True
+    if live.whole:
+        whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, live.tokenizer, texts, card)
+        files, gate = export_run_model(whole, c.run.out, c.events)
+        record_made(c.run, files)
+    else:
+        live.model.load_trainable(c.outcome.best)
+        if learned_turns and not (took_turns and live.tokenizer is base.tokenizer):
+            card["template"] = live.tokenizer.chat_template
+        adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base.name, base.source.sha256)
+        exported = ExportedAdapter(c.run.name, base, adapter, live.tokenizer, texts, card)
+        files, gate = export_run_adapter(exported, c.run.out, c.events)
+        record_made(c.run, files, base.source)
+    c.add_files(files)
+    c.figures["gate"] = gate
+
+
+def _without(plan: TrainingPlan, seconds: float) -> TrainingPlan:
+    """The plan with what the probe took missing from its time."""
+    if not plan.loop.seconds:
+        return plan
+    left = max(plan.loop.seconds / 2, plan.loop.seconds - seconds)
+    return plan.with_loop(seconds=left)
+
+
+def _warn_of_memory(c: TuningContext, expected: float) -> None:
+    """The plan counts what a step needs; what a whole run comes to hold is known after the probe."""
+    available = memory().available + resident()
+    if c.plan.device == "cpu" and expected > available:
+        c.events.emit(
+            Warn(
+                text=f"{expected / 1e9:.1f} GB of memory are expected, {available / 1e9:.1f} GB are there: the system "
+                "may end the run; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
+            )
+        )
+
+
+def _shown(c: TuningContext) -> dict[str, object]:
+    """What the plan's table shows."""
+    plan, loop, tuning = c.plan, c.plan.loop, c.tuning
+    settings = c.settings.model_dump(mode="json", exclude={"dry", "recipe", "adapter", "objective", "recompute"})
+    return {
+        **settings,
+        "model": tuning.base_name,
+        "adapter": {"name": tuning.adapter_name, **tuning.adapter},
+        "objective": {"name": plan.objective, **plan.objective_settings},
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "steps": loop.max_steps,
+        "batch_tokens": loop.tokens_per_step,
+        "micro_rows": tuning.rows,
+        "recompute": bool(tuning.recompute),
+        "threads": loop.threads,
+        "warmup_steps": loop.warmup_steps,
+        "held_out_tokens": plan.held_out_tokens,
+        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
+    }

@@ -1,1 +1,0 @@
-"""What a collection holds, in one SQLite file: documents, passages, vectors, words."""
