@@ -129,7 +129,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         paths = (args.model, cut)
         sizes = [path.stat().st_size for path in paths]
-        say(kept.report, sizes, seconds)
+        say(kept.report.to_json(), sizes, seconds)
         model = Pretrained.open(cut)
         gate = run_gate(Reference(model.load(), model.tokenizer, held), cut, "blocks")
         say(gate)
@@ -142,7 +142,7 @@ def main() -> None:
             {
                 "model": args.model.name,
                 "text": "code" if args.code else [p.name for p in args.text],
-                "kept": kept.report,
+                "kept": kept.report.to_json(),
                 "seconds": round(seconds, 1),
                 "bytes": sizes,
                 "smaller": round(1 - sizes[1] / sizes[0], 4),

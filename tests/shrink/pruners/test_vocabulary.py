@@ -86,8 +86,8 @@ def test_what_every_text_may_need_stays(whole) -> None:
     assert one_byte <= set(cut.token_bytes)
     written = whole.encode(whole.chat_template, specials=True).tolist()
     assert set(written) <= set(kept.ids)
-    assert kept.report["tokens"] == [whole.vocab_size, cut.vocab_size]
-    assert kept.report["removed_in_the_text"] == 0
+    assert kept.report.tokens == (whole.vocab_size, cut.vocab_size)
+    assert kept.report.removed_in_the_text == 0
     assert cut.vocab_size % 64 == 0
 
 
@@ -120,7 +120,7 @@ def test_a_number_of_tokens_is_kept_to_and_the_rarest_go() -> None:
     assert len(kept.ids) == 320 < len(whole.ids)
     counts = np.bincount(tokenizer.encode(text[0]), minlength=tokenizer.vocab_size)
     gone = [i for i in range(tokenizer.vocab_size) if i not in kept.ids]
-    assert kept.report["removed_in_the_text"] == counts[gone].sum() > 0
+    assert kept.report.removed_in_the_text == counts[gone].sum() > 0
     assert max(counts[gone]) <= np.sort(counts)[-40]
     with pytest.raises(UsageError, match="100 tokens are too few: .*keep .* or more"):
         Vocabulary(tokens=100).choose(tokenizer, text)
@@ -131,9 +131,9 @@ def test_a_number_of_tokens_is_kept_to_and_the_rarest_go() -> None:
 def test_what_further_text_will_not_find_is_foretold() -> None:
     tokenizer = trained_subject().tokenizer
     short = Vocabulary(kin=False).choose(tokenizer, [code()[:400]])
-    assert short.report["unseen_share"] is None and "unknown share" in short.report["warning"]
+    assert short.report.unseen_share is None and "unknown share" in short.report.warning
     report = Vocabulary(kin=False).choose(tokenizer, [code()[:800] * 20]).report
-    assert report["unseen_share"] < 0.01 and "warning" not in report
+    assert report.unseen_share < 0.01 and not report.warning
 
 
 def test_tokens_like_the_texts_stay_until_further_text_finds_its_own() -> None:
@@ -141,7 +141,7 @@ def test_tokens_like_the_texts_stay_until_further_text_finds_its_own() -> None:
     text = [code() * 2, more_code()[:20000]]
     less, some = (Vocabulary(kin=False, least=50, unseen=share).choose(tokenizer, text) for share in (1, 0.02))
     assert len(less.ids) < len(some.ids)
-    assert less.report["unseen_share"] > 0.02 >= some.report["unseen_share"]
+    assert less.report.unseen_share > 0.02 >= some.report.unseen_share
     alike = [tokenizer.tokens[i] for i in Tokens(tokenizer).alike(["if x:\n    return x"])]
     assert {"x", "re", "return"} & set(alike) and not [t for t in alike if "y" in t]
 
