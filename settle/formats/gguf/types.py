@@ -32,8 +32,8 @@ class GgmlType:
     """name: ggml's ("Q4_K"). id: ggml's number. block, block_bytes: values of a block and their bytes.
 
     error: the share of the squares of normally distributed values that rounding loses, without importance, as measured
-    with ggml (tests/shrink/test_ggml.py); None where it was not. fallback: the type of a tensor whose rows the block
-    does not divide. mixes: llama.cpp's file types whose base it is → their number (general.file_type). rounding: root
+    with ggml (tests/shrink/test_ggml.py); None where it was not. mixes: llama.cpp's file types whose base it is → their
+    number (general.file_type). rounding: root
     mean square error relative to a tensor's own that the gate accepts in the file. bars: what the gate lets an export
     in this type cost; large_bars: the same with a large vocabulary, of which only the most likely tokens are compared,
     which lie closer together. A type without bars is none that `export` writes. needs_importance: whether it cannot be
@@ -46,7 +46,6 @@ class GgmlType:
     block: int
     block_bytes: int
     error: float | None = None
-    fallback: str = "F16"
     mixes: Mapping[str, int] = field(default_factory=dict)
     rounding: float = 0.5
     bars: Bars | None = None
@@ -73,13 +72,6 @@ class GgmlType:
         """Bytes of a tensor of that shape, whose rows the block must divide."""
         return math.prod(shape) // self.block * self.block_bytes
 
-    def fitting(self, row: int) -> "GgmlType":
-        """The type that rows of that many values get when this one is wanted."""
-        if self.divides(row):
-            return self
-        fallback = GGML[self.fallback]
-        return fallback if fallback.divides(row) else GGML["F16"]
-
 
 # bench/gate.py measures what sound exports need; the bars leave several times that. Models with a large vocabulary are
 # large and sharp, so that llama.cpp's f16 keys and values show.
@@ -98,19 +90,19 @@ _ROWS = (
     GgmlType(
         "Q8_0", 8, 32, 34, 2.9e-5, mixes={"Q8_0": 7}, rounding=0.02, bars=_EIGHT, large_bars=_LARGE_EIGHT, auto=True
     ),
-    GgmlType("Q6_K", 14, 256, 210, 3.2e-4, "Q8_0", {"Q6_K": 18}, auto=True),
-    GgmlType("Q5_K", 13, 256, 176, 1.3e-3, "Q5_1", {"Q5_K_M": 17, "Q5_K_S": 16}, auto=True),
+    GgmlType("Q6_K", 14, 256, 210, 3.2e-4, {"Q6_K": 18}, auto=True),
+    GgmlType("Q5_K", 13, 256, 176, 1.3e-3, {"Q5_K_M": 17, "Q5_K_S": 16}, auto=True),
     GgmlType("Q5_1", 7, 32, 24, 1.4e-3, mixes={"Q5_1": 9}, bars=_FIVE, large_bars=_LARGE_FIVE, auto=True),
     GgmlType("Q5_0", 6, 32, 22, 1.8e-3, mixes={"Q5_0": 8}, bars=_FIVE, large_bars=_LARGE_FIVE, auto=True),
-    GgmlType("Q4_K", 12, 256, 144, 5.1e-3, "Q5_0", {"Q4_K_M": 15, "Q4_K_S": 14}, auto=True),
+    GgmlType("Q4_K", 12, 256, 144, 5.1e-3, {"Q4_K_M": 15, "Q4_K_S": 14}, auto=True),
     GgmlType("Q4_1", 3, 32, 20, 6.1e-3, mixes={"Q4_1": 3}, bars=_FOUR, large_bars=_LARGE_FOUR, auto=True),
     GgmlType("Q4_0", 2, 32, 18, 7.4e-3, mixes={"Q4_0": 2}, bars=_FOUR, large_bars=_LARGE_FOUR, auto=True),
     GgmlType("IQ4_NL", 20, 32, 18, 5.9e-3, mixes={"IQ4_NL": 25}, auto=True),
-    GgmlType("IQ4_XS", 23, 256, 136, 5.9e-3, "IQ4_NL", {"IQ4_XS": 30}, auto=True),
+    GgmlType("IQ4_XS", 23, 256, 136, 5.9e-3, {"IQ4_XS": 30}, auto=True),
     GgmlType("IQ3_S", 21, 256, 110, auto=True, slow=True),
-    GgmlType("Q3_K", 11, 256, 110, 2.3e-2, "Q4_0", {"Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11}, auto=True),
+    GgmlType("Q3_K", 11, 256, 110, 2.3e-2, {"Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11}, auto=True),
     GgmlType("IQ3_XXS", 18, 256, 98, needs_importance=True, auto=True, slow=True),
-    GgmlType("Q2_K", 10, 256, 84, 8.8e-2, "Q4_0", {"Q2_K": 10}, auto=True),
+    GgmlType("Q2_K", 10, 256, 84, 8.8e-2, {"Q2_K": 10}, auto=True),
     GgmlType("IQ2_S", 22, 256, 82, needs_importance=True),
     GgmlType("IQ2_XS", 17, 256, 74, needs_importance=True),
     GgmlType("IQ2_XXS", 16, 256, 66, needs_importance=True),
