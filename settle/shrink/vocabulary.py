@@ -36,9 +36,9 @@ class Tokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """tokenizer: settle's own or `PretrainedTokenizer`."""
-        self.tokenizer = tokenizer
         if not isinstance(tokenizer, PretrainedTokenizer):
-            self.tokenizer = PretrainedTokenizer(tokenizer.gguf_metadata())
+            tokenizer = PretrainedTokenizer(tokenizer.gguf_metadata())
+        self.tokenizer: PretrainedTokenizer = tokenizer
         self.tokens: list[str] = self.tokenizer.tokens
         self.types: list[int] = self.tokenizer.token_types
         self.is_byte_level = self.tokenizer.model == "gpt2"
@@ -53,10 +53,12 @@ class Tokens:
         """What every text may need: control tokens that mean something, tokens defined by hand, bytes, what a chat
         template writes."""
         control = set(self.tokenizer.special_tokens.values())
-        named = [v for k, v in self.tokenizer.gguf_metadata().items() if k.endswith("_token_id") and v is not None]
-        listed = [v for k, v in self.tokenizer.gguf_metadata().items() if k.endswith("_token_ids")]
-        kept = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])} | set(named)
-        kept |= {i for ids in listed for i in ids}
+        kept = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])}
+        for key, value in self.tokenizer.gguf_metadata().items():
+            if key.endswith("_token_id") and isinstance(value, int):
+                kept.add(value)
+            elif key.endswith("_token_ids") and isinstance(value, list | tuple):
+                kept |= set(value)
         for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
             if kind == BYTE or (kind == USER_DEFINED and not _RESERVED.fullmatch(token)):
                 kept.add(i)

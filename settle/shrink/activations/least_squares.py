@@ -75,7 +75,8 @@ def refitted(weight: Tensor, own: Tensor, cross: Tensor, start: Tensor) -> Tenso
     """
     pull = (_RIDGE * own.diagonal().mean() + 1e-12).item()
     right = cross @ weight.double().T + pull * start.double().T
-    return torch.linalg.solve(ridged(own), right).T.float()
+    solution: Tensor = torch.linalg.solve(ridged(own), right)
+    return solution.T.float()
 
 
 def error(rows: Sequence[Tensor], weight: Tensor, others: Sequence[Tensor], other: Tensor) -> float:
