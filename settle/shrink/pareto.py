@@ -24,7 +24,7 @@ class Point:
     """One file, or the reference itself (whose KL is 0).
 
     kl: nats per token, low to high its interval (None: not known). speed: tokens made a second; same_top: share; rise:
-    of the loss, as a share. None: not measured. predicted: whether kl and speed are. chosen: the one handed over.
+    of the loss, as a share. None: not measured. predicted: whether kl and speed are. chosen: the one that is exported.
     """
 
     name: str

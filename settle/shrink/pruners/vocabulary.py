@@ -29,7 +29,7 @@ _MOST_UNSEEN = 0.003  # share of further tokens; one in smaller pieces costs som
 @dataclass(frozen=True)
 class VocabularyReport:
     """tokens: before and after. text_tokens: of the text; removed_in_the_text: of those. unseen_share: of the tokens of
-    further text, what will be missing, as nine tenths of the text foretell it for the tenth; None for too short a text.
+    further text, what will be missing, as nine tenths of the text predict it for the tenth; None for too short a text.
     """
 
     tokens: tuple[int, int]
@@ -110,11 +110,11 @@ class Vocabulary(Pruner):
         if len(kept) >= num_tokens:
             raise UsageError(f"the text needs all of the {num_tokens} tokens", "give less text, or set `tokens`")
         ids = sorted(kept)
-        foretold = None
+        unseen_share = None
         if second.any():
             have = nine | kept & set(more[:number])
-            foretold = float(second[[i for i in range(num_tokens) if i not in have]].sum() / second.sum())
-        return Kept(ids, _report(names, always, ids, first + second, foretold))
+            unseen_share = float(second[[i for i in range(num_tokens) if i not in have]].sum() / second.sum())
+        return Kept(ids, _report(names, always, ids, first + second, unseen_share))
 
     def _filled(self, names: Tokens, always: set[int], counts: np.ndarray, more: Sequence[int]) -> set[int]:
         """`always`, then what the text has, the most frequent first, then its kin, then `more`; to a multiple of
