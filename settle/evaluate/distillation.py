@@ -19,7 +19,7 @@ from settle.model.decoder import Decoder
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
 
-STRETCH = 64  # targets whose mean counts as one look, when it is asked how sure a difference is
+STRETCH = 64  # targets whose mean counts as one sample of the paired test
 _LOGITS = 1 << 24  # of each of the two, in fp32 at once
 
 
@@ -53,7 +53,7 @@ def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Ne
     dtype, training = model.compute_dtype, model.training
     model.eval()
     model.compute_dtype = torch.float32
-    objective.at_hand.follow(model)
+    objective.loaded_teacher.follow(model)
     try:
         with torch.no_grad():
             found = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
@@ -81,16 +81,16 @@ def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compare
     inputs, bounds = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.cu_seqlens).to(device)
     where, targets = torch.from_numpy(kept).to(device), torch.from_numpy(batch.targets[kept]).to(device)
     ours = model(inputs, bounds).index_select(0, where)
-    teacher = objective.at_hand
+    teacher = objective.loaded_teacher
     step = max(1, _LOGITS // model.options.vocab_size)
     if isinstance(teacher, RecordedTeacher):
         assert batch.record is not None
         places = batch.record[kept]
-        said = teacher.record.at(places)
+        recorded = teacher.record.at(places)
         rows = [slice(a, a + step) for a in range(0, len(kept), step)]
         came = batch.targets[kept]
-        parts = [compare(said[r], model.logits(ours[r]).cpu().numpy(), came[r]) for r in rows]
-        return Compared.joined(parts), np.asarray(said.came_logprobs)
+        parts = [compare(recorded[r], model.logits(ours[r]).cpu().numpy(), came[r]) for r in rows]
+        return Compared.joined(parts), np.asarray(recorded.came_logprobs)
     return _against_live(model, teacher, ours, (inputs, bounds, where, targets), step)
 
 

@@ -52,16 +52,17 @@ def footprints(
     threads: int | None = None,
     prompt: int = PROMPT,
     generated: int = GENERATED,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Footprint]:
     """The footprint of each file. They are measured in turns, every file once a round, so that a machine that is busy
-    for a while slows all of them down alike. told: called with 1 after every file and round. Raises what `Engine` does.
+    for a while slows all of them down alike. on_progress: called with 1 after every file and round. Raises what
+    `Engine` does.
     """
     seen: list[list[_Round]] = [[] for _ in paths]
     for _ in range(rounds):
         for number, path in enumerate(paths):
             seen[number].append(_round(Path(path), threads, prompt, generated))
-            told(1)
+            on_progress(1)
     return [
         Footprint(
             num_bytes=Path(path).stat().st_size,

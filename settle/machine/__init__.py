@@ -3,10 +3,12 @@
 Importing it loads no torch; what needs torch imports it when called.
 """
 
+import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from settle.base.run import home
 from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
 from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, processor_name
@@ -40,16 +42,11 @@ __all__ = [
 ]
 
 
-def describe(folder: Path | None = None) -> dict[str, Any]:
+def describe(folder: Path | None = None) -> dict[str, object]:
     """This machine as plain JSON values, for plan.json: what it is, nothing that takes time to measure.
 
     folder: where disk space is counted, SETTLE_HOME by default. Sizes in bytes.
     """
-    import platform
-    from importlib.metadata import version
-
-    from settle.base.run import home
-
     count = cores()
     return {
         "system": f"{platform.system()} {platform.release()}",

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from settle.base.errors import ResourceError
+from settle.machine.cores import processor_name
+
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # of which a device offers the first and one more
 
 
@@ -22,9 +25,6 @@ def accelerator(kind: str | None = None) -> Accelerator:
     Raises ResourceError when a kind is asked for that torch cannot use here.
     """
     import torch
-
-    from settle.base.errors import ResourceError
-    from settle.machine.cores import processor_name
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "cuda" and not cuda or kind == "mps" and not mps or kind not in (None, "cpu", "cuda", "mps"):

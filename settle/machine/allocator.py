@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed."""
+"""Makes the C library's allocator keep freed memory."""
 
 import ctypes
 import sys
@@ -11,7 +11,7 @@ _GROWN = 1.06  # memory that steps may come to hold, in parts of what one of the
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory be used again instead of going back to the system; whether this C library can be told so.
+    """Let freed memory be used again instead of going back to the system; whether this C library can do that.
 
     A training step frees and allocates the same megabytes over and over. glibc returns blocks of that size to the
     kernel at once, and clearing fresh pages for the next ones takes a tenth or more of a small model's step.
@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    told = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
-    return all(mallopt(option, value) for option, value in told)
+    options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
+    return all(mallopt(option, value) for option, value in options)
 
 
 class FreedMemory:

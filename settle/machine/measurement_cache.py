@@ -6,20 +6,20 @@ the memory, the device and torch's version. Another key is another file, so noth
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from settle.base.run import home, write_json
+from settle.machine.cores import cores, processor_name
+from settle.machine.memory import memory
+
+T = TypeVar("T")
 
 
-def key(device: str, threads: int) -> dict[str, Any]:
+def key(device: str, threads: int) -> dict[str, object]:
     """What the measurements depend on."""
-    from importlib.metadata import version
-
-    from settle.machine.cores import cores, processor_name
-    from settle.machine.memory import memory
-
     return {
         "processor": processor_name(),
         "cores": cores().usable,
@@ -30,12 +30,12 @@ def key(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def path_of(key: dict[str, Any]) -> Path:
+def path_of(key: Mapping[str, object]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return home() / "machine" / f"{digest[:16]}.json"
 
 
-def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> Any:
+def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -> T:
     """The value measured before under `name`, otherwise what `measure()` says, which is then kept.
 
     What was measured while other programs kept the machine busy is measured again once they do not.
@@ -43,7 +43,8 @@ def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> An
     path = path_of(key)
     known = _read(path, key).get(name)
     if known is not None and (not known["busy"] or others_are_busy()):
-        return known["value"]
+        cached: T = known["value"]
+        return cached
     busy = others_are_busy()
     value = measure()
     busy = busy or others_are_busy()
@@ -57,13 +58,13 @@ def remembered(key: dict[str, Any], name: str, measure: Callable[[], Any]) -> An
     return value
 
 
-def recalled(key: dict[str, Any], name: str) -> Any:
+def recalled(key: Mapping[str, object], name: str) -> Any:
     """The value measured before under `name`, or None: nothing is measured."""
     known = _read(path_of(key), key).get(name)
     return known and known["value"]
 
 
-def _read(path: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _read(path: Path, key: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     """Name → value and whether the machine was busy; nothing when the file is missing or was damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))

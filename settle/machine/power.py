@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from settle.machine.memory import resident
 
 # Design power per core of current processors lies between 4 W (laptops) and 12 W (desktops and servers).
 WATTS_PER_CORE = 7.0
@@ -89,8 +90,6 @@ def power(threads: int, watts: float | None = None, device: str = "cpu") -> Powe
     """
     if watts is not None:
         return Power(watts, "asked")
-    from settle.machine.memory import resident
-
     expected = threads * WATTS_PER_CORE + resident() / 2**30 * WATTS_PER_GIB
     if device == "cuda":
         limit = _card_limit()
@@ -107,8 +106,6 @@ def _cpu_seconds() -> float:
 
 
 def _held_gib() -> float:
-    from settle.machine.memory import resident
-
     return resident() / 2**30
 
 
@@ -152,7 +149,7 @@ def _card_limit() -> float | None:
         return None
 
 
-def _card() -> Any:
+def _card() -> object:
     """NVML's handle of the card torch uses, by its identity, since the two number cards differently."""
     import pynvml
     import torch

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from settle.machine.accelerator import Accelerator, accelerator
 from settle.machine.measurement_cache import key, remembered
@@ -134,7 +133,7 @@ def _training_round(shape: Shape, dtype: str, device: str) -> Callable[[], float
     return _timed(once, device)
 
 
-def _timed(work: Callable[[], Any], device: str) -> Callable[[], float]:
+def _timed(work: Callable[[], object], device: str) -> Callable[[], float]:
     """A function that does the work once and returns the seconds it took, the device's queue emptied."""
 
     def once() -> float:

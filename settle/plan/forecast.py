@@ -23,14 +23,14 @@ from settle.plan.training_plan import TrainingPlan
 from settle.train.optimizers import Optimizer
 from settle.train.settled import MORE, decay_tokens, next_evaluation
 
-# 2026-11-25, bench/forecast.py: standard deviations of the logarithm of came ÷ expected
+# 2026-11-25, bench/forecast.py: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08
 MEMORY_SPREAD = 0.05
 POWER_SPREAD = 0.15
 DOUBLINGS = 6.0  # for so long the kernels' cache goes on growing with batches of ever new shapes
 STOP_SPREAD = 0.5  # of the tokens at which a run settles
-LATER_STOP = 1.5  # settled is said this much later than it is true (bench/settled.py)
-LOOKS_LIKE = 1.25  # times slower evaluations are in a run than in a row
+LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
+EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
 
 
 def look_ahead(
@@ -55,7 +55,7 @@ def look_ahead(
 
 
 def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, spent: float) -> Forecast:
-    """`spent`: seconds since the command began, which are part of the time that will be told."""
+    """`spent`: seconds since the command began, which are part of the forecast time."""
     unique = corpus.train.num_tokens
     packed = corpus.train.num_bytes / unique
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
@@ -68,7 +68,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     per_token = _seconds_per_token(plan, probed)
     tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value)
     looked_at = min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens.value / 20))
-    fixed = spent + HAND_OVER_SECONDS + probed.look_seconds * looked_at
+    fixed = spent + HAND_OVER_SECONDS + probed.evaluation_seconds * looked_at
     # a machine whose steps are uneven now will be busy or quiet later
     spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, tokens.log_std)
     time = Interval.log_normal(tokens.value * per_token, spread).shifted(fixed)
@@ -133,12 +133,18 @@ def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Calla
 def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:
     """Step and evaluations together, over a run of usual length."""
     loop = plan.loop
-    looks = sum(1 for _ in _looks(plan.held_out_tokens, 60 * plan.held_out_tokens * 9))
-    looking = looks * plan.held_out_tokens * probed.look_seconds * LOOKS_LIKE / (60 * plan.held_out_tokens * 9)
-    return probed.step_seconds / loop.tokens_per_step + looking
+    evaluations = sum(1 for _ in _evaluations(plan.held_out_tokens, 60 * plan.held_out_tokens * 9))
+    evaluation_seconds = (
+        evaluations
+        * plan.held_out_tokens
+        * probed.evaluation_seconds
+        * EVALUATION_SLOWDOWN
+        / (60 * plan.held_out_tokens * 9)
+    )
+    return probed.step_seconds / loop.tokens_per_step + evaluation_seconds
 
 
-def _looks(sample: int, until: int) -> Iterator[int]:
+def _evaluations(sample: int, until: int) -> Iterator[int]:
     at = 0
     while (at := next_evaluation(at, sample)) <= until:
         yield at

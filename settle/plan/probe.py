@@ -21,7 +21,7 @@ SHARE = 0.025  # of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
 SHARE_OF_TIME = 0.05  # of a time budget
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
-LOOKED_AT = 32768  # held-out tokens, or as many as were trained on: a third of the probe's time
+EVALUATED_TOKENS = 32768  # held-out tokens, or as many as were trained on: a third of the probe's time
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Probe:
     steps: int
     tokens: int
     step_seconds: float  # one optimizer step, on average
-    look_seconds: float  # one evaluation per held-out token
+    evaluation_seconds: float  # one evaluation per held-out token
     step_spread: float  # standard deviation of a step's time, as a share of it
     memory: int  # most held by the process while training
     memory_growth: int  # what that rose by over the last doubling of the steps
@@ -76,18 +76,18 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
     energy = meter.read()
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
-    limit = max(2 * EVALUATION_BLOCK, min(LOOKED_AT, steps * loop.tokens_per_step))
+    limit = max(2 * EVALUATION_BLOCK, min(EVALUATED_TOKENS, steps * loop.tokens_per_step))
     sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
     began = time.perf_counter()
     held_out = HeldOut(sample, corpus.tokenizer.byte_length)
     evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)
-    looking = time.perf_counter() - began
+    evaluation_seconds = time.perf_counter() - began
     return Probe(
         steps=steps,
         tokens=steps * loop.tokens_per_step,
         step_seconds=statistics.fmean(settled_times),
         step_spread=statistics.pstdev(settled_times) / statistics.fmean(settled_times),
-        look_seconds=looking / held_out.num_tokens,
+        evaluation_seconds=evaluation_seconds / held_out.num_tokens,
         memory=max(peaks[-1], resident()),
         memory_growth=peaks[-1] - peaks[len(peaks) // 2],
         watts=energy.watts,

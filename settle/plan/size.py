@@ -38,7 +38,7 @@ class Size:
 def choose_size(
     settings: TrainingSettings, corpus: Corpus, device: Accelerator, spent: float, why: dict[str, str]
 ) -> Size:
-    """The size that suits the budget and the corpus; `why` is told the reason of each number."""
+    """The size that suits the budget and the corpus; `why` receives the reason of each number."""
     budget = None
     if asked := asked_seconds(settings, device):
         budget = max(asked / 4, asked - spent - HAND_OVER_SECONDS)

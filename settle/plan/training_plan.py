@@ -102,7 +102,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     loop = _loop(settings, size, threads, why)
     expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
     held_out = min(corpus.held_out.num_tokens, sample_size(expected))
-    why["held_out_tokens"] = f"{held_out:,} of {corpus.held_out.num_tokens:,}: so that looking costs a few percent"
+    why["held_out_tokens"] = f"{held_out:,} of {corpus.held_out.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
         architecture=architecture.model_dump(),
         architecture_name=settings.architecture,

@@ -1,5 +1,5 @@
 """What a tuning run will need and reach, before it begins. Measured on the model itself, which is loaded already: a few
-real steps and a look at held-out rows, after which everything is as it was.
+real steps and an evaluation of held-out rows, after which the weights are restored.
 """
 
 import math
@@ -28,7 +28,7 @@ from settle.train.state import LoopState
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
 FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
 PATIENCE = 90.0  # seconds after which two steps have to be enough
-MOST_SEARCHED = 20_000  # batches among which the largest is looked for
+MOST_SEARCHED = 20_000  # batches among which the largest is searched
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
@@ -48,7 +48,7 @@ class Measured:
     steps: int
     step_seconds: float  # of a step with as many tokens as one has on average
     step_spread: float
-    look_seconds: float  # per held-out token
+    evaluation_seconds: float  # per held-out token
     memory: int
     watts: float
     watts_source: str
@@ -101,7 +101,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
             state.position = 0
         elif sum(times) > PATIENCE:
             break
-    after, stderr, looking = evaluated()
+    after, stderr, evaluation_seconds = evaluated()
     energy = meter.read()
     # the first step finds its memory and its kernels
     paces = [took / count * loop.tokens_per_step for took, count in zip(times[1:], tokens[1:], strict=True)]
@@ -115,7 +115,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
         steps=len(times),
         step_seconds=pace,
         step_spread=statistics.pstdev(paces) / pace,
-        look_seconds=looking / sample.num_tokens,
+        evaluation_seconds=evaluation_seconds / sample.num_tokens,
         memory=memory,
         watts=energy.watts,
         watts_source=energy.source,
@@ -126,14 +126,14 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
 
 
 def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
-    """`spent`: seconds since the command began, which are part of the time that will be told."""
+    """`spent`: seconds since the command began, which are part of the forecast time."""
     loop = job.plan.loop
     assert isinstance(job.corpus, RowCorpus)
     per_token = measured.step_seconds / loop.tokens_per_step
     tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token)
     held_out = min(job.corpus.held_out.num_inputs, max(job.plan.held_out_tokens, int(3 * tokens.value / 20)))
-    looks = _looks(job.plan, tokens.value) * job.plan.held_out_tokens + held_out
-    fixed = spent + PROOF_STEPS * measured.step_seconds + looks * measured.look_seconds
+    evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens + held_out
+    fixed = spent + PROOF_STEPS * measured.step_seconds + evaluations * measured.evaluation_seconds
     unsure_steps = measured.step_spread / math.sqrt(measured.steps)
     seconds = tokens.value * per_token + fixed
     of_steps = math.hypot(unsure_steps, tokens.log_std) * (1 - fixed / seconds)
@@ -188,12 +188,12 @@ def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -
     return around.at_most(token_budget(plan, seconds_per_token))
 
 
-def _looks(plan: TrainingPlan, tokens: float) -> int:
-    """How often the run will look at its held-out sample."""
-    looks, at = 2, 0  # at its beginning and at its end
+def _evaluations(plan: TrainingPlan, tokens: float) -> int:
+    """How often the run will evaluate its held-out sample."""
+    evaluations, at = 2, 0  # at its beginning and at its end
     while (at := next_evaluation(at, plan.held_out_tokens, plan.loop.evaluation_cost)) < tokens:
-        looks += 1
-    return looks
+        evaluations += 1
+    return evaluations
 
 
 def _loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:

@@ -113,7 +113,7 @@ def _objective(
     what = "pairs of a better and a worse answer" if pairs else "rows of one answer"
     if name not in suited:
         raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
-    if pairs and adapter_name == FULL:
+    if Objective.part(name).compares_with_base and adapter_name == FULL:
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
     if asked.name is None:
         why["objective.name"] = f"the rows are {what}"
@@ -157,17 +157,17 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
 
 
 def _sample(corpus: RowCorpus, why: dict[str, str]) -> int:
-    """Held-out tokens to look at each time: of few rows a larger part, since a look at little says little."""
+    """Held-out tokens of an evaluation: of few rows a larger share, since few tokens say little."""
     train, held_out = corpus.train.num_inputs, corpus.held_out.num_inputs
     wanted = max(sample_size(2 * train), min(train // 40, SMALL_SAMPLE))
     sample = min(held_out, wanted)
-    why["held_out_tokens"] = f"{sample:,} of {held_out:,}: enough to see a difference, few enough to look often"
+    why["held_out_tokens"] = f"{sample:,} of {held_out:,}: enough to see a difference, few enough to evaluate often"
     return sample
 
 
 def _evaluation_cost(corpus: RowCorpus, sample: int) -> float:
-    """The share of the time that looks may take early on, so that a verdict is possible before few rows are learned
-    by heart: `MIN_HISTORY` looks in `FIRST_VERDICT` epochs."""
+    """The share of the time that evaluations may take early on, so that a verdict is possible before few rows are
+    memorized: `MIN_HISTORY` evaluations in `FIRST_VERDICT` epochs."""
     spacing = FIRST_VERDICT * corpus.train.num_inputs / MIN_HISTORY
     return max(EVALUATION_COST, min(0.2, sample / (3 * spacing)))
 

@@ -103,7 +103,7 @@ def save_or_wait(
     folder: Path, checkpoint: Checkpoint, every: int, events: Events, stopping: Callable[[], bool]
 ) -> bool:
     """Save; when the disk is full say so once, wait for room, and go on. False: not saved, as `stopping` ended it."""
-    told = False
+    has_warned = False
     while True:
         try:
             save(folder, checkpoint, every)
@@ -113,22 +113,22 @@ def save_or_wait(
                     f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk and its permissions"
                 ) from None
         else:
-            if told:
+            if has_warned:
                 events.emit(Say(text="there is room again: the run goes on"))
             return True
-        if not told:
+        if not has_warned:
             events.emit(
                 Warn(
                     text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
                     "The run waits and goes on by itself when there is room.",
                 )
             )
-            told = True
+            has_warned = True
         while True:
             if stopping():
                 return False
             time.sleep(0.2)
-            # a quota does not show in the free space: then every look is a try
+            # a quota does not show in the free space: then every check is a try
             if shutil.disk_usage(folder).free >= checkpoint.num_bytes:
                 break
 
@@ -158,7 +158,7 @@ def load_newest(
 
 
 def newest_state(folder: Path) -> dict[str, object] | None:
-    """The state of the newest checkpoint whose state.json is as it was written; tensors are not looked at."""
+    """The state of the newest checkpoint whose state.json is as it was written; tensors are not read."""
     for path in reversed(steps(folder)):
         try:
             _check(path, only="state.json")

@@ -23,15 +23,16 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 
-TOKENS, SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
+EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
 # of a row's beginning, kept before its end: trained attention rests on the first tokens, and where they are missing,
 # bfloat16 gives another gradient (measured: 4 % off with them, up to 53 % without, on Gemma 3 270M)
-BEGINNING = 4
-SMALL, LEAST_APART = 0.5, 1e-4  # nats: where smaller steps are needed, and where a difference is rounding
-APART = 0.02  # standard deviation of what is added to first weights, which may be a special point of the loss
+ROW_HEAD_TOKENS = 4
+SMALL_LOSS_NATS = 0.5  # below this loss finite differences take smaller steps
+AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by rounding only
+STATIONARY_PERTURBATION_STD = 0.02  # of the perturbation that moves the weights off a stationary initialisation
 # of the gradient from float64's, relative: rounding of the type's mantissa through all layers and back. A tensor of a
 # tuned model may be twice as far off, since its few tokens may teach it next to nothing.
-AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,13 @@ class _Proof:
             total, count = self.objective.batch_loss(self.model, self.batch)
         named = "; ".join(map(str, self.rows[:3]))
         if count == 0:
-            raise ProofError(f"the first batch has nothing to learn from: {named}", "look at these rows of your data")
+            raise ProofError(f"the first batch has nothing to learn from: {named}", "check these rows of your data")
         loss, expected = float(total) / count, math.log(self.vocab_size)
         if self.objective.first_loss is not None:
             if not abs(loss - self.objective.first_loss) < 0.05:
                 raise ProofError(
                     f"the first loss is {loss:.3f}, and it is {self.objective.first_loss:.3f} for every model",
-                    f"the base is not what the adapter begins as: look at these rows: {named}",
+                    f"the base is not what the adapter begins as: check these rows: {named}",
                 )
             return f"{loss:.3f}, as it must be"
         if self.tuned:
@@ -150,9 +151,9 @@ class _Proof:
                     f"{expected:.3f}",
                     f"its tokenizer or its template does not fit it, or these rows are no text: {named}",
                 )
-            if reference is not None and loss < LEAST_APART:
+            if reference is not None and loss < AGREEING_NATS:
                 raise ProofError(
-                    f"the student says what its teacher says: {loss:.1e} nats apart on the first rows",
+                    f"student and teacher already agree: KL {loss:.1e} nats on the first rows",
                     "there is nothing to learn: choose a smaller student, or other rows",
                 )
             if reference is not None:
@@ -171,12 +172,12 @@ class _Proof:
             if not parameter.requires_grad and not self.tuned:
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
         if self.tuned:
-            self.small = tails(self.batch, TOKENS, SEGMENTS)
+            self.small = tails(self.batch, EXACT_TOKENS, EXACT_SEGMENTS)
             self._in_compute_type()
             self.exact = self.model
             self.exact.compute_dtype = torch.float32
         else:
-            self.small = shorten(self.batch, TOKENS, SEGMENTS)
+            self.small = shorten(self.batch, EXACT_TOKENS, EXACT_SEGMENTS)
             self.exact = copy.deepcopy(self.model).to("cpu", torch.float64)
             self.exact.compute_dtype = torch.float64
         self.mean = backward(self.exact, self.objective, [self.small])
@@ -198,7 +199,7 @@ class _Proof:
         """They are what they are in the exact type."""
         if not self.tuned:
             self._in_compute_type()
-        allowed, exact = AGREEMENT[self.kind], "float32" if self.tuned else "float64"
+        allowed, exact = GRADIENT_TOLERANCE[self.kind], "float32" if self.tuned else "float64"
         if not abs(self.half_mean - self.mean) <= 0.1 * allowed * abs(self.mean):
             raise ProofError(
                 f"the loss is {self.half_mean:.6f}, in {exact} it is {self.mean:.6f}", "try --dtype float32"
@@ -264,7 +265,10 @@ class _Proof:
         with torch.no_grad():  # off the special point that the first weights may be
             for name, p in parameters.items():
                 if not self.tuned or ".adapter." in name:
-                    p.add_(torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device), alpha=APART)
+                    p.add_(
+                        torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device),
+                        alpha=STATIONARY_PERTURBATION_STD,
+                    )
         self.exact.zero_grad(set_to_none=True)
         backward(self.exact, self.objective, [self.small])
         for name in self.dead:
@@ -322,7 +326,7 @@ class _Proof:
     @property
     def _rise(self) -> float:
         """Of a loss that is small already, as a student's near its teacher, a smaller step."""
-        return self.bars.rise * (min(1.0, self.mean / SMALL) if self.tuned else 1.0)
+        return self.bars.rise * (min(1.0, self.mean / SMALL_LOSS_NATS) if self.tuned else 1.0)
 
 
 def shorten(batch: Batch, tokens: int, segments: int) -> Batch:
@@ -349,7 +353,7 @@ def tails(batch: Batch, tokens: int, segments: int) -> Batch:
     """The ends of the first `segments` rows, where answers are, behind their first tokens; `tokens` in all at most."""
     bounds = batch.cu_seqlens[: segments + 1].tolist()
     each = tokens // (len(bounds) - 1)
-    head = min(BEGINNING, each // 2)
+    head = min(ROW_HEAD_TOKENS, each // 2)
     pieces = [
         np.r_[first : first + head, last - each + head : last] if last - first > each else np.arange(first, last)
         for first, last in zip(bounds[:-1], bounds[1:], strict=True)

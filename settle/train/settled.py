@@ -37,12 +37,12 @@ IN_A_ROW = 3  # evaluations that must agree on "settled"
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
 EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
-SMALL = 0.01  # nats per token: of a smaller loss next to nothing is left, and shares are taken of this
+LEAST_LOSS_NATS = 0.01  # per token; floor for the denominator of relative gains
 DECAY_FRACTION = 0.25  # of the tokens seen: length of the final decay (bench/settled.py measures it)
 
 
 class Evaluation(Protocol):
-    """One look at the held-out sample, the same sample at every look."""
+    """One evaluation of the held-out sample, which is the same every time."""
 
     @property
     def step(self) -> int: ...
@@ -66,7 +66,8 @@ class Evaluation(Protocol):
 class Trend:
     """A straight line in ln(tokens) through one stretch of the history.
 
-    `gain` is the improvement for 10 % more tokens, as a fraction of the loss, or of `SMALL` where that is more.
+    `gain` is the improvement for 10 % more tokens, as a fraction of the loss, or of `LEAST_LOSS_NATS` where that
+    is more.
     """
 
     start_tokens: int
@@ -220,7 +221,7 @@ def fit(stretch: Sequence[Evaluation]) -> Trend:
     apart = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
     training = math.sqrt(max(0.0, variance * float(weights @ correlation**apart @ weights)))
     sample = _sample_error(stretch, weights)
-    whole = max(float(level), float(y.min()), SMALL)
+    whole = max(float(level), float(y.min()), LEAST_LOSS_NATS)
     gain = float(weights @ y) / whole
     reach = student_quantile((1 + LEVEL) / 2, max(freedom, LEAST_FREEDOM)) * math.hypot(training, sample) / whole
     return Trend(
@@ -310,8 +311,8 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
 
     The slope comes from the shortest line. How it goes on falling is not known: the loss is taken to follow
     E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
-    does not fall below nothing: for a fall by g of itself, 1 - exp(-g) is told, which is exact where the line touches
-    a loss without a floor, A·tokens^-α.
+    does not fall below nothing: for a fall by g of itself, 1 - exp(-g) is returned, which is exact where the line
+    touches a loss without a floor, A·tokens^-α.
     """
     usable = [e for e in history if e.tokens > since_tokens]
     lines = trends(usable) if len(usable) >= MIN_POINTS else []
@@ -340,7 +341,7 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
 
 
 def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:
-    """At which token count to look next, after a look at `last_tokens`; `sample_tokens` are looked at each time.
+    """The token count of the next evaluation, after one at `last_tokens`; each reads `sample_tokens`.
 
     While tokens are few the spacing keeps evaluating (a forward pass: a third of a training step) at a share `cost` of
     the computing time; once 2 % of the tokens seen is the wider spacing, that is taken, and the share falls.
@@ -349,7 +350,7 @@ def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATI
 
 
 def sample_size(expected_tokens: int) -> int:
-    """How many held-out tokens to look at each time, so that a run of `expected_tokens` gets 60 looks on the way."""
+    """How many held-out tokens an evaluation reads, so that a run of `expected_tokens` gets 60 of them."""
     return max(4096, int(expected_tokens / 60 * 3 * EVALUATION_COST))
 
 
@@ -370,7 +371,7 @@ def frequency_loss(train_counts: np.ndarray, held_out_counts: np.ndarray) -> flo
 def steps_astray(before: Sequence[float], loss: float) -> int:
     """For how many steps, the last included, the training loss has been astray; 0 if it is not.
 
-    A spike is told from a hard batch by staying: three steps in a row that are more than 8 robust standard
+    A spike differs from a hard batch in that it stays: three steps in a row that are more than 8 robust standard
     deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before
     them. A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
     """

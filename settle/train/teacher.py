@@ -1,13 +1,12 @@
-"""Who teaches: a frozen model in torch, or the record of what one said.
+"""Teachers: a frozen model in torch, or the record of its distributions.
 
 Letters: N tokens of a packed batch, P of them that are learned from, L layers, T hidden width of the teacher.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +16,23 @@ from settle.base.errors import DataError
 from settle.data.batches import Batch
 from settle.data.likelihoods import Likelihoods
 from settle.model.decoder import Decoder
-from settle.train.objectives._divergence import Dense, Sparse, Teaching
+from settle.train.objectives._divergence import Dense, Sparse, TeacherBatch
 from settle.train.objectives.next_token import token_losses
 
-REMEMBERED_BYTES = 1 << 28  # of what a teacher computed of held-out text, which is looked at again and again
+REMEMBERED_BYTES = 1 << 28  # of what a teacher computed of held-out text, which is evaluated again and again
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a teacher says of a batch: the distributions of the P tokens, and its layers' outputs (P, T) there, of
-    those that were asked for."""
+class TeacherOutput:
+    """What a teacher computes for a batch: distributions of its P learned tokens, and the outputs (P, T) of the layers
+    that were requested."""
 
-    teaching: Teaching
+    distributions: TeacherBatch
     states: tuple[Tensor, ...] = ()
 
 
 class LiveTeacher:
-    """A frozen model. layers: whose outputs are wanted."""
+    """A frozen model. layers: whose outputs are requested."""
 
     def __init__(self, model: Decoder, layers: Sequence[int] = ()) -> None:
         self.model, self.layers = model.eval(), tuple(layers)
@@ -44,7 +43,7 @@ class LiveTeacher:
         """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
         self.model.compute_dtype = student.compute_dtype
 
-    def taught(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> Taught:
+    def output(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> TeacherOutput:
         """inputs (N,), cu_seqlens (S+1,), kept (P,) which of the N. Without a gradient the same batch is held-out text,
         and is remembered."""
         key = _key(self.model.compute_dtype, inputs, cu_seqlens, kept) if not torch.is_grad_enabled() else b""
@@ -58,7 +57,7 @@ class LiveTeacher:
                 self._room -= size
                 self._remembered[key] = found
         cast, _ = self.model.head_operands()
-        return Taught(Dense(found[0], cast, self.model.options.logit_soft_cap), found[1:])
+        return TeacherOutput(Dense(found[0], cast, self.model.options.logit_soft_cap), found[1:])
 
     @torch.no_grad()
     def losses(
@@ -69,7 +68,7 @@ class LiveTeacher:
 
 
 class RecordedTeacher:
-    """What a teacher said of the very rows that are learned from, looked up by their hash."""
+    """Recorded distributions of the very rows that are learned from, found by their hash."""
 
     layers: tuple[int, ...] = ()
 
@@ -82,10 +81,10 @@ class RecordedTeacher:
         return cls(Likelihoods(folder))
 
     def follow(self, student: Decoder) -> None:
-        """What was said was said."""
+        """No-op: recorded distributions have a fixed dtype."""
 
     def find(self, batch: Batch) -> Batch:
-        """The batch with where the record speaks of each of its tokens. Raises DataError for a row it never saw."""
+        """The batch with the position of each of its tokens in the record. Raises DataError for a row it never saw."""
         if batch.record is not None:
             return batch
         places = [self._place(window) for window in windows_of(batch)]
@@ -101,20 +100,20 @@ class RecordedTeacher:
         first = int(self.record.positions[index])
         return np.arange(first, first + len(window) - 1)
 
-    def taught(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> Taught:
+    def output(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> TeacherOutput:
         """record (N,): of each token."""
-        assert record is not None, "look the batch up first"
+        assert record is not None, "find the batch first"
         rows = self.record.at(record[kept].cpu().numpy())
         ids, drawn = (np.asarray(rows.top_ids, np.int64), np.asarray(rows.sampled_ids, np.int64))
         arrays = (ids, rows.top_logprobs, drawn, rows.sampled_logprobs, rows.rest_logmass)
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(inputs.device) for a in arrays]
-        return Taught(Sparse(*tensors))
+        return TeacherOutput(Sparse(*tensors))
 
     def losses(
         self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, targets: Tensor, record: Tensor | None
     ) -> Tensor:
         """As `LiveTeacher.losses`."""
-        assert record is not None, "look the batch up first"
+        assert record is not None, "find the batch first"
         return -torch.from_numpy(np.asarray(self.record.came_logprobs[record[kept].cpu().numpy()]))
 
 
@@ -134,14 +133,14 @@ def with_states(
     """The model's result (N, D), and the outputs (N, D) of some of its layers."""
     kept: dict[int, Tensor] = {}
 
-    def keep(number: int) -> Any:
+    def keep(number: int) -> Callable[[object, object, Tensor], None]:
         return lambda module, args, out: kept.__setitem__(number, out)
 
     hooks = [model.model.layers[number].register_forward_hook(keep(number)) for number in set(layers)]
     try:
         hidden = model(inputs, cu_seqlens)
     finally:
-        for hook in hooks:  # before the way back, where a layer that is computed again would call them again
+        for hook in hooks:  # before the backward pass, in which a recomputed layer would call them again
             hook.remove()
     return hidden, [kept[number] for number in layers]
 

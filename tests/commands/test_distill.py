@@ -174,7 +174,7 @@ def test_resumes_to_the_bit(files, tmp_path):
         ("rows", ["--drop-layers", "2"], "of 2 blocks cannot go"),
         ("rows", ["--student", "strange"], "hf has another tokenizer than strange: token"),
         ("rows", ["--student", "hf"], "is its own teacher"),
-        ("rows", ["--student", "small.gguf"], "the student says what its teacher says"),
+        ("rows", ["--student", "small.gguf"], "student and teacher already agree"),
         ("rows", ["--into", "wrong.toml"], "did you mean 'num_hidden_layers'"),
         ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be reached"),
         ("rows", ["--fresh", "--drop-layers", "1"], "--fresh says nothing of a shape"),

@@ -10,11 +10,11 @@ import torch
 from settle.base.statistics import Interval
 from settle.machine import COMPUTE_DTYPES
 from settle.plan.tuning_forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, Measured, _loss, memory_growth
-from settle.train.proof import AGREEMENT
+from settle.train.proof import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
 SEEN = Measured(
-    steps=4, step_seconds=1.0, step_spread=0.0, look_seconds=0.0, memory=0, watts=1.0, watts_source="asked",
+    steps=4, step_seconds=1.0, step_spread=0.0, evaluation_seconds=0.0, memory=0, watts=1.0, watts_source="asked",
     before=3.0, after=2.0, stderr=0.02,
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ def test_a_loss_that_fell_fast_may_fall_to_nearly_nothing():
 def test_every_type_that_a_device_may_compute_in_has_its_memory_and_its_proof():
     """float16 is what CUDA cards older than Ampere compute in."""
     assert [memory_growth(dtype) for dtype in COMPUTE_DTYPES] == [MEMORY_GROWTH, HALF_MEMORY_GROWTH, HALF_MEMORY_GROWTH]
-    assert {getattr(torch, dtype) for dtype in COMPUTE_DTYPES} <= AGREEMENT.keys()
+    assert {getattr(torch, dtype) for dtype in COMPUTE_DTYPES} <= GRADIENT_TOLERANCE.keys()
 
 
 def test_the_page_says_what_is_added_to_the_memory():

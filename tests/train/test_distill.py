@@ -165,7 +165,7 @@ def frozen(seed: int = 7) -> Decoder:
 
 def objective(**settings: Any) -> Distill:
     made = Distill(**settings)
-    return made.taught_by(LiveTeacher(frozen(), made.layer_map))
+    return made.with_teacher(LiveTeacher(frozen(), made.layer_map))
 
 
 @pytest.mark.parametrize("family", part_names("model/architectures"))
@@ -194,7 +194,7 @@ def test_loss_and_gradient_are_the_formulas(family: str) -> None:
     expected = 0.75 * apart + 0.25 * text + 0.5 * far / len(layers)
     wanted = torch.autograd.grad(expected, list(model.trainable().values()))
     teacher.freeze()
-    total, count = distill.taught_by(LiveTeacher(teacher, layers)).batch_loss(model, data)
+    total, count = distill.with_teacher(LiveTeacher(teacher, layers)).batch_loss(model, data)
     assert count == len(kept)
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
     total.backward()
@@ -228,7 +228,7 @@ def test_a_teacher_to_whom_the_rows_are_no_text_is_found() -> None:
     with torch.no_grad():
         teacher.head.mul_(60)
     teacher.freeze()
-    distill = Distill().taught_by(LiveTeacher(teacher))
+    distill = Distill().with_teacher(LiveTeacher(teacher))
     with pytest.raises(ProofError, match="the teacher finds these rows less likely than guessing"):
         prove(Llama.TINY.build(1), distill, rows(), Llama.TINY.vocab_size, ["r"], Events(), tuned=True)
 
@@ -257,7 +257,7 @@ def test_a_student_comes_near() -> None:
 def test_held_out_rows_are_remembered_and_training_rows_are_not() -> None:
     distill, model, data = objective(), Llama.TINY.build(1), rows()
     calls: list[int] = []
-    teacher = distill.at_hand
+    teacher = distill.loaded_teacher
     assert isinstance(teacher, LiveTeacher)
     teacher.model.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
@@ -289,8 +289,8 @@ def test_a_record_teaches_as_its_teacher_does(tmp_path: Path) -> None:
     data, teacher = rows(), frozen()
     record = recorded(teacher, data, tmp_path / "all", Llama.TINY.vocab_size, 0)
     gradients: list[tuple[float, Tensor]] = []
-    paid = Distill().taught_by(LiveTeacher(teacher)).reference(Llama.TINY.build(1), data)[0]
-    for one in (Distill().taught_by(LiveTeacher(teacher)), Distill(record="x").taught_by(record)):
+    paid = Distill().with_teacher(LiveTeacher(teacher)).reference(Llama.TINY.build(1), data)[0]
+    for one in (Distill().with_teacher(LiveTeacher(teacher)), Distill(record="x").with_teacher(record)):
         model = Llama.TINY.build(1)
         total, count = one.batch_loss(model, data)
         total.backward()
@@ -304,7 +304,7 @@ def test_a_record_teaches_as_its_teacher_does(tmp_path: Path) -> None:
 
 def test_a_record_is_proven_and_knows_only_its_rows(tmp_path: Path) -> None:
     data = rows()
-    distill = Distill(record="x").taught_by(recorded(frozen(), data, tmp_path / "some", 24, 8))
+    distill = Distill(record="x").with_teacher(recorded(frozen(), data, tmp_path / "some", 24, 8))
     prove(Llama.TINY.build(1), distill, data, Llama.TINY.vocab_size, ["r"], Events(), tuned=True)
     other = Batch(data.inputs[::-1].copy(), data.targets, data.cu_seqlens, data.positions)
     with pytest.raises(DataError, match="does not have a row of"):

@@ -1,7 +1,7 @@
 """Objectives: what a batch teaches. A loss is a sum and a count, so that accumulation changes nothing."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,14 +9,16 @@ from torch import Tensor
 from settle.base.registry import Part
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
+from settle.model.pretrained import Pretrained
 
 
 class Objective(Part):
     """A loss over packed rows."""
 
     rows: ClassVar[str]
-    is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be told in bits per byte
+    is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be shown in bits per byte
     needs_base: ClassVar[bool] = False  # it can only train a pretrained model, with which it compares or is resolved
+    compares_with_base: ClassVar[bool] = False  # its reference is the model without its adapter
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
     first_loss: ClassVar[float | None] = None  # of any model before its first step, where that is known
 
@@ -37,7 +39,7 @@ class Objective(Part):
 
     # --- of an objective that needs more than the model and its rows ---
 
-    def resolved(self, base: Any) -> Self:
+    def resolved(self, base: Pretrained) -> Self:
         """With everything pinned down that its settings only name, as a plan keeps it. base: the `Pretrained` that is
         trained. Raises UsageError for what does not go together."""
         return self
@@ -51,7 +53,7 @@ class Objective(Part):
         return 0.0
 
     def known(self, batch: Batch) -> Batch:
-        """The batch with what must be looked up while its rows are whole."""
+        """The batch with what must be found while its rows are whole."""
         return batch
 
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:

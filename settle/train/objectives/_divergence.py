@@ -35,10 +35,10 @@ class Measure(NamedTuple):
     text: float = 0.0
 
 
-class Said(Protocol):
-    """What a teacher says of n tokens."""
+class TeacherChunk(Protocol):
+    """A teacher's distributions of n tokens."""
 
-    def part(self, rows: slice) -> "Said":
+    def part(self, rows: slice) -> "TeacherChunk":
         """Of some of them."""
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
@@ -46,10 +46,10 @@ class Said(Protocol):
         is the log-softmax of (n, V))."""
 
 
-class Teaching(Protocol):
-    """What a teacher says of all N tokens of a batch."""
+class TeacherBatch(Protocol):
+    """A teacher's distributions of all N tokens of a batch."""
 
-    def at(self, rows: slice) -> Said: ...
+    def at(self, rows: slice) -> TeacherChunk: ...
 
 
 class LinearDivergence(Function):
@@ -66,12 +66,12 @@ class LinearDivergence(Function):
         cast: Tensor,
         head: Tensor,
         targets: Tensor,
-        teaching: Teaching,
+        teacher: TeacherBatch,
         measure: Measure,
         chunk_logits: int,
         soft_cap: float | None = None,
     ) -> Tensor:
-        chunks = _chunks(hidden, cast, targets, teaching, measure, chunk_logits, soft_cap)
+        chunks = _chunks(hidden, cast, targets, teacher, measure, chunk_logits, soft_cap)
         return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
@@ -84,7 +84,7 @@ def _chunks(
     hidden: Tensor,
     cast: Tensor,
     targets: Tensor,
-    teaching: Teaching,
+    teacher: TeacherBatch,
     measure: Measure,
     chunk_logits: int,
     soft_cap: float | None,
@@ -98,16 +98,18 @@ def _chunks(
     buffer = hidden.new_empty(step, cast.shape[0])
     for start in range(0, len(hidden), step):
         rows = slice(start, min(len(hidden), start + step))
-        logits, said = buffer[: rows.stop - start], teaching.at(rows)
+        logits, chunk = buffer[: rows.stop - start], teacher.at(rows)
         torch.mm(hidden[rows], cast.t(), out=logits)
         losses = []
         for first in range(0, len(logits), size):
             piece = slice(first, min(first + size, len(logits)))
-            losses.append(_into_errors(logits[piece], said.part(piece), targets[rows][piece], measure, soft_cap))
+            losses.append(_into_errors(logits[piece], chunk.part(piece), targets[rows][piece], measure, soft_cap))
         yield rows, torch.cat(losses), logits
 
 
-def _into_errors(logits: Tensor, said: Said, targets: Tensor, measure: Measure, soft_cap: float | None) -> Tensor:
+def _into_errors(
+    logits: Tensor, chunk: TeacherChunk, targets: Tensor, measure: Measure, soft_cap: float | None
+) -> Tensor:
     """Losses (n,) of logits (n, V), which become the losses' gradients in place."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     scores = logits.to(wide)
@@ -116,7 +118,7 @@ def _into_errors(logits: Tensor, said: Said, targets: Tensor, measure: Measure, 
         bent = torch.tanh(scores / soft_cap)
         scores = bent * soft_cap
     heat = measure.temperature
-    losses, errors = said.apart(torch.log_softmax(scores / heat, -1), measure)
+    losses, errors = chunk.apart(torch.log_softmax(scores / heat, -1), measure)
     losses, errors = losses * heat**2, errors.mul_(heat)  # τ² times the gradient's own 1/τ
     if measure.text:
         log_q = torch.log_softmax(scores, -1)
@@ -138,19 +140,19 @@ class Dense:
     cast: Tensor
     soft_cap: float | None = None
 
-    def at(self, rows: slice) -> "DenseSaid":
-        return DenseSaid(self.hidden[rows] @ self.cast.t(), self.soft_cap)
+    def at(self, rows: slice) -> "DenseChunk":
+        return DenseChunk(self.hidden[rows] @ self.cast.t(), self.soft_cap)
 
 
 @dataclass(frozen=True)
-class DenseSaid:
+class DenseChunk:
     """logits (n, V) in the type that the teacher computes in."""
 
     logits: Tensor
     soft_cap: float | None = None
 
-    def part(self, rows: slice) -> "DenseSaid":
-        return DenseSaid(self.logits[rows], self.soft_cap)
+    def part(self, rows: slice) -> "DenseChunk":
+        return DenseChunk(self.logits[rows], self.soft_cap)
 
     def log_probabilities(self, like: Tensor, temperature: float) -> Tensor:
         """(n, V) in the type of `like`."""

@@ -1,7 +1,7 @@
 """Distillation: the student's next-token distribution is brought to a teacher's, and its layers too if wanted."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, PrivateAttr, field_validator
@@ -11,13 +11,15 @@ from settle.base.errors import FormatError, UsageError
 from settle.data.batches import Batch
 from settle.data.tokenizer.compatibility import require_same_tokenizer
 from settle.library.pretrained import open_pretrained
+from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
+from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, on_device
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
 
-OPENING = 4  # a plain text is gone on with after one part in so many of it
+OPENING = 4  # a plain text is completed after one part in so many of it
 
 
 class Distill(Objective):
@@ -49,12 +51,12 @@ class Distill(Objective):
 
     @field_validator("layer_map", "stops", mode="before")
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
+    def _numbers(cls, value: object) -> object:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     # --- what it needs ---
 
-    def resolved(self, base: Any) -> Self:
+    def resolved(self, base: Pretrained) -> Self:
         if not self.teacher:
             raise UsageError("distillation needs a teacher", "name it with --objective.teacher")
         teacher = open_pretrained(self.teacher)
@@ -90,7 +92,7 @@ class Distill(Objective):
                     "leave one of them out",
                 )
 
-    def _layers(self, theirs: Any, ours: Any) -> list[int]:
+    def _layers(self, theirs: DecoderOptions, ours: DecoderOptions) -> list[int]:
         there, here = len(theirs.layers), len(ours.layers)
         if theirs.layers[0].width != ours.layers[0].width:
             raise UsageError(
@@ -107,7 +109,7 @@ class Distill(Objective):
 
     def prepared(self, model: Decoder) -> Self:
         if self.record:
-            return self.taught_by(RecordedTeacher.open(Path(self.record)))
+            return self.with_teacher(RecordedTeacher.open(Path(self.record)))
         teacher = open_pretrained(self.teacher)
         if self.teacher_sha256 and teacher.source.sha256 != self.teacher_sha256:
             raise FormatError(
@@ -116,16 +118,16 @@ class Distill(Objective):
                 f"put it back as it was, at {self.teacher}",
             )
         live = teacher.load(dtype=model.compute_dtype).to(model.device)
-        return self.taught_by(LiveTeacher(live, self.layer_map if self.hidden else ()))
+        return self.with_teacher(LiveTeacher(live, self.layer_map if self.hidden else ()))
 
-    def taught_by(self, teacher: Teacher) -> Self:
+    def with_teacher(self, teacher: Teacher) -> Self:
         """The same with its teacher at hand."""
         made = self.model_copy()
         made._teacher = teacher
         return made
 
     @property
-    def at_hand(self) -> Teacher:
+    def loaded_teacher(self) -> Teacher:
         assert self._teacher is not None, "prepare it first"
         return self._teacher
 
@@ -133,13 +135,13 @@ class Distill(Objective):
         return 0.0 if self.record else float(open_pretrained(self.teacher).part.num_parameters * number)
 
     def known(self, batch: Batch) -> Batch:
-        return self.at_hand.find(batch) if isinstance(self.at_hand, RecordedTeacher) else batch
+        return self.loaded_teacher.find(batch) if isinstance(self.loaded_teacher, RecordedTeacher) else batch
 
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int]:
         batch = self.known(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
         kept = (targets >= 0).nonzero().squeeze(1)
-        losses = self.at_hand.losses(inputs, cu_seqlens, kept, targets[kept], _record(batch, model))
+        losses = self.loaded_teacher.losses(inputs, cu_seqlens, kept, targets[kept], _record(batch, model))
         return float(losses.sum()), len(kept)
 
     # --- the loss ---
@@ -150,7 +152,7 @@ class Distill(Objective):
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         batch = self.known(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
-        # never where it is looked at: a held-out loss is of the same tokens every time, and so is a proof's
+        # never in an evaluation: a held-out loss is of the same tokens every time, and so is a proof's
         if self.on_policy and model.training and torch.is_grad_enabled() and float(torch.rand(())) < self.on_policy:
             inputs, targets, cu_seqlens = self.own_words(model, inputs, targets, cu_seqlens)
         return self._apart(model, inputs, targets, cu_seqlens, _record(batch, model))
@@ -159,17 +161,17 @@ class Distill(Objective):
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
         kept = (targets >= 0).nonzero().squeeze(1)
-        self.at_hand.follow(model)
-        taught = self.at_hand.taught(inputs, cu_seqlens, kept, record)
-        layers = range(len(taught.states))
+        self.loaded_teacher.follow(model)
+        output = self.loaded_teacher.output(inputs, cu_seqlens, kept, record)
+        layers = range(len(output.states))
         hidden, states = with_states(model, inputs, cu_seqlens, layers)
         cast, head = model.head_operands()
         measure = Measure(self.kind, self.temperature, self.mixture, self.text)
         total: Tensor = LinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-            hidden.index_select(0, kept), cast, head, targets[kept], taught.teaching, measure, self.chunk_logits,
+            hidden.index_select(0, kept), cast, head, targets[kept], output.distributions, measure, self.chunk_logits,
             model.options.logit_soft_cap,
         )  # fmt: skip
-        for ours, theirs in zip(states, taught.states, strict=True):
+        for ours, theirs in zip(states, output.states, strict=True):
             total = total + self.hidden / len(layers) * _distance(ours.index_select(0, kept), theirs)
         return total, len(kept)
 
@@ -178,7 +180,7 @@ class Distill(Objective):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The batch with every row's answer, from its first one on, in the student's own words and no longer than it.
 
-        A plain text is gone on with after its first quarter. Draws come from torch's generator, which the loop seeds by
+        A plain text is completed after its first quarter. Draws come from torch's generator, which the loop seeds by
         position: a resumed run draws the same.
         """
         bounds = cu_seqlens.tolist()
@@ -190,9 +192,9 @@ class Distill(Objective):
                 first = (end - begin) // OPENING
             prompts.append(inputs[begin : begin + first + 1])
             lengths.append(end - begin - first if len(learned) else 0)
-        said = continued(model, prompts, lengths, self.stops, self.sample_temperature)
-        rows = [torch.cat([asked, answer]) for asked, answer in zip(prompts, said, strict=True)]
-        made = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, said, strict=True)]
+        answers = continued(model, prompts, lengths, self.stops, self.sample_temperature)
+        rows = [torch.cat([asked, answer]) for asked, answer in zip(prompts, answers, strict=True)]
+        made = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, answers, strict=True)]
         places = [row[: len(aim)] for row, aim in zip(rows, made, strict=True)]
         edges = torch.tensor([0, *map(len, places)], device=inputs.device).cumsum(0).to(cu_seqlens.dtype)
         return torch.cat(places), torch.cat(made), edges

@@ -24,6 +24,7 @@ class DPO(Objective):
     rows: ClassVar[str] = "preference"
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
+    compares_with_base: ClassVar[bool] = True
     segments_per_row: ClassVar[int] = 2
     first_loss: ClassVar[float | None] = math.log(2)
 
