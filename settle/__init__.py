@@ -62,11 +62,10 @@ def distill(teacher: str, *inputs: str, **settings: Any) -> "FinishedRun":
 
 def shrink(model: str, *inputs: str, **settings: Any) -> "FinishedRun":
     """Make a model smaller within a budget, as `settle shrink` does: `settle.shrink("notes", to="400MB")`."""
-    from settle.base.settings import resolve
-    from settle.commands._session import run_quietly
-    from settle.commands.shrink import Shrink
+    from settle.jobs.finished_run import run_job
+    from settle.jobs.shrink import JOB
 
-    return run_quietly(resolve(Shrink, [("asked", {"model": model, "inputs": list(inputs), **settings})]).value)
+    return run_job(JOB, {"model": model, "inputs": list(inputs), **settings})
 
 
 def index(path: str, *more: str, **settings: Any) -> "AskableCollection":

@@ -21,6 +21,7 @@ class Shrink(ShrinkSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
 
     def run(self, events: Events) -> int:
-        from settle.jobs.shrink import start
+        from settle.jobs.job import start
+        from settle.jobs.shrink import JOB
 
-        return start(self, events)
+        return start(JOB, self, events).exit_code or 0

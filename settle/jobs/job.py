@@ -7,8 +7,8 @@ already, from an earlier session, takes it from the run's folder: that is all th
 import errno
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from settle.base.errors import ResourceError, RunError
@@ -29,7 +29,8 @@ class Context:
     """What the stages of one session share; a job's own context adds its products.
 
     origin: where each setting came from. record: plan.json of an earlier session. safe: what a full disk cannot harm
-    any more, once there is such a thing. exit_code: set by the stage that ends the session.
+    any more, once there is such a thing. exit_code: set by the stage that ends the session. resources: closed when the
+    session ends.
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Context:
     spending: Spending = field(default_factory=Spending)
     safe: str = ""
     exit_code: int | None = None
+    resources: ExitStack = field(default_factory=ExitStack)
 
 
 C = TypeVar("C", bound=Context)
@@ -61,7 +63,7 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
     resolved = settings.with_recipe()
     settings = resolved.value
     settings.check(job.name)
-    run = Run.create(job.name, settings.name or free_name(name_of(settings.inputs[0])))
+    run = Run.create(job.name, settings.name or free_name(settings.usual_name()))
     events.emit(RunStarted(name=run.name, path=str(run.path)))
     with run.lock(), Stopping() as stopping:
         try:
@@ -76,10 +78,11 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
 def follow(job: Job[C], context: C) -> C:
     """The stages in order, until one ends the session."""
     try:
-        for stage in job.stages:
-            stage(context)
-            if context.exit_code is not None:
-                break
+        with context.resources:
+            for stage in job.stages:
+                stage(context)
+                if context.exit_code is not None:
+                    break
     except (ResourceError, OSError) as e:
         if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
             raise
@@ -120,10 +123,3 @@ def require_same_data(context: Context, fingerprint: str) -> None:
             f"the data has changed since the run began: corpus is {fingerprint}, it was {context.record['corpus']}",
             "restore the inputs, or start a new run",
         )
-
-
-def name_of(source: str) -> str:
-    """What a run is called after its first input."""
-    if source in ("-", "stdlib"):
-        return "stdin" if source == "-" else source
-    return Path(source).expanduser().resolve().stem

@@ -1,6 +1,6 @@
 """What a person may ask of a job. No torch, so that a command line can be made of it at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -30,6 +30,10 @@ class JobSettings(Settings):
         if not self.inputs:
             raise UsageError(f"no input for `settle {job}`", f"give files or folders: `settle {job} ~/notes`")
 
+    def usual_name(self) -> str:
+        """What the run is called when no name was given: after the first input."""
+        return name_of(self.inputs[0])
+
     def with_recipe(self) -> Resolved[Self]:
         """These settings over those of the recipe, each with its origin."""
         layers: list[tuple[str, Mapping[str, object]]] = [("asked", self.model_dump(exclude_unset=True))]
@@ -40,9 +44,21 @@ class JobSettings(Settings):
     def to_recipe(self) -> dict[str, object]:
         """What recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
         recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
-        paths = {given: Path(given).expanduser().absolute() for given in self.inputs}
-        recipe["inputs"] = [str(path) if path.exists() else given for given, path in paths.items()]
+        recipe["inputs"] = absolute_paths(self.inputs)
         return recipe | {key: portable_name(str(recipe[key])) for key in self.models if recipe.get(key)}
+
+
+def absolute_paths(sources: Iterable[str]) -> list[str]:
+    """Paths that are valid from any folder; what is no path stays."""
+    paths = {source: Path(source).expanduser().absolute() for source in sources}
+    return [str(path) if path.exists() else source for source, path in paths.items()]
+
+
+def name_of(source: str) -> str:
+    """A name for what is made from an input or a model."""
+    if source in ("-", "stdlib"):
+        return "stdin" if source == "-" else source
+    return Path(source).expanduser().resolve().stem
 
 
 class TrainSettings(TrainingSettings, JobSettings):

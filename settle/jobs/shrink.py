@@ -1,19 +1,15 @@
 """settle shrink: make a model smaller or faster within a budget, and measure what that loses."""
 
-import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from settle.base.errors import RunError, UsageError
-from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady, RunStarted, Say, Warn
+from settle.base.errors import UsageError
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.file_version import refuse_newer
 from settle.base.result import Result
-from settle.base.run import Run, free_name, write_atomic, write_json
-from settle.base.settings import recipe_text, resolve
-from settle.base.stop_signals import Stopping
+from settle.base.run import write_json
 from settle.base.version import __version__
 from settle.evaluate.compare.candidate_pair import contenders, readers
 from settle.evaluate.compare.compare import compare as compare_models
@@ -23,6 +19,8 @@ from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.held_out import held_out_text
 from settle.formats.gguf import read_gguf
+from settle.jobs.job import Context, Job, end_dry, require_same_data
+from settle.jobs.resume import edited
 from settle.jobs.shrink_settings import ShrinkSettings
 from settle.library.convert import to_gguf, unquantized_type
 from settle.library.pretrained import open_pretrained
@@ -51,15 +49,10 @@ PLAN_VERSION = 1
 
 
 @dataclass
-class ShrinkContext:
+class ShrinkContext(Context):
     """What the stages make, in the order in which they make it. expected: tokens per second by a candidate's name."""
 
-    run: Run
     settings: ShrinkSettings
-    events: Events
-    resources: ExitStack
-    record: Mapping[str, object] | None = None
-    exit_code: int | None = None
     source: Pretrained = field(init=False)
     work: Path = field(init=False)
     fingerprint: str = ""
@@ -76,6 +69,8 @@ class ShrinkContext:
 
 def source(c: ShrinkContext) -> None:
     """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
+    if c.record is not None:
+        refuse_newer(c.record, PLAN_VERSION, f"plan.json of {c.run.name}")
     folder = Path(c.resources.enter_context(tempfile.TemporaryDirectory(dir=c.run.path, prefix=WORK_PREFIX)))
     c.events.emit(Say(text=f"reading {c.settings.model} …"))
     model = open_pretrained(c.settings.model)
@@ -105,13 +100,13 @@ def data(c: ShrinkContext) -> None:
     for warning in texts.warnings:
         c.events.emit(Warn(text=warning))
     c.fingerprint = texts.fingerprint
-    if c.record is not None and c.fingerprint != c.record["corpus"]:
-        raise RunError("the data has changed since the run began", "restore the inputs, or start a new run")
+    require_same_data(c, c.fingerprint)
     threads = settings.threads or cores().usable
     model = MeasuredModel(c.source, texts, threads, c.events, settings.imatrix)
     session = Session(model, c.work)
     c.session = session.with_cut_vocabulary() if settings.vocabulary else session
     c.candidates = Candidates(c.session, Quantizer.make(settings.quantizer.name or "auto", settings.quantizer.settings))
+    c.spending.start("cpu", None)
     c.events.move_to(c.run.events)
 
 
@@ -244,7 +239,7 @@ def _planned(c: ShrinkContext, values: object) -> Candidate:
     try:
         return Candidate.from_json(values if isinstance(values, dict) else {})
     except (KeyError, TypeError, ValueError) as e:
-        raise RunError(f"plan.json of {c.run.name} was changed: chosen: {e}", "start a new run") from None
+        raise edited(c.run, f"chosen: {e}") from None
 
 
 def _measured(c: ShrinkContext) -> list[Candidate]:
@@ -261,6 +256,7 @@ def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
     assert chosen.footprint is not None and c.reference.footprint is not None
     c.loss_on_text = c.session.text_loss(c.exported)
     rise = (c.loss_on_text or chosen.divergence).rise.value
+    used = c.spending()
     faster = chosen.footprint.speed.median / c.reference.footprint.speed.median
     figures: dict[str, object] = {
         "why": f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, and "
@@ -272,6 +268,9 @@ def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
         "forecast": {"kl": chosen.predicted},
         "actual": {
             "kl": chosen.divergence.kl.value,
+            "time": used["seconds"],
+            "peak_memory": used["peak_memory"],
+            "energy": used["joules"],
         },
     }
     if c.loss_on_text and c.session.cut_report:
@@ -279,40 +278,9 @@ def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
     return figures
 
 
-STAGES = (source, data, forecast, search, plan, export, compare, report, result)
-
-
-def start(settings: ShrinkSettings, events: Events) -> int:
-    """A new run, from its folder to its result; the exit code. A run that did not begin leaves no folder."""
-    settings.check()
-    run = Run.create("shrink", settings.name or free_name(settings.usual_name()))
-    events.emit(RunStarted(name=run.name, path=str(run.path)))
-    with run.lock(), Stopping():
-        try:
-            write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
-            return follow(run, settings, events)
-        finally:
-            if not (run.path / "plan.json").exists():
-                shutil.rmtree(run.path)  # what took long is in the store
-
-
-def resume(run: Run, recipe: Mapping[str, object], events: Events) -> int:
-    """Continue a run whose lock is held, with what is in the store."""
-    return follow(run, resolve(ShrinkSettings, [("recipe.toml", recipe)]).value, events, run.read("plan.json"))
-
-
-def follow(run: Run, settings: ShrinkSettings, events: Events, record: Mapping[str, object] | None = None) -> int:
-    """The stages in order, until one ends the session."""
-    with ExitStack() as resources:
-        context = ShrinkContext(run, settings, events, resources, record)
-        for stage in STAGES:
-            stage(context)
-            if context.exit_code is not None:
-                break
-    return context.exit_code or 0
-
-
-def end_dry(c: ShrinkContext, values: Mapping[str, object]) -> None:
-    """End a session that was only to show what would be done."""
-    c.events.emit(ResultReady(result=values))
-    c.exit_code = 0
+JOB = Job(
+    "shrink",
+    ShrinkSettings,
+    ShrinkContext,
+    (source, data, forecast, search, plan, export, compare, report, result),
+)

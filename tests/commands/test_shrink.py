@@ -82,7 +82,7 @@ def test_a_loss_is_kept_to(kept, capsys):
 
 def test_from_python(kept):
     run = settle.shrink("notes", str(kept / "text.txt"), to="Q8_0", name="python")
-    assert run.verdict == "within budget" and run.result["chosen"]["recipe"] == "Q8_0"
+    assert run.verdict == "within budget" and run.result.to_json()["chosen"]["recipe"] == "Q8_0"
     assert run.generate("def f(", max_tokens=4, temperature=0)
 
 
@@ -143,6 +143,29 @@ def test_a_killed_one_begins_again(kept, capsys):
     assert main(["resume", "killed", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gate"]["passed"]
     assert run.status == "finished" and not list(run.path.glob(".work-*"))
+
+
+def test_one_that_was_killed_once_the_types_were_chosen_exports_those(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q5_0", "--name", "chosen")
+    run = Run.find("chosen")
+    assert run.read("plan.json")["chosen"]["kinds"] == result["kinds"]
+    before = Path(result["files"]["gguf"]).read_bytes()
+    (run.path / "result.json").unlink()
+    Path(result["files"]["gguf"]).unlink()
+    assert main(["resume", "chosen", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["kinds"] == result["kinds"] and Path(again["files"]["gguf"]).read_bytes() == before
+    (run.path / "result.json").unlink()
+    (kept / "text.txt").rename(kept / "before.txt")
+    (kept / "text.txt").write_text("Another text. " * 400, encoding="utf-8")
+    assert main(["resume", "chosen"]) == 1
+    assert "the data has changed" in capsys.readouterr().err
+    (kept / "before.txt").replace(kept / "text.txt")
+
+
+def test_dry_makes_nothing(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q4_0", "--name", "dry", "--dry")
+    assert result["chosen"]["recipe"] == "Q4_0" and all(run.name != "dry" for run in Run.all())
 
 
 def test_a_vocabulary_is_cut_without_rounding(kept, capsys):
