@@ -109,7 +109,8 @@ class Depth(Pruner):
         measured: dict[tuple[int, ...], float] = {}
         for kept in order.runs():
             measured[tuple(kept)] = kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))
-        return list(min(measured, key=lambda kept: measured[kept])), [round(v, 6) for v in measured.values()]
+        best = min(measured, key=lambda option: measured[option])
+        return list(best), [round(v, 6) for v in measured.values()]
 
 
 def without(subject: PrunableModel, kept: Sequence[int]) -> PrunableModel:
