@@ -48,7 +48,7 @@ class Safetensors(Format):
     suffix: ClassVar[str] = ""
     for_llama_cpp: ClassVar[bool] = False
     dtype: Dtype = Field("f16", description="type of the tensors")
-    shard_bytes: int = Field(SHARD_BYTES, gt=0, description="bytes of one file of weights at most")
+    shard_bytes: int = Field(SHARD_BYTES, gt=0, description="maximum size of one file of weights, in bytes")
 
     def read(self, path: Path) -> Weights:
         return read_safetensors(path)

@@ -22,9 +22,11 @@ class Boilerplate(Cleaning):
     """Takes out lines repeated over a large share of the documents."""
 
     rank: ClassVar[int] = 30
-    share: float = Field(0.2, gt=0, le=1, description="share of documents in which three lines stand together")
-    share_alone: float = Field(0.5, gt=0, le=1, description="share of documents in which one long line stands")
-    least: int = Field(20, ge=2, description="documents in which they stand at least")
+    share: float = Field(
+        0.2, gt=0, le=1, description="share of documents that contain the same three consecutive lines"
+    )
+    share_alone: float = Field(0.5, gt=0, le=1, description="share of documents that contain the same long line")
+    least: int = Field(20, ge=2, description="minimum number of documents that contain them")
 
     def start(self) -> Sweep:
         return _Boilerplate(self)

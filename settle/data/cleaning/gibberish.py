@@ -19,9 +19,11 @@ class Gibberish(Cleaning):
     """Drops what compresses as no writing does, and what has no words."""
 
     rank: ClassVar[int] = 50
-    most_repetitive: float = Field(0.02, description="compressed size over size below which a row repeats itself")
-    most_random: float = Field(0.72, description="compressed size over size above which a row is random")
-    longest_words: int = Field(120, description="mean length of words in plain ASCII above which it is encoded data")
+    most_repetitive: float = Field(0.02, description="compressed size divided by size below which a row repeats itself")
+    most_random: float = Field(0.72, description="compressed size divided by size above which a row is random")
+    longest_words: int = Field(
+        120, description="mean length of words, in characters, above which plain ASCII is encoded data"
+    )
 
     def start(self) -> Sweep:
         return _Gibberish(self)

@@ -14,7 +14,9 @@ class NearDuplicates(Cleaning):
     """Keeps the first of each cluster of documents that share most of their five-word sequences (MinHash)."""
 
     rank: ClassVar[int] = 90
-    jaccard: float = Field(0.85, ge=0.6, le=1, description="shared share of all five-word sequences of two documents")
+    jaccard: float = Field(
+        0.85, ge=0.6, le=1, description="Jaccard similarity of the five-word sequences of two documents, as a share"
+    )
 
     def start(self) -> Sweep:
         return _NearDuplicates(self.jaccard)

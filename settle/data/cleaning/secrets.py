@@ -47,7 +47,7 @@ class Secrets(Cleaning):
     """Finds what should not be learned by heart; masks it when asked."""
 
     rank: ClassVar[int] = 40
-    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="what is replaced")
+    mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="kind of secrets to replace")
 
     def start(self) -> Sweep:
         return _Secrets(self.mask)

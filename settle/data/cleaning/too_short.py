@@ -11,7 +11,9 @@ class TooShort(Cleaning):
     """Drops documents with hardly any text."""
 
     rank: ClassVar[int] = 60
-    least: int = Field(16, ge=1, description="characters a document has at least, surrounding space not counted")
+    least: int = Field(
+        16, ge=1, description="minimum number of characters of a document, surrounding space not counted"
+    )
 
     def start(self) -> Sweep:
         return _TooShort(self.least)

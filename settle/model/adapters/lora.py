@@ -25,12 +25,14 @@ class LoRA(Adapter):
     ENDINGS: ClassVar[tuple[str, ...]] = (DOWN, UP)
     magnitude: ClassVar[bool] = False
 
-    rank: int = Field(16, gt=0, description="numbers that a linear's change goes through")
-    alpha: float = Field(32.0, gt=0, description="the change is scaled by alpha / rank")
-    rslora: bool = Field(False, description="scale by alpha / √rank instead")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of A's inputs zeroed in training")
-    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="names of linears, or all of them")
-    lr_ratio: float = Field(1.0, gt=0, description="rate of B over the rate of A; LoRA+ found 16")
+    rank: int = Field(16, gt=0, description="rank of the low-rank update of each linear layer")
+    alpha: float = Field(32.0, gt=0, description="scale of the update, which is multiplied by alpha / rank")
+    rslora: bool = Field(False, description="scale by alpha / √rank instead (rsLoRA)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate on the inputs of A during training")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the linear layers to adapt, separated by commas; or all-linear"
+    )
+    lr_ratio: float = Field(1.0, gt=0, description="learning rate of B divided by that of A; LoRA+ recommends 16")
 
     @field_validator("targets", mode="before")
     @classmethod

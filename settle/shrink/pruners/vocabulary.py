@@ -66,11 +66,15 @@ class Kept:
 class Vocabulary(Pruner):
     """Removes tokens."""
 
-    tokens: int | None = Field(None, gt=0, description="tokens that are left at most; None: as many as are needed")
-    least: int = Field(1, ge=1, description="times that a token must come in the text to be needed")
-    kin: bool = Field(True, description="keep a needed word with other capitals, with and without a space, too")
+    tokens: int | None = Field(
+        None, gt=0, description="maximum number of tokens to keep; as many as are needed when not given"
+    )
+    least: int = Field(1, ge=1, description="number of times that a token must occur in the text to be kept")
+    kin: bool = Field(
+        True, description="also keep the variants of a kept word in other capitals and with or without a space"
+    )
     unseen: float = Field(
-        0.001, ge=0, le=1, description="share of the tokens of further text that may be gone; 1: keep no others"
+        0.001, ge=0, le=1, description="share of the tokens of further text that may be missing; 1 keeps no others"
     )
 
     def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:

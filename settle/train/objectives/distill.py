@@ -33,19 +33,31 @@ class Distill(Objective):
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
 
-    teacher: str = Field("", description="the model that teaches: of the store, a folder or a .gguf file")
-    teacher_sha256: str = Field("", description="of the teacher's files; found if not given")
-    record: str = Field("", description="folder in which all that the teacher says was kept; it is asked if not given")
-    kind: Kind = Field("forward", description="forward or reverse KL, or js")
-    temperature: float = Field(1.0, gt=0, description="both distributions are softmax(logits / temperature)")
-    mixture: float = Field(0.5, gt=0, lt=1, description="js: the teacher's share of what both are compared with")
-    text: float = Field(0.0, ge=0, le=1, description="share of the next-token loss")
-    hidden: float = Field(0.0, ge=0, description="weight of the layers' squared distance, relative to the teacher's")
-    layer_map: list[int] = Field([], description="the teacher's layer for each of the student's; evenly if not given")
-    on_policy: float = Field(0.0, ge=0, le=1, description="share of the batches that the student answers itself")
-    sample_temperature: float = Field(1.0, ge=0, description="of its answers; 0: the likeliest")
-    stops: list[int] = Field([], description="ids that end an answer; the tokenizer's if not given")
-    chunk_logits: int = Field(1 << 20, gt=0, description="logits of each model held in fp32 at once")
+    teacher: str = Field("", description="teacher: a run, a model of the store, a folder or a .gguf file")
+    teacher_sha256: str = Field("", description="sha256 of the teacher's files; computed when not given")
+    record: str = Field(
+        "", description="folder with recorded teacher distributions; the teacher itself is asked when not given"
+    )
+    kind: Kind = Field("forward", description="divergence: forward KL, reverse KL, or js (Jensen–Shannon)")
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of both distributions: softmax(logits / temperature)"
+    )
+    mixture: float = Field(0.5, gt=0, lt=1, description="share of the teacher in the mixture that js compares with")
+    text: float = Field(0.0, ge=0, le=1, description="share of the next-token loss in the total loss")
+    hidden: float = Field(
+        0.0, ge=0, description="weight of the squared distance between hidden states, relative to the teacher's"
+    )
+    layer_map: list[int] = Field(
+        [], description="teacher layer for each student layer, separated by commas; spread evenly when not given"
+    )
+    on_policy: float = Field(
+        0.0, ge=0, le=1, description="share of the batches in which the student generates the completions"
+    )
+    sample_temperature: float = Field(1.0, ge=0, description="sampling temperature of those completions; 0 is greedy")
+    stops: list[int] = Field(
+        [], description="token ids that end a completion, separated by commas; the tokenizer's when not given"
+    )
+    chunk_logits: int = Field(1 << 20, gt=0, description="logits of each model that are held in fp32 at once")
 
     _teacher: Teacher | None = PrivateAttr(None)
 

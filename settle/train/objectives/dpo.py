@@ -28,7 +28,9 @@ class DPO(Objective):
     segments_per_row: ClassVar[int] = 2
     first_loss: ClassVar[float | None] = math.log(2)
 
-    beta: float = Field(0.1, gt=0, description="how much moving away from the base counts")
+    beta: float = Field(
+        0.1, gt=0, description="weight of the log-probability ratio between model and base (beta of DPO)"
+    )
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         with torch.no_grad(), model.without_adapters():

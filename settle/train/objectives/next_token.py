@@ -28,7 +28,7 @@ class NextToken(Objective):
 
     rows: ClassVar[str] = "text"
 
-    chunk_logits: int = Field(1 << 20, gt=0, description="logits held in fp32 at once")
+    chunk_logits: int = Field(1 << 20, gt=0, description="logits that are held in fp32 at once")
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         hidden = model(inputs, cu_seqlens)

@@ -17,12 +17,12 @@ class AdamW(Optimizer):
     adapter does not.
     """
 
-    lr: float = Field(3e-3, gt=0, description="rate at width 256")
-    table_lr: float = Field(1e-2, gt=0, description="rate of the input table")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean gradient")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean squared gradient")
-    eps: float = Field(1e-10, gt=0, description="added to the root mean square")
-    weight_decay: float = Field(0.1, ge=0, description="decay of matrices, per unit of rate")
+    lr: float = Field(3e-3, gt=0, description="learning rate at width 256")
+    table_lr: float = Field(1e-2, gt=0, description="learning rate of the input embedding")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay rate of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay rate of the mean squared gradient")
+    eps: float = Field(1e-10, gt=0, description="constant added to the root mean square")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices, multiplied by the learning rate")
 
     def bind(self, model: Decoder) -> "AdamStepper":
         shrink = width_factor(model)

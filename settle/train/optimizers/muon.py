@@ -22,16 +22,16 @@ class Muon(Optimizer):
     A matrix's step has spectral norm lr · √max(1, O / I), so the rate carries over between widths.
     """
 
-    lr: float = Field(0.02, gt=0, description="rate of matrices")
-    momentum: float = Field(0.95, ge=0, lt=1, description="decay of the momentum")
-    ns_steps: int = Field(4, ge=1, le=10, description="Newton–Schulz iterations")
-    weight_decay: float = Field(0.0, ge=0, description="decay of matrices, per unit of rate")
-    table_lr: float = Field(0.05, gt=0, description="AdamW rate of the input table")
-    head_lr: float = Field(4e-3, gt=0, description="AdamW rate of the output table at width 256")
-    norm_lr: float = Field(4e-3, gt=0, description="AdamW rate of norms")
-    beta1: float = Field(0.8, ge=0, lt=1, description="AdamW decay of the mean gradient")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW decay of the mean squared gradient")
-    eps: float = Field(1e-10, gt=0, description="AdamW: added to the root mean square")
+    lr: float = Field(0.02, gt=0, description="learning rate of matrices")
+    momentum: float = Field(0.95, ge=0, lt=1, description="decay rate of the momentum")
+    ns_steps: int = Field(4, ge=1, le=10, description="number of Newton–Schulz iterations")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of matrices, multiplied by the learning rate")
+    table_lr: float = Field(0.05, gt=0, description="AdamW: learning rate of the input embedding")
+    head_lr: float = Field(4e-3, gt=0, description="AdamW: learning rate of the output head at width 256")
+    norm_lr: float = Field(4e-3, gt=0, description="AdamW: learning rate of norms")
+    beta1: float = Field(0.8, ge=0, lt=1, description="AdamW: decay rate of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay rate of the mean squared gradient")
+    eps: float = Field(1e-10, gt=0, description="AdamW: constant added to the root mean square")
 
     def bind(self, model: Decoder) -> "MuonStepper":
         members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}

@@ -14,8 +14,8 @@ class Sentences(Chunker):
     """Each section's sentences, rows and lines of listings one after the other; what a passage ends with, the next one
     begins with."""
 
-    tokens: int = Field(120, gt=8, description="a passage is filled up to so many tokens, headings included")
-    overlap: int = Field(1, ge=0, description="sentences that a passage has in common with the one before it")
+    tokens: int = Field(120, gt=8, description="tokens per passage, headings included")
+    overlap: int = Field(1, ge=0, description="sentences that a passage shares with the one before it")
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
         def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[Piece]:

@@ -14,9 +14,7 @@ class Structure(Chunker):
     """A block that the embedder can read whole is never cut. A longer one is cut at empty lines, sentences, rows or
     items first, and the header of its table is repeated above each part."""
 
-    tokens: int = Field(
-        200, gt=8, description="a passage is filled up to so many tokens, headings included; never above the embedder's"
-    )
+    tokens: int = Field(200, gt=8, description="tokens per passage, headings included; at most the embedder's limit")
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
         def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[Piece]:

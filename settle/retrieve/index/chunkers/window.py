@@ -15,8 +15,8 @@ WORDS = 8  # that are kept together: a window moves by them
 class Window(Chunker):
     """What most pipelines do; here it stays inside of a section."""
 
-    tokens: int = Field(200, gt=8, description="tokens of a passage, headings included; never above the embedder's")
-    overlap: int = Field(40, ge=0, description="tokens that a passage has in common with the one before it")
+    tokens: int = Field(200, gt=8, description="tokens per passage, headings included; at most the embedder's limit")
+    overlap: int = Field(40, ge=0, description="tokens that a passage shares with the one before it")
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
         def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[Piece]:

@@ -35,15 +35,17 @@ _ONE, _TWO = re.compile(r"[a-zA-Z]{1,3}|[!-@\[-`{-~]|\s\s+"), re.compile(r"[^\x0
 class Openai(Embedder):
     """Vectors from a server. Its key stays in an environment variable: the collection keeps the variable's name."""
 
-    url: str = Field("", description="of the server, with /v1: http://127.0.0.1:11434/v1")
-    model: str = Field("", description="as the server calls it")
-    key_variable: str = Field("", description="the environment variable that holds the server's key, if it wants one")
-    query_prefix: str = Field("", description="put before each question, where the model was made with it")
-    document_prefix: str = Field("", description="put before each passage, where the model was made with it")
-    most: int = Field(480, gt=8, description="tokens of the longest passage that the model reads")
-    tokenizer: str = Field("", description="the model's tokenizer.json; without it tokens are guessed, rather too many")
-    batch: int = Field(64, gt=0, description="texts of a request")
-    seconds: float = Field(120.0, gt=0, description="that a request may take")
+    url: str = Field("", description="URL of the server, with /v1: http://127.0.0.1:11434/v1")
+    model: str = Field("", description="name of the model on the server")
+    key_variable: str = Field("", description="environment variable that holds the server's API key, when it needs one")
+    query_prefix: str = Field("", description="prefix of each question, for models trained with one")
+    document_prefix: str = Field("", description="prefix of each passage, for models trained with one")
+    most: int = Field(480, gt=8, description="tokens of the longest passage that the model accepts")
+    tokenizer: str = Field(
+        "", description="path of the model's tokenizer.json; without it the number of tokens is estimated, generously"
+    )
+    batch: int = Field(64, gt=0, description="texts per request")
+    seconds: float = Field(120.0, gt=0, description="timeout of a request, in seconds")
 
     def open(self) -> Vectorizer:
         if not self.url.startswith(("http://", "https://")) or not self.model:

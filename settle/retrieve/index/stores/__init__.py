@@ -48,7 +48,9 @@ class Vectors(ABC):
 class Store(Part):
     """The contract of a store."""
 
-    url: str = Field("", description="a server or an object store to keep vectors in; the collection's folder if empty")
+    url: str = Field(
+        "", description="server or object store that stores the vectors; the collection's folder when not given"
+    )
 
     def open(self, folder: Path, name: str, width: int) -> Vectors:
         """Opens or makes the store. folder: where it may put its files; name: of the collection, for what it shares
