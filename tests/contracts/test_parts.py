@@ -23,7 +23,7 @@ UNITS = re.compile(
     r"tokens?|bytes|seconds|characters|documents|rows|texts|sentences|passages|channels|blocks|layers|heads|logits|"
     r"parameters|iterations|times|threads|questions|rounds|steps|requests|lines|port|ids?|width|size|rank|nats|share|"
     r"fraction|ratio|rate|decay|weight|scale|scaled|temperature|money|price|watts|number|length|minutes|days|MB|GB|"
-    r"milliseconds|models|added|seed|standard deviation|strength",
+    r"milliseconds|models|answers|added|seed|standard deviation|strength",
     re.I,
 )
 
