@@ -48,10 +48,6 @@ class CollectionPool:
             if opened.is_old and not opened.users:
                 await self.run(opened.collection.close)
 
-    def num_users(self) -> int:
-        """Requests that the open collections answer now."""
-        return sum(opened.users for opened in self._open.values())
-
     def close(self) -> None:
         """Closes all of them."""
         self._threads.shutdown()

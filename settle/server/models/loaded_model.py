@@ -52,7 +52,6 @@ class LoadedModel:
     idle_seconds: float = 600.0
     busy: int = 0
     is_leaving: bool = False
-    started: float = field(default_factory=time.time)
 
     @property
     def url(self) -> str:
