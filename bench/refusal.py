@@ -23,7 +23,7 @@ from retrieval import SETS, indexed, read
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, Weighing, measured, weighing_of
+from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, weights_for
 from settle.retrieve.check.calibration import calibrate, fit, threshold
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
@@ -39,26 +39,26 @@ def features(collection: Collection, folder: Path, split: str, most: int) -> Mea
     found = []
     for kind in KINDS:
         asked = [row["question"] for row in read(folder / f"{kind}.jsonl") if row["split"] == split][:most]
-        found.append(np.array([measured(collection, q, search(collection, q, DEPTH)) for q in asked]))
+        found.append(np.array([features_of(collection, q, search(collection, q, DEPTH)) for q in asked]))
     return found[0], found[1]
 
 
-def scores(weighing: Weighing, of: np.ndarray) -> np.ndarray:
-    return np.array([weighing.score(row) for row in of])
+def scores(weights: EvidenceWeights, of: np.ndarray) -> np.ndarray:
+    return np.array([weights.score(row) for row in of])
 
 
-def row(name: str, how: str, weighing: Weighing, asked: Measured) -> str:
+def row(name: str, how: str, weights: EvidenceWeights, asked: Measured) -> str:
     """Refused of the unanswerable, and of the answerable."""
-    shares = [wilson((scores(weighing, of) < weighing.threshold).tolist()) for of in reversed(asked)]
+    shares = [wilson((scores(weights, of) < weights.threshold).tolist()) for of in reversed(asked)]
     shown = (f"{100 * f.value:.1f} % ({100 * f.low:.1f}–{100 * f.high:.1f})" for f in shares)
     return f"| {name} | {how} | {' | '.join(shown)} |"
 
 
-def fitted(sets: Sequence[Measured]) -> Weighing:
+def fitted(sets: Sequence[Measured]) -> EvidenceWeights:
     """On some sets together: each counts the same."""
     there, gone = (np.concatenate([s[kind] for s in sets]) for kind in (0, 1))
-    weighing = fit(there, gone, [0.0] * len(FEATURES), EVEN)
-    return replace(weighing, threshold=threshold(scores(weighing, there), FALSE))
+    weights = fit(there, gone, [0.0] * len(FEATURES), EVEN)
+    return replace(weights, threshold=threshold(scores(weights, there), FALSE))
 
 
 def main() -> None:
@@ -79,11 +79,11 @@ def main() -> None:
             if args.fit:
                 continue
             calibrate(collection, Events())
-            weighing = weighing_of(collection.catalogue)
-            print(row(name, "calibrated", weighing, asked))
+            weights = weights_for(collection.catalogue)
+            print(row(name, "calibrated", weights, asked))
             print(row(name, "weights that come along", SHIPPED, asked))
-            there = scores(weighing, features(collection, folder, other, args.most)[0])
-            best = replace(weighing, threshold=threshold(there, FALSE))
+            there = scores(weights, features(collection, folder, other, args.most)[0])
+            best = replace(weights, threshold=threshold(there, FALSE))
             print(row(name, f"calibrated, threshold of {other}", best, asked), flush=True)
     if args.fit:
         for name, asked in by_set.items():

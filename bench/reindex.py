@@ -110,7 +110,7 @@ def assert_whole(home: Path) -> None:
 
     with Collection("docs") as collection:
         counts = collection.catalogue.counts()
-        assert collection.catalogue.loose() == [], "loose passages are left"
+        assert collection.catalogue.ids.loose() == [], "loose passages are left"
         assert len(collection.vectors.store) == counts["passages"], "the store holds others"
         rows = collection.catalogue.database.rows
         for table, number in counts.items():

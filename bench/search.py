@@ -21,11 +21,11 @@ from gold import PACKAGES, unpacked, wordnet_entries
 from paraphrase import WordNet
 
 from settle.documents.blocks import Chunk, Place
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.lifecycle import create
-from settle.retrieve.index.records import DocumentChange, DocumentRecord
 from settle.retrieve.search.hybrid_search import SCORED, search
 from settle.retrieve.search.terms import terms
 
@@ -61,7 +61,7 @@ def fill(collection: Collection, gold: Path, number: int, rng: np.random.Generat
     vectors = unit(rng.standard_normal((number, WIDTH), np.float32))
     for first in range(0, number, BATCH):
         some = documents[first : first + BATCH]
-        ids = collection.catalogue.reserve(len(some))
+        ids = collection.catalogue.ids.reserve(len(some))
         collection.vectors.store.add(np.array(ids), vectors[first : first + BATCH])
         changes = []
         for id, document in zip(ids, some, strict=True):

@@ -91,8 +91,8 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
         times = times_of(lambda q: np.argpartition(-(vectors @ q), 50)[:50], questions)
         return {"store": store, "count": len(vectors), **times, "recall": 1.0}
     from settle.documents.blocks import Chunk, Place
+    from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
     from settle.retrieve.index.lifecycle import create
-    from settle.retrieve.index.records import DocumentChange, DocumentRecord
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = folder
@@ -102,7 +102,7 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
             kept, seconds = collection.vectors.store, 0.0
             for first in range(0, len(vectors), BATCH):
                 some = vectors[first : first + BATCH]
-                ids = collection.catalogue.reserve(len(some))
+                ids = collection.catalogue.ids.reserve(len(some))
                 chunks = [Chunk(f"number {id}", (), Place(), 2) for id in ids]
                 began = time.monotonic()
                 kept.add(np.array(ids), some)
@@ -209,8 +209,8 @@ def catalogue(passages: int) -> dict[str, Any]:
     import sysconfig
 
     from settle.documents.blocks import Chunk, Place
-    from settle.retrieve.index.catalogue import Catalogue
-    from settle.retrieve.index.records import DocumentChange, DocumentRecord
+    from settle.retrieve.index.catalogue.catalogue import Catalogue
+    from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
 
     def texts() -> Iterator[str]:
         turn = 0
@@ -225,7 +225,7 @@ def catalogue(passages: int) -> dict[str, Any]:
         for first in range(0, passages, BATCH):
             chunks = [Chunk(next(source), ("Head", "Section"), Place(line=i), 150) for i in range(BATCH)]
             began, cpu = time.monotonic(), time.process_time()
-            ids = kept.reserve(BATCH)
+            ids = kept.ids.reserve(BATCH)
             changes = [
                 DocumentChange(DocumentRecord(f"/{first}/{i}", 1, 1, b"x"), chunks[i : i + 16], ids[i : i + 16])
                 for i in range(0, BATCH, 16)

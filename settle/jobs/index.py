@@ -73,23 +73,23 @@ def index(settings: IndexSettings, events: Events) -> str | None:
 
 def which_collection(settings: IndexSettings, events: Events) -> tuple[str, list[Path]]:
     """The collection that is meant, and the paths to add to it."""
-    given, name = list(settings.paths), settings.name
-    if name is None and given and given[0] in collection_names():
-        name = given.pop(0)
+    arguments, name = list(settings.paths), settings.name
+    if name is None and arguments and arguments[0] in collection_names():
+        name = arguments.pop(0)
         if Path(name).exists():
             events.emit(Warn(text=f"{name} is taken for the collection of that name; the folder is ./{name}"))
-    paths = [_existing_path(path) for path in given]
+    paths = [_existing_path(path) for path in arguments]
     if name is None and not paths:
         raise UsageError("no collection is named", "settle index NAME; `settle index` lists them")
     return name or _name_for(paths[0]), paths
 
 
-def _existing_path(given: str) -> Path:
-    path = Path(given).expanduser()
+def _existing_path(argument: str) -> Path:
+    path = Path(argument).expanduser()
     if not path.exists():
         known = ", ".join(collection_names())
         raise UsageError(
-            f"there is no folder or file {given!r}", f"collections: {known}" if known else "check the path"
+            f"there is no folder or file {argument!r}", f"collections: {known}" if known else "check the path"
         )
     if path.is_file() and reader_of(path.name) is None:
         raise UsageError(f"no reader knows {path.name}", f"files like it are not read: {path.suffix or 'no suffix'}")
@@ -109,12 +109,12 @@ def _name_for(root: Path) -> str:
 def followed_roots(collection: Collection, added: list[Path], without: list[str]) -> list[Path]:
     """The folders and files that the collection follows from now on."""
     roots = collection.roots
-    for given in without:
-        path = Path(given).expanduser()
+    for argument in without:
+        path = Path(argument).expanduser()
         root = next((r for r in roots if r in (path.absolute(), path.resolve())), None)
         if root is None:
             known = ", ".join(map(str, roots)) or "nothing"
-            raise UsageError(f"{collection.name} does not follow {given}", f"it follows {known}")
+            raise UsageError(f"{collection.name} does not follow {argument}", f"it follows {known}")
         roots.remove(root)
     roots = list(dict.fromkeys([*roots, *added]))
     if not roots:
@@ -151,9 +151,9 @@ def _part(contract: type[P], asked: Choice, record: PartRecord) -> P:
 
 def is_made_so(collection: Collection, settings: IndexSettings) -> bool:
     """Whether the collection is made already, with all that is asked for. Loads no part."""
-    asked = {"embedder": settings.embedder, "store": settings.store, "chunker": settings.chunker}
+    choices = {"embedder": settings.embedder, "store": settings.store, "chunker": settings.chunker}
     config = collection.config
-    return config is not None and all(config.has(family, choice.to_json()) for family, choice in asked.items())
+    return config is not None and all(config.has(family, choice.to_json()) for family, choice in choices.items())
 
 
 # Update, report
@@ -243,12 +243,12 @@ def check_collection(name: str, settings: IndexSettings, events: Events) -> None
     """Evaluates retrieval and refusals, and keeps the figures, a page and a picture with the collection."""
     # a check draws a picture, which is slow to import
     from settle.retrieve.check.check import check
-    from settle.retrieve.check.check_report import keep, tell
+    from settle.retrieve.check.check_report import emit_tables, write_files
 
     with Collection(name) as collection, _running(settings.model) as model:
         result = check(collection, events, settings.questions, model)
-        tell(result, events)
-        picture = keep(result, collection.folder)
+        emit_tables(result, events)
+        picture = write_files(result, collection.folder)
     events.emit(Say(text=f"as a picture: {picture}"))
     events.emit(ResultReady(result=result.to_json() | {"picture": str(picture)}))
 

@@ -77,10 +77,10 @@ def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_hom
     main(["ask", "docs", ROTATE])
     assert fix not in capsys.readouterr().err
     with Collection("docs") as docs:
-        weighing = evidence.keep(docs.catalogue, evidence.SHIPPED)
+        weights = evidence.store(docs.catalogue, evidence.SHIPPED)
         main(["ask", "docs", ROTATE])
         assert fix not in capsys.readouterr().err
-        docs.catalogue.settings.set("evidence", {**asdict(weighing), "passages": 1, "last": 0})
+        docs.catalogue.settings.set("evidence", {**asdict(weights), "passages": 1, "last": 0})
         main(["ask", "docs", ROTATE])
         assert capsys.readouterr().err.count(fix) == 1
         docs.catalogue.settings.set("evidence", None)

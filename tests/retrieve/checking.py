@@ -8,7 +8,7 @@ NAMES = (
     "amber", "basil", "cedar", "dahlia", "ember", "falcon", "garnet", "heron", "indigo", "jasper", "kestrel", "lupin",
     "magnet", "nutmeg", "onyx", "poppy",
 )  # fmt: skip
-JOBS = ("counting", "sorting", "packing", "mending", "printing", "drying", "weighing", "folding")
+JOBS = ("counting", "sorting", "packing", "mending", "printing", "drying", "weights", "folding")
 
 
 def documents(number: int) -> dict[str, str]:

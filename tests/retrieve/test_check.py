@@ -8,9 +8,9 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.retrieve.answer.evidence import weighing_of
+from settle.retrieve.answer.evidence import weights_for
 from settle.retrieve.check.check import check
-from settle.retrieve.check.check_report import PAGE, PICTURE, RESULT, keep, page, tell
+from settle.retrieve.check.check_report import PAGE, PICTURE, RESULT, emit_tables, page, write_files
 from settle.retrieve.index.collection import Collection
 from tests.records import into
 from tests.retrieve.asked import index
@@ -31,7 +31,7 @@ def test_figures_with_intervals_and_the_worst_documents(collection, tmp_path):
     checked = check(collection, Events(listeners=[into(told)]), 60)
     assert checked.questions == 60
     assert checked.is_calibrated
-    assert weighing_of(collection.catalogue).questions == 60
+    assert weights_for(collection.catalogue).questions == 60
     values = [checked.recall[k].value for k in range(1, 11)]
     assert values == sorted(values)
     assert checked.recall[10].value > 0.8
@@ -43,10 +43,10 @@ def test_figures_with_intervals_and_the_worst_documents(collection, tmp_path):
     assert {one.path.rsplit("/", 1)[-1] for one in checked.worst[:2]} == {"empty.md", "bad.txt"}
     assert all(one.why for one in checked.worst[:2])
 
-    tell(checked, Events(listeners=[into(told)]))
+    emit_tables(checked, Events(listeners=[into(told)]))
     tables = [event for event in told if event["kind"] == "table"]
     assert [len(table["rows"]) for table in tables] == [6, len(checked.worst)]
-    assert keep(checked, tmp_path).read_bytes()[:4] == b"\x89PNG"
+    assert write_files(checked, tmp_path).read_bytes()[:4] == b"\x89PNG"
     assert "Worst documents" in (tmp_path / PAGE).read_text()
     result = json.loads((tmp_path / RESULT).read_text())
     assert result["recall"]["5"]["value"] == checked.recall[5].value
@@ -74,9 +74,9 @@ def test_few_questions_do_not_calibrate(home, folder, tmp_path):
         checked = check(collection, Events(), 8)
         assert not checked.is_calibrated
         told = []
-        tell(checked, Events(listeners=[into(told)]))
+        emit_tables(checked, Events(listeners=[into(told)]))
         assert "too few" in told[-1]["text"]
-        keep(checked, tmp_path)
+        write_files(checked, tmp_path)
 
 
 def test_documents_without_text_cannot_be_checked(home, folder):

@@ -9,8 +9,8 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
-from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, judge, measured, weighing_of
-from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, fitted
+from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, features_of, judge, weights_for
+from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, cross_validate
 from settle.retrieve.check.synthetic_questions.questions import Question
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
@@ -50,7 +50,7 @@ def test_nothing_found_is_no_evidence(collection):
 
 def test_features_are_finite_and_of_like_size_for_any_question(collection):
     for question in ("", "?", "the of and", "heron " * 200, "日本語の質問", "heron"):
-        features = measured(collection, question, search(collection, question))
+        features = features_of(collection, question, search(collection, question))
         assert features.shape == (len(FEATURES),)
         assert np.isfinite(features).all()
         assert np.abs(features).max() < 20
@@ -61,16 +61,16 @@ def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
     heron = [p for p in collection.catalogue.passages.page() if "heron" in p.embedded.lower()]
     without_heron = [hit for hit in hits if hit.passage not in heron]
     covered = FEATURES.index("covered")
-    less = measured(collection, "heron machine", without_heron, heron)[covered]
-    assert 0 < less < measured(collection, "heron machine", without_heron)[covered] < 1
+    less = features_of(collection, "heron machine", without_heron, heron)[covered]
+    assert 0 < less < features_of(collection, "heron machine", without_heron)[covered] < 1
 
 
 def test_calibrated_on_its_own_documents(collection):
     told = []
     events = Events(listeners=[into(told)])
-    weighing = calibrate(collection, events, 60)
-    assert weighing.questions == 60
-    assert weighing_of(collection.catalogue) == weighing
+    weights = calibrate(collection, events, 60)
+    assert weights.questions == 60
+    assert weights_for(collection.catalogue) == weights
     assert (told[-1]["kind"], told[-1]["done"], told[-1]["total"]) == ("progress", 60, 60)
     assert _judged(collection, "what is a heron machine?").enough
     assert not _judged(collection, "where do penguins breed in winter?").enough
@@ -80,28 +80,28 @@ def test_too_few_documents_are_not_calibrated_on(home, folder):
     index("few", folder, dict(list(documents(2).items())))
     with Collection("few") as collection:
         assert calibrate(collection, Events(), LEAST - 20) is None
-        assert weighing_of(collection.catalogue) == SHIPPED
+        assert weights_for(collection.catalogue) == SHIPPED
 
 
 def test_a_calibration_ends_when_the_documents_are_mostly_others(home, folder):
     indexed("docs", folder, 12)
     with Collection("docs") as collection:
-        weighing = evidence.keep(collection.catalogue, SHIPPED)
-        assert weighing.passages == collection.catalogue.counts()["passages"]
-        assert weighing_of(collection.catalogue) == weighing
+        weights = evidence.store(collection.catalogue, SHIPPED)
+        assert weights.passages == collection.catalogue.counts()["passages"]
+        assert weights_for(collection.catalogue) == weights
     indexed("docs", folder, 16)
     with Collection("docs") as collection:
-        assert weighing_of(collection.catalogue) == weighing
+        assert weights_for(collection.catalogue) == weights
     indexed("docs", folder, 24)
     with Collection("docs") as collection:
-        assert weighing_of(collection.catalogue) == SHIPPED
+        assert weights_for(collection.catalogue) == SHIPPED
 
 
 def test_a_calibration_of_other_features_is_not_used(collection):
-    weighing = evidence.keep(collection.catalogue, SHIPPED)
-    kept = json.loads(json.dumps({**weighing.__dict__, "version": weighing.version + 1}))
+    weights = evidence.store(collection.catalogue, SHIPPED)
+    kept = json.loads(json.dumps({**weights.__dict__, "version": weights.version + 1}))
     collection.catalogue.settings.set("evidence", kept)
-    assert weighing_of(collection.catalogue) == SHIPPED
+    assert weights_for(collection.catalogue) == SHIPPED
 
 
 def _trials(number, separation, seed=0):
@@ -118,19 +118,17 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
         made = _trials(number, 2.0, seed)
         return [replace(t, there=_trials(1, 0.0, i)[0].there) if i % 5 == 0 else t for i, t in enumerate(made)]
 
-    weighing = fitted(trials(1000, 0)).weighing
-    fresh = [weighing.score(trial.there) for trial in trials(4000, 1)]
-    assert weighing.threshold < UNLIKELY
-    assert np.mean(np.array(fresh) < weighing.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
+    weights = cross_validate(trials(1000, 0)).weights
+    fresh = [weights.score(trial.there) for trial in trials(4000, 1)]
+    assert weights.threshold < UNLIKELY
+    assert np.mean(np.array(fresh) < weights.threshold) == pytest.approx(FALSE_REFUSALS, abs=0.02)
 
 
 def test_where_they_are_told_apart_the_unlikely_is_refused():
-    weighing = fitted(_trials(1000, 1.0)).weighing
-    assert weighing.threshold == UNLIKELY
+    weights = cross_validate(_trials(1000, 1.0)).weights
+    assert weights.threshold == UNLIKELY
     fresh = _trials(4000, 1.0, seed=1)
-    gone, there = (
-        [weighing.score(row) for row in rows] for rows in ([t.gone for t in fresh], [t.there for t in fresh])
-    )
+    gone, there = ([weights.score(row) for row in rows] for rows in ([t.gone for t in fresh], [t.there for t in fresh]))
     assert np.mean(np.array(there) < UNLIKELY) < 0.06
     assert np.mean(np.array(gone) < UNLIKELY) > 0.7
     near = [(s, kind) for kind, scores in enumerate((gone, there)) for s in scores if 0.2 < s < 0.3]
@@ -140,28 +138,28 @@ def test_where_they_are_told_apart_the_unlikely_is_refused():
 def test_no_evidence_speaks_against_an_answer():
     against = np.array([-1.0] + [1.0] * (len(FEATURES) - 1))
     turned = [replace(t, there=t.there * against, gone=t.gone * against) for t in _trials(400, 2.0)]
-    weights = fitted(turned).weighing.weights
+    weights = cross_validate(turned).weights.weights
     assert weights[0] == 0 and min(weights[1:]) > 0
 
 
 def test_what_something_else_speaks_of_counts_for_nothing():
     trials = _trials(100, 0.6)
     spoken_of = [replace(trial, gone=trial.gone + 100, is_gone=False) for trial in _trials(100, 0.6, seed=1)]
-    found = fitted([*trials, *spoken_of])
+    found = cross_validate([*trials, *spoken_of])
     assert np.isnan(found.gone).tolist() == [False] * 100 + [True] * 100
     assert np.isfinite(found.there).all()
     assert np.mean(found.gone[:100] < found.thresholds[:100]) > 0.2
-    few = fitted([*trials[:10], *spoken_of])  # too few are gone
-    assert few.weighing == SHIPPED
+    few = cross_validate([*trials[:10], *spoken_of])  # too few are gone
+    assert few.weights == SHIPPED
     assert np.isnan(few.gone).sum() == 100
 
 
 def test_questions_that_tell_nothing_give_a_threshold_all_the_same():
-    found = fitted(_trials(100, 0.0))
-    assert 0 <= found.weighing.threshold <= 1
+    found = cross_validate(_trials(100, 0.0))
+    assert 0 <= found.weights.threshold <= 1
     assert np.isfinite(found.there).all()
     same = [Trial(ASKED, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
-    assert np.isfinite(fitted(same).there).all()
+    assert np.isfinite(cross_validate(same).there).all()
 
 
 def test_judging_takes_milliseconds(collection):

@@ -66,7 +66,7 @@ def assert_whole(collection):
     catalogue = collection.catalogue
     passages = catalogue.passages.page(limit=10**6)
     ids = [p.id for p in passages]
-    assert catalogue.loose() == []
+    assert catalogue.ids.loose() == []
     vectors = catalogue.passages.vectors(ids)
     assert len(collection.vectors.store) == len(ids) and set(vectors) == set(ids)
     for passage in passages:

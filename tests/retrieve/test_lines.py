@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from settle.retrieve.answer.line_match import LONGEST, NAMES, SENTENCES, lines, names, title
-from settle.retrieve.index.records import Passage
+from settle.retrieve.index.catalogue.records import Passage
 
 ASKED = {"remov": "removing", "directori": "directory"}
 TELLS = {"remov": 1.0, "directori": 3.0}

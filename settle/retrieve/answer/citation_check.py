@@ -1,4 +1,4 @@
-"""Whether a passage says what a sentence says: by its words, numbers and names, and by meaning."""
+"""Whether a passage supports a sentence: by its words, numbers and names, and by meaning."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from settle.retrieve.answer.sentences import sentences
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
-SUPPORTED = 0.6  # of the score, from where a passage counts as saying a sentence: see bench/support.py
-MEANING = 0.7  # what the meaning counts of it; words count the rest
-COMPARED = 3  # lines of a source whose meaning is compared: those with most of the sentence's words
-UNRELATED = 64  # passages that tell how near to each other unrelated ones are
-CLEARER = 0.15  # by so much another passage has to say it more clearly to be cited in the place of the one that was
-ALIKE = 0.7  # share of the longer of two sentences, from where they are of about the same length
+SUPPORTED = 0.6  # score from which on a passage supports a sentence: see bench/support.py
+MEANING = 0.7  # weight of the meaning in the score; words have the rest
+COMPARED = 3  # lines of a source whose meaning is compared: those that share most words with the sentence
+UNRELATED = 64  # passages from which the cosine of unrelated ones is estimated
+CLEARER = 0.15  # score margin needed to replace the model's own citation
+SAME_LENGTH = 0.7  # two sentences are of about the same length when the shorter has this share of the longer
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _NAME = re.compile(r"`[^`]+`|\b\w*[a-z]+[A-Z]\w*|\b\w+_\w+|(?<=[\w,;:] )[A-Z][\w-]*")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|cannot|without|neither|nor)\b|n['’]t\b", re.I)
@@ -27,8 +27,8 @@ _NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|cannot|without|ne
 
 @dataclass(frozen=True)
 class Support:
-    """How well a passage says a sentence. score: 0 to 1. differs: numbers and names of the sentence that are not in it,
-    or a negation that only one of the two has; one of them is enough for the sentence not to be supported."""
+    """How well a passage supports a sentence. score: 0 to 1. differs: numbers and names of the sentence that the
+    passage lacks, or a negation that only one of the two has; any of them rules support out."""
 
     score: float
     differs: tuple[str, ...]
@@ -48,12 +48,12 @@ class _Line(NamedTuple):
     stems: frozenset[str]
 
     def shares(self, weights: Mapping[str, float]) -> float:
-        """Of a sentence's words (stem → weight), how much this one has."""
+        """The total weight of those of a sentence's words (stem → weight) that this line has."""
         return sum(weight for stem, weight in weights.items() if stem in self.stems)
 
 
 class Checker:
-    """Checks sentences against some sources, each sentence against each line of them that has most of its words."""
+    """Checks sentences against sources: against the lines of each source that share most words with the sentence."""
 
     def __init__(self, collection: Collection, sources: Sequence[Source]) -> None:
         self._collection, self.sources = collection, sources
@@ -62,16 +62,16 @@ class Checker:
         self._floor = _floor(collection)
 
     def best(self, sentence: str, cited: int) -> Support:
-        """The support of the source that is to be cited: the one that was, unless another says it more clearly."""
-        weights = telling(self._collection, sentence)
+        """The support of the source to cite: the one that the model cited, unless another supports it more clearly."""
+        weights = word_weights(self._collection, sentence)
         lines = {
             number: sorted(lines, key=lambda line: -line.shares(weights))[:COMPARED]
             for number, lines in self._lines.items()
         }
-        self._understand([sentence, *(line.text for some in lines.values() for line in some)])
-        found = [self._supported(sentence, weights, source, lines[source.number]) for source in self.sources]
-        best = max(found, key=lambda s: (s.enough, s.score))
-        own = next(support for support in found if support.source.number == cited)
+        self._embed([sentence, *(line.text for some in lines.values() for line in some)])
+        supports = [self._supported(sentence, weights, source, lines[source.number]) for source in self.sources]
+        best = max(supports, key=lambda s: (s.enough, s.score))
+        own = next(support for support in supports if support.source.number == cited)
         is_clearer = (best.enough and not own.enough) or best.score > own.score + CLEARER
         return best if is_clearer else own
 
@@ -90,8 +90,8 @@ class Checker:
             score, _missing(sentence, text, there) or _negated(sentence, nearest.text), source, nearest.piece
         )
 
-    def _understand(self, texts: Sequence[str]) -> None:
-        """Embeds what was not embedded before."""
+    def _embed(self, texts: Sequence[str]) -> None:
+        """Embeds those texts that were not embedded before."""
         new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
         self._meanings |= zip(new, self._collection.vectors.vectorizer.documents(new), strict=True)
 
@@ -103,8 +103,7 @@ def _lines(source: Source) -> Iterator[_Line]:
 
 
 def _floor(collection: Collection) -> float:
-    """The cosine of passages of this collection that have nothing to do with each other: 0.1 or 0.8, as its embedder
-    has it."""
+    """The cosine of unrelated passages of this collection, which depends on the embedder: 0.1 or 0.8."""
     ids = [passage.id for passage in collection.catalogue.passages.page(limit=UNRELATED)]
     vectors = np.array(list(collection.catalogue.passages.vectors(ids).values()))
     if len(vectors) < 2:
@@ -112,20 +111,23 @@ def _floor(collection: Collection) -> float:
     return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
 
 
-def telling(collection: Collection, text: str) -> dict[str, float]:
-    """Each stem of a text, and how much it tells in a collection."""
+def word_weights(collection: Collection, text: str) -> dict[str, float]:
+    """The stems of a text, each with its weight in a collection: the rarer, the higher."""
     stems = set(words(text))
-    found, total = collection.catalogue.words.frequencies(stems), max(2, collection.catalogue.counts()["passages"])
-    return {stem: log(1 + total / found.get(stem, 1)) for stem in stems}
+    frequencies, total = (
+        collection.catalogue.words.frequencies(stems),
+        max(2, collection.catalogue.counts()["passages"]),
+    )
+    return {stem: log(1 + total / frequencies.get(stem, 1)) for stem in stems}
 
 
 def _about(piece: Piece) -> str:
-    """What a passage is about, beside its text."""
+    """The words that say what a passage is about, beside its text: the file's name and the headings."""
     return " ".join((Path(piece.occurrence.path).name, *piece.passage.headings))
 
 
 def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]:
-    """Numbers and names of a sentence that a text has not."""
+    """Numbers and names of a sentence that a text lacks."""
     numbers = {_plain(n) for n in _NUMBER.findall(text)}
     missing = [n for n in _NUMBER.findall(sentence) if _plain(n) not in numbers]
     missing += [name for name in _NAME.findall(sentence) if not there.issuperset(words(name))]
@@ -133,14 +135,14 @@ def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]
 
 
 def _negated(sentence: str, other: str) -> tuple[str, ...]:
-    """The negation by which a sentence differs from the one that comes nearest to it: that stands in one of the two
-    only, or more often, where neither is a part of the other."""
+    """The negation by which a sentence differs from the nearest line: only one of the two has it, or has it more often
+    where both are of about the same length."""
     ours, theirs = _NEGATION.findall(sentence), _NEGATION.findall(other)
     shorter, longer = sorted((len(sentence), len(other)))
-    is_other = bool(ours) != bool(theirs) or (len(ours) != len(theirs) and shorter > ALIKE * longer)
+    is_other = bool(ours) != bool(theirs) or (len(ours) != len(theirs) and shorter > SAME_LENGTH * longer)
     return ((ours or theirs)[0],) if is_other else ()
 
 
 def _plain(number: str) -> str:
-    """Without what only groups its digits."""
+    """The number without separators of thousands."""
     return re.sub(r",(?=\d{3}\b)", "", number)

@@ -1,7 +1,7 @@
-"""Passages → the numbered context of an answer: neighbours joined, in the order for small models, counted exactly.
+"""Passages → the numbered sources of a prompt: neighbours joined, in the order that suits small models.
 
 Every passage is tokenized by itself (see `settle.infer.safe_prompt`), so the tokens of a prompt are the sum of its
-pieces' tokens, and what fits is known before anything is asked.
+pieces' tokens, and what fits is known before the model runs.
 """
 
 import itertools
@@ -12,17 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from settle.retrieve.index.catalogue.records import Occurrence, Passage
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.records import Occurrence, Passage
 from settle.retrieve.search.hybrid_search import Hit
 
-TOKENS = 1536  # of all passages together: small models lose the thread in more, and a processor reads slowly
-WIDENED = 2  # so many of the best passages get their neighbours, as far as there is room
+TOKENS = 1536  # of all passages together: small models get lost in more, and a CPU reads slowly
+WIDENED = 2  # best passages that get their neighbours, as far as there is room
 _REFERENCE = re.compile(r"\[(\d+)\]")
 
 
 class Piece(NamedTuple):
-    """A passage where it stands in a document."""
+    """A passage at one of its places."""
 
     passage: Passage
     occurrence: Occurrence
@@ -35,14 +35,14 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What one number of an answer stands for: adjoining passages of a document, in its order."""
+    """What one citation number refers to: adjoining passages of a document, in order."""
 
     number: int
     pieces: tuple[Piece, ...]
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Those that all of it stands under."""
+        """The headings that all of its passages are under."""
         levels = zip(*(piece.passage.headings for piece in self.pieces), strict=False)
         same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
         return tuple(level[0] for level in same)
@@ -54,8 +54,8 @@ class Source:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """As it stands in a prompt: its number, and the rest. Numbers in brackets are citations there, and nothing else
-        may look like one."""
+        """The number and the text in a prompt. Only citations are numbers in brackets there, so others get
+        parentheses."""
         lines, above = [*([" › ".join(self.headings)] if self.headings else [])], self.headings
         for piece in self.pieces:
             if piece.passage.headings != above:
@@ -68,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Packed:
-    """sources: in the order of the prompt, the best last. dropped: passages that there was no room for. tokens: of all
+    """sources: in the order of the prompt, the best last. dropped: passages that did not fit. tokens: of all
     sources together."""
 
     sources: tuple[Source, ...]
@@ -90,14 +90,14 @@ def pack(collection: Collection, hits: Sequence[Hit], count: Callable[[str], int
 
 
 class _Groups:
-    """Passages chosen so far; those that adjoin in a document are one group."""
+    """The passages chosen so far; those that adjoin in a document form one group."""
 
     def __init__(self, count: Callable[[str], int]) -> None:
         self._count = count
         self._groups: list[list[Piece]] = []  # the best first
 
     def add(self, piece: Piece, room: int, joining: bool = False) -> bool:
-        """Whether it is in now. joining: only where it adjoins what is there."""
+        """Adds a passage if it fits; whether it is in a group now. joining: only where it adjoins a group."""
         at = piece.occurrence
         if any(at[:3] == other.occurrence[:3] for group in self._groups for other in group):
             return True
@@ -122,20 +122,20 @@ class _Groups:
         return sum(self._count(text) for source in self.sources() for text in source.texts)
 
     def sources(self) -> tuple[Source, ...]:
-        """Numbered in the order of the prompt, the best last: what stands next to the question is read best."""
+        """Numbered in the order of the prompt, the best last: models read best what is next to the question."""
         return tuple(Source(number, tuple(group)) for number, group in enumerate(reversed(self._groups), 1))
 
 
 def _neighbours(collection: Collection, at: Occurrence) -> list[Piece]:
-    """What comes after a passage, then what comes before it."""
+    """The passage after one, then the passage before it."""
     around = dict(collection.catalogue.passages.around(at.document, at.ordinal - 1, at.ordinal + 1))
     ids = [around[ordinal] for ordinal in (at.ordinal + 1, at.ordinal - 1) if ordinal in around]
     passages, occurrences = collection.catalogue.passages.get(ids), collection.catalogue.passages.occurrences(ids)
-    found = []
+    neighbours = []
     for id in ids:
         occurrence = next(s for s in occurrences[id] if s.document == at.document and abs(s.ordinal - at.ordinal) == 1)
-        found.append(Piece(passages[id], occurrence))
-    return found
+        neighbours.append(Piece(passages[id], occurrence))
+    return neighbours
 
 
 def _adjoin(one: Occurrence, other: Occurrence) -> bool:

@@ -24,7 +24,7 @@ _ENTRY = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
 MOST_TERM = 4  # words of a term
 _PLAIN_WORD = re.compile(r"[(\"'“‘{]*[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*[)\"'”’}.,;:!?]*")
-_FIRST = 8  # words of what is said of a term that are looked at
+_FIRST = 8  # words of an explanation that are examined
 _NEVER = (  # begins or ends a term
     "it this that there these those he she they we you which one here because then also so thus hence however but if"
     " not only see note notes example examples warning warnings caution important tip hint todo help default"
@@ -39,28 +39,28 @@ def plain(text: str) -> str:
 
 def prose_sentences(text: str) -> list[str]:
     """Those of a passage that are prose, on one line each."""
-    found = []
+    prose = []
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d+[.)])\s)", text):
         for sentence in _SENTENCE.split(" ".join(plain(paragraph).split())):
             if _PROSE.match(sentence) and len(WORD.findall(sentence)) >= 7:
-                found.append(sentence)
-    return found
+                prose.append(sentence)
+    return prose
 
 
 def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
     """(term, what it is) of a passage: sentences that define, lists of terms. is_entry: whether its first line may be
     the headword of a dictionary."""
-    found = [(m["term"], m["gloss"]) for sentence in prose_sentences(text) if (m := _DEFINED.match(sentence))]
-    found += [(plain(m["term"]), plain(m["gloss"])) for line in text.split("\n") if (m := _LISTED.match(line))]
+    pairs = [(m["term"], m["gloss"]) for sentence in prose_sentences(text) if (m := _DEFINED.match(sentence))]
+    pairs += [(plain(m["term"]), plain(m["gloss"])) for line in text.split("\n") if (m := _LISTED.match(line))]
     if is_entry and (m := _ENTRY.match(text)):
-        found.append((m["term"], " ".join(plain(m["gloss"]).split())))
-    terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in found]
+        pairs.append((m["term"], " ".join(plain(m["gloss"]).split())))
+    terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in pairs]
     return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
 
 
 def _is_term(text: str) -> bool:
-    said = text.lower().split()
-    return 0 < len(said) <= MOST_TERM and not (STOP | NO_TERM).intersection(said[:1] + said[-1:])
+    term_words = text.lower().split()
+    return 0 < len(term_words) <= MOST_TERM and not (STOP | NO_TERM).intersection(term_words[:1] + term_words[-1:])
 
 
 def _is_prose(text: str) -> bool:

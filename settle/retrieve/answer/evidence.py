@@ -1,8 +1,8 @@
-"""Whether what was found answers the question at all.
+"""Whether the passages that were found hold an answer at all.
 
-What speaks for it is measured on the question and its hits, weighed, and held against a threshold. Weights and
-threshold are fitted on questions made from the collection's own documents (see `calibration.py`); until then, and where
-there are too few documents for that, those shipped here count.
+Features of the question and its hits are weighed and compared with a threshold. Weights and threshold are fitted on
+questions generated from the collection's own documents (see `calibration.py`); until then, and where there are too few
+documents for that, the ones shipped here are used.
 """
 
 from collections import Counter
@@ -16,26 +16,26 @@ from typing import Any
 import numpy as np
 
 from settle.retrieve.answer.line_match import Line, lines
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.records import Passage
 from settle.retrieve.index.words import spelled, words
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.question_normalizer import topic
 
-VERSION = 4  # of what is measured: weights of another version are not used
-DEPTH = 10  # hits that are looked at
-UNLIKELY = 0.25  # score, below which there is no answer: a wrong refusal counts as much as three wrong answers
-DRIFTED = 0.5  # share of the passages that are new, or gone, above which a calibration says nothing any more
+VERSION = 4  # of the features: weights of another version are not used
+DEPTH = 10  # hits that are examined
+UNLIKELY = 0.25  # score below which there is no answer: a wrong refusal counts as much as three wrong answers
+DRIFTED = 0.5  # share of new or removed passages above which a calibration is no longer used
 _SETTING = "evidence"
 
-# What a word tells is in nats: the rarer, the more. How long a question is, how much of it stands nowhere, and how far
-# the best hit stands out are no features: they say how somebody asks, and what else there is, and weights for them do
-# not carry over. A line that has most of a question's words and means about the same is an answer, or says what one is
-# about.
+# The weight of a word is its information in nats: the rarer, the more. The length of a question, the share of it that
+# occurs nowhere, and the lead of the best hit are no features: they depend on who asks and on the other documents, so
+# their weights do not transfer. A line that has most of a question's words and means about the same is an answer, or
+# says what one is about.
 FEATURES = (
     "similarity",  # the nearest hit's cosine with the question
-    "covered",  # share of what the question's words tell that one passage has
+    "covered",  # weighted share of the question's words that one passage has
     "covered_near",  # the largest product of similarity and share of one passage
     "line",  # the largest share that a line has
     "like",  # the largest cosine of a line with the question
@@ -45,10 +45,10 @@ FEATURES = (
 
 
 @dataclass(frozen=True)
-class Weighing:
-    """What each feature counts: of the features less `means` over `scales`, (F,) each. threshold: of the score, below
-    which a question is not answered. questions: it was fitted on, 0 for the one shipped. passages, last: how many there
-    were and the highest id, to see how much has changed since. version: of the features.
+class EvidenceWeights:
+    """A logistic model over features that are standardized by `means` and `scales`, (F,) each. threshold: the score
+    below which a question is refused. questions: number that it was fitted on, 0 for the shipped one. passages, last:
+    their number and the highest id at that time, to see how much has changed since. version: of the features.
     """
 
     means: tuple[float, ...]
@@ -68,7 +68,7 @@ class Weighing:
 
 
 # Fitted on questions about four sets of documents and on others about what was held out of them: see docs/check.md.
-SHIPPED = Weighing(
+SHIPPED = EvidenceWeights(
     means=(0.5731, 0.687, 0.3726, 0.7474, 0.7436, 0.5512, 0.4212),
     scales=(0.1395, 0.2163, 0.1738, 0.1832, 0.1755, 0.2359, 0.2524),
     weights=(0.0, 0.2498, 0.1282, 0.7709, 0.3826, 0.9727, 0.8647),
@@ -79,9 +79,9 @@ SHIPPED = Weighing(
 
 @dataclass(frozen=True)
 class Evidence:
-    """score: how likely the hits hold an answer, 0 to 1, were as many questions without one as with one. threshold:
-    below it a question is not answered. covered: share of what the question's words tell that the best passage has;
-    missing: its words that tell something and that none of the passages has.
+    """score: the probability that the hits hold an answer, assuming half of all questions are answerable. threshold: a
+    question with a lower score is refused. covered: weighted share of the question's words that the best passage has;
+    missing: its words that none of the passages has.
     """
 
     score: float
@@ -96,33 +96,35 @@ class Evidence:
 
 def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidence:
     """The evidence for an answer in the hits of a question, the best first."""
-    weighing = weighing_of(collection.catalogue)
-    features = measured(collection, question, hits)
+    weights = weights_for(collection.catalogue)
+    features = features_of(collection, question, hits)
     there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
-    return Evidence(weighing.score(features), weighing.threshold, covered, tuple(dict.fromkeys(missing)))
+    return Evidence(weights.score(features), weights.threshold, covered, tuple(dict.fromkeys(missing)))
 
 
-def measured(collection: Collection, question: str, hits: Sequence[Hit], without: Sequence[Passage] = ()) -> np.ndarray:
-    """The features (F,) of a question and its hits. without: passages that were left out of the search: words tell what
-    they would were these not there."""
+def features_of(
+    collection: Collection, question: str, hits: Sequence[Hit], without: Sequence[Passage] = ()
+) -> np.ndarray:
+    """The features (F,) of a question and its hits. without: passages that were left out of the search, and of the
+    words' frequencies."""
     hits, catalogue = hits[:DEPTH], collection.catalogue
     total = max(2, catalogue.counts()["passages"] - len(without))
-    asked = topic(question)
-    own = spelled(asked)
-    found = Counter(catalogue.words.frequencies(own))
-    found.subtract(stem for passage in without for stem in _stems(passage.embedded).intersection(own))
-    tells = {stem: log(1 + (total - found[stem] + 0.5) / (found[stem] + 0.5)) for stem in own}
-    told = sum(tells.values()) or 1.0
+    subject = topic(question)
+    own = spelled(subject)
+    frequencies = Counter(catalogue.words.frequencies(own))
+    frequencies.subtract(stem for passage in without for stem in _stems(passage.embedded).intersection(own))
+    weight_of = {stem: log(1 + (total - frequencies[stem] + 0.5) / (frequencies[stem] + 0.5)) for stem in own}
+    total_weight = sum(weight_of.values()) or 1.0
 
     def share(of: AbstractSet[str]) -> float:
-        return sum(tell for stem, tell in tells.items() if stem in of) / told
+        return sum(weight for stem, weight in weight_of.items() if stem in of) / total_weight
 
     covered = [share(_stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
-    meaning, passages = collection.vectors.embed_query(asked), [hit.passage for hit in hits]
-    read = lines(collection.vectors.vectorizer, meaning, own, tells, passages) or [Line("", 0.0, 0.0)]
+    meaning, passages = collection.vectors.embed_query(subject), [hit.passage for hit in hits]
+    read = lines(collection.vectors.vectorizer, meaning, own, weight_of, passages) or [Line("", 0.0, 0.0)]
     return np.array(
         [
             max(near),
@@ -141,34 +143,35 @@ def _stems(text: str) -> frozenset[str]:
     return frozenset(words(text))
 
 
-def weighing_of(catalogue: Catalogue) -> Weighing:
-    """What counts for a collection: what was fitted on it, unless that says nothing any more."""
+def weights_for(catalogue: Catalogue) -> EvidenceWeights:
+    """The weights for a collection: those fitted on it, unless they are outdated."""
     record = catalogue.settings.get(_SETTING, dict)
-    return _weighing(record) if record and not is_outdated(catalogue) else SHIPPED
+    return _weights(record) if record and not is_outdated(catalogue) else SHIPPED
 
 
 def is_outdated(catalogue: Catalogue) -> bool:
     """Whether weights were fitted to a collection that cannot be used any more: most of its documents are others by
-    now, or other features are measured."""
+    now, or other features are computed."""
     record = catalogue.settings.get(_SETTING, dict)
     if not record:
         return False
-    return record["version"] != VERSION or is_stale(catalogue, _weighing(record))
+    return record["version"] != VERSION or is_stale(catalogue, _weights(record))
 
 
-def _weighing(record: Mapping[str, Any]) -> Weighing:
-    return Weighing(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+def _weights(record: Mapping[str, Any]) -> EvidenceWeights:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return EvidenceWeights(**values)
 
 
-def is_stale(catalogue: Catalogue, weighing: Weighing) -> bool:
-    """Whether so many passages are new or gone since it was fitted that it says nothing of those that are there."""
-    new = (catalogue.settings.get("next_id", int) or 0) - weighing.last
-    gone = weighing.passages + new - catalogue.counts()["passages"]
-    return max(new, gone) > DRIFTED * weighing.passages
+def is_stale(catalogue: Catalogue, weights: EvidenceWeights) -> bool:
+    """Whether so many passages are new or gone since the fit that it no longer describes the collection."""
+    new = catalogue.ids.last - weights.last
+    gone = weights.passages + new - catalogue.counts()["passages"]
+    return max(new, gone) > DRIFTED * weights.passages
 
 
-def keep(catalogue: Catalogue, weighing: Weighing) -> Weighing:
-    """Keeps a weighing, as of the documents that are there now."""
-    kept = replace(weighing, passages=catalogue.counts()["passages"], last=catalogue.settings.get("next_id", int) or 0)
-    catalogue.settings.set(_SETTING, asdict(kept))
-    return kept
+def store(catalogue: Catalogue, weights: EvidenceWeights) -> EvidenceWeights:
+    """Stores weights with the collection, as fitted on its present documents."""
+    stored = replace(weights, passages=catalogue.counts()["passages"], last=catalogue.ids.last)
+    catalogue.settings.set(_SETTING, asdict(stored))
+    return stored

@@ -1,9 +1,9 @@
-"""A text as its sentences; items of lists, rows of tables and lines of listings count as some."""
+"""A text as its sentences; items of lists, rows of tables and lines of listings count as sentences."""
 
 import re
 from collections.abc import Iterator
 
-# after a full stop, what closes a quotation, and before a new beginning; or where a line ends a paragraph or an item
+# after a full stop and a closing quote, before a capital or a digit; or at the end of a paragraph or an item
 _END = re.compile(
     r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[`]*[A-Z0-9])|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*+•|>]|\d+[.)])\s)"
 )
@@ -11,16 +11,16 @@ _ABBREVIATED = re.compile(r"(?:^|\s)(?:[A-Z]|e\.g|i\.e|cf|vs|etc|approx|Dr|Mr|Mr
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Each sentence with its white space made single, in order."""
-    held = ""
+    """Each sentence in order, its white space normalized."""
+    pending = ""
     start = 0
     for end in [*_END.finditer(text), None]:
         piece = text[start : end.end() if end else len(text)]
         start = end.end() if end else len(text)
-        held += piece
-        if end and _ABBREVIATED.search(held.rstrip()):
+        pending += piece
+        if end and _ABBREVIATED.search(pending.rstrip()):
             continue
-        told = " ".join(held.split())
-        if told:
-            yield told
-        held = ""
+        sentence = " ".join(pending.split())
+        if sentence:
+            yield sentence
+        pending = ""

@@ -1,13 +1,12 @@
-"""How often a collection's right passage is found, and how often it says rightly that it does not know.
+"""How often the right passage is found, and how often a refusal is right.
 
-Questions are made from its own documents (`questions.py`), so their answers are known; each is asked with its topic
-there and with it left out. Every share has its 95 % interval.
+Questions are generated from the collection's own documents (`questions.py`), so their answers are known; each is asked
+with its topic in the index and with it left out. Every share has a 95 % interval.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,27 +16,27 @@ from settle.base.events import Progress
 from settle.base.statistics import Interval, bootstrap_mean, wilson
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.evidence import DEPTH, keep
+from settle.retrieve.answer.evidence import DEPTH, store
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.check.calibration import Trial, fitted, tried
+from settle.retrieve.check.calibration import Trial, cross_validate, run_trials
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.check.worst_documents import HIT, Worst, worst
 from settle.retrieve.index.collection import Collection
 
 QUESTIONS = 300
-ANSWERED = 40  # questions that a model answers, to see whether its citations are right
+ANSWERED = 40  # questions that a model answers, to check its citations
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a check found.
+class CheckResult:
+    """What a check measured.
 
     recall: share of the questions whose passage is among the first k, by k; mrr: mean of 1 ÷ its rank, 0 below the
-    tenth. refused: share of the questions about what is not there that are refused; false_refusals: of those with an
-    answer. cited: share of a model's citations that are of a passage with the answer, None without a model. kinds: by
-    what questions were made from, their number and recall at 5. threshold: of the evidence, and scores: with the topic
-    there, one for each question, and with it left out, one for each that nothing else speaks of. is_calibrated: whether
-    the evidence was fitted on these documents, which takes enough questions.
+    tenth. refused: share of the unanswerable questions that are refused; false_refusals: of the answerable ones. cited:
+    share of a model's citations that are of a passage with the answer, None without a model. kinds: by what questions
+    were made from, their number and recall at 5. threshold: of the evidence; scores: with the topic in the index, one
+    for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether the
+    evidence was fitted on these documents, which takes enough questions.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Checked:
     is_calibrated: bool
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         record = asdict(self)
         record |= {k: v.to_json() for k, v in vars(self).items() if isinstance(v, Interval)}
         record["recall"] = {str(k): share.to_json() for k, share in self.recall.items()}
@@ -65,32 +64,34 @@ class Checked:
 
 def check(
     collection: Collection, events: Events, questions: int = QUESTIONS, model: LlamaClient | None = None, seed: int = 0
-) -> Checked:
-    """Checks a collection, and keeps the evidence that is calibrated on the way. model: asks some of the questions, and
-    answers some. Raises DataError when no question can be made from the documents."""
+) -> CheckResult:
+    """Checks a collection, and stores the weights that are fitted on the way. model: writes some of the questions, and
+    answers some. Raises DataError when no question can be generated from the documents."""
     began = time.monotonic()
-    asked = make(collection, questions, seed, model)
-    if not asked:
-        raise DataError(f"no question can be made from the documents of {collection.name}", "index some that have text")
-    trials = tried(collection, asked, events)
-    weighed = fitted(trials)
-    weighing, is_gone = weighed.weighing, ~np.isnan(weighed.gone)
-    if weighing.questions:
-        keep(collection.catalogue, weighing)
+    generated = make(collection, questions, seed, model)
+    if not generated:
+        raise DataError(
+            f"no question can be made from the documents of {collection.name}", "index documents that have text"
+        )
+    trials = run_trials(collection, generated, events)
+    calibration = cross_validate(trials)
+    weights, is_gone = calibration.weights, ~np.isnan(calibration.gone)
+    if weights.questions:
+        store(collection.catalogue, weights)
     cited = _cited(collection, trials, model, events) if model else None
-    return Checked(
+    return CheckResult(
         name=collection.name,
         questions=len(trials),
         recall={k: wilson([_is_found(trial, k) for trial in trials]) for k in range(1, DEPTH + 1)},
         mrr=bootstrap_mean([0.0 if trial.rank is None else 1 / (trial.rank + 1) for trial in trials]),
-        refused=wilson((weighed.gone < weighed.thresholds)[is_gone].tolist()),
-        false_refusals=wilson((weighed.there < weighed.thresholds).tolist()),
+        refused=wilson((calibration.gone < calibration.thresholds)[is_gone].tolist()),
+        false_refusals=wilson((calibration.there < calibration.thresholds).tolist()),
         cited=wilson(cited) if cited is not None else None,
         kinds=_by_kind(trials),
         worst=worst(collection, trials),
-        threshold=weighing.threshold,
-        scores=(weighed.there.tolist(), weighed.gone[is_gone].tolist()),
-        is_calibrated=weighing.questions > 0,
+        threshold=weights.threshold,
+        scores=(calibration.there.tolist(), calibration.gone[is_gone].tolist()),
+        is_calibrated=weights.questions > 0,
         seconds=time.monotonic() - began,
     )
 
@@ -100,21 +101,21 @@ def _is_found(trial: Trial, k: int) -> bool:
 
 
 def _by_kind(trials: Sequence[Trial]) -> dict[str, tuple[int, Interval]]:
-    """The most frequent one first."""
-    found: dict[str, list[bool]] = {}
+    """The number and recall of each kind of question, the most frequent kind first."""
+    by_kind: dict[str, list[bool]] = {}
     for trial in trials:
-        found.setdefault(trial.question.kind, []).append(_is_found(trial, HIT))
-    return {kind: (len(of), wilson(of)) for kind, of in sorted(found.items(), key=lambda item: -len(item[1]))}
+        by_kind.setdefault(trial.question.kind, []).append(_is_found(trial, HIT))
+    return {kind: (len(of), wilson(of)) for kind, of in sorted(by_kind.items(), key=lambda item: -len(item[1]))}
 
 
 def _cited(collection: Collection, trials: Sequence[Trial], model: LlamaClient, events: Events) -> list[bool]:
-    """Of each citation in the answers to some questions, whether its passage holds the answer."""
+    """Whether the passage of each citation holds the answer, in the answers to some questions."""
     some = trials[:: max(1, len(trials) // ANSWERED)][:ANSWERED]
     right = []
     for number, trial in enumerate(some, 1):
-        told = finish_answer(stream_answer(collection, model, retrieve(collection, trial.question.text)))
-        if told.kind == "written":
-            cited = (sentence.piece for sentence in told.sentences)
+        answer = finish_answer(stream_answer(collection, model, retrieve(collection, trial.question.text)))
+        if answer.kind == "written":
+            cited = (sentence.piece for sentence in answer.sentences)
             right += [piece.passage.id in trial.question.answers for piece in cited if piece]
         events.emit(Progress(what="answers", done=number, total=len(some), unit="questions"))
     return right

@@ -1,4 +1,4 @@
-"""What a check found, told: as tables, as a page, and as files beside the collection."""
+"""The result of a check: as tables, as a page, and as files beside the collection."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,65 +8,65 @@ from settle.base.events import Listing, Say
 from settle.base.run import write_atomic, write_json
 from settle.base.statistics import Interval
 from settle.retrieve.check.calibration import LEAST
-from settle.retrieve.check.check import Checked
+from settle.retrieve.check.check import CheckResult
 from settle.retrieve.check.picture import picture
 from settle.retrieve.check.worst_documents import HIT
 
-AT = (1, 5, 10)  # hits among which the passage is, in tables
+SHOWN_K = (1, 5, 10)  # recall at these numbers of hits
 PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
 
 
-def tell(checked: Checked, events: Events) -> None:
-    rows = [[what, _value(figure), _interval(figure)] for what, figure in figures(checked)]
-    events.emit(Listing(columns=(f"{checked.questions} questions", "", "95 % interval"), rows=rows))
-    if checked.worst:
-        rows = [[one.path, f"{one.missed} of {one.asked}", "; ".join(one.why)] for one in checked.worst]
+def emit_tables(result: CheckResult, events: Events) -> None:
+    rows = [[what, _value(figure), _interval(figure)] for what, figure in figures(result)]
+    events.emit(Listing(columns=(f"{result.questions} questions", "", "95 % interval"), rows=rows))
+    if result.worst:
+        rows = [[one.path, f"{one.missed} of {one.asked}", "; ".join(one.why)] for one in result.worst]
         events.emit(Listing(columns=("worst documents", "missed", "why"), rows=rows))
-    if not checked.is_calibrated:
-        events.emit(Say(text=_too_few(checked)))
+    if not result.is_calibrated:
+        events.emit(Say(text=_too_few(result)))
 
 
-def keep(checked: Checked, folder: Path) -> Path:
+def write_files(result: CheckResult, folder: Path) -> Path:
     """Writes the picture, the page and the result into a folder; the picture's path."""
-    write_atomic(folder / PICTURE, picture(checked))
-    write_atomic(folder / PAGE, page(checked))
-    write_json(folder / RESULT, checked.to_json())
+    write_atomic(folder / PICTURE, picture(result))
+    write_atomic(folder / PAGE, page(result))
+    write_json(folder / RESULT, result.to_json())
     return folder / PICTURE
 
 
-def figures(checked: Checked) -> Iterator[tuple[str, Interval]]:
-    """Each figure under its name."""
-    for k in AT:
-        yield (f"right passage among the first {k}" if k > 1 else "right passage first", checked.recall[k])
-    yield "mean of 1 ÷ its rank", checked.mrr
-    yield "refused, its topic left out", checked.refused
-    yield "refused, its topic there", checked.false_refusals
-    if checked.cited:
-        yield "citations of a passage with the answer", checked.cited
+def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
+    """Each figure with its name."""
+    for k in SHOWN_K:
+        yield (f"right passage among the first {k}" if k > 1 else "right passage first", result.recall[k])
+    yield "mean of 1 ÷ its rank", result.mrr
+    yield "refused, its topic left out", result.refused
+    yield "refused, its topic there", result.false_refusals
+    if result.cited:
+        yield "citations of a passage with the answer", result.cited
 
 
-def page(checked: Checked) -> str:
+def page(result: CheckResult) -> str:
     """In Markdown, with the picture beside it."""
-    lines = [f"# {checked.name}: checked on {checked.questions} questions made from its documents", ""]
+    lines = [f"# {result.name}: checked on {result.questions} questions made from its documents", ""]
     lines += [f"![recall, refusals, kinds of questions]({PICTURE})", "", "| | | 95 % interval |", "|---|--:|---|"]
-    lines += [f"| {what} | {_value(figure)} | {_interval(figure)} |" for what, figure in figures(checked)]
+    lines += [f"| {what} | {_value(figure)} | {_interval(figure)} |" for what, figure in figures(result)]
     lines += ["", f"| made from | questions | passage among the first {HIT} | 95 % interval |", "|---|--:|--:|---|"]
-    lines += [f"| {kind} | {n} | {_value(f)} | {_interval(f)} |" for kind, (n, f) in checked.kinds.items()]
-    if checked.worst:
+    lines += [f"| {kind} | {n} | {_value(f)} | {_interval(f)} |" for kind, (n, f) in result.kinds.items()]
+    if result.worst:
         lines += ["", "## Worst documents", "", "| document | missed | why |", "|---|--:|---|"]
         lines += [
             f"| `{_cell(one.path)}` | {one.missed} of {one.asked} | {_cell('; '.join(one.why))} |"
-            for one in checked.worst
+            for one in result.worst
         ]
-    if not checked.is_calibrated:
-        lines += ["", _too_few(checked)]
+    if not result.is_calibrated:
+        lines += ["", _too_few(result)]
     return "\n".join(lines) + "\n"
 
 
-def _too_few(checked: Checked) -> str:
+def _too_few(result: CheckResult) -> str:
     return (
-        f"{checked.questions} questions are too few to calibrate refusals on these documents, which takes {LEAST}:"
-        " what was fitted on others counts."
+        f"{result.questions} questions are too few to fit refusals to these documents, which takes {LEAST};"
+        " the weights that settle ships are used."
     )
 
 

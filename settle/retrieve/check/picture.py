@@ -10,13 +10,13 @@ from settle.retrieve.check.worst_documents import HIT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from settle.retrieve.check.check import Checked
+    from settle.retrieve.check.check import CheckResult
 
 INCHES, DPI = (10.0, 6.2), 150
 BARS = 24  # of the histogram
 
 
-def picture(checked: "Checked") -> bytes:
+def picture(result: "CheckResult") -> bytes:
     """The bytes of a PNG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,45 +28,45 @@ def picture(checked: "Checked") -> bytes:
         grid = figure.add_gridspec(
             2, 2, left=0.085, right=0.965, top=0.83, bottom=0.09, hspace=0.45, wspace=0.3, height_ratios=(1.0, 1.0)
         )
-        _draw_recall(figure.add_subplot(grid[0, 0]), checked)
-        _draw_kinds(figure.add_subplot(grid[0, 1]), checked)
-        _draw_evidence(figure.add_subplot(grid[1, :]), checked)
-        figure.text(0.085, 0.945, checked.name, fontsize=17, fontweight="bold", color=INK, va="center")
-        figure.text(0.085, 0.9, _headline(checked), fontsize=10.5, color="#555555", va="center")
+        _draw_recall(figure.add_subplot(grid[0, 0]), result)
+        _draw_kinds(figure.add_subplot(grid[0, 1]), result)
+        _draw_evidence(figure.add_subplot(grid[1, :]), result)
+        figure.text(0.085, 0.945, result.name, fontsize=17, fontweight="bold", color=INK, va="center")
+        figure.text(0.085, 0.9, _headline(result), fontsize=10.5, color="#555555", va="center")
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def _headline(checked: "Checked") -> str:
+def _headline(result: "CheckResult") -> str:
     return (
-        f"{checked.questions} questions made from its documents · passage among the first {HIT}: "
-        f"{checked.recall[HIT].value:.0%} · refused when left out: {checked.refused.value:.0%}, "
-        f"when there: {checked.false_refusals.value:.0%}"
+        f"{result.questions} questions made from its documents · passage among the first {HIT}: "
+        f"{result.recall[HIT].value:.0%} · refused when left out: {result.refused.value:.0%}, "
+        f"when there: {result.false_refusals.value:.0%}"
     )
 
 
-def _draw_recall(axes: "Axes", checked: "Checked") -> None:
-    ks = list(checked.recall)
-    values = [checked.recall[k].value for k in ks]
-    low, high = zip(*(_ends(checked.recall[k]) for k in ks), strict=True)
+def _draw_recall(axes: "Axes", result: "CheckResult") -> None:
+    ks = list(result.recall)
+    values = [result.recall[k].value for k in ks]
+    low, high = zip(*(_ends(result.recall[k]) for k in ks), strict=True)
     axes.fill_between(ks, low, high, color=BLUE, alpha=0.16, linewidth=0, label="95 % interval")
     axes.plot(ks, values, color=BLUE, linewidth=1.8, marker="o", markersize=4)
     for k in (1, 5, 10):
         axes.annotate(
-            f"{checked.recall[k].value:.0%}", (k, checked.recall[k].value), (0, -14), textcoords="offset points",
+            f"{result.recall[k].value:.0%}", (k, result.recall[k].value), (0, -14), textcoords="offset points",
             ha="center", color=BLUE, fontsize=9,
         )  # fmt: skip
     axes.set_ylim(min(0.5, min(low) - 0.1), 1.02)
     axes.set_xticks(ks)
-    axes.set_xlabel("hits that are looked at")
+    axes.set_xlabel("hits that are examined")
     axes.set_title("right passage among them", loc="left", fontsize=10.5)
     axes.grid(axis="y", color="#E6E6E6")
     axes.legend(loc="lower right")
 
 
-def _draw_kinds(axes: "Axes", checked: "Checked") -> None:
-    kinds = list(reversed(checked.kinds.items()))
+def _draw_kinds(axes: "Axes", result: "CheckResult") -> None:
+    kinds = list(reversed(result.kinds.items()))
     for y, (_, (_, figure)) in enumerate(kinds):
         low, high = _ends(figure)
         axes.barh(y, figure.value, height=0.6, color=GREEN, alpha=0.55)
@@ -77,10 +77,10 @@ def _draw_kinds(axes: "Axes", checked: "Checked") -> None:
     axes.grid(axis="x", color="#E6E6E6")
 
 
-def _draw_evidence(axes: "Axes", checked: "Checked") -> None:
-    there, gone = checked.scores
+def _draw_evidence(axes: "Axes", result: "CheckResult") -> None:
+    there, gone = result.scores
     edges = [i / BARS for i in range(BARS + 1)]
-    axes.hist(there, edges, color=BLUE, alpha=0.7, edgecolor="white", label="its topic there")
+    axes.hist(there, edges, color=BLUE, alpha=0.7, edgecolor="white", label="its topic in the index")
     axes.hist(
         gone,
         edges,
@@ -91,7 +91,7 @@ def _draw_evidence(axes: "Axes", checked: "Checked") -> None:
         label="its topic left out",
     )
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.axvline(checked.threshold, color=INK, linewidth=1.4, linestyle=(0, (3, 2)), label="refused to the left of it")
+    axes.axvline(result.threshold, color=INK, linewidth=1.4, linestyle=(0, (3, 2)), label="refused to the left of it")
     most = max(abs(end) for end in axes.get_ylim())
     axes.set_ylim(-most, most)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from settle.base.errors import UsageError
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.collection_folder import CATALOGUE, CollectionFolder, collection_names
 from settle.retrieve.index.config import IndexConfig, IndexParts, shown

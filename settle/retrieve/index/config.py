@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from settle.base.registry import Part
+from settle.retrieve.index.catalogue.stored_settings import StoredSettings
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.embedders import Embedder
-from settle.retrieve.index.stored_settings import StoredSettings
 from settle.retrieve.index.stores import Store
 
 _KEY = "made"
@@ -44,8 +44,8 @@ class IndexConfig:
     @classmethod
     def stored(cls, settings: StoredSettings) -> "IndexConfig | None":
         """What a collection keeps, or None before anything was indexed."""
-        kept = settings.get(_KEY, dict)
-        return cls(**kept) if kept else None
+        record = settings.get(_KEY, dict)
+        return cls(**record) if record else None
 
     def store_in(self, settings: StoredSettings) -> None:
         settings.set(_KEY, asdict(self))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from settle.base.errors import DataError, UsageError
 from settle.base.run import NAME
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import CATALOGUE, CollectionFolder
 from settle.retrieve.index.config import IndexParts

@@ -16,10 +16,10 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import FoundFile, sha256_of
+from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord, digest
 from settle.retrieve.index.changes import UNSURE, Changes, find_changes
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.lifecycle import exclusive
-from settle.retrieve.index.records import DocumentChange, DocumentRecord, digest
 
 BATCH = 512  # new passages that are embedded and committed together
 BATCH_SECONDS = 10.0  # a slow batch is committed earlier
@@ -57,7 +57,7 @@ def update(collection: Collection, events: Events) -> Report:
     catalogue = collection.catalogue
     with exclusive(collection.name):
         changes = find_changes(catalogue, collection.roots, events)
-        if changes.new or changes.gone or catalogue.loose() or catalogue.settings.is_on("unfinished"):
+        if changes.new or changes.gone or catalogue.ids.loose() or catalogue.settings.is_on("unfinished"):
             catalogue.settings.set("unfinished", True)
             _reset_damaged_store(collection)
             _remove_loose(collection)
@@ -145,7 +145,7 @@ class _Indexer:
         ids = catalogue.passages.ids_of(list(chunks))
         new = [d for d in chunks if d not in ids]
         if new:
-            ids |= zip(new, catalogue.reserve(len(new)), strict=True)
+            ids |= zip(new, catalogue.ids.reserve(len(new)), strict=True)
         vectors: dict[int, np.ndarray] = {}
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
@@ -203,10 +203,10 @@ def _tidy(collection: Collection, has_grown: bool) -> None:
 
 def _remove_loose(collection: Collection) -> int:
     """Removes from the store what does not count; how many vectors that were."""
-    loose = collection.catalogue.loose()
+    loose = collection.catalogue.ids.loose()
     if loose:
         collection.vectors.store.remove(loose)
-        collection.catalogue.clear_loose(loose)
+        collection.catalogue.ids.clear_loose(loose)
     return len(loose)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import DataError, UsageError
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.config import IndexConfig
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.stores import Vectors

@@ -45,11 +45,11 @@ def words(text: str) -> list[str]:
 
 def spelled(text: str) -> dict[str, str]:
     """The stems of a text, each with the word that it was first, in order; parts of a word are given as their stems."""
-    found: dict[str, str] = {}
+    word_of: dict[str, str] = {}
     for stems, word in _each(text):
         for stem in stems:
-            found.setdefault(stem, word if len(stems) == 1 else stem)
-    return found
+            word_of.setdefault(stem, word if len(stems) == 1 else stem)
+    return word_of
 
 
 def _each(text: str) -> Iterator[tuple[Sequence[str], str]]:

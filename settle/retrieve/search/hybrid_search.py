@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from settle.retrieve.index.catalogue.records import Occurrence, Passage
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.records import Occurrence, Passage
 from settle.retrieve.index.words import words
 from settle.retrieve.search.question_normalizer import topic
 from settle.retrieve.search.terms import terms

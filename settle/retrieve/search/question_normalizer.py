@@ -43,13 +43,13 @@ _ASIDE = re.compile(r",? what (?:is|are) (?:it|that|they|this)\s*[?.!]*\s*$", re
 def topic(question: str) -> str:
     """A question without what it begins and ends with where that only asks, as far as any word is left."""
     scope = _SCOPE.match(question)
-    kept, left = (scope[0], question[scope.end() :]) if scope else ("", question)
-    asked = left
+    prefix, left = (scope[0], question[scope.end() :]) if scope else ("", question)
+    remainder = left
     while (match := _BEGINNING.match(left)) and match.end():
         left = left[match.end() :]
-    if left is asked:
+    if left is remainder:
         return question
-    first = re.match(r"\w*", asked.lstrip().lower())
+    first = re.match(r"\w*", remainder.lstrip().lower())
     end = _END.get(first[0]) if first else None
     left = _ASIDE.sub("", end.sub("", left) if end else left)
-    return f"{kept}{left.lstrip()}".strip() if words(left) else question
+    return f"{prefix}{left.lstrip()}".strip() if words(left) else question

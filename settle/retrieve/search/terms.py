@@ -9,7 +9,7 @@ from math import log
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from settle.retrieve.index.catalogue import Catalogue
+from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.words import words
 from settle.retrieve.search.question_normalizer import topic
 
@@ -33,8 +33,10 @@ def terms(catalogue: Catalogue, question: str) -> Terms:
     single passage."""
     number = catalogue.counts()["passages"]
     stems = list(dict.fromkeys(words(topic(question))))
-    found = catalogue.words.frequencies(stems)
-    groups = {stem: {stem: found[stem]} if stem in found else _spelled_like(catalogue, stem) for stem in stems}
+    frequencies = catalogue.words.frequencies(stems)
+    groups = {
+        stem: {stem: frequencies[stem]} if stem in frequencies else _spelled_like(catalogue, stem) for stem in stems
+    }
     taken: list[str] = []
     rows, total = 0, 0.0
     for stem, group in sorted(groups.items(), key=lambda item: sum(item[1].values())):

@@ -6,12 +6,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from settle.documents.blocks import Block, Chunk, Place
-from settle.retrieve.index.chunkers.sentences import Sentences
-from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.chunkers.window import Window
+from settle.retrieve.index.chunkers import Chunker
 
 TEXT = "The key is rotated every week. Each new key is 32 bytes, and the old ones are kept a day; see rotate_keys()."
-CHUNKERS = [Structure(tokens=60), Sentences(tokens=40, overlap=1), Window(tokens=50, overlap=12)]
+MOST = 70  # tokens that the embedder reads
+SMALL = {"tokens": 50, "overlap": 2}  # of a passage, as far as a chunker has such settings
+CHUNKERS = [
+    chunker.model_validate({key: value for key, value in SMALL.items() if key in chunker.model_fields})
+    for chunker in Chunker.parts().values()
+]
 
 
 def _word_piece() -> Tokenizer:
@@ -59,33 +62,25 @@ def _documents(draw):
     return blocks
 
 
-def _cut(chunker, blocks, count, most=70) -> list[Chunk]:
+def _cut(chunker, blocks, count, most=MOST) -> list[Chunk]:
     return list(chunker.cut(iter(blocks), count, most))
 
 
-@pytest.mark.parametrize(
-    ("chunker", "tokenizer"),
-    [
-        (CHUNKERS[0], "word pieces"),
-        (CHUNKERS[0], "byte pairs"),
-        (CHUNKERS[1], "byte pairs"),
-        (CHUNKERS[2], "word pieces"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@pytest.mark.parametrize("tokenizer", COUNTS)
+@pytest.mark.parametrize("chunker", CHUNKERS, ids=lambda chunker: chunker.part_name())
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(blocks=_documents())
 def test_no_passage_is_too_long_and_no_word_is_lost(chunker, tokenizer, blocks):
     count = COUNTS[tokenizer]
     chunks = _cut(chunker, blocks, count)
     assert [chunk.tokens for chunk in chunks] == count([chunk.embedded for chunk in chunks])
-    assert all(chunk.tokens <= 70 and chunk.text.strip() for chunk in chunks)
+    assert all(chunk.tokens <= MOST and chunk.text.strip() for chunk in chunks)
     # every letter in order; headings, headers and overlaps may be said in between
     said = iter("".join(chunk.text for chunk in chunks))
     assert all(letter in said for block in blocks if block.kind != "heading" for letter in "".join(block.text.split()))
 
 
-@pytest.mark.parametrize("chunker", CHUNKERS, ids=lambda chunker: type(chunker).__name__)
+@pytest.mark.parametrize("chunker", CHUNKERS, ids=lambda chunker: chunker.part_name())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(blocks=_documents())
 def test_a_passage_begins_at_its_line(chunker, blocks):

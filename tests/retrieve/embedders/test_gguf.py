@@ -114,7 +114,7 @@ def test_what_is_not_known_of_a_model_is_said(file, tmp_path):
     export_gguf(model.part, model.weights, model.tokenizer, path)
     assert not _said(Gguf(model=str(file)))
     said = _said(Gguf(model=str(path)))
-    assert "their mean is taken" in said and "not made for vectors" in said and "query_prefix" in said
+    assert "their mean is taken" in said and "not trained as an embedder" in said and "query_prefix" in said
     assert "query_prefix" not in _said(Gguf(model=str(path), query_prefix="", document_prefix=""))
     with _opened(path) as opened:  # a tokenizer of another kind
         assert opened.count(["def f(x):", "return"]) == [
@@ -125,11 +125,11 @@ def test_what_is_not_known_of_a_model_is_said(file, tmp_path):
 
 
 def test_what_is_no_embedder(home, folder, file, tmp_path):
-    for what, says in (("", "which GGUF"), ("nothing", "there is no model"), (str(folder), "no GGUF file")):
+    for what, says in (("", "no model is given"), ("nothing", "there is no model"), (str(folder), "no GGUF file")):
         with pytest.raises(UsageError, match=says):
             Gguf(model=what).open()
     key = b"bert.pooling_type" + (4).to_bytes(4, "little")
     raw = file.read_bytes().replace(key + b"\1", key + b"\4")
     (tmp_path / "ranks.gguf").write_bytes(raw)
-    with pytest.raises(UsageError, match="was made to order passages"):
+    with pytest.raises(UsageError, match="is a reranker"):
         Gguf(model=str(tmp_path / "ranks.gguf")).open()

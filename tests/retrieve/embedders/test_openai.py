@@ -116,7 +116,7 @@ def test_what_a_server_says_is_told_with_what_to_do(server, reply, error, says):
 
 
 def test_what_is_asked_wrongly(server, monkeypatch, tmp_path):
-    with pytest.raises(UsageError, match="which server"):
+    with pytest.raises(UsageError, match="no server and model"):
         Openai(url="localhost:8080", model="m").open()
     monkeypatch.delenv("A_KEY")
     with pytest.raises(UsageError, match="the environment has no A_KEY"):

@@ -1,8 +1,7 @@
-"""Questions that a language model asks of passages.
+"""Questions that a language model writes about passages.
 
-None is asked back of the search to see whether it finds the passage: that would count only what is found anyway. What
-is kept is told by the question alone: it is one, it is in words of its own, and most of what it tells stands in the
-passage, so that it is about that and not about anything.
+The search does not filter them: that would keep only what is found anyway. A question is kept for its own sake: it is
+one, in its own words, and most of its weight is in words of the passage, so that it is about the passage.
 """
 
 import re
@@ -18,13 +17,13 @@ _ORDER = (
 _FIRST = re.compile(r"[^\n?]{12,200}\?")
 
 
-def invented(model: LlamaClient, text: str) -> str:
-    """A question that the model asks of a passage, or "" where it wrote none."""
+def write_question(model: LlamaClient, text: str) -> str:
+    """A question that the model writes about a passage, or "" where it wrote none."""
     fence = Fence(model, enable_thinking=False)
     if model.takes_turns:
         ids = fence.ids([Turn("user", [f"{_ORDER}\n\n", text[:_READ]])])
     else:
         ids = fence.ids([Turn("user", [text[:_READ], "\n\nA question that this answers:"])])
-    said, _ = model.answer(ids, LONGEST)
-    found = _FIRST.search(said)
-    return found[0].strip(" -*\"'") if found else ""
+    reply, _ = model.answer(ids, LONGEST)
+    match = _FIRST.search(reply)
+    return match[0].strip(" -*\"'") if match else ""

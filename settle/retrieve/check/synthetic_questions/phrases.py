@@ -74,10 +74,10 @@ def of_term(term: str, random: Random) -> str:
 def of_meaning(gloss: str, term: str, random: Random) -> str:
     """A question that asks for a term by what it means."""
     hidden = {w.lower() for w in WORD.findall(term)}
-    said = WORD.findall(_SENTENCE_END.split(gloss)[0])
-    kept = [w for w in said if w.lower() not in hidden and (len(w) > 1 or w == "a")]
+    gloss_words = WORD.findall(_SENTENCE_END.split(gloss)[0])
+    remaining = [w for w in gloss_words if w.lower() not in hidden and (len(w) > 1 or w == "a")]
     frames = ("what do you call {}", "which term stands for {}", "what is the name for {}", "{}")
-    return random.choice(frames).format(_lower(" ".join(_fewer(kept, random)[:MOST_WORDS])))
+    return random.choice(frames).format(_lower(" ".join(_fewer(remaining, random)[:MOST_WORDS])))
 
 
 def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
@@ -95,28 +95,28 @@ def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
     words: list[str] = WORD.findall(sentence)
     weights = telling(words)
     best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(5, 9)]
-    asked = [words[i].lower() if i == 0 else words[i] for i in sorted(best) if weights[i] > 0]
+    chosen = [words[i].lower() if i == 0 else words[i] for i in sorted(best) if weights[i] > 0]
     frames = ("{}", "what about {}", "where does it say {}", "how about {}")
-    return random.choice(frames).format(" ".join(_shuffled(asked, random) if random.random() < 0.3 else asked))
+    return random.choice(frames).format(" ".join(_shuffled(chosen, random) if random.random() < 0.3 else chosen))
 
 
 def functions(text: str) -> list[tuple[str, str]]:
     """(name, what it says of itself) of the functions and classes in a listing."""
-    found = [(m[1], m[2]) for m in _DOCSTRING.finditer(text)]
-    found += [(m[2], re.sub(r"\n\s*\*", "\n", m[1])) for m in _COMMENTED.finditer(text)]
-    return [(name, " ".join(re.split(r"\n\s*\n|(?<=\.)\s", doc.strip())[0].split())) for name, doc in found]
+    pairs = [(m[1], m[2]) for m in _DOCSTRING.finditer(text)]
+    pairs += [(m[2], re.sub(r"\n\s*\*", "\n", m[1])) for m in _COMMENTED.finditer(text)]
+    return [(name, " ".join(re.split(r"\n\s*\n|(?<=\.)\s", doc.strip())[0].split())) for name, doc in pairs]
 
 
 def of_function(doc: str, random: Random) -> str:
     """A question that asks for code by what it does."""
     first, *rest = plain(doc).rstrip(".").split()
-    kept = _fewer(rest, random)[:MOST_WORDS]
+    remaining = _fewer(rest, random)[:MOST_WORDS]
     if first.lower() in ("a", "an", "the"):
-        return " ".join(["which class is", first.lower(), *kept])
+        return " ".join(["which class is", first.lower(), *remaining])
     verb = first.lower()
     if verb.endswith("s") and not verb.endswith("ss"):  # Returns, Makes; but Pass, Process
         verb = verb[:-2] if verb.endswith(("sses", "shes", "ches", "xes")) else verb[:-1]
-    return " ".join([random.choice(("how do I", "how to", "which function can", "code to")), verb, *kept])
+    return " ".join([random.choice(("how do I", "how to", "which function can", "code to")), verb, *remaining])
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
@@ -143,10 +143,10 @@ def of_row(row: str, column: str, random: Random) -> str:
 
 def longest_copied(question: str, text: str) -> int:
     """The most words in a row that a question has from a text."""
-    asked, said = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
-    words, most = asked.split(), 0
+    question_text, source = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
+    words, most = question_text.split(), 0
     for first in range(len(words)):
-        while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {said} ":
+        while first + most < len(words) and f" {' '.join(words[first : first + most + 1])} " in f" {source} ":
             most += 1
     return most
 
@@ -164,8 +164,8 @@ def base_of_gerund(word: str) -> str:
 
 def _bent(words: Sequence[str], random: Random) -> list[str]:
     """The words without articles, the last one now and then in another number."""
-    kept = [w for w in words if w.lower() not in ("a", "an", "the")]
-    return [*kept[:-1], *(_other_number(w) if random.random() < 0.4 else w for w in kept[-1:])]
+    remaining = [w for w in words if w.lower() not in ("a", "an", "the")]
+    return [*remaining[:-1], *(_other_number(w) if random.random() < 0.4 else w for w in remaining[-1:])]
 
 
 def _other_number(word: str) -> str:

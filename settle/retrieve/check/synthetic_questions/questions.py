@@ -1,7 +1,7 @@
-"""Questions made from a collection's own passages, their answers known because the passages came first.
+"""Questions generated from a collection's own passages, so their answers are known.
 
-What is not there is asked for by leaving the topic out: the passages that a question's answer stands in or near, and
-those elsewhere that say the same.
+An unanswerable question is one whose topic is left out: the passages with the answer or near it, and those elsewhere
+that say the same.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from typing import NamedTuple
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
-from settle.retrieve.check.synthetic_questions.by_model import invented
+from settle.retrieve.check.synthetic_questions.by_model import write_question
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
+from settle.retrieve.index.catalogue.records import DocumentSize, Passage
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.records import DocumentSize, Passage
 from settle.retrieve.index.words import words
 
 WHOLE = 0.1  # share of the collection up to which a document is left out as a whole
@@ -84,21 +84,21 @@ def make(collection: Collection, count: int, seed: int = 0, model: LlamaClient |
     random = Random(seed)
     places = _places(collection, count, random)
     maker = _Maker(collection, random, [document for document, _ in places[:count]], model)
-    made: dict[str, Question] = {}
+    chosen: dict[str, Question] = {}
     spare: dict[str, Question] = {}
     kinds: dict[str, int] = {}
     for document, ordinal in places:
-        if len(made) >= count:
+        if len(chosen) >= count:
             break
         question = maker.question(maker.spot(document, ordinal), kinds)
-        if question is None or question.text.lower() in made:
+        if question is None or question.text.lower() in chosen:
             continue
         if question.kind == "sentence" and kinds.get("sentence", 0) >= SENTENCES * count:
             spare[question.text.lower()] = question
         else:
-            made[question.text.lower()] = question
+            chosen[question.text.lower()] = question
             kinds[question.kind] = kinds.get(question.kind, 0) + 1
-    return list((made | spare).values())[:count]
+    return list((chosen | spare).values())[:count]
 
 
 def _places(collection: Collection, count: int, random: Random) -> list[tuple[DocumentSize, int]]:
@@ -118,7 +118,7 @@ def _places(collection: Collection, count: int, random: Random) -> list[tuple[Do
 
 
 class _Maker:
-    """Makes questions at places of a collection."""
+    """Generates questions at places of a collection."""
 
     def __init__(
         self, collection: Collection, random: Random, documents: Sequence[DocumentSize], model: LlamaClient | None
@@ -126,8 +126,8 @@ class _Maker:
         self._collection, self.random, self._model = collection, random, model
         self._left_to_model = 0  # places where it was asked for a question
         self._total = max(2, collection.catalogue.counts()["passages"])
-        seen = [self.spot(document, 0) for document in documents]
-        self._rewording = Rewording(collection.vectors.vectorizer, (p.text for s in seen for p in s.passages.values()))
+        spots = [self.spot(document, 0) for document in documents]
+        self._rewording = Rewording(collection.vectors.vectorizer, (p.text for s in spots for p in s.passages.values()))
 
     def spot(self, document: DocumentSize, ordinal: int) -> _Spot:
         catalogue = self._collection.catalogue
@@ -137,11 +137,11 @@ class _Maker:
 
     def question(self, spot: _Spot, kinds: dict[str, int]) -> Question | None:
         """One that the passage answers, of the kind that there are the fewest of, or None when it gives none."""
-        asked = self._of_model(spot) if 2 * self._left_to_model <= sum(kinds.values()) else []
-        if not asked:
-            asked = self._asked(spot)
-            self.random.shuffle(asked)
-        for one in sorted(asked, key=lambda a: kinds.get(a.kind, 0) / WANTED.get(a.kind, 2.0)):
+        candidates = self._of_model(spot) if 2 * self._left_to_model <= sum(kinds.values()) else []
+        if not candidates:
+            candidates = self._asked(spot)
+            self.random.shuffle(candidates)
+        for one in sorted(candidates, key=lambda a: kinds.get(a.kind, 0) / WANTED.get(a.kind, 2.0)):
             least = 1 if one.kind in ("definition", "heading") else _LEAST
             if self._tells(one.text, least) and phrases.longest_copied(one.text, spot.passage.text) <= MOST_COPIED:
                 return self._finished(spot, one)
@@ -172,36 +172,36 @@ class _Maker:
         stems = set(words(question))
         if sum(not stem.isdigit() for stem in stems) < least:
             return False
-        found = self._collection.catalogue.words.frequencies(stems)
-        told = sum(log(self._total / found.get(stem, 1)) for stem in stems)
-        rarest = min((found.get(stem, 1) for stem in stems), default=self._total)
-        return rarest <= max(3, _COMMON * self._total) and told >= _ENOUGH * log(self._total)
+        frequencies = self._collection.catalogue.words.frequencies(stems)
+        weight = sum(log(self._total / frequencies.get(stem, 1)) for stem in stems)
+        rarest = min((frequencies.get(stem, 1) for stem in stems), default=self._total)
+        return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
 
     def _asked(self, spot: _Spot) -> list[_Asked]:
         """One question of each kind that the passage gives."""
         random, passage = self.random, spot.passage
         only, other = frozenset((passage.id,)), self._other
-        asked = self._of_headings(spot)
-        if found := definitions(passage.text, spot.ordinal == 0 and not passage.headings):
-            term, gloss = random.choice(found)
+        candidates = self._of_headings(spot)
+        if terms := definitions(passage.text, spot.ordinal == 0 and not passage.headings):
+            term, gloss = random.choice(terms)
             source = f"{term} {gloss}"
             if not self._headed_elsewhere(term, spot.section(len(passage.headings))):
-                asked.append(_Asked("definition", phrases.of_term(other(term), random), source, only))
-            asked.append(_Asked("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
+                candidates.append(_Asked("definition", phrases.of_term(other(term), random), source, only))
+            candidates.append(_Asked("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
         if prose := prose_sentences(passage.text):
             sentence = random.choice(prose)
-            asked.append(
+            candidates.append(
                 _Asked("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
             )
         if code := phrases.functions(passage.text):
             doc = random.choice(code)[1]
-            asked.append(_Asked("code", phrases.of_function(other(doc), random), doc, only))
+            candidates.append(_Asked("code", phrases.of_function(other(doc), random), doc, only))
         if cells := phrases.rows(passage.text):
             row, column, cell = random.choice(cells)
-            asked.append(
+            candidates.append(
                 _Asked("row", phrases.of_row(other(row), other(column), random), f"{row} {column} {cell}", only)
             )
-        return asked
+        return candidates
 
     def _of_headings(self, spot: _Spot) -> list[_Asked]:
         """A question from one of the headings over a passage, unless others of that name stand elsewhere."""
@@ -229,7 +229,7 @@ class _Maker:
         if self._model is None or self._left_to_model >= INVENTED:
             return []
         self._left_to_model += 1
-        passage, text = spot.passage, invented(self._model, spot.passage.embedded)
+        passage, text = spot.passage, write_question(self._model, spot.passage.embedded)
         stems = list(dict.fromkeys(words(text)))
         tells = dict(zip(stems, self._telling(stems), strict=True))
         there = sum(tells[stem] for stem in tells.keys() & words(passage.embedded))
@@ -237,16 +237,16 @@ class _Maker:
         return [_Asked("model", text, passage.text, frozenset((passage.id,)))] if is_about else []
 
     def _headed_elsewhere(self, text: str, section: frozenset[int]) -> bool:
-        found = self._collection.catalogue.words.under_headings(list(dict.fromkeys(words(text))), len(section) + 1)
-        return not section.issuperset(found)
+        passages = self._collection.catalogue.words.under_headings(list(dict.fromkeys(words(text))), len(section) + 1)
+        return not section.issuperset(passages)
 
     def _other(self, text: str) -> str:
         return self._rewording.reworded(text, self.random)
 
     def _telling(self, of: Sequence[str]) -> list[float]:
         stems = [set(words(word)) for word in of]
-        found = self._collection.catalogue.words.frequencies(stem for some in stems for stem in some)
-        return [max((log(self._total / found.get(stem, 1)) for stem in some), default=0.0) for some in stems]
+        frequencies = self._collection.catalogue.words.frequencies(stem for some in stems for stem in some)
+        return [max((log(self._total / frequencies.get(stem, 1)) for stem in some), default=0.0) for some in stems]
 
     def _saying(self, text: str) -> frozenset[int]:
         """Passages that have nearly all that a text says, whatever else they say."""

@@ -1,8 +1,7 @@
-"""Other words for the same, as people use them who have not read the documents.
+"""Other words for the same thing, as people use them who have not read the documents.
 
-There is no lexicon: what stands near a word in the embedder's space, among the collection's own words, takes its place.
-That is a synonym, or something of the same kind. Some words are mistyped, which stands for all those that people know
-and no document has.
+There is no lexicon: a word is replaced by one of the collection's own that is near it in the embedder's space, a
+synonym or something of the same kind. Some words are mistyped, which stands for all words that no document has.
 """
 
 import re
@@ -15,7 +14,7 @@ import numpy as np
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.words import STOP, words
 
-SHARE = 0.25  # of the words of a text that have others near them
+SHARE = 0.25  # of the words of a text that have near ones, which are replaced
 MISTYPED = 0.05  # of those
 MOST = 2000  # words that are known, the most frequent ones
 NEAREST = 2  # of them that may take a word's place
@@ -24,7 +23,7 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 class Rewording:
-    """Knows the words of some texts that stand in them in small letters: names keep theirs."""
+    """Replaces words that some texts have in lower case; names stay."""
 
     def __init__(self, vectorizer: Vectorizer, texts: Iterable[str]) -> None:
         counted = Counter(word for text in texts for word in _WORD.findall(text) if word.islower() and word not in STOP)
@@ -35,8 +34,8 @@ class Rewording:
 
     def reworded(self, text: str, random: Random) -> str:
         """The text with some of its words replaced, about `SHARE` of them and never more than half."""
-        found = [m for m in _WORD.finditer(text) if m[0].lower() in self._at]
-        changed = [m for m in found if random.random() < SHARE][: len(found) // 2]
+        matches = [m for m in _WORD.finditer(text) if m[0].lower() in self._at]
+        changed = [m for m in matches if random.random() < SHARE][: len(matches) // 2]
         for match in reversed(changed):
             word = match[0].lower()
             other = _mistyped(word, random) if random.random() < MISTYPED else self._other(word, random)
@@ -52,6 +51,6 @@ class Rewording:
 
 
 def _mistyped(word: str, random: Random) -> str:
-    """With two letters that stand side by side in the other order, the first letter apart."""
+    """The word with two neighbouring letters swapped, other than the first."""
     at = random.randrange(1, len(word) - 1)
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :]

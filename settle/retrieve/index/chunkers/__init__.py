@@ -1,4 +1,4 @@
-"""Chunkers: one file a way to cut a document into passages."""
+"""Chunkers: one file for each way to cut a document into passages."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,6 +13,6 @@ class Chunker(Part):
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
         """Passages in order, each of at most `most` tokens together with its headings. count: tokens of some texts, as
-        the embedder counts them, without what it puts around a text.
+        the embedder counts them, without its special tokens.
         """
         raise NotImplementedError

@@ -8,18 +8,18 @@ from settle.retrieve.index.chunkers import Count
 from settle.retrieve.index.chunkers._pieces import Piece, cut, weights
 
 HEADINGS = 0.25  # of a passage's tokens that its headings may take at most
-TINY = 0.25  # of a passage's tokens: what is left over at a section's end is put to the passage before
-_AT_ONCE = 1 << 18  # characters that are counted together
+TINY = 0.25  # of a passage's tokens: a smaller rest at a section's end joins the passage before
+_BATCH_CHARACTERS = 1 << 18  # that are counted together
 
-# A block's pieces, given its tokens, those that a passage should have at most and those that it may have.
+# The pieces of a block, given its tokens, the tokens that a passage should have at most, and those that it may have.
 ToPieces = Callable[[Block, int, int, int], Iterable[Piece]]
-# Of a passage's pieces, those that the next one begins with again.
+# The pieces of a passage with which the next one begins again.
 Carry = Callable[[Sequence[Piece]], Sequence[Piece]]
 
 
 @dataclass
 class _Section:
-    """A section that is open. shown: whether a passage has its heading already."""
+    """An open section. shown: whether a passage has its heading already."""
 
     level: int
     heading: str
@@ -30,7 +30,7 @@ class _Section:
 
 @dataclass(frozen=True)
 class _Group:
-    """A passage to be. size: tokens of its pieces, counted one by one."""
+    """A passage in the making. size: tokens of its pieces, counted one by one."""
 
     headings: tuple[str, ...]
     pieces: Sequence[Piece]
@@ -45,13 +45,13 @@ class Filler:
         self._to_pieces, self._carry = to_pieces, carry
         (self._arrow,) = count([" › "])
         self._headers: dict[str, int] = {}  # tokens of each header of a table
-        self._said: set[str] = set()  # headers that are too long to be repeated
+        self._long_headers: set[str] = set()  # too long to be repeated, and emitted once
         self._path: list[_Section] = []
-        self._above: tuple[str, ...] = ()  # headings of the path for which there is room
+        self._above: tuple[str, ...] = ()  # headings of the path that fit
         self._above_size = 0
         self._pieces: list[Piece] = []
-        self._size = self._fresh = 0  # tokens of the pieces, and how many of them no passage has yet
-        self._before: _Group | None = None  # of the same section, until it is known what follows
+        self._size = self._fresh = 0  # tokens of the pieces; pieces that no passage has yet
+        self._before: _Group | None = None  # of the same section, held back until it is known what follows
         self._ready: list[_Group] = []
 
     def passages(self, blocks: Iterable[Block]) -> Iterator[Chunk]:
@@ -74,7 +74,7 @@ class Filler:
             self._path.append(_Section(level, text, tokens, block.place))
             self._fit()
             return
-        # too long to stand above each passage: its beginning does, and all of it is said once
+        # too long to be above each passage: its beginning is, and all of it appears once
         start = text[: len(text) * limit // (2 * tokens)].rpartition(" ")[0]
         if start:
             self._path.append(_Section(level, start + " …", limit // 2, block.place, shown=True))
@@ -87,8 +87,8 @@ class Filler:
         wanted, most = self._wanted - self._above_size, self._most - self._above_size
         header = self._header_size(block.header)
         if header > wanted // 2:
-            if block.header not in self._said:
-                self._said.add(block.header)
+            if block.header not in self._long_headers:
+                self._long_headers.add(block.header)
                 self._block(Block("table", block.header, block.place), header)
             block, header = replace(block, header=""), 0
         for piece in self._to_pieces(block, tokens, wanted - header, most - header):
@@ -100,7 +100,7 @@ class Filler:
         return self._headers[header] if header else 0
 
     def _add(self, piece: Piece, wanted: int) -> None:
-        """Puts a piece to what was collected, or begins anew with it: a passage never goes over a page's end."""
+        """Adds a piece to the current passage, or begins a new one with it: no passage crosses the end of a page."""
         if self._fresh and piece.place.page != self._pieces[-1].place.page:
             self._finish()
             self._pieces, self._size, self._fresh = [], 0, 0
@@ -117,12 +117,12 @@ class Filler:
         self._fresh += 1
 
     def _new_header(self, piece: Piece) -> int:
-        """Tokens of the header that a piece needs above it, where it does not go on with a table."""
-        goes_on = self._pieces and self._pieces[-1].header == piece.header
-        return 0 if goes_on else self._header_size(piece.header)
+        """Tokens of the header that a piece needs above it, unless it continues a table."""
+        continues = self._pieces and self._pieces[-1].header == piece.header
+        return 0 if continues else self._header_size(piece.header)
 
     def _finish(self) -> None:
-        """What was collected becomes a passage, whose place is behind the one that is still kept."""
+        """The collected pieces become a passage, after the one that was held back."""
         for section in self._path[: len(self._path) - len(self._above)]:
             if not section.shown:
                 self._alone(section)
@@ -133,7 +133,7 @@ class Filler:
         self._before = _Group(self._above, tuple(self._pieces), self._size)
 
     def _leave(self, level: int) -> None:
-        """Ends the sections below `level`, and what was collected in the last of them."""
+        """Ends the sections below `level`, and the passage in the last of them."""
         before = self._before
         if self._fresh and before and not self._carry and self._size <= self._wanted * TINY:
             size = before.size + self._size
@@ -152,7 +152,7 @@ class Filler:
         self._fit()
 
     def _alone(self, section: _Section) -> None:
-        """A heading that no passage has above it still says something: it becomes one."""
+        """A heading that no passage has above it becomes a passage of its own."""
         section.shown = True
         above = [s for s in self._path if s.level < section.level]
         headings = self._fitting(above)
@@ -167,7 +167,7 @@ class Filler:
         self._above_size = sum(section.tokens + self._arrow for section in shown)
 
     def _fitting(self, path: Sequence[_Section]) -> tuple[str, ...]:
-        """The innermost headings of a path that leave room for what they stand above."""
+        """The innermost headings of a path that leave enough room for the text below them."""
         size, headings = 0, []
         for section in reversed(path):
             size += section.tokens + self._arrow
@@ -181,7 +181,7 @@ class Filler:
         return ready
 
     def _measured(self, groups: Sequence[_Group]) -> Iterator[Chunk]:
-        """Passages as the embedder counts them whole: one that is too large after all is made smaller."""
+        """Passages as the embedder counts them whole; one that is still too large is split."""
         texts = [_joined(group.pieces) for group in groups]
         counts = self._count([with_headings(g.headings, text) for g, text in zip(groups, texts, strict=True)])
         for group, text, tokens in zip(groups, texts, counts, strict=True):
@@ -206,14 +206,14 @@ class Filler:
 
 
 def _together(blocks: Iterable[Block]) -> Iterator[list[Block]]:
-    """Blocks that are counted in one go, without those that say nothing."""
+    """Blocks in batches that are counted together, without blank ones."""
     some: list[Block] = []
     size = 0
     for block in blocks:
         if block.text and not block.text.isspace():
             some.append(block)
             size += len(block.text)
-        if size > _AT_ONCE:
+        if size > _BATCH_CHARACTERS:
             yield some
             some, size = [], 0
     yield some

@@ -1,4 +1,4 @@
-"""Blocks in pieces that a passage can hold, each at its own place."""
+"""Blocks cut into pieces that fit into a passage, each with its own place."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])")
 _CELL = re.compile(r" \| ")
 WORD = re.compile(r"\s+")
 _BLANK_LINES = re.compile(r"(?:[ \t]*\n)+")
-# where a block is cut, the best places first
+# where a block is cut, in order of preference
 BORDERS: dict[Kind, tuple[re.Pattern[str], ...]] = {
     "text": (_PARAGRAPH, SENTENCE, LINE, WORD),
     "heading": (WORD,),
@@ -23,15 +23,15 @@ BORDERS: dict[Kind, tuple[re.Pattern[str], ...]] = {
     "code": (_PARAGRAPH, LINE, WORD),
     "table": (LINE, _CELL, WORD),
 }
-# An embedder may count a long run of characters, such as a key in base64, as one word that it does not know.
-_CHARACTERS = 20  # that count as a token at least
+# An embedder may count a long run of characters, such as a key in base64, as one unknown word.
+_TOKEN_CHARACTERS = 20  # so many count as one token at least
 
 Span = tuple[int, int, int]  # start, end, tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a block. tokens: of its text alone. lined, header: as of the block. glue: what stands between it and the
+    """Part of a block. tokens: of its text alone. lined, header: as of the block. glue: the text between it and the
     piece before it in the same block, or None for the first one of a block.
     """
 
@@ -45,8 +45,8 @@ class Piece:
 
 
 def weights(texts: Sequence[str], count: Count) -> list[int]:
-    """Tokens of each text, and more than that where its words are endless."""
-    return [max(n, len(text) // _CHARACTERS) for n, text in zip(count(texts), texts, strict=True)]
+    """Tokens of each text, and more than that where its words are very long."""
+    return [max(n, len(text) // _TOKEN_CHARACTERS) for n, text in zip(count(texts), texts, strict=True)]
 
 
 def whole(block: Block, tokens: int) -> Piece:
@@ -95,7 +95,7 @@ def _placed(block: Block, spans: Iterable[Span]) -> Iterator[Piece]:
 def _spans(
     text: str, start: int, end: int, borders: Sequence[re.Pattern[str]], most: int, count: Count
 ) -> Iterator[Span]:
-    """Neighbouring parts put together as long as they fit; a part that does not is taken apart at the next border."""
+    """Neighbouring parts, joined as long as they fit; a part that does not fit is cut at the next kind of border."""
     if not borders:
         yield from _halves(text, start, end, most, count)
         return
@@ -119,7 +119,7 @@ def _spans(
 
 
 def _between(text: str, start: int, end: int, border: re.Pattern[str], every: int = 1) -> list[tuple[int, int]]:
-    """A text taken apart behind each n-th border, without the parts that are blank."""
+    """A text cut after each n-th border, without blank parts."""
     ends = [found.end() for found in border.finditer(text, start, end)]
     cuts = [start, *ends[every - 1 :: every], end]
     parts = [(a, b) for a, b in pairwise(cuts) if b > a and not text[a:b].isspace()]
@@ -127,7 +127,7 @@ def _between(text: str, start: int, end: int, border: re.Pattern[str], every: in
 
 
 def _halves(text: str, start: int, end: int, most: int, count: Count) -> Iterator[Span]:
-    """One endless word, cut in half until each part fits."""
+    """One very long word, halved until each part fits."""
     (tokens,) = weights([text[start:end]], count)
     if tokens <= most or end - start < 2:
         yield start, end, tokens

@@ -1,10 +1,10 @@
-"""Embedders: one file a way to turn texts into vectors."""
+"""Embedders: one file for each way to turn texts into vectors."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from settle.base.registry import Part
 
 
 class Vectorizer(ABC):
-    """An opened embedder. width: of its vectors. most: tokens of a text that it reads. identity: says which vectors
-    can be compared: made of the hash of the weights and of everything else that changes a vector (`identity_of`).
+    """An opened embedder. width: of its vectors. most: tokens of a text that it reads. identity: only vectors
+    with the same one can be compared; it hashes the weights and everything else that changes a vector (`identity_of`).
     """
 
     width: int
@@ -23,7 +23,7 @@ class Vectorizer(ABC):
 
     @abstractmethod
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without what is put around it."""
+        """Tokens of each text, without prefixes and special tokens."""
 
     @abstractmethod
     def documents(self, texts: Sequence[str]) -> np.ndarray:
@@ -35,8 +35,8 @@ class Vectorizer(ABC):
         """Questions as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long."""
 
     def words(self, words: Sequence[str]) -> np.ndarray:
-        """What single words mean by themselves, float32 (len(words), ·), each of length 1, found in no time; zeros for
-        one that is like no other, and, as here, for all where the model is not asked for so little."""
+        """The meaning of single words, float32 (len(words), ·), each of length 1, without running the model; zeros for
+        a word that is similar to no other, and, as here, for all words where an embedder has no such vectors."""
         return np.zeros((len(words), 1), np.float32)
 
     def query(self, text: str) -> np.ndarray:
@@ -46,7 +46,7 @@ class Vectorizer(ABC):
         return unit
 
     def _parts(self, text: str) -> Iterator[str]:
-        """A text in halves, cut between words where there are any, until each part is short enough."""
+        """A text halved, between words where possible, until each part is short enough."""
         if self.count([text])[0] <= self.most or len(text) < 2:
             yield text
             return
@@ -68,14 +68,14 @@ class Vectorizer(ABC):
 class Embedder(Part):
     """The contract of an embedder."""
 
-    def prepare(self, events: Events) -> None:  # noqa: B027  most have nothing to get
-        """Gets what is not on this machine yet, and says what a person should know. Raises SettleError."""
+    def prepare(self, events: Events) -> None:  # noqa: B027  most have nothing to pull
+        """Pulls what is not on this machine yet, and reports what a person should know. Raises SettleError."""
 
     def open(self) -> Vectorizer:
         """Loads it. Raises UsageError with what to install, pull or start when it is not here."""
         raise NotImplementedError
 
 
-def identity_of(**what: Any) -> str:
-    """One string of all that changes a vector."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+def identity_of(**parts: object) -> str:
+    """One string for everything that changes a vector."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -18,15 +18,15 @@ from settle.formats import Weights
 from settle.formats.gguf import pooling
 from settle.machine import accelerator
 
-AT_ONCE = 1 << 12  # tokens, padding included: what is worked on stays in a processor's cache
-_PROBE = (256, 384, 1536)  # a product as the small ones have many
+BATCH_TOKENS = 1 << 12  # padding included: the activations stay in a processor's cache
+_PROBE = (256, 384, 1536)  # a matrix product of the size that small models have
 _PROBES = 5
 _QKV = ("attn_q", "attn_k", "attn_v")
 _IN_LAYER = ("attn_output", "attn_output_norm", "ffn_up", "ffn_down", "layer_output_norm")
 
 
 def _names(layers: int) -> Iterator[str]:
-    """Of the tensors that are needed."""
+    """The names of the tensors that the encoder needs."""
     yield from ("token_embd.weight", "position_embd.weight", "token_types.weight")
     stems = itertools.chain(
         ("token_embd_norm",), (f"blk.{layer}.{name}" for layer in range(layers) for name in (*_QKV, *_IN_LAYER))
@@ -63,7 +63,7 @@ class BertEncoder:
         start = 0
         while start < len(order):
             end = start + 1
-            while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= AT_ONCE:
+            while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= BATCH_TOKENS:
                 end += 1
             some = order[start:end]
             out[some] = self._forward([ids[i] for i in some]).cpu().numpy()
@@ -76,15 +76,15 @@ class BertEncoder:
         longest = max(map(len, ids))
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self._device)
         lengths = torch.tensor([len(row) for row in ids], device=self._device)
-        seen = torch.arange(longest, device=self._device) < lengths[:, None]
-        mask = None if len(ids[0]) == longest else seen[:, None, None]  # the first is the shortest
+        is_token = torch.arange(longest, device=self._device) < lengths[:, None]
+        mask = None if len(ids[0]) == longest else is_token[:, None, None]  # the first is the shortest
         w = self._w
         x = w["token_embd.weight"][padded] + w["position_embd.weight"][:longest] + w["token_types.weight"][0]
         x = self._norm(x, "token_embd_norm")
         for layer in range(self._layers):
             x = self._layer(x, mask, f"blk.{layer}.")
         x = x.float()
-        pooled = x[:, 0] if self._takes_first else (x * seen[..., None]).sum(1) / lengths[:, None]
+        pooled = x[:, 0] if self._takes_first else (x * is_token[..., None]).sum(1) / lengths[:, None]
         return F.normalize(pooled, dim=-1)
 
     def _layer(self, x: Tensor, mask: Tensor | None, at: str) -> Tensor:
@@ -103,8 +103,8 @@ class BertEncoder:
 
 
 def fastest() -> tuple[str, torch.dtype]:
-    """The device that is there and what it computes in: on a processor, bfloat16 where it multiplies that faster than
-    float32, as measured here and now."""
+    """The accelerator and the dtype it computes in. On a CPU, bfloat16 where a measurement right now shows that it
+    multiplies faster than float32."""
     device = accelerator()
     if device.kind != "cpu":
         return device.kind, getattr(torch, device.dtypes[-1 if device.kind == "cuda" else 0])

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from settle.infer.embedder import VectorEngine
     from settle.retrieve.index.embedders._bert import BertEncoder
 
-MANY = 16  # texts from which on it pays to load torch, which reads several times faster than llama.cpp
-_AT_ONCE = 64  # texts of a request to llama.cpp
-_AROUND = 2  # tokens that open and close a text
-_PIECES = 2  # tokens of a word that means something by itself, at most
-_SAMPLED = 1000  # rows of the table, whose mean is that of all
+MANY = 16  # texts from which on loading torch pays, which is several times faster than llama.cpp
+_BATCH_TEXTS = 64  # of a request to llama.cpp
+_SPECIAL_TOKENS = 2  # that open and close a text
+_WORD_TOKENS = 2  # of a word that means something by itself, at most
+_SAMPLED_ROWS = 1000  # of the embedding table, whose mean stands for that of all
 _SEARCH = "Represent this sentence for searching relevant passages: "
 _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 
 class Known(NamedTuple):
-    """What a file does not say of its model. name: a pattern of what it is called. query, document: what stands before
-    a text, as the model's card has it. most: tokens of the texts that it was made for, where its file claims more.
+    """What a file does not say about its model. name: a pattern of its name. query, document: prefixes of texts, from
+    the model's card. most: tokens of the texts that it was trained on, where its file claims more.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Known(NamedTuple):
     most: int | None = None
 
 
-# the first that fits counts
+# the first that matches counts
 _KNOWN = (
     Known("minilm-l12", most=128),
     Known("minilm", most=256),
@@ -67,19 +67,21 @@ class Gguf(Embedder):
     """A model of the store, or a file."""
 
     model: str = Field("", description="a model that `settle pull` got, by name, or a .gguf file")
-    query_prefix: str | None = Field(None, description="put before each question; None: as the model was made")
-    document_prefix: str | None = Field(None, description="put before each passage; None: as the model was made")
-    most: int = Field(512, gt=8, description="tokens of the longest passage; fewer where the model was made for fewer")
+    query_prefix: str | None = Field(None, description="put before each question; the model's own if not given")
+    document_prefix: str | None = Field(None, description="put before each passage; the model's own if not given")
+    most: int = Field(
+        512, gt=8, description="tokens of the longest passage; fewer where the model was trained on shorter texts"
+    )
 
     def prepare(self, events: Events) -> None:
         source, file = self._source()
         metadata = file.metadata
         if pooling(metadata) == "none":
-            made = "" if embeds(metadata) else ", which was not made for vectors,"
-            events.emit(Say(text=f"{source.name}{made} does not say how its tokens become one: their mean is taken"))
+            note = "" if embeds(metadata) else ", which was not trained as an embedder,"
+            events.emit(Say(text=f"{source.name}{note} does not say how to pool its tokens: their mean is taken"))
         if known(_names(source, metadata)) is None and None in (self.query_prefix, self.document_prefix):
-            said = "is not known here: nothing is put before questions and passages (query_prefix, document_prefix)"
-            events.emit(Say(text=f"{source.name} {said}"))
+            note = "is unknown: questions and passages get no prefix (see query_prefix, document_prefix)"
+            events.emit(Say(text=f"{source.name} {note}"))
 
     def open(self) -> Vectorizer:
         source, file = self._source()
@@ -89,21 +91,24 @@ class Gguf(Embedder):
         return _Opened(source, file, (query, document), min(self.most, model.most or self.most))
 
     def _source(self) -> tuple[Source, Weights]:
-        """Where the file is from, and what it holds."""
+        """The model and its file."""
         if not self.model:
-            raise UsageError("which GGUF embedder?", "--embedder.model NAME of `settle pull`, or a .gguf file")
+            raise UsageError(
+                "no model is given for the gguf embedder", "--embedder.model NAME of `settle pull`, or a .gguf file"
+            )
         source = resolve_whole(self.model).source
         fix = "choose an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
         if source.kind != "gguf":
             raise UsageError(f"{source.name} is no GGUF file", fix)
         file = read_gguf(source.path)
         if pooling(file.metadata) == "rank":
-            raise UsageError(f"{source.name} was made to order passages, not for vectors", fix)
+            raise UsageError(f"{source.name} is a reranker and gives no vectors", fix)
         return source, file
 
 
 class _Opened(Vectorizer):
-    """Many texts at once are read by torch where it knows the model's kind; few by llama.cpp, which is there sooner."""
+    """Many texts at once are embedded by torch, where it knows the architecture; few by llama.cpp, which loads
+    sooner."""
 
     def __init__(self, source: Source, file: Weights, prefixes: tuple[str, str], most: int) -> None:
         """prefixes: of questions and of passages. most: tokens of the longest text, those around it included."""
@@ -118,7 +123,7 @@ class _Opened(Vectorizer):
         self._longest = min(most, longest_context(source.name, meta))
         self._is_bert = at == "bert" and pooling(meta) in ("mean", "cls") and self._tokenizer is not None
         self.identity = identity_of(weights=source.sha256, pooling=pooling(meta), query=query, document=document)
-        self.most = self._longest - _AROUND - max(self.count([query, document]))
+        self.most = self._longest - _SPECIAL_TOKENS - max(self.count([query, document]))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         if self._tokenizer is None:
@@ -132,28 +137,28 @@ class _Opened(Vectorizer):
         return self._vectors([self._query + text for text in texts])
 
     def words(self, words: Sequence[str]) -> np.ndarray:
-        """By the rows that the model begins with, less their mean: that of all is in each. Names and numbers are pieced
-        together of parts that say nothing of them: they are like no other."""
-        found = np.zeros((len(words), self._table.shape[-1]), np.float32)
+        """The rows of the embedding table, less their mean, which is part of each. Names and numbers are made of pieces
+        that say nothing about them: they get zeros."""
+        vectors = np.zeros((len(words), self._table.shape[-1]), np.float32)
         if self._tokenizer is None:
-            return found
+            return vectors
         pieces = self._tokenizer.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
         for i, (word, of) in enumerate(zip(words, pieces, strict=True)):
-            if 0 < len(of.ids) <= _PIECES and not any(c.isdigit() for c in word):
-                vector = rows(self._table, of.ids).mean(0) - self._middle
-                found[i] = vector / max(float(np.linalg.norm(vector)), 1e-6)
-        return found
+            if 0 < len(of.ids) <= _WORD_TOKENS and not any(c.isdigit() for c in word):
+                vector = rows(self._table, of.ids).mean(0) - self._mean_row
+                vectors[i] = vector / max(float(np.linalg.norm(vector)), 1e-6)
+        return vectors
 
     @property
     def _table(self) -> LazyTensor:
         return self._file.tensors["token_embd.weight"]
 
     @cached_property
-    def _middle(self) -> np.ndarray:
-        """The mean of the table's rows, of a thousand of them: (W,)."""
+    def _mean_row(self) -> np.ndarray:
+        """The mean of the table's rows, (W,), from a sample."""
         number = self._table.shape[0]
-        middle: np.ndarray = rows(self._table, range(0, number, max(1, number // _SAMPLED))).mean(0)
-        return middle
+        mean_row: np.ndarray = rows(self._table, range(0, number, max(1, number // _SAMPLED_ROWS))).mean(0)
+        return mean_row
 
     def close(self) -> None:
         engine = self.__dict__.pop("_engine", None)
@@ -170,19 +175,19 @@ class _Opened(Vectorizer):
             if len(texts) >= MANY or "_encoder" in self.__dict__:
                 return self._encoder.embed(ids)
             return self._engine.embed(ids)
-        self._require_whole(number + _AROUND for number in self.count(texts))
-        parts = [texts[first : first + _AT_ONCE] for first in range(0, len(texts), _AT_ONCE)]
+        self._require_whole(number + _SPECIAL_TOKENS for number in self.count(texts))
+        parts = [texts[first : first + _BATCH_TEXTS] for first in range(0, len(texts), _BATCH_TEXTS)]
         return np.concatenate([self._engine.embed(part) for part in parts])
 
     def _require_whole(self, lengths: Iterable[int]) -> None:
-        """llama.cpp would refuse a text that is too long with fewer words."""
+        """Raises DataError for a text that is too long; llama.cpp's own error says less."""
         longest = max(lengths)
         if longest > self._longest:
             raise DataError(f"a text has {longest:,} tokens, and {self._name} reads {self._longest:,}", "shorten it")
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer | None":
-        """None where only llama.cpp knows the file's kind."""
+        """None where only llama.cpp knows the file's tokenizer."""
         from settle.data.tokenizer.fast import fast_tokenizer
 
         try:
@@ -206,12 +211,12 @@ class _Opened(Vectorizer):
 
 
 def known(names: Iterable[str]) -> Known | None:
-    """What is known of a model of those names."""
+    """What is known about a model with one of these names."""
     spelled = [re.sub(r"[^a-z0-9.]+", "-", name.lower()) for name in names]
     return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
 
 
 def _names(source: Source, metadata: Mapping[str, Any]) -> list[str]:
-    """What its file and the store call a model."""
-    said = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
-    return [*said, source.name, source.path.stem]
+    """The names of a model in its file and in the store."""
+    names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
+    return [*names, source.name, source.path.stem]

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a sentence embedder of 22 million parameters: small enough for a laptop, at work offline."""
+"""all-MiniLM-L6-v2, a sentence embedder of 22 million parameters: small enough for a laptop, and works offline."""
 
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
@@ -21,8 +21,8 @@ class Minilm(Embedder):
         try:
             pull(find_offer(_NAME), None, events)
         except SettleError as e:
-            fix = "connect once for `settle pull minilm`, or choose a model that is here: --embedder gguf"
-            raise ResourceError(f"the embedder cannot be got: {e.what}", fix) from None
+            fix = "connect once for `settle pull minilm`, or choose a model that is on this machine: --embedder gguf"
+            raise ResourceError(f"the embedder cannot be pulled: {e.what}", fix) from None
 
     def open(self) -> Vectorizer:
         return Gguf.model_validate({"model": _NAME}).open()

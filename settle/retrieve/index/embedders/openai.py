@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TRIES = 5
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before it is tried again, doubled each time
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry, doubled each time
 _BUSY = (408, 425, 429, 500, 502, 503, 504, 529)  # statuses of a server that may answer later
 _SHOWN = 300  # characters of what a server says
-# patterns of a token, and of a character that may be two: tokenizers of several families stay below on English prose,
-# and nearly always on code
-_ONE, _TWO = re.compile(r"[a-zA-Z]{1,3}|[!-@\[-`{-~]|\s\s+"), re.compile(r"[^\x00-\x7f]")
+# Patterns of a token, and of a character that may be two: tokenizers of several families give fewer on English prose,
+# and nearly always on code.
+_TOKEN, _TWO_TOKENS = re.compile(r"[a-zA-Z]{1,3}|[!-@\[-`{-~]|\s\s+"), re.compile(r"[^\x00-\x7f]")
 
 
 class Openai(Embedder):
@@ -50,12 +50,12 @@ class Openai(Embedder):
     def open(self) -> Vectorizer:
         if not self.url.startswith(("http://", "https://")) or not self.model:
             fix = "--embedder.url http://HOST:PORT/v1 --embedder.model NAME"
-            raise UsageError("which server is to embed, with which model?", fix)
+            raise UsageError("no server and model are given for the openai embedder", fix)
         return _Remote(self)
 
 
 class _Later(Exception):
-    """The server may answer when it is asked again. what: went wrong; seconds: that it wants to be left alone."""
+    """The server may answer a later request. what: what went wrong; seconds: how long it asks to wait."""
 
     def __init__(self, what: str, seconds: float = 0.0) -> None:
         self.what, self.seconds = what, seconds
@@ -63,57 +63,62 @@ class _Later(Exception):
 
 
 class _Remote(Vectorizer):
-    def __init__(self, asked: Openai) -> None:
-        self._asked = asked
-        if asked.key_variable and not os.environ.get(asked.key_variable):
-            raise UsageError(f"the environment has no {asked.key_variable}", f"export {asked.key_variable}=…")
+    def __init__(self, settings: Openai) -> None:
+        self._settings = settings
+        if settings.key_variable and not os.environ.get(settings.key_variable):
+            raise UsageError(f"the environment has no {settings.key_variable}", f"export {settings.key_variable}=…")
         try:
             self.width = len(self._post(["how wide are the vectors?"])[0])
         except _Later as e:
-            raise UsageError(f"{asked.url} gives no vectors: {e.what}", "start the server, and check its url") from None
-        self.most = asked.most - max(self.count([asked.query_prefix, asked.document_prefix]))
+            raise UsageError(
+                f"{settings.url} gives no vectors: {e.what}", "start the server, and check its url"
+            ) from None
+        self.most = settings.most - max(self.count([settings.query_prefix, settings.document_prefix]))
         self.identity = identity_of(
-            url=asked.url.rstrip("/"), model=asked.model, query=asked.query_prefix, document=asked.document_prefix
+            url=settings.url.rstrip("/"),
+            model=settings.model,
+            query=settings.query_prefix,
+            document=settings.document_prefix,
         )
 
     def count(self, texts: Sequence[str]) -> list[int]:
         if self._tokenizer is None:
-            return [_guessed(text) for text in texts]
+            return [_estimate_tokens(text) for text in texts]
         return [len(e) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
-        return self._vectors([self._asked.document_prefix + text for text in texts])
+        return self._vectors([self._settings.document_prefix + text for text in texts])
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        return self._vectors([self._asked.query_prefix + text for text in texts])
+        return self._vectors([self._settings.query_prefix + text for text in texts])
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer | None":
-        if not self._asked.tokenizer:
+        if not self._settings.tokenizer:
             return None
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_file(self._asked.tokenizer)
+            return Tokenizer.from_file(self._settings.tokenizer)
         except Exception as e:  # noqa: BLE001  the library raises nothing narrower
-            what = f"{self._asked.tokenizer} is no tokenizer: {e}"
+            what = f"{self._settings.tokenizer} is no tokenizer: {e}"
             raise UsageError(what, "give the model's tokenizer.json") from None
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         out = np.empty((len(texts), self.width), np.float32)
-        for first in range(0, len(texts), self._asked.batch):
-            some = texts[first : first + self._asked.batch]
-            found = self._patiently(some)
-            if found.shape[1] != self.width:
+        for first in range(0, len(texts), self._settings.batch):
+            some = texts[first : first + self._settings.batch]
+            vectors = self._with_retries(some)
+            if vectors.shape[1] != self.width:
                 raise DataError(
-                    f"{self._asked.url} gives vectors of {found.shape[1]} numbers now, it was {self.width}",
-                    "its model was exchanged: `settle index NAME --anew`",
+                    f"{self._settings.url} gives vectors of {vectors.shape[1]} numbers now, it was {self.width}",
+                    "the model was replaced: run `settle index NAME --anew`",
                 )
-            out[first : first + len(some)] = found
+            out[first : first + len(some)] = vectors
         return out
 
-    def _patiently(self, texts: Sequence[str]) -> np.ndarray:
-        """Asked again while the server is busy or away. Raises ResourceError in the end."""
+    def _with_retries(self, texts: Sequence[str]) -> np.ndarray:
+        """Retries while the server is busy or away. Raises ResourceError in the end."""
         what, wait = "", FIRST_WAIT
         for tries_left in reversed(range(TRIES)):
             try:
@@ -124,43 +129,43 @@ class _Remote(Vectorizer):
                     time.sleep(min(max(wait, e.seconds), LONGEST_WAIT))
                 wait *= 2
         raise ResourceError(
-            f"{self._asked.url} gave no vectors in {TRIES} tries: {what}", "see to the server, then again"
+            f"{self._settings.url} gave no vectors in {TRIES} tries: {what}", "check the server, then run it again"
         )
 
     def _post(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 (len(texts), width), each of length 1. Raises _Later, or SettleError when asking again is no use."""
-        url = f"{self._asked.url.rstrip('/')}/embeddings"
-        body = json.dumps({"model": self._asked.model, "input": list(texts)}).encode()
+        """float32 (len(texts), width), each of length 1. Raises _Later, or SettleError when a retry is of no use."""
+        url = f"{self._settings.url.rstrip('/')}/embeddings"
+        body = json.dumps({"model": self._settings.model, "input": list(texts)}).encode()
         headers = {"Content-Type": "application/json"}
-        if self._asked.key_variable:
-            headers["Authorization"] = f"Bearer {os.environ[self._asked.key_variable]}"
+        if self._settings.key_variable:
+            headers["Authorization"] = f"Bearer {os.environ[self._settings.key_variable]}"
         try:
             request = urllib.request.Request(url, body, headers)
-            with urllib.request.urlopen(request, timeout=self._asked.seconds) as response:
+            with urllib.request.urlopen(request, timeout=self._settings.seconds) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as e:
             with e:
-                raise self._refused(e, _said(e)) from None
+                raise self._error_of(e, _message_of(e)) from None
         except urllib.error.URLError as e:
             raise _Later(str(getattr(e.reason, "strerror", None) or e.reason)) from None
         except (OSError, http.client.HTTPException) as e:
             raise _Later(str(e) or type(e).__name__) from None
         except ValueError:
-            raise self._strange("its answer is no JSON") from None
+            raise self._malformed("its answer is no JSON") from None
         return self._read(answer, len(texts))
 
-    def _refused(self, error: urllib.error.HTTPError, said: str) -> SettleError | _Later:
+    def _error_of(self, error: urllib.error.HTTPError, message: str) -> SettleError | _Later:
         if error.code in _BUSY:
             after = error.headers.get("Retry-After", "")
-            return _Later(f"{error.code} {said}", float(after) if after.isdigit() else 0.0)
-        where, what = self._asked.url, f"{error.code} {said}"
+            return _Later(f"{error.code} {message}", float(after) if after.isdigit() else 0.0)
+        where, what = self._settings.url, f"{error.code} {message}"
         if error.code in (401, 403):
-            key = self._asked.key_variable
+            key = self._settings.key_variable
             wrong = f"does not take the key in {key}" if key else "wants a key"
             return UsageError(f"{where} {wrong}: {what}", "--embedder.key_variable NAME of the variable that holds it")
         if error.code == 404:
             return UsageError(
-                f"{where} has no model {self._asked.model!r}, or makes no embeddings: {what}",
+                f"{where} has no model {self._settings.model!r}, or makes no embeddings: {what}",
                 "check --embedder.model and --embedder.url, which mostly ends in /v1",
             )
         return DataError(f"{where} refused the texts: {what}", "a smaller --embedder.most or --embedder.batch may help")
@@ -170,31 +175,31 @@ class _Remote(Vectorizer):
             rows = sorted(answer["data"], key=lambda row: row["index"])
             vectors = np.array([row["embedding"] for row in rows], np.float32)
         except (KeyError, TypeError, ValueError):
-            raise self._strange("its answer holds no embeddings") from None
+            raise self._malformed("its answer holds no embeddings") from None
         if vectors.ndim != 2 or len(vectors) != number:
-            raise self._strange(f"it gave {len(vectors)} vectors for {number} texts")
+            raise self._malformed(f"it gave {len(vectors)} vectors for {number} texts")
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
-            raise self._strange("some of its vectors point nowhere")
+            raise self._malformed("some of its vectors point nowhere")
         unit: np.ndarray = vectors / lengths
         return unit
 
-    def _strange(self, what: str) -> DataError:
-        return DataError(f"{self._asked.url} does not answer as OpenAI's embeddings do: {what}", "check the url")
+    def _malformed(self, what: str) -> DataError:
+        return DataError(f"{self._settings.url} does not answer as OpenAI's embeddings do: {what}", "check the url")
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """What a server says beside a status."""
+def _message_of(error: urllib.error.HTTPError) -> str:
+    """The message in a server's error."""
     raw = error.read(1 << 16).decode("utf-8", "replace")
     try:
-        told = json.loads(raw)
-        told = told.get("error", told)
-        raw = told if isinstance(told, str) else str(told.get("message") or told)
+        body = json.loads(raw)
+        body = body.get("error", body)
+        raw = body if isinstance(body, str) else str(body.get("message") or body)
     except (ValueError, AttributeError):
         pass
     return " ".join(raw.split())[:_SHOWN]
 
 
-def _guessed(text: str) -> int:
-    """Tokens of a text, rather too many."""
-    return len(_ONE.findall(text)) + 2 * len(_TWO.findall(text))
+def _estimate_tokens(text: str) -> int:
+    """An estimate of a text's tokens, rather too high."""
+    return len(_TOKEN.findall(text)) + 2 * len(_TWO_TOKENS.findall(text))

@@ -1,4 +1,4 @@
-"""Stores: one file a place where vectors are kept for their nearest to be found."""
+"""Stores: one file for each place where vectors are kept and their nearest neighbours are found."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,27 +11,25 @@ from settle.base.registry import Part
 
 
 class Vectors(ABC):
-    """An opened store. Which vectors count is not its business: the catalogue decides (see `catalogue.py`), and a store
-    may hold some that do not, after a crash.
-    """
+    """An opened store. The catalogue decides which vectors count; after a crash a store may hold some that do not."""
 
     @abstractmethod
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Keeps int64 (n,) ids with float32 (n, width) vectors of length 1; on the disk when it returns. An id that is
-        there already gets the new vector."""
+        """Stores int64 (n,) ids with float32 (n, width) vectors of length 1; they are on the disk when it returns. An
+        id that is stored already gets the new vector."""
 
     @abstractmethod
     def remove(self, ids: Sequence[int]) -> None:
-        """Forgets some; ids that are not there are no error."""
+        """Removes some vectors; ids that are not stored are no error."""
 
     @abstractmethod
     def near(self, vector: np.ndarray, k: int) -> np.ndarray:
-        """int64 ids that the k nearest to a float32 (width,) vector of length 1 are among. They are compared in full
-        afterwards: a store that reckons roughly gives some times as many."""
+        """int64 ids that include the k nearest to a float32 (width,) vector of length 1. They are compared exactly
+        afterwards: an approximate store returns several times k."""
 
     @abstractmethod
     def compact(self) -> None:
-        """Gives the disk back what removed vectors held, and brings what speeds a search up to date."""
+        """Gives the room of removed vectors back to the disk, and updates the index."""
 
     @abstractmethod
     def drop(self) -> None:
@@ -53,6 +51,6 @@ class Store(Part):
     )
 
     def open(self, folder: Path, name: str, width: int) -> Vectors:
-        """Opens or makes the store. folder: where it may put its files; name: of the collection, for what it shares
-        with others at `url`. Raises UsageError with what to install when its library is missing."""
+        """Opens or makes the store. folder: where it may put its files; name: of the collection's table, which
+        no other one at `url` has. Raises UsageError with what to install when its library is missing."""
         raise NotImplementedError

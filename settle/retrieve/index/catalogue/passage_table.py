@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from settle.documents.blocks import Chunk, Place
-from settle.retrieve.index.database import Database, Row
-from settle.retrieve.index.records import Occurrence, Passage, digest
+from settle.retrieve.index.catalogue.database import Database, Row
+from settle.retrieve.index.catalogue.records import Occurrence, Passage, digest
 
 _PAGE_ROWS = 1000
 _VECTOR = np.dtype("<f2")  # half precision: a cosine changes in its fifth digit

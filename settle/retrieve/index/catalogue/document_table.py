@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from settle.retrieve.index.database import Database, Row
-from settle.retrieve.index.records import DocumentRecord, DocumentSize
-from settle.retrieve.index.word_index import DocumentTitle
+from settle.retrieve.index.catalogue.database import Database, Row
+from settle.retrieve.index.catalogue.records import DocumentRecord, DocumentSize
+from settle.retrieve.index.catalogue.word_index import DocumentTitle
 
 _PAGE_ROWS = 1000  # that are held at a time
 _RECORDS = "SELECT path, size, changed, sha256, title, notes, error FROM documents"

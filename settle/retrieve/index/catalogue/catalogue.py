@@ -1,8 +1,6 @@
 """The catalogue of a collection: one SQLite file that is the only truth about its documents.
 
-The store of vectors may hold more than the catalogue counts, never less: new vectors are added before the transaction
-that makes them count, and removed ones are deleted after the transaction that ends that. In between, their ids stand in
-the table `loose`; a run that dies leaves them there, and the next one removes them. An id is never used twice.
+The store of vectors may hold more than the catalogue counts, never less; see `passage_ids.py`.
 """
 
 import contextlib
@@ -13,12 +11,13 @@ from typing import Self
 import numpy as np
 
 from settle.retrieve.index import words as word_rules
-from settle.retrieve.index.database import Database, slices
-from settle.retrieve.index.document_table import DocumentTable
-from settle.retrieve.index.passage_table import PassageTable
-from settle.retrieve.index.records import DocumentChange, DocumentRecord
-from settle.retrieve.index.stored_settings import StoredSettings
-from settle.retrieve.index.word_index import WordIndex
+from settle.retrieve.index.catalogue.database import Database, slices
+from settle.retrieve.index.catalogue.document_table import DocumentTable
+from settle.retrieve.index.catalogue.passage_ids import PassageIds
+from settle.retrieve.index.catalogue.passage_table import PassageTable
+from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
+from settle.retrieve.index.catalogue.stored_settings import StoredSettings
+from settle.retrieve.index.catalogue.word_index import WordIndex
 
 
 class Catalogue:
@@ -29,6 +28,7 @@ class Catalogue:
     def __init__(self, path: Path) -> None:
         self.database = Database(path)
         self.settings = StoredSettings(self.database)
+        self.ids = PassageIds(self.database, self.settings)
         self.documents = DocumentTable(self.database)
         self.passages = PassageTable(self.database)
         self.words = WordIndex(self.database)
@@ -56,15 +56,6 @@ class Catalogue:
     def counts(self) -> dict[str, int]:
         """The numbers of documents, chunks and passages."""
         return dict(self.database.rows("SELECT what, number FROM counts"))
-
-    def reserve(self, count: int) -> list[int]:
-        """Ids for new passages, loose until `commit` makes them count."""
-        with self.database.transaction():
-            first = (self.settings.get("next_id", int) or 0) + 1
-            ids = list(range(first, first + count))
-            self.settings.set("next_id", ids[-1])
-            self.database.execute_many("INSERT INTO loose VALUES (?)", ((i,) for i in ids))
-        return ids
 
     def commit(
         self,
@@ -97,15 +88,6 @@ class Catalogue:
         with self.database.transaction():
             self.documents.touch(records)
 
-    def loose(self) -> list[int]:
-        """Ids that the store may hold and should not."""
-        return [passage for (passage,) in self.database.rows("SELECT id FROM loose ORDER BY id")]
-
-    def clear_loose(self, ids: Sequence[int]) -> None:
-        """Records that the store no longer holds these ids."""
-        with self.database.transaction():
-            self.database.execute_many("DELETE FROM loose WHERE id = ?", ((i,) for i in ids))
-
     def compact(self) -> None:
         """Gives free room back to the disk, and merges the segments of the word index."""
         self.words.optimize()
@@ -128,7 +110,7 @@ class Catalogue:
         new = {i: chunk for i, chunk in chunks.items() if i not in stored}
         self.passages.insert(new, vectors)
         self.words.add_passages((i, chunk.text, chunk.headings) for i, chunk in new.items())
-        self.clear_loose(list(new))
+        self.ids.clear_loose(list(new))
 
     def _remove_documents(self, paths: Sequence[str]) -> set[int]:
         """Removes documents; the passages that they had."""
@@ -143,4 +125,4 @@ class Catalogue:
         for some in slices(ids):
             self.words.remove_passages((p.id, p.text, p.headings) for p in self.passages.get(some).values())
         self.passages.delete(ids)
-        self.database.execute_many("INSERT OR IGNORE INTO loose VALUES (?)", ((i,) for i in ids))
+        self.ids.add_loose(ids)

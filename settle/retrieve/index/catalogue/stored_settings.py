@@ -3,7 +3,7 @@
 import json
 from typing import TypeVar
 
-from settle.retrieve.index.database import Database
+from settle.retrieve.index.catalogue.database import Database
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from settle.retrieve.index import words as word_rules
-from settle.retrieve.index.database import Database, Row
+from settle.retrieve.index.catalogue.database import Database, Row
 
 HEADINGS_WEIGHT = 1.0  # of a word in the headings, relative to one in the passage
 _TABLES = (

@@ -1,0 +1,1 @@
+"""What a collection holds, in one SQLite file: documents, passages, vectors, words."""
