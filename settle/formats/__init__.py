@@ -251,7 +251,7 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
 
 def write_array(f: IO[bytes], array: np.ndarray) -> None:
     """The array's bytes, little-endian, through the file object (so that a full disk is an honest OSError)."""
-    f.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    f.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 
 def _full(path: Path, num_bytes: int, free: int) -> ResourceError:

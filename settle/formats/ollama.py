@@ -127,13 +127,15 @@ def turns(tokenizer: Tokenizer) -> str | None:
         return text.removeprefix(tokens["bos_token"]) if tokenizer.add_bos else text
 
     try:
-        template = ChatTemplate(tokenizer.chat_template, **tokens)
+        template = ChatTemplate(tokenizer.chat_template, tokens["bos_token"], tokens["eos_token"])
         found = _read_off(rendered)
-        known = [m for m in PROBES if found and found.before.keys() >= {message["role"] for message in m}]
-        same = bool(found) and all(found.render(messages) == rendered(messages) for messages in known)
+        if found is None:
+            return None
+        known = [m for m in PROBES if found.before.keys() >= {message["role"] for message in m}]
+        same = all(found.render(messages) == rendered(messages) for messages in known)
     except (TemplateFailure, ValueError):  # it refuses a talk, or leaves out or repeats what was said
         return None
-    return found.go() if found and same else None
+    return found.go() if same else None
 
 
 USER, ANSWER, AGAIN, RULE = "\ufdd0user", "\ufdd1answer", "\ufdd2again", "\ufdd3rule"  # occur in no template

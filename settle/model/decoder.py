@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
         packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.embed(inputs)
-        for i, layer in enumerate(self.model.layers):
+        for i, layer in enumerate(self.layers):
             table = self._table(layer.options, inputs.device)
             if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
                 x = checkpoint(layer, x, packing, table, use_reentrant=False)
@@ -86,6 +86,11 @@ class Decoder(nn.Module):
                 x = layer(x, packing, table)
         out: Tensor = self.model.norm(x)
         return out
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """Its layers, from the first to the last."""
+        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
 
     def embed(self, inputs: Tensor) -> Tensor:
         """inputs (N,) token ids → (N, D) before the first layer."""
@@ -96,13 +101,12 @@ class Decoder(nn.Module):
 
     def layer(self, number: int, x: Tensor, packing: Packing) -> Tensor:
         """x (N, D) before a layer → (N, D) behind it."""
-        layer = self.model.layers[number]
-        out: Tensor = layer(x, packing, self.table(number, x.device))
+        out: Tensor = self.model.layers[number](x, packing, self.table(number, x.device))
         return out
 
     def table(self, number: int, device: torch.device) -> RotationTable:
         """The rotations of a layer."""
-        return self._table(self.model.layers[number].options, device)
+        return self._table(self.layers[number].options, device)
 
     @property
     def head(self) -> Tensor:

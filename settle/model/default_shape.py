@@ -46,4 +46,4 @@ def tokens_per_batch(num_parameters: int) -> int:
     Small models learn most from many small steps (bench/recipe.py, "batch / 2, same tokens"). Muon's iteration costs
     about 5 · D / N of a step's FLOPs, so larger models take larger batches to keep that under a third.
     """
-    return 2 ** round(math.log2(max(1024.0, 1400 * (num_parameters / 1e6) ** 0.75)))
+    return 1 << round(math.log2(max(1024.0, 1400 * (num_parameters / 1e6) ** 0.75)))

@@ -5,15 +5,19 @@ Every comparison raises `Difference` with the first place where the two part. V 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.base.tokenizer import Tokenizer
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
+from settle.model.decoder import Decoder
 
+Item = TypeVar("Item")
+Figures = dict[str, Any]  # what the gate found, as result.json holds it
 Conversation = list[dict[str, str]]
 CONVERSATIONS: tuple[Conversation, ...] = (
     [{"role": "user", "content": "Hello"}],
@@ -66,12 +70,12 @@ ENDINGS = (
 class Difference(Exception):
     """The first difference between the live model and the file, and the figures that showed it."""
 
-    def __init__(self, what: str, figures: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, what: str, figures: Figures | None = None) -> None:
         super().__init__(what)
         self.figures = dict(figures or {})
 
 
-def lookalikes(tokenizer: Any) -> list[str]:
+def lookalikes(tokenizer: Tokenizer) -> list[str]:
     """Texts that contain the tokenizer's own special tokens, whole and broken; of many, some."""
     out = []
     for token in spread(list(tokenizer.special_tokens), 40):
@@ -79,19 +83,23 @@ def lookalikes(tokenizer: Any) -> list[str]:
     return out
 
 
-def spread(items: Sequence[Any], number: int) -> list[Any]:
+def spread(items: Sequence[Item], number: int) -> list[Item]:
     """`number` of the items at most, evenly spread."""
     return [items[i * len(items) // number] for i in range(number)] if len(items) > number else list(items)
 
 
-def opening(tokenizer: Any) -> list[int]:
+def opening(tokenizer: Tokenizer) -> list[int]:
     """The token that the model expects before every text, or none."""
     return [int(tokenizer.bos_id)] if tokenizer.add_bos and tokenizer.bos_id is not None else []
 
 
-def compare_lists(tokenizer: Any, metadata: Mapping[str, Any]) -> None:
+def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
     """The file's vocabulary itself: most of it occurs in no text that could be compared."""
-    lists = {"tokens": tokenizer.tokens, "token_type": tokenizer.token_types, "merges": tokenizer.merges}
+    lists: dict[str, Sequence[object]] = {
+        "tokens": tokenizer.tokens,
+        "token_type": tokenizer.token_types,
+        "merges": tokenizer.merges,
+    }
     for key, ours in lists.items():
         theirs = metadata.get(f"tokenizer.ggml.{key}", [])
         at = _first(ours, theirs)
@@ -102,7 +110,7 @@ def compare_lists(tokenizer: Any, metadata: Mapping[str, Any]) -> None:
         raise Difference(f"eos_token_id is {tokenizer.eos_id} here, {theirs} in the file")
 
 
-def compare_opening(tokenizer: Any, engine: Engine) -> None:
+def compare_opening(tokenizer: Tokenizer, engine: Engine) -> None:
     """Whether llama.cpp opens a text as the model expects it."""
     ours, theirs = opening(tokenizer), engine.tokenize("", opening=True)
     if ours == theirs:
@@ -116,7 +124,7 @@ def compare_opening(tokenizer: Any, engine: Engine) -> None:
     raise Difference(f"texts are opened with the ids {ours} here, {theirs} in llama.cpp (tokenizer.ggml.add_bos_token)")
 
 
-def compare_prompts(tokenizer: Any, engine: Engine, conversations: Sequence[Conversation]) -> int:
+def compare_prompts(tokenizer: Tokenizer, engine: Engine, conversations: Sequence[Conversation]) -> int:
     """Conversations through the template here and there, byte for byte, then as ids; how many were equal.
 
     What the template refuses here is left out: llama.cpp may rewrite such a conversation before it renders it. An
@@ -126,7 +134,7 @@ def compare_prompts(tokenizer: Any, engine: Engine, conversations: Sequence[Conv
         return 0
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
     tokens = {key: "" if i is None else tokenizer.tokens[i] for key, i in ids.items()}
-    template = ChatTemplate(tokenizer.chat_template, **tokens)
+    template = ChatTemplate(tokenizer.chat_template, tokens["bos_token"], tokens["eos_token"])
     added = tokens["bos_token"] if opening(tokenizer) else ""
     compared = 0
     for messages in conversations:
@@ -148,7 +156,7 @@ def compare_prompts(tokenizer: Any, engine: Engine, conversations: Sequence[Conv
     return compared
 
 
-def compare_ids(tokenizer: Any, engine: Engine, texts: Sequence[str], specials: bool = False) -> int:
+def compare_ids(tokenizer: Tokenizer, engine: Engine, texts: Sequence[str], specials: bool = False) -> int:
     """The ids of every text; how many were equal."""
     for text in texts:
         ours = [int(i) for i in tokenizer.encode(text, specials)]
@@ -163,8 +171,8 @@ def compare_ids(tokenizer: Any, engine: Engine, texts: Sequence[str], specials: 
 
 
 def compare_distributions(
-    model: Any, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
-) -> dict[str, Any]:
+    model: Decoder, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
+) -> Figures:
     """KL and logit error at positions spread over the longest held-out sequences, the last one included."""
     windows = spread(sequences, effort.num_windows)
     top = min(engine.num_vocab, effort.most_likely)
@@ -186,7 +194,7 @@ def compare_distributions(
         "positions": len(divergences),
         "kl": float(np.mean(divergences)),
         "kl_max": float(np.max(divergences)),
-        "logit_error": float(np.sqrt(np.mean(errors) / max(np.mean(spreads), 1e-12))),
+        "logit_error": float(np.sqrt(float(np.mean(errors)) / max(float(np.mean(spreads)), 1e-12))),
         "top_token_equal": float(np.mean(agree)),
     }
     # written so that NaN fails
@@ -200,8 +208,8 @@ def compare_distributions(
 
 
 def compare_greedy(
-    model: Any, tokenizer: Any, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
-) -> dict[str, Any]:
+    model: Decoder, tokenizer: Tokenizer, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
+) -> Figures:
     """Greedy continuations are equal up to the first near-tie; a difference elsewhere fails.
 
     The live model is shown llama.cpp's continuation in one pass: as long as its own first choice is the next token
@@ -242,7 +250,7 @@ def compare_greedy(
     }
 
 
-def _endings(tokenizer: Any) -> list[int]:
+def _endings(tokenizer: Tokenizer) -> list[int]:
     """Ids that llama.cpp may have ended at."""
     named = {int(tokenizer.eos_id), int(tokenizer.turn_end_id)}
     return sorted(named | {i for token, i in tokenizer.special_tokens.items() if token in ENDINGS})
@@ -261,6 +269,6 @@ def _aligned(row: np.ndarray, theirs: Mapping[int, float]) -> tuple[np.ndarray, 
     return ours, file, left_here * float(np.log(left_here / left_there))
 
 
-def _first(a: Sequence[Any], b: Sequence[Any]) -> int:
+def _first(a: Sequence[object], b: Sequence[object]) -> int:
     """Index of the first difference; the shorter length when one begins with the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

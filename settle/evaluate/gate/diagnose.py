@@ -6,12 +6,12 @@ Behaviour decides whether a file is refused; this only names the reason. O outpu
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from settle.formats import AdapterWeights, Weights, to_float32
+from settle.formats import AdapterWeights, TensorLike, Weights, to_float32
 from settle.formats.gguf.types import ggml_type
+from settle.model.architectures import Architecture
 
 LEAST_KEPT = 0.5  # of an adapter's change to the weights
 MOST_SHOWN = 3
@@ -26,9 +26,9 @@ class Origin:
     base's file. foreign: whether the file's header was written by others.
     """
 
-    part: Any
-    weights: Mapping[str, Any]
-    base: Mapping[str, Any] | None = None
+    part: Architecture
+    weights: Mapping[str, TensorLike]
+    base: Mapping[str, TensorLike] | None = None
     adapter: AdapterWeights | None = None
     foreign: bool = False
 
@@ -84,7 +84,7 @@ def inspect(origin: Origin, file: Weights) -> Contents:
     return Contents(along / square if square else None, damage)
 
 
-def _stored(part: Any, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
+def _stored(part: Architecture, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
     """(parameter, the file's tensor, its values in the file's order of rows), one tensor in memory at a time."""
     for name, parameters in _members(part).items():
         if name in file.tensors:
@@ -93,7 +93,7 @@ def _stored(part: Any, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
                 yield parameter, name, values[number] if len(parameters) > 1 else values
 
 
-def _members(part: Any) -> dict[str, list[str]]:
+def _members(part: Architecture) -> dict[str, list[str]]:
     """The file's tensors, each with the parameters that it holds: several where experts are stacked."""
     members: dict[str, list[str]] = {}
     for parameter, name in part.gguf_names().items():
@@ -124,13 +124,14 @@ def header(origin: Origin, file: Weights) -> Iterator[str]:
     yield from _constants(part, file)
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, float) or isinstance(theirs, float):
-        return isinstance(theirs, int | float) and math.isclose(ours, theirs, rel_tol=1e-5, abs_tol=1e-12)
+def _same(ours: object, theirs: object) -> bool:
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        whole = isinstance(ours, int) and isinstance(theirs, int)
+        return ours == theirs if whole else math.isclose(ours, theirs, rel_tol=1e-5, abs_tol=1e-12)
     return bool(ours == theirs)
 
 
-def _harmless(key: str, value: Any) -> bool:
+def _harmless(key: str, value: object) -> bool:
     """A default that is written out, or what llama.cpp does not read."""
     return key.endswith((".finetuned", ".original_context_length", ".dimension_count")) or value in (1.0, "none")
 
@@ -143,7 +144,7 @@ def _topic(key: str) -> str:
     return "the header is wrong"
 
 
-def _constants(part: Any, file: Weights) -> Iterator[str]:
+def _constants(part: Architecture, file: Weights) -> Iterator[str]:
     wanted = part.gguf_constants()
     for name in sorted({*wanted, *(n for n in file.tensors if n.startswith("rope_"))}):
         tensor = file.tensors.get(name)
@@ -164,7 +165,7 @@ def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterat
         yield f"the adapter is lost: {max(share, 0.0):.0%} of its change to the weights is in the file"
 
 
-def _lora(part: Any, adapter: AdapterWeights, lora: Weights | None) -> Iterator[str]:
+def _lora(part: Architecture, adapter: AdapterWeights, lora: Weights | None) -> Iterator[str]:
     """An adapter in a file of its own: pairs, their product, and the scale."""
     if lora is None:
         yield "the adapter is lost: its file was not loaded over the base's"

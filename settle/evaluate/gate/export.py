@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import GateCheck
 from settle.base.run import fsync_folder, write_atomic
 from settle.base.tokenizer import Tokenizer
-from settle.evaluate.gate.behaviour import BRIEF, Effort
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
 from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
 from settle.formats import AdapterContents, Format, ModelContents, TensorLike
@@ -69,7 +71,7 @@ class ExportedAdapter:
     name: str
     base: Pretrained
     adapter: TrainedAdapter
-    tokenizer: Tokenizer
+    tokenizer: PretrainedTokenizer
     held_out_texts: Sequence[str]
     card: Mapping[str, object] = field(default_factory=dict)
 
@@ -104,7 +106,7 @@ class ExportedAdapter:
 
 def export(
     exported: ExportedModel | ExportedAdapter, form: Format, path: Path, merge: bool = False, limit: float = 0.02
-) -> dict[str, Any] | None:
+) -> Figures | None:
     """Write `path`. An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge`
     says so. Returns the gate's figures, None for what llama.cpp does not read. Raises as `export_model`."""
     if isinstance(exported, ExportedModel):
@@ -114,7 +116,7 @@ def export(
     return export_model(exported.merged(limit), form, path)
 
 
-def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF) -> dict[str, Any] | None:
+def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF) -> Figures | None:
     """Write a whole model to `path`; what llama.cpp reads only if it passes the gate against the live model.
 
     Returns the gate's figures. Raises GateError, and then nothing lies at `path` that was not there before.
@@ -131,9 +133,7 @@ def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effo
     return figures
 
 
-def export_adapter(
-    exported: ExportedAdapter, form: Format, path: Path, effort: Effort = BRIEF
-) -> dict[str, Any] | None:
+def export_adapter(exported: ExportedAdapter, form: Format, path: Path, effort: Effort = BRIEF) -> Figures | None:
     """Write an adapter by itself to `path`; what llama.cpp reads only if it behaves there, over the base's file, like
     the live model. Returns and raises as `export_model`."""
     origin = Origin(exported.base.part, exported.base.weights, adapter=exported.adapter)
@@ -152,13 +152,13 @@ def export_adapter(
 
 def export_run_model(
     exported: ExportedModel, out: Path, events: Events, dtype: str = "f16"
-) -> tuple[dict[str, str], dict[str, Any]]:
+) -> tuple[dict[str, str], Figures]:
     """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile, what a run ends with.
 
     The live model is left holding the weights. Returns the files by kind and the gate's figures. Raises GateError, and
     then nothing is in `out` that was not there before.
     """
-    exported.model.load_trainable(exported.weights)
+    exported.model.load_trainable({name: torch.as_tensor(weight) for name, weight in exported.weights.items()})
     architecture, tokenizer = exported.architecture, exported.tokenizer
     file, folder = out / f"{exported.name}.gguf", out / HF_FOLDER
     beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -176,7 +176,7 @@ def export_run_model(
     return {"gguf": str(file), "safetensors": str(folder), "ollama": str(out / "Modelfile")}, gate
 
 
-def export_run_adapter(exported: ExportedAdapter, out: Path, events: Events) -> tuple[dict[str, str], dict[str, Any]]:
+def export_run_adapter(exported: ExportedAdapter, out: Path, events: Events) -> tuple[dict[str, str], Figures]:
     """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
     `out`/NAME.gguf; and `out`/Modelfile.
 
@@ -202,7 +202,7 @@ def export_run_adapter(exported: ExportedAdapter, out: Path, events: Events) -> 
     return files | {"ollama": str(out / "Modelfile")}, gate
 
 
-def emit_gate_checks(figures: Mapping[str, Any], events: Events) -> None:
+def emit_gate_checks(figures: Figures, events: Events) -> None:
     """The gate's figures as events, one a check."""
     details = {
         "rendered prompts": f"{figures['prompts_equal']} equal byte for byte",

@@ -1,12 +1,12 @@
 """Exports of what has a name: a run's model or adapter, or an adapter in a folder of PEFT's."""
 
 from pathlib import Path
-from typing import Any
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.base.run import Run
+from settle.evaluate.gate.behaviour import Figures
 from settle.evaluate.gate.export import (
     ADAPTER_FOLDER,
     HF_FOLDER,
@@ -29,7 +29,7 @@ from settle.model.pretrained import Pretrained
 
 def export_by_name(
     name: str, form: Format, out: Path | None, base: str | None, merge: bool, limit: float, events: Events
-) -> tuple[Path, dict[str, Any] | None]:
+) -> tuple[Path, Figures | None]:
     """Write what is called `name` in a format: the path, and the gate's figures or None. out: the format's own default
     when None. base, merge, limit: of an adapter, as in `settle export`. Raises UsageError, GateError."""
     exported = _exported(name, base, form, events)

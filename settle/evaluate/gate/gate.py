@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from settle.evaluate.gate.behaviour import (
     BRIEF,
     Difference,
     Effort,
+    Figures,
     compare_distributions,
     compare_greedy,
     compare_ids,
@@ -84,7 +84,7 @@ def run_gate(
     origin: Origin | None = None,
     lora: Path | None = None,
     merge: Merge | None = None,
-) -> dict[str, Any]:
+) -> Figures:
     """Compare a live model with its GGUF file. Returns the figures, `passed`, `first_difference` and `cause` (or None).
 
     lora: an adapter's file, served over `path`; origin: what the file was made from, by which a difference is
@@ -97,7 +97,7 @@ def run_gate(
     if adapted and lora:
         require_fit(adapted, file, (lora.name, path.name))
     bars = _bars(file, dtype, lora is not None, merge, effort)
-    figures: dict[str, Any] = {"dtype": dtype, "bars": vars(bars), "first_difference": None, "cause": None}
+    figures: Figures = {"dtype": dtype, "bars": vars(bars), "first_difference": None, "cause": None}
     small = path.stat().st_size < SMALL_FILE
     contents = inspect(origin, file) if origin and not origin.adapter else Contents(None, [])
     figures["adapter_kept"] = contents.kept
@@ -129,10 +129,10 @@ def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort
     return replace(bars, kl=min(bars.kl, merge.limit)) if merge and merge.quantized else bars
 
 
-def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) -> dict[str, Any]:
+def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) -> Figures:
     model, tokenizer, held_out_texts = reference.model, reference.tokenizer, reference.held_out_texts
     texts = _pieces(held_out_texts, effort.num_texts)
-    figures: dict[str, Any] = {"prompts_equal": compare_prompts(tokenizer, engine, effort.conversations)}
+    figures: Figures = {"prompts_equal": compare_prompts(tokenizer, engine, effort.conversations)}
     compare_opening(tokenizer, engine)
     figures["texts_equal"] = compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
     compare_lists(tokenizer, engine.metadata)
@@ -156,7 +156,7 @@ def _in_fp32(model: Decoder, small: bool) -> Iterator[None]:
 
 
 def require(
-    figures: Mapping[str, Any],
+    figures: Figures,
     path: Path,
     like: str = "the trained model",
     fix: str = "nothing was exported; the weights are safe in the run, and this is worth a bug report",
@@ -171,7 +171,7 @@ def require(
     raise GateError(f"{path.name} does not behave like {like}: {figures['first_difference']}{why}", fix)
 
 
-def _require_merge(figures: Mapping[str, Any]) -> None:
+def _require_merge(figures: Figures) -> None:
     """Raises GateError when it is rounding that a merge did not survive: more is lost than may be."""
     merge, dtype, share = figures["merge"], figures["dtype"], figures["adapter_kept"]
     costs = merge["kl"] is not None and merge["kl"] > figures["bars"]["kl"]

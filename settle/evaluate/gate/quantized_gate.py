@@ -8,10 +8,9 @@ be the source's to within what its type may round. What the rounding costs is me
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from settle.base.errors import FormatError, GateError
-from settle.evaluate.gate.behaviour import BRIEF, Effort
+from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
 from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.export import unproven_place
 from settle.evaluate.gate.gate import SAME_BLOCKS, Reference, require, run_gate
@@ -26,7 +25,7 @@ def shrunk_through_gate(
     write: Callable[[Path], object],
     held_out_texts: Sequence[str],
     effort: Effort = BRIEF,
-) -> dict[str, Any]:
+) -> Figures:
     """Have `write` make a GGUF file, which becomes `path` only if it passes; the gate's figures.
 
     source: what the file was made from: its architecture, tokenizer and weights. Raises GateError, and then nothing
@@ -45,7 +44,7 @@ def shrunk_gate(
     path: Path,
     held_out_texts: Sequence[str],
     effort: Effort = BRIEF,
-) -> dict[str, Any]:
+) -> Figures:
     """The figures of `run_gate` for a file that was made from `source`. Raises GateError for a file with other tensors
     than the source has, FormatError for one that is not sound."""
     file = Pretrained.open(path)

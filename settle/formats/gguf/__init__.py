@@ -128,7 +128,7 @@ def export_gguf(
     "datasets" (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type
     cannot hold, ResourceError when the disk is full.
     """
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter
 
     names = part.gguf_names()
     stray = sorted(set(weights) ^ set(names))
@@ -143,11 +143,12 @@ def export_gguf(
             _write_architecture(writer, part)
             _write_tokenizer(writer, tokenizer, part.vocab_size)
             for tensor in tensors:
-                code = ggml_type(tensor.dtype).id
+                code = GGMLQuantizationType(ggml_type(tensor.dtype).id)
                 writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+            assert writer.fout is not None
             (f,) = writer.fout
             for tensor in tensors:
                 writer.write_padding(f, f.tell())
@@ -264,7 +265,7 @@ def _write_architecture(writer: "GGUFWriter", part: ModelLayout) -> None:
 def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
-    filled = {
+    filled: dict[str, list[object]] = {
         "tokenizer.ggml.tokens": [f"[PAD{i}]" for i in padding],
         "tokenizer.ggml.token_type": [UNUSED for _ in padding],
         "tokenizer.ggml.scores": [-1e6 for _ in padding],
@@ -277,7 +278,7 @@ def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int
         elif isinstance(value, int):
             writer.add_uint32(key, value)
         else:
-            writer.add_string(key, value)
+            writer.add_string(key, str(value))
 
 
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:

@@ -101,7 +101,7 @@ class Cursor:
 
     def count(self, what: str, most: int, smallest: int) -> int:
         """A number of things of at least `smallest` bytes each: it must fit into what is left."""
-        number = self.scalar("Q", f"the number of {what}")
+        number = int(self.scalar("Q", f"the number of {what}"))
         if number > most or number * smallest > self.size - self.at:
             raise self.fail(f"it says it has {number} {what}, which cannot be in {self.size} bytes")
         return number
@@ -188,7 +188,7 @@ def _tensor(cursor: Cursor, alignment: int) -> tuple[str, tuple[int, ...], int, 
     return name, tuple(reversed(dims)), code, offset, math.prod(dims) // block * block_bytes
 
 
-def _place(cursor: Cursor, raw: list, alignment: int) -> list[TensorInfo]:
+def _place(cursor: Cursor, raw: list[tuple[str, tuple[int, ...], int, int, int]], alignment: int) -> list[TensorInfo]:
     """Absolute places, once it is sure that they lie in the file and not on each other."""
     start = -(-cursor.at // alignment) * alignment
     end, previous, seen = 0, "", set()

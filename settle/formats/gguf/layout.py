@@ -3,7 +3,6 @@
 `export_gguf` writes a model; this writes a file. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _description(entry: Entry, offset: int) -> bytes:
     name = entry.name.encode()
-    assert 0 < len(name) <= MAX_NAME and math.prod(entry.shape)
+    assert 0 < len(name) <= MAX_NAME and 0 not in entry.shape
     dims = tuple(reversed(dimensions(entry.shape)))
     code = block_id(entry.kind)
     return _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)

@@ -6,7 +6,7 @@ linear.
 
 import difflib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -141,9 +141,9 @@ class Merged(Mapping[str, Tensor]):
 
     def __init__(self, model: Decoder) -> None:
         self._weights = model.weights()
-        adapted = list(_adapted(model))
-        self._changed = {f"{name}.weight": adapter.merged for name, _, adapter in adapted}
-        self._changed |= {f"{name}.bias": adapter.merged_bias for name, _, adapter in adapted}
+        self._changed: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name, _, adapter in _adapted(model):
+            self._changed |= {f"{name}.weight": adapter.merged, f"{name}.bias": adapter.merged_bias}
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Tensor:

@@ -54,10 +54,10 @@ def uniform(
     tensors = {_named(name): tensor for name, tensor in stored.items()}
     downs = [name for name in tensors if name.startswith(PREFIX) and name.endswith(DOWN)]
     for name in downs:
-        down, up = tensors[name].shape, tensors.get(name.replace(DOWN, UP), tensors[name].T).shape
-        if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
+        shape, other = tensors[name].shape, tensors.get(name.replace(DOWN, UP), tensors[name].T).shape
+        if len(shape) != 2 or len(other) != 2 or shape[0] != other[1]:
             module = name.removeprefix(PREFIX).removesuffix(DOWN)
-            raise FormatError(f"the adapter's pair for {module} has the shapes {down} and {up}", "save it again")
+            raise FormatError(f"the adapter's pair for {module} has the shapes {shape} and {other}", "save it again")
     largest = max((len(tensors[name]) for name in downs), default=0)
     power = 0.5 if config.get("use_rslora") else 1.0
     default = _number(config.get("lora_alpha"), 8.0)

@@ -35,8 +35,8 @@ class Llama(Transformer):
         return shapes | {name.replace("weight", "bias"): shapes[name][:1] for name in linears}
 
     def layer_options(self, layer: int) -> LayerOptions:
-        biases = {"qkv_bias": self.attention_bias, "out_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
-        return replace(super().layer_options(layer), **biases)
+        attention, mlp = self.attention_bias, self.mlp_bias
+        return replace(super().layer_options(layer), qkv_bias=attention, out_bias=attention, mlp_bias=mlp)
 
     def gguf_constants(self) -> dict[str, tuple[float, ...]]:
         scaling = self.rope_scaling

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
+from settle.model.layers.kernels import Context, apply
 from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable
 
 
@@ -44,8 +45,7 @@ def attention_over(
 ) -> Tensor:
     """The same of a whole batch. The framework's kernels know no soft cap."""
     if qkv.device.type == "cpu" or soft_cap is not None:
-        out: Tensor = RotatedAttention.apply(qkv, packing, table, window, soft_cap)
-        return out
+        return apply(RotatedAttention, qkv, packing, table, window, soft_cap)
     return fused_attention(qkv, packing, table, window)
 
 
@@ -66,14 +66,14 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
     out = qkv.new_zeros(qkv.shape[0], heads * width)
     for bucket in packing.buckets:
         rows = [x if bucket.gather is None else x[bucket.gather] for x in (q, k, v)]
-        split = [x.unflatten(0, (bucket.segments, bucket.length)).transpose(1, 2) for x in rows]
+        queries, keys, values = (x.unflatten(0, (bucket.segments, bucket.length)).transpose(1, 2) for x in rows)
         is_causal = window is None or window >= bucket.length
         seen = None if is_causal else table.mask(bucket.length, 1, qkv.dtype, window)
         mixed = scaled_dot_product_attention(
-            *split, attn_mask=seen, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
+            queries, keys, values, attn_mask=seen, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
         )
         mixed = mixed.transpose(1, 2).reshape(-1, heads * width)
-        if bucket.gather is None:
+        if bucket.gather is None or bucket.packed_rows is None:
             return mixed
         out = out.index_copy(0, bucket.packed_rows, mixed[bucket.padded_rows])
     return out
@@ -100,7 +100,7 @@ class RotatedAttention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, packing: Packing, table: RotationTable, window: int | None, soft_cap: float | None
+        ctx: Context, qkv: Tensor, packing: Packing, table: RotationTable, window: int | None, soft_cap: float | None
     ) -> Tensor:
         ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], soft_cap
         if packing.is_uniform:
@@ -109,6 +109,7 @@ class RotatedAttention(Function):
             out = qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
             saved = ()
             for bucket in packing.buckets:
+                assert bucket.gather is not None and bucket.packed_rows is not None and bucket.padded_rows is not None
                 padded, kept = _attend(qkv.index_select(0, bucket.gather), bucket, table, window, soft_cap)
                 out.index_copy_(0, bucket.packed_rows, padded.index_select(0, bucket.padded_rows))
                 saved += kept
@@ -116,7 +117,7 @@ class RotatedAttention(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad, packing, table = grads[0], ctx.packing, ctx.table
         saved = ctx.saved_tensors
         if packing.is_uniform:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from settle.model.config import Experts, LayerOptions
 from settle.model.layers.attention import attention
 from settle.model.layers.frozen_weights import Owner
-from settle.model.layers.kernels import HeadNorm, Lookup
+from settle.model.layers.kernels import HeadNorm, Lookup, apply
 from settle.model.layers.linear import Cast, Linear, Stack, Turning
 from settle.model.layers.norm import RMSNorm
 from settle.model.layers.packed_sequences import Packing, RotationTable
@@ -27,12 +27,12 @@ class Embedding(Owner):
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.frozen is not None:
             return self.frozen.rows(ids, dtype)
-        out: Tensor = Lookup.apply(ids, self._cast(dtype, self.weight), self.weight)
-        return out
+        assert self.weight is not None
+        return apply(Lookup, ids, self._cast(dtype, self.weight), self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
         """The table in `dtype`, without gradient; only to be read."""
-        return self.numbers(dtype) if self.frozen is not None else self._cast(dtype, self.weight)
+        return self.numbers(dtype) if self.weight is None else self._cast(dtype, self.weight)
 
 
 class Attention(nn.Module):
@@ -62,16 +62,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x)))."""
         residual, qkv = self.qkv.norm_linear(x, norm)
-        if self.q_norm is not None:
-            qkv = HeadNorm.apply(qkv, self._head_factors(), self.q_norm.eps)
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
         mixed = attention(qkv, packing, table, self.window, self.soft_cap)
         if after is None:
             return self.out.linear_add(residual, mixed)
         return after.add(residual, self.out.linear(mixed))
 
-    def _head_factors(self) -> Tensor:
+    def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
         """What each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
-        q, k = (self.turning.neighbours(norm.factor()) for norm in (self.q_norm, self.k_norm))
+        q, k = (self.turning.neighbours(norm.factor()) for norm in (q_norm, k_norm))
         return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
 
 
@@ -127,7 +127,7 @@ class MixtureOfExperts(nn.Module):
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         # gathered and scattered once, not once an expert
         parts = zip(self.experts, unit.index_select(0, tokens).split(counts), strict=True)
-        results = torch.cat([expert.branch(rows) for expert, rows in parts if len(rows)])
+        results = torch.cat([expert.branch(rows) for expert, rows in parts if isinstance(expert, MLP) and len(rows)])
         mixed = torch.zeros_like(x).index_add(0, tokens, results * shares)
         return x + mixed if after is None else after.add(x, mixed)
 
@@ -150,6 +150,8 @@ class DecoderLayer(nn.Module):
         """x (N, D) → (N, D)."""
         if self.options.sandwich_norms:
             x = self.self_attn(x, self.input_layernorm, packing, table, self.post_attention_layernorm)
-            return self.mlp(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
-        x = self.self_attn(x, self.input_layernorm, packing, table)
-        return self.mlp(x, self.post_attention_layernorm)
+            out: Tensor = self.mlp(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        else:
+            x = self.self_attn(x, self.input_layernorm, packing, table)
+            out = self.mlp(x, self.post_attention_layernorm)
+        return out

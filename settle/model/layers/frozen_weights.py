@@ -7,7 +7,6 @@ Letters: O rows and I columns of a matrix, N tokens.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ class Frozen(ABC):
     def to(self, device: torch.device) -> "Frozen":
         """The same on another device."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Frozen":
         return self  # nobody writes to it
 
 
@@ -82,7 +81,7 @@ class FrozenDense(Frozen):
 class FrozenBlocks(Frozen):
     """A matrix in GGUF blocks. raw: uint8, the tensor's bytes in the file's order; kind: ggml's name of the type."""
 
-    def __init__(self, raw: Tensor, kind: str, shape: tuple[int, int]) -> None:
+    def __init__(self, raw: Tensor, kind: str, shape: tuple[int, ...]) -> None:
         self.raw, self.kind, self.shape = raw, kind, shape
 
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -135,8 +134,7 @@ class FrozenNf4(Frozen):
 
     def to(self, device: torch.device) -> "FrozenNf4":
         p = self.packed
-        moved = (t.to(device) for t in (p.codes, p.scales, p.seconds, p.mean))
-        return FrozenNf4(Nf4(*moved, shape=p.shape))
+        return FrozenNf4(Nf4(p.codes.to(device), p.scales.to(device), p.seconds.to(device), p.mean.to(device), p.shape))
 
 
 class FrozenView(Frozen):
@@ -187,7 +185,7 @@ class Owner(nn.Module):
         return self.weight.detach().to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Owner":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         if self.frozen is not None:
             device = fn(torch.empty(0, device=self.frozen.device)).device
             if device != self.frozen.device:
@@ -254,8 +252,8 @@ class Joined:
 
     def _fill(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """W or its transpose in a matrix of at least that size; kept when it need not be made again."""
-        frozen = [owner.frozen for owner, _, _ in self.owners]
-        stays = all(f is not None and f.dtype == like.dtype for f in frozen)
+        frozen = [owner.frozen for owner, _, _ in self.owners if owner.frozen is not None]
+        stays = all(f.dtype == like.dtype for f in frozen)
         if (rows, columns) == frozen[0].shape and self.owners[0][1] is unchanged and not self.is_wide:
             whole = frozen[0].dense(like.dtype)
         else:
@@ -267,12 +265,12 @@ class Joined:
             whole = like.new_empty(columns, rows).t() if turned else like.new_empty(rows, columns)
             weight = whole[: self.inputs].t() if self.is_wide else whole[: self.outputs, : self.inputs]
             start = 0
-            for owner, order, restore in self.owners:
+            for (owner, order, restore), matrix in zip(self.owners, frozen, strict=True):
                 part = weight[start : start + owner.outputs]
                 if order is unchanged:
-                    owner.frozen.into(part)
+                    matrix.into(part)
                 else:
-                    part.copy_(order(owner.frozen.dense(like.dtype)))
+                    part.copy_(order(matrix.dense(like.dtype)))
                 if stays:
                     owner.frozen = FrozenView(part, restore)
                 start += owner.outputs
@@ -280,7 +278,7 @@ class Joined:
             self._kept = whole
         return whole
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Joined":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Joined":
         made = Joined.__new__(Joined)
         made.__dict__ |= self.__dict__ | {"owners": copy.deepcopy(self.owners, memo)}
         return made

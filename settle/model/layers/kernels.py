@@ -16,26 +16,41 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+Context = Any  # of a `Function`: torch keeps any attribute on it
+
+
+def apply(function: type[Function], *arguments: object) -> Tensor:
+    """The result of a function with a gradient of its own."""
+    out: Tensor = function.apply(*arguments)
+    return out
+
+
+def apply_pair(function: type[Function], *arguments: object) -> tuple[Tensor, Tensor]:
+    """The same of a function with two results."""
+    first, second = function.apply(*arguments)
+    return first, second
+
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / rms along the last dimension. x (…, D) → (…, 1) in fp32 (fp64 stays fp64)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    out: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return out
 
 
 class RmsNorm(Function):
     """x (N, D), weight (D,) → x / rms(x) * weight, as LlamaRMSNorm (arXiv:1910.07467)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = inverse_rms(x, eps).to(x.dtype)
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
         return unit * weight.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0]
         grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
@@ -59,7 +74,7 @@ class NormLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         folded: Tensor,
         bias: Tensor | None,
@@ -76,7 +91,7 @@ class NormLinear(Function):
         return x.view_as(x), _linear(unit, folded, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Any, ...]:
         unit, scale, folded, norm, *weights = ctx.saved_tensors
         grad_residual, grad_out = grads
         grad_x = torch.addcmul(grad_residual, norm_backward(grad_out @ folded, unit), scale)
@@ -94,13 +109,13 @@ class Product(Function):
     """x (N, I) @ weight.T + bias. `cast` (O, I) is the weight in the compute type, `weight` its owner."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Any, *weights: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Any, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, cast)
         ctx.unfold, ctx.weight_dtype = unfold, weights[0].dtype
         return _linear(x, cast, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, cast = ctx.saved_tensors
         grad = grads[0]
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
@@ -118,13 +133,13 @@ class LinearAdd(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, x: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Context, residual: Tensor, x: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, cast)
         ctx.weight_dtype = weight.dtype
         return torch.addmm(residual, x, cast.t())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, cast = ctx.saved_tensors
         grad = grads[0]
         return grad, grad @ cast, None, (grad.t() @ x).to(ctx.weight_dtype)
@@ -134,14 +149,14 @@ class NormAdd(Function):
     """residual (N, D) + y / rms(y) · weight: a branch behind a norm of its own. y (N, D), weight (D,)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, residual: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = inverse_rms(y, eps).to(y.dtype)
         unit = y * scale
         ctx.save_for_backward(unit, scale, weight)
         return torch.addcmul(residual, unit, weight.to(y.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0]
         grad_weight = (grad * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
@@ -153,7 +168,7 @@ class HeadNorm(Function):
     """RMS norm of each query and key head, in place: qkv (N, (H + 2K)·d), weight (H + K, d) a row for each head."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, qkv: Tensor, weight: Tensor, eps: float) -> Tensor:
         heads = qkv[:, : weight.numel()].view(-1, *weight.shape)
         scale = inverse_rms(heads, eps).to(qkv.dtype)
         unit = heads * scale
@@ -163,7 +178,7 @@ class HeadNorm(Function):
         return qkv
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, weight = ctx.saved_tensors
         grad = grads[0].clone()
         heads = grad[:, : weight.numel()].view(-1, *weight.shape)
@@ -176,7 +191,7 @@ class Gated(Function):
     """gate_up (N, 2F) → activation(gate) · up (N, F): silu (arXiv:2002.05202) or gelu_tanh."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:
+    def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         activated = activate(gate, activation)
         ctx.save_for_backward(gate_up, activated)
@@ -184,7 +199,7 @@ class Gated(Function):
         return activated * up
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate_up, activated = ctx.saved_tensors
         grad = grads[0]
         gate, up = gate_up.chunk(2, dim=-1)
@@ -214,13 +229,13 @@ class Lookup(Function):
     """Rows of a table: ids (N,), `cast` (V, D) in the compute type, its owner `weight` → (N, D)."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Context, ids: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
         return cast.index_select(0, ids)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (ids,) = ctx.saved_tensors
         table = torch.zeros(ctx.shape, dtype=ctx.dtype, device=ids.device)
         return None, None, table.index_add_(0, ids, grads[0].to(ctx.dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from settle.model.layers.frozen_weights import Joined, Order, Owner, unchanged
-from settle.model.layers.kernels import Gated, LinearAdd, NormLinear, Product
+from settle.model.layers.kernels import Gated, LinearAdd, NormLinear, Product, apply, apply_pair
 from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
 from settle.model.layers.low_rank import LowRank, Member, beside
@@ -128,13 +128,15 @@ class Stack:
             return x, self.linear(norm(x))
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            residual, out = FrozenNormLinear.apply(
-                x, norm.factor(), norm.eps, self._matrices()[0], bias, *self._beside(x)
+            residual, out = apply_pair(
+                FrozenNormLinear, x, norm.factor(), norm.eps, self._matrices()[0], bias, *self._beside(x)
             )
             return residual, out
         weights = self._weights()
         folded = self._folded(x.dtype, norm.weight, *weights)
-        residual, out = NormLinear.apply(x, folded, bias, self._split, norm.eps, norm.offset, norm.weight, *weights)
+        residual, out = apply_pair(
+            NormLinear, x, folded, bias, self._split, norm.eps, norm.offset, norm.weight, *weights
+        )
         return residual, out
 
     def linear(self, x: Tensor) -> Tensor:
@@ -144,10 +146,10 @@ class Stack:
             return torch.cat([order.ordered(_wrapped(linear, matrix, x).t()) for linear, order, matrix in members]).t()
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            out: Tensor = FrozenAdd.apply(None, x, None, self._matrices()[0], bias, *self._beside(x))
+            out: Tensor = apply(FrozenAdd, None, x, None, self._matrices()[0], bias, *self._beside(x))
         else:
             weights = self._weights()
-            out = Product.apply(x, self._plain(x.dtype, *weights), bias, self._split, *weights)
+            out = apply(Product, x, self._plain(x.dtype, *weights), bias, self._split, *weights)
         return out
 
     def linear_add(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -156,10 +158,9 @@ class Stack:
             return residual + self.linear(x)
         bias = self._bias(x.dtype)
         if self._is_frozen():
-            out: Tensor = FrozenAdd.apply(residual, x, None, self._matrices()[0], bias, *self._beside(x))
-            return out
+            return apply(FrozenAdd, residual, x, None, self._matrices()[0], bias, *self._beside(x))
         (weight,) = self._weights()
-        out = LinearAdd.apply(residual, x, self._plain(x.dtype, weight), weight)
+        out = apply(LinearAdd, residual, x, self._plain(x.dtype, weight), weight)
         return out if bias is None else out + bias
 
     def gated(self, residual: Tensor | None, gate_up: Tensor, activation: str) -> Tensor:
@@ -168,9 +169,8 @@ class Stack:
             inner = gate_up[:, : self.linears[0].inputs]  # only its size and type are looked at
             beside = self._beside(inner)
             bias = self._bias(gate_up.dtype)
-            out: Tensor = FrozenAdd.apply(residual, gate_up, activation, self._matrices()[0], bias, *beside)
-            return out
-        inner = Gated.apply(gate_up, activation)
+            return apply(FrozenAdd, residual, gate_up, activation, self._matrices()[0], bias, *beside)
+        inner = apply(Gated, gate_up, activation)
         return self.linear(inner) if residual is None else self.linear_add(residual, inner)
 
     # --- frozen ---
@@ -205,7 +205,7 @@ class Stack:
     # --- trained ---
 
     def _weights(self) -> list[Tensor]:
-        return [linear.weight for linear in self.linears]
+        return [linear.weight for linear in self.linears if linear.weight is not None]
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         biases = [linear.bias for linear in self.linears if linear.bias is not None]
@@ -234,8 +234,7 @@ def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:
 
     def product(inner: Tensor) -> Tensor:
         bias = None if linear.bias is None else linear.bias.to(inner.dtype)
-        out: Tensor = FrozenAdd.apply(None, inner, None, matrix, bias, *Beside())
-        return out
+        return apply(FrozenAdd, None, inner, None, matrix, bias, *Beside())
 
     adapter = linear.adapter
     out: Tensor = adapter(x, product) if adapter is not None and adapter.active else product(x)

@@ -8,13 +8,13 @@ needed is kept.
 Letters: N tokens, D hidden width, I inputs, O outputs, R rank of the adapters of all stacked linears together.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from settle.model.layers.kernels import activate, activate_backward, inverse_rms, norm_backward
+from settle.model.layers.kernels import Context, activate, activate_backward, inverse_rms, norm_backward
 
 
 class Matrix(Protocol):
@@ -47,7 +47,13 @@ class FrozenNormLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, factor: Tensor, eps: float, matrix: Matrix, bias: Tensor | None, *adapter: Tensor | None
+        ctx: Context,
+        x: Tensor,
+        factor: Tensor,
+        eps: float,
+        matrix: Matrix,
+        bias: Tensor | None,
+        *adapter: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         a = Beside(*adapter)
         scale = inverse_rms(x, eps).to(x.dtype)
@@ -61,7 +67,7 @@ class FrozenNormLinear(Function):
         return residual, _finish(raw, a.lengths, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, factor, small, raw, *rest = ctx.saved_tensors
         a = Beside(*rest)
         factor = factor.to(unit.dtype)
@@ -87,7 +93,7 @@ class FrozenAdd(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         residual: Tensor | None,
         x: Tensor,
         activation: str | None,
@@ -111,7 +117,7 @@ class FrozenAdd(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, small, raw, *rest = ctx.saved_tensors
         a = Beside(*rest)
         grad, grad_lengths = _through_lengths(grads[0], raw, a.lengths)
@@ -173,7 +179,7 @@ def _finish(raw: Tensor, lengths: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def _through_lengths(grad: Tensor, raw: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Gradient behind a product with `lengths` (O,) → before it, and of `lengths`."""
-    if lengths is None:
+    if lengths is None or raw is None:
         return grad, None
     return grad * lengths, (grad * raw).sum(0)
 

@@ -6,13 +6,14 @@ Letters: N tokens, I inputs, O outputs of a linear, r rank.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from settle.model.layers.frozen_weights import Frozen, Joined
+from settle.model.layers.kernels import Context, apply
 from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside
 
@@ -95,7 +96,7 @@ def _lengths(member: Member, pair: LowRank, x: Tensor, matrix: Joined, start: in
     if pair.lora_magnitude_vector is None:
         return x.new_ones(member.outputs)
     up = member.ordered(pair.lora_B) * pair.scale
-    length = RowLengths.apply(pair.lora_A, up, x, matrix, slice(start, start + member.outputs))
+    length = apply(RowLengths, pair.lora_A, up, x, matrix, slice(start, start + member.outputs))
     return (member.ordered(pair.lora_magnitude_vector) / length).to(x.dtype)
 
 
@@ -107,18 +108,18 @@ class RowLengths(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, down: Tensor, up: Tensor, x: Tensor, matrix: Any, rows: slice) -> Tensor:
+    def forward(ctx: Context, down: Tensor, up: Tensor, x: Tensor, matrix: Joined, rows: slice) -> Tensor:
         weight = matrix.weight(x)[rows]
         base = torch.linalg.vector_norm(weight, dim=1, dtype=down.dtype).square_()
         cross = (weight @ down.to(weight.dtype).t()).to(down.dtype)
         inner = up @ (down @ down.t())
-        lengths = (base + ((2 * cross + inner) * up).sum(1)).clamp_min_(torch.finfo(down.dtype).tiny).sqrt_()
+        lengths: Tensor = (base + ((2 * cross + inner) * up).sum(1)).clamp_min_(torch.finfo(down.dtype).tiny).sqrt_()
         ctx.like, ctx.matrix, ctx.rows = x.new_empty(0), matrix, rows
         ctx.save_for_backward(down, up, cross.add_(inner), lengths)
         return lengths
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         down, up, product, lengths = ctx.saved_tensors  # product (O, r) is (W + up · down) · downᵀ
         share = (grads[0] / lengths).unsqueeze(1)
         weighted = up * share

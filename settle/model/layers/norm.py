@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from settle.model.layers.kernels import NormAdd, RmsNorm
+from settle.model.layers.kernels import NormAdd, RmsNorm, apply
 
 
 class RMSNorm(nn.Module):
@@ -20,10 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, D) → (N, D)."""
-        out: Tensor = RmsNorm.apply(x, self.factor(), self.eps)
-        return out
+        return apply(RmsNorm, x, self.factor(), self.eps)
 
     def add(self, residual: Tensor, y: Tensor) -> Tensor:
         """residual (N, D) + norm(y (N, D))."""
-        out: Tensor = NormAdd.apply(residual, y, self.factor(), self.eps)
-        return out
+        return apply(NormAdd, residual, y, self.factor(), self.eps)

@@ -34,7 +34,11 @@ class Packing:
     cu_seqlens (S+1,) cumulative segment lengths on any device, from 0 to N. Raises nothing: the batch is ours.
     """
 
-    is_growing = False  # see `growing.Growing`
+    is_growing = False  # see `kv_cache`
+
+    def attend(self, qkv: Tensor, table: "RotationTable", window: int | None, soft_cap: float | None) -> Tensor:
+        """Attention of a packing that grows, with what it keeps of the tokens before."""
+        raise NotImplementedError
 
     def __init__(self, cu_seqlens: Tensor) -> None:
         self.cu_seqlens = cu_seqlens
