@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import pre_tokenizers
 
 from settle.base.event_log import Events
-from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.files import find_files
 from settle.data.ledger import Ledger
 from settle.data.prepare import _tokenize, prepare
@@ -49,7 +49,7 @@ def documents(megabytes: float, folder: Path) -> Iterator[str]:
         texts = ["\n".join(rng.sample(lines, len(lines))) for lines in (t.split("\n") for t in texts)]
 
 
-def ours(spool: Spool, tokenizer: ByteBpeTokenizer, folder: Path) -> tuple[float, np.ndarray]:
+def ours(spool: DocumentBuffer, tokenizer: ByteBpeTokenizer, folder: Path) -> tuple[float, np.ndarray]:
     fresh = ByteBpeTokenizer(tokenizer.path)  # with nothing remembered
     sides = np.append(np.full(len(spool) - 1, TRAIN, np.int8), np.int8(HELD_OUT))
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def speed(megabytes: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts = list(documents(megabytes, folder))
-        writer = SpoolWriter(folder / "spool")
+        writer = BufferWriter(folder / "spool")
         for row, text in enumerate(texts):
             writer.append(text, 0, row)
         spool = writer.close()

@@ -48,8 +48,8 @@ class Batches:
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         starts = store.document_starts
-        wanted = np.arange(0, store.num_tokens, _BLOCK_TOKENS, dtype=np.int64) + 1
-        edges = np.unique(np.searchsorted(starts, wanted, side="left"))
+        places = np.arange(0, store.num_tokens, _BLOCK_TOKENS, dtype=np.int64) + 1
+        edges = np.unique(np.searchsorted(starts, places, side="left"))
         self._block_edges = np.unique(np.append(edges, store.num_documents))  # document numbers
         self._block_tokens = np.diff(starts[self._block_edges])
         self._order = lru_cache(2)(self._order_of)

@@ -1,4 +1,4 @@
-"""Inputs → one spool of cleaned documents, with a reason for every row that did not come through as it was."""
+"""Inputs → one buffer of cleaned documents, with a reason for every row that was dropped or changed."""
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
-from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.ledger import Ledger
 from settle.data.settings import DataSettings
 from settle.documents.blocks import Unreadable
@@ -24,8 +24,8 @@ Step = Callable[[str, Note], str | None]
 _REPORT_EVERY = 8 << 20  # characters between two progress events
 
 
-class Reading:
-    """One corpus being read: the files and the cleaning passes at work on them."""
+class DocumentCollector:
+    """Reads the files of one corpus through its cleaning passes."""
 
     def __init__(self, files: list[FoundFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
         self._files = files
@@ -34,9 +34,9 @@ class Reading:
         self._events = events
         self._sweeps = _sweeps(settings)
 
-    def read(self, work: Path) -> Spool:
+    def read(self, work: Path) -> DocumentBuffer:
         """Every row, mended, on disk in `work`; a document's origin is its file's place in the list and its row."""
-        writer = SpoolWriter(work / "read")
+        writer = BufferWriter(work / "read")
         try:
             for number, row, text in self._rows():
                 mended = self._mend(text, number, row)
@@ -48,19 +48,19 @@ class Reading:
         revising = [sweep for sweep in self._sweeps if sweep.revises()]
         return self._revise(spool, revising, work / "revised") if revising else spool
 
-    def without_repeats(self, spool: Spool) -> np.ndarray:
+    def without_repeats(self, spool: DocumentBuffer) -> np.ndarray:
         """Which documents stay once duplicates are gone: bool (D,)."""
-        kept = np.ones(len(spool), bool)
+        remaining = np.ones(len(spool), bool)
         for sweep in self._sweeps if len(spool) > 1 else ():
-            found = sweep.repeats(spool)
-            if found is None:
+            repeats = sweep.repeats(spool)
+            if repeats is None:
                 continue
-            reason, repeated = found
-            for document in np.flatnonzero(repeated & kept).tolist():
+            reason, repeated = repeats
+            for document in np.flatnonzero(repeated & remaining).tolist():
                 file, row = spool.origins[document].tolist()
                 self.drop(reason, file, row)
-            kept &= ~repeated
-        return kept
+            remaining &= ~repeated
+        return remaining
 
     def drop(self, reason: str, file: int, row: int) -> None:
         """Note that a row which was read is left out after all."""
@@ -103,8 +103,8 @@ class Reading:
     def _mend(self, text: str, number: int, row: int) -> str | None:
         return self._through([sweep.mend for sweep in self._sweeps], text, number, row)
 
-    def _revise(self, spool: Spool, sweeps: list[Sweep], folder: Path) -> Spool:
-        writer = SpoolWriter(folder)
+    def _revise(self, spool: DocumentBuffer, sweeps: list[Sweep], folder: Path) -> DocumentBuffer:
+        writer = BufferWriter(folder)
         steps = [sweep.revise for sweep in sweeps]
         try:
             for first, data, ends in spool.chunks():
@@ -139,10 +139,10 @@ class Reading:
 
 def _sweeps(settings: DataSettings) -> list[Sweep]:
     passes: list[type[Cleaning]] = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[arg-type]
-    asked = {"mask": settings.mask}
+    options = {"mask": settings.mask}
     # secrets are looked for in any case
     return [
-        p(**{k: v for k, v in asked.items() if k in p.model_fields}).start()
+        p(**{k: v for k, v in options.items() if k in p.model_fields}).start()
         for p in passes
         if settings.clean or "mask" in p.model_fields
     ]

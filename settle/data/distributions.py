@@ -91,7 +91,7 @@ def summarise(
     pool: its threads share the rows. Raises ValueError where a logit is NaN or infinite upwards.
     """
     (positions, num_vocab), sampled = logits.shape, drawn.shape[1]
-    made = Rows(
+    rows = Rows(
         np.zeros((positions, top), np.int32),
         np.zeros((positions, top), np.float32),
         np.zeros((positions, sampled), np.int32),
@@ -106,17 +106,17 @@ def summarise(
             row = logits[at]
             ids = _likeliest(row, top)
             norm, rest = _normalised(row, ids, exponentials)
-            made.top_ids[at] = ids
-            made.top_logprobs[at] = np.maximum(row[ids] - norm, LEAST)
-            made.came_logprobs[at] = max(row[came[at]] - norm, LEAST)
+            rows.top_ids[at] = ids
+            rows.top_logprobs[at] = np.maximum(row[ids] - norm, LEAST)
+            rows.came_logprobs[at] = max(row[came[at]] - norm, LEAST)
             if rest.sum() > 0:
-                made.rest_logmass[at] = max(np.log(rest.sum()) + row[ids[0]] - norm, LEAST)
+                rows.rest_logmass[at] = max(np.log(rest.sum()) + row[ids[0]] - norm, LEAST)
                 chosen = _drawn(exponentials, rest, drawn[at])
-                made.sampled_ids[at] = chosen
-                made.sampled_logprobs[at] = np.maximum(row[chosen] - norm, LEAST)
+                rows.sampled_ids[at] = chosen
+                rows.sampled_logprobs[at] = np.maximum(row[chosen] - norm, LEAST)
 
     _shared(work, positions, pool)
-    return made
+    return rows
 
 
 def compare(rows: Rows, logits: np.ndarray, came: np.ndarray, pool: ThreadPoolExecutor | None = None) -> Compared:

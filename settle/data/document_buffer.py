@@ -14,8 +14,8 @@ import numpy as np
 _CHUNK = 1 << 20
 
 
-class SpoolWriter:
-    """Appends documents; `close` gives the finished Spool."""
+class BufferWriter:
+    """Appends documents; `close` gives the finished DocumentBuffer."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -34,16 +34,16 @@ class SpoolWriter:
         array("q", (self._position - 1,)).tofile(self._ends)
         array("i", (file, row)).tofile(self._origins)
 
-    def close(self) -> "Spool":
+    def close(self) -> "DocumentBuffer":
         self.abandon()
-        return Spool(self._folder)
+        return DocumentBuffer(self._folder)
 
     def abandon(self) -> None:
         for file in (self._text, self._ends, self._origins):
             file.close()
 
 
-class Spool:
+class DocumentBuffer:
     """ends: int64 (D,), where each document's zero byte lies; origins: int32 (D, 2), its file's number and its row."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,13 +69,13 @@ class Spool:
     @cached_property
     def hashes(self) -> np.ndarray:
         """A hash of each document's text: uint64 (D,)."""
-        found = np.empty(len(self), np.uint64)
+        hashes = np.empty(len(self), np.uint64)
         for first, text, ends in self.chunks():
             begin = 0
             for number, end in enumerate(ends.tolist(), first):
-                found[number] = int.from_bytes(blake2b(text[begin:end], digest_size=8).digest(), "little")
+                hashes[number] = int.from_bytes(blake2b(text[begin:end], digest_size=8).digest(), "little")
                 begin = end + 1
-        return found
+        return hashes
 
     def chunks(self) -> Iterator[tuple[int, bytes, np.ndarray]]:
         """The documents in order, about a megabyte at a time: number of the first, text, ends in that text."""

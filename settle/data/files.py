@@ -30,14 +30,14 @@ def find_files(inputs: Sequence[str], workspace: Path, ledger: Ledger) -> list[F
     """
     files: list[FoundFile] = []
     walk = Walk(ledger.skip, looks_inside=True)
-    for given in inputs:
-        if given == STDIN:
+    for source in inputs:
+        if source == STDIN:
             files.append(_stdin(workspace))
-        elif given == STDLIB:
+        elif source == STDLIB:
             library = Walk(ledger.skip, looks_inside=True, also_skipped=_not_of_the_library)
             files += library.files([Path(sysconfig.get_path("stdlib"))])
         else:
-            files += (f for f in walk.files([Path(given).expanduser()]) if _can_be_read(f, ledger))
+            files += (f for f in walk.files([Path(source).expanduser()]) if _can_be_read(f, ledger))
     return list({Path(f.path).resolve(): f for f in reversed(files)}.values())[::-1]
 
 

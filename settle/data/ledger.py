@@ -10,6 +10,9 @@ _SHOWN = 100
 _NOTED_FILES = 100
 
 
+LedgerRecord = dict[str, Any]  # a ledger as plain JSON, see `Ledger.as_dict`
+
+
 class Entry(TypedDict):
     """How often a reason applied, and its first examples: where, and for some reasons the beginning of the text."""
 
@@ -31,7 +34,7 @@ class Ledger:
     mended: dict[str, Entry] = field(default_factory=dict)
     skipped: dict[str, Entry] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: LedgerRecord = field(default_factory=dict)
     omissions: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, where: str, text: str) -> None:
@@ -62,7 +65,7 @@ class Ledger:
         parts += [f"skipped as {reason}: {n['count']}" for reason, n in self.skipped.items()]
         return ", ".join(parts)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> LedgerRecord:
         """Plain JSON values."""
         names = ("read", "kept", "kept_bytes", "dropped", "mended", "skipped", "found")
         omissions = {"omissions": self.omissions} if self.omissions else {}

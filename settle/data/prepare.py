@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,10 @@ from settle.base.errors import DataError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import home, read_json, write_json
-from settle.data.collect_documents import Reading
-from settle.data.document_buffer import Spool
+from settle.data.collect_documents import DocumentCollector
+from settle.data.document_buffer import DocumentBuffer
 from settle.data.files import describe_files, find_files, hash_files, row_format
-from settle.data.ledger import Ledger
+from settle.data.ledger import Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
     DROPPED,
@@ -41,6 +40,9 @@ _DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer
 _SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
 
+_Chunk = tuple[int, bytes, np.ndarray]  # number of the first document, text, ends
+_EncodedChunk = tuple[np.ndarray, np.ndarray, np.ndarray, slice]  # ids, lengths, sizes in bytes, documents
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -49,7 +51,7 @@ class Corpus:
     train: TokenStore
     held_out: TokenStore
     tokenizer: ByteBpeTokenizer
-    ledger: dict[str, Any]
+    ledger: LedgerRecord
     fingerprint: str
 
 
@@ -133,37 +135,37 @@ def _documents(
     settings: DataSettings,
     ledger: Ledger,
     events: Events,
-) -> tuple[Spool, np.ndarray]:
+) -> tuple[DocumentBuffer, np.ndarray]:
     """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
-    reading = Reading(files + held_out_files, settings, ledger, events)
-    spool = reading.read(work)
-    kept = reading.without_repeats(spool)
-    text = int(spool.sizes[kept].sum())
+    collector = DocumentCollector(files + held_out_files, settings, ledger, events)
+    spool = collector.read(work)
+    remaining = collector.without_repeats(spool)
+    text = int(spool.sizes[remaining].sum())
     if text < _LEAST_TEXT:
         fix = f"give at least {_LEAST_TEXT:,} bytes of text, better some hundred kilobytes"
         if ledger.dropped:
             fix += "; with --data.no-clean nothing is dropped"
         raise DataError(f"there is too little text to train on: {text:,} bytes ({ledger.summary()})", fix)
     if held_out_files:
-        sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-        sides[kept & (spool.origins[:, 0] >= len(files))] = HELD_OUT
-        drop_kin_of_held_out(spool, sides, reading.drop)
-        kept = sides != DROPPED
-    elif are_few(spool, kept, settings.held_out):
-        spool, sides = split_sections(spool, kept, settings.held_out, work)
+        sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
+        sides[remaining & (spool.origins[:, 0] >= len(files))] = HELD_OUT
+        drop_kin_of_held_out(spool, sides, collector.drop)
+        remaining = sides != DROPPED
+    elif are_few(spool, remaining, settings.held_out):
+        spool, sides = split_sections(spool, remaining, settings.held_out, work)
     else:
-        sides = split_documents(spool, kept, settings.held_out)
+        sides = split_documents(spool, remaining, settings.held_out)
     for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
         if not (sides == side).any():
             raise DataError(
                 f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
                 "give more varied text, or a held-out file of its own with --data.held-out-from",
             )
-    ledger.kept = int(kept.sum())
+    ledger.kept = int(remaining.sum())
     return spool, sides
 
 
-def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:
+def _sample(spool: DocumentBuffer, sides: np.ndarray, share: float) -> Iterator[str]:
     """About `share` of the training text, evenly spread, in short pieces."""
     owed = 0.0
     for first, text, ends in spool.chunks():
@@ -179,11 +181,11 @@ def _sample(spool: Spool, sides: np.ndarray, share: float) -> Iterator[str]:
 
 
 def _tokenize(
-    spool: Spool, sides: np.ndarray, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
+    spool: DocumentBuffer, sides: np.ndarray, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
 ) -> tuple[TokenStore, TokenStore]:
     """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
 
-    def encode(chunk: tuple[int, bytes, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
+    def encode(chunk: _Chunk) -> _EncodedChunk:
         first, text, ends = chunk
         ids, after = tokenizer.encode_documents(text, ends)
         return ids, np.diff(after, prepend=0), np.diff(ends, prepend=-1) - 1, slice(first, first + len(ends))
@@ -206,7 +208,9 @@ def _tokenize(
         return writers[0].close(), writers[1].close()
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_Chunk], _EncodedChunk], items: Iterator[_Chunk], depth: int = 3
+) -> Iterator[_EncodedChunk]:
     """`map` over a pool that holds only `depth` items at a time."""
     waiting = []
     for item in items:
@@ -220,9 +224,9 @@ def _ahead(pool: ThreadPoolExecutor, work: Any, items: Iterator[Any], depth: int
 def _fingerprint(
     files: list[FoundFile], held_out_files: list[FoundFile], hashes: list[str], settings: DataSettings
 ) -> str:
-    asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files)}
+    choices = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files)}
     names = [[f.name, row_format(f)] for f in files + held_out_files]
-    content = [_VERSION, names, hashes, len(files), asked]
+    content = [_VERSION, names, hashes, len(files), choices]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""What may be asked of the data. No numpy, so that a command line can be made of it at once."""
+"""The settings of data. No numpy, so that a command line can be built from them at once."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from settle.base.settings import Settings
 
 
 class DataSettings(Settings):
-    """What to make of the given text."""
+    """How text is prepared for training."""
 
     held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text held out for evaluation, at most 16 MB")
     held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
@@ -42,7 +42,7 @@ class ColumnSettings(Settings):
 
 
 class RowSettings(Settings):
-    """What to make of the given examples."""
+    """How examples are prepared for tuning."""
 
     held_out: float = Field(0.1, gt=0, le=0.5, description="share of the rows held out for evaluation")
     held_out_from: Path | None = Field(None, description="evaluate on the rows of this file or folder instead")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import rensa
 
-from settle.data.document_buffer import Spool
+from settle.data.document_buffer import DocumentBuffer
 from settle.data.tokenizer.pretokenize import word_starts
 
 _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 89 of 100 cases, with 0.85 always
@@ -26,7 +26,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 class Similarity:
     """The similar pairs among a spool's documents."""
 
-    def __init__(self, documents: Spool) -> None:
+    def __init__(self, documents: DocumentBuffer) -> None:
         self.size = len(documents)
         kept: Path = documents.folder / "similar.npz"
         if not kept.exists():
@@ -57,8 +57,8 @@ class Similarity:
 
     def _compare(self, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (left < right) that share a band, and the share of equal hashes: an estimate of Jaccard."""
-        found = [_band(signatures, first) for first in range(0, _HASHES, _ROWS)]
-        left, right = np.divmod(np.unique(np.concatenate(found)), max(self.size, 1))
+        pairs = [_band(signatures, first) for first in range(0, _HASHES, _ROWS)]
+        left, right = np.divmod(np.unique(np.concatenate(pairs)), max(self.size, 1))
         alike = np.empty(len(left), np.float32)
         for start in range(0, len(left), 65536):
             part = slice(start, start + 65536)
@@ -81,7 +81,7 @@ def _band(signatures: np.ndarray, first: int) -> np.ndarray:
     return np.concatenate([order[begins[at]] * size + order[at], order[at - 1] * size + order[at]])
 
 
-def _signatures(documents: Spool) -> np.ndarray:
+def _signatures(documents: DocumentBuffer) -> np.ndarray:
     """MinHash signatures on disk: uint32 (D, H)."""
     path: Path = documents.folder / "signatures.bin"
     with path.open("wb") as f:

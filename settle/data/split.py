@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.similarity import Similarity
 from settle.documents.rows import cut
 
@@ -24,41 +24,41 @@ KINSHIP, NEAR_DUPLICATE = 0.6, 0.85
 _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 
-def split_documents(documents: Spool, kept: np.ndarray, share: float) -> np.ndarray:
-    """The side of each document, int8 (D,), for many documents; `kept` is bool (D,), the others are DROPPED."""
-    sizes = np.where(kept, documents.sizes, 0)
+def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> np.ndarray:
+    """The side of each document, int8 (D,), for many documents; `remaining` is bool (D,), the others are DROPPED."""
+    sizes = np.where(remaining, documents.sizes, 0)
     budget = _budget(sizes, share)
     similarity = Similarity(documents)
     for jaccard in (KINSHIP, NEAR_DUPLICATE):
         cluster = similarity.clusters(jaccard)
         size = np.bincount(cluster, sizes, len(sizes))
-        order = uniform_order(cluster, documents.hashes, kept)
+        order = uniform_order(cluster, documents.hashes, remaining)
         # one large family must not be the whole of what is measured on
         candidates = np.flatnonzero((size > 0) & (size <= budget / 2))
         candidates = candidates[np.argsort(order[candidates], kind="stable")]
         chosen = candidates[np.cumsum(size[candidates]) <= budget]
         if size[chosen].sum() > budget / 2:
             break
-    sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-    sides[np.isin(cluster, chosen) & kept] = HELD_OUT
+    sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
+    sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
     return sides
 
 
-def uniform_order(cluster: np.ndarray, hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def uniform_order(cluster: np.ndarray, hashes: np.ndarray, remaining: np.ndarray) -> np.ndarray:
     """A uniform number a cluster, from its lowest hash: float64 (D,).
 
     The lowest of n hashes is the lower the larger n, and large clusters would be held out first: of n uniform numbers
     the lowest is below x with probability 1 - (1 - x)^n, which is uniform again.
     """
     lowest = np.ones(len(hashes))
-    np.minimum.at(lowest, cluster[kept], hashes[kept] / 2.0**64)
-    members = np.bincount(cluster[kept], minlength=len(hashes))
+    np.minimum.at(lowest, cluster[remaining], hashes[remaining] / 2.0**64)
+    members = np.bincount(cluster[remaining], minlength=len(hashes))
     return -np.expm1(members * np.log1p(-np.minimum(lowest, 1 - 2.0**-53)))
 
 
-def are_few(documents: Spool, kept: np.ndarray, share: float) -> bool:
+def are_few(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> bool:
     """Whether whole documents are too few, or some of them too large, to give a fair held-out set."""
-    sizes = documents.sizes[kept]
+    sizes = documents.sizes[remaining]
     large = sizes[sizes > _budget(sizes, share) / 4]
     return len(sizes) < FEW or 2 * large.sum() > sizes.sum()
 
@@ -67,9 +67,11 @@ def _budget(sizes: np.ndarray, share: float) -> float:
     return min(share * float(sizes.sum()), MOST_HELD_OUT)
 
 
-def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Path) -> tuple[Spool, np.ndarray]:
+def split_sections(
+    documents: DocumentBuffer, remaining: np.ndarray, share: float, folder: Path
+) -> tuple[DocumentBuffer, np.ndarray]:
     """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each."""
-    sections, parents = _cut_sections(documents, kept, folder / "sections")
+    sections, parents = _cut_sections(documents, remaining, folder / "sections")
     sides = np.full(len(sections), TRAIN, np.int8)
     sizes = sections.sizes
     for parent in np.unique(parents):
@@ -81,16 +83,16 @@ def split_sections(documents: Spool, kept: np.ndarray, share: float, folder: Pat
         order = np.argsort(sections.hashes, kind="stable")
         count = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum(), side="right"))
         sides[order[: max(count, 1)]] = HELD_OUT
-    similarity, wanted = Similarity(sections), sides == HELD_OUT
+    similarity, proposed = Similarity(sections), sides == HELD_OUT
     for jaccard in (KINSHIP, NEAR_DUPLICATE):
-        sides = np.where(wanted, HELD_OUT, TRAIN).astype(np.int8)
+        sides = np.where(proposed, HELD_OUT, TRAIN).astype(np.int8)
         _keep_kin_together(sides, similarity.clusters(jaccard))
-        if 2 * (sides == HELD_OUT).sum() > wanted.sum():
+        if 2 * (sides == HELD_OUT).sum() > proposed.sum():
             break
     return _join(sections, parents, sides, folder / "split")
 
 
-def drop_kin_of_held_out(documents: Spool, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
+def drop_kin_of_held_out(documents: DocumentBuffer, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
     """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
     cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
     held_out = np.zeros(len(sides), bool)
@@ -108,10 +110,10 @@ def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:
     sides[(sides == HELD_OUT) & trained[cluster]] = TRAIN
 
 
-def _cut_sections(documents: Spool, kept: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
-    writer, parents = SpoolWriter(folder), []
+def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path) -> tuple[DocumentBuffer, np.ndarray]:
+    writer, parents = BufferWriter(folder), []
     try:
-        for document in np.flatnonzero(kept).tolist():
+        for document in np.flatnonzero(remaining).tolist():
             text = documents.read(document)
             file, row = documents.origins[document].tolist()
             size = min(max(len(text) // _SECTIONS, _SMALLEST_SECTION), _LARGEST_SECTION)
@@ -123,11 +125,13 @@ def _cut_sections(documents: Spool, kept: np.ndarray, folder: Path) -> tuple[Spo
     return spool, np.array(parents, np.int64)
 
 
-def _join(sections: Spool, parents: np.ndarray, sides: np.ndarray, folder: Path) -> tuple[Spool, np.ndarray]:
+def _join(
+    sections: DocumentBuffer, parents: np.ndarray, sides: np.ndarray, folder: Path
+) -> tuple[DocumentBuffer, np.ndarray]:
     """Neighbouring sections of one document on one side become one document again."""
     same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
     begins = np.flatnonzero(np.append(True, ~same))
-    writer = SpoolWriter(folder)
+    writer = BufferWriter(folder)
     try:
         for first, last in zip(begins.tolist(), [*begins[1:].tolist(), len(parents)], strict=True):
             file, row = sections.origins[first].tolist()

@@ -32,17 +32,17 @@ class Windows:
 
 def first_texts(tokenizer: Tokenizer, texts: Iterable[str], most_tokens: int) -> list[str]:
     """Texts from the first on, about `most_tokens` of them in all: the last one is cut at a character."""
-    found: list[str] = []
+    chosen: list[str] = []
     left = most_tokens
     for text in texts:
         number = len(tokenizer.encode(text))
         if number > left:
             text = text[: len(text) * left // number]
         left -= number
-        found += [text] if text else []
+        chosen += [text] if text else []
         if left <= 0:
             break
-    return found
+    return chosen
 
 
 def text_windows(tokenizer: Tokenizer, texts: Iterable[str], length: int) -> Windows:

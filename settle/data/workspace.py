@@ -1,4 +1,4 @@
-"""Where stores are made: a folder that is gone afterwards, and the rename that makes one of them public."""
+"""A temporary folder to build stores in, and the rename that publishes one of them."""
 
 import contextlib
 import errno
@@ -13,10 +13,10 @@ from settle.base.errors import ResourceError
 from settle.base.run import fsync_folder, home
 
 
-def publish(made: Path, folder: Path) -> None:
-    """Rename into place; another process may have made the same corpus meanwhile, then theirs is as good."""
+def publish(finished: Path, folder: Path) -> None:
+    """Rename into place; where another process made the same corpus meanwhile, its copy stays."""
     try:
-        made.rename(folder)
+        finished.rename(folder)
     except OSError:
         if not (folder / "ledger.json").exists():
             raise
@@ -39,7 +39,7 @@ def workspace() -> Iterator[Path]:
         work.mkdir()
     except OSError as e:
         raise ResourceError(
-            f"{home()} cannot be written: {e.strerror}", "mend its permissions, or set SETTLE_HOME to another folder"
+            f"{home()} cannot be written: {e.strerror}", "fix its permissions, or set SETTLE_HOME to another folder"
         ) from None
     try:
         yield work

@@ -37,15 +37,15 @@ def text_rows(text: str, row: int) -> Iterator[Row]:
 
 def cut(chunks: Iterable[str], limit: int = MAX_DOCUMENT) -> Iterator[str]:
     """Joins chunks to texts of at most `limit` characters, cut after a paragraph, a line, a sentence or a space."""
-    held = ""
+    text = ""
     for chunk in chunks:
-        held += chunk
-        while len(held) > limit:
-            at = _border(held, limit)
-            yield held[:at]
-            held = held[at:]
-    if held:
-        yield held
+        text += chunk
+        while len(text) > limit:
+            at = _border(text, limit)
+            yield text[:at]
+            text = text[at:]
+    if text:
+        yield text
 
 
 def _border(text: str, limit: int) -> int:

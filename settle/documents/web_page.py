@@ -54,8 +54,8 @@ def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
 
 def _utf8(data: bytes) -> bytes:
     """The page in UTF-8, with what XHTML closes at once (`<title/>`) as HTML has to have it."""
-    found = _DECLARED.search(data[:2048])
-    declared = (found[1] or found[2]).decode("ascii").lower() if found else "utf-8"
+    declaration = _DECLARED.search(data[:2048])
+    declared = (declaration[1] or declaration[2]).decode("ascii").lower() if declaration else "utf-8"
     if declared.startswith("utf-16"):  # it could not have been read here if it were
         declared = "utf-8"
     encoding = marked_encoding(data) or declared
@@ -124,9 +124,9 @@ class _Walk:
         yield from self._flush()
 
     def _pass(self, element: "_Element") -> None:
-        found = element.get("id") or (element.tag == "a" and element.get("name"))
-        if found:
-            self._anchor = found
+        anchor = element.get("id") or (element.tag == "a" and element.get("name"))
+        if anchor:
+            self._anchor = anchor
 
     def _enter(self, tag: str, element: "_Element") -> None:
         if tag in _HEADINGS:
@@ -204,8 +204,8 @@ class _Walk:
             rows = [[_words(cell) for cell in row.iterchildren("td", "th")] for row in element.iter("tr")]
             first = element.find(".//tr")
             headed = first is not None and (first.find("td") is None or first.getparent().tag == "thead")
-            if found := table(rows, place, self._level, headed):
-                yield found
+            if block := table(rows, place, self._level, headed):
+                yield block
         for inner in element.iterdescendants():
             self._pass(inner)
 

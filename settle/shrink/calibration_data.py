@@ -17,7 +17,7 @@ from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
 from settle.data.rows.prepare import RowCorpus, prepare_rows
-from settle.data.rows.read_rows import RowReading
+from settle.data.rows.read_rows import ExampleReader
 from settle.data.settings import ColumnSettings, RowSettings
 from settle.data.store import TokenStore
 from settle.data.windows import Windows, first_texts, text_windows
@@ -127,7 +127,9 @@ def _plain_text(inputs: Sequence[str], events: Events) -> list[str] | None:
     """Files of plain text in passages, so that a single file has several; None for examples that ask something."""
     ledger = Ledger()
     with workspace() as work:
-        reading = RowReading(find_files(list(inputs), work, ledger), ColumnSettings.model_validate({}), ledger, events)
+        reading = ExampleReader(
+            find_files(list(inputs), work, ledger), ColumnSettings.model_validate({}), ledger, events
+        )
         passages: list[str] = []
         for _, _, example in reading.examples():
             if example.kind != "text":

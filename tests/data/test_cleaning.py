@@ -12,7 +12,7 @@ import pytest
 from settle.base.registry import part, parts
 from settle.data import prepare as some_code
 from settle.data.cleaning import Sweep
-from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from tests.data.test_prepare import prose
 
 POEM = textwrap.dedent(
@@ -52,8 +52,8 @@ def mend(name: str, text: str, **settings: object) -> tuple[str | None, Notes]:
     return start(name, **settings).mend(text, notes), notes
 
 
-def spool(folder: Path, texts: list[str]) -> Spool:
-    writer = SpoolWriter(folder)
+def spool(folder: Path, texts: list[str]) -> DocumentBuffer:
+    writer = BufferWriter(folder)
     for row, text in enumerate(texts, 1):
         writer.append(text, 0, row)
     return writer.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken, Example
-from settle.data.rows.encode_rows import Making
+from settle.data.rows.encode_rows import RowEncoder
 from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.supervision import Encoded
 from settle.data.settings import RowSettings
@@ -40,17 +40,17 @@ TOOLS = [
 ]
 
 
-def making(family: Family, **settings: Any) -> Making:
+def making(family: Family, **settings: Any) -> RowEncoder:
     tokenizer = family.tokenizer
     tokens = (tokenizer.tokens[tokenizer.bos_id], tokenizer.tokens[tokenizer.eos_id])
-    return Making(tokenizer, ChatTemplate(family.template, *tokens), RowSettings(**settings), "chat")
+    return RowEncoder(tokenizer, ChatTemplate(family.template, *tokens), RowSettings(**settings), "chat")
 
 
-def rows(made: Making, messages: list[Any], tools: list[Any] | None = None) -> list[Encoded]:
+def rows(made: RowEncoder, messages: list[Any], tools: list[Any] | None = None) -> list[Encoded]:
     return [row for (row,) in made.rows(Example("chat", messages, tools or []))]
 
 
-def supervised(made: Making, row: Encoded) -> list[str]:
+def supervised(made: RowEncoder, row: Encoded) -> list[str]:
     return [text for text, learned in made.supervision.shown(row.ids, row.mask) if learned]
 
 
@@ -60,7 +60,7 @@ def test_what_is_supervised_is_what_follows_the_prompt_a_server_sends(name: str,
     family = FAMILIES[name]
     tokenizer, made = family.tokenizer, making(family)
     messages = [SYSTEM] * system + CHAT
-    spoken, _ = made.renderer.dialect.spoken(messages, [])
+    spoken, _ = made.renderer.adapter.spoken(messages, [])
     answers = [i for i, m in enumerate(spoken) if m["role"] == "assistant"]
     found = rows(made, messages)
     parts = [part for row in found for part in supervised(made, row)]
@@ -132,7 +132,7 @@ def test_tool_calls_are_rendered_the_template_s_way(name: str) -> None:
     for row in found:
         assert "The weather of a city" in row.text or name == "deepseek-v3"
     assert all('"rain": true' in row.text or '\\"rain\\": true' in row.text for row in found[-1:])
-    assert bool(made.renderer.dialect.notes) == (name in ("smollm2", "gemma2", "deepseek-v3"))
+    assert bool(made.renderer.adapter.notes) == (name in ("smollm2", "gemma2", "deepseek-v3"))
 
 
 def test_thoughts_are_learned_where_the_template_writes_them() -> None:
@@ -156,13 +156,13 @@ def test_a_template_that_begins_each_answer_with_a_thought() -> None:
     assert row.text.endswith("<｜Assistant｜><think>\nThe sea.\n</think>\n\nGrey.<｜end▁of▁sentence｜>")
     (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "Grey.", "reasoning_content": "The sea."}])
     assert supervised(made, row) == ["The sea.\n</think>\n\nGrey.<｜end▁of▁sentence｜>"]
-    assert not made.renderer.dialect.notes
+    assert not made.renderer.adapter.notes
     first, second = rows(made, CHAT)
     assert supervised(made, first) == [f"\n</think>\n\n{CHAT[1]['content']}<｜end▁of▁sentence｜>"]
     assert "<｜Assistant｜>It is grey." in second.text and second.text.count("<think>") == 1
     calling, _ = rows(made, TOOLS, [TOOL])
     assert supervised(made, calling)[0].startswith("\n</think>\n\n<｜tool▁call▁begin｜>weather")
-    assert any("empty one" in note for note in made.renderer.dialect.notes)
+    assert any("empty one" in note for note in made.renderer.adapter.notes)
 
 
 def test_a_prompt_that_closes_the_thoughts_leaves_them_out() -> None:
@@ -172,7 +172,7 @@ def test_a_prompt_that_closes_the_thoughts_leaves_them_out() -> None:
     made = making(closing)
     (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "<think>\nThe sea.\n</think>\n\nGrey."}])
     assert supervised(made, row) == ["Grey.<|im_end|>"] and "The sea." not in row.text
-    assert any("left out" in note for note in made.renderer.dialect.notes)
+    assert any("left out" in note for note in made.renderer.adapter.notes)
     made = making(closing, thinking=True)
     (row,) = rows(made, [CHAT[0], {"role": "assistant", "content": "<think>\nThe sea.\n</think>\n\nGrey."}])
     assert supervised(made, row) == ["<think>\nThe sea.\n</think>\n\nGrey.<|im_end|>"]
@@ -182,7 +182,7 @@ def test_a_system_prompt_that_the_template_does_not_know_is_put_before_the_quest
     made = making(FAMILIES["gemma2"])
     (row,) = rows(made, [SYSTEM, *CHAT])
     assert "<start_of_turn>user\nAnswer in short.\n\nWhat colour is the sea?<end_of_turn>" in row.text
-    assert any("system" in note for note in made.renderer.dialect.notes)
+    assert any("system" in note for note in made.renderer.adapter.notes)
 
 
 def test_a_template_that_refuses_names_its_reason() -> None:
@@ -252,11 +252,11 @@ def test_a_model_without_a_template_gets_one_that_fits(family: str, name: str) -
     tokenizer = FAMILIES[family].tokenizer
     assert fitting(set(tokenizer.tokens)) == name
     template = ChatTemplate(KNOWN[name], tokenizer.tokens[tokenizer.bos_id], tokenizer.tokens[tokenizer.eos_id])
-    made = Making(tokenizer, template, RowSettings(), "chat")
+    made = RowEncoder(tokenizer, template, RowSettings(), "chat")
     (row,) = rows(made, [SYSTEM, *CHAT])
     end = FAMILIES[family].turn_end
     assert supervised(made, row) == [f"{CHAT[1]['content']}{end}", f"{CHAT[3]['content']}{end}"]
-    assert "Answer in short." in row.text and not made.renderer.dialect.notes
+    assert "Answer in short." in row.text and not made.renderer.adapter.notes
 
 
 AWKWARD = st.text(st.sampled_from("aZ0é中🙂 \n\t\r\u00a0\u200b\u0301'\"{}[]<>|\\/_.:#"), min_size=1, max_size=12)

@@ -22,7 +22,8 @@ from settle.documents.readers import Reader
 from settle.documents.row_reader import RowReader
 from settle.documents.walk import Walk
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.lifecycle import create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from tests.documents import making
@@ -145,8 +146,8 @@ def test_a_new_kind_is_one_file_and_train_tune_and_index_read_it(tmp_path: Path)
     tokenizer = ByteBpeTokenizer.train([story(0)], 400, tmp_path / "tokenizer")
     rows = prepare_rows([str(folder)], tokenizer, RowSettings(), Events())
     assert rows.kind == "text" and rows.ledger["read"] == 12
-    with Collection.create("notes") as collection:
-        collection.decide(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure())
+    with create("notes") as collection:
+        collection.decide(IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure()))
         collection.follow([folder])
         report = update(collection, Events())
     assert (report.added, report.failed) == (12, []), report

@@ -1,4 +1,4 @@
-"""Cleaning: one file a pass. A pass drops a document or mends it, and says why."""
+"""Cleaning: one file a pass. A pass drops or repairs a document, and says why."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from settle.base.registry import Part
-from settle.data.document_buffer import Spool
+from settle.data.document_buffer import DocumentBuffer
 
 # note("mended" | "dropped" | a kind of thing found, reason, count)
 Note = Callable[[str, str, int], None]
@@ -26,7 +26,7 @@ class Sweep:
     """A pass at work on one corpus."""
 
     def mend(self, text: str, note: Note) -> str | None:
-        """First reading, row by row: the text, mended, or None when it is dropped (and `note` was told why)."""
+        """First pass, row by row: the text, repaired, or None when it is dropped; `note` is called with the reason."""
         return text
 
     def revises(self) -> bool:
@@ -37,6 +37,6 @@ class Sweep:
         """Second reading, for what only the whole corpus can tell; as `mend`."""
         return text
 
-    def repeats(self, documents: Spool) -> tuple[str, np.ndarray] | None:
+    def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray] | None:
         """A reason and which of the documents are dropped for it: bool (D,)."""
         return None

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from settle.data.cleaning import Cleaning, Sweep
-from settle.data.document_buffer import Spool
+from settle.data.document_buffer import DocumentBuffer
 
 
 class ExactDuplicates(Cleaning):
@@ -18,7 +18,7 @@ class ExactDuplicates(Cleaning):
 
 
 class _ExactDuplicates(Sweep):
-    def repeats(self, documents: Spool) -> tuple[str, np.ndarray]:
+    def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray]:
         _, first = np.unique(documents.hashes, return_index=True)
         repeated = np.ones(len(documents), bool)
         repeated[first] = False

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.data.cleaning import Cleaning, Sweep
-from settle.data.document_buffer import Spool
+from settle.data.document_buffer import DocumentBuffer
 from settle.data.similarity import Similarity
 
 
@@ -26,6 +26,6 @@ class _NearDuplicates(Sweep):
     def __init__(self, jaccard: float) -> None:
         self._jaccard = jaccard
 
-    def repeats(self, documents: Spool) -> tuple[str, np.ndarray]:
+    def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray]:
         first = Similarity(documents).clusters(self._jaccard)
         return "near duplicate", first != np.arange(len(documents))

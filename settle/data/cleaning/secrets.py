@@ -80,12 +80,12 @@ def _emails(text: str) -> Iterator[Span]:
 
 def _ips(text: str) -> Iterator[Span]:
     for rest, first in _IPS:
-        for found in rest.finditer(text):
-            start = found.start()
+        for matches in rest.finditer(text):
+            start = matches.start()
             head = first.search(text, max(start - 4, 0), start)
             if head is None or _inside_word(text, head.start()):
                 continue
-            written = text[head.start() : found.end()].rstrip(":")
+            written = text[head.start() : matches.end()].rstrip(":")
             try:
                 address = ipaddress.ip_address(written)
             except ValueError:
@@ -95,12 +95,12 @@ def _ips(text: str) -> Iterator[Span]:
 
 
 def _keys(text: str) -> Iterator[Span]:
-    spans = [found.span() for hint, pattern in _KEYS if hint in text for found in pattern.finditer(text)]
+    spans = [matches.span() for hint, pattern in _KEYS if hint in text for matches in pattern.finditer(text)]
     spans = [(start, end) for start, end in spans if not _inside_word(text, start)]
     spans += [
-        found.span("value")
-        for found in _ASSIGNED.finditer(text)
-        if _SECRET_NAME.search(text[max(found.start() - 16, 0) : found.start()])
+        matches.span("value")
+        for matches in _ASSIGNED.finditer(text)
+        if _SECRET_NAME.search(text[max(matches.start() - 16, 0) : matches.start()])
     ]
     end = 0
     for span in sorted(spans):

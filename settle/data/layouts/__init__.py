@@ -1,4 +1,4 @@
-"""Layouts: one file a way to write down examples. A layout knows its rows by their columns, and reads them."""
+"""Layouts: one file a way to write examples. A layout recognises its rows by their columns, and reads them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Kind = Literal["chat", "text", "preference"]
 
 
 class Broken(Exception):
-    """A row that cannot be used; the reason is a short phrase, the same for every row it befalls."""
+    """A row that cannot be used; the reason is a short phrase, the same for every row that it applies to."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def read_dialogue(text: str) -> list[Message]:
         raise Broken("a text in which nobody is named as speaking")
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(spoken[::2], spoken[1::2], strict=True)
-    return [{"role": roles[speaker], "content": said.strip()} for speaker, said in turns]
+    return [{"role": roles[speaker], "content": text.strip()} for speaker, text in turns]
 
 
 def check_turns(messages: Sequence[Message], answered: bool = True) -> None:
@@ -87,10 +87,10 @@ def parsed(value: object) -> object:
 
 
 def _add(messages: list[Message], turn: Message) -> None:
-    said = turn.get("role", turn.get("from"))
-    role = _ROLE.get(said.lower()) if isinstance(said, str) else None
+    name = turn.get("role", turn.get("from"))
+    role = _ROLE.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise Broken(f"an unknown role {said!r}"[:80] if said is not None else "a turn without a role")
+        raise Broken(f"an unknown role {name!r}"[:80] if name is not None else "a turn without a role")
     content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
     if role == "call":
         calls = parsed(content)
@@ -105,8 +105,8 @@ def _add(messages: list[Message], turn: Message) -> None:
         message["weight"] = 0
     messages.append(message)
     if _holds_calls(turn):
-        given = turn.get("tool_calls") or [turn["function_call"]]
-        _add_calls(messages, given)
+        own_calls = turn.get("tool_calls") or [turn["function_call"]]
+        _add_calls(messages, own_calls)
 
 
 def _holds_calls(turn: Message) -> bool:

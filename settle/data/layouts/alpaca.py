@@ -21,23 +21,23 @@ class Alpaca(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
 
     def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
-        found = {
+        columns = {
             "instruction": find(record, self.instruction, ("instruction",)),
             "output": find(record, self.output, ("output", "response")),
             "input": find(record, self.input, ("input", "context")),
             "system": find(record, self.system, ("system", "system_prompt")),
             "history": find(record, None, ("history",)),
         }
-        if found["instruction"] is None or found["output"] is None:
+        if columns["instruction"] is None or columns["output"] is None:
             return None
-        return {what: column for what, column in found.items() if column is not None}
+        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
-        asked = text_of(record, columns["instruction"], "the instruction")
+        instruction = text_of(record, columns["instruction"], "the instruction")
         about = text_of(record, columns["input"], "the input") if "input" in columns else ""
         messages = _history(record.get(columns.get("history", "")))
         messages += [
-            {"role": "user", "content": "\n\n".join(filter(str.strip, (asked, about)))},
+            {"role": "user", "content": "\n\n".join(filter(str.strip, (instruction, about)))},
             {"role": "assistant", "content": text_of(record, columns["output"], "the output")},
         ]
         messages = with_system(record, columns, messages)
@@ -49,7 +49,7 @@ def _history(value: object) -> list[Message]:
     turns = parsed(value) or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
         raise Broken("a history that is no list of question and answer")
-    said = [text for turn in turns for text in turn]
-    if not all(isinstance(text, str) for text in said):
+    texts = [text for turn in turns for text in turn]
+    if not all(isinstance(text, str) for text in texts):
         raise Broken("a history that is no list of question and answer")
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]

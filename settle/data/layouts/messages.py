@@ -22,12 +22,12 @@ class Messages(Layout):
         turns = find(record, self.messages, ("messages", "conversations", "conversation", "turns", "dialog"))
         if turns is None or not isinstance(parsed(record[turns]), list):
             return None
-        found = {
+        columns = {
             "messages": turns,
             "system": find(record, self.system, ("system", "system_prompt")),
             "tools": find(record, self.tools, ("tools", "functions")),
         }
-        return {what: column for what, column in found.items() if column is not None}
+        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         messages = with_system(record, columns, read_turns(record[columns["messages"]]))

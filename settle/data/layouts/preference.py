@@ -23,7 +23,7 @@ class Preference(Layout):
 
     def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
         prompts = ("prompt", "question", "conversations", "messages", "instruction", "input")
-        found = {
+        columns = {
             "prompt": find(record, self.prompt, prompts),
             "chosen": find(record, self.chosen, ("chosen", "preferred_output", "preferred")),
             "rejected": find(record, self.rejected, ("rejected", "non_preferred_output")),
@@ -31,11 +31,11 @@ class Preference(Layout):
             "system": find(record, self.system, ("system", "system_prompt")),
             "tools": find(record, self.tools, ("tools", "functions")),
         }
-        if found["chosen"] is None or found["rejected"] is None:
+        if columns["chosen"] is None or columns["rejected"] is None:
             return None
-        if found["prompt"] != find(record, None, ("instruction",)):
-            del found["about"]  # only an instruction is followed by what it is about
-        return {what: column for what, column in found.items() if column is not None}
+        if columns["prompt"] != find(record, None, ("instruction",)):
+            del columns["about"]  # only an instruction is followed by what it is about
+        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         chosen, rejected = (_answer(record, columns, what) for what in ("chosen", "rejected"))

@@ -28,15 +28,15 @@ class PromptCompletion(Layout):
     tools: str | None = Field(None, description="the column of the tools")
 
     def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
-        found = {
+        columns = {
             "prompt": find(record, self.prompt, PROMPTS),
             "completion": find(record, self.completion, COMPLETIONS),
             "system": find(record, self.system, ("system", "system_prompt")),
             "tools": find(record, self.tools, ("tools", "functions")),
         }
-        if found["prompt"] is None or found["completion"] is None:
+        if columns["prompt"] is None or columns["completion"] is None:
             return None
-        return {what: column for what, column in found.items() if column is not None}
+        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
         prompt, completion = (parsed(record[columns[what]]) for what in ("prompt", "completion"))

@@ -76,12 +76,12 @@ def held_out_rows(store: RowStore, tokens_per_batch: int, limit_tokens: int | No
     segments = store.segments_per_row
     documents = (rows[:, None] * segments + np.arange(segments)).reshape(-1, segments)
     lengths = (store.lengths - 1)[documents].sum(1)
-    first, held = 0, 0
+    first, size = 0, 0
     for number, length in enumerate(lengths.tolist()):
-        if held and held + length > tokens_per_batch:
+        if size and size + length > tokens_per_batch:
             yield pack_rows(store, documents[first:number].reshape(-1))
-            first, held = number, 0
-        held += length
+            first, size = number, 0
+        size += length
     yield pack_rows(store, documents[first:].reshape(-1))
 
 

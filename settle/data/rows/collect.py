@@ -9,10 +9,10 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.data.document_buffer import Spool, SpoolWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
-from settle.data.rows.read_rows import Refused, RowReading
+from settle.data.rows.read_rows import ExampleReader, RefusedRows
 from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
 from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
@@ -21,10 +21,10 @@ from settle.documents.walk import FoundFile
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CollectedRows:
     """examples: of plain text the text, of other kinds JSON. sides: int8 (R,). names: of the files, by number."""
 
-    examples: Spool
+    examples: DocumentBuffer
     sides: np.ndarray
     kind: Kind
     names: list[str]
@@ -45,26 +45,26 @@ class Gathered:
         return f"{self.names[file]}:{row}"
 
 
-def gather(
+def collect_rows(
     files: list[FoundFile],
     held_out_files: list[FoundFile],
     settings: RowSettings,
     ledger: Ledger,
     events: Events,
     work: Path,
-) -> Gathered:
+) -> CollectedRows:
     """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
-    files, held_out_files = (_of_one_sort(given, ledger) for given in (files, held_out_files))
-    reading = RowReading(files + held_out_files, settings.columns, ledger, events)
-    examples, texts = SpoolWriter(work / "examples"), SpoolWriter(work / "texts")
+    files, held_out_files = (_of_one_sort(is_held_out, ledger) for is_held_out in (files, held_out_files))
+    reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
+    examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
     prompts: list[int] = []
     try:
         for number, row, example in reading.examples():
-            asked, said = _words(example)
+            prompt, answer = _words(example)
             if example.kind != "text":
                 examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
-            texts.append(f"{asked}\n\n{said}" if said else asked, number, row)
-            prompts.append(int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=8).digest()))
+            texts.append(f"{prompt}\n\n{answer}" if answer else prompt, number, row)
+            prompts.append(int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()))
     finally:
         examples.abandon()
         texts.abandon()
@@ -73,23 +73,25 @@ def gather(
     names = [f.name for f in files + held_out_files]
     similar, kind = texts.close(), reading.kind or "chat"
     spool = similar if kind == "text" else examples.close()
-    found = Gathered(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
-    given = spool.origins[:, 0] >= len(files)
+    collected = CollectedRows(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
+    is_held_out = spool.origins[:, 0] >= len(files)
     if not settings.repeats:
-        _drop_repeats(found, given, ledger)
-    kept = found.sides != DROPPED
+        _drop_repeats(collected, is_held_out, ledger)
+    remaining = collected.sides != DROPPED
     if held_out_files:
-        found.sides[kept & given] = HELD_OUT
+        collected.sides[remaining & is_held_out] = HELD_OUT
         drop_kin_of_held_out(
-            similar, found.sides, lambda reason, file, row: ledger.drop(reason, f"{found.names[file]}:{row}", "")
+            similar,
+            collected.sides,
+            lambda reason, file, row: ledger.drop(reason, f"{collected.names[file]}:{row}", ""),
         )
-    elif kind == "text" and are_few(similar, kept, settings.held_out):
-        spool, sides = split_sections(similar, kept, settings.held_out, work)
-        found = Gathered(spool, sides, kind, names)
+    elif kind == "text" and are_few(similar, remaining, settings.held_out):
+        spool, sides = split_sections(similar, remaining, settings.held_out, work)
+        collected = CollectedRows(spool, sides, kind, names)
     else:
-        found.sides[:] = split_rows(similar, np.array(prompts, np.uint64), kept, settings.held_out)
-    _refuse_one_sided(found, ledger)
-    return found
+        collected.sides[:] = split_rows(similar, np.array(prompts, np.uint64), remaining, settings.held_out)
+    _refuse_one_sided(collected, ledger)
+    return collected
 
 
 def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
@@ -101,37 +103,37 @@ def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
     return rows or files
 
 
-def refuse(refused: Refused, settings: RowSettings, ledger: Ledger) -> None:
+def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
     """Rows that cannot be used end the work, or are left out where that is what was asked for."""
     if refused.count and not settings.drop_broken:
         rows = "1 row" if refused.count == 1 else f"{refused.count} rows"
-        raise DataError(f"{rows} cannot be used: {refused}", "mend them, or leave them out with --rows.drop-broken")
+        raise DataError(f"{rows} cannot be used: {refused}", "fix them, or leave them out with --rows.drop-broken")
     for reason, places in refused.rows.items():
         for where in places:
             ledger.drop(reason, where, "")
 
 
-def _drop_repeats(found: Gathered, given: np.ndarray, ledger: Ledger) -> None:
-    """Of examples that are the same, word for word, the first stays, or one that is `given` to evaluate on."""
-    order = np.argsort(~given, kind="stable")
-    _, first = np.unique(found.examples.hashes[order], return_index=True)
-    found.sides[:] = DROPPED
-    found.sides[order[first]] = TRAIN
-    for number in np.flatnonzero(found.sides == DROPPED).tolist():
-        ledger.drop("exact duplicate", found.origin(number), "")
+def _drop_repeats(collected: CollectedRows, is_held_out: np.ndarray, ledger: Ledger) -> None:
+    """Of examples that are the same, word for word, the first stays, or one that is `is_held_out` to evaluate on."""
+    order = np.argsort(~is_held_out, kind="stable")
+    _, first = np.unique(collected.examples.hashes[order], return_index=True)
+    collected.sides[:] = DROPPED
+    collected.sides[order[first]] = TRAIN
+    for number in np.flatnonzero(collected.sides == DROPPED).tolist():
+        ledger.drop("exact duplicate", collected.origin(number), "")
 
 
-def _refuse_one_sided(found: Gathered, ledger: Ledger) -> None:
-    if not len(found.sides):
+def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
+    if not len(collected.sides):
         raise DataError(
             f"there are no rows in what was given ({ledger.summary()})",
             "rows are read from .jsonl, .json, .csv and .parquet, one example each",
         )
     for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
-        if not (found.sides == side).any():
-            kept = int((found.sides != DROPPED).sum())
+        if not (collected.sides == side).any():
+            remaining = int((collected.sides != DROPPED).sum())
             raise DataError(
-                f"no {name} rows are left of {kept} once those nearly the same are kept on one side "
+                f"no {name} rows are left of {remaining} once those nearly the same are kept on one side "
                 f"({ledger.summary()})",
                 "give more varied examples, or held-out ones of their own with --rows.held-out-from",
             )

@@ -34,11 +34,11 @@ class Preview:
     def from_json(cls, value: dict[str, Any]) -> "Preview":
         return cls(**value | {"pieces": [(text, supervised) for text, supervised in value["pieces"]]})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
-class Making:
+class RowEncoder:
     """Makes rows of examples. wanted: tokens that each example would have needed to keep all of its answers."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:
@@ -88,17 +88,17 @@ class Making:
     def _fitted(self, encoded: list[Encoded]) -> list[Encoded]:
         if self._longest is None:
             return encoded
-        kept, lost = [], 0
+        fitting, lost = [], 0
         for row in encoded:
             short, missing = (row, 0) if len(row.ids) <= self._longest else shortened(row, self._longest)
             lost += missing
-            kept += [short] if short is not None else []
+            fitting += [short] if short is not None else []
         self.answers_lost += lost
-        if not kept:
+        if not fitting:
             self.dropped_long += 1
             raise Broken(TOO_LONG)
         self.shortened += bool(lost)
-        return kept
+        return fitting
 
     def _pair(self, example: Example) -> tuple[Encoded, Encoded]:
         chosen, rejected = (self.supervision.encode(row) for row in self.renderer.pair(example))

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError, SettleError
@@ -18,12 +17,12 @@ from settle.base.run import home, read_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.files import describe_files, find_files, hash_files, row_format
 from settle.data.layouts import Example, Kind
-from settle.data.ledger import Ledger
-from settle.data.rows.collect import gather
-from settle.data.rows.encode_rows import Making, Preview
+from settle.data.ledger import Ledger, LedgerRecord
+from settle.data.rows.collect import collect_rows
+from settle.data.rows.encode_rows import Preview, RowEncoder
 from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.store import RowStore
-from settle.data.rows.template_adaptation import Dialect
+from settle.data.rows.template_adaptation import TemplateAdapter
 from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
@@ -45,16 +44,16 @@ class RowCorpus:
     held_out: RowStore
     kind: Kind
     template: str | None
-    ledger: dict[str, Any]
+    ledger: LedgerRecord
     previews: list[Preview]
     fingerprint: str
 
     def examples(self, side: str = "held_out") -> Iterator[Example]:
         """The examples of a side, in the order of its rows: what is asked as the template takes it, then the answer."""
-        dialect = Dialect(ChatTemplate(self.template) if self.template else None, {})
+        adapter = TemplateAdapter(ChatTemplate(self.template) if self.template else None, {})
         with (home() / "tokens" / self.fingerprint / side / "examples.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                yield dialect.asking(Example(**json.loads(line)))
+                yield adapter.asking(Example(**json.loads(line)))
 
 
 def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events) -> RowCorpus:
@@ -77,14 +76,14 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSetti
         folder = home() / "tokens" / fingerprint
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
         describe_files(ledger, files + held_out_files, hashes)
-        gathered = gather(files, held_out_files, settings, ledger, events, work)
-        making = Making(tokenizer, template, settings, gathered.kind)
-        making.renderer.dialect.notes.update(filter(None, [note]))
-        write_rows(work / "corpus", gathered, making, tokenizer, settings, ledger, events)
+        collected = collect_rows(files, held_out_files, settings, ledger, events, work)
+        encoder = RowEncoder(tokenizer, template, settings, collected.kind)
+        encoder.renderer.adapter.notes.update(filter(None, [note]))
+        write_rows(work / "corpus", collected, encoder, tokenizer, settings, ledger, events)
         publish(work / "corpus", folder)
-        made = _open(folder)
-        _tell(made, events)
-        return made
+        corpus = _open(folder)
+        _tell(corpus, events)
+        return corpus
 
 
 def prepared_rows(fingerprint: str) -> RowCorpus | None:
@@ -121,17 +120,17 @@ def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate
 
     None when rows are to be taken as they are.
     """
-    asked, source, note = settings.template, tokenizer.chat_template, ""
-    if asked == _PLAIN:
+    choice, source, note = settings.template, tokenizer.chat_template, ""
+    if choice == _PLAIN:
         return None, ""
-    if asked in KNOWN:
-        source = KNOWN[asked]
-    elif asked is not None:
+    if choice in KNOWN:
+        source = KNOWN[choice]
+    elif choice is not None:
         try:
-            source = Path(asked).expanduser().read_text(encoding="utf-8")
+            source = Path(choice).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             known = ", ".join([*KNOWN, _PLAIN])
-            raise DataError(f"the chat template {asked} cannot be read: {e}", f"give a file, or {known}") from None
+            raise DataError(f"the chat template {choice} cannot be read: {e}", f"give a file, or {known}") from None
     elif not source:
         name = fitting(set(tokenizer.tokens))
         source, note = KNOWN[name], f"the model has no chat template: {name} is used, and goes with it"
@@ -147,15 +146,15 @@ def _fingerprint(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
 ) -> str:
-    asked = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}
+    choices = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}
     if settings.piece_tokens is None:
-        del asked["piece_tokens"]
+        del choices["piece_tokens"]
     source = template.source if template else ""
     # a template that asks for the day writes another text tomorrow
     day = datetime.date.today().isoformat() if "strftime_now" in source else ""
     names = [[f.name, row_format(f)] for f in files + held_out_files]
     ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.turn_end_id, bool(tokenizer.add_bos), tokenizer.pre]
-    content = ["rows", _VERSION, names, hashes, len(files), asked, source, day, ids]
+    content = ["rows", _VERSION, names, hashes, len(files), choices, source, day, ids]
     digest = hashlib.sha256(json.dumps(content, default=str).encode())
     digest.update("\n".join(tokenizer.tokens).encode("utf-8", "replace"))
     digest.update("\n".join(tokenizer.merges).encode("utf-8", "replace"))

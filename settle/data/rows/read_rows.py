@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
@@ -21,11 +20,11 @@ from settle.documents.walk import FoundFile
 
 _LOOKED_AT = 100  # rows that tell a file's layout
 _NAMED = 10  # rows that an error names
-_TELL_EVERY = 512  # rows between two progress events
+_REPORT_EVERY = 512  # rows between two progress events
 
 
 @dataclass
-class Refused:
+class RefusedRows:
     """Rows that cannot be used, by reason: how many, and the first of them."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
@@ -38,22 +37,22 @@ class Refused:
         return sum(map(len, self.rows.values()))
 
     def __str__(self) -> str:
-        told = []
+        reasons = []
         for reason, rows in self.rows.items():
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-            told.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
-        return "; ".join(told)
+            reasons.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
+        return "; ".join(reasons)
 
 
-class RowReading:
+class ExampleReader:
     """Reads files of examples, all of one kind; `layouts` tells per file how its rows were understood."""
 
     def __init__(self, files: list[FoundFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
         self._files, self._ledger, self._events = files, ledger, events
-        asked = {name: column for name, column in columns.model_dump().items() if column is not None}
-        self._known = _layouts(asked)
-        self.refused = Refused()
-        self.layouts: dict[str, dict[str, Any]] = {}
+        named = {name: column for name, column in columns.model_dump().items() if column is not None}
+        self._known = _layouts(named)
+        self.refused = RefusedRows()
+        self.layouts: dict[str, dict[str, object]] = {}
         self.kind: Kind | None = None
 
     def examples(self) -> Iterator[tuple[int, int, Example]]:
@@ -113,15 +112,15 @@ class RowReading:
         if not names:
             if not rows:
                 raise DataError(f"{file.name} holds no rows", "give a file of examples")
-            seen = ", ".join(map(repr, list(rows[0])[:12])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+            shown = ", ".join(map(repr, list(rows[0])[:12])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
             raise DataError(
-                f"{file.name} is in no layout that is known: its rows have {seen}",
+                f"{file.name} is in no layout that is known: its rows have {shown}",
                 "name its columns: --rows.columns.prompt and --rows.columns.completion, or .messages, or .text",
             )
         name = names.most_common(1)[0][0]
         layout = self._known[name]
-        found = (layout.columns(row) for row in rows if isinstance(row, Mapping))
-        columns = {what: column for one in found if one for what, column in one.items()}
+        matches = (layout.columns(row) for row in rows if isinstance(row, Mapping))
+        columns = {what: column for one in matches if one for what, column in one.items()}
         return layout, name, columns
 
     def _name_of(self, row: object) -> str:
@@ -130,11 +129,11 @@ class RowReading:
         return next((name for name, layout in self._known.items() if layout.columns(row)), "")
 
 
-def _layouts(asked: dict[str, str]) -> dict[str, Layout]:
+def _layouts(columns: dict[str, str]) -> dict[str, Layout]:
     """The layouts that know all of the columns asked for, in the order in which they are tried."""
     every: list[tuple[str, type[Layout]]] = list(parts("data/layouts").items())  # type: ignore[arg-type]
-    fitting = [(name, layout) for name, layout in every if set(asked) <= set(layout.model_fields)]
+    fitting = [(name, layout) for name, layout in every if set(columns) <= set(layout.model_fields)]
     if not fitting:
-        names = ", ".join(asked)
+        names = ", ".join(columns)
         raise DataError(f"no layout has all of the columns {names}", "name those of one: prompt and completion, say")
-    return {name: layout(**asked) for name, layout in sorted(fitting, key=lambda pair: pair[1].rank)}
+    return {name: layout(**columns) for name, layout in sorted(fitting, key=lambda pair: pair[1].rank)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Broken, Example, Message, Tool
-from settle.data.rows.template_adaptation import Dialect
+from settle.data.rows.template_adaptation import TemplateAdapter
 
 _THOUGHT = re.compile(r"</?think(?:ing)?>")
 
@@ -45,7 +45,7 @@ class _Turn:
     """An answer: the prompt before it, what is to be written with the end of it, and whether that end is missing."""
 
     prompt: str
-    said: str
+    answer: str
     says: tuple[str, ...]
     unended: bool
 
@@ -69,7 +69,7 @@ class Renderer:
         self._arguments = dict(arguments)
         self._stop, self._control = _any_of(stops), _any_of(controls)
         self.source = template.source if template else None
-        self.dialect = Dialect(template, self._arguments)
+        self.adapter = TemplateAdapter(template, self._arguments)
 
     def rows(self, example: Example) -> list[Rendered]:
         """A chat's or a text's rows: one, or more where the template changes earlier turns. Raises Broken."""
@@ -105,21 +105,21 @@ class Renderer:
         return Rendered(prompt + completion, (answer,), self._supervise == "all", unended=True)
 
     def _chat(self, example: Example) -> list[Rendered]:
-        messages, tools = self.dialect.spoken(example.messages, example.tools)
+        messages, tools = self.adapter.spoken(example.messages, example.tools)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        wanted = dict(zip(answers, self._wanted(example.messages), strict=True))
-        if not any(wanted.values()):
+        supervised = dict(zip(answers, self._wanted(example.messages), strict=True))
+        if not any(supervised.values()):
             raise Broken("no answer that is supervised")
         # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
         rows: list[tuple[str, list[Answer], bool]] = []
-        for number in sorted(wanted, reverse=True):
+        for number in sorted(supervised, reverse=True):
             turn = self._turn(messages, number, tools)
-            text = turn.prompt + turn.said
-            answer = Answer(len(turn.prompt), len(text), turn.says, wanted[number])
+            text = turn.prompt + turn.answer
+            answer = Answer(len(turn.prompt), len(text), turn.says, supervised[number])
             home = next((row for row in rows if row[0].startswith(text) and not turn.unended), None)
             if home is not None:
                 home[1].append(answer)
-            elif wanted[number]:
+            elif supervised[number]:
                 rows.append((text, [answer], turn.unended))
         everything = self._supervise == "all"
         return [Rendered(text, tuple(answers[::-1]), everything, unended) for text, answers, unended in rows[::-1]]
@@ -141,8 +141,8 @@ class Renderer:
         says = _must_say(messages[number])
         # a thought before the answer may have an end of its own
         end = self._stop.search(whole, _after(whole, same, says))
-        said = whole[same : end.end()] if end else whole[same:].rstrip()
-        turn = _Turn(prompt, said, says, end is None)
+        answer = whole[same : end.end()] if end else whole[same:].rstrip()
+        turn = _Turn(prompt, answer, says, end is None)
         return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), messages[number], end)
 
     def _continued(self, turn: "_Turn", opening: str, message: Message, end: re.Match[str] | None) -> "_Turn":
@@ -152,23 +152,23 @@ class Renderer:
             return turn
         if opening.startswith("</think>"):
             # the prompt has closed the thoughts: what follows them is the answer
-            self.dialect.notes.add(
+            self.adapter.notes.add(
                 "the chat template's prompt asks for no thoughts: they are left out (--rows.thinking)"
             )
-            _, _, said = turn.said.rpartition("</think>")
+            _, _, answer = turn.answer.rpartition("</think>")
             says = _must_say(message | {"content": content.rpartition("</think>")[2]})
-            return replace(turn, said=said.lstrip("\n"), says=says)
+            return replace(turn, answer=answer.lstrip("\n"), says=says)
         if opening != "<think>":
             raise Broken(f"the chat template begins each answer with {opening[:40]!r}, and this answer does not")
         if content.lstrip().startswith(opening):
-            said = content.lstrip().removeprefix(opening).lstrip("\n")
-            return replace(turn, said=said + (end.group() if end else ""))
+            answer = content.lstrip().removeprefix(opening).lstrip("\n")
+            return replace(turn, answer=answer + (end.group() if end else ""))
         thought = message.get("reasoning_content", "")
         if not thought:
-            self.dialect.notes.add(
+            self.adapter.notes.add(
                 "the chat template begins each answer with a thought: those without have an empty one"
             )
-        return replace(turn, said=f"{thought}\n</think>\n\n{turn.said}")
+        return replace(turn, answer=f"{thought}\n</think>\n\n{turn.answer}")
 
     def _render(self, messages: Sequence[Message], tools: list[Tool], prompt: bool) -> str:
         assert self._template is not None

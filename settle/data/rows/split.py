@@ -5,32 +5,32 @@ Legend: R examples.
 
 import numpy as np
 
-from settle.data.document_buffer import Spool
+from settle.data.document_buffer import DocumentBuffer
 from settle.data.similarity import Similarity
 from settle.data.split import DROPPED, HELD_OUT, KINSHIP, NEAR_DUPLICATE, TRAIN, uniform_order
 
 
-def split_rows(texts: Spool, prompts: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
-    """The side of each example, int8 (R,); `kept` is bool (R,), the others are DROPPED.
+def split_rows(texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float) -> np.ndarray:
+    """The side of each example, int8 (R,); `remaining` is bool (R,), the others are DROPPED.
 
     texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash
     of its text, so that an example stays on its side when others are added.
     """
-    sides = np.where(kept, TRAIN, DROPPED).astype(np.int8)
-    budget = max(1.0, share * int(kept.sum()))
+    sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
+    budget = max(1.0, share * int(remaining.sum()))
     similarity = Similarity(texts)
     # where kinship, or a prompt that all share, makes one cluster of almost everything, what is stricter decides
     for jaccard, by_prompt in ((KINSHIP, True), (NEAR_DUPLICATE, True), (NEAR_DUPLICATE, False)):
         cluster = similarity.clusters(jaccard)
         if by_prompt:
             cluster = _joined(cluster, prompts)
-        size = np.bincount(cluster[kept], minlength=len(kept))
-        order = uniform_order(cluster, texts.hashes, kept)
+        size = np.bincount(cluster[remaining], minlength=len(remaining))
+        order = uniform_order(cluster, texts.hashes, remaining)
         candidates = np.flatnonzero((size > 0) & (size <= max(budget / 2, 1)))
         candidates = candidates[np.argsort(order[candidates], kind="stable")]
         chosen = candidates[np.cumsum(size[candidates]) <= budget]
-        if size[chosen].sum() > budget / 2 and size[chosen].sum() < kept.sum():
-            sides[np.isin(cluster, chosen) & kept] = HELD_OUT
+        if size[chosen].sum() > budget / 2 and size[chosen].sum() < remaining.sum():
+            sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
             break
     return sides
 

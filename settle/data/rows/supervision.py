@@ -131,9 +131,9 @@ class Supervision:
                 f"the end of an answer is not supervised: its last token is {self.text(ids[-1:])!r}",
                 f"the chat template has to end a turn with one of {', '.join(self.stops)}",
             )
-        said, at = self._tokenizer.decode(ids.tolist()), 0
+        decoded, at = self._tokenizer.decode(ids.tolist()), 0
         for part in says:
-            at = said.find(part, at)
+            at = decoded.find(part, at)
             if at < 0:
                 raise Broken("the chat template does not give the answer back")
 
@@ -143,10 +143,10 @@ def _edges(row: Rendered) -> tuple[list[int], list[int]]:
     return [answer.start for answer in row.answers], [answer.end for answer in row.answers]
 
 
-def _all_in(wanted: Sequence[int], places: np.ndarray) -> bool:
+def _all_in(needed: Sequence[int], places: np.ndarray) -> bool:
     """Whether each of some places is among those, which ascend."""
-    at = np.searchsorted(places, wanted)
-    return bool((at < len(places)).all() and (places[at] == wanted).all())
+    at = np.searchsorted(places, needed)
+    return bool((at < len(places)).all() and (places[at] == needed).all())
 
 
 def _bytes(text: str) -> int:

@@ -19,7 +19,7 @@ _TOOL = {
 }
 
 
-class Dialect:
+class TemplateAdapter:
     """Which roles and forms one template renders. notes: what had to be written otherwise, in a person's words."""
 
     def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
@@ -27,12 +27,12 @@ class Dialect:
         self.notes: set[str] = set()
         if template is None:
             return
-        self._has_system = self._renders([_said("system", _MARK), _said("user", "q")])
-        self._has_tools = self._renders([_said("user", "q")], [_TOOL])
+        self._has_system = self._renders([_message("system", _MARK), _message("user", "q")])
+        self._has_tools = self._renders([_message("user", "q")], [_TOOL])
         # calls as templates want them: arguments as an object or as its JSON, beside an empty content or none at all
         forms = [(as_text, empty) for as_text in (False, True) for empty in ("", None)]
         self._form = next((form for form in forms if self._renders(_called(_MARK, *form), escaped=False)), None)
-        answer = [_result(_MARK), _said("assistant", "a")]
+        answer = [_result(_MARK), _message("assistant", "a")]
         self._has_results = self._form is not None and self._renders([*_called("b", *self._form)[:2], *answer])
 
     def asking(self, example: Example) -> Example:
@@ -47,7 +47,7 @@ class Dialect:
         """Messages and tools as the template takes them."""
         spoken = [_with_thought(message) for message in messages]
         if tools and not self._has_tools:
-            self.notes.add("the chat template knows no tools: they are told in the system prompt")
+            self.notes.add("the chat template knows no tools: they are put into the system prompt")
             spoken = _with_tools(spoken, tools)
             tools = []
         if any("tool_calls" in message for message in spoken):
@@ -79,7 +79,7 @@ class Dialect:
         return _MARK in text and (escaped or f"'{_MARK}'" not in text and f'\\"{_MARK}\\"' not in text)
 
 
-def _said(role: str, content: str) -> Message:
+def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
@@ -87,7 +87,7 @@ def _called(value: str, as_text: bool, empty: str | None) -> list[Message]:
     """A conversation in which a tool is called with that value."""
     call = {"type": "function", "id": "000000000", "function": {"name": "f", "arguments": {"a": value}}}
     asking = _in_form({"role": "assistant", "content": "", "tool_calls": [call]}, as_text, empty)
-    return [_said("user", "q"), asking, _result("r"), _said("assistant", "a")]
+    return [_message("user", "q"), asking, _result("r"), _message("assistant", "a")]
 
 
 def _result(content: str) -> Message:
@@ -108,16 +108,16 @@ def _without_system(messages: list[Message]) -> list[Message]:
 def _with_tools(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     """The tools in the system prompt."""
     listed = "\n".join(map(_json, tools))
-    told = f"{TOOLS_BEFORE}{listed}{TOOLS_AFTER}"
+    prompt = f"{TOOLS_BEFORE}{listed}{TOOLS_AFTER}"
     if messages[0]["role"] == "system":
-        return [_said("system", f"{messages[0]['content']}\n\n{told}"), *messages[1:]]
-    return [_said("system", told), *messages]
+        return [_message("system", f"{messages[0]['content']}\n\n{prompt}"), *messages[1:]]
+    return [_message("system", prompt), *messages]
 
 
 def _call_as_text(message: Message) -> Message:
     written = [f"<tool_call>\n{_json(call['function'])}\n</tool_call>" for call in message["tool_calls"]]
-    kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return kept | {"content": "\n".join(filter(None, [message["content"], *written]))}
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return others | {"content": "\n".join(filter(None, [message["content"], *written]))}
 
 
 def _in_form(message: Message, as_text: bool, empty: str | None) -> Message:
@@ -135,14 +135,14 @@ def _results_as_user(messages: list[Message]) -> list[Message]:
     spoken: list[Message] = []
     for message in messages:
         if message["role"] == "tool":
-            message = _said("user", f"<tool_response>\n{message['content']}\n</tool_response>")
+            message = _message("user", f"<tool_response>\n{message['content']}\n</tool_response>")
             joins = spoken and spoken[-1].get("results")
             if joins:
                 spoken[-1] = spoken[-1] | {"content": f"{spoken[-1]['content']}\n{message['content']}"}
             else:
                 spoken.append(message | {"results": True})
         elif message["role"] == "user" and spoken and spoken[-1].get("results"):
-            spoken[-1] = _said("user", f"{spoken[-1]['content']}\n\n{message['content']}")
+            spoken[-1] = _message("user", f"{spoken[-1]['content']}\n\n{message['content']}")
         else:
             spoken.append(message)
     return [{key: value for key, value in message.items() if key != "results"} for message in spoken]

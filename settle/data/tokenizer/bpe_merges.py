@@ -20,9 +20,9 @@ def merged(symbols: list[str], rank: Callable[[str, str], float | None]) -> list
     def offer(left: int, right: int) -> None:
         a, b = parts[left], parts[right]
         assert a is not None and b is not None
-        found = rank(a, b)
-        if found is not None:
-            heapq.heappush(queue, (found, left, right, len(a) + len(b)))
+        priority = rank(a, b)
+        if priority is not None:
+            heapq.heappush(queue, (priority, left, right, len(a) + len(b)))
 
     for left in range(len(symbols) - 1):
         offer(left, left + 1)

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -39,8 +38,8 @@ def vocabulary_size(num_bytes: int) -> int:
     A rare token is seen too seldom to be learned, a short one wastes steps; the exponent goes through the sizes that
     did best in trials of 1 and 10–30 MB.
     """
-    wanted = 1024 * (max(num_bytes, 1) / 1e6) ** 0.6
-    return int(min(max(round(wanted / 128) * 128, SMALLEST), LARGEST))
+    ideal = 1024 * (max(num_bytes, 1) / 1e6) ** 0.6
+    return int(min(max(round(ideal / 128) * 128, SMALLEST), LARGEST))
 
 
 class ByteBpeTokenizer:
@@ -140,9 +139,9 @@ class ByteBpeTokenizer:
         """The text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes.__getitem__, map(int, ids))).decode("utf-8", "replace")
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, object]:
         """The `tokenizer.*` keys of a GGUF file."""
-        keys: dict[str, Any] = {
+        keys: dict[str, object] = {
             "model": self.model,
             "pre": self.pre,
             "tokens": self.tokens,

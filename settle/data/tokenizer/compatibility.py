@@ -24,10 +24,10 @@ def tokenizer_difference(one: Tokenizer, other: Tokenizer) -> str:
 
 def require_same_tokenizer(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
     """names: of the teacher and the student. Raises UsageError saying where the tokenizers part."""
-    found = tokenizer_difference(teacher, student)
-    if found:
+    difference = tokenizer_difference(teacher, student)
+    if difference:
         raise UsageError(
-            f"{names[0]} has another tokenizer than {names[1]}: {found}",
+            f"{names[0]} has another tokenizer than {names[1]}: {difference}",
             "teacher and student must read the same tokens: a model of the teacher's family, or one made of it with "
             "--drop-layers, --width or --into",
         )

@@ -1,7 +1,7 @@
 """Text to token ids at many times the speed of a tokenizer that walks word by word; the ids are the same.
 
 Each distinct word is merged once by `tokenizers` and remembered; a text is then a matter of looking words up:
-the words are found by numpy, made distinct by arrow's hash table, and their ids are gathered.
+the words are found by numpy, made distinct by arrow's hash table, and their ids are collected.
 Legend: B bytes, W words, D documents, N tokens.
 """
 
@@ -70,11 +70,11 @@ class Encoder:
             if new:
                 self._learn(new)
             places = np.fromiter(map(known.__getitem__, words), np.int64, len(words))
-            found = self._first[places], self._length[places], self._ids
+            result = self._first[places], self._length[places], self._ids
             for word in new:
                 if len(word) > MAX_REMEMBERED_BYTES:
                     del known[word]
-            return found
+            return result
 
     def _learn(self, words: list[bytes]) -> None:
         characters, tokenize = self._characters, self._model.tokenize

@@ -5,19 +5,17 @@ every text.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from settle.base.errors import FormatError
 from settle.data.tokenizer.tokenizer_files import as_json
-from settle.data.tokenizer.vocabulary import CONTROL, SPACE, Vocabulary
+from settle.data.tokenizer.vocabulary import CONTROL, SPACE, Metadata, Vocabulary
 
 _PREFIX = "tokenizer.ggml."
 
 
-def fast_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def fast_tokenizer(metadata: Metadata) -> Tokenizer:
     """Puts the tokens around a text that its model expects, when asked for special tokens.
 
     metadata: of the file. Raises FormatError for a kind that is not known here.
@@ -32,7 +30,7 @@ def fast_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _word_piece(keys: Mapping[str, Any]) -> Tokenizer:
+def _word_piece(keys: Metadata) -> Tokenizer:
     """GGUF marks where a word begins, WordPiece (with ##) where it goes on."""
     control = _control(keys)
     tokens = [
@@ -50,7 +48,7 @@ def _word_piece(keys: Mapping[str, Any]) -> Tokenizer:
     return _opened_and_closed(tokenizer, tokens, control, around)
 
 
-def _unigram(keys: Mapping[str, Any]) -> Tokenizer:
+def _unigram(keys: Metadata) -> Tokenizer:
     """As XLM-RoBERTa has it: SentencePiece's likeliest pieces."""
     tokens, scores = keys["tokens"], keys.get("scores")
     if not scores:
@@ -68,7 +66,7 @@ def _unigram(keys: Mapping[str, Any]) -> Tokenizer:
     return _opened_and_closed(tokenizer, tokens, _control(keys), around)
 
 
-def _control(keys: Mapping[str, Any]) -> set[str]:
+def _control(keys: Metadata) -> set[str]:
     kinds = keys.get("token_type") or []
     return {token for token, kind in zip(keys["tokens"], kinds, strict=False) if kind == CONTROL}
 

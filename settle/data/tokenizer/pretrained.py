@@ -7,10 +7,9 @@ merges characters, spaces written as ▁.
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import words
 from settle.data.tokenizer.special_tokens import Finder
 from settle.data.tokenizer.tokenizer_files import FILES, read, write
-from settle.data.tokenizer.vocabulary import SPACE, USER_DEFINED, Vocabulary
+from settle.data.tokenizer.vocabulary import SPACE, USER_DEFINED, Metadata, Vocabulary
 
 # a word is remembered with its ids; a longer one is hardly ever met twice
 MAX_REMEMBERED, LONGEST_REMEMBERED = 200_000, 64
@@ -28,7 +27,7 @@ MAX_REMEMBERED, LONGEST_REMEMBERED = 200_000, 64
 class PretrainedTokenizer(Vocabulary):
     """Encodes and decodes as the model's file says. path: the folder it came from, or None."""
 
-    def __init__(self, metadata: Mapping[str, Any], path: Path | None = None) -> None:
+    def __init__(self, metadata: Metadata, path: Path | None = None) -> None:
         """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
         super().__init__(metadata)
         self.path = path

@@ -22,18 +22,18 @@ class Finder:
         """The text as pieces without such a token (str, never empty) and tokens (int), in order."""
         if not self.tokens:
             return [text] if text else []
-        found: list[str | int] = []
+        pieces: list[str | int] = []
         if self._overlapping:
-            found = self._one_by_one(text)
+            pieces = self._one_by_one(text)
         else:
             for number, piece in enumerate(self._pattern.split(text)):
-                found.append(self.tokens[piece] if number % 2 else piece)
+                pieces.append(self.tokens[piece] if number % 2 else piece)
         if self.strips:
-            for before, i in enumerate(found[:-1]):
-                after = found[before + 1]
+            for before, i in enumerate(pieces[:-1]):
+                after = pieces[before + 1]
                 if isinstance(i, int) and i in self.strips and isinstance(after, str):
-                    found[before + 1] = after.lstrip(" \t\n\v\f\r")
-        return [piece for piece in found if piece != ""]
+                    pieces[before + 1] = after.lstrip(" \t\n\v\f\r")
+        return [piece for piece in pieces if piece != ""]
 
     def _one_by_one(self, text: str) -> list[str | int]:
         pieces: list[str | int] = [text]

@@ -61,9 +61,9 @@ def read(folder: Path) -> JsonObject:
     keys |= {f"{name}_token_id": i for name, i in named.items()}
     keys["add_bos_token"] = _adds_bos(raw, config, tokens, named.get("bos"))
     keys["add_eos_token"] = False
-    found = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     template = _template(folder, config)
-    return found | ({"tokenizer.chat_template": template} if template else {})
+    return metadata | ({"tokenizer.chat_template": template} if template else {})
 
 
 def _json(path: Path) -> JsonObject | None:
@@ -80,29 +80,29 @@ def _named(folder: Path, config: JsonObject, by_id: Mapping[int, str]) -> dict[s
     """Ids of the tokens that open, end and pad a text."""
     ids = {token: i for i, token in by_id.items()}
     others = _json(folder / "special_tokens_map.json") or {}
-    found: dict[str, int] = {}
+    named: dict[str, int] = {}
     for name, key in (("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token")):
         value = config.get(key) or others.get(key)
         text = value.get("content") if isinstance(value, dict) else value
         if text in ids:
-            found[name] = ids[text]
-    if "eos" not in found:
-        said = (_json(folder / "generation_config.json") or _json(folder / "config.json") or {}).get("eos_token_id")
-        first = said[0] if isinstance(said, list) and said else said
+            named[name] = ids[text]
+    if "eos" not in named:
+        value = (_json(folder / "generation_config.json") or _json(folder / "config.json") or {}).get("eos_token_id")
+        first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, int) and first in by_id:
-            found["eos"] = first
-    return found
+            named["eos"] = first
+    return named
 
 
 def _template(folder: Path, config: JsonObject) -> str:
     own = folder / "chat_template.jinja"
     if own.exists():
         return own.read_text(encoding="utf-8")
-    said = config.get("chat_template")
-    if isinstance(said, list):
-        by_name = {entry.get("name"): entry.get("template") for entry in said}
-        said = by_name.get("default")
-    return said or ""
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in value}
+        value = by_name.get("default")
+    return value or ""
 
 
 def _steps(part: JsonObject | None) -> Iterator[JsonObject]:
@@ -272,10 +272,10 @@ def _opening(vocabulary: Vocabulary) -> JsonObject | None:
 def _merges(vocabulary: Vocabulary) -> list[list[str]]:
     """Every way to make a token of two others, in the order in which SentencePiece would do it."""
     known = {t: i for i, t in enumerate(vocabulary.tokens) if vocabulary.token_types[i] in (NORMAL, USER_DEFINED)}
-    found = []
+    merges = []
     for token, i in known.items():
         if vocabulary.token_types[i] == NORMAL:
             for cut in range(1, len(token)):
                 if token[:cut] in known and token[cut:] in known:
-                    found.append((-vocabulary.scores[i], cut, token))
-    return [[token[:cut], token[cut:]] for _, cut, token in sorted(found)]
+                    merges.append((-vocabulary.scores[i], cut, token))
+    return [[token[:cut], token[cut:]] for _, cut, token in sorted(merges)]

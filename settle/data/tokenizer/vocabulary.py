@@ -25,6 +25,9 @@ _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 
 
+Metadata = Mapping[str, Any]  # the values of a GGUF file by key
+
+
 class Vocabulary:
     """The tokens, their types and special ids.
 
@@ -34,7 +37,7 @@ class Vocabulary:
     are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
     """
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, metadata: Metadata) -> None:
         """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
         self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.model = str(self._value("model"))
@@ -98,13 +101,13 @@ class Vocabulary:
 
     def _special_id(self, name: str) -> int | None:
         default = _DEFAULT_IDS[self.model].get(name)
-        given: int | None = self._value(f"{name}_token_id")
-        return given if given is not None else default if (default or 0) < self.vocab_size else None
+        token: int | None = self._value(f"{name}_token_id")
+        return token if token is not None else default if (default or 0) < self.vocab_size else None
 
     def _turn_end(self) -> int:
-        given: int | None = self._value("eot_token_id")
-        if given is not None:
-            return given
+        token: int | None = self._value("eot_token_id")
+        if token is not None:
+            return token
         known = [t for t in TURN_ENDS if t in self.ids]
         if self.chat_template:  # one that ends a turn with none of them ends it with eos
             known = [t for t in known if t in self.chat_template]

@@ -11,7 +11,7 @@ from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
 from settle.data.rows.prepare import prepared_rows
-from settle.data.rows.read_rows import RowReading
+from settle.data.rows.read_rows import ExampleReader
 from settle.data.settings import ColumnSettings
 from settle.data.workspace import workspace
 from settle.evaluate.compare.candidate_pair import contenders, readers
@@ -84,7 +84,9 @@ def rows_of(path: Path, events: Events) -> Sequence[Example]:
     """The examples of a file or folder, as `settle tune` reads them. Raises DataError for rows that cannot be used."""
     ledger = Ledger()
     with workspace() as work:
-        reading = RowReading(find_files([str(path)], work, ledger), ColumnSettings.model_validate({}), ledger, events)
+        reading = ExampleReader(
+            find_files([str(path)], work, ledger), ColumnSettings.model_validate({}), ledger, events
+        )
         examples = [example for _, _, example in reading.examples()]
     if reading.refused.count:
         raise DataError(f"{reading.refused.count} of the rows cannot be used: {reading.refused}", "fix or remove them")

@@ -49,15 +49,17 @@ class Print:
     def blocks(self, page: int, lines: Sequence[Line]) -> Iterator[Block]:
         """The blocks of a page, each of which has its number."""
         edges = _edges(lines)
-        kept = [line for line in lines if line not in edges or _shape(line) not in self.repeated]
-        held: list[Line] = []
-        for line in kept:
-            if held and (not self._goes_on(held[-1], line) or self._is_title(page, line.text, held[-1].text)):
-                yield self._block(page, held)
-                held = []
-            held.append(line)
-        if held:
-            yield self._block(page, held)
+        body = [line for line in lines if line not in edges or _shape(line) not in self.repeated]
+        paragraph: list[Line] = []
+        for line in body:
+            if paragraph and (
+                not self._goes_on(paragraph[-1], line) or self._is_title(page, line.text, paragraph[-1].text)
+            ):
+                yield self._block(page, paragraph)
+                paragraph = []
+            paragraph.append(line)
+        if paragraph:
+            yield self._block(page, paragraph)
 
     def _goes_on(self, before: Line, line: Line) -> bool:
         """Whether a line belongs to the paragraph of the one before it."""
@@ -107,14 +109,14 @@ def _is_numbered(letters: str, title: str) -> bool:
 
 def _pitch(pages: Sequence[Sequence[Line]]) -> float:
     """The usual distance between two lines of a size, in heights of a line."""
-    seen = Counter(
+    pitches = Counter(
         round((before.top - line.top) / line.height, 1)
         for lines in pages
         for before, line in pairwise(lines)
         if before.top > line.top and line.height > 0 and _same_size(before, line)
     )
-    most = max(seen.values(), default=0)
-    return min(_PITCH[1], min((pitch for pitch, times in seen.items() if times == most), default=_PITCH[0]))
+    most = max(pitches.values(), default=0)
+    return min(_PITCH[1], min((pitch for pitch, times in pitches.items() if times == most), default=_PITCH[0]))
 
 
 def _same_size(a: Line, b: Line) -> bool:

@@ -98,8 +98,8 @@ class _Walk:
                 cells.append(" ".join(text for text, _ in texts))
                 turned += sum(sum(pages) for _, pages in texts)
             rows.append(cells)
-        if found := table(rows, place, headed=bool(rows) and is_header(rows[0])):
-            yield found
+        if block := table(rows, place, headed=bool(rows) and is_header(rows[0])):
+            yield block
         self._turn(turned)
 
 
@@ -115,8 +115,8 @@ def _style_name(style: Any) -> str:
 
 
 def _level(style: str) -> int | None:
-    found = _HEADING.fullmatch(style)
-    return int(found[1]) if found else {"title": 1, "subtitle": 2}.get(style)
+    match = _HEADING.fullmatch(style)
+    return int(match[1]) if match else {"title": 1, "subtitle": 2}.get(style)
 
 
 def _is_item(paragraph: Any, style: str) -> bool:
@@ -127,8 +127,8 @@ def _is_item(paragraph: Any, style: str) -> bool:
 def _value(element: Any, name: str) -> str | None:
     """The value of one of a paragraph's or a style's own properties."""
     properties = element.find(_W + "pPr")
-    found = properties.find(f".//{_W}{name}") if properties is not None else None
-    return found.get(_W + "val") if found is not None else None
+    element_found = properties.find(f".//{_W}{name}") if properties is not None else None
+    return element_found.get(_W + "val") if element_found is not None else None
 
 
 def _text(paragraph: "_Element") -> tuple[str, tuple[int, int]]:

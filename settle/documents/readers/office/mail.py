@@ -52,31 +52,31 @@ class Mail(Reader):
 
 def _messages(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line, bytes) of each message of a mailbox, the line being that of the `From ` above it."""
-    held: list[bytes] = []
+    lines: list[bytes] = []
     first, size, empty = 0, 0, True
     with path.open("rb") as file:
         number = 0
         while line := file.readline(_MOST):
             number += 1
             if empty and line.startswith(b"From "):
-                if held:
-                    yield first, b"".join(held)
-                held, first, size = [], number, 0
+                if lines:
+                    yield first, b"".join(lines)
+                lines, first, size = [], number, 0
             elif not first:
                 raise Unreadable("no mailbox, whatever its name says")
             elif size < _MOST:
-                held.append(line[1:] if line.startswith(b">From ") else line)
+                lines.append(line[1:] if line.startswith(b">From ") else line)
                 size += len(line)
             empty = not line.strip()
-    if held:
-        yield first, b"".join(held)
+    if lines:
+        yield first, b"".join(lines)
 
 
 def _blocks(message: Message, place: Place, attached: list[str]) -> Iterator[Block]:
     yield Block("heading", _header(message, "Subject") or "No subject", place, level=1)
-    told = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
-    if told:
-        yield Block("text", "\n".join(told), place)
+    headers = [f"{name}: {value}" for name in _SHOWN if (value := _header(message, name))]
+    if headers:
+        yield Block("text", "\n".join(headers), place)
     texts: dict[str, list[str]] = {"text/plain": [], "text/html": []}
     for part in message.walk():
         kind = part.get_content_type()

@@ -82,39 +82,39 @@ def _lines(document: "PdfDocument", page: int) -> list[Line] | None:
         layer = opened.get_textpage()
     except PdfiumError:
         return None
-    found: list[Line] = []
+    lines: list[Line] = []
     at = 0
     for text in layer.get_text_range().split("\r\n"):
         if text.strip():
             # a word in another font does not say how large a line is, so three of its letters are asked
             letters = [i for i, c in enumerate(text) if c.isalnum()] or [len(text) - len(text.lstrip())]
-            asked = [at + letters[len(letters) * i // 4] for i in (1, 2, 3)]
-            boxes = [layer.get_charbox(min(i, layer.count_chars() - 1), loose=True) for i in asked]
+            sample = [at + letters[len(letters) * i // 4] for i in (1, 2, 3)]
+            boxes = [layer.get_charbox(min(i, layer.count_chars() - 1), loose=True) for i in sample]
             height, top = median_low((top - bottom, top) for _, bottom, _, top in boxes)
-            found.append(Line(text.strip(), top, height))
+            lines.append(Line(text.strip(), top, height))
         at += len(text.encode("utf-16-le")) // 2 + 2
     layer.close()
     opened.close()
-    return found
+    return lines
 
 
 def _has_picture(document: "PdfDocument", page: int) -> bool:
     from pypdfium2.raw import FPDF_PAGEOBJ_IMAGE
 
     opened = document[page - 1]
-    found = any(True for _ in opened.get_objects(filter=[FPDF_PAGEOBJ_IMAGE], max_depth=3))
+    has_picture = any(True for _ in opened.get_objects(filter=[FPDF_PAGEOBJ_IMAGE], max_depth=3))
     opened.close()
-    return found
+    return has_picture
 
 
 def _outline(document: "PdfDocument") -> dict[int, dict[str, int]]:
     """Of each page, the headings that the document's outline has there, with their levels from 1."""
-    found: dict[int, dict[str, int]] = {}
+    outline: dict[int, dict[str, int]] = {}
     for entry in document.get_toc(max_depth=6):
         target = entry.get_dest()
         if target is not None and (index := target.get_index()) is not None:
-            found.setdefault(index + 1, {})[entry.get_title()] = entry.level + 1
-    return found
+            outline.setdefault(index + 1, {})[entry.get_title()] = entry.level + 1
+    return outline
 
 
 def _ranges(pages: list[int]) -> str:

@@ -48,8 +48,8 @@ def _shapes(shapes: Any) -> Iterator[Any]:
 def _blocks(shape: Any, place: Place, level: int) -> Iterator[Block]:
     if getattr(shape, "has_table", False):
         rows = [[cell.text_frame.text for cell in row.cells] for row in shape.table.rows]
-        if found := table(rows, place, level, headed=bool(rows) and is_header(rows[0])):
-            yield found
+        if block := table(rows, place, level, headed=bool(rows) and is_header(rows[0])):
+            yield block
     elif shape.has_text_frame:
         yield from _text(shape.text_frame, place, level)
 

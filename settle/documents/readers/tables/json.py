@@ -76,8 +76,8 @@ def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, object],
 
 
 def _skip(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _expect(text: str, at: int, mark: str) -> int:

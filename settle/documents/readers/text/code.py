@@ -78,12 +78,12 @@ def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | No
 
 def _blocks(lines: Sequence[str], node: "Node", first: int, end: int, level: int) -> Iterator[Block]:
     """Lines `first` to `end` (from 0, the latter left out), whose definitions are the children of `node`."""
-    for start, stop, found in _segments(node, first, end):
-        if found is None or stop - start <= _LONG:
+    for start, stop, definition in _segments(node, first, end):
+        if definition is None or stop - start <= _LONG:
             yield from _listing(lines, start, stop, level)
             continue
-        yield Block("heading", _name(found), Place(line=found.start_point.row + 1), level + 1)
-        body = found.child_by_field_name("body")
+        yield Block("heading", _name(definition), Place(line=definition.start_point.row + 1), level + 1)
+        body = definition.child_by_field_name("body")
         if body is not None and any(_is_definition(inner) for _, inner in _children(body)):
             yield from _blocks(lines, body, start, stop, level + 1)
         else:

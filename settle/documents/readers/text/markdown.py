@@ -71,9 +71,9 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
 
 
 def _plain(inline: "Token") -> str:
-    said = {"softbreak": " ", "hardbreak": " "}
+    breaks = {"softbreak": " ", "hardbreak": " "}
     return "".join(
-        said.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
+        breaks.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
     )
 
 
@@ -87,6 +87,6 @@ def _front_matter(lines: Sequence[str]) -> int:
 
 def _title(front: Sequence[str]) -> Iterator[Block]:
     for number, line in enumerate(front, 1):
-        if found := _TITLE.fullmatch(line):
-            yield Block("heading", found["title"], Place(line=number), level=1)
+        if match := _TITLE.fullmatch(line):
+            yield Block("heading", match["title"], Place(line=number), level=1)
             return

@@ -50,5 +50,5 @@ class Notebook(Reader):
 
 
 def _cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
-    found = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
-    return [cell for cell in found if isinstance(cell, dict)]
+    cells = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
+    return [cell for cell in cells if isinstance(cell, dict)]

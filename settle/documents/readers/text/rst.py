@@ -105,5 +105,5 @@ class _Walk:
             yield Block("text", title.astext(), place, self._level)
         rows = [[entry.astext() for entry in row.children] for row in node.findall(lambda n: n.tagname == "row")]
         headed = next(node.findall(lambda n: n.tagname == "thead"), None) is not None
-        if found := table(rows, place, self._level, headed):
-            yield found
+        if block := table(rows, place, self._level, headed):
+            yield block

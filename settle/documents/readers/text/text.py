@@ -36,18 +36,18 @@ class Text(VerbatimReader):
 
 def paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, from 1; its lines) of what stands between empty lines."""
-    held: list[str] = []
+    paragraph: list[str] = []
     first = 1
     for number, line in enumerate(lines, 1):
         if line.strip():
-            if not held:
+            if not paragraph:
                 first = number
-            held.append(line)
-        elif held:
-            yield first, held
-            held = []
-    if held:
-        yield first, held
+            paragraph.append(line)
+        elif paragraph:
+            yield first, paragraph
+            paragraph = []
+    if paragraph:
+        yield first, paragraph
 
 
 def _heading(lines: list[str]) -> tuple[int, int]:
