@@ -5,7 +5,6 @@ Legend: P targets of all held-out rows, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ class Nearness:
     teacher: np.ndarray
     stretches: tuple[int, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float]:
         """Means: nats per token, and the share of tokens of which both hold the same for the likeliest."""
         kl = self.apart.kl
         return {
@@ -140,7 +139,7 @@ class Learned:
             f"token in {after['same_top']:.0%}, {before['same_top']:.0%} before"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "verdict": self.paired.verdict,
             "headline": self.headline,

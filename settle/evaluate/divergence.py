@@ -6,7 +6,6 @@ W windows or texts, N positions. Logarithms are natural unless a name says bits.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -56,7 +55,7 @@ class Divergence:
     def _bits(self, loss: float) -> float | None:
         return loss * self.tokens / math.log(2) / self.num_bytes if self.num_bytes else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         derived = ("perplexity", "reference_perplexity", "bits_per_byte", "reference_bits_per_byte")
         return _fields(self) | {name: getattr(self, name) for name in derived}
 
@@ -72,7 +71,7 @@ class TextLoss:
     reference_bits_per_byte: Interval
     rise: Interval
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return _fields(self)
 
 
@@ -125,14 +124,15 @@ def text_loss(
     )
 
 
-def _fields(figures: Divergence | TextLoss) -> dict[str, Any]:
+def _fields(figures: Divergence | TextLoss) -> dict[str, object]:
     return {k: v.to_json() if isinstance(v, Interval) else v for k, v in vars(figures).items()}
 
 
 def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Sums (W,) of values (N,) between bounds (W + 1,)."""
-    upto = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
-    return upto[bounds[1:]] - upto[bounds[:-1]]
+    before = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
+    sums: np.ndarray = before[bounds[1:]] - before[bounds[:-1]]
+    return sums
 
 
 def _of_texts(logprobs: Sequence[np.ndarray], windows: Windows) -> np.ndarray:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -42,7 +41,7 @@ class Footprint:
     context: int
     rounds: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -77,9 +76,11 @@ def footprints(
     ]
 
 
-def footprint(path: Path, rounds: int = ROUNDS, threads: int | None = None, **sizes: int) -> Footprint:
-    """Of one file; sizes: `prompt` and `generated` of `footprints`."""
-    return footprints([path], rounds, threads, **sizes)[0]
+def footprint(
+    path: Path, rounds: int = ROUNDS, threads: int | None = None, prompt: int = PROMPT, generated: int = GENERATED
+) -> Footprint:
+    """The footprint of one file, as `footprints`."""
+    return footprints([path], rounds, threads, prompt, generated)[0]
 
 
 @dataclass(frozen=True)

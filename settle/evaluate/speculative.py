@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
@@ -74,7 +74,7 @@ class Pair:
         """For the model card."""
         return [f"As a draft in llama.cpp the model it was made for is {self.headline}.", ""]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "tokens_per_second": {"alone": self.alone, "with_draft": self.together},
             "speed_up": self.speed_up,

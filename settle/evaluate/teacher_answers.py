@@ -8,7 +8,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.data.layouts import Example
-from settle.evaluate.compare.candidate import CONTEXT, FileContender
+from settle.evaluate.compare.candidate import CONTEXT, FileModel
 from settle.evaluate.compare.cases import cases
 from settle.library.reference import ModelRef
 
@@ -19,25 +19,26 @@ def answer_all(model: ModelRef, examples: Iterable[Example], path: Path, max_tok
     max_tokens: of an answer. A question that it says nothing to, or that does not fit into memory's context, is left
     out. Raises DataError when none is left, and what `Engine` raises.
     """
-    asked = cases(examples)
+    questions = cases(examples)
     lines = []
-    with FileContender.open(model.weights, model.name, model.adapter, CONTEXT) as teacher:
-        prompts = [teacher.prompt(case) for case in asked]
+    with FileModel.open(model.weights, model.name, model.adapter, CONTEXT) as teacher:
 
-        def told(done: int) -> None:
-            events.emit(Progress(what="the teacher answers", done=done, total=len(prompts), unit="questions"))
+        def on_progress(done: int) -> None:
+            events.emit(Progress(what="the teacher answers", done=done, total=len(questions), unit="questions"))
 
-        for case, answer in zip(asked, teacher.answers(prompts, max_tokens, told), strict=True):
+        for case, answer in zip(questions, teacher.answers(questions, max_tokens, on_progress), strict=True):
             if not answer.text.strip():
                 continue
             if teacher.chats:
-                said = {"role": "assistant", "content": answer.text}
-                row = {"messages": [*case.messages, said], **({"tools": list(case.tools)} if case.tools else {})}
+                message = {"role": "assistant", "content": answer.text}
+                row = {"messages": [*case.messages, message], **({"tools": list(case.tools)} if case.tools else {})}
             else:
                 row = {"prompt": case.prompt, "completion": answer.text}
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     if not lines:
-        raise DataError(f"{model.name} answers none of the {len(asked)} questions", "learn the answers that are given")
+        raise DataError(
+            f"{model.name} answers none of the {len(questions)} questions", "learn the answers that are given"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text("".join(lines), encoding="utf-8")

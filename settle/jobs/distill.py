@@ -15,7 +15,7 @@ from settle.data.rows.batches import pack_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
 from settle.data.tokenizer.compatibility import require_same_tokenizer
-from settle.evaluate.compare.candidate import LiveContender
+from settle.evaluate.compare.candidate import LiveModel
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.distillation import learned
 from settle.evaluate.speculative import measure_pair
@@ -167,7 +167,7 @@ def draft_prompts(corpus: RowCorpus, live: TrainingJob, limit: int) -> list[list
         store = corpus.held_out
         texts = [store.document(i).tolist()[:PROMPT_TOKENS] for i in range(min(limit, store.num_documents))]
         return [ids for ids in texts if len(ids) == PROMPT_TOKENS] or texts
-    candidate = LiveContender(None, live.tokenizer, "", live.architecture.max_position_embeddings)
+    candidate = LiveModel(None, live.tokenizer, "", live.architecture.max_position_embeddings)
     return [candidate.prompt(case) for case in cases(corpus.examples())[:limit]]
 
 

@@ -11,9 +11,10 @@ from settle.base.file_version import refuse_newer
 from settle.base.result import Result
 from settle.base.run import write_json
 from settle.base.version import __version__
-from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.compare import CompareOptions
 from settle.evaluate.compare.compare import compare as compare_models
-from settle.evaluate.compare.compare import tell as report_comparison
+from settle.evaluate.compare.compare import report as report_comparison
 from settle.evaluate.divergence import TextLoss
 from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
@@ -194,10 +195,9 @@ def compare(c: ShrinkContext) -> None:
         return
     whole = ModelRef(c.session.whole.name, "model", c.session.whole.source)
     small = ModelRef(c.exported.stem, "model", Source(c.exported, "gguf", c.exported.stem))
-    with contenders(whole, small) as (ours, theirs):
-        comparison = compare_models(
-            ours, theirs, examples, c.events, score=c.settings.score, only_rows=True, readers=readers(whole, small)
-        )
+    options = CompareOptions(score=c.settings.score, only_rows=True)
+    with both_in_llamacpp(whole, small) as (ours, theirs):
+        comparison = compare_models(ours, theirs, examples, c.events, options, readers(whole, small))
     report_comparison(comparison, c.events)
     c.figures["comparison"] = comparison.to_json()
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from settle.data.rows.prepare import prepare_rows, prepared_rows
-from settle.evaluate.compare.candidate_pair import contenders, readers
+from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.compare import CompareOptions, report
 from settle.evaluate.compare.compare import compare as compare_models
-from settle.evaluate.compare.compare import tell
 from settle.evaluate.tasks import named
 from settle.jobs.job import Job
 from settle.jobs.settings import TuneSettings
@@ -46,12 +46,10 @@ def compare(c: TuneContext) -> None:
         return
     tuned = resolve(f"run:{c.run.path.name}")
     examples, settings = c.corpus.examples(), c.settings
-    with as_gguf(c.pretrained, c.run.out, c.live.tokenizer) as model, contenders(model, tuned) as (ours, theirs):
-        comparison = compare_models(
-            ours, theirs, examples, c.events, score=settings.score, limit=settings.compare_rows,
-            readers=readers(model, tuned),
-        )  # fmt: skip
-    tell(comparison, c.events)
+    with as_gguf(c.pretrained, c.run.out, c.live.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
+        options = CompareOptions(score=settings.score, limit=settings.compare_rows)
+        comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned))
+    report(comparison, c.events)
     c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
 
 

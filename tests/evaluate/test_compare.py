@@ -10,10 +10,10 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.data.layouts import Example
-from settle.evaluate.compare.candidate import FileContender, LiveContender, without_thoughts
-from settle.evaluate.compare.candidate_pair import contenders, readers
-from settle.evaluate.compare.cases import cases
-from settle.evaluate.compare.compare import compare, tell
+from settle.evaluate.compare.candidate import FileModel, LiveModel, without_thoughts
+from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.cases import asking, cases
+from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.forgetting import forgetting, generated, given
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.formats.gguf import export_gguf
@@ -38,7 +38,7 @@ def tuned(tiny):
     """The tiny model after some steps on ROWS: it learned them by heart."""
     model, tokenizer = copy.deepcopy(tiny.model), tiny.tokenizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    asker = LiveContender(model, tokenizer, "tiny", 512)
+    asker = LiveModel(model, tokenizer, "tiny", 512)
     texts = []
     for case in cases(ROWS[: len(NAMES)]):
         prompt = asker.prompt(case)
@@ -63,8 +63,8 @@ def files(tiny, tuned, tmp_path_factory):
     weights = {name: p.detach() for name, p in tuned.named_parameters()}
     after = export_gguf(tiny.part, weights, tiny.tokenizer, folder / "tuned.gguf", "f32")
     with (
-        FileContender.open(base, "base", context=256) as left,
-        FileContender.open(after, "tuned", context=256) as right,
+        FileModel.open(base, "base", context=256) as left,
+        FileModel.open(after, "tuned", context=256) as right,
     ):
         yield left, right
 
@@ -72,15 +72,15 @@ def files(tiny, tuned, tmp_path_factory):
 @pytest.fixture(scope="module")
 def live(tiny, tuned):
     return (
-        LiveContender(tiny.model, tiny.tokenizer, "base", 256),
-        LiveContender(tuned, tiny.tokenizer, "tuned", 256),
+        LiveModel(tiny.model, tiny.tokenizer, "base", 256),
+        LiveModel(tuned, tiny.tokenizer, "tuned", 256),
     )
 
 
 def test_better(files, live):
     heard = []
     events = Events(listeners=[into(heard)])
-    comparison = compare(*files, ROWS, events, max_tokens=16, readers=live)
+    comparison = compare(*files, ROWS, events, CompareOptions(max_tokens=16), live)
     assert comparison.measure == "exact match" and comparison.verdict == "better"
     assert comparison.score.base == 0 and comparison.score.tuned > 0.8
     assert comparison.headline.startswith("better than base: exact match 0.0 % → ")
@@ -93,7 +93,7 @@ def test_better(files, live):
     assert stored["verdict"] == "better" and stored["forgetting"]["degree"] == "much"
     card = "\n".join(comparison.card_lines())
     assert comparison.headline[1:] in card and "KL from the base" in card
-    tell(comparison, events)
+    report(comparison, events)
     tables = [event for event in heard if event["kind"] == "table"]
     assert len(tables) == 1 and all(len(row) == len(t["columns"]) for t in tables for row in t["rows"])
     changed = next(event for event in heard if event["kind"] == "changed")
@@ -103,18 +103,18 @@ def test_better(files, live):
 
 def test_no_different_from_itself(live):
     base = live[0]
-    comparison = compare(base, base, ROWS[:4], Events(), score="f1", max_tokens=4, only_rows=True)
+    comparison = compare(base, base, ROWS[:4], Events(), CompareOptions(score="f1", max_tokens=4, only_rows=True))
     assert comparison.verdict == "no different" and not comparison.changed and comparison.forgot is None
     assert comparison.score.difference.value == 0 and comparison.score.difference.high > 0.4
 
 
 def test_worse(live):
-    assert compare(*live[::-1], ROWS, Events(), max_tokens=12, only_rows=True).verdict == "worse"
+    assert compare(*live[::-1], ROWS, Events(), CompareOptions(max_tokens=12, only_rows=True)).verdict == "worse"
 
 
 def test_plain_text_is_read(tiny, live):
     rows = [Example("text", text=text) for text in tiny.held_out]
-    comparison = compare(*live, rows, Events(), only_rows=True)
+    comparison = compare(*live, rows, Events(), CompareOptions(only_rows=True))
     assert comparison.measure == "minus bits per byte" and comparison.verdict == "worse"
     assert -6 < comparison.score.base < -1
 
@@ -132,13 +132,13 @@ def test_llama_cpp_reads_as_the_live_model_does(tiny, files, live):
 def test_base_and_adapter_in_one_process(tiny, files, tmp_path):
     path = export_lora(tiny.part, adapter(tiny.part), tmp_path / "lora.gguf")
     whole = files[0]._engine.path
-    base, tuned = FileContender.pair(whole, path, ("base", "lora"), 128)
-    prompts = [base.tokenize("def f("), base.tokenize("self.")]
+    base, tuned = FileModel.pair(whole, path, ("base", "lora"), 128)
+    questions = [asking("def f("), asking("self.")]
     with tuned:
-        before = base.answers(prompts, 8, lambda done: None)
-        after = tuned.answers(prompts, 8, lambda done: None)
-        assert base.answers(prompts, 8, lambda done: None) == before != after
-        assert before == files[0].answers(prompts, 8, lambda done: None)
+        before = base.answers(questions, 8, lambda done: None)
+        after = tuned.answers(questions, 8, lambda done: None)
+        assert base.answers(questions, 8, lambda done: None) == before != after
+        assert before == files[0].answers(questions, 8, lambda done: None)
 
 
 def ref(name, path):
@@ -152,7 +152,7 @@ def test_readers_read_what_llama_cpp_serves(tiny, files, tmp_path):
     lora = replace(ref("lora", path), kind="adapter", base=base)
     for tuned in (lora, ref("tuned", files[1]._engine.path)):
         ours = forgetting(*readers(base, tuned), familiar, lambda done: None)
-        with contenders(base, tuned) as served:
+        with both_in_llamacpp(base, tuned) as served:
             theirs = forgetting(*served, familiar, lambda done: None)
         assert ours.loss.tuned == pytest.approx(theirs.loss.tuned, abs=3e-3) and ours.kl.difference.value > 0.05
         assert ours.kl.difference.value == pytest.approx(theirs.kl.difference.value, rel=0.05)
@@ -170,19 +170,19 @@ def test_familiar_text(files, live):
 
 def test_too_long_to_ask_and_no_template(tiny, files, live):
     long = row("self." * 400, "x")
-    comparison = compare(*files, [long, *ROWS[:3]], Events(), max_tokens=4, only_rows=True)
+    comparison = compare(*files, [long, *ROWS[:3]], Events(), CompareOptions(max_tokens=4, only_rows=True))
     assert comparison.unasked == 1 and comparison.score.rows == 3 and "1 row was too long" in comparison.notes()[-1]
     with pytest.raises(DataError, match="no row fits"):
-        compare(*files, [long], Events(), max_tokens=4, only_rows=True)
+        compare(*files, [long], Events(), CompareOptions(max_tokens=4, only_rows=True))
     with pytest.raises(DataError, match="nothing to compare on"):
-        compare(*live, [], Events(), only_rows=True)
+        compare(*live, [], Events(), CompareOptions(only_rows=True))
     bare = copy.copy(tiny.tokenizer)
     bare.chat_template = ""
-    silent = LiveContender(tiny.model, bare, "bare", 256)
-    assert compare(silent, silent, ROWS[:3], Events(), max_tokens=4, only_rows=True).score.rows == 3
+    silent = LiveModel(tiny.model, bare, "bare", 256)
+    assert compare(silent, silent, ROWS[:3], Events(), CompareOptions(max_tokens=4, only_rows=True)).score.rows == 3
     talk = Example("chat", [*ROWS[0].messages, *ROWS[1].messages])
     with pytest.raises(UsageError, match="bare has no chat template, and row 1"):
-        compare(silent, silent, [talk], Events(), only_rows=True)
+        compare(silent, silent, [talk], Events(), CompareOptions(only_rows=True))
 
 
 def test_thoughts_are_no_answer():

@@ -14,8 +14,8 @@ from settle.data.rows.prepare import prepared_rows
 from settle.data.rows.read_rows import ExampleReader
 from settle.data.settings import ColumnSettings
 from settle.data.workspace import workspace
-from settle.evaluate.compare.candidate_pair import contenders, readers
-from settle.evaluate.compare.compare import compare, tell
+from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, resolve_gguf
@@ -52,20 +52,10 @@ def compare_with_base(
     base = resolve_gguf(against) if against else _base_of(name, tuned)
     examples = rows_of(questions.rows, events) if questions.rows else held_out(name)
     familiar = [_text(questions.familiar)] if questions.familiar else None
-    with contenders(base, tuned) as (ours, theirs):
-        comparison = compare(
-            ours,
-            theirs,
-            examples,
-            events,
-            score=questions.score,
-            limit=questions.limit,
-            max_tokens=questions.max_tokens,
-            familiar=familiar,
-            only_rows=questions.only_rows,
-            readers=readers(base, tuned),
-        )
-    tell(comparison, events)
+    with both_in_llamacpp(base, tuned) as (ours, theirs):
+        options = CompareOptions(questions.score, questions.limit, questions.max_tokens, familiar, questions.only_rows)
+        comparison = compare(ours, theirs, examples, events, options, readers(base, tuned))
+    report(comparison, events)
     events.emit(ResultReady(result=comparison.to_json() | {"why": comparison.headline}))
     return 0 if comparison.verdict == "better" else 3
 

@@ -3,28 +3,12 @@
 import difflib
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
+from settle.base.events import AnswerChange
 from settle.evaluate.compare.cases import Case
 
-MOST = 10
-ALIKE = 160  # characters by which answers of equal score are compared
-
-
-@dataclass(frozen=True)
-class Changed:
-    """One row that both models answered. gain: score of the tuned model minus the base's."""
-
-    number: int
-    question: str
-    reference: str
-    base: str
-    tuned: str
-    gain: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+MOST_SHOWN = 10
+COMPARED_CHARACTERS = 160  # by which answers of equal score are compared
 
 
 def most_changed(
@@ -33,12 +17,19 @@ def most_changed(
     tuned: Sequence[str],
     before: Sequence[float],
     after: Sequence[float],
-    most: int = MOST,
-) -> list[Changed]:
+    most: int = MOST_SHOWN,
+) -> list[AnswerChange]:
     """Up to `most` rows whose answers differ: the largest gains and the largest losses in turns, then those of equal
     score whose texts are least alike."""
     differing = [
-        Changed(case.number, case.question, case.reference, ours, theirs, new - old)
+        AnswerChange(
+            number=case.number,
+            gain=new - old,
+            question=case.question,
+            reference=case.reference,
+            base=ours,
+            tuned=theirs,
+        )
         for case, ours, theirs, old, new in zip(cases, base, tuned, before, after, strict=True)
         if ours.strip() != theirs.strip()
     ]
@@ -49,5 +40,6 @@ def most_changed(
     return [c for c in (*in_turns, *equal) if c is not None][:most]
 
 
-def _likeness(change: Changed) -> float:
-    return difflib.SequenceMatcher(None, change.base[:ALIKE], change.tuned[:ALIKE], autojunk=False).quick_ratio()
+def _likeness(change: AnswerChange) -> float:
+    base, tuned = change.base[:COMPARED_CHARACTERS], change.tuned[:COMPARED_CHARACTERS]
+    return difflib.SequenceMatcher(None, base, tuned, autojunk=False).quick_ratio()

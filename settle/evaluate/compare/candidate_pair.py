@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from settle.base.errors import FormatError
-from settle.evaluate.compare.candidate import FileContender, LiveContender
+from settle.evaluate.compare.candidate import FileModel, LiveModel
 from settle.library.reference import ModelRef
 from settle.machine import memory
 from settle.model.decoder import Decoder
@@ -15,22 +15,22 @@ NUMBER_BYTES = 4  # what is read is compared in fp32
 
 
 @contextlib.contextmanager
-def contenders(base: ModelRef, tuned: ModelRef) -> Iterator[tuple[FileContender, FileContender]]:
+def both_in_llamacpp(base: ModelRef, tuned: ModelRef) -> Iterator[tuple[FileModel, FileModel]]:
     """Both models in llama.cpp: in one process where one is the other with an adapter over it."""
     names = (base.name, tuned.name if tuned.name != base.name else f"{tuned.name} (tuned)")
     if tuned.adapts(base) and tuned.adapter is not None:
-        ours, theirs = FileContender.pair(tuned.weights, tuned.adapter, names)
+        ours, theirs = FileModel.pair(tuned.weights, tuned.adapter, names)
         with theirs:
             yield ours, theirs
         return
     with (
-        FileContender.open(base.weights, names[0], base.adapter) as ours,
-        FileContender.open(tuned.weights, names[1], tuned.adapter) as theirs,
+        FileModel.open(base.weights, names[0], base.adapter) as ours,
+        FileModel.open(tuned.weights, names[1], tuned.adapter) as theirs,
     ):
         yield ours, theirs
 
 
-def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContender] | None:
+def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveModel, LiveModel] | None:
     """Both models in this process, which reads a text in one pass where llama.cpp takes one for each token.
 
     None where half of the memory that is free does not hold them, or where they are not known here: llama.cpp reads
@@ -54,5 +54,5 @@ def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveContender, LiveContend
     )
 
 
-def _reader(model: Decoder, source: Pretrained, name: str, bare: bool = False) -> LiveContender:
-    return LiveContender(model, source.tokenizer, name, source.part.max_position_embeddings, bare)
+def _reader(model: Decoder, source: Pretrained, name: str, bare: bool = False) -> LiveModel:
+    return LiveModel(model, source.tokenizer, name, source.part.max_position_embeddings, bare)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from settle.data.layouts import Example, Message
 
@@ -18,7 +17,7 @@ class Case:
     number: int
     reference: str
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, object], ...] = ()
     prompt: str | None = None
 
     @property

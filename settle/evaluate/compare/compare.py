@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.base.events import AnswerChanges, Listing, Progress, Say
+from settle.base.events import AnswerChange, AnswerChanges, Listing, Progress, Say
 from settle.base.statistics import PairedTest, paired_test
 from settle.data.layouts import Example
-from settle.evaluate.compare.answer_changes import Changed, most_changed
-from settle.evaluate.compare.candidate import Answer, Contender
+from settle.evaluate.compare.answer_changes import most_changed
+from settle.evaluate.compare.candidate import Answer, Candidate, Model
 from settle.evaluate.compare.cases import Case, asking, cases
 from settle.evaluate.compare.forgetting import Forgetting, forgetting, generated, given, losses
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.evaluate.tasks import Task, chosen, named
 
+T = TypeVar("T")
 ROWS = 200  # half of a change of ten points is seen with so many
 INSTRUCTION_TOKENS = 160
 SHORTEST_ANSWER, LONGEST_ANSWER = 32, 512  # tokens, where no number was asked for
@@ -25,8 +26,9 @@ PIECE = 400  # characters of plain text that count as a row
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. score: on the person's rows, the verdict hangs on it alone; beside: further scores by name;
-    cut: answers that were stopped for their length, of the base and of the tuned model; unasked: rows too long to ask.
+    """How a tuned model compares with its base. score: on the person's rows; the verdict depends on it alone. beside:
+    further scores by name. cut: answers of the base and of the tuned model that were stopped for their length. unasked:
+    rows that were too long to ask.
     """
 
     base: str
@@ -35,7 +37,7 @@ class Comparison:
     is_share: bool
     score: PairedTest
     beside: Mapping[str, PairedTest] = field(default_factory=dict)
-    changed: Sequence[Changed] = ()
+    changed: Sequence[AnswerChange] = ()
     forgot: Forgetting | None = None
     instructions: PairedTest | None = None
     cut: tuple[int, int] = (0, 0)
@@ -59,7 +61,7 @@ class Comparison:
         text += f", {difference}{unit} (95 %: {low} to {high})"
         return text + f", certainty {certainty(s.certainty)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For result.json."""
         return {
             "verdict": self.verdict,
@@ -69,7 +71,7 @@ class Comparison:
             "measure": self.measure,
             "score": self.score.to_json(),
             "beside": {name: score.to_json() for name, score in self.beside.items()},
-            "changed": [change.to_json() for change in self.changed],
+            "changed": [change.model_dump() for change in self.changed],
             "forgetting": self.forgot and self.forgot.to_json(),
             "instructions": self.instructions and self.instructions.to_json(),
             "cut": {"base": self.cut[0], "tuned": self.cut[1]},
@@ -79,15 +81,15 @@ class Comparison:
 
     def rows(self) -> list[list[str]]:
         """measure, base, tuned, difference, 95 % interval, verdict: one line a score."""
-        found = [self._row(self.measure, self.score, self.is_share)]
-        found += [self._row(name, score, True) for name, score in self.beside.items()]
+        rows = [self._row(self.measure, self.score, self.is_share)]
+        rows += [self._row(name, score, True) for name, score in self.beside.items()]
         if self.instructions is not None:
-            found.append(self._row("instructions followed", self.instructions, True))
+            rows.append(self._row("instructions followed", self.instructions, True))
         if self.forgot is not None:
-            found.append(self._row("loss on familiar text", self.forgot.loss, False)[:-1] + [""])
+            rows.append(self._row("loss on familiar text", self.forgot.loss, False)[:-1] + [""])
             kl = self.forgot.kl
-            found.append(["KL from the base", "", _number(kl.difference.value), "", _interval(kl, False), ""])
-        return found
+            rows.append(["KL from the base", "", _number(kl.difference.value), "", _interval(kl, False), ""])
+        return rows
 
     def notes(self) -> list[str]:
         """What a reader of the figures should know, in sentences."""
@@ -125,131 +127,143 @@ class Comparison:
         return _points(value) if self.is_share else f"{value:+.3f}"
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """score: as after `--score`; None: what suits the data. limit: rows at most, evenly spread. max_tokens: of an
+    answer. familiar: text that the base knew; None: it writes some. only_rows: neither forgetting nor instructions.
+    """
+
+    score: str | None = None
+    limit: int = ROWS
+    max_tokens: int | None = None
+    familiar: Sequence[str] | None = None
+    only_rows: bool = False
+
+
 def compare(
-    base: Contender,
-    tuned: Contender,
+    base: Candidate,
+    tuned: Candidate,
     examples: Iterable[Example],
     events: Events,
-    score: str | None = None,
-    limit: int = ROWS,
-    max_tokens: int | None = None,
-    familiar: Sequence[str] | None = None,
-    only_rows: bool = False,
-    readers: tuple[Contender, Contender] | None = None,
+    options: CompareOptions = CompareOptions(),  # noqa: B008 - it is frozen
+    readers: tuple[Model, Model] | None = None,
 ) -> Comparison:
-    """Let two models answer the same rows, which neither was trained on.
+    """Let two candidates answer the same rows, which neither was trained on.
 
-    examples: of plain text they are not asked but read, and its loss is compared. score: as after `--score`; None: what
-    suits the data. limit: rows at most, evenly spread. familiar: text that the base knew; None: it writes some.
-    only_rows: neither forgetting nor instructions. readers: base and tuned model again, where others than those that
-    answer are faster at reading.
-    Raises DataError for rows that cannot be asked, UsageError for a score that is none.
+    examples: plain text is not asked but read, and its loss is compared. readers: the models of both, where others than
+    those that answer read faster, or where the candidates cannot read. Raises DataError for rows that cannot be asked,
+    UsageError for a score that is none.
     """
     began = time.perf_counter()
     rows = list(examples)
-    asked = cases(rows)
-    readers = readers or (base, tuned)
-    if asked:
-        found = _answered(base, tuned, _spread(asked, limit), score, max_tokens, events)
+    questions = cases(rows)
+    if readers is None and isinstance(base, Model) and isinstance(tuned, Model):
+        readers = base, tuned
+    if questions:
+        comparison = _answered(base, tuned, _spread(questions, options.limit), options, events)
+    elif readers is None:
+        raise DataError("plain text cannot be read by these candidates", "give rows of questions and answers")
     else:
-        found = _read(readers, [row.text for row in rows], limit, events)
-    if not only_rows:
-        familiar_text = given(base, familiar, "the text given") if familiar is not None else None
-        if familiar_text is None:
-            familiar_text = generated(base, _progress(events, f"{base.name} writes", 24))
-        told = _progress(events, "familiar text", len(familiar_text.texts))
-        found["forgot"] = forgetting(*readers, familiar_text, told)
-        if base.chats and tuned.chats:
-            found["instructions"] = _instructed(base, tuned, events)
-    return Comparison(base=base.name, tuned=tuned.name, seconds=time.perf_counter() - began, **found)
+        comparison = _read(readers, [row.text for row in rows], options.limit, events)
+    if not options.only_rows and readers is not None:
+        comparison = replace(comparison, forgot=_forgotten(readers, options.familiar, events))
+    if not options.only_rows and base.chats and tuned.chats:
+        comparison = replace(comparison, instructions=_instructed(base, tuned, events))
+    return replace(comparison, seconds=time.perf_counter() - began)
 
 
-def tell(comparison: Comparison, events: Events) -> None:
+def report(comparison: Comparison, events: Events) -> None:
     """The comparison as events: figures, the most changed answers, and what to know about them."""
     columns = ["", comparison.base, comparison.tuned, "difference", "95 % interval", "verdict"]
     if comparison.changed:
-        rows = [change.to_json() for change in comparison.changed]
-        events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=rows))
+        events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=comparison.changed))
     events.emit(Listing(title="", columns=columns, rows=comparison.rows()))
     for note in comparison.notes():
         events.emit(Say(text=note))
 
 
 def _answered(
-    base: Contender,
-    tuned: Contender,
-    asked: list[Case],
-    score: str | None,
-    max_tokens: int | None,
-    events: Events,
-) -> dict[str, Any]:
-    """Both models' answers, scored."""
-    task = named(score) if score else chosen(asked)
-    longest = max_tokens or _longest(base, asked)
-    answers = [_ask(model, asked, longest, events) for model in (base, tuned)]
-    fit = [i for i in range(len(asked)) if answers[0][i].asked and answers[1][i].asked]
+    base: Candidate, tuned: Candidate, questions: list[Case], options: CompareOptions, events: Events
+) -> Comparison:
+    """Both candidates' answers, scored."""
+    task = named(options.score) if options.score else chosen(questions)
+    longest = options.max_tokens or _longest(base, questions)
+    answers = [_ask(candidate, questions, longest, events) for candidate in (base, tuned)]
+    fit = [i for i in range(len(questions)) if answers[0][i].asked and answers[1][i].asked]
     if not fit:
         raise DataError("no row fits into the context", "give shorter rows")
-    kept = [asked[i] for i in fit]
+    answered = [questions[i] for i in fit]
     ours, theirs = ([a[i] for i in fit] for a in answers)
 
     def scored(by: Task) -> tuple[list[float], list[float]]:
-        before, after = ([by.score(a.text, c) for a, c in zip(side, kept, strict=True)] for side in (ours, theirs))
+        before, after = ([by.score(a.text, c) for a, c in zip(side, answered, strict=True)] for side in (ours, theirs))
         return before, after
 
     before, after = scored(task)
-    return {
-        "measure": task.title,
-        "is_share": task.is_share,
-        "score": paired_test(before, after),
-        "beside": {by.title: paired_test(*scored(by)) for by in task.beside()},
-        "changed": most_changed(kept, [a.text for a in ours], [a.text for a in theirs], before, after),
-        "cut": (sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
-        "unasked": len(asked) - len(kept),
-    }
+    return Comparison(
+        base=base.name,
+        tuned=tuned.name,
+        measure=task.title,
+        is_share=task.is_share,
+        score=paired_test(before, after),
+        beside={by.title: paired_test(*scored(by)) for by in task.beside()},
+        changed=most_changed(answered, [a.text for a in ours], [a.text for a in theirs], before, after),
+        cut=(sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
+        unasked=len(questions) - len(answered),
+    )
 
 
-def _ask(model: Contender, asked: list[Case], longest: int, events: Events) -> list[Answer]:
-    prompts = [model.prompt(case) for case in asked]
-    return model.answers(prompts, longest, _progress(events, f"{model.name} answers", len(prompts)))
+def _ask(candidate: Candidate, questions: list[Case], longest: int, events: Events) -> list[Answer]:
+    return candidate.answers(questions, longest, _progress(events, f"{candidate.name} answers", len(questions)))
 
 
-def _longest(model: Contender, asked: list[Case]) -> int:
+def _longest(candidate: Candidate, questions: list[Case]) -> int:
     """Tokens an answer may have: half as many again as nearly all of the wanted ones."""
-    lengths = sorted(len(model.tokenize(case.reference)) for case in asked)
+    lengths = sorted(len(candidate.tokenize(case.reference)) for case in questions)
     usual = lengths[min(len(lengths) - 1, len(lengths) * 19 // 20)]
     return min(max(usual * 3 // 2, SHORTEST_ANSWER), LONGEST_ANSWER)
 
 
-def _read(readers: tuple[Contender, Contender], texts: list[str], limit: int, events: Events) -> dict[str, Any]:
+def _read(readers: tuple[Model, Model], texts: list[str], limit: int, events: Events) -> Comparison:
     """Plain text: how many bits each model needs for a byte of it. Fewer is better, so the scores are negative."""
     pieces = [text[at : at + PIECE] for text in texts for at in range(0, len(text), PIECE)]
     pieces = _spread([piece for piece in pieces if piece.strip()], limit)
     if not pieces:
         raise DataError("there is nothing to compare on", "give rows that were not trained on")
-    scores = [
+    base, tuned = readers
+    before, after = (
         [-bits for bits in losses(reader, pieces, _progress(events, f"{reader.name} reads", len(pieces)))]
         for reader in readers
-    ]
-    return {"measure": "minus bits per byte", "is_share": False, "score": paired_test(*scores)}
+    )
+    score = paired_test(before, after)
+    return Comparison(base=base.name, tuned=tuned.name, measure="minus bits per byte", is_share=False, score=score)
 
 
-def _instructed(base: Contender, tuned: Contender, events: Events) -> PairedTest:
+def _forgotten(readers: tuple[Model, Model], familiar: Sequence[str] | None, events: Events) -> Forgetting:
+    base, _ = readers
+    if familiar is None:
+        text = generated(base, _progress(events, f"{base.name} writes", 24))
+    else:
+        text = given(base, familiar, "the text given")
+    return forgetting(*readers, text, _progress(events, "familiar text", len(text.texts)))
+
+
+def _instructed(base: Candidate, tuned: Candidate, events: Events) -> PairedTest:
     """How many of our instructions each follows."""
     questions = [asking(instruction.prompt, number) for number, instruction in enumerate(INSTRUCTIONS, 1)]
     followed = []
-    for model in (base, tuned):
-        told = _progress(events, f"{model.name} follows instructions", len(questions))
-        answers = model.answers([model.prompt(question) for question in questions], INSTRUCTION_TOKENS, told)
+    for candidate in (base, tuned):
+        on_progress = _progress(events, f"{candidate.name} follows instructions", len(questions))
+        answers = candidate.answers(questions, INSTRUCTION_TOKENS, on_progress)
         followed.append([float(i.follows(a.text)) for i, a in zip(INSTRUCTIONS, answers, strict=True)])
-    return paired_test(*followed)
+    return paired_test(followed[0], followed[1])
 
 
 def _progress(events: Events, what: str, total: int) -> Callable[[int], None]:
     return lambda done: events.emit(Progress(what=what, done=done, total=total))
 
 
-def _spread(items: list[Any], number: int) -> list[Any]:
+def _spread(items: list[T], number: int) -> list[T]:
     """`number` of the items at most, evenly spread."""
     return [items[i * len(items) // number] for i in range(number)] if len(items) > number else items
 

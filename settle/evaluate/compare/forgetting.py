@@ -5,15 +5,14 @@ the mean of log p(token | base) - log p(token | tuned) over the base's own token
 Leibler 1951), so neither can be small by the choice of text.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.statistics import PairedTest, paired_test
-from settle.evaluate.compare.candidate import Contender
+from settle.evaluate.compare.candidate import Model, OnProgress
 from settle.evaluate.compare.cases import asking
 
 TEXTS, TOKENS = 24, 64  # as many texts, of as many tokens
@@ -67,10 +66,10 @@ class Forgetting:
 
     @property
     def degree(self) -> str:
-        """How much was forgotten, in a word or three."""
+        """How much was forgotten, in one to three words."""
         return next((word for most, word in DEGREES if self.kl.difference.value <= most), "much")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "degree": self.degree,
             "loss_base": self.loss.base,
@@ -83,24 +82,22 @@ class Forgetting:
         }
 
 
-def generated(base: Contender, told: Callable[[int], None]) -> Familiar:
-    """Text that the base writes, drawn from its own distribution: answers where it chats, free text where it goes on
-    with one."""
-    if base.chats:
-        prompts = [base.prompt(asking(opening)) for opening in OPENINGS]
-    else:
-        prompts = [base.tokenize("")] * TEXTS
-    answers = base.answers(prompts, TOKENS, told, temperature=1.0)
+def generated(base: Model, on_progress: OnProgress) -> Familiar:
+    """Text that the base writes, drawn from its own distribution: answers where it chats, free text where it completes
+    one."""
+    questions = [asking(opening) for opening in OPENINGS] if base.chats else [asking("")] * TEXTS
+    answers = base.answers(questions, TOKENS, on_progress, temperature=1.0)
     opening = base.tokenize("")
-    said = [base.tokenize(answer.text) if answer.text else [] for answer in answers]
-    said = [ids[len(opening) :] if ids[: len(opening)] == opening else ids for ids in said]
-    kept = [(prompt + ids, len(prompt)) for prompt, ids in zip(prompts, said, strict=True) if ids]
-    if not kept:
+    written = [base.tokenize(answer.text) if answer.text else [] for answer in answers]
+    written = [ids[len(opening) :] if ids[: len(opening)] == opening else ids for ids in written]
+    prompts = [base.prompt(question) for question in questions]
+    texts = [(prompt + ids, len(prompt)) for prompt, ids in zip(prompts, written, strict=True) if ids]
+    if not texts:
         raise DataError(f"{base.name} writes nothing by itself", "give text that it knew: --familiar FILE")
-    return Familiar([ids for ids, _ in kept], [begin for _, begin in kept], f"written by {base.name} itself")
+    return Familiar([ids for ids, _ in texts], [begin for _, begin in texts], f"written by {base.name} itself")
 
 
-def given(base: Contender, texts: Iterable[str], name: str) -> Familiar:
+def given(base: Model, texts: Iterable[str], name: str) -> Familiar:
     """Text that a person says the model knew: cut into pieces, evenly spread. Raises DataError when there is none."""
     longest = 2 * TOKENS
     ids = [base.tokenize(text) for text in texts]
@@ -112,7 +109,7 @@ def given(base: Contender, texts: Iterable[str], name: str) -> Familiar:
     return Familiar(chosen, [1] * len(chosen), f"from {name}")
 
 
-def forgetting(base: Contender, tuned: Contender, familiar: Familiar, told: Callable[[int], None]) -> Forgetting:
+def forgetting(base: Model, tuned: Model, familiar: Familiar, on_progress: OnProgress) -> Forgetting:
     """Read familiar text with both models. Their vocabularies are the same."""
     losses: tuple[list[float], list[float]] = ([], [])
     divergences: list[float] = []
@@ -124,7 +121,7 @@ def forgetting(base: Contender, tuned: Contender, familiar: Familiar, told: Call
             losses[1].append(-float(theirs.logprobs.mean()))
             positions = range(len(ours.logprobs))
             divergences.append(float(np.mean([_divergence(ours.spread(i), theirs.spread(i)) for i in positions])))
-        told(min(at + each, len(familiar.texts)))
+        on_progress(min(at + each, len(familiar.texts)))
     tokens = sum(len(text) - begin for text, begin in zip(familiar.texts, familiar.begin, strict=True))
     return Forgetting(paired_test(*losses), paired_test([0.0] * len(divergences), divergences), tokens, familiar.wrote)
 
@@ -135,8 +132,8 @@ def _divergence(base: np.ndarray, tuned: np.ndarray) -> float:
     return max(0.0, float(np.sum(np.exp(base) * (base - tuned))))
 
 
-def losses(model: Contender, texts: Sequence[str], told: Callable[[int], None]) -> list[float]:
-    """Bits per byte of each text, for models that go on with text."""
+def losses(model: Model, texts: Sequence[str], on_progress: OnProgress) -> list[float]:
+    """Bits per byte of each text, for models that complete text."""
     out: list[float] = []
     for at in range(0, len(texts), model.together):
         group = texts[at : at + model.together]
@@ -145,5 +142,5 @@ def losses(model: Contender, texts: Sequence[str], told: Callable[[int], None]) 
         readings = model.read(ids, [1] * len(ids))
         for text, reading in zip(group, readings, strict=True):
             out.append(-float(reading.logprobs.sum()) / np.log(2) / max(1, len(text.encode())))
-        told(len(out))
+        on_progress(len(out))
     return out

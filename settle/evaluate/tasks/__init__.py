@@ -30,7 +30,7 @@ class Task(Part):
         raise NotImplementedError
 
     def beside(self) -> Sequence["Task"]:
-        """What else is worth knowing where this task is chosen; told, but no verdict hangs on it."""
+        """What else is worth knowing where this task is chosen; reported, but no verdict depends on it."""
         return ()
 
     @classmethod

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -41,10 +41,10 @@ class Json(Task):
 
     @classmethod
     def asked(cls, value: str) -> Self:
-        return cls(want=value or "match")  # type: ignore[arg-type]
+        return cls.model_validate({"want": value or "match"})
 
 
-def value_in(text: str) -> tuple[Any] | None:
+def value_in(text: str) -> tuple[object] | None:
     """The JSON value that a text is, alone or as its only fenced block; in a tuple, since null is a value too."""
     fenced = _FENCE.findall(text)
     for candidate in (text, *(fenced if len(fenced) == 1 else ())):
@@ -55,14 +55,14 @@ def value_in(text: str) -> tuple[Any] | None:
     return None
 
 
-def agreement(ours: Any, wanted: Any) -> float:
+def agreement(ours: object, wanted: object) -> float:
     """F1 over the leaves of two JSON values, each a place and what stands there; 1 when they are equal."""
     left, right = dict(_leaves(ours)), dict(_leaves(wanted))
     equal = sum(path in left and _same(left[path], value) for path, value in right.items())
     return 2 * equal / (len(left) + len(right))
 
 
-def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], object]]:
     """Every place of a value; an empty object or list is a leaf, so there is always one."""
     places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     empty = True
@@ -73,11 +73,11 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         yield path, value
 
 
-def _same(ours: Any, wanted: Any) -> bool:
+def _same(ours: object, wanted: object) -> bool:
     if isinstance(ours, str) and isinstance(wanted, str):
         return same(ours, wanted)
     return type(ours) is type(wanted) and ours == wanted or _is_number(ours) and _is_number(wanted) and ours == wanted
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -30,8 +30,8 @@ class Python(Task):
     def score(self, answer: str, case: Case) -> float:
         try:
             value = float(self._function(answer, case.reference, case))
-        except Exception as e:  # noqa: BLE001 - whatever a person's own function raises is told as theirs
-            raise DataError(f"{self.path.name} failed on row {case.number}: {type(e).__name__}: {e}", "mend it") from e
+        except Exception as e:  # noqa: BLE001 - whatever a person's own function raises is reported as theirs
+            raise DataError(f"{self.path.name} failed on row {case.number}: {type(e).__name__}: {e}", "fix it") from e
         if not math.isfinite(value):
             raise DataError(f"{self.path.name} gave {value} for row {case.number}", "return a finite number")
         return value
@@ -43,14 +43,14 @@ class Python(Task):
         return task
 
     @cached_property
-    def _function(self) -> Callable[[str, str, Case], Any]:
+    def _function(self) -> Callable[[str, str, Case], float]:
         spec = importlib.util.spec_from_file_location("settle_scorer", self.path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
         except Exception as e:  # noqa: BLE001 - as above
-            raise UsageError(f"{self.path} cannot be read: {type(e).__name__}: {e}", "mend it") from e
+            raise UsageError(f"{self.path} cannot be read: {type(e).__name__}: {e}", "fix it") from e
         function = getattr(module, "score", None)
         if not callable(function):
             raise UsageError(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -51,15 +51,15 @@ class ToolCall(Task):
 
     @classmethod
     def asked(cls, value: str) -> Self:
-        return cls(want=value or "match")  # type: ignore[arg-type]
+        return cls.model_validate({"want": value or "match"})
 
 
-def calls_in(text: str) -> list[tuple[str, Any]]:
+def calls_in(text: str) -> list[tuple[str, object]]:
     """Names and arguments of the calls in a text, in order."""
     return [call for value in _values(text) for call in _calls(value)]
 
 
-def _values(text: str) -> Iterator[Any]:
+def _values(text: str) -> Iterator[object]:
     """Every JSON object or list in a text that is not inside another."""
     at = 0
     while at < len(text):
@@ -73,7 +73,7 @@ def _values(text: str) -> Iterator[Any]:
             at = min(starts) + 1
 
 
-def _calls(value: Any) -> Iterator[tuple[str, Any]]:
+def _calls(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, list):
         for item in value:
             yield from _calls(item)
@@ -87,7 +87,7 @@ def _calls(value: Any) -> Iterator[tuple[str, Any]]:
             yield value["name"], _opened(value[key])
 
 
-def _opened(arguments: Any) -> Any:
+def _opened(arguments: object) -> object:
     """Arguments that are JSON inside a string, as some templates write them."""
     if isinstance(arguments, str):
         try:
@@ -97,5 +97,5 @@ def _opened(arguments: Any) -> Any:
     return arguments
 
 
-def _worth(call: tuple[str, Any], name: str, arguments: Any) -> float:
+def _worth(call: tuple[str, object], name: str, arguments: object) -> float:
     return 0.5 + 0.5 * agreement(call[1], arguments) if call[0] == name else 0.0
