@@ -103,12 +103,6 @@ def parts(family: str) -> dict[str, type[Part]]:
     return {name: part(family, name) for name in part_names(family)}
 
 
-def group_of(family: str, name: str) -> str:
-    """The folder below the family's own that holds a part: "make" for `commands/make/train.py`, "" without one."""
-    module = _own_modules(family).get(name, "")
-    return module.removeprefix(_package_name(family)).strip(".").rpartition(".")[0]
-
-
 def nearest(name: str, known: tuple[str, ...]) -> str:
     """What to do about a name that is none: the nearest that is, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
