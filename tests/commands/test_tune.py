@@ -249,3 +249,31 @@ def test_from_python(files, home):
     assert made.verdict == "out of budget" and Path(made.result["files"]["lora_gguf"]).exists()
     with pytest.raises(SettleError, match="nothing to tune on"):
         settle.tune(str(files / "base.gguf"))
+
+
+def test_a_new_adapter_is_one_file(files, home, capsys, installed_ia3, monkeypatch, tmp_path):
+    """IA3, in `tests/model/adapters/ia3.py`, is found, forecast, trained, gated, saved, read and exported, with nothing
+    else changed; llama.cpp cannot add it to a base, so what it serves is merged."""
+    given = [str(files / "base.gguf"), str(files / "rows.jsonl"), "--adapter", "ia3", "--name", "t", "--epochs", "6"]
+    plain = [*QUICK[:4], *QUICK[8:], "--no-compare", "--json"]  # a rate of its own, and no rank
+    assert main(["tune", *given, *plain, "--dry"]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert planned["plan"]["tuning"]["adapter_name"] == "ia3" and planned["plan"]["optimizer"]["lr"] == 3e-3
+    assert planned["forecast"]["peak_memory"]["value"] > 0
+    assert main(["tune", *given, *plain]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run = Run.find("t")
+    assert result["gate"]["passed"] and result["gate"]["adapter_kept"] > 0.9 and (run.out / "t.gguf").exists()
+    assert open_adapter(run.out / "adapter").name == "IA3"
+    assert "a ia3 adapter" in (run.out / "card.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "t", "--to", "ollama", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gate"]["adapter_kept"] > 0.9
+    assert "ADAPTER" not in Path("t-ollama/Modelfile").read_text()
+    assert main(["export", "t", "--to", "lora-gguf"]) == 1
+    assert "llama.cpp has no IA3 over a base" in capsys.readouterr().err
+    # stopped and resumed
+    (run.path / "result.json").unlink()
+    (run.out / "t.gguf").unlink()
+    assert main(["resume", "t", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["gate"]["passed"] and (run.out / "t.gguf").exists()

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, Field
 
 from settle.base.chat_template import complaint
 from settle.base.errors import FormatError
-from settle.base.tokenizer import Tokenizer
 from settle.formats import (
     Format,
+    GgufLayout,
+    GgufTokenizer,
     LazyTensor,
     ModelContents,
-    ModelLayout,
     Place,
     TensorLike,
     Weights,
@@ -115,9 +115,9 @@ def embeds(metadata: Mapping[str, Any]) -> bool:
 
 
 def export_gguf(
-    part: ModelLayout,
+    part: GgufLayout,
     weights: Mapping[str, TensorLike],
-    tokenizer: Tokenizer,
+    tokenizer: GgufTokenizer,
     path: Path,
     dtype: str = "f16",
     metadata: Mapping[str, object] | None = None,
@@ -172,7 +172,7 @@ class _Tensor:
 
 
 def _tensors(
-    part: ModelLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str
+    part: GgufLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str
 ) -> list[_Tensor]:
     """What the file holds, in its order: parameters that share a name become one stacked tensor."""
     members: dict[str, list[str]] = {}
@@ -192,7 +192,7 @@ def _tensors(
     return made
 
 
-def _piece(part: ModelLayout, parameter: str, tensor: TensorLike, stored: GgmlType) -> np.ndarray:
+def _piece(part: GgufLayout, parameter: str, tensor: TensorLike, stored: GgmlType) -> np.ndarray:
     return _encode(parameter, np.ascontiguousarray(part.to_gguf(parameter, to_float32(tensor))), stored)
 
 
@@ -250,7 +250,7 @@ def _write_card(writer: "GGUFWriter", metadata: Mapping[str, object], dtype: str
             writer.add_string(name, str(value))
 
 
-def _write_architecture(writer: "GGUFWriter", part: ModelLayout) -> None:
+def _write_architecture(writer: "GGUFWriter", part: GgufLayout) -> None:
     for key, value in part.gguf_metadata().items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -262,7 +262,7 @@ def _write_architecture(writer: "GGUFWriter", part: ModelLayout) -> None:
             writer.add_float32(key, value)
 
 
-def _write_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
+def _write_tokenizer(writer: "GGUFWriter", tokenizer: GgufTokenizer, vocab_size: int) -> None:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
     filled: dict[str, list[object]] = {

@@ -4,23 +4,27 @@ its parameters lie in files.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
+from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.base.registry import Part
+from settle.formats import LazyTensor
 from settle.formats.gguf import embeds
+from settle.model.architectures._contract import GgufLayout, GgufMetadata, HfConfig, HfLayout, Size
 from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
 
 
-class Architecture(Part):
+class Architecture(Size, HfLayout, GgufLayout, Part):
     """A model family, sized by its fields."""
 
-    model_type: ClassVar[str]
-    gguf_architecture: ClassVar[str]
     TINY: ClassVar[Self]
+
+    vocab_size: int = Field(1024, gt=0, description="rows of the token tables")
+    max_position_embeddings: int = Field(256, gt=0, description="tokens of context")
 
     @abstractmethod
     def options(self) -> DecoderOptions:
@@ -37,39 +41,7 @@ class Architecture(Part):
         with torch.device(device):
             return Decoder(self.options())
 
-    @property
-    @abstractmethod
-    def num_parameters(self) -> int:
-        """Trainable numbers; tied tables count once."""
-
-    @property
-    @abstractmethod
-    def num_non_embedding_parameters(self) -> int:
-        """Trainable numbers without the input and output tables."""
-
-    @abstractmethod
-    def flops_per_token(self, context: int) -> float:
-        """Training FLOPs (forward and backward, products only) a token, in full segments of `context` tokens."""
-
-    @abstractmethod
-    def activation_bytes_per_token(
-        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
-    ) -> float:
-        """Bytes kept between forward and backward a token, in full segments of `context` tokens.
-
-        adapter: linear → numbers that an adapter keeps of it, all else frozen; None when everything is trained.
-        """
-
-    @abstractmethod
-    def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter's name and shape, in the order in which they are met."""
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Name → (outputs, inputs) of every linear of the layers; the head is none of them."""
-        named = self.parameters().items()
-        return {n.removesuffix(".weight"): (s[0], s[1]) for n, s in named if len(s) == 2 and ".layers." in n}
-
-    def with_fields(self, **fields: Any) -> Self:
+    def with_fields(self, **fields: object) -> Self:
         """The same but for some fields, which are checked as always."""
         return type(self)(**self.model_dump() | fields)
 
@@ -77,57 +49,13 @@ class Architecture(Part):
         """The same with fewer layers; kinds of layers follow each other as llama.cpp has them in this family."""
         return self.with_fields(num_hidden_layers=layers)
 
-    @abstractmethod
-    def hf_names(self) -> dict[str, str]:
-        """Parameter name → name in Hugging Face's safetensors."""
-
-    @abstractmethod
-    def to_hf_config(self) -> dict[str, Any]:
-        """`config.json` that `transformers` loads."""
-
-    @classmethod
-    @abstractmethod
-    def from_hf_config(cls, config: dict[str, Any]) -> Self:
-        """From a `config.json`. Raises FormatError naming the key that this family does not do."""
-
-    @abstractmethod
-    def gguf_names(self) -> dict[str, str]:
-        """Parameter name → name in a GGUF file, in the file's order. Parameters that share a name are one tensor there:
-        the first is its slice 0 along a new first axis, and so on (experts).
-        """
-
-    @abstractmethod
-    def gguf_metadata(self) -> dict[str, Any]:
-        """Metadata keys that say what llama.cpp must compute. Raises FormatError for what it cannot."""
-
-    def gguf_constants(self) -> dict[str, tuple[float, ...]]:
-        """Vectors that a GGUF file holds as tensors and that are no parameters: factors of rotary frequencies."""
-        return {}
-
-    @classmethod
-    @abstractmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Self:
-        """From a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded). Raises
-        FormatError naming the key that is missing or not done here.
-        """
-
-    def to_gguf(self, name: str, values: Any) -> Any:
-        """A parameter's values (numpy or torch) as a GGUF file holds them. Matrices change the order of their rows at
-        most, so rows of quantized blocks may be given too.
-        """
-        return values
-
-    def from_gguf_tensor(self, name: str, values: Any) -> Any:
-        """The inverse of `to_gguf`."""
-        return values
-
     @classmethod
     @abstractmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
         """The shape of this family whose number of parameters comes nearest."""
 
 
-def of_hf_config(config: Mapping[str, Any]) -> Architecture:
+def of_hf_config(config: HfConfig) -> Architecture:
     """The architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
     families = Architecture.parts()
     kind = config.get("model_type")
@@ -136,7 +64,7 @@ def of_hf_config(config: Mapping[str, Any]) -> Architecture:
     return families[kind].from_hf_config(dict(config))
 
 
-def of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Architecture:
+def of_gguf(metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Architecture:
     """The architecture that a GGUF file describes. Raises FormatError for a family that is not known.
 
     Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
+from settle.formats import LazyTensor
+from settle.model.architectures._contract import HfConfig, Rows
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import DecoderOptions, LayerOptions
 
@@ -90,20 +92,16 @@ class Gemma(Transformer):
         return made.model_copy(update={"query_pre_attn_scalar": made.head_dim})
 
     @classmethod
-    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def hf_values(cls, config: HfConfig) -> HfConfig:
         values = super().hf_values(config)
         layers, period = config["num_hidden_layers"], config.get("sliding_window_pattern") or cls.PERIOD
-        types = list(config.get("layer_types") or cls._types(layers, period))
-        values["layer_types"] = None if types == cls._types(layers, cls.PERIOD) else types
+        types = list(config.get("layer_types") or _layer_types(layers, period))
+        values["layer_types"] = None if types == _layer_types(layers, cls.PERIOD) else types
         return values
 
-    def to_hf_config(self) -> dict[str, Any]:
-        types = self.layer_types or self._types(self.num_hidden_layers, self.PERIOD)
+    def to_hf_config(self) -> HfConfig:
+        types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
         return super().to_hf_config() | {"layer_types": list(types), "hidden_act": "gelu_pytorch_tanh"}
-
-    @staticmethod
-    def _types(layers: int, period: int) -> list[str]:
-        return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
 
     def gguf_metadata(self) -> dict[str, Any]:
         sizes = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.head_dim)
@@ -126,15 +124,19 @@ class Gemma(Transformer):
         return width // heads if layers == cls.LARGEST else head_dim
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         values = super().gguf_values(fields, tensors)
         sizes = (values[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
         values["query_pre_attn_scalar"] = cls._implied_scalar(*sizes)
         values["sliding_window"] = fields.number("attention.sliding_window", 4096)
         return values
 
-    def to_gguf(self, name: str, values: Any) -> Any:
+    def to_gguf(self, name: str, values: Rows) -> Rows:
         return values + 1 if name.endswith("norm.weight") else values
 
-    def from_gguf_tensor(self, name: str, values: Any) -> Any:
+    def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
         return values - 1 if name.endswith("norm.weight") else values
+
+
+def _layer_types(layers: int, period: int) -> list[str]:
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import FormatError
+from settle.formats import LazyTensor
 from settle.model.architectures._gemma import Gemma
 from settle.model.architectures._transformer import GgufFields
 from settle.model.config import LayerOptions
@@ -38,7 +39,7 @@ class Gemma2(Gemma):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in caps.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         caps = {key: fields.number(key, usual) for key, usual in _CAPS.items()}
         return super().gguf_values(fields, tensors) | caps
 

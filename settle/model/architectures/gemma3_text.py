@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import FormatError
+from settle.formats import LazyTensor
+from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._gemma import Gemma
 from settle.model.architectures._transformer import GgufFields
 from settle.model.config import LayerOptions, Rope
@@ -47,7 +49,7 @@ class Gemma3Text(Gemma):
         return super().rope(layer)
 
     @classmethod
-    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def hf_values(cls, config: HfConfig) -> HfConfig:
         values = super().hf_values(config)
         by_kind = config.get("rope_parameters") or {}
         if "full_attention" in by_kind:
@@ -65,7 +67,7 @@ class Gemma3Text(Gemma):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.rope.freq_base_swa": self.rope_local_base_freq}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         local = fields.number("rope.freq_base_swa", 10000.0)
         return super().gguf_values(fields, tensors) | {"rope_local_base_freq": local}
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from settle.base.errors import FormatError
+from settle.formats import LazyTensor
+from settle.model.architectures._contract import Rows
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import divisors, llama3_scaling
@@ -46,7 +48,7 @@ class Llama(Transformer):
         return {"rope_freqs.weight": found}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         if fields.get("expert_count", 0):
             raise FormatError("it is a mixture of experts of the Llama family", "only dense Llamas are supported")
         values = super().gguf_values(fields, tensors)
@@ -57,14 +59,14 @@ class Llama(Transformer):
         values["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
         return values
 
-    def to_gguf(self, name: str, values: Any) -> Any:
+    def to_gguf(self, name: str, values: Rows) -> Rows:
         heads = self._turned_heads(name)
         if heads is None:
             return values
         split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return split.swapaxes(1, 2).reshape(values.shape)
 
-    def from_gguf_tensor(self, name: str, values: Any) -> Any:
+    def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
         heads = self._turned_heads(name)
         if heads is None:
             return values

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from settle.formats import LazyTensor
+from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import attention_factor
@@ -61,7 +63,7 @@ class Phi3(Transformer):
         return replace(super().layer_options(layer), fused=True)
 
     @classmethod
-    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def hf_values(cls, config: HfConfig) -> HfConfig:
         values = super().hf_values(config)
         rope = config.get("rope_parameters") or {}
         for key in ("original_max_position_embeddings", "partial_rotary_factor"):
@@ -85,7 +87,7 @@ class Phi3(Transformer):
         return {} if scaling is None else {_LONG: scaling.long_factor or (), _SHORT: scaling.short_factor or ()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         values = super().gguf_values(fields, tensors)
         old = fields.number("rope.scaling.original_context_length", values["max_position_embeddings"])
         turned = fields.number("rope.dimension_count", values["head_dim"])

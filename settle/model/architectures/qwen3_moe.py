@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
+from settle.formats import LazyTensor
+from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._transformer import GgufFields
 from settle.model.architectures.qwen3 import Qwen3
 from settle.model.config import Experts, LayerOptions
@@ -85,7 +87,7 @@ class Qwen3Moe(Qwen3):
         return cls(**dense.model_dump() | {"moe_intermediate_size": inner})
 
     @classmethod
-    def hf_values(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def hf_values(cls, config: HfConfig) -> HfConfig:
         return super().hf_values({"num_experts": config.get("num_local_experts"), **config})  # its newer name
 
     def gguf_names(self) -> dict[str, str]:
@@ -107,7 +109,7 @@ class Qwen3Moe(Qwen3):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         return super().gguf_values(fields, tensors) | {
             "num_experts": fields.number("expert_count"),
             "num_experts_per_tok": fields.number("expert_used_count"),

@@ -1,15 +1,14 @@
-"""Each family's TINY, and variants of it that switch on what TINY leaves off."""
+"""Each family's TINY, found by the registry, and variants of some that switch on what TINY leaves off."""
 
 import torch
 
+from settle.base.errors import FormatError
 from settle.model.architectures import Architecture
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.llama import Llama
-from settle.model.architectures.mistral import Mistral
 from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
-from settle.model.architectures.qwen3 import Qwen3
 from settle.model.architectures.qwen3_moe import Qwen3Moe
 from settle.model.layers.rope import RopeScaling
 
@@ -33,28 +32,30 @@ def _with(part: Architecture, **fields: object) -> Architecture:
     return type(part)(**part.model_dump() | fields)
 
 
-CASES: dict[str, Architecture] = {
-    "llama": Llama.TINY,
+CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architecture.parts().items()} | {
     "llama-biases-tied": _with(Llama.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
     "llama-linear": _with(Llama.TINY, rope_scaling=LINEAR, num_key_value_heads=4),
-    "mistral": Mistral.TINY,
-    "qwen2": Qwen2.TINY,
     "qwen2-windows": _with(Qwen2.TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-    "qwen3": Qwen3.TINY,
-    "qwen3_moe": Qwen3Moe.TINY,
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
-    "gemma2": Gemma2.TINY,
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
-    "gemma3_text": Gemma3Text.TINY,
     "gemma3_text-linear": _with(Gemma3Text.TINY, rope_scaling=LINEAR, rope_local_base_freq=300.0, rope_theta=20000.0),
-    "phi3": Phi3.TINY,
     "phi3-longrope": _with(
         Phi3.TINY, rope_scaling=LONGROPE, original_max_position_embeddings=16, partial_rotary_factor=0.75
     ),
     "phi3-window": _with(Phi3.TINY, sliding_window=8, num_key_value_heads=1),
 }
-BEYOND_GGUF = {"qwen3_moe-unnormed", "gemma2-scalar"}
+
+
+def _beyond_gguf(part: Architecture) -> bool:
+    try:
+        part.gguf_metadata()
+    except FormatError:
+        return True
+    return False
+
+
+BEYOND_GGUF = {name for name, part in CASES.items() if _beyond_gguf(part)}
 
 
 def random_model(part):

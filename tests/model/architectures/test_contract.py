@@ -5,6 +5,7 @@ import torch
 
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
+from settle.model.architectures import Architecture
 from settle.train.objectives.next_token import NextToken
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 
@@ -71,3 +72,9 @@ def test_q8_0_of_every_family(name, tokenizer, tmp_path) -> None:
         assert exact == (expected.ndim == 1 or parameter.endswith("mlp.gate.weight"))
         error = (part.from_gguf_tensor(parameter, stored) - expected).abs().max()
         assert error <= (1e-6 if exact else 2**-7 * expected.abs().max())
+
+
+def test_every_family_is_compared_with_llama_cpp() -> None:
+    """A family's TINY is what the comparisons run on: it must be one that llama.cpp computes."""
+    assert {"qwen3_moe-unnormed", "gemma2-scalar"} == BEYOND_GGUF
+    assert set(Architecture.part_names()) <= set(CASES) - BEYOND_GGUF

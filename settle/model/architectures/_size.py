@@ -1,0 +1,94 @@
+"""The size and the cost of a transformer.
+
+Letters: D hidden width, F feed-forward width, H heads, K key/value heads, d head width, V vocabulary, T context.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Self
+
+from settle.model import default_shape
+from settle.model.architectures._layers import TransformerLayers
+from settle.model.config import LayerOptions
+
+
+class TransformerSize(TransformerLayers):
+    """Counts of numbers, FLOPs and bytes."""
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(map(math.prod, self.parameters().values()))
+
+    @property
+    def num_non_embedding_parameters(self) -> int:
+        tables = 1 if self.tie_word_embeddings else 2
+        return self.num_parameters - tables * self.vocab_size * self.hidden_size
+
+    def active_numbers(self, layer: int) -> int:
+        """Numbers of a layer's matrices that one token meets."""
+        return sum(math.prod(shape) for shape in self.layer_parameters(layer).values() if len(shape) > 1)
+
+    def flops_per_token(self, context: int) -> float:
+        # Two FLOPs a multiply-add, one pass forward and two backward.
+        products, scores = self.vocab_size * self.hidden_size, 0.0
+        for layer in range(self.num_hidden_layers):
+            products += self.active_numbers(layer)
+            scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
+        return 6.0 * (products + scores)
+
+    def activation_bytes_per_token(
+        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
+    ) -> float:
+        # After the layers: the final norm and the gradient of its result, which the loss computes at once.
+        numbers = 2.0 * self.hidden_size + 1
+        for layer in self.options().layers:
+            numbers += _kept_by_attention(layer, context) + _kept_by_feed_forward(layer, adapter is not None)
+        numbers += sum(self.share_met(name) * kept for name, kept in (adapter or {}).items())
+        return bytes_per_number * numbers
+
+    def share_met(self, linear: str) -> float:
+        """Of all tokens, the share that a linear of a layer meets."""
+        return 1.0
+
+    @classmethod
+    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
+        shape = default_shape.shape(num_parameters, vocab_size)
+        return cls(
+            hidden_size=shape.width,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            head_dim=shape.head_dim,
+            vocab_size=vocab_size,
+            max_position_embeddings=context,
+            tie_word_embeddings=shape.tied,
+        )
+
+
+def keys_met(context: int, window: int | None) -> float:
+    """Keys that a query meets on average over a text of `context` tokens."""
+    seen = min(context, window or context)
+    return seen - seen * (seen - 1) / (2 * context)
+
+
+def _kept_by_attention(o: LayerOptions, context: int) -> int:
+    """Numbers a token that the way back of one layer's attention needs; see `activation_bytes_per_token`."""
+    query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+    kept = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
+    if o.head_norms:
+        kept += query + key + o.heads + o.kv_heads
+    if o.sandwich_norms:
+        kept += o.width + 1
+    return kept
+
+
+def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
+    """The same of one layer's feed-forward. Trained, it keeps gate, up, what the gate lets through, and the product."""
+    times = 2 if frozen else 4
+    kept = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
+    if o.experts is None:
+        return kept + times * o.inner
+    e = o.experts
+    # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
+    return kept + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)

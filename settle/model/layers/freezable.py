@@ -1,0 +1,93 @@
+"""A module whose tensors are trained or frozen, with adapters beside its linears or without."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from settle.base.errors import FormatError
+from settle.model.layers.frozen_weights import Frozen, FrozenDense, Owner
+from settle.model.layers.linear import Linear
+from settle.model.layers.linear_adapter import LinearAdapter
+
+
+class FreezableModule(nn.Module):
+    """`compute_dtype`: the type of its matrix products, in which frozen matrices are kept. `lr_scales`: last part of a
+    parameter's name → factor of its learning rate."""
+
+    compute_dtype: torch.dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr_scales: dict[str, float] = {}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What an optimizer steps and a checkpoint holds, by name, in the model's order."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trainable(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the numbers of `trainable()`. Raises KeyError when a name is missing or not one of them."""
+        own = self.trainable()
+        if own.keys() != weights.keys():
+            raise KeyError(min(own.keys() ^ weights.keys()))
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+    def weights(self) -> dict[str, nn.Parameter | Frozen]:
+        """Every tensor of the base model by name, trained or frozen; adapters are not among them."""
+        found: dict[str, nn.Parameter | Frozen] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, LinearAdapter):
+                continue
+            if isinstance(module, Owner) and module.frozen is not None:
+                found[f"{path}.weight"] = module.frozen
+            found |= {f"{path}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
+        return found
+
+    def put(self, name: str, value: Tensor | Frozen) -> None:
+        """Set one tensor of the base model, in Hugging Face's layout: a plain tensor is trained, in fp32.
+
+        Norms and biases that are frozen are kept in fp32 too. Raises FormatError when the shape is another.
+        """
+        path, _, leaf = name.rpartition(".")
+        module = self.get_submodule(path)
+        if isinstance(module, Owner) and leaf == "weight":
+            module.put(value)
+            return
+        tensor = value.dense(torch.float32) if isinstance(value, Frozen) else value
+        own = getattr(module, leaf)
+        if tensor.numel() != own.numel():
+            raise FormatError(f"{name} has the shape {tuple(tensor.shape)} where {tuple(own.shape)} belongs", "")
+        parameter = nn.Parameter(tensor.detach().float().view(own.shape), not isinstance(value, Frozen))
+        setattr(module, leaf, parameter)
+
+    def freeze(self) -> None:
+        """Make every tensor of the base model a frozen one, dense in the compute type unless it already is frozen."""
+        for name, weight in self.weights().items():
+            if isinstance(weight, nn.Parameter):
+                if weight.ndim == 2:
+                    self.put(name, FrozenDense(weight.detach().to(self.compute_dtype)))
+                else:
+                    weight.requires_grad_(False)
+
+    def linears(self) -> dict[str, Linear]:
+        """Every linear of the layers by name; the head is none of them."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Linear)}
+
+    def lr_scale(self, name: str) -> float:
+        """What the learning rate of a trainable parameter is multiplied by."""
+        return self.lr_scales.get(name.rpartition(".")[2], 1.0)
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The base model alone, as long as this lasts."""
+        adapters = [m for m in self.modules() if isinstance(m, LinearAdapter)]
+        for adapter in adapters:
+            adapter.active = False
+        try:
+            yield
+        finally:
+            for adapter in adapters:
+                adapter.active = True
