@@ -122,26 +122,6 @@ class Run:
         return next((run for run in reversed(cls.all()) if name in (run.name, run.path.name)), None)
 
     @property
-    def exported(self) -> Path | None:
-        """The whole model that it made, as a GGUF file; None where it made none, or not yet."""
-        others = (f"{self.name}-lora", f"{self.name}-draft")
-        files = [path for path in self.out.glob("[!.]*.gguf") if path.stem not in others]
-        return min(files, key=lambda path: (path.stem != self.name, path.name), default=None)
-
-    def whole_model(self) -> Path:
-        """`exported`. Raises UsageError where there is none, saying why."""
-        if self.exported is not None:
-            return self.exported
-        if (self.out / f"{self.name}-lora.gguf").exists():
-            raise UsageError(
-                f"{self.name} is an adapter and no whole model",
-                f"`settle export {self.name} --to safetensors` merges it, and makes a folder that can be given here",
-            )
-        goes_on = self.status == "interrupted"
-        fix = f"`settle resume {self.name}` finishes it" if goes_on else f"`settle runs show {self.name}`"
-        raise UsageError(f"{self.name} has no exported model yet", fix)
-
-    @property
     def status(self) -> str:
         """finished | running | interrupted, derived from result.json and the lock."""
         if (self.path / "result.json").exists():

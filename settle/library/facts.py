@@ -73,13 +73,6 @@ def read_facts(path: Path) -> Facts:
     return _facts(path, stamp_of(path))
 
 
-def template_of(ref: ModelRef) -> str | None:
-    """The chat template by which a model takes turns: its adapter's own where that brings one. Raises FormatError,
-    OSError."""
-    own = adapter_template(ref.adapter) if ref.adapter else None
-    return own or read_facts(ref.weights).template
-
-
 def adapter_template(path: Path) -> str | None:
     """An adapter's own chat template, or None. Raises FormatError, OSError."""
     return _adapter_template(path, stamp_of(path))

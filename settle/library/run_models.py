@@ -76,13 +76,8 @@ def models_of(run: Run) -> tuple[MadeModel, ...]:
     return tuple(model for model in placed if Path(model.path).is_file())
 
 
-def exported_model(run: Run) -> Path | None:
-    """The whole model that the run made, as a GGUF file; None where it made none, or not yet."""
-    return next((Path(model.path) for model in models_of(run) if model.kind == "model"), None)
-
-
 def require_exported(run: Run) -> Path:
-    """`exported_model`. Raises UsageError where there is none, saying why."""
+    """The whole model that the run made, as a GGUF file. Raises UsageError where there is none, saying why."""
     made = models_of(run)
     path = next((Path(model.path) for model in made if model.kind == "model"), None)
     if path is not None:

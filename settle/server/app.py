@@ -24,6 +24,7 @@ from settle.server.errors import ApiError
 from settle.server.gateway import Gateway
 from settle.server.guard.guard import Access, Guard, Limits
 from settle.server.guard.http_protocol import HttpProtocol
+from settle.server.http_responses import json_response
 from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
 from settle.server.models.model_catalogue import ModelCatalogue
@@ -32,7 +33,6 @@ from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
 from settle.server.requests import grammar_compiler
-from settle.server.streaming import json_response
 
 GRACE_SECONDS = 1  # that current answers are given when the server stops
 MOST_CONNECTIONS = 2048

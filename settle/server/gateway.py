@@ -13,13 +13,13 @@ from starlette.types import Receive, Scope, Send
 from settle.base.errors import SettleError
 from settle.server.audit import Audit, Record
 from settle.server.errors import ApiError
+from settle.server.http_responses import internal_error, unless_gone
 from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.requests.fields import Body, BodyT, parse, validated
-from settle.server.streaming import internal_error, unless_gone
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Endpoint:
     async def _guarded(self, call: Call) -> Response:
         try:
             return await self.handler(call)
-        except Exception as e:  # noqa: BLE001  the edge: one request fails, the server goes on
+        except Exception as e:  # noqa: BLE001  the edge: one request fails, not the server
             return self._error_response(call.record, e)
 
     def _error_response(self, record: Record, error: Exception) -> Response:

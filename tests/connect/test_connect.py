@@ -120,7 +120,7 @@ def test_shown_and_tried(running, desk, capsys, name):
     assert main(["connect", name, "--key", KEY]) == 0
     out, err = capsys.readouterr()
     assert str(running.port) in out and KEY in out and "notes" not in out
-    assert f"{name} can talk to tiny" in err
+    assert f"{name} can use tiny" in err
     assert ("--write" in err) == (name in [*WITH_FILE, "page-assist"])
     assert not list(desk.rglob("*.json")) and not list(desk.rglob("*.yaml"))
 
@@ -241,9 +241,9 @@ def test_no_server_and_wrong_keys(live, desk, capsys, name):
     code, told, err = connect(capsys, name)
     assert code == 1 and told is None and "`settle serve`" in err
     code, _, err = connect(capsys, name, "--address", "http://127.0.0.1:9")
-    assert code == 1 and "nobody answers at http://127.0.0.1:9" in err
+    assert code == 1 and "no answer from http://127.0.0.1:9" in err
     code, _, err = connect(capsys, name, "--write", "--address", live.address, "--key", "sk-settle-wrong-wrong")
-    assert code == 1 and "not the key" in err and "--key" in err and list(desk.iterdir()) == []
+    assert code == 1 and "wrong API key" in err and "--key" in err and list(desk.iterdir()) == []
 
 
 def test_what_fails_is_told(running, desk, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from settle.server.audit import Record
 from settle.server.errors import ApiError
-from settle.server.streaming import with_error_event
+from settle.server.http_responses import with_error_event
 from tests.server.conftest import serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
@@ -64,7 +64,7 @@ def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
 def test_a_fault_of_a_response(stocked, monkeypatch):
     """It has begun, so there is nothing that could be said any more: the connection ends too early, and it is noted."""
     with serving(stocked) as server:
-        monkeypatch.setattr("settle.server.streaming.StreamedResponse._send", fail_later)
+        monkeypatch.setattr("settle.server.http_responses.StreamedResponse._send", fail_later)
         with pytest.raises(http.client.IncompleteRead):
             server.ask("/v1/chat/completions", CHAT | {"stream": True})
         monkeypatch.undo()

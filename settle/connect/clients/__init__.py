@@ -98,8 +98,8 @@ def cli_name(name: str) -> str:
 
 def environment(*names: str) -> Path | None:
     """The first of these variables that is set, as a path."""
-    found = next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), None)
-    return Path(found).expanduser() if found else None
+    value = next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), None)
+    return Path(value).expanduser() if value else None
 
 
 def settings_home() -> Path:

@@ -30,8 +30,8 @@ class Cline(Client):
         ]
 
     def note(self, connection: Connection) -> str:
-        given = ["-p", PROVIDER, "-k", connection.key or NO_KEY, "-m", connection.model, "-b", connection.openai]
-        return f"Cline writes the same file itself: {shlex.join(['cline', 'auth', *given])}"
+        options = ["-p", PROVIDER, "-k", connection.key or NO_KEY, "-m", connection.model, "-b", connection.openai]
+        return f"Cline writes the same file itself: {shlex.join(['cline', 'auth', *options])}"
 
     def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Request to read the contents of a file.", "path", "The path of the file")

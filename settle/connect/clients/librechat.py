@@ -48,9 +48,9 @@ class LibreChat(Client):
 
 
 def _path() -> Path | None:
-    given = environment("CONFIG_PATH")
-    if given:
-        return None if "://" in str(given) or str(given).startswith(("http:", "https:")) else given
+    path = environment("CONFIG_PATH")
+    if path:
+        return None if "://" in str(path) or str(path).startswith(("http:", "https:")) else path
     here = Path.cwd()
     is_its_folder = any((here / name).is_file() for name in ("librechat.yaml", "librechat.example.yaml"))
     return here / "librechat.yaml" if is_its_folder else None

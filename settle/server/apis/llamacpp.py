@@ -14,6 +14,7 @@ from starlette.responses import Response
 from settle.server.apis import Api
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts, template_of
 from settle.server.requests import chat, text_completion
@@ -25,7 +26,6 @@ from settle.server.requests.fill_in_middle import ExtraFile
 from settle.server.requests.messages import check_messages
 from settle.server.requests.text_completion import TextRequest
 from settle.server.requests.tools import check_tools, choose
-from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Chunk, JsonObject
 
 ERRORS = {

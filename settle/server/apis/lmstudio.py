@@ -13,12 +13,12 @@ from settle.server.apis.openai import body as openai_body
 from settle.server.apis.openai.completions import DONE, Completion, error_event
 from settle.server.errors import ApiError, openai_error
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
-from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Chunk, JsonObject
 
 PATH = "/api/v0"

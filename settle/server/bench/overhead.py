@@ -27,7 +27,8 @@ class Measurement(NamedTuple):
 
 
 class Overhead(NamedTuple):
-    """Of a number of streams at once: medians over the rounds; ratios of rates and added seconds, one a round."""
+    """The result of a number of streams at once. bare, settle: medians over the rounds. ratios, added: the ratio of the
+    rates, and the seconds that settle adds to the first token, one per round."""
 
     streams: int
     bare: Measurement

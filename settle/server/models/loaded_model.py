@@ -5,25 +5,17 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 import aiohttp
 
-from settle.infer.child_process import Child, Use
+from settle.infer.child_process import Child
+from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import resident
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import ModelFacts
 
 AdapterFile = tuple[Path, str]  # and its stamp
 OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
-
-
-class LoraScale(TypedDict):
-    """How much of an adapter to apply, by llama.cpp's number of it."""
-
-    id: int
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class LoadedModel:
     key: ModelKey
     child: Child
     session: aiohttp.ClientSession
-    facts: ModelFacts
+    facts: Facts
     adapters: tuple[AdapterFile, ...]
     needs: int
     capabilities: dict[str, bool]
@@ -81,7 +73,7 @@ class LoadedModel:
         """Monotonic time from which it may be ended; infinity while it is busy or kept."""
         return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
 
-    def lora_scales(self, scales: Mapping[Path, float]) -> list[LoraScale]:
+    def lora_scales(self, scales: Mapping[Path, float]) -> list[Mapping[str, float]]:
         """llama.cpp's list of adapters: those that are not in `scales` are off."""
         return [{"id": i, "scale": scales.get(path, 0.0)} for i, (path, _) in enumerate(self.adapters)]
 

@@ -8,13 +8,14 @@ from typing import Literal, TypedDict
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import EngineError
 from settle.infer.child_process import Child, Load
+from settle.library.facts import Facts
 from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.machine.cores import cores
 from settle.machine.measurement_cache import key, recalled, remembered
 from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import ModelFacts, facts, template_of
+from settle.server.models.model_facts import facts, template_of
 from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
 from settle.server.wire_types import JsonObject, TextEvent
 
@@ -84,7 +85,7 @@ def describe(entry: ModelEntry) -> ModelInfo:
         "architecture": known.architecture,
         "parameters": known.parameters,
         "context": known.context,
-        "kind": "rerank" if known.reranks else "embed" if known.embeds else "generate",
+        "kind": known.use,
         "template": template,
         "tools": "no" if known.embeds else tools_of(template),
         "needs": needs,
@@ -135,7 +136,7 @@ def measure_speed(entry: ModelEntry) -> Speed:
     return speed
 
 
-def _measure(entry: ModelEntry, known: ModelFacts) -> Speed:
+def _measure(entry: ModelEntry, known: Facts) -> Speed:
     num_prompt, num_written = min(NUM_PROMPT, known.context // 2), min(NUM_WRITTEN, known.context // 4)
     child = Child(Load(entry.path, min(known.context, NUM_PROMPT + NUM_WRITTEN + 16)))
     try:

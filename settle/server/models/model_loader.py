@@ -10,7 +10,8 @@ import aiohttp
 from settle.base.errors import EngineError, SettleError
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
-from settle.infer.child_process import Child, Load, Use
+from settle.infer.child_process import Child, Load
+from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.server.errors import ApiError
@@ -18,7 +19,7 @@ from settle.server.guard.template_check import check_template
 from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import ModelFacts, facts, template_of
+from settle.server.models.model_facts import facts, template_of
 
 LONGEST_DEFAULT_CONTEXT = 32_768  # tokens of a slot, unless --context says otherwise
 SHORTEST_CONTEXT = 4_096  # with less, a client's system prompt and tools hardly fit: loading is refused instead
@@ -42,7 +43,7 @@ class PoolSettings:
     prompt_cache_mib: int = 256
     ready_seconds: float = 600.0
 
-    def context_of(self, known: ModelFacts) -> int:
+    def context_of(self, known: Facts) -> int:
         """Tokens of context that a model is given, where there is memory for it."""
         return min(self.context or LONGEST_DEFAULT_CONTEXT, known.context)
 
@@ -89,7 +90,7 @@ class ModelLoader:
             raise ApiError(502, f"the engine of {entry.id} died right after loading", "engine_died") from None
         return model
 
-    async def _plan(self, key: ModelKey, known: ModelFacts, adapters: tuple[AdapterFile, ...]) -> tuple[Load, int]:
+    async def _plan(self, key: ModelKey, known: Facts, adapters: tuple[AdapterFile, ...]) -> tuple[Load, int]:
         """What a child is started with, and the bytes that it will need."""
         draft = self.catalogue.draft_of(key.path) if key.use == "generate" else None
         draft_facts = await asyncio.to_thread(facts, draft.path) if draft else None
@@ -131,7 +132,7 @@ class ModelLoader:
                     raise ApiError(503, message, "adapter_broken", "model") from None
         return tuple(fitting)
 
-    def _size(self, known: ModelFacts, draft: ModelFacts | None, use: Use) -> tuple[int, int]:
+    def _size(self, known: Facts, draft: Facts | None, use: Use) -> tuple[int, int]:
         """Tokens of context and slots: as the settings say, else as many as half of the free memory holds."""
         context = self.settings.context_of(known)
         if use != "generate":
@@ -148,7 +149,7 @@ class ModelLoader:
             context = max(SHORTEST_CONTEXT, context // 2)
 
 
-def estimate_bytes(known: ModelFacts, context: int, slots: int, draft: ModelFacts | None = None) -> int:
+def estimate_bytes(known: Facts, context: int, slots: int, draft: Facts | None = None) -> int:
     """Memory that a child will need. draft: has the same context as the model."""
     models = [known, draft] if draft else [known]
     return int(MEMORY_OVERHEAD * sum(m.bytes + slots * context * m.bytes_per_token for m in models)) + BASE_BYTES
@@ -159,7 +160,7 @@ def can_ever_fit(needs: int) -> bool:
     return needs <= memory().total * MOST_MEMORY_SHARE
 
 
-def _require_use(entry: ModelEntry, known: ModelFacts, use: Use) -> None:
+def _require_use(entry: ModelEntry, known: Facts, use: Use) -> None:
     if use == "generate" and known.embeds:
         message = f"{entry.id} makes embeddings and writes no text; send the request to /v1/embeddings"
     elif use == "rerank" and not known.reranks:

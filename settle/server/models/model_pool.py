@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
-from settle.infer.child_process import Use
+from settle.library.facts import Use
 from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.server.errors import ApiError
@@ -42,7 +42,7 @@ MOST_ATTEMPTS = 5  # to find what was just loaded still fresh
 
 
 class ModelPool:
-    """Hands out children to requests. Loading goes on when the request that began it leaves: others wait for it."""
+    """Hands out children to requests. Loading continues when the request that began it leaves: others wait for it."""
 
     def __init__(self, catalogue: ModelCatalogue, settings: PoolSettings, on_change: OnChange) -> None:
         self.catalogue, self.settings = catalogue, settings

@@ -16,11 +16,11 @@ from settle.server.apis import Api
 from settle.server.apis.anthropic.body import CountBody, MessagesBody
 from settle.server.errors import ApiError
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import chunks, sse_event
-from settle.server.streaming import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Choice, Chunk, JsonObject, Timings, ToolCall, UrlCitation, Usage
 
 ERRORS = {

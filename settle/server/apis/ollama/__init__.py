@@ -38,11 +38,11 @@ from settle.server.apis.ollama.store import (
 )
 from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.requests import chat, text_completion
 from settle.server.requests.embeddings import embed_texts, truncate_texts
-from settle.server.streaming import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Chunk, JsonObject
 
 VERSION = "0.32.7"  # of the Ollama whose API this is: clients turn off features that an older one lacks

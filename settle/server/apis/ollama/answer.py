@@ -147,7 +147,7 @@ class Answer:
 
 
 def _counts(chunk: Chunk) -> Line:
-    """Of an answer's last chunk; durations in nanoseconds."""
+    """The counts in the last chunk of an answer; durations in nanoseconds."""
     usage, timings = chunk["usage"], chunk.get("timings", {})
     counts: Line = {
         "prompt_eval_count": usage["prompt_tokens"],

@@ -9,13 +9,13 @@ import time
 from typing import TypedDict
 
 from settle.formats.gguf import read_gguf
-from settle.library.facts import TEMPLATE_KEY
+from settle.library.facts import TEMPLATE_KEY, Facts
 from settle.library.store import StoredModel, all_models, stamp_of
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import ModelFacts, capabilities, facts, template_of
+from settle.server.models.model_facts import capabilities, facts, template_of
 from settle.server.models.model_pool import ModelPool
 from settle.server.wire_types import JsonObject
 
@@ -115,7 +115,7 @@ def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Row:
     return row
 
 
-def _details(entry: ModelEntry, known: ModelFacts) -> Details:
+def _details(entry: ModelEntry, known: Facts) -> Details:
     return {
         "parent_model": entry.base,
         "format": "gguf",
@@ -126,7 +126,7 @@ def _details(entry: ModelEntry, known: ModelFacts) -> Details:
     }
 
 
-def _info(entry: ModelEntry, known: ModelFacts, verbose: bool) -> JsonObject:
+def _info(entry: ModelEntry, known: Facts, verbose: bool) -> JsonObject:
     """The metadata of the file. verbose: with the lists of its tokenizer, which are long."""
     meta = read_gguf(entry.path).metadata
     fields = {k: None if isinstance(v, list) and not verbose else v for k, v in meta.items() if k != TEMPLATE_KEY}

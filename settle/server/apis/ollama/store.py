@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.gateway import Call
+from settle.server.http_responses import json_response
 from settle.server.models.store_changes import find_offer
 from settle.server.requests.fields import Body, Name
-from settle.server.streaming import json_response
 from settle.server.wire_types import JsonObject
 
 RequiredName = Annotated[Name, Field(min_length=1)]  # of a change: never the only model that there happens to be

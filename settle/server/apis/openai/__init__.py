@@ -15,6 +15,7 @@ from settle.server.apis.openai.body import ChatBody, CompletionBody, EmbeddingBo
 from settle.server.apis.openai.completions import DONE, Completion, error_event
 from settle.server.errors import ApiError, openai_error, unsupported
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
@@ -22,7 +23,6 @@ from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest, EmulatedToolsPlan
 from settle.server.requests.embeddings import embed_texts
 from settle.server.requests.engine import engine_error
-from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Chunk, JsonObject
 
 ALIASES = ("/v1", "")  # of every path

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from settle.server.apis.openai.body import CompletionBody, Prompt, prompts_of
 from settle.server.errors import ApiError, openai_error, unsupported
 from settle.server.gateway import Call
+from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.engine import (
@@ -19,7 +20,6 @@ from settle.server.requests.engine import (
     open_stream,
 )
 from settle.server.requests.text_completion import prepare
-from settle.server.streaming import StreamedResponse, data_event, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, Usage
 
 DONE = b"data: [DONE]\n\n"

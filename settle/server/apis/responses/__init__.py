@@ -15,11 +15,11 @@ from settle.server.apis import Api
 from settle.server.apis.responses.body import CountBody, ResponseBody
 from settle.server.errors import ApiError, openai_error, unsupported
 from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import chunks, num_tokens, sse_event
-from settle.server.streaming import StreamedResponse, fetch_first, json_response, with_error_event
 from settle.server.wire_types import Annotation, Chunk, JsonObject, Logprobs, TokenLogprob, ToolCall, Usage
 
 

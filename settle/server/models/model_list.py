@@ -1,0 +1,142 @@
+"""What `settle models` shows: the models that can be served, and all that is known of one."""
+
+from collections.abc import Sequence
+
+from settle.base.errors import SettleError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
+from settle.library.store import StoredModel, all_models, damaged_models, stamp_of
+from settle.model.source import hash_of
+from settle.server.errors import ApiError
+from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_entry import ModelEntry, make_file
+from settle.server.models.model_info import ModelInfo, describe, measure_speed
+
+COLUMNS = ("name", "size", "type", "parameters", "context", "template", "tools", "fits here", "tokens/s", "what")
+USES = {"embed": "embeddings", "rerank": "reranker", "generate": ""}
+
+
+def list_models(names: Sequence[str], measure: bool, events: Events) -> int:
+    """Lists the models of these names, or all; returns the exit code. measure: first measure how fast they are, those
+    named or all that write. Raises UsageError for an unknown name."""
+    catalogue = ModelCatalogue()
+    entries = [_find(catalogue, name) for name in names] or catalogue.entries()
+    failed = _measure(entries, bool(names), events) if measure else []
+    for error in damaged_models():
+        events.emit(Warn(text=str(error)))
+    models = [describe(entry) for entry in entries]
+    note = "`settle serve` serves them; `settle models show NAME` shows more"
+    hint = note if models else "no models yet; get one: `settle pull smollm2`"
+    events.emit(Listing(columns=COLUMNS, rows=[_row(model) for model in models], note=hint))
+    listed = [{**model, "template": bool(model.get("template"))} for model in models]
+    events.emit(ResultReady(result={"models": listed, "failed": failed}))
+    return 1 if failed else 0
+
+
+def show_model(name: str, events: Events) -> None:
+    """Shows all that is known of one model. Raises UsageError for an unknown name."""
+    catalogue = ModelCatalogue()
+    entry = _find(catalogue, name)
+    info = describe(entry)
+    stored = next((m for m in all_models() if m.name == entry.id.removeprefix("store:")), None)
+    license, sha256 = stored.license if stored else "", _sha256(entry, stored)
+    over = [e.id for e in catalogue.entries() if e.adapter and not entry.adapter and e.path == entry.path]
+    rows: list[list[object]] = [
+        ["file", info["path"]],
+        ["adapter", info["adapter"]],
+        ["over", info["base"]],
+        ["broken", info["broken"]],
+        ["sha256", sha256],
+        ["from", info["origin"]],
+        ["license", license],
+        ["also called", ", ".join(entry.aliases)],
+        ["adapters over it", ", ".join(over)],
+        *_facts_rows(info),
+    ]
+    events.emit(Listing(title=entry.id, columns=("", ""), rows=[row for row in rows if row[1]]))
+    template = info.get("template")
+    if template:
+        events.emit(AnswerText(text=template.rstrip("\n") + "\n"))
+    known = {"license": license, "aliases": list(entry.aliases), "sha256": sha256, "adapters": over}
+    events.emit(ResultReady(result={"model": {**info, **known}}))
+
+
+def _measure(entries: Sequence[ModelEntry], are_named: bool, events: Events) -> list[dict[str, str]]:
+    """Measures the speed of the models; returns those that could not be measured, and why."""
+    failed = []
+    chosen = [entry for entry in entries if are_named or _is_measured_unasked(describe(entry))]
+    for done, entry in enumerate(chosen):
+        events.emit(Progress(what="measuring", done=done, total=len(chosen), unit="models"))
+        try:
+            make_file(entry)
+            measure_speed(entry)
+        except (SettleError, ApiError) as e:
+            why = e.what.splitlines()[0] if isinstance(e, SettleError) else e.message
+            failed.append({"name": entry.id, "why": why})
+            events.emit(Warn(text=f"{entry.id} is not measured: {why}"))
+    return failed
+
+
+def _is_measured_unasked(model: ModelInfo) -> bool:
+    """An adapter is as fast as its base; a broken, too large, or unconverted model is measured only by its name."""
+    return not model["adapter"] and model.get("kind") == "generate" and model["fits"] == "yes"
+
+
+def _find(catalogue: ModelCatalogue, name: str) -> ModelEntry:
+    try:
+        return catalogue.find(name)
+    except ApiError:
+        known = ", ".join(entry.id for entry in catalogue.entries())
+        raise UsageError(f"there is no model {name!r}", f"known: {known}" if known else "`settle pull NAME`") from None
+
+
+def _row(model: ModelInfo) -> list[object]:
+    """One line of the list; unknown values stay empty."""
+    if model["broken"]:
+        return [model["name"], *[""] * 8, f"broken: {model['broken']}"]
+    if model["unconverted"]:
+        return [model["name"], *[""] * 8, "converted to GGUF when it is first used"]
+    return [
+        model["name"],
+        {"value": model["bytes"], "unit": "bytes"},
+        model["quantization"],
+        {"value": model["parameters"], "unit": "count"},
+        {"value": model["context"], "unit": "count"},
+        "✓" if model["template"] else "–",
+        model["tools"],
+        model["fits"],
+        _speed(model),
+        f"adapter over {model['base']}" if model["adapter"] else USES[model["kind"]],
+    ]
+
+
+def _facts_rows(info: ModelInfo) -> list[list[object]]:
+    if info["unconverted"]:
+        return [["", "converted to GGUF when it is first used"]]
+    if "kind" not in info:
+        return []
+    return [
+        ["size", {"value": info["bytes"], "unit": "bytes"}],
+        ["type", info["quantization"]],
+        ["architecture", info["architecture"]],
+        ["parameters", {"value": info["parameters"], "unit": "count"}],
+        ["context", {"value": info["context"], "unit": "tokens"}],
+        ["memory it needs", {"value": info["needs"], "unit": "bytes"}],
+        ["fits here", info["fits"]],
+        ["tools", info["tools"]],
+        ["tokens/s", _speed(info) or "`settle models --measure` measures it"],
+        ["chat template", "as follows" if info["template"] else "none: it completes text and takes no turns"],
+    ]
+
+
+def _speed(model: ModelInfo) -> str:
+    speed = model["tokens_per_second"]
+    return f"{speed['prompt']:,.0f} read, {speed['written']:,.0f} written" if speed else ""
+
+
+def _sha256(entry: ModelEntry, stored: StoredModel | None) -> str:
+    """The recorded hash while the stored files are unchanged; otherwise computed from the file."""
+    if stored and stored.path.exists() and stored.stamp == stamp_of(stored.path):
+        return stored.sha256
+    path = entry.adapter or entry.path
+    return hash_of(path) if path.is_file() else ""

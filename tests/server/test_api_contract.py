@@ -1,0 +1,67 @@
+"""Every API of the registry keeps the contract: documented routes, errors of one form, strict bodies, a key."""
+
+import json
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from settle.server.apis import Api
+from settle.server.app import all_apis
+from settle.server.errors import ApiError
+from settle.server.guard.guard import OPEN_PATHS
+from settle.server.openapi import openapi_document
+
+APIS = {name: kind() for name, kind in Api.parts().items()}
+ROUTES = [(name, *route) for name, api in APIS.items() for route in api.endpoints()]
+BODIES = sorted({(name, endpoint.takes) for name, _, _, endpoint in ROUTES if endpoint.takes}, key=str)
+
+
+def owner(path: str) -> Api:
+    return next(api for api in all_apis() if api.owns(path))
+
+
+def form(value):
+    """The keys of an error's body, at every level."""
+    return {key: form(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+
+
+def test_one_api_answers_for_all_other_paths():
+    assert [api.is_fallback for api in all_apis()].count(True) == 1 and all_apis()[-1].is_fallback
+    assert owner("/nowhere/at/all").is_fallback
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_errors_have_one_form(name):
+    api = APIS[name]
+    full = ApiError(429, "the message", "a_code", "a_param", {"n_ctx": 1}, retry_seconds=3)
+    body = json.loads(json.dumps(api.error(full)))
+    assert "the message" in json.dumps(body) and full.headers == {"Retry-After": "3"}
+    for status in (400, 401, 403, 404, 413, 429, 500, 502, 503):
+        assert form(api.error(ApiError(status, "another"))) == form(api.error(ApiError(400, "another")))
+
+
+@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=lambda value: str(value)[:60])
+def test_routes_are_documented(name, method, path, endpoint):
+    documented = openapi_document(all_apis())["paths"][re.sub(r":\w+}", "}", path)][method.lower()]
+    assert documented["tags"] == [endpoint.name.partition(".")[0]] == [type(APIS[name]).__name__.lower()]
+    assert ("requestBody" in documented) == (endpoint.takes is not None)
+
+
+@pytest.mark.parametrize(("name", "body"), BODIES, ids=lambda value: str(value)[:60])
+def test_unknown_fields_are_rejected(name, body):
+    with pytest.raises(ValidationError) as error:
+        body.model_validate({"frobnicate": 1})
+    assert ("extra_forbidden", ("frobnicate",)) in [(e["type"], e["loc"]) for e in error.value.errors()]
+
+
+@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=lambda value: str(value)[:60])
+def test_a_key_is_needed(live, name, method, path, endpoint):
+    """The error is formatted as the API does that owns the path."""
+    path = re.sub(r"[{}]|:path", "", path)
+    answer = live.ask(path, method=method, key="")
+    if path in OPEN_PATHS:
+        assert answer.status == 200
+        return
+    assert answer.status == 401 and owner(path).part_name() == name
+    assert form(answer.json) == form(APIS[name].error(ApiError(401, "x")))
