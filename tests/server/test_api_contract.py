@@ -41,21 +41,21 @@ def test_errors_have_one_form(name):
         assert form(api.error(ApiError(status, "another"))) == form(api.error(ApiError(400, "another")))
 
 
-@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES])
 def test_routes_are_documented(name, method, path, endpoint):
     documented = openapi_document(all_apis())["paths"][re.sub(r":\w+}", "}", path)][method.lower()]
     assert documented["tags"] == [endpoint.name.partition(".")[0]] == [type(APIS[name]).__name__.lower()]
     assert ("requestBody" in documented) == (endpoint.takes is not None)
 
 
-@pytest.mark.parametrize(("name", "body"), BODIES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "body"), BODIES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES])
 def test_unknown_fields_are_rejected(name, body):
     with pytest.raises(ValidationError) as error:
         body.model_validate({"frobnicate": 1})
     assert ("extra_forbidden", ("frobnicate",)) in [(e["type"], e["loc"]) for e in error.value.errors()]
 
 
-@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES])
 def test_a_key_is_needed(live, name, method, path, endpoint):
     """The error is formatted as the API does that owns the path."""
     path = re.sub(r"[{}]|:path", "", path)
