@@ -41,7 +41,9 @@ def test_errors_have_one_form(name):
         assert form(api.error(ApiError(status, "another"))) == form(api.error(ApiError(400, "another")))
 
 
-@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES])
+@pytest.mark.parametrize(
+    ("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES]
+)
 def test_routes_are_documented(name, method, path, endpoint):
     documented = openapi_document(all_apis())["paths"][re.sub(r":\w+}", "}", path)][method.lower()]
     assert documented["tags"] == [endpoint.name.partition(".")[0]] == [type(APIS[name]).__name__.lower()]
@@ -55,7 +57,9 @@ def test_unknown_fields_are_rejected(name, body):
     assert ("extra_forbidden", ("frobnicate",)) in [(e["type"], e["loc"]) for e in error.value.errors()]
 
 
-@pytest.mark.parametrize(("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES])
+@pytest.mark.parametrize(
+    ("name", "method", "path", "endpoint"), ROUTES, ids=[f"{name} {method} {path}" for name, method, path, _ in ROUTES]
+)
 def test_a_key_is_needed(live, name, method, path, endpoint):
     """The error is formatted as the API does that owns the path."""
     path = re.sub(r"[{}]|:path", "", path)
