@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.event_log import Events
-from settle.commands.distill import prompts_of
+from settle.commands.make.distill import prompts_of
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings
 from settle.evaluate.speculative import measure_pair

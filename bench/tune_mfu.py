@@ -19,7 +19,7 @@ import torch
 
 from settle.base.event_log import Events
 from settle.base.settings import resolve
-from settle.commands.tune import Tune
+from settle.commands.make.tune import Tune
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained

@@ -21,7 +21,7 @@ import torch
 
 from settle.base.event_log import Events, to_record
 from settle.base.settings import resolve
-from settle.commands.tune import Tune
+from settle.commands.make.tune import Tune
 from settle.data.rows.batches import held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import RowSettings

@@ -16,7 +16,7 @@ from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.registry import Part
 from settle.base.version import __version__
-from settle.commands import Command
+from settle.commands import GROUPS, Command
 from settle.show import Face
 
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
@@ -101,8 +101,15 @@ def build_app(tokens: Sequence[str] = ()) -> App:
     for name, command in Command.parts().items():
         is_asked = tokens[:1] == [name]
         helps = is_asked and any(token in HELP for token in tokens)
-        app.command(_function(command, helps, helps or (is_asked and _names_a_setting(command, tokens))), name=name)
+        function = _function(command, helps, helps or (is_asked and _names_a_setting(command, tokens)))
+        app.command(function, name=name, group=_heading(command))
     return app
+
+
+def _heading(command: type[Command]) -> Group:
+    """The heading that a command stands under in `settle --help`: the folder it is in."""
+    folder = command.__module__.split(".")[-2:][0]
+    return Group(folder.capitalize(), sort_key=GROUPS.index(folder)) if folder in GROUPS else Group("Others")
 
 
 def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:

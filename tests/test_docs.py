@@ -15,10 +15,10 @@ from settle.base.choice import Choice
 from settle.base.registry import part_names, parts
 from settle.base.settings import group_of, read_recipe, resolve
 from settle.cli import STDIN, _choices, _sharing, build_app, described
-from settle.commands.chat import Chat
-from settle.commands.index import Index
-from settle.commands.train import Train
-from settle.commands.tune import Tune
+from settle.commands.make.index import Index
+from settle.commands.make.train import Train
+from settle.commands.make.tune import Tune
+from settle.commands.use.chat import Chat
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
 

@@ -12,7 +12,7 @@ from pace import Pace, arguments
 
 from settle.base.event_log import Events
 from settle.base.events import Event, PlanReady, ProofCheck, Step
-from settle.commands.tune import Tune
+from settle.commands.make.tune import Tune
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 

@@ -5,6 +5,8 @@ from typing import ClassVar
 from settle.base.event_log import Events
 from settle.base.registry import Part
 
+GROUPS = ("make", "use", "manage", "measure")  # sub-folders that hold the commands
+
 
 class Command(Part):
     """The contract of a command. It prints nothing: it emits events, and the face renders them.

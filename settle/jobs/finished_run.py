@@ -4,19 +4,21 @@ from collections.abc import Iterator, Mapping
 
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
-from settle.base.result import Result
 from settle.base.run import Run
+from settle.base.run.result import Result
 from settle.base.settings import resolve
 from settle.infer.engine import Engine
-from settle.jobs.job import C, Job, start
+from settle.jobs.job import find_job, start
 from settle.library.resolve import resolve_gguf
 
 
-def run_job(job: Job[C], asked: Mapping[str, object]) -> "FinishedRun":
+def run_job(name: str, asked: Mapping[str, object]) -> "FinishedRun":
     """A job without a terminal, from its start to its end. Raises SettleError."""
+    job = find_job(name)
+    assert job is not None
     settings = resolve(job.settings, [("asked", asked)]).value
     if settings.dry:
-        raise UsageError("dry=True makes no run", f"use `settle {job.name} --dry`")
+        raise UsageError("dry=True makes no run", f"use `settle {name} --dry`")
     events = Events()
     try:
         return FinishedRun(start(job, settings, events).run)

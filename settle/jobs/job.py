@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from settle.base.errors import ResourceError, RunError
@@ -56,6 +58,21 @@ class Job(Generic[C]):
     settings: type[JobSettings]
     context: type[C]
     stages: tuple[Callable[[C], None], ...]
+
+
+def find_job(name: str) -> Job[Context] | None:
+    """The job of that name, which is `JOB` in the module of the same name; imported only when it is wanted."""
+    if not name.isidentifier() or find_spec(f"settle.jobs.{name}") is None:
+        return None
+    job: Job[Context] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
+    return job
+
+
+def start_job(name: str, settings: JobSettings, events: Events) -> Context:
+    """`start` of the job of that name."""
+    job = find_job(name)
+    assert job is not None, f"settle/jobs/{name}.py defines no JOB"
+    return start(job, settings, events)
 
 
 def start(job: Job[C], settings: JobSettings, events: Events) -> C:

@@ -1,8 +1,6 @@
 """Continue a run that was stopped: the same stages, of which those with a product take it from the run's folder."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 
 from settle.base.errors import RunError, SettleError, UsageError
 from settle.base.event_log import Events
@@ -10,7 +8,7 @@ from settle.base.events import ResultReady, Say
 from settle.base.run import Run
 from settle.base.settings import Resolved, read_recipe, resolve
 from settle.base.stop_signals import Stopping
-from settle.jobs.job import Context, Job, follow, sweep
+from settle.jobs.job import Context, Job, find_job, follow, sweep
 from settle.jobs.settings import JobSettings
 
 
@@ -41,10 +39,9 @@ def resume(name: str, events: Events) -> int:
 
 def job_of(run: Run) -> Job[Context]:
     """The job that made the run, by its folder's name. Raises RunError."""
-    if run.command.isidentifier() and find_spec(f"settle.jobs.{run.command}"):
-        job: Job[Context] | None = getattr(import_module(f"settle.jobs.{run.command}"), "JOB", None)
-        if job is not None:
-            return job
+    job = find_job(run.command)
+    if job is not None:
+        return job
     raise RunError(f"{run.path.name} is not a run that can be resumed", "see `settle runs`")
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Progress
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
 from settle.show.amounts import count
 from settle.show.sentences import eval_text, evidence_text, left_text, loss_text, progress_text, speed_text
 from settle.show.tables import WHY_FITS

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from settle.base.events import DecayStarted, Eval, Progress, Rollback
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
 from settle.show.amounts import amount, count, duration
 from settle.show.tables import gain_text
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Listing, PlanReady
-from settle.base.result import Result
+from settle.base.run.result import Result
 from settle.show.amounts import UNITS, amount, percent
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}

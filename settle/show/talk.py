@@ -7,8 +7,8 @@ from rich.text import Text
 
 from settle.base import events as kinds
 from settle.base.events import Event
-from settle.base.result import Result
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
+from settle.base.run.result import Result
 from settle.show.amounts import count
 from settle.show.live import SPARKS, LiveDisplay
 from settle.show.rows import CLOSE, OPEN, answer_changes_table, preview_text, rows_lines

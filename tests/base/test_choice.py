@@ -12,7 +12,7 @@ from settle.base.errors import UsageError
 from settle.base.settings import resolve
 from settle.cli import main
 from settle.commands import Command
-from settle.commands.tune import Tune
+from settle.commands.make.tune import Tune
 from settle.model.adapters import Adapter
 from settle.model.adapters.dora import DoRA
 
@@ -133,7 +133,7 @@ def test_parts_of_other_packages_are_chosen_and_shown(tmp_path):
     done = subprocess.run([sys.executable, "-m", "settle", "train", "--help"], env=env, capture_output=True, text=True)
     assert "adamw, lion, muon" in done.stdout and "learning rate of the lion" in done.stdout
     code = (
-        "from settle.base.settings import resolve; from settle.commands.train import Train\n"
+        "from settle.base.settings import resolve; from settle.commands.make.train import Train\n"
         "from settle.train.optimizers import Optimizer\n"
         "chosen = resolve(Train, [('asked', {'optimizer': {'name': 'lion', 'lr': '0.5'}})]).value.optimizer\n"
         "made = Optimizer.make(chosen.name, chosen.settings)\n"

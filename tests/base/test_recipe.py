@@ -17,7 +17,7 @@ from settle.base.choice import Family, family_of
 from settle.base.errors import RunError
 from settle.base.settings import group_of, read_recipe, recipe_text, resolve
 from settle.commands import Command
-from settle.commands.tune import Tune
+from settle.commands.make.tune import Tune
 
 COMMANDS = {name: command for name, command in Command.parts().items() if "recipe" in command.model_fields}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -6,9 +6,9 @@ from settle.base.errors import RunError
 from settle.base.event_log import Events
 from settle.base.events import Eval, Step
 from settle.base.run import Run, write_json
-from settle.base.run_course import TAIL_BYTES
+from settle.base.run.course import TAIL_BYTES
 from settle.cli import main
-from settle.commands.runs import summary
+from settle.commands.manage.runs import summary
 
 RESULT = {
     "verdict": "settled",

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 
 from settle.base.event_log import Events
-from settle.base.result import Result
 from settle.base.run import Run, write_json
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
+from settle.base.run.result import Result
 from settle.evaluate.report.curves import draw_curves, picture
 from settle.evaluate.report.figure_style import BLUE, GREEN, VERMILION
 from tests.records import as_event, as_events

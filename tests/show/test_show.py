@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from settle.base.events import AnswerText, Listing
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
 from settle.show import Face
 from settle.show.tables import listing
 from settle.show.talk import Talk

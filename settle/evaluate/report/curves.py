@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from settle.base.events import Eval, SettledEvidence, Step
-from settle.base.result import Result
 from settle.base.run import Run, write_atomic
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
+from settle.base.run.result import Result
 from settle.base.statistics import LEVEL
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 

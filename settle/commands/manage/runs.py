@@ -10,9 +10,9 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ForecastComparison, Listing, ResultReady, Say
-from settle.base.result import Evaluated
 from settle.base.run import Run
-from settle.base.run_course import RunCourse
+from settle.base.run.course import RunCourse
+from settle.base.run.result import Evaluated
 from settle.commands import Command
 from settle.plan.ledger import UNITS, entries, scores
 

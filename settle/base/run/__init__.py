@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.result import Result, parse_result
+from settle.base.run.result import Result, parse_result
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 

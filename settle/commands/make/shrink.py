@@ -21,7 +21,6 @@ class Shrink(ShrinkSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start
-        from settle.jobs.shrink import JOB
+        from settle.jobs.job import start_job
 
-        return start(JOB, self, events).exit_code or 0
+        return start_job("shrink", self, events).exit_code or 0

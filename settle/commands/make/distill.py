@@ -20,7 +20,6 @@ class Distill(DistillSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("teacher", "inputs")
 
     def run(self, events: Events) -> int:
-        from settle.jobs.distill import JOB
-        from settle.jobs.job import start
+        from settle.jobs.job import start_job
 
-        return start(JOB, self, events).exit_code or 0
+        return start_job("distill", self, events).exit_code or 0

@@ -17,7 +17,6 @@ class Train(TrainSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start
-        from settle.jobs.train import JOB
+        from settle.jobs.job import start_job
 
-        return start(JOB, self, events).exit_code or 0
+        return start_job("train", self, events).exit_code or 0

@@ -1,0 +1,1 @@
+"""Commands that make something: a model, or an index of documents."""

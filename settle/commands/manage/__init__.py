@@ -1,0 +1,1 @@
+"""Commands for what is on this machine: models, runs and files."""
