@@ -24,7 +24,7 @@ from settle.train.optimizers.muon import Muon
 
 ROOT = Path(settle.__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
 JSON = "| `--json` | off | print the result as JSON, the last line of stdout |"
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")

@@ -65,11 +65,11 @@ def test_what_there_is_not(a_run, capsys):
 
 @pytest.fixture
 def kobold(tmp_path_factory, monkeypatch):
-    yield from installed("formats", "kobold", "tests.formats.kobold:Kobold", tmp_path_factory, monkeypatch)
+    yield from installed({"formats": "kobold:Kobold"}, tmp_path_factory, monkeypatch)
 
 
 def test_a_new_format_is_one_file(an_adapter, a_run, kobold, capsys):
-    """`tests/formats/kobold.py` is found, gated, placed and written, with nothing else changed."""
+    """The example of docs/develop.md is found, gated, placed and written, with nothing else changed."""
     whole = told(["notes", "--to", "kobold", "--dtype", "q8_0"], capsys)
     assert whole["gate"]["passed"] and whole["path"] == "notes-kobold" and whole["dtype"] == "q8_0"
     assert json.loads(Path("notes-kobold/settle.kcpps").read_text())["model_param"] == "model.gguf"

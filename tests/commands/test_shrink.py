@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from settle.cli import main
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import read_gguf
 from settle.shrink import quantizers
+from tests.examples import example
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp_py_sync") is None, reason="the extra `shrink` is not installed"
@@ -183,10 +183,8 @@ def test_a_vocabulary_is_cut_without_rounding(kept, capsys):
 
 @pytest.fixture
 def uniform(tmp_path, monkeypatch):
-    """The quantizer that docs/quantize.md writes, as one file in the family's folder."""
-    page = (Path(__file__).parents[2] / "docs" / "quantize.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Uniform" in block)
-    (tmp_path / "uniform.py").write_text(code, encoding="utf-8")
+    """The quantizer of docs/develop.md, as one file in the family's folder."""
+    (tmp_path / "uniform.py").write_text(example("uniform"), encoding="utf-8")
     caches = (registry.part_names, registry.part, registry._own_modules)
     with monkeypatch.context() as patch:
         patch.setattr(quantizers, "__path__", [*quantizers.__path__, str(tmp_path)])

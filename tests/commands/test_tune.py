@@ -252,7 +252,7 @@ def test_from_python(files, home):
 
 
 def test_a_new_adapter_is_one_file(files, home, capsys, installed_ia3, monkeypatch, tmp_path):
-    """IA3, in `tests/model/adapters/ia3.py`, is found, forecast, trained, gated, saved, read and exported, with nothing
+    """IA3, the example of docs/develop.md, is found, forecast, trained, gated, saved, read and exported, with nothing
     else changed; llama.cpp cannot add it to a base, so what it serves is merged."""
     given = [str(files / "base.gguf"), str(files / "rows.jsonl"), "--adapter", "ia3", "--name", "t", "--epochs", "6"]
     plain = [*QUICK[:4], *QUICK[8:], "--no-compare", "--json"]  # a rate of its own, and no rank

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from settle.base import registry
-from settle.documents import reader_pool
+from tests.examples import example, forget_parts
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,23 +19,15 @@ def joined(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-tests-documents\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
         "[settle.retrieve.index.embedders]\nhashed = tests.retrieve.hashed:Hashed\n"
-        "[settle.documents.readers]\nstuck = tests.documents.stuck:Stuck\nnotes = tests.documents.notes:Notes\n"
+        "[settle.documents.readers]\nstuck = tests.documents.stuck:Stuck\nnotes = settle_notes:Notes\n"
     )
+    (made / "settle_notes.py").write_text(example("notes"), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(made))
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        _forget()
+        forget_parts()
         yield
-    _forget()
-
-
-def _forget():
-    """What the registry has read of the installed packages."""
-    registry.part.cache_clear()
-    registry.part_names.cache_clear()
-    registry._joined.cache_clear()
-    registry._installed.cache_clear()
-    reader_pool._readers.cache_clear()
+    forget_parts()
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def story(seed: int) -> str:
 
 
 def test_a_new_kind_is_one_file_and_train_tune_and_index_read_it(tmp_path: Path) -> None:
-    """`.notes` is read by tests/documents/notes.py, the only file that knows of it."""
+    """`.notes` is read by the example of docs/develop.md, the only file that knows of it."""
     folder = tmp_path / "documents"
     folder.mkdir()
     for i in range(12):

@@ -10,6 +10,7 @@ from settle.formats import ModelContents
 from settle.formats.gguf import Gguf, read_gguf
 from settle.formats.gguf.types import GGML, Bars, GgmlType, exported
 from settle.model.pretrained import Pretrained
+from tests.examples import example
 
 
 @pytest.mark.parametrize("row", GGML.values(), ids=list(GGML))
@@ -26,11 +27,10 @@ def test_exported_types_are_those_with_bars():
 
 
 def test_a_new_type_is_one_row(tiny, tmp_path, monkeypatch):
-    """MXFP4, added as a row: it is exported, read, loaded and gated, with nothing else changed."""
+    """MXFP4, the row in docs/develop.md: it is exported, read, loaded and gated, with nothing else changed."""
     with pytest.raises(ValueError, match="'mxfp4'"):
         Gguf(dtype="mxfp4")
-    bars = Bars(1.0, 1.0, 4.0)
-    row = GgmlType("MXFP4", 39, 32, 17, mixes={"MXFP4": 38}, bars=bars, large_bars=bars)
+    row = eval(example("mxfp4"), {"GgmlType": GgmlType, "Bars": Bars})
     monkeypatch.setitem(GGML, "MXFP4", row)
     model = ModelContents(tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
     path = Gguf(dtype="mxfp4").write(tmp_path / "x.gguf", model)

@@ -95,7 +95,7 @@ def test_its_files_make_the_same_model(method: Adapter, architecture: Architectu
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_ia3_equals_peft(installed_ia3: None, tmp_path) -> None:
-    """The file that the tests add computes what PEFT's IA3 computes, biases of keys and values included."""
+    """The example of docs/develop.md computes what PEFT's IA3 computes, biases of keys and values included."""
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM
 
