@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Protocol, get_args
+from typing import IO, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from pydantic import Field, JsonValue
@@ -68,7 +68,7 @@ class Weights:
     """
 
     tensors: Mapping[str, LazyTensor]
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, object]
     places: Mapping[str, Place] = field(default_factory=dict)
 
 
@@ -97,9 +97,9 @@ class GgufLayout(Protocol):
     def vocab_size(self) -> int: ...
 
     def gguf_names(self) -> dict[str, str]: ...
-    def gguf_metadata(self) -> dict[str, Any]: ...
+    def gguf_metadata(self) -> dict[str, str | float]: ...
     def gguf_constants(self) -> dict[str, tuple[float, ...]]: ...
-    def to_gguf(self, name: str, values: Any) -> Any: ...
+    def to_gguf(self, name: str, values: np.ndarray) -> np.ndarray: ...
 
 
 class ModelLayout(GgufLayout, Protocol):
@@ -111,8 +111,8 @@ class ModelLayout(GgufLayout, Protocol):
     def max_position_embeddings(self) -> int: ...
 
     def hf_names(self) -> dict[str, str]: ...
-    def to_hf_config(self) -> dict[str, Any]: ...
-    def from_gguf_tensor(self, name: str, values: Any) -> Any: ...
+    def to_hf_config(self) -> dict[str, object]: ...
+    def from_gguf_tensor(self, name: str, values: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Format(Part):
         return Path(f"{name}-{self.part_name().replace('_', '-')}{self.suffix}")
 
 
-def to_float32(tensor: Any) -> np.ndarray:
+def to_float32(tensor: TensorLike) -> np.ndarray:
     """A torch or numpy tensor of any float type as a contiguous float32 array; no copy when it is one already."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().float().numpy()

@@ -8,7 +8,7 @@ adapter.type "lora", adapter.lora.alpha, and for each adapted tensor NAME the tw
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,7 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.formats import AdapterContents, AdapterWeights, Format, LoraPairs, ModelLayout, Weights, beside
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import number
 
 DOWN, UP = ".lora_a", ".lora_b"
 BASE_SHA256 = "settle.base_sha256"
@@ -43,7 +44,7 @@ def export_lora(
     adapter: AdapterWeights,
     path: Path,
     dtype: str = "f32",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Path:
     """Write an adapter as GGUF, beside and renamed. Returns the path.
 
@@ -135,7 +136,7 @@ def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
     ranks = {len(down) for down, _ in pairs.values()}
     if len(ranks) != 1:
         raise FormatError(f"{Path(path).name} has pairs of {len(ranks)} ranks", "llama.cpp may serve it")
-    return LoraPairs(file.metadata["adapter.lora.alpha"], pairs)
+    return LoraPairs(number(file.metadata, "adapter.lora.alpha"), pairs)
 
 
 def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, dtype: str) -> dict[str, np.ndarray]:

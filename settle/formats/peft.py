@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue
 from settle.base.errors import FormatError, ResourceError
 from settle.base.run import read_json, write_json
 from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights
+from settle.formats.gguf.metadata import text
 from settle.formats.safetensors import read_safetensors, write_safetensors
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -89,4 +90,4 @@ def read_peft(path: Path) -> PeftFolder:
     # Gemma 3 inside the class that also sees pictures, as Unsloth loads it
     inside = re.compile(r"(base_model\.model\.)(model\.)?language_model\.(model\.)?(?=layers\.)")
     tensors = {inside.sub(r"\1model.", name): tensor.load() for name, tensor in stored.tensors.items()}
-    return PeftFolder(config, tensors, config.get("base_model_name_or_path"), stored.metadata.get(BASE_SHA256))
+    return PeftFolder(config, tensors, text(config, "base_model_name_or_path"), text(stored.metadata, BASE_SHA256))

@@ -6,7 +6,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -155,10 +155,10 @@ def export_safetensors(
 
 
 def _write_shards(
-    folder: Path, tensors: Mapping[str, Any], dtype: str, card: Mapping[str, str], shard_bytes: int
+    folder: Path, tensors: Mapping[str, TensorLike], dtype: str, card: Mapping[str, str], shard_bytes: int
 ) -> None:
     """One file, or numbered ones and their index. What an earlier export left under other names is removed."""
-    shards: list[dict[str, Any]] = [{}]
+    shards: list[dict[str, TensorLike]] = [{}]
     sizes = [0]
     for name, tensor in tensors.items():
         size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
@@ -180,10 +180,10 @@ def _write_shards(
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Any], dtype: str = "f32", metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, TensorLike], dtype: str = "f32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Float tensors (torch or numpy) to one file, in `dtype`, beside and renamed; one at a time in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, tensor in tensors.items():
         size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
@@ -209,7 +209,7 @@ def _unsound(file: str, what: str) -> FormatError:
     return FormatError(f"{file} is not a sound safetensors file: {what}", "get the file again, or export it again")
 
 
-def _header(data: mmap.mmap, file: str) -> tuple[dict[str, Any], int]:
+def _header(data: mmap.mmap, file: str) -> tuple[dict[str, object], int]:
     """The JSON header and where the data starts."""
     if len(data) < 8:
         raise _unsound(file, f"it is {len(data)} bytes long")
@@ -225,17 +225,17 @@ def _header(data: mmap.mmap, file: str) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is there twice")
     return found
 
 
-def _place(file: str, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+def _place(file: str, name: str, entry: object) -> tuple[str, str, tuple[int, ...], int, int]:
     """(name, dtype, shape, first byte, end) of one tensor, in itself sound."""
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(first), int(last)]} if len(entry) == 3:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(first), int(last)], **rest} if not rest:
             pass
         case _:
             raise _unsound(file, f"the entry of {name[:80]!r} is not dtype, shape and data_offsets")

@@ -5,6 +5,7 @@ from pathlib import Path
 from settle.base.errors import UsageError
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
+from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Draft, Load
@@ -54,7 +55,7 @@ class Engine(ChildModel[Child], LlamaClient):
         if self.adapter:
             lora = read_lora(self.adapter)
             require_fit(lora, weights, (self.adapter.name, self.path.name))
-            template = lora.metadata.get(TEMPLATE_KEY)
+            template = text(lora.metadata, TEMPLATE_KEY)
             if template:
                 metadata = {**weights.metadata, TEMPLATE_KEY: template, PLAIN_TEXT_KEY: False}
         adapters = (self.adapter,) if self.adapter else ()

@@ -18,6 +18,7 @@ from settle.base.errors import EngineError, UsageError
 from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
 from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.child_model import ChildModel
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import fitting_context
@@ -48,7 +49,7 @@ class Scorer(ChildModel["ScorerChild"]):
             raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
         self.path = Path(path)
         self.metadata = read_gguf(self.path).metadata
-        self.num_vocab = len(self.metadata.get("tokenizer.ggml.tokens", []))
+        self.num_vocab = len(texts(self.metadata, TOKENS))
         longest = longest_context(self.path.name, self.metadata)
         if context > longest:
             raise UsageError(

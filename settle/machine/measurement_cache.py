@@ -9,13 +9,20 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from settle.base.run import home, write_json
 from settle.machine.cores import cores, processor_name
 from settle.machine.memory import memory
 
 T = TypeVar("T")
+
+
+class Measurement(TypedDict):
+    """busy: whether other programs kept the machine busy meanwhile."""
+
+    value: Any
+    busy: bool
 
 
 def key(device: str, threads: int) -> dict[str, object]:
@@ -64,11 +71,11 @@ def recalled(key: Mapping[str, object], name: str) -> Any:
     return known and known["value"]
 
 
-def _read(path: Path, key: Mapping[str, object]) -> dict[str, dict[str, Any]]:
-    """Name → value and whether the machine was busy; nothing when the file is missing or was damaged."""
+def _read(path: Path, key: Mapping[str, object]) -> dict[str, Measurement]:
+    """Empty when the file is missing or was damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        measured: dict[str, dict[str, Any]] = known["measured"]
+        measured: dict[str, Measurement] = known["measured"]
         if known["key"] == key and all({"value", "busy"} <= m.keys() for m in measured.values()):
             return measured
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Pretrained:
     part: Architecture
     tokenizer: PretrainedTokenizer
     source: Source
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, object]
     stored: Mapping[str, _Stored]
 
     @classmethod

@@ -48,13 +48,13 @@ def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
     """Bytes of weights that one token reads: all, but for the table of tokens where the head is another one, and the
     experts that it does not go to. kinds: tensor name → type; those not named stay as they are."""
     architecture = file.metadata.get("general.architecture")
-    experts = file.metadata.get(f"{architecture}.expert_count") or 1
-    used = file.metadata.get(f"{architecture}.expert_used_count") or experts
+    experts, used = (file.metadata.get(f"{architecture}.expert_{key}") for key in ("count", "used_count"))
+    share = used / experts if isinstance(used, int) and isinstance(experts, int) and used and experts else 1.0
     total = 0.0
     for name, tensor in file.tensors.items():
         if name == "token_embd.weight" and "output.weight" in file.tensors:
             continue
         kind = kinds.get(name, tensor.dtype)
         size = tensor.num_bytes if kind == tensor.dtype else ggml_type(kind).num_bytes(tensor.shape)
-        total += size * (used / experts if "_exps." in name else 1)
+        total += size * (share if "_exps." in name else 1)
     return round(total)

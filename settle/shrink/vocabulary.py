@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.vocabulary import BYTE, NORMAL, SPACE, USER_DEFINED
+from settle.formats.gguf.metadata import TOKENS, texts
 
 _PREFIX = "tokenizer.ggml."
 # names of tokens that no one was ever taught; a family leaves them for those who tune it
@@ -164,22 +164,22 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-def cut_metadata(metadata: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+def cut_metadata(metadata: Mapping[str, object], kept: Sequence[int]) -> dict[str, object]:
     """The `tokenizer.*` keys of a GGUF file with only the tokens `kept` (K,), old ids in their new order. A named id
     that is gone is no key any more."""
-    tokens = metadata[f"{_PREFIX}tokens"]
+    tokens = texts(metadata, TOKENS)
     new = {int(old): number for number, old in enumerate(kept)}
     left = {tokens[i] for i in kept}
-    cut: dict[str, Any] = {}
+    cut: dict[str, object] = {}
     for key, value in metadata.items():
         if not key.startswith("tokenizer."):
             continue
         if key == f"{_PREFIX}merges":
-            cut[key] = [pair for pair in value if _stays(pair, left)]
+            cut[key] = [pair for pair in texts(metadata, key) if _stays(pair, left)]
         elif key.endswith("_token_id"):
-            if value in new:
+            if isinstance(value, int) and value in new:
                 cut[key] = new[value]
-        elif key.endswith("_token_ids"):
+        elif key.endswith("_token_ids") and isinstance(value, list):
             cut[key] = [new[i] for i in value if i in new]
         elif isinstance(value, list) and len(value) == len(tokens):
             cut[key] = [value[i] for i in kept]

@@ -93,7 +93,7 @@ def opening(tokenizer: Tokenizer) -> list[int]:
     return [int(tokenizer.bos_id)] if tokenizer.add_bos and tokenizer.bos_id is not None else []
 
 
-def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
+def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
     """The file's vocabulary itself: most of it occurs in no text that could be compared."""
     lists: dict[str, Sequence[object]] = {
         "tokens": tokenizer.tokens,
@@ -101,13 +101,14 @@ def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
         "merges": tokenizer.merges,
     }
     for key, ours in lists.items():
-        theirs = metadata.get(f"tokenizer.ggml.{key}", [])
+        listed = metadata.get(f"tokenizer.ggml.{key}")
+        theirs = listed if isinstance(listed, list) else []
         at = _first(ours, theirs)
         if at < len(ours):
             raise Difference(f"{key} differ at {at}: {ours[at]!r} here, {theirs[at : at + 1]} in the file")
-    theirs = metadata.get("tokenizer.ggml.eos_token_id")
-    if theirs != tokenizer.eos_id:
-        raise Difference(f"eos_token_id is {tokenizer.eos_id} here, {theirs} in the file")
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    if eos != tokenizer.eos_id:
+        raise Difference(f"eos_token_id is {tokenizer.eos_id} here, {eos} in the file")
 
 
 def compare_opening(tokenizer: Tokenizer, engine: Engine) -> None:

@@ -18,6 +18,7 @@ from settle.evaluate.gate.export import (
 from settle.evaluate.gate.held_out import PROSE, held_out_text
 from settle.formats import Format
 from settle.formats.gguf import card_of, read_gguf
+from settle.formats.gguf.metadata import text
 from settle.formats.peft import CONFIG
 from settle.infer.live.exported_model import load
 from settle.library.pretrained import open_pretrained
@@ -86,7 +87,7 @@ def _turns(run: Run, base: Pretrained) -> tuple[str | None, bool]:
     but completes texts: by the file that the run made."""
     files = [made.path for made in models_of(run) if made.kind != "draft"]
     metadata = read_gguf(Path(files[0])).metadata if files else {}
-    template, was_plain = metadata.get("tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
+    template, was_plain = text(metadata, "tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
     if not template or metadata.get("settle.base"):
         return None, was_plain
     return (template if was_plain or template != base.tokenizer.chat_template else None), False

@@ -36,6 +36,7 @@ from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter,
 from settle.evaluate.gate.held_out import PROSE
 from settle.formats import TensorLike, Weights
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import TOKENS, texts
 from settle.formats.gguf.types import Bars, ggml_type, is_float
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.engine import Engine
@@ -120,7 +121,7 @@ def run_gate(
 
 def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort: Effort) -> Bars:
     """Of an adapter over a file that is kept as it is, that file's type of weights decides."""
-    is_large = len(file.metadata.get("tokenizer.ggml.tokens", [])) > effort.most_likely
+    is_large = len(texts(file.metadata, TOKENS)) > effort.most_likely
     if has_lora:
         dtype = "f16" if all(is_float(t.dtype) for t in file.tensors.values()) else SAME_BLOCKS
     stored = ggml_type("Q8_0" if dtype == SAME_BLOCKS else dtype)

@@ -6,7 +6,7 @@ Written from plain dicts: plan.json, result.json and the data ledger. What a dic
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from settle.base.run import write_atomic
 
@@ -110,7 +110,7 @@ def _use(name: str, plan: Values, result: Values) -> list[str]:
     ]
 
 
-def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, Any]]:
+def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, object]]:
     shape = plan.get("architecture") or {}
     yield "architecture", plan.get("architecture_name")
     yield "parameters", _whole(plan.get("num_parameters"))
@@ -166,7 +166,7 @@ def _sources(sources: Sequence[Values]) -> Iterator[str]:
     yield ""
 
 
-def _training(plan: Values, result: Values) -> Iterator[tuple[str, Any]]:
+def _training(plan: Values, result: Values) -> Iterator[tuple[str, object]]:
     loop, best, actual = plan.get("loop") or {}, result.get("best") or {}, result.get("actual") or {}
     yield "tokens seen, best weights", _whole(best.get("tokens"))
     yield "steps, best weights", _whole(best.get("step"))
@@ -181,7 +181,7 @@ def _training(plan: Values, result: Values) -> Iterator[tuple[str, Any]]:
     yield "peak memory", _amount("peak_memory", actual.get("peak_memory"))
 
 
-def _outcome(result: Values) -> Iterator[tuple[str, Any]]:
+def _outcome(result: Values) -> Iterator[tuple[str, object]]:
     best = result.get("best") or {}
     yield "verdict", result.get("verdict")
     yield "why", result.get("why")
@@ -220,7 +220,7 @@ def _gate(gate: Values) -> list[str]:
     return [*lines, ""]
 
 
-def _made_with(plan: Values) -> Iterator[tuple[str, Any]]:
+def _made_with(plan: Values) -> Iterator[tuple[str, object]]:
     yield from (plan.get("versions") or {}).items()
     machine = plan.get("machine")
     if isinstance(machine, Mapping):
@@ -234,12 +234,12 @@ def _section(title: str, lines: list[str]) -> list[str]:
     return [f"## {title}", "", *lines] if any(lines) else []
 
 
-def _table(rows: Iterator[tuple[str, Any]]) -> list[str]:
+def _table(rows: Iterator[tuple[str, object]]) -> list[str]:
     shown = [f"| {key} | {_plain(value)} |" for key, value in rows if value not in (None, "")]
     return ["| | |", "|---|---|", *shown, ""] if shown else []
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """One line of text in which a person's file names and words cannot become markup or a table cell's end."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = " ".join(text.split())
@@ -248,30 +248,30 @@ def _plain(value: Any) -> str:
     return text
 
 
-def _code(value: Any) -> str:
+def _code(value: object) -> str:
     return " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value: Any) -> str | None:
+def _whole(value: object) -> str | None:
     return f"{value:,.0f}" if _is_number(value) else None
 
 
-def _number_of(value: Any, thing: str) -> str | None:
+def _number_of(value: object, thing: str) -> str | None:
     return f"{value:,.0f} {thing}{'' if value == 1 else 's'}" if _is_number(value) else None
 
 
-def _count(value: Any) -> str:
+def _count(value: float) -> str:
     for scale, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if value >= scale:
             return f"{value / scale:.3g} {name}"
     return str(value)
 
 
-def _bytes(value: Any) -> str | None:
+def _bytes(value: object) -> str | None:
     if not _is_number(value):
         return None
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -280,7 +280,7 @@ def _bytes(value: Any) -> str | None:
     return f"{value} bytes"
 
 
-def _amount(key: str, value: Any) -> str | None:
+def _amount(key: str, value: object) -> str | None:
     """A number with its unit, by what it is a number of: time in seconds, energy in joules, memory in bytes."""
     if not _is_number(value):
         return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -103,15 +103,15 @@ def read_tensors(path: Path) -> Weights:
     return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
 
 
-def pooling(metadata: Mapping[str, Any]) -> Pooling:
+def pooling(metadata: Mapping[str, object]) -> Pooling:
     """How a file says that the vectors of a text's tokens become one; "none" where it does not."""
     number = metadata.get(f"{metadata['general.architecture']}.pooling_type")
     return _POOLINGS[number] if isinstance(number, int) and 0 <= number < len(_POOLINGS) else "none"
 
 
-def embeds(metadata: Mapping[str, Any]) -> bool:
+def embeds(metadata: Mapping[str, object]) -> bool:
     """Whether a model was made to turn texts into vectors, or to order them, and not to write."""
-    return pooling(metadata) != "none" or "bert" in metadata["general.architecture"]
+    return pooling(metadata) != "none" or "bert" in str(metadata["general.architecture"])
 
 
 def export_gguf(
@@ -318,7 +318,7 @@ def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> 
         raise FormatError(f"{name} is {dtype}, which is not read here", "use a file of another type") from None
 
 
-def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """What C++ would believe: names of the right type, lists of equal length, ids inside the vocabulary."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -345,7 +345,7 @@ def _complaints(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     yield from _template_complaints(metadata)
 
 
-def _template_complaints(metadata: Mapping[str, Any]) -> Iterator[str]:
+def _template_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
     for key, value in metadata.items():
         if key.startswith("tokenizer.chat_template") and isinstance(value, str):
             what = complaint(value)

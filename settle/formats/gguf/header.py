@@ -8,7 +8,6 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +48,7 @@ class Header:
     """metadata: values by key; places: first byte and the byte after the last of each key with its value, as they lie
     in the file; tensors: in the file's order."""
 
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     places: dict[str, tuple[int, int]]
     tensors: list[TensorInfo]
 
@@ -72,12 +71,15 @@ class Cursor:
         self.at += num_bytes
         return self.data[self.at - num_bytes : self.at]
 
-    def scalar(self, code: str, what: str) -> Any:
-        value = struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+    def scalar(self, code: str, what: str) -> int | float:
+        value: int | float = struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
         return bool(value) if code == "?" else value
 
+    def integer(self, code: str, what: str) -> int:
+        return int(self.scalar(code, what))
+
     def string(self, what: str, longest: int = MAX_STRING) -> bytes:
-        length = self.scalar("Q", f"the length of {what}")
+        length = self.integer("Q", f"the length of {what}")
         if length > longest:
             raise self.fail(f"{what} says it is {length} bytes long, {longest} is the most")
         return self.take(length, what)
@@ -101,7 +103,7 @@ class Cursor:
 
     def count(self, what: str, most: int, smallest: int) -> int:
         """A number of things of at least `smallest` bytes each: it must fit into what is left."""
-        number = int(self.scalar("Q", f"the number of {what}"))
+        number = self.integer("Q", f"the number of {what}")
         if number > most or number * smallest > self.size - self.at:
             raise self.fail(f"it says it has {number} {what}, which cannot be in {self.size} bytes")
         return number
@@ -112,20 +114,20 @@ def read_header(data: mmap.mmap | bytes, file: str) -> Header:
     cursor = Cursor(data, file)
     if cursor.take(4, "the magic number") != MAGIC:
         raise cursor.fail("it does not start with GGUF")
-    version = cursor.scalar("I", "the version")
+    version = cursor.integer("I", "the version")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
         raise cursor.fail("it is big-endian" if swapped else f"its version is {version}, 2 and 3 are known")
     num_tensors = cursor.count("tensors", MAX_TENSORS, 8 + 4 + 8 + 4 + 8)
     num_keys = cursor.count("metadata keys", MAX_KEYS, 8 + 4 + 1)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, object] = {}
     places: dict[str, tuple[int, int]] = {}
     for _ in range(num_keys):
         first = cursor.at
         key = _text(cursor, "a metadata key", MAX_KEY)
         if key in metadata:
             raise cursor.fail(f"the metadata key {key!r} is there twice")
-        metadata[key] = _value(cursor, cursor.scalar("I", f"the type of {key}"), key)
+        metadata[key] = _value(cursor, cursor.integer("I", f"the type of {key}"), key)
         places[key] = (first, cursor.at)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -145,14 +147,14 @@ def _text(cursor: Cursor, what: str, longest: int) -> str:
     return text
 
 
-def _value(cursor: Cursor, code: int, key: str) -> Any:
+def _value(cursor: Cursor, code: int, key: str) -> object:
     if code in SCALARS:
         return cursor.scalar(SCALARS[code], key)
     if code == STRING:
         return cursor.string(key).decode("utf-8", "replace")
     if code != ARRAY:
         raise cursor.fail(f"{key} has the unknown type {code}")
-    item = cursor.scalar("I", f"the item type of {key}")
+    item = cursor.integer("I", f"the item type of {key}")
     if item == STRING:
         number = cursor.count(f"strings in {key}", MAX_ARRAY, 8)
         return cursor.strings(number, key)
@@ -169,20 +171,20 @@ def _value(cursor: Cursor, code: int, key: str) -> Any:
 def _tensor(cursor: Cursor, alignment: int) -> tuple[str, tuple[int, ...], int, int, int]:
     """(name, shape, type, offset in the data section, number of bytes) of one tensor description."""
     name = _text(cursor, "a tensor name", MAX_NAME)
-    num_dims = cursor.scalar("I", f"the number of dimensions of {name}")
+    num_dims = cursor.integer("I", f"the number of dimensions of {name}")
     if not 1 <= num_dims <= MAX_DIMS:
         raise cursor.fail(f"{name} has {num_dims} dimensions, 1 to {MAX_DIMS} are possible")
-    dims = [cursor.scalar("Q", f"a dimension of {name}") for _ in range(num_dims)]
+    dims = [cursor.integer("Q", f"a dimension of {name}") for _ in range(num_dims)]
     if any(not 1 <= d <= MAX_DIM for d in dims):
         raise cursor.fail(f"{name} has the shape {dims}")
-    code = cursor.scalar("I", f"the type of {name}")
+    code = cursor.integer("I", f"the type of {name}")
     kind = block_of(code)
     if kind is None:
         raise cursor.fail(f"{name} has the unknown tensor type {code}")
     _, block, block_bytes = kind
     if dims[0] % block:
         raise cursor.fail(f"a row of {name} has {dims[0]} values, not a multiple of its type's {block}")
-    offset = cursor.scalar("Q", f"the offset of {name}")
+    offset = cursor.integer("Q", f"the offset of {name}")
     if offset % alignment:
         raise cursor.fail(f"{name} starts at {offset}, not a multiple of the alignment {alignment}")
     return name, tuple(reversed(dims)), code, offset, math.prod(dims) // block * block_bytes

@@ -6,13 +6,13 @@
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf.header import ARRAY, DEFAULT_ALIGNMENT, MAGIC, MAX_NAME, STRING
+from settle.formats.gguf.metadata import whole
 from settle.formats.gguf.types import block_id
 
 VERSION = 3
@@ -43,7 +43,7 @@ class Layout:
         return -num_bytes % self.alignment
 
 
-def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, Any]) -> Layout:
+def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, object]) -> Layout:
     """The header of a file with the metadata of `source` and these tensors.
 
     changes: keys to set (str, bool, int, float, a list of str, or numbers as a numpy array whose dtype is theirs in the
@@ -52,7 +52,8 @@ def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, Any]
     """
     keys = [place.bytes().tobytes() for key, place in source.places.items() if key not in changes]
     keys += [_key(key, value) for key, value in changes.items() if value is not None]
-    alignment = changes.get("general.alignment", source.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+    key = "general.alignment"
+    alignment = whole({key: DEFAULT_ALIGNMENT, **source.metadata, **changes}, key)
     described, at = [], 0
     for entry in entries:
         described.append(_description(entry, at))
@@ -78,11 +79,11 @@ def _description(entry: Entry, offset: int) -> bytes:
     return _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)
 
 
-def _key(key: str, value: Any) -> bytes:
+def _key(key: str, value: object) -> bytes:
     return _text(key.encode()) + _value(key, value)
 
 
-def _value(key: str, value: Any) -> bytes:
+def _value(key: str, value: object) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):

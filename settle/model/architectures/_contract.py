@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from settle.formats import LazyTensor
 
-HfConfig = dict[str, Any]  # config.json: whatever JSON holds
-GgufMetadata = Mapping[str, Any]  # of a file: strings, numbers and lists
+HfConfig = Mapping[str, object]
+GgufMetadata = Mapping[str, object]
 Rows = TypeVar("Rows", np.ndarray, Tensor)
 
 
@@ -60,7 +60,7 @@ class HfLayout(ABC):
         """Parameter name → name in Hugging Face's safetensors."""
 
     @abstractmethod
-    def to_hf_config(self) -> HfConfig:
+    def to_hf_config(self) -> dict[str, object]:
         """`config.json` that `transformers` loads."""
 
     @classmethod
@@ -81,7 +81,7 @@ class GgufLayout(ABC):
         """
 
     @abstractmethod
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         """Metadata keys that say what llama.cpp must compute. Raises FormatError for what it cannot."""
 
     def gguf_constants(self) -> dict[str, tuple[float, ...]]:

@@ -4,12 +4,13 @@ multiply by 1 + weight, a GELU gate, scaled embeddings, and layers that look bac
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
 from settle.formats import LazyTensor
+from settle.formats.gguf.metadata import texts, whole
 from settle.model.architectures._contract import HfConfig, Rows
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import DecoderOptions, LayerOptions
@@ -31,7 +32,7 @@ class Gemma(Transformer):
 
     PERIOD: ClassVar[int]
     LARGEST: ClassVar[int]
-    HF_FIXED: ClassVar[dict[str, Any]] = {
+    HF_FIXED: ClassVar[dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "use_bidirectional_attention": False,
@@ -92,18 +93,19 @@ class Gemma(Transformer):
         return made.model_copy(update={"query_pre_attn_scalar": made.head_dim})
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> HfConfig:
+    def hf_values(cls, config: HfConfig) -> dict[str, object]:
         values = super().hf_values(config)
-        layers, period = config["num_hidden_layers"], config.get("sliding_window_pattern") or cls.PERIOD
-        types = list(config.get("layer_types") or _layer_types(layers, period))
+        layers, pattern = whole(config, "num_hidden_layers"), "sliding_window_pattern"
+        period = whole(config, pattern) if config.get(pattern) else cls.PERIOD
+        types = texts(config, "layer_types") or _layer_types(layers, period)
         values["layer_types"] = None if types == _layer_types(layers, cls.PERIOD) else types
         return values
 
-    def to_hf_config(self) -> HfConfig:
+    def to_hf_config(self) -> dict[str, object]:
         types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
         return super().to_hf_config() | {"layer_types": list(types), "hidden_act": "gelu_pytorch_tanh"}
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         sizes = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.head_dim)
         implied = self._implied_scalar(*sizes)
         if self.query_pre_attn_scalar != implied:
@@ -124,9 +126,9 @@ class Gemma(Transformer):
         return width // heads if layers == cls.LARGEST else head_dim
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         values = super().gguf_values(fields, tensors)
-        sizes = (values[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
+        sizes = (whole(values, k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
         values["query_pre_attn_scalar"] = cls._implied_scalar(*sizes)
         values["sliding_window"] = fields.number("attention.sliding_window", 4096)
         return values

@@ -1,10 +1,11 @@
 """A transformer in Hugging Face's layout."""
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import ValidationError
 
 from settle.base.errors import FormatError
+from settle.formats.gguf.metadata import section, whole
 from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._size import TransformerSize
 from settle.model.layers.rope import RopeScaling
@@ -16,15 +17,19 @@ class TransformerHf(TransformerSize):
     """HF_DEFAULTS: what a key means that a `config.json` leaves out. HF_FIXED: keys with the one value that is done."""
 
     HF_CLASS: ClassVar[str]
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {}
-    HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu"}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {}
+    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu"}
 
     def hf_names(self) -> dict[str, str]:
         return {name: name for name in self.parameters()}
 
-    def to_hf_config(self) -> HfConfig:
-        config = {"architectures": [self.HF_CLASS], "model_type": self.model_type, "dtype": "float32"} | self.HF_FIXED
-        config |= self.model_dump(mode="json", exclude={"rope_scaling"})
+    def to_hf_config(self) -> dict[str, object]:
+        config: dict[str, object] = {
+            "architectures": [self.HF_CLASS],
+            "model_type": self.model_type,
+            "dtype": "float32",
+        }
+        config |= self.HF_FIXED | self.model_dump(mode="json", exclude={"rope_scaling"})
         if self.rope_scaling is not None:
             config["rope_scaling"] = self.rope_scaling.to_hf()
         return config
@@ -37,22 +42,22 @@ class TransformerHf(TransformerSize):
                     f"{key} = {config[key]!r} is not done for {cls.model_type}", f"only {done!r} is supported"
                 )
         try:
-            return cls(**cls.hf_values(config))
+            return cls.model_validate(cls.hf_values(config))
         except KeyError as e:
             raise FormatError(f"config.json has no {e.args[0]}", "get the file again") from None
         except ValidationError as e:
             raise FormatError(f"config.json cannot be used: {first_error(e)}", "get the file again") from None
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> HfConfig:
+    def hf_values(cls, config: HfConfig) -> dict[str, object]:
         """The fields that a `config.json` gives; those it leaves out as Hugging Face's class has them."""
         values = dict(cls.HF_DEFAULTS)
         for name in cls.model_fields:
             if config.get(name) is not None or (name in config and name in _NULLABLE):
                 values[name] = config[name]
         values.setdefault("num_key_value_heads", config["num_attention_heads"])
-        values.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        values.setdefault("head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads"))
+        rope = section(config, "rope_parameters") or section(config, "rope_scaling")
         if rope.get("rope_theta") is not None:
             values["rope_theta"] = rope["rope_theta"]
         values["rope_scaling"] = RopeScaling.from_hf(rope)

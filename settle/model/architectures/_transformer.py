@@ -2,12 +2,13 @@
 
 import struct
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import ValidationError
 
 from settle.base.errors import FormatError
 from settle.formats import LazyTensor
+from settle.formats.gguf.metadata import whole
 from settle.model.architectures._contract import GgufMetadata
 from settle.model.architectures._hf import TransformerHf, first_error
 
@@ -46,7 +47,7 @@ class Transformer(TransformerHf):
         _, _, layer, inside = module.split(".", 3)
         return f"blk.{layer}.{self.GGUF_LAYER[inside]}.{kind}"
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         queries = self.num_attention_heads * self.head_dim
         if self.QUERIES_ARE_WIDTH and queries != self.hidden_size:
             raise FormatError(
@@ -54,7 +55,7 @@ class Transformer(TransformerHf):
                 f"they are {queries} wide, the model {self.hidden_size}",
                 "export it as safetensors",
             )
-        keys: dict[str, Any] = {
+        keys: dict[str, str | float] = {
             "vocab_size": self.vocab_size,
             "context_length": self.gguf_context(),
             "embedding_length": self.hidden_size,
@@ -69,7 +70,7 @@ class Transformer(TransformerHf):
             "rope.freq_base": self.rope_theta,
         }
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "linear":
-            keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": self.rope_scaling.factor}
+            keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": self.rope_scaling.factor or 1.0}
         return {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
 
     def gguf_context(self) -> int:
@@ -79,27 +80,26 @@ class Transformer(TransformerHf):
     @classmethod
     def from_gguf(cls, metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Self:
         try:
-            return cls(**cls.gguf_values(GgufFields(metadata, cls.gguf_architecture), tensors))
+            return cls.model_validate(cls.gguf_values(GgufFields(metadata, cls.gguf_architecture), tensors))
         except ValidationError as e:
             raise FormatError(f"its GGUF metadata cannot be used: {first_error(e)}", "get the file again") from None
 
     @classmethod
-    def gguf_values(cls, fields: "GgufFields", tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: "GgufFields", tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         """The fields that a GGUF file gives."""
         if "token_embd.weight" not in tensors:
             raise FormatError("it has no token_embd.weight", "get the file again")
-        heads = fields.number("attention.head_count")
-        theta = fields.number("rope.freq_base", 10000.0)
+        heads = fields.whole("attention.head_count")
         return {
             "hidden_size": fields.number("embedding_length"),
             "intermediate_size": fields.number("feed_forward_length"),
             "num_hidden_layers": fields.number("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": fields.number("attention.head_count_kv", heads),
-            "head_dim": fields.number("attention.key_length", fields.number("embedding_length") // max(heads, 1)),
+            "head_dim": fields.whole("attention.key_length", fields.whole("embedding_length") // max(heads, 1)),
             "vocab_size": tensors["token_embd.weight"].shape[0],
             "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
-            "rope_theta": theta,
+            "rope_theta": fields.number("rope.freq_base", 10000.0),
             "rope_scaling": fields.rope_scaling(),
             "tie_word_embeddings": "output.weight" not in tensors,
             "max_position_embeddings": fields.number("context_length"),
@@ -115,10 +115,10 @@ class GgufFields:
     def __init__(self, metadata: GgufMetadata, architecture: str) -> None:
         self.metadata, self.architecture = metadata, architecture
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> object:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def number(self, key: str, default: Any = None) -> Any:
+    def number(self, key: str, default: float | None = None) -> float:
         """A number; a list of one and the same for each layer counts as it. Raises FormatError."""
         value = self.get(key, default)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
@@ -129,12 +129,16 @@ class GgufFields:
             )
         return value if isinstance(value, int) else _shortest(value)
 
-    def rope_scaling(self) -> dict[str, Any] | None:
+    def whole(self, key: str, default: int | None = None) -> int:
+        """As `number`, for whole numbers."""
+        return whole({key: self.number(key, default)}, key)
+
+    def rope_scaling(self) -> dict[str, object] | None:
         kind = self.get("rope.scaling.type", "none")
         if kind == "linear":
             return {"rope_type": "linear", "factor": self.number("rope.scaling.factor")}
         if kind not in ("none", "longrope"):  # longrope's lists are tensors
-            raise FormatError(f"rope.scaling.type = {kind!r} is not done here", "done are: linear, longrope")
+            raise FormatError(f"rope.scaling.type = {kind!r} is not supported", "supported are: linear, longrope")
         return None
 
 

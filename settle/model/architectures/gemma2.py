@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,7 +21,11 @@ class Gemma2(Gemma):
     model_type: ClassVar[str] = "gemma2"
     gguf_architecture: ClassVar[str] = "gemma2"
     HF_CLASS: ClassVar[str] = "Gemma2ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"max_position_embeddings": 8192, "head_dim": 256, "num_key_value_heads": 4}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {
+        "max_position_embeddings": 8192,
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+    }
     PERIOD: ClassVar[int] = 2
     LARGEST: ClassVar[int] = 46
     TINY: ClassVar["Gemma2"]
@@ -32,14 +36,14 @@ class Gemma2(Gemma):
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), soft_cap=self.attn_logit_softcapping)
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         caps = {key: getattr(self, key) for key in _CAPS}
         if None in caps.values():
             raise FormatError("llama.cpp always caps the scores and logits of a Gemma 2", "export it as safetensors")
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in caps.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         caps = {key: fields.number(key, usual) for key, usual in _CAPS.items()}
         return super().gguf_values(fields, tensors) | caps
 

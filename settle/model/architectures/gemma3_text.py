@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats import LazyTensor
+from settle.formats.gguf.metadata import section
 from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._gemma import Gemma
 from settle.model.architectures._transformer import GgufFields
@@ -21,14 +22,14 @@ class Gemma3Text(Gemma):
     model_type: ClassVar[str] = "gemma3_text"
     gguf_architecture: ClassVar[str] = "gemma3"
     HF_CLASS: ClassVar[str] = "Gemma3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {
         "max_position_embeddings": 131072,
         "head_dim": 256,
         "num_key_value_heads": 4,
         "rope_theta": 1e6,
     }
     # Hugging Face's model does not look at attn_logit_softcapping.
-    HF_FIXED: ClassVar[dict[str, Any]] = Gemma.HF_FIXED | {"attn_logit_softcapping": None}
+    HF_FIXED: ClassVar[dict[str, object]] = Gemma.HF_FIXED | {"attn_logit_softcapping": None}
     PERIOD: ClassVar[int] = 6
     LARGEST: ClassVar[int] = 62
     TINY: ClassVar["Gemma3Text"]
@@ -49,11 +50,11 @@ class Gemma3Text(Gemma):
         return super().rope(layer)
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> HfConfig:
+    def hf_values(cls, config: HfConfig) -> dict[str, object]:
         values = super().hf_values(config)
-        by_kind = config.get("rope_parameters") or {}
+        by_kind = section(config, "rope_parameters")
         if "full_attention" in by_kind:
-            whole, local = by_kind["full_attention"], by_kind.get("sliding_attention") or {}
+            whole, local = section(by_kind, "full_attention"), section(by_kind, "sliding_attention")
             values["rope_theta"] = whole.get("rope_theta", values["rope_theta"])
             values["rope_scaling"] = RopeScaling.from_hf(whole)
             values["rope_local_base_freq"] = local.get("rope_theta", 10000.0)
@@ -61,13 +62,13 @@ class Gemma3Text(Gemma):
                 raise FormatError("the sliding layers' rotations are stretched", "only those of the others may be")
         return values
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         if self.final_logit_softcapping is not None:
             raise FormatError("llama.cpp does not cap the logits of a Gemma 3", "export it as safetensors")
         return super().gguf_metadata() | {f"{self.gguf_architecture}.rope.freq_base_swa": self.rope_local_base_freq}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         local = fields.number("rope.freq_base_swa", 10000.0)
         return super().gguf_values(fields, tensors) | {"rope_local_base_freq": local}
 

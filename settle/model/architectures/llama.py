@@ -6,12 +6,13 @@ halves, so the rows of queries and keys lie in another order in a GGUF file.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats import LazyTensor
+from settle.formats.gguf.metadata import number, whole
 from settle.model.architectures._contract import Rows
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import LayerOptions
@@ -24,7 +25,7 @@ class Llama(Transformer):
     model_type: ClassVar[str] = "llama"
     gguf_architecture: ClassVar[str] = "llama"
     HF_CLASS: ClassVar[str] = "LlamaForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
     TINY: ClassVar["Llama"]
 
     attention_bias: bool = Field(False, description="biases of the attention's linears")
@@ -48,13 +49,13 @@ class Llama(Transformer):
         return {"rope_freqs.weight": found}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         if fields.get("expert_count", 0):
             raise FormatError("it is a mixture of experts of the Llama family", "only dense Llamas are supported")
         values = super().gguf_values(fields, tensors)
         if "rope_freqs.weight" in tensors:
             found = tensors["rope_freqs.weight"].load().tolist()
-            values["rope_scaling"] = llama3_scaling(found, values["head_dim"], values["rope_theta"])
+            values["rope_scaling"] = llama3_scaling(found, whole(values, "head_dim"), number(values, "rope_theta"))
         values["attention_bias"] = "blk.0.attn_q.bias" in tensors
         values["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
         return values

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from settle.formats import LazyTensor
+from settle.formats.gguf.metadata import number, section
 from settle.model.architectures._contract import HfConfig
 from settle.model.architectures._transformer import GgufFields, Transformer
 from settle.model.config import LayerOptions
-from settle.model.layers.rope import attention_factor
+from settle.model.layers.rope import RopeScaling, attention_factor
 
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
@@ -23,8 +24,8 @@ class Phi3(Transformer):
     gguf_architecture: ClassVar[str] = "phi3"
     QUERIES_ARE_WIDTH: ClassVar[bool] = True
     HF_CLASS: ClassVar[str] = "Phi3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-    HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
     GGUF_LAYER: ClassVar[dict[str, str]] = {
         "input_layernorm": "attn_norm",
         "self_attn.qkv_proj": "attn_qkv",
@@ -63,21 +64,22 @@ class Phi3(Transformer):
         return replace(super().layer_options(layer), fused=True)
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> HfConfig:
+    def hf_values(cls, config: HfConfig) -> dict[str, object]:
         values = super().hf_values(config)
-        rope = config.get("rope_parameters") or {}
+        rope = section(config, "rope_parameters")
         for key in ("original_max_position_embeddings", "partial_rotary_factor"):
             values.setdefault(key, rope.get(key, cls.model_fields[key].default))
-        if values["rope_scaling"] is not None:
+        scaling = values["rope_scaling"]
+        if isinstance(scaling, RopeScaling):
             update = {"original_max_position_embeddings": values["original_max_position_embeddings"]}
-            values["rope_scaling"] = values["rope_scaling"].model_copy(update=update)
+            values["rope_scaling"] = scaling.model_copy(update=update)
         return values
 
     def gguf_context(self) -> int:
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
-    def gguf_metadata(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {"rope.scaling.original_context_length": self.original_max_position_embeddings}
+    def gguf_metadata(self) -> dict[str, str | float]:
+        keys: dict[str, str | float] = {"rope.scaling.original_context_length": self.original_max_position_embeddings}
         if self.rope_scaling is not None:
             keys["rope.scaling.attn_factor"] = attention_factor(self.rope_scaling, self.max_position_embeddings)
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
@@ -87,12 +89,12 @@ class Phi3(Transformer):
         return {} if scaling is None else {_LONG: scaling.long_factor or (), _SHORT: scaling.short_factor or ()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         values = super().gguf_values(fields, tensors)
-        old = fields.number("rope.scaling.original_context_length", values["max_position_embeddings"])
-        turned = fields.number("rope.dimension_count", values["head_dim"])
+        old = fields.number("rope.scaling.original_context_length", number(values, "max_position_embeddings"))
+        head_dim = number(values, "head_dim")
         values["original_max_position_embeddings"] = old
-        values["partial_rotary_factor"] = turned / values["head_dim"]
+        values["partial_rotary_factor"] = fields.number("rope.dimension_count", head_dim) / head_dim
         window = fields.get("attention.sliding_window") or None
         values["sliding_window"] = window
         if _LONG in tensors:

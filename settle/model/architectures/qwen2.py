@@ -1,7 +1,7 @@
 """Qwen2, Qwen2.5 and Qwen2.5-Coder (arXiv:2407.10671): queries, keys and values have biases."""
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ class Qwen2(Transformer):
     gguf_architecture: ClassVar[str] = "qwen2"
     QUERIES_ARE_WIDTH: ClassVar[bool] = True
     HF_CLASS: ClassVar[str] = "Qwen2ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
     TINY: ClassVar["Qwen2"]
 
     use_sliding_window: bool = Field(False, description="whether some layers look back over a window only")

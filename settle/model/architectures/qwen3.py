@@ -1,7 +1,7 @@
 """Qwen3 (arXiv:2505.09388): each query and key head is normed before it turns; no biases."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from settle.model.architectures._transformer import Transformer
 from settle.model.architectures.qwen2 import Qwen2
@@ -15,8 +15,8 @@ class Qwen3(Qwen2):
     gguf_architecture: ClassVar[str] = "qwen3"
     QUERIES_ARE_WIDTH: ClassVar[bool] = False
     HF_CLASS: ClassVar[str] = "Qwen3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
-    HF_FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
+    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
     TINY: ClassVar["Qwen3"]
 
     def attention_parameters(self) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ class Qwen3Moe(Qwen3):
     model_type: ClassVar[str] = "qwen3_moe"
     gguf_architecture: ClassVar[str] = "qwen3moe"
     HF_CLASS: ClassVar[str] = "Qwen3MoeForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, Any]] = {
+    HF_DEFAULTS: ClassVar[dict[str, object]] = {
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32768,
         "num_key_value_heads": 4,
@@ -30,7 +30,7 @@ class Qwen3Moe(Qwen3):
         "moe_intermediate_size": 768,
         "norm_topk_prob": False,
     }
-    HF_FIXED: ClassVar[dict[str, Any]] = {
+    HF_FIXED: ClassVar[dict[str, object]] = {
         "hidden_act": "silu",
         "attention_bias": False,
         "decoder_sparse_step": 1,
@@ -87,7 +87,7 @@ class Qwen3Moe(Qwen3):
         return cls(**dense.model_dump() | {"moe_intermediate_size": inner})
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> HfConfig:
+    def hf_values(cls, config: HfConfig) -> dict[str, object]:
         return super().hf_values({"num_experts": config.get("num_local_experts"), **config})  # its newer name
 
     def gguf_names(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ class Qwen3Moe(Qwen3):
         # One kind after the other, so that the parts of a stacked tensor follow each other.
         return dict(sorted(names.items(), key=lambda item: list(names.values()).index(item[1])))
 
-    def gguf_metadata(self) -> dict[str, Any]:
+    def gguf_metadata(self) -> dict[str, str | float]:
         if not self.norm_topk_prob:
             raise FormatError(
                 "llama.cpp always lets the weights of a token's experts sum to 1, this model does not",
@@ -109,7 +109,7 @@ class Qwen3Moe(Qwen3):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
         return super().gguf_values(fields, tensors) | {
             "num_experts": fields.number("expert_count"),
             "num_experts_per_tok": fields.number("expert_used_count"),

@@ -3,9 +3,8 @@
 Letters: N tokens, H query heads, K key/value heads, d head width, B segments of a bucket, T length of the bucket.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable
 
 
 @cache
-def _varlen_kernel() -> Any:
+def _varlen_kernel() -> Callable[..., object] | None:
     """torch's attention on packed rows; None before torch 2.10, where the buckets serve CUDA too.
 
     Imported when a card asks for it: it takes a second and the compiler with it.
@@ -85,9 +84,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | Non
     bounds = packing.cu_seqlens.int()
     longest = max(b.length for b in packing.buckets)
     past = -1 if window is None else window - 1
-    out: Tensor = _varlen_kernel()(
-        q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(past, 0)
-    )
+    kernel = _varlen_kernel()
+    assert kernel is not None, "chosen only where torch has it"
+    out = kernel(q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(past, 0))
+    assert isinstance(out, Tensor)
     return out.flatten(1)
 
 

@@ -9,7 +9,7 @@ Letters: N tokens, D hidden width, O outputs of a linear, F feed-forward width, 
 d head width, B segments of x
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 Context = Any  # of a `Function`: torch keeps any attribute on it
+Unfold = Callable[[Tensor], Sequence[Tensor]]  # the gradient of stacked weights → one of each
 
 
 def apply(function: type[Function], *arguments: object) -> Tensor:
@@ -78,7 +79,7 @@ class NormLinear(Function):
         x: Tensor,
         folded: Tensor,
         bias: Tensor | None,
-        unfold: Any,
+        unfold: Unfold,
         eps: float,
         offset: float,
         norm: Tensor,
@@ -91,7 +92,7 @@ class NormLinear(Function):
         return x.view_as(x), _linear(unit, folded, bias)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, folded, norm, *weights = ctx.saved_tensors
         grad_residual, grad_out = grads
         grad_x = torch.addcmul(grad_residual, norm_backward(grad_out @ folded, unit), scale)
@@ -109,7 +110,7 @@ class Product(Function):
     """x (N, I) @ weight.T + bias. `cast` (O, I) is the weight in the compute type, `weight` its owner."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Any, *weights: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Unfold, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, cast)
         ctx.unfold, ctx.weight_dtype = unfold, weights[0].dtype
         return _linear(x, cast, bias)

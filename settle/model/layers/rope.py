@@ -4,8 +4,8 @@ d: rotated width of a head, even. Pair i of a head turns by position · frequenc
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -46,22 +46,21 @@ class RopeScaling(BaseModel):
         return self
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any] | None) -> Self | None:
+    def from_hf(cls, config: Mapping[str, object] | None) -> Self | None:
         """From `rope_scaling` or `rope_parameters` in any of their spellings; None for plain rotations. Raises
-        FormatError for a kind that is not done here.
+        FormatError for an unsupported kind.
         """
-        config = dict(config or {})
-        kind = config.pop("rope_type", None) or config.pop("type", None) or "default"
-        config.pop("type", None)
+        config = config or {}
+        kind = config.get("rope_type") or config.get("type") or "default"
         if kind == "default":
             return None
-        kind = {"su": "longrope"}.get(kind, kind)
+        kind = "longrope" if kind == "su" else kind
         if kind not in _NEEDS:
-            raise FormatError(f"rope_scaling of the type {kind!r} is not done here", f"done are: {', '.join(_NEEDS)}")
+            raise FormatError(f"rope_scaling of type {kind!r} is not supported", f"supported are: {', '.join(_NEEDS)}")
         known = {key: config[key] for key in cls.model_fields if config.get(key) is not None}
-        return cls(rope_type=kind, **known)
+        return cls.model_validate(known | {"rope_type": kind})
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, object]:
         """As `rope_scaling` in a `config.json`, under the new and the old name of its type."""
         return {"type": self.rope_type, **self.model_dump(mode="json", exclude_none=True)}
 

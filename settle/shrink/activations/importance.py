@@ -10,7 +10,6 @@ Letters: N tokens, C inputs of a matrix, E experts.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
-from settle.model.layers.kernels import Gated
+from settle.model.layers.kernels import Gated, apply
 from settle.model.layers.linear import Linear, Stack
 from settle.model.layers.norm import RMSNorm
 from settle.shrink.types.imatrix import Importance
@@ -109,12 +108,12 @@ def _linear_add(stack: Stack, see: See, residual: Tensor, x: Tensor) -> Tensor:
 
 
 def _gated(stack: Stack, see: See, residual: Tensor | None, gate_up: Tensor, activation: str) -> Tensor:
-    inner: Tensor = Gated.apply(gate_up, activation)
+    inner = apply(Gated, gate_up, activation)
     see(stack.linears, inner)
     return Stack.linear(stack, inner) if residual is None else Stack.linear_add(stack, residual, inner)
 
 
-_WAYS: dict[str, Callable[..., Any]] = {
+_WAYS: dict[str, Callable[..., object]] = {
     "norm_linear": _norm_linear,
     "linear": _linear,
     "linear_add": _linear_add,

@@ -18,6 +18,7 @@ from settle.formats import Weights, beside, write_array
 from settle.formats.gguf import read_tensors
 from settle.formats.gguf.header import MAGIC, MAX_NAME
 from settle.formats.gguf.layout import Entry, layout
+from settle.formats.gguf.metadata import texts
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 CHUNK = 512  # tokens: llama-imatrix counts in chunks of its context, and this is its default
@@ -104,8 +105,8 @@ def _read_gguf(path: Path) -> Importance:
         counts[name] = used.reshape(-1).astype(np.int64)
     if not means:
         raise _unsound(path, "nothing is in it")
-    datasets = file.metadata.get("imatrix.datasets", [])
-    return Importance(means, max(int(c.max()) for c in counts.values()), list(datasets), counts)
+    datasets = texts(file.metadata, "imatrix.datasets")
+    return Importance(means, max(int(c.max()) for c in counts.values()), datasets, counts)
 
 
 def _write_gguf(path: Path, importance: Importance) -> None:

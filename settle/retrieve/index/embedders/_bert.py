@@ -16,6 +16,7 @@ from torch import Tensor
 from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf import pooling
+from settle.formats.gguf.metadata import number, whole
 from settle.machine import accelerator
 
 BATCH_TOKENS = 1 << 12  # padding included: the activations stay in a processor's cache
@@ -40,9 +41,9 @@ class BertEncoder:
 
     def __init__(self, file: Weights) -> None:
         meta = file.metadata
-        self._layers: int = meta["bert.block_count"]
-        self._heads: int = meta["bert.attention.head_count"]
-        self._epsilon: float = meta["bert.attention.layer_norm_epsilon"]
+        self._layers = whole(meta, "bert.block_count")
+        self._heads = whole(meta, "bert.attention.head_count")
+        self._epsilon = number(meta, "bert.attention.layer_norm_epsilon")
         self._takes_first = pooling(meta) == "cls"
         missing = next((name for name in _names(self._layers) if name not in file.tensors), None)
         if missing:
