@@ -19,7 +19,7 @@ T = TypeVar("T")
 class StreamedResponse(Response):
     """A response made of the pieces of a generator, which is closed when the client leaves."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes], record: Record, media_type: str = "text/event-stream") -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes], record: Record, media_type: str) -> None:
         super().__init__(media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._pieces, self._record = pieces, record
@@ -72,17 +72,28 @@ async def fetch_first(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     return all_pieces()
 
 
+async def streamed(
+    pieces: AsyncGenerator[bytes],
+    record: Record,
+    error: Callable[[ApiError], bytes],
+    media_type: str = "text/event-stream",
+) -> Response:
+    """The response of a stream; where it breaks off, the piece that `error` makes is the last. Raises what the first
+    piece raises."""
+    return StreamedResponse(await fetch_first(with_error_event(pieces, record, error)), record, media_type)
+
+
 async def with_error_event(
-    chunks: AsyncGenerator[T], record: Record, error: Callable[[ApiError], T]
-) -> AsyncGenerator[T]:
-    """Chunks of an answer; where they break off, the chunk that `error` makes is the last. The first may raise."""
+    pieces: AsyncGenerator[bytes], record: Record, error: Callable[[ApiError], bytes]
+) -> AsyncGenerator[bytes]:
+    """Pieces of an answer; where they break off, the one that `error` makes is the last. The first may raise."""
     is_begun = False
     try:
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
                 is_begun = True
                 record.token()
-                yield chunk
+                yield piece
     except Exception as e:  # noqa: BLE001  the edge: whatever broke, the answer must say that it is incomplete
         if isinstance(e, aiohttp.ClientError | ConnectionError):
             e = ApiError(502, "the engine died during this request", "engine_died")

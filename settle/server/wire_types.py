@@ -6,11 +6,10 @@ are passed on unread.
 
 from typing import Literal, NotRequired, TypedDict
 
+from settle.infer.child_process import Json
+
 JsonObject = dict[str, object]
-
-
-class CachedTokens(TypedDict):
-    cached_tokens: int
+Logprobs = dict[str, list[Json]]  # "content": the tokens, each with its logprob, bytes, and top_logprobs
 
 
 class Usage(TypedDict, total=False):
@@ -19,7 +18,7 @@ class Usage(TypedDict, total=False):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens | None
+    prompt_tokens_details: dict[str, int] | None
 
 
 class Timings(TypedDict, total=False):
@@ -34,47 +33,20 @@ class Timings(TypedDict, total=False):
     predicted_per_second: float
 
 
-class TopLogprob(TypedDict):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    """A token that was drawn, and the likeliest in its place."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(TypedDict):
-    content: list[TokenLogprob]
-
-
-class CalledFunction(TypedDict, total=False):
-    """arguments: JSON, in pieces where it is streamed; an object only in Ollama's messages."""
-
-    name: str
-    arguments: str
-
-
 class ToolCall(TypedDict, total=False):
+    """function: its name, and its arguments as JSON, in pieces where they are streamed."""
+
     index: int
     id: str
     type: Literal["function"]
-    function: CalledFunction
-
-
-class FunctionSpec(TypedDict):
-    """parameters: a JSON schema."""
-
-    name: str
-    description: str
-    parameters: JsonObject
+    function: dict[str, str]
 
 
 class Tool(TypedDict):
+    """function: its name, description and parameters, which are a JSON schema."""
+
     type: Literal["function"]
-    function: FunctionSpec
+    function: Json
 
 
 class ChatMessage(TypedDict):
@@ -88,19 +60,6 @@ class ChatMessage(TypedDict):
     reasoning_content: NotRequired[str]
 
 
-class UrlCitation(TypedDict):
-    start_index: int
-    end_index: int
-    title: str
-    url: str
-    text: str
-
-
-class Annotation(TypedDict):
-    type: Literal["url_citation"]
-    url_citation: UrlCitation
-
-
 class Delta(TypedDict, total=False):
     """What a chunk adds to a message; also a whole message of an answer."""
 
@@ -109,7 +68,7 @@ class Delta(TypedDict, total=False):
     reasoning_content: str
     reasoning: str
     tool_calls: list[ToolCall]
-    annotations: list[Annotation]
+    annotations: list[Json]
 
 
 class Choice(TypedDict, total=False):
@@ -139,26 +98,6 @@ class Chunk(TypedDict, total=False):
     settle: JsonObject
 
 
-class _Verbose(TypedDict, total=False):
-    stopping_word: str
-
-
-_WithVerbose = TypedDict("_WithVerbose", {"__verbose": _Verbose}, total=False)
-
-
-class EngineChunk(Chunk, _WithVerbose, total=False):
-    """A chat completion as llama.cpp sends it."""
-
-
-class Embedding(TypedDict):
-    embedding: list[float]
-
-
-class Rank(TypedDict):
-    index: int
-    relevance_score: float
-
-
 class TextEvent(TypedDict, total=False):
     """llama.cpp's answer of /completion, or an event of it; stop: whether it is the last."""
 
@@ -169,6 +108,6 @@ class TextEvent(TypedDict, total=False):
     stopping_word: str
     tokens_evaluated: int
     tokens_predicted: int
-    completion_probabilities: list[TokenLogprob]
+    completion_probabilities: list[Json]
     model: str
     timings: Timings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.server.errors import ApiError
+from settle.server.errors import ApiError, openai_error
 from settle.server.gateway import Endpoint, Handler
 from settle.server.requests.fields import Body
 
@@ -19,8 +19,8 @@ class Api(Part):
         raise NotImplementedError
 
     def error(self, error: ApiError) -> Mapping[str, object]:
-        """The body of an error."""
-        raise NotImplementedError
+        """The body of an error: OpenAI's, unless an API has its own."""
+        return openai_error(error)
 
     def owns(self, path: str) -> bool:
         """Whether errors of a path that is unknown, or not allowed, are formatted as this API does."""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from settle.server.apis import Api
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts, template_of
 from settle.server.requests import chat, text_completion
@@ -22,7 +22,6 @@ from settle.server.requests.chat_request import ChatRequest, usage_of
 from settle.server.requests.embeddings import rank_documents
 from settle.server.requests.engine import ask
 from settle.server.requests.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
-from settle.server.requests.fill_in_middle import ExtraFile
 from settle.server.requests.messages import check_messages
 from settle.server.requests.text_completion import TextRequest
 from settle.server.requests.tools import check_tools, choose
@@ -118,7 +117,7 @@ class InfillBody(CompletionBody):
 
     def to_text(self, entry: ModelEntry) -> TextRequest:
         """Raises ApiError."""
-        extra: list[ExtraFile] = [{"text": f.text, "filename": f.filename} for f in self.input_extra or []]
+        extra = [(file.filename, file.text) for file in self.input_extra or []]
         request = super().to_text(entry)
         return replace(request, before=self.input_prefix, suffix=self.input_suffix, extra=extra)
 
@@ -232,7 +231,7 @@ async def _completed(call: Call, body: CompletionBody) -> Response:
     await asyncio.to_thread(make_file, entry)
     request = body.to_text(entry)
     if body.stream:
-        return await _streamed(call, _events(call, request, entry))
+        return await streamed(_events(call, request, entry), call.record, _error_event)
     answer = await text_completion.whole(call.backend, request, entry)
     call.record.usage(usage_of(answer))
     return json_response(answer)
@@ -250,10 +249,7 @@ async def fim_completions(call: Call) -> Response:
     entry = call.find(body.model)
     request = body.to_text()
     if body.stream:
-        return StreamedResponse(
-            await fetch_first(with_error_event(_fim_stream(call, request, entry), call.record, _error_event)),
-            call.record,
-        )
+        return await streamed(_fim_stream(call, request, entry), call.record, _error_event)
     answer = await text_completion.whole(call.backend, request, entry)
     usage = usage_of(answer)
     call.record.usage(usage)
@@ -314,11 +310,10 @@ async def rerank(call: Call) -> Response:
     documents = [d.text if isinstance(d, Document) else d for d in body.documents]
     ranks, tokens = await rank_documents(call.pool, entry, body.query, documents)
     call.record.prompt_tokens = tokens
-    results: list[JsonObject] = [{**rank} for rank in ranks]
     if body.return_documents:
-        results = [{**rank, "document": {"text": documents[rank["index"]]}} for rank in ranks]
+        ranks = [{**rank, "document": {"text": documents[rank["index"]]}} for rank in ranks]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json_response({"model": entry.id, "object": "list", "usage": usage, "results": results[: body.top_n]})
+    return json_response({"model": entry.id, "object": "list", "usage": usage, "results": ranks[: body.top_n]})
 
 
 async def props(call: Call) -> Response:
@@ -369,10 +364,6 @@ def _check_tokens(tokens: list[int], entry: ModelEntry, param: str) -> None:
     number = facts(entry.path).num_vocab
     if any(not 0 <= token < number for token in tokens):
         raise invalid(param, f"the model has {number} tokens")
-
-
-async def _streamed(call: Call, events: AsyncGenerator[bytes]) -> Response:
-    return StreamedResponse(await fetch_first(with_error_event(events, call.record, _error_event)), call.record)
 
 
 def _error_event(error: ApiError) -> bytes:

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from settle.server.apis import Api, openai
 from settle.server.apis.openai import body as openai_body
 from settle.server.apis.openai.completions import DONE, Completion, error_event
-from settle.server.errors import ApiError, openai_error
+from settle.server.errors import ApiError
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
@@ -57,9 +57,6 @@ class LMStudio(Api):
             ("POST", f"{PATH}/embeddings", self.endpoint(embeddings, EmbeddingBody)),
         ]
 
-    def error(self, error: ApiError) -> JsonObject:
-        return openai_error(error)
-
     def owns(self, path: str) -> bool:
         return path.startswith(("/api/v0/", "/api/v1/"))
 
@@ -78,8 +75,7 @@ async def chat_completions(call: Call) -> Response:
     call.record.user = body.user or body.safety_identifier or ""
     request, entry = body.to_chat(), call.find(body.model)
     if body.stream:
-        pieces = _chat_stream(call, body, request, entry)
-        return StreamedResponse(await fetch_first(with_error_event(pieces, call.record, error_event)), call.record)
+        return await streamed(_chat_stream(call, body, request, entry), call.record, error_event)
     answer = await chat.whole(call.backend, request, entry)
     call.record.usage(answer.get("usage"))
     statistics = _statistics(call.pool, entry, answer, answer["choices"][0]["finish_reason"], request.max_tokens)

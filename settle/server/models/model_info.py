@@ -1,13 +1,11 @@
 """What is known of a model before anyone uses it, and how fast it is on this machine."""
 
-import http.client
-import json
 from importlib.metadata import version
-from typing import Literal, TypedDict
+from typing import Literal
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import EngineError
-from settle.infer.child_process import Child, Load
+from settle.infer.child_process import Child, Json, Load
 from settle.library.facts import Facts
 from settle.library.store import stamp_of
 from settle.machine import memory
@@ -17,11 +15,10 @@ from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import facts, template_of
 from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
-from settle.server.wire_types import JsonObject, TextEvent
+from settle.server.wire_types import JsonObject
 
 NUM_PROMPT, NUM_WRITTEN = 256, 64  # tokens of a measurement
 NUM_ROUNDS = 2  # of which the best counts
-TIMEOUT_SECONDS = 600.0
 TEXT = "The harbour was quiet in the morning, and the boats came back one after the other with what they had. "
 PROBE = "probe_of_tools"
 
@@ -29,40 +26,16 @@ Fit = Literal["yes", "not now", "no"]
 ToolSupport = Literal["native", "helped", "no"]
 
 
-class Speed(TypedDict):
-    """Tokens per second."""
-
-    prompt: float
-    written: float
+Speed = dict[str, float]  # tokens per second: "prompt", "written"
 
 
-class ModelInfo(TypedDict, total=False):
-    """broken: why nothing more is known. unconverted: the GGUF file does not exist yet. The fields from `bytes` on are
-    missing then. kind: generate, embed or rerank. needs: bytes of memory."""
+def describe(entry: ModelEntry) -> Json:
+    """All that is known of a model without running it.
 
-    name: str
-    path: str
-    origin: str
-    base: str | None
-    adapter: str | None
-    broken: str | None
-    unconverted: bool
-    bytes: int
-    quantization: str
-    architecture: str
-    parameters: int
-    context: int
-    kind: str
-    template: str | None
-    tools: ToolSupport
-    needs: int
-    fits: Fit
-    tokens_per_second: Speed | None
-
-
-def describe(entry: ModelEntry) -> ModelInfo:
-    """All that is known of a model without running it."""
-    info: ModelInfo = {
+    broken: why nothing more is known. unconverted: the GGUF file does not exist yet. The fields from `bytes` on are
+    missing then. kind: generate, embed or rerank. needs: bytes of memory.
+    """
+    info: Json = {
         "name": entry.id,
         "path": str(entry.path),
         "origin": entry.origin,
@@ -141,32 +114,15 @@ def _measure(entry: ModelEntry, known: Facts) -> Speed:
     child = Child(Load(entry.path, min(known.context, NUM_PROMPT + NUM_WRITTEN + 16)))
     try:
         child.start()
-        ids = _post(child, "/tokenize", {"content": TEXT * NUM_PROMPT})["tokens"][:num_prompt]
+        ids = child.post("/tokenize", {"content": TEXT * NUM_PROMPT})["tokens"][:num_prompt]
         body = {"prompt": ids, "n_predict": num_written, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
-        rounds = [_post(child, "/completion", body)["timings"] for _ in range(NUM_ROUNDS)]
+        rounds = [child.post("/completion", body)["timings"] for _ in range(NUM_ROUNDS)]
     finally:
         child.close()
     return {
         "prompt": max(float(timings["prompt_per_second"]) for timings in rounds),
         "written": max(float(timings["predicted_per_second"]) for timings in rounds),
     }
-
-
-def _post(child: Child, path: str, body: JsonObject) -> TextEvent:
-    connection = http.client.HTTPConnection(child.address.hostname or "", child.address.port, timeout=TIMEOUT_SECONDS)
-    headers = {"Authorization": f"Bearer {child.api_key}", "Content-Type": "application/json"}
-    try:
-        connection.request("POST", path, json.dumps(body), headers)
-        response = connection.getresponse()
-        text = response.read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        raise child.died() from None
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise EngineError(f"llama.cpp failed at {path}: {text[:300]}", "check the file with `settle models show`")
-    answer: TextEvent = json.loads(text)
-    return answer
 
 
 def _measurement_name(entry: ModelEntry) -> str:

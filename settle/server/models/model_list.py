@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
+from settle.infer.child_process import Json
 from settle.library.store import StoredModel, all_models, damaged_models, stamp_of
 from settle.model.source import hash_of
 from settle.server.errors import ApiError
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry, make_file
-from settle.server.models.model_info import ModelInfo, describe, measure_speed
+from settle.server.models.model_info import describe, measure_speed
 
 COLUMNS = ("name", "size", "type", "parameters", "context", "template", "tools", "fits here", "tokens/s", "what")
 USES = {"embed": "embeddings", "rerank": "reranker", "generate": ""}
@@ -77,7 +78,7 @@ def _measure(entries: Sequence[ModelEntry], are_named: bool, events: Events) -> 
     return failed
 
 
-def _is_measured_unasked(model: ModelInfo) -> bool:
+def _is_measured_unasked(model: Json) -> bool:
     """An adapter is as fast as its base; a broken, too large, or unconverted model is measured only by its name."""
     return not model["adapter"] and model.get("kind") == "generate" and model["fits"] == "yes"
 
@@ -90,7 +91,7 @@ def _find(catalogue: ModelCatalogue, name: str) -> ModelEntry:
         raise UsageError(f"there is no model {name!r}", f"known: {known}" if known else "`settle pull NAME`") from None
 
 
-def _row(model: ModelInfo) -> list[object]:
+def _row(model: Json) -> list[object]:
     """One line of the list; unknown values stay empty."""
     if model["broken"]:
         return [model["name"], *[""] * 8, f"broken: {model['broken']}"]
@@ -110,7 +111,7 @@ def _row(model: ModelInfo) -> list[object]:
     ]
 
 
-def _facts_rows(info: ModelInfo) -> list[list[object]]:
+def _facts_rows(info: Json) -> list[list[object]]:
     if info["unconverted"]:
         return [["", "converted to GGUF when it is first used"]]
     if "kind" not in info:
@@ -129,7 +130,7 @@ def _facts_rows(info: ModelInfo) -> list[list[object]]:
     ]
 
 
-def _speed(model: ModelInfo) -> str:
+def _speed(model: Json) -> str:
     speed = model["tokens_per_second"]
     return f"{speed['prompt']:,.0f} read, {speed['written']:,.0f} written" if speed else ""
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import hashlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from settle.base.event_log import Events
 from settle.base.events import Event, Progress, Say
 from settle.base.run import NAME
 from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
+from settle.model.source import hash_of
 from settle.server.errors import ApiError, invalid
 from settle.server.models.aliases import aliases, set_alias
 from settle.server.models.model_catalogue import ModelCatalogue
@@ -218,7 +218,7 @@ def _copy(entry: ModelEntry, name: str) -> None:
     """A folder of the store with links to the same files; all appear at once, or none."""
     stored = _stored(entry)
     source = stored.path if stored else entry.path
-    model = stored or StoredModel(name, "gguf", source, _sha256(source), entry.origin, "", stamp_of(source))
+    model = stored or StoredModel(name, "gguf", source, hash_of(source), entry.origin, "", stamp_of(source))
     if stored and not source.is_relative_to(stored.folder):
         add_model(replace(model, name=name))  # linked from elsewhere: the copy is one more link
         return
@@ -233,11 +233,6 @@ def _copy(entry: ModelEntry, name: str) -> None:
             shutil.copytree(source, target, copy_function=_link)
         folder.rename(store() / name)
     add_model(replace(model, name=name, path=store() / name / target.name))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link(source: str | Path, target: str | Path) -> None:

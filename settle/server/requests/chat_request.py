@@ -10,15 +10,7 @@ import aiohttp
 
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.engine import (
-    CHAT_PATH,
-    TEXT_PATH,
-    ask_chat,
-    ask_text,
-    chat_events,
-    open_stream,
-    text_events,
-)
+from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, ask, open_stream, read_events
 from settle.server.requests.tools import CallReader, ToolChoice
 from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Tool, Usage
 
@@ -71,7 +63,7 @@ class ChatPlan:
 
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
         async with await self.open(loaded) as response:
-            async for chunk in chat_events(response):
+            async for chunk in read_events(response):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
                 for choice in chunk["choices"]:
                     _copy_reasoning(choice["delta"])
@@ -81,7 +73,7 @@ class ChatPlan:
                 yield self._with_trimmed(chunk)
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
-        answer = await ask_chat(loaded, self.body)
+        answer = await ask(loaded, CHAT_PATH, self.body)
         word = answer.pop("__verbose", {}).get("stopping_word")
         for choice in answer["choices"]:
             _copy_reasoning(choice["message"])
@@ -119,7 +111,7 @@ class EmulatedToolsPlan(ChatPlan):
         first: Delta | None = {"role": "assistant", "content": None}
         reader = CallReader()
         async with await self.open(loaded) as response:
-            async for event in text_events(response):
+            async for event in read_events(response):
                 if first is not None:  # not before: a request that fails must not have begun
                     yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
                     first = None
@@ -136,7 +128,7 @@ class EmulatedToolsPlan(ChatPlan):
                     )
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
-        event = await ask_text(loaded, self.body)
+        event: TextEvent = await ask(loaded, TEXT_PATH, self.body)
         reader = CallReader()
         message: Delta = {"role": "assistant", "content": None}
         for delta in [*reader.feed(event["content"]), *reader.end()]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from settle.base.errors import EngineError
 from settle.formats.gguf import read_gguf
+from settle.infer.child_process import Json
 from settle.infer.client import LlamaClient
 from settle.library.facts import TEMPLATE_KEY
 from settle.library.store import stamp_of
@@ -29,7 +30,7 @@ from settle.server.models.collection_pool import CollectionPool
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.chat_request import ChatRequest, chunk_head, delta_choice
-from settle.server.wire_types import Annotation, Choice, Chunk, Delta, Usage
+from settle.server.wire_types import Choice, Chunk, Delta, Usage
 
 MOST_TOKENS = 2 * LONGEST  # of an answer, whatever max_tokens allows
 SAMPLING = {
@@ -195,7 +196,7 @@ def _sources(whole_answer: Answer) -> str:
     return "\n\n" + "\n".join(["Nearest:" if whole_answer.kind == "refused" else "Sources:", *lines])
 
 
-def _annotations(whole_answer: Answer) -> list[Annotation]:
+def _annotations(whole_answer: Answer) -> list[Json]:
     """OpenAI's citations of URLs, one for each sentence with a citation; `text` is the passage."""
     return [
         {

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from settle.infer.child_process import Json
 from settle.server.errors import invalid, unsupported
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
-from settle.server.requests.engine import ask_embeddings, ask_ranks, tokenize
-from settle.server.wire_types import Rank
+from settle.server.requests.engine import ask, tokenize
 
 
 async def embed_texts(
@@ -19,7 +19,7 @@ async def embed_texts(
     if entry.adapter:
         raise unsupported("model", f"{entry.id} is an adapter, and embeddings ignore adapters; use {entry.base}")
     async with pool.use(entry, "embed") as loaded:
-        answer = await ask_embeddings(loaded, {"input": inputs, "model": entry.id})
+        answer = await ask(loaded, "/v1/embeddings", {"input": inputs, "model": entry.id})
     return [item["embedding"] for item in answer["data"]], answer["usage"]["prompt_tokens"]
 
 
@@ -35,9 +35,9 @@ async def truncate_texts(pool: ModelPool, entry: ModelEntry, texts: Sequence[str
 
 async def rank_documents(
     pool: ModelPool, entry: ModelEntry, query: str, documents: Sequence[str]
-) -> tuple[list[Rank], int]:
+) -> tuple[list[Json], int]:
     """The rank of each document, the best first, and the number of tokens read. Raises ApiError."""
     async with pool.use(entry, "rerank") as loaded:
-        answer = await ask_ranks(loaded, {"query": query, "documents": documents})
-    ranks: list[Rank] = [{"index": r["index"], "relevance_score": r["relevance_score"]} for r in answer["results"]]
+        answer = await ask(loaded, "/v1/rerank", {"query": query, "documents": documents})
+    ranks = [{"index": r["index"], "relevance_score": r["relevance_score"]} for r in answer["results"]]
     return sorted(ranks, key=lambda rank: -rank["relevance_score"]), answer["usage"]["prompt_tokens"]

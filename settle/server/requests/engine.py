@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import aiohttp
 
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.wire_types import Embedding, EngineChunk, JsonObject, Rank, TextEvent, Usage
+from settle.server.wire_types import JsonObject
 
 LONGEST_LINE = 1 << 26
 MOST_ATTEMPTS = 3
@@ -17,16 +17,6 @@ CHAT_PATH, TEXT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/completion", 
 # the text of an embedding must go through the model in one batch
 TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*current batch size: (\d+)")
 REQUEST_FAULTS = ("template", "jinja", "grammar", "parse")  # in messages of errors that the request caused
-
-
-class EmbeddingsAnswer(TypedDict):
-    data: list[Embedding]
-    usage: Usage
-
-
-class RankAnswer(TypedDict):
-    results: list[Rank]
-    usage: Usage
 
 
 async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
@@ -57,22 +47,6 @@ async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any
         return json.loads((await response.read()).decode("utf-8", "replace"))
 
 
-async def ask_chat(loaded: LoadedModel, body: Mapping[str, object]) -> EngineChunk:
-    answer: EngineChunk = await ask(loaded, CHAT_PATH, body)
-    return answer
-
-
-async def ask_text(loaded: LoadedModel, body: Mapping[str, object]) -> TextEvent:
-    answer: TextEvent = await ask(loaded, TEXT_PATH, body)
-    return answer
-
-
-async def ask_completion(loaded: LoadedModel, body: Mapping[str, object]) -> EngineChunk:
-    """OpenAI's completion of a text."""
-    answer: EngineChunk = await ask(loaded, COMPLETIONS_PATH, body)
-    return answer
-
-
 async def apply_template(loaded: LoadedModel, body: Mapping[str, object]) -> str:
     """The prompt of messages."""
     return str((await ask(loaded, "/apply-template", body))["prompt"])
@@ -88,29 +62,8 @@ async def detokenize(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     return str((await ask(loaded, "/detokenize", {"tokens": tokens}))["content"])
 
 
-async def ask_embeddings(loaded: LoadedModel, body: Mapping[str, object]) -> EmbeddingsAnswer:
-    answer: EmbeddingsAnswer = await ask(loaded, "/v1/embeddings", body)
-    return answer
-
-
-async def ask_ranks(loaded: LoadedModel, body: Mapping[str, object]) -> RankAnswer:
-    answer: RankAnswer = await ask(loaded, "/v1/rerank", body)
-    return answer
-
-
-async def chat_events(response: aiohttp.ClientResponse) -> AsyncGenerator[EngineChunk]:
-    """OpenAI's chunks of a chat or a completion. Raises ApiError where the stream breaks off with an error."""
-    async for event in _events(response):
-        yield event
-
-
-async def text_events(response: aiohttp.ClientResponse) -> AsyncGenerator[TextEvent]:
-    """llama.cpp's events of a text. Raises ApiError where the stream breaks off with an error."""
-    async for event in _events(response):
-        yield event
-
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Any]:
+async def read_events(response: aiohttp.ClientResponse) -> AsyncGenerator[Any]:
+    """The events of a stream: of the type that its path has. Raises ApiError where it breaks off with an error."""
     rest = b""
     async for piece in response.content.iter_any():
         *lines, rest = (rest + piece).split(b"\n")

@@ -5,7 +5,6 @@ the text after it, and other files altogether. So the prompt is made here, and o
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import LoadedModel
@@ -14,17 +13,11 @@ from settle.server.requests.engine import tokenize
 FILE_SEPARATOR = "\n\n--- snippet ---\n\n"  # for models that have no token for it
 
 
-class ExtraFile(TypedDict):
-    """Another file of the project that the gap is in."""
-
-    text: str
-    filename: str
-
-
 async def infill_prompt(
-    loaded: LoadedModel, before: str, after: str, start: str = "", extra: Sequence[ExtraFile] = ()
+    loaded: LoadedModel, before: str, after: str, start: str = "", extra: Sequence[tuple[str, str]] = ()
 ) -> list[int]:
-    """Tokens. before, after: the texts around the gap. start: how the filling begins. Raises ApiError."""
+    """Tokens. before, after: the texts around the gap. start: how the filling begins.
+    extra: names and texts of other files of the project. Raises ApiError."""
     fim = loaded.facts.fim
     if not fim:
         message = "the model has no fill-in-the-middle tokens, so it cannot use a suffix"
@@ -36,10 +29,9 @@ async def infill_prompt(
     prompt = (await tokenize(loaded, "", add_special=True))[:1]  # the token that texts begin with, if there is one
     if extra and "rep" in fim:
         prompt += [fim["rep"], *await tokens("project\n")]
-    for file in extra:
-        name = f"{file['filename'] or 'file'}\n"
-        prompt += [fim["sep"], *await tokens(name)] if "sep" in fim else await tokens(FILE_SEPARATOR)
-        prompt += await tokens(file["text"])
+    for name, text in extra:
+        prompt += [fim["sep"], *await tokens(f"{name or 'file'}\n")] if "sep" in fim else await tokens(FILE_SEPARATOR)
+        prompt += await tokens(text)
     if extra and "sep" in fim:
         prompt += [fim["sep"], *await tokens("this file\n")]
     prompt += [fim["pre"], *await tokens(before), fim["suf"], *await tokens(after), fim["mid"]]

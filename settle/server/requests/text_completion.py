@@ -11,8 +11,8 @@ from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import delta_choice, timings_of, usage_of
-from settle.server.requests.engine import TEXT_PATH, ask_text, open_stream, text_events
-from settle.server.requests.fill_in_middle import ExtraFile, infill_prompt
+from settle.server.requests.engine import TEXT_PATH, ask, open_stream, read_events
+from settle.server.requests.fill_in_middle import infill_prompt
 from settle.server.requests.grammar import json_grammar, own_grammar
 from settle.server.wire_types import Choice, Chunk, Delta, JsonObject, Logprobs, TextEvent
 
@@ -20,14 +20,15 @@ from settle.server.wire_types import Choice, Chunk, Delta, JsonObject, Logprobs,
 @dataclass(frozen=True)
 class TextRequest:
     """prompt: a text, or a list of token ids and texts. suffix: the text after the gap; None when there is no gap. Then
-    `before` is the text before it, and `prompt` how its filling begins; extra: other files, for code models.
+    `before` is the text before it, and `prompt` how its filling begins; extra: names and texts of other
+    files, for code models.
     schema: {} for any JSON object. schema_name: the field that it was given in. more: further fields under llama.cpp's
     names."""
 
     prompt: str | Sequence[int | str]
     suffix: str | None = None
     before: str = ""
-    extra: list[ExtraFile] = field(default_factory=list)
+    extra: list[tuple[str, str]] = field(default_factory=list)
     schema: JsonObject | None = None
     schema_name: str = "json_schema"
     grammar: str | None = None
@@ -44,7 +45,7 @@ async def stream(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
         async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
-            async for event in text_events(response):
+            async for event in read_events(response):
                 yield _tidied(event, request, entry)
 
 
@@ -52,7 +53,7 @@ async def whole(backend: Backend, request: TextRequest, entry: ModelEntry) -> Te
     """llama.cpp's answer. Raises ApiError."""
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
-        return _tidied(await ask_text(loaded, body), request, entry)
+        return _tidied(await ask(loaded, TEXT_PATH, body), request, entry)
 
 
 async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from settle.server.errors import invalid, reject_unknown
 from settle.server.requests.grammar import CLOSE, OPEN
-from settle.server.wire_types import CalledFunction, ChatMessage, Delta, JsonObject, Tool, ToolCall
+from settle.server.wire_types import ChatMessage, Delta, JsonObject, Tool, ToolCall
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 
@@ -185,7 +185,7 @@ def _as_text(message: ChatMessage) -> ChatMessage:
     return {"role": message["role"], "content": f"{content}\n{written}" if content else written}
 
 
-def _plain(function: CalledFunction) -> JsonObject:
+def _plain(function: dict[str, str]) -> JsonObject:
     try:
         arguments = json.loads(function.get("arguments") or "{}")
     except ValueError:

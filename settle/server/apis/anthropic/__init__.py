@@ -8,20 +8,21 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
-from typing import Literal, TypedDict
+from typing import Literal
 
 from starlette.responses import Response
 
+from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.anthropic.body import CountBody, MessagesBody
 from settle.server.errors import ApiError
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
+from settle.server.http_responses import json_response, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import chunks, sse_event
-from settle.server.wire_types import Choice, Chunk, JsonObject, Timings, ToolCall, UrlCitation, Usage
+from settle.server.wire_types import Choice, Chunk, JsonObject, Timings, ToolCall, Usage
 
 ERRORS = {
     401: "authentication_error",
@@ -32,29 +33,6 @@ ERRORS = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
-
-
-class Citation(TypedDict):
-    type: Literal["search_result_location"]
-    cited_text: str
-    source: str
-    title: str
-    search_result_index: int
-    start_block_index: int
-    end_block_index: int
-
-
-class Block(TypedDict, total=False):
-    """A block of a message: text, thinking or tool_use."""
-
-    type: str
-    text: str
-    thinking: str
-    signature: str
-    id: str
-    name: str
-    input: JsonObject
-    citations: list[Citation]
 
 
 class Anthropic(Api):
@@ -82,8 +60,7 @@ async def messages(call: Call) -> Response:
     entry = call.find(body.model)
     answer = Answer(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
     if body.stream:
-        events = with_error_event(_stream(call, request, entry, answer), call.record, _error_event)
-        return StreamedResponse(await fetch_first(events), call.record)
+        return await streamed(_stream(call, request, entry, answer), call.record, _error_event)
     async with contextlib.aclosing(chunks(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
             for _ in answer.feed(chunk):
@@ -119,7 +96,7 @@ class Answer:
         self.usage: Usage | None = None
         self._request, self._hides = request, hides
         self._is_begun, self._reason = False, "end_turn"
-        self._blocks: list[Block] = []
+        self._blocks: list[Json] = []  # of text, thinking or tool_use
         self._inputs: dict[int, str] = {}  # JSON so far, by the index of the block
         self._call: int | None = None  # llama.cpp's index of the current call
         self._head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
@@ -177,10 +154,10 @@ class Answer:
         self._blocks[-1][kind] += text
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
-    def _cite(self, cited: UrlCitation) -> Iterator[JsonObject]:
+    def _cite(self, cited: Json) -> Iterator[JsonObject]:
         """Adds a citation to the last block, which cites a passage of a document."""
         citations = self._blocks[-1].setdefault("citations", [])
-        citation: Citation = {
+        citation = {
             "type": "search_result_location",
             "cited_text": cited["text"],
             "source": cited["url"],
@@ -202,7 +179,7 @@ class Answer:
             self._inputs[len(self._blocks) - 1] += function["arguments"]
             yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
 
-    def _open(self, block: Block) -> Iterator[JsonObject]:
+    def _open(self, block: Json) -> Iterator[JsonObject]:
         yield from self._close()
         self._blocks.append(block)
         yield {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": dict(block)}

@@ -3,15 +3,16 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
-from typing import Literal, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Literal
 
 from starlette.responses import PlainTextResponse, Response
 
 from settle.base.version import __version__
+from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.ollama import models
-from settle.server.apis.ollama.answer import Answer, Line
+from settle.server.apis.ollama.answer import Answer
 from settle.server.apis.ollama.body import (
     AnswerBody,
     ChatBody,
@@ -38,7 +39,7 @@ from settle.server.apis.ollama.store import (
 )
 from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
+from settle.server.http_responses import json_response, streamed
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.requests import chat, text_completion
@@ -48,8 +49,6 @@ from settle.server.wire_types import Chunk, JsonObject
 VERSION = "0.32.7"  # of the Ollama whose API this is: clients turn off features that an older one lacks
 LINES = "application/x-ndjson"
 FIELD_NAMES = {"response_format": "format", "reasoning_effort": "think"}  # OpenAI's → Ollama's, in messages
-
-T = TypeVar("T", bound=Mapping[str, object])
 
 
 class ShowBody(OneModel):
@@ -173,10 +172,10 @@ async def _respond(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGe
     lines = _lines(call, body, answer, chunks)
     if body.stream is False:
         return json_response(answer.merged([line async for line in lines]))
-    return await _streamed(call, with_error_event(lines, call.record, _error_line))
+    return await _streamed(call, lines)
 
 
-async def _lines(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Line]:
+async def _lines(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Json]:
     """The lines; afterwards the model is kept for as long as the request wants."""
     is_begun = False
     try:
@@ -238,13 +237,13 @@ async def create(call: Call) -> Response:
 async def _respond_status(call: Call, stream: bool | None, lines: AsyncGenerator[JsonObject]) -> Response:
     if stream is False:
         return await last_line(lines)
-    return await _streamed(call, with_error_event(lines, call.record, lambda error: Ollama().error(error)))
+    return await _streamed(call, lines)
 
 
-async def _streamed(call: Call, lines: AsyncGenerator[T]) -> Response:
-    pieces = (json.dumps(line, ensure_ascii=False).encode() + b"\n" async for line in lines)
-    return StreamedResponse(await fetch_first(pieces), call.record, LINES)
+async def _streamed(call: Call, lines: AsyncGenerator[JsonObject]) -> Response:
+    pieces = (_written(line) async for line in lines)
+    return await streamed(pieces, call.record, lambda error: _written(Ollama().error(error)), LINES)
 
 
-def _error_line(error: ApiError) -> Line:
-    return {"error": Ollama().error(error)["error"]}
+def _written(line: JsonObject) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

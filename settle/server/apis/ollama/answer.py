@@ -3,73 +3,28 @@
 import json
 import time
 from collections.abc import Iterator
-from typing import TypedDict
 
+from settle.infer.child_process import Json
 from settle.server.apis.ollama.models import now
 from settle.server.models.model_entry import ModelEntry
-from settle.server.wire_types import Chunk, JsonObject, Logprobs, TokenLogprob, ToolCall, TopLogprob
-
-
-class OllamaFunction(TypedDict):
-    index: int
-    name: str
-    arguments: object
-
-
-class OllamaCall(TypedDict):
-    id: str
-    function: OllamaFunction
-
-
-class OllamaMessage(TypedDict, total=False):
-    role: str
-    content: str
-    thinking: str
-    tool_calls: list[OllamaCall]
-
-
-class Line(TypedDict, total=False):
-    """A line of /api/chat, which has `message`, or of /api/generate, which has the others. The last one has counts and
-    durations in nanoseconds too."""
-
-    model: str
-    created_at: str
-    message: OllamaMessage
-    response: str
-    thinking: str
-    tool_calls: list[OllamaCall]
-    done: bool
-    logprobs: list[JsonObject]
-    done_reason: str
-    total_duration: int
-    load_duration: int
-    prompt_eval_count: int
-    prompt_eval_duration: int
-    eval_count: int
-    eval_duration: int
-    settle: JsonObject
-    error: object
-
-
-class _Call(TypedDict):
-    """A call as far as it was streamed."""
-
-    id: str
-    name: str
-    arguments: str
+from settle.server.wire_types import Chunk, Logprobs, ToolCall
 
 
 class Answer:
-    """name: of the model, as the client called it. loading: nanoseconds that loading the model took."""
+    """The lines of /api/chat, which have `message`, or of /api/generate, which have `response` and `thinking`. The last
+    one has counts and durations in nanoseconds too.
+
+    name: of the model, as the client called it. loading: nanoseconds that loading the model took.
+    """
 
     def __init__(self, entry: ModelEntry, name: str, is_chat: bool, context: int, loading: int) -> None:
         self.entry, self.context, self.loading = entry, context, loading
         self._model, self._is_chat = name or entry.id, is_chat
         self._began = time.monotonic_ns() - loading
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, dict[str, str]] = {}  # as far as they were streamed, by index
         self._reason = "stop"
 
-    def lines(self, chunk: Chunk) -> Iterator[Line]:
+    def lines(self, chunk: Chunk) -> Iterator[Json]:
         for choice in chunk["choices"]:
             delta = choice["delta"]
             for call in delta.get("tool_calls") or ():
@@ -84,14 +39,14 @@ class Answer:
         if chunk.get("usage"):
             yield self.done(self._reason) | _counts(chunk)
 
-    def done(self, reason: str) -> Line:
+    def done(self, reason: str) -> Json:
         """The last line."""
         line = self._line("") | {"done": True, "done_reason": reason}
         return line | {"total_duration": time.monotonic_ns() - self._began, "load_duration": self.loading}
 
-    def merged(self, lines: list[Line]) -> Line:
+    def merged(self, lines: list[Json]) -> Json:
         """All the lines as one."""
-        whole: Line = {**lines[-1]}
+        whole = {**lines[-1]}
         if self._is_chat:
             messages = [line["message"] for line in lines]
             whole["message"] = {"role": "assistant", "content": "".join(message["content"] for message in messages)}
@@ -107,8 +62,8 @@ class Answer:
             whole["logprobs"] = logprobs
         return whole
 
-    def _line(self, text: str, thought: str | None = None, logprobs: Logprobs | None = None) -> Line:
-        line: Line = {"model": self._model, "created_at": now()}
+    def _line(self, text: str, thought: str | None = None, logprobs: Logprobs | None = None) -> Json:
+        line: Json = {"model": self._model, "created_at": now()}
         if self._is_chat:
             line["message"] = {"role": "assistant", "content": text}
             if thought:
@@ -130,15 +85,15 @@ class Answer:
         known["name"] += function.get("name") or ""
         known["arguments"] += function.get("arguments") or ""
 
-    def _call_lines(self) -> Iterator[Line]:
-        calls: list[OllamaCall] = []
+    def _call_lines(self) -> Iterator[Json]:
+        calls = []
         for index, call in sorted(self._calls.items()):
             try:
                 arguments = json.loads(call["arguments"] or "{}")
             except ValueError:  # cut off by num_predict: sent as text, so that nothing is lost
                 yield self._line(f"{call['name']} {call['arguments']}")
                 continue
-            function: OllamaFunction = {"index": index, "name": call["name"], "arguments": arguments}
+            function = {"index": index, "name": call["name"], "arguments": arguments}
             calls.append({"id": call["id"], "function": function})
         if calls:
             line = self._line("")
@@ -146,10 +101,10 @@ class Answer:
             yield line
 
 
-def _counts(chunk: Chunk) -> Line:
+def _counts(chunk: Chunk) -> Json:
     """The counts in the last chunk of an answer; durations in nanoseconds."""
     usage, timings = chunk["usage"], chunk.get("timings", {})
-    counts: Line = {
+    counts: Json = {
         "prompt_eval_count": usage["prompt_tokens"],
         "prompt_eval_duration": int(timings.get("prompt_ms", 0) * 1e6),
         "eval_count": usage["completion_tokens"],
@@ -158,8 +113,8 @@ def _counts(chunk: Chunk) -> Line:
     return counts | {"settle": chunk["settle"]} if "settle" in chunk else counts
 
 
-def _tidied(token: TokenLogprob | TopLogprob) -> JsonObject:
+def _tidied(token: Json) -> Json:
     """A token's probability without fields that Ollama does not have."""
-    fields: JsonObject = {name: value for name, value in token.items() if name in ("token", "logprob", "bytes")}
+    fields = {name: value for name, value in token.items() if name in ("token", "logprob", "bytes")}
     tops = token.get("top_logprobs")
-    return fields | ({"top_logprobs": [_tidied(top) for top in tops]} if isinstance(tops, list) and tops else {})
+    return fields | ({"top_logprobs": [_tidied(top) for top in tops]} if tops else {})

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from settle.infer.child_process import Json
 from settle.server.errors import ApiError, invalid, reject_unknown, unsupported
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, template_of
@@ -304,29 +305,18 @@ def _openai_messages(messages: Sequence[object]) -> list[JsonObject]:
     return converted
 
 
-class _Function(TypedDict):
-    name: str
-    arguments: object
-
-
-class _Call(TypedDict):
-    id: str
-    type: str
-    function: _Function
-
-
-def _calls(calls: object, where: str, number: int) -> list[_Call]:
+def _calls(calls: object, where: str, number: int) -> list[Json]:
     """number: of the first. Ids are nine letters and digits: some templates accept no others."""
     if not isinstance(calls, list):
         raise invalid(where, "must be a list")
-    converted: list[_Call] = []
+    converted: list[Json] = []
     for place, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid(f"{where}.{place}", "must be {function: {name, arguments}}")
         reject_unknown(call, ("id", "type", "function"), f"{where}.{place}")
         reject_unknown(function, ("name", "arguments", "index", "description"), f"{where}.{place}")
-        called: _Function = {"name": function["name"], "arguments": function.get("arguments") or {}}
+        called = {"name": function["name"], "arguments": function.get("arguments") or {}}
         converted.append({"id": call.get("id") or f"call{number + place:05}", "type": "function", "function": called})
     return converted
 

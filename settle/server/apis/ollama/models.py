@@ -6,9 +6,9 @@ import functools
 import hashlib
 import math
 import time
-from typing import TypedDict
 
 from settle.formats.gguf import read_gguf
+from settle.infer.child_process import Json
 from settle.library.facts import TEMPLATE_KEY, Facts
 from settle.library.store import StoredModel, all_models, stamp_of
 from settle.server.errors import ApiError
@@ -22,46 +22,22 @@ from settle.server.wire_types import JsonObject
 FOR_EVER = datetime.datetime(2318, 1, 1, tzinfo=datetime.UTC)  # about what Ollama says of models that it keeps
 
 
-class Details(TypedDict, total=False):
-    parent_model: str
-    format: str
-    family: str
-    families: list[str]
-    parameter_size: str
-    quantization_level: str
-
-
-class Row(TypedDict, total=False):
-    """A model in a list; size_vram, context_length and expires_at: of one that is loaded."""
-
-    name: str
-    model: str
-    modified_at: str
-    size: int
-    digest: str
-    details: Details
-    capabilities: list[str]
-    size_vram: int
-    context_length: int
-    expires_at: str
-
-
 def tagged(name: str) -> str:
     """A name as Ollama writes it: clients add the tag themselves, and look for the result in the list."""
     return name if ":" in name else f"{name}:latest"
 
 
-def listed(catalogue: ModelCatalogue) -> list[Row]:
+def listed(catalogue: ModelCatalogue) -> list[Json]:
     """Everything that can be asked for."""
     stored = {model.name: model for model in all_models()}
     return [_row(entry, stored) for entry in catalogue.offered()]
 
 
-def running(pool: ModelPool) -> list[Row]:
+def running(pool: ModelPool) -> list[Json]:
     """The models that are loaded, each once, with the memory of all its children."""
     stored = {model.name: model for model in all_models()}
     entries = {entry.path: entry for entry in pool.catalogue.entries() if not entry.adapter}
-    rows: dict[str, Row] = {}
+    rows: dict[str, Json] = {}
     for loaded in pool.loaded():
         entry = entries.get(loaded.key.path)
         if entry is None:
@@ -105,8 +81,8 @@ def now() -> str:
     return _written(datetime.datetime.now(datetime.UTC))
 
 
-def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Row:
-    row: Row = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
+def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Json:
+    row: Json = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
     row |= {"size": entry.path.stat().st_size if entry.path.is_file() else 0, "digest": _digest(entry, stored)}
     row["details"] = {"parent_model": "", "format": "gguf", "family": "", "families": []}
     with contextlib.suppress(ApiError):  # a file that is damaged, or not converted yet, is in the list too
@@ -115,7 +91,7 @@ def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Row:
     return row
 
 
-def _details(entry: ModelEntry, known: Facts) -> Details:
+def _details(entry: ModelEntry, known: Facts) -> Json:
     return {
         "parent_model": entry.base,
         "format": "gguf",

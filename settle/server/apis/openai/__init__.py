@@ -13,9 +13,9 @@ from settle.infer.child_process import ALIAS
 from settle.server.apis import Api
 from settle.server.apis.openai.body import ChatBody, CompletionBody, EmbeddingBody, prompts_of
 from settle.server.apis.openai.completions import DONE, Completion, error_event
-from settle.server.errors import ApiError, openai_error, unsupported
+from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
@@ -48,9 +48,6 @@ class OpenAI(Api):
             for path, endpoint in routes
         ]
 
-    def error(self, error: ApiError) -> JsonObject:
-        return openai_error(error)
-
 
 async def chat_completions(call: Call) -> Response:
     body = await call.body(ChatBody)
@@ -61,8 +58,7 @@ async def chat_completions(call: Call) -> Response:
         answer = await chat.whole(call.backend, request, entry)
         call.record.usage(answer.get("usage"))
         return json_response(answer)
-    pieces = _chat_stream(call, request, entry, body.wants_usage)
-    return StreamedResponse(await fetch_first(with_error_event(pieces, call.record, error_event)), call.record)
+    return await streamed(_chat_stream(call, request, entry, body.wants_usage), call.record, error_event)
 
 
 async def _chat_stream(call: Call, request: ChatRequest, entry: ModelEntry, wants_usage: bool) -> AsyncGenerator[bytes]:

@@ -2,36 +2,20 @@
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import TypedDict
 
 from starlette.responses import Response
 
 from settle.server.apis.openai.body import CompletionBody, Prompt, prompts_of
 from settle.server.errors import ApiError, openai_error, unsupported
 from settle.server.gateway import Call
-from settle.server.http_responses import StreamedResponse, data_event, fetch_first, json_response, with_error_event
+from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.engine import (
-    COMPLETIONS_PATH,
-    ask_completion,
-    chat_events,
-    detokenize,
-    open_stream,
-)
+from settle.server.requests.engine import COMPLETIONS_PATH, ask, detokenize, open_stream, read_events
 from settle.server.requests.text_completion import prepare
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, Usage
 
 DONE = b"data: [DONE]\n\n"
-
-
-class OldLogprobs(TypedDict):
-    """Probabilities as /v1/completions has them: lists side by side."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
 
 
 @dataclass(frozen=True)
@@ -52,8 +36,7 @@ class Completion:
         if body.stream:
             if len(prompts) > 1 or (body.n or 1) > 1:
                 raise unsupported("stream", "one prompt and one answer at a time")
-            pieces = with_error_event(self._stream(prompts[0]), self.call.record, error_event)
-            return StreamedResponse(await fetch_first(pieces), self.call.record)
+            return await streamed(self._stream(prompts[0]), self.call.record, error_event)
         return await self._whole(prompts)
 
     async def _whole(self, prompts: list[Prompt]) -> Response:
@@ -64,7 +47,8 @@ class Completion:
                 raise unsupported("n", f"at most {loaded.slots} answers at a time")
             answers = []
             for prompt in prompts:
-                answer = await ask_completion(loaded, request | {"prompt": prompt} | ({"n": body.n} if body.n else {}))
+                number = {"n": body.n} if body.n else {}
+                answer = await ask(loaded, COMPLETIONS_PATH, request | {"prompt": prompt} | number)
                 if body.echo:
                     text = await _text(loaded, prompt)
                     for choice in answer["choices"]:
@@ -88,7 +72,7 @@ class Completion:
             request["stream_options"] = {"include_usage": True}
             echo = await _text(loaded, prompt) if body.echo else ""
             async with await open_stream(loaded, COMPLETIONS_PATH, request) as response:
-                async for chunk in chat_events(response):
+                async for chunk in read_events(response):
                     if chunk.get("usage"):
                         self.call.record.usage(chunk["usage"])
                         if not wants_usage:
@@ -124,7 +108,8 @@ def _with_old_logprobs(choice: Choice, num_wanted: int | None) -> JsonObject:
     return {**choice, "logprobs": old}
 
 
-def _old_logprobs(logprobs: Logprobs, num_wanted: int) -> OldLogprobs:
+def _old_logprobs(logprobs: Logprobs, num_wanted: int) -> JsonObject:
+    """As /v1/completions has them: lists side by side."""
     tokens = logprobs["content"]
     offsets, length = [], 0
     for token in tokens:

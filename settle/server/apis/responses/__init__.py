@@ -7,20 +7,22 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
-from typing import TypedDict
 
 from starlette.responses import Response
 
+from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.responses.body import CountBody, ResponseBody
-from settle.server.errors import ApiError, openai_error, unsupported
+from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import StreamedResponse, fetch_first, json_response, with_error_event
+from settle.server.http_responses import json_response, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import chunks, num_tokens, sse_event
-from settle.server.wire_types import Annotation, Chunk, JsonObject, Logprobs, TokenLogprob, ToolCall, Usage
+from settle.server.wire_types import Chunk, JsonObject, Logprobs, ToolCall, Usage
+
+TOKEN_FIELDS = ("token", "logprob", "bytes")
 
 
 class Responses(Api):
@@ -33,9 +35,6 @@ class Responses(Api):
         ]
         return [("POST", alias + path, endpoint) for alias in ("/v1", "") for path, endpoint in posts]
 
-    def error(self, error: ApiError) -> JsonObject:
-        return openai_error(error)
-
     def owns(self, path: str) -> bool:
         return path.removeprefix("/v1").startswith("/responses")
 
@@ -47,9 +46,8 @@ async def responses(call: Call) -> Response:
     entry = call.find(body.model)
     answer = Answer(entry.id, body, request.top_logprobs is not None)
     if body.stream:
-        stream = _stream(call, request, entry, answer)
-        events = with_error_event(stream, call.record, lambda error: sse_event(answer.fail(error)))
-        return StreamedResponse(await fetch_first(events), call.record)
+        events = _stream(call, request, entry, answer)
+        return await streamed(events, call.record, lambda error: sse_event(answer.fail(error)))
     async with contextlib.aclosing(chunks(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
             for _ in answer.feed(chunk):
@@ -89,29 +87,6 @@ async def input_tokens(call: Call) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": number})
 
 
-class Part(TypedDict, total=False):
-    """A part of a message or of reasoning."""
-
-    type: str
-    text: str
-    annotations: list[JsonObject]
-    logprobs: list[TokenLogprob]
-
-
-class Item(TypedDict, total=False):
-    """A message, reasoning or a function call of a response."""
-
-    type: str
-    id: str
-    status: str
-    role: str
-    content: list[Part]
-    summary: list[Part]
-    call_id: str
-    name: str
-    arguments: str
-
-
 class Answer:
     """OpenAI's chunks as the events of Responses, and as the whole response.
 
@@ -121,7 +96,7 @@ class Answer:
     def __init__(self, model: str, body: ResponseBody, has_logprobs: bool) -> None:
         self.usage: Usage = {}
         self.num_reasoning = 0
-        self._items: list[Item] = []
+        self._items: list[Json] = []  # messages, reasoning and calls
         self.response = _empty(model, body) | {"output": self._items}
         self._has_logprobs = has_logprobs
         self._number = 0  # of the next event
@@ -173,7 +148,7 @@ class Answer:
     def _grow(self, kind: str, part_kind: str, text: str, logprobs: Logprobs | None) -> Iterator[JsonObject]:
         if not self._items or self._items[-1]["type"] != kind:
             yield from self._open(_item(kind))
-            part: Part = {"type": part_kind, "text": ""}
+            part: Json = {"type": part_kind, "text": ""}
             if kind == "message":
                 part |= {"annotations": [], "logprobs": []}
             yield self._event("response.content_part.added", **self._place(), part=part)
@@ -187,7 +162,7 @@ class Answer:
             fields["logprobs"] = [_tidied(token) for token in tokens]
         yield self._event(f"response.{part_kind}.delta", **self._place(), **fields)
 
-    def _annotate(self, note: Annotation) -> Iterator[JsonObject]:
+    def _annotate(self, note: Json) -> Iterator[JsonObject]:
         """Adds a citation to the last part of the message."""
         annotations = self._items[-1]["content"][0]["annotations"]
         annotations.append({"type": note["type"], **note["url_citation"]})
@@ -205,7 +180,7 @@ class Answer:
             place = self._place(has_parts=False)
             yield self._event("response.function_call_arguments.delta", **place, delta=function["arguments"])
 
-    def _open(self, item: Item) -> Iterator[JsonObject]:
+    def _open(self, item: Json) -> Iterator[JsonObject]:
         yield from self._close("completed")
         self._items.append(item)
         yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
@@ -248,25 +223,18 @@ class Answer:
         }
 
 
-def _item(kind: str) -> Item:
+def _item(kind: str) -> Json:
     prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
-    item: Item = {"type": kind, "id": f"{prefix}_{secrets.token_hex(12)}", "status": "in_progress"}
+    item: Json = {"type": kind, "id": f"{prefix}_{secrets.token_hex(12)}", "status": "in_progress"}
     if kind == "message":
         return item | {"role": "assistant", "content": []}
     return item | {"summary": [], "content": []} if kind == "reasoning" else item | {"arguments": ""}
 
 
-def _tidied(token: TokenLogprob) -> TokenLogprob:
+def _tidied(token: Json) -> Json:
     """A token and its probability, without what llama.cpp adds."""
-    return {
-        "token": token["token"],
-        "logprob": token["logprob"],
-        "bytes": token["bytes"],
-        "top_logprobs": [
-            {"token": top["token"], "logprob": top["logprob"], "bytes": top["bytes"]}
-            for top in token.get("top_logprobs", ())
-        ],
-    }
+    tops = [{name: top[name] for name in TOKEN_FIELDS} for top in token.get("top_logprobs", ())]
+    return {name: token[name] for name in TOKEN_FIELDS} | {"top_logprobs": tops}
 
 
 def _empty(model: str, body: ResponseBody) -> JsonObject:
