@@ -12,18 +12,8 @@ from settle.data.document_buffer import DocumentBuffer
 Note = Callable[[str, str, int], None]
 
 
-class Cleaning(Part):
-    """One pass. Passes run in the order of `rank`; each overrides what it needs of the three."""
-
-    rank: ClassVar[int]
-
-    def start(self) -> "Sweep":
-        """Fresh working state for one corpus."""
-        raise NotImplementedError
-
-
 class Sweep:
-    """A pass at work on one corpus."""
+    """A pass at work on one corpus; it overrides what it needs."""
 
     def mend(self, text: str, note: Note) -> str | None:
         """First pass, row by row: the text, repaired, or None when it is dropped; `note` is called with the reason."""
@@ -40,3 +30,13 @@ class Sweep:
     def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray] | None:
         """A reason and which of the documents are dropped for it: bool (D,)."""
         return None
+
+
+class Cleaning(Part, Sweep):
+    """One pass. Passes run in the order of `rank`."""
+
+    rank: ClassVar[int]
+
+    def start(self) -> Sweep:
+        """The pass itself where it needs no state; otherwise fresh working state for one corpus."""
+        return self

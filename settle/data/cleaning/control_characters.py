@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.cleaning import Cleaning, Note
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 # all of C0 and C1 but tab, line feed and next line
@@ -18,14 +18,6 @@ class ControlCharacters(Cleaning):
     rank: ClassVar[int] = 20
     most: float = Field(0.1, ge=0, le=1, description="share of control characters above which a row is dropped")
 
-    def start(self) -> Sweep:
-        return _ControlCharacters(self.most)
-
-
-class _ControlCharacters(Sweep):
-    def __init__(self, most: float) -> None:
-        self._most = most
-
     def mend(self, text: str, note: Note) -> str | None:
         if "\r" in text:
             note("mended", "line ends written as line feeds", 1)
@@ -34,7 +26,7 @@ class _ControlCharacters(Sweep):
             return text
         mended, escapes = _ESCAPE.subn("", text) if "\x1b" in text else (text, 0)
         mended, controls = _CONTROL.subn("", mended)
-        if controls > self._most * len(text):
+        if controls > self.most * len(text):
             note("dropped", "mostly control characters", 1)
             return None
         note("mended", "control characters taken out", escapes + controls)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.cleaning import Cleaning, Note
 
 _REPLACEMENT, _MARK = "\ufffd", "\ufeff"
 
@@ -15,14 +15,6 @@ class Encoding(Cleaning):
     rank: ClassVar[int] = 10
     most_broken: float = Field(0.1, ge=0, le=1, description="share of broken characters above which a row is dropped")
 
-    def start(self) -> Sweep:
-        return _Encoding(self.most_broken)
-
-
-class _Encoding(Sweep):
-    def __init__(self, most_broken: float) -> None:
-        self._most_broken = most_broken
-
     def mend(self, text: str, note: Note) -> str | None:
         if text.isascii():
             return text
@@ -32,7 +24,7 @@ class _Encoding(Sweep):
             # two halves of a pair, written as two escapes, become the character they mean
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         broken = text.count(_REPLACEMENT)
-        if broken > self._most_broken * len(text):
+        if broken > self.most_broken * len(text):
             note("dropped", "no text in a known encoding", 1)
             return None
         if broken:

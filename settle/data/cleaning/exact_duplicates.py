@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from settle.data.cleaning import Cleaning, Sweep
+from settle.data.cleaning import Cleaning
 from settle.data.document_buffer import DocumentBuffer
 
 
@@ -13,11 +13,6 @@ class ExactDuplicates(Cleaning):
 
     rank: ClassVar[int] = 80
 
-    def start(self) -> Sweep:
-        return _ExactDuplicates()
-
-
-class _ExactDuplicates(Sweep):
     def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray]:
         _, first = np.unique(documents.hashes, return_index=True)
         repeated = np.ones(len(documents), bool)

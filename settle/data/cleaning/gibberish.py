@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.cleaning import Cleaning, Note
 
 _SAMPLE, _SAMPLES = 8192, 4
 _ENOUGH_TO_JUDGE = 1024
@@ -25,14 +25,6 @@ class Gibberish(Cleaning):
         120, description="mean length of words, in characters, above which plain ASCII is encoded data"
     )
 
-    def start(self) -> Sweep:
-        return _Gibberish(self)
-
-
-class _Gibberish(Sweep):
-    def __init__(self, limits: Gibberish) -> None:
-        self._limits = limits
-
     def mend(self, text: str, note: Note) -> str | None:
         reason = self._reason(text) if len(text) >= _ENOUGH_TO_JUDGE else None
         if reason is None:
@@ -44,12 +36,12 @@ class _Gibberish(Sweep):
         samples = _samples(text)
         raw = [s.encode("utf-8", "replace") for s in samples]
         ratios = [len(zlib.compress(r, 1)) / len(r) for r in raw]
-        if max(ratios) < self._limits.most_repetitive:
+        if max(ratios) < self.most_repetitive:
             return "repeats itself"
         # scripts of many characters hold more in each of their bytes
-        if text.isascii() and min(ratios) > self._limits.most_random:
+        if text.isascii() and min(ratios) > self.most_random:
             return "random characters"
-        if all(len(s) / (len(s.split()) + 1) > self._limits.longest_words and s.isascii() for s in samples):
+        if all(len(s) / (len(s.split()) + 1) > self.longest_words and s.isascii() for s in samples):
             return "encoded data without words"
         return None
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Sweep
+from settle.data.cleaning import Cleaning
 from settle.data.document_buffer import DocumentBuffer
 from settle.data.similarity import Similarity
 
@@ -18,14 +18,6 @@ class NearDuplicates(Cleaning):
         0.85, ge=0.6, le=1, description="Jaccard similarity of the five-word sequences of two documents, as a share"
     )
 
-    def start(self) -> Sweep:
-        return _NearDuplicates(self.jaccard)
-
-
-class _NearDuplicates(Sweep):
-    def __init__(self, jaccard: float) -> None:
-        self._jaccard = jaccard
-
     def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray]:
-        first = Similarity(documents).clusters(self._jaccard)
+        first = Similarity(documents).clusters(self.jaccard)
         return "near duplicate", first != np.arange(len(documents))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.cleaning import Cleaning, Note
 
 # each begins with what is rare, so that a search passes quickly over ordinary text; what may not stand before a match
 # is looked at afterwards
@@ -49,21 +49,13 @@ class Secrets(Cleaning):
     rank: ClassVar[int] = 40
     mask: Literal["none", "email", "keys", "ips", "all"] = Field("none", description="kind of secrets to replace")
 
-    def start(self) -> Sweep:
-        return _Secrets(self.mask)
-
-
-class _Secrets(Sweep):
-    def __init__(self, mask: str) -> None:
-        self._mask = mask
-
     def mend(self, text: str, note: Note) -> str | None:
         for name, kind, placeholder, find in _FINDERS:
             spans = list(find(text))
             if not spans:
                 continue
             note("found", kind, len(spans))
-            if self._mask in (name, "all"):
+            if self.mask in (name, "all"):
                 note("mended", f"{kind} masked", len(spans))
                 text = _replace(text, spans, placeholder)
         return text

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.cleaning import Cleaning, Note
 
 
 class TooShort(Cleaning):
@@ -15,17 +15,9 @@ class TooShort(Cleaning):
         16, ge=1, description="minimum number of characters of a document, surrounding space not counted"
     )
 
-    def start(self) -> Sweep:
-        return _TooShort(self.least)
-
-
-class _TooShort(Sweep):
-    def __init__(self, least: int) -> None:
-        self._least = least
-
     def mend(self, text: str, note: Note) -> str | None:
         # a long text needs no copy to be stripped
-        if len(text) > 1000 and not text.isspace() or len(text.strip()) >= self._least:
+        if len(text) > 1000 and not text.isspace() or len(text.strip()) >= self.least:
             return text
         note("dropped", "empty" if not text.strip() else "too short", 1)
         return None
