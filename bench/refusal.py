@@ -23,12 +23,14 @@ from retrieval import SETS, indexed, read
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, weights_for
-from settle.retrieve.check.calibration import calibrate, fit, threshold
+from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, store
+from settle.retrieve.check.calibration import cross_validate, fit, run_trials, threshold
+from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
 
 KINDS = ("questions", "unanswerable")
+CALIBRATED_ON = 200  # questions made from the documents
 FALSE = 0.05  # share of the answerable questions of a gold set that may be refused
 EVEN = 30.0  # how much weights near 0, and so near each other, count: what fits four sets has to do for others
 Measured = tuple[np.ndarray, np.ndarray]  # features of the answerable questions (n, F), and of the unanswerable ones
@@ -78,8 +80,9 @@ def main() -> None:
             by_set[name] = asked = features(collection, folder, args.split, args.most)
             if args.fit:
                 continue
-            calibrate(collection, Events())
-            weights = weights_for(collection.catalogue)
+            weights = cross_validate(run_trials(collection, make(collection, CALIBRATED_ON), Events())).weights
+            if weights.questions:
+                weights = store(collection.catalogue, weights)
             print(row(name, "calibrated", weights, asked))
             print(row(name, "weights that come along", SHIPPED, asked))
             there = scores(weights, features(collection, folder, other, args.most)[0])

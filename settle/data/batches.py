@@ -57,7 +57,7 @@ class Batches:
 
     def at(self, position: int) -> Batch:
         """Batch number `position`, from 0; epochs roll on by themselves."""
-        return _pack(self.store, *self._spans(position))
+        return pack(self.store, *self._spans(position))
 
     def epoch(self, position: int) -> float:
         """How many times the store has been seen before this batch."""
@@ -150,7 +150,7 @@ def held_out_batches(
         spans, stops = first[a:b].copy(), first[a:b] + size[a:b]
         spans[0] += begin - before[a]
         stops[-1] -= before[b] - end
-        yield _pack(store, spans, stops)
+        yield pack(store, spans, stops)
 
 
 def _cut(begin: np.ndarray, length: np.ndarray, phase: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,15 +163,20 @@ def _cut(begin: np.ndarray, length: np.ndarray, phase: np.ndarray, longest: int)
     return begin[which] + offset, stop - offset
 
 
-def _pack(store: TokenStore, first: np.ndarray, last: np.ndarray) -> Batch:
+def pack(store: TokenStore, first: np.ndarray, last: np.ndarray, supervised: np.ndarray | None = None) -> Batch:
+    """Targets from `first` to `last` of each segment, both int64 (S,), as one batch. supervised: uint8 (M + 1,), 0
+    where a token is no target."""
     lengths = last - first
     cu_seqlens = np.append(0, np.cumsum(lengths))
     positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     place = positions + np.repeat(first, lengths)
     tokens = np.asarray(store.tokens)
+    targets = tokens[place].astype(np.int64)
+    if supervised is not None:
+        targets[supervised[place] == 0] = -1
     return Batch(
         inputs=tokens[place - 1].astype(np.int64),
-        targets=tokens[place].astype(np.int64),
+        targets=targets,
         cu_seqlens=cu_seqlens.astype(np.int32),
         positions=positions,
     )

@@ -34,14 +34,60 @@ def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: flo
         size = np.bincount(cluster, sizes, len(sizes))
         order = uniform_order(cluster, documents.hashes, remaining)
         # one large family must not be the whole of what is measured on
-        candidates = np.flatnonzero((size > 0) & (size <= budget / 2))
-        candidates = candidates[np.argsort(order[candidates], kind="stable")]
-        chosen = candidates[np.cumsum(size[candidates]) <= budget]
+        chosen = _first_to_fit(size, order, budget, budget / 2)
         if size[chosen].sum() > budget / 2:
             break
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
     return sides
+
+
+def split_rows(texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float) -> np.ndarray:
+    """The side of each of R examples, int8 (R,); `remaining` is bool (R,), the others are DROPPED. Neither a near
+    duplicate nor another answer to the same prompt is on both sides.
+
+    texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash
+    of its text, so that an example stays on its side when others are added.
+    """
+    sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
+    budget = max(1.0, share * int(remaining.sum()))
+    similarity = Similarity(texts)
+    # where kinship, or a prompt that all share, makes one cluster of almost everything, what is stricter decides
+    for jaccard, by_prompt in ((KINSHIP, True), (NEAR_DUPLICATE, True), (NEAR_DUPLICATE, False)):
+        cluster = similarity.clusters(jaccard)
+        if by_prompt:
+            cluster = _joined_by_prompt(cluster, prompts)
+        size = np.bincount(cluster[remaining], minlength=len(remaining))
+        order = uniform_order(cluster, texts.hashes, remaining)
+        chosen = _first_to_fit(size, order, budget, max(budget / 2, 1))
+        if size[chosen].sum() > budget / 2 and size[chosen].sum() < remaining.sum():
+            sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
+            break
+    return sides
+
+
+def _first_to_fit(size: np.ndarray, order: np.ndarray, budget: float, most: float) -> np.ndarray:
+    """The clusters of at most `most`, first in `order`, that together stay within the budget."""
+    candidates = np.flatnonzero((size > 0) & (size <= most))
+    candidates = candidates[np.argsort(order[candidates], kind="stable")]
+    chosen: np.ndarray = candidates[np.cumsum(size[candidates]) <= budget]
+    return chosen
+
+
+def _joined_by_prompt(cluster: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Clusters that share a prompt become one: for each example the first of its cluster, int64 (R,)."""
+    joined = cluster
+    while True:
+        _, first, same = np.unique(prompts, return_index=True, return_inverse=True)
+        lowest = np.full(len(first), len(cluster))
+        np.minimum.at(lowest, same, joined)
+        by_prompt = lowest[same]
+        lowest = np.full(len(cluster), len(cluster))
+        np.minimum.at(lowest, joined, by_prompt)
+        after: np.ndarray = lowest[joined]
+        if (after == joined).all():
+            return after
+        joined = after
 
 
 def uniform_order(cluster: np.ndarray, hashes: np.ndarray, remaining: np.ndarray) -> np.ndarray:

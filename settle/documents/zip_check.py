@@ -12,18 +12,10 @@ SMALL = 16 << 20
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # the latter: Office up to 2003, and newer files with a password
 
 
-def open_zip(path: Path, kind: str) -> ZipFile:
-    """The zip file at `path`, whose members unpack to a bounded size: zipfile reads no more of one than it declares.
-    kind: what the file should be, for errors.
-
-    Raises Unreadable for what is none, needs a password, or would unpack to more than a document can be.
-    """
-    check_zip(path, kind)
-    return ZipFile(path)
-
-
 def check_zip(path: Path, kind: str) -> None:
-    """Raises Unreadable as `open_zip` does, for a library that opens the file itself."""
+    """Raises Unreadable for what is no zip file, needs a password, or would unpack to more than a document can be.
+    kind: what the file should be, for errors. zipfile itself reads no more of a member than it declares.
+    """
     with path.open("rb") as file:
         head = file.read(4)
     if head == _OLE:

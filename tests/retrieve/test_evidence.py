@@ -10,8 +10,8 @@ import pytest
 from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
 from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, features_of, judge, weights_for
-from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, cross_validate
-from settle.retrieve.check.synthetic_questions.questions import Question
+from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cross_validate, run_trials
+from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
 from tests.records import into
@@ -26,6 +26,11 @@ def collection(home, folder):
     indexed("docs", folder, 24)
     with Collection("docs") as opened:
         yield opened
+
+
+def _calibrate(collection, events, questions):
+    weights = cross_validate(run_trials(collection, make(collection, questions), events)).weights
+    return evidence.store(collection.catalogue, weights) if weights.questions else None
 
 
 def _judged(collection, question):
@@ -68,7 +73,7 @@ def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
 def test_calibrated_on_its_own_documents(collection):
     told = []
     events = Events(listeners=[into(told)])
-    weights = calibrate(collection, events, 60)
+    weights = _calibrate(collection, events, 60)
     assert weights.questions == 60
     assert weights_for(collection.catalogue) == weights
     assert (told[-1]["kind"], told[-1]["done"], told[-1]["total"]) == ("progress", 60, 60)
@@ -79,7 +84,7 @@ def test_calibrated_on_its_own_documents(collection):
 def test_too_few_documents_are_not_calibrated_on(home, folder):
     index("few", folder, dict(list(documents(2).items())))
     with Collection("few") as collection:
-        assert calibrate(collection, Events(), LEAST - 20) is None
+        assert _calibrate(collection, Events(), LEAST - 20) is None
         assert weights_for(collection.catalogue) == SHIPPED
 
 

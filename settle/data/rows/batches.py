@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.data.batches import Batch
+from settle.data.batches import Batch, pack
 from settle.data.rows.store import RowStore
 
 
@@ -87,16 +87,5 @@ def held_out_rows(store: RowStore, tokens_per_batch: int, limit_tokens: int | No
 
 def pack_rows(store: RowStore, documents: np.ndarray) -> Batch:
     """Whole documents, int64 (S,), as one batch: each but its last token is an input, each but its first a target."""
-    begins, ends = store.document_starts[documents], store.document_starts[documents + 1]
-    lengths = ends - begins - 1
-    cu_seqlens = np.append(0, np.cumsum(lengths))
-    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
-    place = positions + np.repeat(begins, lengths)
-    targets = store.tokens[place + 1].astype(np.int64)
-    targets[store.supervised[place + 1] == 0] = -1
-    return Batch(
-        inputs=store.tokens[place].astype(np.int64),
-        targets=targets,
-        cu_seqlens=cu_seqlens.astype(np.int32),
-        positions=positions,
-    )
+    starts = store.document_starts
+    return pack(store, starts[documents] + 1, starts[documents + 1], store.supervised)

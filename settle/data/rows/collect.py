@@ -13,9 +13,8 @@ from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
 from settle.data.rows.read_rows import ExampleReader, RefusedRows
-from settle.data.rows.split import split_rows
 from settle.data.settings import RowSettings
-from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_sections
+from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_rows, split_sections
 from settle.documents.readers import Reader
 from settle.documents.walk import FoundFile
 

@@ -11,12 +11,11 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of, store
-from settle.retrieve.check.synthetic_questions.questions import Question, make
+from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of
+from settle.retrieve.check.synthetic_questions.questions import Question
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
 
-QUESTIONS = 200
 LEAST = 40  # questions: with fewer the shipped weights are better than fitted ones
 FALSE_REFUSALS = 0.1  # most of the answerable questions that may be refused, however low their scores
 FOLDS = 5
@@ -50,13 +49,6 @@ class Calibration:
     there: np.ndarray
     gone: np.ndarray
     thresholds: np.ndarray
-
-
-def calibrate(collection: Collection, events: Events, questions: int = QUESTIONS) -> EvidenceWeights | None:
-    """Fits the evidence to a collection and stores the weights there. None where its documents give too few questions:
-    then the shipped weights stay."""
-    weights = cross_validate(run_trials(collection, make(collection, questions), events)).weights
-    return store(collection.catalogue, weights) if weights.questions else None
 
 
 def run_trials(collection: Collection, questions: Sequence[Question], events: Events) -> list[Trial]:
