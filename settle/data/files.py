@@ -1,25 +1,69 @@
 """What a person points at → the files to read, their contents hashed once."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from settle.base.errors import UsageError
+from settle.base.errors import SettleError, UsageError
 from settle.base.run import home, write_atomic
 from settle.data.ledger import Ledger
 from settle.documents.readers import Reader
 from settle.documents.row_reader import missing_package
 from settle.documents.walk import FoundFile, Walk
 
+T = TypeVar("T")
 STDIN, STDLIB = "-", "stdlib"
 _INSTALL = "pip install 'settle-lm[rag]'"
 _STDLIB_TESTS = ("test", "tests", "idle_test")
 _JUST_WRITTEN_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a corpus: those to train on, those to evaluate on, and the sha256 of each file's bytes."""
+
+    train: list[FoundFile]
+    held_out: list[FoundFile]
+    hashes: list[str]
+
+    @property
+    def files(self) -> list[FoundFile]:
+        """All of them, those to train on first."""
+        return self.train + self.held_out
+
+    @property
+    def identity(self) -> list[object]:
+        """What a fingerprint holds of them, as JSON."""
+        return [[[f.name, row_format(f)] for f in self.files], self.hashes, len(self.train)]
+
+
+def find_sources(inputs: Sequence[str], held_out_from: Path | None, workspace: Path, ledger: Ledger) -> Sources:
+    """The files behind `inputs` and `held_out_from`. Raises as `find_files` does."""
+    train = find_files(inputs, workspace, ledger)
+    held_out = find_files([str(held_out_from)], workspace, ledger) if held_out_from else []
+    return Sources(train, held_out, hash_files(train + held_out))
+
+
+def corpus_folder(fingerprint: str) -> Path:
+    """Where the corpus of that fingerprint lies."""
+    return home() / "tokens" / fingerprint
+
+
+def stored_corpus(fingerprint: str, open_corpus: Callable[[Path], T]) -> T | None:
+    """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
+    folder = corpus_folder(fingerprint)
+    if (folder / "ledger.json").exists():
+        with contextlib.suppress(SettleError):
+            return open_corpus(folder)
+    return None
 
 
 def find_files(inputs: Sequence[str], workspace: Path, ledger: Ledger) -> list[FoundFile]:
@@ -76,8 +120,9 @@ def hash_files(files: Sequence[FoundFile]) -> list[str]:
     return hashes
 
 
-def describe_files(ledger: Ledger, files: Sequence[FoundFile], hashes: Sequence[str]) -> None:
-    """Note every file, and all of them in one number."""
+def describe_sources(ledger: Ledger, sources: Sources) -> None:
+    """Notes every file, and all of them in one number."""
+    files, hashes = sources.files, sources.hashes
     ledger.notes["sources"] = [
         {"name": f.name, "kind": row_format(f), "bytes": f.size, "sha256": h}
         for f, h in zip(files, hashes, strict=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import DataError, SettleError
+from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import home, read_json, write_json
 from settle.data.collect_documents import DocumentCollector
 from settle.data.document_buffer import DocumentBuffer
-from settle.data.files import describe_files, find_files, hash_files, row_format
+from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, row_format, stored_corpus
 from settle.data.ledger import Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
@@ -62,29 +62,23 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
     """
     with workspace() as work:
         ledger = Ledger()
-        files = find_files(inputs, work, ledger)
-        held_out_files = find_files([str(settings.held_out_from)], work, ledger) if settings.held_out_from else []
-        hashes = hash_files(files + held_out_files)
-        fingerprint = _fingerprint(files, held_out_files, hashes, settings)
-        folder = home() / "tokens" / fingerprint
+        sources = find_sources(inputs, settings.held_out_from, work, ledger)
+        fingerprint = _fingerprint(sources, settings)
+        folder = corpus_folder(fingerprint)
         known = prepared(fingerprint)
         if known is not None:
             return known
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
-        describe_files(ledger, files + held_out_files, hashes)
-        _refuse_if_too_large(files + held_out_files)
-        _make(work, files, held_out_files, settings, ledger, events)
+        describe_sources(ledger, sources)
+        _refuse_if_too_large(sources.files)
+        _make(work, sources, settings, ledger, events)
         publish(work / "corpus", folder)
         return _open(folder)
 
 
 def prepared(fingerprint: str) -> Corpus | None:
     """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
-    folder = home() / "tokens" / fingerprint
-    if (folder / "ledger.json").exists():
-        with contextlib.suppress(SettleError):
-            return _open(folder)
-    return None
+    return stored_corpus(fingerprint, _open)
 
 
 def _open(folder: Path) -> Corpus:
@@ -97,16 +91,9 @@ def _open(folder: Path) -> Corpus:
     )
 
 
-def _make(
-    work: Path,
-    files: list[FoundFile],
-    held_out_files: list[FoundFile],
-    settings: DataSettings,
-    ledger: Ledger,
-    events: Events,
-) -> None:
+def _make(work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events) -> None:
     """Builds work/corpus."""
-    spool, sides = _documents(work, files, held_out_files, settings, ledger, events)
+    spool, sides = _documents(work, sources, settings, ledger, events)
     corpus = work / "corpus"
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
@@ -124,20 +111,15 @@ def _make(
             "tokens": store.num_tokens,
             "bytes": store.num_bytes,
         }
-    write_json(corpus / "files.json", [f.name for f in files + held_out_files])
+    write_json(corpus / "files.json", [f.name for f in sources.files])
     write_json(corpus / "ledger.json", ledger.as_dict())
 
 
 def _documents(
-    work: Path,
-    files: list[FoundFile],
-    held_out_files: list[FoundFile],
-    settings: DataSettings,
-    ledger: Ledger,
-    events: Events,
+    work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events
 ) -> tuple[DocumentBuffer, np.ndarray]:
     """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
-    collector = DocumentCollector(files + held_out_files, settings, ledger, events)
+    collector = DocumentCollector(sources.files, settings, ledger, events)
     spool = collector.read(work)
     remaining = collector.without_repeats(spool)
     text = int(spool.sizes[remaining].sum())
@@ -146,9 +128,9 @@ def _documents(
         if ledger.dropped:
             fix += "; with --data.no-clean nothing is dropped"
         raise DataError(f"there is too little text to train on: {text:,} bytes ({ledger.summary()})", fix)
-    if held_out_files:
+    if sources.held_out:
         sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
-        sides[remaining & (spool.origins[:, 0] >= len(files))] = HELD_OUT
+        sides[remaining & (spool.origins[:, 0] >= len(sources.train))] = HELD_OUT
         drop_kin_of_held_out(spool, sides, collector.drop)
         remaining = sides != DROPPED
     elif are_few(spool, remaining, settings.held_out):
@@ -221,12 +203,9 @@ def _ahead(
         yield future.result()
 
 
-def _fingerprint(
-    files: list[FoundFile], held_out_files: list[FoundFile], hashes: list[str], settings: DataSettings
-) -> str:
-    choices = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files)}
-    names = [[f.name, row_format(f)] for f in files + held_out_files]
-    content = [_VERSION, names, hashes, len(files), choices]
+def _fingerprint(sources: Sources, settings: DataSettings) -> str:
+    choices = settings.model_dump(mode="json") | {"held_out_from": bool(sources.held_out)}
+    content = [_VERSION, *sources.identity, choices]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

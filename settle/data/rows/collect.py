@@ -10,6 +10,7 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.files import Sources
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
 from settle.data.rows.read_rows import ExampleReader, RefusedRows
@@ -44,16 +45,9 @@ class CollectedRows:
         return f"{self.names[file]}:{row}"
 
 
-def collect_rows(
-    files: list[FoundFile],
-    held_out_files: list[FoundFile],
-    settings: RowSettings,
-    ledger: Ledger,
-    events: Events,
-    work: Path,
-) -> CollectedRows:
+def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events: Events, work: Path) -> CollectedRows:
     """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
-    files, held_out_files = (_of_one_sort(is_held_out, ledger) for is_held_out in (files, held_out_files))
+    files, held_out_files = (_of_one_sort(side, ledger) for side in (sources.train, sources.held_out))
     reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
     examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
     prompts: list[int] = []

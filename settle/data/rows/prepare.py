@@ -1,6 +1,5 @@
 """From files of examples to row stores: read → split → render → supervise and prove → tokens. Reused when unchanged."""
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -10,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.chat_template import ChatTemplate
-from settle.base.errors import DataError, SettleError
+from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
-from settle.base.run import home, read_json
+from settle.base.run import read_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.files import describe_files, find_files, hash_files, row_format
+from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger, LedgerRecord
 from settle.data.rows.collect import collect_rows
@@ -26,7 +25,6 @@ from settle.data.rows.template_adaptation import TemplateAdapter
 from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
-from settle.documents.walk import FoundFile
 
 _VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
@@ -51,7 +49,7 @@ class RowCorpus:
     def examples(self, side: str = "held_out") -> Iterator[Example]:
         """The examples of a side, in the order of its rows: what is asked as the template takes it, then the answer."""
         adapter = TemplateAdapter(ChatTemplate(self.template) if self.template else None, {})
-        with (home() / "tokens" / self.fingerprint / side / "examples.jsonl").open(encoding="utf-8") as lines:
+        with (corpus_folder(self.fingerprint) / side / "examples.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 yield adapter.asking(Example(**json.loads(line)))
 
@@ -59,24 +57,22 @@ class RowCorpus:
 def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events) -> RowCorpus:
     """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
 
-    tokenizer: with the model's chat template. Raises DataError when rows
-    are mixed, broken or too long, ProofError when a template does not end its turns, ResourceError on a full disk.
+    tokenizer: with the model's chat template. Raises DataError when rows are mixed, broken or too long, ProofError when
+    a template does not end its turns, ResourceError on a full disk.
     """
     template, note = _template(tokenizer, settings)
     with workspace() as work:
         ledger = Ledger()
-        files = find_files(list(inputs), work, ledger)
-        held_out_files = find_files([str(settings.held_out_from)], work, ledger) if settings.held_out_from else []
-        hashes = hash_files(files + held_out_files)
-        fingerprint = _fingerprint(files, held_out_files, hashes, settings, tokenizer, template)
+        sources = find_sources(inputs, settings.held_out_from, work, ledger)
+        fingerprint = _fingerprint(sources, settings, tokenizer, template)
         known = prepared_rows(fingerprint)
         if known is not None:
             _tell(known, events)
             return known
-        folder = home() / "tokens" / fingerprint
+        folder = corpus_folder(fingerprint)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
-        describe_files(ledger, files + held_out_files, hashes)
-        collected = collect_rows(files, held_out_files, settings, ledger, events, work)
+        describe_sources(ledger, sources)
+        collected = collect_rows(sources, settings, ledger, events, work)
         encoder = RowEncoder(tokenizer, template, settings, collected.kind)
         encoder.renderer.adapter.notes.update(filter(None, [note]))
         write_rows(work / "corpus", collected, encoder, tokenizer, settings, ledger, events)
@@ -88,11 +84,7 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSetti
 
 def prepared_rows(fingerprint: str) -> RowCorpus | None:
     """The rows of that fingerprint if they were made before, and are still there and undamaged."""
-    folder = home() / "tokens" / fingerprint
-    if (folder / "ledger.json").exists():
-        with contextlib.suppress(SettleError):
-            return _open(folder)
-    return None
+    return stored_corpus(fingerprint, _open)
 
 
 def _tell(corpus: RowCorpus, events: Events) -> None:
@@ -138,23 +130,15 @@ def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate
     return ChatTemplate(source, bos, eos), note
 
 
-def _fingerprint(
-    files: list[FoundFile],
-    held_out_files: list[FoundFile],
-    hashes: list[str],
-    settings: RowSettings,
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-) -> str:
-    choices = settings.model_dump(mode="json") | {"held_out_from": bool(held_out_files), "template": None}
+def _fingerprint(sources: Sources, settings: RowSettings, tokenizer: Tokenizer, template: ChatTemplate | None) -> str:
+    choices = settings.model_dump(mode="json") | {"held_out_from": bool(sources.held_out), "template": None}
     if settings.piece_tokens is None:
         del choices["piece_tokens"]
     source = template.source if template else ""
     # a template that asks for the day writes another text tomorrow
     day = datetime.date.today().isoformat() if "strftime_now" in source else ""
-    names = [[f.name, row_format(f)] for f in files + held_out_files]
     ids = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.turn_end_id, bool(tokenizer.add_bos), tokenizer.pre]
-    content = ["rows", _VERSION, names, hashes, len(files), choices, source, day, ids]
+    content = ["rows", _VERSION, *sources.identity, choices, source, day, ids]
     digest = hashlib.sha256(json.dumps(content, default=str).encode())
     digest.update("\n".join(tokenizer.tokens).encode("utf-8", "replace"))
     digest.update("\n".join(tokenizer.merges).encode("utf-8", "replace"))

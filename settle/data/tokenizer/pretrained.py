@@ -5,15 +5,15 @@ as it was tuned on. There are two kinds, by llama.cpp's names: `gpt2` merges byt
 merges characters, spaces written as ▁.
 """
 
+import heapq
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from settle.data.tokenizer.bpe_merges import merged
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import words
 from settle.data.tokenizer.special_tokens import Finder
@@ -189,3 +189,42 @@ class WordEncoder:
             if SPACE in bare:
                 bridges |= {a for a, b in zip(bare, bare[1:], strict=False) if b == SPACE}
         return re.compile(f"(?<=[^{re.escape(''.join(bridges))}])(?={SPACE})")
+
+
+def merged(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
+    """What is left of `symbols` when no two neighbours can be merged. rank: lower goes first, None never.
+
+    Both kinds of BPE merge the best pair again and again, of equals the leftmost. They differ in what is best: the
+    earliest merge in a list (arXiv:1508.07909), or the pair whose concatenation has the highest score
+    (arXiv:1808.06226).
+    """
+    if len(symbols) < 2:
+        return symbols
+    after = [*range(1, len(symbols)), -1]
+    before = list(range(-1, len(symbols) - 1))
+    parts: list[str | None] = list(symbols)
+    queue: list[tuple[float, int, int, int]] = []
+
+    def offer(left: int, right: int) -> None:
+        a, b = parts[left], parts[right]
+        assert a is not None and b is not None
+        priority = rank(a, b)
+        if priority is not None:
+            heapq.heappush(queue, (priority, left, right, len(a) + len(b)))
+
+    for left in range(len(symbols) - 1):
+        offer(left, left + 1)
+    while queue:
+        _, left, right, length = heapq.heappop(queue)
+        a, b = parts[left], parts[right]
+        if a is None or b is None or len(a) + len(b) != length or after[left] != right:
+            continue
+        parts[left], parts[right] = a + b, None
+        after[left] = after[right]
+        if after[right] >= 0:
+            before[after[right]] = left
+        if before[left] >= 0:
+            offer(before[left], left)
+        if after[left] >= 0:
+            offer(left, after[left])
+    return [part for part in parts if part is not None]

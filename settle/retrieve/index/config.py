@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from settle.base.registry import Part
-from settle.retrieve.index.catalogue.stored_settings import StoredSettings
+from settle.retrieve.index.catalogue.database import StoredSettings
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.embedders import Embedder
 from settle.retrieve.index.stores import Store

@@ -11,12 +11,11 @@ from typing import Self
 import numpy as np
 
 from settle.retrieve.index import words as word_rules
-from settle.retrieve.index.catalogue.database import Database, slices
+from settle.retrieve.index.catalogue.database import Database, StoredSettings, slices
 from settle.retrieve.index.catalogue.document_table import DocumentTable
 from settle.retrieve.index.catalogue.passage_ids import PassageIds
 from settle.retrieve.index.catalogue.passage_table import PassageTable
 from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
-from settle.retrieve.index.catalogue.stored_settings import StoredSettings
 from settle.retrieve.index.catalogue.word_index import WordIndex
 
 

@@ -1,6 +1,7 @@
 """The SQLite file below a catalogue: its tables, its transactions, and its failures as settle's errors."""
 
 import contextlib
+import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -159,6 +160,30 @@ class Database:
             yield
         except sqlite3.Error as e:
             raise _translate(e, self.path) from None
+
+
+class StoredSettings:
+    """Small values that a collection keeps beside its documents, as JSON under a key. Keys in use: made, roots, model,
+    evidence, words, next_id, indexed, unfinished, removed.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, key: str, kind: type[T]) -> T | None:
+        """The value under `key`; None where there is none of that kind."""
+        rows = self._database.rows("SELECT value FROM settings WHERE key = ?", key)
+        value = json.loads(rows[0][0]) if rows else None
+        return value if isinstance(value, kind) else None
+
+    def is_on(self, key: str) -> bool:
+        """Whether `key` is set to true."""
+        return self.get(key, bool) or False
+
+    def set(self, key: str, value: object) -> None:
+        """Stores a value that JSON can hold."""
+        with self._database.transaction():
+            self._database.insert("INSERT OR REPLACE INTO settings VALUES (?, ?)", key, json.dumps(value))
 
 
 def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -7,8 +7,7 @@ there, and the next one removes them from the store.
 
 from collections.abc import Sequence
 
-from settle.retrieve.index.catalogue.database import Database
-from settle.retrieve.index.catalogue.stored_settings import StoredSettings
+from settle.retrieve.index.catalogue.database import Database, StoredSettings
 
 
 class PassageIds:
