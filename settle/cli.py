@@ -98,18 +98,19 @@ def build_app(tokens: Sequence[str] = ()) -> App:
         suppress_keyboard_interrupt=False,
     )
     app.register_install_completion_command(help="Complete settle's commands and options in this shell, from now on.")
+    headings = {name: Group(name.capitalize(), sort_key=i) for i, name in enumerate((*GROUPS, "others"))}
     for name, command in Command.parts().items():
         is_asked = tokens[:1] == [name]
         helps = is_asked and any(token in HELP for token in tokens)
         function = _function(command, helps, helps or (is_asked and _names_a_setting(command, tokens)))
-        app.command(function, name=name, group=_heading(command))
+        app.command(function, name=name, group=headings[_heading(command)])
     return app
 
 
-def _heading(command: type[Command]) -> Group:
-    """The heading that a command stands under in `settle --help`: the folder it is in."""
+def _heading(command: type[Command]) -> str:
+    """The folder that a command is in: its heading in `settle --help`."""
     folder = command.__module__.split(".")[-2:][0]
-    return Group(folder.capitalize(), sort_key=GROUPS.index(folder)) if folder in GROUPS else Group("Others")
+    return folder if folder in GROUPS else "others"
 
 
 def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
