@@ -17,8 +17,8 @@ from settle.data.prepare import prepare
 from settle.machine import PeakMemory, resident
 from settle.plan.probe import probe, probe_steps
 from settle.plan.settings import TrainingSettings
-from settle.plan.training_job import TrainingJob
 from settle.plan.training_plan import plan_training
+from settle.train.live_run import LiveRun
 
 
 def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:
@@ -33,7 +33,7 @@ def train(size: str, tokens: str, inputs: list[str], seed: int) -> dict:
     plan = dataclasses.replace(plan, loop=plan.loop.model_copy(update={"until_settled": False}))
     began = time.monotonic()
     peak = PeakMemory().start()
-    job = TrainingJob.build(plan, corpus)
+    job = LiveRun.build(plan, corpus)
     heard: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))

@@ -23,8 +23,8 @@ from settle.commands.make.tune import Tune
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
-from settle.plan.training_job import TrainingJob
 from settle.plan.tuning_plan import plan_tuning
+from settle.train.live_run import LiveRun
 from settle.train.state import LoopState
 
 RANK = 16
@@ -96,7 +96,7 @@ def main() -> None:
     command = resolved.value
     base, corpus = Pretrained.open(command.model), command.corpus(events)
     plan = plan_tuning(command, resolved.origin, corpus, base, 0.0)
-    job = TrainingJob.build(plan, corpus, base)
+    job = LiveRun.build(plan, corpus, base)
     job.model.train()
     trainer, state = job.trainer(), LoopState()
     trainer.take_step(state, 1.0)

@@ -32,10 +32,10 @@ from settle.library.pretrained import open_pretrained
 from settle.library.reference import Proposal
 from settle.library.run_models import record_draft
 from settle.model.pretrained import Pretrained
-from settle.plan.training_job import TrainingJob
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned
 from settle.shrink.student_init import fresh, narrower, read_shape, shorter, shrunk
+from settle.train.live_run import LiveRun
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import windows_of
 
@@ -145,7 +145,7 @@ def draft(c: DistillContext) -> None:
     file = c.run.out / f"{c.run.name}-draft.gguf"
     export_gguf(live.architecture, c.outcome.best, live.tokenizer, file, settings.draft_type, {"name": file.stem})
     prompts = draft_prompts(c.corpus, live, settings.compare_rows)
-    with as_gguf(c.teacher, c.run.out, live.tokenizer) as model:
+    with as_gguf(c.teacher, c.run.out, c.tokenizer) as model:
         pair = measure_pair(model.path, file, prompts, settings.answer_tokens, c.events, settings.threads)
     record_draft(c.run, file, Proposal(pair.way.tokens, pair.way.sure, pair.speed_up))
     c.events.emit(Say(text=pair.headline))
@@ -161,7 +161,7 @@ def result(c: DistillContext) -> None:
     shutil.rmtree(c.run.path / RECORD, ignore_errors=True)
 
 
-def draft_prompts(corpus: RowCorpus, live: TrainingJob, limit: int) -> list[list[int]]:
+def draft_prompts(corpus: RowCorpus, live: LiveRun, limit: int) -> list[list[int]]:
     """Held-out questions as ids, or the beginnings of held-out texts; at most `limit`."""
     if corpus.kind == "text":
         store = corpus.held_out

@@ -20,12 +20,12 @@ from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.machine import accelerator, describe
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
-from settle.plan.training_job import IDENTITY, TrainingJob
-from settle.plan.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.checkpoint import newest_state
+from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
 from settle.train.proof import prove
 from settle.train.state import Outcome
+from settle.train.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.verdict import verdict
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
@@ -44,7 +44,7 @@ class TrainingContext(Context):
     corpus: Corpus | RowCorpus = field(init=False)
     base: Pretrained | None = None
     plan: TrainingPlan = field(init=False)
-    live: TrainingJob = field(init=False)
+    live: LiveRun = field(init=False)
     loop: Loop = field(init=False)
     outcome: Outcome = field(init=False)
     figures: dict[str, object] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def build(c: TrainingContext) -> None:
     if c.record is not None:
         require_same_data(c, c.corpus.fingerprint)
     try:
-        c.live = TrainingJob.build(c.plan, c.corpus, c.base)
+        c.live = LiveRun.build(c.plan, c.corpus, c.base)
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         if c.record is None:
             raise

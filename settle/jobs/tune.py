@@ -14,7 +14,7 @@ from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
-from settle.plan.training_job import open_base
+from settle.train.live_run import open_base
 
 
 @dataclass
@@ -46,7 +46,7 @@ def compare(c: TuneContext) -> None:
         return
     tuned = resolve(f"run:{c.run.path.name}")
     examples, settings = c.corpus.examples(), c.settings
-    with as_gguf(c.pretrained, c.run.out, c.live.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
+    with as_gguf(c.pretrained, c.run.out, c.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
         options = CompareOptions(score=settings.score, limit=settings.compare_rows)
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned))
     report(comparison, c.events)

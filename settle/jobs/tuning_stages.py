@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from settle.base.events import ForecastReady, PlanReady, RowPreviews, Warn
 from settle.data.rows.prepare import RowCorpus
+from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
@@ -13,10 +14,10 @@ from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
 from settle.model.pretrained import Pretrained
-from settle.plan.training_job import adapter_of
-from settle.plan.training_plan import TrainingPlan, Tuning
 from settle.plan.tuning_forecast import look_ahead
 from settle.plan.tuning_plan import plan_tuning
+from settle.train.live_run import adapter_of
+from settle.train.training_plan import TrainingPlan, Tuning
 
 
 @dataclass
@@ -29,6 +30,12 @@ class TuningContext(TrainingContext):
         """What the run does with its base."""
         assert self.plan.tuning is not None
         return self.plan.tuning
+
+    @property
+    def tokenizer(self) -> PretrainedTokenizer:
+        """The base's tokenizer, with the template that the rows were rendered with."""
+        assert isinstance(self.live.tokenizer, PretrainedTokenizer)
+        return self.live.tokenizer
 
     @property
     def pretrained(self) -> Pretrained:
@@ -69,7 +76,7 @@ def export(c: TuningContext) -> None:
     if not c.is_usable:
         return
     live, base, corpus = c.live, c.pretrained, c.corpus
-    texts = held_out_texts(corpus.held_out, live.tokenizer)
+    texts = held_out_texts(corpus.held_out, c.tokenizer)
     best = c.figures["best"]
     assert isinstance(best, dict)
     took_turns = bool(base.tokenizer.chat_template) and not base.metadata.get("settle.base")
@@ -78,15 +85,15 @@ def export(c: TuningContext) -> None:
     if not took_turns and not learned_turns:
         card["base"] = True
     if live.whole:
-        whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, live.tokenizer, texts, card)
+        whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card)
         files, gate = export_run_model(whole, c.run.out, c.events)
         record_made(c.run, files)
     else:
         live.model.load_trainable(c.outcome.best)
-        if learned_turns and not (took_turns and live.tokenizer is base.tokenizer):
-            card["template"] = live.tokenizer.chat_template
+        if learned_turns and not (took_turns and c.tokenizer is base.tokenizer):
+            card["template"] = c.tokenizer.chat_template
         adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base.name, base.source.sha256)
-        exported = ExportedAdapter(c.run.name, base, adapter, live.tokenizer, texts, card)
+        exported = ExportedAdapter(c.run.name, base, adapter, c.tokenizer, texts, card)
         files, gate = export_run_adapter(exported, c.run.out, c.events)
         record_made(c.run, files, base.source)
     c.add_files(files)

@@ -19,9 +19,9 @@ from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import HAND_OVER_SECONDS
-from settle.plan.training_plan import TrainingPlan
 from settle.train.optimizers import Optimizer
 from settle.train.settled import MORE, decay_tokens, next_evaluation
+from settle.train.training_plan import TrainingPlan
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08

@@ -13,9 +13,9 @@ from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.training_job import EVALUATION_BLOCK, TrainingJob
-from settle.plan.training_plan import TrainingPlan
 from settle.train.evaluation import HeldOut, evaluate
+from settle.train.live_run import EVALUATION_BLOCK, LiveRun
+from settle.train.training_plan import TrainingPlan
 
 SHARE = 0.025  # of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
@@ -60,7 +60,7 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
         checkpoint_steps=most_steps + 1,
     )
     loop = plan.loop
-    job = TrainingJob.build(dataclasses.replace(plan, held_out_tokens=EVALUATION_BLOCK), corpus)
+    job = LiveRun.build(dataclasses.replace(plan, held_out_tokens=EVALUATION_BLOCK), corpus)
     times: list[float] = []
     peaks: list[int] = []
 

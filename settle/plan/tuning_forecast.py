@@ -19,11 +19,11 @@ from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.plan.forecast import cost_interval, token_budget
 from settle.plan.forecast_figures import Forecast
 from settle.plan.settings import TuningSettings
-from settle.plan.training_job import TrainingJob, blocks
-from settle.plan.training_plan import TrainingPlan
 from settle.train.evaluation import HeldOut, evaluate
+from settle.train.live_run import LiveRun, blocks
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 from settle.train.state import LoopState
+from settle.train.training_plan import TrainingPlan
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
 FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
@@ -57,7 +57,7 @@ class Measured:
     stderr: float
 
 
-def look_ahead(job: TrainingJob, settings: TuningSettings, elapsed: Callable[[], float], events: Events) -> Forecast:
+def look_ahead(job: LiveRun, settings: TuningSettings, elapsed: Callable[[], float], events: Events) -> Forecast:
     """Measure the plan's model and forecast its run. `elapsed`: seconds since the command began.
 
     The model is left as it was.
@@ -68,7 +68,7 @@ def look_ahead(job: TrainingJob, settings: TuningSettings, elapsed: Callable[[],
     return forecast(job, measured, settings, elapsed())
 
 
-def measure(job: TrainingJob, watts: float | None = None) -> Measured:
+def measure(job: LiveRun, watts: float | None = None) -> Measured:
     """Steps with the run's own batches and a rate that rises and falls, on the model itself. The first one is with the
     largest batch of the run, for the memory that it takes.
     """
@@ -125,7 +125,7 @@ def measure(job: TrainingJob, watts: float | None = None) -> Measured:
     )
 
 
-def forecast(job: TrainingJob, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
+def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
     """`spent`: seconds since the command began, which are part of the forecast time."""
     loop = job.plan.loop
     assert isinstance(job.corpus, RowCorpus)
@@ -172,7 +172,7 @@ def expected_steps(plan: TrainingPlan) -> int:
     return plan.loop.max_steps or 25 * plan.loop.warmup_steps
 
 
-def _widened_head(job: TrainingJob) -> int:
+def _widened_head(job: LiveRun) -> int:
     """Bytes of the output table in fp32, which the proof multiplies by and the probe does not."""
     numbers = job.model.options.vocab_size * job.model.options.layers[-1].width
     return 0 if job.whole or job.plan.dtype == "float32" else 4 * numbers

@@ -12,11 +12,12 @@ from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
-from settle.plan.training_plan import TrainingPlan, Tuning, chosen_dtype, origins, shapes
+from settle.plan.training_plan import chosen_dtype, origins, shapes
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
 from settle.train.state import LoopPlan
+from settle.train.training_plan import TrainingPlan, Tuning
 
 FULL = "full"
 PLAIN, PAIRS = "next_token", "dpo"  # objectives of rows that say nothing else

@@ -14,7 +14,8 @@ from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import asked_seconds
-from settle.plan.training_plan import TrainingPlan, plan_training
+from settle.plan.training_plan import plan_training
+from settle.train.training_plan import TrainingPlan
 
 WORDS = ["the", "model", "reads", "line", "text", "learns", "which", "word", "comes", "next", "after", "many", "seen"]
 

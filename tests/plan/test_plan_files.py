@@ -10,8 +10,8 @@ from settle.base.run import Run, write_json
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan.forecast_figures import FORECAST_VERSION, Forecast, read_figures
 from settle.plan.ledger import entries
-from settle.plan.training_plan import PLAN_VERSION, TrainingPlan, Tuning
 from settle.train.state import LoopPlan
+from settle.train.training_plan import PLAN_VERSION, TrainingPlan, Tuning
 
 LOOP = LoopPlan(
     tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8

@@ -1,4 +1,4 @@
-"""A plan made live: the model, data and optimizer that it names, ready for the loop."""
+"""A run that is ready for the loop: the model, data and optimizer that its plan names, built."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from settle.base.errors import FormatError
 from settle.base.event_log import Events
 from settle.base.run import Run
+from settle.base.tokenizer import Tokenizer
 from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
@@ -19,7 +20,6 @@ from settle.model.adapters import Adapter
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
-from settle.plan.training_plan import TrainingPlan, Tuning
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import EvaluationFigures, HeldOut, evaluate
 from settle.train.loop import Loop
@@ -28,6 +28,7 @@ from settle.train.optimizers import Optimizer
 from settle.train.recovery import Session
 from settle.train.state import LoopState
 from settle.train.trainer import Trainer
+from settle.train.training_plan import TrainingPlan, Tuning
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
@@ -37,12 +38,12 @@ EVALUATION_BLOCK = 2048  # tokens: many blocks make the standard error of a mean
 
 
 @dataclass
-class TrainingJob:
-    """What a plan names, built."""
+class LiveRun:
+    """What a plan names: built, and ready for the first step."""
 
     plan: TrainingPlan
     corpus: Corpus | RowCorpus
-    tokenizer: Any
+    tokenizer: Tokenizer
     architecture: Architecture
     model: Decoder
     objective: Objective
@@ -52,7 +53,7 @@ class TrainingJob:
     base: Pretrained | None = None
 
     @classmethod
-    def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "TrainingJob":
+    def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "LiveRun":
         """base: the model that is tuned, when it is open already. Raises FormatError when it is not the plan's."""
         torch.set_num_threads(plan.loop.threads)
         keep_freed_memory()
@@ -134,7 +135,7 @@ def blocks(plan: TrainingPlan, corpus: Corpus | RowCorpus, limit: int) -> list[B
     return list(held_out_batches(held_out, length, block, limit))
 
 
-def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Any:
+def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Tokenizer:
     """The run's tokenizer, with the template that its rows were rendered with."""
     if isinstance(corpus, Corpus):
         return corpus.tokenizer
