@@ -15,7 +15,7 @@ ROOT = Path(settle.__file__).parent
 FAMILIES = sorted(
     path.parent.relative_to(ROOT).as_posix()
     for path in ROOT.rglob("__init__.py")
-    if "(Part):\n" in path.read_text(encoding="utf-8")
+    if re.search(r"^class \w+\((.*, )?Part(, .*)?\):$", path.read_text(encoding="utf-8"), re.M)
 )
 PARTS = [(family, name) for family in FAMILIES for name in part_names(family)]
 # What a number of a setting counts or measures: one of these words is in its description.
