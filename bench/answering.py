@@ -120,13 +120,13 @@ def first(packed: Callable[[Any], tuple[Source, ...]]) -> Callable[[Any], tuple[
 def counted(told: Answer, right: set[str]) -> dict[str, Any]:
     """sentences that the model wrote; supported: of those; right: supported by the document that holds the answer;
     kept: those whose number the model had right itself."""
-    own = [s for s in told.sentences if s.asked is not None]
+    own = [s for s in told.sentences if s.cited_number is not None]
     cited = [s for s in own if s.piece]
     return {
         "sentences": len(own),
         "supported": len(cited),
         "right": sum(s.piece.occurrence.path in right for s in cited if s.piece),
-        "kept": sum(s.source.number == s.asked for s in cited if s.source),
+        "kept": sum(s.source.number == s.cited_number for s in cited if s.source),
     }
 
 

@@ -1,6 +1,6 @@
 """A model's next-token distributions made small, and another model's held against them.
 
-Of each position the K likeliest tokens are kept, and S more that are drawn from all the others. What the others add to
+Each position stores its K likeliest tokens, and S more that are drawn from all the others. What the others add to
 a divergence is the mean over those drawn, so it is unbiased: a bare list of the likeliest would leave the tail out.
 
 P positions, V vocabulary, K likeliest tokens, S drawn ones. Logarithms are natural.
@@ -25,7 +25,7 @@ class Rows:
 
     top_ids (P, K): likeliest first; top_logprobs (P, K) theirs. sampled_ids (P, S): drawn from all other tokens by
     their probability, one from each S-th of its mass; sampled_logprobs (P, S). rest_logmass (P,): of all tokens but
-    the K, together. came_logprobs (P,): of the token that came. S is 0 where K is the whole vocabulary.
+    the K, together. came_logprobs (P,): of the actual next token. S is 0 where K is the whole vocabulary.
     """
 
     top_ids: np.ndarray
@@ -51,7 +51,7 @@ class Rows:
 class Compared:
     """A model against a reference, position by position, each (P,).
 
-    kl: KL(reference ‖ model) in nats. logprobs: of the token that came, in the model. top_equal: whether both hold
+    kl: KL(reference ‖ model) in nats. logprobs: of the actual next token, in the model. top_equal: whether both hold
     the same token for the likeliest.
     """
 
@@ -66,12 +66,12 @@ class Compared:
 
 
 def sizes(num_vocab: int, top: int = TOP, sampled: int = SAMPLED) -> tuple[int, int]:
-    """K and S for a vocabulary: one that is hardly larger than both together is kept whole."""
+    """K and S for a vocabulary: one that is hardly larger than both together is stored whole."""
     return (num_vocab, 0) if num_vocab <= top + sampled else (top, sampled)
 
 
 def window_hash(ids: np.ndarray) -> bytes:
-    """sha256 of a window's ids as int32, little-endian: what it is found by."""
+    """sha256 of a window's ids as int32, little-endian: the key that a window is looked up by."""
     return sha256(np.ascontiguousarray(ids, "<i4").tobytes()).digest()
 
 
@@ -84,11 +84,12 @@ def draws(ids: np.ndarray, sampled: int) -> np.ndarray:
 
 
 def summarise(
-    logits: np.ndarray, came: np.ndarray, drawn: np.ndarray, top: int, pool: ThreadPoolExecutor | None = None
+    logits: np.ndarray, actual: np.ndarray, drawn: np.ndarray, top: int, pool: ThreadPoolExecutor | None = None
 ) -> Rows:
-    """Rows of some positions. logits: (P, V) float32, not changed; came: (P,) ids; drawn: (P, S) of `draws`; top: K.
+    """Rows of some positions. logits: (P, V) float32, not changed; actual: (P,) ids of the next tokens;
+    drawn: (P, S) of `draws`; top: K; pool: its threads share the rows.
 
-    pool: its threads share the rows. Raises ValueError where a logit is NaN or infinite upwards.
+    Raises ValueError where a logit is NaN or infinite upwards.
     """
     (positions, num_vocab), sampled = logits.shape, drawn.shape[1]
     rows = Rows(
@@ -108,7 +109,7 @@ def summarise(
             norm, rest = _normalised(row, ids, exponentials)
             rows.top_ids[at] = ids
             rows.top_logprobs[at] = np.maximum(row[ids] - norm, LEAST)
-            rows.came_logprobs[at] = max(row[came[at]] - norm, LEAST)
+            rows.came_logprobs[at] = max(row[actual[at]] - norm, LEAST)
             if rest.sum() > 0:
                 rows.rest_logmass[at] = max(np.log(rest.sum()) + row[ids[0]] - norm, LEAST)
                 chosen = _drawn(exponentials, rest, drawn[at])
@@ -119,7 +120,7 @@ def summarise(
     return rows
 
 
-def compare(rows: Rows, logits: np.ndarray, came: np.ndarray, pool: ThreadPoolExecutor | None = None) -> Compared:
+def compare(rows: Rows, logits: np.ndarray, actual: np.ndarray, pool: ThreadPoolExecutor | None = None) -> Compared:
     """Another model's logits (P, V), float32, on the same positions, against the reference's rows.
 
     With p of the reference and q of the model, every token adds q − p − p·log(q/p), which is never negative, and whose
@@ -136,7 +137,7 @@ def compare(rows: Rows, logits: np.ndarray, came: np.ndarray, pool: ThreadPoolEx
         for at in range(first, last):
             row, ids = logits[at], rows.top_ids[at]
             norm, rest = _normalised(row, ids, exponentials)
-            logprobs[at] = max(row[came[at]] - norm, LEAST)
+            logprobs[at] = max(row[actual[at]] - norm, LEAST)
             top_equal[at] = row.max() <= row[ids[0]]
             kl[at] = _divergence(rows, at, row, norm, float(rest.sum()) * np.exp(float(row.max()) - norm))
 
@@ -164,7 +165,7 @@ def _gap(ours: np.ndarray | float, theirs: np.ndarray | float) -> np.ndarray:
 
 
 def _shared(work: Callable[[int, int], None], positions: int, pool: ThreadPoolExecutor | None) -> None:
-    """Give each thread an equal run of the rows."""
+    """Gives each thread an equal run of the rows."""
     number = min(pool._max_workers, positions) if pool else 1
     if pool is None or number < 2:
         work(0, positions)
@@ -202,7 +203,7 @@ def _likeliest(row: np.ndarray, top: int) -> np.ndarray:
 
 
 def _normalised(row: np.ndarray, top_ids: np.ndarray, exponentials: np.ndarray) -> tuple[float, np.ndarray]:
-    """What turns logits into log-probabilities by being subtracted, and exp(logit − largest) of all tokens but
+    """The normaliser to subtract from logits to get log-probabilities, and exp(logit − largest) of all tokens but
     `top_ids`, summed in groups. exponentials: see `_buffer`; left with those of all tokens but `top_ids`."""
     largest = row.max()
     flat = exponentials.reshape(-1)

@@ -1,4 +1,4 @@
-"""What a person points at → the files to read, their contents hashed once."""
+"""Turns inputs into the files to read, and hashes their contents once."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ class Sources:
 
     @property
     def identity(self) -> list[object]:
-        """What a fingerprint holds of them, as JSON."""
+        """The part of a fingerprint that depends on the files, as JSON."""
         return [[[f.name, row_format(f)] for f in self.files], self.hashes, len(self.train)]
 
 

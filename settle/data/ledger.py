@@ -1,4 +1,5 @@
-"""What became of every row: read, mended, dropped and why, with examples; it reaches the model card."""
+"""The ledger of a corpus: how many rows were read, repaired and dropped, and why, with examples. It is part of the
+model card."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -38,23 +39,23 @@ class Ledger:
     omissions: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, where: str, text: str) -> None:
-        """A row that is left out."""
+        """Counts a row that is left out."""
         _count(self.dropped, reason, where, text)
 
     def mend(self, reason: str, where: str, text: str) -> None:
-        """A row that is kept, changed."""
+        """Counts a row that stays, repaired."""
         _count(self.mended, reason, where, text)
 
     def skip(self, reason: str, where: str) -> None:
-        """A file or folder that is not read."""
+        """Counts a file or folder that is not read."""
         _count(self.skipped, reason, where, "")
 
     def find(self, kind: str, count: int) -> None:
-        """Something worth knowing in a row that is kept, such as e-mail addresses."""
+        """Counts something worth knowing in a row that stays, such as e-mail addresses."""
         self.found[kind] = self.found.get(kind, 0) + count
 
     def note_omission(self, file: FoundFile, note: str) -> None:
-        """What a reader left out of a file, such as pages that are pictures."""
+        """Records what a reader left out of a file, such as pages that are pictures."""
         if file.name in self.omissions or len(self.omissions) < _NOTED_FILES:
             self.omissions.setdefault(file.name, []).append(note)
 

@@ -1,11 +1,11 @@
-"""What a model held likely, token by token, on disk and memory-mapped: less than a kilobyte a position.
+"""A model's next-token distributions on disk, memory-mapped: less than a kilobyte a position.
 
     ids.bin        int32, the windows' ids one after the other
     starts.bin     int64 (W + 1,), where each window begins in them
-    hashes.bin     uint8 (W, 32), sha256 of each window: what it is found by
+    hashes.bin     uint8 (W, 32), sha256 of each window: its key
     FIELD.bin      one for each field of `Rows`, (N, …): ids uint16 (uint32 above 65,536 entries); log-probabilities of
-                   kept tokens in 2,048ths below zero, uint16, which is finer than float16 where it matters; of the rest
-                   and of what came float32
+                   stored tokens in 2,048ths below zero, uint16, which is finer than float16 where it matters; of the
+                   rest and of the actual token float32
     likelihoods.json   counts, and what the model is; written last
 
 Position i of a window is about its token i + 1, so a window of L ids has L − 1. Legend: W windows, N positions of all.
@@ -34,7 +34,7 @@ _STEPPED, _STEPS = ("top_logprobs", "sampled_logprobs"), np.float32(2048)
 
 
 class Likelihoods:
-    """Read access. about: what the writer was told of the model. num_vocab: V; top, sampled: K and S."""
+    """Read access. about: the writer's description of the model. num_vocab: V; top, sampled: K and S."""
 
     def __init__(self, folder: Path) -> None:
         """Raises DataError when the folder holds no whole record."""
@@ -94,7 +94,7 @@ class Likelihoods:
 
     @property
     def came_logprobs(self) -> np.ndarray:
-        """(N,), of the tokens that came."""
+        """(N,), of the actual next tokens."""
         return self._rows.came_logprobs
 
     def find(self, ids: Sequence[int] | np.ndarray) -> int | None:
@@ -166,7 +166,7 @@ class LikelihoodsWriter:
         self._starts.append(self._starts[-1] + len(window))
 
     def close(self) -> Likelihoods:
-        """On disk for good, at its place instead of what was there before, and opened."""
+        """Flushes the record to the disk, puts it in the place of an older one, and opens it."""
         try:
             for file in self._files.values():
                 file.flush()
@@ -174,8 +174,8 @@ class LikelihoodsWriter:
                 file.close()
             (self._part / "starts.bin").write_bytes(np.array(self._starts, "<i8").tobytes())
             counts = {"num_windows": len(self._starts) - 1, "num_vocab": self.num_vocab}
-            kept = {"top": self.top, "sampled": self.sampled, "about": self._about}
-            write_json(self._part / _ABOUT, counts | kept)
+            details = {"top": self.top, "sampled": self.sampled, "about": self._about}
+            write_json(self._part / _ABOUT, counts | details)
             shutil.rmtree(self.folder, ignore_errors=True)
             self._part.rename(self.folder)
         except OSError as e:
@@ -198,7 +198,7 @@ class LikelihoodsWriter:
 
 
 def bytes_per_position(num_vocab: int, top: int = TOP, sampled: int = SAMPLED) -> int:
-    """What one token takes on disk."""
+    """The number of bytes that one token takes on disk."""
     stored = _fields(num_vocab, *sizes(num_vocab, top, sampled)).values()
     return 4 + sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in stored)
 

@@ -17,7 +17,7 @@ _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 
 _SHINGLE = 5  # words
 _SEED = 1
 _AT_ONCE = 1 << 14  # words
-_LEAST_KEPT = 0.5  # pairs less alike are of no use to anyone
+_LEAST_SIMILARITY = 0.5  # pairs less alike are of no use to anyone
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2**64
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -28,11 +28,11 @@ class Similarity:
 
     def __init__(self, documents: DocumentBuffer) -> None:
         self.size = len(documents)
-        kept: Path = documents.folder / "similar.npz"
-        if not kept.exists():
+        path: Path = documents.folder / "similar.npz"
+        if not path.exists():
             left, right, alike = self._compare(_signatures(documents))
-            np.savez(kept, left=left, right=right, alike=alike)
-        with np.load(kept) as pairs:
+            np.savez(path, left=left, right=right, alike=alike)
+        with np.load(path) as pairs:
             self._left, self._right, self._alike = pairs["left"], pairs["right"], pairs["alike"]
 
     def clusters(self, jaccard: float) -> np.ndarray:
@@ -63,7 +63,7 @@ class Similarity:
         for start in range(0, len(left), 65536):
             part = slice(start, start + 65536)
             alike[part] = (signatures[left[part]] == signatures[right[part]]).mean(1)
-        likely = alike >= _LEAST_KEPT
+        likely = alike >= _LEAST_SIMILARITY
         return left[likely], right[likely], alike[likely]
 
 

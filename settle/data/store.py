@@ -88,7 +88,7 @@ class StoreWriter:
         self.num_bytes += num_bytes
 
     def close(self) -> TokenStore:
-        """On disk for good, and opened."""
+        """Flushes the store to the disk and opens it."""
         for file in self._all:
             file.flush()
             os.fsync(file.fileno())

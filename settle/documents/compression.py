@@ -21,7 +21,7 @@ def open_unpacked(path: Path, compression: str) -> BinaryIO:
 
 
 def damage_error(compression: str) -> type[Exception]:
-    """What reading raises, beside EOFError, where a file's packed bytes are damaged."""
+    """The exception, beside EOFError, that reading damaged packed bytes raises."""
     if compression == ".zst":
         import zstandard
 

@@ -102,7 +102,7 @@ def _send_block(out: TextIO, block: Block) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without zero characters and halves of UTF-16 pairs, which no file of text may hold."""
+    """Removes zero characters and halves of UTF-16 pairs, which no text file may hold."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""What training reads of a file: rows of text, or records with named values; a long text is cut at its borders."""
+"""The rows that training reads from a file: text, or records with named values. A long text is cut at its borders."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -40,7 +40,7 @@ class FoundFile:
 
     @property
     def name(self) -> str:
-        """As shown to people: its path below the root."""
+        """The path below the root, as shown to people."""
         return os.path.relpath(self.path, self.root if self.path != self.root else Path(self.root).parent)
 
     def open(self) -> BinaryIO:

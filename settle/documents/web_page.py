@@ -12,7 +12,7 @@ from settle.documents.table_text import table
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-# what a page does not say to its readers; the page's text for training leaves out the same
+# elements that are not content; the page's text for training leaves out the same
 IGNORED_TAGS = (
     "script", "style", "noscript", "template", "svg", "annotation", "nav", "iframe", "object", "button", "select",
     "textarea", "dialog", "footer",
@@ -72,7 +72,7 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _prune(root: "_Element") -> None:
-    """Takes out what is not said to a reader."""
+    """Removes elements that a page does not show its readers as content."""
     from lxml import etree
 
     for element in root.xpath(_NO_CONTENT):
@@ -156,7 +156,7 @@ class _Walk:
 
     @property
     def _level(self) -> int:
-        """Of the deepest heading that a block here stands under: terms that can be linked to are headings as well."""
+        """The level of the deepest heading above a block here: terms that can be linked to are headings as well."""
         return _DEEPEST + sum(self._terms)
 
     def _add(self, text: str | None, element: "_Element") -> None:

@@ -35,13 +35,13 @@ class Boilerplate(Cleaning):
 class _Boilerplate(Sweep):
     def __init__(self, limits: Boilerplate) -> None:
         self._limits = limits
-        self._seen = self._surveyed = 0
+        self._num_documents = self._surveyed = 0
         self._counts: Counter[int] = Counter()
-        self._found: set[int] | None = None
+        self._repeated: set[int] | None = None
 
     def mend(self, text: str, note: Note) -> str | None:
-        self._seen += 1
-        if self._seen <= _ALL_SURVEYED or self._seen % _LATER_SURVEYED == 0:
+        self._num_documents += 1
+        if self._num_documents <= _ALL_SURVEYED or self._num_documents % _LATER_SURVEYED == 0:
             self._surveyed += 1
             head, _, tail = _ends(text)
             self._counts.update({key for key, _ in [*_windows(head), *_windows(tail)]})
@@ -54,25 +54,25 @@ class _Boilerplate(Sweep):
         together = max(limits.share * documents, limits.least)
         alone = max(limits.share_alone * documents, limits.least)
         # the lowest bit of a key tells a line from three lines
-        self._found = {k for k, n in self._counts.items() if n >= (alone if k & 1 else together)}
-        return bool(self._found)
+        self._repeated = {k for k, n in self._counts.items() if n >= (alone if k & 1 else together)}
+        return bool(self._repeated)
 
     def revise(self, text: str, note: Note) -> str | None:
-        assert self._found is not None
+        assert self._repeated is not None
         head, middle, tail = _ends(text)
-        kept_head, kept_tail = self._without(head), self._without(tail)
-        gone = len(head) - len(kept_head) + len(tail) - len(kept_tail)
+        head_left, tail_left = self._without(head), self._without(tail)
+        gone = len(head) - len(head_left) + len(tail) - len(tail_left)
         if not gone:
             return text
         note("mended", "boilerplate lines taken out", gone)
-        kept = "".join([*kept_head, middle, *kept_tail])
-        if not kept.strip():
+        left = "".join([*head_left, middle, *tail_left])
+        if not left.strip():
             note("dropped", "nothing but boilerplate", 1)
             return None
-        return kept
+        return left
 
     def _without(self, lines: list[str]) -> list[str]:
-        gone = {i for key, covered in _windows(lines) if key in self._found for i in covered}  # type: ignore[operator]
+        gone = {i for key, covered in _windows(lines) if key in self._repeated for i in covered}  # type: ignore[operator]
         return [line for i, line in enumerate(lines) if i not in gone]
 
 
@@ -91,15 +91,15 @@ def _ends(text: str) -> tuple[list[str], str, list[str]]:
 def _windows(lines: list[str]) -> list[tuple[int, tuple[int, ...]]]:
     """Keys of long lines (odd) and of every three lines that are not blank (even), each with the lines it covers."""
     stripped = [(i, s) for i, line in enumerate(lines) if (s := line.strip())]
-    found: list[tuple[int, tuple[int, ...]]] = [
+    keys: list[tuple[int, tuple[int, ...]]] = [
         (hash(s) | 1, (i,)) for i, s in stripped if len(s) >= _ALONE and " " in s
     ]
     for (i, a), (j, b), (k, c) in zip(stripped, stripped[1:], stripped[2:], strict=False):
         if len(a) + len(b) + len(c) >= _TOGETHER and _kind(a) == _kind(b) == _kind(c):
-            found.append((hash((a, b, c)) & ~1, (i, j, k)))
-    return found
+            keys.append((hash((a, b, c)) & ~1, (i, j, k)))
+    return keys
 
 
 def _kind(line: str) -> str:
-    """What a line begins with, so that a comment and the code after it are not taken for one block."""
+    """The kind of a line's first character, so that a comment and the code after it do not count as one block."""
     return "" if line[0].isalnum() else "*" if line[0] in "/*" else line[0]

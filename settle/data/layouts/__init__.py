@@ -50,10 +50,10 @@ class Layout(Part):
         """The row. Raises Broken with what is wrong with it."""
 
 
-def find(record: Mapping[str, object], asked: str | None, usual: Sequence[str]) -> str | None:
+def find(record: Mapping[str, object], column: str | None, usual: Sequence[str]) -> str | None:
     """The column that is asked for, or the first of the usual names that is there, whatever its case."""
-    if asked is not None:
-        return asked if asked in record else None
+    if column is not None:
+        return column if column in record else None
     lowered = {str(key).lower(): key for key in record}
     return next((lowered[name] for name in usual if name in lowered), None)
 

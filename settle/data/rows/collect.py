@@ -88,7 +88,7 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
 
 
 def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
-    """Without the files of text that lie beside files of rows: a folder's README is no example."""
+    """Leaves out text files that lie beside files of rows: a folder's README is no example."""
     rows = [file for file in files if Reader.part(file.reader).has_columns]
     for file in files if rows else ():
         if file not in rows:
@@ -107,7 +107,7 @@ def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
 
 
 def _drop_repeats(collected: CollectedRows, is_held_out: np.ndarray, ledger: Ledger) -> None:
-    """Of examples that are the same, word for word, the first stays, or one that is `is_held_out` to evaluate on."""
+    """Drops all but one of identical examples: a held-out one stays where there is one, otherwise the first."""
     order = np.argsort(~is_held_out, kind="stable")
     _, first = np.unique(collected.examples.hashes[order], return_index=True)
     collected.sides[:] = DROPPED
@@ -133,7 +133,7 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
 
 
 def _words(example: Example) -> tuple[str, str]:
-    """What an example asks and what it answers, without the system prompt that all may share."""
+    """The prompt and the answer of an example, without the system prompt that all may share."""
     turns = [message["content"] for message in example.messages if message["role"] != "system"]
     if example.kind == "preference":
         return "\n\n".join(turns), "\n\n".join(m["content"] for m in (*example.chosen, *example.rejected))

@@ -18,7 +18,7 @@ from settle.documents.row_reader import RowReader
 from settle.documents.rows import Record
 from settle.documents.walk import FoundFile
 
-_LOOKED_AT = 100  # rows that tell a file's layout
+_SAMPLED_ROWS = 100  # rows that tell a file's layout
 _NAMED = 10  # rows that an error names
 _REPORT_EVERY = 512  # rows between two progress events
 
@@ -70,7 +70,7 @@ class ExampleReader:
                 self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
 
     def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
-        first = list(islice(records, _LOOKED_AT))
+        first = list(islice(records, _SAMPLED_ROWS))
         layout, name, columns = self._recognise(file, [r["value"] for r in first if "value" in r])
         if self.kind not in (None, layout.kind):
             raise DataError(

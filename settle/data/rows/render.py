@@ -19,7 +19,7 @@ _THOUGHT = re.compile(r"</?think(?:ing)?>")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its characters in the text, its end-of-turn marker with it, and what must be found there."""
+    """One answer: its characters in the text, its end-of-turn marker with it, and the texts that they must contain."""
 
     start: int
     end: int
@@ -185,10 +185,10 @@ def _after(text: str, at: int, parts: Sequence[str]) -> int:
     """Where the last of the parts ends, looked for one after the other; `at` when one is missing."""
     end = at
     for part in parts:
-        found = text.find(part, end)
-        if found < 0:
+        place = text.find(part, end)
+        if place < 0:
             return at
-        end = found + len(part)
+        end = place + len(part)
     return end
 
 
@@ -198,6 +198,6 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
 
 
 def _must_say(message: Message) -> tuple[str, ...]:
-    """What has to be found in the rendered answer: its words, the thoughts apart, and the names of its calls."""
+    """The texts that the rendered answer must contain: its words, the thoughts apart, and the names of its calls."""
     words = [part.strip() for part in _THOUGHT.split(message["content"] or "")]
     return (*filter(None, words), *(call["function"]["name"] for call in message.get("tool_calls", [])))

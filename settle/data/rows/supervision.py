@@ -30,7 +30,7 @@ class Encoded:
 
 
 class Supervision:
-    """Encodes rows with one tokenizer; of settle's own surface, see `Tokenizer`."""
+    """Encodes rows with one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -110,22 +110,22 @@ class Supervision:
         at, special = 0, False
         for token in ids.tolist():
             piece = self.pieces[token]
-            found = _found(data, at, piece)
-            while found is None and special and (size := _space(data, at)):
+            end = _end_of(data, at, piece)
+            while end is None and special and (size := _space(data, at)):
                 at += size
-                found = _found(data, at, piece)
-            if found is None:
+                end = _end_of(data, at, piece)
+            if end is None:
                 return None
             first.append(at)
-            special = token in self._specials or (special and found == at)
-            at = found
+            special = token in self._specials or (special and end == at)
+            at = end
             after.append(at)
         while special and (size := _space(data, at)):
             at += size
         return (np.array(first, np.int64), np.array(after, np.int64)) if at == len(data) else None
 
     def _prove(self, ids: np.ndarray, says: Sequence[str]) -> None:
-        """What is supervised gives the answer back, and its last token ends the turn."""
+        """Checks that the supervised tokens decode to the answer, and that the last of them ends the turn."""
         if not np.isin(ids[-1:], self._stop_ids).any():
             raise ProofError(
                 f"the end of an answer is not supervised: its last token is {self.text(ids[-1:])!r}",
@@ -153,7 +153,7 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _found(data: bytes, at: int, piece: bytes) -> int | None:
+def _end_of(data: bytes, at: int, piece: bytes) -> int | None:
     """Where a token's text ends that begins at `at`, be it without the space in front of it."""
     for written in (piece, piece[1:] if piece.startswith(b" ") else piece):
         if data.startswith(written, at):

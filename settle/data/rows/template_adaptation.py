@@ -1,4 +1,4 @@
-"""What a chat template understands, found by trying it; what it does not know is written into the messages."""
+"""Adapts conversations to a chat template: probes which roles and forms it renders, and writes the others as text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _TOOL = {
 
 
 class TemplateAdapter:
-    """Which roles and forms one template renders. notes: what had to be written otherwise, in a person's words."""
+    """Which roles and forms one template renders. notes: what was written otherwise, in words for people."""
 
     def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
         self._template, self._arguments = template, dict(arguments)

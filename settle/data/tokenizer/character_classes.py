@@ -1,4 +1,4 @@
-"""What is a letter, a number and a space: the classes by which text is cut into words before merging bytes.
+"""The classes of characters (letter, number, space, …) by which text is cut into words before merging bytes.
 
 They are frozen in `character_classes.toml` at Unicode 15.1, which is what llama.cpp's own table holds (probed code
 point by code point through its tokenizer). A regular-expression engine's `\\p{L}` follows its own Unicode version

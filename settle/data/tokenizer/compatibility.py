@@ -1,4 +1,4 @@
-"""Whether two models read the same tokens: what one says of the next token means nothing to the other otherwise."""
+"""Checks that two models share a tokenizer: only then can one learn from the other's predictions."""
 
 from collections.abc import Mapping
 
@@ -34,7 +34,8 @@ def require_same_tokenizer(teacher: Tokenizer, student: Tokenizer, names: tuple[
 
 
 def require_same_tokens(model: Mapping[str, object], draft: Mapping[str, object], names: tuple[str, str]) -> None:
-    """Of two GGUF files' metadata; names: of the model and its draft. Raises UsageError where they differ."""
+    """Compares the metadata of two GGUF files. names: of the model and its draft. Raises UsageError where their
+    tokenizers differ."""
     for key in ("model", "tokens"):  # a draft never reads text: it goes on with the ids of its model
         name = f"tokenizer.ggml.{key}"
         if model.get(name) != draft.get(name):

@@ -49,7 +49,7 @@ def _word_piece(keys: Metadata) -> Tokenizer:
 
 
 def _unigram(keys: Metadata) -> Tokenizer:
-    """As XLM-RoBERTa has it: SentencePiece's likeliest pieces."""
+    """SentencePiece's unigram model, as XLM-RoBERTa uses it."""
     tokens, scores = keys["tokens"], keys.get("scores")
     if not scores:
         raise FormatError("its tokenizer has no scores", "get the file again")

@@ -86,7 +86,7 @@ def _split_contractions(buffer: np.ndarray, classes: np.ndarray, starts: np.ndar
     two = np.zeros(len(quote), bool)
     for pair in (b"re", b"ve", b"ll"):
         two |= (second == pair[0]) & (third == pair[1]) & (classes[np.minimum(quote + 2, size - 1)] == LETTER)
-    for found, length in ((quote[one], 2), (quote[two], 3)):
-        starts[found + 1] = False
-        after = found + length
+    for quotes, length in ((quote[one], 2), (quote[two], 3)):
+        starts[quotes + 1] = False
+        after = quotes + length
         starts[after[after < size]] = True

@@ -37,7 +37,7 @@ class PretrainedTokenizer(Vocabulary):
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PretrainedTokenizer":
-        """From Hugging Face's files. Raises FormatError naming what is missing or not supported."""
+        """Reads Hugging Face's files. Raises FormatError naming what is missing or not supported."""
         return cls(read(folder), folder)
 
     def with_template(self, template: str) -> "PretrainedTokenizer":

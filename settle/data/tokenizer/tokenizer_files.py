@@ -201,7 +201,7 @@ def write(vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def as_json(vocabulary: Vocabulary) -> JsonObject:
-    """What a tokenizer.json holds."""
+    """The contents of a tokenizer.json."""
     byte_level = vocabulary.model == "gpt2"
     merges = vocabulary.merges if byte_level else _merges(vocabulary)
     added = []

@@ -1,4 +1,4 @@
-"""What an answer is: its sentences with their citations, or a refusal; as text, and as JSON."""
+"""An answer: its sentences with their citations, or a refusal; as text, and as JSON."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +17,8 @@ class Sentence:
     """One sentence of an answer.
 
     start, end: its characters in the answer's text, without its citation. source, piece: what is cited for it, None
-    where no passage supports it. support: 0 to 1. asked: the number that the model cited. differs: the numbers, names
-    and negations in which it differs from the nearest passage.
+    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the numbers,
+    names and negations in which it differs from the nearest passage.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Sentence:
     source: Source | None
     piece: Piece | None
     support: float
-    asked: int | None = None
+    cited_number: int | None = None
     differs: tuple[str, ...] = ()
 
     @property
@@ -65,7 +65,7 @@ class Answer:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader has to know beside the text."""
+        """Warnings to show beside the text."""
         warnings = []
         unsupported = sum(sentence.source is None for sentence in self.sentences)
         if unsupported:
@@ -83,7 +83,7 @@ class Answer:
         return "\n".join([self.text, *([""] if lines else []), *lines])
 
     def to_json(self) -> dict[str, object]:
-        """What `settle ask --json` prints."""
+        """The record that `settle ask --json` prints."""
         return {
             "question": self.question,
             "answer": self.text,
@@ -109,7 +109,7 @@ def _sentence(sentence: Sentence) -> dict[str, object]:
         "start": sentence.start,
         "end": sentence.end,
         "number": source.number if source else None,
-        "asked": sentence.asked,
+        "asked": sentence.cited_number,
         "passage": piece.passage.id if piece else None,
         "place": piece.place if piece else None,
         "supported": source is not None,

@@ -1,4 +1,4 @@
-"""Which language model answers from a collection: the one asked for, else the one it had last, else the only one."""
+"""The language model that answers from a collection: the requested one, else the last one, else the only one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +17,13 @@ CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at
 class AnsweringModel:
     """The model that answers, loaded in the background.
 
-    asked: a model's name, which is remembered for the collection; `none`; or None. ref: None where there is no model,
-    or several and none was chosen; why: the reason, for the person. Raises UsageError for an unknown name.
+    requested: a model's name, which is remembered for the collection; `none`; or None. ref: None where there is no
+    model, or several and none was chosen; why: the reason, for the person. Raises UsageError for an unknown name.
     """
 
-    def __init__(self, collection: Collection, asked: str | None) -> None:
-        self.asked = asked
-        self.ref, self.why = _choose(collection, asked)
+    def __init__(self, collection: Collection, requested: str | None) -> None:
+        self.requested = requested
+        self.ref, self.why = _choose(collection, requested)
         self._pool = ThreadPoolExecutor(1, "answering-model")
         self._engine = self._pool.submit(_start, self.ref)
 
@@ -42,12 +42,12 @@ class AnsweringModel:
         self._pool.shutdown()
 
 
-def _choose(collection: Collection, asked: str | None) -> tuple[ModelRef | None, str]:
-    if asked == NONE:
+def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | None, str]:
+    if requested == NONE:
         return None, ""
     settings = collection.catalogue.settings
-    if asked is not None:
-        name = str(Path(asked).expanduser().absolute()) if asked.endswith(".gguf") else asked
+    if requested is not None:
+        name = str(Path(requested).expanduser().absolute()) if requested.endswith(".gguf") else requested
         ref = resolve_gguf(name)
         if settings.get("model", str) != name:
             settings.set("model", name)

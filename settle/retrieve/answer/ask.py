@@ -78,17 +78,17 @@ class _Builder:
         titles = [frozenset(words(source.title)) for source in checker.sources]
         while True:
             try:
-                text, asked = next(pieces)
+                text, cited = next(pieces)
             except StopIteration as ended:
                 generation: Generation = ended.value
                 return generation
             if _is_empty_talk(text, self._retrieval.question, titles):
                 continue
-            best = checker.best(text, asked)
+            best = checker.best(text, cited)
             source, piece = (best.source, best.piece) if best.enough else (None, None)
             start = len(self.text) + bool(self.text)
             yield self._add_sentence(
-                Sentence(text, start, start + len(text), source, piece, best.score, asked, best.differs)
+                Sentence(text, start, start + len(text), source, piece, best.score, cited, best.differs)
             )
 
     def add_quotes(self, chosen: Sequence[Quote]) -> Iterator[str]:
@@ -117,8 +117,8 @@ def _one_source_each(hits: Sequence[Hit]) -> tuple[Source, ...]:
 
 def _is_empty_talk(text: str, question: str, titles: Sequence[frozenset[str]]) -> bool:
     """Whether a sentence only repeats the question, or the title of a passage."""
-    sentence, asked = (" ".join(_WORD.findall(one.lower())) for one in (text, question))
-    return f" {sentence} " in f" {asked} " or any(title.issuperset(words(text)) for title in titles)
+    sentence, whole = (" ".join(_WORD.findall(one.lower())) for one in (text, question))
+    return f" {sentence} " in f" {whole} " or any(title.issuperset(words(text)) for title in titles)
 
 
 def _refusal(retrieval: Retrieval) -> str:

@@ -23,7 +23,7 @@ class AskableCollection(Collection):
         model: a run, a model of the store or a .gguf file, loaded at the first question and kept until `close`;
         `none` only quotes. earlier: questions that this one may refer to. Raises SettleError.
         """
-        if self._model is not None and self._model.asked != model:
+        if self._model is not None and self._model.requested != model:
             self._model.close()
             self._model = None
         self._model = self._model or AnsweringModel(self, model)

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What one citation number refers to: adjoining passages of a document, in order."""
+    """The adjoining passages of a document, in order, that one citation number refers to."""
 
     number: int
     pieces: tuple[Piece, ...]

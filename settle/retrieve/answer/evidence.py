@@ -62,7 +62,7 @@ class EvidenceWeights:
     version: int = VERSION
 
     def score(self, features: np.ndarray) -> float:
-        """From 0 to 1, of features (F,)."""
+        """The score from 0 to 1 of features (F,)."""
         logit = float((features - np.array(self.means)) / np.array(self.scales) @ np.array(self.weights)) + self.bias
         return 1 / (1 + exp(-max(-30.0, min(30.0, logit))))
 

@@ -40,18 +40,18 @@ class Line(NamedTuple):
 def lines(
     vectorizer: Vectorizer,
     meaning: np.ndarray,
-    asked: Mapping[str, str],
+    question_words: Mapping[str, str],
     weight_of: Mapping[str, float],
     passages: Sequence[Passage],
 ) -> list[Line]:
-    """The lines that share most words with a question. meaning: the question's vector, float32 (width,); asked: its
-    words by their stems, as `words.spelled` gives them; weight_of: of each stem."""
+    """The lines that share most words with a question. meaning: the question's vector, float32 (width,);
+    question_words: by their stems, as `words.spelled` gives them; weight_of: of each stem."""
     of_names = dict.fromkeys(name for passage in passages for name in names(passage))
     of_sentences: dict[str, str] = {}
     for passage in passages[:READ]:
         for sentence in _sentences(passage.text):
             of_sentences.setdefault(sentence, title(passage))
-    alike = _Alike(vectorizer, asked, weight_of, [*of_names, *of_sentences, *of_sentences.values()])
+    alike = _Alike(vectorizer, question_words, weight_of, [*of_names, *of_sentences, *of_sentences.values()])
     name_lines = [alike.line(name) for name in of_names]
     sentence_lines = [alike.line(sentence, above) for sentence, above in of_sentences.items()]
     best = sorted(name_lines, key=lambda line: -line.had * (_PARTIAL + line.about))[:NAMES]
@@ -66,17 +66,21 @@ class _Alike:
     """Similarity of a question's words to those of some texts: the cosine of their vectors, and 1 for the same stem."""
 
     def __init__(
-        self, vectorizer: Vectorizer, asked: Mapping[str, str], weight_of: Mapping[str, float], texts: Sequence[str]
+        self,
+        vectorizer: Vectorizer,
+        question_words: Mapping[str, str],
+        weight_of: Mapping[str, float],
+        texts: Sequence[str],
     ) -> None:
-        known = dict(asked)
+        known = dict(question_words)
         for text in texts:
             for stem, word in _spelled(text).items():
                 known.setdefault(stem, word)
         self._at = {stem: place for place, stem in enumerate(known)}
         vectors = vectorizer.words(list(known.values()))
-        self._like = np.maximum(vectors[: len(asked)] @ vectors.T, 0)  # (words of the question, all words)
+        self._like = np.maximum(vectors[: len(question_words)] @ vectors.T, 0)  # (words of the question, all words)
         np.fill_diagonal(self._like, 1)
-        weights = np.array([weight_of[stem] for stem in asked])
+        weights = np.array([weight_of[stem] for stem in question_words])
         self._weights = weights / max(weights.sum(), 1e-9)
 
     def line(self, text: str, above: str = "") -> Line:

@@ -103,7 +103,7 @@ def generate(
 ) -> Generator[tuple[str, int], None, Generation]:
     """Yields (sentence, number of its passage) as each is complete. Stops the model when it begins to repeat itself."""
     pieces = model.complete(prompt.ids, prompt.longest, 0.0, 1.0, 0, 0, options.stop, prompt.grammar, options.sampling)
-    buffer, new_tokens, seen = "", 0, set[tuple[str, ...]]()
+    buffer, new_tokens, earlier = "", 0, set[tuple[str, ...]]()
     try:
         while not options.is_cancelled():
             try:
@@ -120,9 +120,9 @@ def generate(
             while citation := _CITED.search(buffer):
                 sentence, buffer = buffer[: citation.start()].strip(), buffer[citation.end() :]
                 stems = tuple(words(sentence))
-                if stems in seen:
+                if stems in earlier:
                     return Generation(len(prompt.ids), new_tokens, False)
-                seen.add(stems)
+                earlier.add(stems)
                 if stems:
                     yield sentence, int(citation[1])
         return Generation(len(prompt.ids), new_tokens, True)

@@ -62,8 +62,8 @@ def run_trials(collection: Collection, questions: Sequence[Question], events: Ev
 
 def _run_trial(collection: Collection, question: Question) -> Trial:
     hits = search(collection, question.text, DEPTH)
-    still_found = question.answers if question.without else question.topic  # they may be in other documents too
-    left = search(collection, question.text, DEPTH + len(still_found), question.without)
+    extra = question.answers if question.without else question.topic  # they may be in other documents too
+    left = search(collection, question.text, DEPTH + len(extra), question.without)
     left = [hit for hit in left if hit.passage.id not in question.topic]
     topic = collection.catalogue.passages.get(list(question.topic))
     gone = features_of(collection, question.text, left, list(topic.values()))

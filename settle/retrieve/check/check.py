@@ -29,7 +29,7 @@ ANSWERED = 40  # questions that a model answers, to check its citations
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check measured.
+    """The figures of a check.
 
     recall: share of the questions whose passage is among the first k, by k; mrr: mean of 1 ÷ its rank, 0 below the
     tenth. refused: share of the unanswerable questions that are refused; false_refusals: of the answerable ones. cited:

@@ -46,7 +46,7 @@ def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
 
 
 def page(result: CheckResult) -> str:
-    """In Markdown, with the picture beside it."""
+    """The report in Markdown, which shows the picture beside it."""
     lines = [f"# {result.name}: checked on {result.questions} questions made from its documents", ""]
     lines += [f"![recall, refusals, kinds of questions]({PICTURE})", "", "| | | 95 % interval |", "|---|--:|---|"]
     lines += [f"| {what} | {_value(figure)} | {_interval(figure)} |" for what, figure in figures(result)]

@@ -1,4 +1,4 @@
-"""What differs between the folders and the catalogue, and what only cannot be seen now.
+"""Compares the folders with the catalogue: what changed, and what only cannot be seen now.
 
 A file counts as unchanged when its size and its modification time are. Its bytes are hashed only where that decides
 something: the size is the same and the time is not, or another file of that size has gone. A document is removed only
@@ -27,7 +27,7 @@ _Stamp = tuple[int, int]  # bytes, ns
 
 @dataclass
 class Changes:
-    """What there is to do.
+    """The differences that an update has to bring into the catalogue.
 
     new: files to read, and whether the catalogue knows them already; moved: (old path, record of now); touched: records
     of files with another time and the same content; gone: paths; unchanged: number of documents; failed: (path, why) of
@@ -44,9 +44,9 @@ class Changes:
     kept: list[tuple[str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def stamp(self, found: FoundFile) -> int:
+    def stamp(self, file: FoundFile) -> int:
         """The time to remember a file by: UNSURE where it may change once more without showing it."""
-        return UNSURE if abs(self.began - found.changed) < _COARSEST_TICK else found.changed
+        return UNSURE if abs(self.began - file.changed) < _COARSEST_TICK else file.changed
 
 
 def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Changes:
@@ -57,14 +57,14 @@ def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) ->
     changes.kept = [(str(root), why) for root, why in hidden.items()]
     differing: list[tuple[FoundFile, _Stamp | None]] = []
     walk = Walk(lambda reason, path: changes.left_out.update([reason]))
-    for number, found in enumerate(walk.files(root for root in roots if root not in hidden)):
+    for number, file in enumerate(walk.files(root for root in roots if root not in hidden)):
         if number and number % _PROGRESS_EVERY == 0:
             events.emit(Progress(what="look", done=number, total=None, unit="files"))
-        before = stamps.pop(found.path, None)
-        if before == (found.size, found.changed):
+        before = stamps.pop(file.path, None)
+        if before == (file.size, file.changed):
             changes.unchanged += 1
         else:
-            differing.append((found, before))
+            differing.append((file, before))
     _sort_missing(stamps, roots, hidden, changes)
     _sort_differing(differing, catalogue, changes)
     return changes
@@ -88,34 +88,34 @@ def _sort_differing(
     differing: Sequence[tuple[FoundFile, _Stamp | None]], catalogue: Catalogue, changes: Changes
 ) -> None:
     """Files whose stamp is not the known one: new, changed, moved, or only touched."""
-    same_size = [found.path for found, before in differing if before and before[0] == found.size]
+    same_size = [file.path for file, before in differing if before and before[0] == file.size]
     known = catalogue.documents.at(same_size)
     missing: dict[tuple[bytes, str | None], list[DocumentRecord]] = defaultdict(list)
     for record in catalogue.documents.at(changes.gone).values():
         if record.sha256:
             missing[record.sha256, reader_of(Path(record.path).name)].append(record)
     sizes = {record.size for records in missing.values() for record in records}
-    for found, before in differing:
-        old = known.get(found.path)
+    for file, before in differing:
+        old = known.get(file.path)
         try:
-            found.path.encode()
-            is_hashed = old or (before is None and found.size in sizes)
-            sha = sha256_of(found.path) if is_hashed else _check_readable(found.path)
+            file.path.encode()
+            is_hashed = old or (before is None and file.size in sizes)
+            sha = sha256_of(file.path) if is_hashed else _check_readable(file.path)
         except UnicodeEncodeError:
             changes.left_out["their names are not Unicode"] += 1
             continue
         except OSError as e:
-            changes.failed.append((found.path, f"cannot be read: {e.strerror}"))
+            changes.failed.append((file.path, f"cannot be read: {e.strerror}"))
             changes.unchanged += before is not None
             continue
-        now = DocumentRecord(found.path, found.size, changes.stamp(found), sha)
+        now = DocumentRecord(file.path, file.size, changes.stamp(file), sha)
         if old and old.sha256 == sha and (not old.error or old.changed == UNSURE):
             changes.touched.append(now)
             changes.unchanged += 1
-        elif before is None and (same := missing.get((sha, found.reader))):
+        elif before is None and (same := missing.get((sha, file.reader))):
             changes.moved.append(_moved(same.pop(), now))
         else:
-            changes.new.append((found, before is not None))
+            changes.new.append((file, before is not None))
     moved = {path for path, _ in changes.moved}
     changes.gone = [path for path in changes.gone if path not in moved]
 

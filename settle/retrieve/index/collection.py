@@ -50,7 +50,7 @@ class Collection:
 
     @property
     def chunker(self) -> Chunker:
-        """What cuts its documents into passages."""
+        """The chunker that cuts its documents into passages."""
         return self.vectors.config.make_chunker()
 
     @property
@@ -59,7 +59,7 @@ class Collection:
         return [Path(root) for root in self.catalogue.settings.get("roots", list) or []]
 
     def follow(self, roots: Sequence[Path]) -> None:
-        """From the next indexing on it follows these, and no others."""
+        """Sets the folders and files that it follows from the next indexing on."""
         self.catalogue.settings.set("roots", [str(root) for root in dict.fromkeys(roots)])
 
     @property
@@ -77,7 +77,7 @@ class Collection:
         return total
 
     def decide(self, parts: IndexParts) -> IndexConfig:
-        """Keeps how the collection is made, from its first indexing on. Raises UsageError when it is made otherwise."""
+        """Stores how the collection is made, at its first indexing. Raises UsageError when it is made otherwise."""
         wanted = parts.records()
         config = self.config
         if config is None:

@@ -41,7 +41,7 @@ class CollectionFolder:
         return self.path / f".{_number(current) + 1 if current else 1}.part"
 
     def publish(self, version: Path) -> None:
-        """From here on this version is the collection."""
+        """Makes this version the current one."""
         version.rename(self.path / str(_number(version)))
         fsync_folder(self.path)
 

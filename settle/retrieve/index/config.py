@@ -1,4 +1,4 @@
-"""How a collection is made: its embedder, its chunker, its store. Decided at the first indexing and kept with it."""
+"""How a collection is made: its embedder, its chunker, its store. Decided at the first indexing and stored with it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ class IndexParts(NamedTuple):
     chunker: Chunker
 
     def records(self) -> dict[str, PartRecord]:
-        """What is kept of each."""
+        """The stored record of each."""
         return {family: part_record(part) for family, part in self._asdict().items()}
 
 
@@ -43,7 +43,7 @@ class IndexConfig:
 
     @classmethod
     def stored(cls, settings: StoredSettings) -> "IndexConfig | None":
-        """What a collection keeps, or None before anything was indexed."""
+        """The stored configuration of a collection, or None before anything was indexed."""
         record = settings.get(_KEY, dict)
         return cls(**record) if record else None
 
@@ -51,7 +51,7 @@ class IndexConfig:
         settings.set(_KEY, asdict(self))
 
     def record(self, family: str) -> PartRecord:
-        """What is kept of "embedder", "store" or "chunker"."""
+        """The record of the "embedder", "store" or "chunker"."""
         records = {"embedder": self.embedder, "store": self.store, "chunker": self.chunker}
         return records[family]
 

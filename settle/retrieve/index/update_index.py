@@ -29,7 +29,7 @@ COMPACT_SHARE = 0.1  # of the passages: when so many were removed, giving their 
 
 @dataclass
 class Report:
-    """What an update did.
+    """The result of an update.
 
     failed: (path, why) of documents that exist and could not be read, those of earlier updates too; kept: (root, why)
     of folders that cannot be seen now, whose documents stay; left_out: how many files for each reason; embedded:
@@ -93,7 +93,7 @@ class _Indexer:
 
     def __init__(self, collection: Collection, changes: Changes, events: Events) -> None:
         self._collection, self._changes, self._events = collection, changes, events
-        self._total = sum(found.size for found, _ in changes.new)
+        self._total = sum(file.size for file, _ in changes.new)
         self._done = self.added = self.changed = self.embedded = 0
 
     def run(self) -> None:
@@ -101,10 +101,10 @@ class _Indexer:
             return
         batch: list[DocumentChange] = []
         chunks, size, since = 0, 0, time.monotonic()
-        paths = ((Path(found.path), found.reader) for found, _ in self._changes.new)
-        for (found, is_known), read in zip(self._changes.new, read_all(paths), strict=True):
-            size += found.size
-            change = self._change(found, read)
+        paths = ((Path(file.path), file.reader) for file, _ in self._changes.new)
+        for (file, is_known), read in zip(self._changes.new, read_all(paths), strict=True):
+            size += file.size
+            change = self._change(file, read)
             if change is None:
                 self._changes.unchanged += is_known
                 continue
@@ -117,20 +117,20 @@ class _Indexer:
                 batch, chunks, size, since = [], 0, 0, time.monotonic()
         self._commit(batch, size)
 
-    def _change(self, found: FoundFile, read: Read) -> DocumentChange | None:
+    def _change(self, file: FoundFile, read: Read) -> DocumentChange | None:
         """The document that a file became; None where it cannot be read now, as it has gone or its disk fails."""
         chunker, vectorizer = self._collection.chunker, self._collection.vectors.vectorizer
         try:
-            sha, changed = sha256_of(found.path), self._changes.stamp(found)
-            status = Path(found.path).stat()
+            sha, changed = sha256_of(file.path), self._changes.stamp(file)
+            status = Path(file.path).stat()
         except OSError as e:
-            self._changes.failed.append((found.path, f"cannot be read: {e.strerror}"))
+            self._changes.failed.append((file.path, f"cannot be read: {e.strerror}"))
             return None
-        if (status.st_size, status.st_mtime_ns) != (found.size, found.changed):
+        if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
             sha, changed = b"", UNSURE  # what was read may be neither the old content nor the new
         chunks = list(chunker.cut(read.blocks, vectorizer.count, vectorizer.most))
         error = read.error or ("" if chunks else "no text in it")
-        record = DocumentRecord(found.path, found.size, changed, sha, _title(read), read.notes, error)
+        record = DocumentRecord(file.path, file.size, changed, sha, _title(read), read.notes, error)
         return DocumentChange(record, chunks)
 
     def _commit(self, batch: Sequence[DocumentChange], size: int) -> None:

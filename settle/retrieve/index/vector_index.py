@@ -100,6 +100,6 @@ class VectorIndex:
                 self._forget(name).close()
 
     def _forget(self, name: str) -> "Vectorizer | Vectors":
-        """What was opened under `name`, which is opened again when it is next needed."""
+        """Takes out what was opened under `name`; it is opened again when it is next needed."""
         opened: Vectorizer | Vectors = self.__dict__.pop(name)
         return opened

@@ -1,4 +1,4 @@
-"""What a question is about: it without the words that only ask."""
+"""Reduces a question to its topic, without the words that only ask."""
 
 import re
 

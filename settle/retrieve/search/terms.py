@@ -37,16 +37,16 @@ def terms(catalogue: Catalogue, question: str) -> Terms:
     groups = {
         stem: {stem: frequencies[stem]} if stem in frequencies else _spelled_like(catalogue, stem) for stem in stems
     }
-    taken: list[str] = []
+    chosen: list[str] = []
     rows, total = 0, 0.0
     for stem, group in sorted(groups.items(), key=lambda item: sum(item[1].values())):
         frequency = sum(group.values())
         rows += frequency
-        if taken and rows > _ROWS:
+        if chosen and rows > _ROWS:
             break
-        taken += group or [stem]  # it may stand in a title
+        chosen += group or [stem]  # it may stand in a title
         total += max(log((number - frequency + 0.5) / (max(frequency, 1) + 0.5)), 1e-6)
-    return Terms(tuple(dict.fromkeys(taken)), total or 1.0)
+    return Terms(tuple(dict.fromkeys(chosen)), total or 1.0)
 
 
 def _spelled_like(catalogue: Catalogue, stem: str) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""What office programs, printers and mail programs write: read in a fenced child process only."""
+"""Files of office programs, printers and mail programs: read in a fenced child process only."""

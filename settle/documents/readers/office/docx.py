@@ -127,8 +127,8 @@ def _is_item(paragraph: Any, style: str) -> bool:
 def _value(element: Any, name: str) -> str | None:
     """The value of one of a paragraph's or a style's own properties."""
     properties = element.find(_W + "pPr")
-    element_found = properties.find(f".//{_W}{name}") if properties is not None else None
-    return element_found.get(_W + "val") if element_found is not None else None
+    holder = properties.find(f".//{_W}{name}") if properties is not None else None
+    return holder.get(_W + "val") if holder is not None else None
 
 
 def _text(paragraph: "_Element") -> tuple[str, tuple[int, int]]:

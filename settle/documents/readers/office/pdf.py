@@ -13,7 +13,7 @@ from settle.documents.readers.office._print import Line, Print
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
-_LOOKED_AT = 40  # pages that tell the size of the text and what repeats on every page
+_SAMPLED_PAGES = 40  # pages that tell the size of the text and what repeats on every page
 _ENCRYPTED = 4  # PDFium's FPDF_ERR_PASSWORD
 _PICTURE = "a picture: no text"
 _UNTOLD = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08]")  # what a letter is whose font does not say so
@@ -47,7 +47,7 @@ def _opened(path: Path) -> "PdfDocument":
 
 def _blocks(document: "PdfDocument", note: Note) -> Iterator[Block]:
     count = len(document)
-    first = [_lines(document, page) for page in range(1, min(count, _LOOKED_AT) + 1)]
+    first = [_lines(document, page) for page in range(1, min(count, _SAMPLED_PAGES) + 1)]
     printed = Print([lines for lines in first if lines], _outline(document))
     left_out: dict[str, list[int]] = {}
     for page in range(1, count + 1):
@@ -86,7 +86,7 @@ def _lines(document: "PdfDocument", page: int) -> list[Line] | None:
     at = 0
     for text in layer.get_text_range().split("\r\n"):
         if text.strip():
-            # a word in another font does not say how large a line is, so three of its letters are asked
+            # a word in another font does not say how large a line is, so three of its letters are measured
             letters = [i for i, c in enumerate(text) if c.isalnum()] or [len(text) - len(text.lstrip())]
             sample = [at + letters[len(letters) * i // 4] for i in (1, 2, 3)]
             boxes = [layer.get_charbox(min(i, layer.count_chars() - 1), loose=True) for i in sample]
@@ -108,7 +108,7 @@ def _has_picture(document: "PdfDocument", page: int) -> bool:
 
 
 def _outline(document: "PdfDocument") -> dict[int, dict[str, int]]:
-    """Of each page, the headings that the document's outline has there, with their levels from 1."""
+    """The headings of the document's outline by page, each with its level from 1."""
     outline: dict[int, dict[str, int]] = {}
     for entry in document.get_toc(max_depth=6):
         target = entry.get_dest()

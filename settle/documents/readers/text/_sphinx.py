@@ -55,7 +55,7 @@ def _role(
     options: Mapping[str, object] = {},
     content: Sequence[str] = (),
 ) -> tuple[list["nodes.Node"], list["nodes.Node"]]:
-    """What a reader of the page sees: the title of `title <target>`, the last name of `~package.name`."""
+    """The text that a page shows: the title of `title <target>`, the last name of `~package.name`."""
     from docutils import nodes
 
     titled = _TITLED.fullmatch(text)

@@ -72,8 +72,8 @@ def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | No
     except ImportError:
         note(f"cut at empty lines: the package tree-sitter-{package.replace('_', '-')} is not installed")
         return None
-    made = getattr(module, f"language_{language}" if language else "language")()
-    return Parser(Language(made)).parse("\n".join(lines).encode("utf-8", "replace")).root_node
+    grammar_pointer = getattr(module, f"language_{language}" if language else "language")()
+    return Parser(Language(grammar_pointer)).parse("\n".join(lines).encode("utf-8", "replace")).root_node
 
 
 def _blocks(lines: Sequence[str], node: "Node", first: int, end: int, level: int) -> Iterator[Block]:
@@ -134,7 +134,7 @@ def _children(node: "Node") -> "Iterator[tuple[int, Node]]":
 
 
 def _is_definition(node: "Node") -> bool:
-    """In every grammar a definition has a body, and a name of some kind."""
+    """Whether a node is a definition: in every grammar it has a body, and a name of some kind."""
     return node.child_by_field_name("body") is not None and _named(node) is not None
 
 

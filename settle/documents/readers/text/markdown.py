@@ -64,7 +64,7 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
     text = "\n".join(lines[first:end])
     if token.type == "html_block":
         # line feeds stay, so that lines keep their numbers
-        text = _TAG.sub("", _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text))
+        text = _TAG.sub("", _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text))
     elif kind != "code":
         text = _INNER_LINK.sub(r"\1", _PICTURE.sub(r"\1", text))
     return Block(kind, text, Place(line=first + 1), lined=True, header=header)

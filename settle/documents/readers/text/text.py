@@ -27,11 +27,11 @@ class Text(VerbatimReader):
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
         for first, lines in paragraphs(text_lines(path, note)):
-            taken, level = _heading(lines)
-            if taken:
+            num_lines, level = _heading(lines)
+            if num_lines:
                 yield Block("heading", lines[0].strip(), Place(line=first), level)
-            if len(lines) > taken:
-                yield Block("text", "\n".join(lines[taken:]), Place(line=first + taken), lined=True)
+            if len(lines) > num_lines:
+                yield Block("text", "\n".join(lines[num_lines:]), Place(line=first + num_lines), lined=True)
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

@@ -90,8 +90,8 @@ def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
         if random.random() < 0.5 or verb in _PAST:
             return f"what {verb} {rest}"
         if subject.split()[0].lower() not in NO_TERM | {"when", "if", "how", "where", "why"}:
-            asked_of = " ".join(WORD.findall(rest)[:6])
-            return f"{random.choice(('why', 'when', 'in what case'))} {verb} {_lower(subject)} {asked_of}"
+            about = " ".join(WORD.findall(rest)[:6])
+            return f"{random.choice(('why', 'when', 'in what case'))} {verb} {_lower(subject)} {about}"
     words: list[str] = WORD.findall(sentence)
     weights = telling(words)
     best = sorted(range(len(words)), key=lambda i: -weights[i])[: random.randint(5, 9)]
@@ -190,7 +190,7 @@ def _shuffled(words: Sequence[str], random: Random) -> list[str]:
 
 
 def _lower(text: str) -> str:
-    """With a small first letter, unless the word is a name."""
+    """Lowers the first letter, unless the word is a name."""
     first = text.split(" ", 1)[0]
     return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
 

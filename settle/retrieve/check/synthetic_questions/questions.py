@@ -29,7 +29,7 @@ BEGINNINGS = 0.5  # share of the documents whose beginning is asked for first
 ALIKE = 0.8  # share of what a text's words tell that a passage has to have to say the same
 MOST_COPIED = 5  # words in a row that a question may have of its passage
 _NEIGHBOURS = 30  # passages with most of a text's rarest words that are looked at for saying the same
-_ASKED_FOR = 16  # of those words
+_RAREST_WORDS = 16  # of those words
 _TRIES = 8  # places looked at for each question that is wanted
 _WINDOW = 60  # passages on each side among which a section is looked for
 _COMMON = 0.02  # share of the passages that may have a question's rarest word
@@ -54,7 +54,7 @@ class Question:
     without: frozenset[int]
 
 
-class _Asked(NamedTuple):
+class _Candidate(NamedTuple):
     """kind: what it was made from; source: the text of that; answers: passages of its document that answer it."""
 
     kind: str
@@ -139,7 +139,7 @@ class _Maker:
         """One that the passage answers, of the kind that there are the fewest of, or None when it gives none."""
         candidates = self._of_model(spot) if 2 * self._left_to_model <= sum(kinds.values()) else []
         if not candidates:
-            candidates = self._asked(spot)
+            candidates = self._candidates(spot)
             self.random.shuffle(candidates)
         for one in sorted(candidates, key=lambda a: kinds.get(a.kind, 0) / WANTED.get(a.kind, 2.0)):
             least = 1 if one.kind in ("definition", "heading") else _LEAST
@@ -147,9 +147,9 @@ class _Maker:
                 return self._finished(spot, one)
         return None
 
-    def _finished(self, spot: _Spot, asked: _Asked) -> Question:
+    def _finished(self, spot: _Spot, candidate: _Candidate) -> Question:
         """A question with all that answers it and all that belongs to its topic."""
-        answers = asked.answers | self._saying(asked.source)
+        answers = candidate.answers | self._saying(candidate.source)
         document = spot.document
         whole = document.chunks <= WHOLE * self._total
         if whole:
@@ -157,8 +157,8 @@ class _Maker:
         else:
             near = (i for n, i in spot.around if abs(n - spot.ordinal) <= NEAR)
         return Question(
-            text=asked.text,
-            kind=asked.kind,
+            text=candidate.text,
+            kind=candidate.kind,
             document=document.id,
             path=document.path,
             passage=spot.passage.id,
@@ -177,7 +177,7 @@ class _Maker:
         rarest = min((frequencies.get(stem, 1) for stem in stems), default=self._total)
         return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
 
-    def _asked(self, spot: _Spot) -> list[_Asked]:
+    def _candidates(self, spot: _Spot) -> list[_Candidate]:
         """One question of each kind that the passage gives."""
         random, passage = self.random, spot.passage
         only, other = frozenset((passage.id,)), self._other
@@ -186,24 +186,24 @@ class _Maker:
             term, gloss = random.choice(terms)
             source = f"{term} {gloss}"
             if not self._headed_elsewhere(term, spot.section(len(passage.headings))):
-                candidates.append(_Asked("definition", phrases.of_term(other(term), random), source, only))
-            candidates.append(_Asked("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
+                candidates.append(_Candidate("definition", phrases.of_term(other(term), random), source, only))
+            candidates.append(_Candidate("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
         if prose := prose_sentences(passage.text):
             sentence = random.choice(prose)
             candidates.append(
-                _Asked("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
+                _Candidate("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
             )
         if code := phrases.functions(passage.text):
             doc = random.choice(code)[1]
-            candidates.append(_Asked("code", phrases.of_function(other(doc), random), doc, only))
+            candidates.append(_Candidate("code", phrases.of_function(other(doc), random), doc, only))
         if cells := phrases.rows(passage.text):
             row, column, cell = random.choice(cells)
             candidates.append(
-                _Asked("row", phrases.of_row(other(row), other(column), random), f"{row} {column} {cell}", only)
+                _Candidate("row", phrases.of_row(other(row), other(column), random), f"{row} {column} {cell}", only)
             )
         return candidates
 
-    def _of_headings(self, spot: _Spot) -> list[_Asked]:
+    def _of_headings(self, spot: _Spot) -> list[_Candidate]:
         """A question from one of the headings over a passage, unless others of that name stand elsewhere."""
         headings = spot.passage.headings
         if not headings:
@@ -216,7 +216,7 @@ class _Maker:
             if not above or self._headed_elsewhere(f"{above} {heading}", section):
                 return []
         return [
-            _Asked(
+            _Candidate(
                 "heading",
                 phrases.of_heading(self._other(heading), self._other(above), self.random),
                 spot.passage.text,
@@ -224,7 +224,7 @@ class _Maker:
             )
         ]
 
-    def _of_model(self, spot: _Spot) -> list[_Asked]:
+    def _of_model(self, spot: _Spot) -> list[_Candidate]:
         """A question that the model asks, where most of what it tells stands in the passage."""
         if self._model is None or self._left_to_model >= INVENTED:
             return []
@@ -234,7 +234,7 @@ class _Maker:
         tells = dict(zip(stems, self._telling(stems), strict=True))
         there = sum(tells[stem] for stem in tells.keys() & words(passage.embedded))
         is_about = there >= ABOUT * sum(tells.values()) > 0
-        return [_Asked("model", text, passage.text, frozenset((passage.id,)))] if is_about else []
+        return [_Candidate("model", text, passage.text, frozenset((passage.id,)))] if is_about else []
 
     def _headed_elsewhere(self, text: str, section: frozenset[int]) -> bool:
         passages = self._collection.catalogue.words.under_headings(list(dict.fromkeys(words(text))), len(section) + 1)
@@ -252,7 +252,7 @@ class _Maker:
         """Passages that have nearly all that a text says, whatever else they say."""
         stems = sorted(set(words(text)))
         weight = dict(zip(stems, self._telling(stems), strict=True))
-        rarest = sorted(stems, key=lambda stem: -weight[stem])[:_ASKED_FOR]
+        rarest = sorted(stems, key=lambda stem: -weight[stem])[:_RAREST_WORDS]
         catalogue = self._collection.catalogue
         near = catalogue.passages.get([i for i, _ in catalogue.words.search(rarest, _NEIGHBOURS)])
         enough = ALIKE * sum(weight.values())

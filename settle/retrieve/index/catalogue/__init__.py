@@ -1,1 +1,1 @@
-"""What a collection holds, in one SQLite file: documents, passages, vectors, words."""
+"""The contents of a collection in one SQLite file: documents, passages, vectors, words."""

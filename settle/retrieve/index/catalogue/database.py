@@ -187,7 +187,7 @@ class StoredSettings:
 
 
 def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many values at a time as one statement takes."""
+    """Cuts values into batches that one statement takes."""
     for first in range(0, len(values), _MOST_PARAMETERS):
         yield values[first : first + _MOST_PARAMETERS]
 

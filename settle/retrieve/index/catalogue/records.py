@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
     @property
     def embedded(self) -> str:
-        """What the embedder reads."""
+        """The text that the embedder reads."""
         return with_headings(self.headings, self.text)
 
 

@@ -31,7 +31,7 @@ class WordIndex:
         self._database = database
 
     def frequencies(self, stems: Iterable[str]) -> dict[str, int]:
-        """In how many passages (or their headings) each stem occurs; stems that occur nowhere are left out."""
+        """The number of passages that each stem occurs in, headings included; stems that occur nowhere are left out."""
         wanted = sorted(set(stems))
         return dict(self._database.rows_in("SELECT term, doc FROM vocabulary WHERE term IN ({})", wanted))
 

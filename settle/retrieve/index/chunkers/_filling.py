@@ -62,9 +62,9 @@ class Filler:
                     self._heading(block, tokens)
                 else:
                     self._block(block, tokens)
-            yield from self._measured(self._taken())
+            yield from self._measured(self._take_ready())
         self._leave(0)
-        yield from self._measured(self._taken())
+        yield from self._measured(self._take_ready())
 
     def _heading(self, block: Block, tokens: int) -> None:
         level, text = block.level or 1, " ".join(block.text.split())
@@ -176,7 +176,7 @@ class Filler:
             headings.append(section.heading)
         return tuple(reversed(headings))
 
-    def _taken(self) -> list[_Group]:
+    def _take_ready(self) -> list[_Group]:
         ready, self._ready = self._ready, []
         return ready
 

@@ -120,7 +120,7 @@ def _spans(
 
 def _between(text: str, start: int, end: int, border: re.Pattern[str], every: int = 1) -> list[tuple[int, int]]:
     """A text cut after each n-th border, without blank parts."""
-    ends = [found.end() for found in border.finditer(text, start, end)]
+    ends = [match.end() for match in border.finditer(text, start, end)]
     cuts = [start, *ends[every - 1 :: every], end]
     parts = [(a, b) for a, b in pairwise(cuts) if b > a and not text[a:b].isspace()]
     return parts or [(start, end)]

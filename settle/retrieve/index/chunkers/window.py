@@ -13,7 +13,7 @@ WORDS = 8  # that are kept together: a window moves by them
 
 
 class Window(Chunker):
-    """What most pipelines do; here it stays inside of a section."""
+    """The usual sliding window, but it stays inside a section."""
 
     tokens: int = Field(200, gt=8, description="tokens per passage, headings included; at most the embedder's limit")
     overlap: int = Field(40, ge=0, description="tokens that a passage shares with the one before it")

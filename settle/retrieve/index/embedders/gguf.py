@@ -34,7 +34,7 @@ _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that
 
 
 class Known(NamedTuple):
-    """What a file does not say about its model. name: a pattern of its name. query, document: prefixes of texts, from
+    """Facts about a model that its file lacks. name: a pattern of its name. query, document: prefixes of texts, from
     the model's card. most: tokens of the texts that it was trained on, where its file claims more.
     """
 
@@ -211,7 +211,7 @@ class _Opened(Vectorizer):
 
 
 def known(names: Iterable[str]) -> Known | None:
-    """What is known about a model with one of these names."""
+    """The known facts about a model with one of these names."""
     spelled = [re.sub(r"[^a-z0-9.]+", "-", name.lower()) for name in names]
     return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
 
