@@ -6,30 +6,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.run import home, read_json, write_atomic
 from settle.base.server_state import allow_origins, allowed_origins
 from settle.connect.clients import ConfigFile
 
-
-class _SavedFile(TypedDict):
-    """before: the old content in base64, None where there was no file. mode: its permissions. made: folders that we
-    made. wrote: the sha256 of what we wrote."""
-
-    path: str
-    before: str | None
-    mode: int | None
-    made: list[str]
-    wrote: str
-
-
-class _Record(TypedDict):
-    """What was done for a client. origins: those that were let in."""
-
-    files: list[_SavedFile]
-    origins: list[str]
+# What was done for a client: `origins` that were let in, and `files`. Each of these has its `path`; `before`, the old
+# content in base64, None where there was no file; `mode`, its permissions; `made`, folders that we made; and `wrote`,
+# the sha256 of what we wrote.
+_Record = dict[str, Any]
 
 
 def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Path]:
@@ -40,7 +27,7 @@ def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Pa
         places = ", ".join(saved["path"] for saved in record["files"]) or "none"
         raise RunError(f"settings of {name} are elsewhere too: {places}", f"run `settle connect {name} --undo` first")
     known = {saved["path"]: saved for saved in record["files"]} if record else {}
-    saved_files: list[_SavedFile] = []
+    saved_files: list[_Record] = []
     texts: list[tuple[Path, bytes]] = []
     for file in files:
         path = file.path.resolve()  # where a link leads: the link itself must stay one
@@ -93,7 +80,7 @@ def is_connected(name: str) -> bool:
     return _record_path(name).exists()
 
 
-def _restore(saved: _SavedFile) -> str:
+def _restore(saved: _Record) -> str:
     path = Path(saved["path"])
     if saved["before"] is None:
         path.unlink(missing_ok=True)
@@ -107,7 +94,7 @@ def _restore(saved: _SavedFile) -> str:
     return f"{path} is restored"
 
 
-def _is_as_written(saved: _SavedFile) -> bool:
+def _is_as_written(saved: _Record) -> bool:
     """Whether a file is still as we wrote it, or was never written because we were interrupted."""
     current = _read(Path(saved["path"]))
     before = None if saved["before"] is None else base64.b64decode(saved["before"])

@@ -4,7 +4,7 @@ import http.client
 import ipaddress
 import json
 import urllib.parse
-from typing import Required, TypedDict
+from typing import Any
 
 from settle.base.errors import RunError, UsageError
 from settle.base.server_state import running_server, server_key
@@ -14,12 +14,7 @@ from settle.connect.clients import ClientRequest, Connection
 LIST_SECONDS = 30.0
 
 
-class ListedModel(TypedDict, total=False):
-    """A model in a server's list. Servers other than settle's say less about it."""
-
-    id: Required[str]
-    context_length: int
-    capabilities: list[str]
+Listed = dict[str, Any]  # a model in a server's list; servers other than settle's say less about it
 
 
 def open_connection(
@@ -53,7 +48,7 @@ def open_connection(
     )
 
 
-def list_models(address: str, key: str) -> list[ListedModel]:
+def list_models(address: str, key: str) -> list[Listed]:
     """The models that a server lists. Raises RunError when there is no server, or it does not let us in."""
     request = ClientRequest("", "/v1/models", expects="models")
     try:
@@ -63,7 +58,7 @@ def list_models(address: str, key: str) -> list[ListedModel]:
     if answer.status in (401, 403):
         raise RunError(f"the server at {address} rejects the request: {answer.message}", "give its key with --key")
     try:
-        models: list[ListedModel] = json.loads(answer.body)["data"]
+        models: list[Listed] = json.loads(answer.body)["data"]
         if answer.status != 200 or not all(isinstance(model["id"], str) for model in models):
             raise ValueError
     except (ValueError, KeyError, TypeError):
@@ -81,11 +76,11 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _capabilities(model: ListedModel) -> list[str]:
+def _capabilities(model: Listed) -> list[str]:
     return model.get("capabilities") or []
 
 
-def _choose(models: list[ListedModel], wanted: str | None) -> ListedModel:
+def _choose(models: list[Listed], wanted: str | None) -> Listed:
     """The model of that name, else the first that chats. Raises UsageError."""
     names = ", ".join(model["id"] for model in models)
     if not models:

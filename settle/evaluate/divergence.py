@@ -78,7 +78,7 @@ class TextLoss:
 def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None = None, seed: int = 0) -> Divergence:
     """The figures of a comparison over a record's windows, all or the first of them.
 
-    compared: of `Scorer.compare` or `live_compare`. num_bytes: of the text of the tokens that were compared. Intervals
+    compared: of `Scorer.compare`. num_bytes: of the text of the tokens that were compared. Intervals
     are the bootstrap's over windows: tokens of one window are no independent sample.
     """
     positions = reference.positions

@@ -37,7 +37,6 @@ class Engine(ChildModel[Child], LlamaClient):
         threads: int | None = None,
         ready_seconds: float = 300.0,
         adapter: Path | str | None = None,
-        adapter_scale: float = 1.0,
         slots: int = 1,
         draft: Draft | None = None,
     ) -> None:
@@ -49,7 +48,7 @@ class Engine(ChildModel[Child], LlamaClient):
                 f"{self.path.name} turns texts into vectors and writes none",
                 "choose a model that chats; `settle index` and /v1/embeddings use this one",
             )
-        self.adapter_scale = adapter_scale
+        self.adapter_scale = 1.0
         self.adapter = Path(adapter) if adapter else None
         template = None
         if self.adapter:

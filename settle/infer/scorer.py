@@ -26,6 +26,7 @@ from settle.library.facts import longest_context
 
 PACKAGE = "llama_cpp_py_sync"
 Array = NDArray[np.generic]
+LOADING_SECONDS = 300.0
 OnTokens = Callable[[int], None]  # called with the number of tokens read after each window
 
 
@@ -42,9 +43,7 @@ class Scorer(ChildModel["ScorerChild"]):
     EngineError when llama.cpp refuses the file or dies.
     """
 
-    def __init__(
-        self, path: Path | str, context: int = 512, threads: int | None = None, ready_seconds: float = 300.0
-    ) -> None:
+    def __init__(self, path: Path | str, context: int = 512, threads: int | None = None) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
         self.path = Path(path)
@@ -65,7 +64,7 @@ class Scorer(ChildModel["ScorerChild"]):
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths)}
-        self._child = ScorerChild("scorer_child.py", settings, self.path.name, environment, ready_seconds)
+        self._child = ScorerChild("scorer_child.py", settings, self.path.name, environment, LOADING_SECONDS)
 
     def start(self) -> None:
         super().start()
@@ -83,21 +82,19 @@ class Scorer(ChildModel["ScorerChild"]):
         folder: Path,
         about: Mapping[str, object] | None = None,
         on_tokens: OnTokens = ignore_progress,
-        top: int = TOP,
-        sampled: int = SAMPLED,
     ) -> Likelihoods:
         """The record of this model over windows of ids, written to `folder`, in place of an earlier one.
 
         windows: each of at least two ids and at most `context` + 1. about: what is known of the model, kept in the
-        record. Raises UsageError for a window that is too
-        short, too long or has ids that the model does not know, and what `LikelihoodsWriter` raises.
+        record. Raises UsageError for a window that is too short, too long or has ids that the model does not know, and
+        what `LikelihoodsWriter` raises.
         """
         windows = list(windows)
         positions = sum(len(ids) - 1 for ids in windows)
         about = {"model": self.path.name, **(about or {})}
-        with LikelihoodsWriter(folder, self.num_vocab, about, positions, top, sampled) as writer:
+        with LikelihoodsWriter(folder, self.num_vocab, about, positions, TOP, SAMPLED) as writer:
             for ids in windows:
-                writer.append(ids, self.rows(ids, top, sampled))
+                writer.append(ids, self.rows(ids))
                 on_tokens(len(ids) - 1)
             return writer.close()
 

@@ -11,9 +11,8 @@ from settle.data.distributions import Compared, draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
 from settle.data.windows import Windows, text_windows
 from settle.evaluate.divergence import divergence, text_loss
-from settle.infer.live.compare import live_compare
 from settle.infer.live.sample import logprobs
-from tests.live_records import live_likelihoods
+from tests.live_records import live_compare, live_likelihoods
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from settle.data.likelihoods import Likelihoods
 from settle.formats.gguf import export_gguf
 from settle.infer import scorer as scorer_module
 from settle.infer.engine import Engine
-from settle.infer.live.compare import live_compare
 from settle.infer.live.sample import logprobs
 from settle.infer.scorer import Scorer
 from tests.infer.test_engine import gone, wait_until
-from tests.live_records import live_likelihoods
+from tests.live_records import live_compare, live_likelihoods
 
 pytest.importorskip("llama_cpp_py_sync")
 

@@ -96,7 +96,7 @@ def test_empty_prompt_loads_and_keep_alive_0_unloads(live):
 def _running(live) -> list[str]:
     """The models of /api/ps, once those that are on their way out are gone."""
     end = time.monotonic() + 20
-    while live.gateway.backend.pool._models.is_anyone_leaving and time.monotonic() < end:
+    while live.gateway.backend.pool._models.leaving and time.monotonic() < end:
         time.sleep(0.02)
     return [model["name"] for model in live.ask("/api/ps").json["models"]]
 

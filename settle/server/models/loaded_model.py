@@ -108,19 +108,15 @@ class LoadedModels:
     def __init__(self, tasks: BackgroundTasks, on_change: OnChange) -> None:
         self._tasks, self._on_change = tasks, on_change
         self._up: dict[ModelKey, LoadedModel] = {}
-        self._leaving: set[LoadedModel] = set()
+        self.leaving: set[LoadedModel] = set()
         self._recent: dict[tuple[ModelEntry, Use], LoadedModel] = {}  # spares most requests the way by the disk
-
-    @property
-    def is_anyone_leaving(self) -> bool:
-        return bool(self._leaving)
 
     def up(self) -> list[LoadedModel]:
         return list(self._up.values())
 
     def all(self) -> list[LoadedModel]:
         """Those that leave included."""
-        return [*self._up.values(), *self._leaving]
+        return [*self._up.values(), *self.leaving]
 
     def get(self, key: ModelKey) -> LoadedModel | None:
         return self._up.get(key)
@@ -142,7 +138,7 @@ class LoadedModels:
         if self._up.get(model.key) is model:
             del self._up[model.key]
         model.is_leaving = True
-        self._leaving.add(model)
+        self.leaving.add(model)
         if not model.busy:
             self._tasks.spawn(self.end(model))
 
@@ -150,7 +146,7 @@ class LoadedModels:
         """Ends it now."""
         if self._up.get(model.key) is model:
             del self._up[model.key]
-        self._leaving.discard(model)
+        self.leaving.discard(model)
         self._recent = {key: other for key, other in self._recent.items() if other is not model}
         await asyncio.to_thread(model.child.close)
         self._on_change("unloaded", model.key.path.stem)
@@ -164,5 +160,5 @@ class LoadedModels:
         if self._up.get(model.key) is model:
             del self._up[model.key]
             self._on_change("died", model.key.path.stem)
-        self._leaving.discard(model)
+        self.leaving.discard(model)
         await asyncio.to_thread(model.child.close)

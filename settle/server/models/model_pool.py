@@ -181,7 +181,7 @@ class ModelPool:
             idle = [model for model in up if not model.busy and model is not before]
             if idle:
                 await self._models.end(min(idle, key=lambda model: model.used))
-            elif self._models.is_anyone_leaving and waited < LEAVE_SECONDS:
+            elif self._models.leaving and waited < LEAVE_SECONDS:
                 waited += 0.1
                 await asyncio.sleep(0.1)
             elif before is not None and before in up and memory().available < needs:

@@ -73,11 +73,12 @@ def _checked_call(call: object, where: str) -> ToolCall:
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": call.get("id") or f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
-    }
+    return function_call(call.get("id") or f"call_{secrets.token_hex(12)}", function["name"], arguments)
+
+
+def function_call(id: str, name: str, arguments: str) -> ToolCall:
+    """arguments: JSON."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def text_of(content: object, where: str) -> str:

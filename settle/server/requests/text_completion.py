@@ -14,7 +14,7 @@ from settle.server.requests.chat_request import delta_choice, timings_of, usage_
 from settle.server.requests.engine import TEXT_PATH, ask, open_stream, read_events
 from settle.server.requests.fill_in_middle import infill_prompt
 from settle.server.requests.grammar import json_grammar, own_grammar
-from settle.server.wire_types import Choice, Chunk, Delta, JsonObject, Logprobs, TextEvent
+from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, TextEvent
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
         if event["content"]:
             tokens = event.get("completion_probabilities")
             logprobs: Logprobs | None = {"content": tokens} if tokens else None
-            yield head | {"choices": [_choice({"content": event["content"]}, None, logprobs)]}
+            choice: Choice = {"index": 0, "delta": {"content": event["content"]}, "finish_reason": None}
+            yield head | {"choices": [choice | {"logprobs": logprobs}]}
         if event["stop"]:
             reason = "length" if event["stop_type"] == "limit" else "stop"
             yield head | {"choices": [delta_choice({}, reason)]}
@@ -92,10 +93,6 @@ async def prepare(
         start = request.prompt if isinstance(request.prompt, str) else ""
         prompt = await infill_prompt(loaded, request.before, request.suffix, start, request.extra)
     return body | {"prompt": prompt}
-
-
-def _choice(delta: Delta, reason: str | None, logprobs: Logprobs | None) -> Choice:
-    return {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
 
 
 def _tidied(event: TextEvent, request: TextRequest, entry: ModelEntry) -> TextEvent:

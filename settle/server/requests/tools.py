@@ -12,6 +12,7 @@ from typing import Literal
 
 from settle.server.errors import invalid, reject_unknown
 from settle.server.requests.grammar import CLOSE, OPEN
+from settle.server.requests.messages import function_call
 from settle.server.wire_types import ChatMessage, Delta, JsonObject, Tool, ToolCall
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
@@ -127,17 +128,10 @@ class CallReader:
 
     def _call(self, body: str) -> Delta:
         call = json.loads(body)
-        tool_call: ToolCall = {
-            "index": self.num_calls,
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": json.dumps(call.get("arguments") or {}, ensure_ascii=False),
-            },
-        }
+        arguments = json.dumps(call.get("arguments") or {}, ensure_ascii=False)
+        index: ToolCall = {"index": self.num_calls}
         self.num_calls += 1
-        return {"tool_calls": [tool_call]}
+        return {"tool_calls": [index | function_call(f"call_{secrets.token_hex(12)}", call["name"], arguments)]}
 
 
 def _allowed(tools: list[Tool], choice: JsonObject) -> tuple[list[Tool], ToolChoice]:

@@ -14,8 +14,9 @@ from settle.server.errors import invalid, unsupported
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import merge_turns
 from settle.server.requests.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
+from settle.server.requests.messages import function_call
 from settle.server.requests.tools import check_tools, choose
-from settle.server.wire_types import ChatMessage, JsonObject, ToolCall
+from settle.server.wire_types import ChatMessage, JsonObject
 
 NOT_HERE = {
     "container": "this server has no containers",
@@ -162,7 +163,7 @@ class CountBody(Cached):
             raise invalid("thinking.budget_tokens", "is for type enabled only")
         effort = self.output_config.effort if self.output_config else None
         arguments = effort_arguments(effort)
-        arguments |= {} if self.thinking is None or thinking.type == "adaptive" else _enabled(thinking.type)
+        arguments |= {} if thinking.type == "adaptive" else {"enable_thinking": thinking.type == "enabled"}
         form = (self.output_config and self.output_config.format) or self.output_format
         tools = [_tool(tool, f"tools.{number}").to_openai() for number, tool in enumerate(self.tools or ())]
         allowed, choice = choose(check_tools(tools), self.tool_choice.to_openai() if self.tool_choice else None)
@@ -219,10 +220,6 @@ class MessagesBody(CountBody):
         )
 
 
-def _enabled(kind: str) -> JsonObject:
-    return {"enable_thinking": kind == "enabled"}
-
-
 def _tool(value: object, where: str) -> Tool:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in (None, "custom"):
@@ -259,11 +256,7 @@ def _turn(role: str, value: object, where: str, called: dict[str, str]) -> ChatM
         return {"role": role, "content": "", "reasoning_content": block.thinking}
     if isinstance(block, ToolUse):
         called[block.id] = block.name
-        call: ToolCall = {
-            "id": block.id,
-            "type": "function",
-            "function": {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)},
-        }
+        call = function_call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
         return {"role": role, "content": "", "tool_calls": [call]}
     assert isinstance(block, ToolResult)
     text = _text(block.content or "", f"{where}.content")

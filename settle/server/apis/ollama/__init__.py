@@ -1,7 +1,6 @@
 """Ollama's API (https://docs.ollama.com/api): lines of JSON, models with tags, and changes of the store."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Literal
@@ -11,8 +10,8 @@ from starlette.responses import PlainTextResponse, Response
 from settle.base.version import __version__
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.apis.ollama import models
-from settle.server.apis.ollama.answer import Answer
+from settle.server.apis.ollama import models, store
+from settle.server.apis.ollama.answer import Answer, error_line, streamed_lines
 from settle.server.apis.ollama.body import (
     AnswerBody,
     ChatBody,
@@ -23,23 +22,9 @@ from settle.server.apis.ollama.body import (
     check_context,
     keep_alive_seconds,
 )
-from settle.server.apis.ollama.store import (
-    CopyBody,
-    CreateBody,
-    DeleteBody,
-    OneModel,
-    PullBody,
-    blobs,
-    copy,
-    create_lines,
-    delete,
-    last_line,
-    pull_lines,
-    push,
-)
 from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response, streamed
+from settle.server.http_responses import json_response
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.requests import chat, text_completion
@@ -47,11 +32,9 @@ from settle.server.requests.embeddings import embed_texts, truncate_texts
 from settle.server.wire_types import Chunk, JsonObject
 
 VERSION = "0.32.7"  # of the Ollama whose API this is: clients turn off features that an older one lacks
-LINES = "application/x-ndjson"
-FIELD_NAMES = {"response_format": "format", "reasoning_effort": "think"}  # OpenAI's → Ollama's, in messages
 
 
-class ShowBody(OneModel):
+class ShowBody(store.OneModel):
     """What /api/show takes; clients of before 2024 send `name`."""
 
     verbose: bool | None = None
@@ -71,20 +54,17 @@ class Ollama(Api):
             ("POST", "/api/generate", self.endpoint(generate, GenerateBody)),
             ("POST", "/api/embed", self.endpoint(embed, EmbedBody)),
             ("POST", "/api/embeddings", self.endpoint(embeddings, OldEmbedBody)),
-            ("POST", "/api/pull", self.endpoint(pull, PullBody)),
-            ("POST", "/api/copy", self.endpoint(copy, CopyBody)),
-            ("DELETE", "/api/delete", self.endpoint(delete, DeleteBody)),
-            ("POST", "/api/create", self.endpoint(create, CreateBody)),
-            ("POST", "/api/push", self.endpoint(push)),
-            ("GET", "/api/blobs/{digest}", self.endpoint(blobs)),
-            ("POST", "/api/blobs/{digest}", self.endpoint(blobs)),
+            ("POST", "/api/pull", self.endpoint(store.pull, store.PullBody)),
+            ("POST", "/api/copy", self.endpoint(store.copy, store.CopyBody)),
+            ("DELETE", "/api/delete", self.endpoint(store.delete, store.DeleteBody)),
+            ("POST", "/api/create", self.endpoint(store.create, store.CreateBody)),
+            ("POST", "/api/push", self.endpoint(store.push)),
+            ("GET", "/api/blobs/{digest}", self.endpoint(store.blobs)),
+            ("POST", "/api/blobs/{digest}", self.endpoint(store.blobs)),
         ]
 
     def error(self, error: ApiError) -> JsonObject:
-        message, param = error.message, error.param or ""
-        if param in FIELD_NAMES and message.startswith(f"{param}: "):
-            message = FIELD_NAMES[param] + message.removeprefix(param)
-        return {"error": message}
+        return error_line(error)
 
     def owns(self, path: str) -> bool:
         return path == "/" or (path.startswith("/api/") and not path.startswith(("/api/v0/", "/api/v1/")))
@@ -172,7 +152,7 @@ async def _respond(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGe
     lines = _lines(call, body, answer, chunks)
     if body.stream is False:
         return json_response(answer.merged([line async for line in lines]))
-    return await _streamed(call, lines)
+    return await streamed_lines(call, lines)
 
 
 async def _lines(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Json]:
@@ -222,28 +202,3 @@ async def embeddings(call: Call) -> Response:
     if idle is not None:
         await call.pool.keep(entry, idle)
     return json_response({"embedding": vectors[0]})
-
-
-async def pull(call: Call) -> Response:
-    body = await call.body(PullBody)
-    return await _respond_status(call, body.stream, await pull_lines(call, body))
-
-
-async def create(call: Call) -> Response:
-    body = await call.body(CreateBody)
-    return await _respond_status(call, body.stream, await create_lines(call, body))
-
-
-async def _respond_status(call: Call, stream: bool | None, lines: AsyncGenerator[JsonObject]) -> Response:
-    if stream is False:
-        return await last_line(lines)
-    return await _streamed(call, lines)
-
-
-async def _streamed(call: Call, lines: AsyncGenerator[JsonObject]) -> Response:
-    pieces = (_written(line) async for line in lines)
-    return await streamed(pieces, call.record, lambda error: _written(Ollama().error(error)), LINES)
-
-
-def _written(line: JsonObject) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

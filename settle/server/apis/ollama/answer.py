@@ -2,12 +2,20 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+
+from starlette.responses import Response
 
 from settle.infer.child_process import Json
 from settle.server.apis.ollama.models import now
+from settle.server.errors import ApiError
+from settle.server.gateway import Call
+from settle.server.http_responses import streamed
 from settle.server.models.model_entry import ModelEntry
-from settle.server.wire_types import Chunk, Logprobs, ToolCall
+from settle.server.wire_types import Chunk, JsonObject, Logprobs, ToolCall
+
+LINES = "application/x-ndjson"
+FIELD_NAMES = {"response_format": "format", "reasoning_effort": "think"}  # OpenAI's → Ollama's, in messages
 
 
 class Answer:
@@ -118,3 +126,20 @@ def _tidied(token: Json) -> Json:
     fields = {name: value for name, value in token.items() if name in ("token", "logprob", "bytes")}
     tops = token.get("top_logprobs")
     return fields | ({"top_logprobs": [_tidied(top) for top in tops]} if tops else {})
+
+
+async def streamed_lines(call: Call, lines: AsyncGenerator[JsonObject]) -> Response:
+    """Raises what the first line raises."""
+    pieces = (_written(line) async for line in lines)
+    return await streamed(pieces, call.record, lambda error: _written(error_line(error)), LINES)
+
+
+def error_line(error: ApiError) -> JsonObject:
+    message, param = error.message, error.param or ""
+    if param in FIELD_NAMES and message.startswith(f"{param}: "):
+        message = FIELD_NAMES[param] + message.removeprefix(param)
+    return {"error": message}
+
+
+def _written(line: JsonObject) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

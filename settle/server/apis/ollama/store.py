@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from starlette.responses import Response
 
+from settle.server.apis.ollama.answer import streamed_lines
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.gateway import Call
 from settle.server.http_responses import json_response
@@ -60,19 +61,19 @@ class CreateBody(Body):
     stream: bool | None = None
 
 
-async def pull_lines(call: Call, body: PullBody) -> AsyncGenerator[JsonObject]:
-    """Raises ApiError."""
+async def pull(call: Call) -> Response:
+    body = await call.body(PullBody)
     name = body.wanted
     entries = call.backend.catalogue.entries()
     if any(name.removesuffix(":latest") in (entry.id, *entry.aliases) for entry in entries):
-        return status_lines(f"{name} is here", "success")
+        return await _respond(call, body.stream, _status_lines(f"{name} is here", "success"))
     call.gateway.store.require_open()
     offer = await asyncio.to_thread(find_offer, name, call.gateway.store.pull_from)
-    return call.gateway.store.pull(offer)
+    return await _respond(call, body.stream, call.gateway.store.pull(offer))
 
 
-async def create_lines(call: Call, body: CreateBody) -> AsyncGenerator[JsonObject]:
-    """Raises ApiError."""
+async def create(call: Call) -> Response:
+    body = await call.body(CreateBody)
     entry = call.find(body.source)
     for name in body.adapters or ():
         adapter = call.find(name if ":" in name else f"{entry.id}:{name}")
@@ -80,7 +81,7 @@ async def create_lines(call: Call, body: CreateBody) -> AsyncGenerator[JsonObjec
             raise unsupported("adapters", f"{adapter.id} is not an adapter over {entry.id}")
         entry = adapter
     await call.gateway.store.copy(entry, body.model)
-    return status_lines(f"using {entry.id}", "success")
+    return await _respond(call, body.stream, _status_lines(f"using {entry.id}", "success"))
 
 
 async def copy(call: Call) -> Response:
@@ -106,11 +107,13 @@ async def blobs(call: Call) -> Response:
     raise ApiError(403, message, "not_allowed")
 
 
-async def last_line(lines: AsyncGenerator[JsonObject]) -> Response:
-    """The answer of a change that is not streamed."""
-    return json_response([line async for line in lines][-1])
+async def _respond(call: Call, stream: bool | None, lines: AsyncGenerator[JsonObject]) -> Response:
+    """The lines of a change, or the last one."""
+    if stream is False:
+        return json_response([line async for line in lines][-1])
+    return await streamed_lines(call, lines)
 
 
-async def status_lines(*statuses: str) -> AsyncGenerator[JsonObject]:
+async def _status_lines(*statuses: str) -> AsyncGenerator[JsonObject]:
     for status in statuses:
         yield {"status": status}

@@ -9,9 +9,9 @@ from settle.server.errors import invalid, unsupported
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import merge_turns
 from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
-from settle.server.requests.messages import check_messages, text_of
+from settle.server.requests.messages import check_messages, function_call, text_of
 from settle.server.requests.tools import check_tools, choose
-from settle.server.wire_types import ChatMessage, JsonObject, ToolCall
+from settle.server.wire_types import ChatMessage, JsonObject
 
 PROBABILITIES = "message.output_text.logprobs"
 NOT_HERE = {
@@ -237,11 +237,6 @@ def _turn(value: object, where: str) -> ChatMessage:
         return result | {"name": item.name} if item.name else result
     turn: ChatMessage = {"role": "assistant", "content": ""}
     if isinstance(item, FunctionCall):
-        call: ToolCall = {
-            "id": item.call_id,
-            "type": "function",
-            "function": {"name": item.name, "arguments": item.arguments},
-        }
-        return turn | {"tool_calls": [call]}
+        return turn | {"tool_calls": [function_call(item.call_id, item.name, item.arguments)]}
     assert isinstance(item, ReasoningItem)
     return turn | {"reasoning_content": "\n".join(part.text for part in item.content or item.summary)}
