@@ -1,4 +1,4 @@
-"""How near a student came to its teacher, on held-out rows: token by token, before it learned and after.
+"""Compares a student with its teacher on held-out rows, token by token, before and after training.
 
 Legend: P targets of all held-out rows, V vocabulary.
 """
@@ -19,20 +19,20 @@ from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
 
 STRETCH = 64  # targets whose mean counts as one sample of the paired test
-_LOGITS = 1 << 24  # of each of the two, in fp32 at once
+_LOGITS = 1 << 24  # logits of either model held at once, in fp32
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """A student on P targets. apart: against the teacher, (P,) each. teacher: log-probabilities (P,) that the teacher
-    gave to what came. stretches: of how many targets the pieces are, in their order, none of more than one row."""
+    """A student on P targets. apart: its difference from the teacher, (P,) each. teacher: the teacher's
+    log-probabilities of the targets (P,). stretches: number of targets in each piece; a piece never spans two rows."""
 
     apart: Compared
     teacher: np.ndarray
     stretches: tuple[int, ...]
 
     def to_json(self) -> dict[str, float]:
-        """Means: nats per token, and the share of tokens of which both hold the same for the likeliest."""
+        """Means in nats per token, and the share of tokens where both have the same likeliest token."""
         kl = self.apart.kl
         return {
             "kl": float(kl.mean()),
@@ -43,52 +43,52 @@ class Nearness:
         }
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Of (P,), over each stretch."""
+        """The mean of `values` (P,) over each stretch."""
         return np.array([part.mean() for part in np.split(values, np.cumsum(self.stretches)[:-1])])
 
 
 def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
-    """The model against the objective's teacher, always in fp32 and by plain KL(teacher ‖ student)."""
+    """Compare the model with the objective's teacher, in fp32, by plain KL(teacher ‖ student)."""
     dtype, training = model.compute_dtype, model.training
     model.eval()
     model.compute_dtype = torch.float32
     objective.loaded_teacher.follow(model)
     try:
         with torch.no_grad():
-            found = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
+            measured = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
     finally:
         model.compute_dtype = dtype
         model.train(training)
-    apart = Compared.joined([a for a, _ in found])
+    apart = Compared.joined([a for a, _ in measured])
     stretches = [count for batch in batches for count in _stretches(batch)]
-    return Nearness(apart, np.concatenate([t for _, t in found]), tuple(stretches))
+    return Nearness(apart, np.concatenate([t for _, t in measured]), tuple(stretches))
 
 
 def _stretches(batch: Batch) -> list[int]:
     """Targets of each row, a long row in several nearly equal pieces."""
-    found: list[int] = []
+    stretches: list[int] = []
     for count in np.add.reduceat(batch.targets >= 0, batch.cu_seqlens[:-1], dtype=int).tolist():
         pieces = -(-count // STRETCH)
-        found += [count * (i + 1) // pieces - count * i // pieces for i in range(pieces)]
-    return found
+        stretches += [count * (i + 1) // pieces - count * i // pieces for i in range(pieces)]
+    return stretches
 
 
 def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compared, np.ndarray]:
-    batch = objective.known(batch)
-    kept = np.flatnonzero(batch.targets >= 0)
+    batch = objective.annotated(batch)
+    counted = np.flatnonzero(batch.targets >= 0)
     device = model.device
     inputs, bounds = torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.cu_seqlens).to(device)
-    where, targets = torch.from_numpy(kept).to(device), torch.from_numpy(batch.targets[kept]).to(device)
+    where, targets = torch.from_numpy(counted).to(device), torch.from_numpy(batch.targets[counted]).to(device)
     ours = model(inputs, bounds).index_select(0, where)
     teacher = objective.loaded_teacher
     step = max(1, _LOGITS // model.options.vocab_size)
     if isinstance(teacher, RecordedTeacher):
         assert batch.record is not None
-        places = batch.record[kept]
+        places = batch.record[counted]
         recorded = teacher.record.at(places)
-        rows = [slice(a, a + step) for a in range(0, len(kept), step)]
-        came = batch.targets[kept]
-        parts = [compare(recorded[r], model.logits(ours[r]).cpu().numpy(), came[r]) for r in rows]
+        rows = [slice(a, a + step) for a in range(0, len(counted), step)]
+        ids = batch.targets[counted]
+        parts = [compare(recorded[r], model.logits(ours[r]).cpu().numpy(), ids[r]) for r in rows]
         return Compared.joined(parts), np.asarray(recorded.came_logprobs)
     return _against_live(model, teacher, ours, (inputs, bounds, where, targets), step)
 
@@ -96,27 +96,26 @@ def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compare
 def _against_live(
     model: Decoder, teacher: LiveTeacher, ours: torch.Tensor, batch: tuple[torch.Tensor, ...], step: int
 ) -> tuple[Compared, np.ndarray]:
-    """ours (P, D) of the student. batch: inputs, bounds, which are kept (P,) and the targets (P,)."""
+    """ours (P, D): the student's hidden states. batch: inputs, bounds, places of the targets (P,), targets (P,)."""
     inputs, bounds, where, targets = batch
     hidden = teacher.model(inputs, bounds).index_select(0, where)
-    kl, came, theirs, top = [], [], [], []
+    kl, own, theirs, top = [], [], [], []
     for first in range(0, len(where), step):
         rows = slice(first, first + step)
         log_q = model.logits(ours[rows]).log_softmax(-1)
         log_p = teacher.model.logits(hidden[rows]).log_softmax(-1)
         target = targets[rows].unsqueeze(1)
-        came.append(log_q.gather(1, target))
+        own.append(log_q.gather(1, target))
         theirs.append(log_p.gather(1, target))
         top.append(log_q.argmax(-1) == log_p.argmax(-1))
         kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    flat = [torch.cat(part).flatten().cpu().numpy() for part in (kl, came, top, theirs)]
+    flat = [torch.cat(part).flatten().cpu().numpy() for part in (kl, own, top, theirs)]
     return Compared(flat[0].astype(float), flat[1], flat[2]), flat[3]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A student before and after. teacher: its name. paired: stretches of held-out rows, by how near they
-    are."""
+    """A student before and after training. teacher: its name. paired: a test over stretches of rows, by KL."""
 
     before: Nearness
     after: Nearness
@@ -125,7 +124,7 @@ class Learned:
 
     @property
     def recovered(self) -> float | None:
-        """The share that was won back of what the student's loss lay above the teacher's; None where it did not."""
+        """The share of the gap between the student's and the teacher's loss that training closed; None without a gap."""
         best = float(-self.after.teacher.mean())
         lost = float(-self.before.apart.logprobs.mean()) - best
         left = float(-self.after.apart.logprobs.mean()) - best
@@ -152,7 +151,7 @@ class Learned:
         }
 
     def card_lines(self) -> list[str]:
-        """For the model card."""
+        """Lines for the model card."""
         before, after = self.before.to_json(), self.after.to_json()
         lines = [f"{self.headline[:1].upper()}{self.headline[1:]}, on {len(self.after.teacher):,} held-out tokens.", ""]
         lines += ["| | before | after | teacher |", "|---|---|---|---|"]
@@ -162,7 +161,7 @@ class Learned:
             lines.append(f"| {name} | {before[key]:.4f} | {after[key]:.4f} | 0 |")
         lines.append(f"| same likeliest token | {before['same_top']:.1%} | {after['same_top']:.1%} | 100 % |")
         if self.recovered is not None:
-            lines += ["", f"Of the loss above the teacher's, {self.recovered:.0%} was won back."]
+            lines += ["", f"Training closed {self.recovered:.0%} of the gap to the teacher's loss."]
         return [*lines, ""]
 
 
@@ -183,7 +182,7 @@ def learned(
         first = nearness(model, objective, batches)
     model.load_trainable(after)
     last = nearness(model, objective, batches)
-    far = [(-seen.means(seen.apart.kl)).tolist() for seen in (first, last)]
-    made = Learned(first, last, teacher, paired_test(*far))
-    events.emit(Say(text=made.headline))
-    return made
+    far = [(-side.means(side.apart.kl)).tolist() for side in (first, last)]
+    comparison = Learned(first, last, teacher, paired_test(*far))
+    events.emit(Say(text=comparison.headline))
+    return comparison

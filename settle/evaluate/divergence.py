@@ -87,8 +87,8 @@ def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None
     bounds = positions[: windows + 1]
     counts = np.diff(bounds)
     random = np.random.default_rng(seed)
-    came = np.asarray(reference.came_logprobs[: len(compared.kl)], float)
-    ours, theirs = _sums(-came, bounds), _sums(-compared.logprobs, bounds)
+    reference_logprobs = np.asarray(reference.came_logprobs[: len(compared.kl)], float)
+    ours, theirs = _sums(-reference_logprobs, bounds), _sums(-compared.logprobs, bounds)
     return Divergence(
         windows=windows,
         tokens=len(compared.kl),

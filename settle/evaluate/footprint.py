@@ -57,10 +57,10 @@ def footprints(
     for a while slows all of them down alike. on_progress: called with 1 after every file and round. Raises what
     `Engine` does.
     """
-    seen: list[list[_Round]] = [[] for _ in paths]
+    measured: list[list[_Round]] = [[] for _ in paths]
     for _ in range(rounds):
         for number, path in enumerate(paths):
-            seen[number].append(_round(Path(path), threads, prompt, generated))
+            measured[number].append(_round(Path(path), threads, prompt, generated))
             on_progress(1)
     return [
         Footprint(
@@ -72,7 +72,7 @@ def footprints(
             context=of_file[0].context,
             rounds=rounds,
         )
-        for path, of_file in zip(paths, seen, strict=True)
+        for path, of_file in zip(paths, measured, strict=True)
     ]
 
 
@@ -101,14 +101,14 @@ def _round(path: Path, threads: int | None, prompt: int, generated: int) -> _Rou
         # any ids will do: what is computed is the same
         ids = [(7919 * i) % engine.num_vocab for i in range(max(1, min(prompt, room - generated)))]
         engine.timings(ids[:8], 2)  # the first look at a mapped file reads it
-        found = engine.timings(ids, generated)
+        timings = engine.timings(ids, generated)
         peak = _peak_bytes(engine.pid or 0)
     return _Round(
         load_seconds=load_seconds,
         peak_bytes=peak,
-        prompt_speed=found["prompt_n"] / found["prompt_ms"] * 1e3,
+        prompt_speed=timings["prompt_n"] / timings["prompt_ms"] * 1e3,
         # the first token comes out of reading the prompt
-        speed=(found["predicted_n"] - 1) / found["predicted_ms"] * 1e3,
+        speed=(timings["predicted_n"] - 1) / timings["predicted_ms"] * 1e3,
         context=room,
     )
 

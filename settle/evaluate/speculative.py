@@ -108,21 +108,21 @@ def measure_pair(
     longest = max(way.tokens for way in ways)
     context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
 
-    def asked(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[TimedAnswer]:
+    def timed(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[TimedAnswer]:
         with Engine(model, context, threads, draft=Draft(draft, *way) if way else None) as engine:
             engine.timed(which[0], 8)  # files are read into memory
             return [engine.timed(prompt, max_tokens) for prompt in which]
 
-    alone = asked(prompts)
+    alone = timed(prompts)
     few = [i for i in range(len(prompts)) if len(alone[i].ids) > 1][:SEARCHED]
     if not few:
         raise DataError(f"{model.name} has nothing to say to {len(prompts)} prompts", "give prompts that it answers")
     searched: dict[Proposing, float] = {}
     for way in ways if len(ways) > 1 else ():
-        searched[way] = _rate(asked([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
+        searched[way] = _rate(timed([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
         events.emit(Say(text=f"proposing {way} at a time: {searched[way]:.2f} times as fast"))
     best = max(searched, key=searched.__getitem__) if searched else ways[0]
-    together = asked(prompts, best)
+    together = timed(prompts, best)
     proposed = sum(one.drafted for one in together)
     pairs = list(zip(alone, together, strict=True))
     return Pair(

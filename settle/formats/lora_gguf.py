@@ -155,7 +155,7 @@ def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, 
                 raise FormatError(f"the adapter of {module} holds values that f16 cannot hold", "use --dtype f32")
             pieces[names[parameter] + suffix].append(np.ascontiguousarray(values, code))
     stacked = Counter(names.values())
-    return {name: _joined(name, made, stacked[name.rpartition(".")[0]]) for name, made in pieces.items()}
+    return {name: _joined(name, arrays, stacked[name.rpartition(".")[0]]) for name, arrays in pieces.items()}
 
 
 def _joined(name: str, pieces: list[np.ndarray], number: int) -> np.ndarray:

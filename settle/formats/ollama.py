@@ -128,14 +128,14 @@ def turns(tokenizer: Tokenizer) -> str | None:
 
     try:
         template = ChatTemplate(tokenizer.chat_template, tokens["bos_token"], tokens["eos_token"])
-        found = _read_off(rendered)
-        if found is None:
+        markers = _read_off(rendered)
+        if markers is None:
             return None
-        known = [m for m in PROBES if found.before.keys() >= {message["role"] for message in m}]
-        same = all(found.render(messages) == rendered(messages) for messages in known)
+        known = [m for m in PROBES if markers.before.keys() >= {message["role"] for message in m}]
+        same = all(markers.render(messages) == rendered(messages) for messages in known)
     except (TemplateFailure, ValueError):  # it refuses a talk, or leaves out or repeats what was said
         return None
-    return found.go() if same else None
+    return markers.go() if same else None
 
 
 USER, ANSWER, AGAIN, RULE = "\ufdd0user", "\ufdd1answer", "\ufdd2again", "\ufdd3rule"  # occur in no template

@@ -91,11 +91,11 @@ def _read_shards(folder: Path) -> Weights:
         raise FormatError(
             f"{folder.name} lacks {missing[0]}, one of its {len(files)} files of weights", "get that file too"
         )
-    found = {file: _read_file(folder / file) for file in files}
-    lost = [name for name, file in places.items() if name not in found[file].tensors]
+    shards = {file: _read_file(folder / file) for file in files}
+    lost = [name for name, file in places.items() if name not in shards[file].tensors]
     if lost:
         raise _unsound(places[lost[0]], f"{lost[0]} is not in it, and the index says so")
-    return Weights({name: found[file].tensors[name] for name, file in places.items()}, found[files[0]].metadata)
+    return Weights({name: shards[file].tensors[name] for name, file in places.items()}, shards[files[0]].metadata)
 
 
 def _read_file(path: Path) -> Weights:
@@ -226,10 +226,10 @@ def _header(data: mmap.mmap, file: str) -> tuple[dict[str, object], int]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return entries
 
 
 def _place(file: str, name: str, entry: object) -> tuple[str, str, tuple[int, ...], int, int]:

@@ -36,16 +36,16 @@ class TrainedAdapter:
     base_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        found: dict[str, set[str]] = defaultdict(set)
+        halves: dict[str, set[str]] = defaultdict(set)
         for name in self.state:
             module, ending = _split(name, self.method.ENDINGS)
             if not ending:
                 raise FormatError(f"{name} is no tensor of a {self.name} adapter", "save the adapter again")
-            found[module].add(ending)
-        for module, endings in found.items():
+            halves[module].add(ending)
+        for module, endings in halves.items():
             if missing := set(self.method.ENDINGS) - endings:
                 raise FormatError(f"the adapter lacks {module}{min(missing)}", "save the adapter again")
-        if not found:
+        if not halves:
             raise FormatError("the adapter is empty", "an adapter changes at least one module")
 
     @classmethod
@@ -85,15 +85,15 @@ class TrainedAdapter:
     def parameters(self, architecture: ModelLayout) -> dict[str, str]:
         """Module → the parameter that it changes. Raises FormatError naming a module the model has not."""
         by_hf = {hf: ours for ours, hf in architecture.hf_names().items()}
-        found: dict[str, str] = {}
+        by_module: dict[str, str] = {}
         for module in self.modules:
             if f"{module}.weight" not in by_hf:
                 raise FormatError(
                     f"the adapter is for {module}, which a {architecture.model_type} of this size does not have",
                     "take the base it was trained on",
                 )
-            found[module] = by_hf[f"{module}.weight"]
-        return found
+            by_module[module] = by_hf[f"{module}.weight"]
+        return by_module
 
 
 def open_adapter(folder: Path) -> TrainedAdapter:

@@ -85,10 +85,10 @@ class Pretrained:
     @cached_property
     def kinds(self) -> dict[str, int]:
         """How many bytes of weights are of each stored type."""
-        found: dict[str, int] = {}
+        num_bytes: dict[str, int] = {}
         for stored in self.stored.values():
-            found[stored.tensor.dtype] = found.get(stored.tensor.dtype, 0) + stored.place.num_bytes
-        return found
+            num_bytes[stored.tensor.dtype] = num_bytes.get(stored.tensor.dtype, 0) + stored.place.num_bytes
+        return num_bytes
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -239,7 +239,7 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
     for parameter, name in names.items():
         members.setdefault(name, []).append(parameter)
     shapes = part.parameters()
-    found: dict[str, _Stored] = {}
+    places: dict[str, _Stored] = {}
     for name, parameters in members.items():
         tensor = tensors[name]
         if tensor.dtype not in GGML:
@@ -252,5 +252,5 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
                 raise FormatError(f"{name} has the shape {tensor.shape}, {whole} is needed", "")
             size = tensor.num_bytes // len(parameters)
             place = Place(tensor.place.data, tensor.place.start + number * size, size)
-            found[parameter] = _Stored(tensor, shape, place)
-    return {parameter: found[parameter] for parameter in shapes}
+            places[parameter] = _Stored(tensor, shape, place)
+    return {parameter: places[parameter] for parameter in shapes}

@@ -40,8 +40,8 @@ def choose_size(
 ) -> Size:
     """The size that suits the budget and the corpus; `why` receives the reason of each number."""
     budget = None
-    if asked := asked_seconds(settings, device):
-        budget = max(asked / 4, asked - spent - HAND_OVER_SECONDS)
+    if seconds := requested_seconds(settings, device):
+        budget = max(seconds / 4, seconds - spent - HAND_OVER_SECONDS)
     choice = _Choice(settings, corpus, device)
     if settings.size:
         parameters = count(settings.size)
@@ -79,11 +79,11 @@ class _Choice:
     def best(self, budget: float | None) -> tuple[int, str]:
         """The size that leaves the least loss, and what it suits."""
         most = max(SMALLEST, int(PER_UNIQUE_TOKEN * self.unique))
-        asked = count(self.settings.tokens) if self.settings.tokens else None
+        tokens = count(self.settings.tokens) if self.settings.tokens else None
         if budget:
             parameters, limit = self._best_in(budget), "the time, by the speed measured here"
-        elif asked or self.settings.steps:
-            parameters, limit = self._best_for(asked), "the number of tokens"
+        elif tokens or self.settings.steps:
+            parameters, limit = self._best_for(tokens), "the number of tokens"
         else:
             parameters, limit = self._best_in(OVERNIGHT), "a night on this machine"
         return (most, "the corpus") if parameters > most else (parameters, limit)
@@ -96,8 +96,8 @@ class _Choice:
         """The size that would also be the best one for the time that it takes over these tokens."""
         parameters = SMALLEST
         for _ in range(12):
-            seen = tokens or (self.settings.steps or 1) * self.batch(parameters)
-            parameters = self._best_in(seen / self.tokens_in(1.0, parameters))
+            tokens_seen = tokens or (self.settings.steps or 1) * self.batch(parameters)
+            parameters = self._best_in(tokens_seen / self.tokens_in(1.0, parameters))
         return parameters
 
     def _loss(self, parameters: int, tokens: float) -> float:
@@ -116,7 +116,7 @@ class _Choice:
         return self.settings.batch_tokens or default_shape.tokens_per_batch(parameters)
 
 
-def asked_seconds(settings: RunSettings, device: Accelerator) -> float | None:
+def requested_seconds(settings: RunSettings, device: Accelerator) -> float | None:
     """The time that was asked for, or that the money asked for buys here, whichever is less."""
     times = [seconds(settings.time)] if settings.time else []
     if settings.max_cost:

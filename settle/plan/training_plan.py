@@ -38,7 +38,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     rule, objective = str(settings.optimizer.name), str(settings.objective.name)
     optimizer = Optimizer.make(rule, settings.optimizer.settings)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
-    dtype = chosen_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
+    dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, threads, why)
     expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
     held_out = min(corpus.held_out.num_tokens, sample_size(expected))
@@ -84,17 +84,17 @@ def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
     return max(1, count(tokens) // tokens_per_step) if tokens else None
 
 
-def chosen_dtype(
-    asked: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
+def choose_dtype(
+    requested: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
 ) -> str:
     """What to compute in: as asked, or the faster type at these products. Raises UsageError."""
-    if asked is None:
+    if requested is None:
         probe = probe_dtype(products, device, seconds=0.3)
         why["dtype"] = probe.why
         return probe.dtype
-    if asked not in ("float32", *device.dtypes):
-        raise UsageError(f"dtype {asked!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
-    return asked
+    if requested not in ("float32", *device.dtypes):
+        raise UsageError(f"dtype {requested!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
+    return requested
 
 
 def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:

@@ -80,7 +80,7 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
     every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)
     # blocks as large as the run's: each has its price
     sample = HeldOut(held_out[:: max(1, every)], job.tokenizer.byte_length)
-    kept = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
+    weights = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
 
     def evaluated() -> tuple[float, float, float]:
         began = time.perf_counter()
@@ -109,7 +109,7 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
     memory = max(peak.read(), resident())
     with torch.no_grad():
         for name, parameter in model.trainable().items():
-            parameter.copy_(job.initial(name) if job.whole else kept[name])
+            parameter.copy_(job.initial(name) if job.whole else weights[name])
     model.zero_grad(set_to_none=True)
     return Measured(
         steps=len(times),
@@ -199,15 +199,15 @@ def _evaluations(plan: TrainingPlan, tokens: float) -> int:
 def _loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:
     """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens; at the lower end, where
     rows are so alike that they are learned by heart, by the same share of the loss again and again."""
-    seen = measured.steps * plan.loop.tokens_per_step
+    probed = measured.steps * plan.loop.tokens_per_step
     fall = max(0.0, measured.before - measured.after)
 
     def at(number: float) -> float:
-        return max(0.05 * measured.after, measured.after - FALL * fall * math.log(max(1.0, number / seen)))
+        return max(0.05 * measured.after, measured.after - FALL * fall * math.log(max(1.0, number / probed)))
 
     spread = math.hypot(LOSS_SPREAD, measured.stderr / measured.after)
     value = Interval.log_normal(at(tokens.value), spread)
-    by_heart = measured.after * max(1.0, tokens.high / seen) ** (-fall / measured.after)
+    by_heart = measured.after * max(1.0, tokens.high / probed) ** (-fall / measured.after)
     return Interval(
         value.value, min(value.low, at(tokens.high), by_heart), max(value.high, at(tokens.low)), FORECAST_LEVEL
     )

@@ -1,4 +1,4 @@
-"""The plan of a tuning run: what is trained beside which frozen weights, in how large batches, so that it fits here."""
+"""The plan of a tuning run: the adapter, the base's weights and the batch sizes, chosen so that it fits in memory."""
 
 import math
 
@@ -11,22 +11,21 @@ from settle.machine import Accelerator, accelerator, cores, memory
 from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
-from settle.plan.size import HAND_OVER_SECONDS, asked_seconds
-from settle.plan.training_plan import chosen_dtype, origins, shapes
-from settle.train.objectives import Objective
+from settle.plan.size import HAND_OVER_SECONDS, requested_seconds
+from settle.plan.training_plan import choose_dtype, origins, shapes
+from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
 from settle.train.state import LoopPlan
 from settle.train.training_plan import TrainingPlan, Tuning
 
 FULL = "full"
-PLAIN, PAIRS = "next_token", "dpo"  # objectives of rows that say nothing else
-EPOCHS = 3  # that a run without a budget is expected to take until it has settled
-MOST_AT_ONCE = 8192  # tokens of one micro-batch
-SMALL_SAMPLE = 16384  # held-out tokens: so many say enough when rows are few
-FIRST_VERDICT = 5 / 3  # epochs after which the earliest verdict may fall, when rows are few
-ROOM = 0.9  # of the free memory that a plan may fill
-# Where tuning differs from training from nothing: small changes to weights that are good already.
+EPOCHS = 3  # expected length of a run without a budget
+MOST_AT_ONCE = 8192  # tokens of a micro-batch, at most
+SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
+FIRST_VERDICT = 5 / 3  # epochs before the earliest verdict, when rows are few
+ROOM = 0.9  # share of the free memory that a plan may fill
+# Learning rates for tuning, which makes small changes to weights that are good already.
 RATES: dict[str, dict[str, float]] = {
     "adapter": {"beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
     "full": {"lr": 3e-5, "table_lr": 2e-5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
@@ -56,13 +55,13 @@ def plan_tuning(
     optimizer = Optimizer.make(rule, settings.optimizer.over(rates if rule == "adamw" else {}).settings)
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
-    dtype = chosen_dtype(settings.dtype, device, shapes(base.part, micro), why)
-    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).chosen(why)
+    dtype = choose_dtype(settings.dtype, device, shapes(base.part, micro), why)
+    rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).choose(why)
     held_out = _sample(corpus, why)
     loop = _loop(settings, corpus, rows, threads, why).model_copy(
         update={
             "evaluation_cost": _evaluation_cost(corpus, held_out),
-            "seconds": _seconds(asked_seconds(settings, device), spent),
+            "seconds": _seconds(requested_seconds(settings, device), spent),
         }
     )
     adapter_settings = adapter.model_dump(mode="json") if adapter else {}
@@ -102,23 +101,21 @@ def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -
 
 
 def _objective(
-    asked: Choice, corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
+    requested: Choice, corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
 ) -> tuple[str, Objective]:
-    """The objective that suits the rows, or the one asked for, with its settings."""
-    pairs = corpus.kind == "preference"
-    suited = [name for name, part in Objective.parts().items() if (part.rows == "preference") == pairs]
-    usual = PAIRS if pairs else PLAIN
-    suited.sort(key=lambda name: name != usual)
-    chosen = asked.named(usual)
-    name = str(chosen.name)
-    what = "pairs of a better and a worse answer" if pairs else "rows of one answer"
+    """The requested objective with its settings, by default the one for this kind of rows."""
+    suited = {name: part for name, part in Objective.parts().items() if part.suits(corpus.kind)}
+    suited = dict(sorted(suited.items(), key=lambda item: not item[1].is_default))
+    default = next(iter(suited))
+    choice = requested.named(default)
+    name, what = str(choice.name), ROW_NAMES[suited[default].rows]
     if name not in suited:
         raise UsageError(f"--objective {name} does not learn from {what}", f"for these rows: {', '.join(suited)}")
-    if Objective.part(name).compares_with_base and adapter_name == FULL:
+    if suited[name].compares_with_base and adapter_name == FULL:
         raise UsageError(f"{name} compares with the base, which is gone when every weight is trained", "--adapter lora")
-    if asked.name is None:
+    if requested.name is None:
         why["objective.name"] = f"the rows are {what}"
-    return name, Objective.make(name, chosen.settings).resolved(base)
+    return name, Objective.make(name, choice.settings).resolved(base)
 
 
 def _seconds(budget: float | None, spent: float) -> float | None:
@@ -137,8 +134,8 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
     ]
     max_steps = min((limit for limit in limits if limit), default=None)
     if max_steps and max_steps != settings.steps:
-        given = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
-        why["steps"] = f"{given}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
+        option = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
+        why["steps"] = f"{option}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
     expected = max_steps or max(1, math.ceil(EPOCHS * per_epoch))
     warmup = min(100, max(2, expected // 25))
     why["warmup_steps"] = f"4 % of about {expected:,} steps, 2 to 100"
@@ -158,7 +155,7 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
 
 
 def _sample(corpus: RowCorpus, why: dict[str, str]) -> int:
-    """Held-out tokens of an evaluation: of few rows a larger share, since few tokens say little."""
+    """Held-out tokens of an evaluation: a larger share when rows are few, since few tokens are a noisy sample."""
     train, held_out = corpus.train.num_inputs, corpus.held_out.num_inputs
     wanted = max(sample_size(2 * train), min(train // 40, SMALL_SAMPLE))
     sample = min(held_out, wanted)
@@ -194,7 +191,7 @@ class _Fit:
         self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
         self.longest = int(store.lengths.max()) * store.segments_per_row
 
-    def chosen(self, why: dict[str, str]) -> tuple[int, int]:
+    def choose(self, why: dict[str, str]) -> tuple[int, int]:
         """(rows of a micro-batch, `Decoder.recompute`). Raises ResourceError."""
         wanted = self.settings.batch_rows
         parts_of = [n for n in range(wanted, 0, -1) if wanted % n == 0]
@@ -205,7 +202,7 @@ class _Fit:
         for recompute in again:
             for n in (m for m in parts_of if m <= rows):
                 if self.needed(n, recompute) <= room:
-                    self._tell(n, rows, recompute, why)
+                    self._explain(n, rows, recompute, why)
                     return n, recompute
         raise ResourceError(
             f"tuning {self.base.name} needs about {self.needed(1, again[-1]) / 1e9:,.1f} GB of memory here, even one "
@@ -213,7 +210,7 @@ class _Fit:
             self._proposal(),
         )
 
-    def _tell(self, rows: int, most: int, recompute: int, why: dict[str, str]) -> None:
+    def _explain(self, rows: int, most: int, recompute: int, why: dict[str, str]) -> None:
         why["micro_rows"] = "the whole batch at once" if rows == self.settings.batch_rows else (
             f"{MOST_AT_ONCE:,} tokens at once at most" if rows == most else "more do not fit in memory at once"
         )  # fmt: skip
@@ -222,7 +219,7 @@ class _Fit:
 
     def _proposal(self) -> str:
         if self.beside > self._weights():
-            return "`settle distill --cache` lets llama.cpp read the rows for the teacher, and keeps what it says"
+            return "`settle distill --cache` records the teacher's distributions with llama.cpp first"
         if self.adapter is None:
             return "--adapter lora needs a fraction of that"
         if self.settings.quantize is None:
@@ -230,14 +227,14 @@ class _Fit:
         return f"--rows.max-tokens {max(64, self.longest // 2)} makes rows shorter, or take a smaller model"
 
     def needed(self, rows: int, recompute: int) -> float:
-        """Bytes that training takes beyond what the process holds before the model is loaded."""
+        """Bytes that training adds to the process's memory before the model is loaded."""
         tokens = max(rows * self.per_row, self.longest)
         adapter = None if self.adapter is None else self.adapter.kept_numbers(self.base.part.linears())
-        kept = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, adapter)
+        activations = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, adapter)
         if recompute:
             layers, width = self._shape
-            kept = kept / layers + self.number * width * layers
-        return self._weights() + self.beside + tokens * kept
+            activations = activations / layers + self.number * width * layers
+        return self._weights() + self.beside + tokens * activations
 
     @property
     def _shape(self) -> tuple[int, int]:

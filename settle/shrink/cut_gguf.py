@@ -53,20 +53,24 @@ class _Cut:
             place.forget(int(chosen.min()) * row, int(chosen.max() + 1) * row)
 
 
-def cut_rows(source: Path, target: Path, kept: Sequence[int], metadata: Mapping[str, object] | None = None) -> Path:
-    """The model of `source` with the tokens `kept` (K,), old ids in their new order; written beside and renamed.
+def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Mapping[str, object] | None = None) -> Path:
+    """The model of `source` with the tokens `kept_ids` (K,), old ids in their new order; written beside and renamed.
 
     metadata: keys to set. Raises FormatError for a source that is not sound, ResourceError when the disk is too small.
     """
     file = read_gguf(source)
-    changes = {key: value for key, value in cut_metadata(file.metadata, kept).items() if file.metadata[key] != value}
+    changes = {
+        key: value for key, value in cut_metadata(file.metadata, kept_ids).items() if file.metadata[key] != value
+    }
     changes = {key: np.asarray(value, _ARRAYS[key]) if key in _ARRAYS else value for key, value in changes.items()}
-    gone = [key for key in file.metadata if key.endswith("_token_id") and key not in cut_metadata(file.metadata, kept)]
+    gone = [
+        key for key in file.metadata if key.endswith("_token_id") and key not in cut_metadata(file.metadata, kept_ids)
+    ]
     changes.update(dict.fromkeys(gone))
     own = f"{file.metadata.get('general.architecture')}.vocab_size"
     if own in file.metadata:
-        changes[own] = len(kept)
-    cuts = [_Cut(name, tensor, kept if name in TABLES else None) for name, tensor in file.tensors.items()]
+        changes[own] = len(kept_ids)
+    cuts = [_Cut(name, tensor, kept_ids if name in TABLES else None) for name, tensor in file.tensors.items()]
     return _write(file, cuts, target, changes | dict(metadata or {}))
 
 

@@ -63,9 +63,9 @@ class MeasuredModel:
         suffix = "" if self.importance_file is None else f"-{hash_of(self.importance_file)[:12]}"
         importance, costs = self.store / f"imatrix{suffix}.gguf", self.store / f"sensitivity{suffix}.json"
         if not (importance.exists() and costs.exists()):
-            given = None if self.importance_file is None else read_imatrix(self.importance_file)
+            matrix = None if self.importance_file is None else read_imatrix(self.importance_file)
             measured = measure(
-                self.path, self.data.calibration, self.data.name, importance=given, on_progress=self._report
+                self.path, self.data.calibration, self.data.name, importance=matrix, on_progress=self._report
             )
             write_imatrix(importance, measured.importance)
             measured.costs.save(costs)

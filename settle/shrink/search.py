@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from settle.base.errors import ResourceError
 from settle.shrink.candidates import Candidate, Candidates
-from settle.shrink.size_search import Found, Size, find_size
+from settle.shrink.size_search import Size, SizeRange, find_size
 from settle.shrink.throughput_model import ThroughputModel
 from settle.shrink.types.mixes import QUANTIZED_MIXES
 
@@ -99,7 +99,7 @@ def predicted_speeds(candidates: Candidates, of: Sequence[Candidate], throughput
     return {c.name: throughput.tokens_per_second(candidates.bytes_read(c)) for c in of}
 
 
-def _best_of_fast(result: Found, tried: Mapping[int, Candidate]) -> int:
+def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
     """Of the files that are fast enough, the size of the one that is predicted to lose least."""
     assert result.above is not None
     fast = [

@@ -48,11 +48,11 @@ class ShrinkOptions(Settings):
         """Raises UsageError unless exactly one budget was given, or none with `vocabulary`."""
         from settle.shrink.types.mixes import MIXES  # loads numpy
 
-        given = [name for name in ("to", "speed", "lose", "plan") if getattr(self, name)]
-        if not given and self.vocabulary:
+        options = [name for name in ("to", "speed", "lose", "plan") if getattr(self, name)]
+        if not options and self.vocabulary:
             return Budget("unchanged")
-        if len(given) != 1:
-            names = ", ".join(f"--{name}" for name in given) or "none"
+        if len(options) != 1:
+            names = ", ".join(f"--{name}" for name in options) or "none"
             fix = "give --to 400MB, --to Q4_K_M, --speed 40, --lose 1% or --plan"
             raise UsageError(f"one budget decides, and {names} were given", fix)
         if self.to is not None and self.to.upper() in MIXES:

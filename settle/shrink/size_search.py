@@ -19,7 +19,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Found:
+class SizeRange:
     """What was measured, by size; the largest file whose value is above what is wanted, and the smallest at or below
     it. One of them is None where no size is on that side."""
 
@@ -36,7 +36,7 @@ def find_size(
     guess: int | None = None,
     tolerance: float = 0.01,
     most: int = 8,
-) -> Found:
+) -> SizeRange:
     """Where the value passes `wanted` between two sizes in bytes.
 
     measure: size → the file that comes nearest to it, and its value; it may be larger or smaller than asked. guess: a
@@ -62,11 +62,11 @@ def find_size(
     return _sides(points, wanted)
 
 
-def _sides(points: dict[int, Size], wanted: float) -> Found:
+def _sides(points: dict[int, Size], wanted: float) -> SizeRange:
     ordered = tuple(sorted(points.values(), key=lambda p: p.num_bytes))
     within = _first(ordered, wanted)
     below = [p for p in ordered if p.value > wanted and (within is None or p.num_bytes < within.num_bytes)]
-    return Found(ordered, below[-1] if below else None, within)
+    return SizeRange(ordered, below[-1] if below else None, within)
 
 
 def _first(ordered: Sequence[Size], wanted: float) -> Size | None:

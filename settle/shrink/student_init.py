@@ -79,18 +79,18 @@ def shorter(subject: PrunableModel, number: int, windows: Sequence[Sequence[int]
 
 
 def narrower(
-    subject: PrunableModel, kept: float, windows: Sequence[Sequence[int]], texts: Sequence[str]
+    subject: PrunableModel, share: float, windows: Sequence[Sequence[int]], texts: Sequence[str]
 ) -> list[Pruned]:
     """The teacher with about that share of its width, of its feed-forwards' and, where it must be, of its heads."""
     o = subject.part.options().layers[0]
-    steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - kept}}
-    width = max(1, round(o.width * kept))
+    steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - share}}
+    width = max(1, round(o.width * share))
     if not _loadable(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
         # llama.cpp takes the width for that of the query heads: they go by whole groups, and the width follows
-        groups = max(1, round(o.kv_heads * kept))
+        groups = max(1, round(o.kv_heads * share))
         if groups == o.kv_heads:
             raise UsageError(
-                f"{kept:.0%} of the width is no whole number of {o.kv_heads} groups of heads, and llama.cpp needs that",
+                f"{share:.0%} of the width is no whole number of the {o.kv_heads} groups of heads, as llama.cpp needs",
                 f"keep {(o.kv_heads - 1) / o.kv_heads:.2f} or less, or drop layers",
             )
         steps = {"heads": {"share": 1 - groups / o.kv_heads, "what": "groups"}, **steps}

@@ -53,19 +53,19 @@ class Tokens:
         """What every text may need: control tokens that mean something, tokens defined by hand, bytes, what a chat
         template writes."""
         control = set(self.tokenizer.special_tokens.values())
-        kept = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])}
+        needed_ids = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])}
         for key, value in self.tokenizer.gguf_metadata().items():
             if key.endswith("_token_id") and isinstance(value, int):
-                kept.add(value)
+                needed_ids.add(value)
             elif key.endswith("_token_ids") and isinstance(value, list | tuple):
-                kept |= set(value)
+                needed_ids |= set(value)
         for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
             if kind == BYTE or (kind == USER_DEFINED and not _RESERVED.fullmatch(token)):
-                kept.add(i)
+                needed_ids.add(i)
         if self.is_byte_level:
-            kept |= {self.ids[c] for c in BYTE_CHARACTERS.values() if c in self.ids}
+            needed_ids |= {self.ids[c] for c in BYTE_CHARACTERS.values() if c in self.ids}
         written = [self.tokenizer.chat_template, *_ROLES]
-        return kept | {int(i) for text in written for i in self.tokenizer.encode(text, specials=True)}
+        return needed_ids | {int(i) for text in written for i in self.tokenizer.encode(text, specials=True)}
 
     def characters(self, scripts: Callable[[str], bool]) -> set[int]:
         """Tokens of a single character that is no letter, or of a script that is asked for; of a byte-level tokenizer
@@ -108,13 +108,13 @@ class Tokens:
 
     def closed(self, ids: Iterable[int]) -> set[int]:
         """These and all that they are merged from."""
-        kept: set[int] = set()
+        kept_ids: set[int] = set()
         for i in ids:
             if i not in self._closed:
                 parts = self._parts(self.tokens[i]) if self.types[i] == NORMAL else ()
                 self._closed[i] = frozenset([i, *(self.ids[part] for part in parts)])
-            kept |= self._closed[i]
-        return kept
+            kept_ids |= self._closed[i]
+        return kept_ids
 
     def _parts(self, token: str) -> list[str]:
         """Every token that is there on the way from single characters to `token`."""
@@ -164,12 +164,12 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-def cut_metadata(metadata: Mapping[str, object], kept: Sequence[int]) -> dict[str, object]:
-    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept` (K,), old ids in their new order. A named id
-    that is gone is no key any more."""
+def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dict[str, object]:
+    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), old ids in their new order. The key of a
+    removed token is dropped."""
     tokens = texts(metadata, TOKENS)
-    new = {int(old): number for number, old in enumerate(kept)}
-    left = {tokens[i] for i in kept}
+    new = {int(old): number for number, old in enumerate(kept_ids)}
+    left = {tokens[i] for i in kept_ids}
     cut: dict[str, object] = {}
     for key, value in metadata.items():
         if not key.startswith("tokenizer."):
@@ -182,7 +182,7 @@ def cut_metadata(metadata: Mapping[str, object], kept: Sequence[int]) -> dict[st
         elif key.endswith("_token_ids") and isinstance(value, list):
             cut[key] = [new[i] for i in value if i in new]
         elif isinstance(value, list) and len(value) == len(tokens):
-            cut[key] = [value[i] for i in kept]
+            cut[key] = [value[i] for i in kept_ids]
         else:
             cut[key] = value
     return cut
@@ -193,9 +193,9 @@ def _stays(pair: str, tokens: set[str]) -> bool:
     return left in tokens and right in tokens and left + right in tokens
 
 
-def cut_tokenizer(tokenizer: PretrainedTokenizer, kept: Sequence[int]) -> PretrainedTokenizer:
-    """The tokenizer that has only the tokens `kept` (K,), numbered as they stand there."""
-    cut = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept))
+def cut_tokenizer(tokenizer: PretrainedTokenizer, kept_ids: Sequence[int]) -> PretrainedTokenizer:
+    """The tokenizer that has only the tokens `kept_ids` (K,), numbered in that order."""
+    cut = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept_ids))
     cut.name = tokenizer.name
     return cut
 

@@ -259,9 +259,9 @@ def _check(path: Path, only: str | None = None) -> None:
     for name, (sha256, size) in known.items():
         if only in (None, name):
             try:
-                found = (path / name).stat().st_size
-                if found != size:
-                    raise _Damaged(f"{name} has {found} bytes, {size} were written")
+                actual = (path / name).stat().st_size
+                if actual != size:
+                    raise _Damaged(f"{name} has {actual} bytes, {size} were written")
                 if _sha256(path / name) != sha256:
                     raise _Damaged(f"{name} is not what was written")
             except OSError as e:

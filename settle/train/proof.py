@@ -1,7 +1,7 @@
-"""Proof before the first step: on this recipe and this data, in a second, that the gradient is right.
+"""Checks of the gradient on this recipe and this data, in a second, before the first step.
 
-All checks but two run on a float64 copy on the CPU, so that what is seen is the recipe's mathematics and not rounding.
-A model that others trained is too large to copy: there they run on itself in float32, with bars for that rounding.
+All checks but two run on a float64 copy on the CPU, so that they test the recipe's mathematics and not rounding.
+A pretrained model is too large to copy: there they run on the model itself in float32, with wider bars.
 Legend: N tokens of a packed batch, V vocabulary.
 """
 
@@ -23,21 +23,21 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 
-EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # of the part of a batch that is computed in float64
-# of a row's beginning, kept before its end: trained attention rests on the first tokens, and where they are missing,
-# bfloat16 gives another gradient (measured: 4 % off with them, up to 53 % without, on Gemma 3 270M)
+EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # size of the part of a batch that is computed in float64
+# tokens from the start of a row that stay in a shortened row: trained attention rests on the first tokens, and without
+# them bfloat16 gives another gradient (measured: 4 % off with them, up to 53 % without, on Gemma 3 270M)
 ROW_HEAD_TOKENS = 4
 SMALL_LOSS_NATS = 0.5  # below this loss finite differences take smaller steps
 AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by rounding only
-STATIONARY_PERTURBATION_STD = 0.02  # of the perturbation that moves the weights off a stationary initialisation
-# of the gradient from float64's, relative: rounding of the type's mantissa through all layers and back. A tensor of a
-# tuned model may be twice as far off, since its few tokens may teach it next to nothing.
+STATIONARY_PERTURBATION_STD = 0.02  # std of the noise that moves the weights off a stationary initialisation
+# relative difference of the gradient from float64's: rounding of the type's mantissa through all layers and back. A
+# tensor of a tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
 @dataclass(frozen=True)
 class _Precision:
-    """What the exact checks are held to. rounding: relative difference of losses; gradient: of a tensor's gradient;
+    """Bars of the exact checks. rounding: relative difference of losses; gradient: of a tensor's gradient;
     rise: how much each tensor's step of a finite difference changes the loss, far above rounding and still small, and
     most: all tensors' steps together; difference: of finite differences from the gradient of one tensor, and of all
     together, relative.
@@ -65,12 +65,12 @@ def prove(
     seed: int = 0,
     tuned: bool = False,
 ) -> list[dict[str, object]]:
-    """Run every check on a part of `batch`, whose rows are named by `rows`; returns what each found.
+    """Run every check on a part of `batch`, whose rows are named by `rows`; returns the result of each.
 
-    tuned: the model was trained by others, and perhaps only an adapter is trained now.
+    tuned: the model is a pretrained one, and perhaps only an adapter is trained.
     Raises ProofError at the first failure, naming the tensor or the row. The model is left as it was.
     """
-    proof = _Proof(model, objective, objective.known(batch), vocab_size, rows, seed, tuned)
+    proof = _Proof(model, objective, objective.annotated(batch), vocab_size, rows, seed, tuned)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("first loss", proof.first_loss),
         ("every tensor gets a gradient", proof.reaches_all),
@@ -78,7 +78,7 @@ def prove(
         ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
         ("finite differences", proof.finite_differences),
     ]
-    found: list[dict[str, object]] = []
+    results: list[dict[str, object]] = []
     with _left_alone(model) if tuned else contextlib.nullcontext():
         for name, check in checks:
             try:
@@ -87,31 +87,31 @@ def prove(
                 events.emit(ProofCheck(check=name, passed=False, detail=e.what))
                 raise
             finally:
-                if not tuned:  # in place, a check goes on with the gradients of the one before it
+                if not tuned:  # in place, a check continues with the gradients of the one before it
                     model.zero_grad(set_to_none=True)
-            found.append({"check": name, "passed": True, "detail": detail})
+            results.append({"check": name, "passed": True, "detail": detail})
             events.emit(ProofCheck(check=name, passed=True, detail=detail))
-    return found
+    return results
 
 
 @contextlib.contextmanager
 def _left_alone(model: Decoder) -> Iterator[None]:
-    """Without dropout as long as this lasts; the weights are afterwards what they were."""
-    kept = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
+    """Turn dropout off, and restore the weights at the end."""
+    weights = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
     dtype, training = model.compute_dtype, model.training
     model.eval()
     try:
         yield
     finally:
         model.zero_grad(set_to_none=True)
-        model.load_trainable(kept)
+        model.load_trainable(weights)
         model.compute_dtype = dtype
         model.train(training)
 
 
 @dataclass
 class _Proof:
-    """The checks, in the order they must run in: each goes on with what the one before it has computed."""
+    """The checks, in the order in which they must run: each continues from the results of the one before it."""
 
     model: Decoder
     objective: Objective
@@ -167,7 +167,7 @@ class _Proof:
         return f"{loss:.3f} nats, ln(V) = {expected:.3f}"
 
     def reaches_all(self) -> str:
-        """Every tensor is trained. One may have a gradient of zero at the first step only; see finite_differences."""
+        """Every tensor gets a gradient. It may be zero at the first step only; see `finite_differences`."""
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad and not self.tuned:
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
@@ -196,7 +196,7 @@ class _Proof:
         self.model.zero_grad(set_to_none=True)
 
     def agrees(self) -> str:
-        """They are what they are in the exact type."""
+        """Loss and gradients in the compute type agree with those in the exact type."""
         if not self.tuned:
             self._in_compute_type()
         allowed, exact = GRADIENT_TOLERANCE[self.kind], "float32" if self.tuned else "float64"
@@ -226,7 +226,7 @@ class _Proof:
         bars = self.bars
         norms = [float(gradient_of(p).norm()) for p in self.exact.trainable().values()]
         pieces = list(_segments(self.small, self.objective.segments_per_row))
-        apart = backward(self.exact, self.objective, pieces, scale=-1.0)  # what is left in .grad is the difference
+        apart = backward(self.exact, self.objective, pieces, scale=-1.0)  # .grad now holds the difference
         if not abs(apart - self.mean) <= bars.rounding * abs(self.mean):
             row = self._leaking(pieces)
             raise ProofError(
@@ -243,7 +243,7 @@ class _Proof:
         return f"{len(pieces)} rows, worst tensor {name}: {worst:.1e}"
 
     def _leaking(self, pieces: list[Batch]) -> str:
-        """The first row that changes what comes before it or that the rows before it change."""
+        """The first row that affects the rows before it or that they affect."""
         step = self.objective.segments_per_row
         with torch.no_grad():
             for i in range(1, len(pieces)):
@@ -262,7 +262,7 @@ class _Proof:
         """
         parameters = self.exact.trainable()
         random = torch.Generator().manual_seed(self.seed)
-        with torch.no_grad():  # off the special point that the first weights may be
+        with torch.no_grad():  # the first weights may be a stationary point
             for name, p in parameters.items():
                 if not self.tuned or ".adapter." in name:
                     p.add_(
@@ -279,18 +279,18 @@ class _Proof:
             not self._difference(parameters, rise * min(1.0, self.bars.most / self.bars.rise / len(parameters)))
             <= self.bars.difference_of_all
         ):
-            found = {name: self._least_difference({name: parameter}) for name, parameter in parameters.items()}
-            wrong = [name for name, off in found.items() if off > self.bars.difference]
+            errors = {name: self._least_difference({name: parameter}) for name, parameter in parameters.items()}
+            wrong = [name for name, off in errors.items() if off > self.bars.difference]
             # the loss jumps wherever a router chooses another expert, and steps in float32 are too long to avoid that
             jumps = self.tuned and any(name.endswith("mlp.gate") for name in self.exact.linears())
-            if len(wrong) > (len(found) // 5 if jumps else 0):
-                name = max(wrong, key=lambda name: found[name])
-                raise ProofError(f"{name}: its gradient is {found[name]:.1e} off finite differences", "report this")
+            if len(wrong) > (len(errors) // 5 if jumps else 0):
+                name = max(wrong, key=lambda name: errors[name])
+                raise ProofError(f"{name}: its gradient is {errors[name]:.1e} off finite differences", "report this")
         return f"{len(parameters)} tensors, relative difference below {self.bars.difference:.0e}"
 
     def _least_difference(self, parameter: dict[str, torch.nn.Parameter]) -> float:
-        """Of one tensor. A step may cross a jump of the loss, where a router chooses: a smaller one in another
-        direction is tried then, and a wrong gradient is wrong along every one."""
+        """The smallest difference for one tensor over three steps. A step may cross a jump of the loss where a router
+        switches experts, so smaller steps in other directions are tried; a wrong gradient is wrong along each."""
         least = math.inf
         for number, part in enumerate((1, 5, 20)):
             least = min(least, self._difference(parameter, self._rise / part, number))
@@ -299,9 +299,9 @@ class _Proof:
         return least
 
     def _difference(self, parameters: dict[str, torch.nn.Parameter], rise: float, direction_number: int = 0) -> float:
-        """The gradient's slope and the seen one along a direction in `parameters`: how far apart, relative.
+        """Relative difference between the gradient's slope and the measured one along a direction in `parameters`.
 
-        rise: how much of the loss each tensor's step is meant to change.
+        rise: the intended change of the loss by each tensor's step.
         """
         expected = 0.0
         losses: list[float] = []
@@ -325,7 +325,7 @@ class _Proof:
 
     @property
     def _rise(self) -> float:
-        """Of a loss that is small already, as a student's near its teacher, a smaller step."""
+        """The step's size: smaller when the loss is small already, as a student's near its teacher."""
         return self.bars.rise * (min(1.0, self.mean / SMALL_LOSS_NATS) if self.tuned else 1.0)
 
 
@@ -350,7 +350,7 @@ def _rows(batch: Batch, edges: np.ndarray) -> Batch:
 
 
 def tails(batch: Batch, tokens: int, segments: int) -> Batch:
-    """The ends of the first `segments` rows, where answers are, behind their first tokens; `tokens` in all at most."""
+    """The ends of the first `segments` rows, where answers are, after their first tokens; at most `tokens` in all."""
     bounds = batch.cu_seqlens[: segments + 1].tolist()
     each = tokens // (len(bounds) - 1)
     head = min(ROW_HEAD_TOKENS, each // 2)
@@ -372,6 +372,6 @@ def _segments(batch: Batch, step: int) -> Iterator[Batch]:
 
 
 def _relative(difference: Tensor, whole: Tensor) -> float:
-    """Norm ÷ norm. Where the whole is as good as nothing, rounding is all there is: that counts as no difference."""
+    """The ratio of the norms; 0 where `whole` is so small that rounding decides."""
     size = float(whole.norm())
     return float(difference.norm()) / size if size > 1e-9 else 0.0

@@ -43,28 +43,28 @@ class LiveTeacher:
         """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
         self.model.compute_dtype = student.compute_dtype
 
-    def output(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> TeacherOutput:
-        """inputs (N,), cu_seqlens (S+1,), kept (P,) which of the N. Without a gradient the same batch is held-out text,
-        and is remembered."""
-        key = _key(self.model.compute_dtype, inputs, cu_seqlens, kept) if not torch.is_grad_enabled() else b""
-        found = self._remembered.get(key)
-        if found is None:
+    def output(self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, record: Tensor | None) -> TeacherOutput:
+        """inputs (N,), cu_seqlens (S+1,), counted (P,): which of the N. Without a gradient the batch is held-out text,
+        whose output is cached."""
+        key = _key(self.model.compute_dtype, inputs, cu_seqlens, counted) if not torch.is_grad_enabled() else b""
+        cached = self._remembered.get(key)
+        if cached is None:
             with torch.no_grad():
                 hidden, states = with_states(self.model, inputs, cu_seqlens, self.layers)
-                found = tuple(t.index_select(0, kept) for t in (hidden, *states))
-            size = sum(t.nbytes for t in found)
+                cached = tuple(t.index_select(0, counted) for t in (hidden, *states))
+            size = sum(t.nbytes for t in cached)
             if key and size <= self._room:
                 self._room -= size
-                self._remembered[key] = found
+                self._remembered[key] = cached
         cast, _ = self.model.head_operands()
-        return TeacherOutput(Dense(found[0], cast, self.model.options.logit_soft_cap), found[1:])
+        return TeacherOutput(Dense(cached[0], cast, self.model.options.logit_soft_cap), cached[1:])
 
     @torch.no_grad()
     def losses(
-        self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, targets: Tensor, record: Tensor | None
+        self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, targets: Tensor, record: Tensor | None
     ) -> Tensor:
         """Nats that it pays for each of the P targets (P,)."""
-        return token_losses(self.model, self.model(inputs, cu_seqlens).index_select(0, kept), targets)
+        return token_losses(self.model, self.model(inputs, cu_seqlens).index_select(0, counted), targets)
 
 
 class RecordedTeacher:
@@ -100,21 +100,21 @@ class RecordedTeacher:
         first = int(self.record.positions[index])
         return np.arange(first, first + len(window) - 1)
 
-    def output(self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, record: Tensor | None) -> TeacherOutput:
+    def output(self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, record: Tensor | None) -> TeacherOutput:
         """record (N,): of each token."""
         assert record is not None, "find the batch first"
-        rows = self.record.at(record[kept].cpu().numpy())
+        rows = self.record.at(record[counted].cpu().numpy())
         ids, drawn = (np.asarray(rows.top_ids, np.int64), np.asarray(rows.sampled_ids, np.int64))
         arrays = (ids, rows.top_logprobs, drawn, rows.sampled_logprobs, rows.rest_logmass)
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(inputs.device) for a in arrays]
         return TeacherOutput(Sparse(*tensors))
 
     def losses(
-        self, inputs: Tensor, cu_seqlens: Tensor, kept: Tensor, targets: Tensor, record: Tensor | None
+        self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, targets: Tensor, record: Tensor | None
     ) -> Tensor:
         """As `LiveTeacher.losses`."""
         assert record is not None, "find the batch first"
-        return -torch.from_numpy(np.asarray(self.record.came_logprobs[record[kept].cpu().numpy()]))
+        return -torch.from_numpy(np.asarray(self.record.came_logprobs[record[counted].cpu().numpy()]))
 
 
 Teacher = LiveTeacher | RecordedTeacher
@@ -131,10 +131,10 @@ def with_states(
     model: Decoder, inputs: Tensor, cu_seqlens: Tensor, layers: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
     """The model's result (N, D), and the outputs (N, D) of some of its layers."""
-    kept: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
 
     def keep(number: int) -> Callable[[object, object, Tensor], None]:
-        return lambda module, args, out: kept.__setitem__(number, out)
+        return lambda module, args, out: states.__setitem__(number, out)
 
     hooks = [model.model.layers[number].register_forward_hook(keep(number)) for number in set(layers)]
     try:
@@ -142,7 +142,7 @@ def with_states(
     finally:
         for hook in hooks:  # before the backward pass, in which a recomputed layer would call them again
             hook.remove()
-    return hidden, [kept[number] for number in layers]
+    return hidden, [states[number] for number in layers]
 
 
 def _key(dtype: torch.dtype, *tensors: Tensor) -> bytes:

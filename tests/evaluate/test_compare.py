@@ -14,7 +14,7 @@ from settle.evaluate.compare.candidate import FileModel, LiveModel, without_thou
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.cases import asking, cases
 from settle.evaluate.compare.compare import CompareOptions, compare, report
-from settle.evaluate.compare.forgetting import forgetting, generated, given
+from settle.evaluate.compare.forgetting import forgetting, from_texts, generated
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
@@ -121,7 +121,7 @@ def test_plain_text_is_read(tiny, live):
 
 def test_llama_cpp_reads_as_the_live_model_does(tiny, files, live):
     """The tokens that came exactly; the divergence up to what is spread evenly behind the likeliest ones."""
-    familiar = given(live[0], tiny.held_out, "held-out text")
+    familiar = from_texts(live[0], tiny.held_out, "held-out text")
     familiar = type(familiar)(familiar.texts[:4], familiar.begin[:4], familiar.wrote)
     ours, theirs = (forgetting(*pair, familiar, lambda done: None) for pair in (live, files))
     assert theirs.loss.base == pytest.approx(ours.loss.base, abs=2e-3)
@@ -148,7 +148,7 @@ def ref(name, path):
 def test_readers_read_what_llama_cpp_serves(tiny, files, tmp_path):
     path = export_lora(tiny.part, adapter(tiny.part, strength=0.2), tmp_path / "lora.gguf")
     base = ref("base", files[0]._engine.path)
-    familiar = given(files[0], [tiny.held_out[0][:1200]], "held-out text")
+    familiar = from_texts(files[0], [tiny.held_out[0][:1200]], "held-out text")
     lora = replace(ref("lora", path), kind="adapter", base=base)
     for tuned in (lora, ref("tuned", files[1]._engine.path)):
         ours = forgetting(*readers(base, tuned), familiar, lambda done: None)
@@ -165,7 +165,7 @@ def test_familiar_text(files, live):
     same = forgetting(live[0], live[0], text, lambda done: None)
     assert same.degree == "next to nothing" and same.kl.difference.value == pytest.approx(0, abs=1e-6)
     with pytest.raises(DataError, match="no text"):
-        given(live[0], ["", ""], "empty.txt")
+        from_texts(live[0], ["", ""], "empty.txt")
 
 
 def test_too_long_to_ask_and_no_template(tiny, files, live):

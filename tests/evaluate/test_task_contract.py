@@ -7,7 +7,7 @@ import pytest
 
 from settle.base.errors import UsageError
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.tasks import Task, chosen
+from settle.evaluate.tasks import Task, best_suited
 
 DATA = {
     "words": ["Paris", "Rome", "Bern"] * 10,
@@ -29,7 +29,7 @@ def instances(part: type[Task], folder: Path) -> list[tuple[Task, list[Case]]]:
     if not tasks:
         file = folder / "scorer.py"
         file.write_text("def score(answer, reference, case):\n    return answer == reference\n")
-        tasks = [(part.asked(str(file)), questions(DATA["words"]))]
+        tasks = [(part.from_value(str(file)), questions(DATA["words"]))]
     return tasks
 
 
@@ -49,7 +49,7 @@ def test_the_wanted_answer_scores_best_and_nothing_scores_least(name: str, tmp_p
 @pytest.mark.parametrize("name", Task.part_names())
 def test_it_is_asked_for_by_name_or_says_what_to_give(name: str) -> None:
     try:
-        assert isinstance(Task.part(name).asked(""), Task)
+        assert isinstance(Task.part(name).from_value(""), Task)
     except (UsageError, ValueError) as e:
         assert str(e)
 
@@ -59,4 +59,4 @@ def test_no_two_share_a_rank_and_all_data_has_its_task() -> None:
     assert len(ranks) == len(set(ranks))
     for answers in DATA.values():
         cases = questions(answers)
-        assert type(chosen(cases)).suited(cases) is not None
+        assert type(best_suited(cases)).suited(cases) is not None

@@ -8,7 +8,7 @@ from settle.base.errors import DataError, UsageError
 from settle.base.registry import part_names, parts
 from settle.data.layouts import Example
 from settle.evaluate.compare.cases import Case, cases
-from settle.evaluate.tasks import chosen, named
+from settle.evaluate.tasks import best_suited, named
 
 CALL = '{"name": "search", "arguments": {"query": "rice", "most": 3}}'
 
@@ -115,7 +115,7 @@ def test_scores_that_are_none(bad):
     ],
 )
 def test_choice(references, name):
-    assert type(chosen(wanted(*references))).__module__.endswith(f".{name}")
+    assert type(best_suited(wanted(*references))).__module__.endswith(f".{name}")
 
 
 def test_rows_as_cases():

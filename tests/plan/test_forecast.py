@@ -13,7 +13,7 @@ from settle.plan.forecast import cost, expected_tokens, look_ahead, must_fit
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import probe_steps
 from settle.plan.settings import TrainingSettings
-from settle.plan.size import asked_seconds
+from settle.plan.size import requested_seconds
 from settle.plan.training_plan import plan_training
 from settle.train.training_plan import TrainingPlan
 
@@ -78,9 +78,9 @@ def test_money_is_a_time_budget(corpus: Corpus):
     from settle.machine import accelerator
 
     settings = TrainingSettings(max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
-    assert asked_seconds(settings, accelerator("cpu")) == pytest.approx(1800.0)
+    assert requested_seconds(settings, accelerator("cpu")) == pytest.approx(1800.0)
     both = TrainingSettings(time="10m", max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
-    assert asked_seconds(both, accelerator("cpu")) == 600.0
+    assert requested_seconds(both, accelerator("cpu")) == 600.0
 
 
 def test_law_falls_with_tokens_and_never_rises():

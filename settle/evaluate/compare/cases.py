@@ -31,15 +31,15 @@ def case(example: Example, number: int) -> Case | None:
     if example.kind == "text":
         return None
     messages = [*example.messages, *example.chosen]
-    asked, answer = tuple(messages[:-1]), messages[-1]
-    prompt = str(asked[0]["content"]) if len(asked) == 1 and asked[0]["role"] == "user" else None
-    return Case(number, _wanted(answer), asked, tuple(example.tools), prompt)
+    before, answer = tuple(messages[:-1]), messages[-1]
+    prompt = str(before[0]["content"]) if len(before) == 1 and before[0]["role"] == "user" else None
+    return Case(number, _reference(answer), before, tuple(example.tools), prompt)
 
 
 def cases(examples: Iterable[Example]) -> list[Case]:
     """Every row that asks something, numbered from 1 as they come."""
-    found = (case(example, number) for number, example in enumerate(examples, 1))
-    return [c for c in found if c is not None]
+    candidates = (case(example, number) for number, example in enumerate(examples, 1))
+    return [c for c in candidates if c is not None]
 
 
 def asking(text: str, number: int = 0) -> Case:
@@ -47,7 +47,7 @@ def asking(text: str, number: int = 0) -> Case:
     return Case(number, "", ({"role": "user", "content": text},), prompt=text)
 
 
-def _wanted(message: Message) -> str:
+def _reference(message: Message) -> str:
     """An answer as text; tool calls as the JSON of their names and arguments, one a line."""
     calls = message.get("tool_calls")
     if not calls:

@@ -13,9 +13,9 @@ from settle.data.layouts import Example
 from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Answer, Candidate, Model
 from settle.evaluate.compare.cases import Case, asking, cases
-from settle.evaluate.compare.forgetting import Forgetting, forgetting, generated, given, losses
+from settle.evaluate.compare.forgetting import Forgetting, forgetting, from_texts, generated, losses
 from settle.evaluate.compare.instructions import INSTRUCTIONS
-from settle.evaluate.tasks import Task, chosen, named
+from settle.evaluate.tasks import Task, best_suited, named
 
 T = TypeVar("T")
 ROWS = 200  # half of a change of ten points is seen with so many
@@ -186,7 +186,7 @@ def _answered(
     base: Candidate, tuned: Candidate, questions: list[Case], options: CompareOptions, events: Events
 ) -> Comparison:
     """Both candidates' answers, scored."""
-    task = named(options.score) if options.score else chosen(questions)
+    task = named(options.score) if options.score else best_suited(questions)
     longest = options.max_tokens or _longest(base, questions)
     answers = [_ask(candidate, questions, longest, events) for candidate in (base, tuned)]
     fit = [i for i in range(len(questions)) if answers[0][i].asked and answers[1][i].asked]
@@ -244,7 +244,7 @@ def _forgotten(readers: tuple[Model, Model], familiar: Sequence[str] | None, eve
     if familiar is None:
         text = generated(base, _progress(events, f"{base.name} writes", 24))
     else:
-        text = given(base, familiar, "the text given")
+        text = from_texts(base, familiar, "the text given")
     return forgetting(*readers, text, _progress(events, "familiar text", len(text.texts)))
 
 

@@ -97,7 +97,7 @@ def generated(base: Model, on_progress: OnProgress) -> Familiar:
     return Familiar([ids for ids, _ in texts], [begin for _, begin in texts], f"written by {base.name} itself")
 
 
-def given(base: Model, texts: Iterable[str], name: str) -> Familiar:
+def from_texts(base: Model, texts: Iterable[str], name: str) -> Familiar:
     """Text that a person says the model knew: cut into pieces, evenly spread. Raises DataError when there is none."""
     longest = 2 * TOKENS
     ids = [base.tokenize(text) for text in texts]

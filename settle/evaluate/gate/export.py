@@ -212,10 +212,10 @@ def emit_gate_checks(figures: Figures, events: Events) -> None:
     }
     merge = figures.get("merge")
     if merge:
-        kept = figures["adapter_kept"]
+        adapter_share = figures["adapter_kept"]
         details["merge"] = (
             f"into a base of {merge['base_type']}, written as {figures['dtype']}: costs {merge['kl']:.1e} nats per "
-            f"token, and {kept:.0%} of the adapter's change is in the file"
+            f"token, and {adapter_share:.0%} of the adapter's change is in the file"
         )
     for check, detail in details.items():
         events.emit(GateCheck(check=check, passed=True, detail=detail))

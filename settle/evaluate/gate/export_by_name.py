@@ -85,7 +85,7 @@ def _adapter_of_run(run: Run, base: str | None, events: Events) -> ExportedAdapt
 def _turns(run: Run, base: Pretrained) -> tuple[str | None, bool]:
     """The chat template of a tuned model where its base has another or takes no turns, and whether it takes none itself
     but completes texts: by the file that the run made."""
-    files = [made.path for made in models_of(run) if made.kind != "draft"]
+    files = [model.path for model in models_of(run) if model.kind != "draft"]
     metadata = read_gguf(Path(files[0])).metadata if files else {}
     template, was_plain = text(metadata, "tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
     if not template or metadata.get("settle.base"):

@@ -66,7 +66,7 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     nature = (
         "It answers in the way of the examples it was tuned on."
         if tuning
-        else "It is a base model: it goes on with a text, and was not taught to hold a conversation or to follow "
+        else "It is a base model: it completes text, and was not trained to hold a conversation or to follow "
         "instructions."
     )
     return [text, "", f"{nature} What it writes may be wrong, and may repeat what it was trained on.", ""]
@@ -141,8 +141,8 @@ def _data(ledger: Values) -> Iterator[str]:
             for reason, entry in sorted(counts.items(), key=lambda item: -item[1]["count"]):
                 yield f"- {_plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
             yield ""
-    if found := ledger.get("found"):
-        yield "Found in the text: " + ", ".join(f"{_whole(n)} {_plain(kind)}" for kind, n in found.items()) + "."
+    if findings := ledger.get("found"):
+        yield "Found in the text: " + ", ".join(f"{_whole(n)} {_plain(kind)}" for kind, n in findings.items()) + "."
         yield ""
     yield from _sources(ledger.get("sources") or [])
 
@@ -193,17 +193,17 @@ def _outcome(result: Values) -> Iterator[tuple[str, object]]:
 
 
 def _forecasts(result: Values) -> list[str]:
-    """Forecast beside what came, where both are known."""
+    """Forecast beside the actual figure, where both are known."""
     forecast, actual = result.get("forecast") or {}, result.get("actual") or {}
     lines = []
-    for key, told in forecast.items():
-        if isinstance(told, Mapping) and _is_number(told.get("value")) and _is_number(actual.get(key)):
-            low, high = (_amount(key, told.get(end)) for end in ("low", "high"))
+    for key, figure in forecast.items():
+        if isinstance(figure, Mapping) and _is_number(figure.get("value")) and _is_number(actual.get(key)):
+            low, high = (_amount(key, figure.get(end)) for end in ("low", "high"))
             lines.append(
-                f"| {key.replace('_', ' ')} | {_amount(key, told['value'])} ({low} – {high}) "
+                f"| {key.replace('_', ' ')} | {_amount(key, figure['value'])} ({low} – {high}) "
                 f"| {_amount(key, actual[key])} |"
             )
-    return ["| | forecast (80 %) | came |", "|---|---|---|", *lines, ""] if lines else []
+    return ["| | forecast (80 %) | actual |", "|---|---|---|", *lines, ""] if lines else []
 
 
 def _gate(gate: Values) -> list[str]:

@@ -105,15 +105,15 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
         axes.fill_between(x, low, high, color=GREY, alpha=0.15, linewidth=0)
         axes.plot(x, mean, color=GREY, linewidth=0.9, label="training batches")
     evals = _finite(course.evals, "tokens", "loss")
-    seen: list[float] = [e.tokens for e in evals]
+    tokens: list[float] = [e.tokens for e in evals]
     y = [e.loss for e in evals]
     error = [e.stderr if _finite([e], "stderr") else 0.0 for e in evals]
     axes.fill_between(
-        seen, [a - b for a, b in zip(y, error, strict=True)], [a + b for a, b in zip(y, error, strict=True)],
+        tokens, [a - b for a, b in zip(y, error, strict=True)], [a + b for a, b in zip(y, error, strict=True)],
         color=BLUE, alpha=0.16, linewidth=0,
     )  # fmt: skip
     label = "held-out ± standard error of the sample"
-    axes.plot(seen, y, color=BLUE, linewidth=1.8, marker=_dots(seen), markersize=3.2, label=label)
+    axes.plot(tokens, y, color=BLUE, linewidth=1.8, marker=_dots(tokens), markersize=3.2, label=label)
     sampled = next((e for e in evals if e.step == best_step), min(evals, key=lambda e: e.loss))
     best = course.whole or sampled
     where = "evaluated at the end" if course.whole else f"at step {best.step:,}"

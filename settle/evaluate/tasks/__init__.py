@@ -39,14 +39,14 @@ class Task(Part):
         return None
 
     @classmethod
-    def asked(cls, value: str) -> Self:
-        """The task from what stands after the colon in `--score NAME:VALUE`; most tasks take nothing there."""
+    def from_value(cls, value: str) -> Self:
+        """The task with the value after the colon in `--score NAME:VALUE`; most tasks take none."""
         if value:
             raise UsageError(f"this score takes no value, and {value!r} was given", "leave out the colon and the rest")
         return cls()
 
 
-def chosen(cases: Sequence[Case]) -> Task:
+def best_suited(cases: Sequence[Case]) -> Task:
     """The most particular task that suits the data."""
     ranked = sorted((rank, kind) for kind in Task.parts().values() if (rank := kind.rank))
     return next(task for _, kind in ranked if (task := kind.suited(cases)) is not None)
@@ -62,7 +62,7 @@ def named(score: str) -> Task:
         known = ", ".join(Task.part_names())
         raise UsageError(f"there is no score {name!r}", f"one of: {known}; or the path of a Python file")
     try:
-        return Task.part(name).asked(value)
+        return Task.part(name).from_value(value)
     except ValidationError as e:
         raise UsageError(f"--score {score}: {e.errors()[0]['msg']}", "see docs/eval.md") from None
 

@@ -24,11 +24,11 @@ class Json(Task):
         return "JSON match" if self.want == "match" else "valid JSON"
 
     def score(self, answer: str, case: Case) -> float:
-        found = value_in(answer)
-        if found is None or self.want == "valid":
-            return float(found is not None)
+        value = value_in(answer)
+        if value is None or self.want == "valid":
+            return float(value is not None)
         wanted = value_in(case.reference)
-        return agreement(found[0], wanted[0]) if wanted else 0.0
+        return agreement(value[0], wanted[0]) if wanted else 0.0
 
     def beside(self) -> Sequence[Task]:
         return (Json(want="valid"),) if self.want == "match" else ()
@@ -36,11 +36,11 @@ class Json(Task):
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
         """Objects and lists: a bare number is JSON too, and is better matched as text."""
-        found = [value_in(c.reference) for c in cases]
-        return cls() if share([f is not None and isinstance(f[0], dict | list) for f in found]) >= MOST_OF else None
+        values = [value_in(c.reference) for c in cases]
+        return cls() if share([f is not None and isinstance(f[0], dict | list) for f in values]) >= MOST_OF else None
 
     @classmethod
-    def asked(cls, value: str) -> Self:
+    def from_value(cls, value: str) -> Self:
         return cls.model_validate({"want": value or "match"})
 
 

@@ -37,7 +37,7 @@ class Python(Task):
         return value
 
     @classmethod
-    def asked(cls, value: str) -> Self:
+    def from_value(cls, value: str) -> Self:
         task = cls(path=existing(value))
         task._function  # noqa: B018 - a file that cannot be used is refused before any model answers
         return task

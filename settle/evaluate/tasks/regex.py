@@ -37,8 +37,8 @@ class Regex(Task):
         return value
 
     def score(self, answer: str, case: Case) -> float:
-        found, wanted = self._last(answer), self._last(case.reference)
-        return float(found is not None and (wanted is None or same(found, wanted)))
+        match, expected = self._last(answer), self._last(case.reference)
+        return float(match is not None and (expected is None or same(match, expected)))
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
@@ -49,7 +49,7 @@ class Regex(Task):
         return None
 
     @classmethod
-    def asked(cls, value: str) -> Self:
+    def from_value(cls, value: str) -> Self:
         return cls(pattern=value)
 
     def _last(self, text: str) -> str | None:

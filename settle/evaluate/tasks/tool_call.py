@@ -50,7 +50,7 @@ class ToolCall(Task):
         return cls() if share([bool(calls_in(c.reference)) for c in cases]) >= OFTEN else None
 
     @classmethod
-    def asked(cls, value: str) -> Self:
+    def from_value(cls, value: str) -> Self:
         return cls.model_validate({"want": value or "match"})
 
 

@@ -178,18 +178,18 @@ def _tensors(
     members: dict[str, list[str]] = {}
     for parameter, name in names.items():
         members.setdefault(name, []).append(parameter)
-    made = []
+    tensors = []
     for name, parameters in members.items():
         shape = tuple(np.shape(weights[parameters[0]]))
         if len(parameters) > 1:
             shape = (len(parameters), *shape)
         stored = _type_of(name, shape, dtype)
         pieces = [partial(_piece, part, parameter, weights[parameter], stored) for parameter in parameters]
-        made.append(_Tensor(name, shape, stored.name, stored.num_bytes(shape), pieces))
+        tensors.append(_Tensor(name, shape, stored.name, stored.num_bytes(shape), pieces))
     for name, values in part.gguf_constants().items():
         vector = np.asarray(values, np.float32)
-        made.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
-    return made
+        tensors.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
+    return tensors
 
 
 def _piece(part: GgufLayout, parameter: str, tensor: TensorLike, stored: GgmlType) -> np.ndarray:

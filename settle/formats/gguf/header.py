@@ -87,19 +87,19 @@ class Cursor:
     def strings(self, number: int, what: str) -> list[str]:
         """That many strings. A vocabulary is most of a header, so this is `string` without its calls."""
         data, at, size, length_at = self.data, self.at, self.size, struct.Struct("<Q").unpack_from
-        found = []
+        texts = []
         for _ in range(number):
             if size - at < 8:
                 break
             (length,) = length_at(data, at)
             if length > min(MAX_STRING, size - at - 8):
                 break
-            found.append(data[at + 8 : at + 8 + length].decode("utf-8", "replace"))
+            texts.append(data[at + 8 : at + 8 + length].decode("utf-8", "replace"))
             at += 8 + length
         self.at = at
-        if len(found) < number:
+        if len(texts) < number:
             self.string(what)  # says what is wrong
-        return found
+        return texts
 
     def count(self, what: str, most: int, smallest: int) -> int:
         """A number of things of at least `smallest` bytes each: it must fit into what is left."""
@@ -193,14 +193,14 @@ def _tensor(cursor: Cursor, alignment: int) -> tuple[str, tuple[int, ...], int, 
 def _place(cursor: Cursor, raw: list[tuple[str, tuple[int, ...], int, int, int]], alignment: int) -> list[TensorInfo]:
     """Absolute places, once it is sure that they lie in the file and not on each other."""
     start = -(-cursor.at // alignment) * alignment
-    end, previous, seen = 0, "", set()
+    end, previous, names = 0, "", set()
     for name, _, _, offset, num_bytes in sorted(raw, key=lambda t: (t[3], t[0])):
-        if name in seen:
+        if name in names:
             raise cursor.fail(f"the tensor {name} is there twice")
         if offset < end:
             raise cursor.fail(f"the tensors {previous} and {name} lie on each other")
         if start + offset + num_bytes > cursor.size:
             raise cursor.fail(f"{name} ends at byte {start + offset + num_bytes}, the file at {cursor.size}")
-        seen.add(name)
+        names.add(name)
         end, previous = offset + num_bytes, name
     return [TensorInfo(n, shape, code, start + offset, size) for n, shape, code, offset, size in raw]

@@ -35,8 +35,8 @@ class Adapter(Part):
     LEARNING_RATE: ClassVar[float] = 3e-4
 
     @abstractmethod
-    def chosen(self, linears: Iterable[str]) -> list[str]:
-        """Of these linears, by name, those that are adapted. Raises UsageError when a target matches nothing."""
+    def targeted(self, linears: Iterable[str]) -> list[str]:
+        """The names of the linears that are adapted. Raises UsageError when a target matches nothing."""
 
     @abstractmethod
     def beside(self, name: str, inputs: int, outputs: int) -> LinearAdapter:
@@ -69,7 +69,7 @@ class Adapter(Part):
         What the model computes does not change. Raises UsageError when a target matches nothing.
         """
         linears = model.linears()
-        chosen = self.chosen(linears)
+        chosen = self.targeted(linears)
         model.freeze()
         random = torch.Generator().manual_seed(seed)
         for name in chosen:
@@ -82,13 +82,13 @@ class Adapter(Part):
 
     def kept_numbers(self, linears: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         """Linear → `kept_per_token`, of a model with these linears, name → (O, I)."""
-        return {name: self.kept_per_token(name, *reversed(linears[name])) for name in self.chosen(linears)}
+        return {name: self.kept_per_token(name, *reversed(linears[name])) for name in self.targeted(linears)}
 
     def num_parameters(self, linears: Mapping[str, tuple[int, int]]) -> int:
         """Numbers that are trained in a model with these linears, name → (O, I)."""
         with torch.device("meta"):
-            made = [self.beside(name, linears[name][1], linears[name][0]) for name in self.chosen(linears)]
-        return sum(parameter.numel() for adapter in made for parameter in adapter.parameters())
+            extras = [self.beside(name, linears[name][1], linears[name][0]) for name in self.targeted(linears)]
+        return sum(parameter.numel() for adapter in extras for parameter in adapter.parameters())
 
 
 def matching(linears: Iterable[str], targets: Sequence[str] | Literal["all-linear"]) -> list[str]:
@@ -131,8 +131,8 @@ def load(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
         raise FormatError(f"the adapter and the model disagree about {stray[0]}", "apply it to the base it was made on")
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
-            found, wanted = tuple(tensors[name].shape), tuple(parameter.shape)
-            raise FormatError(f"{name} has the shape {found}, not {wanted}", "apply it to the base it was made on")
+            shape, expected = tuple(tensors[name].shape), tuple(parameter.shape)
+            raise FormatError(f"{name} has the shape {shape}, not {expected}", "apply it to the base it was made on")
         parameter.copy_(tensors[name])
 
 

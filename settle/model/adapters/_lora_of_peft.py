@@ -87,8 +87,8 @@ def _named(name: str) -> str:
 
 def _alpha(name: str, config: Mapping[str, JsonValue], default: float) -> float:
     module, patterns = name.removeprefix(PREFIX).removesuffix(DOWN), config.get("alpha_pattern")
-    found = patterns.items() if isinstance(patterns, dict) else ()
-    return next((_number(alpha, default) for k, alpha in found if re.match(rf"(.*\.)?({k})$", module)), default)
+    entries = patterns.items() if isinstance(patterns, dict) else ()
+    return next((_number(alpha, default) for k, alpha in entries if re.match(rf"(.*\.)?({k})$", module)), default)
 
 
 def _number(value: JsonValue, default: float) -> float:

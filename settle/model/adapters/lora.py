@@ -45,7 +45,7 @@ class LoRA(Adapter):
         """What B A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def chosen(self, linears: Iterable[str]) -> list[str]:
+    def targeted(self, linears: Iterable[str]) -> list[str]:
         return matching(linears, self.targets)
 
     def beside(self, name: str, inputs: int, outputs: int) -> LowRank:

@@ -89,8 +89,8 @@ class Gemma(Transformer):
 
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
-        made = super().sized(num_parameters, vocab_size, context)
-        return made.model_copy(update={"query_pre_attn_scalar": made.head_dim})
+        scaled = super().sized(num_parameters, vocab_size, context)
+        return scaled.model_copy(update={"query_pre_attn_scalar": scaled.head_dim})
 
     @classmethod
     def hf_values(cls, config: HfConfig) -> dict[str, object]:

@@ -43,7 +43,7 @@ class TransformerSize(TransformerLayers):
         numbers = 2.0 * self.hidden_size + 1
         for layer in self.options().layers:
             numbers += _kept_by_attention(layer, context) + _kept_by_feed_forward(layer, adapter is not None)
-        numbers += sum(self.share_met(name) * kept for name, kept in (adapter or {}).items())
+        numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
         return bytes_per_number * numbers
 
     def share_met(self, linear: str) -> float:
@@ -68,27 +68,27 @@ class TransformerSize(TransformerLayers):
 
 def keys_met(context: int, window: int | None) -> float:
     """Keys that a query meets on average over a text of `context` tokens."""
-    seen = min(context, window or context)
-    return seen - seen * (seen - 1) / (2 * context)
+    visible = min(context, window or context)
+    return visible - visible * (visible - 1) / (2 * context)
 
 
 def _kept_by_attention(o: LayerOptions, context: int) -> int:
     """Numbers a token that the way back of one layer's attention needs; see `activation_bytes_per_token`."""
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
-    kept = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
+    numbers = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
     if o.head_norms:
-        kept += query + key + o.heads + o.kv_heads
+        numbers += query + key + o.heads + o.kv_heads
     if o.sandwich_norms:
-        kept += o.width + 1
-    return kept
+        numbers += o.width + 1
+    return numbers
 
 
 def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     """The same of one layer's feed-forward. Trained, it keeps gate, up, what the gate lets through, and the product."""
     times = 2 if frozen else 4
-    kept = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
+    numbers = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
     if o.experts is None:
-        return kept + times * o.inner
+        return numbers + times * o.inner
     e = o.experts
     # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
-    return kept + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
+    return numbers + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)

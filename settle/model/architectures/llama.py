@@ -45,8 +45,8 @@ class Llama(Transformer):
         scaling = self.rope_scaling
         if scaling is None or scaling.rope_type != "llama3":
             return {}
-        found = divisors(scaling, self.rotary_width, self.rope_theta, self.max_position_embeddings)
-        return {"rope_freqs.weight": found}
+        factors = divisors(scaling, self.rotary_width, self.rope_theta, self.max_position_embeddings)
+        return {"rope_freqs.weight": factors}
 
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
@@ -54,8 +54,8 @@ class Llama(Transformer):
             raise FormatError("it is a mixture of experts of the Llama family", "only dense Llamas are supported")
         values = super().gguf_values(fields, tensors)
         if "rope_freqs.weight" in tensors:
-            found = tensors["rope_freqs.weight"].load().tolist()
-            values["rope_scaling"] = llama3_scaling(found, whole(values, "head_dim"), number(values, "rope_theta"))
+            factors = tensors["rope_freqs.weight"].load().tolist()
+            values["rope_scaling"] = llama3_scaling(factors, whole(values, "head_dim"), number(values, "rope_theta"))
         values["attention_bias"] = "blk.0.attn_q.bias" in tensors
         values["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
         return values

@@ -67,9 +67,9 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
         rows = [x if bucket.gather is None else x[bucket.gather] for x in (q, k, v)]
         queries, keys, values = (x.unflatten(0, (bucket.segments, bucket.length)).transpose(1, 2) for x in rows)
         is_causal = window is None or window >= bucket.length
-        seen = None if is_causal else table.mask(bucket.length, 1, qkv.dtype, window)
+        mask = None if is_causal else table.mask(bucket.length, 1, qkv.dtype, window)
         mixed = scaled_dot_product_attention(
-            queries, keys, values, attn_mask=seen, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
+            queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
         )
         mixed = mixed.transpose(1, 2).reshape(-1, heads * width)
         if bucket.gather is None or bucket.packed_rows is None:
@@ -110,9 +110,9 @@ class RotatedAttention(Function):
             saved = ()
             for bucket in packing.buckets:
                 assert bucket.gather is not None and bucket.packed_rows is not None and bucket.padded_rows is not None
-                padded, kept = _attend(qkv.index_select(0, bucket.gather), bucket, table, window, soft_cap)
+                padded, of_bucket = _attend(qkv.index_select(0, bucket.gather), bucket, table, window, soft_cap)
                 out.index_copy_(0, bucket.packed_rows, padded.index_select(0, bucket.padded_rows))
-                saved += kept
+                saved += of_bucket
         ctx.save_for_backward(*saved)
         return out
 
@@ -146,16 +146,16 @@ def _attend(
     # The query heads that share a key head stand below one another, so that one product serves them all.
     q, k, v = q.view(size * kv_heads, -1, width), k.view(-1, length, width), v.view(-1, length, width)
     mask = table.mask(length, heads // kv_heads, qkv.dtype, window)
-    kept: tuple[Tensor, ...] = ()
+    saved: tuple[Tensor, ...] = ()
     if soft_cap is None:
         scores = torch.baddbmm(mask, q, k.transpose(1, 2))
     else:
         capped = torch.bmm(q, k.transpose(1, 2)).div_(soft_cap).tanh_()
         scores = torch.add(mask, capped, alpha=soft_cap)
-        kept = (capped,)
+        saved = (capped,)
     probabilities = torch.softmax(scores, dim=-1)
     out = torch.bmm(probabilities, v).view(size, heads, length, width).transpose(1, 2)
-    return out.reshape(size * length, heads * width), (q, k, v, probabilities, *kept)
+    return out.reshape(size * length, heads * width), (q, k, v, probabilities, *saved)
 
 
 def _attend_backward(

@@ -37,14 +37,14 @@ class FreezableModule(nn.Module):
 
     def weights(self) -> dict[str, nn.Parameter | Frozen]:
         """Every tensor of the base model by name, trained or frozen; adapters are not among them."""
-        found: dict[str, nn.Parameter | Frozen] = {}
+        by_path: dict[str, nn.Parameter | Frozen] = {}
         for path, module in self.named_modules():
             if isinstance(module, LinearAdapter):
                 continue
             if isinstance(module, Owner) and module.frozen is not None:
-                found[f"{path}.weight"] = module.frozen
-            found |= {f"{path}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
-        return found
+                by_path[f"{path}.weight"] = module.frozen
+            by_path |= {f"{path}.{leaf}": p for leaf, p in module.named_parameters(recurse=False)}
+        return by_path
 
     def put(self, name: str, value: Tensor | Frozen) -> None:
         """Set one tensor of the base model, in Hugging Face's layout: a plain tensor is trained, in fp32.

@@ -244,11 +244,11 @@ class Joined:
 
     def _held(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """A matrix of at least that size, with W or its transpose in it."""
-        kept = self._kept
-        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
-        if kept is None or not fits or kept.shape[0] < rows or kept.shape[1] < columns:
-            kept = self._fill(like, rows, columns)
-        return kept
+        cached = self._kept
+        fits = cached is not None and cached.dtype == like.dtype and cached.device == like.device
+        if cached is None or not fits or cached.shape[0] < rows or cached.shape[1] < columns:
+            cached = self._fill(like, rows, columns)
+        return cached
 
     def _fill(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """W or its transpose in a matrix of at least that size; kept when it need not be made again."""
@@ -279,6 +279,6 @@ class Joined:
         return whole
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Joined":
-        made = Joined.__new__(Joined)
-        made.__dict__ |= self.__dict__ | {"owners": copy.deepcopy(self.owners, memo)}
-        return made
+        copied = Joined.__new__(Joined)
+        copied.__dict__ |= self.__dict__ | {"owners": copy.deepcopy(self.owners, memo)}
+        return copied

@@ -77,8 +77,8 @@ class FrozenNormLinear(Function):
         grad_down = None
         if grad_small is not None:
             # the norm's factor is applied on the small side; with dropout the mask stands in between
-            kept = unit if a.keep is None else unit * a.keep
-            grad_down = (grad_small.t() @ kept).mul_(factor)
+            dropped = unit if a.keep is None else unit * a.keep
+            grad_down = (grad_small.t() @ dropped).mul_(factor)
         if grad_x is not None:
             grad_x = torch.addcmul(grad_residual, norm_backward(grad_x.mul_(factor), unit), scale)
         grad_up = small.t() @ grad if grad_small is not None else None

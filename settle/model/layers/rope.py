@@ -111,11 +111,11 @@ def _frequencies(width: int, theta: float, by: Sequence[float] | None = None) ->
     return tuple(f / b for f, b in zip(plain, by or [1.0] * len(plain), strict=True))
 
 
-def llama3_scaling(found: Sequence[float], width: int, theta: float) -> RopeScaling:
+def llama3_scaling(freqs: Sequence[float], width: int, theta: float) -> RopeScaling:
     """The `rope_scaling` behind a GGUF file's rope_freqs (d/2,), which keeps only its results. Raises FormatError
     for divisors that are not those of a Llama 3.
     """
-    factor = round(max(found, default=1.0), 3)
+    factor = round(max(freqs, default=1.0), 3)
     for old in _OLD_CONTEXTS:
         scaling = RopeScaling(
             rope_type="llama3",
@@ -124,7 +124,7 @@ def llama3_scaling(found: Sequence[float], width: int, theta: float) -> RopeScal
             high_freq_factor=4.0,
             original_max_position_embeddings=old,
         )
-        made = divisors(scaling, width, theta, old)
-        if len(made) == len(found) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(made, found, strict=True)):
+        own = divisors(scaling, width, theta, old)
+        if len(own) == len(freqs) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(own, freqs, strict=True)):
             return scaling
     raise FormatError("its rope_freqs are not those of a Llama 3", "use the model's safetensors")

@@ -63,8 +63,8 @@ def eliminate(weight: Tensor, moments: Tensor, groups: Tensor, owners: Tensor, k
         weight -= weight[:, gone] @ step
         inverse -= inverse[:, gone] @ step
         alive[candidates[order]] = False
-    kept = groups[alive].flatten().sort().values
-    return Eliminated(kept, weight[:, kept].float())
+    kept_inputs = groups[alive].flatten().sort().values
+    return Eliminated(kept_inputs, weight[:, kept_inputs].float())
 
 
 def refitted(weight: Tensor, own: Tensor, cross: Tensor, start: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def kept_number(before: int, share: float, step: int = 1) -> int:
     else of the largest power of two in it that does; fewer than before. Raises UsageError when that leaves none."""
     while step > 1 and (before % step or step > before * share):
         step //= 2
-    kept = min(max(round(before * (1 - share) / step) * step, step), before - step)
-    if kept < 1:
+    number = min(max(round(before * (1 - share) / step) * step, step), before - step)
+    if number < 1:
         raise UsageError(f"{share:.0%} of {before} cannot be removed", "choose another share, or prune something else")
-    return kept
+    return number

@@ -64,20 +64,20 @@ def narrow_columns(
     return narrowed
 
 
-def spread_out(weight: Tensor, kept: Tensor, inputs: int) -> Tensor:
-    """A matrix (O, K) with its columns at the places kept (K,) among zeros: (O, inputs)."""
+def spread_out(weight: Tensor, kept_inputs: Tensor, inputs: int) -> Tensor:
+    """A matrix (O, K) with its columns at the places `kept_inputs` (K,) among zeros: (O, inputs)."""
     out = weight.new_zeros(len(weight), inputs)
-    out[:, kept] = weight
+    out[:, kept_inputs] = weight
     return out
 
 
 def _better(
-    old: Tensor, kept: Tensor, repaired: Tensor, held: Sequence[Tensor], may_repair: bool
+    old: Tensor, kept_inputs: Tensor, repaired: Tensor, held: Sequence[Tensor], may_repair: bool
 ) -> tuple[Tensor, float, bool]:
-    """What is left of a matrix old (O, I): its columns kept (K,) as they were, or `repaired` (O, K) if that misses less
-    of what came out before, for held-out inputs (N, I). → (matrix, share of the power it misses, whether repaired)."""
-    plain = old[:, kept]
-    left = [rows[:, kept] for rows in held]
+    """The narrower matrix of old (O, I): its columns `kept_inputs` (K,), or `repaired` (O, K) if that reproduces the old
+    outputs better for held-out inputs (N, I). → (matrix, share of the power it misses, whether repaired)."""
+    plain = old[:, kept_inputs]
+    left = [rows[:, kept_inputs] for rows in held]
     misses = [error(held, old, left, matrix) for matrix in (plain, repaired)]
     helps = may_repair and bool(held) and misses[1] < misses[0]
     return (repaired if helps else plain), misses[helps], helps

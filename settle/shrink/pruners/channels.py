@@ -34,14 +34,14 @@ class Channels(Pruner):
         groups, owners = torch.arange(before).unsqueeze(1), torch.zeros(before, dtype=torch.long)
         narrowed = narrow_columns(subject, windows, ("mlp.down_proj", "gated"), groups, owners, keep, self.repair)
         weights = dict(subject.weights) | narrowed.weights
-        for layer, kept in enumerate(narrowed.kept):
-            weights |= _rows(subject, layer, kept, before)
+        for layer, kept_channels in enumerate(narrowed.kept):
+            weights |= _rows(subject, layer, kept_channels, before)
         report = {"pruner": "channels", "channels": [before, keep], **narrowed.to_json()}
         return Pruned(subject.with_part(part, weights), report)
 
 
-def _rows(subject: PrunableModel, layer: int, kept: Tensor, inner: int) -> dict[str, Tensor]:
+def _rows(subject: PrunableModel, layer: int, channels: Tensor, inner: int) -> dict[str, Tensor]:
     """Rows of the gate's and the other branch's matrices and biases."""
-    rows = {"gate_proj": kept, "up_proj": kept, "gate_up_proj": torch.cat([kept, kept + inner])}
+    rows = {"gate_proj": channels, "up_proj": channels, "gate_up_proj": torch.cat([channels, channels + inner])}
     names = {in_layer(layer, f"mlp.{module}.{kind}"): r for module, r in rows.items() for kind in ("weight", "bias")}
     return {name: subject.weights[name][r] for name, r in names.items() if name in subject.weights}

@@ -62,11 +62,11 @@ class Depth(Pruner):
         with torch.no_grad():
             walk = LayerWalk(subject.build(trainable=False), windows)
             if self.by == "influence":
-                kept, scores = self._by_influence(walk, order)
+                layers, scores = self._by_influence(walk, order)
             else:
-                kept, scores = self._by_loss(walk, order)
-            divergence = _divergence(walk, kept)
-        gone = [i for i in range(before) if i not in kept]
+                layers, scores = self._by_loss(walk, order)
+            divergence = _divergence(walk, layers)
+        gone = [i for i in range(before) if i not in layers]
         report = {
             "pruner": "depth",
             "blocks": [before, after],
@@ -77,7 +77,7 @@ class Depth(Pruner):
             "tokens": walk.num_tokens,
             "kl": divergence,
         }
-        return Pruned(without(subject, kept), report)
+        return Pruned(without(subject, layers), report)
 
     def _by_influence(self, walk: LayerWalk, order: "_Order") -> tuple[list[int], list[float]]:
         states = _streams(walk)
@@ -85,9 +85,9 @@ class Depth(Pruner):
         scores = [_turn(states[i], states[i + 1]) for i in range(num_layers)]
         if self.in_a_row:
             run = num_layers - order.left
-            kept = min(order.runs(), key=lambda kept: _turn(states[_start(kept)], states[_start(kept) + run]))
-            return kept, scores
-        return order.greedy(lambda kept: {i: scores[i] for i in kept}), scores
+            layers = min(order.runs(), key=lambda layers: _turn(states[_start(layers)], states[_start(layers) + run]))
+            return layers, scores
+        return order.greedy(lambda layers: {i: scores[i] for i in layers}), scores
 
     def _by_loss(self, walk: LayerWalk, order: "_Order") -> tuple[list[int], list[float]]:
         positions = walk.positions()
@@ -95,10 +95,10 @@ class Depth(Pruner):
         whole = walk.logprobs(walk.through(range(num_layers), walk.first()), positions)
         first: list[float] = []
 
-        def costs(kept: Sequence[int]) -> dict[int, float]:
+        def costs(layers: Sequence[int]) -> dict[int, float]:
             states, losses = walk.first(), {}
-            for at, number in enumerate(kept):
-                losses[number] = kl(whole, walk.logprobs(walk.through(kept[at + 1 :], states), positions))
+            for at, number in enumerate(layers):
+                losses[number] = kl(whole, walk.logprobs(walk.through(layers[at + 1 :], states), positions))
                 states = walk.layer(number, states)
             if not first:
                 first.extend(losses.values())
@@ -107,16 +107,16 @@ class Depth(Pruner):
         if not self.in_a_row:
             return order.greedy(costs), first
         measured: dict[tuple[int, ...], float] = {}
-        for kept in order.runs():
-            measured[tuple(kept)] = kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))
+        for layers in order.runs():
+            measured[tuple(layers)] = kl(whole, walk.logprobs(walk.through(layers, walk.first()), positions))
         best = min(measured, key=lambda option: measured[option])
         return list(best), [round(v, 6) for v in measured.values()]
 
 
-def without(subject: PrunableModel, kept: Sequence[int]) -> PrunableModel:
+def without(subject: PrunableModel, layers: Sequence[int]) -> PrunableModel:
     """The model with these of its blocks, in their order. Raises UsageError as `Depth` does."""
-    place = {old: new for new, old in enumerate(kept)}
-    part = subject.part.shortened(len(kept))
+    place = {old: new for new, old in enumerate(layers)}
+    part = subject.part.shortened(len(layers))
     weights = {}
     for name, tensor in subject.weights.items():
         layer = layer_of(name)
@@ -144,18 +144,18 @@ class _Order:
             )
         require_loadable(part, shorter, f"leave {left - 1} or {left + 1} blocks")
 
-    def fits(self, kept: Sequence[int]) -> bool:
+    def fits(self, layers: Sequence[int]) -> bool:
         """Whether more can go from these until the kinds are as wanted."""
-        return _within(self.wanted, [self.kinds[i] for i in kept])
+        return _within(self.wanted, [self.kinds[i] for i in layers])
 
     def greedy(self, costs: Callable[[Sequence[int]], dict[int, float]]) -> list[int]:
         """One block after the other, the one that costs least of those that may go. costs: of each that is left."""
-        kept = list(range(self.there))
-        while len(kept) > self.left:
-            cost = costs(kept)
-            allowed = [i for i in kept if self.fits([k for k in kept if k != i])]
-            kept.remove(min(allowed, key=cost.__getitem__))
-        return kept
+        layers = list(range(self.there))
+        while len(layers) > self.left:
+            cost = costs(layers)
+            allowed = [i for i in layers if self.fits([k for k in layers if k != i])]
+            layers.remove(min(allowed, key=cost.__getitem__))
+        return layers
 
     def runs(self) -> list[list[int]]:
         """What may be left when the blocks that go follow each other. Raises UsageError when that cannot be."""
@@ -175,8 +175,8 @@ def _possible(part: Architecture, left: int) -> bool:
 
 def _runs(kinds: Sequence[Hashable], wanted: Sequence[Hashable]) -> list[list[int]]:
     gone = len(kinds) - len(wanted)
-    kept = [[*range(start), *range(start + gone, len(kinds))] for start in range(len(wanted) + 1)]
-    return [left for left in kept if [kinds[i] for i in left] == list(wanted)]
+    layers = [[*range(start), *range(start + gone, len(kinds))] for start in range(len(wanted) + 1)]
+    return [left for left in layers if [kinds[i] for i in left] == list(wanted)]
 
 
 def _within(wanted: Sequence[Hashable], kinds: Sequence[Hashable]) -> bool:
@@ -185,9 +185,9 @@ def _within(wanted: Sequence[Hashable], kinds: Sequence[Hashable]) -> bool:
     return all(any(kind == other for other in rest) for kind in wanted)
 
 
-def _start(kept: Sequence[int]) -> int:
+def _start(layers: Sequence[int]) -> int:
     """The first block that is gone."""
-    return next((at for at, number in enumerate(kept) if at != number), len(kept))
+    return next((at for at, number in enumerate(layers) if at != number), len(layers))
 
 
 def _streams(walk: LayerWalk) -> list[Tensor]:
@@ -206,9 +206,9 @@ def _turn(before: Tensor, after: Tensor) -> float:
     return 1.0 - float(cosine_similarity(before, after, dim=-1).mean())
 
 
-def _divergence(walk: LayerWalk, kept: Sequence[int]) -> float:
+def _divergence(walk: LayerWalk, layers: Sequence[int]) -> float:
     """Mean KL of the model with these blocks from the whole one, nats per token on the walk's text."""
     positions = walk.positions()
     everything = range(len(walk.model.model.layers))
     whole = walk.logprobs(walk.through(everything, walk.first()), positions)
-    return kl(whole, walk.logprobs(walk.through(kept, walk.first()), positions))
+    return kl(whole, walk.logprobs(walk.through(layers, walk.first()), positions))

@@ -53,8 +53,8 @@ class Heads(Pruner):
         groups, owners = _groups(o, what)
         narrowed = narrow_columns(subject, windows, ("self_attn.o_proj", "mixed"), groups, owners, keep, self.repair)
         weights, removed = dict(subject.weights) | narrowed.weights, []
-        for layer, kept in enumerate(narrowed.kept):
-            queries = (kept[:: o.head_dim] // o.head_dim).tolist()
+        for layer, kept_heads in enumerate(narrowed.kept):
+            queries = (kept_heads[:: o.head_dim] // o.head_dim).tolist()
             removed.append([head for head in range(o.heads) if head not in queries])
             weights |= _rows(subject, layer, queries)
         report = {

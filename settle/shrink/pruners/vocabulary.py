@@ -56,7 +56,7 @@ class VocabularyReport:
 
 
 @dataclass(frozen=True)
-class Kept:
+class RemainingTokens:
     """ids: old ids of the tokens that stay, ascending; their places are the new ids."""
 
     ids: list[int]
@@ -83,7 +83,7 @@ class Vocabulary(Pruner):
 
     def cut_file(
         self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, object] | None = None
-    ) -> Kept:
+    ) -> RemainingTokens:
         """The same from one GGUF file to another, whatever its types; no more than a few rows are in memory at a time.
 
         metadata: keys to set. Raises what `prune` raises, FormatError for an unsound file, ResourceError for a disk
@@ -93,7 +93,7 @@ class Vocabulary(Pruner):
         cut_rows(source, target, kept.ids, metadata)
         return kept
 
-    def choose(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Kept:
+    def choose(self, tokenizer: Tokenizer, texts: Sequence[str]) -> RemainingTokens:
         """Which tokens stay. Raises DataError without text, UsageError for a number that is too small, naming the
         smallest, and when nothing would go."""
         names = Tokens(tokenizer)
@@ -118,7 +118,7 @@ class Vocabulary(Pruner):
         if second.any():
             have = nine | kept & set(more[:number])
             unseen_share = float(second[[i for i in range(num_tokens) if i not in have]].sum() / second.sum())
-        return Kept(ids, _report(names, always, ids, first + second, unseen_share))
+        return RemainingTokens(ids, _report(names, always, ids, first + second, unseen_share))
 
     def _filled(self, names: Tokens, always: set[int], counts: np.ndarray, more: Sequence[int]) -> set[int]:
         """`always`, then what the text has, the most frequent first, then its kin, then `more`; to a multiple of

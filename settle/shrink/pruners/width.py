@@ -54,12 +54,12 @@ class Width(Pruner):
             require_loadable(subject.part, part, _nearest(subject.part, keep))
         whole = LayerWalk(subject.build(trainable=False), windows)
         strength, lost = _strengths(whole, subject)
-        kept = strength.topk(keep).indices.sort().values
-        narrow = _Narrow(subject, kept, lost)
+        channels = strength.topk(keep).indices.sort().values
+        narrow = _Narrow(subject, channels, lost)
         report = {
             "pruner": "width",
             "width": [before, keep],
-            "kept_strength": round(float(strength[kept].sum() / strength.sum()), 6),
+            "kept_strength": round(float(strength[channels].sum() / strength.sum()), 6),
             "tokens": whole.num_tokens,
         }
         if self.repair:
@@ -110,9 +110,9 @@ class _Power:
     streams: list[Tensor] = field(default_factory=list)
     branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def missing(self, squares: Tensor, kept: Tensor) -> float:
+    def missing(self, squares: Tensor, channels: Tensor) -> float:
         """By what a norm over the kept channels alone divides, compared with before, when zeros stand for the rest."""
-        return float((squares[kept].sum() / squares.sum()).sqrt())
+        return float((squares[channels].sum() / squares.sum()).sqrt())
 
 
 class _Narrow:
@@ -121,8 +121,8 @@ class _Narrow:
     A norm divides by the root of a mean, and zeros are counted in it; `weights` takes that back.
     """
 
-    def __init__(self, subject: PrunableModel, kept: Tensor, power: _Power) -> None:
-        self.subject, self.kept = subject, kept
+    def __init__(self, subject: PrunableModel, channels: Tensor, power: _Power) -> None:
+        self.subject, self.kept = subject, channels
         self.width = subject.part.options().layers[0].width
         self.model: Decoder = subject.build()
         self.tied = self.model.options.tied
@@ -208,24 +208,24 @@ def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk) -> dict[str, obj
 def _fit_head(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, wide: Sequence[Tensor], own: Sequence[Tensor]) -> int:
     """The factors of the last norm, so that logits (but for what is added to all of them) are those of the whole
     model; 1 when that is better on held-out windows."""
-    norm, kept = narrow.model.model.norm, narrow.kept
+    norm, channels = narrow.model.model.norm, narrow.kept
     wanted, wanted_held = whole.split([whole.model.model.norm(x) for x in wide])
-    unit, held = walk.split([norm(x)[:, kept] for x in own])
+    unit, held = walk.split([norm(x)[:, channels] for x in own])
     if not held:
         return 0
     table = narrow.subject.weights[_TABLE if narrow.tied else _HEAD]
     table = table - table.mean(0)
     table_gram = table.T @ table
-    left = gram(unit) * table_gram[kept][:, kept]
-    right = (gram(unit, wanted) * table_gram[kept]).sum(1)
+    left = gram(unit) * table_gram[channels][:, channels]
+    right = (gram(unit, wanted) * table_gram[channels]).sum(1)
     # ones: what the norm does now
     pull = 1e-2 * left.diagonal().mean()
-    change = torch.linalg.solve(left + pull * torch.eye(len(kept)).double(), right + pull).float()
-    old, new = table[:, kept], table[:, kept] * change
+    change = torch.linalg.solve(left + pull * torch.eye(len(channels)).double(), right + pull).float()
+    old, new = table[:, channels], table[:, channels] * change
     if error(wanted_held, table, held, new) >= error(wanted_held, table, held, old):
         return 0
     factor = norm.factor().clone()
-    factor[kept] *= change
+    factor[channels] *= change
     norm.weight.copy_(factor - norm.offset)
     return 1
 
@@ -240,16 +240,16 @@ def _fit(
 ) -> int:
     """One stage's matrices; how many were better fitted than as they were, on held-out windows."""
     reads = stage in _READERS
-    kept = narrow.kept if reads else slice(None)
+    channels = narrow.kept if reads else slice(None)
     wanted, wanted_held = walk.split([getattr(p, stage) for p in targets])
-    fit, held = walk.split([getattr(p, stage)[:, kept] for p in parts])
+    fit, held = walk.split([getattr(p, stage)[:, channels] for p in parts])
     if not held:
         return 0
     own, cross, better = gram(fit), gram(fit, wanted), 0
     modules = _READERS[stage] if reads else (_WRITERS[stage],)
     for name, old in _matrices(narrow.subject, layer, modules).items():
         current = narrow.model.get_parameter(name).detach()
-        old, start = (old, current[:, kept]) if reads else (old[narrow.kept], current[narrow.kept])
+        old, start = (old, current[:, channels]) if reads else (old[narrow.kept], current[narrow.kept])
         new = refitted(old, own, cross, start)
         if error(wanted_held, old, held, new) < error(wanted_held, old, held, start):
             better += 1
@@ -275,6 +275,6 @@ def _mean_square(rows: Iterable[Tensor]) -> Tensor:
     return total / max(number, 1)
 
 
-def _missed(wide: Sequence[Tensor], own: Sequence[Tensor], kept: Tensor) -> float:
-    missed = sum(float((a[:, kept] - b[:, kept]).square().sum()) for a, b in zip(wide, own, strict=True))
+def _missed(wide: Sequence[Tensor], own: Sequence[Tensor], channels: Tensor) -> float:
+    missed = sum(float((a[:, channels] - b[:, channels]).square().sum()) for a, b in zip(wide, own, strict=True))
     return missed / max(sum(float(a.square().sum()) for a in wide), 1e-30)

@@ -61,7 +61,7 @@ def quantize_gguf(
     if Path(target).exists() and Path(target).samefile(source):
         raise UsageError(f"{target} is the file that is read", "choose another place with --out")
     tensors = [file.tensors[name] for name in sorted(file.tensors, key=order)]
-    chosen = _chosen(file, kinds, requantize)
+    chosen = _types_by_tensor(file, kinds, requantize)
     weights = {t.name: w for t in tensors if (w := _importance_of(t, chosen[t.name], importance)) is not None}
     for tensor in tensors:
         if chosen[tensor.name] != tensor.dtype:
@@ -133,7 +133,7 @@ def quantized_already(file: Weights) -> dict[str, int]:
     return {k: n for k, n in kinds.items() if (block := block_of(block_id(k))) is not None and block[1] > 1}
 
 
-def _chosen(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
+def _types_by_tensor(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
     """The type of every tensor, once the request makes sense."""
     parts = file.metadata.get("split.count", 1)
     if isinstance(parts, int) and parts > 1:
@@ -212,7 +212,7 @@ def _streamed(
     pool = ThreadPoolExecutor(threads)
     try:
         for piece in pieces:
-            under_way.append((piece, pool.submit(_made, piece)))
+            under_way.append((piece, pool.submit(_encode, piece)))
             if len(under_way) > 4 * threads:
                 yield _finished(*under_way.popleft())
         while under_way:
@@ -221,9 +221,9 @@ def _streamed(
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(piece: _Piece, made: "Future[np.ndarray]") -> tuple[LazyTensor, bool, int, np.ndarray]:
+def _finished(piece: _Piece, encoded: "Future[np.ndarray]") -> tuple[LazyTensor, bool, int, np.ndarray]:
     try:
-        out = made.result()
+        out = encoded.result()
     except FormatError as e:
         raise FormatError(f"{piece.tensor.name}: {e.what}", e.fix) from None
     return piece.tensor, piece.is_last, piece.last - piece.first, out
@@ -251,7 +251,7 @@ def _pieces(tensor: LazyTensor, kind: str, weights: np.ndarray | None) -> Iterat
 _scratch = threading.local()
 
 
-def _made(piece: _Piece) -> np.ndarray:
+def _encode(piece: _Piece) -> np.ndarray:
     """The bytes of a piece in its new type. In a thread of the pool."""
     raw = piece.tensor.place.bytes(piece.first, piece.last)
     if piece.kind is None:

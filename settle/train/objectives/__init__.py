@@ -1,7 +1,7 @@
 """Objectives: what a batch teaches. A loss is a sum and a count, so that accumulation changes nothing."""
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -11,16 +11,25 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 
+Rows = Literal["text", "preference"]
+ROW_NAMES: dict[Rows, str] = {"text": "rows of one answer", "preference": "pairs of a better and a worse answer"}
+
 
 class Objective(Part):
     """A loss over packed rows."""
 
-    rows: ClassVar[str]
+    rows: ClassVar[Rows]
+    is_default: ClassVar[bool] = False  # tuning chooses it for its rows when none is named
     is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be shown in bits per byte
     needs_base: ClassVar[bool] = False  # it can only train a pretrained model, with which it compares or is resolved
     compares_with_base: ClassVar[bool] = False  # its reference is the model without its adapter
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
     first_loss: ClassVar[float | None] = None  # of any model before its first step, where that is known
+
+    @classmethod
+    def suits(cls, kind: str) -> bool:
+        """Whether it learns from rows of this kind (`RowCorpus.kind`)."""
+        return (kind == "preference") == (cls.rows == "preference")
 
     @abstractmethod
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
@@ -37,7 +46,7 @@ class Objective(Part):
         """`loss` of a packed batch, brought to where the model is."""
         return self.loss(model, *on_device(model, batch))
 
-    # --- of an objective that needs more than the model and its rows ---
+    # --- for an objective that needs more than the model and its rows ---
 
     def resolved(self, base: Pretrained) -> Self:
         """With everything pinned down that its settings only name, as a plan keeps it. base: the `Pretrained` that is
@@ -52,12 +61,12 @@ class Objective(Part):
         """Memory that it takes beside the model's, with numbers of so many bytes."""
         return 0.0
 
-    def known(self, batch: Batch) -> Batch:
-        """The batch with what must be found while its rows are whole."""
+    def annotated(self, batch: Batch) -> Batch:
+        """The batch with what must be computed while its rows are whole."""
         return batch
 
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:
-        """What the targets cost whoever teaches: a sum of nats and a count; None where nobody does."""
+        """The teacher's own loss on the targets: a sum of nats and a count; None without a teacher."""
         return None
 
 

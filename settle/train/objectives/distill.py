@@ -15,7 +15,7 @@ from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
 from settle.model.pretrained import Pretrained
-from settle.train.objectives import Objective, on_device
+from settle.train.objectives import Objective, Rows, on_device
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
 
@@ -29,7 +29,7 @@ class Distill(Objective):
     likely, js stands between them. On the student's own words (arXiv:2306.13649) it learns where it would err itself.
     """
 
-    rows: ClassVar[str] = "text"
+    rows: ClassVar[Rows] = "text"
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
 
@@ -134,9 +134,9 @@ class Distill(Objective):
 
     def with_teacher(self, teacher: Teacher) -> Self:
         """The same with its teacher at hand."""
-        made = self.model_copy()
-        made._teacher = teacher
-        return made
+        objective = self.model_copy()
+        objective._teacher = teacher
+        return objective
 
     @property
     def loaded_teacher(self) -> Teacher:
@@ -146,15 +146,15 @@ class Distill(Objective):
     def bytes_beside(self, number: int) -> float:
         return 0.0 if self.record else float(open_pretrained(self.teacher).part.num_parameters * number)
 
-    def known(self, batch: Batch) -> Batch:
+    def annotated(self, batch: Batch) -> Batch:
         return self.loaded_teacher.find(batch) if isinstance(self.loaded_teacher, RecordedTeacher) else batch
 
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int]:
-        batch = self.known(batch)
+        batch = self.annotated(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
-        kept = (targets >= 0).nonzero().squeeze(1)
-        losses = self.loaded_teacher.losses(inputs, cu_seqlens, kept, targets[kept], _record(batch, model))
-        return float(losses.sum()), len(kept)
+        counted = (targets >= 0).nonzero().squeeze(1)
+        losses = self.loaded_teacher.losses(inputs, cu_seqlens, counted, targets[counted], _record(batch, model))
+        return float(losses.sum()), len(counted)
 
     # --- the loss ---
 
@@ -162,7 +162,7 @@ class Distill(Objective):
         return self._apart(model, inputs, targets, cu_seqlens, None)
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
-        batch = self.known(batch)
+        batch = self.annotated(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
         # never in an evaluation: a held-out loss is of the same tokens every time, and so is a proof's
         if self.on_policy and model.training and torch.is_grad_enabled() and float(torch.rand(())) < self.on_policy:
@@ -172,20 +172,20 @@ class Distill(Objective):
     def _apart(
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
-        kept = (targets >= 0).nonzero().squeeze(1)
+        counted = (targets >= 0).nonzero().squeeze(1)
         self.loaded_teacher.follow(model)
-        output = self.loaded_teacher.output(inputs, cu_seqlens, kept, record)
+        output = self.loaded_teacher.output(inputs, cu_seqlens, counted, record)
         layers = range(len(output.states))
         hidden, states = with_states(model, inputs, cu_seqlens, layers)
         cast, head = model.head_operands()
         measure = Measure(self.kind, self.temperature, self.mixture, self.text)
         total: Tensor = LinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-            hidden.index_select(0, kept), cast, head, targets[kept], output.distributions, measure, self.chunk_logits,
-            model.options.logit_soft_cap,
+            hidden.index_select(0, counted), cast, head, targets[counted], output.distributions, measure,
+            self.chunk_logits, model.options.logit_soft_cap,
         )  # fmt: skip
         for ours, theirs in zip(states, output.states, strict=True):
-            total = total + self.hidden / len(layers) * _distance(ours.index_select(0, kept), theirs)
-        return total, len(kept)
+            total = total + self.hidden / len(layers) * _distance(ours.index_select(0, counted), theirs)
+        return total, len(counted)
 
     def own_words(
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor
@@ -205,11 +205,11 @@ class Distill(Objective):
             prompts.append(inputs[begin : begin + first + 1])
             lengths.append(end - begin - first if len(learned) else 0)
         answers = continued(model, prompts, lengths, self.stops, self.sample_temperature)
-        rows = [torch.cat([asked, answer]) for asked, answer in zip(prompts, answers, strict=True)]
-        made = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, answers, strict=True)]
-        places = [row[: len(aim)] for row, aim in zip(rows, made, strict=True)]
+        rows = [torch.cat([prompt, answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+        aims = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, answers, strict=True)]
+        places = [row[: len(aim)] for row, aim in zip(rows, aims, strict=True)]
         edges = torch.tensor([0, *map(len, places)], device=inputs.device).cumsum(0).to(cu_seqlens.dtype)
-        return torch.cat(places), torch.cat(made), edges
+        return torch.cat(places), torch.cat(aims), edges
 
 
 def _record(batch: Batch, model: Decoder) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
-from settle.train.objectives import Objective
+from settle.train.objectives import Objective, Rows
 from settle.train.objectives.next_token import token_losses
 
 
@@ -21,7 +21,8 @@ class DPO(Objective):
     so only a model with one can be trained. Before the first step the loss is ln 2.
     """
 
-    rows: ClassVar[str] = "preference"
+    rows: ClassVar[Rows] = "preference"
+    is_default: ClassVar[bool] = True
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
     compares_with_base: ClassVar[bool] = True
@@ -44,7 +45,7 @@ class DPO(Objective):
 
 def answer_losses(model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Nats of the supervised tokens of each segment: (S,)."""
-    kept = (targets >= 0).nonzero().squeeze(1)
-    losses = token_losses(model, model(inputs, cu_seqlens).index_select(0, kept), targets.index_select(0, kept))
-    segment = torch.searchsorted(cu_seqlens, kept, right=True) - 1
+    counted = (targets >= 0).nonzero().squeeze(1)
+    losses = token_losses(model, model(inputs, cu_seqlens).index_select(0, counted), targets.index_select(0, counted))
+    segment = torch.searchsorted(cu_seqlens, counted, right=True) - 1
     return losses.new_zeros(len(cu_seqlens) - 1).index_add(0, segment, losses)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.model.decoder import Decoder
-from settle.train.objectives import Objective
+from settle.train.objectives import Objective, Rows
 
 QUICK_ROWS = 256  # of a product with the head: fewer, and reading the head takes most of the time
 
@@ -26,7 +26,8 @@ class GradContext(Protocol):
 class NextToken(Objective):
     """Cross-entropy of the next token, the logits computed in chunks and never kept."""
 
-    rows: ClassVar[str] = "text"
+    rows: ClassVar[Rows] = "text"
+    is_default: ClassVar[bool] = True
 
     chunk_logits: int = Field(1 << 20, gt=0, description="logits that are held in fp32 at once")
 
@@ -35,8 +36,8 @@ class NextToken(Objective):
         counted = targets >= 0
         count = int(counted.sum())
         if count < len(targets):
-            kept = counted.nonzero().squeeze(1)
-            hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
+            positions = counted.nonzero().squeeze(1)
+            hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)
         cast, head = model.head_operands()
         soft_cap = model.options.logit_soft_cap
         total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types

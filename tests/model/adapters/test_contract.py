@@ -37,7 +37,7 @@ def test_it_changes_nothing_at_first_and_trains_itself_only(method: Adapter, arc
     inputs, targets, bounds = packed(LENGTHS, architecture.vocab_size)
     before = model(inputs, bounds).detach()
     names = method.apply(model)
-    assert names == method.chosen(architecture.linears()) and set(names) == set(architecture.linears()) & set(names)
+    assert names == method.targeted(architecture.linears()) and set(names) == set(architecture.linears()) & set(names)
     torch.testing.assert_close(model(inputs, bounds), before, atol=1e-4, rtol=1e-4)
     trained = model.trainable()
     assert all(".adapter." in name for name in trained)
