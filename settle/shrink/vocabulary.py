@@ -165,7 +165,7 @@ def _script(letter: str) -> str:
 
 
 def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dict[str, object]:
-    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), old ids in their new order. The key of a
+    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), renumbered. The key of a
     removed token is dropped."""
     tokens = texts(metadata, TOKENS)
     new = {int(old): number for number, old in enumerate(kept_ids)}
