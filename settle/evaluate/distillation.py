@@ -124,7 +124,7 @@ class Learned:
 
     @property
     def recovered(self) -> float | None:
-        """The share of the gap between the student's and the teacher's loss that training closed; None without a gap."""
+        """The share of the gap to the teacher's loss that training closed; None without a gap."""
         best = float(-self.after.teacher.mean())
         lost = float(-self.before.apart.logprobs.mean()) - best
         left = float(-self.after.apart.logprobs.mean()) - best

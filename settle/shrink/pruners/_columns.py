@@ -74,8 +74,8 @@ def spread_out(weight: Tensor, kept_inputs: Tensor, inputs: int) -> Tensor:
 def _better(
     old: Tensor, kept_inputs: Tensor, repaired: Tensor, held: Sequence[Tensor], may_repair: bool
 ) -> tuple[Tensor, float, bool]:
-    """The narrower matrix of old (O, I): its columns `kept_inputs` (K,), or `repaired` (O, K) if that misses less of the
-    outputs for held-out inputs (N, I). → (matrix, share of the power it misses, whether repaired)."""
+    """The narrower matrix of old (O, I): its columns `kept_inputs` (K,), or `repaired` (O, K) if that misses less
+    of the outputs for held-out inputs (N, I). → (matrix, share of the power it misses, whether repaired)."""
     plain = old[:, kept_inputs]
     left = [rows[:, kept_inputs] for rows in held]
     misses = [error(held, old, left, matrix) for matrix in (plain, repaired)]
