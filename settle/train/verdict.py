@@ -31,7 +31,7 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[
     if math.isnan(gain.value):
         why = "the budget was spent before there were enough evaluations to say what a further hour would bring"
         return result | {"verdict": "out of budget", "why": why}
-    why = f"a further hour would bring about {gain.value:.1%} of the loss ({gain.low:.1%} to {gain.high:.1%})"
+    why = f"a further hour would improve the loss by about {gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
     return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
 
 
