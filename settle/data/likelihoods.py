@@ -87,7 +87,7 @@ class Likelihoods:
         """Any positions among all of them, (P,), in memory."""
         return self._read(positions)
 
-    def _read(self, which: Any) -> Rows:
+    def _read(self, which: slice | np.ndarray) -> Rows:
         stored = Rows(*(getattr(self._rows, field.name)[which] for field in dataclasses.fields(Rows)))
         steps = {name: getattr(stored, name).astype(np.float32) / -_STEPS for name in _STEPPED}
         return dataclasses.replace(stored, **steps)
@@ -119,7 +119,7 @@ class LikelihoodsWriter:
         self,
         folder: Path,
         num_vocab: int,
-        about: Mapping[str, Any],
+        about: Mapping[str, object],
         positions: int = 0,
         top: int = TOP,
         sampled: int = SAMPLED,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from settle.base.registry import Part
 from settle.retrieve.index.catalogue.database import StoredSettings
@@ -12,7 +12,7 @@ from settle.retrieve.index.stores import Store
 
 _KEY = "made"
 
-PartRecord = dict[str, Any]
+PartRecord = dict[str, object]
 """The name of a part under "name", and its settings, as JSON holds them."""
 
 

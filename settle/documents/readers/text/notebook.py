@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import MAX_RECORD, whole_text
@@ -24,7 +24,9 @@ class Notebook(Reader):
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
         try:
-            cells = _cells(json.loads(whole_text(path, note)))
+            notebook = json.loads(whole_text(path, note))
+            cells = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
+            cells = [cell for cell in cells if isinstance(cell, dict)]
         except (ValueError, KeyError, TypeError):
             raise Unreadable("no notebook, whatever its name says") from None
         for number, cell in enumerate(cells, 1):
@@ -47,8 +49,3 @@ class Notebook(Reader):
             raise Unreadable("not a readable notebook") from None
         joined = ["".join(s) if isinstance(s, list) else str(s) for s in sources]
         yield from text_rows("\n\n".join(s for s in joined if s.strip()), 1)
-
-
-def _cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
-    cells = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
-    return [cell for cell in cells if isinstance(cell, dict)]

@@ -1,6 +1,6 @@
 """The catalogue of a collection: one SQLite file that is the only truth about its documents.
 
-The store of vectors may hold more than the catalogue counts, never less; see `passage_ids.py`.
+The store of vectors may hold more than the catalogue counts, never less; see `PassageIds`.
 """
 
 import contextlib
@@ -13,8 +13,7 @@ import numpy as np
 from settle.retrieve.index import words as word_rules
 from settle.retrieve.index.catalogue.database import Database, StoredSettings, slices
 from settle.retrieve.index.catalogue.document_table import DocumentTable
-from settle.retrieve.index.catalogue.passage_ids import PassageIds
-from settle.retrieve.index.catalogue.passage_table import PassageTable
+from settle.retrieve.index.catalogue.passage_table import PassageIds, PassageTable
 from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
 from settle.retrieve.index.catalogue.word_index import WordIndex
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,7 @@ from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.formats import LazyTensor, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf, rows
+from settle.infer.embedder import VectorEngine
 from settle.library.facts import longest_context
 from settle.library.resolve import resolve_whole
 from settle.model.source import Source
@@ -21,7 +22,6 @@ from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from settle.infer.embedder import VectorEngine
     from settle.retrieve.index.embedders._bert import BertEncoder
 
 MANY = 16  # texts from which on loading torch pays, which is several times faster than llama.cpp
@@ -196,9 +196,7 @@ class _Opened(Vectorizer):
             return None
 
     @cached_property
-    def _engine(self) -> "VectorEngine":
-        from settle.infer.embedder import VectorEngine
-
+    def _engine(self) -> VectorEngine:
         engine = VectorEngine(self._path, self._longest)
         engine.start()
         return engine
@@ -216,7 +214,7 @@ def known(names: Iterable[str]) -> Known | None:
     return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
 
 
-def _names(source: Source, metadata: Mapping[str, Any]) -> list[str]:
+def _names(source: Source, metadata: Mapping[str, object]) -> list[str]:
     """The names of a model in its file and in the store."""
     names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
     return [*names, source.name, source.path.stem]
