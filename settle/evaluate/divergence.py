@@ -20,7 +20,7 @@ class Divergence:
     """A model against its reference, over the same tokens.
 
     kl: mean KL(reference ‖ model), nats per token; kl_99, kl_max: of single tokens. same_top: share of tokens where
-    both hold the same one for the likeliest. loss, reference_loss: nats per token of the tokens that came. rise: of the
+    both hold the same one for the likeliest. loss, reference_loss: nats per token of the actual tokens. rise: of the
     loss, as a share of the reference's (0.01 is 1 %), window by window on the same text, so its interval is narrower
     than either loss's. num_bytes: of the text, None where it is not known.
     """
@@ -110,7 +110,7 @@ def text_loss(
     windows: Windows,
     seed: int = 0,
 ) -> TextLoss:
-    """Two models on the same texts. reference, model: log-probabilities of the tokens that came, one array for each
+    """Two models on the same texts. reference, model: log-probabilities of the actual tokens, one array for each
     window of `reference_windows` or `windows`, which are the same texts in each one's own ids."""
     assert np.array_equal(windows.num_bytes, reference_windows.num_bytes), "both are measured on the same texts"
     ours, theirs = _of_texts(reference, reference_windows), _of_texts(model, windows)

@@ -182,7 +182,7 @@ class Format(Part):
     """The contract of a format. Settings of writing are fields.
 
     suffix: of the file; empty for a folder. holds: whole models, adapters by themselves, or both. for_llama_cpp:
-    whether llama.cpp reads it, so that the gate decides whether it is handed out.
+    whether llama.cpp reads it, so that it is exported only when it passes the gate.
     """
 
     suffix: ClassVar[str]

@@ -130,7 +130,9 @@ def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
     for name in (name.removesuffix(UP) for name in file.tensors if name.endswith(UP)):
         down, up = (file.tensors[name + half].load() for half in (DOWN, UP))
         if name not in parameters or down.ndim != 2:
-            raise FormatError(f"{Path(path).name} adapts {name}, which is not done here", "llama.cpp may do it")
+            raise FormatError(
+                f"{Path(path).name} adapts {name}, which is not supported here", "serve it with llama.cpp itself"
+            )
         ours = parameters[name]
         pairs[modules[ours]] = down, np.asarray(part.from_gguf_tensor(ours, up))
     ranks = {len(down) for down, _ in pairs.values()}

@@ -87,12 +87,12 @@ def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = Fals
 
 @dataclass(frozen=True)
 class _Turns:
-    """What stands around messages: before each role's content, after it, and before everything."""
+    """The text around messages: before each role's content, after it, and before everything."""
 
     first: str  # before a first message that is the user's: often a system prompt that nobody asked for
     before: Mapping[str, str]
     after: Mapping[str, str]
-    opening: str  # of the answer that is wanted
+    opening: str  # start of the requested answer
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         out = self.first if messages[0]["role"] != "system" else ""
@@ -159,7 +159,7 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 def _read_off(rendered: Callable[..., str]) -> _Turns | None:
-    """What stands around messages; without "system" when the template knows no such turn."""
+    """The text around messages; without "system" when the template knows no such turn."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     first, closed = rendered([user], False).split(USER)
     opened = rendered([user]).split(USER)[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from settle.base.errors import ResourceError
 from settle.machine.cores import processor_name
 
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # of which a device offers the first and one more
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # a device offers the first and at most one more
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the control groups above this process allow it: CPU time and memory, version 1 and version 2.
 
-A container of 2 CPUs on a 64-core host sees 64 cores and the host's memory; only these files tell the truth.
+A container of 2 CPUs on a 64-core host sees 64 cores and the host's memory; only these files show the limits.
 Source: Linux Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
@@ -18,7 +18,7 @@ class Limits:
 
     cpus: float | None = None
     memory: int | None = None
-    memory_used: int | None = None  # of the group whose limit is the tightest, without its reclaimable file cache
+    memory_used: int | None = None  # memory of the group with the tightest limit, without its reclaimable file cache
 
 
 def limits(root: Path = Path("/")) -> Limits:

@@ -49,7 +49,7 @@ def processor_name() -> str:
 
 
 def _real_cores(allowed: set[int], root: Path) -> int:
-    """Distinct cores behind the allowed hardware threads; 0 where the kernel does not tell."""
+    """Distinct cores behind the allowed hardware threads; 0 where the kernel does not report them."""
     siblings = set()
     for thread in allowed:
         try:

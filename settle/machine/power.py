@@ -58,7 +58,7 @@ class EnergyMeter:
         return self
 
     def read(self) -> Energy:
-        """Energy since `start()`. Read it at least once an hour: RAPL's counters wrap around, one wrap is mended."""
+        """Energy since `start()`. Read it at least once an hour: RAPL's counters wrap around, one wrap is corrected."""
         assert self._began is not None, "read() before start()"
         seconds = time.monotonic() - self._began
         if self._asked is not None:

@@ -16,7 +16,7 @@ Shape = tuple[int, int, int]  # (M, K, N)
 # The half precisions cost casts and care; they must be clearly faster to be worth it.
 WORTH_IT = 1.15
 
-# Of one product; beyond it more rows only cost time, the rate stays the same.
+# Rows of one product; with more, only the time grows, not the rate.
 MOST_OPERATIONS = 6e9
 # A dtype that a processor lacks may be computed a hundred times slower: a product this small finds it out first.
 FEW_OPERATIONS = 1e7

@@ -29,12 +29,12 @@ class Growing(Packing):
         super().__init__(cu_seqlens)
         self.lengths = cu_seqlens.long().diff()
         self.most = int(self.lengths.max()) + room
-        self._kept: list[tuple[Tensor, Tensor]] = []  # of each layer: keys and values (B, K, M, d)
+        self._kept: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer (B, K, M, d)
         self._layer = 0
         self._is_first = True
 
     def read(self) -> None:
-        """All layers have read what was given: the next tokens stand behind it."""
+        """All layers have read the batch: the next tokens follow it."""
         if not self._is_first:
             self.lengths = self.lengths + 1
         self._is_first, self._layer = False, 0

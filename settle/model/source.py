@@ -16,7 +16,7 @@ _PIECE_BYTES = 1 << 20  # read at a time
 @dataclass(frozen=True)
 class Source:
     """path: a GGUF file, or a folder in Hugging Face's layout. name: of the model, to show and to build names from.
-    recorded: the sha256 that is known of the files as they are now, or "". origin: where they came from, or ""."""
+    recorded: the sha256 that is known of the files as they are now, or "". origin: their origin, or ""."""
 
     path: Path
     kind: Kind
@@ -40,7 +40,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file; of a folder: of its files' names and hashes, those that decide how it behaves."""
+        """The hash of the file, or of the names and hashes of the files of a folder that decide how it behaves."""
         return self.recorded or hash_of(self.path)
 
 

@@ -27,8 +27,8 @@ from settle.train.training_plan import TrainingPlan
 TIME_SPREAD = 0.08
 MEMORY_SPREAD = 0.05
 POWER_SPREAD = 0.15
-DOUBLINGS = 6.0  # for so long the kernels' cache goes on growing with batches of ever new shapes
-STOP_SPREAD = 0.5  # of the tokens at which a run settles
+DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new shapes
+STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
 EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
 
@@ -90,7 +90,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
 
 
 def peak_memory(plan: TrainingPlan, probed: Probe, tokens: float) -> float:
-    """Bytes at the end of the run: it goes on growing with every doubling of the steps as it did in the probe."""
+    """Bytes at the end of the run: it grows with every doubling of the steps as it did in the probe."""
     steps = tokens / plan.loop.tokens_per_step
     return probed.memory + probed.memory_growth * min(DOUBLINGS, math.log2(1 + steps / probed.steps))
 

@@ -7,7 +7,7 @@ from settle.base.errors import RunError
 from settle.base.file_version import refuse_newer
 from settle.base.statistics import FORECAST_LEVEL, Interval
 
-FORECAST_VERSION = 1  # of forecast.json
+FORECAST_VERSION = 1  # version of forecast.json
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Forecasts against what came, over all finished runs: how far they can be believed."""
+"""Forecasts against actual figures, over all finished runs: how reliable forecasts are."""
 
 import statistics
 from collections.abc import Iterable
@@ -37,13 +37,13 @@ class Score:
 
     figure: str
     runs: int
-    median_error: float  # of the absolute relative errors
+    median_error: float  # median of the absolute relative errors
     bias: float  # median of the relative errors with their sign
     coverage: float  # share of runs inside their 80 % interval
 
 
 def entries(runs: Iterable[Run]) -> list[Entry]:
-    """All figures of finished runs that were forecast and that came out as numbers."""
+    """All figures of finished runs that have a forecast and an actual number."""
     ledger = []
     for run in runs:
         result = run.read("result.json")

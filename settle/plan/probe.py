@@ -17,9 +17,9 @@ from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun
 from settle.train.training_plan import TrainingPlan
 
-SHARE = 0.025  # of the run's steps
+SHARE = 0.025  # share of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
-SHARE_OF_TIME = 0.05  # of a time budget
+SHARE_OF_TIME = 0.05  # share of a time budget
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
 EVALUATED_TOKENS = 32768  # held-out tokens, or as many as were trained on: a third of the probe's time
 

@@ -16,7 +16,7 @@ from settle.plan.speed import Speed, measure_speed
 from settle.train.optimizers import Optimizer
 
 SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
-PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only learn it by heart
+PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only memorize it
 EPOCHS = 20  # that a run without a budget is expected to take until it has settled
 OVERNIGHT = 8 * 3600.0  # that it may take at most, when its size is chosen
 MOST_AT_ONCE = 8192  # tokens of one micro-batch
@@ -25,7 +25,7 @@ HAND_OVER_SECONDS = 4.0  # proof before, export and gate after the loop
 
 @dataclass(frozen=True)
 class Size:
-    """What the dial stands at."""
+    """The position of the dial."""
 
     parameters: int
     context: int

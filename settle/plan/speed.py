@@ -17,7 +17,7 @@ from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 
 SMALL, LARGE = 150_000, 3_000_000  # parameters
-TOKENS, CONTEXT = 1024, 128  # of a measured step
+TOKENS, CONTEXT = 1024, 128  # tokens of a measured step, and of each of its segments
 STEPS = 4  # the first finds its memory and kernels
 
 

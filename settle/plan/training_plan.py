@@ -1,4 +1,4 @@
-"""The plan of a training run: every number, and where it came from. Resolved once, before anything is built."""
+"""The plan of a training run: every number with its origin. Resolved once, before anything is built."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from settle.train.training_plan import TrainingPlan
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
-    """Every number of the run. `origin`: where each setting came from; `spent`: seconds that the data took.
+    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that the data took.
 
     A time budget is for everything, so the loop gets what preparation and hand-over leave. Raises UsageError,
     ResourceError.
@@ -108,7 +108,7 @@ def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]
 def origins(
     origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: Mapping[str, Mapping[str, object]]
 ) -> dict[str, str]:
-    """Where each number came from; groups: the settings of parts, by the name of the setting that chooses the part."""
+    """The origin of each number; groups: the settings of parts, by the name of the setting that chooses the part."""
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
     of_parts = {
         f"{group}.{key}": origin.get(f"{group}.{key}", "default") for group, values in groups.items() for key in values

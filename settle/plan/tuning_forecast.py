@@ -26,7 +26,7 @@ from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
-FEWEST_BLOCKS = 4  # of held-out rows, whose spread says how sure their loss is
+FEWEST_BLOCKS = 4  # minimum blocks of held-out rows; their spread gives the standard error of the loss
 PATIENCE = 90.0  # seconds after which two steps have to be enough
 MOST_SEARCHED = 20_000  # batches among which the largest is searched
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
@@ -36,9 +36,9 @@ TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
 # step. Products in a half type work on copies of the weights, which fragment the heap more. Where layers are recomputed
 # in the backward pass hardly anything is kept from one to the next, and there is no fragmentation to speak of.
 MEMORY_GROWTH, HALF_MEMORY_GROWTH = 1.05, 1.25  # peak memory of the run ÷ that of the probe; float32, half types
-STOP_SPREAD = 0.4  # of the tokens at which a run settles
+STOP_SPREAD = 0.4  # relative spread of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
-FALL = 0.35  # of the loss's fall in the probe comes again with every further factor e of tokens
+FALL = 0.35  # share of the loss's fall in the probe that is repeated with every further factor e of tokens
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Measured:
     """Times in seconds, memory in bytes, losses per target of the held-out sample before and after the probe."""
 
     steps: int
-    step_seconds: float  # of a step with as many tokens as one has on average
+    step_seconds: float  # time of a step with an average number of tokens
     step_spread: float
     evaluation_seconds: float  # per held-out token
     memory: int

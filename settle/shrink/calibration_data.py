@@ -29,7 +29,7 @@ CALIBRATION_TOKENS = 8_192
 HELD_OUT_TOKENS = 16_384
 HELD_OUT_SHARE = 0.3
 PASSAGE = 3000  # characters that a plain text is cut into
-EVERY = 3  # of texts that are not the person's own files, so many-th is held out
+EVERY = 3  # every third text is held out, where the texts are not the person's own files
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CalibrationData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the ids."""
+        """A hash of all ids."""
         digest = sha256()
         for windows in (self.calibration, self.held_out.ids):
             for ids in windows:

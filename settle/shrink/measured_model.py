@@ -27,8 +27,8 @@ from settle.shrink.measurements import Measurements, measure
 from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.imatrix import Importance, read_imatrix, write_imatrix
 
-STORE_VERSION = 2  # of what is kept: a change in how it is measured counts this up
-BYTES_PER_TOKEN = 1024  # of the reference's likelihoods on disk
+STORE_VERSION = 2  # increase it when the way of measuring changes
+BYTES_PER_TOKEN = 1024  # size of the reference's likelihoods on disk
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from settle.shrink.throughput_model import ThroughputModel
 from settle.shrink.types.mixes import QUANTIZED_MIXES
 
 MOST_MEASURED = 8  # files of one search
-SIZE_TOLERANCE = 0.01  # relative difference of two sizes that a search does not tell apart
-SMALLEST_LOSS_SHARE = 1e-6  # stands for a loss of nothing, as searches work with logarithms
+SIZE_TOLERANCE = 0.01  # relative difference below which a search takes two sizes as equal
+SMALLEST_LOSS_SHARE = 1e-6  # used for a loss of 0, as searches work with logarithms
 
 
 def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
@@ -100,7 +100,7 @@ def predicted_speeds(candidates: Candidates, of: Sequence[Candidate], throughput
 
 
 def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
-    """Of the files that are fast enough, the size of the one that is predicted to lose least."""
+    """The size of the file that is predicted to lose least among those that are fast enough."""
     assert result.above is not None
     fast = [
         p.num_bytes for p in result.points if p.value >= result.above.value or p.num_bytes <= result.above.num_bytes

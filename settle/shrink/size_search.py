@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-BEYOND = 0.9  # of the tolerance, that a measurement stays away from one that was made
+BEYOND = 0.9  # minimum distance between two measurements, as a share of the tolerance
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How fast llama.cpp writes with a file of some size: a time for every byte that a token reads, and one for the rest.
 
 The two-parameter law of decoding (memory traffic, and work that does not depend on the weights' type). Files of one
-model differ only in the bytes, so two that were measured tell about all others.
+model differ only in the bytes, so two measurements predict all others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from settle.formats import Weights
 from settle.formats.gguf.types import ggml_type
 
-BANDWIDTH_SHARE = 0.85  # of a token's time that is memory traffic, when one file has to tell of all
+BANDWIDTH_SHARE = 0.85  # share of a token's time that is memory traffic, when only one file was measured
 
 
 @dataclass(frozen=True)

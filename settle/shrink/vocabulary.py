@@ -27,8 +27,8 @@ _RESERVED = re.compile(
     r"<unused\d+>|\[unused\d+\]|\[PAD\d+\]|<\|reserved[^>]*\|>|<\|dummy[^>]*\|>|<\|placeholder\d+\|>"
 )
 _ROLES = ("user", "assistant", "system", "model", "tool")
-_RARE_CHARACTER = 1e-4  # of a text's characters
-_RARE_SCRIPT = 1e-3  # of a text's letters; a name here or there does not make a language
+_RARE_CHARACTER = 1e-4  # share of a text's characters
+_RARE_SCRIPT = 1e-3  # share of a text's letters; a few names do not make a language
 
 
 class Tokens:

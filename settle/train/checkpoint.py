@@ -45,7 +45,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on: tensors, which may be live and on any device, and a JSON-able state."""
+    """What a run needs to resume: tensors, which may be live and on any device, and a JSON-able state."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -102,7 +102,7 @@ def recover(folder: Path) -> None:
 def save_or_wait(
     folder: Path, checkpoint: Checkpoint, every: int, events: Events, stopping: Callable[[], bool]
 ) -> bool:
-    """Save; when the disk is full say so once, wait for room, and go on. False: not saved, as `stopping` ended it."""
+    """Save; when the disk is full, warn once and wait for room. False: not saved, as `stopping` ended the wait."""
     has_warned = False
     while True:
         try:
@@ -114,13 +114,13 @@ def save_or_wait(
                 ) from None
         else:
             if has_warned:
-                events.emit(Say(text="there is room again: the run goes on"))
+                events.emit(Say(text="there is room again: the run continues"))
             return True
         if not has_warned:
             events.emit(
                 Warn(
                     text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
-                    "The run waits and goes on by itself when there is room.",
+                    "The run waits, and continues by itself when there is room.",
                 )
             )
             has_warned = True

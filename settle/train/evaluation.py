@@ -24,7 +24,7 @@ class Evaluation:
     tokens: int
     loss: float
     stderr: float
-    bits_per_byte: float | None  # of an objective that counts nats per token
+    bits_per_byte: float | None  # None unless the objective counts nats per token
     blocks: tuple[float, ...]  # loss of each block of held-out text, in the same order every time
 
     def figures(self) -> "EvaluationFigures":
@@ -48,7 +48,7 @@ class EvaluationFigures(TypedDict):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text: batches, each of which is one block, and how many bytes each token id stands for (V,)."""
+    """Held-out text: batches, each of which is one block, and how many bytes each token id encodes (V,)."""
 
     batches: Sequence[Batch]
     byte_length: np.ndarray

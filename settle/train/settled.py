@@ -38,7 +38,7 @@ IN_A_ROW = 3  # evaluations that must agree on "settled"
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
 EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
 LEAST_LOSS_NATS = 0.01  # per token; floor for the denominator of relative gains
-DECAY_FRACTION = 0.25  # of the tokens seen: length of the final decay (bench/settled.py measures it)
+DECAY_FRACTION = 0.25  # length of the final decay as a share of the tokens seen (bench/settled.py measures it)
 
 
 class Evaluation(Protocol):
@@ -74,8 +74,8 @@ class Trend:
     points: int
     gain: Interval
     noise: float  # standard deviation of one evaluation around the line, nats
-    correlation: float  # of neighbouring residuals
-    sample_stderr: float  # of the gain, from the finite held-out sample alone
+    correlation: float  # between neighbouring residuals
+    sample_stderr: float  # standard error of the gain from the finite held-out sample alone
     loss: float  # the line at its end, nats
 
     def to_json(self) -> dict[str, object]:
@@ -143,7 +143,7 @@ class Settled:
         if broken:
             return Judgement("broken", broken, line.gain, evidence)
         rise = overfitting(usable, lines[0], self.tolerance)
-        if rise:  # few rows are learned by heart long before a line could tell that nothing is left to gain
+        if rise:  # few rows are memorized long before a line could show that nothing is left to gain
             why = f"held-out loss rose from {rise.best_loss:.4f} at step {rise.best_step} by {rise.rise:.4f}"
             return Judgement("overfitting", why, line.gain, {**evidence, **asdict(rise)})
         if is_early:
@@ -264,7 +264,7 @@ def _sample_error(stretch: Sequence[Evaluation], weights: np.ndarray) -> float:
 
 
 def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> Rise | None:
-    """From where and by how much the held-out loss has risen; None if it has not, significantly.
+    """Where the held-out loss began to rise and by how much; None without a significant rise.
 
     Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
     errors; and a rise that is smaller than the tolerance is nothing to stop for. `line`: the shortest trend, which must
@@ -309,8 +309,8 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
     """The improvement from `more_tokens` further tokens at the constant learning rate, as a fraction of the present
     loss, with an 80 % interval; NaN while there are too few evaluations.
 
-    The slope comes from the shortest line. How it goes on falling is not known: the loss is taken to follow
-    E + A·tokens^-κ with κ from 0 (the line goes on, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
+    The slope comes from the shortest line. How the loss will fall is not known: it is taken to follow
+    E + A·tokens^-κ with κ from 0 (the line continues, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
     does not fall below nothing: for a fall by g of itself, 1 - exp(-g) is returned, which is exact where the line
     touches a loss without a floor, A·tokens^-α.
     """
@@ -369,7 +369,7 @@ def frequency_loss(train_counts: np.ndarray, held_out_counts: np.ndarray) -> flo
 
 
 def steps_astray(before: Sequence[float], loss: float) -> int:
-    """For how many steps, the last included, the training loss has been astray; 0 if it is not.
+    """The number of steps, the last included, in which the training loss has been astray; 0 if it is not.
 
     A spike differs from a hard batch in that it stays: three steps in a row that are more than 8 robust standard
     deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before

@@ -19,7 +19,7 @@ from settle.model.decoder import Decoder
 from settle.train.objectives._divergence import Dense, Sparse, TeacherBatch
 from settle.train.objectives.next_token import token_losses
 
-REMEMBERED_BYTES = 1 << 28  # of what a teacher computed of held-out text, which is evaluated again and again
+REMEMBERED_BYTES = 1 << 28  # cache of a teacher's outputs on held-out text, which is evaluated many times
 
 
 @dataclass(frozen=True)

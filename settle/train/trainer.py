@@ -58,7 +58,7 @@ class Trainer:
     def take_step(self, state: LoopState, multiplier: float) -> StepResult:
         """One update at `multiplier` times the learning rates, from the micro-batches that `state` draws next."""
         batches = [self.batches.at(state.draw()) for _ in range(self.plan.micro_batches)]
-        torch.manual_seed(self.plan.seed + state.position)  # of dropout: the same after a resume
+        torch.manual_seed(self.plan.seed + state.position)  # for dropout: the same after a resume
         self.model.zero_grad(set_to_none=True)
         loss = backward(self.model, self.objective, batches)
         parameters = [p for p in self.model.parameters() if p.grad is not None]

@@ -9,7 +9,7 @@ from settle.base.file_version import refuse_newer
 from settle.model.architectures import Architecture
 from settle.train.state import LoopPlan
 
-PLAN_VERSION = 1  # of plan.json
+PLAN_VERSION = 1  # version of plan.json
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that plan.json holds about what will be done; `why` says of each derived number where it came from."""
+    """All that plan.json holds about what will be done; `why` gives the reason for each derived number."""
 
     architecture: Mapping[str, object]
     architecture_name: str

@@ -15,7 +15,7 @@ from settle.train.settled import Judgement, Settled, decay_tokens, frequency_los
 from settle.train.state import LoopState
 from settle.train.trainer import Trainer
 
-FLOOR_TOKENS = 1 << 20  # of the training text whose token frequencies are counted
+FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 
 
 class Watch:

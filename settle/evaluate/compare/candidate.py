@@ -174,7 +174,7 @@ class FileModel(Model):
         rows = []
         for at in range(begin, len(ids)):
             row = self._engine.next_token_logprobs(ids[:at], TOP)
-            # seldom: the token that came is none of the likeliest
+            # seldom: the actual token is none of the likeliest
             rows.append(row if ids[at] in row else self._engine.next_token_logprobs(ids[:at]))
         logprobs = np.array([row[token] for row, token in zip(rows, ids[begin:], strict=True)])
         return Reading(logprobs, lambda i: _spread(rows[i], self._engine.num_vocab))

@@ -98,7 +98,7 @@ def generated(base: Model, on_progress: OnProgress) -> Familiar:
 
 
 def from_texts(base: Model, texts: Iterable[str], name: str) -> Familiar:
-    """Text that a person says the model knew: cut into pieces, evenly spread. Raises DataError when there is none."""
+    """Text that the model knew, as the person says: cut into pieces, evenly spread. Raises DataError without text."""
     longest = 2 * TOKENS
     ids = [base.tokenize(text) for text in texts]
     pieces = [i[at : at + longest] for i in ids for at in range(0, len(i), longest)]

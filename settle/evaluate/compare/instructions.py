@@ -1,6 +1,6 @@
 """A small set of instructions that a program can check, written for settle after the idea of IFEval (Zhou et al. 2023).
 
-Tuning on one task often costs a model the habit of doing what it is told. An instruction here says something about
+Tuning on one task often costs a model the habit of following instructions. An instruction here says something about
 the form of the answer, so that no judge is needed; the checks are strict.
 """
 

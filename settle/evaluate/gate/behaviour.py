@@ -40,7 +40,7 @@ class Effort:
     num_windows: int = 4
     window: int = 256  # tokens
     num_logprobs: int = 1 << 17  # log-probabilities fetched from llama.cpp; at about 5 µs each
-    most_likely: int = 1 << 12  # of a larger vocabulary, these many are compared one by one and the others as one
+    most_likely: int = 1 << 12  # tokens compared one by one; those of a larger vocabulary are compared as one
     conversations: tuple[Conversation, ...] = CONVERSATIONS  # rendered here and there
 
 
@@ -60,7 +60,7 @@ ADVERSARIAL = (
 )  # fmt: skip
 
 UNDERFLOW = -80.0  # llama.cpp's probabilities are float32: smaller ones are zero there
-# Of all these llama.cpp knows that they end an answer, whichever of them the file names.
+# llama.cpp treats all of these as ends of an answer, whichever of them the file names.
 ENDINGS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "</s>",
     "<eos>", "<EOT>", "<｜end▁of▁sentence｜>",

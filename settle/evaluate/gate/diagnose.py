@@ -13,7 +13,7 @@ from settle.formats import AdapterWeights, TensorLike, Weights, to_float32
 from settle.formats.gguf.types import ggml_type
 from settle.model.architectures import Architecture
 
-LEAST_KEPT = 0.5  # of an adapter's change to the weights
+LEAST_KEPT = 0.5  # minimum share of an adapter's change that a merged file must hold
 MOST_SHOWN = 3
 
 

@@ -120,7 +120,7 @@ def run_gate(
 
 
 def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort: Effort) -> Bars:
-    """Of an adapter over a file that is kept as it is, that file's type of weights decides."""
+    """The bars for a file of this type; an adapter over an unchanged file is held to those of that file's type."""
     is_large = len(texts(file.metadata, TOKENS)) > effort.most_likely
     if has_lora:
         dtype = "f16" if all(is_float(t.dtype) for t in file.tensors.values()) else SAME_BLOCKS

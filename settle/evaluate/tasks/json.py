@@ -56,7 +56,7 @@ def value_in(text: str) -> tuple[object] | None:
 
 
 def agreement(ours: object, wanted: object) -> float:
-    """F1 over the leaves of two JSON values, each a place and what stands there; 1 when they are equal."""
+    """F1 over the leaves of two JSON values, each a place and the value there; 1 when they are equal."""
     left, right = dict(_leaves(ours)), dict(_leaves(wanted))
     equal = sum(path in left and _same(left[path], value) for path, value in right.items())
     return 2 * equal / (len(left) + len(right))

@@ -10,7 +10,7 @@ from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, share
 from settle.evaluate.tasks.json import agreement
 
-OFTEN = 0.3  # of the wanted answers are calls: then calling is what the data teaches
+OFTEN = 0.3  # minimum share of reference answers that are calls, for calling to be the task
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _DECODER = json.JSONDecoder()
 

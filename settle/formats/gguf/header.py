@@ -1,7 +1,7 @@
 """Reading a GGUF header without believing it.
 
 Every count, length, type and offset is checked against the bytes that are really there before anything is
-allocated or handed on. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+allocated or returned. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math

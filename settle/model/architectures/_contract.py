@@ -66,7 +66,7 @@ class HfLayout(ABC):
     @classmethod
     @abstractmethod
     def from_hf_config(cls, config: HfConfig) -> Self:
-        """From a `config.json`. Raises FormatError naming the key that this family does not do."""
+        """From a `config.json`. Raises FormatError naming the key that this family does not support."""
 
 
 class GgufLayout(ABC):
@@ -92,7 +92,7 @@ class GgufLayout(ABC):
     @abstractmethod
     def from_gguf(cls, metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Self:
         """From a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded). Raises
-        FormatError naming the key that is missing or not done here.
+        FormatError naming the key that is missing or not supported.
         """
 
     def to_gguf(self, name: str, values: Rows) -> Rows:

@@ -39,7 +39,7 @@ class TransformerHf(TransformerSize):
         for key, done in {"model_type": cls.model_type, "quantization_config": None, **cls.HF_FIXED}.items():
             if config.get(key, done) not in (done, None):
                 raise FormatError(
-                    f"{key} = {config[key]!r} is not done for {cls.model_type}", f"only {done!r} is supported"
+                    f"{key} = {config[key]!r} is not supported for {cls.model_type}", f"only {done!r} is supported"
                 )
         try:
             return cls.model_validate(cls.hf_values(config))

@@ -47,7 +47,7 @@ class TransformerSize(TransformerLayers):
         return bytes_per_number * numbers
 
     def share_met(self, linear: str) -> float:
-        """Of all tokens, the share that a linear of a layer meets."""
+        """The share of all tokens that pass through a linear of a layer."""
         return 1.0
 
     @classmethod

@@ -143,6 +143,6 @@ class GgufFields:
 
 
 def _shortest(value: float) -> float:
-    """The shortest number that fp32, in which the file holds it, does not tell from `value`: 1e-05, not 9.99…e-06."""
+    """The shortest number that rounds to the same fp32 as `value`: 1e-05, not 9.99…e-06."""
     short = float(f"{value:.7g}")
     return short if abs(value) < 1e38 and struct.pack("<f", short) == struct.pack("<f", value) else value

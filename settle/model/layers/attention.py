@@ -143,7 +143,7 @@ def _attend(
     q = qkv.new_empty(size, heads, length, width).copy_(by_head[:, :heads])
     k = qkv.new_empty(size, kv_heads, length, width).copy_(by_head[:, heads:])
     v = qkv[:, turned:].view(size, length, kv_heads, width).transpose(1, 2).contiguous()
-    # The query heads that share a key head stand below one another, so that one product serves them all.
+    # The query heads that share a key head lie below one another, so that one product serves them all.
     q, k, v = q.view(size * kv_heads, -1, width), k.view(-1, length, width), v.view(-1, length, width)
     mask = table.mask(length, heads // kv_heads, qkv.dtype, window)
     saved: tuple[Tensor, ...] = ()

@@ -1,4 +1,4 @@
-"""Weights that are not trained, kept as they came: dense, in a GGUF file's blocks, or in NF4.
+"""Weights that are not trained, in their original form: dense, in a GGUF file's blocks, or in NF4.
 
 Nothing here is ever copied to fp32 as a whole. What is quantized is turned into numbers on the way to a product.
 Letters: O rows and I columns of a matrix, N tokens.
@@ -235,7 +235,7 @@ class Joined:
 
     def make_room(self, like: Tensor, rank: int) -> None:
         """Lie from now on as a product with an adapter of that rank needs it: where numbers lie decides how sums over
-        them are rounded, and a resumed run must round as the one that it goes on with.
+        them are rounded, and a resumed run must round as the one that it continues.
         """
         if any(owner.frozen is None or owner.frozen.dtype != like.dtype for owner, _, _ in self.owners):
             return  # made anew at every use

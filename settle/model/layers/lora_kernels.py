@@ -27,7 +27,7 @@ class Matrix(Protocol):
 
 
 class Beside(NamedTuple):
-    """What stands beside a frozen product, in the compute type.
+    """The adapter's operands beside a frozen product, in the compute type.
 
     down (R, I), up (R, O) with the scale in it; lengths (O,) multiplies the result (DoRA); keep (N, I) multiplies the
     inputs of `down` (dropout).
@@ -76,7 +76,7 @@ class FrozenNormLinear(Function):
         grad_x, grad_small = _backward(ctx.matrix, grad, a, ctx.needs_input_grad[0])
         grad_down = None
         if grad_small is not None:
-            # the norm's factor is applied on the small side; with dropout the mask stands in between
+            # the norm's factor is applied on the small side; with dropout the mask comes in between
             dropped = unit if a.keep is None else unit * a.keep
             grad_down = (grad_small.t() @ dropped).mul_(factor)
         if grad_x is not None:

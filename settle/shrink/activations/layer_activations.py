@@ -16,7 +16,7 @@ from settle.model.layers.linear import Linear
 from settle.model.layers.packed_sequences import Packing
 from settle.shrink.activations.importance import observed
 
-MOST_TOKENS = 2048  # of one batch
+MOST_TOKENS = 2048  # maximum tokens of one batch
 MOST_POSITIONS = 256  # at which distributions are compared; each takes a row of the vocabulary
 # field of `LayerActivations` → the matrices that read it, of which a layer has some
 READ_BY = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_RIDGE = 1e-2  # of the mean square of an input; what is seen of a text says little about directions it never takes
+_RIDGE = 1e-2  # relative to the mean square of an input; the text says little about directions it never takes
 _ROUNDS = 64  # many single inputs go in about so many rounds, each after a look at what the one before it did
 
 

@@ -55,7 +55,7 @@ def calibration_windows(
 ) -> Calibration:
     """Cut texts into windows of `length` ids, taken evenly from all of them when they hold more than is asked for.
 
-    data: texts that the model is going to be used on, when those are others; warned is when they are not in the
+    data: texts that the model is going to be used on, when those are others; warns when they are not in the
     language of `texts`, and when there are too few tokens. Raises DataError when not one window comes of the texts.
     """
     encoded = [np.asarray(ids, np.int64) for ids in tokenizer.encode_batch([t.strip() + "\n\n" for t in texts])]

@@ -20,7 +20,7 @@ from settle.shrink.activations.layer_activations import LayerWalk, kl
 from settle.shrink.prunable_model import PrunableModel, in_layer, layer_of, require_loadable
 from settle.shrink.pruners import Pruned, Pruner, kept_number
 
-SEARCH_FLOPS = 2e13  # of a search by loss: minutes on a few cores
+SEARCH_FLOPS = 2e13  # limit for a search by loss: minutes on a few cores
 LEAST_TOKENS, LEAST_WINDOW_TOKENS = 512, 64  # that such a search needs, in all and of each window
 _SAMPLED = 1024  # positions of the residual stream that are kept for every layer
 

@@ -267,7 +267,7 @@ def _matrices(subject: PrunableModel, layer: int, modules: Sequence[str]) -> dic
 
 
 def _mean_square(rows: Iterable[Tensor]) -> Tensor:
-    """Of each channel (D,), over all rows (N, D)."""
+    """The mean square of each channel (D,), over all rows (N, D)."""
     total, number = torch.zeros(()), 0
     for batch in rows:
         total = total + batch.float().square().sum(0)

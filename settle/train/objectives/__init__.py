@@ -24,7 +24,7 @@ class Objective(Part):
     needs_base: ClassVar[bool] = False  # it can only train a pretrained model, with which it compares or is resolved
     compares_with_base: ClassVar[bool] = False  # its reference is the model without its adapter
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
-    first_loss: ClassVar[float | None] = None  # of any model before its first step, where that is known
+    first_loss: ClassVar[float | None] = None  # every model's loss before its first step, where it is known
 
     @classmethod
     def suits(cls, kind: str) -> bool:

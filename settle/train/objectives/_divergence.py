@@ -39,7 +39,7 @@ class TeacherChunk(Protocol):
     """A teacher's distributions of n tokens."""
 
     def part(self, rows: slice) -> "TeacherChunk":
-        """Of some of them."""
+        """The distributions of some of the tokens."""
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         """log_q (n, V), log-probabilities of the student → (divergence (n,), its gradient at the scores that `log_q`
@@ -205,7 +205,7 @@ class Sparse:
     part = at
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
-        """Forward KL without bias: the drawn tokens stand for all of the rest. The other divergences are those of the
+        """Forward KL without bias: the drawn tokens represent all the rest. The other divergences are those of the
         K tokens and one more that is "any other": never more than the whole ones.
         """
         assert measure.temperature == 1.0, "a record is of the distribution as it is"

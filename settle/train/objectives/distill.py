@@ -26,7 +26,7 @@ class Distill(Objective):
     """(1 - text) · divergence from the teacher + text · next token + hidden · distance of the layers, per target.
 
     Forward KL spreads the student over all that the teacher holds possible, reverse KL keeps it to what it holds
-    likely, js stands between them. On the student's own words (arXiv:2306.13649) it learns where it would err itself.
+    likely, js lies between them. Trained on its own samples (arXiv:2306.13649), the student learns from its own errors.
     """
 
     rows: ClassVar[Rows] = "text"

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective, Rows
 
-QUICK_ROWS = 256  # of a product with the head: fewer, and reading the head takes most of the time
+QUICK_ROWS = 256  # rows of a product with the head; with fewer, reading the head takes most of the time
 
 
 class GradContext(Protocol):
