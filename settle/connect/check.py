@@ -44,7 +44,6 @@ class Answer:
 
 
 def check_request(connection: Connection, request: ClientRequest) -> CheckResult:
-    """Sends one request as the client would."""
     began = time.monotonic()
     try:
         why = _fault(request, send(connection, request))

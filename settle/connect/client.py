@@ -12,7 +12,6 @@ from settle.connect.clients import Client, Connection, cli_name
 
 
 def client_names() -> list[str]:
-    """The clients, as people write them."""
     return [cli_name(name) for name in Client.part_names()]
 
 

@@ -157,7 +157,6 @@ def _current(value: object, keys: Sequence[str], entry: Entry, name: str) -> Ent
 
 
 def _nested(keys: Sequence[str], entry: Entry) -> Entry:
-    """A list with the entry, under the keys."""
     value: object = [entry]
     for key in reversed(keys[1:]):
         value = {key: value}

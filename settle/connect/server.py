@@ -68,7 +68,6 @@ def list_models(address: str, key: str) -> list[Listed]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is this machine's own loopback."""
     host = urllib.parse.urlsplit(address).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -140,7 +140,6 @@ class ChatSession:
         self._events.emit(AnswerText(text="\n"))
 
     def _obey(self, line: str) -> None:
-        """Carries out a /command."""
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command == "/reset":

@@ -28,10 +28,8 @@ class ChildModel(Generic[C]):
         self._child.close()
 
     def alive(self) -> bool:
-        """Whether the child runs."""
         return self._child.alive()
 
     @property
     def pid(self) -> int | None:
-        """Of the child."""
         return self._child.pid

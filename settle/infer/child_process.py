@@ -155,7 +155,6 @@ class ChildProcess:
                 pass
 
     def alive(self) -> bool:
-        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     @property

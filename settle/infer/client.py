@@ -69,7 +69,6 @@ class LlamaClient(PromptEncoder):
         return TimedAnswer(answer["tokens"], timings["predicted_ms"] / 1e3, drafted, accepted)
 
     def greedy(self, prompt: str | Sequence[int], max_tokens: int) -> list[int]:
-        """The ids of the likeliest answer."""
         ids: list[int] = self._greedy(prompt, max_tokens)["tokens"]
         return ids
 

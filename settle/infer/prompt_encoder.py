@@ -48,7 +48,6 @@ class PromptEncoder:
         return ids if ids and not self._is_opened else self._opened(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
         text: str = self._child.post("/detokenize", {"tokens": list(map(int, ids))})["content"]
         return text
 

@@ -83,24 +83,22 @@ class Model:
 def summarised(model: Model, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
     """What is kept of the distributions over a window."""
     window = np.asarray(ids, np.int32)
-    drawn = draws(window, sampled)
-    parts, at = [], 0
-    for logits in model.logits(ids):
-        after = at + len(logits)
-        parts.append(summarise(logits, window[at + 1 : after + 1], drawn[at:after], top, pool))
-        at = after
-    return Rows.joined(parts)
+    drawn, after = draws(window, sampled), window[1:]
+    return Rows.joined([summarise(logits, after[at], drawn[at], top, pool) for logits, at in placed(model, ids)])
 
 
 def compared(model: Model, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
     """The distributions over a window against a reference's."""
-    window = np.asarray(ids, np.int32)
-    parts, at = [], 0
+    after = np.asarray(ids, np.int32)[1:]
+    return Compared.joined([compare(rows[at], logits, after[at], pool) for logits, at in placed(model, ids)])
+
+
+def placed(model: Model, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, slice]]:
+    """Logits as they are read, and the positions that they are of."""
+    begin = 0
     for logits in model.logits(ids):
-        after = at + len(logits)
-        parts.append(compare(rows[at:after], logits, window[at + 1 : after + 1], pool))
-        at = after
-    return Compared.joined(parts)
+        yield logits, slice(begin, begin + len(logits))
+        begin += len(logits)
 
 
 def answer(

@@ -63,7 +63,6 @@ class Facts:
 
     @property
     def use(self) -> Use:
-        """What the model is for."""
         return "rerank" if self.reranks else "embed" if self.embeds else "generate"
 
 
@@ -148,7 +147,6 @@ def _chats(ref: ModelRef) -> bool:
 
 
 def _writes_text(folder: Path) -> bool:
-    """Whether a model in Hugging Face's layout writes text."""
     try:
         config = read_json(folder / "config.json")
     except (RunError, OSError):

@@ -48,7 +48,6 @@ class ModelRef:
 
     @property
     def sha256(self) -> str:
-        """Of the files."""
         return self.source.sha256
 
     @property

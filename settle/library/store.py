@@ -46,7 +46,6 @@ class StoredModel:
 
 
 def store() -> Path:
-    """The folder of all models."""
     return home() / "models"
 
 

@@ -163,7 +163,6 @@ class Server(uvicorn.Server):
 
 
 def run(app: ASGIApp, listening: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serves until the process is told to stop."""
     Server(app, on_ready).run(sockets=[listening])
 
 

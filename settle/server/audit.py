@@ -32,13 +32,11 @@ class Record:
     prompt: Mapping[str, object] | None = None
 
     def usage(self, usage: Usage | None) -> None:
-        """Takes the numbers of tokens over."""
         if usage:
             self.prompt_tokens = usage.get("prompt_tokens", 0)
             self.completion_tokens = usage.get("completion_tokens", 0)
 
     def token(self) -> None:
-        """A piece of the answer was sent."""
         if self.first_token is None:
             self.first_token = time.monotonic()
 

@@ -33,7 +33,6 @@ def unsupported(param: str, why: str) -> ApiError:
 
 
 def invalid(param: str | None, why: str) -> ApiError:
-    """A value that is not valid."""
     return ApiError(400, f"{param}: {why}" if param else why, "invalid_value", param)
 
 

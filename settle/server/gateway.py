@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import get_type_hints
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from settle.server.models.backend import Backend
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
-from settle.server.requests.fields import Body, BodyT, parse, validated
+from settle.server.requests.fields import Body, parse, validated
 
 
 @dataclass
@@ -48,10 +49,9 @@ class Call:
 
     @property
     def path(self) -> dict[str, str]:
-        """The variable parts of the path."""
         return self.request.path_params
 
-    async def body(self, model: type[BodyT]) -> BodyT:
+    async def body(self, model: type[Body]) -> Body:
         """The body as an endpoint takes it. Raises ApiError."""
         value = parse(await self.request.body() or b"{}")
         if self.gateway.audit.prompts:
@@ -65,20 +65,16 @@ class Call:
         return entry
 
 
-Handler = Callable[[Call], Awaitable[Response]]
+Handler = Callable[..., Awaitable[Response]]
 
 
 class Endpoint:
-    """One route of an API: an ASGI app. error: formats an error as the API does. takes: the body that it takes."""
+    """One route of an API: an ASGI app. handler: answers a call, and takes its `body` where it has one. error: formats
+    an error as the API does."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        name: str,
-        error: Callable[[ApiError], Mapping[str, object]],
-        takes: type[Body] | None = None,
-    ) -> None:
-        self.handler, self.name, self.error, self.takes = handler, name, error, takes
+    def __init__(self, handler: Handler, name: str, error: Callable[[ApiError], Mapping[str, object]]) -> None:
+        self.handler, self.name, self.error = handler, name, error
+        self.takes: type[Body] | None = get_type_hints(handler).get("body")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -117,7 +113,9 @@ class Endpoint:
 
     async def _guarded(self, call: Call) -> Response:
         try:
-            return await self.handler(call)
+            if self.takes is None:
+                return await self.handler(call)
+            return await self.handler(call, await call.body(self.takes))
         except Exception as e:  # noqa: BLE001  the edge: one request fails, not the server
             return self._error_response(call.record, e)
 

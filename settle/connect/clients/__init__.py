@@ -34,7 +34,6 @@ class Connection:
 
     @property
     def openai(self) -> str:
-        """The base URL of OpenAI's API."""
         return f"{self.address}/v1"
 
 

@@ -38,7 +38,6 @@ _OF_LAYER = {
 
 
 def is_bert(folder: Path) -> bool:
-    """Whether a folder in Hugging Face's layout holds a BERT model."""
     return _json(folder / "config.json").get("model_type") == "bert"
 
 

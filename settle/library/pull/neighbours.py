@@ -32,7 +32,6 @@ class Neighbour:
 
 
 def neighbours() -> Iterator[Neighbour]:
-    """Every model that other programs have here."""
     yield from ollama_models()
     yield from lmstudio_models()
 

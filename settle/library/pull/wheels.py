@@ -19,7 +19,6 @@ _PIECE_BYTES = 1 << 20  # copied at a time
 
 
 def catalogue_offer(name: str) -> Offer | None:
-    """A model of the catalogue."""
     entry = catalogue().get(name)
     return _offer(name, name, entry.wheels, entry.sha256, entry.license) if entry else None
 

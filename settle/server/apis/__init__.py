@@ -6,7 +6,6 @@ from typing import ClassVar
 from settle.base.registry import Part
 from settle.server.errors import ApiError, openai_error
 from settle.server.gateway import Endpoint, Handler
-from settle.server.requests.fields import Body
 
 
 class Api(Part):
@@ -26,6 +25,6 @@ class Api(Part):
         """Whether errors of a path that is unknown, or not allowed, are formatted as this API does."""
         return self.is_fallback
 
-    def endpoint(self, handler: Handler, takes: type[Body] | None = None) -> Endpoint:
+    def endpoint(self, handler: Handler) -> Endpoint:
         name = getattr(handler, "__name__", "")
-        return Endpoint(handler, f"{type(self).__name__.lower()}.{name}", self.error, takes)
+        return Endpoint(handler, f"{type(self).__name__.lower()}.{name}", self.error)

@@ -196,13 +196,13 @@ class LlamaCpp(Api):
     """Completions, tokens and ranks."""
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
-        fim, rank = self.endpoint(fim_completions, FimBody), self.endpoint(rerank, RerankBody)
+        fim, rank = self.endpoint(fim_completions), self.endpoint(rerank)
         return [
-            ("POST", "/completion", self.endpoint(completion, CompletionBody)),
-            ("POST", "/infill", self.endpoint(infill, InfillBody)),
-            ("POST", "/tokenize", self.endpoint(tokenize, TokenizeBody)),
-            ("POST", "/detokenize", self.endpoint(detokenize, DetokenizeBody)),
-            ("POST", "/apply-template", self.endpoint(apply_template, TemplateBody)),
+            ("POST", "/completion", self.endpoint(completion)),
+            ("POST", "/infill", self.endpoint(infill)),
+            ("POST", "/tokenize", self.endpoint(tokenize)),
+            ("POST", "/detokenize", self.endpoint(detokenize)),
+            ("POST", "/apply-template", self.endpoint(apply_template)),
             ("GET", "/props", self.endpoint(props)),
             *(("POST", path, fim) for path in FIM),
             *(("POST", path, rank) for path in RERANK),
@@ -218,12 +218,12 @@ class LlamaCpp(Api):
         return path in (*ours, *FIM, *RERANK)
 
 
-async def completion(call: Call) -> Response:
-    return await _completed(call, await call.body(CompletionBody))
+async def completion(call: Call, body: CompletionBody) -> Response:
+    return await _completed(call, body)
 
 
-async def infill(call: Call) -> Response:
-    return await _completed(call, await call.body(InfillBody))
+async def infill(call: Call, body: InfillBody) -> Response:
+    return await _completed(call, body)
 
 
 async def _completed(call: Call, body: CompletionBody) -> Response:
@@ -244,8 +244,7 @@ async def _events(call: Call, request: TextRequest, entry: ModelEntry) -> AsyncG
         yield data_event(event)
 
 
-async def fim_completions(call: Call) -> Response:
-    body = await call.body(FimBody)
+async def fim_completions(call: Call, body: FimBody) -> Response:
     entry = call.find(body.model)
     request = body.to_text()
     if body.stream:
@@ -274,23 +273,20 @@ async def _fim_stream(call: Call, request: TextRequest, entry: ModelEntry) -> As
             yield data_event(chunk)
 
 
-async def tokenize(call: Call) -> Response:
-    body = await call.body(TokenizeBody)
+async def tokenize(call: Call, body: TokenizeBody) -> Response:
     entry = call.find(body.model)
     async with call.pool.use(entry, await _any_use(entry)) as loaded:
         return json_response(await ask(loaded, "/tokenize", body.model_dump(exclude={"model"})))
 
 
-async def detokenize(call: Call) -> Response:
-    body = await call.body(DetokenizeBody)
+async def detokenize(call: Call, body: DetokenizeBody) -> Response:
     entry = call.find(body.model)
     async with call.pool.use(entry, await _any_use(entry)) as loaded:
         _check_tokens(body.tokens, entry, "tokens")
         return json_response(await ask(loaded, "/detokenize", {"tokens": body.tokens}))
 
 
-async def apply_template(call: Call) -> Response:
-    body = await call.body(TemplateBody)
+async def apply_template(call: Call, body: TemplateBody) -> Response:
     entry = call.find(body.model)
     tools, choice = choose(check_tools(body.tools or []), body.tool_choice)
     request = ChatRequest(
@@ -304,8 +300,7 @@ async def apply_template(call: Call) -> Response:
         return json_response({"prompt": await chat.rendered(call.backend.catalogue, request, entry, loaded)})
 
 
-async def rerank(call: Call) -> Response:
-    body = await call.body(RerankBody)
+async def rerank(call: Call, body: RerankBody) -> Response:
     entry = call.find(body.model)
     documents = [d.text if isinstance(d, Document) else d for d in body.documents]
     ranks, tokens = await rank_documents(call.pool, entry, body.query, documents)

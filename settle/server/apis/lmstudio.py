@@ -52,9 +52,9 @@ class LMStudio(Api):
         return [
             ("GET", f"{PATH}/models", self.endpoint(models)),
             ("GET", f"{PATH}/models/{{model:path}}", self.endpoint(model)),
-            ("POST", f"{PATH}/chat/completions", self.endpoint(chat_completions, ChatBody)),
-            ("POST", f"{PATH}/completions", self.endpoint(completions, CompletionBody)),
-            ("POST", f"{PATH}/embeddings", self.endpoint(embeddings, EmbeddingBody)),
+            ("POST", f"{PATH}/chat/completions", self.endpoint(chat_completions)),
+            ("POST", f"{PATH}/completions", self.endpoint(completions)),
+            ("POST", f"{PATH}/embeddings", self.endpoint(embeddings)),
         ]
 
     def owns(self, path: str) -> bool:
@@ -70,8 +70,7 @@ async def model(call: Call) -> Response:
     return json_response(_model(call.pool, call.find(call.path["model"])))
 
 
-async def chat_completions(call: Call) -> Response:
-    body = await call.body(ChatBody)
+async def chat_completions(call: Call, body: ChatBody) -> Response:
     call.record.user = body.user or body.safety_identifier or ""
     request, entry = body.to_chat(), call.find(body.model)
     if body.stream:
@@ -98,8 +97,7 @@ async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: 
     yield DONE
 
 
-async def completions(call: Call) -> Response:
-    body = await call.body(CompletionBody)
+async def completions(call: Call, body: CompletionBody) -> Response:
     entry = call.find(body.model)
 
     def extra(answer: Chunk) -> JsonObject:
@@ -111,8 +109,7 @@ async def completions(call: Call) -> Response:
     return response
 
 
-async def embeddings(call: Call) -> Response:
-    body = await call.body(EmbeddingBody)
+async def embeddings(call: Call, body: EmbeddingBody) -> Response:
     response = await openai.embed(call, body)
     await _keep(call, call.find(body.model), body.ttl)
     return response

@@ -21,13 +21,11 @@ class Backend:
 
     @functools.cached_property
     def collections(self) -> "CollectionPool":
-        """The collections of documents that are open."""
         from settle.server.models.collection_pool import CollectionPool  # needs the extra `rag`
 
         return CollectionPool()
 
     async def close(self) -> None:
-        """Ends the models and closes the collections."""
         await self.pool.close()
         if "collections" in self.__dict__:
             await asyncio.to_thread(self.collections.close)

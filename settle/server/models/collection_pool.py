@@ -34,7 +34,6 @@ class CollectionPool:
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(NUM_THREADS, "documents"))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """`work` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     @contextlib.asynccontextmanager
@@ -49,7 +48,6 @@ class CollectionPool:
                 await self.run(opened.collection.close)
 
     def close(self) -> None:
-        """Closes all of them."""
         self._threads.shutdown()
         for opened in self._open.values():
             opened.collection.close()

@@ -24,7 +24,6 @@ def document_models(models: list[ModelEntry]) -> Iterator[ModelEntry]:
 
 
 def with_documents(collection: str, model: ModelEntry) -> ModelEntry:
-    """A collection answered by a model."""
     aliases = tuple(f"{collection}@{alias}" for alias in model.aliases)
     origin = f"the documents of {collection}, answered by {model.id}"
     return replace(model, id=f"{collection}@{model.id}", aliases=aliases, origin=origin, collection=collection)

@@ -64,7 +64,6 @@ class LoadedModel:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the child occupies now."""
         pid = self.child.pid
         return resident(pid) if pid else 0
 
@@ -143,7 +142,6 @@ class LoadedModels:
             self._tasks.spawn(self.end(model))
 
     async def end(self, model: LoadedModel) -> None:
-        """Ends it now."""
         if self._up.get(model.key) is model:
             del self._up[model.key]
         self.leaving.discard(model)

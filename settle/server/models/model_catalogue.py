@@ -63,7 +63,6 @@ class ModelCatalogue:
         raise ApiError(404 if name else 400, message + fix, "model_not_found", "model")
 
     def draft_of(self, path: Path) -> Draft | None:
-        """The draft that proposes tokens for the model in that file."""
         return self._drafts.get(path.resolve())
 
     def _all(self) -> Iterator[ModelEntry]:

@@ -68,7 +68,6 @@ def describe(entry: ModelEntry) -> Json:
 
 
 def fits(needs: int) -> Fit:
-    """Whether so many bytes of memory are available."""
     if not can_ever_fit(needs):
         return "no"
     return "yes" if needs <= memory().available else "not now"

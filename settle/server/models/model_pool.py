@@ -70,7 +70,6 @@ class ModelPool:
         await self.session.close()
 
     def loaded(self) -> list[LoadedModel]:
-        """The models in memory."""
         return self._models.all()
 
     def find(self, entry: ModelEntry) -> LoadedModel | None:

@@ -196,7 +196,6 @@ def find_offer(wanted: str, allowed: frozenset[str]) -> "Offer":
 
 
 def _status(event: Event, offer: "Offer") -> JsonObject | None:
-    """An event of pulling as a status line of Ollama's."""
     if isinstance(event, Say):
         return {"status": event.text}
     if not isinstance(event, Progress):
@@ -207,7 +206,6 @@ def _status(event: Event, offer: "Offer") -> JsonObject | None:
 
 
 def _stored(entry: ModelEntry) -> StoredModel | None:
-    """The model of the store that an entry names."""
     if entry.adapter:
         return None
     stored = next((model for model in all_models() if model.name == entry.id), None)

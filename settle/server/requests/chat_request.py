@@ -56,7 +56,6 @@ class ChatPlan:
         self.request, self.entry, self.body, self.trimmed = request, entry, body, trimmed
 
     async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
-        """The raw stream."""
         return await open_stream(
             loaded, CHAT_PATH, self.body | {"stream": True, "stream_options": {"include_usage": True}}
         )
@@ -145,7 +144,6 @@ class EmulatedToolsPlan(ChatPlan):
 
 
 def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
-    """The fields that all chunks of an answer share."""
     return {
         "id": f"chatcmpl-{secrets.token_hex(16)}",
         "object": kind,

@@ -182,7 +182,6 @@ def _last_choice(whole_answer: Answer, request: ChatRequest) -> Choice:
 
 
 def _usage(whole_answer: Answer) -> Usage:
-    """Tokens that the model read and wrote."""
     generation = whole_answer.generation
     prompt, completion = (generation.prompt_tokens, generation.new_tokens) if generation else (0, 0)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -48,7 +48,6 @@ async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any
 
 
 async def apply_template(loaded: LoadedModel, body: Mapping[str, object]) -> str:
-    """The prompt of messages."""
     return str((await ask(loaded, "/apply-template", body))["prompt"])
 
 

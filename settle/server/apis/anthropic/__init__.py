@@ -40,8 +40,8 @@ class Anthropic(Api):
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
         posts = [
-            ("/messages", self.endpoint(messages, MessagesBody)),
-            ("/messages/count_tokens", self.endpoint(count_tokens, CountBody)),
+            ("/messages", self.endpoint(messages)),
+            ("/messages/count_tokens", self.endpoint(count_tokens)),
         ]
         return [("POST", alias + path, endpoint) for alias in ("/v1", "") for path, endpoint in posts]
 
@@ -53,8 +53,7 @@ class Anthropic(Api):
         return path.removeprefix("/v1").startswith("/messages")
 
 
-async def messages(call: Call) -> Response:
-    body = await call.body(MessagesBody)
+async def messages(call: Call, body: MessagesBody) -> Response:
     call.record.user = (body.metadata and body.metadata.user_id) or body.user_profile_id or ""
     request = body.to_chat()
     entry = call.find(body.model)
@@ -81,8 +80,7 @@ async def _stream(call: Call, request: ChatRequest, entry: ModelEntry, answer: "
     yield b"".join(map(sse_event, answer.end()))
 
 
-async def count_tokens(call: Call) -> Response:
-    body = await call.body(CountBody)
+async def count_tokens(call: Call, body: CountBody) -> Response:
     call.record.user = body.user_profile_id or ""
     request = body.to_chat()
     entry = call.find(body.model)

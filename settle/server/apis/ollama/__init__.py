@@ -49,15 +49,15 @@ class Ollama(Api):
             ("GET", "/api/version", self.endpoint(version)),
             ("GET", "/api/tags", self.endpoint(tags)),
             ("GET", "/api/ps", self.endpoint(ps)),
-            ("POST", "/api/show", self.endpoint(show, ShowBody)),
-            ("POST", "/api/chat", self.endpoint(chat_lines, ChatBody)),
-            ("POST", "/api/generate", self.endpoint(generate, GenerateBody)),
-            ("POST", "/api/embed", self.endpoint(embed, EmbedBody)),
-            ("POST", "/api/embeddings", self.endpoint(embeddings, OldEmbedBody)),
-            ("POST", "/api/pull", self.endpoint(store.pull, store.PullBody)),
-            ("POST", "/api/copy", self.endpoint(store.copy, store.CopyBody)),
-            ("DELETE", "/api/delete", self.endpoint(store.delete, store.DeleteBody)),
-            ("POST", "/api/create", self.endpoint(store.create, store.CreateBody)),
+            ("POST", "/api/show", self.endpoint(show)),
+            ("POST", "/api/chat", self.endpoint(chat_lines)),
+            ("POST", "/api/generate", self.endpoint(generate)),
+            ("POST", "/api/embed", self.endpoint(embed)),
+            ("POST", "/api/embeddings", self.endpoint(embeddings)),
+            ("POST", "/api/pull", self.endpoint(store.pull)),
+            ("POST", "/api/copy", self.endpoint(store.copy)),
+            ("DELETE", "/api/delete", self.endpoint(store.delete)),
+            ("POST", "/api/create", self.endpoint(store.create)),
             ("POST", "/api/push", self.endpoint(store.push)),
             ("GET", "/api/blobs/{digest}", self.endpoint(store.blobs)),
             ("POST", "/api/blobs/{digest}", self.endpoint(store.blobs)),
@@ -86,15 +86,13 @@ async def ps(call: Call) -> Response:
     return json_response({"models": await asyncio.to_thread(models.running, call.pool)})
 
 
-async def show(call: Call) -> Response:
-    body = await call.body(ShowBody)
+async def show(call: Call, body: ShowBody) -> Response:
     entry = call.find(body.wanted)
     await asyncio.to_thread(make_file, entry)
     return json_response(await asyncio.to_thread(models.shown, call.pool, entry, bool(body.verbose)))
 
 
-async def chat_lines(call: Call) -> Response:
-    body = await call.body(ChatBody)
+async def chat_lines(call: Call, body: ChatBody) -> Response:
     entry = call.find(body.model)
     if not body.messages:
         return await _only_load(call, body, entry)
@@ -103,8 +101,7 @@ async def chat_lines(call: Call) -> Response:
     return await _respond(call, body, answer, chat.stream(call.backend, request, entry))
 
 
-async def generate(call: Call) -> Response:
-    body = await call.body(GenerateBody)
+async def generate(call: Call, body: GenerateBody) -> Response:
     entry = call.find(body.model)
     if not body.prompt and not body.suffix:
         return await _only_load(call, body, entry)
@@ -170,8 +167,7 @@ async def _lines(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGene
             await call.pool.keep(answer.entry, idle)
 
 
-async def embed(call: Call) -> Response:
-    body = await call.body(EmbedBody)
+async def embed(call: Call, body: EmbedBody) -> Response:
     entry = call.find(body.model)
     idle, began = keep_alive_seconds(body.keep_alive), time.monotonic_ns()
     await _load(call, entry, body.options or LoadOptions(), "embed")
@@ -192,8 +188,7 @@ async def embed(call: Call) -> Response:
     return json_response(answer | ({"settle": {"truncated": num_cut}} if num_cut else {}))
 
 
-async def embeddings(call: Call) -> Response:
-    body = await call.body(OldEmbedBody)
+async def embeddings(call: Call, body: OldEmbedBody) -> Response:
     entry = call.find(body.model)
     idle = keep_alive_seconds(body.keep_alive)
     await _load(call, entry, body.options or LoadOptions(), "embed")

@@ -48,12 +48,10 @@ class Answer:
             yield self.done(self._reason) | _counts(chunk)
 
     def done(self, reason: str) -> Json:
-        """The last line."""
         line = self._line("") | {"done": True, "done_reason": reason}
         return line | {"total_duration": time.monotonic_ns() - self._began, "load_duration": self.loading}
 
     def merged(self, lines: list[Json]) -> Json:
-        """All the lines as one."""
         whole = {**lines[-1]}
         if self._is_chat:
             messages = [line["message"] for line in lines]

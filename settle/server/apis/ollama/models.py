@@ -28,7 +28,6 @@ def tagged(name: str) -> str:
 
 
 def listed(catalogue: ModelCatalogue) -> list[Json]:
-    """Everything that can be asked for."""
     stored = {model.name: model for model in all_models()}
     return [_row(entry, stored) for entry in catalogue.offered()]
 

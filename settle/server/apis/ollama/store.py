@@ -61,8 +61,7 @@ class CreateBody(Body):
     stream: bool | None = None
 
 
-async def pull(call: Call) -> Response:
-    body = await call.body(PullBody)
+async def pull(call: Call, body: PullBody) -> Response:
     name = body.wanted
     entries = call.backend.catalogue.entries()
     if any(name.removesuffix(":latest") in (entry.id, *entry.aliases) for entry in entries):
@@ -72,8 +71,7 @@ async def pull(call: Call) -> Response:
     return await _respond(call, body.stream, call.gateway.store.pull(offer))
 
 
-async def create(call: Call) -> Response:
-    body = await call.body(CreateBody)
+async def create(call: Call, body: CreateBody) -> Response:
     entry = call.find(body.source)
     for name in body.adapters or ():
         adapter = call.find(name if ":" in name else f"{entry.id}:{name}")
@@ -84,14 +82,12 @@ async def create(call: Call) -> Response:
     return await _respond(call, body.stream, _status_lines(f"using {entry.id}", "success"))
 
 
-async def copy(call: Call) -> Response:
-    body = await call.body(CopyBody)
+async def copy(call: Call, body: CopyBody) -> Response:
     await call.gateway.store.copy(call.find(body.source), body.destination)
     return Response(status_code=200)
 
 
-async def delete(call: Call) -> Response:
-    body = await call.body(DeleteBody)
+async def delete(call: Call, body: DeleteBody) -> Response:
     if not body.wanted:
         raise ApiError(400, "model is missing", "missing_required_parameter", "model")
     await call.gateway.store.delete(call.find(body.wanted))

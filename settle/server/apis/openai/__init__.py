@@ -35,10 +35,10 @@ class OpenAI(Api):
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
         posts = [
-            ("/chat/completions", self.endpoint(chat_completions, ChatBody)),
-            ("/completions", self.endpoint(completions, CompletionBody)),
-            ("/embeddings", self.endpoint(embeddings, EmbeddingBody)),
-            ("/chat/completions/input_tokens", self.endpoint(input_tokens, ChatBody)),
+            ("/chat/completions", self.endpoint(chat_completions)),
+            ("/completions", self.endpoint(completions)),
+            ("/embeddings", self.endpoint(embeddings)),
+            ("/chat/completions/input_tokens", self.endpoint(input_tokens)),
         ]
         gets = [("/models", self.endpoint(models)), ("/models/{model:path}", self.endpoint(model))]
         return [
@@ -49,8 +49,7 @@ class OpenAI(Api):
         ]
 
 
-async def chat_completions(call: Call) -> Response:
-    body = await call.body(ChatBody)
+async def chat_completions(call: Call, body: ChatBody) -> Response:
     call.record.user = body.user or body.safety_identifier or ""
     request = body.to_chat()
     entry = call.find(body.model)
@@ -119,20 +118,18 @@ def _tidied(event: bytes, call: Call, wants_usage: bool, model: str) -> bytes:
     return data_event(chunk)
 
 
-async def input_tokens(call: Call) -> Response:
-    body = await call.body(ChatBody)
+async def input_tokens(call: Call, body: ChatBody) -> Response:
     entry = call.find(body.model)
     number = await chat.count(call.backend, body.to_chat(), entry)
     return json_response({"object": "response.input_tokens", "input_tokens": number})
 
 
-async def completions(call: Call) -> Response:
-    body = await call.body(CompletionBody)
+async def completions(call: Call, body: CompletionBody) -> Response:
     return await Completion(call, body, call.find(body.model)).respond()
 
 
-async def embeddings(call: Call) -> Response:
-    return await embed(call, await call.body(EmbeddingBody))
+async def embeddings(call: Call, body: EmbeddingBody) -> Response:
+    return await embed(call, body)
 
 
 async def embed(call: Call, body: EmbeddingBody) -> Response:

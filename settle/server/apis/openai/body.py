@@ -118,7 +118,6 @@ class CompletionBody(Sampling):
 
     @property
     def limit(self) -> int:
-        """Tokens of the answer."""
         limit = self.max_tokens if self.max_tokens is not None else self.n_predict
         return DEFAULT_COMPLETION_TOKENS if limit is None else limit
 

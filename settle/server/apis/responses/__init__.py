@@ -30,8 +30,8 @@ class Responses(Api):
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
         posts = [
-            ("/responses", self.endpoint(responses, ResponseBody)),
-            ("/responses/input_tokens", self.endpoint(input_tokens, CountBody)),
+            ("/responses", self.endpoint(responses)),
+            ("/responses/input_tokens", self.endpoint(input_tokens)),
         ]
         return [("POST", alias + path, endpoint) for alias in ("/v1", "") for path, endpoint in posts]
 
@@ -39,8 +39,7 @@ class Responses(Api):
         return path.removeprefix("/v1").startswith("/responses")
 
 
-async def responses(call: Call) -> Response:
-    body = await call.body(ResponseBody)
+async def responses(call: Call, body: ResponseBody) -> Response:
     call.record.user = body.user or body.safety_identifier or ""
     request = body.to_chat()
     entry = call.find(body.model)
@@ -77,8 +76,7 @@ async def _count(call: Call, entry: ModelEntry, answer: "Answer") -> None:
     answer.num_reasoning = await num_tokens(call.pool, entry, answer.reasoning)
 
 
-async def input_tokens(call: Call) -> Response:
-    body = await call.body(CountBody)
+async def input_tokens(call: Call, body: CountBody) -> Response:
     if body.truncation == "auto":
         raise unsupported("truncation", "the whole input is counted")
     request = body.to_chat()
@@ -105,7 +103,6 @@ class Answer:
 
     @property
     def reasoning(self) -> str:
-        """The whole text of reasoning."""
         parts = [part for item in self._items if item["type"] == "reasoning" for part in item["content"]]
         return "".join(part["text"] for part in parts)
 
