@@ -6,6 +6,7 @@
 import argparse
 import ast
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MOST_MODULES, MOST_METHODS, MOST_FUNCTION, MOST_FILE = 15, 15, 60, 400
 PAST = {"told", "said"}  # verbs of the past that are no names
+# Participles and gerunds that are the field's nouns, or names that people write.
+ESTABLISHED = {"cleaning", "encoding", "embedding", "forgetting", "pretrained", "settled"}
+PARTICIPLE = re.compile(r"[a-z]*(ing|[^e]ed)$|taught|shrunk|grown|fallen|written|chosen|told|said|made|kept|found")
 
 
 def module_name(path: Path) -> str:
@@ -116,6 +120,12 @@ def past_names(tree: ast.AST) -> int:
     return sum(name.strip("_") in PAST for name in stored)
 
 
+def is_bare_participle(path: Path) -> bool:
+    """Whether a module is named by one word that does not say who does what, such as `growing` or `told`."""
+    name = path.stem.strip("_")
+    return "_" not in name and name not in ESTABLISHED and bool(PARTICIPLE.fullmatch(name))
+
+
 def measure(folder: Path) -> dict[str, object]:
     """Every figure of the house, by name."""
     paths = sources(folder)
@@ -145,6 +155,7 @@ def measure(folder: Path) -> dict[str, object]:
         f"functions over {MOST_FUNCTION} lines": long[f"functions over {MOST_FUNCTION} lines"],
         f"files over {MOST_FILE} lines": long[f"files over {MOST_FILE} lines"],
         "identifiers told or said": past,
+        "modules named by a bare participle": [str(p.relative_to(ROOT)) for p in paths if is_bare_participle(p)],
     }
 
 

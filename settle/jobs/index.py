@@ -24,7 +24,7 @@ from settle.retrieve.index.collection_folder import collection_names
 from settle.retrieve.index.config import IndexParts, PartRecord
 from settle.retrieve.index.embedders import Embedder
 from settle.retrieve.index.lifecycle import create, delete, rebuilt
-from settle.retrieve.index.listing import list_collections
+from settle.retrieve.index.list_collections import list_collections
 from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import Report, update
 

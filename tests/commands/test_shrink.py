@@ -206,5 +206,5 @@ def test_a_new_quantizer_is_one_file(kept, uniform, capsys):
 
 
 def test_mixes_alone(kept, capsys):
-    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "500kB", "--quantizer", "mixed", "--name", "mixes")
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "500kB", "--quantizer", "mix", "--name", "mixes")
     assert result["chosen"]["bytes"] <= 500_000

@@ -24,7 +24,7 @@ class Pull(Command):
     again: bool = Field(False, description="pull it again, though it is here")
 
     def run(self, events: Events) -> int:
-        from settle.library.pull.listing import list_available, usage_of
+        from settle.library.pull.list_available import list_available, usage_of
         from settle.library.pull.pull import pull_by_name
 
         if not self.what:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from settle.documents.blocks import Block, Chunk
 from settle.retrieve.index.chunkers import Chunker, Count
-from settle.retrieve.index.chunkers._filling import Filler
+from settle.retrieve.index.chunkers._fill_passages import Filler
 from settle.retrieve.index.chunkers._pieces import WORD, Piece, cut_at
 
 WORDS = 8  # that are kept together: a window moves by them

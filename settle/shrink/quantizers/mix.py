@@ -6,7 +6,7 @@ from settle.shrink.types.mixes import QUANTIZED_MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes
 
 
-class Mixed(Quantizer):
+class Mix(Quantizer):
     """The types of the mix that is predicted to lose least, of those that fit."""
 
     def choose_types(self, model: QuantizerInput, num_bytes: int) -> dict[str, str]:
