@@ -94,9 +94,9 @@ class ChatTemplate:
         except _Limit as e:
             raise TemplateRunaway(f"the chat template is stopped: {e}", "use another, with --rows.template") from None
         except _FAILURES as e:
-            said = str(e) or type(e).__name__
+            reason = str(e) or type(e).__name__
             raise TemplateFailure(
-                f"the chat template refuses: {said[:300]}", "see what it asks of the messages"
+                f"the chat template refuses: {reason[:300]}", "see what it asks of the messages"
             ) from None
         return "".join(parts)
 

@@ -8,7 +8,7 @@ from settle.base.events import Eval, Step
 from settle.base.run import Run, write_json
 from settle.base.run.course import TAIL_BYTES
 from settle.cli import main
-from settle.commands.manage.runs import summary
+from settle.jobs.run_reports import RunSummary
 
 RESULT = {
     "verdict": "settled",
@@ -88,5 +88,5 @@ def test_a_long_or_torn_event_file_is_read_from_its_end(home):
         f.write(line * (2 * TAIL_BYTES // len(line)))
         f.write(json.dumps({"time": 99.0, "kind": "eval", "step": 7, "tokens": 70, "loss": 1.25}) + "\n")
         f.write('{"time": 100.0, "kind": "ev')
-    told = summary(run)
-    assert (told["loss"], told["tokens"], told["bits_per_byte"]) == (1.25, 1, None)
+    summary = RunSummary.of(run)
+    assert (summary.loss, summary.tokens, summary.bits_per_byte) == (1.25, 1, None)

@@ -1,0 +1,168 @@
+"""What there is to say of runs: a list, one run, and how well forecasts have been doing."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.event_log import Events
+from settle.base.events import ForecastComparison, Listing, ResultReady, Say
+from settle.base.run import Run
+from settle.base.run.course import RunCourse
+from settle.base.run.result import Evaluated, Result
+from settle.plan.ledger import UNITS, Entry, entries, scores
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known of a run, finished or not; None for what is not known. Losses in nats per token, sizes in bytes."""
+
+    name: str
+    path: str
+    status: str
+    verdict: str | None
+    loss: float | None
+    bits_per_byte: float | None
+    step: int | None
+    tokens: int | None
+    seconds: float | None
+    started: float | None  # epoch seconds
+    bytes: int
+
+    @classmethod
+    def of(cls, run: Run) -> "RunSummary":
+        result, course = run.result(), RunCourse.latest(run.events)
+        best = (result.best if result else None) or Evaluated()
+        latest, step = course.evals[-1] if course.evals else None, course.step
+        return cls(
+            name=run.name,
+            path=str(run.path),
+            status=run.status,
+            verdict=result.verdict if result else None,
+            loss=latest.loss if latest and best.loss is None else best.loss,
+            bits_per_byte=latest.bits_per_byte if latest and best.bits_per_byte is None else best.bits_per_byte,
+            step=step.step if step else None,
+            tokens=step.tokens if step else latest.tokens if latest else None,
+            seconds=_seconds(result, course),
+            started=course.started,
+            bytes=_size(run.path),
+        )
+
+
+def list_runs(events: Events) -> None:
+    """Every run, newest first."""
+    runs = sorted((RunSummary.of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+    columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "started")
+    rows = [
+        (r.name, r.status, r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
+         _with_unit(r.seconds, "s"), _day(r.started))
+        for r in runs
+    ]  # fmt: skip
+    hint = "`settle runs show NAME` shows one" if runs else "no runs yet; start one: `settle train FOLDER`"
+    events.emit(Listing(columns=columns, rows=rows, note=hint))
+    events.emit(ResultReady(result={"runs": [dataclasses.asdict(run) for run in runs]}))
+
+
+def show_run(name: str, events: Events) -> None:
+    """All that is known of one run, and its forecast beside the actual figures."""
+    run = Run.find(name)
+    summary, result = RunSummary.of(run), run.result()
+    forecast: Mapping[str, object] | None = (result.forecast if result else None) or run.read("forecast.json")
+    actual = (result.actual or None) if result else None
+    files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
+    events.emit(Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files)))
+    if forecast:
+        events.emit(ForecastComparison(forecast=forecast, actual=actual))
+    shown = dataclasses.asdict(summary) | {
+        "why": result.why if result else None,
+        "best": result.best.model_dump() if result and result.best else None,
+        "gate": result.gate if result else None,
+        "headline": (result.headline or None) if result else None,
+        "actual": actual,
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "forecast": forecast,
+    }
+    events.emit(ResultReady(result={"run": shown}))
+
+
+def show_ledger(name: str, events: Events) -> None:
+    """Forecasts beside the actual figures, of one run or of all."""
+    ledger = entries([Run.find(name)] if name else reversed(Run.all()))
+    if ledger:
+        rows = [_ledger_row(entry, UNITS.get(entry.figure, "")) for entry in ledger]
+        columns = ("run", "forecast of", "expected", "actual", "error", "in the 80 % interval")
+        events.emit(Listing(columns=columns, rows=rows))
+    summed = scores(ledger)
+    events.emit(
+        Listing(
+            title="how forecasts have been doing",
+            columns=("forecast of", "runs", "median error", "bias", "in the 80 % interval"),
+            rows=[(s.figure, s.runs, f"{s.median_error:.1%}", f"{s.bias:+.1%}", f"{s.coverage:.0%}") for s in summed],
+            note="error: actual ÷ expected − 1" if ledger else "no finished run has a forecast yet",
+        )
+    )
+    records = [
+        {"run": e.run, "figure": e.figure, "expected": e.forecast.value, "low": e.forecast.low, "high": e.forecast.high,
+         "came": e.actual}
+        for e in ledger
+    ]  # fmt: skip
+    events.emit(ResultReady(result={"ledger": records, "scores": [dataclasses.asdict(s) for s in summed]}))
+
+
+def remove_run(name: str, events: Events) -> None:
+    run = Run.find(name)
+    with run.lock():
+        freed = _size(run.path)
+        shutil.rmtree(run.path)
+    events.emit(Say(text=f"removed {run.name}: {freed / 1e6:,.1f} MB freed"))
+    events.emit(ResultReady(result={"removed": run.name, "bytes": freed}))
+
+
+def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> list[tuple[str, object]]:
+    """Rows of the table that shows one run; what is not known is left out."""
+    gate = result.gate if result else None
+    facts: list[tuple[str, object]] = [
+        ("status", run.status),
+        ("verdict", run.verdict),
+        ("why", result.why if result else None),
+        ("held-out loss", _with_unit(run.loss, "nats")),
+        ("", _with_unit(run.bits_per_byte, "bits per byte")),
+        ("against its base", result.headline if result else None),
+        ("best at step", result.best.step if result and result.best else None),
+        ("tokens seen", _with_unit(run.tokens, "count")),
+        ("time", _with_unit(run.seconds, "s")),
+        ("started", _day(run.started)),
+        ("gate", None if gate is None else "passed" if gate.get("passed") else "failed"),
+        ("folder", run.path),
+        ("size", _with_unit(run.bytes, "bytes")),
+    ]
+    facts += [("files" if i == 0 else "", str(path.relative_to(run.path))) for i, path in enumerate(files)]
+    facts += [("resume with", f"settle resume {run.name}")] if run.status == "interrupted" else []
+    return [fact for fact in facts if fact[1] not in (None, "")]
+
+
+def _ledger_row(entry: Entry, unit: str) -> tuple[object, ...]:
+    inside = "✓" if entry.inside else "outside"
+    expected, actual = _with_unit(entry.forecast.value, unit), _with_unit(entry.actual, unit)
+    return entry.run, entry.figure, expected, actual, f"{entry.error:+.0%}", inside
+
+
+def _seconds(result: Result | None, course: RunCourse) -> float | None:
+    seconds = result.actual.get("time") if result else None
+    if isinstance(seconds, int | float):
+        return seconds
+    return None if course.started is None else course.now - course.started
+
+
+def _with_unit(value: float | None, unit: str) -> dict[str, object] | None:
+    return None if value is None else {"value": value, "unit": unit}
+
+
+def _day(at: float | None) -> str:
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
