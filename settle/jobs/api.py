@@ -1,15 +1,52 @@
 """The Python API: `import settle; settle.train("~/notes")`. `settle` itself loads this only when it is used."""
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from settle.base.errors import UsageError
+from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
+from settle.base.run import Run
+from settle.base.run.result import Result
 from settle.base.settings import resolve
-from settle.jobs.finished_run import FinishedRun, run_job
+from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
+from settle.jobs.job import find_job, start
+from settle.library.resolve import resolve_gguf
 
 if TYPE_CHECKING:
     from settle.retrieve.answer.askable import AskableCollection
+
+
+class FinishedRun:
+    """A finished run: its verdict, its result, and a way to ask its model. Raises RunError for one that is not."""
+
+    def __init__(self, run: Run) -> None:
+        result = run.result()
+        if result is None:
+            raise RunError(f"{run.name} is not finished", f"`settle resume {run.name}` continues it")
+        self.path = run.path
+        self.name = run.name
+        self.result: Result = result
+
+    @classmethod
+    def find(cls, name: str) -> "FinishedRun":
+        return cls(Run.find(name))
+
+    @property
+    def verdict(self) -> str:
+        """settled, out of budget, overfitting, diverged or broken."""
+        return self.result.verdict
+
+    def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
+        """The model's answer to `prompt`, or its completion, by the exported file in llama.cpp."""
+        return "".join(self.stream(prompt, max_tokens, temperature, seed))
+
+    def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
+        """`generate`, piece by piece."""
+        model = resolve_gguf(f"run:{self.path.name}")
+        with Engine(model.weights, adapter=model.adapter) as engine:
+            ids = _prompt_ids(engine, prompt)
+            yield from engine.complete(ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
 def train(*inputs: str, **settings: object) -> FinishedRun:
@@ -17,22 +54,22 @@ def train(*inputs: str, **settings: object) -> FinishedRun:
 
     Returns the finished run: `.verdict`, `.result`, `.path`, `.generate(prompt)`. Raises SettleError.
     """
-    return run_job("train", {"inputs": list(inputs), **settings})
+    return _run_job("train", {"inputs": list(inputs), **settings})
 
 
 def tune(model: str, *inputs: str, **settings: object) -> FinishedRun:
     """Fine-tune a model on your own examples, as `settle tune` does; settings and result as of `train`."""
-    return run_job("tune", {"model": model, "inputs": list(inputs), **settings})
+    return _run_job("tune", {"model": model, "inputs": list(inputs), **settings})
 
 
 def distill(teacher: str, *inputs: str, **settings: object) -> FinishedRun:
     """Distil a large model into a smaller one, as `settle distill` does; settings and result as of `train`."""
-    return run_job("distill", {"teacher": teacher, "inputs": list(inputs), **settings})
+    return _run_job("distill", {"teacher": teacher, "inputs": list(inputs), **settings})
 
 
 def shrink(model: str, *inputs: str, **settings: object) -> FinishedRun:
     """Make a model smaller within a budget, as `settle shrink` does: `settle.shrink("notes", to="400MB")`."""
-    return run_job("shrink", {"model": model, "inputs": list(inputs), **settings})
+    return _run_job("shrink", {"model": model, "inputs": list(inputs), **settings})
 
 
 def index(path: str, *more: str, **settings: object) -> "AskableCollection":
@@ -52,3 +89,22 @@ def index(path: str, *more: str, **settings: object) -> "AskableCollection":
 def open_run(name: str) -> FinishedRun:
     """The finished run of that name. Raises UsageError when there is none."""
     return FinishedRun.find(name)
+
+
+def _run_job(name: str, asked: Mapping[str, object]) -> "FinishedRun":
+    """A job without a terminal, from its start to its end. Raises SettleError."""
+    job = find_job(name)
+    assert job is not None
+    settings = resolve(job.settings, [("asked", asked)]).value
+    if settings.dry:
+        raise UsageError("dry=True makes no run", f"use `settle {name} --dry`")
+    events = Events()
+    try:
+        return FinishedRun(start(job, settings, events).run)
+    finally:
+        events.close()
+
+
+def _prompt_ids(engine: Engine, prompt: str) -> list[int]:
+    """Ids of a prompt: a question where the model takes turns, otherwise a text to complete."""
+    return engine.turns([{"role": "user", "content": prompt}]) if engine.takes_turns else engine.plain(prompt)
