@@ -29,9 +29,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Footprint:
-    """num_bytes: of the file. load_seconds: from checking the file to its answering. peak_bytes: of the child's
-    memory, weights and context included. prompt_speed: tokens read a second; speed: tokens made a second, one after
-    the other. context: tokens that there was room for."""
+    """num_bytes: size of the file. load_seconds: until it answers. peak_bytes: peak of the child's
+    memory, weights and context included. prompt_speed: tokens read a second; speed: tokens generated a second, one by
+    one. context: tokens that there was room for."""
 
     num_bytes: int
     load_seconds: Measured

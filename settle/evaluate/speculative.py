@@ -17,7 +17,7 @@ SEARCHED = 6  # prompts that the search asks
 
 
 class Proposing(NamedTuple):
-    """How a draft proposes: so many tokens at a time at most, each only if it gives it at least that probability.
+    """How a draft proposes: the maximum number of tokens at a time, and the minimum probability of each.
 
     Reading several tokens at once costs a processor more than reading one, so unsure guesses may not be worth it.
     """

@@ -1,4 +1,4 @@
-"""Files of weights. Each is checked before it is believed; each is written beside and renamed.
+"""Files of weights. Each is checked before it is used; each is written beside and renamed.
 
 A format is a file in this folder: `read(path)` gives lazy named tensors and metadata, `write(…)` makes a file.
 """
@@ -181,7 +181,7 @@ class AdapterContents:
 class Format(Part):
     """The contract of a format. Settings of writing are fields.
 
-    suffix: of the file; empty for a folder. holds: whole models, adapters by themselves, or both. for_llama_cpp:
+    suffix: the file's suffix; empty for a folder. holds: whole models, adapters by themselves, or both. for_llama_cpp:
     whether llama.cpp reads it, so that it is exported only when it passes the gate.
     """
 

@@ -116,7 +116,7 @@ class _Turns:
 def turns(tokenizer: Tokenizer) -> str | None:
     """The chat template in Go's language; None when it is not a plain sequence of turns.
 
-    What the Jinja template puts around messages is read off a few renderings, and believed only when it renders other
+    What the Jinja template puts around messages is read off a few renderings, and used only when it renders other
     conversations to the same characters. An opening token that llama.cpp adds by itself is left out.
     """
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
@@ -159,7 +159,7 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 def _read_off(rendered: Callable[..., str]) -> _Turns | None:
-    """The text around messages; without "system" when the template knows no such turn."""
+    """The text around messages; without "system" when the template has no such turn."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     first, closed = rendered([user], False).split(USER)
     opened = rendered([user]).split(USER)[1]

@@ -16,7 +16,7 @@ class Spending:
 
         watts: power of the machine, when the person gave it.
         """
-        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory(device).start()
+        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory().start()
 
     @property
     def seconds(self) -> float:

@@ -20,9 +20,9 @@ class Accelerator:
 
 
 def accelerator(kind: str | None = None) -> Accelerator:
-    """The device that is there, the fastest kind first; `kind` asks for one and raises if it is not there.
+    """The fastest device present, or the one of `kind`.
 
-    Raises ResourceError when a kind is asked for that torch cannot use here.
+    Raises ResourceError for a kind that torch cannot use here.
     """
     import torch
 

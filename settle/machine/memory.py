@@ -51,15 +51,14 @@ def resident(pid: int | None = None) -> int:
 
 
 class PeakMemory:
-    """The most memory held since `start()`: of the process, and of the accelerator if one is named.
+    """The most memory that the process held since `start()`.
 
     Exact on Linux, whose kernel lets a process reset its own high-water mark. Elsewhere the mark of the whole
     life of the process is all there is: `read()` gives it when it rose since `start()`, otherwise the larger of
     what was held at `start()` and what is held now.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._mark = self._held = 0
 
     def start(self) -> "PeakMemory":
@@ -68,26 +67,12 @@ class PeakMemory:
         except OSError:
             pass  # not Linux, or not allowed: the fallback in read() holds
         self._mark, self._held = _high_water_mark(), resident()
-        if self._device == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
         return self
 
     def read(self) -> int:
         """Peak bytes of the process since `start()`."""
         mark = _high_water_mark()
         return mark if mark > self._mark else max(self._held, resident())
-
-    def read_device(self) -> int:
-        """Peak bytes on the accelerator since `start()`; on `mps`, what its driver holds now; on `cpu`, 0."""
-        if self._device == "cpu":
-            return 0
-        import torch
-
-        if self._device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return torch.mps.driver_allocated_memory()
 
 
 def _high_water_mark() -> int:

@@ -39,7 +39,7 @@ class Power:
 class EnergyMeter:
     """Joules between `start()` and `read()`. RAPL counts the whole processor, whoever uses it.
 
-    watts: what the person says the machine draws; then that is believed and nothing is read.
+    watts: the machine's power as the person states it; then nothing is measured.
     device: torch's device type; for `cuda` the card's counter is added.
     """
 
@@ -84,7 +84,7 @@ class EnergyMeter:
 
 
 def power(threads: int, watts: float | None = None, device: str = "cpu") -> Power:
-    """Watts to expect while `threads` cores work, for a forecast; `watts` is what the person says and is believed.
+    """Watts to expect while `threads` cores work, for a forecast; `watts`, stated by the person, has priority.
 
     A card is expected at its enforced limit, which full training load reaches.
     """

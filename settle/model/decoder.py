@@ -37,7 +37,7 @@ class Decoder(FreezableModule):
     """A causal language model on packed tokens.
 
     `compute_dtype` is the type of its matrix products and may be set at any time; parameters stay fp32. `recompute`:
-    of every how many layers one is computed again on the way back instead of kept (arXiv:1604.06174); 0: none, 1: all.
+    one of this many layers is computed again in the backward pass instead of kept (arXiv:1604.06174); 0: none, 1: all.
     """
 
     recompute: int = 0

@@ -69,7 +69,7 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
             times.append(loop.tokens_per_step / event.tokens_per_second)
             peaks.append(peak.read())
 
-    peak, meter = PeakMemory(plan.device).start(), EnergyMeter(watts, plan.device).start()
+    peak, meter = PeakMemory().start(), EnergyMeter(watts, plan.device).start()
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()

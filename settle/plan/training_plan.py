@@ -18,9 +18,9 @@ from settle.train.training_plan import TrainingPlan
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
-    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that the data took.
+    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing the data took.
 
-    A time budget is for everything, so the loop gets what preparation and hand-over leave. Raises UsageError,
+    A time budget is for everything, so the loop gets what preparation and export leave. Raises UsageError,
     ResourceError.
     """
     import torch

@@ -87,7 +87,7 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
         evaluation = evaluate(model, job.objective, sample, 0, 0)
         return evaluation.loss, evaluation.stderr, time.perf_counter() - began
 
-    peak, meter = PeakMemory(job.plan.device).start(), EnergyMeter(watts, job.plan.device).start()
+    peak, meter = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start()
     times, tokens = [], []
     trainer, state = job.trainer(), LoopState()
     before, _, _ = evaluated()
@@ -168,7 +168,7 @@ def memory_growth(dtype: str) -> float:
 
 
 def expected_steps(plan: TrainingPlan) -> int:
-    """Steps until the run ends, as far as that is known before anything was measured."""
+    """Steps until the run ends, where the settings decide it."""
     return plan.loop.max_steps or 25 * plan.loop.warmup_steps
 
 

@@ -35,7 +35,7 @@ RATES: dict[str, dict[str, float]] = {
 def plan_tuning(
     settings: TuningSettings, origin: dict[str, str], corpus: RowCorpus, base: Pretrained, spent: float
 ) -> TrainingPlan:
-    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that the data took.
+    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing the data took.
 
     Raises UsageError for what does not go together, ResourceError for what does not fit, proposing what would.
     """

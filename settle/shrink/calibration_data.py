@@ -1,6 +1,6 @@
-"""The text that a model is made smaller by, and the text that it is judged by: the person's own, or settle's.
+"""The text to calibrate on and the held-out text to measure on: the person's own, or settle's.
 
-The two are never the same: a file that was fitted to a text says nothing when it is asked that text again.
+The two never overlap: a file's loss on the text that it was fitted to says nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,8 +72,8 @@ def calibration_data(
     events: Events,
     known: Sequence[str] = (),
 ) -> CalibrationData:
-    """inputs: the person's files. calibration: other files to calibrate on. context: tokens that the model knows.
-    known: texts of the kind that the model was made for, taken where there are no inputs; else settle's own are.
+    """inputs: the person's files. calibration: other files to calibrate on. context: the model's context in tokens.
+    known: texts of the kind that the model was trained on, used where there are no inputs; settle's own otherwise.
 
     Raises DataError for inputs that cannot be used or that hold next to nothing.
     """

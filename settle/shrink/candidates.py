@@ -93,7 +93,7 @@ class Candidates:
         return self._candidate(mix, {name: choice.kind for name, choice in choices.items()}, mix)
 
     def of_size(self, num_bytes: int) -> Candidate:
-        """The quantizer's choice for a file of at most so many bytes. Raises UsageError when it makes none so small."""
+        """The quantizer's choice for a file of at most `num_bytes`. Raises UsageError when it makes none so small."""
         return self._candidate("", self.quantizer.choose_types(self.session.model, num_bytes))
 
     def unchanged(self) -> Candidate:

@@ -56,7 +56,7 @@ def measure(
 
 
 def batches(windows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
-    """Windows in groups of about so many tokens."""
+    """Windows in groups of about `num_tokens` tokens."""
     groups: list[list[np.ndarray]] = [[]]
     for window in windows:
         if groups[-1] and sum(map(len, groups[-1])) + len(window) > num_tokens:

@@ -19,7 +19,7 @@ SMALLEST_LOSS_SHARE = 1e-6  # used for a loss of 0, as searches work with logari
 
 
 def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
-    """The best file of at most so many bytes. Raises ResourceError, naming the nearest, when there is none."""
+    """The best file of at most `num_bytes`. Raises ResourceError, naming the nearest, when there is none."""
     if num_bytes < candidates.smallest:
         raise ResourceError(
             f"no file of {candidates.session.model.source.name} is as small as {num_bytes / 1e6:.1f} MB: the nearest "

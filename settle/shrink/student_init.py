@@ -1,4 +1,4 @@
-"""Where a student comes from: its teacher with parts taken out, or a model of a given shape that knows nothing yet."""
+"""Initialises a student: its teacher with parts removed, or an untrained model of a given shape."""
 
 import difflib
 from collections.abc import Mapping, Sequence

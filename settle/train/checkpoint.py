@@ -136,7 +136,7 @@ def save_or_wait(
 def load_newest(
     folder: Path, events: Events, at_most: int | None = None, every: int | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint whose manifest matches; damaged ones are passed over, and the run says so.
+    """The newest checkpoint whose manifest matches; damaged ones are skipped with a warning.
 
     at_most: no later step than this. every: regular checkpoints only, those at a multiple of it.
     Returns None when there is no checkpoint at all. Raises CheckpointError when none can be believed.
@@ -244,7 +244,7 @@ def _remove(path: Path) -> None:
 
 
 class _Damaged(Exception):
-    """Why a checkpoint cannot be believed."""
+    """Why a checkpoint cannot be used."""
 
 
 def _check(path: Path, only: str | None = None) -> None:
@@ -295,7 +295,7 @@ def _state(path: Path) -> dict[str, object]:
 
 
 def _tensors(path: Path) -> Weights:
-    """The tensors of one file, its header checked by our reader first: hashes do not help against an editing hand."""
+    """The tensors of one file, its header checked by our reader first: a hash does not stop a deliberate change."""
     try:
         read_safetensors(path)
         return safetensors.torch.load_file(path)

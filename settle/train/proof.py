@@ -330,7 +330,7 @@ class _Proof:
 
 
 def shorten(batch: Batch, tokens: int, segments: int) -> Batch:
-    """The beginning of a packed batch: at most so many tokens and segments, and cut into at least two of these."""
+    """The beginning of a packed batch: at most `tokens` and `segments`, cut into at least two segments."""
     n = min(tokens, len(batch.inputs))
     cuts = [int(c) for c in batch.cu_seqlens if c < n][:segments]
     if len(cuts) == segments:

@@ -1,4 +1,4 @@
-"""Nothing is lost: checkpoints while a run goes well, and the way back when a step goes wrong."""
+"""Checkpoints while a run goes well, and the return to one when a step fails."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field

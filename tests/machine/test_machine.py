@@ -65,7 +65,6 @@ def test_peak_memory_sees_what_was_freed_again():
         "assert 60 << 20 < peak.read() - before < 90 << 20\n"
         "if Path('/proc/self/clear_refs').exists():\n"
         "    assert PeakMemory().start().read() - before < 30 << 20\n"
-        "assert peak.read_device() == 0\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

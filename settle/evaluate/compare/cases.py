@@ -9,8 +9,8 @@ from settle.data.layouts import Example, Message
 
 @dataclass(frozen=True)
 class Case:
-    """One question. messages (and tools): what is asked through a chat template; prompt: the same for a model without
-    one, where the row is one prompt and its completion. reference: the answer that is wanted, a tool call as
+    """One question. messages (and tools): for a model with a chat template; prompt: the same for a model without
+    one, where the row is one prompt and its completion. reference: the expected answer, a tool call as
     `{"name", "arguments"}` in JSON. number: of the row, from 1.
     """
 

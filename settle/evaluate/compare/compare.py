@@ -150,7 +150,7 @@ def compare(
 ) -> Comparison:
     """Let two candidates answer the same rows, which neither was trained on.
 
-    examples: plain text is not asked but read, and its loss is compared. readers: the models of both, where others than
+    examples: on plain text the losses are compared. readers: the models of both, where others than
     those that answer read faster, or where the candidates cannot read. Raises DataError for rows that cannot be asked,
     UsageError for a score that is none.
     """

@@ -14,7 +14,7 @@ Check = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Instruction:
-    """prompt: what is asked; follows: whether an answer does it."""
+    """prompt: the instruction; follows: whether an answer follows it."""
 
     prompt: str
     follows: Check

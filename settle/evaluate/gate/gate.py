@@ -51,7 +51,7 @@ SAME_BLOCKS = "blocks"
 
 @dataclass(frozen=True)
 class Merge:
-    """An adapter that was merged into the weights of its base, and what that may cost.
+    """An adapter merged into the weights of its base, and the permitted loss.
 
     base: parameter name → tensor, before. base_type: of the base's file, "F16" or "Q4_1"; what was quantized cannot
     take up a small change unless it is stored more finely than before. limit: mean KL in nats per token between the

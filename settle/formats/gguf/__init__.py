@@ -73,7 +73,7 @@ class Gguf(Format):
 def read_gguf(path: Path) -> Weights:
     """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.
 
-    Checked before anything is believed: see `header`; then the tokenizer's lists against each other and
+    First the header is checked: see `header`; then the tokenizer's lists against each other and
     against the embedding, and the chat template's grammar.
     """
     file = read_tensors(path)
@@ -319,7 +319,7 @@ def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> 
 
 
 def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What C++ would believe: names of the right type, lists of equal length, ids inside the vocabulary."""
+    """What llama.cpp does not check: names of the right type, lists of equal length, ids inside the vocabulary."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         yield "general.architecture is missing"

@@ -1,4 +1,4 @@
-"""Reading a GGUF header without believing it.
+"""Reads the header of an untrusted GGUF file.
 
 Every count, length, type and offset is checked against the bytes that are really there before anything is
 allocated or returned. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

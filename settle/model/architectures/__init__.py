@@ -1,5 +1,5 @@
-"""Architectures: a part holds the fields of its Hugging Face `config.json` and knows its own size, its cost, and where
-its parameters lie in files.
+"""Architectures: each holds the fields of its Hugging Face `config.json` and knows its size, its cost, and where its
+parameters lie in files.
 """
 
 from abc import abstractmethod

@@ -26,7 +26,7 @@ NORMS = (
 class Gemma(Transformer):
     """A Gemma decoder. A GGUF file holds 1 + weight of each norm.
 
-    PERIOD: of this many layers in a row the last sees everything. LARGEST: layers of the one size whose scores
+    PERIOD: the last of this many layers sees everything. LARGEST: number of layers of the one size whose scores
     llama.cpp scales by the width over the heads; all others it scales by the head's width.
     """
 

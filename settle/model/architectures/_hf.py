@@ -14,7 +14,7 @@ _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcappin
 
 
 class TransformerHf(TransformerSize):
-    """HF_DEFAULTS: what a key means that a `config.json` leaves out. HF_FIXED: keys with the one value that is done."""
+    """HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value."""
 
     HF_CLASS: ClassVar[str]
     HF_DEFAULTS: ClassVar[dict[str, object]] = {}

@@ -25,7 +25,7 @@ class TransformerSize(TransformerLayers):
         return self.num_parameters - tables * self.vocab_size * self.hidden_size
 
     def active_numbers(self, layer: int) -> int:
-        """Numbers of a layer's matrices that one token meets."""
+        """Numbers of a layer's matrices that one token is multiplied by."""
         return sum(math.prod(shape) for shape in self.layer_parameters(layer).values() if len(shape) > 1)
 
     def flops_per_token(self, context: int) -> float:
@@ -67,13 +67,13 @@ class TransformerSize(TransformerLayers):
 
 
 def keys_met(context: int, window: int | None) -> float:
-    """Keys that a query meets on average over a text of `context` tokens."""
+    """Keys that a query attends to on average over a text of `context` tokens."""
     visible = min(context, window or context)
     return visible - visible * (visible - 1) / (2 * context)
 
 
 def _kept_by_attention(o: LayerOptions, context: int) -> int:
-    """Numbers a token that the way back of one layer's attention needs; see `activation_bytes_per_token`."""
+    """Numbers per token that the backward pass of one layer's attention needs; see `activation_bytes_per_token`."""
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
     numbers = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
     if o.head_norms:

@@ -35,7 +35,7 @@ class Qwen2(Transformer):
         return self.sliding_window if layer >= self.max_window_layers else None
 
     def shortened(self, layers: int) -> Self:
-        """Layers with and without a window in the proportion there was; llama.cpp knows no windows here anyway."""
+        """Layers with and without a window in the same proportion; llama.cpp ignores windows here anyway."""
         before = self.num_hidden_layers
         types = self.layer_types and tuple(self.layer_types[i * before // layers] for i in range(layers))
         unwindowed = min(self.max_window_layers, before) * layers // before

@@ -105,7 +105,7 @@ class MLP(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Feed-forwards of which each token meets the few that a router picks (Qwen3-MoE)."""
+    """Feed-forwards, of which a router picks a few for each token (Qwen3-MoE)."""
 
     def __init__(self, o: LayerOptions, experts: Experts) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Weights kept in blocks of few bits, and their way back to numbers: GGUF's types and NF4.
+"""Dequantizes weights in blocks of few bits: GGUF's types and NF4.
 
-A ggml type that has no function here is turned into numbers by gguf's own, which is right and slow. Layouts: ggml's
+A ggml type without a function here is dequantized by gguf's own, which is right and slow. Layouts: ggml's
 `ggml-common.h` and `ggml-quants.c`; NF4 with double quantization: QLoRA (arXiv:2305.14314). Work goes in pieces that
 stay in the processor's cache, so a weight's temporaries are never as large as the weight.
 """

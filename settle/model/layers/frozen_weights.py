@@ -194,7 +194,7 @@ class Owner(nn.Module):
 
 
 def unchanged(rows: Tensor) -> Tensor:
-    """The order of rows that is none."""
+    """Identity row order."""
     return rows
 
 

@@ -88,7 +88,7 @@ class FrozenNormLinear(Function):
 class FrozenAdd(Function):
     """residual (N, O) or nothing + frozen linears of x, or of activation(gate) · up when x is gate and up (N, 2I).
 
-    Of the gated input only gate and up are kept; the rest is computed again on the way back.
+    Of the gated input only gate and up are kept; the rest is recomputed in the backward pass.
     """
 
     @staticmethod

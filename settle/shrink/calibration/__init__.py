@@ -94,7 +94,7 @@ def _warnings(tokenizer: Tokenizer, stream: np.ndarray, data: Sequence[str], num
 
 
 def familiarity(ids: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """How much of a text's tokens another text knows, and how much a part of the same text does.
+    """The share of a text's tokens that occur in another text, and in a part of the same text.
 
     ids, others: token ids. Returns two shares of the second half of `ids`: of tokens that occur in `others`, and of
     those that occur in the first half, both cut to one length. (0, 0) when there are too few ids to tell.

@@ -61,7 +61,7 @@ class Pruner(Part):
 def num_kept(before: int, keep: int | None, share: float, step: int = 256) -> int:
     """How many of `before` stay: `keep`, or what is left of a share. Raises UsageError unless that is fewer.
 
-    step: llama.cpp's finer types have blocks of so many values, which rows should be a multiple of.
+    step: block of llama.cpp's finer types; rows should be a multiple of it.
     """
     number = keep or kept_number(before, share, step)
     if number >= before:

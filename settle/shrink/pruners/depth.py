@@ -1,4 +1,4 @@
-"""Fewer blocks: those whose going changes least, each for itself or so many in a row.
+"""Removes the blocks whose removal changes least, one by one or several in a row.
 
 `influence` is how little a block turns the residual stream: one minus the cosine of what goes in and what comes out
 (arXiv:2403.03853); for several in a row, of what goes into the first and comes out of the last (arXiv:2403.17887).

@@ -1,6 +1,6 @@
 """Which type each tensor of a model gets in llama.cpp's mixed file types, as llama.cpp itself answers.
 
-A mix gives more bits to the tensors that hurt most: values of attention, the way down of the feed-forward, the table of
+A mix gives more bits to the tensors that hurt most: values of attention, down projections, the table of
 tokens. Its rules are code inside llama.cpp's quantizer and change with it. So the quantizer is asked: it is given a
 miniature of the file, with the same metadata and names and at most two rows of at most 256 values in each tensor, and
 the types of what it writes are read back. No rule depends on more than that; a test compares with whole files.

@@ -1,6 +1,6 @@
 """A GGUF file in other types: the one loop that streams a model through the quantizer.
 
-The file is cut into pieces of rows. Threads read a piece, quantize it and hand it back; the pieces are written in the
+The file is cut into pieces of rows. Threads read a piece, quantize it and return it; the pieces are written in the
 file's order, with a few of them under way. So memory does not depend on the model at all, and no core waits at a
 tensor's end. The bytes are those of llama.cpp's `llama_model_quantize`: rows are quantized one by one there too.
 

@@ -17,7 +17,7 @@ from settle.shrink.types.quantize_file import file_bytes
 
 @dataclass(frozen=True)
 class Fallback:
-    """tensors: those that fell back. num_bytes: of the whole file; promised: what it would have without the trap.
+    """tensors: those that fell back. num_bytes: size of the file; promised: its size without the fallback.
 
     better: a mix that is more precise in a file that is no larger, and the bytes of that file; None, 0 without one.
     """

@@ -58,7 +58,7 @@ class Objective(Part):
         return self
 
     def bytes_beside(self, number: int) -> float:
-        """Memory that it takes beside the model's, with numbers of so many bytes."""
+        """Bytes that it needs beside the model. number: bytes of a number."""
         return 0.0
 
     def annotated(self, batch: Batch) -> Batch:

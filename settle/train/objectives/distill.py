@@ -133,7 +133,7 @@ class Distill(Objective):
         return self.with_teacher(LiveTeacher(live, self.layer_map if self.hidden else ()))
 
     def with_teacher(self, teacher: Teacher) -> Self:
-        """The same with its teacher at hand."""
+        """A copy with its teacher loaded."""
         objective = self.model_copy()
         objective._teacher = teacher
         return objective
