@@ -95,7 +95,7 @@ def test_a_supported_sentence_is_cited_and_a_wrong_number_is_put_right(docs, eng
         f"Run `vault rotate` and restart the gateway. [{right}] The old key works for 99 minutes. {UNSUPPORTED}"
     )
     first, second = told.sentences
-    assert (first.asked, first.source.number, first.piece.place[-9:]) == (wrong, right, "keys.md:5")
+    assert (first.cited_number, first.source.number, first.piece.place[-9:]) == (wrong, right, "keys.md:5")
     assert second.source is None and second.differs == ("99",)
     assert [told.text[s.start : s.end] for s in told.sentences] == [first.text, second.text]
     assert [source.number for source, _ in told.cited] == [right] and "1 of 2" in told.warnings[0]
@@ -115,7 +115,7 @@ def test_an_answer_that_stands_nowhere_is_followed_by_quotes(docs, engine, sayin
 def test_what_only_repeats_the_question_or_a_title_is_left_out(docs, engine, saying):
     saying("Rotate the key. [1] Keys. [2] It is done by vault rotate. [1]")
     told = finish_answer(stream_answer(docs, engine, retrieve(docs, ROTATE)))
-    assert [s.text for s in told.sentences if s.asked] == ["It is done by vault rotate."]
+    assert [s.text for s in told.sentences if s.cited_number] == ["It is done by vault rotate."]
     saying("Rotate the key. [1]")
     assert finish_answer(stream_answer(docs, engine, retrieve(docs, ROTATE))).text.startswith("“To rotate")
 
@@ -123,13 +123,13 @@ def test_what_only_repeats_the_question_or_a_title_is_left_out(docs, engine, say
 def test_what_is_said_twice_ends_the_answer(docs, engine, saying):
     saying("The key lies in the file. [1] The key lies in the file. [2] Never said. [1]")
     told = finish_answer(stream_answer(docs, engine, retrieve(docs, "Where does the key lie?")))
-    assert [s.text for s in told.sentences if s.asked] == ["The key lies in the file."]
+    assert [s.text for s in told.sentences if s.cited_number] == ["The key lies in the file."]
 
 
 def test_an_answer_that_is_cut_off_says_so(docs, engine, saying):
     saying("The old key works for 15 minutes. [1] And then the rest of it goes on for long and longer. [1]")
     told = finish_answer(stream_answer(docs, engine, retrieve(docs, ROTATE), AnswerOptions(tokens=40)))
-    assert [s.text for s in told.sentences if s.asked] == ["The old key works for 15 minutes."]
+    assert [s.text for s in told.sentences if s.cited_number] == ["The old key works for 15 minutes."]
     assert told.generation.is_cut and any("cut off" in warning for warning in told.warnings)
     ended = finish_answer(stream_answer(docs, engine, retrieve(docs, ROTATE), AnswerOptions(stop=("And",))))
     assert ended.generation.stop == "And" and not ended.generation.is_cut
