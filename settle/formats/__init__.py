@@ -17,7 +17,7 @@ from typing import IO, ClassVar, Literal, Protocol, get_args
 import numpy as np
 from pydantic import Field, JsonValue
 
-from settle.base.errors import ResourceError
+from settle.base.errors import FormatError, ResourceError
 from settle.base.registry import Part
 from settle.base.run import fsync_folder
 from settle.base.tokenizer import Tokenizer
@@ -215,6 +215,19 @@ class Format(Part):
     def default_path(self, name: str) -> Path:
         """Where a model of that name is written to when nobody says."""
         return Path(f"{name}-{self.part_name().replace('_', '-')}{self.suffix}")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A whole file, mapped to be read. Raises FormatError."""
+    try:
+        with path.open("rb") as f:
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise FormatError(f"there is no file {path}", "check the path") from None
+    except ValueError:
+        raise FormatError(f"{path.name} is empty", "get the file again") from None
+    except OSError as e:
+        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
 
 
 def to_float32(tensor: TensorLike) -> np.ndarray:

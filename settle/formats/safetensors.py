@@ -24,6 +24,7 @@ from settle.formats import (
     Weights,
     beside,
     from_bfloat16,
+    map_file,
     to_bfloat16,
     to_float32,
     write_array,
@@ -99,15 +100,7 @@ def _read_shards(folder: Path) -> Weights:
 
 
 def _read_file(path: Path) -> Weights:
-    try:
-        with path.open("rb") as f:
-            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise FormatError(f"there is no file {path}", "check the path") from None
-    except ValueError:
-        raise FormatError(f"{path.name} is empty", "get the file again") from None
-    except OSError as e:
-        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
+    data = map_file(path)
     header, start = _header(data, path.name)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

@@ -23,6 +23,7 @@ from settle.formats import (
     Weights,
     beside,
     from_bfloat16,
+    map_file,
     to_bfloat16,
     to_float32,
     write_array,
@@ -88,15 +89,7 @@ def read_gguf(path: Path) -> Weights:
 def read_tensors(path: Path) -> Weights:
     """The same for a GGUF file that need not be a model: the header is sound, what the metadata means is not asked."""
     path = Path(path)
-    try:
-        with path.open("rb") as f:
-            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise FormatError(f"there is no file {path}", "check the path") from None
-    except ValueError:
-        raise FormatError(f"{path.name} is empty", "get the file again") from None
-    except OSError as e:
-        raise FormatError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from None
+    data = map_file(path)
     header = read_header(data, path.name)
     Place(data, 0, len(data)).forget(0, len(data))
     places = {key: Place(data, first, last - first) for key, (first, last) in header.places.items()}
