@@ -78,9 +78,11 @@ class LlamaClient(PromptEncoder):
         max_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        grammar: str | None = None,
     ) -> tuple[str, bool]:
-        """A whole answer, the likeliest one unless `temperature` is given; and whether the model ended it by itself."""
-        body = self._request(prompt, max_tokens, temperature, seed=seed)
+        """A whole answer, the likeliest one unless `temperature` is given; and whether the model ended it by itself.
+        grammar: of the whole answer, in GBNF."""
+        body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar)
         answer = self._child.post("/completion", body)
         return answer["content"], answer["stop_type"] != "limit"
 

@@ -136,7 +136,7 @@ def _adapter_template(path: Path, stamp: str) -> str | None:
 
 
 def _chats(ref: ModelRef) -> bool:
-    if ref.format == "safetensors":
+    if ref.source.kind == "safetensors":
         return _writes_text(ref.path)
     try:
         metadata = read_gguf(ref.weights).metadata

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from settle.model.source import Kind, Source
+from settle.model.source import Source
 
 RefKind = Literal["model", "adapter", "draft", "collection"]
 
@@ -37,18 +37,6 @@ class ModelRef:
     def path(self) -> Path:
         """A GGUF file, or a folder in Hugging Face's layout; of a collection, its folder."""
         return self.source.path
-
-    @property
-    def format(self) -> Kind:
-        return self.source.kind
-
-    @property
-    def origin(self) -> str:
-        return self.source.origin
-
-    @property
-    def sha256(self) -> str:
-        return self.source.sha256
 
     @property
     def id(self) -> str:

@@ -63,7 +63,7 @@ def resolve_gguf(name: str | Path) -> ModelRef:
     """`resolve` for llama.cpp: the file is GGUF, and an adapter may be over it. A model of the store in Hugging Face's
     layout is converted at its first use. Raises UsageError for a folder that is not in the store."""
     ref = _require_model(resolve(name))
-    if ref.format == "gguf":
+    if ref.source.kind == "gguf":
         return ref
     stored = linked_model(ref.path)
     if stored is None:

@@ -88,7 +88,7 @@ def agree(name: str) -> ModelRef:
     """What a name of a whole model resolves to, after every resolver has said the same."""
     ref = resolve(name)
     assert resolve_whole(name) == ref and open_pretrained(name).source.path == ref.path
-    if ref.format == "gguf":
+    if ref.source.kind == "gguf":
         assert resolve_gguf(name) == ref and resolve_draft(name).kind in ("model", "draft")
     return ref
 
@@ -262,7 +262,7 @@ def test_names_that_clients_see_are_each_of_one_model(machine):
 
 def test_a_folder_of_the_store_is_converted_when_llama_cpp_needs_it(machine):
     machine.stored("small", machine.folder("hf"))
-    assert resolve("small").format == "safetensors"
+    assert resolve("small").source.kind == "safetensors"
     for name in ("small", "hf", "./hf"):
         ref = resolve_gguf(name)
         assert ref.path == store() / "small" / "small-bf16.gguf" and facts.read_facts(ref.path).use == "generate"
@@ -327,4 +327,6 @@ def test_references_do_not_change(machine):
     ref = resolve(machine.file("x.gguf"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         ref.name = "y"  # type: ignore[misc]
-    assert len(ref.sha256) == 64 and facts.read_facts(ref.path).template and isinstance(SettleError("x"), Exception)
+    assert (
+        len(ref.source.sha256) == 64 and facts.read_facts(ref.path).template and isinstance(SettleError("x"), Exception)
+    )

@@ -106,44 +106,35 @@ class LoadedModels:
 
     def __init__(self, tasks: BackgroundTasks, on_change: OnChange) -> None:
         self._tasks, self._on_change = tasks, on_change
-        self._up: dict[ModelKey, LoadedModel] = {}
+        self.up: dict[ModelKey, LoadedModel] = {}
         self.leaving: set[LoadedModel] = set()
         self._recent: dict[tuple[ModelEntry, Use], LoadedModel] = {}  # spares most requests the way by the disk
 
-    def up(self) -> list[LoadedModel]:
-        return list(self._up.values())
-
     def all(self) -> list[LoadedModel]:
         """Those that leave included."""
-        return [*self._up.values(), *self.leaving]
-
-    def get(self, key: ModelKey) -> LoadedModel | None:
-        return self._up.get(key)
+        return [*self.up.values(), *self.leaving]
 
     def recent(self, entry: ModelEntry, use: Use) -> LoadedModel | None:
         """The child that answered for `entry` before, if it still can."""
         model = self._recent.get((entry, use))
-        is_usable = model is not None and self._up.get(model.key) is model and model.child.alive()
+        is_usable = model is not None and self.up.get(model.key) is model and model.child.alive()
         return model if model is not None and is_usable and model.is_fresh(entry) else None
 
     def remember(self, entry: ModelEntry, use: Use, model: LoadedModel) -> None:
         self._recent[entry, use] = model
 
-    def add(self, model: LoadedModel) -> None:
-        self._up[model.key] = model
-
     def retire(self, model: LoadedModel) -> None:
         """No new request goes to it; it ends with its last one."""
-        if self._up.get(model.key) is model:
-            del self._up[model.key]
+        if self.up.get(model.key) is model:
+            del self.up[model.key]
         model.is_leaving = True
         self.leaving.add(model)
         if not model.busy:
             self._tasks.spawn(self.end(model))
 
     async def end(self, model: LoadedModel) -> None:
-        if self._up.get(model.key) is model:
-            del self._up[model.key]
+        if self.up.get(model.key) is model:
+            del self.up[model.key]
         self.leaving.discard(model)
         self._recent = {key: other for key, other in self._recent.items() if other is not model}
         await asyncio.to_thread(model.child.close)
@@ -155,8 +146,8 @@ class LoadedModels:
             await asyncio.sleep(0.2)  # the connection breaks a moment before the process is gone
         if model.child.alive():
             return
-        if self._up.get(model.key) is model:
-            del self._up[model.key]
+        if self.up.get(model.key) is model:
+            del self.up[model.key]
             self._on_change("died", model.key.path.stem)
         self.leaving.discard(model)
         await asyncio.to_thread(model.child.close)

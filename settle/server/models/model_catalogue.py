@@ -99,8 +99,8 @@ def _library_entries() -> list[ModelEntry]:
     entries = []
     for ref in all_refs():
         path, base = converted.get(ref.weights, ref.weights), ref.base.name if ref.base else ""
-        is_converted = ref.weights in converted
-        entries.append(ModelEntry(ref.id, path, ref.adapter, base, ref.aliases, ref.origin, is_converted=is_converted))
+        origin, is_converted = ref.source.origin, ref.weights in converted
+        entries.append(ModelEntry(ref.id, path, ref.adapter, base, ref.aliases, origin, is_converted=is_converted))
     return entries
 
 

@@ -74,7 +74,7 @@ class ModelPool:
 
     def find(self, entry: ModelEntry) -> LoadedModel | None:
         """The child that serves an entry now, or None."""
-        for model in self._models.up():
+        for model in list(self._models.up.values()):
             is_known = not entry.adapter or any(path == entry.adapter for path, _ in model.adapters)
             if model.key.path == entry.path and is_known:
                 return model
@@ -103,7 +103,7 @@ class ModelPool:
 
     async def unload(self, entry: ModelEntry) -> bool:
         """Ends the children of an entry once they are idle; whether there was one."""
-        models = [model for model in self._models.up() if model.key.path == entry.path]
+        models = [model for model in self._models.up.values() if model.key.path == entry.path]
         for model in models:
             self._models.retire(model)
         return bool(models)
@@ -112,7 +112,7 @@ class ModelPool:
         """From now on the children of an entry end once they are idle for `seconds`: 0 is at once, below 0 never."""
         if seconds == 0:
             await self.unload(entry)
-        for model in self._models.up():
+        for model in list(self._models.up.values()):
             if model.key.path == entry.path:
                 model.idle_seconds = seconds if seconds > 0 else math.inf
 
@@ -125,7 +125,7 @@ class ModelPool:
         key = ModelKey(entry.path, stamp_of(entry.path), template, use)
         wanted = (entry.adapter, stamp_of(entry.adapter)) if entry.adapter and use == "generate" else None
         for _ in range(MOST_ATTEMPTS):
-            model = self._models.get(key)
+            model = self._models.up.get(key)
             if model is not None and model.child.alive() and (wanted is None or wanted in model.adapters):
                 self._models.remember(entry, use, model)
                 return model
@@ -147,13 +147,13 @@ class ModelPool:
         """Replaces the child of `key` by one that knows the adapter; the old one answers until the new one is up,
         where there is memory for both."""
         async with self._locks.setdefault(key, asyncio.Lock()):
-            before = self._models.get(key)
+            before = self._models.up.get(key)
             if before is not None and not before.child.alive():
                 await self._models.bury(before)
                 before = None
             if before is not None and (wanted is None or wanted in before.adapters):
                 return
-            for other in self._models.up():
+            for other in list(self._models.up.values()):
                 if other.key.path == key.path and other.key.stamp != key.stamp:
                     self._models.retire(other)  # the file was replaced
             fresh = await self._loader.load(
@@ -161,9 +161,9 @@ class ModelPool:
             )
             if before is not None:
                 fresh.idle_seconds = before.idle_seconds
-                if self._models.get(key) is before:
+                if self._models.up.get(key) is before:
                     self._models.retire(before)
-            self._models.add(fresh)
+            self._models.up[fresh.key] = fresh
             self._on_change("swapped" if before is not None else "loaded", entry.id)
 
     async def _make_room(self, entry: ModelEntry, needs: int, before: LoadedModel | None) -> None:
@@ -173,7 +173,7 @@ class ModelPool:
             raise self._too_large(entry, needs)
         waited = 0.0
         while True:
-            up = self._models.up()
+            up = list(self._models.up.values())
             is_full = len(up) >= self.settings.most_models + (before is not None)
             if memory().available >= needs and not is_full:
                 return
@@ -190,7 +190,7 @@ class ModelPool:
 
     def _too_large(self, entry: ModelEntry, needs: int) -> ApiError:
         free = memory().available
-        busy = ", ".join(f"{model.key.path.stem} ({model.needs / 1e9:.1f} GB)" for model in self._models.up())
+        busy = ", ".join(f"{model.key.path.stem} ({model.needs / 1e9:.1f} GB)" for model in self._models.up.values())
         fitting = []
         for other in self.catalogue.entries():
             with contextlib.suppress(ApiError):
@@ -206,7 +206,7 @@ class ModelPool:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
-            for model in self._models.up():
+            for model in list(self._models.up.values()):
                 if not model.child.alive():
                     await self._models.bury(model)
                 elif model.expires <= now:
