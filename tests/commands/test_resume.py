@@ -50,7 +50,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait_for(folder / "home", '"kind": "checkpoint", "step": 20', process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
-    assert process.returncode == 130 and "`settle resume r` goes on" in out
+    assert process.returncode == 130 and "`settle resume r` continues" in out
     return folder
 
 

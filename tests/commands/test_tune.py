@@ -247,7 +247,7 @@ def test_from_python(files, home):
         dtype="float32", adapter={"rank": 2, "targets": ["q_proj"]}, batch_rows=4,
     )  # fmt: skip
     assert made.verdict == "out of budget" and Path(made.result["files"]["lora_gguf"]).exists()
-    with pytest.raises(SettleError, match="nothing to tune on"):
+    with pytest.raises(SettleError, match="no input for `settle tune`"):
         settle.tune(str(files / "base.gguf"))
 
 

@@ -19,7 +19,7 @@ def test_a_row_says_what_ggml_says(row):
     assert GGML_QUANT_SIZES[row.id] == (row.block, row.block_bytes)
     for mix, number in row.mixes.items():
         assert LlamaFileType[("ALL_" if mix == "F32" else "MOSTLY_") + mix] == number
-    assert row.fallback in GGML and (row.bars is None) == (row.large_bars is None)
+    assert (row.bars is None) == (row.large_bars is None)
 
 
 def test_exported_types_are_those_with_bars():

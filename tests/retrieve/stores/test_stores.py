@@ -200,7 +200,7 @@ def test_a_chroma_server(tmp_path):
     finally:
         server.kill()
         server.wait()
-    with pytest.raises(DataError, match=f"the store of vectors at http://127.0.0.1:{port} fails"):
+    with pytest.raises(DataError, match=f"the store of vectors at http://127.0.0.1:{port} failed"):
         opened.near(some(1)[0], 1)
     opened.close()
     del opened
@@ -223,7 +223,7 @@ def wait_for(port, seconds=60):
 
 def test_a_store_that_cannot_be_reached_says_so(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match="the store of vectors at .*file fails"):
+    with pytest.raises(DataError, match="the store of vectors at .*file failed"):
         part("retrieve/index/stores", "lancedb")(url=str(tmp_path / "file")).open(tmp_path, "docs-1234", WIDTH)
 
 
@@ -231,7 +231,7 @@ def test_an_index_finds_what_comes_and_goes(tmp_path, monkeypatch):
     """LanceDB beyond the size where all are compared: candidates of one bit a dimension, and what is not in it yet."""
     lancedb = pytest.importorskip("settle.retrieve.index.stores.lancedb")
     monkeypatch.setattr(lancedb, "EXACT", 600 * 128)
-    monkeypatch.setattr(lancedb, "_PARTITION", 100)
+    monkeypatch.setattr(lancedb, "_PARTITION_VECTORS", 100)
     random = np.random.default_rng(5)
     vectors = some(50, width=128)[random.integers(0, 50, 3020)] + some(3020, 1, width=128) * 0.7
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # topics, as texts have them
@@ -272,5 +272,5 @@ def test_a_graph_that_finds_no_room_is_told_as_a_full_disk(tmp_path, monkeypatch
     failure = InternalError("Error in compaction: Failed to apply logs to the hnsw segment writer")
     for free, kind in ((1_000_000, ResourceError), (10**12, DataError)):
         monkeypatch.setattr(chroma, "disk_free", lambda _, free=free: free)
-        with pytest.raises(kind), chroma._told(str(tmp_path)):
+        with pytest.raises(kind), chroma._translated(str(tmp_path)):
             raise failure
