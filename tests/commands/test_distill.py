@@ -68,7 +68,7 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
     assert made.part.num_hidden_layers == 1 and result["student"]["name"] == "hf-1x64"
     assert result["student"]["made"][0]["pruner"] == "depth"
     card = (run.out / "card.md").read_text()
-    assert "Against its teacher" in card and "of the loss above the teacher's" in card.lower()
+    assert "Against its teacher" in card and "of the gap to the teacher's loss" in card
     assert main(["chat", "t", "def f(", "--temperature", "0", "--max-tokens", "4"]) == 0
 
 

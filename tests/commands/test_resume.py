@@ -92,7 +92,7 @@ def test_it_goes_on_to_the_end_and_adds_up_what_was_spent(home: Path, capfd: pyt
     assert main(["resume", "r", "--json"]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out.splitlines()[-1])
-    assert "going on from step" in err and "made again" in err
+    assert "resuming from step" in err and "made again" in err
     assert result["actual"]["time"] > states[-1]["spent"]["seconds"] > 0
     assert result["actual"]["energy"] > states[-1]["spent"]["joules"] > 0
     assert not [p for p in run.path.rglob(".*") if p.name != ".lock"]
@@ -153,7 +153,7 @@ def test_other_data_than_it_began_with_is_refused(home: Path, stopped: Path, cap
     added = stopped / "data" / "added.txt"
     added.write_text("something that was not there before " * 30)
     try:
-        assert "the data is not what the run began with: corpus is" in refusal(capfd)
+        assert "the data has changed since the run began: corpus is" in refusal(capfd)
     finally:
         added.unlink()
 
@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_while_handing_over_loses_nothing(
     shutil.rmtree(run.out)
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(home).free - 150_000))
     told = refusal(capfd)
-    assert "the trained weights are safe" in told and "`settle resume r` hands them over" in told
+    assert "the trained weights are safe" in told and "`settle resume r` exports them" in told
     (small_disk / "ballast").unlink()
     assert main(["resume", "r"]) == 0 and (run.out / "r.gguf").exists()
 
