@@ -10,8 +10,9 @@ from settle.jobs.settings import TrainSettings
 class Train(TrainSettings, Command):
     """Train a model from your own text until it has settled.
 
-    INPUTS are files or folders of text (md, txt, rst, html, code, jsonl, json, csv, parquet, also .gz and .zst), `-`
-    for stdin, or `stdlib` for Python's own standard library. `--dry` shows the plan and the forecast, and stops.
+    INPUTS are files or folders of text (Markdown, plain text, HTML, code, notebooks, JSON Lines, CSV, Parquet; with the
+    extra `rag` also PDF, office documents, books and mail; compressed or not), `-` for stdin, or `stdlib` for Python's
+    own standard library. `--dry` shows the plan and the forecast, and stops.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
