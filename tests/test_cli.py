@@ -56,7 +56,7 @@ def test_version():
         (["runs", "--jsn"], "unknown option: --jsn", "did you mean '--json'?"),
         (["runs", "show", "x", "y"], "too many arguments: y", "see --help"),
         (["runs", "shwo"], "there is no `settle runs shwo`", "list, show or remove"),
-        (["runs", "show"], "which run is there to show?", "`settle runs show NAME`"),
+        (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (
             ["train", "x", "--data.vocab_size", "9"],
             "--data.vocab-size 9: input should be greater than or equal to 260",

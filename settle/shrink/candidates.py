@@ -149,4 +149,6 @@ class Candidates:
     def _candidate(self, name: str, kinds: Mapping[str, str], mix: str | None = None) -> Candidate:
         size = self.session.file_bytes(kinds)
         predicted = self.session.model.costs.predicted(kinds)
-        return Candidate(name or f"{self.quantizer.part_name()} {size / 1e6:.1f} MB", kinds, size, mix, predicted)
+        # small files differ by less than a tenth of a megabyte, and a candidate is known by its name
+        shown = f"{size / 1e6:.1f} MB" if size >= 10_000_000 else f"{size / 1e3:,.1f} kB"
+        return Candidate(name or f"{self.quantizer.part_name()} {shown}", kinds, size, mix, predicted)

@@ -55,7 +55,7 @@ def test_footprints(tiny, tmp_path):
     for path in paths:
         writer(tiny, path.stem)(path)
     told = []
-    found = footprints(paths, rounds=2, threads=1, prompt=64, generated=16, told=told.append)
+    found = footprints(paths, rounds=2, threads=1, prompt=64, generated=16, on_progress=told.append)
     assert sum(told) == 4
     for path, one in zip(paths, found, strict=True):
         assert one.num_bytes == path.stat().st_size and one.rounds == 2

@@ -25,7 +25,9 @@ def kinds(stocked):
         details = {key: MetadataDetails(gguf.GGUFValueType.UINT32, value) for key, value in more.items()}
         copy_with_new_metadata(reader, writer, details, [])
         writer.close()
-        add_model(StoredModel(name, "gguf", folder / f"{name}.gguf", "", f"test:{name}"))
+        with pytest.MonkeyPatch.context() as patch:  # another room's session may have set a home of its own
+            patch.setenv("SETTLE_HOME", str(stocked))
+            add_model(StoredModel(name, "gguf", folder / f"{name}.gguf", "", f"test:{name}"))
     yield
     for name in ("gap", "rank"):
         shutil.rmtree(stocked / "models" / name)

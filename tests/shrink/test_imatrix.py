@@ -101,7 +101,7 @@ def test_llama_imatrix_s_own_dat(tmp_path):
     ("raw", "what"),
     [
         (b"", "cut short"),
-        (struct.pack("<i", -3), "tells of -3 tensors"),
+        (struct.pack("<i", -3), "it says it has -3 tensors"),
         (struct.pack("<ii", 1, 1 << 30), "a name takes"),
         (dat(("a.weight", 1, [1, 2]))[:-1], "a.weight takes 8 bytes, 7 are left"),
         (dat(("a.weight", 1, [1, float("nan")])), "no mean of squares"),
