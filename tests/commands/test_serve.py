@@ -159,7 +159,9 @@ def test_wrong_settings(home, capsys, options, said):
 
 
 def test_starts_without_torch():
-    code = "import sys; from settle.server import app; import settle.commands.use.serve; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from settle.server import app; import settle.commands.use.serve; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
