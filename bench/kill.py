@@ -47,11 +47,11 @@ for _package in ("matplotlib.figure", "matplotlib.font_manager", "matplotlib.bac
 STEPS, EVERY = 45, 20  # regular checkpoints at 0, 20 and 40, and one at the end
 SETTINGS = [
     "--name", "k", "--size", "60k", "--steps", str(STEPS), "--dtype", "float32",
-    "--batch-tokens", "128", "--threads", "1", "--data.vocab-size", "400",
+    "--batch-tokens", "128", "--threads", "1", "--data.vocab-size", "400", "--keep-checkpoints",
 ]  # fmt: skip
 TUNE_SETTINGS = [
     "--name", "k", "--steps", str(STEPS), "--dtype", "float32", "--batch-rows", "4", "--adapter.rank", "4",
-    "--threads", "1", "--rows.held-out", "0.2", "--rates.lr", "0.01", "--no-compare",
+    "--threads", "1", "--rows.held-out", "0.2", "--rates.lr", "0.01", "--no-compare", "--keep-checkpoints",
 ]  # fmt: skip
 FILE_EVENTS = {
     "mkdir", "open", "write", "flush", "fsync", "close", "rename", "replace", "rmdir", "unlink", "remove", "scandir",

@@ -1,7 +1,6 @@
 """settle distill: a small model learns from a large one, until it has settled."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,7 @@ from settle.formats.gguf import export_gguf
 from settle.infer.scorer import Scorer
 from settle.jobs.job import Job
 from settle.jobs.settings import DistillSettings
-from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data
-from settle.jobs.training_stages import result as write_result
+from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data, result
 from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
@@ -153,12 +151,6 @@ def draft(c: DistillContext) -> None:
         c.events.emit(Say(text=f"`settle chat {c.teacher.name} --draft {c.run.name}` and `settle serve` use it"))
     c.figures["pair"], c.compared = pair.to_json(), [*c.compared, *pair.card_lines()]
     c.add_files({"draft": str(file)})
-
-
-def result(c: DistillContext) -> None:
-    """As of every run; the teacher's record, a kilobyte a token, is not needed any more."""
-    write_result(c)
-    shutil.rmtree(c.run.path / RECORD, ignore_errors=True)
 
 
 def draft_prompts(corpus: RowCorpus, live: LiveRun, limit: int) -> list[list[int]]:

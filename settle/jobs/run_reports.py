@@ -1,17 +1,17 @@
 """What there is to say of runs: a list, one run, and how well forecasts have been doing."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.event_log import Events
-from settle.base.events import ForecastComparison, Listing, ResultReady, Say
+from settle.base.events import ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Evaluated, Result
+from settle.library.deletion import folder_size, prunable_size
 from settle.plan.ledger import UNITS, Entry, entries, scores
 
 
@@ -30,6 +30,7 @@ class RunSummary:
     seconds: float | None
     started: float | None  # epoch seconds
     bytes: int
+    prunable: int  # of these bytes: checkpoints that nothing needs any more
 
     @classmethod
     def of(cls, run: Run) -> "RunSummary":
@@ -47,20 +48,23 @@ class RunSummary:
             tokens=step.tokens if step else latest.tokens if latest else None,
             seconds=_seconds(result, course),
             started=course.started,
-            bytes=_size(run.path),
+            bytes=folder_size(run.path),
+            prunable=prunable_size(run),
         )
 
 
 def list_runs(events: Events) -> None:
     """Every run, newest first."""
     runs = sorted((RunSummary.of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
-    columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "started")
+    columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
         (r.name, r.status, r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
-         _with_unit(r.seconds, "s"), _day(r.started))
+         _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), _day(r.started))
         for r in runs
     ]  # fmt: skip
     hint = "`settle runs show NAME` shows one" if runs else "no runs yet; start one: `settle train FOLDER`"
+    if prunable := sum(run.prunable for run in runs):
+        hint += f"; `settle runs prune` frees {prunable / 1e6:,.0f} MB of checkpoints of finished runs"
     events.emit(Listing(columns=columns, rows=rows, note=hint))
     events.emit(ResultReady(result={"runs": [dataclasses.asdict(run) for run in runs]}))
 
@@ -87,9 +91,9 @@ def show_run(name: str, events: Events) -> None:
     events.emit(ResultReady(result={"run": shown}))
 
 
-def show_ledger(name: str, events: Events) -> None:
-    """Forecasts beside the actual figures, of one run or of all."""
-    ledger = entries([Run.find(name)] if name else reversed(Run.all()))
+def show_ledger(names: Sequence[str], events: Events) -> None:
+    """Forecasts beside the actual figures, of these runs or of all."""
+    ledger = entries([Run.find(name) for name in names] or reversed(Run.all()))
     if ledger:
         rows = [_ledger_row(entry, UNITS.get(entry.figure, "")) for entry in ledger]
         columns = ("run", "forecast of", "expected", "actual", "error", "in the 80 % interval")
@@ -109,15 +113,6 @@ def show_ledger(name: str, events: Events) -> None:
         for e in ledger
     ]  # fmt: skip
     events.emit(ResultReady(result={"ledger": records, "scores": [dataclasses.asdict(s) for s in summed]}))
-
-
-def remove_run(name: str, events: Events) -> None:
-    run = Run.find(name)
-    with run.lock():
-        freed = _size(run.path)
-        shutil.rmtree(run.path)
-    events.emit(Say(text=f"removed {run.name}: {freed / 1e6:,.1f} MB freed"))
-    events.emit(ResultReady(result={"removed": run.name, "bytes": freed}))
 
 
 def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> list[tuple[str, object]]:
@@ -162,7 +157,3 @@ def _with_unit(value: float | None, unit: str) -> dict[str, object] | None:
 
 def _day(at: float | None) -> str:
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

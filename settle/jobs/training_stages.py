@@ -17,6 +17,7 @@ from settle.evaluate.report.curves import draw_curves
 from settle.jobs.job import Context, interrupt, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
+from settle.library.deletion import prune
 from settle.machine import accelerator, describe
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
@@ -182,12 +183,14 @@ def judge(c: TrainingContext) -> None:
 
 
 def result(c: TrainingContext) -> None:
-    """Card, picture, and result.json last: its presence means that the run is finished."""
+    """Card, picture, and result.json last: its presence means that the run is finished, and needs no checkpoints."""
     made = Result.model_validate(c.figures)
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
     write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)
     draw_curves(c.run, made)
     write_json(c.run.path / "result.json", made.to_json())
+    if not c.settings.keep_checkpoints:
+        prune(c.run)
     c.events.emit(ResultReady(result=made.to_json()))
     c.exit_code = made.exit_code
 

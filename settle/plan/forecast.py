@@ -86,6 +86,8 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
         energy=energy,
         cost=cost_interval(energy, time, settings),
         loss=Interval(value.value, min(low.low, value.low), max(high.high, value.high), FORECAST_LEVEL),
+        currency=settings.currency,
+        watts_source=probed.watts_source,
     )
 
 

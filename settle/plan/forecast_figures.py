@@ -12,7 +12,10 @@ FORECAST_VERSION = 1  # version of forecast.json
 
 @dataclass(frozen=True)
 class Forecast:
-    """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats."""
+    """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats.
+
+    currency: of the cost. watts_source: where the power is from: asked, measured or estimated.
+    """
 
     tokens: Interval
     time: Interval
@@ -20,10 +23,19 @@ class Forecast:
     energy: Interval
     cost: Interval
     loss: Interval
+    currency: str
+    watts_source: str
 
     def to_json(self) -> dict[str, object]:
         """The form of forecast.json: each figure by its name, and the version."""
-        return {"version": FORECAST_VERSION, **{name: figure.to_json() for name, figure in vars(self).items()}}
+        figures = {name: figure.to_json() for name, figure in vars(self).items() if isinstance(figure, Interval)}
+        cost, energy = {"unit": self.currency}, {"source": self.watts_source}
+        return {
+            "version": FORECAST_VERSION,
+            **figures,
+            "cost": figures["cost"] | cost,
+            "energy": figures["energy"] | energy,
+        }
 
 
 def read_figures(values: Mapping[str, object], file: str) -> dict[str, Interval]:

@@ -18,7 +18,7 @@ class RunSettings(Settings):
     time: str | None = Field(None, description="time budget that ends the run, such as 30m or 8h")
     tokens: str | None = Field(None, description="stop after at most this many tokens, such as 20M")
     steps: int | None = Field(None, gt=0, description="stop after at most this many optimizer steps")
-    max_cost: float | None = Field(None, gt=0, description="most money to spend, in the currency of the prices below")
+    max_cost: float | None = Field(None, gt=0, description="most money to spend, in the currency of the prices")
     tolerance: float = Field(
         0.005,
         gt=0,
@@ -30,10 +30,12 @@ class RunSettings(Settings):
     device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; the fastest one here when not given")
     threads: int | None = Field(None, gt=0, description="CPU threads; all cores when not given")
+    keep_checkpoints: bool = Field(False, description="keep the checkpoints when the run has finished")
     watts: float | None = Field(
         None, gt=0, description="power of this machine, in watts; measured or estimated when not given"
     )
     price_per_kwh: float = Field(0.30, ge=0, description="price of a kWh of energy")
+    currency: str = Field("USD", pattern="^[A-Z]{3}$", description="currency of the prices, such as EUR")
     price_per_hour: float = Field(0.0, ge=0, description="price of an hour of this machine, when it is rented")
 
 

@@ -159,6 +159,8 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, spent: 
         energy=energy,
         cost=cost_interval(energy, duration, settings),
         loss=_loss(job.plan, measured, tokens),
+        currency=settings.currency,
+        watts_source=measured.watts_source,
     )
 
 

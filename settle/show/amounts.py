@@ -1,6 +1,9 @@
 """Amounts as people read them: 1.2 GB, 3 min 20 s, 0.4 Wh, 12.3 M."""
 
 import math
+import re
+
+CURRENCY = re.compile("[A-Z]{3}")  # its code, such as EUR
 
 # What a number is, by the name it has in forecasts, results and plans.
 UNITS = {
@@ -31,8 +34,8 @@ def amount(value: object, unit: str = "") -> str:
         return _scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
     if unit == "J":
         return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh"))
-    if unit == "money":
-        return money(value)
+    if unit == "money" or CURRENCY.fullmatch(unit):
+        return f"{money(value)} {unit.removeprefix('money')}".rstrip()
     if unit == "count":
         return count(value)
     if unit in ("tokens", "parameters", "rows", "documents"):

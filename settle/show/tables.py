@@ -26,6 +26,7 @@ VERDICT_STYLES = {
 COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
 CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
 NUMBER = re.compile(r"[-−]?\d|–?$")
+SMALLEST_COST = 0.01  # of a currency; less is not worth a line
 INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 WHY_FITS = 96  # columns from which a table has room for its reasons
@@ -67,7 +68,10 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
         if not isinstance(item, Mapping) or "value" not in item:
             continue
         unit = str(item.get("unit") or UNITS.get(name, ""))
-        row = [name.replace("_", " "), amount(item["value"], unit)]
+        if name == "cost" and isinstance(most := item.get("high"), int | float) and most < SMALLEST_COST:
+            continue
+        source = ", estimated" if item.get("source") == "estimated" else ""
+        row = [name.replace("_", " ") + source, amount(item["value"], unit)]
         row += [_interval(item.get("low"), item.get("high"), unit)] * has_interval
         row += _actual(actual.get(name), item, unit) if actual is not None else []
         rows.append(row)

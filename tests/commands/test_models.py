@@ -52,6 +52,19 @@ def test_none_yet(home, capsys):
     assert "settle pull" in capsys.readouterr().err
 
 
+def test_a_pulled_model_is_removed_but_not_from_under_an_adapter(stocked, home, capsys):
+    code, removed, _ = models(capsys, "remove", "plain")
+    assert code == 0 and removed["removed"] == "plain" and removed["bytes"] > 1000
+    assert not (home / "models" / "plain").exists()
+    code, _, err = models(capsys, "remove", "tiny")
+    assert code == 2 and "notes cannot run without tiny" in err and (home / "models" / "tiny").exists()
+    assert models(capsys, "remove", "tiny", "--yes")[0] == 0 and not (home / "models" / "tiny").exists()
+    for name in ("plain", "notes", "../runs", ""):
+        assert models(capsys, "remove", name)[0] == 2
+    assert "settle runs remove notes" in models(capsys, "remove", "notes")[2]
+    assert (home / "runs").exists()
+
+
 def test_list(stocked, capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()

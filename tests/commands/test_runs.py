@@ -9,6 +9,7 @@ from settle.base.run import Run, write_json
 from settle.base.run.course import TAIL_BYTES
 from settle.cli import main
 from settle.jobs.run_reports import RunSummary
+from settle.library import deletion
 
 RESULT = {
     "verdict": "settled",
@@ -67,6 +68,31 @@ def test_show_an_interrupted_and_a_bare_run(home, capsys):
     assert main(["runs", "show", "bare"]) == 0
     assert main(["runs"]) == 0
     assert "bare" in capsys.readouterr().out
+
+
+def test_prune_deletes_the_checkpoints_of_finished_runs_only(home, capsys):
+    finished, cut = a_run("notes", RESULT), a_run("cut")
+    for run in (finished, cut):
+        (run.checkpoints / "00000020").mkdir()
+        (run.checkpoints / "00000020" / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    assert main(["runs"]) == 0
+    out, err = capsys.readouterr()
+    assert "3 MB" in out and "`settle runs prune` frees 3 MB" in err
+    assert main(["runs", "prune", "cut"]) == 2
+    assert "settle resume cut" in capsys.readouterr().err
+    assert main(["runs", "prune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pruned": {"notes": 3_000_000}, "bytes": 3_000_000}
+    assert not finished.checkpoints.exists() and (finished.out / "curves.png").exists()
+    assert (cut.checkpoints / "00000020" / "model.safetensors").exists()
+
+
+def test_several_runs_are_removed_at_once_and_a_no_keeps_them(home, capsys, monkeypatch):
+    runs = [a_run("one", RESULT), a_run("two", RESULT)]
+    monkeypatch.setattr(deletion, "confirm", lambda question: "one, two" not in question)
+    assert main(["runs", "remove", "one", "two"]) == 0
+    assert "nothing was deleted" in capsys.readouterr().err and all(run.path.exists() for run in runs)
+    assert main(["runs", "remove", "one", "two", "--yes"]) == 0
+    assert not any(run.path.exists() for run in runs)
 
 
 def test_remove_frees_the_name_but_not_under_a_running_one(home, capsys):

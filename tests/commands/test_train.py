@@ -35,9 +35,10 @@ def test_from_a_folder_to_a_file_that_answers(home, notes, capfd):
     result = json.loads(out.splitlines()[-1])
     run = Run.find("first")
     assert result == run.read("result.json") and result["verdict"] == "out of budget" and result["gate"]["passed"]
-    assert {"recipe.toml", "plan.json", "forecast.json", "events.jsonl", "checkpoints", "out", "result.json"} <= {
+    assert {"recipe.toml", "plan.json", "forecast.json", "events.jsonl", "out", "result.json"} <= {
         p.name for p in run.path.iterdir()
     }
+    assert not run.checkpoints.exists()  # nothing can be resumed any more
     assert {"first.gguf", "hf", "card.md", "curves.png", "Modelfile"} <= {p.name for p in run.out.iterdir()}
     kinds = {e["kind"] for e in read_records(run.events)}
     assert {"proof", "eval", "step", "checkpoint", "decay", "gate"} <= kinds

@@ -22,7 +22,10 @@ PLAN = TrainingPlan(
     origin={"dtype": "asked"}, why={"steps": "asked for"},
     tuning=Tuning("b", "base", "0" * 64, "lora", {"rank": 4, "targets": ["q_proj"]}, None, 4, 0),
 )  # fmt: skip
-FORECAST = Forecast(*(Interval(number, number / 2, number * 2, FORECAST_LEVEL) for number in range(1, 7)))
+FORECAST = Forecast(
+    *(Interval(number, number / 2, number * 2, FORECAST_LEVEL) for number in range(1, 7)), "EUR", "measured"
+)
+FIGURES = {name: figure for name, figure in vars(FORECAST).items() if isinstance(figure, Interval)}
 
 
 def test_a_plan_comes_back_from_its_file() -> None:
@@ -49,9 +52,10 @@ def test_what_is_no_plan_is_refused(key: str, value: object) -> None:
 def test_a_forecast_comes_back_from_its_file() -> None:
     record = json.loads(json.dumps(FORECAST.to_json()))
     assert record["version"] == FORECAST_VERSION
-    assert read_figures(record, "forecast.json") == vars(FORECAST)
+    assert read_figures(record, "forecast.json") == FIGURES
+    assert record["cost"]["unit"] == "EUR" and record["energy"]["source"] == "measured"
     del record["version"]
-    assert read_figures(record, "forecast.json") == vars(FORECAST)
+    assert read_figures(record, "forecast.json") == FIGURES
 
 
 def test_a_forecast_of_a_newer_version_or_damaged_is_refused(tmp_path: Path) -> None:

@@ -13,22 +13,29 @@ class Models(Command):
     """List the models that can be served: of the store, of the runs, and the adapters over them.
 
     `settle models show NAME` shows everything about one. --measure runs those named, or all that write, and remembers
-    how fast they are here: tokens read and written per second.
+    how fast they are here: tokens read and written per second. `settle models remove NAME` deletes a pulled model.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("names",)
 
-    names: list[str] = Field(default_factory=list, description="which ones; `show NAME` for everything about one")
+    names: list[str] = Field(
+        default_factory=list, description="which ones; `show NAME` or `remove NAME` for one of them"
+    )
     measure: bool = Field(False, description="measure tokens per second, once for each file")
+    yes: bool = Field(False, description="remove without asking")
 
     def run(self, events: Events) -> int:
-        try:
-            from settle.server.models.model_list import list_models, show_model
-        except ModuleNotFoundError as e:
-            raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
-        if self.names[:1] != ["show"]:
+        action = self.names[0] if self.names[:1] in (["show"], ["remove"]) else "list"
+        if action != "list" and len(self.names) != 2:
+            raise UsageError(f"no model is named to {action}", f"`settle models {action} NAME`")
+        if action == "remove":
+            from settle.library.deletion import remove_model
+
+            remove_model(self.names[1], self.yes, events)
+            return 0
+        from settle.server.models.model_list import list_models, show_model
+
+        if action == "list":
             return list_models(self.names, self.measure, events)
-        if len(self.names) != 2:
-            raise UsageError("which model is there to show?", "`settle models show NAME`")
         show_model(self.names[1], events)
         return 0

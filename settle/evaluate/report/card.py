@@ -177,7 +177,7 @@ def _training(plan: Values, result: Values) -> Iterator[tuple[str, object]]:
     yield "seed", loop.get("seed")
     yield "time", _amount("time", actual.get("time"))
     yield "energy", _amount("energy", actual.get("energy"))
-    yield "cost", _amount("cost", actual.get("cost"))
+    yield "cost", _cost(actual.get("cost"), (result.get("forecast") or {}).get("cost"))
     yield "peak memory", _amount("peak_memory", actual.get("peak_memory"))
 
 
@@ -197,7 +197,12 @@ def _forecasts(result: Values) -> list[str]:
     forecast, actual = result.get("forecast") or {}, result.get("actual") or {}
     lines = []
     for key, figure in forecast.items():
-        if isinstance(figure, Mapping) and _is_number(figure.get("value")) and _is_number(actual.get(key)):
+        if (
+            key != "cost"
+            and isinstance(figure, Mapping)
+            and _is_number(figure.get("value"))
+            and _is_number(actual.get(key))
+        ):
             low, high = (_amount(key, figure.get(end)) for end in ("low", "high"))
             lines.append(
                 f"| {key.replace('_', ' ')} | {_amount(key, figure['value'])} ({low} – {high}) "
@@ -280,6 +285,14 @@ def _bytes(value: object) -> str | None:
     return f"{value} bytes"
 
 
+def _cost(value: object, forecast: object) -> str | None:
+    """In the currency that the forecast names; a fraction of a cent is no amount that anyone wants to read."""
+    if not _is_number(value):
+        return None
+    currency = str(forecast.get("unit", "")) if isinstance(forecast, Mapping) else ""
+    return f"{value:,.2f} {currency}".rstrip() if value >= 0.01 or value == 0 else "less than a cent"
+
+
 def _amount(key: str, value: object) -> str | None:
     """A number with its unit, by what it is a number of: time in seconds, energy in joules, memory in bytes."""
     if not _is_number(value):
@@ -293,6 +306,4 @@ def _amount(key: str, value: object) -> str | None:
         return _bytes(value)
     if key == "tokens":
         return _count(value)
-    if key == "cost":  # a fraction of a cent is no amount anyone wants in powers of ten
-        return f"{value:,.2f}" if value >= 0.01 or value == 0 else "less than 0.01"
     return f"{value:.4g}"
