@@ -60,10 +60,9 @@ def _stream_encoding(head: bytes) -> str:
         return marked
     if is_binary(head):
         raise Unreadable("binary data")
-    text = head.decode("utf-8", "ignore")
-    if not head.isascii() and text.isascii() and len(head) - len(text) > 3:
-        return "cp1252"
-    return "utf-8"
+    # where the file goes on, the head may end inside a character, which the decoder leaves for later
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head, final=len(head) < _CHUNK)
+    return "cp1252" if "\ufffd" in text and text.replace("\ufffd", "").isascii() else "utf-8"
 
 
 def is_binary(head: bytes) -> bool:

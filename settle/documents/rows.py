@@ -10,8 +10,8 @@ _BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"[.!?。！�
 
 
 class Row(TypedDict):
-    """One document: its text, and which row of the file it is (from 1); or the problem that kept a row from being
-    read.
+    """One document: its text, and which row of the file it is (from 1; of lines of text the line at which it begins);
+    or the problem that kept a row from being read.
     """
 
     text: NotRequired[str]

@@ -50,7 +50,9 @@ def is_header(cells: Sequence[str]) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell holds a number and no words."""
+    """Whether a cell holds a number and no words; with a decimal comma too, as in 1.234,5."""
+    if cell.count(",") == 1:
+        cell = cell.replace(".", "").replace(",", ".")
     try:
         float(cell)
     except ValueError:

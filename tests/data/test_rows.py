@@ -1,5 +1,6 @@
 """From files of examples to row stores and batches."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,13 +100,32 @@ def test_the_same_rows_however_they_are_written(tokenizer: ByteBpeTokenizer, tmp
         ],
     }
     found = [run(tokenizer, write(tmp_path / f"{name}.jsonl", rows)) for name, rows in ways.items()]
-    csv = tmp_path / "table.csv"
-    csv.write_text("frage,antwort,n\n" + "".join(f'"{q}","{a}",{i}\n' for i, (q, a) in enumerate(questions)))
-    found.append(run(tokenizer, csv, columns={"prompt": "frage", "completion": "antwort"}))
+    table = tmp_path / "table.csv"
+    table.write_text("frage,antwort,n\n" + "".join(f'"{q}","{a}",{i}\n' for i, (q, a) in enumerate(questions)))
+    found.append(run(tokenizer, table, columns={"prompt": "frage", "completion": "antwort"}))
     for corpus in found:
         assert np.array_equal(corpus.train.tokens, found[0].train.tokens)
         assert np.array_equal(corpus.train.supervised, found[0].train.supervised)
         assert np.array_equal(corpus.held_out.tokens, found[0].held_out.tokens)
+
+
+def test_rows_of_json_in_a_table_are_learned_whole(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    rows = [(q, json.dumps({"answer": a, "asks": q})) for q, a in pairs()]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "completion"), *rows])
+    corpus = run(tokenizer, tmp_path / "table.csv")
+    assert supervised(corpus, tokenizer) == {f"{answer}<|im_end|>" for _, answer in rows}
+
+
+def test_a_row_of_a_table_that_does_not_fit_is_named(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    lines = [f'"{q}","{a}"' for q, a in pairs()]
+    lines[7], lines[9] = "Is it red, or blue?,blue", "only a question"
+    path.write_text("prompt,completion\n" + "\n".join(lines))
+    with pytest.raises(DataError, match=r"2 rows.*2 columns of the header: table\.csv:9.*only 'prompt': table\.csv:11"):
+        run(tokenizer, path)
+    dropped = run(tokenizer, path, drop_broken=True).ledger["dropped"]
+    assert sum(reason["count"] for reason in dropped.values()) == 2
 
 
 def test_a_corpus_is_made_once(tokenizer: ByteBpeTokenizer, chats: Path) -> None:

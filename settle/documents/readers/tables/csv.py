@@ -1,11 +1,18 @@
-"""Comma- or tab-separated tables."""
+"""Tables as lines of text: cells between commas, semicolons, tabs or bars, quoted as RFC 4180 says.
+
+Only the delimiter is guessed; a quoted cell always doubles its quotes. A row that does not fit below the header is
+reported with its line, because cutting it to fit would lose text unseen.
+"""
 
 import csv
-from collections.abc import Iterator
-from itertools import chain, islice
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
+from settle.base.errors import DataError
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import LONGEST_LINE, MAX_RECORD, lines, text_lines
 from settle.documents.readers.tables._table import TableReader
@@ -13,61 +20,153 @@ from settle.documents.record_text import record_document
 from settle.documents.rows import Record, Row, text_rows
 from settle.documents.table_text import is_number, table_rows
 
-if TYPE_CHECKING:
-    import _csv
+# of two that fit equally well the first: a comma is also in numbers and in prose, a tab hardly anywhere
+_DELIMITERS = "\t;|,"
+_NONE = "\ufdd0"  # in no text: a table of one column has no delimiter, and its commas are text
+_SAMPLE = 1 << 16  # characters that the delimiter is found from
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_NAMED_DELIMITER = re.compile(r"sep=(.)[\r\n]*")  # a first line that Excel writes and reads
 
 
 class Csv(TableReader):
     """A row is a block below the header, at its line; for training the columns of numbers are no text."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
+    row_format: ClassVar[str] = "csv 2"
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
-        lines = text_lines(path, note)
-        head = next(lines, "")
         csv.field_size_limit(LONGEST_LINE)
-        # a cell may go over several lines, so they keep their ends
-        rows = csv.reader((line + "\n" for line in chain([head], lines)), _dialect(head))
-        try:
-            yield from table_rows(_placed(rows))
-        except csv.Error as e:
-            raise Unreadable(f"no readable table: line {rows.line_num}: {e}") from None
+        rows = _parsed(line + "\n" for line in text_lines(path, note))
+        yield from table_rows((Place(line=line), cells) for line, cells in _readable(rows, note))
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        for number, cells in self._cells(stream):
-            text: dict[str, object] = {n: cell for n, cell in cells.items() if n == self.field or not is_number(cell)}
-            yield from text_rows(record_document(text, self.field), number)
+        for record in self.records(stream):
+            value, line = record.get("value"), record["row"]
+            if not isinstance(value, dict):
+                yield {"row": line, "problem": record["problem"]}
+            elif self.field is not None and self.field not in value:
+                yield {"row": line, "problem": f"a row that ends before the column {self.field!r}"}
+            else:
+                text = {n: cell for n, cell in value.items() if n == self.field or not is_number(cell)}
+                yield from text_rows(record_document(text, self.field), line)
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
-        for number, cells in self._cells(stream):
-            yield {"row": number, "value": cells}
-
-    def _cells(self, stream: BinaryIO) -> Iterator[tuple[int, dict[str, str]]]:
         csv.field_size_limit(MAX_RECORD)
-        text = (line for line in lines(stream) if line is not None)
-        head = list(islice(text, 20))
-        reader = csv.reader(chain(head, text), _dialect(head[0].rstrip("\r\n") if head else ""))
+        rows = _parsed(_kept_lines(stream), headed=True)
+        names: list[str] = []
+        for line, cells in rows:
+            if isinstance(cells, str):
+                yield {"row": line, "problem": cells}
+            elif not names:
+                names = _column_names(cells)
+                self._require_field(names)
+            elif any(cells[len(names) :]):
+                yield {"row": line, "problem": f"a row of more cells than the {len(names)} columns of the header"}
+            else:
+                # a row that ends early lacks its last columns, so that nobody takes them for empty
+                yield {"row": line, "value": dict(zip(names, cells, strict=False))}
+
+    def _require_field(self, names: list[str]) -> None:
+        if self.field is not None and self.field not in names:
+            known = ", ".join(map(repr, names[:20]))
+            raise DataError(f"there is no field {self.field!r} in the data", f"use one of {known}")
+
+
+def _parsed(lines: Iterable[str], headed: bool = False) -> Iterator[tuple[int, list[str] | str]]:
+    """The line at which each row begins, from 1, and its cells; or the problem that ends the reading there.
+
+    lines: with their ends. headed: the first row names the columns, so where it has one cell there is one column.
+    """
+    lines = iter(lines)
+    sample, complete = _sample(lines)
+    named = _NAMED_DELIMITER.fullmatch(sample[0]) if sample else None
+    begin = 1
+    if named:
+        del sample[0]
+        begin = 2
+    delimiter = named[1] if named else _delimiter(sample, complete)
+    if headed and len(next(csv.reader(sample, delimiter=delimiter), [])) == 1:
+        delimiter = _NONE
+    reader = csv.reader(chain(sample, lines), delimiter=delimiter, strict=True)
+    line = begin
+    while True:
         try:
-            header = next(reader, None)
-            if header is None:
-                return
-            for number, cells in enumerate(reader, 2):
-                cells += [""] * (len(header) - len(cells))
-                yield number, dict(zip(header, cells, strict=False))
+            cells = next(reader, None)
         except csv.Error as e:
-            raise Unreadable(f"not a readable table: {e}") from None
+            yield line, f"a row that cannot be split into cells ({e}); nothing below it was read"
+            return
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+        line = begin + reader.line_num
 
 
-def _placed(rows: "_csv.Reader") -> Iterator[tuple[Place, list[str]]]:
-    """Rows of a csv reader, which counts the lines that it has read."""
-    line = 1
-    for cells in rows:
-        yield Place(line=line), cells
-        line = rows.line_num + 1
+def _readable(rows: Iterable[tuple[int, list[str] | str]], note: Note) -> Iterator[tuple[int, list[str]]]:
+    for line, cells in rows:
+        if isinstance(cells, str):
+            note(f"line {line}: {cells}")
+        else:
+            yield line, cells
 
 
-def _dialect(first_line: str) -> type[csv.Dialect]:
-    try:
-        return csv.Sniffer().sniff(first_line or ",", delimiters=",;\t|")
-    except csv.Error:
-        return csv.excel_tab if "\t" in first_line else csv.excel
+def _kept_lines(stream: BinaryIO) -> Iterator[str]:
+    """Lines with the ends they have in the file, which are text inside of a quoted cell."""
+    for line in lines(stream):
+        if line is None:
+            raise Unreadable(f"one of its lines is longer than {MAX_RECORD >> 20} million characters: data, not text")
+        yield from _LINE.findall(line) if "\r" in line[:-2] else (line,)
+
+
+def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
+    """The first lines, and whether they are all that there are."""
+    sample: list[str] = []
+    size = 0
+    for line in lines:
+        sample.append(line)
+        size += len(line)
+        if size >= _SAMPLE:
+            return sample, False
+    return sample, True
+
+
+def _delimiter(sample: list[str], complete: bool) -> str:
+    """What lies between cells: where most rows have one same number of cells, and more than one."""
+    best, best_share = _NONE, 0.0
+    for delimiter in _DELIMITERS:
+        counts = _cell_counts(sample, complete, delimiter)
+        if not counts:
+            continue
+        (usual, times), *_ = Counter(counts).most_common(1)
+        share = times / len(counts)
+        if usual > 1 and share > best_share and (counts[0] > 1 or share >= 0.5):
+            best, best_share = delimiter, share
+    return best
+
+
+def _cell_counts(sample: list[str], complete: bool, delimiter: str) -> list[int]:
+    """How many cells each row has; 0 for one whose quotes do not fit that delimiter."""
+    reader = csv.reader(sample, delimiter=delimiter, strict=True)
+    counts: list[int] = []
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error:
+            if complete or reader.line_num < len(sample):
+                counts.append(0)
+            continue
+        if cells is None:
+            return counts
+        if cells:
+            counts.append(len(cells))
+
+
+def _column_names(header: list[str]) -> list[str]:
+    """A name for each column: one without or with another's name gets a number, so that none hides another."""
+    names: list[str] = []
+    for number, name in enumerate(header, 1):
+        name = name.strip() or f"column {number}"
+        while name in names:
+            name += f" ({number})"
+        names.append(name)
+    return names
