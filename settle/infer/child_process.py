@@ -1,6 +1,7 @@
 """One llama.cpp child: started, watched and ended. What it runs is `server_child.py`."""
 
 import collections
+import contextlib
 import dataclasses
 import errno
 import http.client
@@ -21,6 +22,7 @@ from settle.base.errors import EngineError
 from settle.library.facts import Use
 
 STOP_SECONDS = 3.0
+ENDING_SECONDS = 30.0  # llama.cpp writes why it fails from a thread of its own, after the child's stdout has ended
 STDERR_LINES, SHOWN_LINES = 200, 8  # of llama.cpp's output: remembered, and shown in an error
 
 ALIAS = "settle-engine"  # what a child calls its model: its answers must not reveal the file's path
@@ -126,6 +128,8 @@ class ChildProcess:
         reader.join(self._ready_seconds)
         if not answer or not answer[0]:
             hung = not answer
+            if not hung:
+                self._read_to_the_end(ENDING_SECONDS)
             self.close()
             why = f"did not load it within {self._ready_seconds:.0f} s" if hung else "ended while loading it"
             raise EngineError(f"llama.cpp {why}: {self.name}{self.tail()}", self.fix)
@@ -172,6 +176,7 @@ class ChildProcess:
 
     def died(self) -> EngineError:
         """The error of a request that got no answer."""
+        self._read_to_the_end(STOP_SECONDS)  # it may live, and only the connection be broken
         return EngineError(f"llama.cpp died with {self.name} loaded{self.tail()}", self.fix)
 
     def tail(self) -> str:
@@ -179,6 +184,13 @@ class ChildProcess:
         lines = list(self._stderr)
         errors = [line for line in lines if " E " in line or "error" in line.lower()]
         return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
+
+    def _read_to_the_end(self, seconds: float) -> None:
+        """Gives a process that is ending `seconds` to end by itself, and reads its stderr to the end."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+                self._drain.join(ENDING_SECONDS)
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
         for line in stream:

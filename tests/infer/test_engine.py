@@ -15,6 +15,7 @@ import pytest
 from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.infer.child_process import ChildProcess
 from settle.infer.context import LONGEST_UNASKED
 from settle.infer.engine import Engine
 from settle.infer.live.sample import generate, logprobs
@@ -144,6 +145,19 @@ def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
     path = export_gguf(Fewer(), weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
     with pytest.raises(EngineError, match="ffn_up"), Engine(path):
         pass
+
+
+def test_a_reason_that_is_written_late_is_read(tmp_path):
+    """llama.cpp logs from a thread of its own, which on a busy machine comes to it after stdout has ended."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, sys, time\nsys.stdin.readline()\nos.close(1)\ntime.sleep(1)\n"
+        "print('0.1 E error: missing tensor ffn_up', file=sys.stderr, flush=True)\n"
+    )
+    child = ChildProcess("server_child.py", {}, "x.gguf", {}, 60)
+    child._script = script
+    with pytest.raises(EngineError, match="ended while loading it: x.gguf\n.*missing tensor ffn_up"):
+        child.start()
 
 
 def test_child_dies_in_mid_answer(file):
