@@ -12,12 +12,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from settle.base.choice import Family, family_of
-from settle.base.errors import SettleError
+from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.registry import Part
 from settle.base.version import __version__
+from settle.base.visible import visible_line
 from settle.commands import GROUPS, Command
 from settle.show import Face
+from settle.show.streams import prepare_streams
 
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
 HELP = ("--help", "-h")
@@ -26,7 +28,9 @@ BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. A mistake that a person can fix is one or two lines on stderr, no traceback."""
+    prepare_streams()
     try:
+        _require_unicode(sys.argv[1:] if argv is None else argv)
         tokens = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]
         code = build_app(tokens)(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -46,6 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         return _environment(e)
     return code if isinstance(code, int) else 0
+
+
+def _require_unicode(argv: Sequence[str]) -> None:
+    """Bytes that are no text may be in the path of a file, and nowhere else. Raises UsageError."""
+    for token in argv:
+        value = token.partition("=")[2] if token.startswith("--") else token
+        is_path = os.access(value, os.F_OK) or os.access(value.rpartition(os.sep)[0], os.F_OK)
+        if not is_path and any("\udc80" <= letter <= "\udcff" for letter in token):
+            raise UsageError(
+                f"{visible_line(token)} is not UTF-8, and there is no file of that name",
+                "set the terminal to UTF-8; before a new file's name write ./",
+            )
 
 
 def _environment(error: OSError) -> int:

@@ -1,13 +1,15 @@
 """Strict settings: field default < recipe (TOML) < command line, resolved once, every value with its origin."""
 
 import difflib
+import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+from urllib.parse import unquote_to_bytes
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,7 +52,8 @@ def read_recipe(path: Path) -> dict[str, object]:
 def read_toml(path: Path) -> dict[str, object]:
     """A TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, object] = _each_text(tomllib.loads(path.read_text(encoding="utf-8")), _from_uri)
+        return values
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {path}", "check the path given to --recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -58,8 +61,9 @@ def read_toml(path: Path) -> dict[str, object]:
 
 
 def recipe_text(values: Mapping[str, object]) -> str:
-    """Settings as the TOML of a recipe; what is None is left out."""
-    return tomli_w.dumps({"version": RECIPE_VERSION, **_without_none(values)})
+    """Settings as the TOML of a recipe; what is None is left out. A path that is not UTF-8, which TOML cannot hold, is
+    written as its `file://` address (RFC 8089)."""
+    return tomli_w.dumps(_each_text({"version": RECIPE_VERSION, **_without_none(values)}, _to_uri))
 
 
 def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved[S]:
@@ -98,6 +102,30 @@ def _without_none(values: Mapping[str, object]) -> dict[str, object]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each_text(below, change) for key, below in value.items()}
+    return [_each_text(below, change) for below in value] if isinstance(value, list | tuple) else value
+
+
+def _to_uri(text: str) -> str:
+    return text if _is_unicode(text) else Path(text).absolute().as_uri()
+
+
+def _from_uri(text: str) -> str:
+    """The path of an address that `_to_uri` made; any other text stays."""
+    if not text.startswith("file:///"):
+        return text
+    path = os.fsdecode(unquote_to_bytes(text.removeprefix("file://")))
+    return text if _is_unicode(path) else path
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def group_of(annotation: object) -> type[BaseModel] | None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from settle.base.errors import DataError
 from settle.base.run import home
+from settle.base.visible import visible_line
 from settle.documents.compression import COMPRESSIONS, damage_error, open_unpacked
 from settle.documents.decode import is_binary
 from settle.documents.reader_pool import reader_of
@@ -40,8 +41,8 @@ class FoundFile:
 
     @property
     def name(self) -> str:
-        """The path below the root, as shown to people."""
-        return os.path.relpath(self.path, self.root if self.path != self.root else Path(self.root).parent)
+        """The path below the root, as shown to people: bytes that are no text and control characters are signs."""
+        return visible_line(os.path.relpath(self.path, self.root if self.path != self.root else Path(self.root).parent))
 
     def open(self) -> BinaryIO:
         """The uncompressed bytes."""
@@ -78,7 +79,7 @@ class Walk:
             file = self._file(root, root)
             if isinstance(file, str):
                 raise DataError(
-                    f"{root.name} cannot be used: {file}",
+                    f"{visible_line(root.name)} cannot be used: {file}",
                     "give another file, or a folder: other files in it are skipped",
                 )
             yield file
@@ -90,7 +91,7 @@ class Walk:
 
         def leave(reason: str | None, path: Path) -> bool:
             if reason:
-                self.skip(reason, str(path.relative_to(root)))
+                self.skip(reason, visible_line(str(path.relative_to(root))))
             return reason is not None
 
         def unopened(error: OSError) -> None:

@@ -6,9 +6,12 @@ model is loaded, and lives until its stdin closes (its parent is gone or wants i
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 HTTP_THREADS = 8  # beside those of requests in progress: for tokenizing, rendering, health checks
@@ -21,12 +24,31 @@ def die_with_parent() -> None:
     os._exit(0)
 
 
+def openable(path: str, links: str) -> str:
+    """A path that llama.cpp can open: it takes UTF-8 alone. To any other, a link in the folder `links`."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        link = Path(tempfile.mkdtemp(dir=links)) / "model.gguf"
+        link.symlink_to(path)
+        return str(link)
+    return path
+
+
 def serve(settings: dict[str, Any]) -> str:
     """Loads the model and starts the server; returns its address. The server lives in a global on purpose."""
+    links = tempfile.mkdtemp(prefix="settle-")
+    try:
+        return _serve(settings, links)
+    finally:
+        shutil.rmtree(links)
+
+
+def _serve(settings: dict[str, Any], links: str) -> str:
     import xllamacpp  # type: ignore[import-untyped]  # has no stubs
 
     params = xllamacpp.CommonParams()
-    params.model.path = settings["path"]
+    params.model.path = openable(settings["path"], links)
     params.model_alias = {settings["alias"]}
     params.api_keys = [settings["api_key"]]
     params.hostnames = ["127.0.0.1"]
@@ -37,7 +59,7 @@ def serve(settings: dict[str, Any]) -> str:
     params.kv_unified = False
     # a request that waits for a slot holds one of these threads, and none may wait for a thread behind it
     params.n_threads_http = settings["slots"] + settings["waiting"] + HTTP_THREADS
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path) for path in settings["adapters"]]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(openable(path, links)) for path in settings["adapters"]]
     if settings["use"] != "generate":
         params.embedding = True
         params.n_batch = params.n_ubatch = settings["context"]  # a text is read as a whole
@@ -47,7 +69,7 @@ def serve(settings: dict[str, Any]) -> str:
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if settings["draft"]:
         draft, wanted = params.speculative.draft, settings["draft"]
-        draft.mparams.path, draft.n_max, draft.p_min = wanted["path"], wanted["tokens"], wanted["sure"]
+        draft.mparams.path, draft.n_max, draft.p_min = openable(wanted["path"], links), wanted["tokens"], wanted["sure"]
         draft.cpuparams.n_threads = settings["threads"]
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if settings["template"]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import NAME, Run, home
+from settle.base.visible import visible_name
 from settle.library.reference import ModelRef, Proposal
 from settle.library.run_models import MadeModel, models_of, require_exported
 from settle.library.store import StoredModel, all_models, find_model, linked_model
@@ -261,7 +262,8 @@ def _made_ref(run: Run, made: MadeModel) -> ModelRef:
     if made.kind == "model" or not made.base:
         return ModelRef(run.name, "model", source, aliases=(run.path.name,))
     path = Path(made.base)
-    base = ModelRef(made.base_name or path.stem, "model", Source(path, "gguf", made.base_name or path.stem))
+    name = made.base_name or visible_name(path.stem)
+    base = ModelRef(name, "model", Source(path, "gguf", name))
     return ModelRef(run.name, "adapter", source, base, aliases=(run.name, run.path.name))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from settle.base.errors import FormatError, UsageError
+from settle.base.visible import visible_name
 
 Kind = Literal["gguf", "safetensors"]
 
@@ -33,10 +34,10 @@ class Source:
                 raise FormatError(
                     f"there is no config.json in {path}", "give a folder in Hugging Face's layout, or a .gguf"
                 )
-            return cls(path, "safetensors", path.resolve().name)
+            return cls(path, "safetensors", visible_name(path.resolve().name))
         if not path.exists():
             raise UsageError(f"there is no model at {path}", "check the path")
-        return cls(path, "gguf", path.stem)
+        return cls(path, "gguf", visible_name(path.stem))
 
     @cached_property
     def sha256(self) -> str:

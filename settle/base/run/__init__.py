@@ -26,12 +26,13 @@ def home() -> Path:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part.
 
+    Text is UTF-8. What is left in it of a name that is not (JSON holds it as an escape) never costs the file.
     Raises OSError that names the path, ENOSPC when the disk is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            f.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         beside.replace(path)

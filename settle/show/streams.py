@@ -1,0 +1,21 @@
+"""The three standard streams, made fit for use before anything is read or written."""
+
+import os
+import sys
+from typing import TextIO
+
+
+def prepare_streams() -> None:
+    """A stream that was closed (`>&-`) swallows what it gets; a sign that a stream's encoding lacks never ends the
+    program. Called once, first: a closed number would be given to the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            opened = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
