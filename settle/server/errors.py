@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
+# the param of an error in the prompt, until the endpoint knows which of its fields the prompt came from
+PROMPT = "<prompt>"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from settle.base.errors import SettleError
 from settle.server.audit import Audit, Record
-from settle.server.errors import ApiError
+from settle.server.errors import PROMPT, ApiError
 from settle.server.http_responses import internal_error, unless_gone
 from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
@@ -66,6 +66,8 @@ class Call:
 
 
 Handler = Callable[..., Awaitable[Response]]
+# the field of a body that holds what the model reads: the first of these that it has
+PROMPT_FIELDS = ("messages", "input", "documents", "input_prefix", "prompt")
 
 
 class Endpoint:
@@ -75,6 +77,8 @@ class Endpoint:
     def __init__(self, handler: Handler, name: str, error: Callable[[ApiError], Mapping[str, object]]) -> None:
         self.handler, self.name, self.error = handler, name, error
         self.takes: type[Body] | None = get_type_hints(handler).get("body")
+        fields = self.takes.model_fields if self.takes else ()
+        self.prompt_field = next((name for name in PROMPT_FIELDS if name in fields), None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -126,6 +130,8 @@ class Endpoint:
             reported = ApiError(400, str(error))
         else:
             record.error, reported = repr(error)[:500], internal_error(error)
+        if reported.param == PROMPT:
+            reported.param = self.prompt_field
         record.error = record.error or reported.message[:300]
         body = json.dumps(self.error(reported))
         return Response(body, reported.status, reported.headers, media_type="application/json")

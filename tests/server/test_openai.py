@@ -133,6 +133,21 @@ def test_too_long_a_prompt_tells_the_counts(live):
     assert error["n_prompt_tokens"] > error["n_ctx"] == 512
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/chat/completions", "messages", [{"role": "user", "content": "def f\n" * 400}]),
+        ("/v1/completions", "prompt", "def f\n" * 400),
+        ("/v1/responses", "input", "def f\n" * 400),
+    ],
+)
+def test_too_long_a_prompt_names_the_field_that_holds_it(live, path, field, value, stream):
+    refused = live.ask(path, {"model": "tiny", field: value, "stream": stream})
+    assert refused.status == 400 and refused.json["error"]["code"] == "context_length_exceeded"
+    assert refused.json["error"]["param"] == field
+
+
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.server.errors import ApiError
+from settle.server.errors import PROMPT, ApiError
 
 
 @functools.lru_cache(64)
@@ -32,6 +32,6 @@ def check_template(
         with lock:  # its limits count for one rendering at a time
             template.render(messages, tools, add_generation_prompt=True, **(arguments or {}))
     except TemplateRunaway as e:
-        raise ApiError(400, e.what, "template_runaway", "messages") from None
+        raise ApiError(400, e.what, "template_runaway", PROMPT) from None
     except TemplateFailure:
         pass

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from settle.server.errors import ApiError
+from settle.server.errors import PROMPT, ApiError
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.wire_types import JsonObject
 
@@ -94,7 +94,7 @@ def engine_error(status: int, body: bytes) -> ApiError:
             f"the prompt has {prompt} tokens, but the context holds {context}, prompt and answer together; "
             "send less, or start the server with a longer --context",
             "context_length_exceeded",
-            "messages",
+            PROMPT,
             {"n_prompt_tokens": prompt, "n_ctx": context},
         )
     too_long = TOO_LONG.search(message)
@@ -102,7 +102,7 @@ def engine_error(status: int, body: bytes) -> ApiError:
         tokens, most = map(int, too_long.groups())
         counts = {"n_prompt_tokens": tokens, "n_ctx": most}
         return ApiError(
-            400, f"a text has {tokens} tokens; the limit is {most}", "context_length_exceeded", "input", counts
+            400, f"a text has {tokens} tokens; the limit is {most}", "context_length_exceeded", PROMPT, counts
         )
     if status == 501:
         return ApiError(400, message, "not_supported")
