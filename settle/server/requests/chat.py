@@ -11,10 +11,12 @@ from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.chat_request import ChatPlan, ChatRequest, EmulatedToolsPlan
+from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
 from settle.server.requests.engine import apply_template, tokenize
 from settle.server.requests.grammar import call_grammar, json_grammar, own_grammar
-from settle.server.requests.tools import with_instructions
+from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
+from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
+from settle.server.requests.tools import CallReader, with_instructions
 from settle.server.wire_types import ChatMessage, Chunk, JsonObject
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
@@ -57,9 +59,10 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
     check_biases(request.sampling, loaded)
     check_probabilities(request.top_logprobs, loaded)
     _check_reasoning(request, loaded)
-    is_emulated = _needs_emulation(request, loaded)
-    if is_emulated:
-        _check_emulation(request, entry)
+    form = await _required_form(request, loaded)
+    is_emulated = _needs_emulation(request, loaded, form)
+    if is_emulated or form:
+        _check_text_plan(request, entry)
     prompt = _Prompt(request, loaded, is_emulated)
     await prompt.check(prompt.messages)
     trimmed = await prompt.trim() if request.trim else None
@@ -67,8 +70,10 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
     common |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     common |= {"stop": request.stop} if request.stop else {}
     common |= {"timings_per_token": True} if request.timings else {}
+    if form:
+        return await _required_plan(prompt, form, entry, common, trimmed)
     if is_emulated:
-        return EmulatedToolsPlan(request, entry, common | await _emulated_body(prompt), trimmed)
+        return TextPlan(request, entry, common | await _emulated_body(prompt), trimmed, CallReader)
     return ChatPlan(request, entry, common | await _chat_body(request, entry, prompt.messages, loaded), trimmed)
 
 
@@ -85,9 +90,11 @@ async def rendered(catalogue: ModelCatalogue, request: ChatRequest, entry: Model
     if not loaded.key.template:
         raise ApiError(400, f"{entry.id} has no chat template", "no_chat_template", "model")
     scales(catalogue, request.adapters, entry, loaded)  # checks the names
-    prompt = _Prompt(request, loaded, _needs_emulation(request, loaded))
+    form = await _required_form(request, loaded)
+    prompt = _Prompt(request, loaded, _needs_emulation(request, loaded, form))
     await prompt.check(prompt.messages)
-    return await prompt.render(prompt.messages)
+    text = await prompt.render(prompt.messages)
+    return form.prompt(text) if form else text
 
 
 class _Prompt:
@@ -174,33 +181,57 @@ async def _chat_body(
 
 async def _emulated_body(prompt: _Prompt) -> JsonObject:
     request = prompt.request
-    text = await apply_template(prompt.loaded, {"messages": prompt.messages} | _template_arguments(request))
-    body: JsonObject = {"prompt": text, "cache_prompt": True}
+    body: JsonObject = {"prompt": await prompt.render(prompt.messages), "cache_prompt": True}
     if not request.tools:
         return body
-    is_required = request.choice == "required"
     is_parallel = request.is_parallel is True  # by default, small models would call the same function over and over
-    return body | {"grammar": await call_grammar(request.tools, is_required, is_parallel, prompt.loaded)}
+    return body | {"grammar": await call_grammar(request.tools, False, is_parallel, prompt.loaded)}
 
 
-def _needs_emulation(request: ChatRequest, loaded: LoadedModel) -> bool:
+async def _required_plan(
+    prompt: _Prompt, form: CallForm, entry: ModelEntry, common: JsonObject, trimmed: dict[str, int] | None
+) -> TextPlan:
+    """A request whose answer has to be a call: the model completes one in its template's form."""
+    request, loaded = prompt.request, prompt.loaded
+    calls = RequiredCalls(form, request.tools, request.is_parallel is True)
+    body = common | {"prompt": form.prompt(await prompt.render(prompt.messages)), "cache_prompt": True}
+
+    async def limited_body() -> JsonObject:
+        return body | {"grammar": await calls.grammar(loaded, request.max_tokens or DEFAULT_TOKENS)}
+
+    grammar = {"grammar": await calls.grammar(loaded)}
+    return TextPlan(request, entry, body | grammar, trimmed, calls.reader, limited_body)
+
+
+async def _required_form(request: ChatRequest, loaded: LoadedModel) -> CallForm | None:
+    """How the call that must come is written: as the template does, else as settle does; None where none must come.
+    llama.cpp does not enforce that a call comes: its grammar lets text pass without end."""
+    if request.choice != "required":
+        return None
+    native = await template_form(loaded, request.arguments) if _supports_tools(loaded) else None
+    return native or OWN_FORM
+
+
+def _supports_tools(loaded: LoadedModel) -> bool:
+    can = loaded.capabilities
+    return bool(can.get("supports_tools") and can.get("supports_tool_calls"))
+
+
+def _needs_emulation(request: ChatRequest, loaded: LoadedModel, form: CallForm | None) -> bool:
     has_calls = bool(request.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in request.messages)
     if not has_calls:
         return False
     if request.tools and (request.schema is not None or request.grammar):
         raise unsupported("response_format", "cannot be combined with tools")
-    can = loaded.capabilities
-    is_native = can.get("supports_tools") and can.get("supports_tool_calls")
-    # with these templates llama.cpp does not enforce that a call comes (llama.cpp #27217)
-    is_lax = request.choice == "required" and can.get("supports_preserve_reasoning")
-    return not is_native or bool(is_lax)
+    return form is OWN_FORM or not _supports_tools(loaded)
 
 
-def _check_emulation(request: ChatRequest, entry: ModelEntry) -> None:
+def _check_text_plan(request: ChatRequest, entry: ModelEntry) -> None:
+    what = "a required call" if request.choice == "required" else f"tools for {entry.id}"
     if request.thinking_budget is not None:
-        raise unsupported("thinking", f"cannot be combined with these tools for {entry.id}")
+        raise unsupported("thinking", f"cannot be combined with {what}")
     if request.n > 1 or request.top_logprobs is not None:
-        raise unsupported("n" if request.n > 1 else "logprobs", f"cannot be combined with tools for {entry.id}")
+        raise unsupported("n" if request.n > 1 else "logprobs", f"cannot be combined with {what}")
 
 
 def scales(

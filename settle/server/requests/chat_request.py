@@ -1,17 +1,18 @@
-"""A chat request in the form that all APIs translate to, and how it is put to a child: natively, or with tools that are
-emulated. The answer is read as OpenAI's chunks, or its chat.completion."""
+"""A chat request in the form that all APIs translate to, and how it is put to a child: natively, or as a text
+whose calls are read here. The answer is read as OpenAI's chunks, or its chat.completion."""
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aiohttp
 
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, ask, open_stream, read_events
-from settle.server.requests.tools import CallReader, ToolChoice
+from settle.server.requests.tools import ToolChoice
 from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Tool, Usage
 
 
@@ -99,8 +100,33 @@ class ChatPlan:
             choice["stopped_by"] = word
 
 
-class EmulatedToolsPlan(ChatPlan):
-    """A request with tools whose template does not support them: rendered, constrained and parsed here."""
+class CallReading(Protocol):
+    """Separates text from calls while an answer is streamed, as OpenAI's deltas."""
+
+    num_calls: int
+
+    def feed(self, text: str) -> Iterator[Delta]: ...
+
+    def end(self) -> Iterator[Delta]: ...
+
+
+class TextPlan(ChatPlan):
+    """A request with tools that is rendered, constrained and read here.
+
+    new_reader: of an answer. limited_body: of a second try where a call that must come was cut off, for its first ran
+    on without end."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        entry: ModelEntry,
+        body: JsonObject,
+        trimmed: Mapping[str, int] | None,
+        new_reader: Callable[[], CallReading],
+        limited_body: Callable[[], Awaitable[JsonObject]] | None = None,
+    ) -> None:
+        super().__init__(request, entry, body, trimmed)
+        self._new_reader, self._limited_body = new_reader, limited_body
 
     async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
         return await open_stream(loaded, TEXT_PATH, self.body | {"stream": True})
@@ -108,7 +134,8 @@ class EmulatedToolsPlan(ChatPlan):
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
         head = chunk_head(self.entry, "chat.completion.chunk")
         first: Delta | None = {"role": "assistant", "content": None}
-        reader = CallReader()
+        reader = self._new_reader()
+        event: TextEvent = {}
         async with await self.open(loaded) as response:
             async for event in read_events(response):
                 if first is not None:  # not before: a request that fails must not have begun
@@ -116,21 +143,28 @@ class EmulatedToolsPlan(ChatPlan):
                     first = None
                 for delta in reader.feed(event["content"]):
                     yield head | {"choices": [delta_choice(delta)]}
-                if event["stop"]:
-                    for delta in reader.end():
-                        yield head | {"choices": [delta_choice(delta)]}
-                    last = delta_choice({}, _reason(event, reader))
-                    self._name_stop(last, event.get("stopping_word"))
-                    yield head | {"choices": [last]}
-                    yield self._with_trimmed(
-                        head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)}
-                    )
+        if not event.get("stop"):
+            raise ConnectionError("the engine ended a stream within an answer")
+        if self._is_cut_off(event, reader):
+            event, reader = await self._again(loaded)
+            for delta in reader.feed(event["content"]):
+                yield head | {"choices": [delta_choice(delta)]}
+        for delta in reader.end():
+            yield head | {"choices": [delta_choice(delta)]}
+        last = delta_choice({}, _reason(event, reader))
+        self._name_stop(last, event.get("stopping_word"))
+        yield head | {"choices": [last]}
+        yield self._with_trimmed(head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)})
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
         event: TextEvent = await ask(loaded, TEXT_PATH, self.body)
-        reader = CallReader()
+        reader = self._new_reader()
+        deltas = [*reader.feed(event["content"])]
+        if self._is_cut_off(event, reader):
+            event, reader = await self._again(loaded)
+            deltas = [*reader.feed(event["content"])]
         message: Delta = {"role": "assistant", "content": None}
-        for delta in [*reader.feed(event["content"]), *reader.end()]:
+        for delta in [*deltas, *reader.end()]:
             if "content" in delta:
                 message["content"] = (message["content"] or "") + (delta["content"] or "")
             for call in delta.get("tool_calls", ()):
@@ -141,6 +175,13 @@ class EmulatedToolsPlan(ChatPlan):
         self._name_stop(choice, event.get("stopping_word"))
         answer = chunk_head(self.entry, "chat.completion") | {"choices": [choice]}
         return self._with_trimmed(answer | {"usage": usage_of(event), "timings": timings_of(event)})
+
+    def _is_cut_off(self, event: TextEvent, reader: CallReading) -> bool:
+        return self._limited_body is not None and event["stop_type"] == "limit" and not reader.num_calls
+
+    async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading]:
+        assert self._limited_body
+        return await ask(loaded, TEXT_PATH, await self._limited_body()), self._new_reader()
 
 
 def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
@@ -182,7 +223,7 @@ def _timings(request: ChatRequest, event: TextEvent) -> Chunk:
     return {"timings": event["timings"]} if request.timings and "timings" in event else {}
 
 
-def _reason(event: TextEvent, reader: CallReader) -> str:
+def _reason(event: TextEvent, reader: CallReading) -> str:
     if event["stop_type"] == "limit":
         return "length"
     return "tool_calls" if reader.num_calls else "stop"

@@ -36,6 +36,16 @@ async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bo
     return await _checked(HEAD + "\n".join([*lines, f"json: %json {_with_spacing(_call_schema(tools))}"]), "tools")
 
 
+async def required_grammar(start: str, call: str, parameters: Sequence[JsonObject], loaded: LoadedModel) -> str:
+    """Calls and nothing else. start, call: rules in Lark, of `call`s, and of the arguments `a0`, `a1`, … whose schemas
+    are `parameters`. Raises ApiError."""
+    lines = [f"start: {start}{_end(loaded)}", f"call: {call}"]
+    for number, schema in enumerate(parameters):
+        closed = {"type": "object", "additionalProperties": False} | schema
+        lines.append(f"a{number}: %json {_with_spacing(closed)}")
+    return await _checked(HEAD + "\n".join(lines), "tools")
+
+
 async def own_grammar(gbnf: str, loaded: LoadedModel) -> str:
     """A request's own grammar: llama.cpp's GBNF, or llguidance's Lark. Raises ApiError."""
     end = _end(loaded)

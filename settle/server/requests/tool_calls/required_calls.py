@@ -1,0 +1,143 @@
+"""Calls that must come: the grammar that leaves a model no other answer, and the reader of what it wrote."""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.requests.engine import ask, tokenize
+from settle.server.requests.grammar import required_grammar
+from settle.server.requests.messages import function_call
+from settle.server.requests.tool_calls.call_form import CallForm
+from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
+
+MOST_ITEMS = 4  # of an array that its schema does not limit, where an answer has to end
+SHORTEST, LONGEST = 8, 256  # characters of such a text
+DEFAULT_TOKENS = 1024  # of an answer without a limit
+
+
+class RequiredCalls:
+    """The calls of `tools` that a model completes in a form. is_parallel: whether more than one may come."""
+
+    def __init__(self, form: CallForm, tools: Sequence[Tool], is_parallel: bool) -> None:
+        self.form, self.tools = form, tools
+        self.is_parallel = is_parallel and form.between is not None
+        self._visible = form.between or ""
+
+    async def grammar(self, loaded: LoadedModel, most_tokens: int | None = None) -> str:
+        """The grammar of what follows the opening. most_tokens: within which the answer has to end; None leaves texts
+        as long as the model writes them. Raises ApiError."""
+        form = self.form
+        separator, _ = await _literal(loaded, form.separator)
+        call = " | ".join(
+            f"{json.dumps(tool['function']['name'])} {separator} a{n}" for n, tool in enumerate(self.tools)
+        )
+        start = "call"
+        if self.is_parallel and form.between is not None:
+            between, self._visible = await _literal(loaded, form.between)
+            closing, _ = await _literal(loaded, form.closing)
+            start = f"call ({between} call)*" + (f" ({closing})?" if form.closing else "")
+        schemas: list[JsonObject] = [tool["function"]["parameters"] for tool in self.tools]
+        if most_tokens is not None:
+            schemas = [limited(schema, most_tokens) for schema in schemas]
+        return await required_grammar(start, call, schemas, loaded)
+
+    def reader(self) -> "RequiredCallReader":
+        names = [tool["function"]["name"] for tool in self.tools]
+        return RequiredCallReader(self.form.opening, (self.form.between or "", self._visible), names)
+
+
+class RequiredCallReader:
+    """Reads calls while they are streamed; each is given as a whole, once it is complete.
+
+    betweens: what may stand between two calls: llama.cpp leaves special tokens out of a text."""
+
+    def __init__(self, opening: str, betweens: Sequence[str], names: Sequence[str]) -> None:
+        self.num_calls = 0
+        self._opening, self._betweens, self._held = opening, betweens, ""
+        self._names = sorted(names, key=len, reverse=True)
+
+    def feed(self, text: str) -> Iterator[Delta]:
+        self._held += text
+        while call := self._next():
+            yield {"tool_calls": [call]}
+
+    def end(self) -> Iterator[Delta]:
+        """A call that was cut off is returned as text, so that nothing is lost."""
+        if self._held and not self.num_calls:
+            yield {"content": self._opening + self._held}
+        self._held = ""
+
+    def _next(self) -> ToolCall | None:
+        start = 0
+        if self.num_calls:
+            start = next((len(text) for text in self._betweens if self._held.startswith(text)), len(self._held))
+        name = next((name for name in self._names if self._held.startswith(name, start)), None)
+        brace = self._held.find("{", start + len(name)) if name else -1
+        if name is None or brace < 0:
+            return None
+        try:
+            arguments, end = json.JSONDecoder().raw_decode(self._held, brace)
+        except ValueError:
+            return None
+        self._held = self._held[end:]
+        call: ToolCall = {"index": self.num_calls}
+        self.num_calls += 1
+        written = json.dumps(arguments, ensure_ascii=False)
+        return call | function_call(f"call_{secrets.token_hex(12)}", name, written)
+
+
+def limited(schema: JsonObject, most_tokens: int) -> JsonObject:
+    """A schema under which an answer ends: texts and arrays that it leaves open are given a length.
+
+    A small model may repeat itself without end in a text that nothing limits."""
+    length = max(SHORTEST, min(LONGEST, most_tokens // (2 * max(1, _num_texts(schema)))))
+    result = _limited(schema, length)
+    assert isinstance(result, dict)
+    return result
+
+
+def _num_texts(schema: object) -> int:
+    if isinstance(schema, list):
+        return sum(map(_num_texts, schema))
+    if not isinstance(schema, dict):
+        return 0
+    inner = sum(_num_texts(value) for key, value in schema.items() if key not in ("enum", "const", "required"))
+    return _is_open_text(schema) + inner * (MOST_ITEMS if "items" in schema else 1)
+
+
+def _is_open_text(schema: JsonObject) -> bool:
+    kinds = schema.get("type")
+    is_text = kinds == "string" or isinstance(kinds, list) and "string" in kinds
+    return is_text and not {*schema} & {"enum", "const", "pattern", "format", "maxLength"}
+
+
+def _limited(schema: object, length: int) -> object:
+    if isinstance(schema, list):
+        return [_limited(value, length) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = ("enum", "const", "required", "default", "examples")
+    result = {key: value if key in kept else _limited(value, length) for key, value in schema.items()}
+    if _is_open_text(schema):
+        least = schema.get("minLength")
+        result["maxLength"] = max(length, least if isinstance(least, int) else 0)
+    if schema.get("type") == "array" and "maxItems" not in schema and "enum" not in schema:
+        least = schema.get("minItems")
+        result["maxItems"] = max(MOST_ITEMS, least if isinstance(least, int) else 0)
+    if schema.get("type") == "object" and "properties" in schema:
+        result = {"additionalProperties": False} | result
+    return result
+
+
+async def _literal(loaded: LoadedModel, text: str) -> tuple[str, str]:
+    """A text in Lark, in which the model's special tokens are tokens: as text they would be spelled out. And the part
+    of it that llama.cpp shows in an answer."""
+    plain = set(await tokenize(loaded, text, add_special=False, parse_special=False))
+    body = {"content": text, "add_special": False, "parse_special": True, "with_pieces": True}
+    tokens = (await ask(loaded, "/tokenize", body))["tokens"]
+    shown = [token["piece"] for token in tokens if token["id"] in plain]
+    if len(shown) == len(tokens) or not all(isinstance(piece, str) for piece in shown):
+        return json.dumps(text), text
+    parts = [json.dumps(token["piece"]) if token["id"] in plain else f"<[{token['id']}]>" for token in tokens]
+    return " ".join(parts), "".join(shown)

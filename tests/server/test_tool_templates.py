@@ -1,0 +1,121 @@
+"""A call that must come comes, whole and fitting, with the chat template of every kind of model."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from settle.formats.gguf import export_gguf
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_loader import PoolSettings
+from tests.server.conftest import Live, serving
+from tests.trained import trained
+
+CONTEXT = 4096
+
+TEMPLATES = sorted((Path(__file__).parents[1] / "chat_templates").glob("*.jinja"))
+PLACES = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+}
+SCHEMAS = {"find_place": PLACES, "weather": WEATHER}
+FUNCTIONS = [{"name": name, "description": name, "parameters": schema} for name, schema in SCHEMAS.items()]
+TOOLS = [{"type": "function", "function": function} for function in FUNCTIONS]
+TURNS = [{"role": "user", "content": "def f"}]
+LIMITS = {"max_tokens": 120, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of tiny models, each with one of the templates, and with room for their prompts."""
+    folder = tmp_path_factory.mktemp("templates")
+    model, entries = trained(), []
+    part = model.part.model_copy(update={"max_position_embeddings": CONTEXT})
+    tokenizer = copy.copy(model.tokenizer)
+    for template in TEMPLATES:
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        path = export_gguf(part, model.weights, tokenizer, folder / f"{template.stem}.gguf", "f32", {"name": "tiny"})
+        entries.append(ModelEntry(template.stem, path))
+    with serving(folder, PoolSettings(context=CONTEXT, slots=1, threads=1, most_models=2), tuple(entries)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[path.stem for path in TEMPLATES])
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def check(name: str, arguments: object) -> None:
+    assert isinstance(arguments, dict) and {*arguments} == {*SCHEMAS[name]["required"]}
+    if name == "weather":
+        assert arguments["city"] in ("Rome", "Oslo") and 1 <= arguments["days"] <= 9
+    else:
+        assert isinstance(arguments["place"], str)
+
+
+def test_required(live: Live, model: str) -> None:
+    body = {"model": model, "messages": TURNS, "tools": TOOLS, "tool_choice": "required"} | LIMITS
+    reply = live.ask("/v1/chat/completions", body)
+    assert reply.status == 200, reply.json
+    choice = reply.json["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
+    (call,) = choice["message"]["tool_calls"]
+    check(call["function"]["name"], json.loads(call["function"]["arguments"]))
+    events = live.ask("/v1/chat/completions", body | {"stream": True}).events
+    (streamed,) = [call for event in events for call in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert streamed["function"] == call["function"] and events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_by_name(live: Live, model: str) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    body = {"model": model, "messages": TURNS, "tools": TOOLS, "tool_choice": named} | LIMITS
+    (call,) = live.ask("/v1/chat/completions", body).json["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    check("weather", json.loads(call["function"]["arguments"]))
+
+
+def test_several(live: Live, model: str) -> None:
+    body = {"model": model, "messages": TURNS, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": True}
+    calls = live.ask("/v1/chat/completions", body | LIMITS).json["choices"][0]["message"]["tool_calls"]
+    assert calls
+    for call in calls:
+        check(call["function"]["name"], json.loads(call["function"]["arguments"]))
+
+
+def test_other_apis(live: Live, model: str) -> None:
+    tools = [{"name": f["name"], "input_schema": f["parameters"]} for f in FUNCTIONS]
+    body = {"model": model, "messages": TURNS, "tools": tools, "tool_choice": {"type": "any"}} | LIMITS
+    reply = live.ask("/v1/messages", body).json
+    (use,) = [block for block in reply["content"] if block["type"] == "tool_use"]
+    assert reply["stop_reason"] == "tool_use"
+    check(use["name"], use["input"])
+    flat = [{"type": "function", **function} for function in FUNCTIONS]
+    asked = {"model": model, "input": "def f", "tools": flat, "tool_choice": "required", "temperature": 0}
+    reply = live.ask("/v1/responses", asked | {"max_output_tokens": 120}).json
+    (item,) = [item for item in reply["output"] if item["type"] == "function_call"]
+    check(item["name"], json.loads(item["arguments"]))
+
+
+def test_result_is_read(live: Live, model: str) -> None:
+    call = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    turns = [*TURNS, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    turns.append({"role": "tool", "tool_call_id": "call00001", "name": "weather", "content": "sunny at noon"})
+    reply = live.ask("/apply-template", {"model": model, "messages": turns, "tools": TOOLS})
+    assert reply.status == 200, reply.json
+    prompt = reply.json["prompt"]
+    assert "sunny at noon" in prompt and "weather" in prompt and "find_place" in prompt
+
+
+def test_overflow(live: Live, model: str) -> None:
+    turns = [{"role": "user", "content": "def f\n" * 2_000}]
+    body = {"model": model, "messages": turns, "tools": TOOLS, "tool_choice": "required"} | LIMITS
+    error = live.ask("/v1/chat/completions", body).json["error"]
+    assert error["code"] == "context_length_exceeded" and error["param"] == "messages"
+    assert error["n_prompt_tokens"] > error["n_ctx"]
