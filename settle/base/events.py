@@ -223,16 +223,35 @@ class ReasonCount(BaseModel):
     count: int
 
 
-class RowSummary(BaseEvent):
-    """How examples were understood: as in the ledger of the rows. layouts: by file."""
+class LedgerSummary(BaseEvent):
+    """What became of the data, as in their ledger: by reason, what was left out, repaired, and not read.
 
-    kind: Literal["rows"] = "rows"
+    found: by kind, how many secrets are in the text; found_at: where the first of them are. omissions: by file, what
+    was not read of it.
+    """
+
     train: Mapping[str, int]
     held_out: Mapping[str, int]
-    layouts: Mapping[str, LayoutUse]
     dropped: Mapping[str, ReasonCount]
     mended: Mapping[str, ReasonCount]
     skipped: Mapping[str, ReasonCount]
+    found: Mapping[str, int] = {}
+    found_at: Mapping[str, Sequence[str]] = {}
+    omissions: Mapping[str, Sequence[str]] = {}
+
+
+class TextSummary(LedgerSummary):
+    """What became of text to train on."""
+
+    kind: Literal["text"] = "text"
+    read: int
+
+
+class RowSummary(LedgerSummary):
+    """What became of examples, and how they were understood. layouts: by file."""
+
+    kind: Literal["rows"] = "rows"
+    layouts: Mapping[str, LayoutUse]
     supervise: str
     lengths: Mapping[str, int | float]
     too_long: Mapping[str, int | float]
@@ -297,6 +316,7 @@ Event = Annotated[
     | CheckpointSaved
     | Rollback
     | Resumed
+    | TextSummary
     | RowSummary
     | RowPreviews
     | AnswerChanges,

@@ -12,12 +12,13 @@ from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.files import Sources, row_format
 from settle.data.ledger import Ledger
 from settle.data.settings import DataSettings
 from settle.documents.blocks import Unreadable
 from settle.documents.compression import damage_error
+from settle.documents.readers import Reader
 from settle.documents.row_reader import RowReader
-from settle.documents.walk import FoundFile
 
 Step = Callable[[str, Note], str | None]
 
@@ -25,10 +26,16 @@ _REPORT_EVERY = 8 << 20  # characters between two progress events
 
 
 class DocumentCollector:
-    """Reads the files of one corpus through its cleaning passes."""
+    """Reads the files of one corpus through its cleaning passes.
 
-    def __init__(self, files: list[FoundFile], settings: DataSettings, ledger: Ledger, events: Events) -> None:
-        self._files = files
+    Held-out text that a person gave is what they want to be measured on: its characters are repaired and its secrets
+    masked, but none of it is left out.
+    """
+
+    def __init__(self, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events) -> None:
+        self._files = sources.files
+        self._num_train = len(sources.train)
+        self._lines: dict[int, int] = {}  # of each file of plain text, how many its earlier pieces have
         self._settings = settings
         self._ledger = ledger
         self._events = events
@@ -56,6 +63,7 @@ class DocumentCollector:
             if repeats is None:
                 continue
             reason, repeated = repeats
+            repeated &= spool.origins[:, 0] < self._num_train
             for document in np.flatnonzero(repeated & remaining).tolist():
                 file, row = spool.origins[document].tolist()
                 self.drop(reason, file, row)
@@ -101,7 +109,17 @@ class DocumentCollector:
         return f"{self._files[number].name}:{row}"
 
     def _mend(self, text: str, number: int, row: int) -> str | None:
-        return self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+        mended = self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+        if row_format(self._files[number]) == "text":
+            self._lines[number] = self._lines.get(number, 0) + text.count("\n")
+        return mended
+
+    def _place(self, number: int, row: int, before: str) -> str:
+        """Where the text after `before` is, as an editor opens it where it can."""
+        file = self._files[number]
+        if row_format(file) == "text":
+            return f"{file.name}:{self._lines.get(number, 0) + before.count(chr(10)) + 1}"
+        return self._where(number, row) if Reader.part(file.reader).has_columns else file.name
 
     def _revise(self, spool: DocumentBuffer, sweeps: list[Sweep], folder: Path) -> DocumentBuffer:
         writer = BufferWriter(folder)
@@ -111,7 +129,8 @@ class DocumentCollector:
                 begin = 0
                 for document, end in enumerate(ends.tolist(), first):
                     number, row = spool.origins[document].tolist()
-                    mended = self._through(steps, data[begin:end].decode(), number, row)
+                    text = data[begin:end].decode()
+                    mended = text if number >= self._num_train else self._through(steps, text, number, row)
                     if mended is not None:
                         writer.append(mended, number, row)
                     begin = end + 1
@@ -120,20 +139,23 @@ class DocumentCollector:
         return writer.close()
 
     def _through(self, steps: Sequence[Step], text: str, number: int, row: int) -> str | None:
-        def note(what: str, reason: str, count: int) -> None:
-            if what == "dropped":
-                self._ledger.drop(reason, self._where(number, row), text)
+        is_held_out = number >= self._num_train
+
+        def note(what: str, reason: str, count: int, at: int = 0) -> None:
+            if what == "found":
+                self._ledger.find(reason, count, self._place(number, row, mended[:at]))
             elif what == "mended":
                 self._ledger.mend(reason, self._where(number, row), text)
-            else:
-                self._ledger.find(reason, count)
+            elif not is_held_out:
+                self._ledger.drop(reason, self._where(number, row), text)
 
         mended = text
         for step in steps:
             after = step(mended, note)
-            if after is None:
+            if after is not None:
+                mended = after
+            elif not is_held_out:
                 return None
-            mended = after
         return mended
 
 

@@ -9,9 +9,13 @@ from settle.documents.walk import FoundFile
 _EXAMPLES = 3
 _SHOWN = 100
 _NOTED_FILES = 100
+_PLACES = 20
 
 
 LedgerRecord = dict[str, Any]  # a ledger as plain JSON, see `Ledger.as_dict`
+
+
+SUMMARIZED = ("train", "held_out", "dropped", "mended", "skipped", "found", "found_at")  # what a person is shown of it
 
 
 class Entry(TypedDict):
@@ -25,7 +29,8 @@ class Entry(TypedDict):
 class Ledger:
     """Counts per reason. A reason is a short phrase, the same for every row that it applies to.
 
-    notes: further values for the record, plain JSON.
+    found, found_at: by kind, how many there are and where the first ones are. notes: further values for the record,
+    plain JSON.
     """
 
     read: int = 0
@@ -35,6 +40,7 @@ class Ledger:
     mended: dict[str, Entry] = field(default_factory=dict)
     skipped: dict[str, Entry] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
+    found_at: dict[str, list[str]] = field(default_factory=dict)
     notes: LedgerRecord = field(default_factory=dict)
     omissions: dict[str, list[str]] = field(default_factory=dict)
 
@@ -50,9 +56,12 @@ class Ledger:
         """Counts a file or folder that is not read."""
         _count(self.skipped, reason, where, "")
 
-    def find(self, kind: str, count: int) -> None:
+    def find(self, kind: str, count: int, where: str) -> None:
         """Counts something worth knowing in a row that stays, such as e-mail addresses."""
         self.found[kind] = self.found.get(kind, 0) + count
+        places = self.found_at.setdefault(kind, [])
+        if len(places) < _PLACES and where not in places:
+            places.append(where)
 
     def note_omission(self, file: FoundFile, note: str) -> None:
         """Records what a reader left out of a file, such as pages that are pictures."""
@@ -68,7 +77,7 @@ class Ledger:
 
     def as_dict(self) -> LedgerRecord:
         """Plain JSON values."""
-        names = ("read", "kept", "kept_bytes", "dropped", "mended", "skipped", "found")
+        names = ("read", "kept", "kept_bytes", "dropped", "mended", "skipped", "found", "found_at")
         omissions = {"omissions": self.omissions} if self.omissions else {}
         return {name: getattr(self, name) for name in names} | omissions | self.notes
 

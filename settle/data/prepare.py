@@ -13,12 +13,12 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.base.events import Progress
+from settle.base.events import Progress, TextSummary
 from settle.base.run import home, read_json, write_json
 from settle.data.collect_documents import DocumentCollector
 from settle.data.document_buffer import DocumentBuffer
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, row_format, stored_corpus
-from settle.data.ledger import Ledger, LedgerRecord
+from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
     DROPPED,
@@ -34,7 +34,7 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 from settle.data.workspace import disk_full, publish, workspace
 from settle.documents.walk import FoundFile
 
-_VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 3  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer
@@ -67,18 +67,28 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
         folder = corpus_folder(fingerprint)
         known = prepared(fingerprint)
         if known is not None:
+            _report(known, events)
             return known
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
         describe_sources(ledger, sources)
         _refuse_if_too_large(sources.files)
         _make(work, sources, settings, ledger, events)
         publish(work / "corpus", folder)
-        return _open(folder)
+        corpus = _open(folder)
+        _report(corpus, events)
+        return corpus
 
 
 def prepared(fingerprint: str) -> Corpus | None:
     """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
     return stored_corpus(fingerprint, _open)
+
+
+def _report(corpus: Corpus, events: Events) -> None:
+    """What became of the text, for a face to show before anything is trained on it."""
+    ledger = corpus.ledger
+    summary = {name: ledger[name] for name in SUMMARIZED}
+    events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
 
 
 def _open(folder: Path) -> Corpus:
@@ -119,7 +129,7 @@ def _documents(
     work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events
 ) -> tuple[DocumentBuffer, np.ndarray]:
     """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
-    collector = DocumentCollector(sources.files, settings, ledger, events)
+    collector = DocumentCollector(sources, settings, ledger, events)
     spool = collector.read(work)
     remaining = collector.without_repeats(spool)
     text = int(spool.sizes[remaining].sum())

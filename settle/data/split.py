@@ -139,14 +139,16 @@ def split_sections(
 
 
 def drop_kin_of_held_out(documents: DocumentBuffer, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
-    """For a given held-out text: training documents that are nearly the same as one of its documents are dropped."""
+    """For a given held-out text: training documents that are the same as one of its own, or nearly, are dropped."""
     cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
     held_out = np.zeros(len(sides), bool)
     held_out[cluster[sides == HELD_OUT]] = True
-    dropped = (sides == TRAIN) & held_out[cluster]
+    # texts of fewer words than a shingle have no cluster
+    same = np.isin(documents.hashes, documents.hashes[sides == HELD_OUT])
+    dropped = (sides == TRAIN) & (held_out[cluster] | same)
     sides[dropped] = DROPPED
     for file, row in documents.origins[dropped].tolist():
-        drop("nearly the same as held-out text", file, row)
+        drop("the same as held-out text, or nearly", file, row)
 
 
 def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:

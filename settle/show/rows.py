@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from settle.base.events import AnswerChanges, PreviewRow, RowSummary
+from settle.base.events import AnswerChanges, LedgerSummary, PreviewRow, ReasonCount, RowSummary, TextSummary
 from settle.show.amounts import count
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -59,12 +59,46 @@ def rows_lines(event: RowSummary) -> list[str]:
         f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
         f"the longest row has {event.lengths['max']:,}"
     )
-    lines += [f"{reason}: {entry.count:,} left out" for reason, entry in event.dropped.items()]
-    lines += [f"{reason}: {entry.count:,}" for reason, entry in event.mended.items()]
-    lines += [f"{reason}: {entry.count:,} files not read" for reason, entry in event.skipped.items()]
+    if losses := _losses(event):
+        lines.append(" · ".join(losses))
     if event.too_long["shortened"]:
         lines.append(f"later answers left out for their length: {event.too_long['shortened']:,} rows")
     return [*lines, *event.notes]
+
+
+def text_line(event: TextSummary) -> str:
+    """What was read, and what became of it."""
+    train, held_out = event.train["documents"], event.held_out["documents"]
+    sides = f"{event.read:,} documents read, {train:,} to learn from, {held_out:,} held out"
+    return " · ".join([sides, *_losses(event)])
+
+
+def secrets_warning(event: LedgerSummary, fix: str) -> str | None:
+    """Where keys and passwords are that a model would learn by heart; None when there are none, or all are masked."""
+    kind = "keys and passwords"
+    if kind not in event.found or f"{kind} masked" in event.mended:
+        return None
+    places = event.found_at.get(kind, [])
+    more = ", …" if event.found[kind] > len(places) else ""
+    return f"{kind} in what is learned: {event.found[kind]:,}, at {', '.join(places)}{more}; {fix}"
+
+
+def _losses(event: LedgerSummary) -> list[str]:
+    """What was left out, changed, not read and found, each with its reasons."""
+    counted = {"left out": event.dropped, "repaired": event.mended, "files or folders not read": event.skipped}
+    losses = [f"{what}: {_reasons(reasons)}" for what, reasons in counted.items() if reasons]
+    if event.omissions:
+        name, notes = next(iter(event.omissions.items()))
+        more = f", and of {len(event.omissions) - 1:,} more" if len(event.omissions) > 1 else ""
+        losses.append(f"not read of {name}: {'; '.join(notes)}{more}")
+    if event.found:
+        losses.append("found: " + ", ".join(f"{kind} ({number:,})" for kind, number in event.found.items()))
+    return losses
+
+
+def _reasons(reasons: Mapping[str, ReasonCount]) -> str:
+    most_first = sorted(reasons.items(), key=lambda item: -item[1].count)
+    return ", ".join(f"{reason} ({entry.count:,})" for reason, entry in most_first)
 
 
 def _columns(columns: Mapping[str, str]) -> str:

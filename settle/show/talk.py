@@ -11,7 +11,7 @@ from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.show.amounts import count
 from settle.show.live import SPARKS, LiveDisplay
-from settle.show.rows import CLOSE, OPEN, answer_changes_table, preview_text, rows_lines
+from settle.show.rows import CLOSE, OPEN, answer_changes_table, preview_text, rows_lines, secrets_warning, text_line
 from settle.show.sentences import (
     decay_text,
     eval_text,
@@ -78,7 +78,7 @@ class Talk:
             case kinds.Say():
                 self._line(event.text)
             case kinds.Warn():
-                self._line(f"! {event.text}", "yellow")
+                self._warn(event.text)
             case kinds.Progress():
                 self._show_progress(event)
             case kinds.Step() | kinds.Eval() | kinds.SettledEvidence():
@@ -106,6 +106,10 @@ class Talk:
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=not self.live.is_on)
 
+    def _warn(self, text: str | None) -> None:
+        if text:
+            self._line(f"! {text}", "yellow")
+
     def _show_table(self, event: Event) -> None:
         width = self.console.width
         match event:
@@ -113,9 +117,13 @@ class Talk:
                 self.console.print(plan_table(event, width))
             case kinds.ForecastReady() if event.forecast:
                 self.console.print(listing(comparison(event.forecast, None), width))
+            case kinds.TextSummary():
+                self._line(text_line(event))
+                self._warn(secrets_warning(event, "--data.mask keys replaces them"))
             case kinds.RowSummary():
                 for line in rows_lines(event):
                     self._line(line)
+                self._warn(secrets_warning(event, "remove them, or the model may repeat them"))
             case kinds.RowPreviews():
                 console = self.console
                 in_colour = console.is_terminal and console.color_system is not None and not console.no_color

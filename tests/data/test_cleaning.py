@@ -39,7 +39,7 @@ HARMLESS = [
 
 
 class Notes(list[tuple[str, str, int]]):
-    def __call__(self, what: str, reason: str, count: int) -> None:
+    def __call__(self, what: str, reason: str, count: int, at: int = 0) -> None:
         self.append((what, reason, count))
 
 

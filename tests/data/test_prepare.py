@@ -125,6 +125,58 @@ def test_held_out_from_a_file(tmp_path: Path) -> None:
     assert texts(corpus, "held_out") == [prose(2, 500)]
 
 
+def test_held_out_text_that_a_person_gives_is_never_left_out(tmp_path: Path) -> None:
+    """What cleaning drops elsewhere, duplicates of training text and of one another, boilerplate: all of it stays."""
+    notice = "This notice stands in every single document of the folder, word for word.\n"
+    folder, held_out = tmp_path / "notes", tmp_path / "test"
+    for place in (folder, held_out):
+        place.mkdir()
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(notice + prose(i, 300))
+    given = {
+        "copy.txt": notice + prose(3, 300),  # of a training document
+        "again.txt": notice + prose(3, 300),
+        "near.txt": notice + prose(4, 300) + " and one more sentence.",
+        "short.txt": "hm",
+        "line.txt": "the same line again\n" * 500,
+        "own.txt": notice + prose(99, 300),
+        "key.txt": notice + "password = 'hunter2hunter2hunter2'\r\n" + prose(98, 300),
+    }
+    for name, text in given.items():
+        (held_out / name).write_bytes(text.encode())
+    corpus = run(folder, held_out_from=held_out, mask="keys")
+    expected = {text.replace("\r\n", "\n").replace("hunter2hunter2hunter2", "<key>") for text in given.values()}
+    assert sorted(texts(corpus, "held_out")) == sorted([*expected, given["copy.txt"]])
+    assert reasons(corpus, "dropped") == {"the same as held-out text, or nearly": 2}
+    assert {e["where"] for e in corpus.ledger["dropped"]["the same as held-out text, or nearly"]["examples"]} == {
+        "3.txt:1",
+        "4.txt:1",
+    }
+    assert corpus.train.num_documents == 28
+    assert all(notice not in text for text in texts(corpus, "train"))
+
+
+def test_secrets_are_named_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        prose(1, 900) + "\n\n\ntoken = 'abcdef0123456789abcdef'\nand\nAKIAABCDEFGHIJKLMNOP\n"
+    )
+    lines = (tmp_path / "a.txt").read_text().split("\n")
+    at = {f"a.txt:{i}" for i, line in enumerate(lines, 1) if "token =" in line or "AKIA" in line}
+    corpus = run(tmp_path / "a.txt", clean=False)
+    assert corpus.ledger["found"] == {"keys and passwords": 2}
+    assert set(corpus.ledger["found_at"]["keys and passwords"]) == at and len(at) == 2
+
+
+def test_a_secret_far_down_a_long_text_has_its_line_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("settle.documents.rows.cut.__defaults__", (4000,))
+    text = "".join(f"{prose(i, 40)}\n" for i in range(200))
+    (tmp_path / "a.txt").write_text(text + "token = 'abcdef0123456789abcdef'\n" + text)
+    line = text.count("\n") + 1
+    assert run(tmp_path / "a.txt").ledger["found_at"]["keys and passwords"] == [f"a.txt:{line}"]
+
+
 def test_too_little_or_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary").mkdir()

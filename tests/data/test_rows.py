@@ -344,6 +344,24 @@ def test_held_out_rows_of_their_own(tokenizer: ByteBpeTokenizer, tmp_path: Path)
     assert corpus.held_out.origin(0) == "test.jsonl:1"
 
 
+def test_held_out_rows_that_a_person_gives_all_stay(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    test = write(tmp_path / "test.jsonl", [*rows[:20], rows[0], rows[0]])
+    corpus = run(tokenizer, write(tmp_path / "train.jsonl", [*rows[15:], rows[80]]), held_out_from=test)
+    assert corpus.held_out.num_rows == 22 and corpus.train.num_rows == 70
+    assert {reason: entry["count"] for reason, entry in corpus.ledger["dropped"].items()} == {
+        "the same as held-out text, or nearly": 5,
+        "exact duplicate": 1,
+    }
+
+
+def test_secrets_in_rows_are_named(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": a} for q, a in pairs()]
+    rows[6]["completion"] += " token = 'abcdef0123456789abcdef'"
+    corpus = run(tokenizer, write(tmp_path / "a.jsonl", rows))
+    assert corpus.ledger["found_at"] == {"keys and passwords": ["a.jsonl:7"]}
+
+
 def test_too_long_rows_are_counted_shown_and_refused(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     for row in rows[::10]:

@@ -24,6 +24,8 @@ READ = {
     "dropped": {"exact duplicate": {"count": 12}},
     "mended": {},
     "skipped": {"text beside files of rows": {"count": 1}},
+    "found": {"e-mail addresses": 3, "keys and passwords": 1},
+    "found_at": {"e-mail addresses": ["a.jsonl:1"], "keys and passwords": ["a.jsonl:7"]},
     "too_long": {"dropped": 0, "shortened": 2, "answers_lost": 3},
     "notes": ["the chat template knows no tools: they are told in the system prompt"],
 }
@@ -53,9 +55,35 @@ def test_how_rows_were_understood() -> None:
         "a.jsonl: prompt_completion (prompt from 'question', answer)",
         "1,234 rows to learn from, 130 held out",
         "tokens, 40% of them supervised (assistant); the longest row has 431",
-        "exact duplicate: 12 left out",
+        "left out: exact duplicate (12) · files or folders not read: text beside files of rows (1) · found: e-mail",
+        "! keys and passwords in what is learned: 1, at a.jsonl:7; remove them, or the model may repeat them",
         "later answers left out for their length: 2 rows",
         "knows no tools",
-        "text beside files of rows: 1 files not read",
     ):
         assert said in text
+
+
+TEXT = {
+    "kind": "text",
+    "read": 336,
+    "train": {"documents": 240},
+    "held_out": {"documents": 24},
+    "dropped": {"near duplicate": {"count": 12}, "exact duplicate": {"count": 60}},
+    "mended": {},
+    "skipped": {"needs pypdf: pip install 'settle-lm[rag]'": {"count": 2}},
+    "found": {"keys and passwords": 30},
+    "found_at": {"keys and passwords": ["notes/a.md:12", "notes/b.md:3"]},
+    "omissions": {"a.pdf": ["page 3 is a picture: no text"], "b.pdf": ["page 1 is a picture: no text"]},
+}
+
+
+def test_what_became_of_text_is_one_line_and_keys_have_their_places() -> None:
+    assert shown(TEXT).splitlines() == [
+        "336 documents read, 240 to learn from, 24 held out · left out: exact duplicate (60), near duplicate (12) · "
+        "files or folders not read: needs pypdf: pip install 'settle-lm[rag]' (2) · "
+        "not read of a.pdf: page 3 is a picture: no text, and of 1 more · found: keys and passwords (30)",
+        "! keys and passwords in what is learned: 30, at notes/a.md:12, notes/b.md:3, …; "
+        "--data.mask keys replaces them",
+    ]
+    masked = TEXT | {"mended": {"keys and passwords masked": {"count": 2}}}
+    assert "!" not in shown(masked) and "repaired: keys and passwords masked (2)" in shown(masked)

@@ -1,15 +1,19 @@
 """Cleaning: one file a pass. A pass drops or repairs a document, and says why."""
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from settle.base.registry import Part
 from settle.data.document_buffer import DocumentBuffer
 
-# note("mended" | "dropped" | a kind of thing found, reason, count)
-Note = Callable[[str, str, int], None]
+
+class Note(Protocol):
+    """Called with "mended", "dropped" or "found", the reason or the kind of thing, and how often; at: for what was
+    found, the character of the text where the first of them begins.
+    """
+
+    def __call__(self, what: str, reason: str, count: int, at: int = 0) -> None: ...
 
 
 class Sweep:

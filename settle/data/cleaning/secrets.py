@@ -41,6 +41,7 @@ _ASSIGNED = re.compile(r"[:=]\s{0,4}[\"'](?P<value>(?=[^\"'\s]*\d)(?=[^\"'\s]*[A
 _SECRET_NAME = re.compile(r"(?i:(?:api|access|secret|private|auth)_?key|secret|token|passw(?:or)?d)[\"']?\s{0,4}\Z")
 
 Span = tuple[int, int]
+KEYS = "keys and passwords"
 
 
 class Secrets(Cleaning):
@@ -54,11 +55,19 @@ class Secrets(Cleaning):
             spans = list(find(text))
             if not spans:
                 continue
-            note("found", kind, len(spans))
+            for start, _ in spans:
+                note("found", kind, 1, start)
             if self.mask in (name, "all"):
                 note("mended", f"{kind} masked", len(spans))
                 text = _replace(text, spans, placeholder)
         return text
+
+
+def secrets_of(text: str) -> Iterator[tuple[str, int]]:
+    """Every secret in a text: its kind, and the character at which it begins."""
+    for _, kind, _, find in _FINDERS:
+        for start, _ in find(text):
+            yield kind, start
 
 
 def _emails(text: str) -> Iterator[Span]:
@@ -119,7 +128,7 @@ def _replace(text: str, spans: list[Span], placeholder: str) -> str:
 
 
 _FINDERS: tuple[tuple[str, str, str, Callable[[str], Iterator[Span]]], ...] = (
-    ("keys", "keys and passwords", "<key>", _keys),
+    ("keys", KEYS, "<key>", _keys),
     ("email", "e-mail addresses", "<email>", _emails),
     ("ips", "IP addresses", "<ip>", _ips),
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
+from settle.data.cleaning.secrets import secrets_of
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.files import Sources
 from settle.data.layouts import Example, Kind
@@ -51,19 +52,21 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
     examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
     prompts: list[int] = []
+    names = [f.name for f in files + held_out_files]
     try:
         for number, row, example in reading.examples():
             prompt, answer = _words(example)
             if example.kind != "text":
                 examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
             texts.append(f"{prompt}\n\n{answer}" if answer else prompt, number, row)
+            for secret, _ in secrets_of(_all_words(example)):
+                ledger.find(secret, 1, f"{names[number]}:{row}")
             prompts.append(int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()))
     finally:
         examples.abandon()
         texts.abandon()
     refuse(reading.refused, settings, ledger)
     ledger.notes["layouts"] = reading.layouts
-    names = [f.name for f in files + held_out_files]
     similar, kind = texts.close(), reading.kind or "chat"
     spool = similar if kind == "text" else examples.close()
     collected = CollectedRows(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
@@ -107,11 +110,11 @@ def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
 
 
 def _drop_repeats(collected: CollectedRows, is_held_out: np.ndarray, ledger: Ledger) -> None:
-    """Drops all but one of identical examples: a held-out one stays where there is one, otherwise the first."""
-    order = np.argsort(~is_held_out, kind="stable")
-    _, first = np.unique(collected.examples.hashes[order], return_index=True)
+    """Drops all but the first of identical examples; held-out ones that a person gave all stay."""
+    _, first = np.unique(collected.examples.hashes, return_index=True)
     collected.sides[:] = DROPPED
-    collected.sides[order[first]] = TRAIN
+    collected.sides[first] = TRAIN
+    collected.sides[is_held_out] = TRAIN
     for number in np.flatnonzero(collected.sides == DROPPED).tolist():
         ledger.drop("exact duplicate", collected.origin(number), "")
 
@@ -130,6 +133,12 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
                 f"({ledger.summary()})",
                 "give more varied examples, or held-out ones of their own with --rows.held-out-from",
             )
+
+
+def _all_words(example: Example) -> str:
+    """Everything that the model may learn to say."""
+    turns = [*example.messages, *example.chosen, *example.rejected]
+    return "\n\n".join([example.text, *(message["content"] for message in turns)])
 
 
 def _words(example: Example) -> tuple[str, str]:

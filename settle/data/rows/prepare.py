@@ -16,7 +16,7 @@ from settle.base.run import read_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
 from settle.data.layouts import Example, Kind
-from settle.data.ledger import Ledger, LedgerRecord
+from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.rows.collect import collect_rows
 from settle.data.rows.encode_rows import Preview, RowEncoder
 from settle.data.rows.known_templates import KNOWN, fitting
@@ -26,7 +26,7 @@ from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 
-_VERSION = 2  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 3  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
 
 
@@ -89,8 +89,9 @@ def prepared_rows(fingerprint: str) -> RowCorpus | None:
 
 def _tell(corpus: RowCorpus, events: Events) -> None:
     """How the rows were understood, for a face to show."""
-    names = ("train", "held_out", "layouts", "dropped", "mended", "skipped")
-    events.emit(RowSummary(**{name: corpus.ledger[name] for name in names}, **corpus.ledger["rows"]))
+    ledger = corpus.ledger
+    summary = {name: ledger[name] for name in (*SUMMARIZED, "layouts")}
+    events.emit(RowSummary(**summary, **ledger["rows"], omissions=ledger.get("omissions", {})))
 
 
 def _open(folder: Path) -> RowCorpus:

@@ -142,7 +142,7 @@ def _data(ledger: Values) -> Iterator[str]:
                 yield f"- {_plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
             yield ""
     if findings := ledger.get("found"):
-        yield "Found in the text: " + ", ".join(f"{_whole(n)} {_plain(kind)}" for kind, n in findings.items()) + "."
+        yield "Found in the text: " + ", ".join(f"{_plain(kind)} ({_whole(n)})" for kind, n in findings.items()) + "."
         yield ""
     yield from _sources(ledger.get("sources") or [])
 
