@@ -95,7 +95,7 @@ def main() -> None:
     resolved, events = resolve(Tune, [("asked", given)]), Events()
     command = resolved.value
     base, corpus = Pretrained.open(command.model), command.corpus(events)
-    plan = plan_tuning(command, resolved.origin, corpus, base, 0.0)
+    plan = plan_tuning(command, resolved.origin, corpus, base)
     job = LiveRun.build(plan, corpus, base)
     job.model.train()
     trainer, state = job.trainer(), LoopState()

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from settle.base import command_start
 from settle.base.choice import Family, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
@@ -29,6 +30,8 @@ BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. A mistake that a person can fix is one or two lines on stderr, no traceback."""
     prepare_streams()
+    if argv is None:
+        command_start.note()
     try:
         _require_unicode(sys.argv[1:] if argv is None else argv)
         tokens = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]

@@ -112,6 +112,16 @@ class ForecastReady(BaseEvent):
 
     kind: Literal["forecast"] = "forecast"
     forecast: Mapping[str, object] = {}
+    phases: Mapping[str, float] = {}  # planned seconds by the name of the stage
+
+
+class PhaseStarted(BaseEvent):
+    """A stage of a run begins. elapsed: seconds of the run so far; left: until its end, None when not known."""
+
+    kind: Literal["phase"] = "phase"
+    phase: str
+    elapsed: float
+    left: float | None = None
 
 
 class Check(BaseEvent):
@@ -307,6 +317,7 @@ Event = Annotated[
     | ForecastComparison
     | PlanReady
     | ForecastReady
+    | PhaseStarted
     | ProofCheck
     | GateCheck
     | Step

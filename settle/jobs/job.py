@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
-from settle.base.events import ResultReady, RunStarted, Say
+from settle.base.events import PhaseStarted, ResultReady, RunStarted, Say
 from settle.base.run import Run, free_name, write_atomic
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
@@ -45,6 +45,10 @@ class Context:
     safe: str = ""
     exit_code: int | None = None
     resources: ExitStack = field(default_factory=ExitStack)
+
+    def seconds_left(self, stage: str) -> float | None:
+        """Until the run ends, when `stage` begins; None when it is not known."""
+        return None
 
 
 C = TypeVar("C", bound=Context)
@@ -97,6 +101,8 @@ def follow(job: Job[C], context: C) -> C:
     try:
         with context.resources:
             for stage in job.stages:
+                left, name = context.seconds_left(stage.__name__), stage.__name__
+                context.events.emit(PhaseStarted(phase=name, elapsed=context.spending.total, left=left))
                 stage(context)
                 if context.exit_code is not None:
                     break

@@ -2,14 +2,19 @@
 
 import time
 
+from settle.base import command_start
 from settle.machine import EnergyMeter, PeakMemory
 
 
 class Spending:
-    """Counts seconds from its creation, and energy and memory from `start` on."""
+    """Counts seconds from its creation, or from where a command began, and energy and memory from `start` on.
+
+    earlier: seconds of the run's earlier sessions, as its newest checkpoint has them.
+    """
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began = command_start.take() or time.monotonic()
+        self.earlier = 0.0
 
     def start(self, device: str, watts: float | None) -> None:
         """Begin to count energy and to watch memory, now that the device is known.
@@ -21,6 +26,11 @@ class Spending:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
+
+    @property
+    def total(self) -> float:
+        """Seconds of all sessions: what a time budget counts."""
+        return self.earlier + self.seconds
 
     def __call__(self) -> dict[str, float]:
         """seconds, joules and peak_memory (bytes) of this session so far."""

@@ -18,6 +18,7 @@ from settle.jobs.training_stages import (
     proof,
     restored_data,
     result,
+    warn_of_time,
 )
 from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
@@ -51,7 +52,9 @@ def forecast(c: TrainContext) -> None:
     if c.record is not None:
         return
     c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events)
-    c.events.emit(ForecastReady(forecast=c.expected.to_json()))
+    c.phases = c.expected.phases
+    c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
+    warn_of_time(c)
     if c.settings.dry:
         end_dry(c, {"plan": c.plan.to_json(), "forecast": c.expected.to_json()})
 

@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from settle.base.amounts import seconds
 from settle.base.errors import RunError
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.file_version import refuse_newer
@@ -21,6 +22,7 @@ from settle.library.deletion import prune
 from settle.machine import accelerator, describe
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
+from settle.plan.phases import too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
@@ -38,7 +40,7 @@ class TrainingContext(Context):
     """What the stages of training make, in the order in which they make it.
 
     base: the pretrained model, when one is trained further. figures: what becomes result.json. compared: lines for the
-    model card on how the model does against its base or its teacher.
+    model card on how the model does against its base or its teacher. phases: planned seconds by the name of the stage.
     """
 
     settings: TrainSettings | TuneSettings | DistillSettings
@@ -50,6 +52,20 @@ class TrainingContext(Context):
     outcome: Outcome = field(init=False)
     figures: dict[str, object] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> float | None:
+        """Seconds that were asked for, of everything; None without a time budget."""
+        if hasattr(self, "plan"):
+            return self.plan.loop.seconds
+        return seconds(self.settings.time) if self.settings.time else None
+
+    def seconds_left(self, stage: str) -> float | None:
+        if self.budget is not None:
+            return max(0.0, self.budget - self.spending.total)
+        names = list(self.phases)
+        return sum(self.phases[name] for name in names[names.index(stage) :]) if stage in names else None
 
     @property
     def is_usable(self) -> bool:
@@ -72,6 +88,8 @@ def earlier_session(c: TrainingContext) -> None:
             raise edited(c.run, f"{key} is missing")
     saved = newest_state(c.run.checkpoints)
     identity = saved["identity"] if saved is not None else None
+    c.spending.earlier = seconds_of(saved)
+    c.phases = dict((c.run.read("forecast.json") or {}).get("phases") or ())
     if isinstance(identity, dict):
         _refuse_changes(c.run, {key: c.record[key] for key in IDENTITY}, identity)
     _warn_of_versions(c)
@@ -115,7 +133,13 @@ def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
         write_json(c.run.path / "forecast.json", expected)
     c.events.move_to(c.run.events)
     if c.record is not None and expected:
-        c.events.emit(ForecastReady(forecast=expected))
+        c.events.emit(ForecastReady(forecast=expected, phases=c.phases))
+
+
+def warn_of_time(c: TrainingContext) -> None:
+    """Say so when a time budget leaves next to nothing for learning."""
+    if warning := too_short(c.plan, c.phases.get("loop", 0.0)):
+        c.events.emit(Warn(text=warning))
 
 
 def proof(c: TrainingContext) -> None:
@@ -145,7 +169,7 @@ def proof(c: TrainingContext) -> None:
 
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
-    c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending)
+    c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total)
     with c.stopping.patiently():
         c.outcome = c.loop.train()
     if c.outcome.interrupted or c.stopping():
@@ -193,6 +217,13 @@ def result(c: TrainingContext) -> None:
         prune(c.run)
     c.events.emit(ResultReady(result=made.to_json()))
     c.exit_code = made.exit_code
+
+
+def seconds_of(saved: Mapping[str, object] | None) -> float:
+    """Seconds of work in the sessions before a checkpoint, by its state."""
+    spent = (saved or {}).get("spent")
+    value = spent.get("seconds") if isinstance(spent, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _refuse_changes(run: Run, now: Mapping[str, object], before: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_r
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.settings import DistillSettings, TuneSettings
-from settle.jobs.training_stages import TrainingContext, begin
+from settle.jobs.training_stages import TrainingContext, begin, warn_of_time
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
@@ -17,7 +17,7 @@ from settle.model.pretrained import Pretrained
 from settle.plan.tuning_forecast import look_ahead
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.live_run import adapter_of
-from settle.train.training_plan import TrainingPlan, Tuning
+from settle.train.training_plan import Tuning
 
 
 @dataclass
@@ -43,6 +43,10 @@ class TuningContext(TrainingContext):
         assert self.live.base is not None
         return self.live.base
 
+    def comparing(self, seconds_per_token: float) -> float:
+        """Seconds of the comparison at the end, where a forward pass takes so long per token."""
+        return 0.0
+
 
 def plan(c: TuningContext) -> None:
     """Every number of the run, each with its origin."""
@@ -51,7 +55,7 @@ def plan(c: TuningContext) -> None:
     if c.settings.dry:
         c.events.emit(RowPreviews.model_validate({"rows": [preview.to_json() for preview in c.corpus.previews]}))
     assert c.base is not None
-    c.plan = plan_tuning(c.settings, dict(c.origin), c.corpus, c.base, c.spending.seconds)
+    c.plan = plan_tuning(c.settings, dict(c.origin), c.corpus, c.base)
     c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
@@ -60,10 +64,10 @@ def forecast(c: TuningContext) -> None:
     if c.record is not None:
         begin(c, c.run.read("forecast.json") or {})
         return
-    before = c.spending.seconds
-    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.events)
-    c.plan = c.live.plan = _without(c.plan, c.spending.seconds - before)
-    c.events.emit(ForecastReady(forecast=expected.to_json()))
+    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events)
+    c.plan, c.phases = c.live.plan, expected.phases
+    c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
+    warn_of_time(c)
     _warn_of_memory(c, expected.peak_memory.value)
     if c.settings.dry:
         end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json()})
@@ -98,14 +102,6 @@ def export(c: TuningContext) -> None:
         record_made(c.run, files, base.source)
     c.add_files(files)
     c.figures["gate"] = gate
-
-
-def _without(plan: TrainingPlan, seconds: float) -> TrainingPlan:
-    """The plan with what the probe took missing from its time."""
-    if not plan.loop.seconds:
-        return plan
-    left = max(plan.loop.seconds / 2, plan.loop.seconds - seconds)
-    return plan.with_loop(seconds=left)
 
 
 def _warn_of_memory(c: TuningContext, expected: float) -> None:

@@ -6,19 +6,19 @@ Costs come from a short real training of the planned model (settle/plan/probe.py
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
-from settle.base.events import Progress
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
-from settle.plan.forecast_figures import Forecast
+from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_law import LAW, worth
+from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
-from settle.plan.size import HAND_OVER_SECONDS
 from settle.train.optimizers import Optimizer
 from settle.train.settled import MORE, decay_tokens, next_evaluation
 from settle.train.training_plan import TrainingPlan
@@ -28,6 +28,8 @@ TIME_SPREAD = 0.08
 MEMORY_SPREAD = 0.05
 POWER_SPREAD = 0.15
 DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new shapes
+PACE_SPREAD = 0.15  # of the tokens that a time budget has room for: how busy the machine will be is not known
+PROOF_SECONDS, PROOF_STEPS = 1.0, 3.0  # the proof takes so long, and as long as so many steps
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
 EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
@@ -38,24 +40,29 @@ def look_ahead(
 ) -> tuple[TrainingPlan, Forecast]:
     """Probe the plan and forecast it. `elapsed`: seconds since the command began.
 
-    What the probe takes of a time budget is missing from the plan handed back. Raises ResourceError, before anything
-    is allocated, when the run would not fit in memory.
+    The plan handed back keeps time for what follows the loop. Raises ResourceError, before anything is allocated, when
+    the run would not fit in memory.
     """
     must_fit(plan)
-    before = elapsed()
     expected_steps = plan.loop.max_steps or 50 * plan.loop.warmup_steps
-    events.emit(Progress(what="probe", done=0, total=1, unit="run"))
-    probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts)
-    events.emit(Progress(what="probe", done=1, total=1, unit="run"))
-    loop = plan.loop
-    if loop.seconds:
-        left = max(loop.seconds / 2, loop.seconds - (elapsed() - before))
-        plan = plan.with_loop(seconds=left)
-    return plan, forecast(plan, corpus, probed, settings, elapsed())
+    probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts, events)
+    spent = elapsed()
+    judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
+    export = export_seconds(plan.num_parameters, probed.evaluation_seconds)
+    plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
+    proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
+    phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
+    return plan, forecast(plan, corpus, probed, settings, phases)
 
 
-def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, spent: float) -> Forecast:
-    """`spent`: seconds since the command began, which are part of the forecast time."""
+def _finally_evaluated(plan: TrainingPlan, corpus: Corpus, probed: Probe, spent: float) -> float:
+    """Held-out tokens that are read when the run ends: the sample once more, and what `LiveRun.judge` reads."""
+    tokens = min(token_budget(plan, _seconds_per_token(plan, probed), spent), 60.0 * 9 * plan.held_out_tokens)
+    return plan.held_out_tokens + min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens / 20))
+
+
+def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, phases: Phases) -> Forecast:
+    """`phases`: where the time goes; that of the loop is found here unless a time budget says it."""
     unique = corpus.train.num_tokens
     packed = corpus.train.num_bytes / unique
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
@@ -66,15 +73,15 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
         return LAW.loss(probed.loss, probed.stderr, short, fresh, packed, parameters)
 
     per_token = _seconds_per_token(plan, probed)
-    tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value)
-    looked_at = min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens.value / 20))
-    fixed = spent + HAND_OVER_SECONDS + probed.evaluation_seconds * looked_at
+    spent = phases.before
+    tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value, spent + phases.proof)
+    phases = replace(phases, loop=tokens.value * per_token)
+    fixed = phases.total - phases.loop
     # a machine whose steps are uneven now will be busy or quiet later
     spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, tokens.log_std)
     time = Interval.log_normal(tokens.value * per_token, spread).shifted(fixed)
     if plan.loop.seconds:
-        most = plan.loop.seconds + fixed
-        time = Interval(min(time.value, most), min(time.low, most), min(time.high, most * 1.05), FORECAST_LEVEL)
+        time = budgeted_time(time, plan.loop.seconds)
     unsure = 0.0 if probed.watts_source == "asked" else POWER_SPREAD
     spread = math.hypot(time.log_std, unsure)
     energy = Interval.log_normal((time.value - spent) * probed.watts, spread)
@@ -88,7 +95,17 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
         loss=Interval(value.value, min(low.low, value.low), max(high.high, value.high), FORECAST_LEVEL),
         currency=settings.currency,
         watts_source=probed.watts_source,
+        budgeted=budgeted(plan, tokens, time),
+        phases=phases.to_json(),
     )
+
+
+def budgeted(plan: TrainingPlan, tokens: Interval, time: Interval) -> tuple[str, ...]:
+    """The figures that the person gave: the run is expected to end by them."""
+    loop = plan.loop
+    by_steps = loop.max_steps is not None and tokens.value >= loop.max_steps * loop.tokens_per_step
+    by_time = loop.seconds is not None and time.value >= (1 - SLACK) * loop.seconds - BUDGET_SECONDS
+    return (("tokens",) if by_steps else ()) + (("time",) if by_time and not by_steps else ())
 
 
 def peak_memory(plan: TrainingPlan, probed: Probe, tokens: float) -> float:
@@ -109,27 +126,40 @@ def cost_interval(energy: Interval, time: Interval, settings: RunSettings) -> In
     return Interval(value, low, high, FORECAST_LEVEL)
 
 
-def token_budget(plan: TrainingPlan, seconds_per_token: float) -> float:
-    """How many tokens the budgets of steps and time have room for; infinite without one."""
+def token_budget(plan: TrainingPlan, seconds_per_token: float, spent: float = 0.0) -> float:
+    """How many tokens the budgets of steps and time have room for after `spent` seconds; infinite without one."""
     loop = plan.loop
     most = math.inf
     if loop.max_steps:
         most = loop.max_steps * loop.tokens_per_step
-    if loop.seconds:
-        most = min(most, loop.seconds / seconds_per_token)
-    return most
+    seconds = loop_seconds(plan, spent, 0.0)
+    return most if seconds is None else min(most, seconds / seconds_per_token)
 
 
-def expected_tokens(plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float]) -> Interval:
+def within_budget(plan: TrainingPlan, around: Interval, seconds_per_token: float, spent: float) -> Interval:
+    """`around` tokens, as far as the budgets go: a number of steps is exact, time is as many as the machine makes."""
+    most = token_budget(plan, seconds_per_token, spent)
+    by_time = most < token_budget(plan.with_loop(seconds=None), seconds_per_token)
+    limited = around.at_most(most)
+    if not by_time or limited.high < most:
+        return limited
+    unsure = Interval.log_normal(most, PACE_SPREAD)
+    return Interval(limited.value, min(limited.low, unsure.low), unsure.high, FORECAST_LEVEL)
+
+
+def expected_tokens(
+    plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float], spent: float = 0.0
+) -> Interval:
     """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
-    loop, most = plan.loop, token_budget(plan, seconds_per_token)
+    loop, most = plan.loop, token_budget(plan, seconds_per_token, spent)
     settles = math.inf
     if loop.until_settled:
         tokens = loop.tokens_per_step * loop.warmup_steps * 4.0
         while tokens < min(most, 1e13) and 1 - loss_at(tokens * (1 + MORE)) / loss_at(tokens) > loop.tolerance:
             tokens *= 1.05
         settles = (tokens + decay_tokens(int(tokens))) * LATER_STOP
-    return Interval.log_normal(min(settles, 1e13), STOP_SPREAD).at_most(most)
+    around = Interval.log_normal(min(settles, 1e13), STOP_SPREAD)
+    return within_budget(plan, around, seconds_per_token, spent)
 
 
 def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.event_log import Events
-from settle.base.events import Event, Step
+from settle.base.events import Event, Progress, Step
 from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
@@ -46,10 +46,13 @@ def probe_steps(expected_steps: int) -> int:
     return max(4, min(MOST, max(FEWEST, round(SHARE * expected_steps)), expected_steps // 10))
 
 
-def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | None = None) -> Probe:
+def probe(
+    plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | None = None, report: Events | None = None
+) -> Probe:
     """Train the plan's model for `most_steps` on a schedule of its own, and look at more held-out text at the end.
 
-    A time budget may end it earlier. `watts`: what the machine draws, when the person says so.
+    A time budget may end it earlier. `watts`: what the machine draws, when the person says so. `report`: receives the
+    progress.
     """
     plan = plan.with_loop(
         max_steps=most_steps,
@@ -68,12 +71,16 @@ def probe(plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | No
         if isinstance(event, Step):
             times.append(loop.tokens_per_step / event.tokens_per_second)
             peaks.append(peak.read())
+            if report is not None:
+                report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
 
     peak, meter = PeakMemory().start(), EnergyMeter(watts, plan.device).start()
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
+    if report is not None:
+        report.emit(Progress(what="probe", done=most_steps, total=most_steps, unit="steps"))
     energy = meter.read()
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
     limit = max(2 * EVALUATION_BLOCK, min(EVALUATED_TOKENS, steps * loop.tokens_per_step))

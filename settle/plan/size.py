@@ -20,7 +20,7 @@ PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more
 EPOCHS = 20  # that a run without a budget is expected to take until it has settled
 OVERNIGHT = 8 * 3600.0  # that it may take at most, when its size is chosen
 MOST_AT_ONCE = 8192  # tokens of one micro-batch
-HAND_OVER_SECONDS = 4.0  # proof before, export and gate after the loop
+AROUND_SECONDS = 8.0  # probe and proof before the loop, export and gate after it, of a small model
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,15 @@ class Size:
     tokens_per_step: int
     micro_tokens: int
     expected_tokens: int
-    seconds: float | None  # the loop's budget
+    seconds: float | None  # the budget of the whole run
 
 
 def choose_size(
     settings: TrainingSettings, corpus: Corpus, device: Accelerator, spent: float, why: dict[str, str]
 ) -> Size:
     """The size that suits the budget and the corpus; `why` receives the reason of each number."""
-    budget = None
-    if seconds := requested_seconds(settings, device):
-        budget = max(seconds / 4, seconds - spent - HAND_OVER_SECONDS)
+    seconds = requested_seconds(settings, device)
+    budget = seconds and max(seconds / 4, seconds - spent - AROUND_SECONDS)
     choice = _Choice(settings, corpus, device)
     if settings.size:
         parameters = count(settings.size)
@@ -58,7 +57,7 @@ def choose_size(
         most = choice.tokens_in(budget or OVERNIGHT, parameters)
         expected = max(batch, int(most if budget else min(expected, most)))
     micro = max(part for part in range(1, min(batch, MOST_AT_ONCE) + 1) if batch % part == 0)
-    return Size(parameters, context, batch, micro, expected, budget)
+    return Size(parameters, context, batch, micro, expected, seconds)
 
 
 class _Choice:

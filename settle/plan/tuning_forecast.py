@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,12 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.forecast import cost_interval, token_budget
-from settle.plan.forecast_figures import Forecast
+from settle.plan.forecast import budgeted, cost_interval, token_budget, within_budget
+from settle.plan.forecast_figures import Forecast, budgeted_time
+from settle.plan.phases import Phases, export_seconds, with_phases
+from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
+from settle.plan.tuning_plan import EPOCHS
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import LiveRun, blocks
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
@@ -38,6 +41,7 @@ TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
 MEMORY_GROWTH, HALF_MEMORY_GROWTH = 1.05, 1.25  # peak memory of the run ÷ that of the probe; float32, half types
 STOP_SPREAD = 0.4  # relative spread of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
+Comparing = Callable[[float], float]
 FALL = 0.35  # share of the loss's fall in the probe that is repeated with every further factor e of tokens
 
 
@@ -57,20 +61,37 @@ class Measured:
     stderr: float
 
 
-def look_ahead(job: LiveRun, settings: TuningSettings, elapsed: Callable[[], float], events: Events) -> Forecast:
-    """Measure the plan's model and forecast its run. `elapsed`: seconds since the command began.
+def look_ahead(
+    job: LiveRun, settings: TuningSettings, elapsed: Callable[[], float], comparing: Comparing, events: Events
+) -> Forecast:
+    """Measure the plan's model and forecast its run. `elapsed`: seconds since the command began; `comparing`: seconds
+    of the comparison at the end, by the seconds per token of a forward pass.
 
-    The model is left as it was.
+    The model is left as it was; the run's plan keeps time for what follows the loop.
     """
-    events.emit(Progress(what="probe", done=0, total=1, unit="run"))
-    measured = measure(job, settings.watts)
-    events.emit(Progress(what="probe", done=1, total=1, unit="run"))
-    return forecast(job, measured, settings, elapsed())
+    measured = measure(job, settings.watts, events)
+    plan, per_token, spent = job.plan, measured.evaluation_seconds, elapsed()
+    of_step = measured.step_seconds / plan.loop.tokens_per_step
+    tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
+    judge = per_token * (plan.held_out_tokens + _finally_evaluated(job, tokens))
+    adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
+    export = export_seconds(adds, per_token)
+    comparison = comparing(per_token)
+    job.plan = plan = with_phases(plan, judge + export, comparison, measured.step_seconds)
+    comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison
+    proof = PROOF_STEPS * measured.step_seconds
+    return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison))
 
 
-def measure(job: LiveRun, watts: float | None = None) -> Measured:
+def _finally_evaluated(job: LiveRun, tokens: float) -> int:
+    """Held-out tokens that `LiveRun.judge` reads after that many tokens of training."""
+    return min(job.corpus.held_out.num_tokens, max(job.plan.held_out_tokens, int(3 * tokens / 20)))
+
+
+def measure(job: LiveRun, watts: float | None = None, report: Events | None = None) -> Measured:
     """Steps with the run's own batches and a rate that rises and falls, on the model itself. The first one is with the
-    largest batch of the run, for the memory that it takes.
+    largest batch of the run, for the memory that it takes. A time budget may end it earlier. report: receives the
+    progress.
     """
     loop, model = job.plan.loop, job.model
     assert isinstance(job.batches, RowBatches)
@@ -87,6 +108,7 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
         evaluation = evaluate(model, job.objective, sample, 0, 0)
         return evaluation.loss, evaluation.stderr, time.perf_counter() - began
 
+    patience = min(PATIENCE, SHARE_OF_TIME * (loop.seconds or math.inf))
     peak, meter = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start()
     times, tokens = [], []
     trainer, state = job.trainer(), LoopState()
@@ -97,9 +119,11 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
         trainer.take_step(state, min(step + 1, steps - step) / (steps / 2 + 1))
         times.append(time.perf_counter() - began)
         tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, state.position)))
+        if report is not None:
+            report.emit(Progress(what="probe", done=step + 1, total=steps, unit="steps"))
         if not step:
             state.position = 0
-        elif sum(times) > PATIENCE:
+        elif sum(times) > patience:
             break
     after, stderr, evaluation_seconds = evaluated()
     energy = meter.read()
@@ -125,24 +149,23 @@ def measure(job: LiveRun, watts: float | None = None) -> Measured:
     )
 
 
-def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, spent: float) -> Forecast:
-    """`spent`: seconds since the command began, which are part of the forecast time."""
-    loop = job.plan.loop
+def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases: Phases) -> Forecast:
+    """`phases`: where the time goes; that of the loop is found here."""
+    loop, spent = job.plan.loop, phases.before
     assert isinstance(job.corpus, RowCorpus)
     per_token = measured.step_seconds / loop.tokens_per_step
-    tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token)
-    held_out = min(job.corpus.held_out.num_inputs, max(job.plan.held_out_tokens, int(3 * tokens.value / 20)))
-    evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens + held_out
-    fixed = spent + PROOF_STEPS * measured.step_seconds + evaluations * measured.evaluation_seconds
+    tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token, spent + phases.proof)
+    evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds
+    if loop.seconds:  # the evaluations are part of the loop's time
+        evaluations = min(evaluations, tokens.value * per_token * loop.evaluation_cost)
+    phases = replace(phases, loop=tokens.value * per_token + evaluations)
+    fixed = phases.total - tokens.value * per_token
     unsure_steps = measured.step_spread / math.sqrt(measured.steps)
     seconds = tokens.value * per_token + fixed
     of_steps = math.hypot(unsure_steps, tokens.log_std) * (1 - fixed / seconds)
     duration = Interval.log_normal(seconds, math.hypot(TIME_SPREAD, of_steps))
     if loop.seconds:
-        most = loop.seconds + fixed
-        duration = Interval(
-            min(duration.value, most), min(duration.low, most), min(duration.high, most * 1.05), FORECAST_LEVEL
-        )
+        duration = budgeted_time(duration, loop.seconds)
     unsure = 0.0 if measured.watts_source == "asked" else POWER_SPREAD
     spread = math.hypot(duration.log_std, unsure)
     energy = Interval.log_normal((duration.value - spent) * measured.watts, spread)
@@ -161,6 +184,8 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, spent: 
         loss=_loss(job.plan, measured, tokens),
         currency=settings.currency,
         watts_source=measured.watts_source,
+        budgeted=budgeted(job.plan, tokens, duration),
+        phases=phases.to_json(),
     )
 
 
@@ -180,14 +205,14 @@ def _widened_head(job: LiveRun) -> int:
     return 0 if job.whole or job.plan.dtype == "float32" else 4 * numbers
 
 
-def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float) -> Interval:
+def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float, spent: float = 0.0) -> Interval:
     loop = plan.loop
     first_verdict = loop.warmup_steps * loop.tokens_per_step
     for _ in range(MIN_HISTORY):
         first_verdict = next_evaluation(first_verdict, plan.held_out_tokens, loop.evaluation_cost)
     settles = max(first_verdict * 1.15, SETTLES_AFTER * epoch)
     around = Interval.log_normal(settles + decay_tokens(int(settles)), STOP_SPREAD)
-    return around.at_most(token_budget(plan, seconds_per_token))
+    return within_budget(plan, around, seconds_per_token, spent)
 
 
 def _evaluations(plan: TrainingPlan, tokens: float) -> int:

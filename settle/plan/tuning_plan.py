@@ -11,7 +11,7 @@ from settle.machine import Accelerator, accelerator, cores, memory
 from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
-from settle.plan.size import HAND_OVER_SECONDS, requested_seconds
+from settle.plan.size import requested_seconds
 from settle.plan.training_plan import choose_dtype, origins, shapes
 from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
@@ -32,10 +32,8 @@ RATES: dict[str, dict[str, float]] = {
 }
 
 
-def plan_tuning(
-    settings: TuningSettings, origin: dict[str, str], corpus: RowCorpus, base: Pretrained, spent: float
-) -> TrainingPlan:
-    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing the data took.
+def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCorpus, base: Pretrained) -> TrainingPlan:
+    """Every number of the run. `origin`: the source of each setting.
 
     Raises UsageError for what does not go together, ResourceError for what does not fit, proposing what would.
     """
@@ -61,7 +59,7 @@ def plan_tuning(
     loop = _loop(settings, corpus, rows, threads, why).model_copy(
         update={
             "evaluation_cost": _evaluation_cost(corpus, held_out),
-            "seconds": _seconds(requested_seconds(settings, device), spent),
+            "seconds": requested_seconds(settings, device),
         }
     )
     adapter_settings = adapter.model_dump(mode="json") if adapter else {}
@@ -116,11 +114,6 @@ def _objective(
     if requested.name is None:
         why["objective.name"] = f"the rows are {what}"
     return name, Objective.make(name, choice.settings).resolved(base)
-
-
-def _seconds(budget: float | None, spent: float) -> float | None:
-    """What a time budget leaves for the loop."""
-    return budget and max(budget / 4, budget - spent - HAND_OVER_SECONDS)
 
 
 def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, why: dict[str, str]) -> LoopPlan:

@@ -55,7 +55,9 @@ class LiveDisplay:
         if self.work is not None:
             work = self.work
             share = work.done / work.total if work.total else None
-            return _bar(work.what, share, progress_text(work, self.work_began), width)
+            bar = _bar(work.what, share, progress_text(work, self.work_began), width)
+            left = [text for text in left_text(self.course) if "left" in text]
+            return Group(bar, self._row(f"the run: {left[0]}")) if left and self.course.left.phase else bar
         course = self.course
         if course.step is None and not course.evals:
             return Text("")

@@ -8,8 +8,16 @@ from settle.base.run.course import RunCourse
 from settle.show.amounts import amount, count, duration
 from settle.show.tables import gain_text
 
+PHASES = {  # names of stages, for people
+    "before": "reading and probe",
+    "proof": "proof",
+    "loop": "training",
+    "judge": "last evaluation",
+    "export": "export and gate",
+    "compare": "comparison",
+}
 FEW = 10  # a pace over so few big things is not worth saying
-DECAY_REASONS = {"settled": "the model has settled", "budget": "the budget is nearly spent"}
+DECAY_REASONS = {"settled": "the model has settled", "budget": "the budget is nearly spent", "time": "the time is nearly spent"}
 
 
 def loss_text(loss: float | None) -> str:
@@ -26,7 +34,8 @@ def eval_text(event: Eval) -> str:
 
 def decay_text(event: DecayStarted) -> str:
     why = DECAY_REASONS.get(event.why, event.why)
-    return f"{why}: the learning rate falls to zero until step {event.until:,}"
+    about = "about " if event.why == "time" else ""
+    return f"{why}: the learning rate falls to zero until {about}step {event.until:,}"
 
 
 def rollback_text(event: Rollback) -> str:
@@ -63,7 +72,13 @@ def left_text(course: RunCourse) -> list[str]:
     if left is None:
         spent = course.left.spent()
         return [f"{duration(spent)} so far"] if spent > 1 else []
-    return [f"{'at most' if left[1] == 'at most' else 'about'} {duration(left[0])} left"]
+    return [f"{'at most' if left[1] == 'at most' else 'about'} {duration(left[0])} left"] if left[0] >= 1 else []
+
+
+def phases_text(phases: Mapping[str, float]) -> str:
+    """Where the time is planned to go; what takes no second is left out."""
+    known = [(PHASES[name], seconds) for name, seconds in phases.items() if name in PHASES and seconds >= 1]
+    return "planned: " + " · ".join(f"{name} {duration(seconds)}" for name, seconds in known)
 
 
 def evidence_text(course: RunCourse, width: int) -> str:

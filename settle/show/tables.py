@@ -64,6 +64,8 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
     has_interval = actual is None or width >= INTERVAL_FITS
     columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
     rows = []
+    given = forecast.get("budgeted")
+    asked = set(given) if isinstance(given, list | tuple) else set()
     for name, item in forecast.items():
         if not isinstance(item, Mapping) or "value" not in item:
             continue
@@ -72,7 +74,8 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
             continue
         source = ", estimated" if item.get("source") == "estimated" else ""
         row = [name.replace("_", " ") + source, amount(item["value"], unit)]
-        row += [_interval(item.get("low"), item.get("high"), unit)] * has_interval
+        interval = "as asked" if name in asked else _interval(item.get("low"), item.get("high"), unit)
+        row += [interval] * has_interval
         row += _actual(actual.get(name), item, unit) if actual is not None else []
         rows.append(row)
     return Listing(columns=columns, rows=rows)

@@ -18,6 +18,7 @@ from settle.show.sentences import (
     evidence_text,
     left_text,
     loss_text,
+    phases_text,
     progress_text,
     rollback_text,
     speed_text,
@@ -117,6 +118,8 @@ class Talk:
                 self.console.print(plan_table(event, width))
             case kinds.ForecastReady() if event.forecast:
                 self.console.print(listing(comparison(event.forecast, None), width))
+                if event.phases:
+                    self._line(phases_text(event.phases))
             case kinds.TextSummary():
                 self._line(text_line(event))
                 self._warn(secrets_warning(event, "--data.mask keys replaces them"))
@@ -156,7 +159,8 @@ class Talk:
         live.work = event
         ended = event.total is not None and event.done >= event.total
         if not live.is_on and (ended or self._is_due(event.what, event.time)):
-            self._line(f"{event.what}: {progress_text(event, live.work_began)}")
+            left = [] if ended else [f"the run: {text}" for text in left_text(self.course) if "left" in text]
+            self._line(" · ".join([f"{event.what}: {progress_text(event, live.work_began)}", *left]))
         if ended:
             live.work = None
         live.draw(now=ended)

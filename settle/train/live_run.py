@@ -94,9 +94,15 @@ class LiveRun:
         return {key: record[key] for key in IDENTITY}
 
     def loop(
-        self, run: Run, events: Events, stopping: Callable[[], bool], spending: Callable[[], dict[str, float]] = dict
+        self,
+        run: Run,
+        events: Events,
+        stopping: Callable[[], bool],
+        spending: Callable[[], dict[str, float]] = dict,
+        elapsed: Callable[[], float] | None = None,
     ) -> Loop:
-        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode)
+        """elapsed: as in `Session`."""
+        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed)
         return Loop(self.trainer(), HeldOut(self.held_out, self.tokenizer.byte_length), session)
 
     def trainer(self) -> Trainer:
@@ -111,6 +117,8 @@ class LiveRun:
         loop = self.plan.loop
         affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
         limit = max(self.plan.held_out_tokens, affordable)
+        if loop.seconds is not None and affordable <= self.plan.held_out_tokens:  # the same text, and no time to spare
+            return next(e for e in state.history if e.step == state.best_step).figures()
         batches = blocks(self.plan, self.corpus, limit)
         tokens = state.best_step * loop.tokens_per_step
         held_out = HeldOut(batches, self.tokenizer.byte_length)

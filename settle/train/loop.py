@@ -21,7 +21,7 @@ class Loop:
     def __init__(self, trainer: Trainer, held_out: HeldOut, session: Session) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events = session.events
-        self.watch = Watch(trainer, held_out, session.events)
+        self.watch = Watch(trainer, held_out, session.events, session.elapsed)
         self.recovery = Recovery(trainer, session)
         self.state = LoopState(schedule=Schedule(self.plan.warmup_steps))
 

@@ -25,7 +25,8 @@ class Session:
     """What a process that works on a run gives the loop.
 
     identity: what else a resume must find unchanged, kept in each checkpoint. spending: seconds, joules and peak bytes
-    of this session so far. decode: ids → text, to show the rows of a bad batch.
+    of this session so far. decode: ids → text, to show the rows of a bad batch. elapsed: seconds since the run began,
+    those of earlier sessions included; None: the loop's own seconds.
     """
 
     run: Run
@@ -34,6 +35,7 @@ class Session:
     identity: Mapping[str, object] = field(default_factory=dict)
     spending: Callable[[], dict[str, float]] = dict
     decode: Callable[[np.ndarray], str] = lambda ids: str(ids.tolist())
+    elapsed: Callable[[], float] | None = None
 
 
 class Recovery:

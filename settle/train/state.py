@@ -20,7 +20,12 @@ class LoopPlan(Settings):
     sequence_length: int = Field(description="longest piece of a document that attention sees, tokens")
     warmup_steps: int = Field(description="steps of rising learning rate")
     max_steps: int | None = Field(None, description="stop after this many steps at the latest")
-    seconds: float | None = Field(None, description="time budget of the loop, seconds of work")
+    seconds: float | None = Field(None, description="time budget of the whole run, seconds of work")
+    seconds_after: float = Field(
+        0.0, description="what follows the loop: the last evaluations, export and gate, in seconds at the probe's pace"
+    )
+    seconds_comparing: float = Field(0.0, description="kept for the comparison, which fits itself into its time")
+    step_seconds: float = Field(0.0, description="the probe's pace, seconds per step")
     decay_fraction: float = Field(description="share of a budgeted run in which the learning rate falls to zero")
     tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
@@ -78,6 +83,7 @@ class LoopState:
     skipped: list[int] = field(default_factory=list)
     rollbacks: list[RollbackNote] = field(default_factory=list)
     best_step: int = 0
+    last_step: int | None = None  # by which the decay ends, where a number of steps decides it and not the clock
     stop: str = ""  # why the end was decided: settled | overfitting | budget | diverged | broken
     judgement: dict[str, object] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)

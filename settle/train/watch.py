@@ -4,6 +4,8 @@ Legend: V vocabulary.
 """
 
 import math
+from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,13 +18,21 @@ from settle.train.state import LoopState
 from settle.train.trainer import Trainer
 
 FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
+FEWEST_STEPS, LEAST_SECONDS = 4, 5.0  # the latest steps that the pace is measured over: so many, and so long
+MOST_SLOWDOWN = 6.0  # beyond this a busy moment is taken for what it is
 
 
 class Watch:
-    """Evaluates a trainer's model on held-out data. `best`: the weights of the lowest held-out loss so far."""
+    """Evaluates a trainer's model on held-out data. `best`: the weights of the lowest held-out loss so far.
 
-    def __init__(self, trainer: Trainer, held_out: HeldOut, events: Events) -> None:
+    elapsed: seconds since the run began, which a time budget counts; None: the loop's own.
+    """
+
+    def __init__(
+        self, trainer: Trainer, held_out: HeldOut, events: Events, elapsed: Callable[[], float] | None = None
+    ) -> None:
         self.trainer, self.plan, self.held_out, self.events = trainer, trainer.plan, held_out, events
+        self._elapsed, self._pace = elapsed, Pace()
         plan = self.plan
         self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, self._frequency_loss())
         self.best: Weights = {}
@@ -71,28 +81,85 @@ class Watch:
     # --- budgets ---
 
     def spend_budget(self, state: LoopState) -> None:
-        """Begin the decay when the budget asks for it: in steps when known beforehand, else by the clock."""
+        """Begin the decay when the budget asks for it: in steps when known beforehand, else by the clock, which also
+        says anew before every step how long the decay can be."""
         plan = self.plan
+        if plan.seconds is not None:
+            self._pace.add(self._spent(state), state.step)
         if state.schedule.decay_start is not None:
+            if plan.seconds is not None:
+                self._replan_decay(state)
             return
         if plan.max_steps is not None:
             steps = max(1, round(plan.max_steps * plan.decay_fraction))
             if state.step >= plan.max_steps - steps:
                 self._begin_decay(state, "budget", plan.max_steps - state.step)
                 return
-        if plan.seconds is not None and state.step > 0 and state.seconds >= plan.seconds * (1 - plan.decay_fraction):
-            self._begin_decay(state, "budget", self._affordable_steps(state))
+        if plan.seconds is not None and state.step > 0:
+            left = self._seconds_left(state)
+            if left <= plan.decay_fraction * (state.seconds + left):
+                self._begin_decay(state, "time", self._affordable_steps(state))
+
+    def _spent(self, state: LoopState) -> float:
+        """Seconds that a time budget counts."""
+        return state.seconds if self._elapsed is None else self._elapsed()
+
+    def _seconds_left(self, state: LoopState) -> float:
+        """What the time budget leaves for the loop. What comes after it will be as slow as the loop is now."""
+        plan = self.plan
+        assert plan.seconds is not None
+        after = plan.seconds_after * self._pace.slowdown(plan.step_seconds) + plan.seconds_comparing
+        return plan.seconds - self._spent(state) - after
 
     def _affordable_steps(self, state: LoopState) -> int:
-        """How many further steps the budget has room for, at the speed so far; at least one."""
+        """How many further steps the budget has room for, at the present speed; at least one."""
         plan = self.plan
         left = math.inf if plan.max_steps is None else plan.max_steps - state.step
         if plan.seconds is not None:
-            left = min(left, (plan.seconds - state.seconds) / max(state.seconds / state.step, 1e-9))
-        return max(1, round(min(left, 1e9)))
+            pace = self._pace.seconds_per_step or state.seconds / max(1, state.step)
+            left = min(left, self._seconds_left(state) / max(pace, 1e-9))
+        return max(1, math.floor(min(left, 1e9)))
+
+    def _replan_decay(self, state: LoopState) -> None:
+        """End the decay when the time is spent, at the present speed, and not after a number of steps fixed before."""
+        steps = self._affordable_steps(state)
+        if state.last_step is not None:
+            steps = max(1, min(steps, state.last_step - state.step))
+        if state.step + steps != state.schedule.end:
+            state.schedule = state.schedule.replanned(state.step, steps)
 
     def _begin_decay(self, state: LoopState, why: str, steps: int) -> None:
-        state.stop = why
+        state.last_step = None if why == "time" else state.step + steps
+        state.stop = "budget" if why == "time" else why
         state.schedule = state.schedule.decay_from(state.step, steps)
         assert state.schedule.end is not None
         self.events.emit(DecayStarted(step=state.step, until=state.schedule.end, why=why))
+
+
+class Pace:
+    """The latest (seconds, step) of a run."""
+
+    def __init__(self) -> None:
+        self._latest: deque[tuple[float, int]] = deque()
+
+    def add(self, seconds: float, step: int) -> None:
+        """At `seconds` of work, `step` steps were done."""
+        latest = self._latest
+        if latest and step <= latest[-1][1]:
+            latest.clear()  # a rollback
+        latest.append((seconds, step))
+        while len(latest) > FEWEST_STEPS + 1 and seconds - latest[1][0] >= LEAST_SECONDS:
+            latest.popleft()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """None before there are two steps."""
+        if len(self._latest) < 2:
+            return None
+        (began, first), (now, last) = self._latest[0], self._latest[-1]
+        return (now - began) / (last - first)
+
+    def slowdown(self, planned: float) -> float:
+        """The present seconds per step ÷ the planned ones; 1 when either is not known."""
+        pace = self.seconds_per_step
+        return min(MOST_SLOWDOWN, pace / planned) if pace and planned else 1.0

@@ -41,7 +41,7 @@ def test_forecast_tells_every_figure_with_its_interval(corpus: Corpus, monkeypat
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
     plan, settings = planned(corpus, watts=10.0, price_per_kwh=1.0, price_per_hour=36.0)
     _, told = look_ahead(plan, corpus, settings, lambda: 5.0, Events())
-    for name, figure in vars(told).items():
+    for name, figure in told.figures.items():
         assert 0 < figure.low <= figure.value <= figure.high < math.inf, name
     assert told.tokens.high == 40 * plan.loop.tokens_per_step
     assert told.energy.value == pytest.approx((told.time.value - 5.0) * 10.0)

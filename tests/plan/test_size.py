@@ -50,7 +50,7 @@ def test_what_is_asked_for_is_taken(monkeypatch, asked):
 
 def test_money_buys_time(monkeypatch):
     size, _ = chosen(monkeypatch, FAST, 10**9, max_cost=1.0, price_per_hour=6.0, price_per_kwh=0.0)
-    assert size.seconds == pytest.approx(600 - sizes.HAND_OVER_SECONDS)
+    assert size.seconds == pytest.approx(600)
 
 
 def test_the_speed_is_really_measured(home):

@@ -13,6 +13,7 @@ from settle.base.events import (
     Eval,
     Event,
     ForecastReady,
+    PhaseStarted,
     PlanReady,
     Resumed,
     Rollback,
@@ -20,6 +21,7 @@ from settle.base.events import (
     Step,
 )
 
+LOOP = "loop"  # the stage that trains
 PACE_STEPS = 64  # latest steps that the pace is measured over
 SPEED_SMOOTHING = 0.9  # weight of the earlier speed; a smooth number is easier to read
 ALMOST_DONE = 0.995  # the largest fraction shown while the run still continues
@@ -112,7 +114,10 @@ class RunCourse:
 
 @dataclass
 class TimeLeft:
-    """When the run will end: by its steps, once the decay has begun, otherwise by its limits and its forecast."""
+    """When the run will end: by its clock, by its steps once the decay has begun, or by its limits and its forecast.
+
+    What follows the loop is part of it: `after` is how long that was planned to take.
+    """
 
     began: float | None = None  # time of the first step of this session
     earlier: float = 0.0  # seconds of work in earlier sessions
@@ -125,6 +130,10 @@ class TimeLeft:
     end_step: int | None = None  # known once the decay has begun
     most_steps: int | None = None  # that the person allowed
     by_clock: bool = False  # the person allowed a time
+    phase: str = ""  # the stage that is being worked on
+    ends_at: float | None = None  # time by which the run ends: by its clock, or as the stage now at work was planned
+    after: float = 0.0  # seconds planned for what follows the loop
+    ends_by_clock: bool = False  # the decay goes on until the time is spent
     tokens_per_second: float | None = None
     _pace: list[tuple[float, int]] = field(default_factory=list)  # (time, step) of the latest steps
 
@@ -135,14 +144,23 @@ class TimeLeft:
         elif isinstance(event, Eval) and not event.whole:
             self.tokens = event.tokens
         elif isinstance(event, DecayStarted):
-            self.end_step = event.until
+            self.end_step, self.ends_by_clock = event.until, event.why == "time"
+        elif isinstance(event, PhaseStarted):
+            self.phase = event.phase
+            self.ends_at = None if event.left is None else event.time + event.left
         elif isinstance(event, PlanReady):
             steps = _number(event.values.get("steps"))
-            self.most_steps, self.by_clock = int(steps) if steps else None, bool(event.values.get("time"))
+            self.most_steps, self.by_clock = (
+                int(steps) if steps else None,
+                bool(event.values.get("time") or event.values.get("max_cost")),
+            )
         elif isinstance(event, ForecastReady):
             time, tokens = _interval(event.forecast, "time"), _interval(event.forecast, "tokens")
             self.expected, self.at_most = time if time else (None, None)
             self.tokens_expected = tokens or self.tokens_expected
+            names = list(event.phases)
+            following = names[names.index(LOOP) + 1 :] if LOOP in names else []
+            self.after = sum(event.phases[name] for name in following)
         elif isinstance(event, Resumed):
             self.earlier, self.step, self.end_step = event.seconds, event.step, event.until
             self.most_steps, self.by_clock = event.most_steps, event.by_clock
@@ -159,26 +177,34 @@ class TimeLeft:
 
     def seconds(self) -> tuple[float, str] | None:
         """Seconds left and how that is known: "steps", "forecast" or "at most"; None when it is not known."""
+        by_plan = None if self.ends_at is None else self.ends_at - self.now
+        if self.phase not in ("", LOOP):
+            return (by_plan, "plan") if by_plan is not None and by_plan > 0 else None
         per_step = self._seconds_per_step()
-        if self.end_step is not None and per_step is not None:
-            return max(0.0, (self.end_step - self.step) * per_step), "steps"
         known = [(math.inf, "")]
-        if self.most_steps is not None and per_step is not None:
-            known.append((max(0.0, (self.most_steps - self.step) * per_step), "at most"))
-        known += self._by_forecast(per_step)
+        if self.by_clock and by_plan is not None:
+            known.append((max(0.0, by_plan), "clock"))
+        if self.end_step is not None and per_step is not None and not self.ends_by_clock:
+            known.append((max(0.0, (self.end_step - self.step) * per_step) + self.after, "steps"))
+        elif self.end_step is None or not self.by_clock:
+            if self.most_steps is not None and per_step is not None:
+                known.append((max(0.0, (self.most_steps - self.step) * per_step) + self.after, "at most"))
+            known += self._by_forecast(per_step)
         left = min(known)
         return left if left[1] else None
 
     def _by_forecast(self, per_step: float | None) -> list[tuple[float, str]]:
         """The forecast tokens that are left, at the present pace; seconds before there is a pace, and where a clock
         ends the run."""
-        done, pace = self.spent(), 1.0
+        spent, pace = self.spent(), 1.0
+        done: float = spent
         ends: tuple[float | None, float | None] = (self.expected, self.at_most)
         if self.tokens_expected and per_step is not None and self.tokens and not self.by_clock:
             done, ends, pace = self.tokens, self.tokens_expected, per_step * self.step / self.tokens
         for end, how in zip(ends, ("forecast", "at most"), strict=True):
             if end is not None and done < end:
-                return [((end - done) * pace, how)]
+                after = self.after if done is not spent else 0.0
+                return [((end - done) * pace + after, how)]
         return []
 
     def _seconds_per_step(self) -> float | None:

@@ -1,0 +1,85 @@
+"""What a run's time goes to, planned before it begins: seconds of each phase that follows the probe.
+
+A time budget is for all of it. What comes after the loop is kept free: evaluation, export and gate at the speed that
+the probe saw, and a share for the comparison, which fits itself into what is left (settle/evaluate).
+"""
+
+from dataclasses import dataclass
+
+from settle.train.training_plan import TrainingPlan
+
+# 2026-11-27, bench/budget.py: what export and gate take beyond the work of the model itself, and in forward passes
+EXPORT_SECONDS = 3.0  # starting llama.cpp twice, the card and the picture
+EXPORT_SECONDS_PER_BYTE = 4e-9  # of the weights in fp32: written twice, hashed and read again
+GATE_TOKENS = 6_000  # tokens that the live model reads for the gate
+COMPARISON_SHARE = 0.25  # of a time budget, at most
+LEAST_STEPS = 20  # a time budget should have room for so many
+WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
+SLACK = 0.02  # share of a time budget that is kept for what nobody planned
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds. before: reading, pruning and the probe, spent already. proof to comparison: planned."""
+
+    before: float
+    proof: float
+    loop: float
+    judge: float
+    export: float
+    compare: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds by the name of the stage."""
+        return {name: round(seconds, 1) for name, seconds in vars(self).items() if seconds > 0}
+
+    @property
+    def total(self) -> float:
+        return self.before + self.proof + self.loop + self.after_loop + self.compare
+
+    @property
+    def after_loop(self) -> float:
+        """What follows the loop and cannot be made shorter."""
+        return self.judge + self.export
+
+
+def export_seconds(num_parameters: int, evaluation_seconds: float) -> float:
+    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token."""
+    return EXPORT_SECONDS + EXPORT_SECONDS_PER_BYTE * 4 * num_parameters + GATE_TOKENS * evaluation_seconds
+
+
+def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None:
+    """What a time budget leaves for the loop; None without one."""
+    loop = plan.loop
+    if not loop.seconds:
+        return None
+    return max(loop.step_seconds, loop.seconds - spent - proof - loop.seconds_after - loop.seconds_comparing)
+
+
+def with_phases(plan: TrainingPlan, after: float, comparison: float, step_seconds: float) -> TrainingPlan:
+    """The plan with the time that is kept for what follows the loop."""
+    loop = plan.loop
+    if not loop.seconds:
+        return plan
+    comparison = min(comparison, COMPARISON_SHARE * loop.seconds)
+    after += SLACK * loop.seconds
+    steps = (loop.seconds - after - comparison) / max(step_seconds, 1e-9)
+    return plan.with_loop(
+        seconds_after=after,
+        seconds_comparing=comparison,
+        step_seconds=step_seconds,
+        warmup_steps=min(loop.warmup_steps, max(1, round(WARMUP_SHARE * steps))),
+    )
+
+
+def too_short(plan: TrainingPlan, seconds: float) -> str | None:
+    """What to say of a time budget that leaves the loop only so many seconds; None when it has room to learn."""
+    loop = plan.loop
+    if not loop.seconds or not loop.step_seconds or seconds >= LEAST_STEPS * loop.step_seconds:
+        return None
+    steps = max(1, int(seconds / loop.step_seconds))
+    needed = loop.seconds + 2 * LEAST_STEPS * loop.step_seconds - seconds
+    return (
+        f"the time has room for about {steps} step{'s' if steps > 1 else ''} of training: everything else takes "
+        f"{loop.seconds - seconds:,.0f} s; --time {60 * -(-needed // 60) / 60:.0f}m would be enough to begin with"
+    )
