@@ -17,7 +17,11 @@ PHASES = {  # names of stages, for people
     "compare": "comparison",
 }
 FEW = 10  # a pace over so few big things is not worth saying
-DECAY_REASONS = {"settled": "the model has settled", "budget": "the budget is nearly spent", "time": "the time is nearly spent"}
+DECAY_REASONS = {
+    "settled": "the model has settled",
+    "budget": "the budget is nearly spent",
+    "time": "the time is nearly spent",
+}
 
 
 def loss_text(loss: float | None) -> str:
