@@ -11,6 +11,7 @@ from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Draft, Load
 from settle.infer.client import LORA, LlamaClient
 from settle.infer.context import fitting_context
+from settle.infer.template_check import require_sound_model
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata
 
 
@@ -63,6 +64,11 @@ class Engine(ChildModel[Child], LlamaClient):
             require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))
         load = Load(self.path, fitting, slots, adapters, template or None, threads, draft=draft)
         LlamaClient.__init__(self, Child(load, ready_seconds), metadata)
+
+    def start(self) -> None:
+        """Starts llama.cpp and waits until it has loaded the model. Raises EngineError."""
+        require_sound_model(self.path.name, self.metadata)
+        super().start()
 
     def _lora(self) -> list[LORA]:
         return [{"id": 0, "scale": self.adapter_scale}] if self.adapter else []

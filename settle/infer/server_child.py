@@ -74,6 +74,8 @@ def _serve(settings: dict[str, Any], links: str) -> str:
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if settings["template"]:
         params.chat_template = settings["template"]
+    elif settings["use"] != "generate":
+        params.chat_template = "chatml"  # of llama.cpp: that of the file would be run for nothing
     params.warmup = False
     params.ui = False
     params.endpoint_slots = False

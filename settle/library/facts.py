@@ -37,9 +37,10 @@ Use = Literal["generate", "embed", "rerank"]
 class Facts:
     """What a GGUF file says of itself.
 
-    template: of chats, or None. context: the longest its model was trained for, in tokens. embeds: it gives vectors or
-    scores, and writes nothing. ends: the ids of tokens that end an answer. fim: the ids of tokens around a gap to fill
-    (pre, suf, mid) and between files (rep, sep), empty when the model has none.
+    template: of chats, or None. templates: all that the file has, those for special uses too. context: the longest its
+    model was trained for, in tokens. embeds: it gives vectors or scores, and writes nothing. ends: the ids of tokens
+    that end an answer. fim: the ids of tokens around a gap to fill (pre, suf, mid) and between files (rep, sep), empty
+    when the model has none.
     """
 
     architecture: str
@@ -51,6 +52,7 @@ class Facts:
     layers: int
     quantization: str
     template: str | None
+    templates: tuple[str, ...]
     pooling: Pooling
     embeds: bool
     num_vocab: int
@@ -80,6 +82,12 @@ def adapter_template(path: Path) -> str | None:
 def takes_turns(metadata: Metadata) -> bool:
     """Whether a model answers through a chat template; otherwise it completes text."""
     return bool(metadata.get(TEMPLATE_KEY)) and not metadata.get(PLAIN_TEXT_KEY)
+
+
+def templates(metadata: Metadata) -> tuple[str, ...]:
+    """Every chat template of a GGUF file: llama.cpp compiles also those that are meant for special uses."""
+    named = (value for key, value in metadata.items() if key.startswith(TEMPLATE_KEY))
+    return tuple(value for value in named if isinstance(value, str))
 
 
 def chat_models() -> list[str]:
@@ -121,6 +129,7 @@ def _facts(path: Path, stamp: str) -> Facts:
         layers=_largest(meta, "block_count"),
         quantization=_quantization(meta),
         template=template if isinstance(template, str) else None,
+        templates=templates(meta),
         pooling=pooling(meta),
         embeds=embeds(meta),
         num_vocab=len(tokens),

@@ -1,13 +1,24 @@
 """Chat templates run within limits, and mean what they mean in transformers."""
 
+import psutil
 import pytest
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure, complaint, render
+import settle.base.chat_template as chat_template
+from settle.base.chat_template import (
+    ChatTemplate,
+    TemplateFailure,
+    TemplateGrammar,
+    TemplateRunaway,
+    complaint,
+    render,
+)
+from settle.base.fenced_child import ChildEnded, FencedChild, Limits
+from tests.base.bombs import COMPILED, INVENTED, REVIEW
 
 MESSAGES = [{"role": "user", "content": "12% of {a: 1000000}? "}, {"role": "assistant", "content": "é <b>"}]
 HOSTILE = {
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "steps",
-    "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}": "steps|10 s",
+    "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}": "steps|2 s",
     "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}": "recursion",
     "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}": "characters",
     "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}": "characters",
@@ -36,9 +47,76 @@ def test_a_template_that_raises_or_runs_on_is_stopped(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ a b }}", "{% break %}", "x" * (1 << 19), "{{ " + "(" * 5000])
 def test_grammar(source: str) -> None:
-    assert complaint(source)
-    with pytest.raises(TemplateFailure):
+    with pytest.raises(TemplateGrammar):
         ChatTemplate(source)
+
+
+@pytest.fixture(scope="module")
+def short_limits():
+    """A second of processor time, so that the bombs that hang end sooner."""
+    before = chat_template.LIMITS
+    chat_template.LIMITS = Limits(cpu=1)
+    yield
+    chat_template.LIMITS = before
+
+
+BOMBS = {
+    **REVIEW,
+    **{f"{k} (invented)": v for k, v in INVENTED.items()},
+    **{f"{k} (compiled)": v for k, v in COMPILED.items()},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_held(short_limits, name: str) -> None:
+    """It ends, with a bounded text or an error, and the next template is rendered."""
+    before = psutil.Process().memory_info().rss
+    try:
+        assert len(ChatTemplate(BOMBS[name]).render(MESSAGES, None, True)) <= 1 << 24
+    except TemplateFailure as e:
+        assert len(e.what) < 500
+    assert psutil.Process().memory_info().rss - before < 256 << 20
+    assert render("{{ messages[0].role }}", MESSAGES, False) == "user"
+
+
+def test_bombs_are_told_apart_from_refusals(short_limits) -> None:
+    with pytest.raises(TemplateRunaway, match="1 s of processor time"):
+        render(REVIEW["int square"], MESSAGES, False)
+    with pytest.raises(TemplateRunaway, match="1024 MiB"):
+        render(REVIEW["width of a star"], MESSAGES, False)
+    with pytest.raises(TemplateRunaway):
+        ChatTemplate(COMPILED["title"])
+
+
+def test_reading_a_template_runs_nothing() -> None:
+    assert complaint(COMPILED["title"]) is None and complaint("{% for %}") is None
+    assert "long" in (complaint("x" * (1 << 19)) or "") and "no text" in (complaint(5) or "")
+
+
+def test_beginnings_of_a_conversation() -> None:
+    """Also more of them than one answer of the child holds."""
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ '!' if add_generation_prompt }}")
+    messages = [{"role": "user", "content": str(n)} for n in range(40)]
+    cuts = [(n, bool(n % 2)) for n in range(41)]
+    wanted = ["".join(map(str, range(n))) + "!" * (n % 2) for n in range(41)]
+    assert template.render_cuts(messages, cuts) == wanted
+    assert template.render([{"content": "\ud800 \U0001f600"}]) == "\ud800 \U0001f600"
+    with pytest.raises(TemplateFailure, match="JSON"):
+        template.render([{"content": {1, 2}}])
+
+
+def test_a_child_that_is_late_or_gone() -> None:
+    """The clock ends it where no other limit does; the next request gets another process."""
+    child = FencedChild("settle.base.chat_template.render_child", Limits(wall=0.5, cpu=100))
+    request = {"source": "{{ 1 }}", "tokens": {}, "now": None, "messages": [], "tools": None, "arguments": {}}
+    assert child.ask(request | {"cuts": [[0, False]]}) == [["1"], None]
+    process = child._process
+    assert process is not None
+    with pytest.raises(ChildEnded, match="0 s"):
+        child.ask(request | {"source": REVIEW["int square"], "cuts": [[0, False]]})
+    assert process.returncode is not None
+    assert child.ask(request | {"cuts": []}) == [[], None]
+    child.close()
 
 
 SOURCES = [

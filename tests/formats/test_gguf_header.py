@@ -6,10 +6,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from settle.base.errors import FormatError
 from settle.formats.gguf import read_gguf
+from tests.base.bombs import COMPILED
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +123,27 @@ def test_names_twice(sound, tmp_path):
         read(sound.replace(u64(len(b"test.long")) + b"test.long", u64(len(b"test.double")) + b"test.double"), tmp_path)
 
 
-def test_template_that_does_not_parse(sound, tmp_path):
-    with pytest.raises(FormatError, match="template does not parse"):
-        read(sound.replace(b"{% endfor %}", b"{% endfoo %}"), tmp_path)
+@pytest.mark.parametrize("template", [COMPILED["title"], "{% for %}"])
+def test_a_template_is_not_compiled(tmp_path, template):
+    """Compiling is running: whoever only reads the file does neither."""
+    assert read_gguf(with_template(tmp_path, template)).metadata["tokenizer.chat_template"] == template
 
 
-@pytest.mark.parametrize(
-    "nested", ["{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{% if x %}" * 3000, "{{ " + "9" * 6000 + " }}"]
-)
-def test_template_that_bites(tmp_path, nested):
+@pytest.mark.parametrize("value", ["x" * (1 << 19), 5, ["a"]])
+def test_what_is_no_template(tmp_path, value):
+    with pytest.raises(FormatError, match="tokenizer.chat_template is"):
+        read_gguf(with_template(tmp_path, value))
+
+
+def with_template(tmp_path, value):
     writer = GGUFWriter(tmp_path / "file.gguf", "llama")
-    writer.add_chat_template(nested)
+    types = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, list: GGUFValueType.ARRAY}
+    writer.add_key_value("tokenizer.chat_template", value, types[type(value)], GGUFValueType.STRING)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(FormatError, match="template"):
-        read_gguf(tmp_path / "file.gguf")
+    return tmp_path / "file.gguf"
 
 
 def test_every_truncation(sound, tmp_path):

@@ -4,14 +4,18 @@ import http.client
 import json
 import shutil
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
+from settle.library.store import StoredModel, add_model, store
 from settle.server.guard.guard import Limits
 from settle.server.models.model_loader import PoolSettings
+from tests.base.bombs import COMPILED, REVIEW
 from tests.server.conftest import KEY, ORIGIN, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
@@ -312,37 +316,54 @@ def talk(live, raw: bytes) -> bytes:
             return b""
 
 
-def test_a_template_that_would_not_end(request, live, stocked):
-    """A bomb in a model's file costs its request, and nothing else."""
-    from settle.library.store import StoredModel, add_model, store
+BOMBS = {
+    "steps": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "hangs": REVIEW["int square"],
+    "memory": REVIEW["width of a star"],
+    "compiled": COMPILED["title"],
+}
 
-    model = stocked / "models" / "tiny" / "tiny.gguf"
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_template_that_would_not_end(request, live, stocked, bomb):
+    """A bomb in a model's file costs its request, and nothing else; lists of models do not run it."""
     folder = store() / "bomb"
     folder.mkdir()
-    bomb = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    from gguf import GGUFReader
-
-    reader = GGUFReader(model)
-    template = bytes(reader.fields["tokenizer.chat_template"].parts[-1]).decode()
-    padded = bomb + "{#" + " " * (len(template.encode()) - len(bomb) - 4) + "#}"
-    data = model.read_bytes()
     path = folder / "bomb.gguf"
-    path.write_bytes(data.replace(template.encode(), padded.encode()))
+    path.write_bytes(_with_template((stocked / "models" / "tiny" / "tiny.gguf").read_bytes(), bomb))
     add_model(StoredModel("bomb", "gguf", path, "ab" * 32, "test:bomb"))
     request.addfinalizer(lambda: shutil.rmtree(folder))  # the home is shared
     done = threading.Event()
+    others: list[int] = []
 
     def other() -> None:
         while not done.is_set():
-            assert live.ask("/v1/models").status == 200
+            others.extend(live.ask(path).status for path in ("/v1/models", "/api/tags", "/health"))
 
     busy = threading.Thread(target=other)
     busy.start()
-    refused = live.ask("/v1/chat/completions", CHAT | {"model": "bomb"})
+    memory = psutil.Process().memory_info().rss
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(live.ask, "/v1/chat/completions", CHAT | {"model": "bomb"}) for _ in range(4)]
+        answered = live.ask("/v1/chat/completions", CHAT | {"max_tokens": 4})
+        refused = [one.result() for one in asked]
     done.set()
     busy.join()
+    assert answered.status == 200 and others and set(others) == {200}
+    assert [one.status for one in refused] == [400] * 4
+    assert {one.json["error"]["code"] for one in refused} == {"template_runaway"}
     assert live.ask("/v1/chat/completions/input_tokens", CHAT | {"model": "bomb"}).status == 400
-    assert refused.status == 400 and refused.json["error"]["code"] == "template_runaway"
+    assert psutil.Process().memory_info().rss - memory < 256 << 20
+
+
+def _with_template(data: bytes, template: str) -> bytes:
+    """A GGUF file's bytes with another template, padded so that the tensors stay aligned."""
+    key = b"tokenizer.chat_template" + struct.pack("<I", 8)  # a string
+    at = data.index(key) + len(key)
+    (length,) = struct.unpack_from("<Q", data, at)
+    written = template.encode()
+    written += b" " * ((length - len(written)) % 32)
+    return data[:at] + struct.pack("<Q", len(written)) + written + data[at + 8 + length :]
 
 
 def test_arguments_of_a_template(live):

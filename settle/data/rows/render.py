@@ -112,8 +112,11 @@ class Renderer:
             raise Broken("no answer that is supervised")
         # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
         rows: list[tuple[str, list[Answer], bool]] = []
-        for number in sorted(supervised, reverse=True):
-            turn = self._turn(messages, number, tools)
+        numbers = sorted(supervised, reverse=True)
+        cuts = [cut for number in numbers for cut in ((number, True), (number + 1, False))]
+        texts = iter(self._render(messages, cuts, tools))
+        for number in numbers:
+            turn = self._turn(messages[number], next(texts), next(texts))
             text = turn.prompt + turn.answer
             answer = Answer(len(turn.prompt), len(text), turn.says, supervised[number])
             home = next((row for row in rows if row[0].startswith(text) and not turn.unended), None)
@@ -134,16 +137,15 @@ class Renderer:
             first = max(i for i, m in enumerate(messages) if m["role"] == "user")
         return [i >= first and messages[i].get("weight") != 0 for i in answers]
 
-    def _turn(self, messages: Sequence[Message], number: int, tools: list[Tool]) -> "_Turn":
-        prompt = self._render(messages[:number], tools, True)
-        whole = self._render(messages[: number + 1], tools, False)
+    def _turn(self, message: Message, prompt: str, whole: str) -> "_Turn":
+        """An answer in the conversation that it ends, as the template writes it without the answer and with it."""
         same = _common(prompt, whole)
-        says = _must_say(messages[number])
+        says = _must_say(message)
         # a thought before the answer may have an end of its own
         end = self._stop.search(whole, _after(whole, same, says))
         answer = whole[same : end.end()] if end else whole[same:].rstrip()
         turn = _Turn(prompt, answer, says, end is None)
-        return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), messages[number], end)
+        return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), message, end)
 
     def _continued(self, turn: "_Turn", opening: str, message: Message, end: re.Match[str] | None) -> "_Turn":
         """For a template that opens the answer in the prompt otherwise than in the conversation: with a thought."""
@@ -170,9 +172,9 @@ class Renderer:
             )
         return replace(turn, answer=f"{thought}\n</think>\n\n{turn.answer}")
 
-    def _render(self, messages: Sequence[Message], tools: list[Tool], prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], cuts: Sequence[tuple[int, bool]], tools: list[Tool]) -> list[str]:
         assert self._template is not None
-        return self._template.render(messages, tools or None, prompt, **self._arguments)
+        return self._template.render_cuts(messages, cuts, tools or None, self._arguments)
 
 
 def _common(a: str, b: str) -> int:

@@ -340,7 +340,7 @@ def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, 
 
 def _template_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
     for key, value in metadata.items():
-        if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+        if key.removeprefix("tokenizer.chat_template").startswith(".") or key == "tokenizer.chat_template":
             what = complaint(value)
             if what:
-                yield f"{key}: {what}"
+                yield f"{key} {what}"

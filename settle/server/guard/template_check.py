@@ -1,37 +1,45 @@
-"""Chat templates are programs: a model's template runs in the sandbox before llama.cpp runs it."""
+"""Chat templates are programs: a request's rendering is proved to end before llama.cpp does it."""
 
-import functools
-import threading
+import asyncio
+import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
+from settle.base.chat_template import TemplateGrammar, TemplateRunaway
+from settle.infer.template_check import GREETING, require_end
 from settle.server.errors import PROMPT, ApiError
 
-
-@functools.lru_cache(64)
-def _template(source: str) -> tuple[ChatTemplate, threading.Lock] | None:
-    try:
-        return ChatTemplate(source), threading.Lock()
-    except TemplateFailure:
-        return None
+# threads of their own: templates that hang must not hold those that the rest of the server needs
+_THREADS = ThreadPoolExecutor(8, "templates")
 
 
-def check_template(
+class _Turns(weakref.WeakValueDictionary[tuple[int, str], asyncio.Lock]):
+    """One rendering of a template at a time, so that one that hangs holds one thread."""
+
+    def of(self, source: str) -> asyncio.Lock:
+        key = id(asyncio.get_running_loop()), source  # a lock belongs to its loop
+        lock = self.get(key)
+        if lock is None:
+            lock = self[key] = asyncio.Lock()
+        return lock
+
+
+_TURNS = _Turns()
+
+
+async def check_template(
     source: str,
-    messages: Sequence[Mapping[str, object]],
-    tools: Sequence[Mapping[str, object]],
-    arguments: Mapping[str, object] | None = None,
+    messages: Sequence[Mapping[str, object]] = GREETING,
+    tools: Sequence[Mapping[str, object]] = (),
+    arguments: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Renders the template in the sandbox: one that would not end there must not run in llama.cpp either. What the
-    template merely rejects llama.cpp may still know how to render. Raises ApiError."""
-    cached = _template(source)
-    if cached is None:
-        return
-    template, lock = cached
+    """Renders the template in its fenced child, see `require_end`. Raises ApiError."""
+    loop = asyncio.get_running_loop()
     try:
-        with lock:  # its limits count for one rendering at a time
-            template.render(messages, tools, add_generation_prompt=True, **(arguments or {}))
+        async with _TURNS.of(source):
+            await loop.run_in_executor(_THREADS, require_end, source, messages, tools, arguments)
     except TemplateRunaway as e:
         raise ApiError(400, e.what, "template_runaway", PROMPT) from None
-    except TemplateFailure:
-        pass
+    except TemplateGrammar as e:
+        raise ApiError(503, e.what, "model_broken", "model") from None

@@ -1,9 +1,9 @@
 """What is known of a model before anyone uses it, and how fast it is on this machine."""
 
+import re
 from importlib.metadata import version
 from typing import Literal
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.errors import EngineError
 from settle.infer.child_process import Child, Json, Load
 from settle.library.facts import Facts
@@ -15,12 +15,10 @@ from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import facts, template_of
 from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
-from settle.server.wire_types import JsonObject
 
 NUM_PROMPT, NUM_WRITTEN = 256, 64  # tokens of a measurement
 NUM_ROUNDS = 2  # of which the best counts
 TEXT = "The harbour was quiet in the morning, and the boats came back one after the other with what they had. "
-PROBE = "probe_of_tools"
 
 Fit = Literal["yes", "not now", "no"]
 ToolSupport = Literal["native", "helped", "no"]
@@ -74,29 +72,13 @@ def fits(needs: int) -> Fit:
 
 
 def tools_of(template: str | None) -> ToolSupport:
-    """native: the template writes tools and calls. helped: settle emulates them. no: there is no template."""
+    """native: the template writes tools and calls. helped: settle emulates them. no: there is no template.
+
+    Judged by the names that the template reads: a list of models runs none of their templates.
+    """
     if not template:
         return "no"
-    # some templates take the arguments of a call as an object, others as text
-    variants: tuple[dict[str, str] | str, ...] = ({}, "{}")
-    return "native" if any(_writes_calls(template, arguments) for arguments in variants) else "helped"
-
-
-def _writes_calls(template: str, arguments: dict[str, str] | str) -> bool:
-    function = {"name": PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}}
-    called = f"{PROBE}_called"
-    call = {"id": "call00001", "type": "function", "function": {"name": called, "arguments": arguments}}
-    turns: list[JsonObject] = [
-        {"role": "user", "content": "u"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "r", "tool_call_id": "call00001", "name": PROBE},
-        {"role": "assistant", "content": "a"},
-    ]
-    try:
-        text = ChatTemplate(template).render(turns, [{"type": "function", "function": function}])
-    except TemplateFailure:
-        return False
-    return called in text and PROBE in text.replace(called, "")
+    return "native" if all(re.search(rf"\b{name}\b", template) for name in ("tools", "tool_calls")) else "helped"
 
 
 def measure_speed(entry: ModelEntry) -> Speed:

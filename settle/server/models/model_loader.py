@@ -66,9 +66,10 @@ class ModelLoader:
         """A new child for `key`. make_room: frees so many bytes, or raises. Raises ApiError."""
         known = await asyncio.to_thread(facts, key.path)
         _require_use(entry, known, key.use)
-        if key.template:
-            # llama.cpp runs the template while it loads, and has no limits for it
-            await asyncio.to_thread(check_template, key.template, [{"role": "user", "content": "hello"}], [])
+        if key.use == "generate":
+            # llama.cpp runs these while it loads
+            for source in dict.fromkeys(filter(None, (key.template, *known.templates))):
+                await check_template(source)
         adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
         async with self._lock:
             load, needs = await self._plan(key, known, adapters)

@@ -1,6 +1,5 @@
 """Chats: a `ChatRequest` is checked against the model that answers it, rendered, counted, and trimmed to fit."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -114,7 +113,7 @@ class _Prompt:
             if name in OWN_ARGUMENTS:
                 raise invalid(f"chat_template_kwargs.{name}", "is set by the server")
         assert template
-        await asyncio.to_thread(check_template, template, messages, request.tools, request.arguments)
+        await check_template(template, messages, request.tools, request.arguments)
 
     async def trim(self) -> dict[str, int] | None:
         """Drops the oldest turns until the prompt and a quarter of the context, or max_tokens, fit; returns how many

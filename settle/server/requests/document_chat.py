@@ -38,6 +38,8 @@ SAMPLING = {
     *("frequency_penalty", "presence_penalty", "repeat_penalty"),
 }
 
+_TURNS = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
+
 
 async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
     """OpenAI's chunks; the last one has usage, and `settle` all that is known of the answer. Raises ApiError."""
@@ -90,6 +92,7 @@ async def _pieces(
         return
     left = threading.Event()
     async with backend.pool.use(entry) as loaded:
+        await check_template(loaded.key.template or "", _TURNS)
         model = await pool.run(lambda: _model(entry, loaded))
         steps = stream_answer(collection, model, retrieval, replace(options, is_cancelled=left.is_set))
         try:
@@ -162,7 +165,6 @@ def _question(request: ChatRequest) -> tuple[str, list[str], AnswerOptions]:
 def _model(entry: ModelEntry, loaded: LoadedModel) -> LlamaClient:
     """The child as the model that writes the answer."""
     template = loaded.key.template or ""
-    check_template(template, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], [])
     metadata = {**_metadata(entry.path, stamp_of(entry.path)), TEMPLATE_KEY: template}
     scales = loaded.lora_scales({entry.adapter: 1.0} if entry.adapter else {})
     return LlamaClient(loaded.child, metadata, scales)

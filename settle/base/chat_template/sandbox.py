@@ -1,14 +1,14 @@
-"""Chat templates are programs that come with a model: they run only in jinja2's immutable sandbox, within limits.
+"""The sandbox that templates run in, inside their child process: jinja2's immutable one, with limits of its own.
 
-The sandbox keeps a template from the machine; the limits keep it from running on and from filling the memory. A loop's
-iterations and the calls are counted, and every text that is made is measured before it can be doubled again.
+A loop's iterations and the calls are counted, and every text that is made is measured before it can be doubled again.
+What these limits miss, those of the process hold; but a template that runs into these must not run in llama.cpp, which
+has none.
 """
 
 import datetime
 import functools
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,100 +19,58 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from settle.base.errors import DataError
-
-LONGEST = 1 << 18
 MOST_STEPS = 300_000  # iterations and calls of one rendering
 MOST_CHARACTERS = 1 << 24
-MOST_SECONDS = 10.0
 # whatever a program can raise that is not our own mistake
 _FAILURES = (
     TemplateError,
     ArithmeticError,
     AttributeError,
     LookupError,
-    MemoryError,
     RecursionError,
     TypeError,
     ValueError,
 )
 _WIDE = re.compile(r"%[-+ #0.*\d]*\d{6}|\{[^{}]*:[^{}]*\d{6}")  # a format that pads to a million characters
-_MEND = "use a template that `transformers` can read"
 _PADDING = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
 
 
-class TemplateFailure(DataError):
-    """A chat template refused the messages."""
+class Refused(Exception):
+    """A template does not parse, or raised an error; in its own words."""
 
 
-class TemplateRunaway(TemplateFailure):
-    """A chat template ran into a limit: it would not end, or fill the memory."""
+class Limited(SecurityError):
+    """A template ran into a limit."""
 
 
-class _Limit(SecurityError):
-    """Raised within a template that runs into a limit."""
+class Template:
+    """A compiled template. Raises Refused when it does not parse."""
 
-
-class ChatTemplate:
-    """A compiled template. bos_token, eos_token: what it may write; now: the time told to templates that ask for it.
-
-    Raises TemplateFailure when the template does not parse.
-    """
-
-    def __init__(
-        self, source: str, bos_token: str = "", eos_token: str = "", now: datetime.datetime | None = None
-    ) -> None:
-        if len(source) > LONGEST:
-            raise TemplateFailure(f"the chat template is {len(source)} characters long, {LONGEST} is the most", _MEND)
-        self.source = source
-        self._environment = _Environment(now)
+    def __init__(self, source: str) -> None:
+        self._environment = _Environment()
         try:
             self._template = self._environment.from_string(source)
-        except (TemplateError, RecursionError, SyntaxError, ValueError) as e:
-            raise TemplateFailure(f"the chat template does not parse: {str(e)[:200]}", _MEND) from None
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        except Limited:
+            raise
+        except (*_FAILURES, SyntaxError) as e:
+            raise Refused(str(e) or type(e).__name__) from None
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-        **arguments: Any,
-    ) -> str:
-        """The conversation as text. Raises TemplateFailure with the template's own words, or the limit it ran into."""
-        values = {"messages": list(messages), "tools": list(tools) if tools else None, "documents": None}
-        given = values | self._tokens | {"add_generation_prompt": add_generation_prompt} | arguments
-        self._environment.start()
+    def render(self, values: Mapping[str, Any], now: datetime.datetime | None) -> str:
+        """What it writes, given those names. now: the time told to templates that ask. Raises Refused, Limited."""
+        self._environment.start(now)
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(**given):
+            for part in self._template.generate(**values):
                 parts.append(part)
                 size += len(part)
                 if size > MOST_CHARACTERS:
-                    raise _Limit(f"it writes more than {MOST_CHARACTERS:,} characters")
-        except _Limit as e:
-            raise TemplateRunaway(f"the chat template is stopped: {e}", "use another, with --rows.template") from None
+                    raise Limited(f"it writes more than {MOST_CHARACTERS:,} characters")
+        except Limited:
+            raise
         except _FAILURES as e:
-            reason = str(e) or type(e).__name__
-            raise TemplateFailure(
-                f"the chat template refuses: {reason[:300]}", "see what it asks of the messages"
-            ) from None
+            raise Refused(str(e) or type(e).__name__) from None
         return "".join(parts)
-
-
-def complaint(template: str) -> str | None:
-    """What is wrong with a template's grammar, or None. The template is compiled, not run."""
-    try:
-        ChatTemplate(template)
-    except TemplateFailure as e:
-        return e.what
-    return None
-
-
-def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: Any) -> str:
-    """Messages through a template, once; tokens: bos_token, eos_token. Raises TemplateFailure."""
-    return ChatTemplate(template, **tokens).render(messages, add_generation_prompt=add_generation_prompt)
 
 
 class _Generation(Extension):
@@ -168,7 +126,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, now: datetime.datetime | None) -> None:
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
         self.filters["tojson"] = _tojson
         self.filters = {name: self._measured(name, f) for name, f in self.filters.items()}
@@ -178,20 +136,18 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": _PublicNamespace,
             "raise_exception": _raise,
             "range": self.globals["range"],
-            "strftime_now": lambda form: (now or datetime.datetime.now()).strftime(form),
+            "strftime_now": lambda form: (self._now or datetime.datetime.now()).strftime(form),
         }
-        self.start()
+        self.start(None)
 
-    def start(self) -> None:
-        """A new rendering begins, with all of its budget."""
-        self._steps, self._end = 0, time.monotonic() + MOST_SECONDS
+    def start(self, now: datetime.datetime | None) -> None:
+        """A new rendering begins, with all of its budget. now: its time, or None for the clock's."""
+        self._steps, self._now = 0, now
 
     def _step(self) -> None:
         self._steps += 1
         if self._steps > MOST_STEPS:
-            raise _Limit(f"it takes more than {MOST_STEPS:,} steps")
-        if not self._steps % 1024 and time.monotonic() > self._end:
-            raise _Limit(f"it takes more than {MOST_SECONDS:.0f} s")
+            raise Limited(f"it takes more than {MOST_STEPS:,} steps")
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         parsed: nodes.Template = _Limiting().visit(super()._parse(source, name, filename))
@@ -207,9 +163,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                     and isinstance(times, int)
                     and len(text) * times > MOST_CHARACTERS
                 ):
-                    raise _Limit(f"it repeats a text {times:,} times")
+                    raise Limited(f"it repeats a text {times:,} times")
         if operator == "**" and abs(right) * len(str(left)) > 10_000:
-            raise _Limit("it computes a number too large to be written")
+            raise Limited("it computes a number too large to be written")
         return _sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -237,18 +193,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _sized(value: Any) -> Any:
     if isinstance(value, str | list | tuple) and len(value) > MOST_CHARACTERS:
-        raise _Limit(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+        raise Limited(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
     return value
 
 
 def _check_numbers(values: Sequence[Any]) -> None:
     if any(isinstance(v, int) and abs(v) > MOST_CHARACTERS for v in values):
-        raise _Limit(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+        raise Limited(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
 
 
 def _check_format(text: str) -> None:
     if _WIDE.search(text):
-        raise _Limit(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
+        raise Limited(f"it pads a text to more than {MOST_CHARACTERS:,} characters")
 
 
 def _tojson(

@@ -1,0 +1,143 @@
+"""Chat templates are programs that come with a model. They are compiled and rendered only in a child process.
+
+There they run in jinja2's immutable sandbox, which keeps them from the machine (`sandbox`), and within limits of
+memory, time and output (`fenced_child`). Compiling counts as running: jinja2 computes constant expressions while it
+compiles. Whoever only reads a file keeps the template as text.
+"""
+
+import collections
+import datetime
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+from settle.base.errors import DataError
+from settle.base.fenced_child import ChildEnded, FencedChild, Limits
+
+LONGEST = 1 << 18
+LIMITS = Limits()
+MOST_CHILDREN = 8  # that stay warm
+_FIX = "use a template that `transformers` can read"
+
+
+class TemplateFailure(DataError):
+    """A chat template refused the messages."""
+
+
+class TemplateGrammar(TemplateFailure):
+    """A chat template does not parse."""
+
+
+class TemplateRunaway(TemplateFailure):
+    """A chat template ran into a limit: it would not end, or fill the memory."""
+
+
+class ChatTemplate:
+    """A template that compiles. bos_token, eos_token: what it may write; now: the time of templates that ask for it.
+
+    Raises TemplateGrammar when the template does not parse, TemplateRunaway when compiling it does not end.
+    """
+
+    def __init__(
+        self, source: str, bos_token: str = "", eos_token: str = "", now: datetime.datetime | None = None
+    ) -> None:
+        too_long = complaint(source)
+        if too_long:
+            raise TemplateGrammar(f"the chat template {too_long}", _FIX)
+        self.source = source
+        tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._request = {"source": source, "tokens": tokens, "now": now.isoformat() if now else None}
+        self._ask({"messages": [], "tools": None, "arguments": {}}, [])
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **arguments: Any,
+    ) -> str:
+        """The conversation as text. Raises TemplateFailure with the template's own words, or the limit it ran into."""
+        (text,) = self.render_cuts(messages, [(len(messages), add_generation_prompt)], tools, arguments)
+        return text
+
+    def render_cuts(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        cuts: Sequence[tuple[int, bool]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[str]:
+        """Several beginnings of a conversation as text, at the price of one: each cut is how many of its messages, and
+        whether the generation prompt follows them. Raises as `render`, for the first cut that fails."""
+        given = {"messages": list(messages), "tools": list(tools) if tools else None, "arguments": dict(arguments)}
+        texts: list[str] = []
+        while len(texts) < len(cuts):
+            texts += self._ask(given, cuts[len(texts) :])
+        return texts
+
+    def _ask(self, given: Mapping[str, object], cuts: Sequence[tuple[int, bool]]) -> list[str]:
+        try:
+            with _RENDERERS.of(self.source) as renderer:
+                answer: Any = renderer.ask({**self._request, **given, "cuts": list(cuts)})
+        except ChildEnded as e:
+            answer = [], ("runaway", str(e))
+        except (TypeError, ValueError, RecursionError) as e:
+            reason = f"the messages are no JSON: {str(e)[:200]}"
+            raise TemplateFailure(reason, "give messages of plain values") from None
+        texts, failure = answer
+        if failure is None:
+            return list(texts)
+        kind, reason = failure
+        if kind == "runaway":
+            raise TemplateRunaway(f"the chat template is stopped: {reason}", "use another, with --rows.template")
+        if kind == "grammar":
+            raise TemplateGrammar(f"the chat template does not parse: {reason[:200]}", _FIX)
+        raise TemplateFailure(f"the chat template refuses: {reason}", "see what it asks of the messages")
+
+
+def complaint(template: object) -> str | None:
+    """What is wrong with a value in the place of a template, as far as can be said without compiling it, or None."""
+    if not isinstance(template, str):
+        return f"is {template!r:.40}, and no text"
+    if len(template) > LONGEST:
+        return f"is {len(template)} characters long, {LONGEST} is the most"
+    return None
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: Any) -> str:
+    """Messages through a template, once; tokens: bos_token, eos_token. Raises TemplateFailure."""
+    return ChatTemplate(template, **tokens).render(messages, add_generation_prompt=add_generation_prompt)
+
+
+class _Renderers:
+    """A warm child for each of the templates that were used last: a template that hangs delays no other one."""
+
+    def __init__(self) -> None:
+        self._children: collections.OrderedDict[str, FencedChild] = collections.OrderedDict()
+        self._users: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, source: str) -> Iterator[FencedChild]:
+        """The child of a template, which stays while it is in use."""
+        with self._lock:
+            child = self._children.get(source) or FencedChild("settle.base.chat_template.render_child", LIMITS)
+            self._children[source] = child
+            self._children.move_to_end(source)
+            self._users[source] += 1
+            idle = [other for other in self._children if not self._users[other]]
+            surplus = [self._children.pop(other) for other in idle[: max(0, len(self._children) - MOST_CHILDREN)]]
+        for other in surplus:
+            other.close()
+        try:
+            yield child
+        finally:
+            with self._lock:
+                self._users[source] -= 1
+                if not self._users[source]:
+                    del self._users[source]
+
+
+_RENDERERS = _Renderers()

@@ -1,0 +1,210 @@
+"""A child process for work on what nobody vouches for: it cannot take the memory, the time or the life of its parent.
+
+The child answers one line of JSON with another. It limits its own address space and its processor time for each
+request; the parent ends it when a request takes too long on the clock, or when an answer is too large, and starts
+another one for the next request. It ends with its parent. Where the system keeps no limit on memory or processor time
+(macOS, Windows), the clock is what bounds it.
+"""
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+START_SECONDS = 60.0  # for the process to start, beside what its first request may take
+_GRACE_SECONDS = 5  # after the time in which the parent ends the child: for when the parent is gone itself
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take. memory: bytes of address space; cpu, wall: seconds; answer: bytes."""
+
+    memory: int = 1 << 30
+    cpu: int = 2
+    wall: float = 30.0
+    answer: int = 256 << 20
+
+
+class ChildEnded(Exception):
+    """The child ran into a limit, or crashed; says which, as what the work does: "it takes more than …"."""
+
+
+class FencedChild:
+    """A module of ours in a process of its own, started by the first request. Threads take turns.
+
+    module: its name; it calls `answer_requests` when it is run.
+    """
+
+    def __init__(self, module: str, limits: Limits = Limits()) -> None:  # noqa: B008  frozen
+        self._module, self._limits = module, limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
+        self._is_late = False
+        _LIVING.add(self)
+
+    def ask(self, request: object) -> object:
+        """The child's answer to a JSON value. Raises ChildEnded, and what `json.dumps` raises."""
+        line = json.dumps(request).encode("ascii") + b"\n"
+        with self._turn:
+            process, seconds = self._started()
+            _WATCH.begin(self, process, seconds)
+            try:
+                return self._exchange(process, line)
+            finally:
+                _WATCH.end(self)
+
+    def close(self) -> None:
+        """Ends the process, also in the middle of a request; the next request starts another one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def end_late(self, process: "subprocess.Popen[bytes]") -> None:
+        """Ends a process whose request takes too long."""
+        self._is_late = True
+        process.kill()
+
+    def _started(self) -> "tuple[subprocess.Popen[bytes], float]":
+        """The process, and the seconds until it must have answered."""
+        self._is_late = False
+        if self._process is not None and self._process.poll() is None:
+            return self._process, self._limits.wall
+        self.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module, json.dumps(astuple(self._limits))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for us: we end it
+        )
+        return self._process, self._limits.wall + START_SECONDS
+
+    def _exchange(self, process: "subprocess.Popen[bytes]", line: bytes) -> object:
+        assert process.stdin and process.stdout
+        answer = b""
+        with contextlib.suppress(OSError, ValueError):  # it is dead, or was closed by another thread
+            process.stdin.write(line)
+            process.stdin.flush()
+            answer = process.stdout.readline(self._limits.answer)
+        if not answer.endswith(b"\n"):
+            is_large = len(answer) >= self._limits.answer
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0 if is_large else 5.0)
+            code = process.returncode
+            self.close()
+            raise ChildEnded("its answer is too large" if is_large else self._cause(code))
+        kind, value = json.loads(answer.decode("utf-8", "surrogatepass"))
+        if kind == "memory":
+            self.close()
+            raise ChildEnded(f"it takes more than {self._limits.memory >> 20} MiB of memory")
+        return value
+
+    def _cause(self, code: int | None) -> str:
+        if self._is_late:
+            return f"it takes more than {self._limits.wall:.0f} s"
+        if code is not None and code == -getattr(signal, "SIGXCPU", 0):
+            return f"it takes more than {self._limits.cpu} s of processor time"
+        return f"it ended its process ({signal.Signals(-code).name})" if code and code < 0 else "it ended its process"
+
+
+class _Watch:
+    """One thread that ends the children whose time is over."""
+
+    def __init__(self) -> None:
+        self._ends: dict[FencedChild, tuple[subprocess.Popen[bytes], float]] = {}
+        self._lock = threading.Lock()
+        self._is_running = False
+
+    def begin(self, child: FencedChild, process: "subprocess.Popen[bytes]", seconds: float) -> None:
+        with self._lock:
+            self._ends[child] = process, time.monotonic() + seconds
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="fenced children", daemon=True).start()
+
+    def end(self, child: FencedChild) -> None:
+        with self._lock:
+            self._ends.pop(child, None)
+
+    def _run(self) -> None:
+        idle = 0.0
+        while True:
+            time.sleep(_POLL_SECONDS)
+            with self._lock:
+                now = time.monotonic()
+                for child, (process, end) in self._ends.items():
+                    if now > end:
+                        child.end_late(process)
+                idle = 0.0 if self._ends else idle + _POLL_SECONDS
+                if idle > 2.0:
+                    self._is_running = False
+                    return
+
+
+_WATCH = _Watch()
+_LIVING: "weakref.WeakSet[FencedChild]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for child in list(_LIVING):
+        child.close()
+
+
+def answer_requests(answer: Callable[[object], object]) -> None:
+    """The child's side: answers each line of stdin until it ends, within the limits that it was started with."""
+    limits = Limits(*json.loads(sys.argv[1]))
+    # what prints must not break the protocol
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _limit_process(limits)
+    for line in sys.stdin.buffer:
+        _limit_request(limits)
+        try:
+            written = json.dumps(["answer", answer(json.loads(line))], ensure_ascii=False)
+            out.write(written.encode("utf-8", "surrogatepass") + b"\n")
+        except MemoryError:
+            out.write(b'["memory", null]\n')
+            out.flush()
+            os._exit(1)  # its heap is full of what is left of it
+        out.flush()
+        _limit_request(None)
+
+
+def _limit_process(limits: Limits) -> None:
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        for name, value in (("AS", limits.memory), ("CORE", 0), ("FSIZE", 0)):
+            with contextlib.suppress(ValueError, OSError):  # a lower limit is set already, or the system has none
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def _limit_request(limits: Limits | None) -> None:
+    """Bounds the time of the next request; None: that of waiting for one, which takes none."""
+    if hasattr(signal, "alarm"):  # it ends the process even when C code holds the interpreter's lock
+        signal.alarm(int(limits.wall) + _GRACE_SECONDS if limits else 0)
+    if limits is None:
+        return
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        end = math.ceil(time.process_time()) + limits.cpu
+        resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
