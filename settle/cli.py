@@ -143,11 +143,11 @@ def _function(command: type[Command], helps: bool, shows_parts: bool) -> Callabl
     shows_parts: it has the settings of parts too."""
 
     def call(*args: Any, **given: Any) -> int:
-        json = given.pop("json", False)
+        json, raw = given.pop("json", False), given.pop("raw", False)
         for place, name in enumerate(command.positional[: len(args)]):
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
             given[name] = rest if _is_list(command, name) else rest[0]
-        face = Face(json=json)
+        face = Face(json, raw and not sys.stdout.isatty())
         events = Events(listeners=[face])
         try:
             return command(**_gathered(given)).run(events)
@@ -178,7 +178,7 @@ def _gathered(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:
-    """Every field of a command, and --json."""
+    """Every field of a command, --json, and --raw where it writes an answer."""
     for name in command.positional:
         field = command.model_fields[name]
         default = inspect.Parameter.empty if field.is_required() else field.get_default()
@@ -201,6 +201,9 @@ def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Paramet
             shown = None if default != [] else False
             yield _option(name, field.annotation, default, help=description, negative=negative, show_default=shown)
     yield _option("json", bool, False, help="print the result as JSON, the last line of stdout", negative="")
+    if command.writes_answer:
+        raw_help = "write control characters of the answer as they are; not to a terminal"
+        yield _option("raw", bool, False, help=raw_help, negative="")
 
 
 def _settings_of_parts(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:

@@ -12,9 +12,11 @@ class Command(Part):
     """The contract of a command. It prints nothing: it emits events, and the face renders them.
 
     Field annotations become the command line: `positional` fields in order, every other one an option.
+    writes_answer: whether text that others wrote goes to stdout, which `--raw` leaves as it is.
     """
 
     positional: ClassVar[tuple[str, ...]] = ()
+    writes_answer: ClassVar[bool] = False
 
     def run(self, events: Events) -> int:
         """Do the work; the exit code: 0 done, 1 error, 2 usage, 3 no answer or not better, 130 interrupted."""

@@ -9,6 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from settle.connect.clients import ClientRequest, Connection
+from settle.machine.web_request import open_request
 
 TIMEOUT_SECONDS = 600.0  # of an answer: the model may have to be loaded first
 LONGEST_MESSAGE = 300
@@ -52,13 +53,6 @@ def check_request(connection: Connection, request: ClientRequest) -> CheckResult
     return CheckResult(request.what, time.monotonic() - began, why)
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: the key must not go where it leads."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
 def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOUT_SECONDS) -> Answer:
     """Raises OSError, HTTPException."""
     headers = {"User-Agent": "settle-connect"} | dict(request.headers)
@@ -68,9 +62,8 @@ def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOU
     if request.body is not None:
         data, headers["Content-Type"] = json.dumps(request.body).encode(), "application/json"
     sent = urllib.request.Request(connection.address + request.path, data, headers, method=request.verb)
-    opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))  # no proxy to this machine
     try:
-        with opener.open(sent, timeout=seconds) as response:
+        with open_request(sent, seconds) as response:
             return Answer(response.status, _lower(response.headers.items()), response.read())
     except urllib.error.HTTPError as e:
         with e:

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import quote
 
 from settle.base.errors import DataError
+from settle.base.visible import visible_line
 
 Kind = Literal["heading", "text", "list", "code", "table"]
 Note = Callable[[str], None]
+_FRAGMENT = "!$&'()*+,;=:@/?-._~#"  # a chapter of a book joins its file and its anchor by a #
 
 
 class Unreadable(DataError):
@@ -25,12 +28,19 @@ class Place:
     part: str = ""
 
     def after(self, path: str) -> str:
-        """`path` with the place in it, as editors and browsers open it: `a.md:12`, `a.pdf#page=3`, `a.html#setup`."""
+        """`path` with the place in it, as editors and browsers open it: `a.md:12`, `a.pdf#page=3`, `a.html#setup`. On
+        one line, whatever the name of the file."""
+        return visible_line(path) + self.suffix
+
+    @property
+    def suffix(self) -> str:
+        """What follows the path: a line, or a fragment, of which only letters, digits and the signs that a fragment may
+        hold (RFC 3986) are as they are in the document."""
         if self.line is not None:
-            return f"{path}:{self.line}"
+            return f":{self.line}"
         if self.page is not None:
-            return f"{path}#page={self.page}"
-        return f"{path}#{self.part}" if self.part else path
+            return f"#page={self.page}"
+        return f"#{''.join(c if c.isalnum() else quote(c, _FRAGMENT) for c in self.part)}" if self.part else ""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def chat(
     with Engine(model.weights, context, adapter=model.adapter, draft=proposing) as engine:
         session = ChatSession(engine, sampling, events, system, template)
         if prompt is None and sys.stdin.isatty():
-            events.emit(Say(text=f"{model.name}, {engine.context} tokens of context. {session.description}\n{HELP}"))
+            events.emit(Say(text=f"{model.name}, {engine.context} tokens of context. {session.description}"))
+            events.emit(Say(text=HELP))
             session.converse()
             return 0
         text = prompt if prompt is not None else sys.stdin.read()

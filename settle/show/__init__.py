@@ -7,32 +7,37 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, Say
+from settle.base.visible import visible
+from settle.show.signs import SimpleSigns
+from settle.show.visible_event import visible_event
 
 if TYPE_CHECKING:
     from settle.show.talk import Talk
 
 
 class Face:
-    """Renders events. With `json`, the result is the last line of stdout and nothing else is on it."""
+    """Renders events. With `json`, the result is the last line of stdout and nothing else is on it. raw: the text of an
+    answer is written as it is, for a pipe; on a terminal its control characters are visible signs, as everywhere."""
 
-    def __init__(self, json: bool = False) -> None:
-        self.json = json
+    def __init__(self, json: bool = False, raw: bool = False) -> None:
+        self.json, self._is_raw = json, raw
         self._talk: Talk | None = None
         self._result: Mapping[str, object] | None = None
         self._is_silent = False
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, ResultReady):
+            self._result = event.result
+        if not (self._is_raw and isinstance(event, AnswerText)):
+            event = visible_event(event)
         if isinstance(event, AnswerText):
             self._end_talk()
             if not self.json:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
+                _write(event.text)
         elif isinstance(event, Listing | ForecastComparison):
             if not self.json:
                 self._list(event)
         else:
-            if isinstance(event, ResultReady):
-                self._result = event.result
             self._say(event)
 
     def _say(self, event: Event) -> None:
@@ -51,6 +56,7 @@ class Face:
     def error(self, what: str, fix: str) -> None:
         """A person's mistake, or ours: what went wrong and how to fix it. One or two lines, no traceback."""
         self.close()
+        what, fix = (visible(text).replace("\n", "\n  ") for text in (what, fix))
         text = f"settle: {what}\n" + (f"  → {fix}\n" if fix else "")
         encoding = sys.stderr.encoding or "ascii"
         with contextlib.suppress(OSError):
@@ -62,8 +68,7 @@ class Face:
         self._end_talk()
         if self.json and self._result is not None:
             result, self._result = self._result, None
-            sys.stdout.write(jsonlib.dumps(result, default=str) + "\n")
-            sys.stdout.flush()
+            _write(jsonlib.dumps(result, default=str) + "\n")
 
     def _end_talk(self) -> None:
         if self._talk is not None:
@@ -82,8 +87,16 @@ class Face:
         if shown.rows:
             if sys.stdout.isatty():
                 console.print(listing(shown, width))
+                sys.stdout.flush()
             else:
-                sys.stdout.write(aligned(shown) + "\n")
-            sys.stdout.flush()
+                _write(aligned(shown) + "\n")
         if shown.note:
             self._say(Say(text=shown.note))
+
+
+def _write(text: str) -> None:
+    """To stdout, with simpler signs where its encoding is not Unicode."""
+    encoding = sys.stdout.encoding or "utf-8"
+    stream = sys.stdout if encoding.lower().startswith("utf") else SimpleSigns(sys.stdout, encoding)
+    stream.write(text)
+    sys.stdout.flush()

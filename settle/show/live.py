@@ -13,10 +13,10 @@ from settle.base.events import Progress
 from settle.base.run.course import RunCourse
 from settle.show.amounts import count
 from settle.show.sentences import eval_text, evidence_text, left_text, loss_text, progress_text, speed_text
+from settle.show.signs import SPARKS
 from settle.show.tables import WHY_FITS
 
 FRAME_SECONDS = 0.1
-SPARKS = "▁▂▃▄▅▆▇█"
 MOST_SPARKS = 20
 
 

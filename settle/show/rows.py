@@ -9,8 +9,8 @@ from rich.text import Text
 
 from settle.base.events import AnswerChanges, LedgerSummary, PreviewRow, ReasonCount, RowSummary, TextSummary
 from settle.show.amounts import count
+from settle.show.signs import CLOSE, OPEN
 
-OPEN, CLOSE = "⟦", "⟧"
 # characters of a piece that are shown: from its beginning, and from its end
 _LEARNED, _GIVEN = (700, 200), (300, 200)
 _ASKED, _ANSWER = 140, 280  # characters of a question and of an answer

@@ -2,7 +2,11 @@
 
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import TextIO
+
+from settle.base.visible import visible
 
 
 def prepare_streams() -> None:
@@ -19,3 +23,9 @@ def prepare_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    sys.excepthook = _show_fault
+
+
+def _show_fault(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """A fault of ours, whose message may hold foreign text."""
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, at))))

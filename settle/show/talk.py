@@ -10,8 +10,8 @@ from settle.base.events import Event
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.show.amounts import count
-from settle.show.live import SPARKS, LiveDisplay
-from settle.show.rows import CLOSE, OPEN, answer_changes_table, preview_text, rows_lines, secrets_warning, text_line
+from settle.show.live import LiveDisplay
+from settle.show.rows import answer_changes_table, preview_text, rows_lines, secrets_warning, text_line
 from settle.show.sentences import (
     decay_text,
     eval_text,
@@ -23,33 +23,13 @@ from settle.show.sentences import (
     rollback_text,
     speed_text,
 )
+from settle.show.signs import SimpleSigns
 from settle.show.tables import comparison, listing, output_files, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run says less).
 PLAIN_WIDTH = 100
 PLAIN_SECONDS = 10.0
 PLAIN_SHARE = 0.05
-
-
-class SimpleSigns:
-    """A stream whose encoding is not Unicode: signs that it cannot write are replaced by simpler ones."""
-
-    SIGNS = str.maketrans(
-        {"·": "|", "±": "+-", "–": "-", "≤": "<=", "…": "...", "✓": "ok", "✗": "FAILED", "→": "->"}
-        | {OPEN: "[[", CLOSE: "]]"}
-        | {spark: str(i) for i, spark in enumerate(SPARKS)}
-    )
-
-    def __init__(self, stream: IO[str], encoding: str) -> None:
-        self._encoding = encoding
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        simple = text.translate(self.SIGNS).encode(self._encoding, "replace").decode(self._encoding)
-        return self._stream.write(simple)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
 
 
 class Stderr(Console):

@@ -89,7 +89,7 @@ def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_hom
 def test_passages_alone(at_home, capsys):
     assert main(["ask", "docs", ROTATE, "--passages", "--k", "2"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("[1] docs/keys.md:5  Keys › Rotation\nTo rotate") and "[2] " in out and "[3] " not in out
+    assert out.startswith("[1] docs/keys.md:5  Keys › Rotation\n  To rotate") and "[2] " in out and "[3] " not in out
     assert main(["ask", "docs", ROTATE, "--passages", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["passages"][0]["place"].endswith("keys.md:5") and told["evidence"] > 0

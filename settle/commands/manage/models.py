@@ -17,6 +17,7 @@ class Models(Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("names",)
+    writes_answer: ClassVar[bool] = True
 
     names: list[str] = Field(
         default_factory=list, description="which ones; `show NAME` or `remove NAME` for one of them"

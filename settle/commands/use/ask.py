@@ -17,6 +17,7 @@ class Ask(Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "question")
+    writes_answer: ClassVar[bool] = True
 
     name: str = Field(description="a collection")
     question: str | None = Field(None, description="answer this, then leave; - reads it from stdin")

@@ -15,6 +15,7 @@ class Chat(Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "prompt")
+    writes_answer: ClassVar[bool] = True
 
     name: str = Field(description="a run, a model of the store (`settle pull`), or a .gguf file")
     prompt: str | None = Field(None, description="answer this, then leave")

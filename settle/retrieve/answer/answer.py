@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from settle.base.visible import visible
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.evidence import Evidence
 from settle.retrieve.answer.write_answer import Generation
@@ -80,7 +81,7 @@ class Answer:
 
     def __str__(self) -> str:
         lines = [f"[{source.number}] {piece.place}" for source, piece in self.cited]
-        return "\n".join([self.text, *([""] if lines else []), *lines])
+        return visible("\n".join([self.text, *([""] if lines else []), *lines]))
 
     def to_json(self) -> dict[str, object]:
         """The record that `settle ask --json` prints."""

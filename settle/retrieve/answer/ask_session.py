@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from textwrap import indent
 from typing import Self
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
+from settle.base.visible import visible_line
 from settle.retrieve.answer.answer import Answer
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
@@ -90,7 +92,8 @@ class AskSession:
         except ImportError:
             pass
         documents = f"{self._collection.name}: {self._collection.catalogue.counts()['documents']:,} documents"
-        self._events.emit(Say(text=f"{documents}, answered by {self.model_name or 'quotes'}.\n{HELP}"))
+        self._events.emit(Say(text=f"{documents}, answered by {self.model_name or 'quotes'}."))
+        self._events.emit(Say(text=HELP))
         while True:
             line = None
             try:
@@ -133,9 +136,10 @@ class AskSession:
         retrieval = self._retrieve(question)
         passages: list[dict[str, object]] = []
         for number, hit in enumerate(retrieval.hits, 1):
-            headings = " › ".join(hit.passage.headings)
+            headings = visible_line(" › ".join(hit.passage.headings))
             head = f"[{number}] {_relative(hit.citation)}" + (f"  {headings}" if headings else "")
-            self._events.emit(AnswerText(text=f"{head}\n{hit.passage.text}\n\n"))
+            text = indent(hit.passage.text, "  ")  # no line of a passage can be taken for a citation
+            self._events.emit(AnswerText(text=f"{head}\n{text}\n\n"))
             passages.append(
                 {
                     "number": number,
@@ -154,7 +158,7 @@ class AskSession:
 
 def _relative(place: str) -> str:
     """A place as it can be opened from the current folder."""
-    return place.removeprefix(f"{Path.cwd()}/")
+    return place.removeprefix(f"{visible_line(str(Path.cwd()))}/")
 
 
 def _title(source: Source) -> str:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from settle.base.visible import visible_line
 from settle.retrieve.index.catalogue.records import Occurrence, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit
@@ -49,8 +50,8 @@ class Source:
 
     @property
     def title(self) -> str:
-        """Its headings, or the name of its file."""
-        return " › ".join(self.headings) or Path(self.pieces[0].occurrence.path).name
+        """Its headings, or the name of its file, on one line."""
+        return visible_line(" › ".join(self.headings) or Path(self.pieces[0].occurrence.path).name)
 
     @property
     def texts(self) -> tuple[str, str]:

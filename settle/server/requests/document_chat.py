@@ -22,6 +22,7 @@ from settle.retrieve.answer.answer import Answer
 from settle.retrieve.answer.ask import stream_answer
 from settle.retrieve.answer.retrieval import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
+from settle.retrieve.index.catalogue.records import Occurrence
 from settle.retrieve.index.collection import Collection
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.guard.template_check import check_template
@@ -206,7 +207,7 @@ def _annotations(whole_answer: Answer) -> list[Json]:
                 "start_index": sentence.start,
                 "end_index": sentence.end,
                 "title": sentence.source.title,
-                "url": _url(sentence.piece.occurrence.path, sentence.piece.place),
+                "url": _url(sentence.piece.occurrence),
                 "text": sentence.piece.passage.text,
             },
         }
@@ -215,7 +216,7 @@ def _annotations(whole_answer: Answer) -> list[Json]:
     ]
 
 
-def _url(path: str, place: str) -> str:
+def _url(occurrence: Occurrence) -> str:
     """A place in a file as a URL: lines as `#L12`."""
-    rest = place.removeprefix(path)
-    return Path(path).as_uri() + (f"#L{rest[1:]}" if rest.startswith(":") else rest)
+    suffix = occurrence.place.suffix
+    return Path(occurrence.path).as_uri() + (f"#L{suffix[1:]}" if suffix.startswith(":") else suffix)

@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.planned, self.asked, self.keys = [], [], []
+        self.redirect, self.others = "", []  # where a 302 leads; requests that are no POST
 
     @property
     def url(self):
@@ -34,6 +35,10 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
+
+    def do_GET(self):
+        self.server.others.append(self.path)
+        self.send_error(404)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -49,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if status == SLOW else status)
         self.send_header("Content-Length", str(len(raw)))
         self.send_header("Retry-After", "0")
+        if self.server.redirect:
+            self.send_header("Location", self.server.redirect)
         self.end_headers()
         self.wfile.write(raw)
 
@@ -170,3 +177,24 @@ def test_our_own_server(tmp_path, home):
         patch.setenv("SETTLE_KEY", "wrong")
         with pytest.raises(UsageError, match="does not take the key in SETTLE_KEY"):
             Openai(model="tiny-bert", **asked).open()
+
+
+def test_a_redirect_is_not_followed_and_the_key_stays(monkeypatch):
+    monkeypatch.setenv("EMBEDDER_KEY", "sk-secret")
+    with serving() as server, serving() as other:
+        server.redirect = f"http://127.0.0.2:{other.server_port}/v1/embeddings"
+        server.planned = [(302, None)]
+        with pytest.raises(UsageError, match="leads elsewhere"):
+            Openai(url=server.url, model="m", key_variable="EMBEDDER_KEY").open()
+        assert server.keys == ["Bearer sk-secret"] and other.keys == [] and other.others == []
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_documents_for_this_machine_go_through_no_proxy(variable, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server, serving() as proxy:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+        for host in ("127.0.0.1", "localhost"):
+            Openai(url=server.url.replace("127.0.0.1", host), model="m").open().documents(["my secret document"])
+        assert len(server.asked) == 4 and proxy.asked == []

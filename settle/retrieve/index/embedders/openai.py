@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import DataError, ResourceError, SettleError, UsageError
+from settle.machine.web_request import open_request
 from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class _Remote(Vectorizer):
             headers["Authorization"] = f"Bearer {os.environ[self._settings.key_variable]}"
         try:
             request = urllib.request.Request(url, body, headers)
-            with urllib.request.urlopen(request, timeout=self._settings.seconds) as response:
+            with open_request(request, self._settings.seconds) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as e:
             with e:
@@ -163,6 +164,10 @@ class _Remote(Vectorizer):
             key = self._settings.key_variable
             wrong = f"does not take the key in {key}" if key else "wants a key"
             return UsageError(f"{where} {wrong}: {what}", "--embedder.key_variable NAME of the variable that holds it")
+        if 300 <= error.code < 400:
+            return UsageError(
+                f"{where} leads elsewhere: {what}", "give the address itself: the key is sent nowhere else"
+            )
         if error.code == 404:
             return UsageError(
                 f"{where} has no model {self._settings.model!r}, or makes no embeddings: {what}",
