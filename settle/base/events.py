@@ -228,9 +228,10 @@ class LayoutUse(BaseModel):
 
 
 class ReasonCount(BaseModel):
-    """How often a reason was given in a ledger."""
+    """How often a reason was given in a ledger, and the first places, each {"where": "file:row"}."""
 
     count: int
+    examples: Sequence[Mapping[str, str]] = ()
 
 
 class LedgerSummary(BaseEvent):

@@ -73,9 +73,13 @@ class Walk:
                     yield file
 
     def _below(self, root: Path) -> Iterator[FoundFile]:
-        if root.is_dir():
+        try:
+            is_folder, is_there = root.is_dir(), root.exists()
+        except PermissionError as e:
+            raise _closed(root, e) from None
+        if is_folder:
             yield from self._folder(root)
-        elif root.exists():
+        elif is_there:
             file = self._file(root, root)
             if isinstance(file, str):
                 raise DataError(
@@ -95,7 +99,10 @@ class Walk:
             return reason is not None
 
         def unopened(error: OSError) -> None:
-            leave("folder cannot be opened", Path(error.filename or root))
+            folder = Path(error.filename or root)
+            if folder == root:
+                raise _closed(root, error)
+            leave(f"folder cannot be opened: {error.strerror}", folder)
 
         for where, folders, names in os.walk(root, onerror=unopened):
             here = Path(where)
@@ -113,7 +120,7 @@ class Walk:
     def _why_not_folder(self, path: Path, own: Path) -> str | None:
         if path.name.startswith("."):
             return HIDDEN
-        if path.name in _INSTALLED or (path / "pyvenv.cfg").exists():
+        if path.name in _INSTALLED or os.access(path / "pyvenv.cfg", os.F_OK):
             return "installed packages or caches"
         if path.is_symlink():
             return "a link to a folder"
@@ -147,6 +154,13 @@ class Walk:
         elif reader is None:
             return f"no reader for {suffix or 'files without a suffix'}"
         return FoundFile(str(path), str(root), status.st_size, status.st_mtime_ns, reader, compression)
+
+
+def _closed(root: Path, error: OSError) -> DataError:
+    """A folder that was pointed at and cannot be looked into."""
+    return DataError(
+        f"{str(root)!r} cannot be opened: {error.strerror}", "change its permissions, or give another folder"
+    )
 
 
 def sha256_of(path: str) -> bytes:

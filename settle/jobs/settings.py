@@ -27,8 +27,15 @@ class JobSettings(Settings):
 
     def check(self, job: str) -> None:
         """Raises UsageError for what cannot be started. job: its name, for messages."""
-        if not self.inputs:
+        if self.inputs:
+            return
+        if not self.models:
             raise UsageError(f"no input for `settle {job}`", f"give files or folders: `settle {job} ~/notes`")
+        what, given = self.models[0], str(getattr(self, self.models[0]))
+        if _is_data(Path(given).expanduser()):
+            fix = f"name the {what} first: `settle {job} smollm2 {given}`"
+            raise UsageError(f"no {what} for `settle {job}`: {given!r} is text or examples", fix)
+        raise UsageError(f"no input for `settle {job}`", f"give files after the {what}: `settle {job} {given} ~/notes`")
 
     def usual_name(self) -> str:
         """What the run is called when no name was given: after the first input."""
@@ -46,6 +53,13 @@ class JobSettings(Settings):
         recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
         recipe["inputs"] = absolute_paths(self.inputs)
         return recipe | {key: portable_name(str(recipe[key])) for key in self.models if recipe.get(key)}
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a path leads to files to learn from, and to no model."""
+    if path.is_dir():
+        return not any((path / name).exists() for name in ("config.json", "adapter_config.json", "result.json"))
+    return path.is_file() and path.suffix != ".gguf"
 
 
 def absolute_paths(sources: Iterable[str]) -> list[str]:

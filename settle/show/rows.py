@@ -98,7 +98,13 @@ def _losses(event: LedgerSummary) -> list[str]:
 
 def _reasons(reasons: Mapping[str, ReasonCount]) -> str:
     most_first = sorted(reasons.items(), key=lambda item: -item[1].count)
-    return ", ".join(f"{reason} ({entry.count:,})" for reason, entry in most_first)
+    return ", ".join(f"{reason} ({_shown_count(entry)})" for reason, entry in most_first)
+
+
+def _shown_count(entry: ReasonCount) -> str:
+    """How often, or where if it was only once."""
+    where = entry.examples[0].get("where") if entry.count == 1 and entry.examples else None
+    return where or f"{entry.count:,}"
 
 
 def _columns(columns: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import settle
-from settle.base.errors import SettleError
+from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
@@ -249,6 +249,9 @@ def test_from_python(files, home):
     assert made.verdict == "out of budget" and Path(made.result["files"]["lora_gguf"]).exists()
     with pytest.raises(SettleError, match="no input for `settle tune`"):
         settle.tune(str(files / "base.gguf"))
+    with pytest.raises(UsageError, match="no model for `settle tune`") as caught:
+        settle.tune(str(files / "rows.jsonl"))
+    assert caught.value.fix.startswith("name the model first: `settle tune smollm2 ")
 
 
 def test_a_new_adapter_is_one_file(files, home, capsys, installed_ia3, monkeypatch, tmp_path):

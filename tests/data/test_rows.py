@@ -336,6 +336,43 @@ def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: ByteBpeTok
     assert again.ledger["kept"] == 160
 
 
+def test_a_column_that_is_not_there_is_named(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"frage": q, "antwort": a} for q, a in pairs()])
+    with pytest.raises(DataError, match="no column 'frag': the rows of a.jsonl have 'frage', 'antwort'") as caught:
+        run(tokenizer, path, columns={"prompt": "frag", "completion": "antwort"})
+    assert caught.value.fix == "did you mean --rows.columns.prompt frage?"
+    given = {"prompt": "frage", "completion": "antwort"}
+    with pytest.raises(DataError, match="no column 'sys': the rows have 'frage', 'antwort'"):
+        run(tokenizer, path, columns=given | {"system": "sys"})
+    with pytest.raises(DataError, match="no layout that is known: its rows have 'frage', 'antwort'"):
+        run(tokenizer, path)
+
+
+@pytest.mark.parametrize("answer", ['{"queue": "%s"}', '["%s"]', '[{"role": "%s"}]', '{"content": "%s"}'])
+def test_answers_that_are_json_are_text(tokenizer: ByteBpeTokenizer, tmp_path: Path, answer: str) -> None:
+    pairs_of = [{"prompt": f'{{"ask": "{q}"}}', "chosen": answer % a, "rejected": answer % q} for q, a in pairs()]
+    corpus = run(tokenizer, write(tmp_path / "pairs.jsonl", pairs_of))
+    assert corpus.kind == "preference"
+    said = {e.chosen[0]["content"] for side in ("train", "held_out") for e in corpus.examples(side)}
+    assert said == {row["chosen"] for row in pairs_of}
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs_of]
+    chat = run(tokenizer, write(tmp_path / "rows.jsonl", rows))
+    assert supervised(chat, tokenizer) == {f"{row['completion']}<|im_end|>" for row in rows}
+
+
+def test_turns_that_a_table_holds_as_json_are_turns(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    def turn(role: str, content: str) -> str:
+        return json.dumps([{"role": role, "content": content}])
+
+    rows = [(turn("user", q), turn("assistant", a), turn("assistant", q)) for q, a in pairs()]
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "chosen", "rejected"), *rows])
+    corpus = run(tokenizer, tmp_path / "pairs.csv")
+    assert {e.chosen[0]["content"] for side in ("train", "held_out") for e in corpus.examples(side)} == {
+        a for _, a in pairs()
+    }
+
+
 def test_held_out_rows_of_their_own(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     test = write(tmp_path / "test.jsonl", rows[:20])

@@ -14,6 +14,7 @@ _ROLES = {
     "call": ("function_call", "tool_call"),
 }
 _ROLE = {name: role for role, names in _ROLES.items() for name in names}
+_CONTENTS = ("content", "value", "text")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 # of an answer: kept for the templates that render them
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -86,12 +87,29 @@ def parsed(value: object) -> object:
     return value
 
 
+def parsed_turns(value: object) -> object:
+    """As `parsed`, but JSON in a text stays text unless it is turns: an answer may itself be JSON."""
+    inner = parsed(value)
+    turns = inner["messages"] if isinstance(inner, dict) and isinstance(inner.get("messages"), list) else inner
+    turns = [turns] if isinstance(turns, dict) else turns
+    if isinstance(value, str) and not (isinstance(turns, list) and turns and all(map(_is_turn, turns))):
+        return value
+    return inner
+
+
+def _is_turn(value: object) -> bool:
+    """Whether a value names who speaks, and holds what is said."""
+    if not isinstance(value, dict) or not isinstance(value.get("role", value.get("from")), str):
+        return False
+    return _holds_calls(value) or any(key in value for key in _CONTENTS)
+
+
 def _add(messages: list[Message], turn: Message) -> None:
     name = turn.get("role", turn.get("from"))
     role = _ROLE.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Broken(f"an unknown role {name!r}"[:80] if name is not None else "a turn without a role")
-    content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+    content = next((turn[key] for key in _CONTENTS if key in turn), None)
     if role == "call":
         calls = parsed(content)
         _add_calls(messages, calls if isinstance(calls, list) else [calls])

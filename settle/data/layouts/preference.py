@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from settle.data.layouts import Broken, Example, Kind, Layout, Message, find, text_of
-from settle.data.layouts._turns import check_turns, parsed, read_dialogue, read_tools, read_turns
+from settle.data.layouts._turns import check_turns, parsed_turns, read_dialogue, read_tools, read_turns
 from settle.data.layouts.messages import with_system
 
 
@@ -60,7 +60,7 @@ class Preference(Layout):
 
 
 def _answer(record: Mapping[str, object], columns: Mapping[str, str], what: str) -> list[Message]:
-    value = parsed(record[columns[what]])
+    value = parsed_turns(record[columns[what]])
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
@@ -78,7 +78,7 @@ def _answer(record: Mapping[str, object], columns: Mapping[str, str], what: str)
 
 
 def _prompt(record: Mapping[str, object], columns: Mapping[str, str]) -> list[Message]:
-    value = parsed(record[columns["prompt"]])
+    value = parsed_turns(record[columns["prompt"]])
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
     if isinstance(value, list):

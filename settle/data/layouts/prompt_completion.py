@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from settle.data.layouts import Example, Kind, Layout, find, text_of
-from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+from settle.data.layouts._turns import check_turns, parsed_turns, read_tools, read_turns
 from settle.data.layouts.messages import with_system
 
 # the first that is there; a text or an article is a prompt where something stands beside it that answers to it
@@ -39,7 +39,7 @@ class PromptCompletion(Layout):
         return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
-        prompt, completion = (parsed(record[columns[what]]) for what in ("prompt", "completion"))
+        prompt, completion = (parsed_turns(record[columns[what]]) for what in ("prompt", "completion"))
         if isinstance(prompt, list) and isinstance(completion, list):
             messages = read_turns(prompt + completion)
         else:

@@ -1,5 +1,6 @@
 """Files → examples: the layout of each file is found from its rows, and rows that do not keep to it are refused."""
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,9 @@ class ExampleReader:
         self._files, self._ledger, self._events = files, ledger, events
         named = {name: column for name, column in columns.model_dump().items() if column is not None}
         self._known = _layouts(named)
+        self._named = named
+        self._unseen = set(named.values())
+        self._present: dict[str, None] = {}  # names of columns, in their order
         self.refused = RefusedRows()
         self.layouts: dict[str, dict[str, object]] = {}
         self.kind: Kind | None = None
@@ -68,6 +72,8 @@ class ExampleReader:
                     raise DataError(f"{file.name} is damaged", "get the file again") from None
                 done += file.size
                 self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
+        if self._unseen:
+            raise self._no_column(list(self._present), "the rows have")
 
     def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
         first = list(islice(records, _SAMPLED_ROWS))
@@ -97,6 +103,8 @@ class ExampleReader:
         row = record["value"]
         if not isinstance(row, Mapping):
             raise Broken("a row without named values")
+        if self._unseen:
+            self._unseen -= row.keys()
         columns = layout.columns(row)
         if columns is not None:
             return layout.example(row, columns)
@@ -112,16 +120,29 @@ class ExampleReader:
         if not names:
             if not rows:
                 raise DataError(f"{file.name} holds no rows", "give a file of examples")
-            shown = ", ".join(map(repr, list(rows[0])[:12])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+            present = list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row))
+            if not set(self._named.values()) <= set(present):
+                raise self._no_column(present, f"the rows of {file.name} have")
+            shown = ", ".join(map(repr, present[:12])) or type(rows[0]).__name__
             raise DataError(
                 f"{file.name} is in no layout that is known: its rows have {shown}",
                 "name its columns: --rows.columns.prompt and --rows.columns.completion, or .messages, or .text",
             )
+        self._present |= dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row)
         name = names.most_common(1)[0][0]
         layout = self._known[name]
         matches = (layout.columns(row) for row in rows if isinstance(row, Mapping))
         columns = {what: column for one in matches if one for what, column in one.items()}
         return layout, name, columns
+
+    def _no_column(self, present: list[str], where: str) -> DataError:
+        """A column that was asked for and is nowhere."""
+        what, column = next((w, c) for w, c in self._named.items() if c not in present)
+        near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
+        return DataError(
+            f"there is no column {column!r}: {where} {', '.join(map(repr, present[:12]))}",
+            f"did you mean --rows.columns.{what} {near[0]}?" if near else f"give one of them to --rows.columns.{what}",
+        )
 
     def _name_of(self, row: object) -> str:
         if not isinstance(row, Mapping):
