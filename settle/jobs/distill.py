@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from settle.evaluate.teacher_answers import answer_all
 from settle.formats.gguf import export_gguf
 from settle.infer.scorer import Scorer
 from settle.jobs.job import Job
+from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import DistillSettings
-from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data, result
-from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
+from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
+from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import Proposal
@@ -238,7 +240,7 @@ JOB = Job(
     DistillSettings,
     DistillContext,
     (
-        earlier_session, teacher, data, student, cache, plan, build, forecast, proof,
-        loop, judge, export, compare, draft, result,
+        earlier_session, teacher, data, student, cache, plan, build, scores, forecast,
+        partial(proof, again=again), loop, judge, export, compare, draft, result,
     ),
 )  # fmt: skip

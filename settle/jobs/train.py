@@ -1,12 +1,15 @@
 """settle train: from text to a settled model that answers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from settle.base.events import ForecastReady, PlanReady
+from settle.base.run import write_json
 from settle.data.prepare import Corpus, prepare, prepared
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import Job, end_dry
+from settle.jobs.proof_stages import proof
 from settle.jobs.settings import TrainSettings
 from settle.jobs.training_stages import (
     TrainingContext,
@@ -15,7 +18,6 @@ from settle.jobs.training_stages import (
     earlier_session,
     judge,
     loop,
-    proof,
     restored_data,
     result,
     warn_of_time,
@@ -57,6 +59,15 @@ def forecast(c: TrainContext) -> None:
     warn_of_time(c)
     if c.settings.dry:
         end_dry(c, {"plan": c.plan.to_json(), "forecast": c.expected.to_json()})
+
+
+def again(c: TrainContext, dtype: str, why: str) -> None:
+    """Plan, forecast and build the run anew in another type."""
+    reasons, origin = {**c.plan.why, "dtype": why}, {**c.plan.origin, "dtype": "derived"}
+    c.plan = replace(c.plan, dtype=dtype, why=reasons, origin=origin)
+    forecast(c)
+    build(c)
+    write_json(c.run.path / "forecast.json", c.expected.to_json())
 
 
 def start(c: TrainContext) -> None:
@@ -102,5 +113,5 @@ JOB = Job(
     "train",
     TrainSettings,
     TrainContext,
-    (earlier_session, data, plan, forecast, start, proof, loop, judge, export, result),
+    (earlier_session, data, plan, forecast, start, partial(proof, again=again), loop, judge, export, result),
 )

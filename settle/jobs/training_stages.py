@@ -10,7 +10,6 @@ from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.file_version import refuse_newer
 from settle.base.run import Run, write_json
 from settle.base.run.result import Result
-from settle.base.version import __version__
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.report.card import write_card
@@ -19,19 +18,17 @@ from settle.jobs.job import Context, interrupt, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
-from settle.machine import accelerator, describe
+from settle.machine import accelerator
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
 from settle.plan.phases import too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
-from settle.train.proof import prove
 from settle.train.state import Outcome
 from settle.train.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.verdict import verdict
 
-PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
 UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
 
 
@@ -142,31 +139,6 @@ def warn_of_time(c: TrainingContext) -> None:
         c.events.emit(Warn(text=warning))
 
 
-def proof(c: TrainingContext) -> None:
-    """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun."""
-    if c.record is not None:
-        return
-    corpus, batches, seed = c.corpus, c.live.batches, c.plan.loop.seed
-    if isinstance(corpus, RowCorpus):
-        rows = [corpus.train.origin(document) for document, _, _ in batches.rows_of(0)]
-        vocab_size = c.live.model.options.vocab_size
-    else:
-        rows = [f"{corpus.train.origin(d)}, tokens {a} to {b}" for d, a, b in batches.rows_of(0)]
-        vocab_size = corpus.tokenizer.vocab_size
-    first = batches.at(0)
-    tuned = isinstance(corpus, RowCorpus)
-    checks = prove(c.live.model, c.live.objective, first, vocab_size, rows, c.events, seed, tuned=tuned)
-    c.record = {
-        **c.plan.to_json(),
-        "asked": c.settings.model_dump(mode="json"),
-        "corpus": corpus.fingerprint,
-        "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "machine": describe(),
-        "proof": checks,
-    }
-    write_json(c.run.path / "plan.json", c.record)
-
-
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
     c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total)
@@ -230,7 +202,8 @@ def _refuse_changes(run: Run, now: Mapping[str, object], before: Mapping[str, ob
     """Raises RunError for the first key that is not as it was when the newest checkpoint was made."""
     now, before = _flat(now), _flat(before)
     for key in {**before, **now}:
-        if now.get(key) != before.get(key):
+        is_newer = not (key in now and key in before) and not (now.get(key) or before.get(key))  # and at its default
+        if now.get(key) != before.get(key) and not is_newer:
             raise edited(run, f"{key} is {now.get(key)!r}, the checkpoints were made with {before.get(key)!r}")
 
 

@@ -1,6 +1,7 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
@@ -8,9 +9,10 @@ from settle.evaluate.compare.compare import CompareOptions, report
 from settle.evaluate.compare.compare import compare as compare_models
 from settle.evaluate.tasks import named
 from settle.jobs.job import Job
+from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
-from settle.jobs.training_stages import build, earlier_session, judge, loop, proof, restored_data, result
-from settle.jobs.tuning_stages import TuningContext, export, forecast, plan
+from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
+from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
@@ -57,5 +59,8 @@ JOB = Job(
     "tune",
     TuneSettings,
     TuneContext,
-    (earlier_session, base, data, plan, build, forecast, proof, loop, judge, export, compare, result),
-)
+    (
+        earlier_session, base, data, plan, build, scores, forecast, partial(proof, again=again),
+        loop, judge, export, compare, result,
+    ),
+)  # fmt: skip

@@ -1,23 +1,25 @@
 """Stages of the jobs that train a pretrained model further: what `tune` and `distill` do alike."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from settle.base.events import ForecastReady, PlanReady, RowPreviews, Warn
+from settle.base.run import write_json
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.settings import DistillSettings, TuneSettings
-from settle.jobs.training_stages import TrainingContext, begin, warn_of_time
+from settle.jobs.training_stages import TrainingContext, begin, build, warn_of_time
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
 from settle.model.pretrained import Pretrained
+from settle.plan.forecast_figures import Forecast
 from settle.plan.tuning_forecast import look_ahead
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.live_run import adapter_of
-from settle.train.training_plan import Tuning
+from settle.train.training_plan import TrainingPlan, Tuning
 
 
 @dataclass
@@ -54,8 +56,7 @@ def plan(c: TuningContext) -> None:
         return
     if c.settings.dry:
         c.events.emit(RowPreviews.model_validate({"rows": [preview.to_json() for preview in c.corpus.previews]}))
-    assert c.base is not None
-    c.plan = plan_tuning(c.settings, dict(c.origin), c.corpus, c.base)
+    c.plan = _planned(c, c.settings)
     c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
@@ -64,15 +65,36 @@ def forecast(c: TuningContext) -> None:
     if c.record is not None:
         begin(c, c.run.read("forecast.json") or {})
         return
+    expected = _expected(c)
+    if c.settings.dry:
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json()})
+    else:
+        begin(c, expected.to_json())
+
+
+def again(c: TuningContext, dtype: str, why: str) -> None:
+    """Plan, build and forecast the run anew in another type."""
+    del c.live  # its memory is needed
+    c.plan = _planned(c, c.settings.model_copy(update={"dtype": dtype}))
+    reasons, origin = {**c.plan.why, "dtype": why}, {**c.plan.origin, "dtype": "derived"}
+    c.plan = replace(c.plan, why=reasons, origin=origin)
+    build(c)
+    write_json(c.run.path / "forecast.json", _expected(c).to_json())
+
+
+def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> TrainingPlan:
+    assert c.base is not None
+    return plan_tuning(settings, dict(c.origin), c.corpus, c.base)
+
+
+def _expected(c: TuningContext) -> Forecast:
+    """The forecast, told. What measuring it took is missing from the plan's time."""
     expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events)
     c.plan, c.phases = c.live.plan, expected.phases
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
     warn_of_time(c)
     _warn_of_memory(c, expected.peak_memory.value)
-    if c.settings.dry:
-        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json()})
-    else:
-        begin(c, expected.to_json())
+    return expected
 
 
 def export(c: TuningContext) -> None:

@@ -4,6 +4,7 @@ Letters: N tokens, D hidden width, V vocabulary, S segments.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,16 @@ class Decoder(FreezableModule):
     def layers(self) -> list[DecoderLayer]:
         """Its layers, from the first to the last."""
         return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+
+    @property
+    def float32_scores(self) -> tuple[int, ...]:
+        """The layers whose attention scores are in float32 where the rest is in a half type."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.self_attn.float32_scores)
+
+    @float32_scores.setter
+    def float32_scores(self, layers: Sequence[int]) -> None:
+        for i, layer in enumerate(self.layers):
+            layer.self_attn.float32_scores = i in layers
 
     def embed(self, inputs: Tensor) -> Tensor:
         """inputs (N,) token ids → (N, D) before the first layer."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from settle.model.layers.attention import attention_over
-from settle.model.layers.packed_sequences import Packing, RotationTable
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 
 if TYPE_CHECKING:
     from settle.model.decoder import Decoder
@@ -23,7 +23,7 @@ class Growing(Packing):
     cu_seqlens (B+1,): of what is there at first. room: how many tokens a sequence may grow by.
     """
 
-    is_growing = True
+    attends_itself = True
 
     def __init__(self, cu_seqlens: Tensor, room: int) -> None:
         super().__init__(cu_seqlens)
@@ -39,15 +39,18 @@ class Growing(Packing):
             self.lengths = self.lengths + 1
         self._is_first, self._layer = False, 0
 
-    def attend(self, qkv: Tensor, table: RotationTable, window: int | None, soft_cap: float | None) -> Tensor:
+    def attend(self, qkv: Tensor, table: RotationTable, scoring: Scoring, bias: Tensor | None) -> Tensor:
         """As `attention`; qkv (N, (H + 2K)·d) of the whole batch at first, later (B, …) of the newest tokens."""
+        dtype, (window, soft_cap, in_float32) = qkv.dtype, scoring
+        if in_float32:
+            qkv = qkv.to(table.dtype) if bias is None else qkv + bias
         turned = (table.heads + table.kv_heads) * table.head_dim
         positions = self.positions if self._is_first else self.lengths
         by_head = _turned(qkv[:, :turned], table.turn(self.most)[positions])
         values = qkv[:, turned:].view(-1, table.kv_heads, table.head_dim)
         if self._is_first:
             self._keep(by_head[:, table.heads :], values)
-            return attention_over(qkv, self, table, window, soft_cap)
+            return attention_over(qkv, self, table, scoring).to(dtype)
         keys, past = self._kept[self._layer]
         self._layer += 1
         at = torch.arange(len(qkv), device=qkv.device)
@@ -61,7 +64,7 @@ class Growing(Packing):
         if window is not None:
             unseen = unseen | (place <= self.lengths.unsqueeze(1) - window)
         scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
-        return (torch.softmax(scores, -1) @ past).flatten(1)
+        return (torch.softmax(scores, -1) @ past).flatten(1).to(dtype)
 
     def _keep(self, keys: Tensor, values: Tensor) -> None:
         """keys, values (N, K, d) of a layer, each sequence at the beginning of its own room."""

@@ -178,4 +178,5 @@ def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder
     if not whole:
         adapter_of(tuning).apply(model, plan.loop.seed)
     model.recompute = tuning.recompute
+    model.float32_scores = tuning.float32_scores
     return model

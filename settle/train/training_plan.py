@@ -17,7 +17,8 @@ class Tuning:
     """How a pretrained model is trained on.
 
     base: where its files are. adapter_name: a part of model/adapters, or "full" for every weight. quantize: how frozen
-    weights are kept. rows: of one micro-batch. recompute: see `Decoder`.
+    weights are kept. rows: of one micro-batch. recompute: see `Decoder`. float32_scores: the layers whose attention
+    scores are not rounded to a half type.
     """
 
     base: str
@@ -28,6 +29,7 @@ class Tuning:
     quantize: str | None
     rows: int
     recompute: int
+    float32_scores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

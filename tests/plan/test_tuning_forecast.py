@@ -10,7 +10,7 @@ import torch
 from settle.base.statistics import Interval
 from settle.machine import COMPUTE_DTYPES
 from settle.plan.tuning_forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, Measured, _loss, memory_growth
-from settle.train.proof import GRADIENT_TOLERANCE
+from settle.train.proof.prove import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
 SEEN = Measured(

@@ -22,7 +22,7 @@ from settle.model.kv_cache import continued
 from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse
 from settle.train.objectives.distill import Distill
-from settle.train.proof import prove
+from settle.train.proof.prove import prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
 from tests.records import into
 

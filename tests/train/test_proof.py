@@ -12,7 +12,8 @@ from settle.base.event_log import Events
 from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
-from settle.train.proof import prove, shorten
+from settle.train.proof.prove import prove
+from settle.train.proof.rows import shorten
 from tests.records import into
 
 VOCAB = Llama.TINY.vocab_size

@@ -18,7 +18,8 @@ from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
-from settle.train.proof import prove, tails
+from settle.train.proof.prove import prove
+from settle.train.proof.rows import tails
 from tests.records import into
 from tests.train.test_proof import make_leaking
 

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
 from settle.model.layers.kernels import Context, apply
-from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable
+from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable, Scoring
 
 
 @cache
@@ -29,23 +29,23 @@ def _varlen_kernel() -> Callable[..., object] | None:
 
 
 def attention(
-    qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None, soft_cap: float | None = None
+    qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
     """Attention within each segment. qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order →
-    (N, H·d). window, soft_cap: see `LayerOptions`.
+    (N, H·d). bias ((H + 2K)·d,): what qkv still lacks, in the type in which it is rotated.
     """
-    if packing.is_growing:
-        return packing.attend(qkv, table, window, soft_cap)
-    return attention_over(qkv, packing, table, window, soft_cap)
+    if packing.attends_itself:
+        return packing.attend(qkv, table, scoring, bias)
+    return attention_over(qkv, packing, table, scoring, bias)
 
 
 def attention_over(
-    qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None, soft_cap: float | None = None
+    qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
     """The same of a whole batch. The framework's kernels know no soft cap."""
-    if qkv.device.type == "cpu" or soft_cap is not None:
-        return apply(RotatedAttention, qkv, packing, table, window, soft_cap)
-    return fused_attention(qkv, packing, table, window)
+    if qkv.device.type == "cpu" or scoring.soft_cap is not None:
+        return apply(RotatedAttention, qkv, bias, packing, table, scoring)
+    return fused_attention(qkv if bias is None else qkv + bias.to(qkv.dtype), packing, table, scoring.window)
 
 
 def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None) -> Tensor:
@@ -94,23 +94,24 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | Non
 class RotatedAttention(Function):
     """Rotary positions and causal attention within each segment, with plain matrix products.
 
-    qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order → (N, H·d). On a CPU this is far
-    quicker than scaled_dot_product_attention, whose bf16 backward takes several times as long as these products.
+    qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order, its bias ((H + 2K)·d,) or None → (N, H·d).
+    On a CPU this is far quicker than scaled_dot_product_attention, whose bf16 backward takes several times as long as
+    these products.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, qkv: Tensor, packing: Packing, table: RotationTable, window: int | None, soft_cap: float | None
+        ctx: Context, qkv: Tensor, bias: Tensor | None, packing: Packing, table: RotationTable, scoring: Scoring
     ) -> Tensor:
-        ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], soft_cap
+        ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], scoring.soft_cap
         if packing.is_uniform:
-            out, saved = _attend(qkv, packing.buckets[0], table, window, soft_cap)
+            out, saved = attend_bucket(qkv, bias, packing.buckets[0], table, scoring)
         else:
             out = qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
             saved = ()
             for bucket in packing.buckets:
                 assert bucket.gather is not None and bucket.packed_rows is not None and bucket.padded_rows is not None
-                padded, of_bucket = _attend(qkv.index_select(0, bucket.gather), bucket, table, window, soft_cap)
+                padded, of_bucket = attend_bucket(qkv.index_select(0, bucket.gather), bias, bucket, table, scoring)
                 out.index_copy_(0, bucket.packed_rows, padded.index_select(0, bucket.padded_rows))
                 saved += of_bucket
         ctx.save_for_backward(*saved)
@@ -121,7 +122,8 @@ class RotatedAttention(Function):
         grad, packing, table = grads[0], ctx.packing, ctx.table
         saved = ctx.saved_tensors
         if packing.is_uniform:
-            return _attend_backward(grad, saved, packing.buckets[0], table, ctx.soft_cap), None, None, None, None
+            grad_qkv = _attend_backward(grad, saved, packing.buckets[0], table, ctx.soft_cap)
+            return grad_qkv, _bias_gradient(ctx, grad_qkv), None, None, None
         grad_qkv = grad.new_empty(grad.shape[0], ctx.width)
         each = len(saved) // len(packing.buckets)
         for i, bucket in enumerate(packing.buckets):
@@ -129,23 +131,31 @@ class RotatedAttention(Function):
             padded.index_copy_(0, bucket.padded_rows, grad.index_select(0, bucket.packed_rows))
             piece = _attend_backward(padded, saved[each * i : each * (i + 1)], bucket, table, ctx.soft_cap)
             grad_qkv.index_copy_(0, bucket.packed_rows, piece.index_select(0, bucket.padded_rows))
-        return grad_qkv, None, None, None, None
+        return grad_qkv, _bias_gradient(ctx, grad_qkv), None, None, None
 
 
-def _attend(
-    qkv: Tensor, bucket: Bucket, table: RotationTable, window: int | None, soft_cap: float | None
+def _bias_gradient(ctx: Context, grad_qkv: Tensor) -> Tensor | None:
+    """grad_qkv (N, O) → (O,), when the bias is trained."""
+    return grad_qkv.sum(0, dtype=ctx.table.dtype) if ctx.needs_input_grad[1] else None
+
+
+def attend_bucket(
+    qkv: Tensor, bias: Tensor | None, bucket: Bucket, table: RotationTable, scoring: Scoring
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One bucket: qkv (B*T, (H + 2K)·d) → (B*T, H·d) and what the backward needs."""
     size, length, width = bucket.segments, bucket.length, table.head_dim
-    heads, kv_heads = table.heads, table.kv_heads
+    heads, kv_heads, soft_cap = table.heads, table.kv_heads, scoring.soft_cap
     turned = (heads + kv_heads) * width
-    by_head = rotate(qkv[:, :turned], table.turn(length), size).transpose(1, 2)
-    q = qkv.new_empty(size, heads, length, width).copy_(by_head[:, :heads])
-    k = qkv.new_empty(size, kv_heads, length, width).copy_(by_head[:, heads:])
-    v = qkv[:, turned:].view(size, length, kv_heads, width).transpose(1, 2).contiguous()
+    turned_bias, value_bias = (None, None) if bias is None else (bias[:turned], bias[turned:])
+    by_head = rotate(qkv[:, :turned], table.turn(length), size, turned_bias).transpose(1, 2)
+    dtype = by_head.dtype if scoring.in_float32 else qkv.dtype
+    q = by_head.new_empty(size, heads, length, width, dtype=dtype).copy_(by_head[:, :heads])
+    k = by_head.new_empty(size, kv_heads, length, width, dtype=dtype).copy_(by_head[:, heads:])
+    values = qkv[:, turned:] if value_bias is None else (qkv[:, turned:] + value_bias).to(qkv.dtype)
+    v = values.view(size, length, kv_heads, width).transpose(1, 2).contiguous()
     # The query heads that share a key head lie below one another, so that one product serves them all.
     q, k, v = q.view(size * kv_heads, -1, width), k.view(-1, length, width), v.view(-1, length, width)
-    mask = table.mask(length, heads // kv_heads, qkv.dtype, window)
+    mask = table.mask(length, heads // kv_heads, dtype, scoring.window)
     saved: tuple[Tensor, ...] = ()
     if soft_cap is None:
         scores = torch.baddbmm(mask, q, k.transpose(1, 2))
@@ -153,7 +163,7 @@ def _attend(
         capped = torch.bmm(q, k.transpose(1, 2)).div_(soft_cap).tanh_()
         scores = torch.add(mask, capped, alpha=soft_cap)
         saved = (capped,)
-    probabilities = torch.softmax(scores, dim=-1)
+    probabilities = torch.softmax(scores, dim=-1).to(qkv.dtype)
     out = torch.bmm(probabilities, v).view(size, heads, length, width).transpose(1, 2)
     return out.reshape(size * length, heads * width), (q, k, v, probabilities, *saved)
 
@@ -161,14 +171,14 @@ def _attend(
 def _attend_backward(
     grad: Tensor, saved: Sequence[Tensor], bucket: Bucket, table: RotationTable, soft_cap: float | None
 ) -> Tensor:
-    """Gradient of `_attend`: grad (B*T, H·d) → (B*T, (H + 2K)·d)."""
+    """Gradient of `attend_bucket`: grad (B*T, H·d) → (B*T, (H + 2K)·d)."""
     q, k, v, probabilities = saved[:4]
     size, length, width = bucket.segments, bucket.length, table.head_dim
     heads, kv_heads = table.heads, table.kv_heads
     grad = grad.view(size, length, heads, width).transpose(1, 2).reshape(q.shape)
     grad_v = torch.bmm(probabilities.transpose(1, 2), grad)
-    grad_scores = torch.bmm(grad, v.transpose(1, 2))
-    grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
+    grad_scores = torch.bmm(grad, v.transpose(1, 2)).to(q.dtype)
+    grad_scores = torch._softmax_backward_data(grad_scores, probabilities.to(q.dtype), -1, q.dtype)
     if soft_cap is not None:
         grad_scores = torch.ops.aten.tanh_backward(grad_scores, saved[4])
     grad_q = torch.bmm(grad_scores, k).view(size, heads, length, width)
@@ -186,12 +196,14 @@ def _attend_backward(
     return grad_qkv
 
 
-def rotate(rows: Tensor, turn: Tensor, segments: int) -> Tensor:
-    """Turn pairs of neighbours as complex numbers. rows (B*T, n·d), turn (T, n, d/2) complex → (B, T, n, d) in
-    the real type of `turn`.
+def rotate(rows: Tensor, turn: Tensor, segments: int, bias: Tensor | None = None) -> Tensor:
+    """Turn pairs of neighbours as complex numbers, after their bias (n·d,) is added. rows (B*T, n·d), turn
+    (T, n, d/2) complex → (B, T, n, d) in the real type of `turn`.
     """
     length, heads, half = turn.shape
     wide = rows.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)
+    if bias is not None:
+        wide.add_(bias)
     pairs = torch.view_as_complex(wide.view(segments, length, heads, half, 2))
     pairs.mul_(turn)
     return wide.view(segments, length, heads, 2 * half)

@@ -14,7 +14,7 @@ from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import HeadNorm, Lookup, apply
 from settle.model.layers.linear import Cast, Linear, Stack, Turning
 from settle.model.layers.norm import RMSNorm
-from settle.model.layers.packed_sequences import Packing, RotationTable
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 
 
 class Embedding(Owner):
@@ -36,7 +36,12 @@ class Embedding(Owner):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and K ≤ H key/value heads."""
+    """Causal self-attention with rotary positions and K ≤ H key/value heads.
+
+    float32_scores: its scores are too large for a half type, see `score_sizes`. May be set at any time.
+    """
+
+    float32_scores = False
 
     def __init__(self, o: LayerOptions) -> None:
         super().__init__()
@@ -61,10 +66,13 @@ class Attention(nn.Module):
         self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
     ) -> Tensor:
         """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x)))."""
-        residual, qkv = self.qkv.norm_linear(x, norm)
+        # a bias of 200 added in bfloat16 would round what it is added to
+        is_apart = self.float32_scores and self.q_norm is None and self.qkv.has_bias_apart
+        residual, qkv = self.qkv.norm_linear(x, norm, biased=not is_apart)
+        bias = self.qkv.bias(table.dtype) if is_apart else None
         if self.q_norm is not None and self.k_norm is not None:
             qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
-        mixed = attention(qkv, packing, table, self.window, self.soft_cap)
+        mixed = attention(qkv, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
         if after is None:
             return self.out.linear_add(residual, mixed)
         return after.add(residual, self.out.linear(mixed))

@@ -122,11 +122,11 @@ class Stack:
         self._joined: list[Joined] = []
         self._is_apart = False
 
-    def norm_linear(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-        """x (N, I) → (x for the residual, norm(x) through the linears (N, O))."""
+    def norm_linear(self, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
+        """x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
         if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
-            return x, self.linear(norm(x))
-        bias = self._bias(x.dtype)
+            return x, self.linear(norm(x), biased)
+        bias = self.bias(x.dtype) if biased else None
         if self._is_frozen():
             residual, out = apply_pair(
                 FrozenNormLinear, x, norm.factor(), norm.eps, self._matrices()[0], bias, *self._beside(x)
@@ -139,12 +139,12 @@ class Stack:
         )
         return residual, out
 
-    def linear(self, x: Tensor) -> Tensor:
-        """x (N, I) → (N, O)."""
+    def linear(self, x: Tensor, biased: bool = True) -> Tensor:
+        """x (N, I) → (N, O). biased: with `bias` added."""
         if self._is_wrapped():
             members = zip(self.linears, self.orders, self._matrices(), strict=True)
             return torch.cat([order.ordered(_wrapped(linear, matrix, x).t()) for linear, order, matrix in members]).t()
-        bias = self._bias(x.dtype)
+        bias = self.bias(x.dtype) if biased else None
         if self._is_frozen():
             out: Tensor = apply(FrozenAdd, None, x, None, self._matrices()[0], bias, *self._beside(x))
         else:
@@ -156,7 +156,7 @@ class Stack:
         """residual (N, O) + x (N, I) through the linears. Only for one linear that does not turn."""
         if self._is_wrapped():
             return residual + self.linear(x)
-        bias = self._bias(x.dtype)
+        bias = self.bias(x.dtype)
         if self._is_frozen():
             return apply(FrozenAdd, residual, x, None, self._matrices()[0], bias, *self._beside(x))
         (weight,) = self._weights()
@@ -168,10 +168,22 @@ class Stack:
         if self._is_frozen() and not self._is_wrapped():
             inner = gate_up[:, : self.linears[0].inputs]  # only its size and type are looked at
             beside = self._beside(inner)
-            bias = self._bias(gate_up.dtype)
+            bias = self.bias(gate_up.dtype)
             return apply(FrozenAdd, residual, gate_up, activation, self._matrices()[0], bias, *beside)
         inner = apply(Gated, gate_up, activation)
         return self.linear(inner) if residual is None else self.linear_add(residual, inner)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The linears' biases in the order of the product, (O,); None without any."""
+        biases = [linear.bias for linear in self.linears if linear.bias is not None]
+        if not biases:
+            return None
+        return torch.cat([o.ordered(bias) for o, bias in zip(self.orders, biases, strict=True)]).to(dtype)
+
+    @property
+    def has_bias_apart(self) -> bool:
+        """Whether a product without `bias` can be had: an adapter that is multiplied by itself adds it on its own."""
+        return not self._is_wrapped()
 
     # --- frozen ---
 
@@ -206,12 +218,6 @@ class Stack:
 
     def _weights(self) -> list[Tensor]:
         return [linear.weight for linear in self.linears if linear.weight is not None]
-
-    def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        biases = [linear.bias for linear in self.linears if linear.bias is not None]
-        if not biases:
-            return None
-        return torch.cat([o.ordered(bias) for o, bias in zip(self.orders, biases, strict=True)]).to(dtype)
 
     def _fold(self, norm: Tensor, *weights: Tensor) -> Tensor:
         """Stacked weight (O, I) with the norm's weight folded in."""

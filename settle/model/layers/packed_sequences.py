@@ -6,11 +6,22 @@ numbers in its real rows. Short segments are therefore padded into buckets; full
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from settle.model.config import Rope
+
+
+class Scoring(NamedTuple):
+    """What a layer does with the scores of its attention. window, soft_cap: see `LayerOptions`. in_float32: queries,
+    keys and scores are not rounded to a half type, which is 4 off at a score of 1,000.
+    """
+
+    window: int | None = None
+    soft_cap: float | None = None
+    in_float32: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +45,10 @@ class Packing:
     cu_seqlens (S+1,) cumulative segment lengths on any device, from 0 to N. Raises nothing: the batch is ours.
     """
 
-    is_growing = False  # see `kv_cache`
+    attends_itself = False  # see `kv_cache` and `score_sizes`
 
-    def attend(self, qkv: Tensor, table: "RotationTable", window: int | None, soft_cap: float | None) -> Tensor:
-        """Attention of a packing that grows, with what it keeps of the tokens before."""
+    def attend(self, qkv: Tensor, table: "RotationTable", scoring: Scoring, bias: Tensor | None) -> Tensor:
+        """`attention` of a packing that sees every layer's queries and keys; called once a layer, in their order."""
         raise NotImplementedError
 
     def __init__(self, cu_seqlens: Tensor) -> None:

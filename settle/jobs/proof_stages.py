@@ -1,0 +1,125 @@
+"""Stages that make sure the gradient is right before the first step, and choose a slower exact way where it is not."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from settle.base.events import Say, Warn
+from settle.base.run import write_json
+from settle.base.version import __version__
+from settle.data.rows.prepare import RowCorpus
+from settle.jobs.training_stages import TrainingContext
+from settle.machine import describe
+from settle.model.score_sizes import score_sizes, too_large
+from settle.train.gradient import backward
+from settle.train.proof.prove import RoundingError, prove
+from settle.train.proof.rows import whole_rows
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
+MEASURED_TOKENS = 512  # of the forward pass that measures the scores
+
+C = TypeVar("C", bound=TrainingContext)
+Again = Callable[[C, str, str], None]  # (context, dtype, why): plan, build and forecast anew
+
+
+def scores(c: TrainingContext) -> None:
+    """Attention scores in float32 in those layers of a pretrained model where they are too large for a half type."""
+    if c.record is not None or c.plan.dtype == "float32" or c.plan.tuning is None:
+        return
+    live = c.live
+    batch = whole_rows(live.batches.at(0), MEASURED_TOKENS, live.objective.segments_per_row)
+    inputs, bounds = (torch.from_numpy(a).to(live.model.device) for a in (batch.inputs, batch.cu_seqlens))
+    sizes = score_sizes(live.model, inputs, bounds)
+    if layers := too_large(sizes):
+        why = f"attention scores reach {max(sizes):,.0f} in {len(layers)} of {len(sizes)} layers, which are computed in"
+        _put_scores_in_float32(c, layers, f"{why} float32 there")
+        c.events.emit(Say(text=c.plan.why["float32_scores"]))
+
+
+def proof(c: C, again: Again[C]) -> None:
+    """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun.
+
+    Where the compute type does not carry the gradient, the exact ways are tried, the one that costs least first.
+    again: plans, builds and forecasts the run anew in another type. Raises ProofError.
+    """
+    if c.record is not None:
+        return
+    ways = iter((_all_scores_in_float32, _all_in_float32))
+    while True:
+        try:
+            checks = _checks(c)
+            break
+        except RoundingError as e:
+            if not any(way(c, e, again) for way in ways):
+                raise
+    c.record = {
+        **c.plan.to_json(),
+        "asked": c.settings.model_dump(mode="json"),
+        "corpus": c.corpus.fingerprint,
+        "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "machine": describe(),
+        "proof": checks,
+    }
+    write_json(c.run.path / "plan.json", c.record)
+
+
+def _checks(c: TrainingContext) -> list[dict[str, object]]:
+    corpus, batches = c.corpus, c.live.batches
+    tuned = isinstance(corpus, RowCorpus)
+    if isinstance(corpus, RowCorpus):
+        rows = [corpus.train.origin(document) for document, _, _ in batches.rows_of(0)]
+        vocab_size = c.live.model.options.vocab_size
+    else:
+        rows = [f"{corpus.train.origin(d)}, tokens {a} to {b}" for d, a, b in batches.rows_of(0)]
+        vocab_size = corpus.tokenizer.vocab_size
+    seed = c.plan.loop.seed
+    return prove(c.live.model, c.live.objective, batches.at(0), vocab_size, rows, c.events, seed, tuned=tuned)
+
+
+def _all_scores_in_float32(c: C, error: RoundingError, again: Again[C]) -> bool:
+    """The scores of every layer in float32, unless they are; whether that is something else than before."""
+    layers = tuple(range(len(c.live.model.layers)))
+    if c.plan.dtype == "float32" or c.plan.tuning is None or c.plan.tuning.float32_scores == layers:
+        return False
+    before = _step_seconds(c)
+    _put_scores_in_float32(c, layers, f"{error.what}: attention scores are computed in float32")
+    _report(c, c.plan.why["float32_scores"], before)
+    return True
+
+
+def _all_in_float32(c: C, error: RoundingError, again: Again[C]) -> bool:
+    """Everything in float32, unless a person chose the type."""
+    if c.plan.dtype == "float32" or c.origin.get("dtype", "default") != "default":
+        return False
+    before = _step_seconds(c)
+    again(c, "float32", f"{error.what}: the run computes in float32")
+    _report(c, c.plan.why["dtype"], before)
+    return True
+
+
+def _report(c: TrainingContext, what: str, before: float) -> None:
+    """What was changed, and what that costs. before: seconds of a step until then."""
+    c.events.emit(Warn(text=f"{what}; a step takes about {_step_seconds(c) / before:.1f} times as long"))
+
+
+def _put_scores_in_float32(c: TrainingContext, layers: tuple[int, ...], why: str) -> None:
+    assert c.plan.tuning is not None
+    tuning, reasons = replace(c.plan.tuning, float32_scores=layers), {**c.plan.why, "float32_scores": why}
+    c.plan = c.live.plan = replace(c.plan, tuning=tuning, why=reasons)
+    c.live.model.float32_scores = layers
+
+
+def _step_seconds(c: TrainingContext) -> float:
+    """What the first batch's forward and backward take; the second of two, since the first finds its memory."""
+    live, took = c.live, 0.0
+    batch = live.objective.annotated(live.batches.at(0))
+    for _ in range(2):
+        began = time.perf_counter()
+        backward(live.model, live.objective, [batch])
+        took = time.perf_counter() - began
+        live.model.zero_grad(set_to_none=True)
+    return took
