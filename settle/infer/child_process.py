@@ -25,6 +25,8 @@ STOP_SECONDS = 3.0
 ENDING_SECONDS = 30.0  # llama.cpp writes why it fails from a thread of its own, after the child's stdout has ended
 STDERR_LINES, SHOWN_LINES = 200, 8  # of llama.cpp's output: remembered, and shown in an error
 
+GRAMMAR_ERROR = "llg error:"  # how llama.cpp says that it no longer keeps to a grammar; the answer itself goes on
+
 ALIAS = "settle-engine"  # what a child calls its model: its answers must not reveal the file's path
 
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
@@ -97,6 +99,7 @@ class ChildProcess:
         self._environment, self._ready_seconds = dict(environment), ready_seconds
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._process: subprocess.Popen[bytes] | None = None
+        self.num_grammar_errors, self.grammar_error = 0, ""  # of all requests: llama.cpp does not say which; the latest
 
     def start(self) -> None:
         """Starts the process and waits until it has loaded the model. Raises EngineError."""
@@ -194,7 +197,11 @@ class ChildProcess:
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
         for line in stream:
-            self._stderr.append(line.decode("utf-8", "replace").rstrip())
+            text = line.decode("utf-8", "replace").rstrip()
+            self._stderr.append(text)
+            if GRAMMAR_ERROR in text:
+                self.grammar_error = text.partition(GRAMMAR_ERROR)[2].strip()
+                self.num_grammar_errors += 1
 
 
 class Child(ChildProcess):

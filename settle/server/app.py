@@ -22,6 +22,7 @@ from settle.server.apis import Api
 from settle.server.audit import Audit
 from settle.server.errors import ApiError
 from settle.server.gateway import Gateway
+from settle.server.grammar import checker
 from settle.server.guard.guard import Access, Guard, Limits
 from settle.server.guard.http_protocol import HttpProtocol
 from settle.server.http_responses import json_response
@@ -32,7 +33,6 @@ from settle.server.models.model_loader import PoolSettings
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
-from settle.server.requests import grammar_compiler
 
 GRACE_SECONDS = 1  # that current answers are given when the server stops
 MOST_CONNECTIONS = 2048
@@ -78,7 +78,7 @@ def build_app(
             yield
         finally:
             await backend.close()
-            grammar_compiler.close()
+            checker.close()
             audit.close()
 
     def error_body(path: str, error: ApiError) -> Mapping[str, object]:

@@ -404,10 +404,10 @@ def test_grammars_that_lead_on_too_far(live, asked):
 
 
 def test_a_grammar_that_takes_too_long(live, monkeypatch):
-    from settle.server.requests import grammar_compiler
+    from settle.server.grammar import checker
 
-    grammar_compiler.close()  # to start again takes longer than this
-    monkeypatch.setattr(grammar_compiler, "SECONDS", 0.001)
+    checker.close()  # to start again takes longer than this
+    monkeypatch.setattr(checker, "SECONDS", 0.001)
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 400
     monkeypatch.undo()
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 200

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from settle.server.errors import ApiError, invalid, unsupported
+from settle.server.grammar.grammars import call_grammar, json_grammar, own_grammar
 from settle.server.guard.template_check import check_template
 from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
@@ -12,7 +13,6 @@ from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
 from settle.server.requests.engine import apply_template, tokenize
-from settle.server.requests.grammar import call_grammar, json_grammar, own_grammar
 from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
 from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
 from settle.server.requests.tools import CallReader, with_instructions

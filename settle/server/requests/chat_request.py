@@ -9,9 +9,10 @@ from typing import Protocol
 
 import aiohttp
 
+from settle.server.grammar.answer_check import AnswerCheck
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, ask, open_stream, read_events
+from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, GrammarWatch, ask, open_stream, read_events
 from settle.server.requests.tools import ToolChoice
 from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Tool, Usage
 
@@ -62,10 +63,14 @@ class ChatPlan:
         )
 
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
+        watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
         async with await self.open(loaded) as response:
-            async for chunk in read_events(response):
+            async for chunk in read_events(response, watch):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
                 for choice in chunk["choices"]:
+                    check.add(choice["delta"].get("content"), choice["index"])
+                    if choice["finish_reason"]:
+                        await check.finish(choice["finish_reason"] == "stop", choice["index"])
                     _copy_reasoning(choice["delta"])
                     self._tidy_logprobs(choice)
                     self._name_stop(choice, word)
@@ -74,13 +79,18 @@ class ChatPlan:
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
         answer = await ask(loaded, CHAT_PATH, self.body)
-        word = answer.pop("__verbose", {}).get("stopping_word")
+        word, check = answer.pop("__verbose", {}).get("stopping_word"), self._answer_check(loaded)
         for choice in answer["choices"]:
+            check.add(choice["message"].get("content"), choice["index"])
+            await check.finish(choice["finish_reason"] == "stop", choice["index"])
             _copy_reasoning(choice["message"])
             self._tidy_logprobs(choice)
             self._name_stop(choice, word)
         answer["model"] = self.entry.id
         return self._with_trimmed(answer)
+
+    def _answer_check(self, loaded: LoadedModel) -> AnswerCheck:
+        return AnswerCheck(loaded, self.body.get("grammar"), self.request.schema, bool(self.request.stop))
 
     def _with_trimmed(self, answer: Chunk) -> Chunk:
         if self.trimmed and answer.get("usage"):
@@ -136,8 +146,12 @@ class TextPlan(ChatPlan):
         first: Delta | None = {"role": "assistant", "content": None}
         reader = self._new_reader()
         event: TextEvent = {}
+        watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
         async with await self.open(loaded) as response:
-            async for event in read_events(response):
+            async for event in read_events(response, watch):
+                check.add(event["content"])
+                if event["stop"]:
+                    await check.finish(event["stop_type"] == "eos")
                 if first is not None:  # not before: a request that fails must not have begun
                     yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
                     first = None
@@ -158,6 +172,9 @@ class TextPlan(ChatPlan):
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
         event: TextEvent = await ask(loaded, TEXT_PATH, self.body)
+        check = self._answer_check(loaded)
+        check.add(event["content"])
+        await check.finish(event["stop_type"] == "eos")
         reader = self._new_reader()
         deltas = [*reader.feed(event["content"])]
         if self._is_cut_off(event, reader):

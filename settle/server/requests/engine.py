@@ -16,6 +16,7 @@ MOST_ATTEMPTS = 3
 CHAT_PATH, TEXT_PATH, COMPLETIONS_PATH = "/v1/chat/completions", "/completion", "/v1/completions"
 # the text of an embedding must go through the model in one batch
 TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*current batch size: (\d+)")
+CONSTRAINTS = ("grammar", "tools")  # fields that make llama.cpp constrain an answer
 REQUEST_FAULTS = ("template", "jinja", "grammar", "parse")  # in messages of errors that the request caused
 
 
@@ -42,9 +43,12 @@ async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]
 
 async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any:
     """A whole answer, parsed: of the type that the path has. Raises ApiError."""
+    watch = GrammarWatch(loaded, body)
     async with await open_stream(loaded, path, body) as response:
         # errors="replace": a byte-level token can be half a character
-        return json.loads((await response.read()).decode("utf-8", "replace"))
+        answer = json.loads((await response.read()).decode("utf-8", "replace"))
+    watch.check()
+    return answer
 
 
 async def apply_template(loaded: LoadedModel, body: Mapping[str, object]) -> str:
@@ -61,7 +65,26 @@ async def detokenize(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     return str((await ask(loaded, "/detokenize", {"tokens": tokens}))["content"])
 
 
-async def read_events(response: aiohttp.ClientResponse) -> AsyncGenerator[Any]:
+def is_constrained(body: Mapping[str, object]) -> bool:
+    return any(body.get(key) for key in CONSTRAINTS)
+
+
+class GrammarWatch:
+    """Whether llama.cpp gave up the grammar of a request: it says so on stderr only, and answers without it. It does
+    not say for which request, so every answer that is constrained at that moment is in doubt."""
+
+    def __init__(self, loaded: LoadedModel, body: Mapping[str, object]) -> None:
+        self._child, self._is_constrained = loaded.child, is_constrained(body)
+        self._num_before = self._child.num_grammar_errors
+
+    def check(self) -> None:
+        """Raises ApiError."""
+        if self._is_constrained and self._child.num_grammar_errors > self._num_before:
+            message = f"the engine stopped keeping to the schema or grammar: {self._child.grammar_error[:300]}"
+            raise ApiError(502, message, "engine_error")
+
+
+async def read_events(response: aiohttp.ClientResponse, watch: GrammarWatch) -> AsyncGenerator[Any]:
     """The events of a stream: of the type that its path has. Raises ApiError where it breaks off with an error."""
     rest = b""
     async for piece in response.content.iter_any():
@@ -73,6 +96,7 @@ async def read_events(response: aiohttp.ClientResponse) -> AsyncGenerator[Any]:
                 event = json.loads(line[6:].decode("utf-8", "replace"))
                 if "error" in event:
                     raise engine_error(event["error"].get("code", 500), line[6:])
+                watch.check()
                 yield event
             elif line.startswith(b"error: "):
                 raise engine_error(500, line[7:])

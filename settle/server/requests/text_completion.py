@@ -5,15 +5,16 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from settle.server.grammar.answer_check import AnswerCheck
+from settle.server.grammar.grammars import json_grammar, own_grammar
 from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import delta_choice, timings_of, usage_of
-from settle.server.requests.engine import TEXT_PATH, ask, open_stream, read_events
+from settle.server.requests.engine import TEXT_PATH, GrammarWatch, ask, open_stream, read_events
 from settle.server.requests.fill_in_middle import infill_prompt
-from settle.server.requests.grammar import json_grammar, own_grammar
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, TextEvent
 
 
@@ -44,8 +45,12 @@ async def stream(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
     """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises ApiError."""
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
+        watch, check = GrammarWatch(loaded, body), answer_check(request, loaded, body)
         async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
-            async for event in read_events(response):
+            async for event in read_events(response, watch):
+                check.add(event["content"])
+                if event["stop"]:
+                    await check.finish(event["stop_type"] == "eos")
                 yield _tidied(event, request, entry)
 
 
@@ -53,7 +58,15 @@ async def whole(backend: Backend, request: TextRequest, entry: ModelEntry) -> Te
     """llama.cpp's answer. Raises ApiError."""
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
-        return _tidied(await ask(loaded, TEXT_PATH, body), request, entry)
+        event: TextEvent = await ask(loaded, TEXT_PATH, body)
+        check = answer_check(request, loaded, body)
+        check.add(event["content"])
+        await check.finish(event["stop_type"] == "eos")
+        return _tidied(event, request, entry)
+
+
+def answer_check(request: TextRequest, loaded: LoadedModel, body: JsonObject) -> AnswerCheck:
+    return AnswerCheck(loaded, body.get("grammar"), request.schema, bool(request.stop))
 
 
 async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:

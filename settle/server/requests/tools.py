@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from settle.server.errors import invalid, reject_unknown
-from settle.server.requests.grammar import CLOSE, OPEN
+from settle.server.grammar.grammars import CLOSE, OPEN
 from settle.server.requests.messages import function_call
 from settle.server.wire_types import ChatMessage, Delta, JsonObject, Tool, ToolCall
 

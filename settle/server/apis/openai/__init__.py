@@ -22,7 +22,7 @@ from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest, TextPlan
 from settle.server.requests.embeddings import embed_texts
-from settle.server.requests.engine import engine_error
+from settle.server.requests.engine import engine_error, is_constrained
 from settle.server.wire_types import Chunk, JsonObject
 
 ALIASES = ("/v1", "")  # of every path
@@ -70,7 +70,8 @@ async def _chat_stream(call: Call, request: ChatRequest, entry: ModelEntry, want
         return
     async with call.pool.use(entry) as loaded:
         plan = await chat.prepare(call.backend.catalogue, request, entry, loaded)
-        if isinstance(plan, TextPlan) or plan.trimmed or request.top_logprobs is not None:
+        is_changed = isinstance(plan, TextPlan) or plan.trimmed or request.top_logprobs is not None
+        if is_changed or is_constrained(plan.body):
             answer = _event_stream(call, plan.chunks(loaded), wants_usage)
             async with contextlib.aclosing(answer) as pieces:
                 async for event in pieces:

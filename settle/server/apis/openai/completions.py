@@ -11,8 +11,8 @@ from settle.server.gateway import Call
 from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.engine import COMPLETIONS_PATH, ask, detokenize, open_stream, read_events
-from settle.server.requests.text_completion import prepare
+from settle.server.requests.engine import COMPLETIONS_PATH, GrammarWatch, ask, detokenize, open_stream, read_events
+from settle.server.requests.text_completion import answer_check, prepare
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -49,6 +49,10 @@ class Completion:
             for prompt in prompts:
                 number = {"n": body.n} if body.n else {}
                 answer = await ask(loaded, COMPLETIONS_PATH, request | {"prompt": prompt} | number)
+                check = answer_check(body.to_text(), loaded, request)
+                for choice in answer["choices"]:
+                    check.add(choice["text"], choice["index"])
+                    await check.finish(choice["finish_reason"] == "stop", choice["index"])
                 if body.echo:
                     text = await _text(loaded, prompt)
                     for choice in answer["choices"]:
@@ -71,8 +75,9 @@ class Completion:
             request = await self._request(loaded) | {"prompt": prompt, "stream": True}
             request["stream_options"] = {"include_usage": True}
             echo = await _text(loaded, prompt) if body.echo else ""
+            watch, check = GrammarWatch(loaded, request), answer_check(body.to_text(), loaded, request)
             async with await open_stream(loaded, COMPLETIONS_PATH, request) as response:
-                async for chunk in read_events(response):
+                async for chunk in read_events(response, watch):
                     if chunk.get("usage"):
                         self.call.record.usage(chunk["usage"])
                         if not wants_usage:
@@ -81,6 +86,9 @@ class Completion:
                                 continue
                     choices = []
                     for choice in chunk["choices"]:
+                        check.add(choice.get("text"))
+                        if choice.get("finish_reason"):
+                            await check.finish(choice["finish_reason"] == "stop")
                         choice["text"], echo = echo + choice.get("text", ""), ""
                         choices.append(_with_old_logprobs(choice, body.logprobs))
                     extra = self.extra(chunk) if "timings" in chunk else {}

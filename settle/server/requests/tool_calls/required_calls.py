@@ -4,9 +4,9 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 
+from settle.server.grammar.grammars import required_grammar
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.requests.engine import ask, tokenize
-from settle.server.requests.grammar import required_grammar
 from settle.server.requests.messages import function_call
 from settle.server.requests.tool_calls.call_form import CallForm
 from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall

@@ -1,27 +1,41 @@
 """Grammars that constrain an answer, for llguidance, which is built into this llama.cpp.
 
-llama.cpp silently leaves an answer unconstrained when its grammar does not compile. So every grammar is compiled here
-first, by the same library, and what it cannot express is an error with the library's own words.
+llama.cpp silently leaves an answer unconstrained when its grammar fails. So every grammar is tried first, by the same
+library with the same model's tokens, and what it cannot keep to is an error.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from settle.server.errors import ApiError, invalid
+from settle.server.grammar.checker import GrammarError, check_grammar
+from settle.server.grammar.schemas import engine_schema
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.requests.grammar_compiler import GrammarError, compile_grammar
 from settle.server.wire_types import JsonObject, Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 HEAD = "%llguidance {}\n"
 # one space where people put one, none elsewhere: where whitespace is free, small models write it without end
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# llguidance's words for a limit, and what they mean to whoever wrote the schema
+LIMITS = (
+    (r"Current row has", "it allows too many things at one place, such as optional properties or alternatives"),
+    ("Too many items", "it leads on without an end, as an object does that requires another of its own kind"),
+    (r"^panic|grammar size", "it is too large for the engine: lower its counts, or the number of its alternatives"),
+    ("NoExtension", "no text fits it"),
+)
 
 
 async def json_grammar(schema: JsonObject, loaded: LoadedModel, param: str) -> str:
     """JSON that fits a schema, {} for any object. Raises ApiError."""
-    json_rule = f"json: %json {_with_spacing(schema or {'type': 'object'})}"
-    return await _checked(f"{HEAD}start: json{_end(loaded)}\n{json_rule}", param)
+    json_rule = f"json: %json {_with_spacing(answer_schema(schema, param))}"
+    return await _checked(f"{HEAD}start: json{_end(loaded)}\n{json_rule}", loaded, param)
+
+
+def answer_schema(schema: JsonObject, param: str) -> JsonObject:
+    """The schema that the engine keeps to, of a request's own, {} for any object. Raises ApiError."""
+    return engine_schema(schema or {"type": "object"}, param)
 
 
 async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bool, loaded: LoadedModel) -> str:
@@ -33,7 +47,8 @@ async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bo
     lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(loaded)}"]
     if not is_required:
         lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
-    return await _checked(HEAD + "\n".join([*lines, f"json: %json {_with_spacing(_call_schema(tools))}"]), "tools")
+    lines.append(f"json: %json {_with_spacing(_call_schema(tools))}")
+    return await _checked(HEAD + "\n".join(lines), loaded, "tools")
 
 
 async def required_grammar(start: str, call: str, parameters: Sequence[JsonObject], loaded: LoadedModel) -> str:
@@ -41,20 +56,21 @@ async def required_grammar(start: str, call: str, parameters: Sequence[JsonObjec
     are `parameters`. Raises ApiError."""
     lines = [f"start: {start}{_end(loaded)}", f"call: {call}"]
     for number, schema in enumerate(parameters):
-        closed = {"type": "object", "additionalProperties": False} | schema
+        own = engine_schema(schema, f"tools.{number}.function.parameters")
+        closed = {"type": "object", "additionalProperties": False} | own
         lines.append(f"a{number}: %json {_with_spacing(closed)}")
-    return await _checked(HEAD + "\n".join(lines), "tools")
+    return await _checked(HEAD + "\n".join(lines), loaded, "tools")
 
 
 async def own_grammar(gbnf: str, loaded: LoadedModel) -> str:
     """A request's own grammar: llama.cpp's GBNF, or llguidance's Lark. Raises ApiError."""
     end = _end(loaded)
     if gbnf.startswith("%llguidance"):
-        return await _checked(gbnf, "grammar")
-    lark = await _checked(gbnf, "grammar", is_gbnf=True)
+        return await _checked(gbnf, loaded, "grammar")
+    lark = await _checked(gbnf, loaded, "grammar", is_gbnf=True)
     if end and lark.count("start") == 1:
         lark = f"{lark.replace('start:', 'answer:')}\nstart: answer{end}\n"
-    return await _checked(lark, "grammar")
+    return await _checked(lark, loaded, "grammar")
 
 
 def _call_schema(tools: Sequence[Tool]) -> JsonObject:
@@ -64,7 +80,8 @@ def _call_schema(tools: Sequence[Tool]) -> JsonObject:
     for number, tool in enumerate(tools):
         function = tool["function"]
         # where a schema allows it, small models invent arguments without end
-        parameters: JsonObject = {"type": "object", "additionalProperties": False} | function["parameters"]
+        own = engine_schema(function["parameters"], f"tools.{number}.function.parameters")
+        parameters: JsonObject = {"type": "object", "additionalProperties": False} | own
         for key in ("$defs", "definitions"):
             definitions = parameters.get(key)
             if isinstance(definitions, dict):
@@ -107,9 +124,15 @@ def _end(loaded: LoadedModel) -> str:
     return f" <[{','.join(map(str, ends))}]>?" if ends else ""
 
 
-async def _checked(grammar: str, param: str, is_gbnf: bool = False) -> str:
+async def _checked(grammar: str, loaded: LoadedModel, param: str, is_gbnf: bool = False) -> str:
     try:
-        return await compile_grammar(grammar, is_gbnf)
+        return await check_grammar(grammar, loaded, is_gbnf)
     except GrammarError as e:
-        reason = str(e).split("): ", 1)[-1][:300]
-        raise invalid(param, f"it cannot constrain an answer: {reason}") from None
+        raise invalid(param, f"it cannot constrain an answer: {_reason(str(e))}") from None
+
+
+def _reason(error: str) -> str:
+    for pattern, words in LIMITS:
+        if re.search(pattern, error):
+            return words
+    return error.split("): ", 1)[-1].splitlines()[0][:300] if error.strip() else "it does not compile"

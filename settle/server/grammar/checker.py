@@ -1,0 +1,92 @@
+"""Asks a process of its own whether a grammar can be kept to, and whether an answer fits its schema.
+
+The compiler is recursive native code, a schema may take gigabytes, and a pattern may take for ever: each of these would
+end the server. Here it ends a process that is started again, and the request fails. That process has a smaller stack
+than llama.cpp's threads and limits on memory and time, so they can compile what it compiles.
+"""
+
+import asyncio
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from settle.server.models.loaded_model import LoadedModel
+from settle.server.wire_types import JsonObject
+
+SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
+PACKAGE = Path(__file__).parents[2]  # -P keeps the working directory, where anybody's modules may be, out of the path
+
+_THREAD = ThreadPoolExecutor(1, "grammars")  # one after the other
+_processes: list[subprocess.Popen[str]] = []
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be kept to, or an answer that does not fit, in the checker's words."""
+
+
+async def check_grammar(grammar: str, loaded: LoadedModel, is_gbnf: bool = False) -> str:
+    """The grammar for llguidance, from llguidance's own format or llama.cpp's GBNF. Raises GrammarError."""
+    return await _ask("grammar", grammar, is_gbnf, str(loaded.key.path), loaded.key.stamp)
+
+
+async def check_answer(
+    grammar: str, loaded: LoadedModel, schema: JsonObject | None, text: str, has_ended: bool
+) -> None:
+    """Raises GrammarError for a text that is not what the grammar allows, or the beginning of it where the text has not
+    ended, and for one that has ended and does not fit the schema."""
+    await _ask("answer", grammar, str(loaded.key.path), loaded.key.stamp, schema, text, has_ended)
+
+
+@atexit.register
+def close() -> None:
+    """End the process; the next request makes a new one."""
+    while _processes:
+        process = _processes.pop()
+        process.kill()
+        process.communicate()
+
+
+async def _ask(*request: object) -> str:
+    return await asyncio.get_running_loop().run_in_executor(_THREAD, _ask_process, json.dumps(request) + "\n")
+
+
+def _ask_process(request: str) -> str:
+    if not _processes:
+        _processes.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "settle.server.grammar.checker_child"],
+                env=os.environ | {"PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+                text=True,
+                encoding="ascii",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+    process = _processes[0]
+    timer = threading.Timer(SECONDS, process.kill)
+    timer.start()
+    try:
+        assert process.stdin and process.stdout
+        process.stdin.write(request)
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except OSError:
+        answer = ""
+    finally:
+        timer.cancel()
+    if not answer.endswith("\n"):
+        status = process.wait(1)
+        close()
+        if status == 1:
+            raise RuntimeError("the checker of grammars does not start")
+        raise GrammarError("it is nested too deep, or takes too much time or memory to compile")
+    result, error = json.loads(answer)
+    if error is not None:
+        raise GrammarError(error)
+    return str(result)
