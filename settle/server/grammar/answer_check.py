@@ -9,8 +9,6 @@ from settle.server.models.loaded_model import LoadedModel
 from settle.server.wire_types import JsonObject
 
 TOKEN = "<["  # a special token in a grammar: one ends an answer; others are not in the text that llama.cpp shows
-    "<["  # a special token in a grammar: one ends an answer, others within it are not in the text that llama.cpp shows
-)
 
 
 class AnswerCheck:
