@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +240,6 @@ JOB = Job(
     DistillContext,
     (
         earlier_session, teacher, data, student, cache, plan, build, scores, forecast,
-        partial(proof, again=again), loop, judge, export, compare, draft, result,
+        proof(again), loop, judge, export, compare, draft, result,
     ),
 )  # fmt: skip

@@ -40,31 +40,36 @@ def scores(c: TrainingContext) -> None:
         c.events.emit(Say(text=c.plan.why["float32_scores"]))
 
 
-def proof(c: C, again: Again[C]) -> None:
-    """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun.
+def proof(again: Again[C]) -> Callable[[C], None]:
+    """The stage of that name. again: plans, builds and forecasts the run anew in another type."""
 
-    Where the compute type does not carry the gradient, the exact ways are tried, the one that costs least first.
-    again: plans, builds and forecasts the run anew in another type. Raises ProofError.
-    """
-    if c.record is not None:
-        return
-    ways = iter((_all_scores_in_float32, _all_in_float32))
-    while True:
-        try:
-            checks = _checks(c)
-            break
-        except RoundingError as e:
-            if not any(way(c, e, again) for way in ways):
-                raise
-    c.record = {
-        **c.plan.to_json(),
-        "asked": c.settings.model_dump(mode="json"),
-        "corpus": c.corpus.fingerprint,
-        "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "machine": describe(),
-        "proof": checks,
-    }
-    write_json(c.run.path / "plan.json", c.record)
+    def proof(c: C) -> None:
+        """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun.
+
+        Where the compute type does not carry the gradient, the exact ways are tried, the one that costs least first.
+        Raises ProofError.
+        """
+        if c.record is not None:
+            return
+        ways = iter((_all_scores_in_float32, _all_in_float32))
+        while True:
+            try:
+                checks = _checks(c)
+                break
+            except RoundingError as e:
+                if not any(way(c, e, again) for way in ways):
+                    raise
+        c.record = {
+            **c.plan.to_json(),
+            "asked": c.settings.model_dump(mode="json"),
+            "corpus": c.corpus.fingerprint,
+            "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
+            "machine": describe(),
+            "proof": checks,
+        }
+        write_json(c.run.path / "plan.json", c.record)
+
+    return proof
 
 
 def _checks(c: TrainingContext) -> list[dict[str, object]]:

@@ -1,7 +1,6 @@
 """settle train: from text to a settled model that answers."""
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from settle.base.events import ForecastReady, PlanReady
 from settle.base.run import write_json
@@ -113,5 +112,5 @@ JOB = Job(
     "train",
     TrainSettings,
     TrainContext,
-    (earlier_session, data, plan, forecast, start, partial(proof, again=again), loop, judge, export, result),
+    (earlier_session, data, plan, forecast, start, proof(again), loop, judge, export, result),
 )

@@ -1,7 +1,6 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
 from dataclasses import dataclass
-from functools import partial
 
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
@@ -60,7 +59,7 @@ JOB = Job(
     TuneSettings,
     TuneContext,
     (
-        earlier_session, base, data, plan, build, scores, forecast, partial(proof, again=again),
+        earlier_session, base, data, plan, build, scores, forecast, proof(again),
         loop, judge, export, compare, result,
     ),
 )  # fmt: skip
