@@ -11,11 +11,11 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from settle.base import command_start
 from settle.base.choice import Family, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.registry import Part
+from settle.base.run import command_start
 from settle.base.version import __version__
 from settle.base.visible import visible_line
 from settle.commands import GROUPS, Command

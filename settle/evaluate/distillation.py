@@ -3,14 +3,15 @@
 Legend: P targets of all held-out rows, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from settle.base.event_log import Events
-from settle.base.events import Say
+from settle.base.events import Progress, Say
 from settle.base.statistics import PairedTest, paired_test
 from settle.data.batches import Batch
 from settle.data.distributions import Compared, compare
@@ -18,6 +19,7 @@ from settle.model.decoder import Decoder
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
 
+OnBatch = Callable[[], bool]
 STRETCH = 64  # targets whose mean counts as one sample of the paired test
 _LOGITS = 1 << 24  # logits of either model held at once, in fp32
 
@@ -47,20 +49,29 @@ class Nearness:
         return np.array([part.mean() for part in np.split(values, np.cumsum(self.stretches)[:-1])])
 
 
-def nearness(model: Decoder, objective: Distill, batches: Sequence[Batch]) -> Nearness:
-    """Compare the model with the objective's teacher, in fp32, by plain KL(teacher ‖ student)."""
+def nearness(
+    model: Decoder, objective: Distill, batches: Sequence[Batch], on_batch: OnBatch = lambda: True
+) -> Nearness:
+    """Compare the model with the objective's teacher, in fp32, by plain KL(teacher ‖ student). on_batch: called after
+    each batch; the comparison ends when it says False."""
     dtype, training = model.compute_dtype, model.training
     model.eval()
     model.compute_dtype = torch.float32
     objective.loaded_teacher.follow(model)
     try:
         with torch.no_grad():
-            measured = [_of_batch(model, objective, batch) for batch in batches if objective.count(batch)]
+            measured, read = [], []
+            for batch in batches:
+                if objective.count(batch):
+                    measured.append(_of_batch(model, objective, batch))
+                    read.append(batch)
+                    if not on_batch():
+                        break
     finally:
         model.compute_dtype = dtype
         model.train(training)
     apart = Compared.joined([a for a, _ in measured])
-    stretches = [count for batch in batches for count in _stretches(batch)]
+    stretches = [count for batch in read for count in _stretches(batch)]
     return Nearness(apart, np.concatenate([t for _, t in measured]), tuple(stretches))
 
 
@@ -173,15 +184,31 @@ def learned(
     after: Mapping[str, torch.Tensor],
     teacher: str,
     events: Events,
+    seconds: float | None = None,
 ) -> Learned:
     """before, after: what `model.load_trainable` takes; the model is left with `after`. Without `before` it is the
-    model without its adapters."""
+    model without its adapters. seconds: what the comparison may take; it reads fewer batches where that is too little,
+    and says so."""
+    batches = [batch for batch in batches if objective.count(batch)]
+    order = sorted(range(len(batches)), key=lambda i: (i * 0.6180339887498949) % 1.0)  # every beginning is spread
+    spread, count, began, read = [batches[i] for i in order], len(batches), time.monotonic(), 0
+
+    def on_batch() -> bool:
+        nonlocal read
+        read += 1
+        events.emit(Progress(what="compare with the teacher", done=read, total=2 * count, unit="batches"))
+        spent = time.monotonic() - began
+        return seconds is None or read >= count or spent * (1 + 1 / read) <= seconds / 2
+
     if before is not None:
         model.load_trainable(before)
     with model.without_adapters():
-        first = nearness(model, objective, batches)
+        first = nearness(model, objective, spread, on_batch)
     model.load_trainable(after)
-    last = nearness(model, objective, batches)
+    if read < count:
+        events.emit(Say(text=f"the time had room to compare {read} of {count} batches of held-out rows"))
+        spread, count, seconds = spread[:read], read, None
+    last = nearness(model, objective, spread, on_batch)
     far = [(-side.means(side.apart.kl)).tolist() for side in (first, last)]
     comparison = Learned(first, last, teacher, paired_test(*far))
     events.emit(Say(text=comparison.headline))

@@ -1,6 +1,7 @@
 """settle distill: a small model learns from a large one, until it has settled."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,16 +31,21 @@ from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import Proposal
 from settle.library.run_models import record_draft
+from settle.machine.speed import ceiling
 from settle.model.pretrained import Pretrained
+from settle.plan.training_plan import shapes
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned
-from settle.shrink.student_init import fresh, narrower, read_shape, shorter, shrunk
+from settle.shrink.student_init import PruningWork, fresh, narrower, read_shape, shorter, shrunk
 from settle.train.live_run import LiveRun
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import windows_of
 
 STUDENT, RECORD = "student", "teacher"  # folders of a run: the student's first weights, the teacher's distributions
 PIECE_TOKENS = 512  # longest piece of a plain text; rows of turns may be longer
+COMPARED_IN_FP32 = 2.0  # times slower than an evaluation, which computes in half a type where that is faster
+PRUNING_SHARE = 0.2  # of a time budget, for each pruner
+LAYER_EFFICIENCY = 0.4  # FLOP/s of a layer on short windows ÷ those of its products alone
 PRUNING_ROWS = 32  # training rows on which a pruner sees what the teacher's parts do
 PROMPT_TOKENS = 32  # of a plain text that a draft's measurement continues
 DRAFT_SHARE = 6  # a draft keeps one block in so many
@@ -55,6 +61,10 @@ RATES: dict[str, dict[str, float]] = {
 class DistillContext(TuningContext):
     settings: DistillSettings
     teacher: Pretrained = field(init=False)
+
+    def comparing(self, seconds_per_token: float) -> float:
+        """Held-out rows are read twice, in fp32."""
+        return 2 * COMPARED_IN_FP32 * self.plan.held_out_tokens * seconds_per_token
 
     @property
     def made_file(self) -> Path:
@@ -132,7 +142,8 @@ def compare(c: DistillContext) -> None:
     live = c.live
     assert isinstance(live.objective, Distill)
     before = {name: live.initial(name) for name in live.model.trainable()} if live.whole else None
-    nearness = learned(live.model, live.objective, live.held_out, before, c.outcome.best, c.teacher.name, c.events)
+    rows, best, name = live.held_out, c.outcome.best, c.teacher.name
+    nearness = learned(live.model, live.objective, rows, before, best, name, c.events, c.seconds_to_compare)
     c.figures["comparison"], c.compared = nearness.to_json(), nearness.card_lines()
 
 
@@ -200,16 +211,31 @@ def _pruned(c: DistillContext) -> list[Pruned]:
     chosen = sorted({i * store.num_documents // PRUNING_ROWS for i in range(PRUNING_ROWS)})  # evenly
     windows = [store.document(i).tolist()[:PIECE_TOKENS] for i in chosen]
     texts = [c.teacher.tokenizer.decode(window) for window in windows]
-    c.events.emit(Progress(what="prune", done=0, total=1, unit="model"))
+    work = _pruning_work(c)
     if shape is not None:
-        made = shrunk(subject, shape, windows, texts)
+        made = shrunk(subject, shape, windows, texts, work)
     elif settings.width is not None:
-        made = narrower(subject, settings.width, windows, texts)
+        made = narrower(subject, settings.width, windows, texts, work)
     else:
         most = subject.num_layers - max(1, round(subject.num_layers / DRAFT_SHARE))
-        made = [shorter(subject, settings.drop_layers or most, windows, texts)]
-    c.events.emit(Progress(what="prune", done=1, total=1, unit="model"))
+        made = [shorter(subject, settings.drop_layers or most, windows, texts, work)]
     return made
+
+
+def _pruning_work(c: DistillContext) -> PruningWork:
+    """What a time budget leaves for pruning, at this machine's measured speed."""
+
+    began = c.spending.total
+    seconds = math.inf if c.budget is None else max(0.0, PRUNING_SHARE * (c.budget - began))
+
+    def on_progress(pruner: str, done: int, total: int) -> bool:
+        c.events.emit(Progress(what=f"prune {pruner}", done=done, total=total, unit="layers"))
+        return c.spending.total - began < seconds
+
+    if c.budget is None:
+        return PruningWork(None, on_progress)
+    rate = ceiling(shapes(c.teacher.part, PIECE_TOKENS), seconds=0.3)
+    return PruningWork(seconds * rate * LAYER_EFFICIENCY, on_progress)
 
 
 def _layer_map(c: DistillContext) -> list[int]:

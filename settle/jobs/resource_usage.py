@@ -2,7 +2,7 @@
 
 import time
 
-from settle.base import command_start
+from settle.base.run import command_start
 from settle.machine import EnergyMeter, PeakMemory
 
 

@@ -29,6 +29,7 @@ from settle.train.state import Outcome
 from settle.train.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.verdict import verdict
 
+RESULT_SECONDS = 3.0  # the card and the picture, at the end
 UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
 
 
@@ -68,6 +69,11 @@ class TrainingContext(Context):
     def is_usable(self) -> bool:
         """Whether the weights are worth exporting."""
         return self.figures["verdict"] not in UNUSABLE
+
+    @property
+    def seconds_to_compare(self) -> float | None:
+        """What a time budget leaves for a comparison, now; None without one."""
+        return None if self.budget is None else max(0.0, self.budget - self.spending.total - RESULT_SECONDS)
 
     def add_files(self, files: Mapping[str, str]) -> None:
         """Files that were made, by kind; they come before the card and the picture."""

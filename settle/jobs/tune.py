@@ -15,12 +15,24 @@ from settle.jobs.tuning_stages import TuningContext, again, export, forecast, pl
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
+from settle.plan.phases import comparison_seconds
 from settle.train.live_run import open_base
 
 
 @dataclass
 class TuneContext(TuningContext):
     settings: TuneSettings
+
+    def comparing(self, seconds_per_token: float) -> float:
+        if not self.settings.compare:
+            return 0.0
+        rows = min(self.settings.compare_rows, self.corpus.held_out.num_rows)
+        return comparison_seconds(
+            rows,
+            self.corpus.held_out.num_inputs / max(1, self.corpus.held_out.num_rows),
+            seconds_per_token,
+            self.base.part.num_parameters if self.base else 0,
+        )
 
 
 def base(c: TuneContext) -> None:
@@ -48,7 +60,7 @@ def compare(c: TuneContext) -> None:
     tuned = resolve(f"run:{c.run.path.name}")
     examples, settings = c.corpus.examples(), c.settings
     with as_gguf(c.pretrained, c.run.out, c.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
-        options = CompareOptions(score=settings.score, limit=settings.compare_rows)
+        options = CompareOptions(score=settings.score, limit=settings.compare_rows, seconds=c.seconds_to_compare)
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned))
     report(comparison, c.events)
     c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()

@@ -12,6 +12,10 @@ from settle.train.training_plan import TrainingPlan
 EXPORT_SECONDS = 3.0  # starting llama.cpp twice, the card and the picture
 EXPORT_SECONDS_PER_BYTE = 4e-9  # of the weights in fp32: written twice, hashed and read again
 GATE_TOKENS = 6_000  # tokens that the live model reads for the gate
+# a comparison: loading both models, in llama.cpp and here; instructions and familiar text, in tokens; a token that
+# llama.cpp writes takes as long as so many that are read here at once
+COMPARISON_SECONDS, LOADING_SECONDS_PER_PARAMETER = 3.0, 2e-8
+COMPARED_TOKENS, WRITING_PASSES = 10_000, 2.0
 COMPARISON_SHARE = 0.25  # of a time budget, at most
 LEAST_STEPS = 20  # a time budget should have room for so many
 WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
@@ -46,6 +50,16 @@ class Phases:
 def export_seconds(num_parameters: int, evaluation_seconds: float) -> float:
     """Seconds of export and gate. evaluation_seconds: of a forward pass, per token."""
     return EXPORT_SECONDS + EXPORT_SECONDS_PER_BYTE * 4 * num_parameters + GATE_TOKENS * evaluation_seconds
+
+
+def comparison_seconds(rows: int, tokens: float, evaluation_seconds: float, num_parameters: int) -> float:
+    """Seconds of a whole comparison of `rows` rows of `tokens` tokens: two models answer, follow instructions and read.
+
+    evaluation_seconds: of a forward pass, per token.
+    """
+    written = rows * tokens + COMPARED_TOKENS  # by both; about half of a row is its answer
+    loading = COMPARISON_SECONDS + LOADING_SECONDS_PER_PARAMETER * num_parameters
+    return loading + WRITING_PASSES * written * evaluation_seconds
 
 
 def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None:

@@ -1,7 +1,8 @@
 """Initialises a student: its teacher with parts removed, or an untrained model of a given shape."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
@@ -9,6 +10,15 @@ from settle.base.settings import read_toml
 from settle.model.architectures import Architecture
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned, Pruner
+
+
+@dataclass(frozen=True)
+class PruningWork:
+    """flops: floating-point operations that each pruner may take; None: as usual. on_progress: called with its name,
+    and how many layers it computed of how many; whether there is time for more."""
+
+    flops: float | None = None
+    on_progress: Callable[[str, int, int], bool] = lambda name, done, total: True
 
 
 def _pruners() -> dict[str, type[Pruner]]:
@@ -45,7 +55,11 @@ def fresh(subject: PrunableModel, shape: Mapping[str, object], seed: int) -> Pru
 
 
 def shrunk(
-    subject: PrunableModel, shape: Mapping[str, object], windows: Sequence[Sequence[int]], texts: Sequence[str]
+    subject: PrunableModel,
+    shape: Mapping[str, object],
+    windows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    work: PruningWork,
 ) -> list[Pruned]:
     """The teacher brought into that shape, one pruner after the other. windows, texts: as `Pruner.prune`.
 
@@ -64,7 +78,7 @@ def shrunk(
     for number, pruner in enumerate(wanted, 1):
         fields = {name: int(str(shape[name])) for name in pruner.shrinks if name in shape}
         step = pruner.to_shape(steps[-1].subject, fields).model_copy(update={"step": number < len(wanted)})
-        steps.append(_prune(step, steps[-1].subject, windows, texts))
+        steps.append(_prune(step, steps[-1].subject, windows, texts, work))
     part_made = steps[-1].subject.part
     wrong = {name: getattr(part_made, name) for name, value in shape.items() if getattr(part_made, name) != value}
     if wrong:
@@ -73,13 +87,19 @@ def shrunk(
     return steps[1:]
 
 
-def shorter(subject: PrunableModel, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+def shorter(
+    subject: PrunableModel, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str], work: PruningWork
+) -> Pruned:
     """The teacher without `number` of its blocks."""
-    return _prune(Pruner.make("depth", {"drop": number}), subject, windows, texts)
+    return _prune(Pruner.make("depth", {"drop": number}), subject, windows, texts, work)
 
 
 def narrower(
-    subject: PrunableModel, share: float, windows: Sequence[Sequence[int]], texts: Sequence[str]
+    subject: PrunableModel,
+    share: float,
+    windows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    work: PruningWork,
 ) -> list[Pruned]:
     """The teacher with about that share of its width, of its feed-forwards' and, where it must be, of its heads."""
     o = subject.part.options().layers[0]
@@ -98,8 +118,8 @@ def narrower(
     results = [Pruned(subject)]
     for name, settings in steps.items():
         pruner = Pruner.make(name, {**settings, "step": True})
-        results.append(_prune(pruner, results[-1].subject, windows, texts))
-    results.append(_prune(Pruner.make("width", {"keep": width}), results[-1].subject, windows, texts))
+        results.append(_prune(pruner, results[-1].subject, windows, texts, work))
+    results.append(_prune(Pruner.make("width", {"keep": width}), results[-1].subject, windows, texts, work))
     return results[1:]
 
 
@@ -111,9 +131,12 @@ def _loadable(part: Architecture) -> bool:
     return True
 
 
-def _prune(pruner: Pruner, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
-    affordable, chosen_windows = pruner.affordable(subject, windows)
-    return affordable.prune(subject, chosen_windows, texts)
+def _prune(
+    pruner: Pruner, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str], work: PruningWork
+) -> Pruned:
+    affordable, chosen_windows = pruner.affordable(subject, windows, work.flops)
+    name = pruner.part_name()
+    return affordable.prune(subject, chosen_windows, texts, lambda done, total: work.on_progress(name, done, total))
 
 
 def with_shape(subject: PrunableModel, shape: Mapping[str, object]) -> Architecture:

@@ -1,10 +1,13 @@
 """The verdict of a finished loop, from its state alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from settle.train.settled import gain_for
 from settle.train.state import LoopPlan, LoopState
+
+NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors is no learning
 
 
 def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[str, object]:
@@ -22,6 +25,8 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[
         }
     if state.stop == "broken":
         return result | {"verdict": "broken", "why": state.judgement["why"]}
+    if why := _nothing_learned(state):
+        return result | {"verdict": "broken", "why": why}
     rise = _rise(state)
     if state.stop == "overfitting" or rise:
         return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
@@ -33,6 +38,30 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[
         return result | {"verdict": "out of budget", "why": why}
     why = f"a further hour would improve the loss by about {gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
     return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
+
+
+def _nothing_learned(state: LoopState) -> str:
+    """Why the best weights are no better than those before the first step; empty when something was learned."""
+    first = state.history[0]
+    best = next(e for e in state.history if e.step == state.best_step)
+    steps = "one step" if state.step == 1 else f"{state.step:,} steps"
+    if first.step or state.step == 0 or (best.step and not _is_noise(first.blocks, best.blocks)):
+        return ""
+    last = state.history[-1]
+    return (
+        f"nothing was learned in {steps}: the held-out loss was {first.loss:.4f} before and is {last.loss:.4f} now, so "
+        "no model was made; give more --time or --steps, or another learning rate"
+    )
+
+
+def _is_noise(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether losses of the same blocks fell by no more than their differences vary; False of fewer than two."""
+    if len(before) < 2:
+        return False
+    falls = [b - a for b, a in zip(before, after, strict=True)]
+    mean = sum(falls) / len(falls)
+    stderr = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1) / len(falls))
+    return mean <= NOISE_STDERRS * stderr
 
 
 def _rise(state: LoopState) -> str:

@@ -15,6 +15,7 @@ from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.cases import asking, cases
 from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.forgetting import forgetting, from_texts, generated
+from settle.evaluate.compare.in_time import FIRST
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
@@ -210,3 +211,16 @@ def test_instructions():
         )
     for instruction in INSTRUCTIONS:
         instruction.follows("")  # whatever was said, a check gives an answer
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said(live):
+    """The rows that were asked were asked of both, and lie all over the file."""
+    full = compare(*live, ROWS, Events(), CompareOptions(max_tokens=8, only_rows=True))
+    assert full.score.rows == len(ROWS) and not full.shortened
+    short = compare(*live, ROWS, Events(), CompareOptions(max_tokens=8, seconds=0.0))
+    assert short.score.rows == FIRST < len(ROWS)
+    assert short.forgot is None and short.instructions is None
+    assert any(f"room for {FIRST} of {len(ROWS)} rows" in note for note in short.notes())
+    assert short.to_json()["shortened"] == list(short.shortened)
+    with_time = compare(*live, ROWS, Events(), CompareOptions(max_tokens=8, only_rows=True, seconds=600.0))
+    assert (with_time.score.base, with_time.score.tuned) == (full.score.base, full.score.tuned)

@@ -1,26 +1,27 @@
 """A tuned model against its base on the same rows: better or not, by how much, and what was forgotten."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.base.events import AnswerChange, AnswerChanges, Listing, Progress, Say
+from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
 from settle.base.statistics import PairedTest, paired_test
 from settle.data.layouts import Example
 from settle.evaluate.compare.answer_changes import most_changed
-from settle.evaluate.compare.candidate import Answer, Candidate, Model
+from settle.evaluate.compare.candidate import Candidate, Model
 from settle.evaluate.compare.cases import Case, asking, cases
-from settle.evaluate.compare.forgetting import Forgetting, forgetting, from_texts, generated, losses
+from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
+from settle.evaluate.compare.in_time import TimeLeft, ask_in_time, on_progress, spread
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.evaluate.tasks import Task, best_suited, named
 
-T = TypeVar("T")
 ROWS = 200  # half of a change of ten points is seen with so many
 INSTRUCTION_TOKENS = 160
 SHORTEST_ANSWER, LONGEST_ANSWER = 32, 512  # tokens, where no number was asked for
+# shares of the comparison's time for the rows, and of what is then left for what was forgotten
+ROWS_SHARE, FORGETTING_SHARE = 0.6, 0.3
 PIECE = 400  # characters of plain text that count as a row
 
 
@@ -28,7 +29,7 @@ PIECE = 400  # characters of plain text that count as a row
 class Comparison:
     """How a tuned model compares with its base. score: on the person's rows; the verdict depends on it alone. beside:
     further scores by name. cut: answers of the base and of the tuned model that were stopped for their length. unasked:
-    rows that were too long to ask.
+    rows that were too long to ask. shortened: what there was no time for, in sentences.
     """
 
     base: str
@@ -43,6 +44,7 @@ class Comparison:
     cut: tuple[int, int] = (0, 0)
     unasked: int = 0
     seconds: float = 0.0
+    shortened: Sequence[str] = ()
 
     @property
     def verdict(self) -> str:
@@ -77,6 +79,7 @@ class Comparison:
             "cut": {"base": self.cut[0], "tuned": self.cut[1]},
             "unasked": self.unasked,
             "seconds": round(self.seconds, 3),
+            "shortened": list(self.shortened),
         }
 
     def rows(self) -> list[list[str]]:
@@ -93,7 +96,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What a reader of the figures should know, in sentences."""
-        out = []
+        out = list(self.shortened)
         if self.forgot is not None:
             out.append(
                 f"forgot {self.forgot.degree}: on {self.forgot.tokens} tokens {self.forgot.wrote}, the loss rose by "
@@ -107,6 +110,10 @@ class Comparison:
             rows = "1 row was" if self.unasked == 1 else f"{self.unasked} rows were"
             out.append(f"{rows} too long to ask, and left out")
         return out
+
+    def shorter(self, why: str) -> "Comparison":
+        """The same with one more thing that there was no time for."""
+        return replace(self, shortened=(*self.shortened, why))
 
     def card_lines(self) -> list[str]:
         """Lines of Markdown for the model card."""
@@ -131,6 +138,7 @@ class Comparison:
 class CompareOptions:
     """score: as after `--score`; None: what suits the data. limit: rows at most, evenly spread. max_tokens: of an
     answer. familiar: text that the base knew; None: it writes some. only_rows: neither forgetting nor instructions.
+    seconds: what the comparison may take; it uses fewer rows where that is too little, and says so.
     """
 
     score: str | None = None
@@ -138,6 +146,7 @@ class CompareOptions:
     max_tokens: int | None = None
     familiar: Sequence[str] | None = None
     only_rows: bool = False
+    seconds: float | None = None
 
 
 def compare(
@@ -155,20 +164,26 @@ def compare(
     UsageError for a score that is none.
     """
     began = time.perf_counter()
+    time_left = TimeLeft(options.seconds)
     rows = list(examples)
     questions = cases(rows)
     if readers is None and isinstance(base, Model) and isinstance(tuned, Model):
         readers = base, tuned
     if questions:
-        comparison = _answered(base, tuned, _spread(questions, options.limit), options, events)
+        comparison = _answered(base, tuned, spread(questions, options.limit), options, events, time_left)
     elif readers is None:
         raise DataError("plain text cannot be read by these candidates", "give rows of questions and answers")
     else:
         comparison = _read(readers, [row.text for row in rows], options.limit, events)
-    if not options.only_rows and readers is not None:
-        comparison = replace(comparison, forgot=_forgotten(readers, options.familiar, events))
     if not options.only_rows and base.chats and tuned.chats:
-        comparison = replace(comparison, instructions=_instructed(base, tuned, events))
+        comparison = _instructed(comparison, (base, tuned), events, time_left)
+    if not options.only_rows and readers is not None:
+        if time_left.allows(FORGETTING_SHARE):
+            writer = base if isinstance(base, Model) else readers[0]  # llama.cpp writes faster than it is read here
+            until = time_left.share(1 / 2)
+            comparison = replace(comparison, forgot=_forgotten(writer, readers, options.familiar, events, until))
+        else:
+            comparison = comparison.shorter("there was no time to see what was forgotten")
     return replace(comparison, seconds=time.perf_counter() - began)
 
 
@@ -183,12 +198,19 @@ def report(comparison: Comparison, events: Events) -> None:
 
 
 def _answered(
-    base: Candidate, tuned: Candidate, questions: list[Case], options: CompareOptions, events: Events
+    base: Candidate,
+    tuned: Candidate,
+    questions: list[Case],
+    options: CompareOptions,
+    events: Events,
+    time_left: TimeLeft,
 ) -> Comparison:
     """Both candidates' answers, scored."""
     task = named(options.score) if options.score else best_suited(questions)
     longest = options.max_tokens or _longest(base, questions)
-    answers = [_ask(candidate, questions, longest, events) for candidate in (base, tuned)]
+    wanted = len(questions)
+    share = ROWS_SHARE if base.chats and not options.only_rows else 1.0
+    questions, answers = ask_in_time((base, tuned), questions, longest, events, time_left, share)
     fit = [i for i in range(len(questions)) if answers[0][i].asked and answers[1][i].asked]
     if not fit:
         raise DataError("no row fits into the context", "give shorter rows")
@@ -210,11 +232,8 @@ def _answered(
         changed=most_changed(answered, [a.text for a in ours], [a.text for a in theirs], before, after),
         cut=(sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
         unasked=len(questions) - len(answered),
+        shortened=([f"the time had room for {len(questions)} of {wanted} rows"] if len(questions) < wanted else []),
     )
-
-
-def _ask(candidate: Candidate, questions: list[Case], longest: int, events: Events) -> list[Answer]:
-    return candidate.answers(questions, longest, _progress(events, f"{candidate.name} answers", len(questions)))
 
 
 def _longest(candidate: Candidate, questions: list[Case]) -> int:
@@ -227,45 +246,51 @@ def _longest(candidate: Candidate, questions: list[Case]) -> int:
 def _read(readers: tuple[Model, Model], texts: list[str], limit: int, events: Events) -> Comparison:
     """Plain text: how many bits each model needs for a byte of it. Fewer is better, so the scores are negative."""
     pieces = [text[at : at + PIECE] for text in texts for at in range(0, len(text), PIECE)]
-    pieces = _spread([piece for piece in pieces if piece.strip()], limit)
+    pieces = spread([piece for piece in pieces if piece.strip()], limit)
     if not pieces:
         raise DataError("there is nothing to compare on", "give rows that were not trained on")
     base, tuned = readers
     before, after = (
-        [-bits for bits in losses(reader, pieces, _progress(events, f"{reader.name} reads", len(pieces)))]
+        [-bits for bits in losses(reader, pieces, on_progress(events, f"{reader.name} reads", len(pieces)))]
         for reader in readers
     )
     score = paired_test(before, after)
     return Comparison(base=base.name, tuned=tuned.name, measure="minus bits per byte", is_share=False, score=score)
 
 
-def _forgotten(readers: tuple[Model, Model], familiar: Sequence[str] | None, events: Events) -> Forgetting:
-    base, _ = readers
+def _forgotten(
+    writer: Model,
+    readers: tuple[Model, Model],
+    familiar: Sequence[str] | None,
+    events: Events,
+    until: float | None,
+) -> Forgetting:
     if familiar is None:
-        text = generated(base, _progress(events, f"{base.name} writes", 24))
+        text = generated(writer, on_progress(events, f"{writer.name} writes", TEXTS), until)
     else:
-        text = from_texts(base, familiar, "the text given")
-    return forgetting(*readers, text, _progress(events, "familiar text", len(text.texts)))
+        text = from_texts(readers[0], familiar, "the text given")
+    return forgetting(*readers, text, on_progress(events, "familiar text", len(text.texts)))
 
 
-def _instructed(base: Candidate, tuned: Candidate, events: Events) -> PairedTest:
-    """How many of our instructions each follows."""
-    questions = [asking(instruction.prompt, number) for number, instruction in enumerate(INSTRUCTIONS, 1)]
-    followed = []
-    for candidate in (base, tuned):
-        on_progress = _progress(events, f"{candidate.name} follows instructions", len(questions))
-        answers = candidate.answers(questions, INSTRUCTION_TOKENS, on_progress)
-        followed.append([float(i.follows(a.text)) for i, a in zip(INSTRUCTIONS, answers, strict=True)])
-    return paired_test(followed[0], followed[1])
-
-
-def _progress(events: Events, what: str, total: int) -> Callable[[int], None]:
-    return lambda done: events.emit(Progress(what=what, done=done, total=total))
-
-
-def _spread(items: list[T], number: int) -> list[T]:
-    """`number` of the items at most, evenly spread."""
-    return [items[i * len(items) // number] for i in range(number)] if len(items) > number else items
+def _instructed(
+    comparison: Comparison, candidates: tuple[Candidate, Candidate], events: Events, time_left: TimeLeft
+) -> Comparison:
+    """The comparison with how many of our instructions each follows."""
+    if not time_left.allows(1 - ROWS_SHARE):
+        return comparison.shorter("there was no time to see whether instructions are still followed")
+    by_number = dict(enumerate(INSTRUCTIONS, 1))
+    questions = [asking(instruction.prompt, number) for number, instruction in by_number.items()]
+    what, wanted = "follows instructions", len(questions)
+    share = 1 - FORGETTING_SHARE
+    questions, answers = ask_in_time(candidates, questions, INSTRUCTION_TOKENS, events, time_left, share, what)
+    followed = [
+        [float(by_number[case.number].follows(a.text)) for case, a in zip(questions, side, strict=True)]
+        for side in answers
+    ]
+    comparison = replace(comparison, instructions=paired_test(followed[0], followed[1]))
+    if len(questions) == wanted:
+        return comparison
+    return comparison.shorter(f"the time had room for {len(questions)} of {wanted} instructions")
 
 
 def _share(value: float) -> str:

@@ -5,6 +5,7 @@ the mean of log p(token | base) - log p(token | tuned) over the base's own token
 Leibler 1951), so neither can be small by the choice of text.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.statistics import PairedTest, paired_test
-from settle.evaluate.compare.candidate import Model, OnProgress
+from settle.evaluate.compare.candidate import Answer, Model, OnProgress
 from settle.evaluate.compare.cases import asking
 
-TEXTS, TOKENS = 24, 64  # as many texts, of as many tokens
+TEXTS, TOKENS, GROUP = 24, 64, 8  # as many texts, of as many tokens; so many at once where time is short
 # KL in nats per token up to which so much is said to be forgotten; 0.1 is 10 % of perplexity
 DEGREES = ((0.01, "next to nothing"), (0.1, "little"), (0.5, "some"))
 OPENINGS = (
@@ -82,11 +83,20 @@ class Forgetting:
         }
 
 
-def generated(base: Model, on_progress: OnProgress) -> Familiar:
+def generated(base: Model, on_progress: OnProgress, until: float | None = None) -> Familiar:
     """Text that the base writes, drawn from its own distribution: answers where it chats, free text where it completes
-    one."""
+    one. until: `time.monotonic()` by which it should be written; there are fewer texts then, one group at least."""
     questions = [asking(opening) for opening in OPENINGS] if base.chats else [asking("")] * TEXTS
-    answers = base.answers(questions, TOKENS, on_progress, temperature=1.0)
+    answers: list[Answer] = []
+    began, group = time.monotonic(), len(questions) if until is None else GROUP
+    while len(answers) < len(questions):
+        now = time.monotonic()
+        if until is not None and answers and now + (now - began) * group / len(answers) > until:
+            on_progress(TEXTS)
+            break
+        chosen = questions[len(answers) : len(answers) + group]
+        answers += base.answers(chosen, TOKENS, _further(on_progress, len(answers)), temperature=1.0)
+    questions = questions[: len(answers)]
     opening = base.tokenize("")
     written = [base.tokenize(answer.text) if answer.text else [] for answer in answers]
     written = [ids[len(opening) :] if ids[: len(opening)] == opening else ids for ids in written]
@@ -95,6 +105,10 @@ def generated(base: Model, on_progress: OnProgress) -> Familiar:
     if not texts:
         raise DataError(f"{base.name} writes nothing by itself", "give text that it knew: --familiar FILE")
     return Familiar([ids for ids, _ in texts], [begin for _, begin in texts], f"written by {base.name} itself")
+
+
+def _further(on_progress: OnProgress, done: int) -> OnProgress:
+    return lambda number: on_progress(done + number)
 
 
 def from_texts(base: Model, texts: Iterable[str], name: str) -> Familiar:

@@ -5,7 +5,7 @@ it runs. Which parts go is decided by what a text makes of them.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -14,6 +14,15 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.registry import Part
 from settle.shrink.prunable_model import PrunableModel
+
+OnProgress = Callable[[int, int], bool]
+FEWEST_WINDOWS, PASSES = 4, 4  # windows of a pruner at least; how often it computes each layer
+SEARCH_FLOPS = 2e13  # of a search by loss, where no time is given: minutes on a few cores
+
+
+def always(done: int, total: int) -> bool:
+    """There is time for more."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,16 @@ class Pruner(Part):
     step: bool = Field(False, description="one step of several: llama.cpp need not load the result")
 
     @abstractmethod
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         """A smaller model. windows: token ids of the person's text, to see what each part does there; texts: the same
-        kind of text as it was written.
+        kind of text as it was written; on_progress: called with (layers that were computed, of how many), says
+        whether there is time for more; a search that may end early does then.
 
         Raises UsageError for an amount that cannot be removed, or a shape that llama.cpp does not load, naming the
         nearest one that it does.
@@ -52,10 +68,13 @@ class Pruner(Part):
         raise NotImplementedError(f"{cls.__name__} shrinks no field")
 
     def affordable(
-        self, subject: PrunableModel, windows: Sequence[Sequence[int]]
+        self, subject: PrunableModel, windows: Sequence[Sequence[int]], flops: float | None = None
     ) -> tuple[Self, Sequence[Sequence[int]]]:
-        """The pruner and the windows that a person has the time for."""
-        return self, windows
+        """The pruner and the windows that a person has the time for, in floating-point operations; None: as usual."""
+        if flops is None or not windows:
+            return self, windows
+        tokens = flops / (2 * PASSES * subject.part.num_non_embedding_parameters)
+        return self, windows[: max(FEWEST_WINDOWS, round(tokens * len(windows) / sum(map(len, windows))))]
 
 
 def num_kept(before: int, keep: int | None, share: float, step: int = 256) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from settle.shrink.activations.layer_activations import LayerWalk
 from settle.shrink.activations.least_squares import eliminate, error, gram
 from settle.shrink.prunable_model import PrunableModel, in_layer
+from settle.shrink.pruners import OnProgress
 
 
 @dataclass
@@ -37,17 +38,19 @@ def narrow_columns(
     owners: Tensor,
     keep: int,
     may_repair: bool,
+    on_progress: OnProgress,
 ) -> Narrowed:
     """Take columns from one matrix in every block, each on what the blocks before it give once they are narrow.
 
     matrix: its name inside a block, and the field of `LayerActivations` that it reads. groups (G, w), owners (G,) and
-    keep: as of `eliminate`.
+    keep: as of `eliminate`. on_progress: as of `Pruner.prune`.
     """
     module, stage = matrix
     model = subject.build()
     walk = LayerWalk(model, windows)
     states, narrowed = walk.first(), Narrowed(walk.num_tokens)
     for layer in range(subject.num_layers):
+        on_progress(layer + 1, subject.num_layers)
         name = in_layer(layer, f"{module}.weight")
         old = subject.weights[name]
         fit, held = walk.split([getattr(activations, stage) for activations in walk.activations(layer, states)])

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense
-from settle.shrink.pruners import Pruned, Pruner, num_kept
+from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, num_kept
 from settle.shrink.pruners._columns import narrow_columns
 
 
@@ -26,13 +26,21 @@ class Channels(Pruner):
     def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
         return cls.model_validate({"keep": shape["intermediate_size"]})
 
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         require_dense(subject.part, "channels")
         before = subject.part.options().layers[0].inner
         keep = num_kept(before, self.keep, self.share)
         part = subject.part.with_fields(intermediate_size=keep)
         groups, owners = torch.arange(before).unsqueeze(1), torch.zeros(before, dtype=torch.long)
-        narrowed = narrow_columns(subject, windows, ("mlp.down_proj", "gated"), groups, owners, keep, self.repair)
+        narrowed = narrow_columns(
+            subject, windows, ("mlp.down_proj", "gated"), groups, owners, keep, self.repair, on_progress
+        )
         weights = dict(subject.weights) | narrowed.weights
         for layer, kept_channels in enumerate(narrowed.kept):
             weights |= _rows(subject, layer, kept_channels, before)

@@ -18,9 +18,8 @@ from settle.base.errors import UsageError
 from settle.model.architectures import Architecture
 from settle.shrink.activations.layer_activations import LayerWalk, kl
 from settle.shrink.prunable_model import PrunableModel, in_layer, layer_of, require_loadable
-from settle.shrink.pruners import Pruned, Pruner, kept_number
+from settle.shrink.pruners import SEARCH_FLOPS, OnProgress, Pruned, Pruner, always, kept_number
 
-SEARCH_FLOPS = 2e13  # limit for a search by loss: minutes on a few cores
 LEAST_TOKENS, LEAST_WINDOW_TOKENS = 512, 64  # that such a search needs, in all and of each window
 _SAMPLED = 1024  # positions of the residual stream that are kept for every layer
 
@@ -40,20 +39,26 @@ class Depth(Pruner):
         return cls.model_validate({"drop": subject.num_layers - shape["num_hidden_layers"]})
 
     def affordable(
-        self, subject: PrunableModel, windows: Sequence[Sequence[int]]
+        self, subject: PrunableModel, windows: Sequence[Sequence[int]], flops: float | None = None
     ) -> tuple[Self, Sequence[Sequence[int]]]:
         """As much of the windows as a search by loss has time for; by influence where that is too little to tell.
 
         Each block that goes is found by leaving out each one that is there, and computing the blocks behind it again.
         """
         drop, numbers = self.drop or 1, subject.part.num_non_embedding_parameters
-        room = int(SEARCH_FLOPS / (drop * subject.num_layers * numbers))
+        room = int((flops or SEARCH_FLOPS) / (drop * subject.num_layers * numbers))
         if room < LEAST_TOKENS:
             return self.model_copy(update={"by": "influence"}), windows
         each = max(LEAST_WINDOW_TOKENS, room // len(windows))
         return self, [window[:each] for window in windows[: max(1, room // each)]]
 
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         before = subject.num_layers
         after = before - self.drop if self.drop is not None else kept_number(before, self.share)
         if after < 1:
@@ -64,7 +69,7 @@ class Depth(Pruner):
             if self.by == "influence":
                 layers, scores = self._by_influence(walk, order)
             else:
-                layers, scores = self._by_loss(walk, order)
+                layers, scores = self._by_loss(walk, order, on_progress)
             divergence = _divergence(walk, layers)
         gone = [i for i in range(before) if i not in layers]
         report = {
@@ -89,19 +94,28 @@ class Depth(Pruner):
             return layers, scores
         return order.greedy(lambda layers: {i: scores[i] for i in layers}), scores
 
-    def _by_loss(self, walk: LayerWalk, order: "_Order") -> tuple[list[int], list[float]]:
+    def _by_loss(self, walk: LayerWalk, order: "_Order", on_progress: OnProgress) -> tuple[list[int], list[float]]:
         positions = walk.positions()
         num_layers = order.there
         whole = walk.logprobs(walk.through(range(num_layers), walk.first()), positions)
         first: list[float] = []
+        latest: dict[int, float] = {}
+        sizes = range(num_layers, order.left, -1)  # numbers of blocks of which one is left out
+        done, total = 0, sum(size * (size + 1) // 2 for size in sizes)
 
         def costs(layers: Sequence[int]) -> dict[int, float]:
+            nonlocal done, latest
+            if latest and not on_progress(done, total):
+                return {number: latest[number] for number in layers}  # as measured before the last block went
             states, losses = walk.first(), {}
             for at, number in enumerate(layers):
+                done += len(layers) - at
+                on_progress(done, total)
                 losses[number] = kl(whole, walk.logprobs(walk.through(layers[at + 1 :], states), positions))
                 states = walk.layer(number, states)
             if not first:
                 first.extend(losses.values())
+            latest = losses
             return losses
 
         if not self.in_a_row:

@@ -10,7 +10,7 @@ from torch import Tensor
 from settle.base.errors import UsageError
 from settle.model.config import LayerOptions
 from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
-from settle.shrink.pruners import Pruned, Pruner, kept_number
+from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, kept_number
 from settle.shrink.pruners._columns import narrow_columns
 
 
@@ -34,7 +34,13 @@ class Heads(Pruner):
             return cls.model_validate({"share": 1 - shape["num_key_value_heads"] / o.kv_heads, "what": "groups"})
         return cls.model_validate({"share": 1 - shape["num_attention_heads"] / o.heads, "what": "queries"})
 
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         require_dense(subject.part, "heads")
         o = subject.part.options().layers[0]
         group = o.heads // o.kv_heads
@@ -51,7 +57,9 @@ class Heads(Pruner):
             fix = f"prune the width to {width} too; the nearest with all heads is {o.width}"
             require_loadable(subject.part, part, fix)
         groups, owners = _groups(o, what)
-        narrowed = narrow_columns(subject, windows, ("self_attn.o_proj", "mixed"), groups, owners, keep, self.repair)
+        narrowed = narrow_columns(
+            subject, windows, ("self_attn.o_proj", "mixed"), groups, owners, keep, self.repair, on_progress
+        )
         weights, removed = dict(subject.weights) | narrowed.weights, []
         for layer, kept_heads in enumerate(narrowed.kept):
             queries = (kept_heads[:: o.head_dim] // o.head_dim).tolist()

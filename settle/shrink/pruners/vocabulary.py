@@ -18,7 +18,7 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
 from settle.shrink.cut_gguf import cut_rows
 from settle.shrink.prunable_model import PrunableModel
-from settle.shrink.pruners import Pruned, Pruner
+from settle.shrink.pruners import OnProgress, Pruned, Pruner, always
 from settle.shrink.vocabulary import Tokens, counted, cut_tokenizer, scripts_of
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -77,7 +77,13 @@ class Vocabulary(Pruner):
         0.001, ge=0, le=1, description="share of the tokens of further text that may be missing; 1 keeps no others"
     )
 
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         kept = self.choose(subject.tokenizer, texts)
         return Pruned(cut_subject(subject, kept.ids), kept.report.to_json())
 

@@ -7,7 +7,7 @@ reads the stream is fitted to give what it gave in the whole model, on what it n
 Letters: N tokens, D width, K channels kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -22,7 +22,7 @@ from settle.model.layers.norm import RMSNorm
 from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk, decoder_layer
 from settle.shrink.activations.least_squares import error, gram, refitted
 from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
-from settle.shrink.pruners import Pruned, Pruner, num_kept
+from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, num_kept
 from settle.shrink.pruners._columns import spread_out
 
 _TABLE, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -45,7 +45,13 @@ class Width(Pruner):
     def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
         return cls.model_validate({"keep": shape["hidden_size"]})
 
-    def prune(self, subject: PrunableModel, windows: Sequence[Sequence[int]], texts: Sequence[str]) -> Pruned:
+    def prune(
+        self,
+        subject: PrunableModel,
+        windows: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        on_progress: OnProgress = always,
+    ) -> Pruned:
         require_dense(subject.part, "channels")
         before = subject.part.options().layers[0].width
         keep = num_kept(before, self.keep, self.share)
@@ -53,7 +59,8 @@ class Width(Pruner):
         if not self.step:
             require_loadable(subject.part, part, _nearest(subject.part, keep))
         whole = LayerWalk(subject.build(trainable=False), windows)
-        strength, lost = _strengths(whole, subject)
+        total = subject.num_layers * (1 + self.repair)
+        strength, lost = _strengths(whole, subject, lambda layer: on_progress(layer, total))
         channels = strength.topk(keep).indices.sort().values
         narrow = _Narrow(subject, channels, lost)
         report = {
@@ -63,7 +70,8 @@ class Width(Pruner):
             "tokens": whole.num_tokens,
         }
         if self.repair:
-            report |= _repair(narrow, whole, LayerWalk(narrow.model, windows))
+            walk = LayerWalk(narrow.model, windows)
+            report |= _repair(narrow, whole, walk, lambda layer: on_progress(subject.num_layers + layer, total))
         return Pruned(subject.with_part(part, narrow.weights()), report)
 
 
@@ -76,12 +84,13 @@ def _nearest(part: Architecture, keep: int) -> str:
 
 
 @torch.no_grad()
-def _strengths(walk: LayerWalk, subject: PrunableModel) -> tuple[Tensor, "_Power"]:
+def _strengths(walk: LayerWalk, subject: PrunableModel, on_layer: Callable[[int], object]) -> tuple[Tensor, "_Power"]:
     """How much of what matrices read comes from each channel, (D,), each norm's readers having the same say; and the
     mean squares of the stream before each norm."""
     strength, power = torch.zeros(subject.part.options().layers[0].width), _Power()
     states = walk.first()
     for layer in range(subject.num_layers):
+        on_layer(layer + 1)
         parts = list(walk.activations(layer, states))
         for stage, modules in _READERS.items():
             columns = torch.cat(list(_matrices(subject, layer, modules).values())).square().sum(0)
@@ -188,12 +197,13 @@ class _Narrow:
 _READING = tuple(f"{module}.weight" for modules in _READERS.values() for module in modules)
 
 
-def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk) -> dict[str, object]:
+def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, on_layer: Callable[[int], object]) -> dict[str, object]:
     """Fit the narrow model's matrices, block after block; → how many were, and the error that each block is left with,
     as a share of the power of the stream behind it."""
     fitted, errors = 0, []
     wide, own = whole.first(), walk.first()
     for layer in range(narrow.subject.num_layers):
+        on_layer(layer + 1)
         targets = list(whole.activations(layer, wide))
         for stage in READ_BY:
             parts = list(walk.activations(layer, own))

@@ -122,3 +122,19 @@ def test_training_what_was_built_leaves_the_subject_as_it_is(tokenizer) -> None:
         for parameter in model.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(before[name], tensor) for name, tensor in subject.weights.items())
+
+
+def test_a_search_ends_when_its_time_is_over(tokenizer) -> None:
+    """What was measured first decides then; every layer that is computed is told."""
+    subject, seen = _deep(tokenizer), []
+
+    def on_progress(done: int, total: int) -> bool:
+        seen.append((done, total))
+        return False
+
+    pruned = Depth(drop=3).prune(subject, windows(subject), [], on_progress)
+    assert pruned.report["removed"] == [1, 2, 4]
+    assert seen[-1] == (21, 46) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    whole = []
+    Depth(drop=3).prune(subject, windows(subject), [], lambda done, total: whole.append((done, total)) or True)
+    assert whole[-1] == (46, 46)
