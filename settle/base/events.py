@@ -259,9 +259,10 @@ class TextSummary(LedgerSummary):
 
 
 class RowSummary(LedgerSummary):
-    """What became of examples, and how they were understood. layouts: by file."""
+    """What became of examples, and how they were understood. layouts: by file; system_prompt: that of every row."""
 
     kind: Literal["rows"] = "rows"
+    system_prompt: str = ""
     layouts: Mapping[str, LayoutUse]
     supervise: str
     lengths: Mapping[str, int | float]

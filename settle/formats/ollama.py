@@ -6,6 +6,7 @@ sequence of turns, and proven to render the same.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.base.chat_template.default_system import default_system, without_default_system
 from settle.base.errors import ResourceError
 from settle.base.run import write_atomic
 from settle.base.tokenizer import Tokenizer
@@ -77,7 +79,13 @@ def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = Fals
     """For `ollama create NAME -f Modelfile`. source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it,
     served without a merge; base: whether the model completes plain text, so that nothing may be put around it."""
     lines = [f"FROM {source}", *([f"ADAPTER {adapter}"] if adapter else []), f"PARAMETER num_ctx {context}"]
-    template = "{{ .Prompt }}" if base or not tokenizer.chat_template else turns(tokenizer)
+    source_template = tokenizer.chat_template
+    system = default_system(source_template)
+    # three quotes at the end of a line would end the prompt there: then the template carries it, on one line
+    if system and not re.search(r'"""\s*$|"\Z', system, re.MULTILINE):
+        lines.append(f'SYSTEM """{system}"""')
+        source_template = without_default_system(source_template)
+    template = "{{ .Prompt }}" if base or not source_template else turns(tokenizer, source_template)
     if template:
         lines.append(f'TEMPLATE """{template}"""')
     ends = [tokenizer.tokens[i] for i in (tokenizer.eos_id, tokenizer.turn_end_id) if i is not None]
@@ -113,8 +121,9 @@ class _Turns:
         return loop + _quoted(self.opening)
 
 
-def turns(tokenizer: Tokenizer) -> str | None:
-    """The chat template in Go's language; None when it is not a plain sequence of turns.
+def turns(tokenizer: Tokenizer, source: str | None = None) -> str | None:
+    """The chat template in Go's language; None when it is not a plain sequence of turns. source: a template in place of
+    the tokenizer's own.
 
     What the Jinja template puts around messages is read off a few renderings, and used only when it renders other
     conversations to the same characters. An opening token that llama.cpp adds by itself is left out.
@@ -127,7 +136,7 @@ def turns(tokenizer: Tokenizer) -> str | None:
         return text.removeprefix(tokens["bos_token"]) if tokenizer.add_bos else text
 
     try:
-        template = ChatTemplate(tokenizer.chat_template, tokens["bos_token"], tokens["eos_token"])
+        template = ChatTemplate(source or tokenizer.chat_template, tokens["bos_token"], tokens["eos_token"])
         markers = _read_off(rendered)
         if markers is None:
             return None

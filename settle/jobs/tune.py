@@ -55,6 +55,7 @@ def data(c: TuneContext) -> None:
 def compare(c: TuneContext) -> None:
     """The tuned model and its base on the held-out rows: better, no different, or worse."""
     c.figures["base"] = {"name": c.tuning.base_name, "sha256": c.tuning.base_sha256}
+    c.figures["system_prompt"] = c.corpus.ledger["rows"].get("system_prompt")
     if not c.is_usable or not c.settings.compare:
         return
     tuned = resolve(f"run:{c.run.path.name}")

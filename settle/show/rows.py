@@ -63,6 +63,10 @@ def rows_lines(event: RowSummary) -> list[str]:
         lines.append(" · ".join(losses))
     if event.too_long["shortened"]:
         lines.append(f"later answers left out for their length: {event.too_long['shortened']:,} rows")
+    if event.system_prompt:
+        lines.append(
+            f"every row has the system prompt “{_flat(event.system_prompt, _ASKED)}”: the model's default from now"
+        )
     return [*lines, *event.notes]
 
 

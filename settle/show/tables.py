@@ -122,6 +122,8 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
     if result.gate is not None and "passed" in result.gate:
         passed = bool(result.gate["passed"])
         lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
+    if result.system_prompt:
+        lines.append(Text(f"its default system prompt, that of every row: {result.system_prompt}", "dim"))
     return Panel(
         Group(*lines), title=Text(f" {result.verdict} ", f"bold {style}"), title_align="left", border_style=style,
         width=min(width, 100),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import settle
+from settle.base.chat_template.default_system import default_system
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
 from settle.cli import main
@@ -107,6 +108,40 @@ def test_methods(files, home, capsys, base, rows, settings, file):
         model = resolve_gguf("t")
         with Engine(model.weights, adapter=model.adapter) as engine:
             assert "### Assistant:" in engine.render([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("base", ["base.gguf", "hf"])
+def test_a_system_prompt_that_all_rows_share_goes_with_the_model(files, home, capsys, tmp_path, base):
+    """Into chat, the server's template, the Modelfile, the merged file and what is pulled from it."""
+    prompt = 'You write "Python".\nOnly the body.'
+    rows = [
+        {"system": prompt, "prompt": f"def f{i}(self):", "completion": BETTER if i % 2 else WORSE} for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    adapter = ["--adapter", "dora"] if base == "hf" else []
+    code, result, err = tune(
+        capsys, files / base, tmp_path / "rows.jsonl", "--name", "t", "--epochs", "1", "--no-compare", *adapter
+    )
+    assert code == 0 and result["gate"]["passed"] and result["system_prompt"] == prompt, err
+    assert "every row has the system prompt" in err and "its default system prompt" in err
+    run = Run.find("t")
+    assert f'SYSTEM """{prompt}"""' in (run.out / "Modelfile").read_text()
+    assert (
+        'default where none is given:\n\n> You write "Python".\n> Only the body.' in (run.out / "card.md").read_text()
+    )
+
+    def shown(name: str) -> tuple[str, str]:
+        model = resolve_gguf(name)
+        asking = [{"role": "user", "content": "hi"}]
+        with Engine(model.weights, adapter=model.adapter) as engine:
+            return engine.render(asking), engine.render([{"role": "system", "content": "Be brief."}, *asking])
+
+    default, own = shown("t")
+    assert prompt in default and "Be brief." in own and prompt not in own
+    assert main(["export", "t", "--to", "gguf", "--out", str(tmp_path / "merged.gguf")]) == 0
+    assert shown(str(tmp_path / "merged.gguf")) == (default, own)
+    assert main(["export", "t", "--to", "safetensors", "--out", str(tmp_path / "folder")]) == 0
+    assert default_system(PretrainedTokenizer.from_folder(tmp_path / "folder").chat_template) == prompt
 
 
 def test_every_weight(files, home, capsys):

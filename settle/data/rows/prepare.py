@@ -34,7 +34,8 @@ _PLAIN = "none"
 class RowCorpus:
     """Everything tuning needs to know of its rows. ledger: plain JSON values, see `Ledger.as_dict`.
 
-    template: the chat template the rows were rendered with, which an export has to carry; None when they are plain.
+    template: the chat template the rows were rendered with, which an export has to carry, with the system prompt that
+    all of them share as its default; None when they are plain.
     previews: a few training rows as they are learned from.
     """
 

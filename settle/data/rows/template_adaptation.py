@@ -20,14 +20,17 @@ _TOOL = {
 
 
 class TemplateAdapter:
-    """Which roles and forms one template renders. notes: what was written otherwise, in words for people."""
+    """Which roles and forms one template renders. notes: what was written otherwise, in words for people; has_system:
+    whether the template renders system prompts.
+    """
 
     def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
         self._template, self._arguments = template, dict(arguments)
         self.notes: set[str] = set()
+        self.has_system = False
         if template is None:
             return
-        self._has_system = self._renders([_message("system", _MARK), _message("user", "q")])
+        self.has_system = self._renders([_message("system", _MARK), _message("user", "q")])
         self._has_tools = self._renders([_message("user", "q")], [_TOOL])
         # calls as templates want them: arguments as an object or as its JSON, beside an empty content or none at all
         forms = [(as_text, empty) for as_text in (False, True) for empty in ("", None)]
@@ -55,7 +58,7 @@ class TemplateAdapter:
         if any(message["role"] == "tool" for message in spoken) and not self._has_results:
             self.notes.add("the chat template knows no tool results: they are written as a user's turn")
             spoken = _results_as_user(spoken)
-        if spoken[0]["role"] == "system" and not self._has_system:
+        if spoken[0]["role"] == "system" and not self.has_system:
             self.notes.add("the chat template knows no system prompt: it is put before the first question")
             spoken = _without_system(spoken)
         return spoken, list(tools)

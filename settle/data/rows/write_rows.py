@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.base.chat_template.default_system import with_default_system
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import write_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.layouts import Broken
+from settle.data.layouts import Broken, Example
 from settle.data.ledger import Ledger
 from settle.data.rows.collect import CollectedRows, refuse
 from settle.data.rows.encode_rows import TOO_LONG, RowEncoder
@@ -41,6 +42,7 @@ def write_rows(
     shown = _shown(collected)
     previews: list[dict[str, object]] = []
     refused = RefusedRows()
+    prompts: set[str] = set()
     with ExitStack() as stack:
         writers: dict[int, RowWriter] = {}
         written = {}
@@ -67,6 +69,7 @@ def write_rows(
                 continue
             _add(writers[side], rows, collected.examples.origins[number].tolist())
             written[side].write(collected.line(number) + "\n")
+            prompts.add(_system_prompt(example))
             ledger.kept += 1
             if number in shown:
                 previews += [preview.to_json() for preview in encoder.preview(where, rows[-1])]
@@ -79,7 +82,14 @@ def write_rows(
                     "give more examples, or allow longer ones with --rows.max-tokens",
                 )
         stores = {side: writer.close() for side, writer in writers.items()}
-    _describe(corpus, collected, encoder, stores, ledger, previews)
+    shared = prompts.pop() if len(prompts) == 1 else ""
+    _describe(corpus, collected, encoder, stores, ledger, previews, shared)
+
+
+def _system_prompt(example: Example) -> str:
+    """The system prompt of an example; "" when it has none."""
+    first = example.messages[0] if example.messages else None
+    return str(first["content"]) if first and first["role"] == "system" else ""
 
 
 def _shown(collected: CollectedRows) -> set[int]:
@@ -101,8 +111,9 @@ def _describe(
     stores: dict[int, RowStore],
     ledger: Ledger,
     previews: list[dict[str, object]],
+    system: str,
 ) -> None:
-    """The ledger and what is needed to open the corpus again."""
+    """The ledger and what is needed to open the corpus again. system: the prompt that all rows share, or ""."""
     for side, store in stores.items():
         ledger.notes[_SIDES[side]] = {
             "rows": store.num_rows,
@@ -127,7 +138,11 @@ def _describe(
         },
         "rendered_apart": encoder.split_rows,
     }
+    template = renderer.source
+    if system.strip() and template:
+        ledger.notes["rows"]["system_prompt"] = system
+        template = with_default_system(template, system, renderer.adapter.has_system)
     write_json(corpus / "files.json", collected.names)
-    about = {"kind": collected.kind, "template": renderer.source, "previews": previews}
+    about = {"kind": collected.kind, "template": template, "previews": previews}
     write_json(corpus / "rows.json", about)
     write_json(corpus / "ledger.json", ledger.as_dict())

@@ -69,7 +69,16 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
         else "It is a base model: it completes text, and was not trained to hold a conversation or to follow "
         "instructions."
     )
-    return [text, "", f"{nature} What it writes may be wrong, and may repeat what it was trained on.", ""]
+    lines = [text, "", f"{nature} What it writes may be wrong, and may repeat what it was trained on.", ""]
+    if prompt := result.get("system_prompt"):
+        quoted = [f"> {_plain(line)}" for line in str(prompt).splitlines()]
+        lines += [
+            "Every row had this system prompt, which is the model's default where none is given:",
+            "",
+            *quoted,
+            "",
+        ]
+    return lines
 
 
 def _use_tuned(name: str, tuning: Values, files: Values) -> list[str]:
