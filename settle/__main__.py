@@ -1,3 +1,20 @@
-from settle.cli import main
+"""The entry point: Ctrl-C while Python is still loading ends the process as the shell expects, without a traceback."""
 
-raise SystemExit(main())
+import signal
+
+_before = signal.getsignal(signal.SIGINT)
+if _before is signal.default_int_handler:  # a process in the background may ignore it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from settle.cli import main as _main  # noqa: E402
+
+signal.signal(signal.SIGINT, _before)
+
+
+def main() -> int:
+    """Run the command of the command line; the exit code."""
+    return _main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

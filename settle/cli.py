@@ -3,9 +3,10 @@
 import errno
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 from settle.base.choice import Family, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.registry import Part
+from settle.base.registry import Part, module_of, summary
 from settle.base.run import command_start
 from settle.base.version import __version__
 from settle.base.visible import visible_line
@@ -23,7 +24,23 @@ from settle.show import Face
 from settle.show.streams import prepare_streams
 
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
-HELP = ("--help", "-h")
+HELP = ("--help", "-h", "--help-all")
+# Added to the options that the library completes: names of models and runs, and files.
+BASH_NAMES = """\
+_settle_or_names() {
+  _settle
+  local cur="${COMP_WORDS[COMP_CWORD]}" folder name
+  [[ ${#COMPREPLY[@]} -gt 0 || $COMP_CWORD -eq 1 || $cur == -* ]] && return
+  for folder in "${SETTLE_HOME:-$HOME/.settle}"/{models,runs}/*/; do
+    name=$(basename "$folder")
+    [[ $name =~ ^[0-9-]{10}-[a-z]+-(.*)-[0-9a-f]{6}$ ]] && name=${BASH_REMATCH[1]}
+    [[ $name != "*" && $name == "$cur"* ]] && COMPREPLY+=("$name")
+  done
+  while IFS= read -r name; do COMPREPLY+=("$name"); done < <(compgen -f -- "$cur")
+  compopt -o filenames
+}
+complete -o bashdefault -o default -F _settle_or_names settle"""
+NEGATIVE = re.compile(r"-[\d.]")
 BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name of a parameter
 
 
@@ -34,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         command_start.note()
     try:
         _require_unicode(sys.argv[1:] if argv is None else argv)
-        tokens = [STDIN if token == "-" else token for token in (sys.argv[1:] if argv is None else argv)]
-        code = build_app(tokens)(tokens, exit_on_error=False, print_error=False)
+        tokens = _readable(sys.argv[1:] if argv is None else argv)
+        shown = ["--help" if token == "--help-all" else token for token in tokens]
+        code = build_app(tokens)(shown, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as e:
         what, fix = _usage(e)
@@ -65,6 +83,17 @@ def _require_unicode(argv: Sequence[str]) -> None:
                 f"{visible_line(token)} is not UTF-8, and there is no file of that name",
                 "set the terminal to UTF-8; before a new file's name write ./",
             )
+
+
+def _readable(argv: Sequence[str]) -> list[str]:
+    """The command line as the parser takes it: `-` is a word, and a negative value belongs to the option before it."""
+    tokens: list[str] = []
+    for token in argv:
+        if NEGATIVE.match(token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
+            tokens[-1] += f"={token}"
+        else:
+            tokens.append(STDIN if token == "-" else token)
+    return tokens
 
 
 def _environment(error: OSError) -> int:
@@ -106,9 +135,9 @@ def _invalid(error: ValidationError, prefix: str = "--") -> tuple[str, str]:
     return f"{flag} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see --help"
 
 
-def build_app(tokens: Sequence[str] = ()) -> App:
-    """The command line, made from the commands family. Parts are imported only where `tokens` ask for the help of a
-    command or name a setting of a part."""
+def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
+    """The command line, made from the commands family. Only the command that `tokens` name is imported, or all when the
+    app is to be `whole`; parts only where `tokens` ask for all help or name a setting of a part."""
     app = App(
         name="settle",
         help="Train a model until it has settled, on your own machine, and know that it has.",
@@ -116,19 +145,46 @@ def build_app(tokens: Sequence[str] = ()) -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    app.register_install_completion_command(help="Complete settle's commands and options in this shell, from now on.")
+    app.command(_print_completion, name="--completion", help="Print a script that completes commands in a shell.")
     headings = {name: Group(name.capitalize(), sort_key=i) for i, name in enumerate((*GROUPS, "others"))}
-    for name, command in Command.parts().items():
+    names = Command.part_names()
+    for name in [tokens[0]] if tokens and tokens[0] in names and not whole else names:
         is_asked = tokens[:1] == [name]
-        helps = is_asked and any(token in HELP for token in tokens)
-        function = _function(command, helps, helps or (is_asked and _names_a_setting(command, tokens)))
-        app.command(function, name=name, group=headings[_heading(command)])
+        function = _asked(Command.part(name), tokens if is_asked else ()) if is_asked or whole else _unasked(name)
+        app.command(function, name=name, group=headings[_heading(name)])
     return app
 
 
-def _heading(command: type[Command]) -> str:
+def _asked(command: type[Command], tokens: Sequence[str]) -> Callable[..., int]:
+    """The function of a command, with what `tokens` want to see or set of it."""
+    helps, helps_all = any(token in HELP for token in tokens), "--help-all" in tokens
+    short = helps and not helps_all and bool(command.essential)
+    shows_parts = (helps and not short) or _names_a_setting(command, tokens)
+    return _function(command, helps, short, shows_parts)
+
+
+def _unasked(name: str) -> Callable[[], int]:
+    """What stands for a command in the list of commands, without importing it."""
+
+    def call() -> int:
+        raise AssertionError(f"{name} is not imported")
+
+    call.__doc__ = summary("commands", name)
+    return call
+
+
+def _print_completion(shell: Literal["bash", "fish", "zsh"], /) -> int:
+    """Print a script that completes settle's commands, options and files: `eval "$(settle --completion bash)"`."""
+    script = build_app(whole=True).generate_completion(shell=shell)
+    if shell == "bash":  # where nothing else fits, as in the place of a model or of a file
+        script = script.replace("complete -F _settle settle", BASH_NAMES)
+    sys.stdout.write(script)
+    return 0
+
+
+def _heading(name: str) -> str:
     """The folder that a command is in: its heading in `settle --help`."""
-    folder = command.__module__.split(".")[-2:][0]
+    folder = module_of("commands", name).split(".")[-2:][0]
     return folder if folder in GROUPS else "others"
 
 
@@ -138,9 +194,9 @@ def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
     return any(token.startswith(f"{group}.") for token in tokens for group in groups)
 
 
-def _function(command: type[Command], helps: bool, shows_parts: bool) -> Callable[..., int]:
+def _function(command: type[Command], helps: bool, short: bool, shows_parts: bool) -> Callable[..., int]:
     """A function with one parameter a field, that receives only what was given. helps: it is only asked for its help;
-    shows_parts: it has the settings of parts too."""
+    short: of the essential options; shows_parts: it has the settings of parts too."""
 
     def call(*args: Any, **given: Any) -> int:
         json, raw = given.pop("json", False), given.pop("raw", False)
@@ -155,8 +211,10 @@ def _function(command: type[Command], helps: bool, shows_parts: bool) -> Callabl
             face.close()
             events.close()
 
-    parameters = [*_parameters(command, helps), *(_settings_of_parts(command, helps) if shows_parts else [])]
-    call.__doc__ = command.__doc__
+    shown = {*command.essential} if short else {*command.model_fields}
+    parameters = [*_parameters(command, helps, shown), *(_settings_of_parts(command, helps) if shows_parts else [])]
+    more = f"\n\n`settle {command.part_name()} --help-all` shows every option, with the settings of each part."
+    call.__doc__ = inspect.cleandoc(str(command.__doc__)) + more * short
     call.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     return call
 
@@ -177,8 +235,9 @@ def _gathered(given: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:
-    """Every field of a command, --json, and --raw where it writes an answer."""
+def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> Iterator[inspect.Parameter]:
+    """The positional fields of a command, the options that are to be shown, --json, and --raw where it writes an
+    answer."""
     for name in command.positional:
         field = command.model_fields[name]
         default = inspect.Parameter.empty if field.is_required() else field.get_default()
@@ -190,20 +249,24 @@ def _parameters(command: type[Command], helps: bool) -> Iterator[inspect.Paramet
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     choices = _choices(command)
     for name, field in command.model_fields.items():
+        if name in command.positional or name not in shown:
+            continue
         description = described(field) if helps else field.description
         if name in choices:
             yield _option(name, str | None, choices[name].default, help=description)
             yield _option(f"{name}{BELOW}name", str | None, None, name=f"--{_dashed(name)}.name", show=False)
-        elif name not in command.positional:
+        else:
             default = field.get_default(call_default_factory=True)
             # a switch that is off needs no --no-…, a list none that empties it
             negative = "" if default is False or default == [] else None
-            shown = None if default != [] else False
-            yield _option(name, field.annotation, default, help=description, negative=negative, show_default=shown)
-    yield _option("json", bool, False, help="print the result as JSON, the last line of stdout", negative="")
+            has_news = None if default is not False and default != [] else False
+            yield _option(name, field.annotation, default, help=description, negative=negative, show_default=has_news)
+    yield _option(
+        "json", bool, False, help="print the result as JSON, the last line of stdout", negative="", show_default=False
+    )
     if command.writes_answer:
         raw_help = "write control characters of the answer as they are; not to a terminal"
-        yield _option("raw", bool, False, help=raw_help, negative="")
+        yield _option("raw", bool, False, help=raw_help, negative="", show_default=False)
 
 
 def _settings_of_parts(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from settle import __version__
 from settle.base.event_log import Events
 from settle.base.events import Eval
 from settle.base.run import Run, write_json
 from settle.cli import main
+from settle.commands import Command
 
 has_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 SETTLE = [sys.executable, "-m", "settle"]
@@ -49,13 +52,80 @@ def test_version():
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
+@pytest.mark.parametrize("command", [name for name in Command.part_names() if Command.part(name).essential])
+def test_help_is_one_screen_and_help_all_is_the_rest(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert {*Command.part(command).essential} <= {*Command.part(command).model_fields}
+    assert main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert main([command, "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert (
+        len(short.splitlines()) <= 48
+        and len(whole.splitlines()) > 2 * len(short.splitlines())
+        and "--help-all" in short
+    )
+    code = f"import sys; from settle.cli import main; main([{command!r}, '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_list_of_commands_says_what_each_does(capsys):
+    assert main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, command in Command.parts().items():
+        assert f"{name} {' '.join((command.__doc__ or '').replace('`', '').split())[:40]}" in shown
+
+
+@pytest.mark.parametrize("value", ["-5m", "-1", "-.5h"])
+def test_a_negative_value_belongs_to_its_option(value, home, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("a few words\n" * 400)
+    assert main(["train", str(tmp_path / "notes.txt"), "--time", value]) == 2
+    assert f"{value!r} is not a duration" in capsys.readouterr().err
+
+
+def test_dtypes_are_taken_as_other_tools_spell_them_and_refused_where_they_cannot_run(home, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("".join(f"line {i} has a few words of its own\n" for i in range(3000)))
+    train = ["train", str(tmp_path / "notes.txt"), "--size", "60k", "--steps", "5", "--threads", "1", "--dry", "--json"]
+    assert main([*train, "--dtype", "fp32"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["dtype"] == "float32"
+    assert main([*train, "--dtype", "fp61"]) == 2
+    assert "choose float32, bfloat16 or float16" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main([*train, "--dtype", "fp16"]) == 2
+        assert "float16 is not for" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_bash_completes_options_files_and_names(home, tmp_path):
+    Run.create("train", "my-notes")
+    (tmp_path / "notes of mine.jsonl").touch()
+    script = subprocess.run([*SETTLE, "--completion", "bash"], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "complete.sh").write_text(script)
+
+    def complete(*words):
+        line = " ".join(f"'{word}'" for word in words)
+        code = f". ./complete.sh; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; compopt() {{ :; }}"
+        done = subprocess.run(
+            ["bash", "-c", code + "; _settle_or_names; printf '%s\\n' \"${COMPREPLY[@]}\"; complete -p settle"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    assert "-o default" in complete("settle", "tr")[-1] and complete("settle", "tr")[0] == "train"
+    assert "--tolerance" in complete("settle", "train", "--to")
+    assert "notes of mine.jsonl" in complete("settle", "tune", "smollm2", "no")
+    assert "my-notes" in complete("settle", "resume", "my")
+
+
 @pytest.mark.parametrize(
     ("argv", "what", "fix"),
     [
         (["rusn"], 'unknown command "rusn"', "did you mean 'runs'?"),
         (["runs", "--jsn"], "unknown option: --jsn", "did you mean '--json'?"),
-        (["runs", "show", "x", "y"], "too many arguments: y", "see --help"),
-        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show or remove"),
+        (["runs", "show", "x", "y"], "one run is shown at a time", "`settle runs show x`"),
+        (["resume", "x", "y"], "too many arguments: y", "see --help"),
+        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, prune or remove"),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (
             ["train", "x", "--data.vocab_size", "9"],
@@ -146,6 +216,19 @@ def test_ctrl_c_is_one_line(waiting):
     out, err = process.communicate(timeout=30)
     assert first.startswith("wait: 0 of 600 rows") and process.returncode == 130
     assert (out, err.splitlines()[-1]) == ("", "settle: interrupted") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("module", ["pydantic_core", "settle.base.choice", "rich.console"])
+def test_ctrl_c_while_it_loads_shows_no_traceback(module, home):
+    argv = [sys.executable, "-X", "importtime", "-m", "settle", "runs"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    loaded = ""
+    while loaded.rpartition("|")[2].strip() != module:
+        loaded = process.stderr.readline()
+        assert loaded
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (-signal.SIGINT, 130, 0) and "Traceback" not in err
 
 
 @pytest.mark.parametrize("gone", ["reader", pytest.param("room", marks=has_full)])

@@ -6,6 +6,11 @@ from settle.base.errors import UsageError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+PRECISIONS = {
+    **dict.fromkeys(("float32", "fp32", "f32", "float", "single"), "float32"),
+    **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
+    **dict.fromkeys(("float16", "fp16", "f16", "half"), "float16"),
+}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 
 
@@ -16,7 +21,7 @@ def seconds(text: str) -> float:
         raise UsageError(f"{text!r} is not a duration", "write for example 90s, 30m, 1h30m or 8h")
     value = sum(float(n) * SECONDS[unit or "s"] for n, unit in parts)
     if value <= 0:
-        raise UsageError(f"{text!r} is no time at all", "write for example 30m")
+        raise UsageError(f"{text!r} is not a positive duration", "write for example 30m")
     return value
 
 
@@ -26,6 +31,20 @@ def count(text: str) -> int:
     if not found or float(found[1]) <= 0:
         raise UsageError(f"{text!r} is not a count", "write for example 500k, 10M or 1.5G")
     return int(float(found[1]) * COUNTS[found[2]])
+
+
+def precision(text: str) -> str:
+    """ "bf16", "fp16", "half", "float32" … as torch names the type. Raises UsageError."""
+    name = PRECISIONS.get(text.strip().lower())
+    if name is None:
+        raise UsageError(f"{text!r} is not a dtype to compute in", "choose float32, bfloat16 or float16")
+    return name
+
+
+def short_precision(text: str) -> str:
+    """The name of a floating type in GGUF files (f32, f16, bf16), however it is spelled; other names in lower case."""
+    name = text.strip().lower()
+    return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(PRECISIONS.get(name, ""), name)
 
 
 def num_bytes(text: str) -> int:

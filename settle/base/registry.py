@@ -18,6 +18,7 @@ Where the contract is at hand, ask it; what comes back is typed:
 `part(family, name)`, `parts(family)` and `part_names(family)` do the same for a family known by its path.
 """
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -25,6 +26,8 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoints, distributions
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Self, cast
 
@@ -103,6 +106,24 @@ def parts(family: str) -> dict[str, type[Part]]:
     return {name: part(family, name) for name in part_names(family)}
 
 
+def summary(family: str, name: str) -> str:
+    """The first paragraph of a part's docstring, read from its source: a part of settle's own is not imported."""
+    module = _own_modules(family).get(name)
+    spec = find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        text = part(family, name).__doc__
+    else:
+        source = spec.origin
+        classes = [node for node in ast.parse(Path(source).read_bytes()).body if isinstance(node, ast.ClassDef)]
+        text = next((doc for node in classes if (doc := ast.get_docstring(node))), "")
+    return (text or "").strip().partition("\n\n")[0]
+
+
+def module_of(family: str, name: str) -> str:
+    """The module that defines a part, without importing a part of settle's own."""
+    return _own_modules(family).get(name) or part(family, name).__module__
+
+
 def nearest(name: str, known: tuple[str, ...]) -> str:
     """What to do about a name that is none: the nearest that is, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
@@ -111,22 +132,31 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 
 @cache
 def _own_modules(family: str) -> dict[str, str]:
-    """Part → module that defines it, of the parts in the family's folder and its groups."""
-    package = importlib.import_module(_package_name(family))
-    groups: tuple[str, ...] | None = getattr(package, "GROUPS", None)
-    files = _listed(package.__path__, package.__name__)
+    """Part → module that defines it, of the parts in the family's folder and its groups. Imports nothing: the packages
+    of some families load torch."""
+    folders = [Path(place, family) for place in importlib.import_module("settle").__path__]
+    groups = next((_groups(file) for folder in folders if (file := folder / "__init__.py").is_file()), None)
+    package = _package_name(family)
+    files = _listed(folders, package)
     modules = {name: path for name, (path, is_folder) in files.items() if groups is None or not is_folder}
     for group in groups or ():
-        inner = importlib.import_module(f"{package.__name__}.{group}")
-        for name, (path, _) in _listed(inner.__path__, inner.__name__).items():
+        for name, (path, _) in _listed([folder / group for folder in folders], f"{package}.{group}").items():
             assert name not in modules, f"{modules[name]} and {path} have one name"
             modules[name] = path
     return modules
 
 
-def _listed(folders: Iterable[str], package: str) -> dict[str, tuple[str, bool]]:
+def _groups(file: Path) -> tuple[str, ...] | None:
+    """What a family's `__init__.py` assigns to GROUPS, or None."""
+    for node in ast.parse(file.read_bytes()).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["GROUPS"]:
+            return tuple(ast.literal_eval(node.value))
+    return None
+
+
+def _listed(folders: Iterable[Path], package: str) -> dict[str, tuple[str, bool]]:
     """name → (module, whether it is a folder) of the public modules of a package."""
-    public = (m for m in pkgutil.iter_modules(folders) if not m.name.startswith("_"))
+    public = (m for m in pkgutil.iter_modules(map(str, folders)) if not m.name.startswith("_"))
     return {m.name: (f"{package}.{m.name}", m.ispkg) for m in public}
 
 

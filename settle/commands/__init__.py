@@ -17,6 +17,8 @@ class Command(Part):
 
     positional: ClassVar[tuple[str, ...]] = ()
     writes_answer: ClassVar[bool] = False
+    # options that `--help` shows, the others with `--help-all`; (): all of them
+    essential: ClassVar[tuple[str, ...]] = ()
 
     def run(self, events: Events) -> int:
         """Do the work; the exit code: 0 done, 1 error, 2 usage, 3 no answer or not better, 130 interrupted."""

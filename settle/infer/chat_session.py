@@ -46,6 +46,8 @@ def chat(
     model = resolve_gguf(name)
     proposing = draft_for(model, draft, events) if draft else None
     with Engine(model.weights, context, adapter=model.adapter, draft=proposing) as engine:
+        if context and context > engine.context:
+            events.emit(Warn(text=f"{model.name} was trained for {engine.context:,} tokens: that is its context here"))
         session = ChatSession(engine, sampling, events, system, template)
         if prompt is None and sys.stdin.isatty():
             events.emit(Say(text=f"{model.name}, {engine.context} tokens of context. {session.description}"))

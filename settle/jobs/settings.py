@@ -6,12 +6,14 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
+from settle.base.amounts import count, seconds
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.settings import Resolved, Settings, read_recipe, resolve
 from settle.library.resolve import portable_name
 from settle.plan.settings import TrainingSettings, TuningSettings
 
+AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
 
 
@@ -27,6 +29,9 @@ class JobSettings(Settings):
 
     def check(self, job: str) -> None:
         """Raises UsageError for what cannot be started. job: its name, for messages."""
+        for name, parse in AMOUNTS.items():
+            if amount := getattr(self, name, None):
+                parse(amount)  # refused before anything is read
         if self.inputs:
             return
         if not self.models:

@@ -197,8 +197,16 @@ def must_fit(plan: TrainingPlan) -> None:
     fits = int(architecture.num_parameters * scale)
     raise ResourceError(
         f"this run needs about {need / 1e9:,.1f} GB of memory and {have / 1e9:,.1f} GB are free",
-        f"--size {max(1, fits // 1_000_000)}M would fit, or fewer --batch-tokens",
+        _what_fits(plan, architecture.num_parameters, fits),
     )
+
+
+def _what_fits(plan: TrainingPlan, parameters: int, fits: int) -> str:
+    """What to ask for instead: a shorter context where that was asked for, else a smaller model."""
+    if plan.origin.get("context") not in (None, "default", "derived", "measured") or fits >= parameters:
+        return "ask for a shorter --context, or fewer --batch-tokens"
+    shown = f"{fits // 1_000_000}M" if fits >= 1_000_000 else f"{max(1, fits // 1000)}k"
+    return f"--size {shown} would fit, or fewer --batch-tokens"
 
 
 def needed(plan: TrainingPlan) -> int:

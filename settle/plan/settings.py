@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from settle.base.amounts import precision
 from settle.base.choice import Choice, choice
 from settle.base.settings import Settings
 from settle.data.settings import DataSettings, RowSettings
@@ -37,6 +38,11 @@ class RunSettings(Settings):
     price_per_kwh: float = Field(0.30, ge=0, description="price of a kWh of energy")
     currency: str = Field("USD", pattern="^[A-Z]{3}$", description="currency of the prices, such as EUR")
     price_per_hour: float = Field(0.0, ge=0, description="price of an hour of this machine, when it is rented")
+
+    @field_validator("dtype")
+    @classmethod
+    def _as_torch_names_it(cls, value: str | None) -> str | None:
+        return precision(value) if value is not None else None
 
 
 class TrainingSettings(RunSettings):

@@ -26,6 +26,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     import torch
 
     device = accelerator(settings.device)
+    require_dtype(settings.dtype, device)
     threads = settings.threads or cores().usable
     torch.set_num_threads(threads)
     why: dict[str, str] = {}
@@ -87,14 +88,21 @@ def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
 def choose_dtype(
     requested: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
 ) -> str:
-    """What to compute in: as asked, or the faster type at these products. Raises UsageError."""
-    if requested is None:
-        probe = probe_dtype(products, device, seconds=0.3)
-        why["dtype"] = probe.why
-        return probe.dtype
-    if requested not in ("float32", *device.dtypes):
-        raise UsageError(f"dtype {requested!r} is not for {device.kind}", f"choose one of: {', '.join(device.dtypes)}")
-    return requested
+    """What to compute in: as asked, or the faster type at these products."""
+    if requested is not None:
+        return requested
+    probe = probe_dtype(products, device, seconds=0.3)
+    why["dtype"] = probe.why
+    return probe.dtype
+
+
+def require_dtype(requested: str | None, device: Accelerator) -> None:
+    """Raises UsageError for a type that this device does not compute in well."""
+    if requested not in (None, "float32", *device.dtypes):
+        raise UsageError(
+            f"{requested} is not for {device.kind} here",
+            f"choose --dtype {' or '.join(device.dtypes)}, or leave it out",
+        )
 
 
 def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:

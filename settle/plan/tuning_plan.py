@@ -12,7 +12,7 @@ from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import requested_seconds
-from settle.plan.training_plan import choose_dtype, origins, shapes
+from settle.plan.training_plan import choose_dtype, origins, require_dtype, shapes
 from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
@@ -40,6 +40,7 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     import torch
 
     device = accelerator(settings.device)
+    require_dtype(settings.dtype, device)
     threads = settings.threads or cores().usable
     torch.set_num_threads(threads)
     why: dict[str, str] = {}

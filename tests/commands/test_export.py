@@ -106,7 +106,9 @@ def test_no_permission(a_run, tmp_path, capsys):
     assert main(["export", "notes", "--out", "/proc/notes.gguf"]) == 1
     assert "cannot write /proc/notes.gguf" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main(["export", "notes", "--to", "safetensors", "--out", str(tmp_path / "file")]) == 1
+    assert main(["export", "notes", "--to", "safetensors", "--out", str(tmp_path / "file")]) == 2
+    assert f"{tmp_path / 'file'} exists already" in capsys.readouterr().err
+    assert main(["export", "notes", "--to", "safetensors", "--out", str(tmp_path / "file"), "--force"]) == 1
     assert "cannot write" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from settle.commands import Command
 @pytest.mark.parametrize("name", Command.part_names())
 def test_the_help_of_a_command_shows_every_option(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    assert main([name, "--help"]) == 0
+    assert main([name, "--help-all"]) == 0
     shown = capsys.readouterr().out
     command = Command.part(name)
     first_line = (command.__doc__ or "").strip().splitlines()[0].replace("`", "")

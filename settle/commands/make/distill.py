@@ -18,6 +18,10 @@ class Distill(DistillSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("teacher", "inputs")
+    essential: ClassVar[tuple[str, ...]] = (
+        "student", "drop_layers", "width", "into", "draft", "answers", "name", "time", "epochs", "steps", "tolerance",
+        "dry", "recipe", "device", "dtype", "threads",
+    )  # fmt: skip
 
     def run(self, events: Events) -> int:
         from settle.jobs.job import start_job

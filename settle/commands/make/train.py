@@ -16,6 +16,9 @@ class Train(TrainSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
+    essential: ClassVar[tuple[str, ...]] = (
+        "name", "time", "size", "steps", "tokens", "tolerance", "dry", "recipe", "seed", "device", "dtype", "threads"
+    )  # fmt: skip
 
     def run(self, events: Events) -> int:
         from settle.jobs.job import start_job

@@ -19,6 +19,10 @@ class Tune(TuneSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
+    essential: ClassVar[tuple[str, ...]] = (
+        "name", "time", "epochs", "steps", "tolerance", "adapter", "quantize", "batch_rows", "score", "dry",
+        "recipe", "seed", "device", "dtype", "threads",
+    )  # fmt: skip
 
     def run(self, events: Events) -> int:
         from settle.jobs.job import start_job

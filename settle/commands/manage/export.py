@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from settle.base.amounts import short_precision
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -28,6 +29,7 @@ class Export(Command):
         None, description="type of the weights: f32, f16, bf16; for gguf also q8_0, q5_1, q5_0, q4_1, q4_0"
     )
     out: Path | None = Field(None, description="file or folder to write; here if not given")
+    force: bool = Field(False, description="replace the file or folder if it exists")
     base: str | None = Field(None, description="model that the adapter was trained on; what it says if not given")
     merge: bool = Field(False, description="merge the adapter where it could be served over its base (ollama)")
     merge_limit: float = Field(
@@ -40,9 +42,12 @@ class Export(Command):
 
         name = str(self.to.name)
         shown = name.replace("_", "-")
-        if self.dtype is not None and self.dtype not in (known := Format.part(name).dtypes()):
+        dtype = short_precision(self.dtype) if self.dtype else None
+        if dtype is not None and dtype not in (known := Format.part(name).dtypes()):
             raise UsageError(f"{shown} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")
-        form = Format.make(name, {**self.to.settings, **({"dtype": self.dtype} if self.dtype else {})})
-        path, gate = export_by_name(self.name, form, self.out, self.base, self.merge, self.merge_limit, events)
+        form = Format.make(name, {**self.to.settings, **({"dtype": dtype} if dtype else {})})
+        path, gate = export_by_name(
+            self.name, form, self.out, self.base, self.merge, self.merge_limit, events, self.force
+        )
         events.emit(ResultReady(result={"path": str(path), "format": shown, "dtype": form.dtype, "gate": gate}))
         return 0

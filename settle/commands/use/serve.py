@@ -29,7 +29,9 @@ class Serve(Command):
     host: str = Field("127.0.0.1", description="address to listen on; any but the loopback is open to the network")
     port: int = Field(7388, ge=0, le=65535, description="0 takes a free one")
     no_key: bool = Field(False, description="require no API key; on the loopback only")
-    context: int | None = Field(None, gt=0, description="tokens of prompt and answer together, per request")
+    context: int | None = Field(
+        None, gt=0, description="tokens per request, prompt and answer; at most what a model knows"
+    )
     slots: int | None = Field(None, gt=0, le=256, description="requests that a model answers at the same time")
     threads: int | None = Field(None, gt=0, description="threads per model (default: every core)")
     idle: float = Field(600.0, ge=0, description="seconds until an unused model is unloaded; 0: never")

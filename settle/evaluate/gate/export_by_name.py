@@ -29,12 +29,22 @@ from settle.model.pretrained import Pretrained
 
 
 def export_by_name(
-    name: str, form: Format, out: Path | None, base: str | None, merge: bool, limit: float, events: Events
+    name: str,
+    form: Format,
+    out: Path | None,
+    base: str | None,
+    merge: bool,
+    limit: float,
+    events: Events,
+    replace: bool = False,
 ) -> tuple[Path, Figures | None]:
     """Write what is called `name` in a format: the path, and the gate's figures or None. out: the format's own default
-    when None. base, merge, limit: of an adapter, as in `settle export`. Raises UsageError, GateError."""
+    when None. base, merge, limit: of an adapter, as in `settle export`. replace: a file that is there is overwritten.
+    Raises UsageError, GateError."""
     exported = _exported(name, base, form, events)
     path = out or form.default_path(exported.name)
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already", "choose another --out, or add --force to replace it")
     if not path.parent.is_dir():
         if out:
             raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
