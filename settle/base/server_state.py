@@ -12,6 +12,7 @@ import psutil
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.run import home, read_json, write_atomic, write_json
 
+CLOCK_SECONDS = 2.0  # that two readings of when a process began may differ
 VALID_KEY = re.compile(r"[\x21-\x7e]{16,256}")
 
 
@@ -19,13 +20,15 @@ class RunningServer(NamedTuple):
     address: str
     pid: int
     needs_key: bool
+    started: float = 0.0  # seconds since the epoch, of its process: ids of processes are used again
 
 
 def note_server(address: str, needs_key: bool) -> None:
     """Records that a server runs at this address. Where that fails, `settle connect` needs --address."""
     try:
         _folder().mkdir(parents=True, exist_ok=True)
-        write_json(_folder() / "running.json", {"address": address, "pid": os.getpid(), "needs_key": needs_key})
+        server = RunningServer(address, os.getpid(), needs_key, psutil.Process().create_time())
+        write_json(_folder() / "running.json", server._asdict())
     except OSError:
         pass
 
@@ -45,7 +48,11 @@ def running_server() -> RunningServer | None:
         server = RunningServer(**record) if isinstance(record, dict) else None
     except (RunError, OSError, TypeError):
         return None
-    return server if server and psutil.pid_exists(server.pid) else None
+    try:
+        started = psutil.Process(server.pid).create_time() if server else 0.0
+    except (psutil.Error, TypeError, ValueError):
+        return None
+    return server if server and abs(started - server.started) < CLOCK_SECONDS else None
 
 
 def key_file() -> Path:

@@ -40,7 +40,7 @@ class Facts:
     template: of chats, or None. templates: all that the file has, those for special uses too. context: the longest its
     model was trained for, in tokens. embeds: it gives vectors or scores, and writes nothing. ends: the ids of tokens
     that end an answer. fim: the ids of tokens around a gap to fill (pre, suf, mid) and between files (rep, sep), empty
-    when the model has none.
+    when the model has none. longest_token: bytes of a text that one token may stand for, 0 where that is not known.
     """
 
     architecture: str
@@ -58,6 +58,7 @@ class Facts:
     num_vocab: int
     ends: tuple[int, ...]
     fim: dict[str, int]
+    longest_token: int = 0
 
     @property
     def reranks(self) -> bool:
@@ -135,7 +136,14 @@ def _facts(path: Path, stamp: str) -> Facts:
         num_vocab=len(tokens),
         ends=tuple(sorted({value for key in END_KEYS if isinstance(value := meta.get(key), int)})),
         fim=_fim(meta, tokens),
+        longest_token=_longest_token(meta, tokens),
     )
+
+
+def _longest_token(meta: Metadata, tokens: Sequence[object]) -> int:
+    """Other tokenizers than these leave parts of a text out, so a token of theirs may stand for any number of bytes."""
+    is_known = meta.get("tokenizer.ggml.model") in ("gpt2", "llama")
+    return max((len(str(token).encode("utf-8", "replace")) for token in tokens), default=0) if is_known else 0
 
 
 @functools.lru_cache(256)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from settle.base.errors import SettleError
 from settle.server.audit import Audit, Record
 from settle.server.errors import PROMPT, ApiError
+from settle.server.guard.guard import TIME_LIMIT
 from settle.server.http_responses import internal_error, unless_gone
 from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
@@ -96,7 +97,8 @@ class Endpoint:
             record.status = response.status_code
             await response(scope, receive, send)
         except asyncio.CancelledError:
-            record.status = record.status or 499
+            limit = scope.get(TIME_LIMIT)
+            record.status = record.status or (504 if limit and limit.expired() else 499)
             raise
         except Exception as e:  # noqa: BLE001  the answer has begun: cutting it off shows that it is incomplete
             record.status, record.error = 500, repr(e)[:500]

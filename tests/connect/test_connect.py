@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import yaml
 
 from settle.base.registry import part, part_names
-from settle.base.server_state import allow_origins, allowed_origins, forget_server, note_server
+from settle.base.server_state import allow_origins, allowed_origins, forget_server, note_server, running_server
 from settle.cli import main
 from settle.connect import client_files
 from settle.connect.clients import CannotMerge, Connection, cli_name
@@ -175,6 +177,25 @@ def _without_ours(value):
     if "endpoints" in value:
         return value | {"endpoints": value["endpoints"] | {"custom": _without_ours(value["endpoints"]["custom"])}}
     return value | {"models": _without_ours(value["models"])}
+
+
+@pytest.mark.parametrize("name", WITH_FILE)
+def test_an_empty_file_is_written_and_comes_back(running, desk, capsys, name):
+    path = file_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    code, _, err = connect(capsys, name, "--write", "--key", KEY)
+    assert code == 0 and KEY in path.read_text(), err
+    assert connect(capsys, name, "--undo")[0] == 0
+    assert path.read_bytes() == b""
+
+
+def test_the_id_of_a_server_that_ended_is_used_by_another_program(desk, monkeypatch):
+    """The key must not go to whatever has the port now."""
+    note_server("http://127.0.0.1:7388", True)
+    assert running_server().address == "http://127.0.0.1:7388"
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time() + 60)
+    assert running_server() is None
 
 
 def test_undo_does_not_lose_a_change_by_hand(running, desk, capsys):

@@ -254,6 +254,104 @@ def test_too_long_a_request_is_cut_off(stocked):
         assert any(ended) and server.ask("/v1/models").status == 200
 
 
+def test_a_request_that_takes_too_long_before_its_first_byte(stocked):
+    """The engine hangs: every API says so in its own words, and the audit does not say that the client left."""
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1), limits=Limits(seconds=2.0)) as server:
+        assert server.ask("/v1/chat/completions", CHAT).status == 200
+        child = psutil.Process(server.gateway.backend.pool.loaded()[0].child.pid)
+        child.suspend()
+        try:
+            ollama = {"model": "tiny", "messages": CHAT["messages"], "stream": False}
+            answers = [server.ask(path, CHAT) for path in ("/v1/chat/completions", "/v1/messages")]
+            answers.append(server.ask("/api/chat", ollama))
+            assert [answer.status for answer in answers] == [504] * 3
+            assert "no answer within 2 s" in answers[0].json["error"]["message"]
+            assert answers[1].json["type"] == "error" and isinstance(answers[2].json["error"], str)
+        finally:
+            child.resume()
+        assert server.ask("/v1/chat/completions", CHAT).status == 200
+        lines = (stocked / "server" / "audit.jsonl").read_text().splitlines()
+        assert [json.loads(line)["status"] for line in lines[-4:]] == [504, 504, 504, 200]
+
+
+TRAILERS = {
+    "many": b"X-Aaaaaaa: " + b"b" * 1000 + b"\r\n",
+    "small": b"a:b\r\n",
+    "one without end": b"b" * 4096,
+    "chunk extensions": b";a=" + b"b" * 4096,
+}
+
+
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+@pytest.mark.parametrize("kind", TRAILERS)
+def test_trailers_have_a_bound(live, kind, key):
+    """One connection without a key made the server grow by 1.5 GB in seven seconds."""
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Authorization: Bearer {key}"]
+    start = "5" if kind == "chunk extensions" else "0\r\n" + ("X: " if kind == "one without end" else "")
+    raw = "\r\n".join([*lines, "Transfer-Encoding: chunked", "", start]).encode()
+    unit, sent = TRAILERS[kind] * (1 + (16 << 10) // len(TRAILERS[kind])), 0
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as wide:
+        wide.sendall(raw)
+        with pytest.raises(OSError):
+            while sent < 64 << 20:
+                wide.sendall(unit)
+                sent += len(unit)
+    assert sent < 16 << 20  # what the two ends of the socket hold
+
+
+def test_chunked_bodies_still_work(live):
+    """Chunks of one byte each, and a trailer."""
+    body = json.dumps(CHAT).encode()
+    chunks = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body)
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}"]
+    head = "\r\n".join([*lines, "Content-Type: application/json", "Transfer-Encoding: chunked", "", ""]).encode()
+    assert talk(live, head + chunks + b"0\r\nX-Checksum: 1\r\n\r\n").startswith(b"HTTP/1.1 200")
+    large = b"a" * (1 << 20)
+    answer = talk(live, head + b"100000\r\n" + large + b"\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a":[' + b"[]," * (1 << 19) + b"[]]}", b'{"a":[' + b"1," * (1 << 22) + b"1]}"], ids=["lists", "numbers"]
+)
+def test_bodies_of_millions_of_values(live, body):
+    assert live.ask("/v1/chat/completions", body, method="POST").status == 413
+
+
+def test_a_text_may_hold_any_number_of_brackets(live):
+    text = '[{"\\,' * (1 << 18)
+    answer = live.ask("/tokenize", {"model": "tiny", "content": text[: 1 << 19]})
+    assert answer.status == 200
+    from settle.server.requests.fields import parse
+
+    assert parse(json.dumps({"content": text}).encode()) == {"content": text}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", lambda text: CHAT | {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/completions", lambda text: {"model": "tiny", "prompt": text, "max_tokens": 1}),
+        ("/completion", lambda text: {"model": "tiny", "prompt": text, "n_predict": 1}),
+        ("/v1/responses", lambda text: {"model": "tiny", "input": text, "truncation": "auto"}),
+    ],
+    ids=["chat", "completions", "completion", "trimmed"],
+)
+def test_a_prompt_of_megabytes_is_not_counted_first(live, monkeypatch, path, body):
+    """To count the tokens of 31 MB took 74 s. No context of 512 tokens holds them, whatever they are."""
+    from settle.server.requests import chat, engine
+
+    async def never(*_, **__):
+        raise AssertionError("this takes minutes")
+
+    assert live.ask("/v1/chat/completions", CHAT).status == 200
+    monkeypatch.setattr(chat, "tokenize", never)
+    monkeypatch.setattr(chat, "apply_template", never)
+    refused = live.ask(path, body("a " * (4 << 20)))
+    assert refused.status == 400 and "at least" in refused.json["error"]["message"], refused.body
+    assert engine.require_possible(["def f"], live.gateway.backend.pool.loaded()[0]) is None
+
+
 def cut_off(server, body) -> bool:
     try:
         return not server.ask("/v1/chat/completions", body).body.endswith(b"data: [DONE]\n\n")

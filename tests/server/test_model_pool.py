@@ -11,6 +11,7 @@ from settle.base.run import Run
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
 from settle.server.errors import ApiError
+from settle.server.models.aliases import aliases, set_alias
 from settle.server.models.model_loader import PoolSettings
 from tests.server.conftest import add_adapter, fill_store, serving
 from tests.trained import trained
@@ -138,17 +139,59 @@ def test_the_longest_unused_model_makes_room(home):
         assert [loaded.key.path.stem for loaded in live.gateway.backend.pool.loaded()] == ["tiny"]
 
 
-def test_a_busy_model_does_not_make_room(home):
+def test_a_busy_model_does_not_make_room(home, monkeypatch):
+    from settle.server.models import model_pool
+
+    monkeypatch.setattr(model_pool, "LEAVE_SECONDS", 0.2)
     with serving(home, PoolSettings(context=512, slots=1, threads=1, most_models=1)) as live:
         connection = live.open("/v1/chat/completions", LONG)
         response = connection.getresponse()
         assert response.read(20)
         refused = live.ask("/v1/completions", {"model": "plain", "prompt": "a", "max_tokens": 1})
-        assert refused.status == 503 and "tiny" in refused.json["error"]["message"]
-        assert refused.headers["retry-after"]
+        message = refused.json["error"]["message"]
+        assert refused.status == 503 and "at most 1 models (--most-models)" in message and "tiny" in message
+        assert refused.headers["retry-after"] and "memory" not in message
         assert response.read().endswith(b"data: [DONE]\n\n")
         connection.close()
         assert live.ask("/v1/completions", {"model": "plain", "prompt": "a", "max_tokens": 1}).status == 200
+
+
+def test_a_full_server_waits_until_a_model_is_idle(home):
+    with serving(home, PoolSettings(context=512, slots=1, threads=1, most_models=1)) as live:
+        assert live.ask("/v1/chat/completions", CHAT).status == 200
+        connection = live.open("/v1/chat/completions", LONG | {"max_tokens": 60})
+        assert connection.getresponse().read(20)
+        assert live.ask("/v1/completions", {"model": "plain", "prompt": "a", "max_tokens": 1}).status == 200
+        connection.close()
+
+
+def test_the_file_of_a_loaded_model_is_moved_away(home, base):
+    with serving(home, PoolSettings(context=512, slots=1, threads=1)) as live:
+        assert live.ask("/v1/chat/completions", CHAT).status == 200
+        elsewhere = base.rename(base.with_suffix(".away"))
+        for _ in range(2):
+            gone = live.ask("/v1/chat/completions", CHAT)
+            assert gone.status == 503 and "tiny.gguf" in gone.json["error"]["message"], gone.body
+            assert "settle failed" not in gone.json["error"]["message"]
+        elsewhere.rename(base)
+        assert live.ask("/v1/chat/completions", CHAT).status == 200
+
+
+def test_the_adapter_of_a_loaded_model_is_moved_away(home, base):
+    file = add_adapter(home, "notes", base)
+    with serving(home, PoolSettings(context=512, slots=1, threads=1)) as live:
+        assert live.ask("/v1/chat/completions", CHAT | {"model": "tiny:notes"}).status == 200
+        elsewhere = file.rename(file.with_suffix(".away"))
+        gone = live.ask("/v1/chat/completions", CHAT | {"model": "tiny:notes"})
+        assert gone.status in (404, 503) and "settle failed" not in gone.json["error"]["message"], gone.body
+        elsewhere.rename(file)
+
+
+def test_aliases_that_are_set_at_once(home):
+    """45 of 60 got lost: one read before another had written, and all wrote to the same file beside."""
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: set_alias(f"name{n}", "tiny:notes"), range(60)))
+    assert len(aliases()) == 60
 
 
 def test_what_does_not_fit_is_refused_with_what_would(home):

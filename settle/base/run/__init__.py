@@ -29,7 +29,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Text is UTF-8. What is left in it of a name that is not (JSON holds it as an escape) never costs the file.
     Raises OSError that names the path, ENOSPC when the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # threads and processes may write the same file at once
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with beside.open("wb") as f:
             f.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)

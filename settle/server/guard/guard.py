@@ -15,6 +15,7 @@ from settle.server.guard.body_limits import IncomingBody
 Headers = list[tuple[bytes, bytes]]
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # answer without a key: that the server runs, nothing else
+TIME_LIMIT = "settle.time_limit"  # the asyncio.Timeout of a request, in its scope
 METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 
 
@@ -79,13 +80,19 @@ class Guard:
             await _respond(send, error.status, content, [*allowed, *own])
             return
         self._busy += 1
+        watched = _WatchedSend(_with_headers(send, allowed) if allowed else send)
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                await self.app(scope, body.receive, _with_headers(send, allowed) if allowed else send)
-        except TimeoutError:
-            pass  # the response is cut off, and its work is stopped
+            async with asyncio.timeout(self._limits.seconds) as limit:
+                scope[TIME_LIMIT] = limit
+                await self.app(scope, body.receive, watched)
+        except TimeoutError:  # the work is stopped; a response that has begun is cut off
+            if not watched.has_begun:
+                await _respond(watched, 504, json.dumps(self._error(scope["path"], self._too_slow())).encode(), [])
         finally:
             self._busy -= 1
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(504, f"no answer within {self._limits.seconds:.0f} s (--timeout)", "timeout")
 
     def _check_host(self, headers: dict[bytes, str], scope: Scope) -> None:
         """A web page whose own name points at this machine (DNS rebinding) still sends that name as the host."""
@@ -155,6 +162,17 @@ def _preflight(headers: dict[bytes, str]) -> Headers:
     if headers.get(b"access-control-request-private-network") == "true":
         answer.append((b"access-control-allow-private-network", b"true"))
     return answer
+
+
+class _WatchedSend:
+    """has_begun: whether a response is under way."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.has_begun = send, False
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
+        await self._send(message)
 
 
 def _with_headers(send: Send, more: Headers) -> Send:

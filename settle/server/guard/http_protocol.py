@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with limits on headers; uvicorn alone waits for ever for a header that trickles in."""
+"""uvicorn's HTTP protocol with limits on headers and trailers; uvicorn alone waits for ever for a header that trickles
+in, and keeps every trailer."""
 
 import asyncio
 
@@ -6,13 +7,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
 MOST_HEADER_BYTES = 64 << 10
+MOST_FRAMING_SHARE = 16  # bytes of framing for one of a body: six where every byte is a chunk of its own
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Closes connections whose header takes too long or grows too large (slow loris)."""
+    """Closes connections whose header takes too long or grows too large (slow loris), or whose body is all framing:
+    chunk extensions, and trailers, which nobody here reads."""
 
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _framing_bytes = 0  # received behind a header and not yet accounted for by a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own signature
         super().connection_made(transport)
@@ -25,9 +29,19 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._timer is not None:
             self._header_bytes += len(data)
+        else:
+            self._framing_bytes += len(data)
         super().data_received(data)
-        if self._timer is not None and self._header_bytes > MOST_HEADER_BYTES:
+        if max(self._framing_bytes, self._header_bytes if self._timer is not None else 0) > MOST_HEADER_BYTES:
             self._close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._timer is not None:  # otherwise it is a trailer
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = max(0, self._framing_bytes - (1 + MOST_FRAMING_SHARE) * len(body))
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         if self._timer is None:
@@ -36,7 +50,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._framing_bytes = 0
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._framing_bytes = 0
+        super().on_message_complete()
 
     def _expect_header(self) -> None:
         self._header_bytes = 0

@@ -2,7 +2,11 @@
 
 import json
 
+from filelock import FileLock
+
 from settle.base.run import home, write_json
+
+LOCK_SECONDS = 10.0
 
 
 def aliases() -> dict[str, str]:
@@ -16,8 +20,10 @@ def aliases() -> dict[str, str]:
 
 def set_alias(name: str, target: str | None) -> None:
     """Sets the name, or removes it when `target` is None. Raises OSError when the file cannot be written."""
-    known = aliases()
-    known.pop(name, None)
-    known |= {name: target} if target is not None else {}
-    (home() / "server").mkdir(parents=True, exist_ok=True)
-    write_json(home() / "server" / "aliases.json", known)
+    folder = home() / "server"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "aliases.lock", LOCK_SECONDS):  # requests run in threads, and other servers may be there
+        known = aliases()
+        known.pop(name, None)
+        known |= {name: target} if target is not None else {}
+        write_json(folder / "aliases.json", known)

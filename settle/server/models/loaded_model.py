@@ -79,9 +79,12 @@ class LoadedModel:
     def is_fresh(self, entry: ModelEntry) -> bool:
         """Whether neither the model's file nor the adapter's has changed since it was loaded."""
         adapter = entry.adapter
-        return stamp_of(entry.path) == self.key.stamp and (
-            adapter is None or (adapter, stamp_of(adapter)) in self.adapters
-        )
+        try:
+            return stamp_of(entry.path) == self.key.stamp and (
+                adapter is None or (adapter, stamp_of(adapter)) in self.adapters
+            )
+        except OSError:  # whoever loads it again says that it is gone
+            return False
 
 
 class BackgroundTasks:

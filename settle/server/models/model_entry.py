@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.library.store import stamp_of
 from settle.server.errors import ApiError
 
 CONVERT_SECONDS = 1800
@@ -36,6 +37,14 @@ class ModelEntry:
         if self.collection:
             message = f"{self.id} answers questions in chats, from documents: {why}"
             raise ApiError(400, message, "wrong_model", "model")
+
+
+def file_stamp(entry: ModelEntry, path: Path) -> str:
+    """Raises ApiError when a file of the entry is gone."""
+    try:
+        return stamp_of(path)
+    except OSError:
+        raise ApiError(503, f"the file of {entry.id} is gone: {path.name}", "model_broken", "model") from None
 
 
 def make_file(entry: ModelEntry) -> None:

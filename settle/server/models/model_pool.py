@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from settle.library.facts import Use
-from settle.library.store import stamp_of
 from settle.machine import memory
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import (
@@ -26,7 +25,7 @@ from settle.server.models.loaded_model import (
     OnChange,
 )
 from settle.server.models.model_catalogue import ModelCatalogue
-from settle.server.models.model_entry import ModelEntry, make_file
+from settle.server.models.model_entry import ModelEntry, file_stamp, make_file
 from settle.server.models.model_facts import facts, template_of
 from settle.server.models.model_loader import (
     SHORTEST_CONTEXT,
@@ -122,8 +121,9 @@ class ModelPool:
             return recent
         await asyncio.to_thread(make_file, entry)
         template = await asyncio.to_thread(template_of, entry) if use == "generate" else None
-        key = ModelKey(entry.path, stamp_of(entry.path), template, use)
-        wanted = (entry.adapter, stamp_of(entry.adapter)) if entry.adapter and use == "generate" else None
+        key = ModelKey(entry.path, file_stamp(entry, entry.path), template, use)
+        adapter = entry.adapter if use == "generate" else None
+        wanted = (adapter, file_stamp(entry, adapter)) if adapter else None
         for _ in range(MOST_ATTEMPTS):
             model = self._models.up.get(key)
             if model is not None and model.child.alive() and (wanted is None or wanted in model.adapters):
@@ -180,13 +180,19 @@ class ModelPool:
             idle = [model for model in up if not model.busy and model is not before]
             if idle:
                 await self._models.end(min(idle, key=lambda model: model.used))
-            elif self._models.leaving and waited < LEAVE_SECONDS:
+            elif (self._models.leaving or is_full) and waited < LEAVE_SECONDS:
                 waited += 0.1
                 await asyncio.sleep(0.1)
             elif before is not None and before in up and memory().available < needs:
                 self._models.retire(before)  # no memory for both: the old one finishes its answers first
             else:
-                raise self._too_large(entry, needs)
+                raise self._full(entry) if is_full else self._too_large(entry, needs)
+
+    def _full(self, entry: ModelEntry) -> ApiError:
+        busy = ", ".join(model.key.path.stem for model in self._models.up.values())
+        message = f"{entry.id} cannot be loaded: this server keeps at most {self.settings.most_models} models"
+        message += f" (--most-models), and all of them are answering: {busy}; try again"
+        return ApiError(503, message, "overloaded", "model", retry_seconds=10)
 
     def _too_large(self, entry: ModelEntry, needs: int) -> ApiError:
         free = memory().available
@@ -207,6 +213,8 @@ class ModelPool:
             await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
             for model in list(self._models.up.values()):
+                if self._models.up.get(model.key) is not model:
+                    continue  # it left while another one ended
                 if not model.child.alive():
                     await self._models.bury(model)
                 elif model.expires <= now:

@@ -12,7 +12,7 @@ from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
-from settle.server.requests.engine import apply_template, tokenize
+from settle.server.requests.engine import apply_template, require_possible, tokenize
 from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
 from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
 from settle.server.requests.tools import CallReader, with_instructions
@@ -113,6 +113,8 @@ class _Prompt:
             if name in OWN_ARGUMENTS:
                 raise invalid(f"chat_template_kwargs.{name}", "is set by the server")
         assert template
+        # of a prompt that may be trimmed the last message stays
+        require_possible((m.get("content") for m in (messages[-1:] if request.trim else messages)), self.loaded)
         await check_template(template, messages, request.tools, request.arguments)
 
     async def trim(self) -> dict[str, int] | None:

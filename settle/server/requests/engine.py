@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -67,6 +67,18 @@ async def detokenize(loaded: LoadedModel, tokens: Sequence[int]) -> str:
 
 def is_constrained(body: Mapping[str, object]) -> bool:
     return any(body.get(key) for key in CONSTRAINTS)
+
+
+def require_possible(texts: Iterable[object], loaded: LoadedModel) -> None:
+    """Raises ApiError for a prompt with more bytes than a full context of the longest tokens: to count them takes
+    minutes."""
+    num_bytes, longest = sum(len(text.encode()) for text in texts if isinstance(text, str)), loaded.facts.longest_token
+    least = num_bytes // longest if longest else 0
+    if least > loaded.context:
+        message = f"the prompt has at least {least} tokens, but the context holds {loaded.context}, prompt and answer"
+        message += " together; send less, or start the server with a longer --context"
+        counts = {"n_prompt_tokens": least, "n_ctx": loaded.context}
+        raise ApiError(400, message, "context_length_exceeded", PROMPT, counts)
 
 
 class GrammarWatch:

@@ -13,7 +13,7 @@ from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import delta_choice, timings_of, usage_of
-from settle.server.requests.engine import TEXT_PATH, GrammarWatch, ask, open_stream, read_events
+from settle.server.requests.engine import TEXT_PATH, GrammarWatch, ask, open_stream, read_events, require_possible
 from settle.server.requests.fill_in_middle import infill_prompt
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, TextEvent
 
@@ -102,6 +102,7 @@ async def prepare(
     elif request.grammar:
         body["grammar"] = await own_grammar(request.grammar, loaded)
     prompt: object = request.prompt
+    require_possible(request.prompt if isinstance(request.prompt, list) else [request.prompt], loaded)
     if request.suffix is not None:
         start = request.prompt if isinstance(request.prompt, str) else ""
         prompt = await infill_prompt(loaded, request.before, request.suffix, start, request.extra)

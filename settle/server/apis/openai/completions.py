@@ -11,7 +11,15 @@ from settle.server.gateway import Call
 from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.engine import COMPLETIONS_PATH, GrammarWatch, ask, detokenize, open_stream, read_events
+from settle.server.requests.engine import (
+    COMPLETIONS_PATH,
+    GrammarWatch,
+    ask,
+    detokenize,
+    open_stream,
+    read_events,
+    require_possible,
+)
 from settle.server.requests.text_completion import answer_check, prepare
 from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, Usage
 
@@ -47,6 +55,7 @@ class Completion:
                 raise unsupported("n", f"at most {loaded.slots} answers at a time")
             answers = []
             for prompt in prompts:
+                require_possible([prompt], loaded)
                 number = {"n": body.n} if body.n else {}
                 answer = await ask(loaded, COMPLETIONS_PATH, request | {"prompt": prompt} | number)
                 check = answer_check(body.to_text(), loaded, request)
@@ -72,6 +81,7 @@ class Completion:
     async def _stream(self, prompt: Prompt) -> AsyncGenerator[bytes]:
         body, wants_usage = self.body, self.body.wants_usage
         async with self.call.pool.use(self.entry) as loaded:
+            require_possible([prompt], loaded)
             request = await self._request(loaded) | {"prompt": prompt, "stream": True}
             request["stream_options"] = {"include_usage": True}
             echo = await _text(loaded, prompt) if body.echo else ""
