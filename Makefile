@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
 	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
-	echo && echo "The exported file goes on with:  $$prompt" && \
+	echo && echo "The exported file, in llama.cpp, completes:  $$prompt" && \
 	$(BIN)/settle chat $$name "$$prompt" --temperature 0.4 --max-tokens 100
 
 test: install lint

@@ -168,6 +168,16 @@ class Eval(BaseEvent):
     whole: bool = False
 
 
+class Sample(BaseEvent):
+    """What the model makes of the person's prompt. step: of the weights; moment: "start", "middle" or "end"."""
+
+    kind: Literal["sample"] = "sample"
+    step: int
+    moment: str
+    prompt: str
+    text: str
+
+
 class SettledEvidence(BaseEvent):
     """What the evaluations say. gain, low, high: improvement for 10 % more tokens, as fractions of the loss."""
 
@@ -324,6 +334,7 @@ Event = Annotated[
     | GateCheck
     | Step
     | Eval
+    | Sample
     | SettledEvidence
     | DecayStarted
     | CheckpointSaved

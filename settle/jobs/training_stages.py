@@ -1,6 +1,7 @@
 """Stages of every job that trains weights: what `train`, `tune` and `distill` do alike."""
 
 import importlib.metadata
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
+from settle.evaluate.samples import Samples
 from settle.jobs.job import Context, interrupt, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
@@ -70,10 +72,25 @@ class TrainingContext(Context):
         """Whether the weights are worth exporting."""
         return self.figures["verdict"] not in UNUSABLE
 
+    def sample(self, step: int, moment: str) -> None:
+        """What the model makes of the person's prompt now, when one was given."""
+        prompt, live = self.settings.sample, self.live
+        if prompt:
+            Samples(live.model, live.tokenizer, live.plan.loop.sequence_length, prompt, self.events).take(step, moment)
+
     @property
     def seconds_to_compare(self) -> float | None:
         """What a time budget leaves for a comparison, now; None without one."""
         return None if self.budget is None else max(0.0, self.budget - self.spending.total - RESULT_SECONDS)
+
+    def next_steps(self) -> str:
+        """Commands that use what was made; empty when nothing was."""
+        if not self.is_usable:
+            return ""
+        name = self.run.name
+        chats = self.base is not None and self.live.tokenizer.chat_template
+        prompt = "" if chats else " " + shlex.quote(self.settings.sample or "Once")
+        return f"`settle chat {name}{prompt}` · `settle serve` · `settle runs show {name}`"
 
     def add_files(self, files: Mapping[str, str]) -> None:
         """Files that were made, by kind; they come before the card and the picture."""
@@ -147,7 +164,7 @@ def warn_of_time(c: TrainingContext) -> None:
 
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
-    c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total)
+    c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total, c.sample)
     with c.stopping.patiently():
         c.outcome = c.loop.train()
     if c.outcome.interrupted or c.stopping():
@@ -163,6 +180,7 @@ def judge(c: TrainingContext) -> None:
     state, settings = c.outcome.state, c.settings
     tokens = state.step * c.plan.loop.tokens_per_step
     best = c.live.judge(c.outcome.best, state)
+    c.sample(state.best_step, "end")
     c.events.emit(Eval.model_validate({"whole": True, **best}))
     used = c.loop.spent()
     record = c.record or {}
@@ -194,6 +212,8 @@ def result(c: TrainingContext) -> None:
     if not c.settings.keep_checkpoints:
         prune(c.run)
     c.events.emit(ResultReady(result=made.to_json()))
+    if next_steps := c.next_steps():
+        c.events.emit(Say(text=f"Next: {next_steps}"))
     c.exit_code = made.exit_code
 
 

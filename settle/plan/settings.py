@@ -26,6 +26,9 @@ class RunSettings(Settings):
         lt=1,
         description="continue while 10 % more tokens can still bring this improvement, as a fraction of the loss",
     )
+    sample: str | None = Field(
+        None, description="prompt that the model completes or answers at the start, in the middle and at the end"
+    )
     seed: int = Field(0, ge=0, description="seed of the data order and the initial weights")
     optimizer: Choice = choice("train/optimizers", default="adamw", description="optimizer")
     device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")

@@ -121,15 +121,15 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
         tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, state.position)))
         if report is not None:
             report.emit(Progress(what="probe", done=step + 1, total=steps, unit="steps"))
-        if not step:
-            state.position = 0
-        elif sum(times) > patience:
+        state.position = state.position if step else 0
+        if sum(times) > patience and (step or loop.seconds):
             break
     after, stderr, evaluation_seconds = evaluated()
     energy = meter.read()
     # the first step finds its memory and its kernels
-    paces = [took / count * loop.tokens_per_step for took, count in zip(times[1:], tokens[1:], strict=True)]
-    pace = sum(times[1:]) / sum(tokens[1:]) * loop.tokens_per_step
+    start = 1 if len(times) > 1 else 0
+    paces = [took / count * loop.tokens_per_step for took, count in zip(times[start:], tokens[start:], strict=True)]
+    pace = sum(times[start:]) / sum(tokens[start:]) * loop.tokens_per_step
     memory = max(peak.read(), resident())
     with torch.no_grad():
         for name, parameter in model.trainable().items():

@@ -9,6 +9,7 @@ from settle.base import events as kinds
 from settle.base.events import Event
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
+from settle.base.visible import visible
 from settle.show.amounts import count
 from settle.show.live import LiveDisplay
 from settle.show.rows import answer_changes_table, preview_text, rows_lines, secrets_warning, text_line
@@ -71,6 +72,8 @@ class Talk:
                 self.live.draw(now=True)
             case kinds.Rollback():
                 self._line(f"! {rollback_text(event)}", "yellow")
+            case kinds.Sample():
+                self._show_sample(event)
             case kinds.ProofCheck():
                 self._show_check(event, "proof")
             case kinds.GateCheck():
@@ -113,6 +116,12 @@ class Talk:
                 console.print(preview_text(event.rows, in_colour), soft_wrap=not self.live.is_on)
             case kinds.AnswerChanges():
                 self.console.print(answer_changes_table(event, width))
+
+    def _show_sample(self, event: kinds.Sample) -> None:
+        """The prompt, and what the model wrote after it."""
+        when = f"{event.moment}, step {event.step:,}: "
+        text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), visible(event.text), "\n")
+        self.console.print(text, soft_wrap=not self.live.is_on)
 
     def _show_check(self, event: kinds.Check, of: str) -> None:
         mark, style = ("✓", "green") if event.passed else ("✗", "bold red")

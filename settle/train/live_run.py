@@ -100,9 +100,10 @@ class LiveRun:
         stopping: Callable[[], bool],
         spending: Callable[[], dict[str, float]] = dict,
         elapsed: Callable[[], float] | None = None,
+        sample: Callable[[int, str], None] = lambda step, moment: None,
     ) -> Loop:
-        """elapsed: as in `Session`."""
-        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed)
+        """elapsed, sample: as in `Session`."""
+        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed, sample)
         return Loop(self.trainer(), HeldOut(self.held_out, self.tokenizer.byte_length), session)
 
     def trainer(self) -> Trainer:

@@ -42,6 +42,9 @@ class Loop:
             self._report(result, time.perf_counter() - started)
             if self.watch.is_due(state):
                 self.watch.evaluate(state)
+            if not state.is_past_half and self.watch.is_past_half(state):
+                state.is_past_half = True
+                self.session.sample(state.step, "middle")
             state.seconds += time.perf_counter() - started
             if state.step % self.plan.checkpoint_steps == 0:
                 self._save()
@@ -71,6 +74,7 @@ class Loop:
             if not self.state.history:
                 raise CheckpointError("the held-out loss is not a number before the first step", "check the settings")
             self._save()
+            self.session.sample(0, "start")
             return
         self.state, self.watch.best = resumed
         self.events.emit(

@@ -83,6 +83,7 @@ class LoopState:
     skipped: list[int] = field(default_factory=list)
     rollbacks: list[RollbackNote] = field(default_factory=list)
     best_step: int = 0
+    is_past_half: bool = False  # whether the sample in the middle of the run was taken
     last_step: int | None = None  # by which the decay ends, where a number of steps decides it and not the clock
     stop: str = ""  # why the end was decided: settled | overfitting | budget | diverged | broken
     judgement: dict[str, object] = field(default_factory=dict)

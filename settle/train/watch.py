@@ -100,6 +100,15 @@ class Watch:
             if left <= plan.decay_fraction * (state.seconds + left):
                 self._begin_decay(state, "time", self._affordable_steps(state))
 
+    def is_past_half(self, state: LoopState) -> bool:
+        """Whether half of the budget is spent; without one, whether the end has begun."""
+        plan = self.plan
+        if plan.max_steps is not None and state.step >= plan.max_steps / 2:
+            return True
+        if plan.seconds is not None and self._seconds_left(state) <= state.seconds:
+            return True
+        return state.schedule.decay_start is not None
+
     def _spent(self, state: LoopState) -> float:
         """Seconds that a time budget counts."""
         return state.seconds if self._elapsed is None else self._elapsed()
