@@ -48,7 +48,7 @@ def test_says_everything(tmp_path):
     text = (tmp_path / "card.md").read_text()
     for said in (
         "2.1 million parameters", "640 kB of text", "**settled**", "10 % more tokens would bring 0.2 %",
-        "too short: 12 (such as `a/b.md:3`)", "not text: 1", "4 e-mail addresses", "60 files", "1 document",
+        "too short: 12 (such as `a/b.md:3`)", "not text: 1", "e-mail addresses (4)", "60 files", "1 document",
         "of 120 documents read", "| processor | a processor |", "| cores | 2 |",
         "`notes/59.md`",
         "ffffffffffffffff…", "2.3456 ± 0.0100 nats per token", "1.8765", "12 min 34 s", "10 Wh", "512 MB",
