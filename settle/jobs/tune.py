@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
-from settle.evaluate.compare.compare import CompareOptions, report
+from settle.evaluate.compare.compare import CompareOptions, Comparison, report
 from settle.evaluate.compare.compare import compare as compare_models
+from settle.evaluate.compare.preferences import compare_preferences
 from settle.evaluate.tasks import named
 from settle.jobs.job import Job
 from settle.jobs.proof_stages import proof, scores
@@ -16,7 +17,7 @@ from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
 from settle.plan.phases import comparison_seconds
-from settle.train.live_run import open_base
+from settle.train.live_run import blocks, open_base
 
 
 @dataclass
@@ -62,9 +63,21 @@ def compare(c: TuneContext) -> None:
     examples, settings = c.corpus.examples(), c.settings
     with as_gguf(c.pretrained, c.run.out, c.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
         options = CompareOptions(score=settings.score, limit=settings.compare_rows, seconds=c.seconds_to_compare)
-        comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned))
+        judged = None if settings.score else _preferences(c, (ours.name, theirs.name))
+        comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned), judged)
     report(comparison, c.events)
     c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
+
+
+def _preferences(c: TuneContext, names: tuple[str, str]) -> Comparison | None:
+    """On rows of preferences, how both models rank the held-out pairs; None for other rows."""
+    live, limit = c.live, c.settings.compare_rows
+    if c.corpus.kind != "preference" or not live.objective.compares_with_base:
+        return None
+    live.model.load_trainable(c.outcome.best)
+    store = c.corpus.held_out
+    tokens = store.num_inputs * min(limit, store.num_rows) // store.num_rows
+    return compare_preferences(live.model, live.objective, blocks(c.plan, c.corpus, tokens), names, c.events)
 
 
 JOB = Job(

@@ -110,6 +110,22 @@ def test_methods(files, home, capsys, base, rows, settings, file):
             assert "### Assistant:" in engine.render([{"role": "user", "content": "hi"}])
 
 
+def test_preferences_are_judged_by_accuracy_and_margin(files, home, capsys, tmp_path):
+    """Also where the answers are JSON; nothing is generated and matched."""
+    pairs = [json.loads(line) for line in (files / "pairs.jsonl").read_text().splitlines()]
+    for pair in pairs:
+        pair |= {"chosen": f'{{"call": "{pair["chosen"]}"}}', "rejected": f'{{"call": "{pair["rejected"]}"}}'}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    code, result, err = tune(capsys, files / "base.gguf", tmp_path / "pairs.jsonl", "--name", "t", "--epochs", "8")
+    comparison = result["comparison"]
+    assert comparison["measure"] == "preference accuracy" and "exact match" not in err
+    assert comparison["score"]["rows"] > 5 and "reward margin +" in comparison["headline"]
+    assert code == 0 and comparison["verdict"] == "better" and comparison["score"]["tuned"] == 1
+    assert comparison["margin"]["low"] > 0 and comparison["forgetting"]["loss_base"] > 0
+    card = (Run.find("t").out / "card.md").read_text()
+    assert "| reward margin | 0.000 |" in card and "preference accuracy" in card
+
+
 @pytest.mark.parametrize("base", ["base.gguf", "hf"])
 def test_a_system_prompt_that_all_rows_share_goes_with_the_model(files, home, capsys, tmp_path, base):
     """Into chat, the server's template, the Modelfile, the merged file and what is pulled from it."""

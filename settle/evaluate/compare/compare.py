@@ -29,7 +29,8 @@ PIECE = 400  # characters of plain text that count as a row
 class Comparison:
     """How a tuned model compares with its base. score: on the person's rows; the verdict depends on it alone. beside:
     further scores by name. cut: answers of the base and of the tuned model that were stopped for their length. unasked:
-    rows that were too long to ask. shortened: what there was no time for, in sentences.
+    rows that were too long to ask. shortened: what there was no time for, in sentences. margin: of preferences, how
+    much more the tuned model rewards the better answer; it decides where the score shows no difference.
     """
 
     base: str
@@ -45,11 +46,15 @@ class Comparison:
     unasked: int = 0
     seconds: float = 0.0
     shortened: Sequence[str] = ()
+    margin: PairedTest | None = None
 
     @property
     def verdict(self) -> str:
         """better, no different or worse."""
-        return self.score.verdict
+        if self.margin is None or self.score.verdict != "no different":
+            return self.score.verdict
+        agree = self.score.difference.value * self.margin.difference.value >= 0
+        return self.margin.verdict if agree else "no different"
 
     @property
     def headline(self) -> str:
@@ -61,7 +66,11 @@ class Comparison:
         text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
         difference, low, high = map(self._signed, s.difference.ends)
         text += f", {difference}{unit} (95 %: {low} to {high})"
-        return text + f", certainty {certainty(s.certainty)}"
+        text += f", certainty {certainty(s.certainty)}"
+        if self.margin is not None:
+            ends = [f"{end:+.3f}" for end in self.margin.difference.ends]
+            text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
+        return text
 
     def to_json(self) -> dict[str, object]:
         """For result.json."""
@@ -80,11 +89,13 @@ class Comparison:
             "unasked": self.unasked,
             "seconds": round(self.seconds, 3),
             "shortened": list(self.shortened),
+            **({"margin": self.margin.to_json()} if self.margin is not None else {}),
         }
 
     def rows(self) -> list[list[str]]:
         """measure, base, tuned, difference, 95 % interval, verdict: one line a score."""
         rows = [self._row(self.measure, self.score, self.is_share)]
+        rows += [self._row("reward margin", self.margin, False)] if self.margin is not None else []
         rows += [self._row(name, score, True) for name, score in self.beside.items()]
         if self.instructions is not None:
             rows.append(self._row("instructions followed", self.instructions, True))
@@ -156,9 +167,11 @@ def compare(
     events: Events,
     options: CompareOptions = CompareOptions(),  # noqa: B008 - it is frozen
     readers: tuple[Model, Model] | None = None,
+    judged: Comparison | None = None,
 ) -> Comparison:
     """Let two candidates answer the same rows, which neither was trained on.
 
+    judged: how they compare on the rows, where that is known already; what was forgotten is added to it.
     examples: on plain text the losses are compared. readers: the models of both, where others than
     those that answer read faster, or where the candidates cannot read. Raises DataError for rows that cannot be asked,
     UsageError for a score that is none.
@@ -169,7 +182,9 @@ def compare(
     questions = cases(rows)
     if readers is None and isinstance(base, Model) and isinstance(tuned, Model):
         readers = base, tuned
-    if questions:
+    if judged is not None:
+        comparison = judged
+    elif questions:
         comparison = _answered(base, tuned, spread(questions, options.limit), options, events, time_left)
     elif readers is None:
         raise DataError("plain text cannot be read by these candidates", "give rows of questions and answers")

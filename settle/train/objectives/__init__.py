@@ -1,7 +1,7 @@
 """Objectives: what a batch teaches. A loss is a sum and a count, so that accumulation changes nothing."""
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,16 @@ from settle.model.pretrained import Pretrained
 
 Rows = Literal["text", "preference"]
 ROW_NAMES: dict[Rows, str] = {"text": "rows of one answer", "preference": "pairs of a better and a worse answer"}
+
+
+class Preferences(NamedTuple):
+    """Pairs of answers, each tensor (P,): by how many nats the better answer is likelier than the worse one, to the
+    base and to the tuned model; rewards: the reward of the better answer less that of the worse one.
+    """
+
+    base: Tensor
+    tuned: Tensor
+    rewards: Tensor
 
 
 class Objective(Part):
@@ -68,6 +78,10 @@ class Objective(Part):
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:
         """The teacher's own loss on the targets: a sum of nats and a count; None without a teacher."""
         return None
+
+    def preferences(self, model: Decoder, batch: Batch) -> Preferences:
+        """How the base and the model rank the pairs of a batch, for an objective of preferences that compares both."""
+        raise NotImplementedError
 
 
 def on_device(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

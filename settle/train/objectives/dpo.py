@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
-from settle.train.objectives import Objective, Rows
+from settle.train.objectives import Objective, Preferences, Rows, on_device
 from settle.train.objectives.next_token import token_losses
 
 
@@ -34,13 +34,21 @@ class DPO(Objective):
     )
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        with torch.no_grad(), model.without_adapters():
-            base = answer_losses(model, inputs, targets, cu_seqlens)
-        rise = base - answer_losses(model, inputs, targets, cu_seqlens)
-        return -logsigmoid(self.beta * (rise[0::2] - rise[1::2])).sum(), len(rise) // 2
+        _, _, rewards = self._ranked(model, inputs, targets, cu_seqlens)
+        return -logsigmoid(rewards).sum(), len(rewards)
+
+    def preferences(self, model: Decoder, batch: Batch) -> Preferences:
+        return self._ranked(model, *on_device(model, batch))
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2
+
+    def _ranked(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Preferences:
+        with torch.no_grad(), model.without_adapters():
+            base = answer_losses(model, inputs, targets, cu_seqlens)
+        tuned = answer_losses(model, inputs, targets, cu_seqlens)
+        rise = base - tuned
+        return Preferences(base[1::2] - base[0::2], tuned[1::2] - tuned[0::2], self.beta * (rise[0::2] - rise[1::2]))
 
 
 def answer_losses(model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
