@@ -12,6 +12,10 @@ SettleError
 └── EngineError      llama.cpp's child process
 """
 
+import contextlib
+import re
+from collections.abc import Iterator
+
 
 class SettleError(Exception):
     """A mistake that a person can mend: `what` went wrong and the `fix`. Shown without a traceback."""
@@ -60,3 +64,22 @@ class GateError(SettleError):
 
 class EngineError(SettleError):
     """The inference engine's child process failed."""
+
+
+# what code raises that meets a value it was not made for
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, re.error)
+
+
+@contextlib.contextmanager
+def malformed_is_format_error(file: str) -> Iterator[None]:
+    """Around code that reads a file of others, which may hold anything: whatever it trips over is a FormatError."""
+    try:
+        yield
+    except RunError as e:
+        raise FormatError(e.what, "get the file again") from None
+    except OSError as e:
+        raise FormatError(
+            f"{file} cannot be read: {e.strerror or e}", "check its permissions, or get it again"
+        ) from None
+    except _MALFORMED as e:
+        raise FormatError(f"{file} is malformed: {type(e).__name__}: {str(e)[:200]}", "get it again") from e

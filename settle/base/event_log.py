@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.events import VERSION, Event, Opened
+from settle.base.run import parse_json
 
 Listener = Callable[[Event], None]
 
@@ -116,7 +117,7 @@ def tail(path: Path, num_bytes: int) -> list[Event]:
 
 def _record(line: str | bytes) -> dict[str, object] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None  # torn by a crash, or by where we began to read
     return record if isinstance(record, dict) and "kind" in record else None

@@ -1,6 +1,5 @@
 """What `settle serve` and `settle connect` share, in home()/server: the server that runs, its key, allowed origins."""
 
-import json
 import os
 import re
 import secrets
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import psutil
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.run import home, read_json, write_atomic, write_json
+from settle.base.run import home, parse_json, read_json, write_atomic, write_json
 
 CLOCK_SECONDS = 2.0  # that two readings of when a process began may differ
 VALID_KEY = re.compile(r"[\x21-\x7e]{16,256}")
@@ -88,7 +87,7 @@ def server_key(create: bool = True) -> str | None:
 def allowed_origins() -> frozenset[str]:
     """Web pages and browser extensions that may send requests, as `settle connect` recorded them."""
     try:
-        return frozenset(json.loads((_folder() / "origins.json").read_text(encoding="utf-8")))
+        return frozenset(parse_json((_folder() / "origins.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return frozenset()
 

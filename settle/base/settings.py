@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
-from settle.base.file_version import refuse_newer
+from settle.base.version import refuse_newer
 
 RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
 

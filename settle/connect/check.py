@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from settle.base.run import parse_json
 from settle.connect.clients import ClientRequest, Connection
 from settle.machine.web_request import open_request
 
@@ -40,7 +41,7 @@ class Answer:
     def message(self) -> str:
         """The server's own words about an error."""
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            return str(json.loads(self.body)["error"]["message"])[:LONGEST_MESSAGE]
+            return str(parse_json(self.body)["error"]["message"])[:LONGEST_MESSAGE]
         return self.body[:LONGEST_MESSAGE].decode("utf-8", "replace").strip()
 
 
@@ -89,7 +90,7 @@ def _fault(request: ClientRequest, answer: Answer) -> str:
     try:
         if request.expects in ("stream", "text"):
             return _stream_fault(answer, is_chat=request.expects == "stream")
-        value = json.loads(answer.body)
+        value = parse_json(answer.body)
         expected = {
             "models": lambda: value["data"][0]["id"],
             "chat": lambda: value["choices"][0]["finish_reason"],
@@ -104,7 +105,7 @@ def _stream_fault(answer: Answer, is_chat: bool) -> str:
     lines = [line[6:] for line in answer.body.splitlines() if line.startswith(b"data: ")]
     if not lines or lines[-1] != b"[DONE]":
         return f"the stream breaks off: {answer.message}"
-    chunks = [json.loads(line) for line in lines[:-1]]
+    chunks = [parse_json(line) for line in lines[:-1]]
     error = next((chunk["error"] for chunk in chunks if "error" in chunk), None)
     if error:
         return str(error.get("message", error))[:LONGEST_MESSAGE]

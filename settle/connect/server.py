@@ -2,11 +2,11 @@
 
 import http.client
 import ipaddress
-import json
 import urllib.parse
 from typing import Any
 
 from settle.base.errors import RunError, UsageError
+from settle.base.run import parse_json
 from settle.base.server_state import running_server, server_key
 from settle.connect.check import error_text, send
 from settle.connect.clients import ClientRequest, Connection
@@ -58,7 +58,7 @@ def list_models(address: str, key: str) -> list[Listed]:
     if answer.status in (401, 403):
         raise RunError(f"the server at {address} rejects the request: {answer.message}", "give its key with --key")
     try:
-        models: list[Listed] = json.loads(answer.body)["data"]
+        models: list[Listed] = parse_json(answer.body)["data"]
         if answer.status != 200 or not all(isinstance(model["id"], str) for model in models):
             raise ValueError
     except (ValueError, KeyError, TypeError):

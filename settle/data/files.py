@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import home, write_atomic
+from settle.base.run import home, parse_json, write_atomic
 from settle.data.ledger import Ledger
 from settle.documents.readers import Reader
 from settle.documents.row_reader import missing_package
@@ -94,7 +94,7 @@ def hash_files(files: Sequence[FoundFile]) -> list[str]:
     """The sha256 of each file's bytes, remembered by (path, size, time of change) so that a second run is instant."""
     memory = home() / "tokens" / "hashes.json"
     try:
-        known: dict[str, list[int | str]] = json.loads(memory.read_text(encoding="utf-8"))
+        known: dict[str, list[int | str]] = parse_json(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     hashes: list[str] = []

@@ -16,6 +16,7 @@ from settle.documents.decode import is_binary
 from settle.documents.reader_pool import reader_of
 
 HIDDEN, NOT_REGULAR, UNREADABLE = "hidden or version control", "not a regular file", "cannot be read"
+OUTSIDE = "a link to a file outside of the folder"
 _INSTALLED = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
 _ARCHIVES = {
     ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".war", ".whl", ".egg", ".deb",
@@ -128,6 +129,8 @@ class Walk:
 
     def _file(self, path: Path, root: Path) -> FoundFile | str:
         """A file, or the reason why it is skipped."""
+        if path != root and path.is_symlink() and _leads_outside(path, root):
+            return OUTSIDE
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -161,6 +164,14 @@ def _closed(root: Path, error: OSError) -> DataError:
     return DataError(
         f"{str(root)!r} cannot be opened: {error.strerror}", "change its permissions, or give another folder"
     )
+
+
+def _leads_outside(link: Path, root: Path) -> bool:
+    """Whether a link in a folder leads to a file elsewhere, or nowhere: it is then somebody else's text."""
+    try:
+        return link.exists() and not link.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return False
 
 
 def sha256_of(path: str) -> bytes:

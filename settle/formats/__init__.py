@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue
 
 from settle.base.errors import FormatError, ResourceError
 from settle.base.registry import Part
-from settle.base.run import fsync_folder
+from settle.base.run import fsync_folder, sweep_leftovers
 from settle.base.tokenizer import Tokenizer
 
 
@@ -257,6 +257,7 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
     the disk fills up all the same.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sweep_leftovers(path.parent, f".{path.name}.")
     try:
         free = shutil.disk_usage(path.parent).free
         if free < num_bytes:

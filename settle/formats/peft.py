@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, JsonValue
 
-from settle.base.errors import FormatError, ResourceError
+from settle.base.errors import FormatError, ResourceError, malformed_is_format_error
 from settle.base.run import read_json, write_json
 from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights
 from settle.formats.gguf.metadata import text
@@ -41,7 +41,8 @@ class Peft(Format):
     dtype: Literal["f32", "f16", "bf16"] = Field("f32", description="type of the tensors")
 
     def read(self, path: Path) -> Weights:
-        return Weights(read_safetensors(Path(path) / FILE).tensors, read_peft(path).config)
+        with malformed_is_format_error(str(path)):
+            return Weights(read_safetensors(Path(path) / FILE).tensors, read_peft(path).config)
 
     def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
         return export_peft(adapter.architecture, adapter.adapter, path, self.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.base.errors import SettleError, malformed_is_format_error
 from settle.base.event_log import Events
 from settle.base.events import ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
@@ -31,6 +32,7 @@ class RunSummary:
     started: float | None  # epoch seconds
     bytes: int
     prunable: int  # of these bytes: checkpoints that nothing needs any more
+    damage: str | None = None  # why nothing more is known of it
 
     @classmethod
     def of(cls, run: Run) -> "RunSummary":
@@ -53,12 +55,25 @@ class RunSummary:
         )
 
 
+def _summary(run: Run) -> RunSummary:
+    """What is known of a run; one whose files were damaged is listed with its fault."""
+    try:
+        with malformed_is_format_error(run.name):
+            summary = RunSummary.of(run)
+            _day(summary.started)
+            return summary
+    except SettleError as e:
+        unknown = dict.fromkeys(field.name for field in dataclasses.fields(RunSummary))
+        known = {"name": run.name, "path": str(run.path), "status": "damaged", "bytes": 0, "prunable": 0}
+        return RunSummary(**(unknown | known | {"damage": e.what}))  # type: ignore[arg-type]  # the fields it has
+
+
 def list_runs(events: Events) -> None:
     """Every run, newest first."""
-    runs = sorted((RunSummary.of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+    runs = sorted((_summary(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
     columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
-        (r.name, r.status, r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
+        (r.name, r.status, r.damage or r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
          _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), _day(r.started))
         for r in runs
     ]  # fmt: skip
@@ -72,6 +87,11 @@ def list_runs(events: Events) -> None:
 def show_run(name: str, events: Events) -> None:
     """All that is known of one run, and its forecast beside the actual figures."""
     run = Run.find(name)
+    with malformed_is_format_error(run.name):
+        _show(run, events)
+
+
+def _show(run: Run, events: Events) -> None:
     summary, result = RunSummary.of(run), run.result()
     forecast: Mapping[str, object] | None = (result.forecast if result else None) or run.read("forecast.json")
     actual = (result.actual or None) if result else None

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from settle.base.errors import UsageError
 from settle.base.events import Listing, ResultReady, Say, Warn
-from settle.base.file_version import refuse_newer
 from settle.base.run import write_json
 from settle.base.run.result import Result
-from settle.base.version import __version__
+from settle.base.version import __version__, refuse_newer
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions
 from settle.evaluate.compare.compare import compare as compare_models

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from settle.base.amounts import seconds
 from settle.base.errors import RunError
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
-from settle.base.file_version import refuse_newer
 from settle.base.run import Run, write_json
 from settle.base.run.result import Result
+from settle.base.version import refuse_newer
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.report.card import write_card

@@ -9,7 +9,7 @@ from typing import Literal
 
 from gguf.constants import LlamaFileType
 
-from settle.base.errors import FormatError, RunError, UsageError
+from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.run import read_json
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.lora_gguf import read_lora
@@ -70,9 +70,10 @@ class Facts:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts of a GGUF file, read once while it is unchanged. Raises FormatError when it is not sound, OSError when
-    it cannot be read."""
-    return _facts(path, stamp_of(path))
+    """The facts of a GGUF file, read once while it is unchanged. Raises FormatError when it is not sound or cannot be
+    read."""
+    with malformed_is_format_error(path.name):
+        return _facts(path, stamp_of(path))
 
 
 def adapter_template(path: Path) -> str | None:

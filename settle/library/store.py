@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.run import NAME, home, read_json, write_json
@@ -112,6 +113,9 @@ def _read(folder: Path) -> StoredModel:
     try:
         fields = read_json(folder / "model.json")
         # a path inside the folder is relative, so that a store can be moved
+        texts = {key: value for key, value in fields.items() if isinstance(value, str)}
+        if texts.keys() != fields.keys() or fields["kind"] not in get_args(Kind):
+            raise TypeError
         return StoredModel(**fields | {"name": folder.name, "path": folder / fields["path"]})
-    except (RunError, TypeError, KeyError):
+    except (RunError, TypeError, KeyError, AttributeError, ValueError):
         raise RunError(f"{folder / 'model.json'} is damaged", f"remove {folder} and pull it again") from None

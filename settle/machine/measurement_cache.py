@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from settle.base.run import home, write_json
+from settle.base.run import home, parse_json, write_json
 from settle.machine.cores import cores, processor_name
 from settle.machine.memory import memory
 
@@ -74,7 +74,7 @@ def recalled(key: Mapping[str, object], name: str) -> Any:
 def _read(path: Path, key: Mapping[str, object]) -> dict[str, Measurement]:
     """Empty when the file is missing or was damaged."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_text(encoding="utf-8"))
         measured: dict[str, Measurement] = known["measured"]
         if known["key"] == key and all({"value", "busy"} <= m.keys() for m in measured.values()):
             return measured

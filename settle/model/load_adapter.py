@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from settle.base.errors import FormatError
+from settle.base.errors import FormatError, malformed_is_format_error
 from settle.formats import LoraPairs, ModelLayout
 from settle.formats.lora_gguf import read_pairs
 from settle.formats.peft import read_peft
@@ -98,15 +98,16 @@ class TrainedAdapter:
 
 def open_adapter(folder: Path) -> TrainedAdapter:
     """An adapter saved by peft, Unsloth or settle. Raises FormatError for what is none, or of no method known here."""
-    saved = read_peft(folder)
     methods = Adapter.parts()
-    for method in methods.values():
-        try:
-            read = method.from_peft(saved.config, saved.tensors)
-        except FormatError as e:
-            raise FormatError(f"{folder}: {e.what}", e.fix) from None
-        if read is not None:
-            return TrainedAdapter(*read, saved.base, saved.base_sha256)
+    with malformed_is_format_error(str(folder)):
+        saved = read_peft(folder)
+        for method in methods.values():
+            try:
+                read = method.from_peft(saved.config, saved.tensors)
+            except FormatError as e:
+                raise FormatError(f"{folder}: {e.what}", e.fix) from None
+            if read is not None:
+                return TrainedAdapter(*read, saved.base, saved.base_sha256)
     known = ", ".join(method.__name__ for method in methods.values())
     raise FormatError(f"{folder} is an adapter of type {saved.config.get('peft_type')!r}", f"known are: {known}")
 

@@ -15,11 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from settle.base.errors import FormatError
+from settle.base.errors import FormatError, malformed_is_format_error
 from settle.base.run import read_json
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import whole
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_gguf, of_hf_config
@@ -64,7 +65,8 @@ class Pretrained:
         """
         source = model if isinstance(model, Source) else Source.at(Path(model))
         try:
-            return _from_gguf(source) if source.kind == "gguf" else _from_folder(source)
+            with malformed_is_format_error(source.path.name):
+                return _from_gguf(source) if source.kind == "gguf" else _from_folder(source)
         except FormatError as e:
             named = e.what.startswith(source.path.name) or str(source.path) in e.what
             raise e if named else FormatError(f"{source.path.name}: {e.what}", e.fix) from None
@@ -207,9 +209,14 @@ def _from_gguf(source: Source) -> Pretrained:
 
 def _from_folder(source: Source) -> Pretrained:
     config = read_json(source.path / "config.json")
-    part = of_hf_config(config)
+    if not isinstance(config, dict):
+        raise FormatError("config.json holds no settings", "get the file again")
     _refuse_pickle(source.path)
     file = read_safetensors(source.path)
+    for key in ("num_hidden_layers", "num_experts"):
+        if config.get(key) is not None and not 0 <= whole(config, key) <= len(file.tensors):
+            raise FormatError(f"its {key} is {config[key]}, with {len(file.tensors)} tensors", "get the file again")
+    part = of_hf_config(config)
     tokenizer = PretrainedTokenizer.from_folder(source.path)
     names = part.hf_names()
     tensors = dict(file.tensors)

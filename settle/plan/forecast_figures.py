@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from settle.base.errors import RunError
-from settle.base.file_version import refuse_newer
 from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.version import refuse_newer
 
 FORECAST_VERSION = 1  # version of forecast.json
 BUDGET_SHARE, BUDGET_SECONDS = 0.05, 20.0  # a time budget is kept this well, whichever is more

@@ -1,9 +1,11 @@
 """Forecasts against actual figures, over all finished runs: how reliable forecasts are."""
 
+import contextlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from settle.base.errors import SettleError, malformed_is_format_error
 from settle.base.run import Run
 from settle.base.statistics import Interval
 from settle.plan.forecast_figures import read_figures
@@ -44,18 +46,24 @@ class Score:
 
 def entries(runs: Iterable[Run]) -> list[Entry]:
     """All figures of finished runs that have a forecast and an actual number."""
-    ledger = []
+    ledger: list[Entry] = []
     for run in runs:
-        result = run.read("result.json")
-        if not isinstance(result, dict):
-            continue
-        forecast = result.get("forecast") or run.read("forecast.json") or {}
-        actual = result.get("actual") or {}
-        for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
-            value = actual.get(name)
-            if isinstance(value, int | float) and interval.value:
-                ledger.append(Entry(run.name, name, interval, float(value)))
+        # the list of runs says which of them are damaged
+        with contextlib.suppress(SettleError), malformed_is_format_error(run.name):
+            ledger += _entries_of(run)
     return ledger
+
+
+def _entries_of(run: Run) -> Iterator[Entry]:
+    result = run.read("result.json")
+    if not isinstance(result, dict):
+        return
+    forecast = result.get("forecast") or run.read("forecast.json") or {}
+    actual = result.get("actual") or {}
+    for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
+        value = actual.get(name)
+        if isinstance(value, int | float) and interval.value:
+            yield Entry(run.name, name, interval, float(value))
 
 
 def scores(ledger: Iterable[Entry]) -> list[Score]:

@@ -259,6 +259,8 @@ def _check(path: Path, only: str | None = None) -> None:
     for name, (sha256, size) in known.items():
         if only in (None, name):
             try:
+                if Path(name).name != name or not (path / name).is_file():
+                    raise _Damaged(f"{name} is no file of it")
                 actual = (path / name).stat().st_size
                 if actual != size:
                     raise _Damaged(f"{name} has {actual} bytes, {size} were written")

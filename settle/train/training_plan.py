@@ -5,7 +5,7 @@ from dataclasses import asdict, field, fields, replace
 
 from pydantic.dataclasses import dataclass
 
-from settle.base.file_version import refuse_newer
+from settle.base.version import refuse_newer
 from settle.model.architectures import Architecture
 from settle.train.state import LoopPlan
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
 import secrets
+import shutil
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,20 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
 def home() -> Path:
     """Where everything of settle's lives: $SETTLE_HOME, or ~/.settle."""
-    return Path(os.environ.get("SETTLE_HOME") or Path.home() / ".settle").expanduser()
+    folder = Path(os.environ.get("SETTLE_HOME") or Path.home() / ".settle").expanduser()
+    _make_private(folder)
+    return folder
+
+
+@functools.cache
+def _make_private(folder: Path) -> None:
+    """Documents, conversations and training data lie there: nobody else on this machine reads them. A folder that is
+    more than settle's home (the person's own, one for everybody) keeps its permissions."""
+    with contextlib.suppress(OSError, RuntimeError):  # whoever writes there next says what is wrong
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+        if mode & 0o077 and not mode & stat.S_ISVTX and folder.resolve() not in (Path.home().resolve(), Path.cwd()):
+            folder.chmod(0o700)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -53,9 +69,32 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON of a run's file. Raises RunError when it was damaged by hand."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as e:
         raise RunError(f"{path} is damaged: {e}", "restore the file, or start a new run") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON that anyone may have written. Raises JSONDecodeError, a ValueError, also where it is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deep", "", 0) from None
+
+
+def sweep_leftovers(folder: Path, prefix: str) -> None:
+    """Deletes what processes that were killed left in a folder: files and folders called `prefix`, the process's
+    number, and a sign. What a process that lives is working on stays."""
+    import psutil  # takes as long to import as the rest of this room
+
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = re.match(rf"{re.escape(prefix)}(\d+)\b", path.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The course of a run, gathered from its events: the one reader behind the terminal, the picture and `runs show`."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from settle.base.events import (
     SettledEvidence,
     Step,
 )
+from settle.base.run import parse_json
 
 LOOP = "loop"  # the stage that trains
 PACE_STEPS = 64  # latest steps that the pace is measured over
@@ -252,6 +252,6 @@ def _first_time(path: Path) -> float | None:
         return None
     with path.open("rb") as f:
         try:
-            return _number(json.loads(f.readline()).get("time"))
+            return _number(parse_json(f.readline()).get("time"))
         except (ValueError, AttributeError):
             return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from settle.base.errors import RunError
-from settle.base.file_version import refuse_newer
+from settle.base.version import refuse_newer
 
 VERSION = 1
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
-from settle.base.run import write_atomic
+from settle.base.run import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern
 from settle.data.tokenizer.encoder import Encoder
 
@@ -56,8 +56,8 @@ class ByteBpeTokenizer:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
-            raw = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
-            config = json.loads((self.path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            raw = parse_json((self.path / "tokenizer.json").read_text(encoding="utf-8"))
+            config = parse_json((self.path / "tokenizer_config.json").read_text(encoding="utf-8"))
             vocabulary, merges = raw["model"]["vocab"], raw["model"]["merges"]
             self.chat_template: str = config["chat_template"]
             by_id = {i: token for token, i in vocabulary.items()}

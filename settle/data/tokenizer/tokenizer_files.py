@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import FormatError
-from settle.base.run import write_atomic
+from settle.base.errors import FormatError, malformed_is_format_error
+from settle.base.run import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern as written_out_gpt2
 from settle.data.tokenizer.pre_tokenizers import CONTRACTION, GPT2, WAYS
 from settle.data.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 JsonObject = dict[str, Any]
+MOST_HOLES = 1 << 16  # ids without a token, beside as many as there are tokens
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
 _ANY_CASE = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)|'\(\?i:\[sdmt\]\|ll\|ve\|re\)")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -27,6 +28,11 @@ def read(folder: Path) -> JsonObject:
 
     Raises FormatError when there is no tokenizer.json, or it does something that llama.cpp cannot repeat.
     """
+    with malformed_is_format_error("its tokenizer"):
+        return _read(folder)
+
+
+def _read(folder: Path) -> JsonObject:
     raw = _json(folder / "tokenizer.json")
     if raw is None:
         raise FormatError(f"{folder} has no tokenizer.json", "get the model's whole folder, with its tokenizer")
@@ -36,6 +42,8 @@ def read(folder: Path) -> JsonObject:
         raise FormatError(f"its tokenizer is a {model.get('type')} model", "byte-level and SentencePiece BPE are read")
     added = {token["id"]: token for token in raw.get("added_tokens") or []}
     by_id = {i: token for token, i in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    if not all(type(i) is int and 0 <= i < MOST_HOLES + 2 * len(by_id) for i in by_id):
+        raise FormatError(f"its {len(by_id)} tokens have ids that cannot be those of rows", "get the file again")
     size = max(by_id) + 1
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [NORMAL if i in by_id else UNUSED for i in range(size)]
@@ -70,10 +78,12 @@ def _json(path: Path) -> JsonObject | None:
     if not path.exists():
         return None
     try:
-        read: JsonObject = json.loads(path.read_text(encoding="utf-8"))
-        return read
-    except (OSError, ValueError, RecursionError) as e:
+        read = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
         raise FormatError(f"{path} is damaged: {str(e)[:100]}", "get the file again") from None
+    if not isinstance(read, dict):
+        raise FormatError(f"{path} holds no settings", "get the file again")
+    return read
 
 
 def _named(folder: Path, config: JsonObject, by_id: Mapping[int, str]) -> dict[str, int]:

@@ -1,12 +1,14 @@
 """The vocabulary of a model that others trained: what the `tokenizer.*` keys of a GGUF file say of its tokens."""
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from settle.base.errors import FormatError
+from settle.base.chat_template import complaint
+from settle.base.errors import FormatError, malformed_is_format_error
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import WAYS, Way
 
@@ -25,6 +27,7 @@ _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 Metadata = Mapping[str, Any]  # the values of a GGUF file by key
 
 
@@ -39,6 +42,10 @@ class Vocabulary:
 
     def __init__(self, metadata: Metadata) -> None:
         """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
+        with malformed_is_format_error("its tokenizer"):
+            self._read(metadata)
+
+    def _read(self, metadata: Metadata) -> None:
         self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.model = str(self._value("model"))
         if self.model not in _DEFAULT_IDS:
@@ -56,6 +63,7 @@ class Vocabulary:
             raise FormatError("the file has no whole tokenizer in it", "get a file with its tokenizer")
         self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
         self.chat_template: str = self.metadata.get("tokenizer.chat_template") or ""
+        self._require_sound()
         self.add_space_prefix = bool(self._value("add_space_prefix", self.model == "llama"))
         self.add_bos = bool(self._value("add_bos_token", self.model == "llama" or self.way.add_bos))
         self.bos_id: int | None = self._special_id("bos")
@@ -94,6 +102,33 @@ class Vocabulary:
     def of_type(self, *types: int) -> dict[str, int]:
         """The tokens of these GGUF types, with their ids."""
         return {t: i for i, (t, kind) in enumerate(zip(self.tokens, self.token_types, strict=True)) if kind in types}
+
+    def _require_sound(self) -> None:
+        """Raises FormatError for lists of other types or lengths than a vocabulary has."""
+        size = self.vocab_size
+        lists: dict[str, tuple[list[Any], type, bool]] = {
+            "tokens": (self.tokens, str, True),
+            "token_type": (self.token_types, int, True),
+            "merges": (self.merges, str, False),
+            "scores": (self.scores, float, bool(self.scores)),
+        }
+        for name, (values, kind, is_per_token) in lists.items():
+            if not isinstance(values, list) or not all(type(value) is kind for value in values):
+                raise FormatError(f"tokenizer.ggml.{name} is no list of {kind.__name__}", "get the file again")
+            if is_per_token and len(values) != size:
+                raise FormatError(
+                    f"tokenizer.ggml.{name} has {len(values)} entries, {size} tokens", "get the file again"
+                )
+        if wrong_template := complaint(self.chat_template):
+            raise FormatError(f"its chat template {wrong_template}", "get the file again")
+        for key, value in self.metadata.items():
+            if key.endswith("_token_id") and not (type(value) is int and 0 <= value < size):
+                raise FormatError(f"{key} is {value!r:.40}, outside the {size} tokens", "get the file again")
+        if any(merge.find(" ", 1) < 0 for merge in self.merges):
+            raise FormatError("tokenizer.ggml.merges has an entry that is no pair", "get the file again")
+        wrong = next((token for token in self.of_type(BYTE) if not _BYTE.fullmatch(token)), None)
+        if wrong is not None:
+            raise FormatError(f"the token {wrong!r:.40} is said to be a byte", "get the file again")
 
     def _value(self, key: str, default: object = None) -> Any:
         value = self.metadata.get(_PREFIX + key)

@@ -4,10 +4,11 @@ Tuning on one task often costs a model the habit of following instructions. An i
 the form of the answer, so that no judge is needed; the checks are strict.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from settle.base.run import parse_json
 
 Check = Callable[[str], bool]
 
@@ -59,7 +60,7 @@ def json_value(text: str) -> object:
     """The value of an answer that is nothing but JSON, in a code fence or without; None for anything else."""
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text.strip(), re.S)
     try:
-        value: object = json.loads(fenced.group(1) if fenced else text)
+        value: object = parse_json(fenced.group(1) if fenced else text)
     except ValueError:
         return None
     return value

@@ -15,7 +15,7 @@ import torch
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import GateCheck
-from settle.base.run import fsync_folder, write_atomic
+from settle.base.run import fsync_folder, sweep_leftovers, write_atomic
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
@@ -162,6 +162,7 @@ def export_run_model(
     architecture, tokenizer = exported.architecture, exported.tokenizer
     file, folder = out / f"{exported.name}.gguf", out / HF_FOLDER
     beside = out / f".{HF_FOLDER}-{os.getpid()}-{secrets.token_hex(4)}"
+    sweep_leftovers(out, f".{HF_FOLDER}-")
     try:
         export_safetensors(architecture, exported.weights, tokenizer, beside, "f32", exported.contents.card)
         gate = export_model(exported, Gguf(dtype=dtype), file)
@@ -224,8 +225,10 @@ def emit_gate_checks(figures: Figures, events: Events) -> None:
 @contextlib.contextmanager
 def unproven_place(path: Path) -> Iterator[Path]:
     """A place to write a file or folder to; it becomes `path` when nothing was raised."""
+    prefix = ".unproven-"
+    sweep_leftovers(path.parent, prefix)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".unproven-", dir=path.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=path.parent)
     except OSError as e:
         raise ResourceError(f"cannot write {path}: {e.strerror}", "choose another place") from None
     with folder as beside:

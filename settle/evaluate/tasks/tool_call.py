@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
+from settle.base.run import parse_json
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, share
 from settle.evaluate.tasks.json import agreement
@@ -91,7 +92,7 @@ def _opened(arguments: object) -> object:
     """Arguments that are JSON inside a string, as some templates write them."""
     if isinstance(arguments, str):
         try:
-            return json.loads(arguments)
+            return parse_json(arguments)
         except ValueError:
             pass
     return arguments

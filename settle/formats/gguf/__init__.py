@@ -47,6 +47,12 @@ _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as t
 TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 # routers, which round badly, and what llama.cpp adds to a sum as it is
 ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
+MOST_CONTEXT = (1 << 31) - 1
+SIZES = (
+    "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "attention.value_length", "rope.dimension_count", "expert_count", "expert_used_count",
+)  # fmt: skip
+PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")  # may be a list
 UNUSED = 5  # llama.cpp's token type
 GENERAL = ("name", "description", "license", "tags", "datasets", "size_label", "url")
 
@@ -317,9 +323,7 @@ def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, 
     if not isinstance(architecture, str):
         yield "general.architecture is missing"
         return
-    context = metadata.get(f"{architecture}.context_length")
-    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
-        yield f"{architecture}.context_length is {context!r}"
+    yield from _size_complaints(architecture, metadata, shapes)
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
         yield "tokenizer.ggml.tokens is not a list of strings"
@@ -336,6 +340,21 @@ def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, 
     if tokens and embedding is not None and embedding[0] != len(tokens):
         yield f"token_embd.weight has {embedding[0]} rows for {len(tokens)} tokens"
     yield from _template_complaints(metadata)
+
+
+def _size_complaints(
+    architecture: str, metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """Numbers that others make lists of so many entries of: each must be borne out by the tensors."""
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    limits = {"context_length": MOST_CONTEXT, "block_count": len(shapes), **dict.fromkeys(SIZES, largest)}
+    for name, most in limits.items():
+        value = metadata.get(f"{architecture}.{name}")
+        each = value if isinstance(value, list) and name in PER_LAYER else [] if value is None else [value]
+        smallest = 1 if name == "context_length" else 0
+        for size in each:
+            if type(size) is not int or not smallest <= size <= most:
+                yield f"{architecture}.{name} is {size!r:.40}, with {len(shapes)} tensors of up to {largest} rows"
 
 
 def _template_complaints(metadata: Mapping[str, object]) -> Iterator[str]:

@@ -4,7 +4,6 @@ Layouts: Ollama's `manifests/<host>/<namespace>/<name>/<tag>` names blobs by the
 `models/<publisher>/<repository>/<file>.gguf`.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.event_log import Events
+from settle.base.run import parse_json
 from settle.library.pull.offer import Offer
 from settle.library.store import model_name
 
@@ -65,9 +65,9 @@ def ollama_models() -> Iterator[Neighbour]:
 def _weights(manifest: Path) -> str | None:
     """The digest of a manifest's weights; None when the file is not a manifest."""
     try:
-        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+        layers = parse_json(manifest.read_text(encoding="utf-8"))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL_LAYER]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return digests[0] if len(digests) == 1 and DIGEST.fullmatch(str(digests[0])) else None
 

@@ -1,5 +1,6 @@
 """Find an offer by name, fetch it, check it, and put it into the store."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.base.run import NAME
+from settle.base.run import NAME, sweep_leftovers
 from settle.formats.gguf import read_gguf
 from settle.library.catalogue import catalogue
 from settle.library.pull import hub, neighbours, wheels
@@ -17,6 +18,8 @@ from settle.library.pull.bert import bert_to_gguf, is_bert
 from settle.library.pull.offer import Offer
 from settle.library.store import StoredModel, add_model, find_model, model_name, stamp_of, store
 from settle.model.source import Kind, hash_of
+
+PULLING = ".pulling-"  # in the store: what is being pulled, and by which process
 
 
 def find_offer(what: str) -> Offer:
@@ -71,7 +74,8 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
     target = store() / wanted
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{wanted}-", dir=target.parent)
+        sweep_leftovers(target.parent, PULLING)
+        folder = tempfile.TemporaryDirectory(prefix=f"{PULLING}{os.getpid()}-", dir=target.parent)
     except OSError as e:
         raise ResourceError(f"cannot write to {store()}: {e.strerror}", "make room or permission there") from None
     with folder as fresh, _room(target.parent):

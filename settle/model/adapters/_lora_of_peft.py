@@ -5,12 +5,13 @@ Letters: r rank, I inputs and O outputs of a linear.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import JsonValue
 
 from settle.base.errors import FormatError
+from settle.base.fenced_child import ChildEnded, FencedChild
 from settle.formats import to_float32
 from settle.model.adapters import PREFIX
 
@@ -55,14 +56,15 @@ def uniform(
     downs = [name for name in tensors if name.startswith(PREFIX) and name.endswith(DOWN)]
     for name in downs:
         shape, other = tensors[name].shape, tensors.get(name.replace(DOWN, UP), tensors[name].T).shape
-        if len(shape) != 2 or len(other) != 2 or shape[0] != other[1]:
+        if len(shape) != 2 or len(other) != 2 or shape[0] != other[1] or not shape[0]:
             module = name.removeprefix(PREFIX).removesuffix(DOWN)
             raise FormatError(f"the adapter's pair for {module} has the shapes {shape} and {other}", "save it again")
     largest = max((len(tensors[name]) for name in downs), default=0)
     power = 0.5 if config.get("use_rslora") else 1.0
-    default = _number(config.get("lora_alpha"), 8.0)
-    wanted = {name: _alpha(name, config, default) / len(tensors[name]) ** power for name in downs}
-    rank = int(_number(config.get("r"), largest))
+    default = _number("lora_alpha", config.get("lora_alpha"), 8.0)
+    alphas = _alphas(downs, config, default)
+    wanted = {name: alphas[name] / len(tensors[name]) ** power for name in downs}
+    rank = int(_number("r", config.get("r"), largest))
     alpha = default if largest == rank else max(wanted.values(), default=1) * largest**power
     for name in downs:
         down, up = tensors[name], tensors.get(name.replace(DOWN, UP))
@@ -85,11 +87,31 @@ def _named(name: str) -> str:
     return re.sub(rf"({MAGNITUDE})\..*$", r"\1", name)
 
 
-def _alpha(name: str, config: Mapping[str, JsonValue], default: float) -> float:
-    module, patterns = name.removeprefix(PREFIX).removesuffix(DOWN), config.get("alpha_pattern")
-    entries = patterns.items() if isinstance(patterns, dict) else ()
-    return next((_number(alpha, default) for k, alpha in entries if re.match(rf"(.*\.)?({k})$", module)), default)
+def _alphas(downs: Sequence[str], config: Mapping[str, JsonValue], default: float) -> dict[str, float]:
+    """The alpha of each module: that of the first pattern that matches it. Raises FormatError."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise FormatError(f"the adapter's alpha_pattern is {patterns!r:.40}", "save it again")
+    if not patterns:
+        return dict.fromkeys(downs, default)
+    modules = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in downs]
+    child = FencedChild("settle.model.adapters._pattern_child")
+    try:
+        places = child.ask([[*patterns], modules])
+    except ChildEnded as e:
+        raise FormatError(f"the patterns in the adapter's alpha_pattern do not end: {e}", "save it again") from None
+    finally:
+        child.close()
+    if not isinstance(places, list):
+        raise FormatError(f"the adapter's alpha_pattern is no regular expression: {places}", "save it again")
+    alphas = [_number("alpha_pattern", alpha, default) for alpha in patterns.values()]
+    return {name: default if i is None else alphas[i] for name, i in zip(downs, places, strict=True)}
 
 
-def _number(value: JsonValue, default: float) -> float:
-    return float(value) if isinstance(value, int | float) and value else default
+def _number(key: str, value: JsonValue, default: float) -> float:
+    """A positive number; the default where there is none. Raises FormatError for anything else."""
+    if value is None or value == 0:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise FormatError(f"the adapter's {key} is {value!r:.40}", "save it again")
+    return float(value)

@@ -1,6 +1,5 @@
 """LM Studio's own API, /api/v0 (https://lmstudio.ai/docs/developer/rest/endpoints): OpenAI's, with statistics."""
 
-import contextlib
 import importlib.metadata
 from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
@@ -127,11 +126,13 @@ def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:
     publisher = what.split("/")[0] if where in ("hub", "lmstudio") and "/" in what else where.split(" ")[0]
     fields: JsonObject = {"id": entry.id, "object": "model", "type": "llm", "publisher": publisher or "settle"}
     fields |= {"compatibility_type": "gguf", "state": "loaded" if loaded else "not-loaded"}
-    with contextlib.suppress(ApiError):
+    try:
         known, can = facts(entry.path), capabilities(entry)
         fields |= {"arch": known.architecture, "quantization": known.quantization, "max_context_length": known.context}
         fields |= {} if "completion" in can else {"type": "embeddings"}  # rerankers too: they write no text
         fields["capabilities"] = ["tool_use"] if "tools" in can else []
+    except ApiError as e:  # it is listed with its fault
+        fields["broken"] = e.message
     return fields | ({"loaded_context_length": loaded.context} if loaded else {})
 
 

@@ -1,10 +1,8 @@
 """Further names of adapters, as clients set them with Ollama's copy and create: home()/server/aliases.json."""
 
-import json
-
 from filelock import FileLock
 
-from settle.base.run import home, write_json
+from settle.base.run import home, parse_json, write_json
 
 LOCK_SECONDS = 10.0
 
@@ -12,7 +10,7 @@ LOCK_SECONDS = 10.0
 def aliases() -> dict[str, str]:
     """Name → id of what it names. Empty when the file is missing or damaged."""
     try:
-        names = json.loads((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
+        names = parse_json((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(name): str(target) for name, target in names.items()} if isinstance(names, dict) else {}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from settle.base.errors import FormatError
+from settle.base.errors import FormatError, malformed_is_format_error
 from settle.library.facts import Facts, adapter_template, read_facts
 from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
@@ -14,15 +14,15 @@ def facts(path: Path) -> Facts:
     """Raises ApiError when the file is not a valid GGUF."""
     try:
         return read_facts(path)
-    except (FormatError, OSError) as e:
-        message = e.what if isinstance(e, FormatError) else f"{path.name} cannot be read: {e.strerror}"
-        raise ApiError(503, message, "model_broken", "model") from None
+    except FormatError as e:
+        raise ApiError(503, e.what, "model_broken", "model") from None
 
 
 def template_of(entry: ModelEntry) -> str | None:
     """The chat template of an entry: its adapter's own where that has one. Raises ApiError."""
     try:
-        own = adapter_template(entry.adapter) if entry.adapter else None
+        with malformed_is_format_error(entry.id):
+            own = adapter_template(entry.adapter) if entry.adapter else None
     except FormatError as e:
         raise ApiError(503, e.what, "adapter_broken", "model") from None
     return own or facts(entry.path).template

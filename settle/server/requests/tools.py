@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from settle.base.run import parse_json
 from settle.server.errors import invalid, reject_unknown
 from settle.server.grammar.grammars import CLOSE, OPEN
 from settle.server.requests.messages import function_call
@@ -127,7 +128,7 @@ class CallReader:
         self._held = ""
 
     def _call(self, body: str) -> Delta:
-        call = json.loads(body)
+        call = parse_json(body)
         arguments = json.dumps(call.get("arguments") or {}, ensure_ascii=False)
         index: ToolCall = {"index": self.num_calls}
         self.num_calls += 1
@@ -181,7 +182,7 @@ def _as_text(message: ChatMessage) -> ChatMessage:
 
 def _plain(function: dict[str, str]) -> JsonObject:
     try:
-        arguments = json.loads(function.get("arguments") or "{}")
+        arguments = parse_json(function.get("arguments") or "{}")
     except ValueError:
         arguments = function["arguments"]
     return {"name": function["name"], "arguments": arguments}

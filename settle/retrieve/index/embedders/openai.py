@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import DataError, ResourceError, SettleError, UsageError
+from settle.base.run import parse_json
 from settle.machine.web_request import open_request
 from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 
@@ -143,7 +144,7 @@ class _Remote(Vectorizer):
         try:
             request = urllib.request.Request(url, body, headers)
             with open_request(request, self._settings.seconds) as response:
-                answer = json.load(response)
+                answer = parse_json(response.read())
         except urllib.error.HTTPError as e:
             with e:
                 raise self._error_of(e, _message_of(e)) from None
@@ -197,7 +198,7 @@ def _message_of(error: urllib.error.HTTPError) -> str:
     """The message in a server's error."""
     raw = error.read(1 << 16).decode("utf-8", "replace")
     try:
-        body = json.loads(raw)
+        body = parse_json(raw)
         body = body.get("error", body)
         raw = body if isinstance(body, str) else str(body.get("message") or body)
     except (ValueError, AttributeError):

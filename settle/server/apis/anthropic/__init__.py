@@ -5,13 +5,13 @@ have one form, so the field at fault is named in the message.
 """
 
 import contextlib
-import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from typing import Literal
 
 from starlette.responses import Response
 
+from settle.base.run import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.anthropic.body import CountBody, MessagesBody
@@ -219,7 +219,7 @@ def _usage(prompt: int, cached: int, completion: int) -> dict[str, int]:
 def _parsed(arguments: str) -> JsonObject:
     """The input of a call; one that was cut off under the key that Anthropic uses for it."""
     try:
-        value = json.loads(arguments or "{}")
+        value = parse_json(arguments or "{}")
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": arguments}

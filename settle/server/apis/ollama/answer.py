@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 from starlette.responses import Response
 
+from settle.base.run import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis.ollama.models import now
 from settle.server.errors import ApiError
@@ -95,7 +96,7 @@ class Answer:
         calls = []
         for index, call in sorted(self._calls.items()):
             try:
-                arguments = json.loads(call["arguments"] or "{}")
+                arguments = parse_json(call["arguments"] or "{}")
             except ValueError:  # cut off by num_predict: sent as text, so that nothing is lost
                 yield self._line(f"{call['name']} {call['arguments']}")
                 continue

@@ -1,6 +1,5 @@
 """What Ollama's API says about models: all of them, those that are loaded, and one in detail."""
 
-import contextlib
 import datetime
 import functools
 import hashlib
@@ -84,9 +83,11 @@ def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Json:
     row: Json = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
     row |= {"size": entry.path.stat().st_size if entry.path.is_file() else 0, "digest": _digest(entry, stored)}
     row["details"] = {"parent_model": "", "format": "gguf", "family": "", "families": []}
-    with contextlib.suppress(ApiError):  # a file that is damaged, or not converted yet, is in the list too
+    try:
         row["details"] = _details(entry, facts(entry.path))
         row["capabilities"] = capabilities(entry)
+    except ApiError as e:  # it is listed with its fault
+        row["broken"] = e.message
     return row
 
 

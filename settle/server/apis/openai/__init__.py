@@ -168,7 +168,7 @@ def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:
     fields: JsonObject = {"id": entry.id, "object": "model", "created": entry.created, "owned_by": "settle"}
     loaded = pool.find(entry)
     fields["status"] = {"value": "loaded" if loaded else "unloaded"}
-    with contextlib.suppress(ApiError):
+    try:
         known = facts(entry.path)
         length = loaded.context if loaded else pool.settings.context_of(known)
         fields |= {"context_length": length, "max_model_len": length}
@@ -181,4 +181,6 @@ def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:
             "n_vocab": known.num_vocab,
         }
         fields["capabilities"] = capabilities(entry)
+    except ApiError as e:  # it is listed with its fault
+        fields["broken"] = e.message
     return fields
