@@ -157,7 +157,8 @@ class Step(BaseEvent):
 
 
 class Eval(BaseEvent):
-    """An evaluation on held-out data. loss and stderr in nats per token; whole: of the best weights, at the end."""
+    """An evaluation on held-out data. loss and stderr in nats per token; whole: of the best weights, at
+    the end, on this share of the held-out text."""
 
     kind: Literal["eval"] = "eval"
     step: int
@@ -166,6 +167,7 @@ class Eval(BaseEvent):
     stderr: float = math.nan
     bits_per_byte: float | None = None
     whole: bool = False
+    held_out_share: float | None = None
 
 
 class Sample(BaseEvent):

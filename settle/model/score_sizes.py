@@ -30,10 +30,8 @@ class _ScoreSizes(Packing):
         largest = 0.0
         for bucket in self.buckets:
             padded = rows if bucket.gather is None else rows[bucket.gather]
-            _, (q, k, _, probabilities, *capped) = attend_bucket(padded, None, bucket, table, scoring)
+            _, (q, k, _, probabilities, *_) = attend_bucket(padded, None, bucket, table, scoring)
             scores = torch.bmm(q, k.transpose(1, 2)).abs()
-            if scoring.soft_cap is not None:  # rounding before the cap shrinks with its slope
-                scores = scores * (1 - capped[0] ** 2) + scoring.soft_cap * capped[0].abs()
             # a query head's rows lie together: (B·K, H/K, T) → the mean of its queries
             of_heads = (probabilities * scores).sum(-1).unflatten(1, (-1, bucket.length)).mean(-1)
             of_heads = of_heads.unflatten(0, (bucket.segments, -1)).mean(0)

@@ -32,8 +32,9 @@ def eval_text(event: Eval) -> str:
     """An evaluation in words."""
     text = f"loss {loss_text(event.loss)}"
     text += f" ± {event.stderr:.4f}" if math.isfinite(event.stderr) else ""
-    bits = event.bits_per_byte
-    return text + (f" · {bits:.4f} bits per byte" if bits is not None and math.isfinite(bits) else "")
+    bits, share = event.bits_per_byte, event.held_out_share
+    text += f" · {bits:.4f} bits per byte" if bits is not None and math.isfinite(bits) else ""
+    return text + (f" · on {share:.0%} of the held-out text" if share is not None else "")
 
 
 def decay_text(event: DecayStarted) -> str:

@@ -6,7 +6,7 @@ Legend: V vocabulary.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -39,11 +39,14 @@ class Evaluation:
 
 
 class EvaluationFigures(TypedDict):
+    """held_out_share: of the held-out text, where the figure is to be quoted."""
+
     step: int
     tokens: int
     loss: float
     stderr: float
     bits_per_byte: float | None
+    held_out_share: NotRequired[float]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from settle.data.batches import Batch, Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
+from settle.data.rows.store import RowStore
 from settle.library.pretrained import open_pretrained
 from settle.machine import keep_freed_memory
 from settle.model.adapters import Adapter
@@ -110,7 +111,8 @@ class LiveRun:
         return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches)
 
     def judge(self, weights: Weights, state: LoopState) -> EvaluationFigures:
-        """The evaluation of `weights` on all held-out text, or as much as a twentieth of the run's time allows.
+        """The evaluation of `weights` on all held-out text, or as much as a twentieth of the run's time allows, and
+        which share that is.
 
         The loop looks at a sample, and picks the best of many looks; this is the figure to quote.
         """
@@ -119,11 +121,19 @@ class LiveRun:
         affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
         limit = max(self.plan.held_out_tokens, affordable)
         if loop.seconds is not None and affordable <= self.plan.held_out_tokens:  # the same text, and no time to spare
-            return next(e for e in state.history if e.step == state.best_step).figures()
+            figures = next(e for e in state.history if e.step == state.best_step).figures()
+            return {**figures, "held_out_share": self._share(self.held_out)}
         batches = blocks(self.plan, self.corpus, limit)
         tokens = state.best_step * loop.tokens_per_step
         held_out = HeldOut(batches, self.tokenizer.byte_length)
-        return evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()
+        figures = evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()
+        return {**figures, "held_out_share": self._share(batches)}
+
+    def _share(self, batches: list[Batch]) -> float:
+        """Of the held-out text."""
+        store = self.corpus.held_out
+        total = store.num_inputs if isinstance(store, RowStore) else store.num_tokens
+        return min(1.0, sum(len(batch.targets) for batch in batches) / max(1, total))
 
 
 def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBatches:

@@ -167,7 +167,7 @@ def test_a_sound_merge_says_what_it_keeps(tiny, tmp_path):
     ("strength", "limit", "says"),
     [
         (0.5, 0.001, r"costs 0.0\d+ nats per token \(KL, the limit is 0.001\) and keeps (99|100|101)%"),
-        (0.02, 0.02, r"costs 0.00\d+ nats per token \(KL, the limit is 0.02\) and keeps 1\d% of its change"),
+        (0.02, 0.02, r"costs 0.00\d+ nats per token \(KL, the limit is 0.02\) and keeps 1\d% of the adapter's change"),
     ],
 )
 def test_a_merge_into_a_quantized_base_is_never_silent(tiny, tmp_path, strength, limit, says):

@@ -52,7 +52,9 @@ def test_regex():
 
 
 def test_json():
-    assert score("json", '```json\n{"a": 1, "b": [1, 2]}\n```', '{"a": 1.0, "b": [1, 3]}') == pytest.approx(2 / 3)
+    nearly = ('```json\n{"a": 1, "b": [1, 2]}\n```', '{"a": 1.0, "b": [1, 3]}')
+    assert score("json", *nearly) == 0 and score("json:values", *nearly) == pytest.approx(2 / 3)
+    assert score("json", '{"b": [1, 3], "a": 1}', nearly[1]) == 1
     assert score("json", '{"a": 1} and more', '{"a": 1}') == 0 == score("json:valid", '{"a": }', "{}")
     assert score("json:valid", "[]", '{"a": 1}') == 1
     assert score("json", "{}", "{}") == 1 and score("json", '{"a": true}', '{"a": 1}') == 0

@@ -12,7 +12,7 @@ VERSION = 1
 
 
 class Evaluated(BaseModel):
-    """The best weights on held-out data: loss and stderr in nats per token."""
+    """The best weights on held-out data: loss and stderr in nats per token; held_out_share: of the text it was."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -21,6 +21,7 @@ class Evaluated(BaseModel):
     loss: float | None = None
     stderr: float | None = None
     bits_per_byte: float | None = None
+    held_out_share: float | None = None
 
 
 class Result(BaseModel):

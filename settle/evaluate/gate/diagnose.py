@@ -42,6 +42,14 @@ class Contents:
     damage: list[str]
 
 
+def kept_text(share: float) -> str:
+    """How much of an adapter's change a merged file holds. A share far from 0 to 1 is none: the rounding of the type is
+    larger than the change, and what is found along it is by chance."""
+    if -0.05 <= share <= 1.05:
+        return f"keeps {max(share, 0.0):.0%} of the adapter's change to the weights"
+    return "changes the weights more by rounding than the adapter does"
+
+
 def causes(origin: Origin, file: Weights, contents: Contents, lora: Weights | None = None) -> list[str]:
     """What is wrong with a file, the likeliest cause first; empty when it holds just what it should. lora: the
     adapter's file over it."""
@@ -162,7 +170,7 @@ def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterat
     if origin.adapter is not None:
         yield from _lora(origin.part, origin.adapter, lora)
     if share is not None and not LEAST_KEPT <= share <= 2 - LEAST_KEPT:
-        yield f"the adapter is lost: {max(share, 0.0):.0%} of its change to the weights is in the file"
+        yield f"the adapter is lost: the file {kept_text(share)}"
 
 
 def _lora(part: Architecture, adapter: AdapterWeights, lora: Weights | None) -> Iterator[str]:

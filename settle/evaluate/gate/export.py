@@ -19,7 +19,7 @@ from settle.base.run import fsync_folder, sweep_leftovers, write_atomic
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
-from settle.evaluate.gate.diagnose import Origin
+from settle.evaluate.gate.diagnose import Origin, kept_text
 from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
 from settle.formats import AdapterContents, Format, ModelContents, TensorLike
 from settle.formats.gguf import Gguf
@@ -213,10 +213,9 @@ def emit_gate_checks(figures: Figures, events: Events) -> None:
     }
     merge = figures.get("merge")
     if merge:
-        adapter_share = figures["adapter_kept"]
         details["merge"] = (
             f"into a base of {merge['base_type']}, written as {figures['dtype']}: costs {merge['kl']:.1e} nats per "
-            f"token, and {adapter_share:.0%} of the adapter's change is in the file"
+            f"token and {kept_text(figures['adapter_kept'])}"
         )
     for check, detail in details.items():
         events.emit(GateCheck(check=check, passed=True, detail=detail))

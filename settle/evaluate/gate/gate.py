@@ -32,7 +32,7 @@ from settle.evaluate.gate.behaviour import (
     opening,
     spread,
 )
-from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect
+from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect, kept_text
 from settle.evaluate.gate.held_out import PROSE
 from settle.formats import TensorLike, Weights
 from settle.formats.gguf import read_gguf
@@ -181,7 +181,7 @@ def _require_merge(figures: Figures) -> None:
         return
     raise GateError(
         f"merging the adapter into its {merge['base_type']} base and writing it as {dtype} costs {merge['kl']:.2g} "
-        f"nats per token (KL, the limit is {figures['bars']['kl']:g}) and keeps {share:.0%} of its change to weights",
+        f"nats per token (KL, the limit is {figures['bars']['kl']:g}) and {kept_text(share)}",
         "nothing was exported; serve the adapter over the base as it is (--to lora-gguf, --to ollama), or merge "
         "into a finer type (--dtype f16)",
     )

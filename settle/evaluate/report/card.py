@@ -135,7 +135,7 @@ def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, object]]:
 
 
 def _data(ledger: Values) -> Iterator[str]:
-    for key, side in (("train", "Trained on"), ("held_out", "Evaluated on")):
+    for key, side in (("train", "Trained on"), ("held_out", "Held out")):
         if counts := ledger.get(key):
             yield (
                 f"{side} {_number_of(counts.get('documents'), 'document')}, {_bytes(counts.get('bytes'))}, "
@@ -196,7 +196,10 @@ def _outcome(result: Values) -> Iterator[tuple[str, object]]:
     yield "why", result.get("why")
     loss, stderr = best.get("loss"), best.get("stderr")
     if _is_number(loss):
-        yield "held-out loss", f"{loss:.4f}" + (f" ± {stderr:.4f}" if _is_number(stderr) else "") + " nats per token"
+        share = best.get("held_out_share")
+        of_text = f", on {share:.0%} of the held-out text" if _is_number(share) else ""
+        spread = f" ± {stderr:.4f}" if _is_number(stderr) else ""
+        yield "held-out loss", f"{loss:.4f}{spread} nats per token{of_text}"
     if _is_number(best.get("bits_per_byte")):
         yield "bits per byte", f"{best['bits_per_byte']:.4f}"
 

@@ -14,24 +14,28 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)
 
 
 class Json(Task):
-    """Share of values that are right, each at its place (F1 over all places); 0 when the answer is no JSON."""
+    """Share of answers in which every value is right and at its place. With `values` the share of values that are
+    (F1 over all places); 0 when the answer is no JSON."""
 
     rank: ClassVar[int] = 2
-    want: Literal["match", "valid"] = Field("match", description="match the wanted answer, or only be valid JSON")
+    want: Literal["match", "values", "valid"] = Field(
+        "match", description="equal the wanted answer; the share of its values that are right; or only be valid JSON"
+    )
 
     @property
     def title(self) -> str:  # type: ignore[override]
-        return "JSON match" if self.want == "match" else "valid JSON"
+        return {"match": "JSON match", "values": "JSON values", "valid": "valid JSON"}[self.want]
 
     def score(self, answer: str, case: Case) -> float:
         value = value_in(answer)
         if value is None or self.want == "valid":
             return float(value is not None)
         wanted = value_in(case.reference)
-        return agreement(value[0], wanted[0]) if wanted else 0.0
+        right = agreement(value[0], wanted[0]) if wanted else 0.0
+        return right if self.want == "values" else float(right == 1.0)
 
     def beside(self) -> Sequence[Task]:
-        return (Json(want="valid"),) if self.want == "match" else ()
+        return (Json(want="values"), Json(want="valid")) if self.want == "match" else ()
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:

@@ -89,17 +89,19 @@ def observed(model: nn.Module, see: See) -> Iterator[None]:
                 delattr(stack, way)
 
 
-def _norm_linear(stack: Stack, see: See, x: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+def _norm_linear(stack: Stack, see: See, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
     unit = norm(x)
     see(stack.linears, unit)
     if stack.linears[0].frozen is not None and norm.weight.requires_grad:
-        return x, Stack.linear(stack, unit)  # the way that `Stack` would go through the method that is replaced here
-    return Stack.norm_linear(stack, x, norm)
+        return x, Stack.linear(
+            stack, unit, biased
+        )  # the way that `Stack` would go through the method that is replaced here
+    return Stack.norm_linear(stack, x, norm, biased)
 
 
-def _linear(stack: Stack, see: See, x: Tensor) -> Tensor:
+def _linear(stack: Stack, see: See, x: Tensor, biased: bool = True) -> Tensor:
     see(stack.linears, x)
-    return Stack.linear(stack, x)
+    return Stack.linear(stack, x, biased)
 
 
 def _linear_add(stack: Stack, see: See, residual: Tensor, x: Tensor) -> Tensor:
