@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from settle.base.events import Warn
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, Comparison, report
@@ -13,7 +14,9 @@ from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
 from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan
+from settle.library.catalogue import transformers_name
 from settle.library.convert import as_gguf
+from settle.library.facts import PLAIN_TEXT_KEY
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
 from settle.plan.phases import comparison_seconds
@@ -51,11 +54,21 @@ def data(c: TuneContext) -> None:
     context = c.base.part.max_position_embeddings
     rows = c.settings.rows.model_copy(update={"max_tokens": min(c.settings.rows.max_tokens or context, context)})
     c.corpus = prepare_rows(c.settings.inputs, c.base.tokenizer, rows, c.events)
+    if c.corpus.kind != "text" and c.base.metadata.get(PLAIN_TEXT_KEY):
+        text = (
+            f"{c.base.name} was trained on plain text alone and cannot hold a conversation: it learns how the answers "
+            "look, and little of what they say; for answers that make sense tune a chat model, such as smollm2"
+        )
+        c.events.emit(Warn(text=text))
 
 
 def compare(c: TuneContext) -> None:
     """The tuned model and its base on the held-out rows: better, no different, or worse."""
-    c.figures["base"] = {"name": c.tuning.base_name, "sha256": c.tuning.base_sha256}
+    c.figures["base"] = {
+        "name": c.tuning.base_name,
+        "sha256": c.tuning.base_sha256,
+        "transformers": transformers_name(c.pretrained.source),
+    }
     c.figures["system_prompt"] = c.corpus.ledger["rows"].get("system_prompt")
     if not c.is_usable or not c.settings.compare:
         return

@@ -11,6 +11,7 @@ from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.settings import DistillSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, begin, build, warn_of_time
+from settle.library.catalogue import transformers_name
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
@@ -118,7 +119,8 @@ def export(c: TuningContext) -> None:
         live.model.load_trainable(c.outcome.best)
         if learned_turns and not (took_turns and c.tokenizer is base.tokenizer):
             card["template"] = c.tokenizer.chat_template
-        adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base.name, base.source.sha256)
+        base_name = transformers_name(base.source) or base.name
+        adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base_name, base.source.sha256)
         exported = ExportedAdapter(c.run.name, base, adapter, c.tokenizer, texts, card)
         files, gate = export_run_adapter(exported, c.run.out, c.events)
         record_made(c.run, files, base.source)

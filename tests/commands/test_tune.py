@@ -158,6 +158,28 @@ def test_a_system_prompt_that_all_rows_share_goes_with_the_model(files, home, ca
     assert shown(str(tmp_path / "merged.gguf")) == (default, own)
     assert main(["export", "t", "--to", "safetensors", "--out", str(tmp_path / "folder")]) == 0
     assert default_system(PretrainedTokenizer.from_folder(tmp_path / "folder").chat_template) == prompt
+    _run_snippet(run)
+
+
+def _run_snippet(run):
+    """The card's lines for transformers do what they say, in the folder of the card, without a network."""
+    card = (run.out / "card.md").read_text()
+    assert "| trained | " in card and "rank 4; alpha 32.0;" in card and "targets all-linear" in card
+    if "`settle export t --to safetensors --out hf`" in card:
+        assert main(["export", "t", "--to", "safetensors", "--out", str(run.out / "hf")]) == 0
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    code = snippet + "print(sum(p.numel() for p in model.parameters()), type(model).__name__)"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=run.out, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout.split()[0]) > 10_000, done.stderr
+
+
+def test_a_model_of_plain_text_is_no_chat_model(files, home, capsys, tiny, tmp_path):
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "text.gguf", "f32", {"base": True})
+    code, _, err = tune(capsys, tmp_path / "text.gguf", files / "rows.jsonl", "--dry")
+    assert code == 0 and "! text was trained on plain text alone and cannot hold a conversation" in err
+    code, _, err = tune(capsys, files / "base.gguf", files / "rows.jsonl", "--dry")
+    assert code == 0 and "plain text alone" not in err
 
 
 def test_every_weight(files, home, capsys):

@@ -45,7 +45,8 @@ def _front(plan: Values, result: Values) -> list[str]:
     tuning = plan.get("tuning") or {}
     library = "peft" if tuning and tuning["adapter_name"] != "full" else "transformers"
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- settle"]
-    lines[1:1] = [f"base_model: {json.dumps(tuning['base_name'])}"] if tuning else []
+    base_id = (result.get("base") or {}).get("transformers") or tuning.get("base_name")
+    lines[1:1] = [f"base_model: {json.dumps(base_id)}"] if tuning else []
     lines += [f"- {plan['architecture_name']}"] if plan.get("architecture_name") else []
     lines += [f"bits_per_byte: {bits:.4f}"] if _is_number(bits) else []
     return [*lines, "---", ""]
@@ -81,8 +82,8 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     return lines
 
 
-def _use_tuned(name: str, tuning: Values, files: Values) -> list[str]:
-    """An adapter over its base's file, or a whole model."""
+def _use_tuned(name: str, tuning: Values, files: Values, base_id: str | None) -> list[str]:
+    """An adapter over its base's file, or a whole model. base_id: what transformers loads its base by."""
     lines = ["```sh", f"settle chat {name}                                  # settle"]
     if "lora_gguf" in files:
         base = _code(Path(tuning["base"]).name)
@@ -91,15 +92,31 @@ def _use_tuned(name: str, tuning: Values, files: Values) -> list[str]:
         lines.append(f"llama-cli -m {name}.gguf                             # llama.cpp")
         lines.append(f"lms import {name}.gguf                               # LM Studio")
     lines += [f"ollama create {name} -f Modelfile && ollama run {name}   # Ollama", "```", ""]
-    if "adapter" in files:
-        lines += ["```python", "from peft import AutoPeftModelForCausalLM"]
-        lines += ['model = AutoPeftModelForCausalLM.from_pretrained("adapter")', "```", ""]
+    if "adapter" in files and base_id:
+        lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base_id)})"]
+        lines += ['model = PeftModel.from_pretrained(base, "adapter")', "```", ""]
+    elif "adapter" in files:
+        lines += [
+            f"For transformers, merge it into a folder first: `settle export {name} --to safetensors --out hf`",
+            "",
+        ]
+        lines += ["```python", "from transformers import AutoModelForCausalLM"]
+        lines += ['model = AutoModelForCausalLM.from_pretrained("hf")', "```", ""]
     return lines
+
+
+def _adapter(tuning: Values) -> str:
+    """The adapter's method and its settings: rank, alpha, targets …"""
+    settings = {key: value for key, value in (tuning.get("adapter") or {}).items() if value not in (None, [], "")}
+    shown = (", ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in settings.values())
+    return "; ".join([str(tuning["adapter_name"]), *(f"{k} {v}" for k, v in zip(settings, shown, strict=True))])
 
 
 def _use(name: str, plan: Values, result: Values) -> list[str]:
     if plan.get("tuning"):
-        return _use_tuned(name, plan["tuning"], result.get("files") or {})
+        base_id = (result.get("base") or {}).get("transformers")
+        return _use_tuned(name, plan["tuning"], result.get("files") or {}, base_id)
     context = (plan.get("architecture") or {}).get("max_position_embeddings", 512)
     return [
         "```sh",
@@ -123,6 +140,8 @@ def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, object]]:
     shape = plan.get("architecture") or {}
     yield "architecture", plan.get("architecture_name")
     yield "parameters", _whole(plan.get("num_parameters"))
+    if tuning := plan.get("tuning"):
+        yield "trained", _adapter(tuning)
     yield "layers", shape.get("num_hidden_layers")
     yield "width", shape.get("hidden_size")
     heads, kv_heads = shape.get("num_attention_heads"), shape.get("num_key_value_heads")
