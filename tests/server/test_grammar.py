@@ -1,16 +1,23 @@
 """Answers that are held to a schema or grammar: kept to, or refused, never answered with free text."""
 
+import copy
 import json
 import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Child, Load
 from settle.server.grammar import checker
 from settle.server.grammar.grammars import HEAD, answer_schema
 from settle.server.grammar.schemas import MOST_ITEMS, PATTERNS
+from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_loader import PoolSettings
+from tests.server.conftest import serving
+from tests.trained import trained
 
 URL = {"type": "object", "properties": {"url": {"type": "string", "format": "uri"}}, "required": ["url"]}
 USER = [{"role": "user", "content": "def f"}]
@@ -313,3 +320,29 @@ def test_a_pattern_takes_no_time_in_an_answer(live):
     live.run(checker.check_answer(grammar, loaded, schema, json.dumps("a" * 40), has_ended=True))
     with pytest.raises(checker.GrammarError, match="does not match"):
         live.run(checker.check_answer(grammar, loaded, schema, json.dumps("a" * 40 + "b"), has_ended=True))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """A server whose model has a template that knows tools."""
+    model, folder = trained(), tmp_path_factory.mktemp("native")
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer.chat_template = (Path(__file__).parents[1] / "chat_templates" / "qwen2.5.jinja").read_text()
+    part = model.part.model_copy(update={"max_position_embeddings": 2048})
+    path = export_gguf(part, model.weights, tokenizer, folder / "tiny.gguf", "f32", {"name": "tiny"})
+    settings = PoolSettings(context=2048, slots=1, threads=1)
+    with serving(folder, settings, (ModelEntry("tiny", path),)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_tools_of_a_template_that_knows_them(native, choice):
+    """llama.cpp makes the grammar of such calls, and answered without it: what cannot be enforced is refused."""
+    _, body = body_of("tools", URL, 16)
+    body |= {"tool_choice": choice}
+    reply = native.ask("/v1/chat/completions", body)
+    assert reply.status == 200, reply.body
+    assert native.gateway.backend.pool.loaded()[0].child.num_grammar_errors == 0
+    unknown = {"type": "object", "properties": {"x": {"type": "string", "format": "regex"}}, "required": ["x"]}
+    refused = native.ask("/v1/chat/completions", body | {"tools": [tool(unknown)]})
+    assert refused.status == 400 and "Unknown format: regex" in refused.json["error"]["message"], refused.body

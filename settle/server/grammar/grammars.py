@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from settle.server.errors import ApiError, invalid
 from settle.server.grammar.checker import GrammarError, check_grammar
-from settle.server.grammar.schemas import engine_schema
+from settle.server.grammar.schemas import engine_schema, without_unknown_formats
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.wire_types import JsonObject, Tool
 
@@ -49,6 +49,16 @@ async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bo
         lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
     lines.append(f"json: %json {_with_spacing(_call_schema(tools))}")
     return await _checked(HEAD + "\n".join(lines), loaded, "tools")
+
+
+def native_tools(tools: Sequence[Tool]) -> list[Tool]:
+    """Tools for a template that knows them, and for the grammar that llama.cpp makes of them. Raises ApiError."""
+    return [
+        {**tool, "function": {**function, "parameters": without_unknown_formats(function["parameters"], where)}}
+        for tool, function, where in (
+            (tool, tool["function"], f"tools.{number}.function.parameters") for number, tool in enumerate(tools)
+        )
+    ]
 
 
 async def required_grammar(start: str, call: str, parameters: Sequence[JsonObject], loaded: LoadedModel) -> str:

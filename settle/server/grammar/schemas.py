@@ -64,11 +64,17 @@ def engine_schema(schema: JsonObject, param: str) -> JsonObject:
     return _Rewriter(param).schema(schema, ())
 
 
+def without_unknown_formats(schema: JsonObject, param: str) -> JsonObject:
+    """The schema for a template that shows it to the model, and for the grammar that the engine makes of it: a format
+    that the engine does not know is left out, where a pattern would fill the prompt. Raises ApiError."""
+    return _Rewriter(param, has_patterns=False).schema(schema, ())
+
+
 class _Rewriter:
     """Rewrites the places of a document that are schemas, and leaves its values alone. param: for errors."""
 
-    def __init__(self, param: str) -> None:
-        self.param = param
+    def __init__(self, param: str, has_patterns: bool = True) -> None:
+        self.param, self.has_patterns = param, has_patterns
 
     def schema(self, schema: JsonObject, place: tuple[str, ...]) -> JsonObject:
         for key in COUNTS:
@@ -77,7 +83,7 @@ class _Rewriter:
                 where = f" of {'.'.join(place)[:200]}" if place else ""
                 raise invalid(self.param, f"{key}{where} is {count:,}; the engine keeps to at most {MOST_ITEMS:,}")
         written = {key: self._value(key, value, (*place, key)) for key, value in schema.items()}
-        return _with_known_format(written)
+        return _with_known_format(written, self.has_patterns)
 
     def _value(self, key: str, value: object, place: tuple[str, ...]) -> object:
         if key in SCHEMAS and isinstance(value, dict):
@@ -90,12 +96,12 @@ class _Rewriter:
         return self.schema(value, place) if isinstance(value, dict) else value
 
 
-def _with_known_format(schema: JsonObject) -> JsonObject:
+def _with_known_format(schema: JsonObject, has_patterns: bool) -> JsonObject:
     name = schema.get("format")
     if not isinstance(name, str):
         return schema
     rest = {key: value for key, value in schema.items() if key != "format"}
-    if name in FREE:
+    if name in FREE or (name in PATTERNS and not has_patterns):
         return rest
     if name in NARROWER:
         return rest | {"format": NARROWER[name]}

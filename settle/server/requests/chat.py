@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from settle.server.errors import ApiError, invalid, unsupported
-from settle.server.grammar.grammars import call_grammar, json_grammar, own_grammar
+from settle.server.grammar.grammars import call_grammar, json_grammar, native_tools, own_grammar
 from settle.server.guard.template_check import check_template
 from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
@@ -142,7 +142,7 @@ class _Prompt:
         request = self.request
         body: JsonObject = {"messages": messages}
         if request.tools and not self.is_emulated:
-            body |= {"tools": request.tools, "tool_choice": request.choice}
+            body |= {"tools": native_tools(request.tools), "tool_choice": request.choice}
         return await apply_template(self.loaded, body | _template_arguments(request))
 
     async def _count(self, messages: list[ChatMessage]) -> int:
@@ -163,7 +163,9 @@ async def _chat_body(
     body: JsonObject = {"model": entry.id, "messages": messages}
     if request.tools:
         is_parallel = request.is_parallel is not False
-        body |= {"tools": request.tools, "tool_choice": request.choice, "parallel_tool_calls": is_parallel}
+        await call_grammar(request.tools, False, is_parallel, loaded)  # llama.cpp would not say what it cannot keep to
+        tools = native_tools(request.tools)
+        body |= {"tools": tools, "tool_choice": request.choice, "parallel_tool_calls": is_parallel}
     if request.schema is not None:
         body["grammar"] = await json_grammar(request.schema, loaded, "response_format")
     elif request.grammar:
