@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint constraints clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The versions of this environment, for people who want exactly what was tested.
+constraints: install
+	$(BIN)/python bench/constraints.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
