@@ -1,6 +1,5 @@
-"""Whether a passage supports a sentence: by its words, numbers and names, and by meaning."""
+"""Whether a passage supports a sentence: by its words and meaning, and by what the two claim."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from settle.retrieve.answer.claim_check import differences
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.sentences import sentences
 from settle.retrieve.index.collection import Collection
@@ -19,21 +19,18 @@ MEANING = 0.7  # weight of the meaning in the score; words have the rest
 COMPARED = 3  # lines of a source whose meaning is compared: those that share most words with the sentence
 UNRELATED = 64  # passages from which the cosine of unrelated ones is estimated
 CLEARER = 0.15  # score margin needed to replace the model's own citation
-SAME_LENGTH = 0.7  # two sentences are of about the same length when the shorter has this share of the longer
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_NAME = re.compile(r"`[^`]+`|\b\w*[a-z]+[A-Z]\w*|\b\w+_\w+|(?<=[\w,;:] )[A-Z][\w-]*")
-_NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|cannot|without|neither|nor)\b|n['’]t\b", re.I)
 
 
 @dataclass(frozen=True)
 class Support:
-    """How well a passage supports a sentence. score: 0 to 1. differs: numbers and names of the sentence that the
-    passage lacks, or a negation that only one of the two has; any of them rules support out."""
+    """How well a passage supports a sentence. score: 0 to 1. differs: the words in which it says something else, see
+    `settle.retrieve.answer.claim_check`; any of them rules support out. line: the passage's nearest sentence."""
 
     score: float
     differs: tuple[str, ...]
     source: Source
     piece: Piece
+    line: str
 
     @property
     def enough(self) -> bool:
@@ -80,15 +77,14 @@ class Checker:
     ) -> Support:
         there = frozenset().union(*(line.stems for line in self._lines[source.number]))
         there |= {stem for piece in source.pieces for stem in words(_about(piece))}
-        text = "\n".join(f"{_about(piece)}\n{piece.passage.text}" for piece in source.pieces)
         lexical = sum(w for stem, w in weights.items() if stem in there) / (sum(weights.values()) or 1)
         meaning = self._meanings[sentence]
         near = [(float(self._meanings[line.text] @ meaning) - self._floor) / (1 - self._floor) for line in lines]
         nearest = lines[int(np.argmax(near))]
         score = (1 - MEANING) * lexical + MEANING * max(0.0, *near)
-        return Support(
-            score, _missing(sentence, text, there) or _negated(sentence, nearest.text), source, nearest.piece
-        )
+        about = " ".join(_about(piece) for piece in source.pieces)
+        differs = differences(sentence, [line.text for line in self._lines[source.number]], about)
+        return Support(score, differs, source, nearest.piece, nearest.text)
 
     def _embed(self, texts: Sequence[str]) -> None:
         """Embeds those texts that were not embedded before."""
@@ -124,25 +120,3 @@ def word_weights(collection: Collection, text: str) -> dict[str, float]:
 def _about(piece: Piece) -> str:
     """The words that say what a passage is about, beside its text: the file's name and the headings."""
     return " ".join((Path(piece.occurrence.path).name, *piece.passage.headings))
-
-
-def _missing(sentence: str, text: str, there: frozenset[str]) -> tuple[str, ...]:
-    """Numbers and names of a sentence that a text lacks."""
-    numbers = {_plain(n) for n in _NUMBER.findall(text)}
-    missing = [n for n in _NUMBER.findall(sentence) if _plain(n) not in numbers]
-    missing += [name for name in _NAME.findall(sentence) if not there.issuperset(words(name))]
-    return tuple(dict.fromkeys(missing))
-
-
-def _negated(sentence: str, other: str) -> tuple[str, ...]:
-    """The negation by which a sentence differs from the nearest line: only one of the two has it, or has it more often
-    where both are of about the same length."""
-    ours, theirs = _NEGATION.findall(sentence), _NEGATION.findall(other)
-    shorter, longer = sorted((len(sentence), len(other)))
-    is_other = bool(ours) != bool(theirs) or (len(ours) != len(theirs) and shorter > SAME_LENGTH * longer)
-    return ((ours or theirs)[0],) if is_other else ()
-
-
-def _plain(number: str) -> str:
-    """The number without separators of thousands."""
-    return re.sub(r",(?=\d{3}\b)", "", number)
