@@ -11,6 +11,8 @@ from gguf.constants import LlamaFileType
 
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.run import read_json
+from settle.base.errors import FormatError, RunError, UsageError
+from settle.base.run import Run, read_json
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.library.reference import ModelRef
@@ -18,6 +20,8 @@ from settle.library.resolve import all_refs
 from settle.library.store import stamp_of
 
 TEMPLATE_KEY = "tokenizer.chat_template"
+FEWEST_PARAMETERS = 100_000_000  # of a model that is offered to answer from documents
+PROSE_MEASURE = "token F1"  # what answers in prose are compared by
 PLAIN_TEXT_KEY = "settle.base"  # true where the model was trained on plain text and completes it
 END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 FIM_TOKENS = {
@@ -92,9 +96,11 @@ def templates(metadata: Metadata) -> tuple[str, ...]:
     return tuple(value for value in named if isinstance(value, str))
 
 
-def chat_models() -> list[str]:
-    """Names of the models on this machine that take turns. A model that is still to be converted is believed to."""
-    refs = [ref for ref in all_refs() if _chats(ref)]
+def answering_models() -> list[str]:
+    """Names of the models on this machine that may answer from documents: they have a chat template of their own, at
+    least FEWEST_PARAMETERS, and were not tuned for one kind of answer. A model that is still to be converted is
+    believed to."""
+    refs = [ref for ref in all_refs() if _chats(ref) and not _is_specialist(ref)]
     wholes = {ref.name for ref in refs if ref.kind == "model"}
     names = [ref.id if ref.kind == "adapter" and ref.name in wholes else ref.name for ref in refs]
     return list(dict.fromkeys(names))
@@ -157,11 +163,25 @@ def _chats(ref: ModelRef) -> bool:
     if ref.source.kind == "safetensors":
         return _writes_text(ref.path)
     try:
-        metadata = read_gguf(ref.weights).metadata
+        weights = read_gguf(ref.weights)
+        metadata: Metadata = weights.metadata
+        if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < FEWEST_PARAMETERS:
+            return False
         own = adapter_template(ref.adapter) if ref.adapter else None
     except (UsageError, FormatError, OSError):
         return False
     return bool(own) or takes_turns(metadata)
+
+
+def _is_specialist(ref: ModelRef) -> bool:
+    """Whether it was tuned on rows whose answers are compared exactly: labels, JSON, programs, calls."""
+    run = Run.named(ref.name)
+    try:
+        result = run.result() if run else None
+    except RunError:
+        return False
+    measure = (result.comparison or {}).get("measure") if result else None
+    return measure is not None and measure != PROSE_MEASURE
 
 
 def _writes_text(folder: Path) -> bool:

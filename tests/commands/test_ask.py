@@ -2,14 +2,17 @@
 
 import io
 import json
+import re
 import shutil
 from dataclasses import asdict
 
 import pytest
 
 import settle
+from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.formats.gguf import export_gguf
+from settle.library import facts
 from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer import evidence, write_answer
 from settle.retrieve.answer.askable import AskableCollection
@@ -40,8 +43,9 @@ def at_home(stocked, monkeypatch):
 
 
 @pytest.fixture
-def with_model(at_home, tiny):
-    """And with a model in the store."""
+def with_model(at_home, tiny, monkeypatch):
+    """And with a model in the store, which may be as small as it is."""
+    monkeypatch.setattr(facts, "FEWEST_PARAMETERS", 0)
     path = at_home / "models" / "tiny" / "tiny.gguf"
     path.parent.mkdir(parents=True)
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, "f32")
@@ -131,6 +135,53 @@ def test_mistakes_are_told(at_home, capsys):
     assert main(["ask", "docs", ROTATE, "--model", "nobody"]) == 2
     assert "there is no model 'nobody'" in capsys.readouterr().err
     assert main(["ask", "docs", ROTATE, "--k", "0"]) == 2
+
+
+def test_none_is_remembered_like_a_model(with_model, capsys):
+    assert main(["ask", "docs", ROTATE, "--model", "none"]) == 0
+    assert "“" in capsys.readouterr().out
+    assert main(["ask", "docs", ROTATE, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["kind"] == "quoted" and answer["model"] is None
+    main(["ask", "docs", ROTATE, "--model", "tiny", "--json"])
+    main(["ask", "docs", ROTATE, "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["model"] == "tiny"
+
+
+def test_the_sentence_that_supports_a_claim_stands_below_its_citation(with_model, capsys, monkeypatch):
+    """Of a small model; what it claims and the passage does not say is marked, and JSON says so too."""
+
+    def written(model, prompt, options):
+        number = next(s.number for s in prompt.packed.sources if "vault rotate" in s.texts[1])
+        yield "To rotate the key, run `vault rotate`.", number
+        yield "The old key works for 50 minutes.", number
+        return write_answer.Generation(1, 1, False)
+
+    monkeypatch.setattr("settle.retrieve.answer.ask.generate", written)
+    assert main(["ask", "docs", ROTATE, "--model", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"\n\[\d\] docs/keys.md:\d+  Keys.*\n    “.*vault rotate.*”\n", out)
+    assert "50 minutes. [not in the documents]" in out and "(50 differs)" in err
+    assert main(["ask", "docs", ROTATE, "--model", "tiny", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["sentences"]
+    assert first["supported"] and "vault rotate" in first["quote"]
+    assert not second["supported"] and second["differs"] == ["50"] and second["quote"] is None
+    monkeypatch.setattr("settle.retrieve.answer.answering_model.SMALL", 1)
+    assert main(["ask", "docs", ROTATE, "--model", "tiny"]) == 0
+    assert "    “" not in capsys.readouterr().out
+
+
+def test_models_that_cannot_answer_documents_are_not_offered(with_model, tiny, monkeypatch, capsys):
+    """Neither one that is too small, nor one that completes text, nor one tuned for labels."""
+    assert facts.answering_models() == ["tiny"]
+    run = Run.create("tune", "tiny")
+    write_json(run.path / "result.json", {"verdict": "settled", "why": "", "comparison": {"measure": "JSON match"}})
+    assert facts.answering_models() == []
+    write_json(run.path / "result.json", {"verdict": "settled", "why": "", "comparison": {"measure": "token F1"}})
+    assert facts.answering_models() == ["tiny"]
+    shutil.rmtree(run.path)
+    monkeypatch.setattr(facts, "FEWEST_PARAMETERS", 100_000_000)
+    assert facts.answering_models() == []
 
 
 def test_from_python(with_model, monkeypatch):

@@ -18,8 +18,9 @@ class Sentence:
     """One sentence of an answer.
 
     start, end: its characters in the answer's text, without its citation. source, piece: what is cited for it, None
-    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the numbers,
-    names and negations in which it differs from the nearest passage.
+    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the words
+    in which it says something else than the nearest passage. quote: the passage's sentence that supports it, "" where
+    it is itself one.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Sentence:
     support: float
     cited_number: int | None = None
     differs: tuple[str, ...] = ()
+    quote: str = ""
 
     @property
     def mark(self) -> str:
@@ -59,6 +61,10 @@ class Answer:
         by_number = {s.source.number: (s.source, s.piece) for s in reversed(self.sentences) if s.source and s.piece}
         return [by_number[number] for number in sorted(by_number)]
 
+    def quotes(self, source: Source) -> list[str]:
+        """The sentences of a source that support what a model wrote and cited it for."""
+        return list(dict.fromkeys(s.quote for s in self.sentences if s.quote and s.source == source))
+
     @property
     def is_supported(self) -> bool:
         """Whether the documents support at least one sentence."""
@@ -68,11 +74,12 @@ class Answer:
     def warnings(self) -> list[str]:
         """Warnings to show beside the text."""
         warnings = []
-        unsupported = sum(sentence.source is None for sentence in self.sentences)
+        unsupported = [sentence for sentence in self.sentences if sentence.source is None]
         if unsupported:
-            warnings.append(
-                f"{unsupported} of {len(self.sentences)} sentences are in none of the passages, and are marked"
-            )
+            differing = dict.fromkeys(word for sentence in unsupported for word in sentence.differs)
+            words = f" ({', '.join(differing)} differs)" if differing else ""
+            number = f"{len(unsupported)} of {len(self.sentences)} sentences"
+            warnings.append(f"{number} are not supported by any passage, and are marked{words}")
         if self.dropped:
             warnings.append(f"{self.dropped} of the passages found did not fit beside the question")
         if self.generation and self.generation.is_cut:
@@ -116,6 +123,7 @@ def _sentence(sentence: Sentence) -> dict[str, object]:
         "supported": source is not None,
         "support": round(sentence.support, 4),
         "differs": list(sentence.differs),
+        "quote": sentence.quote or None,
     }
 
 

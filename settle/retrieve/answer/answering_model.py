@@ -5,19 +5,20 @@ from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError
 from settle.infer.engine import Engine
-from settle.library.facts import chat_models
+from settle.library.facts import answering_models, read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection import Collection
 
 NONE = "none"  # asks for quotes instead of a model
+SMALL = 1_000_000_000  # parameters: a smaller model often combines what it read wrongly
 CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at once
 
 
 class AnsweringModel:
     """The model that answers, loaded in the background.
 
-    requested: a model's name, which is remembered for the collection; `none`; or None. ref: None where there is no
+    requested: a model's name or `none`, which is remembered for the collection; or None. ref: None where there is no
     model, or several and none was chosen; why: the reason, for the person. Raises UsageError for an unknown name.
     """
 
@@ -31,6 +32,11 @@ class AnsweringModel:
         """The model once it is loaded. Raises SettleError when it cannot be."""
         return self._engine.result()
 
+    @property
+    def is_small(self) -> bool:
+        """Whether what it writes is to be read beside the sentences that support it."""
+        return self.ref is not None and read_facts(self.ref.weights).parameters < SMALL
+
     def close(self) -> None:
         """Ends the model. Calling it twice is harmless."""
         try:
@@ -43,9 +49,11 @@ class AnsweringModel:
 
 
 def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | None, str]:
-    if requested == NONE:
-        return None, ""
     settings = collection.catalogue.settings
+    if requested == NONE:
+        if settings.get("model", str) != NONE:
+            settings.set("model", NONE)
+        return None, ""
     if requested is not None:
         name = str(Path(requested).expanduser().absolute()) if requested.endswith(".gguf") else requested
         ref = resolve_gguf(name)
@@ -54,12 +62,14 @@ def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | N
         return ref, ""
     gone = ""
     remembered = settings.get("model", str)
+    if remembered == NONE:
+        return None, ""
     if remembered is not None:
         try:
             return resolve_gguf(remembered), ""
         except UsageError:
             gone = f"{remembered}, which answered before, is gone; "
-    names = chat_models()
+    names = answering_models()
     if len(names) == 1:
         return resolve_gguf(names[0]), gone and f"{gone}{names[0]} answers"
     if names:

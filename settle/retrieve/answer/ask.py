@@ -88,7 +88,17 @@ class _Builder:
             source, piece = (best.source, best.piece) if best.enough else (None, None)
             start = len(self.text) + bool(self.text)
             yield self._add_sentence(
-                Sentence(text, start, start + len(text), source, piece, best.score, cited, best.differs)
+                Sentence(
+                    text,
+                    start,
+                    start + len(text),
+                    source,
+                    piece,
+                    best.score,
+                    cited,
+                    best.differs,
+                    best.line if best.enough else "",
+                )  # fmt: skip
             )
 
     def add_quotes(self, chosen: Sequence[Quote]) -> Iterator[str]:

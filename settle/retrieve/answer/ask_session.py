@@ -125,7 +125,11 @@ class AskSession:
         engine = model.engine() if retrieval.evidence.enough else None
         pieces = stream_answer(self._collection, engine, retrieval, self._options)
         answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=text)))
-        lines = [f"[{source.number}] {_relative(piece.place)}{_title(source)}" for source, piece in answer.cited]
+        lines: list[str] = []
+        for source, piece in answer.cited:
+            lines.append(f"[{source.number}] {_relative(piece.place)}{_title(source)}")
+            if model.is_small:
+                lines += [f"    “{visible_line(quote)}”" for quote in answer.quotes(source)]
         self._events.emit(AnswerText(text="\n".join(["", *([""] if lines else []), *lines, ""])))
         for warning in answer.warnings:
             self._events.emit(Warn(text=warning))

@@ -14,10 +14,13 @@ from settle.retrieve.answer.claim_words import BE, Token, is_negation, opposites
 
 NEAR = 0.75  # share of the best line's words from which on another line may be the one that is meant
 NEGATED = 4  # words before a part of a line in which a negation is one of that part
+MOST_ELSEWHERE = 0.4  # share of a claim's words that may be in other lines than the one that says it
+LONG = 4  # words of a part of a claim that is compared by itself too
 LEADING = 2  # words at the start of a segment that may be what the next one is about; a name may be longer
 _CUT = re.compile(
     r"[;:,()]\s|\s(?=(?:and|but|or|nor|while|whereas|whose|which|who|when|because|unless|if|then|not|never)\s)", re.I
 )
+_CLAIM_CUT = re.compile(r"[;:,]\s|\s(?=(?:and|but|while|whereas)\s)")
 _REFERS = word_set("he she it they him her them his its their this these those who which whose")
 _OPENERS = word_set("a an the this that these those every each all no its his her their our my")
 _PREPOSITIONS = word_set(
@@ -63,9 +66,23 @@ def differences(claim: str, lines: Sequence[str], about: str = "") -> tuple[str,
 
     about: the headings above them, and the file's name, whose names are known to every line.
     """
-    every = tokens(claim, " ".join((*lines, about)))
-    if any(_repeats(every, tokens(line)) for line in lines):
+    if any(_repeats(tokens(claim), tokens(line)) for line in lines):
         return ()
+    whole = _against_lines(claim, lines, about)
+    parts = list(_segments(claim, _CLAIM_CUT))
+    long = [part for part in parts if len(part.stems) >= LONG]
+    if len(parts) > 1 and (long or whole):
+        found = [_against_lines(" ".join(token.text for token in part.tokens), lines, about) for part in long]
+        if any(found):
+            return next(filter(None, found))
+        if len(long) == len(parts) and all(part.has_subject for part in parts):
+            return ()  # each part says something of its own, and each is there
+    return whole
+
+
+def _against_lines(claim: str, lines: Sequence[str], about: str) -> tuple[str, ...]:
+    """The differences to the line that is nearest."""
+    every = tokens(claim, " ".join((*lines, about)))
     asked = [token for token in every if token.stem or is_negation(token)]
     stems = {token.stem for token in asked if token.stem}
     if not stems or not lines:
@@ -76,8 +93,7 @@ def differences(claim: str, lines: Sequence[str], about: str = "") -> tuple[str,
     found: list[tuple[str, ...]] = []
     for number in sorted(range(len(lines)), key=lambda n: -covered[n]):
         if covered[number] >= least:
-            before = lines[number - 1] if number else ""
-            found.append(_against_line(claim, asked, lines[number], before, known))
+            found.append(_against_line(claim, asked, lines, number, known))
             if not found[-1]:
                 return ()
     return found[0]
@@ -92,12 +108,19 @@ def _repeats(claim: Sequence[Token], line: Sequence[Token]) -> bool:
     return False
 
 
-def _against_line(claim: str, asked: Sequence[Token], line: str, before: str, known: set[str]) -> tuple[str, ...]:
-    """The differences to one line. before: the line above it, to which its pronouns refer."""
+def _against_line(
+    claim: str, asked: Sequence[Token], lines: Sequence[str], number: int, known: set[str]
+) -> tuple[str, ...]:
+    """The differences to one line, whose pronouns refer to the line above it."""
+    line, before = lines[number], lines[number - 1] if number else ""
     here = tokens(line)
     refers = any(token.lower in _REFERS for token in here)
     there = {token.stem for token in here if token.stem}
     above = {token.stem for token in tokens(before) if token.stem} if refers else set()
+    passage = {token.stem for other in lines for token in tokens(other) if token.stem}
+    elsewhere = [t for t in asked if t.stem in passage - there - above - known]
+    if len({t.stem for t in elsewhere}) > MOST_ELSEWHERE * len({t.stem for t in asked} & passage):
+        return tuple(dict.fromkeys(token.text for token in elsewhere))
     missing = [t.text for t in asked if (t.is_name or t.is_number) and t.stem not in there | above | known]
     if missing:
         return tuple(dict.fromkeys(missing))
@@ -153,10 +176,10 @@ def _belongs(other: _Segment, main: _Segment, words: set[str], extra: set[str]) 
     return other.number < main.number and is_open and extra <= other.leading
 
 
-def _segments(line: str) -> Iterator[_Segment]:
+def _segments(line: str, cut: re.Pattern[str] = _CUT) -> Iterator[_Segment]:
     """The segments of a line; one that says nothing by itself ("or not") belongs to the one before it."""
     found: list[tuple[Token, ...]] = []
-    for piece in _CUT.split(line):
+    for piece in cut.split(line):
         some = tuple(tokens(piece, line))
         if found and not any(token.stem for token in some):
             found[-1] += some
@@ -188,7 +211,7 @@ def _swapped(claim: str, here: Sequence[Token], segments: Sequence[_Segment], be
 def _roles(of: Sequence[Token], hinge: str) -> dict[str, str]:
     """Stem → its role beside the hinge: agent, patient, or the preposition that it follows."""
     places = [n for n, token in enumerate(of) if token.stem == hinge]
-    if len(places) != 1:
+    if len(places) != 1 or (places[0] and _makes_noun(of[places[0] - 1])):
         return {}
     at = places[0]
     passive = any(token.lower in BE for token in of[max(0, at - 3) : at]) and of[at].lower.endswith(
@@ -202,6 +225,11 @@ def _roles(of: Sequence[Token], hinge: str) -> dict[str, str]:
         elif token.stem:
             roles.setdefault(token.stem, role)
     return roles
+
+
+def _makes_noun(before: Token) -> bool:
+    """Whether the word after this one is no verb, and nothing is done by it."""
+    return before.lower in _OPENERS or before.lower in _PREPOSITIONS - {"to"} or before.is_number
 
 
 def _relation(of: Sequence[Token], hinge: str) -> dict[str, str]:
