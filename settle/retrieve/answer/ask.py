@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.answer import Answer, Kind, Sentence
-from settle.retrieve.answer.citation_check import Checker
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.extractive import Quote, quotes
 from settle.retrieve.answer.retrieval import Retrieval
+from settle.retrieve.answer.support.citation_check import Checker
 from settle.retrieve.answer.write_answer import AnswerOptions, Generation, Prompt, generate
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words

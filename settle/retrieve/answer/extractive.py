@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from settle.documents.blocks import with_headings
-from settle.retrieve.answer.citation_check import word_weights
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.sentences import sentences
+from settle.retrieve.answer.support.citation_check import word_weights
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from settle.retrieve.answer.claim_check import differences
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.sentences import sentences
+from settle.retrieve.answer.support.claim_check import differences
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
@@ -24,7 +24,7 @@ CLEARER = 0.15  # score margin needed to replace the model's own citation
 @dataclass(frozen=True)
 class Support:
     """How well a passage supports a sentence. score: 0 to 1. differs: the words in which it says something else, see
-    `settle.retrieve.answer.claim_check`; any of them rules support out. line: the passage's nearest sentence."""
+    `settle.retrieve.answer.support.claim_check`; any of them rules support out. line: the passage's nearest sentence."""
 
     score: float
     differs: tuple[str, ...]

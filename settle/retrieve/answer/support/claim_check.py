@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from settle.retrieve.answer.claim_words import BE, Token, is_negation, opposites, tokens, word_set
+from settle.retrieve.answer.support.claim_words import BE, Token, is_negation, opposites, tokens, word_set
 
 NEAR = 0.75  # share of the best line's words from which on another line may be the one that is meant
 NEGATED = 4  # words before a part of a line in which a negation is one of that part

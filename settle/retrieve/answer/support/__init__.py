@@ -1,0 +1,1 @@
+"""Whether the passages that are cited support what is claimed."""
