@@ -10,8 +10,6 @@ from typing import Literal
 from gguf.constants import LlamaFileType
 
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
-from settle.base.run import read_json
-from settle.base.errors import FormatError, RunError, UsageError
 from settle.base.run import Run, read_json
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.lora_gguf import read_lora

@@ -24,7 +24,7 @@ CLEARER = 0.15  # score margin needed to replace the model's own citation
 @dataclass(frozen=True)
 class Support:
     """How well a passage supports a sentence. score: 0 to 1. differs: the words in which it says something else, see
-    `settle.retrieve.answer.support.claim_check`; any of them rules support out. line: the passage's nearest sentence."""
+    `claim_check`; any of them rules support out. line: the nearest sentence of the passage."""
 
     score: float
     differs: tuple[str, ...]
