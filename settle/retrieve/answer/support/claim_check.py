@@ -43,12 +43,12 @@ class _Segment:
     @cached_property
     def leading(self) -> frozenset[str]:
         """What it is about, as far as the first words say that: a name, or some words and the name after them."""
-        said = [token for token in self.tokens if token.stem]
-        first = 0 if said and said[0].is_name else LEADING
-        end = next((n for n in range(first, len(said)) if not said[n].is_name), len(said))
+        heads = [token for token in self.tokens if token.stem]
+        first = 0 if heads and heads[0].is_name else LEADING
+        end = next((n for n in range(first, len(heads)) if not heads[n].is_name), len(heads))
         if first and self.tokens[0].lower not in _OPENERS:
             end = first  # what follows is a verb and what it is done to
-        return frozenset(token.stem for token in said[: max(end, 1)])
+        return frozenset(token.stem for token in heads[: max(end, 1)])
 
     @property
     def has_subject(self) -> bool:
