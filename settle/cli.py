@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
@@ -20,6 +21,7 @@ from settle.base.run import command_start
 from settle.base.version import __version__
 from settle.base.visible import visible_line
 from settle.commands import GROUPS, Command
+from settle.machine.threads import ThreadSettings, asked_threads
 from settle.show import Face
 from settle.show.streams import prepare_streams
 
@@ -206,7 +208,9 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
         face = Face(json, raw and not sys.stdout.isatty())
         events = Events(listeners=[face])
         try:
-            return command(**_gathered(given)).run(events)
+            made = command(**_gathered(given))
+            with asked_threads(made.threads) if isinstance(made, ThreadSettings) else nullcontext():
+                return made.run(events)
         finally:
             face.close()
             events.close()

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from settle.base.errors import EngineError
 from settle.library.facts import Use
+from settle.machine import num_threads
 
 STOP_SECONDS = 3.0
 ENDING_SECONDS = 30.0  # llama.cpp writes why it fails from a thread of its own, after the child's stdout has ended
@@ -73,7 +74,7 @@ class Load:
             "path": str(self.path.resolve()),
             "adapters": [str(path.resolve()) for path in self.adapters],
             "draft": dataclasses.asdict(self.draft) | {"path": str(self.draft.path.resolve())} if self.draft else None,
-            "threads": self.threads or os.cpu_count() or 1,
+            "threads": num_threads(self.threads),
             "alias": ALIAS,
         }
 

@@ -23,6 +23,7 @@ from settle.infer.child_model import ChildModel
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import fitting_context
 from settle.library.facts import longest_context
+from settle.machine import num_threads
 
 PACKAGE = "llama_cpp_py_sync"
 Array = NDArray[np.generic]
@@ -59,7 +60,7 @@ class Scorer(ChildModel["ScorerChild"]):
         settings = {
             "path": str(self.path.resolve()),
             "context": self.context,
-            "threads": threads or os.cpu_count() or 1,
+            "threads": num_threads(threads),
         }
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]

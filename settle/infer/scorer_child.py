@@ -22,6 +22,7 @@ import numpy as np
 
 from settle.data.distributions import Compared, Rows, compare, draws, summarise
 from settle.data.likelihoods import Likelihoods
+from settle.machine.openmp_wait import adapt_waiting
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together
 LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
@@ -147,6 +148,7 @@ def main() -> None:
         os._exit(1)
     answers.write(json.dumps({"num_vocab": model.num_vocab}).encode() + b"\n")
     answers.flush()
+    adapt_waiting(settings["threads"])
     known: dict[str, Likelihoods] = {}
     with ThreadPoolExecutor(settings["threads"]) as pool:
         while True:

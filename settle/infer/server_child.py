@@ -6,6 +6,7 @@ model is loaded, and lives until its stdin closes (its parent is gone or wants i
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -98,6 +99,12 @@ def is_guided() -> bool:
     return grammar.startswith("%llguidance")
 
 
+def adapt_waiting(threads: int) -> None:
+    """settle's `machine/openmp_wait.py`, by its path: importing the package takes memory and time of every child."""
+    path = Path(__file__).parents[1] / "machine" / "openmp_wait.py"
+    runpy.run_path(str(path))["adapt_waiting"](threads)
+
+
 def main() -> None:
     # llama.cpp writes to stdout too, now and then: the answer has a channel of its own
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -110,6 +117,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers.write(json.dumps({"address": address, "is_guided": is_guided()}) + "\n")
     answers.flush()
+    adapt_waiting(settings["threads"])
     threading.Event().wait()
 
 

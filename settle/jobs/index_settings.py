@@ -3,10 +3,10 @@
 from pydantic import Field
 
 from settle.base.choice import Choice, choice
-from settle.base.settings import Settings
+from settle.machine.threads import ThreadSettings
 
 
-class IndexSettings(Settings):
+class IndexSettings(ThreadSettings):
     """Which folders become which collection, with which parts, and what is done afterwards."""
 
     paths: list[str] = Field([], description="folders and files, or the name of a collection")

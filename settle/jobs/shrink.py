@@ -27,7 +27,7 @@ from settle.library.pretrained import open_pretrained
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run
 from settle.library.run_models import record_made
-from settle.machine import cores, describe
+from settle.machine import describe, num_threads
 from settle.model.pretrained import Pretrained
 from settle.model.source import Source
 from settle.shrink.calibration_data import calibration_data
@@ -101,7 +101,7 @@ def data(c: ShrinkContext) -> None:
         c.events.emit(Warn(text=warning))
     c.fingerprint = texts.fingerprint
     require_same_data(c, c.fingerprint)
-    threads = settings.threads or cores().usable
+    threads = num_threads(settings.threads)
     model = MeasuredModel(c.source, texts, threads, c.events, settings.imatrix)
     session = Session(model, c.work)
     c.session = session.with_cut_vocabulary() if settings.vocabulary else session

@@ -15,6 +15,7 @@ from settle.machine.cores import Cores, cores, processor_name
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
+from settle.machine.threads import ThreadSettings, asked_threads, is_asked, num_threads, use_torch_threads
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -26,19 +27,24 @@ __all__ = [
     "Memory",
     "PeakMemory",
     "Power",
+    "ThreadSettings",
     "accelerator",
+    "asked_threads",
     "bandwidth",
     "ceiling",
     "cores",
     "describe",
     "disk_free",
     "FreedMemory",
+    "is_asked",
     "keep_freed_memory",
     "memory",
+    "num_threads",
     "power",
     "probe_dtype",
     "processor_name",
     "resident",
+    "use_torch_threads",
 ]
 
 

@@ -2,8 +2,8 @@
 
 A thread that spins for a moment finds the next piece of work soonest. Where another program needs the core, it holds up
 the very thread that it waits for. GNU's OpenMP (libgomp, what torch and llama.cpp use on Linux) reads how long to spin
-once, and spins hardly at all while a process has more of its threads than there are cores: a second team, which only
-sleeps, makes it so, and nothing else changes: neither the number of threads that compute nor a bit of what they compute.
+once, and spins hardly at all while a process has more of its threads than there are cores. A second team, which only
+sleeps, makes it so. Nothing else changes: neither the number of threads that compute nor a bit of what they compute.
 
 Python's own library only: a child of llama.cpp loads this file by its path, without settle's other imports.
 """
@@ -103,7 +103,9 @@ def _watch(threads: int) -> None:
     load, teams = OthersLoad(), list[SleepingTeam]()
     while True:
         time.sleep(INTERVAL)
-        missing = load.read() + threads - len(os.sched_getaffinity(0))  # cores that we and others need, and are not there
+        missing = (
+            load.read() + threads - len(os.sched_getaffinity(0))
+        )  # cores that we and others need, and are not there
         if not teams and missing > BUSY:
             teams = [SleepingTeam(library) for library in libraries()]
         elif teams and missing < QUIET:

@@ -7,11 +7,11 @@ from pydantic import Field, field_validator
 
 from settle.base.amounts import precision
 from settle.base.choice import Choice, choice
-from settle.base.settings import Settings
 from settle.data.settings import DataSettings, RowSettings
+from settle.machine.threads import ThreadSettings
 
 
-class RunSettings(Settings):
+class RunSettings(ThreadSettings):
     """What a person may ask of any run that trains."""
 
     renamed: ClassVar[Mapping[str, str]] = {"rates": "optimizer"}
@@ -33,7 +33,6 @@ class RunSettings(Settings):
     optimizer: Choice = choice("train/optimizers", default="adamw", description="optimizer")
     device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; the fastest one here when not given")
-    threads: int | None = Field(None, gt=0, description="CPU threads; all cores when not given")
     keep_checkpoints: bool = Field(False, description="keep the checkpoints when the run has finished")
     watts: float | None = Field(
         None, gt=0, description="power of this machine, in watts; measured or estimated when not given"

@@ -7,7 +7,7 @@ from functools import cached_property
 from settle.base.amounts import count, seconds
 from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
-from settle.machine import Accelerator, cores, power
+from settle.machine import Accelerator, num_threads, power
 from settle.model import default_shape
 from settle.model.architectures import Architecture
 from settle.plan.loss_law import left_over, worth
@@ -119,7 +119,7 @@ def requested_seconds(settings: RunSettings, device: Accelerator) -> float | Non
     """The time that was asked for, or that the money asked for buys here, whichever is less."""
     times = [seconds(settings.time)] if settings.time else []
     if settings.max_cost:
-        watts = power(settings.threads or cores().usable, settings.watts, device.kind).watts
+        watts = power(num_threads(settings.threads), settings.watts, device.kind).watts
         price = watts / 3.6e6 * settings.price_per_kwh + settings.price_per_hour / 3600
         if not price:
             raise UsageError("--max-cost says nothing while all prices are 0", "give --price-per-hour as well")

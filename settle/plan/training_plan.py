@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from settle.base.amounts import count
 from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
-from settle.machine import Accelerator, accelerator, cores, probe_dtype
+from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import Size, choose_size
@@ -23,12 +23,9 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     A time budget is for everything, so the loop gets what preparation and export leave. Raises UsageError,
     ResourceError.
     """
-    import torch
-
     device = accelerator(settings.device)
     require_dtype(settings.dtype, device)
-    threads = settings.threads or cores().usable
-    torch.set_num_threads(threads)
+    threads = use_torch_threads(settings.threads)
     why: dict[str, str] = {}
     size = choose_size(settings, corpus, device, spent, why)
     architecture = Architecture.part(settings.architecture).sized(

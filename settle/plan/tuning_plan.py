@@ -7,7 +7,7 @@ from settle.base.choice import Choice
 from settle.base.errors import ResourceError, UsageError
 from settle.data.rows.prepare import RowCorpus
 from settle.formats.gguf.types import GGML
-from settle.machine import Accelerator, accelerator, cores, memory
+from settle.machine import Accelerator, accelerator, memory, use_torch_threads
 from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
@@ -37,12 +37,9 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
 
     Raises UsageError for what does not go together, ResourceError for what does not fit, proposing what would.
     """
-    import torch
-
     device = accelerator(settings.device)
     require_dtype(settings.dtype, device)
-    threads = settings.threads or cores().usable
-    torch.set_num_threads(threads)
+    threads = use_torch_threads(settings.threads)
     why: dict[str, str] = {}
     adapter_name = str(settings.adapter.name)
     adapter = None if adapter_name == FULL else Adapter.make(adapter_name, settings.adapter.settings)

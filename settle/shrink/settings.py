@@ -9,7 +9,7 @@ from pydantic import Field
 from settle.base.amounts import num_bytes, share
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
-from settle.base.settings import Settings
+from settle.machine.threads import ThreadSettings
 
 Goal = Literal["size", "mix", "speed", "loss", "plan", "unchanged"]
 
@@ -23,7 +23,7 @@ class Budget:
     mix: str = ""
 
 
-class ShrinkOptions(Settings):
+class ShrinkOptions(ThreadSettings):
     """What a person may ask when a model is made smaller."""
 
     model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
@@ -42,7 +42,6 @@ class ShrinkOptions(Settings):
         description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
         json_schema_extra={"parts": "evaluate/tasks"},
     )
-    threads: int | None = Field(None, gt=0, description="CPU threads; all cores when not given")
 
     def budget(self) -> Budget:
         """Raises UsageError unless exactly one budget was given, or none with `vocabulary`."""

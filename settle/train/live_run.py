@@ -16,7 +16,7 @@ from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
 from settle.data.rows.store import RowStore
 from settle.library.pretrained import open_pretrained
-from settle.machine import keep_freed_memory
+from settle.machine import keep_freed_memory, use_torch_threads
 from settle.model.adapters import Adapter
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -56,7 +56,7 @@ class LiveRun:
     @classmethod
     def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "LiveRun":
         """base: the model that is tuned, when it is open already. Raises FormatError when it is not the plan's."""
-        torch.set_num_threads(plan.loop.threads)
+        use_torch_threads(plan.loop.threads)
         keep_freed_memory()
         if plan.tuning is not None:
             base = base or open_base(plan.tuning)

@@ -6,9 +6,10 @@ from pydantic import Field
 
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Resume(Command):
+class Resume(ThreadSettings, Command):
     """Resume an interrupted run: after Ctrl-C, a kill, a power cut or a full disk.
 
     It ends as it would have without the stop, to the last bit where the plan ends it by steps or tokens; by the clock

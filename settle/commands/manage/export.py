@@ -11,9 +11,10 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Export(Command):
+class Export(ThreadSettings, Command):
     """Write a run's model for llama.cpp, Ollama, LM Studio, transformers, vLLM, MLX or peft.
 
     What llama.cpp reads is written only when it behaves there like the model that was trained. A model tuned with an

@@ -7,9 +7,10 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Models(Command):
+class Models(ThreadSettings, Command):
     """List the models that can be served: of the store, of the runs, and the adapters over them.
 
     `settle models show NAME` shows everything about one. --measure runs those named, or all that write, and remembers

@@ -7,9 +7,10 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Bench(Command):
+class Bench(ThreadSettings, Command):
     """Measure what the server costs beside llama.cpp's own on this machine: `settle bench serve MODEL`.
 
     Both are the same process, measured in turns: llama.cpp's port, and settle's in front of it.

@@ -7,9 +7,10 @@ from pydantic import Field
 
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Eval(Command):
+class Eval(ThreadSettings, Command):
     """Compare a tuned model with its base: on rows that were held out, on what both knew, and on instructions.
 
     Both answer the same rows in llama.cpp. The verdict is better, no different or worse, with an interval; the exit

@@ -7,9 +7,10 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Ask(Command):
+class Ask(ThreadSettings, Command):
     """Ask a collection of documents (see `settle index`). The answer cites the passages that support it; exit code 3
     when the documents do not answer. Without a QUESTION: one after the other on a terminal, or text on stdin.
 

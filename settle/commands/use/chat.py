@@ -6,9 +6,10 @@ from pydantic import Field
 
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Chat(Command):
+class Chat(ThreadSettings, Command):
     """Talk to a run's model, to one of the store, or to any GGUF file. With a PROMPT, or text on stdin: one answer.
 
     A model trained on plain text completes what you write; --template makes it take turns all the same.

@@ -8,9 +8,10 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.machine.threads import ThreadSettings
 
 
-class Serve(Command):
+class Serve(ThreadSettings, Command):
     """Serve models on one local port that accepts OpenAI, Anthropic and Ollama clients, protected by an API key.
 
     Without a name, every model of the store and of the runs is served, loaded when a client uses it. A LoRA that
@@ -33,7 +34,6 @@ class Serve(Command):
         None, gt=0, description="tokens per request, prompt and answer; at most what a model knows"
     )
     slots: int | None = Field(None, gt=0, le=256, description="requests that a model answers at the same time")
-    threads: int | None = Field(None, gt=0, description="threads per model (default: every core)")
     idle: float = Field(600.0, ge=0, description="seconds until an unused model is unloaded; 0: never")
     most_models: int = Field(8, gt=0, description="models in memory at the same time")
     allow_host: list[str] = Field(default_factory=list, description="host name that clients may use for this server")

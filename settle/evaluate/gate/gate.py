@@ -146,13 +146,13 @@ def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) ->
 def _in_fp32(model: Decoder, small: bool) -> Iterator[None]:
     """The live model in fp32, whatever it was trained in, and one torch thread for a small one: threads that wait for
     each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the machine is shared."""
-    num_threads, compute_dtype = torch.get_num_threads(), model.compute_dtype
-    torch.set_num_threads(1 if small else num_threads)
+    before, compute_dtype = torch.get_num_threads(), model.compute_dtype
+    torch.set_num_threads(1 if small else before)
     model.compute_dtype = torch.float32
     try:
         yield
     finally:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(before)
         model.compute_dtype = compute_dtype
 
 

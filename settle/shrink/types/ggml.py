@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from settle import machine
 from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf.types import GGML, block_id, block_of, is_float
-from settle.machine.cores import cores
 
 PACKAGE = "llama_cpp_py_sync"
 # values that are quantized in one call: a megabyte of float32, which stays in a core's cache
@@ -108,7 +108,9 @@ def check(kind: str, row: int, has_importance: bool) -> None:
 
 def num_threads() -> int:
     """Hardware threads that we may run on: unlike the matrix units, the quantizer's arithmetic gains from each."""
-    usable = cores()
+    if machine.is_asked():
+        return machine.num_threads()
+    usable = machine.cores()
     return max(1, usable.allowed if usable.quota is None else min(usable.allowed, math.ceil(usable.quota)))
 
 

@@ -17,7 +17,7 @@ from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf import pooling
 from settle.formats.gguf.metadata import number, whole
-from settle.machine import accelerator
+from settle.machine import accelerator, use_torch_threads
 
 BATCH_TOKENS = 1 << 12  # padding included: the activations stay in a processor's cache
 _PROBE = (256, 384, 1536)  # a matrix product of the size that small models have
@@ -48,6 +48,7 @@ class BertEncoder:
         missing = next((name for name in _names(self._layers) if name not in file.tensors), None)
         if missing:
             raise FormatError(f"the embedder's file has no {missing}", "it is not a whole model")
+        use_torch_threads()
         self._device, dtype = fastest()
         self._w = {
             name: torch.tensor(tensor.load(), dtype=dtype, device=self._device) for name, tensor in file.tensors.items()

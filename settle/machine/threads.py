@@ -1,0 +1,76 @@
+"""How many threads compute. Whatever computes asks here, and `--threads` is declared here, once.
+
+Importing it loads no torch; what needs torch imports it when called.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from settle.base.settings import Settings
+from settle.machine.cores import cores
+from settle.machine.openmp_wait import adapt_waiting
+
+CONVENTION = "OMP_NUM_THREADS"  # what people and job schedulers set for every program; torch reads it when it loads
+
+_asked: list[int] = []  # what commands that run in this process were given, the newest last
+
+
+class ThreadSettings(Settings):
+    """The option of everything that computes."""
+
+    threads: int | None = Field(None, gt=0, description="CPU threads; as many as are fastest when not given")
+
+
+def num_threads(asked: int | None = None) -> int:
+    """Threads to compute with: as many as asked for here, by the command or by `OMP_NUM_THREADS`, else every core that
+    this process may use."""
+    if asked or _asked:
+        return asked or _asked[-1]
+    return _conventional() or cores().usable
+
+
+def is_asked(asked: int | None = None) -> bool:
+    """Whether somebody decided on the number, so that nothing is left to choose."""
+    return bool(asked or _asked or _conventional())
+
+
+@contextlib.contextmanager
+def asked_threads(threads: int | None) -> Iterator[None]:
+    """For as long as it lasts, everything in this process and its children computes with so many; None decides
+    nothing. Threads sleep while they wait for each other where other programs need the cores."""
+    adapt_waiting(num_threads(threads))
+    if threads is None:
+        yield
+        return
+    before = os.environ.get(CONVENTION)
+    _asked.append(threads)
+    os.environ[CONVENTION] = str(threads)
+    if "torch" in sys.modules:
+        use_torch_threads(threads)
+    try:
+        yield
+    finally:
+        _asked.pop()
+        if before is None:
+            del os.environ[CONVENTION]
+        else:
+            os.environ[CONVENTION] = before
+
+
+def use_torch_threads(threads: int | None = None) -> int:
+    """torch computes with so many from here on; returns the number."""
+    import torch
+
+    number = num_threads(threads)
+    torch.set_num_threads(number)
+    adapt_waiting(number)
+    return number
+
+
+def _conventional() -> int | None:
+    given = os.environ.get(CONVENTION, "").partition(",")[0].strip()
+    return int(given) if given.isdigit() and int(given) > 0 else None
