@@ -20,7 +20,7 @@ from settle.jobs.job import Context, interrupt, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
-from settle.machine import accelerator
+from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
 from settle.plan.phases import too_short
@@ -118,6 +118,7 @@ def earlier_session(c: TrainingContext) -> None:
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise edited(c.run, str(e).replace("\n", " ")) from None
     accelerator(c.plan.device)
+    _warn_of_threads(c)
 
 
 def restored_data(c: TrainingContext, corpus: Corpus | RowCorpus | None) -> bool:
@@ -248,3 +249,10 @@ def _warn_of_versions(c: TrainingContext) -> None:
         if before != now:
             text = f"{package} was {before} and is {now} now: the run continues, but not bit for bit the same"
             c.events.emit(Warn(text=text))
+
+
+def _warn_of_threads(c: TrainingContext) -> None:
+    before, now = c.plan.loop.threads, commanded()
+    if now is not None and now != before and c.plan.dtype == "float32":
+        text = f"the run had {before} threads and has {now} now: it continues, but not bit for bit the same"
+        c.events.emit(Warn(text=text))

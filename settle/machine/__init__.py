@@ -15,7 +15,7 @@ from settle.machine.cores import Cores, cores, processor_name
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
-from settle.machine.threads import ThreadSettings, asked_threads, is_asked, num_threads, use_torch_threads
+from settle.machine.threads import ThreadSettings, asked_threads, commanded, is_asked, num_threads, use_torch_threads
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -32,6 +32,7 @@ __all__ = [
     "asked_threads",
     "bandwidth",
     "ceiling",
+    "commanded",
     "cores",
     "describe",
     "disk_free",

@@ -33,6 +33,11 @@ def num_threads(asked: int | None = None) -> int:
     return _conventional() or cores().usable
 
 
+def commanded() -> int | None:
+    """What the command that runs was given with `--threads`."""
+    return _asked[-1] if _asked else None
+
+
 def is_asked(asked: int | None = None) -> bool:
     """Whether somebody decided on the number, so that nothing is left to choose."""
     return bool(asked or _asked or _conventional())

@@ -46,6 +46,8 @@ def look_ahead(
     must_fit(plan)
     expected_steps = plan.loop.max_steps or 50 * plan.loop.warmup_steps
     probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts, events)
+    if probed.why_threads:
+        plan = plan.with_threads(probed.threads, probed.why_threads)
     spent = elapsed()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
     export = export_seconds(plan.num_parameters, probed.evaluation_seconds)

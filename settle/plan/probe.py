@@ -39,6 +39,8 @@ class Probe:
     watts_source: str  # asked, measured or estimated
     loss: float
     stderr: float
+    threads: int = 1
+    why_threads: str = ""  # empty where somebody asked for the number
 
 
 def probe_steps(expected_steps: int) -> int:
@@ -64,6 +66,7 @@ def probe(
     )
     loop = plan.loop
     job = LiveRun.build(dataclasses.replace(plan, held_out_tokens=EVALUATION_BLOCK), corpus)
+    job.choose_threads()
     times: list[float] = []
     peaks: list[int] = []
 
@@ -90,6 +93,8 @@ def probe(
     evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)
     evaluation_seconds = time.perf_counter() - began
     return Probe(
+        threads=job.plan.loop.threads,
+        why_threads=job.plan.why.get("threads", ""),
         steps=steps,
         tokens=steps * loop.tokens_per_step,
         step_seconds=statistics.fmean(settled_times),

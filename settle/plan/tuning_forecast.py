@@ -108,6 +108,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
         evaluation = evaluate(model, job.objective, sample, 0, 0)
         return evaluation.loss, evaluation.stderr, time.perf_counter() - began
 
+    job.choose_threads()
     patience = min(PATIENCE, SHARE_OF_TIME * (loop.seconds or math.inf))
     peak, meter = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start()
     times, tokens = [], []

@@ -16,7 +16,7 @@ from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
 from settle.data.rows.store import RowStore
 from settle.library.pretrained import open_pretrained
-from settle.machine import keep_freed_memory, use_torch_threads
+from settle.machine import commanded, is_asked, keep_freed_memory, num_threads, use_torch_threads
 from settle.model.adapters import Adapter
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -28,6 +28,7 @@ from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.recovery import Session
 from settle.train.state import LoopState
+from settle.train.thread_choice import LONGEST, ThreadWatch, choose_threads
 from settle.train.trainer import Trainer
 from settle.train.training_plan import TrainingPlan, Tuning
 
@@ -35,6 +36,7 @@ IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
     "device", "dtype", "held_out_tokens", "loop", "corpus", "tuning",
 )  # fmt: skip
+SHARE_OF_TIME = 0.02  # of a time budget that choosing the number of threads may take
 EVALUATION_BLOCK = 2048  # tokens: many blocks make the standard error of a mean believable
 
 
@@ -105,7 +107,21 @@ class LiveRun:
     ) -> Loop:
         """elapsed, sample: as in `Session`."""
         session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed, sample)
-        return Loop(self.trainer(), HeldOut(self.held_out, self.tokenizer.byte_length), session)
+        trainer, asked = self.trainer(), commanded()
+        most = num_threads() if self.plan.device == "cpu" else 1
+        watch = ThreadWatch(trainer, events, asked or self.plan.loop.threads, most, self._threads_are_free())
+        return Loop(trainer, HeldOut(self.held_out, self.tokenizer.byte_length), session, watch)
+
+    def choose_threads(self) -> None:
+        """Put the number of threads that the run's own step is fastest with into the plan, unless somebody asked for
+        one. The optimizer's state of this comparison is thrown away; the weights stay as they are."""
+        most, budget = num_threads(), self.plan.loop.seconds
+        if self.plan.device == "cpu" and most > 1 and self._threads_are_free():
+            longest = LONGEST if budget is None else min(LONGEST, SHARE_OF_TIME * budget)
+            self.plan = self.plan.with_threads(*choose_threads(self.trainer(), most, longest))
+
+    def _threads_are_free(self) -> bool:
+        return not is_asked() and self.plan.origin.get("threads", "default") in ("default", "measured")
 
     def trainer(self) -> Trainer:
         return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches)

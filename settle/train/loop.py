@@ -10,6 +10,7 @@ from settle.train.evaluation import HeldOut
 from settle.train.recovery import SPIKE_WINDOW, Recovery, Session
 from settle.train.schedule import Schedule
 from settle.train.state import LoopState, Outcome
+from settle.train.thread_choice import ThreadWatch
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import Watch
 
@@ -18,21 +19,25 @@ class Loop:
     """Trains until the run has settled or its budget is spent: a trainer takes the steps, a watch evaluates and decides
     when the end begins, and recovery saves, and goes back when a step goes wrong."""
 
-    def __init__(self, trainer: Trainer, held_out: HeldOut, session: Session) -> None:
+    def __init__(
+        self, trainer: Trainer, held_out: HeldOut, session: Session, threads: ThreadWatch | None = None
+    ) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events = session.events
         self.watch = Watch(trainer, held_out, session.events, session.elapsed)
         self.recovery = Recovery(trainer, session)
+        number = self.plan.threads
+        self.threads = threads or ThreadWatch(trainer, session.events, number, number, is_free=False)
         self.state = LoopState(schedule=Schedule(self.plan.warmup_steps))
 
     def train(self) -> Outcome:
         """Run to the end, or until `session.stopping()`; a checkpoint exists at every return."""
-        torch.set_num_threads(self.plan.threads)
+        torch.set_num_threads(self.threads.threads)
         self._resume_or_begin()
         while not self.state.is_over:
             started = time.perf_counter()
             self.watch.spend_budget(self.state)
-            result = self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
+            result = self.threads.take(self._take_step)
             if blamed := self.recovery.steps_to_blame(self.state, result):
                 self.state, self.watch.best = self.recovery.roll_back(self.state, result, blamed)
                 continue
@@ -63,6 +68,9 @@ class Loop:
     def saved_step(self) -> int:
         """The step of the newest checkpoint, when it holds the state as it is, else -1."""
         return self.recovery.saved_step
+
+    def _take_step(self) -> StepResult:
+        return self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
 
     def _save(self) -> bool:
         return self.recovery.save(self.state, self.watch.best)

@@ -35,10 +35,12 @@ class TrainingBatches(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed."""
+    """loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed.
+    tokens: read in this step."""
 
     loss: float
     grad_norm: float
+    tokens: int = 0
 
     @property
     def is_finite(self) -> bool:
@@ -63,11 +65,20 @@ class Trainer:
         loss = backward(self.model, self.objective, batches)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
-        result = StepResult(loss, grad_norm)
+        result = StepResult(loss, grad_norm, sum(len(batch.inputs) for batch in batches))
         if result.is_finite:
             self.stepper.step(multiplier)
         self._freed_memory.after_step()
         return result
+
+    def rehearse(self, updates: bool) -> None:
+        """The work of a step on its first micro-batch, to time it. The weights stay as they are; with `updates` the
+        optimizer works too, at rates of 0, and its own state changes."""
+        self.model.zero_grad(set_to_none=True)
+        backward(self.model, self.objective, [self.batches.at(0)])
+        if updates:
+            self.stepper.step(0.0)
+        self.model.zero_grad(set_to_none=True)
 
     def tokens(self, state: LoopState) -> int:
         """Tokens trained on so far."""

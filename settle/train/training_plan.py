@@ -59,6 +59,11 @@ class TrainingPlan:
         """The same plan with other numbers of the loop."""
         return replace(self, loop=self.loop.model_copy(update=changes))
 
+    def with_threads(self, threads: int, why: str) -> "TrainingPlan":
+        """The same plan with a number of threads that was measured."""
+        plan = self.with_loop(threads=threads)
+        return replace(plan, origin={**self.origin, "threads": "measured"}, why={**self.why, "threads": why})
+
     def to_json(self) -> dict[str, object]:
         return {"version": PLAN_VERSION, **asdict(self), "loop": self.loop.model_dump()}
 

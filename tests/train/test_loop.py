@@ -16,6 +16,7 @@ from settle.train import checkpoint as checkpoints
 from settle.train.evaluation import HeldOut
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
+from settle.train.optimizers import Optimizer
 from settle.train.optimizers.adamw import AdamW
 from settle.train.recovery import MAX_ROLLBACKS, Session
 from settle.train.state import LoopPlan, Outcome
@@ -73,6 +74,32 @@ def poisoned(corpus: Corpus) -> Any:
     POISONED[:] = [Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0).at(p).inputs for p in (5, 21)]
     yield
     POISONED.clear()
+
+
+def test_rehearsals_change_no_bit(corpus):
+    """The loop takes them to say what its number of threads costs."""
+    made, other = (loop(corpus, Run.create("train", name), []) for name in ("plain", "rehearsed"))
+    plain = ended(made.train(), made)
+    step = other.trainer.take_step
+
+    def rehearsed(state, multiplier):
+        other.trainer.rehearse(updates=False)
+        return step(state, multiplier)
+
+    other.trainer.take_step = rehearsed
+    weights, *rest = ended(other.train(), other)
+    assert rest == list(plain[1:])
+    assert all(torch.equal(weights[name], plain[0][name]) for name in weights)
+
+
+def test_an_updating_rehearsal_leaves_the_weights(corpus):
+    model = loop(corpus, Run.create("train", "x"), []).trainer.model
+    for optimizer in (AdamW(), Optimizer.make("muon", {})):
+        batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
+        trainer = Trainer(PLAN, model, NextToken(), optimizer, batches)
+        before = trainer.weights()
+        trainer.rehearse(updates=True)
+        assert all(torch.equal(before[name], after) for name, after in trainer.weights().items())
 
 
 def test_a_poisoned_batch_is_named_and_never_drawn_again(corpus: Corpus, poisoned: Any) -> None:
