@@ -21,7 +21,6 @@ from settle.base.run import command_start
 from settle.base.version import __version__
 from settle.base.visible import visible_line
 from settle.commands import GROUPS, Command
-from settle.machine.threads import ThreadSettings, asked_threads
 from settle.show import Face
 from settle.show.streams import prepare_streams
 
@@ -209,7 +208,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
         events = Events(listeners=[face])
         try:
             made = command(**_gathered(given))
-            with asked_threads(made.threads) if isinstance(made, ThreadSettings) else nullcontext():
+            with getattr(made, "computing", nullcontext)():  # what has --threads
                 return made.run(events)
         finally:
             face.close()

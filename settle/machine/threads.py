@@ -24,6 +24,10 @@ class ThreadSettings(Settings):
 
     threads: int | None = Field(None, gt=0, description="CPU threads; as many as are fastest when not given")
 
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """For as long as it lasts, everything computes with so many threads."""
+        return asked_threads(self.threads)
+
 
 def num_threads(asked: int | None = None) -> int:
     """Threads to compute with: as many as asked for here, by the command or by `OMP_NUM_THREADS`, else every core that

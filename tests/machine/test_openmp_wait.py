@@ -1,5 +1,6 @@
 """How threads wait for each other, seen in the processor time that a waiting thread takes."""
 
+import os
 import subprocess
 import sys
 
@@ -37,7 +38,7 @@ print(len(teams), free, asleep, waited(), same, torch.get_num_threads())
 """
 
 
-def test_threads_sleep_while_a_team_sleeps_and_spin_again_after(run_code=None):
+def test_threads_sleep_while_a_team_sleeps_and_spin_again_after():
     """Microseconds of the processor that the second thread takes for a small piece of work and the wait after it."""
     out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=_environment())
     number, free, asleep, after, same, threads = out.stdout.split()
@@ -46,6 +47,4 @@ def test_threads_sleep_while_a_team_sleeps_and_spin_again_after(run_code=None):
 
 
 def _environment():
-    import os
-
     return {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}

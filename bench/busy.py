@@ -1,0 +1,257 @@
+"""Speed beside one busy process: training, tuning, embedding and serving, before and now, idle and busy in turns.
+
+    python bench/busy.py [--before 73cb240] [--only training tuning embedding serving] [--rounds 3]
+
+About ten minutes for everything on two idle cores. Each job is the product's own (`settle train`, `settle tune`, the
+embedder of `settle index`, llama.cpp in the child that serves), once from the tree of --before and once from this one.
+Both are started alone, one after the other, on the machine as it is; then they take turns, the other one stopped:
+before, now, and both again while one process computes without an end. The order changes with every round. What a job
+does in the first --settle seconds of its turn is not counted: load that begins is noticed in half a second to a few
+seconds. Ratios are of turns of one round. "begun busy" is a run of this tree that starts while the other process
+computes, as its number of threads is chosen then. `others` is how many cores were in use with all jobs stopped: a
+figure above 0.2 means that the machine was not free, and the table says nothing about an idle one.
+
+The table goes to bench/results/busy.md.
+"""
+
+import argparse
+import datetime
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+TABLE = HERE / "bench" / "results" / "busy.md"
+START_SECONDS = 240
+ENDLESS = "9999999"
+BAR, IDLE_BAR = 0.45, 0.97
+WORKERS = {
+    "embedding": """
+import sys, time, json
+from settle.retrieve.index.embedders.minilm import Minilm
+texts = [t for t in open(sys.argv[1], encoding="utf-8").read().split("\\n\\n") if 40 < len(t) < 600][:64]
+vectorizer = Minilm().open()
+while True:
+    vectorizer.documents(texts)
+    print(time.time(), len(texts), flush=True)
+""",
+    "serving": """
+import sys, time
+from settle.infer.engine import Engine
+from settle.library.resolve import resolve_gguf
+with Engine(resolve_gguf("smollm2").weights, 1024) as engine:
+    print("child", engine.pid, flush=True)
+    while True:
+        for piece in engine.complete("The history of the city begins", 200, 0.0):
+            print(time.time(), 1, flush=True)
+""",
+}
+
+
+class Job:
+    """One job of one tree, stopped whenever it is not its turn."""
+
+    def __init__(self, what: str, tree: Path, home: Path, data: dict[str, Path]) -> None:
+        self.what, self.home, self.log = what, home, home / "out.txt"
+        home.mkdir(exist_ok=True)
+        (home / "models").exists() or (home / "models").symlink_to(data["models"])
+        command = [sys.executable, "-m", "settle"]
+        common = ["--name", "busy", "--tokens", ENDLESS + "000", "--tolerance", "1e-9", "--dtype"]
+        if what.startswith("training"):
+            dtype = what.rpartition(" ")[2]
+            command += ["train", str(data["text"]), "--size", "1M", *common, dtype]
+        elif what == "tuning":
+            command += ["tune", "smollm2", str(data["rows"]), "--batch-rows", "1", *common, "float32", "--no-compare"]
+        else:
+            command = [sys.executable, "-c", WORKERS[what], str(data["text"])]
+        env = os.environ | {"PYTHONPATH": str(tree), "SETTLE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+            env.pop(name, None)
+        self.process = subprocess.Popen(
+            command, stdout=self.log.open("wb"), stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+        deadline = time.time() + START_SECONDS
+        while len(self.events()) < 4:
+            if self.process.poll() is not None or time.time() > deadline:
+                self.end()
+                raise SystemExit(f"{what} did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.2)
+        self.send(signal.SIGSTOP)
+
+    def events(self) -> list[tuple[float, float]]:
+        """(time, units done since the event before)"""
+        if self.what in WORKERS:
+            rows = [line.split() for line in self.log.read_text().splitlines()]
+            return [(float(a), float(b)) for a, b in (row for row in rows if len(row) == 2) if a[:1].isdigit()]
+        found: list[tuple[float, float]] = []
+        for path in (self.home / "runs").glob("*/events.jsonl"):
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                event = json.loads(line)
+                if event["kind"] == "step":
+                    found.append((event["time"], event["tokens"]))
+        return [(t, n - before) for (_, before), (t, n) in zip(found, found[1:], strict=False)]
+
+    def turn(self, seconds: float, settle: float) -> float:
+        """Units per second, from the first event after `settle` seconds to the last."""
+        began = time.time()
+        self.send(signal.SIGCONT)
+        time.sleep(seconds)
+        self.send(signal.SIGSTOP)
+        counted = [(t, n) for t, n in self.events() if began + settle < t < began + seconds]
+        if len(counted) < 3:
+            raise SystemExit(f"{self.what}: {len(counted)} events in a turn; give a longer --turn")
+        return sum(n for _, n in counted[1:]) / (counted[-1][0] - counted[0][0])
+
+    def send(self, what: signal.Signals) -> None:
+        for group in [self.process.pid, *self._children()]:
+            os.killpg(group, what)
+
+    def end(self) -> None:
+        for group in [*self._children(), self.process.pid]:
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+
+    def _children(self) -> list[int]:
+        head = self.log.read_text().split("\n", 1)[0].split()
+        return [int(head[1])] if head[:1] == ["child"] else []
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """One process that computes."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def others(seconds: float = 0.5) -> float:
+    """Cores in use while every job is stopped."""
+
+    def used() -> float:
+        fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+    before, began = used(), time.monotonic()
+    time.sleep(seconds)
+    return (used() - before) / (time.monotonic() - began)
+
+
+def measure(what: str, trees: dict[str, Path], work: Path, data: dict[str, Path], asked: argparse.Namespace) -> str:
+    rates: dict[tuple[str, str], list[float]] = {}
+    quiet: list[float] = []
+    jobs: dict[str, Job] = {}
+    try:
+        for side, tree in trees.items():
+            jobs[side] = Job(what, tree, work / f"{what} {side}".replace(" ", "-"), data)
+        if what == "training float32":
+            with load():
+                jobs["begun busy"] = Job(what, trees["now"], work / "begun-busy", data)
+        for number in range(asked.rounds):
+            order = list(jobs) if number % 2 else list(jobs)[::-1]
+            quiet.append(others())
+            for side in order:
+                rates.setdefault((side, "idle"), []).append(jobs[side].turn(asked.turn, asked.settle))
+            with load():
+                for side in order:
+                    rates.setdefault((side, "busy"), []).append(jobs[side].turn(asked.turn, asked.settle))
+    finally:
+        for job in jobs.values():
+            job.end()
+    free = statistics.median(quiet)
+    lines = []
+    for side in list(jobs)[1:]:
+        idle = _ratios(rates[side, "idle"], rates["before", "idle"])
+        busy = _ratios(rates[side, "busy"], rates[side if side == "now" else "now", "idle"])
+        was = _ratios(rates["before", "busy"], rates["before", "idle"])
+        met = statistics.median(busy) >= BAR and (side != "now" or statistics.median(idle) >= IDLE_BAR)
+        cells = [
+            what if side == "now" else f"{what}, {side}",
+            f"{statistics.median(rates['before', 'idle']):,.0f}",
+            f"{statistics.median(rates[side, 'idle']):,.0f}",
+            _shown(idle),
+            _shown(was),
+            _shown(busy),
+            f"{free:.2f}",
+            "met" if met else "**missed**",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratios(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def _shown(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def prepared(work: Path) -> dict[str, Path]:
+    """Text, rows and models that both trees use."""
+    sources = sorted(Path(os.__file__).parent.glob("*.py"), key=lambda p: p.stat().st_size)[-40:]
+    text = work / "text.txt"
+    text.write_text("\n\n".join(p.read_text(encoding="utf-8", errors="replace") for p in sources), encoding="utf-8")
+    pieces = [piece.strip() for piece in text.read_text(encoding="utf-8").split("\n\n") if 80 < len(piece) < 400]
+    rows = work / "rows.jsonl"
+    with rows.open("w", encoding="utf-8") as out:
+        for i in range(0, min(len(pieces) - 1, 800), 2):
+            out.write(json.dumps({"prompt": pieces[i][:200], "completion": pieces[i + 1][:200]}) + "\n")
+    home = work / "home"
+    env = os.environ | {"SETTLE_HOME": str(home), "PYTHONPATH": str(HERE)}
+    for model in ("smollm2", "minilm"):
+        subprocess.run([sys.executable, "-m", "settle", "pull", model], env=env, check=True, capture_output=True)
+    return {"text": text, "rows": rows, "models": home / "models"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = ["training float32", "training bfloat16", "tuning", "embedding", "serving"]
+    parser.add_argument("--before", default="73cb240", help="commit to compare with")
+    parser.add_argument("--only", nargs="+", default=["training", "tuning", "embedding", "serving"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turn", type=float, default=9.0, help="seconds of a turn")
+    parser.add_argument("--settle", type=float, default=4.0, help="seconds of a turn that are not counted")
+    asked = parser.parse_args()
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix="settle-busy-") as folder:
+        work = Path(folder)
+        archive = subprocess.run(["git", "-C", str(HERE), "archive", asked.before, "settle"], capture_output=True)
+        if archive.returncode:
+            raise SystemExit(archive.stderr.decode())
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(work / "before", filter="data")
+        trees, data = {"before": work / "before", "now": HERE}, prepared(work)
+        head = [
+            f"{datetime.date.today()}, `python bench/busy.py`, {os.cpu_count()} cores; tokens or texts per second.",
+            "",
+            f"| job | {asked.before}, idle | now, idle | now ÷ before, idle | before, busy ÷ idle | now, busy ÷ idle | "
+            "others, cores | bar |",
+            "|---|--:|--:|--:|--:|--:|--:|---|",
+        ]
+        print("\n".join(head), flush=True)
+        for what in kinds:
+            if what.split()[0] in asked.only:
+                head.append(measure(what, trees, work, data, asked))
+                print(head[-1], flush=True)
+                TABLE.write_text("\n".join(head) + "\n", encoding="utf-8")
+    print(f"{time.time() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
