@@ -129,7 +129,7 @@ class Walk:
 
     def _file(self, path: Path, root: Path) -> FoundFile | str:
         """A file, or the reason why it is skipped."""
-        if path != root and path.is_symlink() and _leads_outside(path, root):
+        if path != root and _leads_outside(path, root):
             return OUTSIDE
         try:
             status = path.stat()
@@ -166,10 +166,10 @@ def _closed(root: Path, error: OSError) -> DataError:
     )
 
 
-def _leads_outside(link: Path, root: Path) -> bool:
-    """Whether a link in a folder leads to a file elsewhere, or nowhere: it is then somebody else's text."""
+def _leads_outside(path: Path, root: Path) -> bool:
+    """Whether a file in a folder is a link to one elsewhere, which may be somebody else's text."""
     try:
-        return link.exists() and not link.resolve().is_relative_to(root.resolve())
+        return path.is_symlink() and path.exists() and not path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):
         return False
 

@@ -116,3 +116,31 @@ def test_a_long_or_torn_event_file_is_read_from_its_end(home):
         f.write('{"time": 100.0, "kind": "ev')
     summary = RunSummary.of(run)
     assert (summary.loss, summary.tokens, summary.bits_per_byte) == (1.25, 1, None)
+
+
+DEEP = "[" * 100_000
+TAMPERED = {
+    "result.json": ["{}", "[1]", '"x"', DEEP, "", '{"verdict": "settled", "best": "x"}', '{"version": "x"}', "\xff"],
+    "forecast.json": ["[]", '"x"', DEEP, '{"time": {"value": "x", "low": null, "high": 1}}'],
+    "plan.json": ["[]", "", DEEP, '{"tuning": "x"}'],
+    "out/models.json": ["[]", DEEP, '{"version": 1, "models": [{"kind": 5}]}'],
+    "events.jsonl": [
+        DEEP + "\n", '{"kind": "step", "step": ' + "9" * 5000 + "}\n", '{"time": "x", "kind": "run"}\n',
+        '{"time": 1e300, "kind": "eval", "step": 1, "tokens": 1, "loss": 1, "stderr": 0, "bits_per_byte": 1}\n',
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "text"), [(file, text) for file, texts in TAMPERED.items() for text in texts])
+def test_a_tampered_run_breaks_no_list(home, capsys, file, text):
+    """It is listed with its fault, beside the others; shown, it is one error without a traceback."""
+    a_run("sound", RESULT)
+    (a_run("tampered", RESULT).path / file).write_text(text, encoding="latin-1")
+    assert main(["runs", "--json"]) == 0
+    listed = {run["name"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert listed["sound"]["verdict"] == "settled" and listed["tampered"]["status"] in ("finished", "damaged")
+    assert bool(listed["tampered"]["damage"]) == (listed["tampered"]["status"] == "damaged")
+    for command in (["runs", "--ledger"], ["runs", "show", "sound"], ["models"]):
+        assert main(command) == 0
+    assert main(["runs", "show", "tampered"]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err

@@ -58,3 +58,15 @@ def test_a_closed_folder_that_was_pointed_at_says_so(locked: Path) -> None:
     (locked / "locked").chmod(0)
     assert walked(locked / "locked") == [f"{str(locked / 'locked')!r} cannot be opened: Permission denied | {fix}"]
     assert walked(locked / "locked" / "b.txt")[0].endswith(f"cannot be opened: Permission denied | {fix}")
+
+
+def test_links_to_files_outside_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (tmp_path / "secret.txt").write_text("words of others")
+    (folder / "a.txt").write_text("words")
+    (folder / "inside.txt").symlink_to(folder / "a.txt")
+    (folder / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    assert walked(folder) == ["skipped outside.txt a link to a file outside of the folder", "files a.txt inside.txt"]
+    (tmp_path / "link").symlink_to(folder)
+    assert walked(tmp_path / "link")[-1] == "files a.txt inside.txt"

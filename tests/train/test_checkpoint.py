@@ -92,6 +92,17 @@ def test_a_header_that_lies_under_a_right_hash_is_passed_over(tmp_path: Path, he
     assert found is not None and found.step == 10
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "../00000010/state.json", "."])
+def test_a_manifest_that_names_no_file_of_its_own_is_passed_over(tmp_path: Path, name: str) -> None:
+    """A device would be read for ever."""
+    save(tmp_path, made(10), every=10)
+    save(tmp_path, made(20), every=10)
+    path = tmp_path / "00000020" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: {"sha256": "x", "bytes": 0}}))
+    found = load_newest(tmp_path, Events())
+    assert found is not None and found.step == 10
+
+
 def test_when_none_is_whole_nothing_is_made_up(tmp_path: Path) -> None:
     save(tmp_path, made(10), every=10)
     (tmp_path / "00000010" / "state.json").write_text("{}")
