@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
-from pydantic import ValidationError
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from settle.base.choice import Family, family_of
@@ -23,6 +23,7 @@ from settle.base.visible import visible_line
 from settle.commands import GROUPS, Command
 from settle.show import Face
 from settle.show.streams import prepare_streams
+from settle.show.suggestions import suggest_command, suggest_option
 
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
 HELP = ("--help", "-h", "--help-all")
@@ -119,8 +120,19 @@ def _forget_stdout() -> None:
 
 def _usage(error: CycloptsError) -> tuple[str, str]:
     """What is wrong with a command line, and how to fix it."""
+    command = (error.command_chain or ("",))[0]
     if isinstance(error, UnusedCliTokensError):
-        return f"too many arguments: {' '.join(error.unused_tokens or [])}", "see --help"
+        rest = " ".join(error.unused_tokens or [])
+        return (
+            f"too many arguments: {rest}",
+            f"put quotes around words that belong together, or see `settle {command} --help`",
+        )
+    if isinstance(error, UnknownCommandError):
+        name = (error.unused_tokens or [""])[0]
+        return f"unknown command {name!r}", suggest_command(name, Command.part_names())
+    if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
+        known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command))]
+        return f"unknown option {error.token.value}", suggest_option(error.token.value, ["--json", *known], command)
     if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")
@@ -324,6 +336,14 @@ def described(field: FieldInfo) -> str:
     if family is None and isinstance(extra, dict) and "parts" in extra:
         family = Family(str(extra["parts"]))
     return f"{field.description}; one of: {', '.join(family.names())}" if family else str(field.description)
+
+
+def _dotted(settings: type[BaseModel]) -> Iterator[str]:
+    """The names of settings, and those of groups of settings as group.name."""
+    for name, field in settings.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{name}.{inner}" for inner in _dotted(field.annotation))
 
 
 def _dashed(name: str) -> str:

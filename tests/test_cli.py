@@ -121,10 +121,25 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "what", "fix"),
     [
-        (["rusn"], 'unknown command "rusn"', "did you mean 'runs'?"),
-        (["runs", "--jsn"], "unknown option: --jsn", "did you mean '--json'?"),
+        (["rusn"], "unknown command 'rusn'", "did you mean 'runs'?"),
+        (["run", "smollm2"], "unknown command 'run'", "`settle chat MODEL` talks to a model"),
+        (["zzz"], "unknown command 'zzz'", "`settle --help` lists the commands"),
+        (["tune", "x", "--lr", "1"], "unknown option --lr", "--optimizer.lr is its name here"),
+        (["train", "x", "--batch_size", "1"], "unknown option --batch_size", "--batch-tokens is its name here"),
+        (["runs", "--frobnicate"], "unknown option --frobnicate", "`settle runs --help-all` lists every option"),
+        (
+            ["tune", "x", "y", "--adapter", "qlora"],
+            "--adapter has no choice 'qlora'",
+            "--quantize nf4 keeps the base in 4 bits below a LoRA",
+        ),
+        (["train", "no-such-folder"], "there is no file or folder 'no-such-folder'", "check the path"),
+        (["runs", "--jsn"], "unknown option --jsn", "did you mean '--json'?"),
         (["runs", "show", "x", "y"], "one run is shown at a time", "`settle runs show x`"),
-        (["resume", "x", "y"], "too many arguments: y", "see --help"),
+        (
+            ["resume", "x", "y"],
+            "too many arguments: y",
+            "put quotes around words that belong together, or see `settle resume --help`",
+        ),
         (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, prune or remove"),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (

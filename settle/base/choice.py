@@ -6,6 +6,7 @@ A recipe gives the name, `adapter = "lora"`, or a table with the name and settin
 or a dict. The settings are checked against the part that is named, which is imported only when some are given.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,13 +98,22 @@ class Family:
         if name is not None and name not in self.names():
             name = name.replace("-", "_")
         if name is not None and name not in self.names():
-            raise ChoiceError(f"{key}.name", f"there is no {key} {name!r}", nearest(name, self.names()))
+            shown = tuple(known.replace("_", "-") for known in self.names())
+            raise ChoiceError(f"{key}.name", f"--{key} has no choice {name!r}", _instead(key, name, shown))
         asked = Choice(self.path, name, given, key)
         if name in self.extra and given:
             raise ChoiceError(
                 f"{key}.{min(given)}", f"{key} {name} has no setting {min(given)!r}", f"leave --{key}.{min(given)} out"
             )
         return replace(asked, settings=_checked(self.path, name, asked, self.names())) if given else asked
+
+
+def _instead(key: str, name: str, names: tuple[str, ...]) -> str:
+    """What to choose instead of a name that there is not."""
+    if (key, name) == ("adapter", "qlora"):
+        return "--quantize nf4 keeps the base in 4 bits below a LoRA"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(names)}"
 
 
 def choice(

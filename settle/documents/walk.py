@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from settle.base.errors import DataError
+from settle.base.errors import DataError, UsageError
 from settle.base.run import home
 from settle.base.visible import visible_line
 from settle.documents.compression import COMPRESSIONS, damage_error, open_unpacked
@@ -89,7 +89,7 @@ class Walk:
                 )
             yield file
         else:
-            raise DataError(f"there is no file or folder {str(root)!r}", "check the path")
+            raise UsageError(f"there is no file or folder {str(root)!r}", "check the path")
 
     def _folder(self, root: Path) -> Iterator[FoundFile]:
         own = home().resolve()

@@ -7,6 +7,7 @@
   store. A name that means several different models is refused, and the error shows them.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import TypeVar
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import NAME, Run, home
 from settle.base.visible import visible_name
+from settle.library.catalogue import catalogue
 from settle.library.reference import ModelRef, Proposal
 from settle.library.run_models import MadeModel, models_of, require_exported
 from settle.library.store import StoredModel, all_models, find_model, linked_model
@@ -282,6 +284,12 @@ def _over(adapter: ModelRef, names: dict[Path, str]) -> ModelRef:
 def _unknown(text: str) -> UsageError:
     if is_path(text) and not _HUB_ID.fullmatch(text):
         return UsageError(f"there is no model {shown(text)}: there is no file of that name", "check the path")
-    known = ", ".join(dict.fromkeys(ref.name for ref in all_refs()))
-    fix = f"known: {known}; " if known else ""
-    return UsageError(f"there is no model {shown(text)}", f"{fix}`settle pull {text}` gets one")
+    names = list(dict.fromkeys(ref.name for ref in all_refs()))
+    near = difflib.get_close_matches(text, [*names, *catalogue()], n=1, cutoff=0.75)
+    if near:
+        fix = f"did you mean {near[0]!r}?" + ("" if near[0] in names else f" `settle pull {near[0]}` gets it")
+    elif _HUB_ID.fullmatch(text) or not names:
+        fix = f"`settle pull {text}` gets one"
+    else:
+        fix = f"known: {', '.join(names)}; `settle pull {text}` gets one, and `settle pull` lists what there is"
+    return UsageError(f"there is no model {shown(text)}", fix)

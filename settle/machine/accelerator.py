@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from settle.base.errors import ResourceError
+from settle.base.errors import UsageError
 from settle.machine.cores import processor_name
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # a device offers the first and at most one more
@@ -22,14 +22,14 @@ class Accelerator:
 def accelerator(kind: str | None = None) -> Accelerator:
     """The fastest device present, or the one of `kind`.
 
-    Raises ResourceError for a kind that torch cannot use here.
+    Raises UsageError for a kind that torch cannot use here.
     """
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "cuda" and not cuda or kind == "mps" and not mps or kind not in (None, "cpu", "cuda", "mps"):
         there = ", ".join(["cpu"] + ["cuda"] * cuda + ["mps"] * mps)
-        raise ResourceError(f"device {kind!r} is not usable here", f"choose one of: {there}")
+        raise UsageError(f"device {kind!r} is not usable here", f"choose one of: {there}")
     if cuda and kind in (None, "cuda"):
         free, total = torch.cuda.mem_get_info()
         # Cards before Ampere run bfloat16 only by emulation; float16 is their fast half.

@@ -75,7 +75,7 @@ def test_a_later_layer_goes_before_and_keeps_what_it_leaves_out():
 @pytest.mark.parametrize(
     ("adapter", "what", "fix"),
     [
-        ("lor", "recipe: there is no adapter 'lor'", "did you mean 'lora'?"),
+        ("lor", "recipe: --adapter has no choice 'lor'", "did you mean 'lora'?"),
         (
             {"name": "lora", "rnk": 3},
             "recipe: adapter lora has no setting 'adapter.rnk'",
@@ -96,13 +96,13 @@ def test_what_is_no_choice_says_what_is(adapter, what, fix):
 
 def test_only_parts_that_suit_can_be_chosen(capsys):
     assert main(["train", "notes", "--objective", "dpo"]) == 2
-    assert "there is no objective 'dpo'\n  → known: next_token" in capsys.readouterr().err
+    assert "--objective has no choice 'dpo'\n  → choose one of: next-token" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["train", "tune", "distill", "index"])
 def test_help_shows_the_parts_and_their_settings(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    main([command, "--help"])
+    main([command, "--help-all"])
     shown = capsys.readouterr().out
     expected = {"train": "--optimizer.momentum", "tune": "--adapter.rank", "distill": "--objective.kind"}
     assert expected.get(command, "--chunker.overlap") in shown
@@ -130,7 +130,9 @@ def test_parts_of_other_packages_are_chosen_and_shown(tmp_path):
         )
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "COLUMNS": "300"}
-    done = subprocess.run([sys.executable, "-m", "settle", "train", "--help"], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "settle", "train", "--help-all"], env=env, capture_output=True, text=True
+    )
     assert "adamw, lion, muon" in done.stdout and "learning rate of the lion" in done.stdout
     code = (
         "from settle.base.settings import resolve; from settle.commands.make.train import Train\n"

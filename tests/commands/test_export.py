@@ -54,8 +54,8 @@ def test_safetensors(a_run, tiny, tmp_path):
 
 def test_what_there_is_not(a_run, capsys):
     for arguments, says in (
-        (["--to", "safetensors", "--dtype", "q8_0"], "one of: f32, f16, bf16"),
-        (["--dtype", "f61"], "gguf has no type 'f61'"),
+        (["--to", "safetensors", "--dtype", "q8_0"], "--dtype from f32, f16, bf16"),
+        (["--dtype", "f61"], "settle export writes no 'f61' to gguf"),
         (["--to", "guff"], "did you mean 'gguf'"),
         (["--out", "nowhere/x.gguf"], "there is no folder nowhere"),
     ):
@@ -75,7 +75,7 @@ def test_a_new_format_is_one_file(an_adapter, a_run, kobold, capsys):
     assert json.loads(Path("notes-kobold/settle.kcpps").read_text())["model_param"] == "model.gguf"
     assert told([an_adapter, "--to", "kobold"], capsys)["gate"]["adapter_kept"] > 0.99
     assert main(["export", "notes", "--to", "kobold", "--dtype", "f61"]) == 2
-    assert "kobold has no type 'f61'" in capsys.readouterr().err
+    assert "settle export writes no 'f61' to kobold" in capsys.readouterr().err
     assert main(["export", "--help"]) == 0
     assert "kobold" in capsys.readouterr().out
 

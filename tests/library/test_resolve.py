@@ -107,7 +107,7 @@ SITUATIONS: dict[str, tuple[Callable[[Machine], Path], str, str]] = {
     "a file that the store links to": (lambda m: m.stored("small", m.file("x.gguf")), "x.gguf", "small"),
     "a run with a draft": (lambda m: m.draft("quick"), "quick", "quick"),
     "letters beyond ASCII": (lambda m: m.file("café.gguf"), "café.gguf", "café"),
-    "Latin-1 bytes": (lambda m: m.file(os.fsdecode(b"caf\xe9.gguf")), os.fsdecode(b"caf\xe9.gguf"), "caf\udce9"),
+    "Latin-1 bytes": (lambda m: m.file(os.fsdecode(b"caf\xe9.gguf")), os.fsdecode(b"caf\xe9.gguf"), "caf\\xe9"),
     "a file beside a run, said": (lambda m: (m.run("notes"), m.file("notes"))[1], "./notes", "notes"),
     "a run beside a file, said": (lambda m: (m.file("notes"), m.run("notes"))[1], "run:notes", "notes"),
     "the store beside a run, said": (lambda m: (m.run("notes"), m.stored("notes"))[1], "store:notes", "notes"),

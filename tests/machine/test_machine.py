@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from settle.base.errors import ResourceError
+from settle.base.errors import UsageError
 from settle.machine import (
     DtypeProbe,
     EnergyMeter,
@@ -72,7 +72,7 @@ def test_peak_memory_sees_what_was_freed_again():
 
 def test_an_accelerator_that_is_not_there_is_named():
     assert accelerator("cpu").kind == "cpu"
-    with pytest.raises(ResourceError, match="'tpu' is not usable") as e:
+    with pytest.raises(UsageError, match="'tpu' is not usable") as e:
         accelerator("tpu")
     assert "cpu" in e.value.fix
 

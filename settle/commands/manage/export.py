@@ -45,7 +45,8 @@ class Export(ThreadSettings, Command):
         shown = name.replace("_", "-")
         dtype = short_precision(self.dtype) if self.dtype else None
         if dtype is not None and dtype not in (known := Format.part(name).dtypes()):
-            raise UsageError(f"{shown} has no type {self.dtype!r}", f"--dtype one of: {', '.join(known)}")
+            fix = f"choose --dtype from {', '.join(known)}; `settle shrink {self.name} --to Q4_K_M` makes smaller ones"
+            raise UsageError(f"settle export writes no {self.dtype!r} to {shown}", fix)
         form = Format.make(name, {**self.to.settings, **({"dtype": dtype} if dtype else {})})
         path, gate = export_by_name(
             self.name, form, self.out, self.base, self.merge, self.merge_limit, events, self.force

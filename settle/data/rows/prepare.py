@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.chat_template import ChatTemplate
-from settle.base.errors import DataError
+from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
 from settle.base.run import read_json
@@ -124,7 +124,10 @@ def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate
             source = Path(choice).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             known = ", ".join([*KNOWN, _PLAIN])
-            raise DataError(f"the chat template {choice} cannot be read: {e}", f"give a file, or {known}") from None
+            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+            raise UsageError(
+                f"the chat template {str(choice)!r} cannot be read: {why}", f"give a file, or {known}"
+            ) from None
     elif not source:
         name = fitting(set(tokenizer.tokens))
         source, note = KNOWN[name], f"the model has no chat template: {name} is used, and goes with it"

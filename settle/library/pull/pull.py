@@ -1,6 +1,7 @@
 """Find an offer by name, fetch it, check it, and put it into the store."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ from settle.library.pull import hub, neighbours, wheels
 from settle.library.pull.bert import bert_to_gguf, is_bert
 from settle.library.pull.offer import Offer
 from settle.library.store import StoredModel, add_model, find_model, model_name, stamp_of, store
-from settle.model.source import Kind, hash_of
+from settle.model.pretrained import Pretrained
+from settle.model.source import Kind, Source, hash_of
 
+# before the id in the address of a model's page
+_HUB_PAGE = re.compile(r"^(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
 PULLING = ".pulling-"  # in the store: what is being pulled, and by which process
 
 
@@ -40,6 +44,9 @@ def find_offer(what: str) -> Offer:
     path = Path(what).expanduser()
     if path.exists():
         return _of_path(path)
+    if what.startswith(("./", "../", "/", "~")) or what.endswith(".gguf"):
+        raise UsageError(f"there is no file or folder {what!r}", "check the path")
+    what = _HUB_PAGE.sub("", what)
     listed = wheels.catalogue_offer(what)
     offer = listed or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what) or hub.offer(what)
     if offer is None:
@@ -92,6 +99,8 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
         if kind == "safetensors" and is_bert(path):
             kind, path = "gguf", _converted(path, Path(fresh), offer)
             sha256 = hash_of(path)
+        if kind == "safetensors":
+            Pretrained.open(Source(path, kind, wanted))  # refused while nothing of the store is changed
         if path.is_relative_to(fresh):
             path = _move(Path(fresh), target) / path.relative_to(fresh)
         model = StoredModel(wanted, kind, path, sha256, offer.origin, offer.license, stamp_of(path))
