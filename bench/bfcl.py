@@ -1,16 +1,20 @@
-"""Function calls of BFCL v4 (simple, multiple, irrelevance): how many are calls that fit, here and in llama.cpp bare.
+"""Function calls of BFCL v4: how many are calls that fit, here and in llama.cpp bare.
 
     pip download --no-deps bfcl-eval
-    python bench/bfcl.py bfcl_eval-….whl MODEL.gguf [--each 30] [--choice auto required]
+    python bench/bfcl.py bfcl_eval-….whl MODEL.gguf [--each 20] [--choice auto required] [--template FILE.jinja]
 
 Both sides are the same child process: its own port, and `settle serve`'s gateway in front of it. An answer counts as
 valid when it is a call, or several, of functions that were given, with arguments that fit their schemas (jsonschema).
-Right: of the function that BFCL expects; for irrelevance, no call at all.
+Right: of the functions that BFCL expects; for irrelevance, no call at all. With --template the model is given another
+chat template; llama.cpp reads its calls by that template, so its rows are those of the template's own parser.
 """
 
 import argparse
 import json
 import random
+import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,7 +26,7 @@ import jsonschema
 
 from settle.server.bench.bare_server import Side, both_sides
 
-CATEGORIES = ("simple_python", "multiple", "irrelevance")
+CATEGORIES = ("simple_python", "multiple", "parallel", "live_simple", "live_multiple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "String": "string", "ArrayList": "array"}
 
 
@@ -45,7 +49,9 @@ def cases(wheel: Path, category: str, each: int) -> list[dict[str, Any]]:
         answers = {}
         if category != "irrelevance":
             told = files.read(f"bfcl_eval/data/possible_answer/BFCL_v4_{category}.json").decode().splitlines()
-            answers = {case["id"]: [*case["ground_truth"][0]][0] for case in map(json.loads, told)}
+            answers = {
+                case["id"]: [name for call in case["ground_truth"] for name in call] for case in map(json.loads, told)
+            }
     chosen = random.Random(0).sample([json.loads(line) for line in lines], each)
     return [
         {
@@ -92,21 +98,40 @@ def judged(status: int, answer: dict[str, Any], case: dict[str, Any]) -> str:
             jsonschema.validate(json.loads(call["function"]["arguments"]), schemas[call["function"]["name"]])
     except (KeyError, ValueError, jsonschema.ValidationError):
         return "invalid"
-    return "right" if case["expected"] in [call["function"]["name"] for call in calls] else "valid"
+    names = [call["function"]["name"] for call in calls]
+    return "right" if sorted(names) == sorted(case["expected"] or ()) else "valid"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("wheel", type=Path)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--each", type=int, default=30)
+    parser.add_argument("--each", type=int, default=20)
     parser.add_argument("--choice", nargs="*", default=["auto", "required"])
+    parser.add_argument("--side", nargs="*", default=["settle", "llama.cpp"])
+    parser.add_argument("--category", nargs="*", default=CATEGORIES)
+    parser.add_argument("--template", type=Path)
     given = parser.parse_args()
-    with both_sides(given.model, 1, 4096) as (gateway, bare):
-        sides = {"settle": gateway, "llama.cpp": bare}
+    with tempfile.TemporaryDirectory() as folder:
+        model = retemplated(given.model, given.template, Path(folder)) if given.template else given.model
+        compare(given, model)
+
+
+def retemplated(model: Path, template: Path, folder: Path) -> Path:
+    """A copy of a GGUF file with another chat template."""
+    path = folder / f"{model.stem}-{template.stem}.gguf"
+    text = template.read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", text, str(model), str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+def compare(given: argparse.Namespace, model: Path) -> None:
+    with both_sides(model, 1, 4096) as (gateway, bare):
+        sides = {name: side for name, side in (("settle", gateway), ("llama.cpp", bare)) if name in given.side}
         print("| category | tool_choice | side | answers | calls | valid of the calls | right | text | refused | cut |")
         print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
-        for category in CATEGORIES:
+        for category in given.category:
             found = cases(given.wheel, category, given.each)
             for choice in given.choice if category != "irrelevance" else ["auto"]:
                 for name, side in sides.items():
@@ -117,6 +142,7 @@ def row(category: str, choice: str, name: str, found: list[dict[str, Any]], side
     counts: Counter[str] = Counter()
     for case in found:
         body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
+        body |= {"parallel_tool_calls": category == "parallel"}
         counts[judged(*asked(side, body | {"max_tokens": 512, "temperature": 0}), case)] += 1
     valid = counts["right"] + counts["valid"]
     calls = valid + counts["invalid"]

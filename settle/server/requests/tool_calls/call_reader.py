@@ -1,0 +1,213 @@
+"""Recognises calls in an answer while it is streamed, where a model may call a tool or write text."""
+
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+
+from settle.server.requests.messages import function_call
+from settle.server.requests.tool_calls.written_calls import (
+    CLOSERS,
+    FENCE,
+    MARKERS,
+    OPEN_MARKERS,
+    TURN,
+    CallTexts,
+    Payload,
+    Written,
+    skip,
+)
+from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
+
+Fits = Callable[[JsonObject, str], Awaitable[bool]]
+
+# words in the line before a block that shows a call instead of making one
+SHOWING = re.compile(r"\b(examples?|e\.g\.|for instance|such as|looks? like|formats?|would|samples?|schema)\b", re.I)
+PLAIN_SEPARATORS = ("\n", " ", "\t", "\r", ",", ";", "</tool_call>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>", "</s>")
+LONGEST_LEAD = 400  # characters of the text before a block that are looked at
+
+
+class CallReader:
+    """Separates text from calls. A call in a marked form counts as soon as it is complete; one that is written as plain
+    JSON or Python, or in a fence, only where nothing but calls follows: otherwise it is shown, not made.
+
+    fits: whether arguments, as JSON, fit a schema. A call of an unknown function, or one that does not fit, is text."""
+
+    def __init__(self, tools: Sequence[Tool], fits: Fits) -> None:
+        self.num_calls = 0
+        self._schemas = {tool["function"]["name"]: _closed(tool["function"]["parameters"]) for tool in tools}
+        self._texts, self._fits = CallTexts(self._schemas), fits
+        self._held = ""
+        self._lead = ""  # the end of the text that was given on
+        # text | marked: a call | after: such a call | plain: calls that count at the end | fence: a block of other text
+        self._mode = "text"
+        self._marker = ""
+        self._pending: list[Written] = []  # calls that count if nothing but calls follows
+        self._num_read = 0  # characters of what is held that the pending calls take
+        names = "|".join(re.escape(name) for name in self._schemas)
+        markers = "|".join(map(re.escape, MARKERS))
+        self._opening = re.compile(rf"(?P<marker>{markers})|(?:^|(?<=\n))[ \t]*(?={FENCE}|[{{\[]|(?:{names})[(\n])")
+        self._heads = [FENCE, *(f"{name}{end}" for name in self._schemas for end in "(\n")]
+
+    async def feed(self, text: str) -> list[Delta]:
+        self._held += text
+        return await self._read(is_end=False)
+
+    async def end(self) -> list[Delta]:
+        """The rest. A call that was cut off is returned as text, so that nothing is lost."""
+        return [*await self._read(is_end=True), *self._give(len(self._held))]
+
+    async def _read(self, is_end: bool) -> list[Delta]:
+        deltas: list[Delta] = []
+        modes = {
+            "text": self._in_text,
+            "marked": self._in_marked,
+            "after": self._after,
+            "plain": self._in_plain,
+            "fence": self._in_fence,
+        }
+        while True:
+            before = (len(self._held), self._mode, self._num_read)
+            deltas += await modes[self._mode](is_end)
+            if (len(self._held), self._mode, self._num_read) == before:
+                return deltas
+
+    async def _in_text(self, is_end: bool) -> list[Delta]:
+        """Gives text on up to what may be a call."""
+        opening = self._opening.search(self._held)
+        if opening is None:
+            return self._give(len(self._held) - (0 if is_end else self._num_open()))
+        rest = self._held[opening.start() :].lstrip(" \t")
+        if not opening["marker"] and not is_end and any(marker.startswith(rest) for marker in MARKERS):
+            return self._give(opening.start())
+        if not opening["marker"] and opening.start() == 0 and self._lead and not self._lead.endswith("\n"):
+            return self._give(1)  # within a line
+        deltas = self._give(opening.start())
+        self._marker, self._mode = opening["marker"] or "", "marked" if opening["marker"] else "plain"
+        return deltas
+
+    async def _in_marked(self, is_end: bool) -> list[Delta]:
+        """Reads the call after a marker: it counts as soon as it is complete."""
+        if self._marker == TURN and self._held.startswith(f"{TURN}all\n"):
+            self._drop(len(f"{TURN}all\n"))
+            self._mode = "text"
+            return []
+        place = self._payload_start()
+        found = self._texts.payload(self._held[place:], is_end, is_marked=True)
+        if found == "more" and not is_end:
+            return []
+        calls = await self._fitting(found)
+        if calls and isinstance(found, Payload):
+            self._drop(place + found.end)
+            self._mode = "after"
+            return self._give_calls(calls)
+        self._mode = "text"
+        return self._give(max(1, len(self._marker)))
+
+    def _payload_start(self) -> int:
+        place = 0
+        while marker := next((text for text in MARKERS if self._held.startswith(text, place)), ""):
+            if marker in OPEN_MARKERS:
+                return place + OPEN_MARKERS[marker]
+            place = skip(self._held, place + len(marker), ("\n", " "))
+        return place
+
+    async def _after(self, is_end: bool) -> list[Delta]:
+        """Leaves out what closes a call, and goes on to the next."""
+        self._drop(skip(self._held, 0, CLOSERS))
+        if not self._held or not is_end and any(text.startswith(self._held) for text in (*CLOSERS, *MARKERS)):
+            return []
+        is_payload = self._held[0] in "{[" and not self._held.startswith(MARKERS)
+        self._marker, self._mode = "", "marked" if is_payload else "text"
+        return []
+
+    async def _in_plain(self, is_end: bool) -> list[Delta]:
+        """Reads calls that count only where nothing else follows them."""
+        place = skip(self._held, self._num_read, PLAIN_SEPARATORS)
+        rest = self._held[place:]
+        if not rest:
+            calls, self._pending = self._pending, []
+            if is_end and calls:
+                self._drop(len(self._held))
+                return self._give_calls(calls)
+            self._pending = calls
+            return []
+        if not is_end and any(text.startswith(rest) for text in (FENCE, *PLAIN_SEPARATORS)):
+            return []
+        is_fence = rest.startswith(FENCE)
+        found = self._texts.fence(rest, is_end) if is_fence else self._texts.payload(rest, is_end, is_marked=False)
+        if found == "more" and not is_end:
+            return []
+        calls = [] if SHOWING.search(self._lead.rstrip().rpartition("\n")[2]) else await self._fitting(found)
+        if calls and isinstance(found, Payload):
+            self._pending += calls
+            self._num_read = place + found.end
+            return []
+        shown, self._pending, self._num_read = self._pending, [], 0
+        if shown:  # other text follows: they were shown, not made
+            self._mode = "text"
+            return self._give(place)
+        self._mode = "fence" if is_fence else "text"
+        return self._give(place + (len(rest.partition("\n")[0]) if is_fence else 1))
+
+    async def _in_fence(self, is_end: bool) -> list[Delta]:
+        """Gives a block on that holds something else."""
+        before, closing, _ = self._held.partition(f"\n{FENCE}")
+        if closing:
+            self._mode = "text"
+            return self._give(len(before) + len(closing))
+        return self._give(len(self._held) - (0 if is_end else len(FENCE)))
+
+    async def _fitting(self, found: object) -> list[Written]:
+        """The calls that were found, or none where one of them does not fit."""
+        fitting: list[Written] = []
+        for call in found.calls if isinstance(found, Payload) else ():
+            arguments = call.arguments
+            if isinstance(arguments, str):
+                try:
+                    arguments = json.loads(arguments)
+                except (ValueError, RecursionError):
+                    return []
+            schema = self._schemas.get(call.name)
+            written = json.dumps(arguments, ensure_ascii=False)
+            if schema is None or not isinstance(arguments, dict) or not await self._fits(schema, written):
+                return []
+            fitting.append(Written(call.name, written))
+        return fitting
+
+    def _give_calls(self, calls: Sequence[Written]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for call in calls:
+            index: ToolCall = {"index": self.num_calls}
+            self.num_calls += 1
+            id = f"call_{secrets.token_hex(12)}"
+            deltas.append({"tool_calls": [index | function_call(id, call.name, str(call.arguments))]})
+        return deltas
+
+    def _give(self, length: int) -> list[Delta]:
+        """The first characters of what is held, as content. Space around calls is left out."""
+        text = self._held[: max(length, 0)]
+        self._drop(len(text))
+        self._lead = (self._lead + text)[-LONGEST_LEAD:]
+        return [{"content": text}] if text and not (self.num_calls and not text.strip()) else []
+
+    def _drop(self, length: int) -> None:
+        self._held, self._num_read = self._held[length:], 0
+
+    def _num_open(self) -> int:
+        """The number of characters at the end that may begin a call."""
+        held = self._held
+        longest = max(map(len, MARKERS))
+        partial = next(
+            (n for n in range(min(len(held), longest), 0, -1) if any(m.startswith(held[-n:]) for m in MARKERS)), 0
+        )
+        line = held.rpartition("\n")[2]
+        is_line_start = len(line) < len(held) or not self._lead or self._lead.endswith("\n")
+        if is_line_start and line.strip() and any(head.startswith(line.lstrip()) for head in self._heads):
+            partial = max(partial, len(line))
+        return partial
+
+
+def _closed(schema: JsonObject) -> JsonObject:
+    """A schema that allows the properties that it names, as the grammars of calls do."""
+    return {"type": "object", "additionalProperties": False} | schema
