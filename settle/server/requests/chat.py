@@ -1,7 +1,7 @@
 """Chats: a `ChatRequest` is checked against the model that answers it, rendered, counted, and trimmed to fit."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from settle.server.errors import ApiError, invalid, unsupported
@@ -13,9 +13,11 @@ from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
 from settle.server.requests.engine import apply_template, require_possible, tokenize
+from settle.server.requests.tool_calls.arguments import fits
 from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
+from settle.server.requests.tool_calls.call_reader import CallReader
 from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
-from settle.server.requests.tools import CallReader, with_instructions
+from settle.server.requests.tools import with_instructions
 from settle.server.wire_types import ChatMessage, Chunk, JsonObject
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
@@ -72,8 +74,9 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
     if form:
         return await _required_plan(prompt, form, entry, common, trimmed)
     if is_emulated:
-        return TextPlan(request, entry, common | await _emulated_body(prompt), trimmed, CallReader)
-    return ChatPlan(request, entry, common | await _chat_body(request, entry, prompt.messages, loaded), trimmed)
+        return TextPlan(request, entry, common | await _emulated_body(prompt), trimmed, _reader_of(request))
+    body = common | await _chat_body(request, entry, prompt.messages, loaded)
+    return ChatPlan(request, entry, body, trimmed, _reader_of(request) if request.tools else None)
 
 
 async def count(backend: Backend, request: ChatRequest, entry: ModelEntry) -> int:
@@ -180,6 +183,10 @@ async def _chat_body(
     if request.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": max(request.top_logprobs, 1)}
     return body
+
+
+def _reader_of(request: ChatRequest) -> Callable[[], CallReader]:
+    return lambda: CallReader(request.tools, fits)
 
 
 async def _emulated_body(prompt: _Prompt) -> JsonObject:

@@ -3,7 +3,7 @@ whose calls are read here. The answer is read as OpenAI's chunks, or its chat.co
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,15 +47,37 @@ class ChatRequest:
     is_default_effort: bool = False
 
 
+class CallReading(Protocol):
+    """Separates text from calls while an answer is streamed, as OpenAI's deltas."""
+
+    num_calls: int
+
+    async def feed(self, text: str) -> list[Delta]: ...
+
+    async def end(self) -> list[Delta]: ...
+
+
 class ChatPlan:
     """A request put to llama.cpp's own chat endpoint: the template supports everything that it needs.
 
-    trimmed: messages and tokens that were dropped from the prompt."""
+    trimmed: messages and tokens that were dropped from the prompt. new_reader: of calls that a choice writes in another
+    form than its template's, which llama.cpp leaves in the text; None where there are no tools."""
 
     def __init__(
-        self, request: ChatRequest, entry: ModelEntry, body: JsonObject, trimmed: Mapping[str, int] | None
+        self,
+        request: ChatRequest,
+        entry: ModelEntry,
+        body: JsonObject,
+        trimmed: Mapping[str, int] | None,
+        new_reader: Callable[[], CallReading] | None = None,
     ) -> None:
         self.request, self.entry, self.body, self.trimmed = request, entry, body, trimmed
+        self.new_reader = new_reader
+
+    @property
+    def is_passed_on(self) -> bool:
+        """Whether llama.cpp's chunks are the answer as they come."""
+        return not self.trimmed and self.request.top_logprobs is None and self.new_reader is None
 
     async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
         return await open_stream(
@@ -63,6 +85,7 @@ class ChatPlan:
         )
 
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
+        readers: dict[int, CallReading] = {}
         watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
         async with await self.open(loaded) as response:
             async for chunk in read_events(response, watch):
@@ -75,7 +98,13 @@ class ChatPlan:
                     self._tidy_logprobs(choice)
                     self._name_stop(choice, word)
                 chunk["model"] = self.entry.id
-                yield self._with_trimmed(chunk)
+                if self.new_reader is None or not chunk["choices"]:
+                    yield self._with_trimmed(chunk)
+                    continue
+                for choice in chunk["choices"]:
+                    reader = readers.setdefault(choice["index"], self.new_reader())
+                    for part in await _read_calls(choice, reader):
+                        yield chunk | {"choices": [part]}
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
         answer = await ask(loaded, CHAT_PATH, self.body)
@@ -86,6 +115,8 @@ class ChatPlan:
             _copy_reasoning(choice["message"])
             self._tidy_logprobs(choice)
             self._name_stop(choice, word)
+            if self.new_reader and choice["message"].get("content"):
+                await _read_message(choice, self.new_reader())
         answer["model"] = self.entry.id
         return self._with_trimmed(answer)
 
@@ -110,16 +141,6 @@ class ChatPlan:
             choice["stopped_by"] = word
 
 
-class CallReading(Protocol):
-    """Separates text from calls while an answer is streamed, as OpenAI's deltas."""
-
-    num_calls: int
-
-    def feed(self, text: str) -> Iterator[Delta]: ...
-
-    def end(self) -> Iterator[Delta]: ...
-
-
 class TextPlan(ChatPlan):
     """A request with tools that is rendered, constrained and read here.
 
@@ -135,8 +156,8 @@ class TextPlan(ChatPlan):
         new_reader: Callable[[], CallReading],
         limited_body: Callable[[], Awaitable[JsonObject]] | None = None,
     ) -> None:
-        super().__init__(request, entry, body, trimmed)
-        self._new_reader, self._limited_body = new_reader, limited_body
+        super().__init__(request, entry, body, trimmed, new_reader)
+        self._reader, self._limited_body = new_reader, limited_body
 
     async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
         return await open_stream(loaded, TEXT_PATH, self.body | {"stream": True})
@@ -144,7 +165,7 @@ class TextPlan(ChatPlan):
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
         head = chunk_head(self.entry, "chat.completion.chunk")
         first: Delta | None = {"role": "assistant", "content": None}
-        reader = self._new_reader()
+        reader = self._reader()
         event: TextEvent = {}
         watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
         async with await self.open(loaded) as response:
@@ -155,15 +176,15 @@ class TextPlan(ChatPlan):
                 if first is not None:  # not before: a request that fails must not have begun
                     yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
                     first = None
-                for delta in reader.feed(event["content"]):
+                for delta in await reader.feed(event["content"]):
                     yield head | {"choices": [delta_choice(delta)]}
         if not event.get("stop"):
             raise ConnectionError("the engine ended a stream within an answer")
         if self._is_cut_off(event, reader):
             event, reader = await self._again(loaded)
-            for delta in reader.feed(event["content"]):
+            for delta in await reader.feed(event["content"]):
                 yield head | {"choices": [delta_choice(delta)]}
-        for delta in reader.end():
+        for delta in await reader.end():
             yield head | {"choices": [delta_choice(delta)]}
         last = delta_choice({}, _reason(event, reader))
         self._name_stop(last, event.get("stopping_word"))
@@ -175,18 +196,13 @@ class TextPlan(ChatPlan):
         check = self._answer_check(loaded)
         check.add(event["content"])
         await check.finish(event["stop_type"] == "eos")
-        reader = self._new_reader()
-        deltas = [*reader.feed(event["content"])]
+        reader = self._reader()
+        deltas = await reader.feed(event["content"])
         if self._is_cut_off(event, reader):
             event, reader = await self._again(loaded)
-            deltas = [*reader.feed(event["content"])]
+            deltas = await reader.feed(event["content"])
         message: Delta = {"role": "assistant", "content": None}
-        for delta in [*deltas, *reader.end()]:
-            if "content" in delta:
-                message["content"] = (message["content"] or "") + (delta["content"] or "")
-            for call in delta.get("tool_calls", ()):
-                del call["index"]
-                message.setdefault("tool_calls", []).append(call)
+        _add(message, [*deltas, *await reader.end()])
         reason = _reason(event, reader)
         choice: Choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         self._name_stop(choice, event.get("stopping_word"))
@@ -198,7 +214,7 @@ class TextPlan(ChatPlan):
 
     async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading]:
         assert self._limited_body
-        return await ask(loaded, TEXT_PATH, await self._limited_body()), self._new_reader()
+        return await ask(loaded, TEXT_PATH, await self._limited_body()), self._reader()
 
 
 def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
@@ -228,6 +244,48 @@ def usage_of(event: TextEvent) -> Usage:
 
 def timings_of(event: TextEvent) -> Timings:
     return event.get("timings", {})
+
+
+async def _read_calls(choice: Choice, reader: CallReading) -> list[Choice]:
+    """A chunk's choice as one or more, with the calls that its text holds; none while the text is still held back."""
+    delta, reason = choice["delta"], choice.get("finish_reason")
+    for call in delta.get("tool_calls") or ():
+        reader.num_calls = max(reader.num_calls, call.get("index", 0) + 1)
+    content = delta.pop("content", None)
+    deltas = await reader.feed(content) if content else []
+    if reason:
+        deltas += await reader.end()
+        reason = "tool_calls" if reason == "stop" and reader.num_calls else reason
+    if not deltas and not delta and not reason and not choice.get("logprobs"):
+        return []
+    if "role" in delta:
+        delta["content"] = None
+    first, *others = deltas or [{}]
+    parts = [choice | {"delta": delta | first, "finish_reason": None}]
+    parts += [delta_choice(other) | {"index": choice["index"]} for other in others]
+    parts[-1]["finish_reason"] = reason
+    return parts
+
+
+async def _read_message(choice: Choice, reader: CallReading) -> None:
+    """Moves the calls that the text of a whole answer holds to where calls are."""
+    message = choice["message"]
+    content = message["content"] or ""
+    message["content"] = None
+    reader.num_calls = len(message.get("tool_calls") or ())
+    _add(message, [*await reader.feed(content), *await reader.end()])
+    if message.get("tool_calls") and choice["finish_reason"] == "stop":
+        choice["finish_reason"] = "tool_calls"
+
+
+def _add(message: Delta, deltas: Sequence[Delta]) -> None:
+    """Adds deltas to a whole message."""
+    for delta in deltas:
+        if "content" in delta:
+            message["content"] = (message["content"] or "") + (delta["content"] or "")
+        for call in delta.get("tool_calls", ()):
+            del call["index"]
+            message.setdefault("tool_calls", []).append(call)
 
 
 def _copy_reasoning(delta: Delta) -> None:

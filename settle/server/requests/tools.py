@@ -6,15 +6,13 @@ parsed. llama.cpp alone silently drops the tools of such a template.
 
 import json
 import re
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from settle.base.run import parse_json
 from settle.server.errors import invalid, reject_unknown
 from settle.server.grammar.grammars import CLOSE, OPEN
-from settle.server.requests.messages import function_call
-from settle.server.wire_types import ChatMessage, Delta, JsonObject, Tool, ToolCall
+from settle.server.wire_types import ChatMessage, JsonObject, Tool
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 
@@ -91,50 +89,6 @@ def with_instructions(
     return [turns[0] | {"content": f"{text}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 
-class CallReader:
-    """Separates text from calls while an answer is streamed. `feed` gives OpenAI's deltas."""
-
-    def __init__(self) -> None:
-        self.num_calls = 0
-        self._held = ""
-        self._is_call = False
-
-    def feed(self, text: str) -> Iterator[Delta]:
-        self._held += text
-        while True:
-            if self._is_call:
-                body, closed, rest = self._held.partition(CLOSE)
-                if not closed:
-                    return
-                self._held, self._is_call = rest, False
-                yield self._call(body)
-                continue
-            before, opened, rest = self._held.partition(OPEN)
-            if not opened:
-                end = len(self._held) - _overlap(self._held)
-                text, self._held = self._held[:end], self._held[end:]
-                if text and not (self.num_calls and not text.strip()):
-                    yield {"content": text}
-                return
-            if before and not (self.num_calls and not before.strip()):
-                yield {"content": before}
-            self._held, self._is_call = rest, True
-
-    def end(self) -> Iterator[Delta]:
-        """The rest. A call that was cut off is returned as text, so that nothing is lost."""
-        is_next_opening = not self._is_call and self.num_calls and OPEN.startswith(self._held.strip())
-        if self._held and not is_next_opening:
-            yield {"content": (OPEN if self._is_call else "") + self._held}
-        self._held = ""
-
-    def _call(self, body: str) -> Delta:
-        call = parse_json(body)
-        arguments = json.dumps(call.get("arguments") or {}, ensure_ascii=False)
-        index: ToolCall = {"index": self.num_calls}
-        self.num_calls += 1
-        return {"tool_calls": [index | function_call(f"call_{secrets.token_hex(12)}", call["name"], arguments)]}
-
-
 def _allowed(tools: list[Tool], choice: JsonObject) -> tuple[list[Tool], ToolChoice]:
     """The choice `allowed_tools`. OpenAI's two APIs have the list in two places."""
     allowed = choice.get("allowed_tools", choice)
@@ -186,8 +140,3 @@ def _plain(function: dict[str, str]) -> JsonObject:
     except ValueError:
         arguments = function["arguments"]
     return {"name": function["name"], "arguments": arguments}
-
-
-def _overlap(text: str) -> int:
-    """The number of characters at the end that may begin a call."""
-    return next((n for n in range(min(len(text), len(OPEN) - 1), 0, -1) if OPEN.startswith(text[-n:])), 0)

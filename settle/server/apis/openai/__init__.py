@@ -20,7 +20,7 @@ from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
-from settle.server.requests.chat_request import ChatRequest, TextPlan
+from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.embeddings import embed_texts
 from settle.server.requests.engine import engine_error, is_constrained
 from settle.server.wire_types import Chunk, JsonObject
@@ -70,8 +70,7 @@ async def _chat_stream(call: Call, request: ChatRequest, entry: ModelEntry, want
         return
     async with call.pool.use(entry) as loaded:
         plan = await chat.prepare(call.backend.catalogue, request, entry, loaded)
-        is_changed = isinstance(plan, TextPlan) or plan.trimmed or request.top_logprobs is not None
-        if is_changed or is_constrained(plan.body):
+        if not plan.is_passed_on or is_constrained(plan.body):
             answer = _event_stream(call, plan.chunks(loaded), wants_usage)
             async with contextlib.aclosing(answer) as pieces:
                 async for event in pieces:

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from settle.server.grammar.grammars import required_grammar
 from settle.server.models.loaded_model import LoadedModel
@@ -57,16 +57,18 @@ class RequiredCallReader:
         self._opening, self._betweens, self._held = opening, betweens, ""
         self._names = sorted(names, key=len, reverse=True)
 
-    def feed(self, text: str) -> Iterator[Delta]:
+    async def feed(self, text: str) -> list[Delta]:
         self._held += text
+        deltas: list[Delta] = []
         while call := self._next():
-            yield {"tool_calls": [call]}
+            deltas.append({"tool_calls": [call]})
+        return deltas
 
-    def end(self) -> Iterator[Delta]:
+    async def end(self) -> list[Delta]:
         """A call that was cut off is returned as text, so that nothing is lost."""
-        if self._held and not self.num_calls:
-            yield {"content": self._opening + self._held}
+        text = self._opening + self._held if self._held and not self.num_calls else ""
         self._held = ""
+        return [{"content": text}] if text else []
 
     def _next(self) -> ToolCall | None:
         start = 0
