@@ -6,17 +6,8 @@ The model is given each template of TEMPLATES (a folder; by default those of the
 sides are the same child process. A request counts as kept when the answer is calls whose arguments fit (jsonschema).
 """
 
-import argparse
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
-
-import jsonschema
-
-from bench.bfcl import retemplated
-from bench.conformance import answer_of
-from settle.server.bench.bare_server import Side, both_sides
 
 TEMPLATES = Path(__file__).parents[1] / "tests" / "chat_templates"
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}

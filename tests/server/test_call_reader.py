@@ -6,12 +6,12 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 
+from settle.base.chat_template import ChatTemplate
 from settle.formats.gguf import export_gguf
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
@@ -21,7 +21,6 @@ from tests.server.conftest import Live, serving
 from tests.server.written_calls import PAIRS, SCHEMAS, Answer
 from tests.trained import Trained, trained
 
-TEMPLATES = Path(__file__).parents[1] / "chat_templates"
 TOOLS: list[Tool] = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": schema}}
     for name, schema in SCHEMAS.items()
@@ -81,54 +80,61 @@ def test_text_is_not_held_back() -> None:
 WRITTEN = '```json\n{"name": "weather", "arguments": {"city": "Rome", "days": 3}}\n```'
 
 
+TURNS = [{"role": "user", "content": "Rome?"}]
+FEW = TOOLS[:2]
+ASK = {"messages": TURNS, "max_tokens": 80, "temperature": 0}
+
+
+# short, so that little has to be learned; it knows tools, and writes calls as Hermes does
+TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name + ' ' }}{% endfor %}{% endif %}"
+    "{% for message in messages %}{{ message.role + ': ' + (message.content or '') }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool_call>' + (call.function | tojson) + '</tool_call>' }}"
+    "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server of a tiny model that always writes its call as fenced JSON, with a template that knows tools and one
-    that knows none."""
+    """A server of a tiny model that always writes its call as fenced JSON."""
     folder = tmp_path_factory.mktemp("writer")
-    model = memorized("<|im_start|>assistant\n", WRITTEN)
-    entries = []
-    for name in ("qwen2.5", "smollm2"):
-        model.tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-        path = folder / f"{name}.gguf"
-        export_gguf(model.part, model.weights, model.tokenizer, path, "f32", {"name": name})
-        entries.append(ModelEntry(name, path))
-    with serving(folder, PoolSettings(context=2048, slots=1, threads=1), tuple(entries)) as server:
+    template = ChatTemplate(TEMPLATE)
+    model = memorized([template.render(TURNS, tools, True) for tools in (None, FEW[1:], FEW)], WRITTEN)
+    model.tokenizer.chat_template = TEMPLATE
+    path = export_gguf(model.part, model.weights, model.tokenizer, folder / "w.gguf", "f32", {"name": "w"})
+    settings = PoolSettings(context=512, slots=1, threads=1)
+    with serving(folder, settings, (ModelEntry("writer", path),)) as server:
         yield server
 
 
-def memorized(before: str, answer: str) -> Trained:
-    """A tiny model that continues `before` with `answer`, whatever stands before that."""
+def memorized(prompts: list[str], answer: str) -> Trained:
+    """A tiny model that answers each of the prompts with `answer`."""
     base = trained()
-    part = base.part.model_copy(update={"max_position_embeddings": 2048})
+    part = base.part
     model, tokenizer = part.build(seed=0), copy.copy(base.tokenizer)
-    ids = [*tokenizer.encode(before), *tokenizer.encode(answer), part.eos_token_id]
-    num_known = len(tokenizer.encode(before))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(150):
-        rows = []
-        for _ in range(4):
-            length = int(torch.randint(1, 40, (1,), generator=draw))
-            rows.append([*torch.randint(0, part.vocab_size, (length,), generator=draw).tolist(), *map(int, ids)])
-        bounds = torch.tensor([0, *itertools.accumulate(len(row) - 1 for row in rows)], dtype=torch.int32)
-        hidden = model(torch.tensor([token for row in rows for token in row[:-1]]), bounds)
-        wanted = torch.tensor([token for row in rows for token in row[1:]])
-        known = torch.cat([torch.arange(len(row) - 1) >= len(row) - len(ids) + num_known - 1 for row in rows])
-        loss = torch.nn.functional.cross_entropy((hidden @ model.head.T)[known], wanted[known])
+    ending = [*tokenizer.encode(answer), part.eos_token_id]
+    rows = [torch.tensor([*map(int, [*tokenizer.encode(prompt), *ending])]) for prompt in prompts]
+    bounds = torch.tensor([0, *itertools.accumulate(len(row) - 1 for row in rows)], dtype=torch.int32)
+    given, wanted = torch.cat([row[:-1] for row in rows]), torch.cat([row[1:] for row in rows])
+    is_answer = torch.cat([torch.arange(len(row) - 1) >= len(row) - 1 - len(ending) for row in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(400):
+        hidden = model(given, bounds)
+        loss = torch.nn.functional.cross_entropy(hidden[is_answer] @ model.head.T, wanted[is_answer])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss < 0.02:
+            break
     assert loss < 0.05
     return Trained(part, model, tokenizer, [])
 
 
-@pytest.mark.parametrize("model", ["qwen2.5", "smollm2"])
-def test_a_call_in_another_form_than_the_template_s(writer: Live, model: str) -> None:
-    body = {"model": model, "messages": [{"role": "user", "content": "Rome?"}], "max_tokens": 80, "temperature": 0}
+def test_a_call_in_another_form_than_the_template_s(writer: Live) -> None:
+    body = ASK | {"model": "writer"}
     text = writer.ask("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
     assert text.strip() == WRITTEN
-    body |= {"tools": TOOLS}
+    body |= {"tools": FEW}
     choice = writer.ask("/v1/chat/completions", body).json["choices"][0]
     assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
     (call,) = choice["message"]["tool_calls"]
@@ -143,27 +149,26 @@ def test_a_call_in_another_form_than_the_template_s(writer: Live, model: str) ->
 
 
 def test_a_call_of_no_tool_that_was_given_stays_text(writer: Live) -> None:
-    other = [tool for tool in TOOLS if tool["function"]["name"] != "weather"]
-    body = {"model": "qwen2.5", "messages": [{"role": "user", "content": "Rome?"}], "max_tokens": 80, "temperature": 0}
-    choice = writer.ask("/v1/chat/completions", body | {"tools": other}).json["choices"][0]
+    choice = writer.ask("/v1/chat/completions", ASK | {"model": "writer", "tools": FEW[1:]}).json["choices"][0]
     assert choice["finish_reason"] == "stop" and choice["message"]["content"].strip() == WRITTEN
     assert not choice["message"].get("tool_calls")
 
 
 def test_other_apis_give_such_a_call_too(writer: Live) -> None:
-    turns = [{"role": "user", "content": "Rome?"}]
-    tools = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.items()]
-    body = {"model": "qwen2.5", "messages": turns, "max_tokens": 80, "temperature": 0, "tools": tools}
+    names = [tool["function"]["name"] for tool in FEW]
+    body = ASK | {"model": "writer", "tools": [{"name": name, "input_schema": SCHEMAS[name]} for name in names]}
     for stream in (False, True):
         reply = writer.ask("/v1/messages", body | {"stream": stream})
         blocks = [event["content_block"] for event in reply.events if "content_block" in event]
         (use,) = blocks if stream else reply.json["content"]
         assert use["type"] == "tool_use" and use["name"] == "weather"
-    flat = [{"type": "function", "name": name, "parameters": schema} for name, schema in SCHEMAS.items()]
-    asked = {"model": "qwen2.5", "input": "Rome?", "tools": flat, "temperature": 0, "max_output_tokens": 80}
+    flat = [
+        {"type": "function", "name": name, "parameters": schema} for name, schema in SCHEMAS.items() if name in names
+    ]
+    asked = {"model": "writer", "input": "Rome?", "tools": flat, "temperature": 0, "max_output_tokens": 80}
     (item,) = writer.ask("/v1/responses", asked).json["output"]
     assert item["type"] == "function_call" and json.loads(item["arguments"]) == {"city": "Rome", "days": 3}
-    chat = {"model": "qwen2.5", "messages": turns, "tools": TOOLS, "options": {"temperature": 0, "num_predict": 80}}
+    chat = {"model": "writer", "messages": TURNS, "tools": FEW, "options": {"temperature": 0, "num_predict": 80}}
     (calls,) = [
         line["message"]["tool_calls"] for line in writer.ask("/api/chat", chat).lines if "tool_calls" in line["message"]
     ]

@@ -42,6 +42,11 @@ async def check_answer(
     await _ask("answer", grammar, str(loaded.key.path), loaded.key.stamp, schema, text, has_ended)
 
 
+async def check_json(schema: JsonObject, text: str) -> None:
+    """Raises GrammarError for a text that is not JSON of the schema."""
+    await _ask("json", schema, text)
+
+
 @atexit.register
 def close() -> None:
     """End the process; the next request makes a new one."""

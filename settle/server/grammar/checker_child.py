@@ -11,7 +11,7 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,12 @@ def check_answer(
     return text, _misfit(schema, text) if has_ended and schema is not None else None
 
 
+def check_json(schema: dict[str, object], text: str) -> tuple[str, str | None]:
+    """The text, and why it does not fit the schema."""
+    _limit(ANSWER_SECONDS, MEMORY_BYTES)
+    return text, _misfit(schema, text)
+
+
 def _misfit(schema: dict[str, object], text: str) -> str | None:
     """Why a text does not fit a schema. A schema that no validator understands is the grammar's alone to keep."""
     try:
@@ -175,9 +181,16 @@ def _bytes_of(text: str, kind: object, by_character: dict[str, int] | None) -> b
     return text.replace("▁", " ").encode()
 
 
+CHECKS: dict[str, Callable[..., tuple[str, str | None]]] = {
+    "grammar": check_grammar,
+    "answer": check_answer,
+    "json": check_json,
+}
+
+
 def _answered(kind: str, arguments: list[Any]) -> tuple[str, str | None]:
     try:
-        return check_grammar(*arguments) if kind == "grammar" else check_answer(*arguments)
+        return CHECKS[kind](*arguments)
     except RecursionError:
         return "", "it is nested too deep"
     except BaseException as e:  # noqa: BLE001  a panic of Rust is no Exception

@@ -214,7 +214,12 @@ class TextPlan(ChatPlan):
 
     async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading]:
         assert self._limited_body
-        return await ask(loaded, TEXT_PATH, await self._limited_body()), self._reader()
+        body = await self._limited_body()
+        event: TextEvent = await ask(loaded, TEXT_PATH, body)
+        check = AnswerCheck(loaded, body["grammar"], None, bool(self.request.stop))
+        check.add(event["content"])
+        await check.finish(event["stop_type"] == "eos")
+        return event, self._reader()
 
 
 def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:

@@ -1,13 +1,13 @@
 """Whether the arguments of a call that was found in a text fit their schema."""
 
-from settle.server.grammar.checker import GrammarError, check_answer
+from settle.server.grammar.checker import GrammarError, check_json
 from settle.server.wire_types import JsonObject
 
 
 async def fits(schema: JsonObject, arguments: str) -> bool:
     """arguments: as JSON."""
     try:
-        await check_answer(schema, arguments)
+        await check_json(schema, arguments)
     except GrammarError:
         return False
     return True
