@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
+from settle.server.requests.tool_calls.required_calls import limited
 from tests.server.conftest import Live, serving
 from tests.trained import trained
 
@@ -119,3 +121,36 @@ def test_overflow(live: Live, model: str) -> None:
     error = live.ask("/v1/chat/completions", body).json["error"]
     assert error["code"] == "context_length_exceeded" and error["param"] == "messages"
     assert error["n_prompt_tokens"] > error["n_ctx"]
+
+
+def test_limits_end_a_call_that_runs_on() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "note": {"type": "string"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "size": {"type": "number"},
+            "kind": {"type": "string", "enum": ["long words stay as they are"]},
+            "least": {"type": "string", "minLength": 300},
+        },
+        "required": ["note", "least"],
+    }
+    narrow = limited(schema, 512)
+    places = narrow["properties"]
+    assert isinstance(places, dict) and narrow["additionalProperties"] is False
+    assert places["note"]["maxLength"] <= 256 and places["tags"]["maxItems"] == 4
+    assert places["kind"] == schema["properties"]["kind"] and places["least"]["maxLength"] == 300
+    check = jsonschema.Draft202012Validator(narrow)
+    for number, is_short in ((3, True), (-3, True), (2.5, True), (0.3333333333, False), (10**20, False)):
+        assert check.is_valid({"note": "", "least": "x" * 300, "size": number}) == is_short
+    tight = limited(schema, 16)["properties"]
+    assert isinstance(tight, dict) and [*tight] == ["note", "least"]
+
+
+def test_a_text_that_runs_on_is_written_again(live: Live) -> None:
+    body = {"model": "qwen2.5", "messages": TURNS, "tools": TOOLS[:1], "tool_choice": "required", "temperature": 0}
+    choice = live.ask("/v1/chat/completions", body | {"max_tokens": 40}).json["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    check("find_place", json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]))
+    events = live.ask("/v1/chat/completions", body | {"max_tokens": 40, "stream": True}).events
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"

@@ -13,6 +13,9 @@ from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
 
 MOST_ITEMS = 4  # of an array that its schema does not limit, where an answer has to end
 SHORTEST, LONGEST = 8, 256  # characters of such a text
+MOST_NUMBER = 10**9
+BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+VALUES = {"enum", "const", "required", "default", "examples"}  # keys of a schema that hold no schemas
 DEFAULT_TOKENS = 1024  # of an answer without a limit
 
 
@@ -90,13 +93,24 @@ class RequiredCallReader:
 
 
 def limited(schema: JsonObject, most_tokens: int) -> JsonObject:
-    """A schema under which an answer ends: texts and arrays that it leaves open are given a length.
+    """A schema under which an answer ends: texts, arrays and numbers that it leaves open are given a length. Optional
+    properties are left out where the names alone would take the tokens.
 
-    A small model may repeat itself without end in a text that nothing limits."""
+    A small model may repeat itself without end in a text that nothing limits. What fits the result fits the schema."""
     length = max(SHORTEST, min(LONGEST, most_tokens // (2 * max(1, _num_texts(schema)))))
-    result = _limited(schema, length)
+    result = _limited(schema, length, _num_name_characters(schema) > most_tokens)
     assert isinstance(result, dict)
     return result
+
+
+def _num_name_characters(schema: object) -> int:
+    if isinstance(schema, list):
+        return sum(map(_num_name_characters, schema))
+    if not isinstance(schema, dict):
+        return 0
+    properties = schema.get("properties")
+    names = sum(map(len, properties)) if isinstance(properties, dict) else 0
+    return names + sum(map(_num_name_characters, schema.values()))
 
 
 def _num_texts(schema: object) -> int:
@@ -104,7 +118,7 @@ def _num_texts(schema: object) -> int:
         return sum(map(_num_texts, schema))
     if not isinstance(schema, dict):
         return 0
-    inner = sum(_num_texts(value) for key, value in schema.items() if key not in ("enum", "const", "required"))
+    inner = sum(_num_texts(value) for key, value in schema.items() if key not in VALUES)
     return _is_open_text(schema) + inner * (MOST_ITEMS if "items" in schema else 1)
 
 
@@ -114,22 +128,38 @@ def _is_open_text(schema: JsonObject) -> bool:
     return is_text and not {*schema} & {"enum", "const", "pattern", "format", "maxLength"}
 
 
-def _limited(schema: object, length: int) -> object:
+def _limited(schema: object, length: int, is_tight: bool) -> object:
     if isinstance(schema, list):
-        return [_limited(value, length) for value in schema]
+        return [_limited(value, length, is_tight) for value in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = ("enum", "const", "required", "default", "examples")
-    result = {key: value if key in kept else _limited(value, length) for key, value in schema.items()}
+    result = {key: value if key in VALUES else _limited(value, length, is_tight) for key, value in schema.items()}
     if _is_open_text(schema):
-        least = schema.get("minLength")
-        result["maxLength"] = max(length, least if isinstance(least, int) else 0)
-    if schema.get("type") == "array" and "maxItems" not in schema and "enum" not in schema:
-        least = schema.get("minItems")
-        result["maxItems"] = max(MOST_ITEMS, least if isinstance(least, int) else 0)
-    if schema.get("type") == "object" and "properties" in schema:
+        result["maxLength"] = max(length, _count(schema, "minLength"))
+    if {*schema} & {"enum", "const"}:
+        return result
+    kind = schema.get("type")
+    if kind == "array" and "maxItems" not in schema:
+        result["maxItems"] = max(MOST_ITEMS, _count(schema, "minItems"))
+    if kind == "integer" and not {*schema} & BOUNDS:
+        result |= {"minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+    if kind == "number" and not {*schema} & {*BOUNDS, "multipleOf"}:
+        # llguidance limits the digits of no number below zero with a fraction
+        whole = {"type": "integer", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+        result = {"anyOf": [whole, {"type": "number", "multipleOf": 0.0001, "minimum": 0, "maximum": MOST_NUMBER}]}
+    if kind == "object" and isinstance(schema.get("properties"), dict):
         result = {"additionalProperties": False} | result
+        if is_tight:
+            kept, required = result["properties"], schema.get("required")
+            assert isinstance(kept, dict)
+            names = required if isinstance(required, list) else []
+            result["properties"] = {name: value for name, value in kept.items() if name in names}
     return result
+
+
+def _count(schema: JsonObject, key: str) -> int:
+    value = schema.get(key)
+    return value if isinstance(value, int) else 0
 
 
 async def _literal(loaded: LoadedModel, text: str) -> tuple[str, str]:
