@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
+from settle.base.run import parse_json
 from settle.server.requests.messages import function_call
 from settle.server.requests.tool_calls.written_calls import (
     CLOSERS,
@@ -165,8 +166,8 @@ class CallReader:
             arguments = call.arguments
             if isinstance(arguments, str):
                 try:
-                    arguments = json.loads(arguments)
-                except (ValueError, RecursionError):
+                    arguments = parse_json(arguments)
+                except ValueError:
                     return []
             schema = self._schemas.get(call.name)
             written = json.dumps(arguments, ensure_ascii=False)

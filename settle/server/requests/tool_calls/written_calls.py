@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from settle.base.run import parse_json
 from settle.server.wire_types import JsonObject
 
 # what stands before calls only
@@ -161,7 +162,7 @@ class CallTexts:
             schema = properties.get(key) if isinstance(properties, dict) else None
             is_text = isinstance(schema, dict) and schema.get("type") == "string"
             try:
-                typed[key] = value if is_text else json.loads(value)
+                typed[key] = value if is_text else parse_json(value)
             except ValueError:
                 typed[key] = value
         return typed
@@ -216,8 +217,8 @@ def _json_at(text: str, start: int) -> tuple[object, int]:
     if end <= 0:
         return None, end
     try:
-        return json.loads(text[start:end]), end
-    except (ValueError, RecursionError):
+        return parse_json(text[start:end]), end
+    except ValueError:
         return None, -1
 
 
