@@ -120,8 +120,8 @@ def main() -> None:
 def retemplated(model: Path, template: Path, folder: Path) -> Path:
     """A copy of a GGUF file with another chat template."""
     path = folder / f"{model.stem}-{template.stem}.gguf"
-    text = template.read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", text, str(model), str(path)]
+    script = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata"]
+    command = [*script, "--chat-template-file", str(template), str(model), str(path)]
     subprocess.run(command, check=True, capture_output=True)
     return path
 

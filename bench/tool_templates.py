@@ -6,8 +6,22 @@ The model is given each template of TEMPLATES (a folder; by default those of the
 sides are the same child process. A request counts as kept when the answer is calls whose arguments fit (jsonschema).
 """
 
+import argparse
+import asyncio
+import json
+import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any
+
+import jsonschema
+from bfcl import retemplated
+from conformance import ask
+
+from settle.server.bench.bare_server import Side, both_sides
+from settle.server.requests.messages import function_call
+from settle.server.requests.tool_calls.call_form import IDS, NAMES, VALUES, CallForm, read_form
+from settle.server.requests.tool_calls.call_reader import CallReader
 
 TEMPLATES = Path(__file__).parents[1] / "tests" / "chat_templates"
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
@@ -38,3 +52,102 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"model": "m", "input": TURNS[0]["content"], "tools": FLAT, "tool_choice": "required", "max_output_tokens": 96},
     ),
 }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("templates", type=Path, nargs="?", default=TEMPLATES)
+    given = parser.parse_args()
+    print("# Tool calls by chat template\n")
+    print("By `python bench/tool_templates.py`: *yes* is an answer of calls that fit; *form*: whose the calls' is.\n")
+    print(f"| template | form | {' | '.join(REQUESTS)} | its own form is read | llama.cpp alone, required |")
+    print(f"|---|---|{'---|' * (len(REQUESTS) + 2)}")
+    for template in sorted(given.templates.glob("*.jinja")):
+        with tempfile.TemporaryDirectory() as folder:
+            print(row(retemplated(given.model, template, Path(folder)), template), flush=True)
+
+
+def row(model: Path, template: Path) -> str:
+    with both_sides(model, 1, 4096) as (gateway, bare):
+        knows_tools = props(bare)["supports_tools"] and props(bare)["supports_tool_calls"]
+        form = read_form(*(rendered(gateway, number) for number in (0, 1, 2))) if knows_tools else None
+        kept = [yes(is_kept(*ask(gateway, path, body))) for path, body in REQUESTS.values()]
+        alone = yes(is_kept(*ask(bare, *REQUESTS["required"])))
+    return f"| {template.stem} | {'its own' if form else 'settle'} | {' | '.join(kept)} | {is_read(form)} | {alone} |"
+
+
+def props(bare: Side) -> dict[str, bool]:
+    """What llama.cpp says of the template."""
+    request = urllib.request.Request(f"{bare.url}/props", headers={"Authorization": f"Bearer {bare.key}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        caps: dict[str, bool] = json.load(answer)["chat_template_caps"]
+    return caps
+
+
+def rendered(side: Side, num_calls: int) -> str:
+    """The template's prompt before a call, or behind as many."""
+    calls = [function_call(IDS[n], NAMES[n], json.dumps(VALUES)) for n in range(num_calls)]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
+    turns += [{"role": "assistant", "content": "", "tool_calls": calls}] if calls else []
+    turns += [{"role": "tool", "tool_call_id": call["id"], "content": "probe_result"} for call in calls]
+    parameters = {"type": "object", "properties": {key: {"type": "string"} for key in VALUES}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in NAMES]
+    answer = ask(side, "/apply-template", {"model": "m", "messages": turns, "tools": tools})[1]
+    return str(answer.get("prompt", ""))
+
+
+def is_read(form: CallForm | None) -> str:
+    """Whether a call in the template's form, found in a text, is one."""
+    if form is None:
+        return "–"
+    text = f"{form.opening}weather{form.separator}{json.dumps({'city': 'Rome', 'days': 3})}"
+    text += closers(text) + form.closing.lstrip("]}")
+
+    async def read() -> int:
+        reader = CallReader(TOOLS, fits)  # type: ignore[arg-type]
+        await reader.feed(text)
+        await reader.end()
+        return reader.num_calls
+
+    return yes(asyncio.run(read()) == 1)
+
+
+def closers(text: str) -> str:
+    """What closes the brackets that a text leaves open."""
+    open_ones: list[str] = []
+    for sign in text:
+        if sign in "{[":
+            open_ones.append({"{": "}", "[": "]"}[sign])
+        elif open_ones and sign == open_ones[-1]:
+            open_ones.pop()
+    return "".join(reversed(open_ones))
+
+
+async def fits(schema: dict[str, Any], text: str) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+
+
+def is_kept(status: int, answer: dict[str, Any]) -> bool:
+    """Whether an answer in any API's form is calls that fit."""
+    if "choices" in answer:
+        calls = answer["choices"][0]["message"].get("tool_calls") or []
+        found = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+    elif "output" in answer:
+        items = [item for item in answer["output"] if item["type"] == "function_call"]
+        found = [(item["name"], json.loads(item["arguments"])) for item in items]
+    else:
+        found = [(b["name"], b["input"]) for b in answer.get("content", ()) if b["type"] == "tool_use"]
+    return status == 200 and bool(found) and all(is_valid(name, arguments) for name, arguments in found)
+
+
+def is_valid(name: str, arguments: object) -> bool:
+    return name in SCHEMAS and jsonschema.Draft202012Validator(SCHEMAS[name]).is_valid(arguments)
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "**no**"
+
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ OTHER_KEYS = {"id", "type", "index", "tool_call_id", "call_id"}
 FIRST_KEYS = {*NAME_KEYS, *ARGUMENT_KEYS, *OTHER_KEYS, "tool_calls", "function_call"}
 CONSTANTS = {"true": True, "false": False, "null": None}
 FIRST_KEY = re.compile(r'[\[\s]*\{\s*"((?:[^"\\]|\\.)*)"')
-SEPARATOR = r"(?::\d+)?\s*(?:\[ARGS\]|<｜tool▁sep｜>|<\|tool_call_argument_begin\|>|```json)?\s*"
+SEPARATOR = r"(?::\d+)?\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\]|<｜tool▁sep｜>|<\|tool_call_argument_begin\|>|```json)?\s*"
 PREFIX = r"\s*(?:function<｜tool▁sep｜>|functions\.)?"
 PARAMETER = re.compile(r"<parameter=([^>]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
