@@ -103,6 +103,7 @@ REFUSED = {
     "a to a": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
     "anyOf itself": {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}},
     "requires itself": {"$ref": "#/$defs/a", "$defs": {"a": {**LOOP, "properties": {"a": {"$ref": "#/$defs/a"}}}}},
+    "a number of 70 bits": {"const": -(2**70)},
     "unknown format": {"type": "string", "format": "regex"},
     "a format out of sight": {"$ref": "#/x/y", "x": {"y": {"type": "string", "format": "uri"}}},
 }

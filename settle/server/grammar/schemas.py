@@ -61,7 +61,16 @@ FREE = frozenset(("password", "binary", "path", "file-path", "directory-path")) 
 
 def engine_schema(schema: JsonObject, param: str) -> JsonObject:
     """The schema as the engine is given it. Raises ApiError for a count that is out of its bounds."""
+    _check_numbers(schema, param)
     return _Rewriter(param).schema(schema, ())
+
+
+def _check_numbers(value: object, param: str) -> None:
+    """The engine reads other numbers as the nearest that 64 bits hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise invalid(param, f"the engine cannot keep to the number {str(value)[:60]}: it is longer than 64 bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(inner, param)
 
 
 def without_unknown_formats(schema: JsonObject, param: str) -> JsonObject:
