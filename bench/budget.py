@@ -7,7 +7,7 @@
 Every run is a process of its own, and what counts is from its start to its end. Load: a busy process joins at half of
 the time. Resumed: Ctrl-C at half of the time, then `settle resume`; both sessions count. The time left is read whenever
 the terminal would show it, from a quarter of the time on, as an error of the whole time. A tiny base is trained first,
-once (under a minute on an idle machine); nine runs of 90 s are about a quarter of an hour.
+once (seconds on an idle machine); nine runs of 90 s are about a quarter of an hour.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def measure(case: str, way: str, budget: str, folder: Path) -> dict[str, object]
     wanted, name = seconds(budget), f"{case}-{way}"
     environment = os.environ | {"SETTLE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     if case != "train" and not (folder / "base-made").exists():
-        base = {"inputs": [str(text(folder))], "name": "base", "size": "1M", "steps": 150, "seed": 1}
+        base = {"inputs": [str(text(folder))], "name": "base", "size": "200k", "steps": 60, "seed": 1}
         run(["train", json.dumps(base), str(folder / "base-made")], folder / "base.log", environment).wait()
     left, log = folder / f"{name}.left", folder / f"{name}.log"
     began = time.monotonic()
