@@ -73,7 +73,8 @@ def look_ahead(
     plan, per_token, spent = job.plan, measured.evaluation_seconds, elapsed()
     of_step = measured.step_seconds / plan.loop.tokens_per_step
     tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
-    judge = per_token * (plan.held_out_tokens + _finally_evaluated(job, tokens))
+    whole = _finally_evaluated(job, tokens)
+    judge = per_token * (plan.held_out_tokens + (whole if whole > plan.held_out_tokens else 0))
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
     export = export_seconds(adds, per_token)
     comparison = comparing(per_token)

@@ -19,7 +19,7 @@ from settle.train.recovery import Session
 from settle.train.schedule import Schedule
 from settle.train.state import LoopPlan, LoopState, Outcome
 from settle.train.trainer import StepResult, Trainer
-from settle.train.watch import Pace
+from settle.train.watch import MOST_SLOWDOWN, Pace
 
 BUDGET, AFTER, COMPARING, STEP = 200.0, 10.0, 30.0, 1.0  # seconds
 
@@ -81,7 +81,8 @@ def test_the_loop_ends_when_its_time_is_spent(corpus: Corpus, slow: list[tuple[f
     events: list[Event] = []
     clock = Clock(15.0, slow)  # reading and probe took 15 s
     outcome: Outcome = train(corpus, Run.create("train", "a"), clock, events)
-    after = AFTER * clock.factor + COMPARING
+    extra = AFTER * (min(clock.factor, MOST_SLOWDOWN) - 1)
+    after = AFTER + extra + max(COMPARING / 2, COMPARING - extra)
     assert clock.now + after == pytest.approx(BUDGET, abs=2.5 * STEP * clock.factor)
     seen = rates(events)
     assert seen[-1] < 0.15 * max(seen) and outcome.state.stop == "budget"
