@@ -145,7 +145,7 @@ def sizes():
 
 
 def shape():
-    compared("Qwen2.5 0.5B's shape", biased(SHAPE, [0.85**i for i in range(24)]), SHAPE, [64, 96, 40], torch.float32)
+    compared("Qwen2.5 0.5B's shape", biased(SHAPE, [0.85**i for i in range(24)]), SHAPE, [32, 48], torch.float32)
 
 
 def tune():

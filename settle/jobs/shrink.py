@@ -83,7 +83,8 @@ def source(c: ShrinkContext) -> None:
         kinds = ", ".join(f"{number} tensors {kind}" for kind, number in quantized.items())
         raise UsageError(
             f"{model.name} is quantized already ({kinds}): rounding again adds to what the first rounding lost",
-            "start from the model in F16 or BF16; --requantize takes it, and measures against the file as it is",
+            f"start from the model in F16 or BF16, or take it as it is: `{_requantizing(c.settings)}` measures "
+            "against it, and forecasts what rounding twice costs",
         )
     require_room(WORK_SPACE * model.source.path.stat().st_size, folder)
     c.source, c.work = model, folder
@@ -142,6 +143,8 @@ def search(c: ShrinkContext) -> None:
                 better = f"--to {fallback.num_bytes / 1e6:.1f}MB spends as many bytes better"
                 c.events.emit(Warn(text=f"{fallback}; {better}"))
             c.chosen = candidates.measure(candidates.of_mix(budget.mix))
+            if c.settings.requantize:  # another file shows what rounding twice costs here
+                candidates.measure(candidates.of_size(max(c.chosen.num_bytes, candidates.smallest)))
         elif budget.goal == "size":
             c.chosen = best_within_size(candidates, int(budget.amount))
         elif budget.goal == "loss":
@@ -170,7 +173,7 @@ def plan(c: ShrinkContext) -> None:
         end_dry(c, record)
         return
     if c.chosen is not None:
-        write_json(c.run.path / "forecast.json", {"kl": c.chosen.predicted})
+        write_json(c.run.path / "forecast.json", {"kl": c.candidates.expected_kl(c.chosen)})
     write_json(c.run.path / "plan.json", record)
 
 
@@ -233,6 +236,13 @@ def result(c: ShrinkContext) -> None:
     c.exit_code = 0
 
 
+def _requantizing(settings: ShrinkSettings) -> str:
+    """The same command for a model that is quantized already."""
+    given = {"--to": settings.to, "--lose": settings.lose, "--speed": settings.speed}
+    budget = [f"{option} {value}" for option, value in given.items() if value is not None]
+    return " ".join(["settle shrink", str(settings.model), *settings.inputs, *budget, "--requantize"])
+
+
 def _planned(c: ShrinkContext, values: object) -> Candidate:
     """The choice of an earlier session. Raises RunError when plan.json was edited."""
     try:
@@ -257,14 +267,17 @@ def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
     rise = (c.loss_on_text or chosen.divergence).rise.value
     used = c.spending()
     faster = chosen.footprint.speed.median / c.reference.footprint.speed.median
+    before, after = (f"{f.peak_bytes / 1e6:,.0f}" for f in (c.reference.footprint, chosen.footprint))
+    rises = chosen.footprint.peak_bytes > c.reference.footprint.peak_bytes
+    memory = f"{'rises' if rises else 'falls'} from {before} to {after} MB" if before != after else f"stays {after} MB"
     figures: dict[str, object] = {
-        "why": f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, and "
-        f"the loss on {c.session.model.data.name} changes by {rise:+.2%}",
+        "why": f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, "
+        f"memory {memory}, and the loss on {c.session.model.data.name} changes by {rise:+.2%}",
         "base": _base(c),
         "chosen": chosen.to_json(),
         "reference": c.reference.to_json(),
         "kinds": dict(chosen.kinds),
-        "forecast": {"kl": chosen.predicted},
+        "forecast": {"kl": c.candidates.expected_kl(chosen)},
         "actual": {
             "kl": chosen.divergence.kl.value,
             "time": used["seconds"],

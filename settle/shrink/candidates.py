@@ -1,5 +1,6 @@
 """Files that a model could become: each with its types, its exact size, and what is predicted and measured of it."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from settle.shrink.quantizers import Quantizer
 from settle.shrink.session import Session
 from settle.shrink.throughput_model import bytes_read
 from settle.shrink.types.mixes import mix_types
+from settle.shrink.types.quantize_file import quantized_already
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,15 @@ class Candidates:
                 known = replace(known, footprint=footprints([path], threads=self.session.model.threads)[0])
         self.known[candidate.name] = known
         return known
+
+    def expected_kl(self, chosen: Candidate) -> float | None:
+        """What the file is forecast to diverge by. The prediction is made for weights that were not rounded before; of
+        a quantized model it is scaled by what the other files that were measured cost against theirs."""
+        if chosen.predicted is None or not quantized_already(self.session.model.file):
+            return chosen.predicted
+        known = [c for c in self.known.values() if c.name != chosen.name and c.divergence and c.predicted]
+        ratios = [max(c.divergence.kl.value, 0.0) / c.predicted for c in known if c.divergence and c.predicted]
+        return chosen.predicted * statistics.median(ratios) if ratios else chosen.predicted
 
     def bytes_read(self, candidate: Candidate) -> int:
         """Bytes of the file that a token reads."""

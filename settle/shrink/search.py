@@ -84,12 +84,17 @@ def best_at_speed(candidates: Candidates, tokens_per_second: float) -> Candidate
 
 
 def routes(candidates: Candidates) -> list[Candidate]:
-    """Every mix, and the quantizer's choice at the size of each, largest first; the same file comes once."""
+    """Every mix, and the quantizer's choice at the size of each, largest first; the same file comes once, and of
+    choices that differ by less than a percent in size only the smallest."""
     mixes = [candidates.of_mix(mix) for mix in QUANTIZED_MIXES]
     sizes = sorted({c.num_bytes for c in mixes})
     own = {name: tensor.dtype for name, tensor in candidates.session.model.file.tensors.items()}
     different: dict[frozenset[tuple[str, str]], Candidate] = {}
-    for candidate in [*mixes, *map(candidates.of_size, sizes)]:
+    choices: list[Candidate] = []
+    for choice in map(candidates.of_size, sizes):
+        if not choices or choice.num_bytes > choices[-1].num_bytes * (1 + SIZE_TOLERANCE):
+            choices.append(choice)
+    for candidate in [*mixes, *choices]:
         different.setdefault(frozenset((own | dict(candidate.kinds)).items()), candidate)
     return sorted(different.values(), key=lambda c: -c.num_bytes)
 

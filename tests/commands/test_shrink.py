@@ -97,9 +97,13 @@ def test_a_model_that_is_quantized_already_is_refused_unless_asked(kept, capsys)
     small = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q8_0", "--name", "eight")["files"]["gguf"]
     assert main(["shrink", small, str(kept / "text.txt"), "--to", "Q4_0"]) == 2
     said = capsys.readouterr().err
-    assert "is quantized already (" in said and "--requantize" in said
+    assert (
+        "is quantized already (" in said
+        and f"`settle shrink {small} {kept / 'text.txt'} --to Q4_0 --requantize`" in said
+    )
     again = shrunk(capsys, small, kept / "text.txt", "--to", "Q4_0", "--requantize", "--name", "again")
     assert again["gate"]["passed"]
+    assert "memory " in again["why"] and again["actual"]["kl"] / 2 < again["forecast"]["kl"] < again["actual"]["kl"] * 2
 
 
 @pytest.mark.parametrize(
