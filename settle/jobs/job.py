@@ -19,8 +19,8 @@ from settle.base.events import PhaseStarted, ResultReady, RunStarted, Say
 from settle.base.run import Run, free_name, write_atomic
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
-from settle.jobs.resource_usage import Spending
 from settle.jobs.settings import JobSettings
+from settle.machine.resource_usage import Spending
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # exit code

@@ -20,6 +20,7 @@ from settle.commands import Command
 from settle.commands.make.tune import Tune
 
 COMMANDS = {name: command for name, command in Command.parts().items() if "recipe" in command.model_fields}
+OF_NAME = {"dtype": st.sampled_from(["float32", "bfloat16", "float16"])}  # settings that take few texts
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
@@ -46,7 +47,7 @@ def _settings(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """Any of a model's settings, and always those without a default."""
     required = {name: _values(field) for name, field in model.model_fields.items() if field.is_required()}
     optional = {
-        name: _values(field)
+        name: OF_NAME[name] if name in OF_NAME else _values(field)
         for name, field in model.model_fields.items()
         if name not in required and name not in ("recipe", "dry")
     }
@@ -82,6 +83,8 @@ def _of_type(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.booleans()
     if kind in (int, float):
         return _numbers(kind, metadata)
+    if pattern := next((found for bound in metadata if (found := getattr(bound, "pattern", None))), None):
+        return st.from_regex(pattern, fullmatch=True)
     return (
         TEXT.map(lambda text: text.replace("/", "_")).map(Path) if kind is Path else TEXT.filter(lambda t: "," not in t)
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.library.deletion import remove_model
 from settle.machine.threads import ThreadSettings
 
 
@@ -31,8 +32,6 @@ class Models(ThreadSettings, Command):
         if action != "list" and len(self.names) != 2:
             raise UsageError(f"no model is named to {action}", f"`settle models {action} NAME`")
         if action == "remove":
-            from settle.library.deletion import remove_model
-
             remove_model(self.names[1], self.yes, events)
             return 0
         from settle.server.models.model_list import list_models, show_model

@@ -3,7 +3,8 @@
 import time
 
 from settle.base.run import command_start
-from settle.machine import EnergyMeter, PeakMemory
+from settle.machine.memory import PeakMemory
+from settle.machine.power import EnergyMeter
 
 
 class Spending:
