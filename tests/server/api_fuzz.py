@@ -131,7 +131,10 @@ def mutated(body: Any, draw: random.Random) -> Any:
     """With up to three values that are taken out, made something odd, or given a neighbour."""
     body = copy.deepcopy(body)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        holder, key = draw.choice(list(_places(body)) or [({}, "x")])
+        places = list(_places(body))
+        if not places:
+            break
+        holder, key = draw.choice(places)
         what = draw.random()
         if what < 0.75:
             holder[key] = copy.deepcopy(draw.choice(ODD))
