@@ -40,6 +40,10 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'settle' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 class _Settle(ModuleType):
     """`settle.train` is the function, also after the room of the same name has been imported.
 

@@ -78,22 +78,27 @@ def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) 
     for name, values in layers:
         for key, value in _flatten(values, model):
             if key not in origin and key.rpartition(".")[0] not in choices and key not in choices:
-                raise UsageError(f"{name}: there is no setting {key!r}", _nearest(key, list(origin)))
+                raise UsageError(f"{_where(name)}there is no setting {key!r}", _nearest(key, list(origin)))
             _put(merged, key.split("."), value)
             origin[key] = name
     try:
         return Resolved(model.model_validate(merged), origin)
     except ChoiceError as e:
-        raise UsageError(f"{origin.get(e.key, 'settings')}: {e.what}", e.fix) from None
+        raise UsageError(f"{_where(origin.get(e.key, 'settings'))}{e.what}", e.fix) from None
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(str(p) for p in first["loc"])
         given = first.get("input")
         shown = given if isinstance(given, str | int | float | bool) else type(given).__name__
         raise UsageError(
-            f"{origin.get(key, 'settings')}: {key} = {shown!r}: {first['msg'].lower()}",
+            f"{_where(origin.get(key, 'settings'))}{key} = {shown!r}: {first['msg'].lower()}",
             f"see `settle {model.__name__.removesuffix('Settings').lower()} --help`",
         ) from None
+
+
+def _where(layer: str) -> str:
+    """The file that a wrong setting is in; what was asked for directly needs no place."""
+    return "" if layer == "asked" else f"{layer}: "
 
 
 def _without_none(values: Mapping[str, object]) -> dict[str, object]:

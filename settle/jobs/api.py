@@ -28,6 +28,11 @@ class FinishedRun:
         self.name = run.name
         self.result: Result = result
 
+    def __repr__(self) -> str:
+        best = self.result.best
+        bits = f", {best.bits_per_byte:.4f} bits per byte" if best and best.bits_per_byte is not None else ""
+        return f"<FinishedRun {self.name}: {self.verdict}{bits}>"
+
     @classmethod
     def find(cls, name: str) -> "FinishedRun":
         return cls(Run.find(name))
