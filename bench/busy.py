@@ -33,13 +33,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 TABLE = HERE / "bench" / "results" / "busy.md"
 START_SECONDS = 240
-ENDLESS = "9999999"
+STEPS = "4000"  # more than a run takes in its turns, few enough for a short forecast
 BAR, IDLE_BAR = 0.45, 0.97
 WORKERS = {
     "embedding": """
 import sys, time, json
 from settle.retrieve.index.embedders.minilm import Minilm
-texts = [t for t in open(sys.argv[1], encoding="utf-8").read().split("\\n\\n") if 40 < len(t) < 600][:64]
+texts = [t for t in open(sys.argv[1], encoding="utf-8").read().split("\\n\\n") if 40 < len(t) < 300][:32]
 vectorizer = Minilm().open()
 while True:
     vectorizer.documents(texts)
@@ -66,7 +66,7 @@ class Job:
         home.mkdir(exist_ok=True)
         (home / "models").exists() or (home / "models").symlink_to(data["models"])
         command = [sys.executable, "-m", "settle"]
-        common = ["--name", "busy", "--tokens", ENDLESS + "000", "--tolerance", "1e-9", "--dtype"]
+        common = ["--name", "busy", "--steps", STEPS, "--tolerance", "1e-9", "--dtype"]
         if what.startswith("training"):
             dtype = what.rpartition(" ")[2]
             command += ["train", str(data["text"]), "--size", "1M", *common, dtype]
@@ -225,8 +225,8 @@ def main() -> None:
     parser.add_argument("--before", default="73cb240", help="commit to compare with")
     parser.add_argument("--only", nargs="+", default=["training", "tuning", "embedding", "serving"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--turn", type=float, default=9.0, help="seconds of a turn")
-    parser.add_argument("--settle", type=float, default=4.0, help="seconds of a turn that are not counted")
+    parser.add_argument("--turn", type=float, default=8.0, help="seconds of a turn")
+    parser.add_argument("--settle", type=float, default=3.5, help="seconds of a turn that are not counted")
     asked = parser.parse_args()
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="settle-busy-") as folder:
