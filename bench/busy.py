@@ -1,6 +1,6 @@
 """Speed beside one busy process: training, tuning, embedding and serving, before and now, idle and busy in turns.
 
-    python bench/busy.py [--before 73cb240] [--only training tuning embedding serving] [--rounds 3]
+    python bench/busy.py [--before 679c961] [--only training tuning embedding serving] [--rounds 3]
 
 About ten minutes for everything on two idle cores. Each job is the product's own (`settle train`, `settle tune`, the
 embedder of `settle index`, llama.cpp in the child that serves), once from the tree of --before and once from this one.
@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parents[1]
 TABLE = HERE / "bench" / "results" / "busy.md"
 START_SECONDS = 240
 STEPS = "4000"  # more than a run takes in its turns, few enough for a short forecast
+SETTLE = (sys.executable, "-P", "-m", "settle")  # -P: the tree is that of PYTHONPATH, wherever we are
 BAR, IDLE_BAR = 0.45, 0.97
 WORKERS = {
     "embedding": """
@@ -65,15 +66,24 @@ class Job:
         self.what, self.home, self.log = what, home, home / "out.txt"
         home.mkdir(exist_ok=True)
         (home / "models").exists() or (home / "models").symlink_to(data["models"])
-        command = [sys.executable, "-m", "settle"]
+        command = [*SETTLE]
         common = ["--name", "busy", "--steps", STEPS, "--tolerance", "1e-9", "--dtype"]
         if what.startswith("training"):
             dtype = what.rpartition(" ")[2]
             command += ["train", str(data["text"]), "--size", "1M", *common, dtype]
         elif what == "tuning":
-            command += ["tune", "smollm2", str(data["rows"]), "--batch-rows", "1", *common, "float32", "--no-compare"]
+            command += [
+                "tune",
+                str(data["base"]),
+                str(data["rows"]),
+                *common,
+                "float32",
+                "--no-compare",
+                "--rows.most-too-long",
+                "0.9",
+            ]
         else:
-            command = [sys.executable, "-c", WORKERS[what], str(data["text"])]
+            command = [sys.executable, "-P", "-c", WORKERS[what], str(data["text"])]
         env = os.environ | {"PYTHONPATH": str(tree), "SETTLE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
         for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
             env.pop(name, None)
@@ -215,14 +225,18 @@ def prepared(work: Path) -> dict[str, Path]:
     home = work / "home"
     env = os.environ | {"SETTLE_HOME": str(home), "PYTHONPATH": str(HERE)}
     for model in ("smollm2", "minilm"):
-        subprocess.run([sys.executable, "-m", "settle", "pull", model], env=env, check=True, capture_output=True)
-    return {"text": text, "rows": rows, "models": home / "models"}
+        subprocess.run([*SETTLE, "pull", model], env=env, check=True, capture_output=True)
+    # a small base: proving and forecasting a large one would take longer than all turns
+    made = ["train", str(text), "--size", "3M", "--steps", "30", "--name", "base"]
+    subprocess.run([*SETTLE, *made], env=env, check=True, capture_output=True, cwd=work)
+    (base,) = (home / "runs").glob("*-base-*/out/base.gguf")
+    return {"text": text, "rows": rows, "models": home / "models", "base": base}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ["training float32", "training bfloat16", "tuning", "embedding", "serving"]
-    parser.add_argument("--before", default="73cb240", help="commit to compare with")
+    parser.add_argument("--before", default="679c961", help="commit to compare with")
     parser.add_argument("--only", nargs="+", default=["training", "tuning", "embedding", "serving"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turn", type=float, default=8.0, help="seconds of a turn")
