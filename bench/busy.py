@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=8.0, help="seconds of a turn")
     parser.add_argument("--settle", type=float, default=3.5, help="seconds of a turn that are not counted")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # no job is left behind, stopped for ever
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="settle-busy-") as folder:
         work = Path(folder)
