@@ -19,7 +19,7 @@ from settle.cli import main
 STEPS = 60
 SETTINGS = [
     "--name", "r", "--size", "60k", "--steps", str(STEPS), "--dtype", "float32", "--context", "32",
-    "--batch-tokens", "128", "--threads", "1", "--data.vocab-size", "400",
+    "--batch-tokens", "128", "--threads", "1", "--data.vocab-size", "400", "--keep-checkpoints",
 ]  # fmt: skip
 
 
