@@ -132,6 +132,10 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
         return f"unknown command {name!r}", suggest_command(name, Command.part_names())
     if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
         known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command))]
+        if "." in error.token.value:  # perhaps a misspelled setting of a part
+            known += [
+                str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)
+            ]
         return f"unknown option {error.token.value}", suggest_option(error.token.value, ["--json", *known], command)
     if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
@@ -336,6 +340,11 @@ def described(field: FieldInfo) -> str:
     if family is None and isinstance(extra, dict) and "parts" in extra:
         family = Family(str(extra["parts"]))
     return f"{field.description}; one of: {', '.join(family.names())}" if family else str(field.description)
+
+
+def _names(option: inspect.Parameter) -> Sequence[str]:
+    """What an option is called on the command line."""
+    return option.annotation.__metadata__[0].name or ()
 
 
 def _dotted(settings: type[BaseModel]) -> Iterator[str]:

@@ -168,7 +168,9 @@ def test_a_file_that_cannot_be_used_is_one_error_without_a_traceback(home, capsy
     (home / "runs").unlink()
     run = Run.create("train", "notes")
     (run.path / "result.json").write_text("{")
-    assert main(["runs"]) == 1
+    assert main(["runs"]) == 0
+    assert "result.json is damaged" in capsys.readouterr().out
+    assert main(["runs", "show", "notes"]) == 1
     assert "result.json is damaged" in capsys.readouterr().err
 
 

@@ -23,6 +23,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoints, distributions
@@ -134,7 +135,9 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 def _own_modules(family: str) -> dict[str, str]:
     """Part → module that defines it, of the parts in the family's folder and its groups. Imports nothing: the packages
     of some families load torch."""
-    folders = [Path(place, family) for place in importlib.import_module("settle").__path__]
+    loaded = sys.modules.get(_package_name(family))
+    places = [Path(place, family) for place in importlib.import_module("settle").__path__]
+    folders = list(map(Path, loaded.__path__)) if loaded else places
     groups = next((_groups(file) for folder in folders if (file := folder / "__init__.py").is_file()), None)
     package = _package_name(family)
     files = _listed(folders, package)

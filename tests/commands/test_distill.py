@@ -179,7 +179,7 @@ def test_resumes_to_the_bit(files, tmp_path):
         ("rows", ["--into", "narrow.toml"], "num_hidden_layers = 3 cannot be reached"),
         ("rows", ["--fresh", "--drop-layers", "1"], "--fresh needs a shape"),
         ("text", ["--drop-layers", "1", "--answers"], "plain text has no prompts"),
-        ("rows", ["--drop-layers", "1", "--objective", "next_token"], "there is no objective 'next_token'"),
+        ("rows", ["--drop-layers", "1", "--objective", "next_token"], "--objective has no choice 'next_token'"),
         ("rows", ["--drop-layers", "1", "--cache", "--objective.on-policy", "1"], "on-policy needs a teacher"),
         ("rows", ["--student", "smaller", "--objective.hidden", "1"], "layers of width 32 cannot be held against"),
     ],
@@ -224,7 +224,16 @@ def test_dry_makes_nothing(files, home, capsys):
 
 def test_weights_of_the_student_are_the_teachers_at_first(files, home, capsys):
     code, result, _ = distill(
-        capsys, files / "hf", files / "rows.jsonl", "--drop-layers", "1", "--name", "t", "--steps", "2"
+        capsys,
+        files / "hf",
+        files / "rows.jsonl",
+        "--drop-layers",
+        "1",
+        "--name",
+        "t",
+        "--steps",
+        "2",
+        "--keep-checkpoints",
     )
     assert code in (0, 3)
     student = next((Run.find("t").path / "student").glob("*/model.safetensors")).parent

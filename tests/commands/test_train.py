@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import settle
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import UsageError
 from settle.base.event_log import read_records
 from settle.base.run import Run
 from settle.cli import main
@@ -117,7 +117,7 @@ def test_nothing_to_train_on(home, tmp_path, capfd):
     assert main(["train", str(empty)]) == 1
     err = capfd.readouterr().err
     assert "no input for `settle train`" in err and "too little text" in err and Run.all() == []
-    with pytest.raises(DataError, match="no file or folder"):
+    with pytest.raises(UsageError, match="no file or folder"):
         settle.train(str(tmp_path / "none"))
     with pytest.raises(UsageError, match="no setting 'stepz'"):
         settle.train(str(empty), stepz=3)

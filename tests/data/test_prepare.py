@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from settle.base.errors import DataError, ResourceError
+from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.run import home
 from settle.data.prepare import Corpus, prepare
@@ -183,7 +183,7 @@ def test_too_little_or_nothing_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "binary" / "x.bin").write_bytes(bytes(range(256)) * 10)
     (tmp_path / "line.txt").write_text("a single line\n")
     for name in ("empty", "binary", "binary/x.bin", "line.txt", "absent"):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UsageError if name == "absent" else DataError) as caught:
             run(tmp_path / name)
         assert caught.value.fix
         assert left_behind() == []

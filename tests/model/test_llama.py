@@ -7,7 +7,7 @@ from torch import Tensor
 from settle.model.architectures.llama import Llama
 from settle.model.config import Rope
 from settle.model.layers.attention import attention, fused_attention
-from settle.model.layers.packed_sequences import Packing, RotationTable
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 from settle.train.objectives.next_token import NextToken
 
 LENGTHS = [7, 16, 16, 3, 1, 16]
@@ -112,8 +112,7 @@ def test_fused_attention_equals_plain() -> None:
         qkv = torch.randn(sum(lengths), 64, generator=random, dtype=torch.float64, requires_grad=True)
         out = torch.randn(sum(lengths), 32, generator=random, dtype=torch.float64)
         results = []
-        for attend in (attention, fused_attention):
-            y = attend(qkv, packing, table)
+        for y in (attention(qkv, packing, table, Scoring()), fused_attention(qkv, packing, table)):
             results.append((y, torch.autograd.grad(y, qkv, out)[0]))
         torch.testing.assert_close(results[0], results[1])
 

@@ -1,5 +1,6 @@
 """An index follows its folders, whatever happens to them or to it."""
 
+import errno
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ import pytest
 from settle.base.errors import DataError, ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.registry import part
+from settle.retrieve.index import changes
 from settle.retrieve.index import words as word_rules
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection
@@ -193,10 +195,15 @@ def test_one_that_breaks_and_is_mended(collection, folder):
     assert did(collection, changed=1, embedded=1).failed == []
 
 
-def test_one_that_cannot_be_opened_stays_as_it_was(collection, folder):
+def test_one_that_cannot_be_opened_stays_as_it_was(collection, folder, monkeypatch):
     file = folder / "food.md"
-    file.unlink()
-    file.symlink_to("/proc/self/mem")  # which nobody can read from its beginning, whoever they are
+    file.write_text(file.read_text() + "\n")
+
+    def failing(path):  # as on a failing disk
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(changes, "_check_readable", failing)
+    monkeypatch.setattr(changes, "sha256_of", failing)
     report = update(collection, Events())
     assert report.failed == [(str(file), "cannot be read: Input/output error")] and report.unchanged == 3
     assert found(collection, "when does the kitchen open?") == f"{file}:3"

@@ -142,7 +142,7 @@ def test_the_longest_unused_model_makes_room(home):
 def test_a_busy_model_does_not_make_room(home, monkeypatch):
     from settle.server.models import model_pool
 
-    monkeypatch.setattr(model_pool, "LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(model_pool, "LEAVE_SECONDS", 0.0)
     with serving(home, PoolSettings(context=512, slots=1, threads=1, most_models=1)) as live:
         connection = live.open("/v1/chat/completions", LONG)
         response = connection.getresponse()
