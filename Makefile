@@ -17,7 +17,7 @@ demo: install
 	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
 	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
 	echo && echo "The exported file, in llama.cpp, completes:  $$prompt" && \
-	$(BIN)/settle chat $$name "$$prompt" --temperature 0.4 --max-tokens 100
+	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 100
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -11,7 +11,7 @@ from settle.infer.live.sample import generate
 from settle.model.decoder import Decoder
 
 TOKENS, SECONDS = 64, 6.0  # of a sample, at most
-TEMPERATURE, TOP_P, SEED = 0.4, 0.95, 0  # where a text is completed; an answer is the likeliest one
+TEMPERATURE, TOP_P, SEED = 0.6, 0.95, 0  # where a text is completed; an answer is the likeliest one
 
 
 class Samples:
