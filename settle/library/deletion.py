@@ -65,7 +65,8 @@ def prune_runs(names: Sequence[str], yes: bool, events: Events) -> None:
     for run in runs:
         with run.lock():
             freed[run.name] = prune(run)
-    events.emit(Say(text=f"{_megabytes(sum(freed.values()))} freed; the models and records of the runs are kept"))
+    kept = f"{_megabytes(sum(freed.values()))} freed; the models and records of the runs are kept"
+    events.emit(Say(text=kept if total else "there is nothing to prune"))
     events.emit(ResultReady(result={"pruned": freed, "bytes": sum(freed.values())}))
 
 

@@ -286,7 +286,9 @@ def _unknown(text: str) -> UsageError:
         return UsageError(f"there is no model {shown(text)}: there is no file of that name", "check the path")
     names = list(dict.fromkeys(ref.name for ref in all_refs()))
     near = difflib.get_close_matches(text, [*names, *catalogue()], n=1, cutoff=0.75)
-    if near:
+    if text in catalogue():
+        fix = f"`settle pull {text}` gets it"
+    elif near:
         fix = f"did you mean {near[0]!r}?" + ("" if near[0] in names else f" `settle pull {near[0]}` gets it")
     elif _HUB_ID.fullmatch(text) or not names:
         fix = f"`settle pull {text}` gets one"
