@@ -1,10 +1,13 @@
 """A real server on a free port, with a tiny model that is really trained, in this process; llama.cpp is its child."""
 
 import asyncio
+import collections
 import contextlib
 import http.client
 import json
+import sys
 import threading
+import traceback
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +68,9 @@ class Reply:
         return [json.loads(line) for line in self.body.splitlines() if line]
 
 
+_REPLIES: collections.deque[Reply] = collections.deque(maxlen=3)
+
+
 @dataclass
 class Live:
     """A server that runs. gateway: its insides."""
@@ -93,7 +99,9 @@ class Live:
         connection = self.open(path, body, method, headers, key)
         try:
             response = connection.getresponse()
-            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            _REPLIES.append(reply)
+            return reply
         finally:
             connection.close()
 
@@ -157,7 +165,21 @@ def serving(
         made["server"].should_exit = True
         thread.join(20)
         listening.close()
-        assert not thread.is_alive()
+        assert not thread.is_alive(), _where_threads_are()
+
+
+def _where_threads_are() -> str:
+    """What each thread of this process is doing, for a server that does not end."""
+    return "\n".join("".join(traceback.format_stack(frame)[-4:]) for frame in sys._current_frames().values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failure shows the last answers of the server: what a test looks for is often missing because it refused."""
+    report = yield
+    if report.when == "call" and report.failed and _REPLIES:
+        report.sections.append(("Last replies", "\n".join(f"{r.status} {r.body[:500]!r}" for r in _REPLIES)))
+    return report
 
 
 def add_adapter(
