@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -7,6 +8,11 @@ from tests import examples
 # Two tests run at a time, and tiny models gain nothing from threads: two that wait for each other only spin. Said
 # before torch is loaded; what a test starts inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without job control starts what runs in the background with SIGINT ignored, and every child inherits that: the
+# tests of Ctrl-C would wait for a signal that never arrives.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
