@@ -4,6 +4,7 @@ Reads one JSON line of settings on stdin, answers one JSON line `{"address": …
 model is loaded, and lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -105,7 +106,16 @@ def adapt_waiting(threads: int) -> None:
     runpy.run_path(str(path))["adapt_waiting"](threads)
 
 
+def keep_memory_private() -> None:
+    """A crash leaves no copy of the conversations on disk, and ends at once."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def main() -> None:
+    keep_memory_private()
     # llama.cpp writes to stdout too, now and then: the answer has a channel of its own
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

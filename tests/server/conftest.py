@@ -186,7 +186,9 @@ def add_adapter(
     home: Path, name: str, base: Path, seed: int = 0, strength: float = 0.5, metadata: dict[str, str] | None = None
 ) -> Path:
     """A LoRA as `settle tune` leaves it: a finished run over a base of the store."""
-    run = Run.create("tune", name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(home))
+        run = Run.create("tune", name)
     part = trained().part
     path = run.out / f"{name}-lora.gguf"
     export_lora(part, adapter(part, seed=seed, strength=strength), path, "f32", metadata or {})

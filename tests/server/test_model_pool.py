@@ -82,6 +82,15 @@ def test_a_child_that_died_unseen_is_replaced(home):
         assert live.ask("/v1/chat/completions", CHAT).status == 200
 
 
+def test_a_child_that_lives_and_no_longer_answers_is_replaced(home):
+    with serving(home) as live:
+        live.ask("/v1/chat/completions", CHAT)
+        (loaded,) = live.gateway.backend.pool.loaded()
+        loaded.child.address = loaded.child.address._replace(netloc="127.0.0.1:9")  # nobody listens there
+        assert live.ask("/v1/chat/completions", CHAT).status == 502
+        assert not loaded.child.is_open and live.ask("/v1/chat/completions", CHAT).status == 200
+
+
 def test_a_new_adapter_is_served_while_the_old_child_finishes(home, base):
     add_adapter(home, "one", base, seed=1)
     with serving(home) as live:

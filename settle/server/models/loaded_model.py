@@ -17,6 +17,8 @@ from settle.server.models.model_entry import ModelEntry
 AdapterFile = tuple[Path, str]  # and its stamp
 OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
 
+ANSWER_SECONDS = 20.0  # that a child is given to say that it lives, on a busy machine
+
 
 @dataclass(frozen=True)
 class ModelKey:
@@ -71,6 +73,15 @@ class LoadedModel:
     def expires(self) -> float:
         """Monotonic time from which it may be ended; infinity while it is busy or kept."""
         return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
+
+    async def answers(self) -> bool:
+        """Whether the child answers at all: one that writes its memory to disk after a crash is a process, and dead."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+            async with self.session.get(f"{self.url}/health", headers=self.headers, timeout=timeout) as answer:
+                return answer.status < 500
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
 
     def lora_scales(self, scales: Mapping[Path, float]) -> list[Mapping[str, float]]:
         """llama.cpp's list of adapters: those that are not in `scales` are off."""
@@ -144,10 +155,10 @@ class LoadedModels:
         self._on_change("unloaded", model.key.path.stem)
 
     async def bury(self, model: LoadedModel) -> None:
-        """Forgets a child that died; one that is alive stays."""
+        """Forgets a child that died, or that a crash left half alive; one that answers stays."""
         if model.child.alive():
             await asyncio.sleep(0.2)  # the connection breaks a moment before the process is gone
-        if model.child.alive():
+        if model.child.alive() and await model.answers():
             return
         if self.up.get(model.key) is model:
             del self.up[model.key]
