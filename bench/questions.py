@@ -1,0 +1,293 @@
+"""Questions as people ask them, about documents that nothing in settle was tuned on: found, answered, refused?
+
+    python bench/questions.py FOLDER                                    # makes the documents and measures the dev half
+    python bench/questions.py FOLDER --split judgement --check          # refusals calibrated as `--check` does first
+
+The questions are in `asked/`, written while reading the documents and before anything was scored, in the words that
+people use, typing errors included. Half of them, by a hash of the question, are for development; the other half is
+looked at only to report. `stars`: articles on astronomy (Markdown); `borg`: the web pages of a backup program;
+`games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`).
+
+A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
+for each set, and for the mean of the sets:
+
+    AUROC of the evidence; refused of the questions without an answer, and of those with one, and how many get "perhaps";
+    right answers by quoting, of all questions with an answer, and were nothing refused; recall@1 and @5 of the passages;
+    changed: of twelve wordings of one question (`wordings.txt`), how many have another outcome than most of them.
+"""
+
+import argparse
+import gzip
+import hashlib
+import html
+import json
+import re
+import shutil
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gold import unpacked
+from lxml import etree
+from retrieval import indexed
+
+from settle.base.event_log import Events
+from settle.base.statistics import wilson
+from settle.retrieve.answer.ask import finish_answer, stream_answer
+from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.check.check import check
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.search.hybrid_search import search
+
+ASKED = Path(__file__).with_name("asked")
+SPLITS = ("dev", "judgement")
+ARTICLES = (
+    "cequator horizon greatcircle meridian zenith epoch csphere hourangle equinox solarsys utime retrograde geocoords"
+    " cpoles timezones precession flux luminosity ecliptic julianday parallax cosmicdist leapyear magnitude stars"
+    " ellipticalgalaxies sidereal spiralgalaxies blackbody lightcurves darkmatter colorandtemp skycoords jmoons"
+).split()
+BORG = ("faq.html", "quickstart.html", "installation.html", "introduction.html", "support.html", "usage", "deployment")
+LISTS = ("itemizedlist", "orderedlist", "variablelist")
+LEFT_OUT = ("indexterm", "mediaobject", "sect1info", "footnote", "screenshot")
+
+
+@dataclass(frozen=True)
+class Question:
+    """phrases: of the answer, any of them; none where the documents do not answer."""
+
+    text: str
+    phrases: tuple[str, ...]
+    split: str
+
+    @property
+    def is_answerable(self) -> bool:
+        return bool(self.phrases)
+
+
+def questions(name: str) -> Iterator[Question]:
+    for line in (ASKED / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line[:2] in ("+ ", "- "):
+            text, _, noted = line[2:].partition(" => ")
+            half = SPLITS[hashlib.sha256(text.encode()).digest()[0] % 2]
+            yield Question(text, tuple(plain(p) for p in noted.split(" | ") if p), half)
+
+
+def wordings() -> Iterator[tuple[str, str, list[str]]]:
+    """(set, split, twelve wordings of one question)."""
+    groups: list[tuple[str, list[str]]] = []
+    for line in (ASKED / "wordings.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("* "):
+            groups.append((line.split()[1], []))
+        elif not line.startswith("#"):
+            groups[-1][1].append(line)
+    for number, (name, lines) in enumerate(groups):
+        yield name, SPLITS[number % 2], lines
+
+
+def plain(text: str) -> str:
+    """Without marks, with words whole that the end of a line cut, in lower case."""
+    text = re.sub(r"-\s+(?=[a-z])", "", text)
+    return " ".join(re.sub(r"[*`_|“”]", " ", text).lower().replace("’", "'").split())
+
+
+def make_documents(folder: Path) -> None:
+    """Writes `FOLDER/SET/documents` for each set that is not there."""
+    if not (folder / "stars").is_dir():
+        (root,) = unpacked(folder, ["kstars-data"])
+        target = folder / "stars" / "documents"
+        target.mkdir(parents=True)
+        for name in ARTICLES:
+            source = (root / f"usr/share/doc/HTML/en/kstars/{name}.docbook").read_text(encoding="utf-8")
+            (target / f"{name}.md").write_text(markdown(source), encoding="utf-8")
+    if not (folder / "borg").is_dir():
+        (root,) = unpacked(folder, ["borgbackup-doc"])
+        target = folder / "borg" / "documents"
+        target.mkdir(parents=True)
+        for name in BORG:
+            source = root / "usr/share/doc/borgbackup/html" / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, target / name)
+    if not (folder / "games").is_dir():
+        wesnoth, nethack = unpacked(folder, ["wesnoth-1.18-data", "nethack-common"])
+        target = folder / "games" / "documents"
+        target.mkdir(parents=True)
+        shutil.copy(wesnoth / "usr/share/doc/wesnoth-1.18-data/manual.en.html", target / "wesnoth.html")
+        guide = (nethack / "usr/share/doc/nethack-common/Guidebook.txt.gz").read_bytes()
+        (target / "Guidebook.txt").write_bytes(gzip.decompress(guide))
+
+
+def markdown(docbook: str) -> str:
+    """An article of KStars' handbook."""
+    keep = ("amp", "lt", "gt", "quot", "apos")
+    known = re.sub(
+        r"&(\w[\w-]*);",
+        lambda m: m[0] if m[1] in keep else other if (other := html.unescape(m[0])) != m[0] else m[1],
+        docbook,
+    )
+    lines: list[str] = []
+    _walk(etree.fromstring(known.encode(), etree.XMLParser(recover=True)), 1, lines)
+    return "\n".join(lines)
+
+
+def _walk(element: Any, depth: int, lines: list[str]) -> None:
+    for child in element:
+        if not isinstance(child.tag, str):
+            continue
+        if child.tag == "title":
+            lines.append(f"{'#' * depth} {_flat(child)}\n")
+        elif child.tag == "para":
+            said = child.text or ""
+            for inner in child:
+                if inner.tag in LISTS:
+                    lines += [f"{' '.join(said.split())}\n"] if said.strip() else []
+                    lines.append(_list(inner))
+                    said = ""
+                elif isinstance(inner.tag, str) and inner.tag not in LEFT_OUT:
+                    said += _text(inner)
+                said += inner.tail or ""
+            lines += [f"{' '.join(said.split())}\n"] if said.strip() else []
+        elif child.tag in LISTS:
+            lines.append(_list(child))
+        elif child.tag not in LEFT_OUT:
+            _walk(child, depth + child.tag.startswith("sect"), lines)
+
+
+def _list(of: Any) -> str:
+    items = []
+    for item in of.iter("listitem"):
+        term = f"{_flat(item.getparent().find('term'))}: " if of.tag == "variablelist" else ""
+        items.append(f"- {term}{_flat(item)}\n")
+    return "".join(items)
+
+
+def _flat(element: Any) -> str:
+    return " ".join(_text(element).split())
+
+
+def _text(element: Any) -> str:
+    said = element.text or ""
+    for child in element:
+        if isinstance(child.tag, str) and child.tag not in LEFT_OUT:
+            mark = {"superscript": "^", "subscript": "_"}.get(child.tag, "")
+            said += mark + _text(child).strip() if mark else _text(child)
+        said += child.tail or ""
+    return said
+
+
+def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str, Any]]:
+    rows = []
+    for question in asked:
+        began = time.perf_counter()
+        retrieval = retrieve(collection, question.text)
+        answer = finish_answer(stream_answer(collection, None, retrieval))
+        seconds = time.perf_counter() - began
+        sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
+        unrefused = answer if answer.kind != "refused" else finish_answer(stream_answer(collection, None, sure))
+        hits = [plain(hit.passage.embedded) for hit in search(collection, question.text, 5)]
+        ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
+        rows.append(
+            {
+                "question": question.text,
+                "answerable": question.is_answerable,
+                "score": retrieval.evidence.score,
+                "kind": outcome(answer),
+                "right": any(phrase in plain(answer.text) for phrase in question.phrases),
+                "would_be_right": any(phrase in plain(unrefused.text) for phrase in question.phrases),
+                "rank": min(ranks, default=None),
+                "text": answer.text if answer.kind != "refused" else unrefused.text,
+                "seconds": seconds,
+            }
+        )
+    return rows
+
+
+def outcome(answer: Any) -> str:
+    """answered, perhaps or refused."""
+    return (
+        "perhaps" if getattr(answer, "is_uncertain", False) else "refused" if answer.kind == "refused" else "answered"
+    )
+
+
+def changed(collection: Collection, groups: Sequence[list[str]]) -> list[bool]:
+    """Of each wording, whether its outcome is another than that of most in its group."""
+    other = []
+    for group in groups:
+        kinds = [outcome(finish_answer(stream_answer(collection, None, retrieve(collection, w)))) for w in group]
+        most = Counter(kinds).most_common(1)[0][0]
+        other += [kind != most for kind in kinds]
+    return other
+
+
+def auroc(there: Sequence[float], gone: Sequence[float]) -> float:
+    a, b = np.array(there)[:, None], np.array(gone)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    there, gone = ([r for r in rows if r["answerable"] == kind] for kind in (True, False))
+    return {
+        "n": (len(there), len(gone)),
+        "auroc": auroc([r["score"] for r in there], [r["score"] for r in gone]),
+        "refused": [r["kind"] == "refused" for r in gone],
+        "perhaps_gone": [r["kind"] == "perhaps" for r in gone],
+        "false": [r["kind"] == "refused" for r in there],
+        "perhaps": [r["kind"] == "perhaps" for r in there],
+        "right": [r["right"] for r in there],
+        "would": [r["would_be_right"] for r in there],
+        "r1": [r["rank"] == 1 for r in there],
+        "r5": [r["rank"] is not None for r in there],
+        "ms": 1e3 * float(np.median([r["seconds"] for r in rows])),
+    }
+
+
+def table_row(name: str, of: dict[str, Any], other: list[bool]) -> str:
+    def share(values: list[bool]) -> str:
+        found = wilson(values)
+        return f"{100 * found.value:.0f} ({100 * found.low:.0f}–{100 * found.high:.0f})"
+
+    shares = [share(of[key]) for key in ("refused", "perhaps_gone", "false", "perhaps", "right", "would", "r1", "r5")]
+    cells = [name, f"{of['n'][0]} + {of['n'][1]}", f"{of['auroc']:.3f}", *shares, share(other), f"{of['ms']:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), choices=("stars", "borg", "games"))
+    parser.add_argument("--split", default="dev", choices=SPLITS)
+    parser.add_argument("--check", action="store_true", help="calibrate refusals first, and tell what the check told")
+    parser.add_argument("--rows", type=Path, help="a file for every question and its answer, as lines of JSON")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    make_documents(folder)
+    groups: dict[str, list[list[str]]] = defaultdict(list)
+    for name, split, lines in wordings():
+        if split == args.split:
+            groups[name].append(lines)
+    everything: list[dict[str, Any]] = []
+    others: list[bool] = []
+    print(
+        "| set | with + without an answer | AUROC | refused, none there | perhaps, none there | refused, there"
+        " | perhaps, there | right by quoting | were nothing refused | recall@1 | recall@5 | changed | ms |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for name in args.sets:
+        with indexed(folder / name / "documents") as collection:
+            told = check(collection, Events()) if args.check else None
+            rows = measured(collection, [q for q in questions(name) if q.split == args.split])
+            other = changed(collection, groups[name])
+        print(table_row(name, figures(rows), other), flush=True)
+        if told:
+            print(f"{name}, check: refused {told.refused}, falsely {told.false_refusals}, recall {told.recall[5]}")
+        everything += [{"set": name, **row} for row in rows]
+        others += other
+    print(table_row("all", figures(everything), others))
+    if args.rows:
+        args.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything))
+
+
+if __name__ == "__main__":
+    main()
