@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
-from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
@@ -20,17 +20,19 @@ from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.optimizers import Optimizer
-from settle.train.settled import MORE, decay_tokens, next_evaluation
+from settle.train.settled import MIN_HISTORY, MORE, decay_tokens, next_evaluation
 from settle.train.training_plan import TrainingPlan
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08
 MEMORY_SPREAD = 0.05
-POWER_SPREAD = 0.15
+COUNTED_POWER_SPREAD = 0.15
+ESTIMATED_POWER_SPREAD = math.log(12 / 4) / 2 / two_sided_z(FORECAST_LEVEL)  # a core draws 4 to 12 W (machine/power.py)
 DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new shapes
 PACE_SPREAD = 0.15  # of the tokens that a time budget has room for: how busy the machine will be is not known
 PROOF_SECONDS, PROOF_STEPS = 1.0, 3.0  # the proof takes so long, and as long as so many steps
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
+BEYOND_FIRST = 1.15  # a run that could settle at once gets its verdict so much after the first that is possible
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
 EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
 
@@ -84,8 +86,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
     time = Interval.log_normal(tokens.value * per_token, spread).shifted(fixed)
     if plan.loop.seconds:
         time = budgeted_time(time, plan.loop.seconds)
-    unsure = 0.0 if probed.watts_source == "asked" else POWER_SPREAD
-    spread = math.hypot(time.log_std, unsure)
+    spread = math.hypot(time.log_std, power_spread(probed.watts_source))
     energy = Interval.log_normal((time.value - spent) * probed.watts, spread)
     low, value, high = loss_at(tokens.high), loss_at(tokens.value), loss_at(tokens.low)
     return Forecast(
@@ -128,6 +129,13 @@ def cost_interval(energy: Interval, time: Interval, settings: RunSettings) -> In
     return Interval(value, low, high, FORECAST_LEVEL)
 
 
+def power_spread(source: str) -> float:
+    """Standard deviation of the logarithm of the watts that a run draws ÷ those of its probe, by their source."""
+    if source == "asked":
+        return 0.0
+    return COUNTED_POWER_SPREAD if source.startswith("measured") else ESTIMATED_POWER_SPREAD
+
+
 def token_budget(plan: TrainingPlan, seconds_per_token: float, spent: float = 0.0) -> float:
     """How many tokens the budgets of steps and time have room for after `spent` seconds; infinite without one."""
     loop = plan.loop
@@ -152,16 +160,34 @@ def within_budget(plan: TrainingPlan, around: Interval, seconds_per_token: float
 def expected_tokens(
     plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float], spent: float = 0.0
 ) -> Interval:
-    """How many tokens the run will see: where it should settle by the law, or what its budget holds."""
+    """How many tokens the run will see: where it should settle by the law, but not before a verdict is possible, or
+    what its budget holds."""
     loop, most = plan.loop, token_budget(plan, seconds_per_token, spent)
     settles = math.inf
     if loop.until_settled:
         tokens = loop.tokens_per_step * loop.warmup_steps * 4.0
         while tokens < min(most, 1e13) and 1 - loss_at(tokens * (1 + MORE)) / loss_at(tokens) > loop.tolerance:
             tokens *= 1.05
-        settles = (tokens + decay_tokens(int(tokens))) * LATER_STOP
-    around = Interval.log_normal(min(settles, 1e13), STOP_SPREAD)
-    return within_budget(plan, around, seconds_per_token, spent)
+        settles = tokens * LATER_STOP
+    return within_budget(plan, settling(plan, settles, STOP_SPREAD), seconds_per_token, spent)
+
+
+def settling(plan: TrainingPlan, tokens: float, spread: float) -> Interval:
+    """Tokens of a run, its decay included, whose verdict is expected after `tokens`: never before the first that the
+    rule allows. `spread`: relative, of the verdict's place."""
+    earliest = first_verdict(plan)
+    expected = min(max(tokens, earliest * BEYOND_FIRST), 1e13)
+    around = Interval.log_normal(expected + decay_tokens(int(expected)), spread)
+    return Interval(around.value, max(around.low, earliest + decay_tokens(earliest)), around.high, FORECAST_LEVEL)
+
+
+def first_verdict(plan: TrainingPlan) -> int:
+    """The tokens after which the run can be called settled at the earliest."""
+    loop = plan.loop
+    tokens = loop.warmup_steps * loop.tokens_per_step
+    for _ in range(MIN_HISTORY):
+        tokens = next_evaluation(tokens, plan.held_out_tokens, loop.evaluation_cost)
+    return tokens
 
 
 def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:

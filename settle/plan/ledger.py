@@ -1,4 +1,7 @@
-"""Forecasts against actual figures, over all finished runs: how reliable forecasts are."""
+"""Forecasts against actual figures, over all finished runs: how reliable forecasts are.
+
+Energy, and the cost that follows from it, are scored only where a counter was read (`energy_is_counted`).
+"""
 
 import contextlib
 import statistics
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 from settle.base.errors import SettleError, malformed_is_format_error
 from settle.base.run import Run
+from settle.base.run.result import ESTIMATED, energy_is_counted
 from settle.base.statistics import Interval
 from settle.plan.forecast_figures import read_figures
 
@@ -60,9 +64,10 @@ def _entries_of(run: Run) -> Iterator[Entry]:
         return
     forecast = result.get("forecast") or run.read("forecast.json") or {}
     actual = result.get("actual") or {}
+    estimated = () if energy_is_counted(forecast) else ESTIMATED
     for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
         value = actual.get(name)
-        if isinstance(value, int | float) and interval.value:
+        if isinstance(value, int | float) and interval.value and name not in estimated:
             yield Entry(run.name, name, interval, float(value))
 
 

@@ -16,7 +16,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.forecast import budgeted, cost_interval, token_budget, within_budget
+from settle.plan.forecast import budgeted, cost_interval, power_spread, settling, token_budget, within_budget
 from settle.plan.forecast_figures import Forecast, budgeted_time
 from settle.plan.phases import Phases, export_seconds, with_phases
 from settle.plan.probe import SHARE_OF_TIME
@@ -24,7 +24,7 @@ from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import EPOCHS
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import LiveRun, blocks
-from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
+from settle.train.settled import next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
 
@@ -34,7 +34,7 @@ PATIENCE = 90.0  # seconds after which two steps have to be enough
 MOST_SEARCHED = 20_000  # batches among which the largest is searched
 PROOF_STEPS = 3.0  # steps that the proof takes as long as
 # Standard deviations of the logarithm of actual ÷ forecast
-TIME_SPREAD, MEMORY_SPREAD, POWER_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15, 0.15
+TIME_SPREAD, MEMORY_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15
 # What memory grows by after the probe: heap fragmentation by batches of varying size, and the work after the last
 # step. Products in a half type work on copies of the weights, which fragment the heap more. Where layers are recomputed
 # in the backward pass hardly anything is kept from one to the next, and there is no fragmentation to speak of.
@@ -168,8 +168,7 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
     duration = Interval.log_normal(seconds, math.hypot(TIME_SPREAD, of_steps))
     if loop.seconds:
         duration = budgeted_time(duration, loop.seconds)
-    unsure = 0.0 if measured.watts_source == "asked" else POWER_SPREAD
-    spread = math.hypot(duration.log_std, unsure)
+    spread = math.hypot(duration.log_std, power_spread(measured.watts_source))
     energy = Interval.log_normal((duration.value - spent) * measured.watts, spread)
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
     if job.model.recompute:
@@ -208,12 +207,7 @@ def _widened_head(job: LiveRun) -> int:
 
 
 def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float, spent: float = 0.0) -> Interval:
-    loop = plan.loop
-    first_verdict = loop.warmup_steps * loop.tokens_per_step
-    for _ in range(MIN_HISTORY):
-        first_verdict = next_evaluation(first_verdict, plan.held_out_tokens, loop.evaluation_cost)
-    settles = max(first_verdict * 1.15, SETTLES_AFTER * epoch)
-    around = Interval.log_normal(settles + decay_tokens(int(settles)), STOP_SPREAD)
+    around = settling(plan, SETTLES_AFTER * epoch, STOP_SPREAD)
     return within_budget(plan, around, seconds_per_token, spent)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Listing, PlanReady
-from settle.base.run.result import Result
+from settle.base.run.result import ESTIMATED, Result, energy_is_counted
 from settle.show.amounts import UNITS, amount, percent
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
@@ -59,24 +59,28 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
     """The forecast with its 80 % interval, and the actual figures beside it when they are known.
 
     forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
-    not fit the interval is left out, since a mark says whether the actual figure lies in it.
+    not fit the interval is left out, since a mark says whether the actual figure lies in it. An actual figure that is
+    an estimate too gets no mark.
     """
     has_interval = actual is None or width >= INTERVAL_FITS
     columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
     rows = []
     given = forecast.get("budgeted")
     asked = set(given) if isinstance(given, list | tuple) else set()
+    estimated = () if energy_is_counted(forecast) else ESTIMATED
     for name, item in forecast.items():
         if not isinstance(item, Mapping) or "value" not in item:
             continue
         unit = str(item.get("unit") or UNITS.get(name, ""))
         if name == "cost" and isinstance(most := item.get("high"), int | float) and most < SMALLEST_COST:
             continue
-        source = ", estimated" if item.get("source") == "estimated" else ""
+        source = ", estimated" if str(item.get("source", "")).startswith("estimated") else ""
         row = [name.replace("_", " ") + source, amount(item["value"], unit)]
         interval = "as asked" if name in asked else _interval(item.get("low"), item.get("high"), unit)
         row += [interval] * has_interval
-        row += _actual(actual.get(name), item, unit) if actual is not None else []
+        if actual is not None:
+            cells = _actual(actual.get(name), item, unit)
+            row += [cells[0], ""] if name in estimated else cells
         rows.append(row)
     return Listing(columns=columns, rows=rows)
 

@@ -9,12 +9,13 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
-from settle.plan.forecast import cost, expected_tokens, look_ahead, must_fit
+from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead, must_fit, power_spread
 from settle.plan.loss_law import LAW, worth
 from settle.plan.probe import probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import requested_seconds
 from settle.plan.training_plan import plan_training
+from settle.train.settled import DECAY_FRACTION, MIN_HISTORY, next_evaluation
 from settle.train.training_plan import TrainingPlan
 
 WORDS = ["the", "model", "reads", "line", "text", "learns", "which", "word", "comes", "next", "after", "many", "seen"]
@@ -70,6 +71,10 @@ def test_a_run_is_expected_to_settle_where_the_law_flattens(corpus: Corpus):
 
     expected = expected_tokens(free, 1e-6, loss_at)
     assert 4e6 < expected.value < 1e7 and expected.low < expected.value < expected.high
+    assert expected.low >= first_verdict(free)
+    flat = expected_tokens(free, 1e-6, lambda tokens: 2.0)
+    assert flat.low >= first_verdict(free) * (1 + DECAY_FRACTION) - 1  # no verdict is possible before
+    assert flat.low < flat.value < flat.high
     budget = dataclasses.replace(free, loop=free.loop.model_copy(update={"seconds": 3.0}))
     assert expected_tokens(budget, 1e-6, loss_at).value == pytest.approx(3e6)
 
@@ -107,3 +112,25 @@ def test_a_probe_is_a_small_part_of_the_run():
 def test_a_small_model_is_held_back_by_its_size() -> None:
     small, middle, large = (LAW.loss(5.0, 0.02, 1e5, 5e6, 3.0, n).value for n in (6e4, 6e5, 6e6))
     assert large < middle < small < 5.0
+
+
+def test_no_verdict_is_possible_before_the_first_that_the_rule_allows(corpus: Corpus) -> None:
+    from types import SimpleNamespace
+
+    from settle.train.settled import Settled
+
+    plan, _ = planned(corpus)
+    tokens, history = 0, []
+    since = plan.loop.warmup_steps * plan.loop.tokens_per_step
+    while True:
+        history.append(SimpleNamespace(step=tokens, tokens=tokens, loss=9.0 if not tokens else 2.0, blocks=()))
+        if Settled(plan.loop.tolerance, since).judge(history).state == "settled":
+            break
+        tokens = max(since, next_evaluation(tokens, plan.held_out_tokens)) if tokens else since
+    assert tokens == first_verdict(plan)
+    assert sum(e.tokens > since for e in history) == MIN_HISTORY
+
+
+def test_an_estimate_of_the_power_is_less_sure_than_a_counter() -> None:
+    assert power_spread("asked") == 0 < power_spread("measured (RAPL)") < power_spread("estimated")
+    assert power_spread("estimated + measured (NVML)") == power_spread("estimated")

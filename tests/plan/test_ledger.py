@@ -31,3 +31,17 @@ def test_runs_without_a_result_or_a_forecast_are_passed_over(tmp_path: Path):
     write_json(tmp_path / "b" / "result.json", {"forecast": None, "actual": {"time": 3.0}})
     assert entries([Run(tmp_path / "a"), Run(tmp_path / "b")]) == []
     assert scores([]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "scored"),
+    [("measured (RAPL)", True), ("estimated", False), ("asked", False), ("estimated + measured (NVML)", False)],
+)
+def test_energy_and_its_cost_are_scored_only_where_a_counter_was_read(tmp_path: Path, source: str, scored: bool):
+    figure = {"value": 100.0, "low": 90.0, "high": 110.0}
+    (tmp_path / "run").mkdir()
+    forecast = {"time": figure, "energy": figure | {"source": source}, "cost": figure}
+    write_json(tmp_path / "run" / "forecast.json", forecast)
+    write_json(tmp_path / "run" / "result.json", {"actual": {"time": 99.0, "energy": 99.0, "cost": 99.0}})
+    figures = {entry.figure for entry in entries([Run(tmp_path / "run")])}
+    assert figures == ({"time", "energy", "cost"} if scored else {"time"})

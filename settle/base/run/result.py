@@ -9,6 +9,7 @@ from settle.base.errors import RunError
 from settle.base.version import refuse_newer
 
 VERSION = 1
+ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
 
 
 class Evaluated(BaseModel):
@@ -64,6 +65,16 @@ class Result(BaseModel):
     def __getitem__(self, key: str) -> object:
         """A value as result.json has it."""
         return self.to_json()[key]
+
+
+def energy_is_counted(forecast: Mapping[str, object]) -> bool:
+    """Whether a counter is read for all the energy of the run that this forecast, as in forecast.json, is of.
+
+    Elsewhere the "actual" energy is the estimate that the forecast was made with, times the actual time, and that both
+    agree says nothing.
+    """
+    energy = forecast.get("energy")
+    return isinstance(energy, Mapping) and str(energy.get("source", "")).startswith("measured")
 
 
 def parse_result(values: object, path: Path) -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from settle.base.run import write_atomic
+from settle.base.run.result import ESTIMATED, energy_is_counted
 
 MOST_SOURCES = 40
 Values = Mapping[str, Any]
@@ -224,12 +225,13 @@ def _outcome(result: Values) -> Iterator[tuple[str, object]]:
 
 
 def _forecasts(result: Values) -> list[str]:
-    """Forecast beside the actual figure, where both are known."""
+    """Forecast beside the actual figure, where both are known and the actual one is no estimate."""
     forecast, actual = result.get("forecast") or {}, result.get("actual") or {}
     lines = []
+    left_out = ("cost",) if energy_is_counted(forecast) else ESTIMATED
     for key, figure in forecast.items():
         if (
-            key != "cost"
+            key not in left_out
             and isinstance(figure, Mapping)
             and _is_number(figure.get("value"))
             and _is_number(actual.get(key))

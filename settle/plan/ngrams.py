@@ -1,0 +1,63 @@
+"""How predictable a text is, and how that grows with its amount: the held-out loss of n-gram models.
+
+Counting is some thousand times cheaper than training, so the whole text can be counted where only a short stretch can
+be trained on. What a text's n-gram model gains from more of that text says how much a network will.
+
+Interpolated as Witten and Bell 1991 (method C): p(w | c) = (n(c, w) + t(c) p(w | c')) / (n(c) + t(c)) for a context c
+that occurs n(c) times before t(c) kinds of tokens, and c' the same without its first token.
+
+Legend: V vocabulary, N counted tokens, M held-out tokens, C tokens of a chunk.
+"""
+
+import numpy as np
+
+ORDER = 4  # tokens of the longest n-gram
+CHUNK = 128  # tokens; chunks are drawn at random from the text, as batches are
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth 1998, section 6.4)
+
+
+def chunks(tokens: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """At most `most` of the tokens (any length) as chunks in random order, (N / C, C)."""
+    length = min(CHUNK, len(tokens))
+    number = len(tokens) // length
+    order = np.random.default_rng(seed).permutation(number)[: max(1, most // length)]
+    return np.stack([tokens[i * length : (i + 1) * length] for i in order]).astype(np.int64)
+
+
+def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
+    """Mean loss on `held_out` (M / C, C) of an n-gram model that counted `counted` (N / C, C), nats per token."""
+    probability = np.full(held_out.size, 1 / vocab_size)
+    for order in range(1, ORDER + 1):
+        contexts, grams = _hashed(counted, order)
+        asked_contexts, asked_grams = _hashed(held_out, order)
+        kinds, times = np.unique(grams, return_counts=True)
+        # a context's distinct continuations: each kind of n-gram once, at its first occurrence
+        seen, occurrences = np.unique(contexts, return_counts=True)
+        first = np.unique(grams, return_index=True)[1]
+        distinct = np.bincount(np.searchsorted(seen, contexts[first]), minlength=len(seen))
+        n_gram, n_context = _looked_up(kinds, times, asked_grams), _looked_up(seen, occurrences, asked_contexts)
+        t_context = _looked_up(seen, distinct, asked_contexts)
+        whole = n_context + t_context
+        mixed = (n_gram + t_context * probability) / np.maximum(whole, 1)
+        probability = np.where(whole > 0, mixed, probability)
+    return float(-np.log(probability).mean())
+
+
+def _hashed(rows: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the context and of the whole n-gram that end at each token, both (rows.size,). At the beginning of a
+    row the context is shorter."""
+    context = np.zeros(rows.shape, np.uint64)
+    for back in range(order - 1, 0, -1):
+        shifted = np.zeros(rows.shape, np.uint64)
+        shifted[:, back:] = rows[:, :-back] + 1
+        context = (context + shifted) * _FACTOR
+        context ^= context >> np.uint64(29)
+    gram = (context + rows.astype(np.uint64) + np.uint64(1)) * _FACTOR
+    gram ^= gram >> np.uint64(31)
+    return context.ravel(), gram.ravel()
+
+
+def _looked_up(keys: np.ndarray, counts: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The count of each asked hash; 0 where it was not counted."""
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[at] == asked, counts[at], 0)
