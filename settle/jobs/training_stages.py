@@ -69,8 +69,10 @@ class TrainingContext(Context):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the weights are worth exporting."""
-        return self.figures["verdict"] not in UNUSABLE
+        """Whether the weights are worth exporting: those of a run that the loop stopped as *broken* are, when they are
+        better than the first ones, since a slow starter cannot be told from a run that never starts."""
+        state = self.outcome.state
+        return self.figures["verdict"] not in UNUSABLE or (state.stop == "broken" and state.best_step > 0)
 
     def sample(self, step: int, moment: str) -> None:
         """What the model makes of the person's prompt now, when one was given."""

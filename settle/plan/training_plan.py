@@ -9,7 +9,7 @@ from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
 from settle.plan.settings import RunSettings, TrainingSettings
-from settle.plan.size import Size, choose_size
+from settle.plan.size import EPOCHS, Size, choose_size
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import sample_size
@@ -37,9 +37,8 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     optimizer = Optimizer.make(rule, settings.optimizer.settings)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
-    loop = _loop(settings, size, threads, why)
-    expected = loop.max_steps * loop.tokens_per_step if loop.max_steps else size.expected_tokens
-    held_out = min(corpus.held_out.num_tokens, sample_size(expected))
+    loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
+    held_out = min(corpus.held_out.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{held_out:,} of {corpus.held_out.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
         architecture=architecture.model_dump(),
@@ -57,12 +56,15 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     )
 
 
-def _loop(settings: TrainingSettings, size: Size, threads: int, why: dict[str, str]) -> LoopPlan:
+def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why: dict[str, str]) -> LoopPlan:
+    """The warm-up follows the corpus and not the budget, unless that is short: the same run then stops at the same
+    step whatever budget was named."""
     budget = [s for s in (settings.steps, _steps(settings.tokens, size.tokens_per_step)) if s]
     max_steps = min(budget) if budget else None
     expected = max_steps or max(1, size.expected_tokens // size.tokens_per_step)
-    warmup = min(200, max(10, expected // 50))
-    why["warmup_steps"] = f"2 % of about {expected:,} steps, 10 to 200"
+    natural = EPOCHS * unique // size.tokens_per_step
+    warmup = max(10, min(200, natural // 50, expected // 20))
+    why["warmup_steps"] = f"2 % of {EPOCHS} passes over the text, at most 5 % of the budget, 10 to 200"
     return LoopPlan(
         tokens_per_step=size.tokens_per_step,
         micro_batches=size.tokens_per_step // size.micro_tokens,

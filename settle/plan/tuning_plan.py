@@ -53,7 +53,7 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
     dtype = choose_dtype(settings.dtype, device, shapes(base.part, micro), why)
     rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).choose(why)
-    held_out = _sample(corpus, why)
+    held_out = _sample(corpus, base.part.num_parameters, why)
     loop = _loop(settings, corpus, rows, threads, why).model_copy(
         update={
             "evaluation_cost": _evaluation_cost(corpus, held_out),
@@ -128,8 +128,8 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
         option = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
         why["steps"] = f"{option}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
     expected = max_steps or max(1, math.ceil(EPOCHS * per_epoch))
-    warmup = min(100, max(2, expected // 25))
-    why["warmup_steps"] = f"4 % of about {expected:,} steps, 2 to 100"
+    warmup = max(2, min(100, math.ceil(EPOCHS * per_epoch) // 25, expected // 10))
+    why["warmup_steps"] = f"4 % of {EPOCHS} passes over the rows, at most 10 % of the budget, 2 to 100"
     why["batch_tokens"] = f"{settings.batch_rows} rows of {tokens / settings.batch_rows:,.0f} tokens on average"
     return LoopPlan(
         tokens_per_step=tokens,
@@ -145,10 +145,10 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
     )
 
 
-def _sample(corpus: RowCorpus, why: dict[str, str]) -> int:
+def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:
     """Held-out tokens of an evaluation: a larger share when rows are few, since few tokens are a noisy sample."""
     train, held_out = corpus.train.num_inputs, corpus.held_out.num_inputs
-    wanted = max(sample_size(2 * train), min(train // 40, SMALL_SAMPLE))
+    wanted = max(sample_size(train, parameters), min(train // 40, SMALL_SAMPLE))
     sample = min(held_out, wanted)
     why["held_out_tokens"] = f"{sample:,} of {held_out:,}: enough to see a difference, few enough to evaluate often"
     return sample

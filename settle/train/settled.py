@@ -37,6 +37,9 @@ IN_A_ROW = 3  # evaluations that must agree on "settled"
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
 EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
+LEAST_SAMPLE = 4096  # held-out tokens of an evaluation, at least
+FIRST_VERDICT_PER_PARAMETER = 10  # tokens: no model settles much earlier than this
+LEAST_REST = 5000  # steps without learning before a run counts as broken; a slow starter needs a few thousand
 LEAST_LOSS_NATS = 0.01  # per token; floor for the denominator of relative gains
 DECAY_FRACTION = 0.25  # length of the final decay as a share of the tokens seen (bench/settled.py measures it)
 
@@ -149,8 +152,9 @@ class Settled:
         if is_early:
             return too_few
         expected = f"10 % more tokens would bring {line.gain.value:.2%} ({line.gain.low:.2%} to {line.gain.high:.2%})"
-        learned = self.floor is None or line.loss < self.floor
-        if learned and all(self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)):
+        if self._has_learned(history, lines[0]) and all(
+            self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)
+        ):
             why = f"{expected}, less than the {self.tolerance:.2%} that matter"
             return Judgement("settled", why, line.gain, evidence)
         return Judgement("improving", expected, line.gain, evidence)
@@ -159,29 +163,30 @@ class Settled:
         lines = trends(usable) if len(usable) >= MIN_POINTS else []
         return bool(lines) and min(t.gain.high for t in lines) < self.tolerance
 
+    def _has_learned(self, history: Sequence[Evaluation], now: Trend) -> bool:
+        """Whether the loss lies below the untrained model's and below what token frequencies alone give."""
+        spread = 4 * now.noise / math.sqrt(now.points)
+        first = history[0].loss if history[0].tokens == 0 else math.inf
+        return now.loss <= first - spread and (self.floor is None or now.loss <= self.floor - spread)
+
     def _broken(self, history: Sequence[Evaluation], lines: Sequence[Trend]) -> str:
         """Which check says that nothing was learned; empty if none does.
 
-        The loss may rest at the level of token frequencies for a while before it falls on, so that level counts
-        as broken only when the loss has been flat since a quarter of the tokens.
+        An untrained model's loss may rest for a while before it falls, so resting counts as broken only after
+        `LEAST_REST` steps, flat since a fifth of the tokens. A pretrained model knows more than token frequencies.
         """
-        first, now = history[0], lines[0]
-        spread = 4 * now.noise / math.sqrt(now.points)
-        if first.tokens == 0 and now.loss > first.loss - spread:
+        first, now, longest = history[0], lines[0], lines[-1]
+        rests = longest.start_tokens <= history[-1].tokens * (STRETCHES[-1] + EVALUATION_GROWTH * 2)
+        is_pretrained = first.tokens == 0 and self.floor is not None and first.loss < self.floor
+        long_enough = is_pretrained or history[-1].step >= first.step + LEAST_REST
+        if self._has_learned(history, now) or not (rests and long_enough and longest.gain.high < self.tolerance):
+            return ""
+        if first.tokens == 0 and now.loss > first.loss - 4 * now.noise / math.sqrt(now.points):
             return f"the loss, {now.loss:.3f}, is not below the untrained model's, {first.loss:.3f}"
-        longest = lines[-1]
-        long_enough = longest.start_tokens <= history[-1].tokens * (STRETCHES[-1] + EVALUATION_GROWTH * 2)
-        if (
-            self.floor is not None
-            and long_enough
-            and now.loss > self.floor - spread
-            and longest.gain.high < self.tolerance
-        ):
-            return (
-                f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
-                f"since {longest.start_tokens:,} tokens"
-            )
-        return ""
+        return (
+            f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
+            f"since {longest.start_tokens:,} tokens"
+        )
 
 
 def trends(history: Sequence[Evaluation]) -> list[Trend]:
@@ -349,9 +354,14 @@ def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATI
     return last_tokens + math.ceil(max(EVALUATION_GROWTH * last_tokens, sample_tokens / (3 * cost)))
 
 
-def sample_size(expected_tokens: int) -> int:
-    """How many held-out tokens an evaluation reads, so that a run of `expected_tokens` gets 60 of them."""
-    return max(4096, int(expected_tokens / 60 * 3 * EVALUATION_COST))
+def sample_size(unique_tokens: int, parameters: int) -> int:
+    """How many held-out tokens an evaluation reads, by what is learned from and what learns, and by no budget.
+
+    It is what `MIN_HISTORY` evaluations at a share `EVALUATION_COST` of the computing time can read in one pass over
+    `unique_tokens` of training text, or in ten tokens a parameter, whichever is less.
+    """
+    first_verdict = min(unique_tokens, FIRST_VERDICT_PER_PARAMETER * parameters)
+    return max(LEAST_SAMPLE, int(first_verdict / MIN_HISTORY * 3 * EVALUATION_COST))
 
 
 def decay_tokens(tokens: int) -> int:

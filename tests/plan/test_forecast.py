@@ -50,6 +50,13 @@ def test_forecast_tells_every_figure_with_its_interval(corpus: Corpus, monkeypat
     assert told.loss.value < math.log(corpus.tokenizer.vocab_size)
 
 
+def test_a_budget_changes_nothing_before_it_is_spent(corpus: Corpus):
+    """The same run stops at the same step whatever limit was named: when it evaluates, on what, and at which rate."""
+    plans = [planned(corpus, steps=steps)[0] for steps in (5_000, 30_000, 200_000)]
+    beside = {"max_steps": None, "checkpoint_steps": 1}
+    assert len({(p.held_out_tokens, p.with_loop(**beside).loop.model_dump_json()) for p in plans}) == 1
+
+
 def test_what_does_not_fit_is_refused_and_something_proposed(corpus: Corpus):
     plan, _ = planned(corpus)
     must_fit(plan)
