@@ -275,4 +275,8 @@ JUDGEMENT = (
     Family("double descent, half white and half slow", double_descent, mixed, falls_again=True),
 )
 BOUNDARY_DEVELOPMENT = {"white": white, "autocorrelation 0.9": by_look(0.9)}
-BOUNDARY_JUDGEMENT = {"half white and half slow": mixed, "autocorrelation 0.95": by_look(0.95), "long memory": long_memory}
+BOUNDARY_JUDGEMENT = {
+    "half white and half slow": mixed,
+    "autocorrelation 0.95": by_look(0.95),
+    "long memory": long_memory,
+}
