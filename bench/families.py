@@ -1,7 +1,7 @@
 """Families of held-out losses that `bench/curves.py` does not have, in two halves: a stopping rule is developed on the
 first, DEVELOPMENT, and judged once on the second, JUDGEMENT.
 
-A family is a shape (steps → loss without noise) and a noise. The halves share neither a shape nor a noise. `falls_again`
+A family is a shape (steps → loss without noise) with a noise. The halves share neither shape nor noise. `falls_again`
 marks families with a second fall after a stretch in which less was to be had than the tolerance: no rule that sees only
 the past can exclude that, so they are counted apart. Time scales span two decades; noise is 0.05 to 1 % of the loss.
 
