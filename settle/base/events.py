@@ -258,6 +258,7 @@ class LedgerSummary(BaseEvent):
     dropped: Mapping[str, ReasonCount]
     mended: Mapping[str, ReasonCount]
     skipped: Mapping[str, ReasonCount]
+    selection: Mapping[str, int] = {}
     found: Mapping[str, int] = {}
     found_at: Mapping[str, Sequence[str]] = {}
     omissions: Mapping[str, Sequence[str]] = {}

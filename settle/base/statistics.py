@@ -7,7 +7,7 @@ Legend: n rows of a sample, R resamples.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 LEVEL = 0.95  # of the intervals of what was measured
 FORECAST_LEVEL = 0.8  # of the intervals of what is forecast
 RESAMPLES = 10_000
+FEWEST_FAMILIES = 6  # of which all agreeing have a p-value below that of a verdict
 MOST_ENUMERATED = 14  # differing rows up to which every assignment of signs is enumerated
 MOST_RESAMPLED = 1 << 22  # resampled rows in memory at once
+# of a verdict: a false one shall come in 2.5 % a side at most, and skewed differences take up to half a percent of that
+VERDICT_P = 0.04
+DECIDING_SHARE = 0.8  # of the error of a report, for the claims that it was made for
 
 
 @dataclass(frozen=True)
@@ -197,26 +201,29 @@ def bootstrap_ratio(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; certainty, 0.5 to 1:
-    one minus the probability of so large a difference in its direction by chance; wins, losses: rows on which the tuned
-    model scored more, or less.
+    """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on
+    which the tuned model scored more, or less. p_value: the chance of so large a difference, either way, were both
+    equally good; adjusted_p: corrected for the other claims of the same report, see `holm`. families: how many
+    independent groups the rows are.
     """
 
     base: float
     tuned: float
     difference: Interval
-    certainty: float
+    p_value: float
     rows: int
     wins: int
     losses: int
+    families: int
+    adjusted_p: float
 
     @property
     def verdict(self) -> str:
-        """better, worse or no different: both the interval and the certainty must say so."""
-        is_certain = self.certainty >= (1 + LEVEL) / 2
-        if is_certain and self.difference.low > 0:
+        """better, worse or no different: both the interval and the corrected p-value must say so."""
+        is_clear = self.adjusted_p <= VERDICT_P
+        if is_clear and self.difference.low > 0:
             return "better"
-        return "worse" if is_certain and self.difference.high < 0 else "no different"
+        return "worse" if is_clear and self.difference.high < 0 else "no different"
 
     def to_json(self) -> dict[str, float | int | str | None]:
         difference = self.difference.to_json()
@@ -224,52 +231,101 @@ class PairedTest:
         return {**asdict(self), **flat, "verdict": self.verdict}
 
 
-def paired_test(base: Sequence[float], tuned: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> PairedTest:
-    """Compare scores (n,) of two models on the same rows; more is better.
+def paired_test(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    families: Sequence[int] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> PairedTest:
+    """Compare scores (n,) of two models on the same rows; more is better. families: (n,), the same number for rows that
+    belong together, such as near duplicates or parts of one document; None: every row stands for itself.
 
-    The interval is the bootstrap's of the mean difference. The certainty comes from flipping the signs of the
-    differences, which is exact for any number of rows (Fisher 1935): an interval from a handful of rows that happen to
-    agree would claim too much.
+    Families are resampled whole (Field and Welsh 2007), since rows that are alike are right or wrong together. The
+    interval is corrected for skewness, which a rare large loss makes. The p-value comes from flipping the signs of the
+    families' sums, which is exact for any number of them where differences are symmetric under the null (Fisher 1935):
+    an interval from a handful of rows that happen to agree would claim too much.
     """
     import numpy as np
 
     before, after = np.asarray(base, float), np.asarray(tuned, float)
     differences = after - before
+    _, family = np.unique(np.arange(len(differences)) if families is None else families, return_inverse=True)
+    sums, counts = np.bincount(family, differences), np.bincount(family)
     random = np.random.default_rng(seed)
     difference = (
-        _unanimous(float(differences[0]), len(differences))
-        if np.ptp(differences) == 0
-        else bootstrap_mean(differences, random, resamples)
+        _unanimous(float(differences.mean()), len(sums))
+        if np.ptp(sums / counts) <= 1e-12 * np.abs(differences).max()
+        else _skew_corrected(sums, counts, bootstrap_ratio(sums, counts, random, resamples))
     )
+    p_value = _sign_flip(sums, random, resamples)
     return PairedTest(
         base=float(before.mean()),
         tuned=float(after.mean()),
         difference=difference,
-        certainty=_certainty(differences, random, resamples),
+        p_value=p_value,
         rows=len(differences),
         wins=int((differences > 0).sum()),
         losses=int((differences < 0).sum()),
+        families=len(sums),
+        adjusted_p=p_value,
     )
 
 
-def _unanimous(mean: float, n: int) -> Interval:
-    """The interval when n rows all differ by `mean`, of which resampling shows no spread.
+def holm(deciding: Sequence[PairedTest], others: Sequence[PairedTest] = ()) -> list[PairedTest]:
+    """All tests of one report, with p-values that are corrected together: the chance of one false verdict or more among
+    them is that of one test alone (Holm 1979, with weights).
 
-    Had more than `unseen` of all rows differed otherwise, one would have been seen (rule of three); at worst those say
-    the opposite, by 1.
+    deciding: the claims that the report was made for, which share most of the error; the others share the rest, and
+    whatever is shown passes its share on to those that are left.
+    """
+    tests = [*deciding, *others]
+    weights = [(DECIDING_SHARE if others else 1.0) / len(deciding)] * len(deciding)
+    weights += [(1 - DECIDING_SHARE) / len(others)] * len(others) if others else []
+    order = sorted(range(len(tests)), key=lambda i: tests[i].p_value / weights[i])
+    adjusted, largest, left = list(tests), 0.0, 1.0
+    for i in order:
+        largest = max(largest, min(1.0, tests[i].p_value * left / weights[i]))
+        adjusted[i] = replace(tests[i], adjusted_p=largest)
+        left -= weights[i]
+    return adjusted
+
+
+def _skew_corrected(sums: "np.ndarray", counts: "np.ndarray", resampled: Interval) -> Interval:
+    """The wider of the `resampled` interval of Σ sums ÷ Σ counts, both (G,), and Student's with Hall's correction for
+    skewness (1992). Families of unequal size count as fewer (Carter, Schnepel and Steigerwald 2017)."""
+    n, total, mean = len(sums), float(counts.sum()), resampled.value
+    rest = sums - mean * counts
+    std = math.sqrt(float((rest**2).sum()) / (n - 1))
+    skewness = float((rest**3).sum()) / std**3 * math.sqrt(n) / ((n - 1) * max(1, n - 2))  # of the mean
+    t = student_quantile((1 + LEVEL) / 2, max(1.0, total**2 / float((counts**2).sum()) - 1))
+
+    def end(quantile: float) -> float:
+        if abs(skewness) > 1e-6:
+            quantile = 3 / skewness * (math.cbrt(1 + skewness * (quantile - skewness / 6)) - 1)
+        return mean - quantile * std * math.sqrt(n) / total
+
+    return Interval(mean, min(resampled.low, end(t)), max(resampled.high, end(-t)))
+
+
+def _unanimous(mean: float, n: int) -> Interval:
+    """The interval when n families all differ by `mean`, of which resampling shows no spread.
+
+    Had more than `unseen` of all families differed otherwise, one would have been seen (rule of three); at worst those
+    say the opposite, by 1.
     """
     unseen, most = 1 - (1 - LEVEL) ** (1 / n), max(1.0, abs(mean))
     return Interval(mean, mean - unseen * (most + mean), mean + unseen * (most - mean))
 
 
-def _certainty(differences: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
-    """1 minus the chance of so large a mean, or a larger one, in its direction, were every sign a coin's."""
+def _sign_flip(sums: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
+    """The chance of so large a total of `sums` (G,), or a larger one, in either direction, were every sign a coin's."""
     import numpy as np
 
-    sizes = np.abs(differences[differences != 0])
+    sizes = np.abs(sums[sums != 0])
     if not len(sizes):
-        return 0.5
-    observed = abs(float(differences.sum())) - 1e-9 * float(sizes.sum())
+        return 1.0
+    observed = abs(float(sums.sum())) - 1e-9 * float(sizes.sum())
     if len(sizes) <= MOST_ENUMERATED:
         signs = np.arange(1 << len(sizes))[:, None] >> np.arange(len(sizes)) & 1
         chance = float((((2 * signs - 1) @ sizes) >= observed).mean())
@@ -279,4 +335,4 @@ def _certainty(differences: "np.ndarray", random: "np.random.Generator", resampl
             signs = 2 * random.integers(0, 2, (min(each, resamples - begin), len(sizes)), dtype=np.int8) - 1
             hits += int(((signs @ sizes) >= observed).sum())
         chance = hits / (resamples + 1)
-    return max(0.5, 1 - chance)
+    return min(1.0, 2 * chance)

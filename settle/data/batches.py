@@ -27,7 +27,8 @@ class Batch:
 
     inputs, targets: int64 (N,), targets[i] follows inputs[i] in the same document. cu_seqlens: int32 (S + 1,), where
     segments begin. positions: int64 (N,), the index within the segment. record: int64 (N,), where a teacher's record
-    speaks of what follows each input, once that was looked up.
+    speaks of what follows each input, once that was looked up. families: (S,), the same number for segments whose
+    documents are kin, where that is known.
     """
 
     inputs: np.ndarray
@@ -35,6 +36,7 @@ class Batch:
     cu_seqlens: np.ndarray
     positions: np.ndarray
     record: np.ndarray | None = None
+    families: np.ndarray | None = None
 
 
 class Batches:

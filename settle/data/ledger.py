@@ -15,7 +15,7 @@ _PLACES = 20
 LedgerRecord = dict[str, Any]  # a ledger as plain JSON, see `Ledger.as_dict`
 
 
-SUMMARIZED = ("train", "held_out", "dropped", "mended", "skipped", "found", "found_at")  # what a person is shown of it
+SUMMARIZED = ("train", "selection", "held_out", "dropped", "mended", "skipped", "found", "found_at")  # what is shown
 
 
 class Entry(TypedDict):

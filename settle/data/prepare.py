@@ -21,20 +21,22 @@ from settle.data.files import Sources, corpus_folder, describe_sources, find_sou
 from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
-    DROPPED,
-    HELD_OUT,
+    SIDES,
     TRAIN,
+    Split,
     are_few,
-    drop_kin_of_held_out,
+    document_clusters,
     split_documents,
+    split_given,
     split_sections,
+    without_kin_of,
 )
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 from settle.data.workspace import disk_full, publish, workspace
 from settle.documents.walk import FoundFile
 
-_VERSION = 3  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer
@@ -46,9 +48,11 @@ _EncodedChunk = tuple[np.ndarray, np.ndarray, np.ndarray, slice]  # ids, lengths
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything training needs to know of its data. ledger: plain JSON values, see `Ledger.as_dict`."""
+    """Everything training needs to know of its data. selection: what chooses the weights; held_out: what judges them,
+    once. ledger: plain JSON values, see `Ledger.as_dict`."""
 
     train: TokenStore
+    selection: TokenStore
     held_out: TokenStore
     tokenizer: ByteBpeTokenizer
     ledger: LedgerRecord
@@ -94,6 +98,7 @@ def _report(corpus: Corpus, events: Events) -> None:
 def _open(folder: Path) -> Corpus:
     return Corpus(
         TokenStore(folder / "train"),
+        TokenStore(folder / "selection"),
         TokenStore(folder / "held_out"),
         ByteBpeTokenizer(folder / "tokenizer"),
         read_json(folder / "ledger.json"),
@@ -103,19 +108,20 @@ def _open(folder: Path) -> Corpus:
 
 def _make(work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events) -> None:
     """Builds work/corpus."""
-    spool, sides = _documents(work, sources, settings, ledger, events)
-    corpus = work / "corpus"
+    spool, split = _documents(work, sources, settings, ledger, events)
+    corpus, sides = work / "corpus", split.sides
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
     sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
     tokenizer = ByteBpeTokenizer.train(sample, vocab_size, corpus / "tokenizer")
-    train, held_out = _tokenize(spool, sides, tokenizer, corpus, events)
-    ledger.kept_bytes = train.num_bytes + held_out.num_bytes
+    stores = _tokenize(spool, split, tokenizer, corpus, events)
+    train = stores["train"]
+    ledger.kept_bytes = sum(store.num_bytes for store in stores.values())
     ledger.notes["tokenizer"] = {
         "entries": tokenizer.vocab_size,
         "bytes_per_token": round(train.num_bytes / train.num_tokens, 3),
     }
-    for name, store in (("train", train), ("held_out", held_out)):
+    for name, store in stores.items():
         ledger.notes[name] = {
             "documents": store.num_documents,
             "tokens": store.num_tokens,
@@ -127,7 +133,7 @@ def _make(work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, 
 
 def _documents(
     work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events
-) -> tuple[DocumentBuffer, np.ndarray]:
+) -> tuple[DocumentBuffer, Split]:
     """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
     collector = DocumentCollector(sources, settings, ledger, events)
     spool = collector.read(work)
@@ -138,23 +144,25 @@ def _documents(
         if ledger.dropped:
             fix += "; with --data.no-clean nothing is dropped"
         raise DataError(f"there is too little text to train on: {text:,} bytes ({ledger.summary()})", fix)
+    given, share = None, settings.held_out
     if sources.held_out:
-        sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
-        sides[remaining & (spool.origins[:, 0] >= len(sources.train))] = HELD_OUT
-        drop_kin_of_held_out(spool, sides, collector.drop)
-        remaining = sides != DROPPED
-    elif are_few(spool, remaining, settings.held_out):
-        spool, sides = split_sections(spool, remaining, settings.held_out, work)
+        given = spool.origins[:, 0] >= len(sources.train)
+        remaining = without_kin_of(given, spool, remaining, collector.drop)
+    if are_few(spool, remaining if given is None else remaining & ~given, share):
+        spool, split = split_sections(spool, remaining, share, work, given)
+    elif given is None:
+        split = split_documents(spool, remaining, share)
     else:
-        sides = split_documents(spool, remaining, settings.held_out)
-    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
-        if not (sides == side).any():
+        split = split_given(spool, document_clusters(spool), remaining, given, share, by_rows=False)
+    for side, name in SIDES.items():
+        if not (split.sides == side).any():
             raise DataError(
-                f"no {name} text is left once similar passages are kept on one side ({ledger.summary()})",
+                f"no {name.replace('_', '-')} text is left once similar passages are kept on one side "
+                f"({ledger.summary()})",
                 "give more varied text, or a held-out file of its own with --data.held-out-from",
             )
     ledger.kept = int(remaining.sum())
-    return spool, sides
+    return spool, split
 
 
 def _sample(spool: DocumentBuffer, sides: np.ndarray, share: float) -> Iterator[str]:
@@ -173,8 +181,8 @@ def _sample(spool: DocumentBuffer, sides: np.ndarray, share: float) -> Iterator[
 
 
 def _tokenize(
-    spool: DocumentBuffer, sides: np.ndarray, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
-) -> tuple[TokenStore, TokenStore]:
+    spool: DocumentBuffer, split: Split, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
+) -> dict[str, TokenStore]:
     """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
 
     def encode(chunk: _Chunk) -> _EncodedChunk:
@@ -182,22 +190,23 @@ def _tokenize(
         ids, after = tokenizer.encode_documents(text, ends)
         return ids, np.diff(after, prepend=0), np.diff(ends, prepend=-1) - 1, slice(first, first + len(ends))
 
-    writers = [StoreWriter(corpus / name, tokenizer.eos_id, tokenizer.dtype) for name in ("train", "held_out")]
+    writers = {side: StoreWriter(corpus / name, tokenizer.eos_id, tokenizer.dtype) for side, name in SIDES.items()}
     done = 0
     with contextlib.ExitStack() as stack:
-        for writer in writers:
+        for writer in writers.values():
             stack.enter_context(writer)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         for ids, lengths, sizes, these in _ahead(pool, encode, spool.chunks()):
-            own, origins = sides[these], spool.origins[these]
-            for side, writer in zip((TRAIN, HELD_OUT), writers, strict=True):
+            own, origins, families = split.sides[these], spool.origins[these], split.families[these]
+            for side, writer in writers.items():
                 mine = own == side
                 if mine.any():
                     chosen = ids if mine.all() else ids[np.repeat(mine, lengths)]
-                    writer.append(chosen, np.cumsum(lengths[mine]), origins[mine], int(sizes[mine].sum()))
+                    where = np.column_stack([origins[mine], families[mine]])
+                    writer.append(chosen, np.cumsum(lengths[mine]), where, int(sizes[mine].sum()))
             done += int(sizes.sum()) + len(sizes)
             events.emit(Progress(what="tokenize", done=done, total=spool.size, unit="bytes"))
-        return writers[0].close(), writers[1].close()
+        return {SIDES[side]: writer.close() for side, writer in writers.items()}
 
 
 def _ahead(

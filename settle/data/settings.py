@@ -11,8 +11,13 @@ from settle.base.settings import Settings
 class DataSettings(Settings):
     """How text is prepared for training."""
 
-    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the text held out for evaluation, at most 16 MB")
-    held_out_from: Path | None = Field(None, description="evaluate on this file or folder instead")
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="share of the text that judges the result, at most 16 MB; half as much again selects the weights",
+    )
+    held_out_from: Path | None = Field(None, description="judge the result on this file or folder instead")
     clean: bool = Field(
         True, description="clean the rows; the ledger lists every dropped or repaired row with the reason"
     )
@@ -44,8 +49,13 @@ class ColumnSettings(Settings):
 class RowSettings(Settings):
     """How examples are prepared for tuning."""
 
-    held_out: float = Field(0.1, gt=0, le=0.5, description="share of the rows held out for evaluation")
-    held_out_from: Path | None = Field(None, description="evaluate on the rows of this file or folder instead")
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="share of the rows that judges the result; half as many again select the weights",
+    )
+    held_out_from: Path | None = Field(None, description="judge the result on the rows of this file or folder instead")
     columns: ColumnSettings = ColumnSettings.model_validate({})
     supervise: Literal["assistant", "completion", "last-turn", "all"] | None = Field(
         None,

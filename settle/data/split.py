@@ -1,11 +1,17 @@
-"""Training and held-out documents, so that nothing nearly the same stands on both sides.
+"""Three sides, so that nothing nearly the same is on two of them: what is trained on, what selects the weights, and
+what is held out for the judgement alone.
+
+A figure read off the rows that selected the weights is too good: the best of many evaluations is partly luck. So the
+held-out side is read once, when the weights are fixed, and a smaller selection side is taken from the training text.
 
 Many documents: whole clusters of similar ones go to a side by the hash of their text, so a document stays on its side
-when others are added. Few documents: each is cut into sections and its last ones are held out.
+when others are added. Few documents: each is cut into sections, of which the last ones are held out and those before
+them select.
 Legend: D documents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +20,9 @@ from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.similarity import Similarity
 from settle.documents.rows import cut
 
-DROPPED, TRAIN, HELD_OUT = -1, 0, 1
+DROPPED, TRAIN, HELD_OUT, SELECTION = -1, 0, 1, 2
+SIDES = {TRAIN: "train", SELECTION: "selection", HELD_OUT: "held_out"}
+SELECTION_SHARE = 0.5  # of what is held out: an evaluation of the loop reads a quarter of it at most
 FEW = 50
 # more held-out text makes an evaluation no better, only the training set smaller
 MOST_HELD_OUT = 16 << 20
@@ -24,46 +32,116 @@ KINSHIP, NEAR_DUPLICATE = 0.6, 0.85
 _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 
-def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> np.ndarray:
-    """The side of each document, int8 (D,), for many documents; `remaining` is bool (D,), the others are DROPPED."""
+@dataclass(frozen=True)
+class Split:
+    """sides: int8 (D,). families: int64 (D,), the same number for documents that are kin: those are no independent
+    samples of what is measured on them."""
+
+    sides: np.ndarray
+    families: np.ndarray
+
+
+def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> Split:
+    """The side of each document, for many documents; `remaining` is bool (D,), the others are DROPPED."""
     sizes = np.where(remaining, documents.sizes, 0)
-    budget = _budget(sizes, share)
-    similarity = Similarity(documents)
-    for jaccard in (KINSHIP, NEAR_DUPLICATE):
-        cluster = similarity.clusters(jaccard)
-        size = np.bincount(cluster, sizes, len(sizes))
-        order = uniform_order(cluster, documents.hashes, remaining)
-        # one large family must not be the whole of what is measured on
-        chosen = _first_to_fit(size, order, budget, budget / 2)
-        if size[chosen].sum() > budget / 2:
-            break
+    levels = document_clusters(documents)
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
-    sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
-    return sides
+    budget = _budget(sizes, share)
+    held_out, families = _first_clusters(levels, documents.hashes, sizes, budget)
+    sides[held_out] = HELD_OUT
+    _select(sides, levels, documents.hashes, sizes, SELECTION_SHARE * budget)
+    return Split(sides, families)
 
 
-def split_rows(texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float) -> np.ndarray:
-    """The side of each of R examples, int8 (R,); `remaining` is bool (R,), the others are DROPPED. Neither a near
-    duplicate nor another answer to the same prompt is on both sides.
+def split_rows(texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float) -> Split:
+    """The side of each of R examples; `remaining` is bool (R,), the others are DROPPED. Neither a near duplicate nor
+    another answer to the same prompt is on two sides.
 
     texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash
     of its text, so that an example stays on its side when others are added.
     """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
-    budget = max(1.0, share * int(remaining.sum()))
+    number = int(remaining.sum())
+    budget = max(1.0, share * number)
+    levels = row_clusters(texts, prompts)
+    held_out, families = _first_clusters(levels, texts.hashes, remaining.astype(float), budget)
+    if 0 < held_out.sum() < number:
+        sides[held_out] = HELD_OUT
+        _select(sides, levels, texts.hashes, remaining.astype(float), max(1.0, SELECTION_SHARE * budget))
+    return Split(sides, families)
+
+
+def row_clusters(texts: DocumentBuffer, prompts: np.ndarray) -> list[np.ndarray]:
+    """For each example the first of its cluster, int64 (R,); where kinship, or a prompt that all share, makes one
+    cluster of almost everything, the next one is stricter."""
     similarity = Similarity(texts)
-    # where kinship, or a prompt that all share, makes one cluster of almost everything, what is stricter decides
-    for jaccard, by_prompt in ((KINSHIP, True), (NEAR_DUPLICATE, True), (NEAR_DUPLICATE, False)):
-        cluster = similarity.clusters(jaccard)
-        if by_prompt:
-            cluster = _joined_by_prompt(cluster, prompts)
-        size = np.bincount(cluster[remaining], minlength=len(remaining))
-        order = uniform_order(cluster, texts.hashes, remaining)
-        chosen = _first_to_fit(size, order, budget, max(budget / 2, 1))
-        if size[chosen].sum() > budget / 2 and size[chosen].sum() < remaining.sum():
-            sides[np.isin(cluster, chosen) & remaining] = HELD_OUT
+    kin, near = similarity.clusters(KINSHIP), similarity.clusters(NEAR_DUPLICATE)
+    return [_joined_by_prompt(kin, prompts), _joined_by_prompt(near, prompts), near]
+
+
+def split_given(
+    documents: DocumentBuffer,
+    levels: Sequence[np.ndarray],
+    remaining: np.ndarray,
+    given: np.ndarray,
+    share: float,
+    *,
+    by_rows: bool,
+) -> Split:
+    """For held-out text of a person's own, `given` bool (D,): those that select are taken from the other documents.
+    levels: as of `row_clusters`. by_rows: whether a share is of rows, not of bytes."""
+    sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
+    sides[given & remaining] = HELD_OUT
+    weights = np.where(sides == TRAIN, 1.0 if by_rows else documents.sizes, 0.0)
+    budget = SELECTION_SHARE * (share * float(weights.sum()) if by_rows else _budget(weights, share))
+    _select(sides, levels, documents.hashes, weights, max(1.0, budget))
+    return Split(sides, families_of(levels, sides == HELD_OUT))
+
+
+def families_of(levels: Sequence[np.ndarray], measured: np.ndarray) -> np.ndarray:
+    """The first of the clusterings, int64 (D,) each, whose largest cluster is no more than half of what is `measured`,
+    bool (D,); else the last."""
+    for families in levels:
+        if 2 * int(np.bincount(families[measured]).max(initial=0)) <= measured.sum():
             break
-    return sides
+    return families
+
+
+def document_clusters(documents: DocumentBuffer) -> list[np.ndarray]:
+    """For each document the first of its cluster, int64 (D,), the second time by a stricter measure."""
+    similarity = Similarity(documents)
+    return [similarity.clusters(jaccard) for jaccard in (KINSHIP, NEAR_DUPLICATE)]
+
+
+def _first_clusters(
+    levels: Sequence[np.ndarray], hashes: np.ndarray, sizes: np.ndarray, budget: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents, bool (D,), in whole clusters: those first in their order that fit into the budget, by the first level
+    that fills half of it; and that level. sizes: 0 of documents that are not to be had."""
+    available = sizes > 0
+    for cluster in levels:
+        size = np.bincount(cluster, sizes, len(sizes))
+        order = uniform_order(cluster, hashes, available)
+        # one large family must not be the whole of what is measured on
+        chosen = _first_to_fit(size, order, budget, max(budget / 2, 1.0))
+        if budget / 2 < size[chosen].sum() < sizes.sum():
+            break
+    return np.isin(cluster, chosen) & available, cluster
+
+
+def _select(
+    sides: np.ndarray, levels: Sequence[np.ndarray], hashes: np.ndarray, sizes: np.ndarray, budget: float
+) -> None:
+    """Moves training documents to the selection side. Where kinship leaves none to be moved, single ones are: they only
+    choose among weights, and the judgement is made on others."""
+    available = np.where(sides == TRAIN, sizes, 0)
+    budget = min(budget, float(available.sum()) / 3)
+    alone = np.arange(len(sides))
+    chosen, _ = _first_clusters([*levels, alone], hashes, available, budget)
+    if not chosen.any() and (available > 0).sum() > 1:
+        candidates = np.flatnonzero(available > 0)
+        chosen[candidates[np.argmin(available[candidates])]] = True
+    sides[chosen] = SELECTION
 
 
 def _first_to_fit(size: np.ndarray, order: np.ndarray, budget: float, most: float) -> np.ndarray:
@@ -114,48 +192,71 @@ def _budget(sizes: np.ndarray, share: float) -> float:
 
 
 def split_sections(
-    documents: DocumentBuffer, remaining: np.ndarray, share: float, folder: Path
-) -> tuple[DocumentBuffer, np.ndarray]:
-    """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each."""
+    documents: DocumentBuffer, remaining: np.ndarray, share: float, folder: Path, given: np.ndarray | None = None
+) -> tuple[DocumentBuffer, Split]:
+    """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each.
+    Parts of one document are one family. given: bool (D,), held-out text of a person's own, which stays that."""
     sections, parents = _cut_sections(documents, remaining, folder / "sections")
-    sides = np.full(len(sections), TRAIN, np.int8)
-    sizes = sections.sizes
-    for parent in np.unique(parents):
+    is_given = np.zeros(len(sections), bool) if given is None else given[parents]
+    proposed, sizes = np.where(is_given, HELD_OUT, TRAIN).astype(np.int8), sections.sizes
+    parts = {SELECTION: SELECTION_SHARE * share} if given is not None else {
+        HELD_OUT: share, SELECTION: SELECTION_SHARE * share
+    }  # fmt: skip
+    for parent in np.unique(parents[~is_given]):
         own = np.flatnonzero(parents == parent)
-        after = np.cumsum(sizes[own][::-1])[::-1]
-        tail = own[after <= max(share * after[0], sizes[own[-1]])] if len(own) > 3 else own[:0]
-        sides[tail] = HELD_OUT
-    if not (sides == HELD_OUT).any() and len(sections) > 1:
-        order = np.argsort(sections.hashes, kind="stable")
-        count = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum(), side="right"))
-        sides[order[: max(count, 1)]] = HELD_OUT
-    similarity, proposed = Similarity(sections), sides == HELD_OUT
+        for side, part in parts.items() if len(own) > 3 else ():
+            _propose_tail(proposed, own[proposed[own] == TRAIN], sizes, side, part)
+    for side, part in parts.items():
+        if not (proposed == side).any() and (proposed == TRAIN).sum() > 1:
+            order = np.argsort(sections.hashes, kind="stable")
+            order = order[proposed[order] == TRAIN]
+            count = int(np.searchsorted(np.cumsum(sizes[order]), part * sizes.sum(), side="right"))
+            proposed[order[: max(count, 1)]] = side
+    similarity, sides = Similarity(sections), proposed
     for jaccard in (KINSHIP, NEAR_DUPLICATE):
-        sides = np.where(proposed, HELD_OUT, TRAIN).astype(np.int8)
-        _keep_kin_together(sides, similarity.clusters(jaccard))
-        if 2 * (sides == HELD_OUT).sum() > proposed.sum():
+        sides = _kin_together(proposed, similarity.clusters(jaccard))
+        if given is not None:
+            sides[sides == HELD_OUT] = SELECTION  # of the person's training text
+            sides[is_given] = HELD_OUT
+        if all(2 * (sides == side).sum() > (proposed == side).sum() for side in parts):
             break
+    if not (sides == SELECTION).any():
+        _select(sides, [], sections.hashes, sizes.astype(float), 1.0)
     return _join(sections, parents, sides, folder / "split")
 
 
-def drop_kin_of_held_out(documents: DocumentBuffer, sides: np.ndarray, drop: Callable[[str, int, int], None]) -> None:
-    """For a given held-out text: training documents that are the same as one of its own, or nearly, are dropped."""
+def _propose_tail(sides: np.ndarray, own: np.ndarray, sizes: np.ndarray, side: int, share: float) -> None:
+    """Puts the last of a document's sections `own`, which are at most `share` of it but at least one, on a side."""
+    after = np.cumsum(sizes[own][::-1])[::-1]
+    sides[own[after <= max(share * after[0], sizes[own[-1]])]] = side
+
+
+def without_kin_of(
+    given: np.ndarray, documents: DocumentBuffer, remaining: np.ndarray, drop: Callable[[str, int, int], None]
+) -> np.ndarray:
+    """Which documents remain, bool (D,), for a `given` held-out text, bool (D,): training documents that are the same
+    as one of its own, or nearly, are dropped."""
+    held_out = given & remaining
     cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
-    held_out = np.zeros(len(sides), bool)
-    held_out[cluster[sides == HELD_OUT]] = True
+    has_held_out = np.zeros(len(given), bool)
+    has_held_out[cluster[held_out]] = True
     # texts of fewer words than a shingle have no cluster
-    same = np.isin(documents.hashes, documents.hashes[sides == HELD_OUT])
-    dropped = (sides == TRAIN) & (held_out[cluster] | same)
-    sides[dropped] = DROPPED
+    same = np.isin(documents.hashes, documents.hashes[held_out])
+    dropped = remaining & ~given & (has_held_out[cluster] | same)
     for file, row in documents.origins[dropped].tolist():
         drop("the same as held-out text, or nearly", file, row)
+    left: np.ndarray = remaining & ~dropped
+    return left
 
 
-def _keep_kin_together(sides: np.ndarray, cluster: np.ndarray) -> None:
-    """A held-out document with kin in training goes to training."""
-    trained = np.zeros(len(sides), bool)
-    trained[cluster[sides == TRAIN]] = True
-    sides[(sides == HELD_OUT) & trained[cluster]] = TRAIN
+def _kin_together(proposed: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """The sides (D,) once every cluster is on one: training where any of it is, else held out where any of it is."""
+    sides = proposed.copy()
+    for side in (HELD_OUT, TRAIN):
+        has_it = np.zeros(len(sides), bool)
+        has_it[cluster[proposed == side]] = True
+        sides[has_it[cluster]] = side
+    return sides
 
 
 def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path) -> tuple[DocumentBuffer, np.ndarray]:
@@ -175,7 +276,7 @@ def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path
 
 def _join(
     sections: DocumentBuffer, parents: np.ndarray, sides: np.ndarray, folder: Path
-) -> tuple[DocumentBuffer, np.ndarray]:
+) -> tuple[DocumentBuffer, Split]:
     """Neighbouring sections of one document on one side become one document again."""
     same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
     begins = np.flatnonzero(np.append(True, ~same))
@@ -186,4 +287,4 @@ def _join(
             writer.append("".join(sections.read(i) for i in range(first, last)), file, row)
     finally:
         spool = writer.close()
-    return spool, sides[begins]
+    return spool, Split(sides[begins], parents[begins])

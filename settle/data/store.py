@@ -2,7 +2,8 @@
 
     tokens.bin       bos, then each document's ids closed by eos; uint16 (uint32 above 65,536 entries), little-endian
     documents.bin    int64: where each document begins, and one past the last
-    origins.bin      int32 (D, 2): the file each document comes from, by its place in ../files.json, and its row there
+    origins.bin      int32 (D, 3): the file each document comes from, by its place in ../files.json, its row there, and
+                     the number of its family, which documents that are nearly the same share
     store.json       counts and the dtype; written last
 
 The token before a document's first is always bos (= eos), so every token of a document can be predicted, its first
@@ -36,10 +37,10 @@ class TokenStore:
             self.num_bytes: int = about["num_bytes"]
             self.tokens: np.ndarray = np.memmap(folder / "tokens.bin", np.dtype(about["dtype"]), "r")
             self.document_starts: np.ndarray = np.memmap(folder / "documents.bin", "<i8", "r")
-            self._origins: np.ndarray = np.memmap(folder / "origins.bin", "<i4", "r")
+            self._origins: np.ndarray = np.memmap(folder / "origins.bin", "<i4", "r").reshape(-1, 3)
         except (OSError, KeyError, TypeError, ValueError) as e:
             raise _damaged(folder, repr(e)) from None
-        sizes = (len(self.tokens) - 1, len(self.document_starts) - 1, len(self._origins) / 2)
+        sizes = (len(self.tokens) - 1, len(self.document_starts) - 1, len(self._origins))
         if sizes != (self.num_tokens, self.num_documents, self.num_documents):
             raise _damaged(folder, "its files are shorter or longer than store.json says")
 
@@ -49,8 +50,13 @@ class TokenStore:
 
     def origin(self, index: int) -> str:
         """Where a document comes from, as `file:row`."""
-        file, row = self._origins[2 * index : 2 * index + 2].tolist()
+        file, row, _ = self._origins[index].tolist()
         return f"{self._files[file]}:{row}"
+
+    @property
+    def families(self) -> np.ndarray:
+        """The family of each document: int32 (D,)."""
+        return self._origins[:, 2]
 
     @cached_property
     def _files(self) -> list[str]:
@@ -78,7 +84,7 @@ class StoreWriter:
     def append(self, ids: np.ndarray, after: np.ndarray, origins: np.ndarray, num_bytes: int) -> None:
         """Documents whose ids lie one after the other in `ids`; `after` (D,) is the position after each one's eos.
 
-        origins: (D, 2), the number of each document's file and its row. num_bytes: UTF-8 bytes of all of them.
+        origins: (D, 3), the number of each document's file, its row, and its family. num_bytes: of them all, UTF-8.
         """
         self._tokens.write(np.ascontiguousarray(ids, self._dtype).data)
         self._documents.write((after + self._position).astype("<i8").data)

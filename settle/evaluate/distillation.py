@@ -12,7 +12,7 @@ import torch
 
 from settle.base.event_log import Events
 from settle.base.events import Progress, Say
-from settle.base.statistics import PairedTest, paired_test
+from settle.base.statistics import FEWEST_FAMILIES, PairedTest, paired_test
 from settle.data.batches import Batch
 from settle.data.distributions import Compared, compare
 from settle.model.decoder import Decoder
@@ -27,11 +27,13 @@ _LOGITS = 1 << 24  # logits of either model held at once, in fp32
 @dataclass(frozen=True)
 class Nearness:
     """A student on P targets. apart: its difference from the teacher, (P,) each. teacher: the teacher's
-    log-probabilities of the targets (P,). stretches: number of targets in each piece; a piece never spans two rows."""
+    log-probabilities of the targets (P,). stretches: number of targets in each piece, which never spans two rows;
+    families: of each piece, the same number for those of one row or of rows that are kin."""
 
     apart: Compared
     teacher: np.ndarray
     stretches: tuple[int, ...]
+    families: tuple[int, ...]
 
     def to_json(self) -> dict[str, float]:
         """Means in nats per token, and the share of tokens where both have the same likeliest token."""
@@ -71,16 +73,23 @@ def nearness(
         model.compute_dtype = dtype
         model.train(training)
     apart = Compared.joined([a for a, _ in measured])
-    stretches = [count for batch in read for count in _stretches(batch)]
-    return Nearness(apart, np.concatenate([t for _, t in measured]), tuple(stretches))
+    pieces = [piece for number, batch in enumerate(read) for piece in _stretches(batch, number)]
+    families: list[object] = [family for _, _, family in pieces]
+    if None in families or len(set(families)) < FEWEST_FAMILIES:  # of a few texts, every row stands for itself
+        families = [row for _, row, _ in pieces]
+    numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
+    stretches, ours = tuple(count for count, _, _ in pieces), tuple(numbers[family] for family in families)
+    return Nearness(apart, np.concatenate([t for _, t in measured]), stretches, ours)
 
 
-def _stretches(batch: Batch) -> list[int]:
-    """Targets of each row, a long row in several nearly equal pieces."""
-    stretches: list[int] = []
-    for count in np.add.reduceat(batch.targets >= 0, batch.cu_seqlens[:-1], dtype=int).tolist():
+def _stretches(batch: Batch, number: int) -> list[tuple[int, tuple[int, int], int | None]]:
+    """Targets of each row, a long row in several nearly equal pieces: how many, of which row and which family."""
+    stretches: list[tuple[int, tuple[int, int], int | None]] = []
+    counts = np.add.reduceat(batch.targets >= 0, batch.cu_seqlens[:-1], dtype=int).tolist()
+    families = [None] * len(counts) if batch.families is None else batch.families.tolist()
+    for row, (count, family) in enumerate(zip(counts, families, strict=True)):
         pieces = -(-count // STRETCH)
-        stretches += [count * (i + 1) // pieces - count * i // pieces for i in range(pieces)]
+        stretches += [(count * (i + 1) // pieces - count * i // pieces, (number, row), family) for i in range(pieces)]
     return stretches
 
 
@@ -126,7 +135,7 @@ def _against_live(
 
 @dataclass(frozen=True)
 class Learned:
-    """A student before and after training. teacher: its name. paired: a test over stretches of rows, by KL."""
+    """A student before and after training. teacher: its name. paired: a test over families of rows, by KL."""
 
     before: Nearness
     after: Nearness
@@ -210,6 +219,6 @@ def learned(
         spread, count, seconds = spread[:read], read, None
     last = nearness(model, objective, spread, on_batch)
     far = [(-side.means(side.apart.kl)).tolist() for side in (first, last)]
-    comparison = Learned(first, last, teacher, paired_test(*far))
+    comparison = Learned(first, last, teacher, paired_test(far[0], far[1], first.families))
     events.emit(Say(text=comparison.headline))
     return comparison

@@ -102,8 +102,8 @@ def measure_pair(
 ) -> Pair:
     """The model's greedy answers to prompts (ids), alone and with its draft, both in llama.cpp.
 
-    How the draft proposes is chosen on the first few prompts. Raises DataError when nothing is answered, and as
-    `Engine`.
+    How the draft proposes is chosen on the first few prompts, and measured on the others. Raises DataError when nothing
+    is answered, and as `Engine`.
     """
     longest = max(way.tokens for way in ways)
     context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
@@ -122,6 +122,9 @@ def measure_pair(
         searched[way] = _rate(timed([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
         events.emit(Say(text=f"proposing {way} at a time: {searched[way]:.2f} times as fast"))
     best = max(searched, key=searched.__getitem__) if searched else ways[0]
+    # the best of several ways is partly luck on the prompts that chose it
+    judged = [i for i in range(len(prompts)) if not searched or i not in few] or few
+    prompts, alone = [prompts[i] for i in judged], [alone[i] for i in judged]
     together = timed(prompts, best)
     proposed = sum(one.drafted for one in together)
     pairs = list(zip(alone, together, strict=True))

@@ -1,6 +1,7 @@
 """settle distill: a small model learns from a large one, until it has settled."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from settle.plan.training_plan import shapes
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned
 from settle.shrink.student_init import PruningWork, fresh, narrower, read_shape, shorter, shrunk
-from settle.train.live_run import LiveRun
+from settle.train.live_run import LiveRun, blocks
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import windows_of
 
@@ -106,7 +107,7 @@ def student(c: DistillContext) -> None:
     source = c.teacher.source
     of_run: dict[str, object] = {"teacher": str(source.path.resolve()), "teacher_sha256": source.sha256}
     of_run |= {"record": str(c.run.path / RECORD)} if c.settings.cache else {}
-    of_run |= {"layer_map": blocks} if (blocks := _layer_map(c)) else {}
+    of_run |= {"layer_map": layers} if (layers := _layer_map(c)) else {}
     objective = c.settings.objective.over(of_run)
     Distill.model_validate(objective.settings).resolved(c.base)  # refused before the teacher reads for hours
     way = "given" if c.settings.student else "fresh" if c.settings.fresh else "pruned"
@@ -142,7 +143,8 @@ def compare(c: DistillContext) -> None:
     live = c.live
     assert isinstance(live.objective, Distill)
     before = {name: live.initial(name) for name in live.model.trainable()} if live.whole else None
-    rows, best, name = live.held_out, c.outcome.best, c.teacher.name
+    rows = blocks(c.plan, c.corpus.held_out, c.plan.held_out_tokens)  # as many as select, which were not read before
+    best, name = c.outcome.best, c.teacher.name
     nearness = learned(live.model, live.objective, rows, before, best, name, c.events, c.seconds_to_compare)
     c.figures["comparison"], c.compared = nearness.to_json(), nearness.card_lines()
 
@@ -180,9 +182,10 @@ def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCor
     name = f"{corpus.fingerprint}{c.teacher.source.sha256}{c.settings.answer_tokens}"
     folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     if not (folder / "held_out.jsonl").exists():
+        learned = itertools.chain(corpus.examples("train"), corpus.examples("selection"))
         with as_gguf(c.teacher, folder.parent) as model:
-            for side in ("train", "held_out"):
-                answer_all(model, corpus.examples(side), folder / f"{side}.jsonl", c.settings.answer_tokens, c.events)
+            for examples, name in ((learned, "train"), (corpus.examples(), "held_out")):
+                answer_all(model, examples, folder / f"{name}.jsonl", c.settings.answer_tokens, c.events)
     rows = rows.model_copy(update={"held_out_from": folder / "held_out.jsonl", "columns": type(rows.columns)()})
     return prepare_rows([str(folder / "train.jsonl")], c.teacher.tokenizer, rows, c.events)
 
@@ -250,9 +253,9 @@ def _layer_map(c: DistillContext) -> list[int]:
 
 
 def _windows(corpus: RowCorpus) -> Iterator[list[int]]:
-    """Every different row of both sides, as a teacher's record identifies it."""
+    """Every different row of all sides, as a teacher's record identifies it."""
     seen = set()
-    for store in (corpus.train, corpus.held_out):
+    for store in (corpus.train, corpus.selection, corpus.held_out):
         for document in range(store.num_documents):
             (window,) = windows_of(pack_rows(store, np.array([document])))
             if window.tobytes() not in seen:

@@ -90,7 +90,9 @@ def _preferences(c: TuneContext, names: tuple[str, str]) -> Comparison | None:
     live.model.load_trainable(c.outcome.best)
     store = c.corpus.held_out
     tokens = store.num_inputs * min(limit, store.num_rows) // store.num_rows
-    return compare_preferences(live.model, live.objective, blocks(c.plan, c.corpus, tokens), names, c.events)
+    batches = blocks(c.plan, store, tokens)
+    families = [family for b in batches if b.families is not None for family in b.families[::2].tolist()]
+    return compare_preferences(live.model, live.objective, batches, names, c.events, families)
 
 
 JOB = Job(

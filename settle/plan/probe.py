@@ -87,7 +87,7 @@ def probe(
     energy = meter.read()
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
     limit = max(2 * EVALUATION_BLOCK, min(EVALUATED_TOKENS, steps * loop.tokens_per_step))
-    sample = list(held_out_batches(corpus.held_out, loop.sequence_length, EVALUATION_BLOCK, limit))
+    sample = list(held_out_batches(corpus.selection, loop.sequence_length, EVALUATION_BLOCK, limit))
     began = time.perf_counter()
     held_out = HeldOut(sample, corpus.tokenizer.byte_length)
     evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)

@@ -38,8 +38,8 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
-    held_out = min(corpus.held_out.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
-    why["held_out_tokens"] = f"{held_out:,} of {corpus.held_out.num_tokens:,}: so that evaluating costs a few percent"
+    selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
+    why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
         architecture=architecture.model_dump(),
         architecture_name=settings.architecture,
@@ -50,7 +50,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         loop=loop,
         device=device.kind,
         dtype=dtype,
-        held_out_tokens=held_out,
+        held_out_tokens=selection,
         origin=origins(origin, settings, why, {"optimizer": optimizer.model_dump(), "objective": objective_settings}),
         why=why,
     )

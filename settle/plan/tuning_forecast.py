@@ -74,7 +74,7 @@ def look_ahead(
     of_step = measured.step_seconds / plan.loop.tokens_per_step
     tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
     whole = _finally_evaluated(job, tokens)
-    judge = per_token * (plan.held_out_tokens + (whole if whole > plan.held_out_tokens else 0))
+    judge = per_token * (plan.held_out_tokens + whole)
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
     export = export_seconds(adds, per_token)
     comparison = comparing(per_token)
@@ -86,7 +86,7 @@ def look_ahead(
 
 def _finally_evaluated(job: LiveRun, tokens: float) -> int:
     """Held-out tokens that `LiveRun.judge` reads after that many tokens of training."""
-    return min(job.corpus.held_out.num_tokens, max(job.plan.held_out_tokens, int(3 * tokens / 20)))
+    return min(job.corpus.held_out.num_tokens, job.judged_tokens(tokens / job.plan.loop.tokens_per_step))
 
 
 def measure(job: LiveRun, watts: float | None = None, report: Events | None = None) -> Measured:
@@ -98,7 +98,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     assert isinstance(job.batches, RowBatches)
     steps = max(FEWEST, min(MOST, round(SHARE * expected_steps(job.plan))))
     limit = min(job.plan.held_out_tokens, max(2048, steps * loop.tokens_per_step))
-    held_out = blocks(job.plan, job.corpus, job.plan.held_out_tokens)
+    held_out = blocks(job.plan, job.corpus.selection, job.plan.held_out_tokens)
     every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)
     # blocks as large as the run's: each has its price
     sample = HeldOut(held_out[:: max(1, every)], job.tokenizer.byte_length)

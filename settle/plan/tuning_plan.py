@@ -146,11 +146,11 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
 
 
 def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:
-    """Held-out tokens of an evaluation: a larger share when rows are few, since few tokens are a noisy sample."""
-    train, held_out = corpus.train.num_inputs, corpus.held_out.num_inputs
+    """Selection tokens of an evaluation: a larger share when rows are few, since few tokens are a noisy sample."""
+    train, selection = corpus.train.num_inputs, corpus.selection.num_inputs
     wanted = max(sample_size(train, parameters), min(train // 40, SMALL_SAMPLE))
-    sample = min(held_out, wanted)
-    why["held_out_tokens"] = f"{sample:,} of {held_out:,}: enough to see a difference, few enough to evaluate often"
+    sample = min(selection, wanted)
+    why["held_out_tokens"] = f"{sample:,} of {selection:,}: enough to see a difference, few enough to evaluate often"
     return sample
 
 

@@ -52,9 +52,9 @@ def rows_lines(event: RowSummary) -> list[str]:
     lines = [f"{file}: {use.layout} ({_columns(use.columns)})" for file, use in event.layouts.items()]
     if len(lines) > 4:
         lines = [*lines[:3], f"and {len(lines) - 3} more files"]
-    train, held_out = event.train, event.held_out
+    train = event.train
     share = train["supervised"] / max(1, train["tokens"])
-    lines.append(f"{train['rows']:,} rows to learn from, {held_out['rows']:,} held out")
+    lines.append(_sides(event, "rows", "rows "))
     lines.append(
         f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
         f"the longest row has {event.lengths['max']:,}"
@@ -72,9 +72,13 @@ def rows_lines(event: RowSummary) -> list[str]:
 
 def text_line(event: TextSummary) -> str:
     """What was read, and what became of it."""
-    train, held_out = event.train["documents"], event.held_out["documents"]
-    sides = f"{event.read:,} documents read, {train:,} to learn from, {held_out:,} held out"
-    return " · ".join([sides, *_losses(event)])
+    return " · ".join([f"{event.read:,} documents read, {_sides(event, 'documents')}", *_losses(event)])
+
+
+def _sides(event: LedgerSummary, unit: str, name: str = "") -> str:
+    """How much of the data is for what."""
+    selecting = f"{event.selection[unit]:,} to choose the best weights, " if event.selection else ""
+    return f"{event.train[unit]:,} {name}to learn from, {selecting}{event.held_out[unit]:,} held out to judge"
 
 
 def secrets_warning(event: LedgerSummary, fix: str) -> str | None:

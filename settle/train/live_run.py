@@ -15,6 +15,7 @@ from settle.data.prepare import Corpus
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
 from settle.data.rows.store import RowStore
+from settle.data.store import TokenStore
 from settle.library.pretrained import open_pretrained
 from settle.machine import commanded, is_asked, keep_freed_memory, num_threads, use_torch_threads
 from settle.model.adapters import Adapter
@@ -52,7 +53,7 @@ class LiveRun:
     objective: Objective
     optimizer: Optimizer
     batches: Batches | RowBatches
-    held_out: list[Batch]
+    selection: list[Batch]
     base: Pretrained | None = None
 
     @classmethod
@@ -77,7 +78,7 @@ class LiveRun:
             objective=objective,
             optimizer=Optimizer.make(plan.optimizer_name, plan.optimizer),
             batches=_batches(plan, corpus),
-            held_out=blocks(plan, corpus, plan.held_out_tokens),
+            selection=blocks(plan, corpus.selection, plan.held_out_tokens),
             base=base,
         )
 
@@ -110,7 +111,7 @@ class LiveRun:
         trainer, asked = self.trainer(), commanded()
         most = num_threads() if self.plan.device == "cpu" else 1
         watch = ThreadWatch(trainer, events, asked or self.plan.loop.threads, most, self._threads_are_free())
-        return Loop(trainer, HeldOut(self.held_out, self.tokenizer.byte_length), session, watch)
+        return Loop(trainer, HeldOut(self.selection, self.tokenizer.byte_length), session, watch)
 
     def choose_threads(self) -> None:
         """Put the number of threads that the run's own step is fastest with into the plan, unless somebody asked for
@@ -127,29 +128,25 @@ class LiveRun:
         return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches)
 
     def judge(self, weights: Weights, state: LoopState) -> EvaluationFigures:
-        """The evaluation of `weights` on all held-out text, or as much as a twentieth of the run's time allows, and
-        which share that is.
+        """The evaluation of `weights` on the held-out text, which nothing has read before: all of it, or as much as a
+        twentieth of the run's time allows; and which share that is.
 
-        The loop looks at a sample, and picks the best of many looks; this is the figure to quote.
+        The loop picks the best of many evaluations of the selection text, whose loss is too low for that; this is the
+        figure to quote.
         """
         self.model.load_trainable(weights)
-        loop = self.plan.loop
-        affordable = 3 * loop.tokens_per_step * state.step // 20  # a forward pass is a third of a step
-        limit = max(self.plan.held_out_tokens, affordable)
-        if loop.seconds is not None and affordable <= self.plan.held_out_tokens:  # the same text, and no time to spare
-            figures = next(e for e in state.history if e.step == state.best_step).figures()
-            return {**figures, "held_out_share": self._share(self.held_out)}
-        batches = blocks(self.plan, self.corpus, limit)
-        tokens = state.best_step * loop.tokens_per_step
+        batches = blocks(self.plan, self.corpus.held_out, self.judged_tokens(state.step))
         held_out = HeldOut(batches, self.tokenizer.byte_length)
+        tokens = state.best_step * self.plan.loop.tokens_per_step
         figures = evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()
-        return {**figures, "held_out_share": self._share(batches)}
+        total = _size(self.corpus.held_out)
+        return {**figures, "held_out_share": min(1.0, held_out.num_tokens / max(1, total))}
 
-    def _share(self, batches: list[Batch]) -> float:
-        """Of the held-out text."""
-        store = self.corpus.held_out
-        total = store.num_inputs if isinstance(store, RowStore) else store.num_tokens
-        return min(1.0, sum(len(batch.targets) for batch in batches) / max(1, total))
+    def judged_tokens(self, steps: float) -> int:
+        """Held-out tokens that `judge` reads at most after so many steps."""
+        # a forward pass is a third of a step
+        affordable = int(3 * self.plan.loop.tokens_per_step * steps / 20)
+        return max(self.plan.held_out_tokens, affordable)
 
 
 def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBatches:
@@ -160,14 +157,18 @@ def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBat
     return Batches(corpus.train, loop.sequence_length, loop.tokens_per_step // loop.micro_batches, loop.seed)
 
 
-def blocks(plan: TrainingPlan, corpus: Corpus | RowCorpus, limit: int) -> list[Batch]:
-    """At most `limit` held-out tokens, in blocks: sixteen at least, since their spread is how sure a loss is."""
-    if isinstance(corpus, RowCorpus):
-        store = corpus.held_out
+def blocks(plan: TrainingPlan, store: TokenStore, limit: int) -> list[Batch]:
+    """At most `limit` tokens of a store, in blocks: sixteen at least, since their spread is how sure a loss is."""
+    if isinstance(store, RowStore):
         return list(held_out_rows(store, min(EVALUATION_BLOCK, max(1, min(limit, store.num_inputs) // 16)), limit))
-    length, held_out = plan.loop.sequence_length, corpus.held_out
-    block = min(EVALUATION_BLOCK, max(length, min(limit, held_out.num_tokens) // 16))
-    return list(held_out_batches(held_out, length, block, limit))
+    length = plan.loop.sequence_length
+    block = min(EVALUATION_BLOCK, max(length, min(limit, store.num_tokens) // 16))
+    return list(held_out_batches(store, length, block, limit))
+
+
+def _size(store: TokenStore) -> int:
+    """Tokens of a store that are put into the model."""
+    return store.num_inputs if isinstance(store, RowStore) else store.num_tokens
 
 
 def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Tokenizer:

@@ -1,6 +1,7 @@
 """From files to token stores."""
 
 import gzip
+import itertools
 import json
 import random
 import subprocess
@@ -59,9 +60,11 @@ def test_one_file_is_split_at_a_paragraph(tmp_path: Path) -> None:
     text = prose(1, 6000)
     (tmp_path / "a.txt").write_text(text)
     corpus = run(tmp_path / "a.txt")
-    assert "".join(texts(corpus, "train") + texts(corpus, "held_out")) == text
+    assert "".join(texts(corpus, "train") + texts(corpus, "selection") + texts(corpus, "held_out")) == text
     assert 0.05 < corpus.held_out.num_bytes / len(text) < 0.15
-    assert corpus.train.num_bytes + corpus.held_out.num_bytes == len(text) == corpus.ledger["kept_bytes"]
+    assert 0.02 < corpus.selection.num_bytes / len(text) < 0.08
+    assert sum(s.num_bytes for s in (corpus.train, corpus.selection, corpus.held_out)) == len(text)
+    assert corpus.ledger["kept_bytes"] == len(text)
     assert (corpus.ledger["read"], corpus.ledger["kept"]) == (1, 1)
 
 
@@ -72,10 +75,15 @@ def test_many_files_keep_their_kin_on_one_side(tmp_path: Path) -> None:
         text = prose(i % 60, 200)
         (folder / f"{i}.md").write_text(text if i < 60 else text.replace(". ", ". And ", 8))
     corpus = run(folder, clean=False)
-    assert corpus.train.num_documents + corpus.held_out.num_documents == 120
-    assert 0 < corpus.held_out.num_bytes <= 0.1 * (corpus.train.num_bytes + corpus.held_out.num_bytes)
-    trained = {t[-60:] for t in texts(corpus, "train")}
-    assert not trained & {t[-60:] for t in texts(corpus, "held_out")}
+    sides = {name: getattr(corpus, name) for name in ("train", "selection", "held_out")}
+    assert sum(store.num_documents for store in sides.values()) == 120
+    total = sum(store.num_bytes for store in sides.values())
+    assert 0 < sides["held_out"].num_bytes <= 0.1 * total and 0 < sides["selection"].num_bytes <= 0.05 * total
+    ends = {name: {t[-60:] for t in texts(corpus, name)} for name in sides}
+    assert not any(ends[a] & ends[b] for a, b in itertools.combinations(ends, 2))
+    for store in sides.values():  # kin are one family, and only kin
+        kin = [store.document(i)[-12:].tobytes() for i in range(store.num_documents)]
+        assert len(set(zip(kin, store.families.tolist(), strict=True))) == len(set(kin)) == len(set(store.families))
 
 
 def test_one_large_file_among_many_small_ones(tmp_path: Path) -> None:
@@ -121,7 +129,8 @@ def test_held_out_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 3000))
     (tmp_path / "b.txt").write_text(prose(2, 500))
     corpus = run(tmp_path / "a.txt", held_out_from=tmp_path / "b.txt")
-    assert texts(corpus, "train") == [prose(1, 3000)]
+    assert "".join(texts(corpus, "train") + texts(corpus, "selection")) == prose(1, 3000)
+    assert 0.02 < corpus.selection.num_bytes / corpus.train.num_bytes < 0.1
     assert texts(corpus, "held_out") == [prose(2, 500)]
 
 
@@ -226,7 +235,7 @@ def test_the_ledger_names_every_row_that_changed(tmp_path: Path) -> None:
     assert len(corpus.ledger["sources"]) == corpus.ledger["num_sources"] == 6
     assert all(len(source["sha256"]) == 64 for source in corpus.ledger["sources"])
     json.dumps(corpus.ledger)
-    joined = "".join(texts(corpus, "train") + texts(corpus, "held_out"))
+    joined = "".join(texts(corpus, "train") + texts(corpus, "selection") + texts(corpus, "held_out"))
     assert "caf  naïve <email>" in joined and "\r" not in joined
     assert {corpus.train.origin(i) for i in range(corpus.train.num_documents)} <= {
         f"{name}:1" for name in ("0.txt", "1.txt", "2.txt", "copy.txt", "dos.txt")
@@ -237,14 +246,15 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
     text = prose(1, 2000) + "<|endoftext|><|im_start|>user" * 10 + prose(2, 2000)
     (tmp_path / "a.txt").write_text(text)
     corpus = run(tmp_path / "a.txt")
-    assert "".join(texts(corpus, "train") + texts(corpus, "held_out")) == text
+    assert "".join(texts(corpus, "train") + texts(corpus, "selection") + texts(corpus, "held_out")) == text
 
 
 def test_stdin(tmp_path: Path) -> None:
     code = (
         "from settle.data.prepare import *\n"
         "c = prepare(['-'], DataSettings(), Events())\n"
-        "print(c.train.num_documents + c.held_out.num_documents, c.ledger['sources'][0]['kind'])"
+        "number = sum(store.num_documents for store in (c.train, c.selection, c.held_out))\n"
+        "print(number, c.ledger['sources'][0]['kind'])"
     )
     rows = "".join(json.dumps({"text": prose(i, 60)}) + "\n" for i in range(200))
     for given, expected in ((rows, "200 jsonl"), (prose(1, 3000), "2 text")):

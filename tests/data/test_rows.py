@@ -1,6 +1,7 @@
 """From files of examples to row stores and batches."""
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,9 @@ def run(tokenizer: ByteBpeTokenizer, *inputs: Path, **settings: Any) -> RowCorpu
 
 
 def supervised(corpus: RowCorpus, tokenizer: ByteBpeTokenizer) -> set[str]:
-    """What is learned, of both sides, with the end of the turn written out."""
+    """What is learned, of all sides, with the end of the turn written out."""
     said = set()
-    for store in (corpus.train, corpus.held_out):
+    for store in (corpus.train, corpus.selection, corpus.held_out):
         for i in range(store.num_documents):
             ids = store.document(i)[store.mask(i) == 1]
             said.add("".join(tokenizer.tokens[t] if t == tokenizer.turn_end_id else tokenizer.decode([t]) for t in ids))
@@ -68,8 +69,8 @@ def test_messages_are_supervised_to_the_token(tokenizer: ByteBpeTokenizer, chats
     corpus = run(tokenizer, chats)
     assert corpus.kind == "chat" and corpus.template == tokenizer.chat_template
     assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
-    assert corpus.train.num_rows + corpus.held_out.num_rows == 90 == corpus.ledger["kept"]
-    assert 5 <= corpus.held_out.num_rows <= 9
+    assert corpus.train.num_rows + corpus.selection.num_rows + corpus.held_out.num_rows == 90 == corpus.ledger["kept"]
+    assert 5 <= corpus.held_out.num_rows <= 9 and 3 <= corpus.selection.num_rows <= 5
     assert corpus.ledger["layouts"]["chats.jsonl"] == {"layout": "messages", "columns": {"messages": "messages"}}
     assert not corpus.train.mask(0)[0]
     assert len(corpus.previews) == 5
@@ -240,7 +241,9 @@ def test_plain_text_goes_on(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None
     assert cut.train.lengths.max() == 20 and cut.train.num_supervised == corpus.train.num_supervised
     (tmp_path / "book.txt").write_text("\n\n".join(f"{q} {a}" for q, a in pairs()))
     book = run(tokenizer, tmp_path / "book.txt")
-    text = "".join(tokenizer.decode(s.document(i)) for s in (book.train, book.held_out) for i in range(s.num_rows))
+    text = "".join(
+        tokenizer.decode(s.document(i)) for s in (book.train, book.selection, book.held_out) for i in range(s.num_rows)
+    )
     assert text == (tmp_path / "book.txt").read_text()
 
 
@@ -330,8 +333,11 @@ def test_near_duplicates_and_equal_prompts_are_on_one_side(tokenizer: ByteBpeTok
     rows += rows[:10]
     corpus = run(tokenizer, write(tmp_path / "a.jsonl", rows), held_out=0.2)
     assert corpus.ledger["dropped"]["exact duplicate"]["count"] == 10
-    asked = {side: {e.messages[0]["content"] for e in corpus.examples(side)} for side in ("train", "held_out")}
-    assert len(asked["held_out"]) >= 10 and not asked["train"] & asked["held_out"]
+    asked = {
+        side: {e.messages[0]["content"] for e in corpus.examples(side)} for side in ("train", "selection", "held_out")
+    }
+    assert len(asked["held_out"]) >= 10 and len(asked["selection"]) >= 5
+    assert not any(asked[a] & asked[b] for a, b in itertools.combinations(asked, 2))
     again = run(tokenizer, tmp_path / "a.jsonl", held_out=0.2, repeats=True)
     assert again.ledger["kept"] == 160
 
@@ -353,7 +359,7 @@ def test_answers_that_are_json_are_text(tokenizer: ByteBpeTokenizer, tmp_path: P
     pairs_of = [{"prompt": f'{{"ask": "{q}"}}', "chosen": answer % a, "rejected": answer % q} for q, a in pairs()]
     corpus = run(tokenizer, write(tmp_path / "pairs.jsonl", pairs_of))
     assert corpus.kind == "preference"
-    said = {e.chosen[0]["content"] for side in ("train", "held_out") for e in corpus.examples(side)}
+    said = {e.chosen[0]["content"] for side in ("train", "selection", "held_out") for e in corpus.examples(side)}
     assert said == {row["chosen"] for row in pairs_of}
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs_of]
     chat = run(tokenizer, write(tmp_path / "rows.jsonl", rows))
@@ -368,7 +374,7 @@ def test_turns_that_a_table_holds_as_json_are_turns(tokenizer: ByteBpeTokenizer,
     with (tmp_path / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("prompt", "chosen", "rejected"), *rows])
     corpus = run(tokenizer, tmp_path / "pairs.csv")
-    assert {e.chosen[0]["content"] for side in ("train", "held_out") for e in corpus.examples(side)} == {
+    assert {e.chosen[0]["content"] for side in ("train", "selection", "held_out") for e in corpus.examples(side)} == {
         a for _, a in pairs()
     }
 
@@ -377,7 +383,7 @@ def test_held_out_rows_of_their_own(tokenizer: ByteBpeTokenizer, tmp_path: Path)
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     test = write(tmp_path / "test.jsonl", rows[:20])
     corpus = run(tokenizer, write(tmp_path / "train.jsonl", rows[15:]), held_out_from=test)
-    assert corpus.held_out.num_rows == 20 and corpus.train.num_rows == 70
+    assert corpus.held_out.num_rows == 20 and corpus.train.num_rows + corpus.selection.num_rows == 70
     assert corpus.held_out.origin(0) == "test.jsonl:1"
 
 
@@ -385,7 +391,7 @@ def test_held_out_rows_that_a_person_gives_all_stay(tokenizer: ByteBpeTokenizer,
     rows = [{"prompt": q, "completion": a} for q, a in pairs()]
     test = write(tmp_path / "test.jsonl", [*rows[:20], rows[0], rows[0]])
     corpus = run(tokenizer, write(tmp_path / "train.jsonl", [*rows[15:], rows[80]]), held_out_from=test)
-    assert corpus.held_out.num_rows == 22 and corpus.train.num_rows == 70
+    assert corpus.held_out.num_rows == 22 and corpus.train.num_rows + corpus.selection.num_rows == 70
     assert {reason: entry["count"] for reason, entry in corpus.ledger["dropped"].items()} == {
         "the same as held-out text, or nearly": 5,
         "exact duplicate": 1,
@@ -477,4 +483,4 @@ def test_how_rows_were_understood_is_told(tokenizer: ByteBpeTokenizer, chats: Pa
         prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [into(heard)]))
         (told,) = (event for event in heard if event["kind"] == "rows")
         assert told["layouts"] == {"chats.jsonl": {"layout": "messages", "columns": {"messages": "messages"}}}
-        assert told["train"]["rows"] + told["held_out"]["rows"] == 90 and told["notes"] == []
+        assert sum(told[side]["rows"] for side in ("train", "selection", "held_out")) == 90 and told["notes"] == []

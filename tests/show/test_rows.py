@@ -18,6 +18,7 @@ LONG = ROW | {"part": "chosen", "pieces": [["q" * 5000, False], ["a" * 5000, Tru
 READ = {
     "layouts": {"a.jsonl": {"layout": "prompt_completion", "columns": {"prompt": "question", "answer": "answer"}}},
     "train": {"rows": 1234, "tokens": 50_000, "supervised": 20_000},
+    "selection": {"rows": 61},
     "held_out": {"rows": 130},
     "supervise": "assistant",
     "lengths": {"median": 40, "p95": 90, "max": 431},
@@ -53,7 +54,7 @@ def test_how_rows_were_understood() -> None:
     text = shown({"kind": "rows"} | READ)
     for said in (
         "a.jsonl: prompt_completion (prompt from 'question', answer)",
-        "1,234 rows to learn from, 130 held out",
+        "1,234 rows to learn from, 61 to choose the best weights, 130 held out to judge",
         "tokens, 40% of them supervised (assistant); the longest row has 431",
         "left out: exact duplicate (12) · files or folders not read: text beside files of rows (1) · found: e-mail",
         "! keys and passwords in what is learned: 1, at a.jsonl:7; remove them, or the model may repeat them",
@@ -67,6 +68,7 @@ TEXT = {
     "kind": "text",
     "read": 336,
     "train": {"documents": 240},
+    "selection": {"documents": 12},
     "held_out": {"documents": 24},
     "dropped": {"near duplicate": {"count": 12}, "exact duplicate": {"count": 60}},
     "mended": {},
@@ -79,7 +81,8 @@ TEXT = {
 
 def test_what_became_of_text_is_one_line_and_keys_have_their_places() -> None:
     assert shown(TEXT).splitlines() == [
-        "336 documents read, 240 to learn from, 24 held out · left out: exact duplicate (60), near duplicate (12) · "
+        "336 documents read, 240 to learn from, 12 to choose the best weights, 24 held out to judge · "
+        "left out: exact duplicate (60), near duplicate (12) · "
         "files or folders not read: needs pypdf: pip install 'settle-lm[rag]' (2) · "
         "not read of a.pdf: page 3 is a picture: no text, and of 1 more · found: keys and passwords (30)",
         "! keys and passwords in what is learned: 30, at notes/a.md:12, notes/b.md:3, …; "

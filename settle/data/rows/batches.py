@@ -4,6 +4,7 @@ An epoch shows every row once, in an order drawn from (seed, epoch). Legend: N t
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -67,12 +68,13 @@ class RowBatches:
 def held_out_rows(store: RowStore, tokens_per_batch: int, limit_tokens: int | None = None) -> Iterator[Batch]:
     """The store's rows once, in a fixed order, a batch as many whole ones as fit into `tokens_per_batch`.
 
-    With `limit_tokens` an evenly spread choice of rows of about that many tokens, always the same ones.
+    With `limit_tokens` an evenly spread choice of rows of about that many tokens, always the same ones. Kin follow each
+    other, so that a batch is nearly independent of the next one.
     """
-    rows = np.arange(store.num_rows)
+    rows = np.argsort(store.families[:: store.segments_per_row], kind="stable")
     if limit_tokens is not None and limit_tokens < store.num_inputs:
         count = max(1, round(len(rows) * limit_tokens / store.num_inputs))
-        rows = np.arange(count) * len(rows) // count
+        rows = rows[np.arange(count) * len(rows) // count]
     segments = store.segments_per_row
     documents = (rows[:, None] * segments + np.arange(segments)).reshape(-1, segments)
     lengths = (store.lengths - 1)[documents].sum(1)
@@ -88,4 +90,5 @@ def held_out_rows(store: RowStore, tokens_per_batch: int, limit_tokens: int | No
 def pack_rows(store: RowStore, documents: np.ndarray) -> Batch:
     """Whole documents, int64 (S,), as one batch: each but its last token is an input, each but its first a target."""
     starts = store.document_starts
-    return pack(store, starts[documents] + 1, starts[documents + 1], store.supervised)
+    batch = pack(store, starts[documents] + 1, starts[documents + 1], store.supervised)
+    return replace(batch, families=np.asarray(store.families[documents]))

@@ -1,6 +1,5 @@
 """All examples on disk, checked, each once, and each on its side. Legend: R examples."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,32 @@ from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.files import Sources
 from settle.data.layouts import Example, Kind
 from settle.data.ledger import Ledger
+from settle.data.rows.families import prompt_hash, words
 from settle.data.rows.read_rows import ExampleReader, RefusedRows
 from settle.data.settings import RowSettings
-from settle.data.split import DROPPED, HELD_OUT, TRAIN, are_few, drop_kin_of_held_out, split_rows, split_sections
+from settle.data.split import (
+    DROPPED,
+    SIDES,
+    TRAIN,
+    are_few,
+    row_clusters,
+    split_given,
+    split_rows,
+    split_sections,
+    without_kin_of,
+)
 from settle.documents.readers import Reader
 from settle.documents.walk import FoundFile
 
 
 @dataclass(frozen=True)
 class CollectedRows:
-    """examples: of plain text the text, of other kinds JSON. sides: int8 (R,). names: of the files, by number."""
+    """examples: of plain text the text, of other kinds JSON. sides: int8 (R,); families: int64 (R,), as in `Split`.
+    names: of the files, by number."""
 
     examples: DocumentBuffer
     sides: np.ndarray
+    families: np.ndarray
     kind: Kind
     names: list[str]
 
@@ -39,6 +51,10 @@ class CollectedRows:
         """One example as JSON."""
         written = self.examples.read(number)
         return json.dumps(vars(Example("text", text=written))) if self.kind == "text" else written
+
+    def place(self, number: int) -> list[int]:
+        """The file, the row and the family of an example, as a store keeps them."""
+        return [*self.examples.origins[number].tolist(), int(self.families[number])]
 
     def origin(self, number: int) -> str:
         """Where an example comes from, as `file:row`."""
@@ -55,13 +71,13 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     names = [f.name for f in files + held_out_files]
     try:
         for number, row, example in reading.examples():
-            prompt, answer = _words(example)
+            prompt, answer = words(example)
             if example.kind != "text":
                 examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
             texts.append(f"{prompt}\n\n{answer}" if answer else prompt, number, row)
             for secret, _ in secrets_of(_all_words(example)):
                 ledger.find(secret, 1, f"{names[number]}:{row}")
-            prompts.append(int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()))
+            prompts.append(prompt_hash(prompt))
     finally:
         examples.abandon()
         texts.abandon()
@@ -69,23 +85,23 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     ledger.notes["layouts"] = reading.layouts
     similar, kind = texts.close(), reading.kind or "chat"
     spool = similar if kind == "text" else examples.close()
-    collected = CollectedRows(spool, np.full(len(prompts), TRAIN, np.int8), kind, names)
-    is_held_out = spool.origins[:, 0] >= len(files)
+    is_held_out, remaining = spool.origins[:, 0] >= len(files), np.ones(len(spool), bool)
     if not settings.repeats:
-        _drop_repeats(collected, is_held_out, ledger)
-    remaining = collected.sides != DROPPED
+        remaining = _without_repeats(spool, names, is_held_out, ledger)
+    given, share = None, settings.held_out
     if held_out_files:
-        collected.sides[remaining & is_held_out] = HELD_OUT
-        drop_kin_of_held_out(
-            similar,
-            collected.sides,
-            lambda reason, file, row: ledger.drop(reason, f"{collected.names[file]}:{row}", ""),
+        given = is_held_out
+        remaining = without_kin_of(
+            given, similar, remaining, lambda reason, file, row: ledger.drop(reason, f"{names[file]}:{row}", "")
         )
-    elif kind == "text" and are_few(similar, remaining, settings.held_out):
-        spool, sides = split_sections(similar, remaining, settings.held_out, work)
-        collected = CollectedRows(spool, sides, kind, names)
+    if kind == "text" and are_few(similar, remaining if given is None else remaining & ~given, share):
+        spool, split = split_sections(similar, remaining, share, work, given)
+    elif given is None:
+        split = split_rows(similar, np.array(prompts, np.uint64), remaining, share)
     else:
-        collected.sides[:] = split_rows(similar, np.array(prompts, np.uint64), remaining, settings.held_out)
+        levels = row_clusters(similar, np.array(prompts, np.uint64))
+        split = split_given(similar, levels, remaining, given, share, by_rows=True)
+    collected = CollectedRows(spool, split.sides, split.families, kind, names)
     _refuse_one_sided(collected, ledger)
     return collected
 
@@ -109,14 +125,14 @@ def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
             ledger.drop(reason, where, "")
 
 
-def _drop_repeats(collected: CollectedRows, is_held_out: np.ndarray, ledger: Ledger) -> None:
-    """Drops all but the first of identical examples; held-out ones that a person gave all stay."""
-    _, first = np.unique(collected.examples.hashes, return_index=True)
-    collected.sides[:] = DROPPED
-    collected.sides[first] = TRAIN
-    collected.sides[is_held_out] = TRAIN
-    for number in np.flatnonzero(collected.sides == DROPPED).tolist():
-        ledger.drop("exact duplicate", collected.origin(number), "")
+def _without_repeats(examples: DocumentBuffer, names: list[str], is_held_out: np.ndarray, ledger: Ledger) -> np.ndarray:
+    """Which examples remain, bool (R,): the first of identical ones; held-out ones that a person gave all stay."""
+    _, first = np.unique(examples.hashes, return_index=True)
+    remaining = is_held_out.copy()
+    remaining[first] = True
+    for file, row in examples.origins[~remaining].tolist():
+        ledger.drop("exact duplicate", f"{names[file]}:{row}", "")
+    return remaining
 
 
 def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
@@ -125,9 +141,10 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
             f"there are no rows in what was given ({ledger.summary()})",
             "rows are read from .jsonl, .json, .csv and .parquet, one example each",
         )
-    for side, name in ((TRAIN, "training"), (HELD_OUT, "held-out")):
+    for side, name in SIDES.items():
         if not (collected.sides == side).any():
             remaining = int((collected.sides != DROPPED).sum())
+            name = "training" if side == TRAIN else name.replace("_", "-")
             raise DataError(
                 f"no {name} rows are left of {remaining} once those nearly the same are kept on one side "
                 f"({ledger.summary()})",
@@ -139,13 +156,3 @@ def _all_words(example: Example) -> str:
     """Everything that the model may learn to say."""
     turns = [*example.messages, *example.chosen, *example.rejected]
     return "\n\n".join([example.text, *(message["content"] for message in turns)])
-
-
-def _words(example: Example) -> tuple[str, str]:
-    """The prompt and the answer of an example, without the system prompt that all may share."""
-    turns = [message["content"] for message in example.messages if message["role"] != "system"]
-    if example.kind == "preference":
-        return "\n\n".join(turns), "\n\n".join(m["content"] for m in (*example.chosen, *example.rejected))
-    if example.kind == "text":
-        return example.text, ""
-    return turns[0], "\n\n".join(turns[1:])

@@ -26,7 +26,7 @@ from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 
-_VERSION = 3  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
 
 
@@ -34,12 +34,14 @@ _PLAIN = "none"
 class RowCorpus:
     """Everything tuning needs to know of its rows. ledger: plain JSON values, see `Ledger.as_dict`.
 
+    selection: what chooses the weights; held_out: what judges them, once.
     template: the chat template the rows were rendered with, which an export has to carry, with the system prompt that
     all of them share as its default; None when they are plain.
     previews: a few training rows as they are learned from.
     """
 
     train: RowStore
+    selection: RowStore
     held_out: RowStore
     kind: Kind
     template: str | None
@@ -100,6 +102,7 @@ def _open(folder: Path) -> RowCorpus:
     segments = 2 if about["kind"] == "preference" else 1
     return RowCorpus(
         RowStore(folder / "train", segments),
+        RowStore(folder / "selection", segments),
         RowStore(folder / "held_out", segments),
         about["kind"],
         about["template"],

@@ -55,7 +55,7 @@ class RowWriter(StoreWriter):
         self._supervised.write(b"\0")
 
     def add(self, ids: np.ndarray, mask: np.ndarray, origin: Sequence[int], num_bytes: int) -> None:
-        """One document: ids (N,) and which of them are supervised, uint8 (N,); origin: file and row."""
+        """One document: ids (N,) and which of them are supervised, uint8 (N,); origin: file, row and family."""
         self._supervised.write(np.ascontiguousarray(mask, np.uint8).data)
         self.append(ids, np.array([len(ids)]), np.array([origin]), num_bytes)
 

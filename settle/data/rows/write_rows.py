@@ -20,9 +20,8 @@ from settle.data.rows.read_rows import RefusedRows
 from settle.data.rows.store import RowStore, RowWriter
 from settle.data.rows.supervision import Encoded
 from settle.data.settings import RowSettings
-from settle.data.split import HELD_OUT, TRAIN
+from settle.data.split import SIDES, TRAIN
 
-_SIDES = {TRAIN: "train", HELD_OUT: "held_out"}
 _PREVIEWS = 5
 _HOPELESS = 100  # examples that are refused, and none is good: it is the template
 _REPORT_EVERY = 256  # examples between two progress events
@@ -46,7 +45,7 @@ def write_rows(
     with ExitStack() as stack:
         writers: dict[int, RowWriter] = {}
         written = {}
-        for side, name in _SIDES.items():
+        for side, name in SIDES.items():
             writers[side] = RowWriter(corpus / name, tokenizer.eos_id, tokenizer.dtype, segments)
             stack.enter_context(writers[side])
             written[side] = stack.enter_context((corpus / name / "examples.jsonl").open("w", encoding="utf-8"))
@@ -67,7 +66,7 @@ def write_rows(
                 if refused.count >= _HOPELESS and not ledger.kept:
                     refuse(refused, settings.model_copy(update={"drop_broken": False}), ledger)
                 continue
-            _add(writers[side], rows, collected.examples.origins[number].tolist())
+            _add(writers[side], rows, collected.place(number))
             written[side].write(collected.line(number) + "\n")
             prompts.add(_system_prompt(example))
             ledger.kept += 1
@@ -115,7 +114,7 @@ def _describe(
 ) -> None:
     """The ledger and what is needed to open the corpus again. system: the prompt that all rows share, or ""."""
     for side, store in stores.items():
-        ledger.notes[_SIDES[side]] = {
+        ledger.notes[SIDES[side]] = {
             "rows": store.num_rows,
             "documents": store.num_documents,
             "tokens": store.num_tokens,

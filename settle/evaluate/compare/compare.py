@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
-from settle.base.statistics import PairedTest, paired_test
+from settle.base.statistics import FEWEST_FAMILIES, PairedTest, holm, paired_test
 from settle.data.layouts import Example
+from settle.data.rows.families import row_families
 from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Candidate, Model
 from settle.evaluate.compare.cases import Case, asking, cases
@@ -23,6 +24,7 @@ SHORTEST_ANSWER, LONGEST_ANSWER = 32, 512  # tokens, where no number was asked f
 # shares of the comparison's time for the rows, and of what is then left for what was forgotten
 ROWS_SHARE, FORGETTING_SHARE = 0.6, 0.3
 PIECE = 400  # characters of plain text that count as a row
+TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to resample
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The verdict by how much, with what certainty, in a sentence."""
+        """The verdict, by how much, and how likely chance alone would show as much, in a sentence."""
         s, unit = self.score, " points" if self.is_share else ""
         text = (
             f"{self.verdict} than {self.base}" if self.verdict != "no different" else f"no different from {self.base}"
@@ -66,7 +68,7 @@ class Comparison:
         text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
         difference, low, high = map(self._signed, s.difference.ends)
         text += f", {difference}{unit} (95 %: {low} to {high})"
-        text += f", certainty {certainty(s.certainty)}"
+        text += f", {_p(s.p_value)}"
         if self.margin is not None:
             ends = [f"{end:+.3f}" for end in self.margin.difference.ends]
             text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
@@ -108,6 +110,16 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader of the figures should know, in sentences."""
         out = list(self.shortened)
+        score = self.score
+        if score.families < FEWEST_FAMILIES:
+            out.append(
+                f"{score.families} independent rows are too few for any verdict: give {FEWEST_FAMILIES} or more, with "
+                "--rows or --rows.held-out"
+            )
+        elif score.families < score.rows:
+            out.append(f"the {score.rows} rows are {score.families} families of rows that are alike, resampled whole")
+        if (claims := len(self._claims()[0]) + len(self._claims()[1])) > 1:
+            out.append(f"the verdicts on {claims} scores are corrected together (Holm)")
         if self.forgot is not None:
             out.append(
                 f"forgot {self.forgot.degree}: on {self.forgot.tokens} tokens {self.forgot.wrote}, the loss rose by "
@@ -121,6 +133,22 @@ class Comparison:
             rows = "1 row was" if self.unasked == 1 else f"{self.unasked} rows were"
             out.append(f"{rows} too long to ask, and left out")
         return out
+
+    def _claims(self) -> tuple[list[PairedTest], list[PairedTest]]:
+        """The scores that decide, and the others that are told with a verdict."""
+        others = [*self.beside.values(), self.instructions]
+        return [s for s in (self.score, self.margin) if s is not None], [s for s in others if s is not None]
+
+    def corrected(self) -> "Comparison":
+        """The same with the p-values of all its claims corrected together."""
+        tests = iter(holm(*self._claims()))
+        return replace(
+            self,
+            score=next(tests),
+            margin=None if self.margin is None else next(tests),
+            beside={name: next(tests) for name in self.beside},
+            instructions=None if self.instructions is None else next(tests),
+        )
 
     def shorter(self, why: str) -> "Comparison":
         """The same with one more thing that there was no time for."""
@@ -185,11 +213,12 @@ def compare(
     if judged is not None:
         comparison = judged
     elif questions:
-        comparison = _answered(base, tuned, spread(questions, options.limit), options, events, time_left)
+        asked, families = spread(questions, options.limit), row_families(rows)
+        comparison = _answered(base, tuned, asked, families, options, events, time_left)
     elif readers is None:
         raise DataError("plain text cannot be read by these candidates", "give rows of questions and answers")
     else:
-        comparison = _read(readers, [row.text for row in rows], options.limit, events)
+        comparison = _read(readers, rows, options.limit, events)
     if not options.only_rows and base.chats and tuned.chats:
         comparison = _instructed(comparison, (base, tuned), events, time_left)
     if not options.only_rows and readers is not None:
@@ -199,7 +228,7 @@ def compare(
             comparison = replace(comparison, forgot=_forgotten(writer, readers, options.familiar, events, until))
         else:
             comparison = comparison.shorter("there was no time to see what was forgotten")
-    return replace(comparison, seconds=time.perf_counter() - began)
+    return replace(comparison.corrected(), seconds=time.perf_counter() - began)
 
 
 def report(comparison: Comparison, events: Events) -> None:
@@ -216,11 +245,12 @@ def _answered(
     base: Candidate,
     tuned: Candidate,
     questions: list[Case],
+    families: Sequence[int],
     options: CompareOptions,
     events: Events,
     time_left: TimeLeft,
 ) -> Comparison:
-    """Both candidates' answers, scored."""
+    """Both candidates' answers, scored. families: of all rows, by their number."""
     task = named(options.score) if options.score else best_suited(questions)
     longest = options.max_tokens or _longest(base, questions)
     wanted = len(questions)
@@ -236,14 +266,17 @@ def _answered(
         before, after = ([by.score(a.text, c) for a, c in zip(side, answered, strict=True)] for side in (ours, theirs))
         return before, after
 
+    def tested(before: list[float], after: list[float]) -> PairedTest:
+        return paired_test(before, after, [families[case.number - 1] for case in answered])
+
     before, after = scored(task)
     return Comparison(
         base=base.name,
         tuned=tuned.name,
         measure=task.title,
         is_share=task.is_share,
-        score=paired_test(before, after),
-        beside={by.title: paired_test(*scored(by)) for by in task.beside()},
+        score=tested(before, after),
+        beside={by.title: tested(*scored(by)) for by in task.beside()},
         changed=most_changed(answered, [a.text for a in ours], [a.text for a in theirs], before, after),
         cut=(sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
         unasked=len(questions) - len(answered),
@@ -258,10 +291,10 @@ def _longest(candidate: Candidate, questions: list[Case]) -> int:
     return min(max(usual * 3 // 2, SHORTEST_ANSWER), LONGEST_ANSWER)
 
 
-def _read(readers: tuple[Model, Model], texts: list[str], limit: int, events: Events) -> Comparison:
+def _read(readers: tuple[Model, Model], rows: Sequence[Example], limit: int, events: Events) -> Comparison:
     """Plain text: how many bits each model needs for a byte of it. Fewer is better, so the scores are negative."""
-    pieces = [text[at : at + PIECE] for text in texts for at in range(0, len(text), PIECE)]
-    pieces = spread([piece for piece in pieces if piece.strip()], limit)
+    chosen = spread(text_pieces([row.text for row in rows], row_families(rows)), limit)
+    pieces = [piece for piece, _ in chosen]
     if not pieces:
         raise DataError("there is nothing to compare on", "give rows that were not trained on")
     base, tuned = readers
@@ -269,8 +302,23 @@ def _read(readers: tuple[Model, Model], texts: list[str], limit: int, events: Ev
         [-bits for bits in losses(reader, pieces, on_progress(events, f"{reader.name} reads", len(pieces)))]
         for reader in readers
     )
-    score = paired_test(before, after)
+    score = paired_test(before, after, [family for _, family in chosen])
     return Comparison(base=base.name, tuned=tuned.name, measure="minus bits per byte", is_share=False, score=score)
+
+
+def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str, int]]:
+    """The texts in pieces of PIECE characters, each with its family. Pieces of one text are one family; where there are
+    too few texts for that, of one stretch of it: what is shown then is about more of the same texts."""
+    pieces = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), PIECE) if text[at:].strip()]
+    stretch = 0
+    if len(set(families)) < FEWEST_FAMILIES:
+        stretch = max(PIECE, -(-sum(map(len, texts)) // TEXT_BLOCKS))
+    numbers: dict[tuple[int, int], int] = {}
+    out = []
+    for i, at in pieces:
+        family = numbers.setdefault((families[i], (i << 32) + at // stretch if stretch else 0), len(numbers))
+        out.append((texts[i][at : at + PIECE], family))
+    return [(piece, family) for piece, family in out if piece.strip()]
 
 
 def _forgotten(
@@ -325,6 +373,5 @@ def _interval(score: PairedTest, is_share: bool) -> str:
     return " to ".join(_points(end) if is_share else f"{end:+.3f}" for end in ends)
 
 
-def certainty(value: float) -> str:
-    """A certainty in per cent, never quite 100."""
-    return "over 99.9 %" if value > 0.999 else f"{100 * value:.1f} %"
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -67,8 +67,12 @@ class Forgetting:
 
     @property
     def degree(self) -> str:
-        """How much was forgotten, in one to three words."""
-        return next((word for most, word in DEGREES if self.kl.difference.value <= most), "much")
+        """How much was forgotten, in a few words: of both ends of the interval where they say different things."""
+        low, high = (
+            next((word for most, word in DEGREES if end <= most), "much")
+            for end in (self.kl.difference.low, self.kl.difference.high)
+        )
+        return low if low == high else f"{low} to {high}"
 
     def to_json(self) -> dict[str, object]:
         return {

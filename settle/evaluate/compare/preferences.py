@@ -20,9 +20,15 @@ ACCURACY, MARGIN = "preference accuracy", "reward margin"
 
 
 def compare_preferences(
-    model: Decoder, objective: Objective, batches: Sequence[Batch], names: tuple[str, str], events: Events
+    model: Decoder,
+    objective: Objective,
+    batches: Sequence[Batch],
+    names: tuple[str, str],
+    events: Events,
+    families: Sequence[int] | None = None,
 ) -> Comparison:
-    """The trained model and its base on held-out pairs. names: of the base and of the trained model.
+    """The trained model and its base on held-out pairs. names: of the base and of the trained model. families: of the
+    pairs of all batches, as in `paired_test`.
 
     Preference accuracy is the share of pairs whose better answer has the higher log-probability; the reward margin is
     the objective's own reward of the better answer less that of the worse, which is 0 for the base (arXiv:2305.18290).
@@ -45,8 +51,8 @@ def compare_preferences(
         tuned=names[1],
         measure=ACCURACY,
         is_share=True,
-        score=paired_test(base, tuned),
-        margin=paired_test([0.0] * len(margins), margins),
+        score=paired_test(base, tuned, families),
+        margin=paired_test([0.0] * len(margins), margins, families),
     )
 
 

@@ -155,7 +155,7 @@ def _model(plan: Values, ledger: Values) -> Iterator[tuple[str, object]]:
 
 
 def _data(ledger: Values) -> Iterator[str]:
-    for key, side in (("train", "Trained on"), ("held_out", "Held out")):
+    for key, side in (("train", "Trained on"), ("selection", "Weights chosen on"), ("held_out", "Judged on")):
         if counts := ledger.get(key):
             yield (
                 f"{side} {_number_of(counts.get('documents'), 'document')}, {_bytes(counts.get('bytes'))}, "

@@ -1,0 +1,192 @@
+"""How often "better than the base" is said of a model that is not, and how often of one that is.
+
+    python bench/verdicts.py                 # the cells that the method was made with
+    python bench/verdicts.py --half judge    # the cells that nobody looked at
+
+A run is simulated by its rows: at each evaluation every row differs from the base by an effect of its own, which drifts
+from one evaluation to the next (a Gaussian process) and is shared within a family to the degree of `icc`; on average
+over all rows it is nothing ("null"), or a gain that comes, and in some cells goes again ("gain"). The best weights are
+those of the lowest loss, the base among them; what is compared is the loss itself or a score that correlates with it.
+All of settle's own code is used for the verdict: `paired_test`, and `holm` where a report has several scores.
+
+- one side: selected and compared on the same rows, as settle did until 0.1.
+- split: selected on half as many other rows, compared on rows that chose nothing.
+- oracle: selected as in the split, and compared by a t-test of the families' means at 2.5 % a side, on the judgement
+  rows: the power that a classical test would have.
+"""
+
+import argparse
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from settle.base.statistics import holm, paired_test, student_quantile, wilson
+
+SELECTION = 0.5  # rows that select, for each that judges
+RESAMPLES = 800
+
+
+@dataclass(frozen=True)
+class Cell:
+    """rows that judge; families among them, None: every row its own. icc: of the rows of a family. looks, length: how
+    many evaluations, and over how many an effect lasts. shape: of the effects of rows. score: correlation of what is
+    compared with the loss, 1: the loss. falls: whether the gain goes again. scores: further ones in the report."""
+
+    rows: int
+    families: int | None = None
+    icc: float = 0.0
+    looks: int = 40
+    length: float = 4.0
+    shape: str = "normal"
+    score: float = 1.0
+    uneven: bool = False
+    falls: bool = False
+    scores: int = 0
+
+    def __str__(self) -> str:
+        groups = (
+            ""
+            if self.families is None
+            else f" in {self.families}{' uneven' if self.uneven else ''} families, icc {self.icc}"
+        )
+        more = f", score ρ {self.score}" if self.score < 1 else ""
+        more += f", {self.scores} more scores" if self.scores else ""
+        return f"{self.rows} rows{groups}; {self.looks} looks of length {self.length:g}; {self.shape}{more}"
+
+
+DEV = [
+    *(Cell(rows, score=score) for rows in (20, 60, 200) for score in (1.0, 0.7)),
+    *(Cell(rows, looks=100, length=10.0) for rows in (20, 60, 200)),
+    Cell(60, 12, 0.2), Cell(60, 12, 0.5), Cell(200, 20, 0.5), Cell(60, shape="binary", score=0.4),
+    Cell(60, shape="skewed down"), Cell(60, shape="skewed up"), Cell(60, scores=3),
+]  # fmt: skip
+# written before any of them was run
+JUDGE = [
+    Cell(12), Cell(30, looks=60, length=2.0), Cell(100, looks=200, length=25.0), Cell(150, score=0.9),
+    Cell(100, shape="t3"), Cell(40, shape="t3", looks=100, length=10.0), Cell(80, shape="uniform", score=0.8),
+    Cell(40, shape="binary"), Cell(120, shape="binary", score=0.6), Cell(24, shape="few change"),
+    Cell(100, shape="few change", score=0.7), Cell(120, 40, 0.3), Cell(100, 10, 0.3), Cell(90, 15, 0.8),
+    Cell(120, 24, 0.5, uneven=True), Cell(80, 16, 0.4, shape="t3"), Cell(80, 20, 0.6, shape="binary", score=0.7),
+    Cell(100, shape="mildly skewed down"), Cell(100, shape="mildly skewed up"), Cell(60, falls=True),
+    Cell(100, scores=1), Cell(40, scores=5), Cell(100, 20, 0.5, scores=2),
+]  # fmt: skip
+
+
+def shaped(z: np.ndarray, shape: str, random: np.random.Generator) -> np.ndarray:
+    """Standard normal effects (rows, looks) in another shape, each of mean 0 and about the same size."""
+    if shape == "t3":
+        return z / np.sqrt(random.chisquare(3, (len(z), 1)) / 3) / math.sqrt(3)
+    if shape == "uniform":
+        return np.vectorize(math.erf)(z / math.sqrt(2)) * math.sqrt(3)
+    if shape == "binary":
+        return np.where(z > 1, 1.0, np.where(z < -1, -1.0, 0.0)) / 0.56
+    if shape == "few change":
+        return np.where(np.abs(z) > 1.5, z, 0.0)
+    width = {"mildly skewed": 0.3, "skewed": 0.6}
+    for name, w in width.items():
+        if shape.startswith(name):
+            log_normal = (np.exp(w * z) - math.exp(w * w / 2)) / (math.exp(w * w / 2) * math.sqrt(math.expm1(w * w)))
+            return -log_normal if shape.endswith("down") else log_normal
+    return z
+
+
+def families_of(cell: Cell, rows: int, random: np.random.Generator) -> np.ndarray:
+    """The family of each row (rows,)."""
+    if cell.families is None:
+        return np.arange(rows)
+    families = max(2, round(cell.families * rows / cell.rows))
+    if not cell.uneven:
+        return np.arange(rows) % families
+    shares = 1 / np.arange(1, families + 1)
+    return np.concatenate([np.arange(families), random.choice(families, rows - families, p=shares / shares.sum())])
+
+
+def side(
+    cell: Cell, rows: int, gain: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fall of the loss and of what is compared, (rows, looks) each, and the families (rows,)."""
+    families = families_of(cell, rows, random)
+    apart = np.arange(cell.looks)
+    kernel = np.exp(-0.5 * ((apart[:, None] - apart) / cell.length) ** 2) + 1e-6 * np.eye(cell.looks)
+    root = np.linalg.cholesky(kernel)
+
+    def process(number: int) -> np.ndarray:
+        return random.normal(size=(number, cell.looks)) @ root.T
+
+    def effects() -> np.ndarray:
+        shared = math.sqrt(cell.icc) * process(families.max() + 1)[families] if cell.icc else 0.0
+        return shared + math.sqrt(1 - cell.icc) * process(rows)
+
+    loss = effects()
+    score = loss if cell.score == 1 else cell.score * loss + math.sqrt(1 - cell.score**2) * effects()
+    falls = shaped(loss, cell.shape if cell.score == 1 else "normal", random)
+    return falls + gain, shaped(score, cell.shape, random) + gain, families
+
+
+def chosen(falls: np.ndarray) -> int | None:
+    """The evaluation of the lowest loss of (rows, looks); None: the base was better than all."""
+    means = falls.mean(0)
+    return int(means.argmax()) if means.max() > 0 else None
+
+
+def is_better(differences: np.ndarray, families: np.ndarray, scores: int, random: np.random.Generator) -> bool:
+    """Whether the report says "better" of anything."""
+    zeros = np.zeros(len(differences))
+    tests = [paired_test(zeros, differences, families, resamples=RESAMPLES)]
+    for _ in range(scores):  # of which nothing is true
+        more = random.normal(0, differences.std(), len(differences))
+        tests.append(paired_test(zeros, more, families, resamples=RESAMPLES))
+    deciding, *others = holm(tests[:1], tests[1:])
+    return deciding.verdict == "better" or any(one.verdict == "better" for one in others)
+
+
+def is_better_by_t(differences: np.ndarray, families: np.ndarray) -> bool:
+    means = np.bincount(families, differences) / np.bincount(families)
+    return bool(means.mean() > student_quantile(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means)))
+
+
+def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:
+    """What is said in each round. size: of the true gain, in standard errors of the judgement rows' mean."""
+    random = np.random.default_rng(zlib.crc32(f"{cell} {size}".encode()))
+    independent = cell.families or cell.rows
+    design = 1 + (cell.rows / independent - 1) * cell.icc
+    learned = 1 - np.exp(-np.arange(1, cell.looks + 1) / (cell.looks / 5))
+    if cell.falls:
+        learned *= np.linspace(1.4, 0.2, cell.looks)
+    gain = size * math.sqrt(design / cell.rows) * learned
+    said: dict[str, list[bool]] = {"one side": [], "split": [], "oracle": []}
+    for _ in range(rounds):
+        selecting, _, _ = side(cell, max(2, round(SELECTION * cell.rows)), gain, random)
+        judged, score, families = side(cell, cell.rows, gain, random)
+        own, other = chosen(judged), chosen(selecting)
+        alone = np.arange(cell.rows)
+        said["one side"].append(own is not None and is_better(score[:, own], alone, cell.scores, random))
+        said["split"].append(other is not None and is_better(score[:, other], families, cell.scores, random))
+        said["oracle"].append(other is not None and is_better_by_t(score[:, other], families))
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--half", choices=("dev", "judge"), default="dev")
+    parser.add_argument("--rounds", type=int, default=1000)
+    asked = parser.parse_args()
+    print("| cell | false, one side | false, split | power, split | power, oracle |\n|---|--:|--:|--:|--:|")
+    false, power = [], []
+    for cell in DEV if asked.half == "dev" else JUDGE:
+        null, gain = rates(cell, 0.0, asked.rounds), rates(cell, 3.0, asked.rounds // 2)
+        shares = [wilson(null["one side"]), wilson(null["split"]), wilson(gain["split"]), wilson(gain["oracle"])]
+        false.append(shares[1].value)
+        power.append(shares[2].value / max(1e-9, shares[3].value))
+        ends = [f"{100 * s.value:.1f} % ({100 * s.low:.1f}–{100 * s.high:.1f})" for s in shares]
+        print(f"| {cell} | {' | '.join(ends)} |", flush=True)
+    print(
+        f'false "better", split: {100 * max(false):.1f} % at most, {100 * sum(false) / len(false):.2f} % on average; '
+    )
+    print(f"power ÷ the oracle's: {min(power):.2f} at least, {sum(power) / len(power):.2f} on average")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What selects the weights never judges them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from settle.base.event_log import Events
+from settle.base.settings import resolve
+from settle.data.prepare import Corpus, prepare
+from settle.plan.settings import TrainingSettings
+from settle.plan.training_plan import plan_training
+from settle.train.evaluation import HeldOut, evaluate
+from settle.train.live_run import LiveRun, blocks
+from settle.train.state import LoopState
+from settle.train.training_plan import TrainingPlan
+
+TEXT = " ".join(f"line {i} of {i * i % 97} words is read by nobody but {i % 13} people." for i in range(1500))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(tmp_path_factory.mktemp("home")))
+        return prepare([str(folder)], TrainingSettings().data, Events())
+
+
+def planned(corpus: Corpus, **asked: object) -> TrainingPlan:
+    layers = [("asked", {"size": "60k", "steps": 8, "threads": 1, "dtype": "float32", **asked})]
+    resolved = resolve(TrainingSettings, layers)
+    return plan_training(resolved.value, resolved.origin, corpus, 0.0)
+
+
+@pytest.mark.parametrize("asked", [{}, {"time": "5m"}])
+def test_what_selects_the_weights_never_judges_them(corpus: Corpus, asked: dict[str, object]) -> None:
+    """The loop evaluates selection text, and the final figure is read off held-out text, with a time budget too."""
+    plan = planned(corpus, **asked)
+    job = LiveRun.build(plan, corpus)
+    selecting = np.concatenate([batch.targets for batch in job.selection])
+    assert corpus.tokenizer.decode(selecting).strip() in corpus.tokenizer.decode(corpus.selection.tokens[1:])
+    state = LoopState(step=8)
+    weights = job.trainer().weights()
+    judged = job.judge(weights, state)
+    tokens = HeldOut(blocks(plan, corpus.held_out, job.judged_tokens(8)), corpus.tokenizer.byte_length)
+    assert judged["loss"] == pytest.approx(evaluate(job.model, job.objective, tokens, 0, 0).loss, abs=1e-6)
+
+    other = LiveRun.build(plan, replace(corpus, held_out=corpus.train))  # only the judgement changes
+    for ours, theirs in zip(job.selection, other.selection, strict=True):
+        assert np.array_equal(ours.targets, theirs.targets)
+    assert other.judge(weights, state)["loss"] != judged["loss"]
