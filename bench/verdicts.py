@@ -19,6 +19,7 @@ import argparse
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from settle.base.statistics import holm, paired_test, student_quantile, wilson
 
 SELECTION = 0.5  # rows that select, for each that judges
 RESAMPLES = 800
+HOPELESS = 0.85  # of the t distribution: below this no verdict is near
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ def side(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fall of the loss and of what is compared, (rows, looks) each, and the families (rows,)."""
     families = families_of(cell, rows, random)
-    apart = np.arange(cell.looks)
-    kernel = np.exp(-0.5 * ((apart[:, None] - apart) / cell.length) ** 2) + 1e-6 * np.eye(cell.looks)
-    root = np.linalg.cholesky(kernel)
+    root = root_of(cell.looks, cell.length)
 
     def process(number: int) -> np.ndarray:
         return random.normal(size=(number, cell.looks)) @ root.T
@@ -125,6 +125,14 @@ def side(
     return falls + gain, shaped(score, cell.shape, random) + gain, families
 
 
+@cache
+def root_of(looks: int, length: float) -> np.ndarray:
+    """The root of the covariance of an effect over the evaluations, (looks, looks)."""
+    apart = np.arange(looks)
+    kernel: np.ndarray = np.exp(-0.5 * ((apart[:, None] - apart) / length) ** 2) + 1e-6 * np.eye(looks)
+    return np.linalg.cholesky(kernel)
+
+
 def chosen(falls: np.ndarray) -> int | None:
     """The evaluation of the lowest loss of (rows, looks); None: the base was better than all."""
     means = falls.mean(0)
@@ -133,6 +141,8 @@ def chosen(falls: np.ndarray) -> int | None:
 
 def is_better(differences: np.ndarray, families: np.ndarray, scores: int, random: np.random.Generator) -> bool:
     """Whether the report says "better" of anything."""
+    if not scores and not is_better_by_t(differences, families, HOPELESS):
+        return False  # far from any verdict: spares the resampling
     zeros = np.zeros(len(differences))
     tests = [paired_test(zeros, differences, families, resamples=RESAMPLES)]
     for _ in range(scores):  # of which nothing is true
@@ -142,9 +152,11 @@ def is_better(differences: np.ndarray, families: np.ndarray, scores: int, random
     return deciding.verdict == "better" or any(one.verdict == "better" for one in others)
 
 
-def is_better_by_t(differences: np.ndarray, families: np.ndarray) -> bool:
+def is_better_by_t(differences: np.ndarray, families: np.ndarray, probability: float = 0.975) -> bool:
     means = np.bincount(families, differences) / np.bincount(families)
-    return bool(means.mean() > student_quantile(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means)))
+    return bool(
+        means.mean() > student_quantile(probability, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means))
+    )
 
 
 def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:

@@ -68,6 +68,8 @@ class Forgetting:
     @property
     def degree(self) -> str:
         """How much was forgotten, in a few words: of both ends of the interval where they say different things."""
+        if not self.kl.wins:  # not a token differs
+            return DEGREES[0][1]
         low, high = (
             next((word for most, word in DEGREES if end <= most), "much")
             for end in (self.kl.difference.low, self.kl.difference.high)
