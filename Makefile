@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 100
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -131,6 +131,7 @@ def test_a_disk_that_is_too_small_is_known_before(kept, capsys, monkeypatch):
     assert all(run.name != "full" for run in Run.all())
 
 
+@pytest.mark.slow
 def test_the_plan_is_predicted_and_then_measured(kept, capsys):
     result = shrunk(capsys, "notes", kept / "text.txt", "--plan", "--name", "planned")
     measured = [c for c in result["candidates"] if c["divergence"]]

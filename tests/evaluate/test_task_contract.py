@@ -36,8 +36,10 @@ def instances(part: type[Task], folder: Path) -> list[tuple[Task, list[Case]]]:
 @pytest.mark.parametrize("name", Task.part_names())
 def test_the_wanted_answer_scores_best_and_nothing_scores_least(name: str, tmp_path: Path) -> None:
     part = Task.part(name)
-    for task, cases in instances(part, tmp_path):
-        assert task.title and task == task and isinstance(task, part)
+    made = list(instances(part, tmp_path))
+    assert made and all(cases for _, cases in made)
+    for task, cases in made:
+        assert task.title and isinstance(task, part)
         for case in cases:
             best, worst = task.score(case.reference, case), task.score("", case)
             assert best == 1 and worst < best, (task, case)

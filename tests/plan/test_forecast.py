@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from settle.base.errors import ResourceError
+from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
@@ -93,6 +93,13 @@ def test_money_is_a_time_budget(corpus: Corpus):
     assert requested_seconds(settings, accelerator("cpu")) == pytest.approx(1800.0)
     both = TrainingSettings(time="10m", max_cost=2.0, price_per_kwh=0.0, price_per_hour=4.0)
     assert requested_seconds(both, accelerator("cpu")) == 600.0
+    energy = TrainingSettings(max_cost=2.0, price_per_kwh=0.5, watts=500.0)  # 0.25 an hour
+    assert requested_seconds(energy, accelerator("cpu")) == pytest.approx(8 * 3600)
+    dearer = TrainingSettings(max_cost=2.0, price_per_kwh=0.5, price_per_hour=0.25, watts=500.0)
+    assert requested_seconds(dearer, accelerator("cpu")) == pytest.approx(4 * 3600)
+    with pytest.raises(UsageError, match="all prices are 0"):
+        requested_seconds(TrainingSettings(max_cost=2.0, price_per_kwh=0.0), accelerator("cpu"))
+    assert requested_seconds(TrainingSettings(), accelerator("cpu")) is None
 
 
 def test_law_falls_with_tokens_and_never_rises():

@@ -87,7 +87,9 @@ def test_a_passage_begins_at_its_line(chunker, blocks):
     file: list[str] = []
     for block in blocks:
         file += [*block.text.split("\n"), ""]
-    for chunk in _cut(chunker, blocks, COUNTS["word pieces"]):
+    chunks = _cut(chunker, blocks, COUNTS["word pieces"])
+    assert bool(chunks) == any(block.text.strip() for block in blocks)
+    for chunk in chunks:
         first = chunk.text.split("\n")[0].strip()[:20]
         if not any(first in block.header for block in blocks):
             assert first in file[chunk.place.line - 1], chunk
