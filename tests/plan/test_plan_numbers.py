@@ -1,4 +1,4 @@
-"""The arithmetic of a plan: phases, budgets, steps, warm-up, checkpoints and evaluations, each by a number worked out."""
+"""The arithmetic of a plan: phases, budgets, steps, warm-up, checkpoints, evaluations, by numbers worked out."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -105,29 +105,29 @@ def test_a_tuning_run_ends_at_the_least_of_what_was_asked(asked: dict[str, Any],
 
 @pytest.mark.parametrize(
     ("steps", "warmup", "checkpoint", "decay"),
-    [(10, 2, 10, 0.4), (75, 3, 10, 0.4), (1010, 40, 21, 0.4), (1999, 79, 40, 0.4), (2000, 80, 40, 0.25), (9000, 100, 180, 0.25)],
-)  # fmt: skip
+    [(10, 2, 10, 0.4), (75, 7, 10, 0.4), (1010, 100, 21, 0.4), (1999, 100, 40, 0.4), (2000, 100, 40, 0.25)],
+)
 def test_warm_up_checkpoints_and_decay_follow_the_steps(steps: int, warmup: int, checkpoint: int, decay: float) -> None:
-    loop = _loop(TuningSettings(batch_rows=8, steps=steps), _rows(), 8, 1, {})
+    """Of rows that are many: their own warm-up would be longer."""
+    loop = _loop(TuningSettings(batch_rows=8, steps=steps), _rows(train=100_000), 8, 1, {})
     assert (loop.warmup_steps, loop.checkpoint_steps, loop.decay_fraction) == (warmup, checkpoint, decay)
 
 
-def test_without_a_budget_a_run_is_expected_to_take_some_epochs() -> None:
-    """Its warm-up and checkpoints are those of that many steps: here 16 steps are an epoch, the last one not full."""
-    rows = _rows(train=124)
-    expected = 47  # three epochs of 15.5 steps, rounded up
+def test_few_rows_have_a_warm_up_of_their_passes() -> None:
+    """Three passes of 1,000 rows are 375 steps, whatever the budget: 4 % of them."""
     assert tuning_plan.EPOCHS == 3
-    why: dict[str, str] = {}
-    loop = _loop(TuningSettings(batch_rows=8), rows, 8, 1, why)
-    assert loop.warmup_steps == max(2, expected // 25) and f"about {expected} steps" in why["warmup_steps"]
+    assert [_loop(TuningSettings(batch_rows=8, steps=n), _rows(1000), 8, 1, {}).warmup_steps for n in (300, 9000)] == [
+        15,
+        15,
+    ]
 
 
 def test_an_evaluation_reads_more_of_few_rows_and_never_more_than_there_are() -> None:
-    few = _sample(_rows(train=2_000, held_out=10_000), why := {})
-    assert few == 100_000 // 40 > sample_size(200_000) and "2,500 of 500,000" in why["held_out_tokens"]
-    many = _sample(_rows(train=1_000_000, held_out=100_000), {})
-    assert many == sample_size(100_000_000) > tuning_plan.SMALL_SAMPLE
-    assert _sample(_rows(train=400, held_out=5), {}) == 5 * 50
+    few = _sample(_rows(train=8_000, held_out=10_000), 100, why := {})
+    assert few == 400_000 // 40 > sample_size(400_000, 100) and "10,000 of 500,000" in why["held_out_tokens"]
+    many = _sample(_rows(train=10_000_000, held_out=100_000), 10**9, {})
+    assert many == sample_size(500_000_000, 10**9) > tuning_plan.SMALL_SAMPLE
+    assert _sample(_rows(train=400, held_out=5), 10**9, {}) == 5 * 50
 
 
 def test_evaluations_cost_more_when_rows_are_few() -> None:
