@@ -1,0 +1,265 @@
+"""Do the tests notice when a line is wrong? Faults are put in, one at a time, and the tests nearest to each are run.
+
+    python bench/mutants.py [--room train --room plan] [--count 400] [--seed 1]   faults drawn by chance
+    python bench/mutants.py --changed main     of the files changed since a commit
+    python bench/mutants.py --named            those of bench/mutation/named.toml
+    python bench/mutants.py --missed           those recorded as missed, once more
+    python bench/mutants.py --again            those recorded as caught, by the test that caught each, in files changed
+                                               since HEAD~1: the short form that the suite runs
+    python bench/mutants.py --report           the table of what is recorded
+
+Nearest are the tests that call the function, cheapest first, at most 40 and
+`--seconds` of CPU. Which call it is noted
+once by running them (`--calls FILE`, made when it is not there: as long as the tests themselves take). Faults are drawn
+evenly from all places of a room, at most three of a function; a fault that nothing calls counts as missed. What came
+out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be seen is named in
+bench/mutation/equivalent.toml with the reason, and left out of the share.
+
+Needs fork, so Linux or macOS.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from mutation.faults import Fault, faults_of
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink")
+PICTURES = ("report/curves.py", "check/picture.py", "shrink/pareto.py")  # what is drawn is looked at, not tested
+RESULTS, EQUIVALENT, NAMED = (
+    "bench/results/mutants.jsonl",
+    "bench/mutation/equivalent.toml",
+    "bench/mutation/named.toml",
+)
+A_FUNCTION, TESTS = 3, 40
+NEAR = [*(f"tests/{room}" for room in ROOMS), "tests/commands", "tests/data", "tests/model", "tests/test_api.py"]
+
+
+def main() -> None:
+    options = parsed()
+    if options.report:
+        print("\n".join(report(recorded(ROOT))))
+    elif options.inside:
+        inside(options)
+    else:
+        sys.exit(in_a_copy(sys.argv[1:], options))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--room", action="append", help="a room to draw from; all five without")
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--changed", metavar="COMMIT", help="draw from files that differ from this commit")
+    parser.add_argument("--named", action="store_true")
+    parser.add_argument("--missed", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of CPU for the tests of one fault, at most")
+    parser.add_argument("--most", type=int, default=4, help="with --again: how many faults")
+    parser.add_argument("--calls", type=Path, default=Path(tempfile.gettempdir()) / "settle-calls.jsonl")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def in_a_copy(arguments: list[str], options: argparse.Namespace) -> int:
+    """Run this program again in a copy of the tree, whose files may be broken."""
+    drawn = draw(options)
+    if not drawn:
+        print("nothing to try")
+        return 0
+    if not options.calls.exists() and not options.again:
+        note_calls(options.calls)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve() / "tree"
+        for room in ("settle", "tests", "bench", "recipes", "docs"):
+            if (ROOT / room).exists():
+                shutil.copytree(ROOT / room, copy / room)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        (copy / "faults.json").write_text(json.dumps([fault.__dict__ for fault in drawn]))
+        given = [argument for argument in arguments if argument != "--again"]
+        command = [sys.executable, str(copy / "bench/mutants.py"), *given, "--calls", str(options.calls.resolve())]
+        paths = os.pathsep.join([str(copy), str(copy / "bench")])
+        env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env |= {"SETTLE_AGAIN": "1"} if options.again else {}
+        return subprocess.run([*command, "--inside", str(ROOT)], cwd=copy, env=env).returncode
+
+
+def note_calls(path: Path) -> None:
+    """Run the tests of all rooms once, each noted with the functions it calls."""
+    env = os.environ | {"CALLS": str(path), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "bench")])}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutation.calls", "-p", "no:cacheprovider", *NEAR]
+    subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+
+
+def draw(options: argparse.Namespace) -> list[Fault]:
+    """The faults to try, in a fixed order."""
+    files = [path for room in options.room or ROOMS for path in sorted((ROOT / "settle" / room).rglob("*.py"))]
+    paths = [p for path in files if not (p := path.relative_to(ROOT).as_posix()).endswith(PICTURES)]
+    if options.named:
+        return named(ROOT)
+    chance = random.Random(options.seed)
+    if options.again:
+        of_today = {fault.key: fault for path in set(paths) & changed("HEAD~1") for fault in faults_of(ROOT, path)}
+        caught = [r for r in recorded(ROOT) if r["by"] and r["key"] in of_today and r["seconds"] < 1]
+        return [of_today[r["key"]] for r in chance.sample(caught, min(options.most, len(caught)))]
+    if options.missed:
+        left = {record["key"] for record in recorded(ROOT) if not record["by"]} - equivalent(ROOT)
+        return [fault for path in paths for fault in faults_of(ROOT, path) if fault.key in left]
+    if options.changed:
+        paths = sorted(set(paths) & changed(options.changed))
+    by_room = collections.defaultdict(list)
+    for path in paths:
+        by_room[path.split("/")[1]] += faults_of(ROOT, path)
+    drawn: list[Fault] = []
+    for faults in by_room.values():
+        chance.shuffle(faults)
+        taken: collections.Counter[str] = collections.Counter()
+        few = []
+        for fault in faults:
+            taken[fault.path + fault.function] += 1
+            if taken[fault.path + fault.function] <= A_FUNCTION:
+                few.append(fault)
+        drawn += few[: options.count // len(by_room)]
+    chance.shuffle(drawn)
+    return drawn
+
+
+def changed(commit: str) -> set[str]:
+    """Files that differ from a commit, with what is not committed; none outside a repository."""
+    done = subprocess.run(["git", "diff", "--name-only", commit], cwd=ROOT, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def named(root: Path) -> list[Fault]:
+    """The faults of named.toml. One whose text is gone has to be written anew, or has lost its object."""
+    faults = []
+    for entry in tomllib.loads((root / NAMED).read_text(encoding="utf-8"))["fault"]:
+        source = (root / entry["path"]).read_text(encoding="utf-8")
+        if source.count(entry["old"]) != 1:
+            print(f"named fault {entry['name']!r}: its text is in {entry['path']} {source.count(entry['old'])} times")
+            continue
+        start = len(source[: source.index(entry["old"])].encode())
+        end = start + len(entry["old"].encode())
+        line = source.count("\n", 0, source.index(entry["old"])) + 1
+        faults.append(
+            Fault(entry["path"], entry["function"], line, start, end, entry["old"], entry["new"], entry["name"])
+        )
+    return faults
+
+
+def recorded(root: Path) -> list[dict]:
+    """The last record of each fault."""
+    path = root / RESULTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return list({record["key"]: record for record in map(json.loads, lines)}.values())
+
+
+def equivalent(root: Path) -> set[str]:
+    """Keys of faults that change nothing that can be seen."""
+    path = root / EQUIVALENT
+    entries = tomllib.loads(path.read_text(encoding="utf-8"))["fault"] if path.exists() else []
+    return {entry["key"] for entry in entries}
+
+
+def inside(options: argparse.Namespace) -> None:
+    """In the copy: collect the tests, try each fault, and record what came out where the person's tree is."""
+    from mutation.trials import run_trials
+
+    faults = [Fault(**entry) for entry in json.loads(Path("faults.json").read_text())]
+    again = "SETTLE_AGAIN" in os.environ
+    if again:
+        catchers = {record["key"]: record["by"].split("(does")[0] for record in recorded(options.inside)}
+        nearest = {fault.key: [catchers[fault.key]] for fault in faults}
+        seconds = dict.fromkeys(catchers.values(), 0.0)
+    else:
+        done = (
+            {record["key"] for record in recorded(options.inside)} if not (options.named or options.missed) else set()
+        )
+        calls, seconds = read_calls(options.calls)
+        faults = [fault for fault in faults if fault.key not in done]
+        nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}
+    wanted = sorted({test.split("::")[0] for tests in nearest.values() for test in tests})
+    missed: list[str] = []
+
+    def work(trials) -> None:
+        if not again:
+            from tests.trained import trained
+
+            trained()  # the model that most fixtures need, once
+        for number, fault in enumerate(faults, 1):
+            outcome = trials.outcome(fault, nearest[fault.key])
+            verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
+            where = f"{number}/{len(faults)} {fault.path}:{fault.line} {fault.statement}"
+            print(f"{where} | {fault.old} -> {fault.new}: {verdict}", flush=True, file=sys.stderr)
+            if not outcome.by:
+                missed.append(fault.key)
+            if not again:
+                cost = round(seconds.get(outcome.by.split("(does")[0], 0.0), 2)
+                record = {"key": fault.key, "by": outcome.by, "tests": outcome.tests, "seconds": cost}
+                with open(options.inside / RESULTS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+
+    run_trials(Path.cwd(), wanted, work)
+    if again and missed:
+        sys.exit("no longer caught:\n" + "\n".join(missed))
+
+
+def read_calls(path: Path) -> tuple[dict[str, set[str]], dict[str, float]]:
+    """Which tests call a function, and the seconds of CPU each test takes with its fixtures."""
+    calls: dict[str, set[str]] = collections.defaultdict(set)
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        test, _, cost, functions = json.loads(line)
+        seconds[test] += cost
+        for function in functions:
+            calls[function].add(test)
+    return calls, seconds
+
+
+def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, float], most: float) -> list[str]:
+    """Tests that call the function: those of its room first among equals, cheapest first."""
+    room = fault.path.split("/")[1]
+
+    def price(test: str) -> tuple[float, str]:
+        return (seconds[test] + 0.05) * (1 if test.startswith(f"tests/{room}/") else 3), test
+
+    chosen, left = [], most
+    for test in sorted(calls.get(f"{fault.path} {fault.function}", ()), key=price)[:TESTS]:
+        if chosen and seconds[test] > left:
+            break
+        left -= seconds[test]
+        chosen.append(test)
+    return chosen
+
+
+def report(records: list[dict]) -> list[str]:
+    """A table by room, and the faults that were missed."""
+    same = equivalent(ROOT)
+    rooms: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for record in records:
+        room = record["key"].split("/")[1]
+        what = "caught" if record["by"] else "changes nothing" if record["key"] in same else "missed"
+        for row in (room, "all"):
+            rooms[row][what] += 1
+    lines = ["| room | faults | change nothing | caught | missed | share caught |", "|---|--:|--:|--:|--:|--:|"]
+    for room, count in sorted(rooms.items(), key=lambda pair: (pair[0] == "all", pair[0])):
+        share = count["caught"] / max(1, count["caught"] + count["missed"])
+        lines.append(
+            f"| {room} | {count.total()} | {count['changes nothing']} | {count['caught']} | {count['missed']} | {share:.0%} |"
+        )
+    missed = [record["key"] for record in records if not record["by"] and record["key"] not in same]
+    return [*lines, "", *(f"missed: {key}" for key in missed)]
+
+
+if __name__ == "__main__":
+    main()
