@@ -254,10 +254,9 @@ def report(records: list[dict]) -> list[str]:
     lines = ["| room | faults | change nothing | caught | missed | share caught |", "|---|--:|--:|--:|--:|--:|"]
     for room, count in sorted(rooms.items(), key=lambda pair: (pair[0] == "all", pair[0])):
         share = count["caught"] / max(1, count["caught"] + count["missed"])
-        lines.append(
-            f"| {room} | {count.total()} | {count['changes nothing']} | {count['caught']} | {count['missed']} | {share:.0%} |"
-        )
-    missed = [record["key"] for record in records if not record["by"] and record["key"] not in same]
+        cells = [room, count.total(), count["changes nothing"], count["caught"], count["missed"], f"{share:.0%}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    missed = [key for record in records if not record["by"] and (key := record["key"]) not in same]
     return [*lines, "", *(f"missed: {key}" for key in missed)]
 
 

@@ -116,10 +116,8 @@ def test_warm_up_checkpoints_and_decay_follow_the_steps(steps: int, warmup: int,
 def test_few_rows_have_a_warm_up_of_their_passes() -> None:
     """Three passes of 1,000 rows are 375 steps, whatever the budget: 4 % of them."""
     assert tuning_plan.EPOCHS == 3
-    assert [_loop(TuningSettings(batch_rows=8, steps=n), _rows(1000), 8, 1, {}).warmup_steps for n in (300, 9000)] == [
-        15,
-        15,
-    ]
+    loops = [_loop(TuningSettings(batch_rows=8, steps=steps), _rows(1000), 8, 1, {}) for steps in (300, 9000)]
+    assert [loop.warmup_steps for loop in loops] == [15, 15]
 
 
 def test_an_evaluation_reads_more_of_few_rows_and_never_more_than_there_are() -> None:
