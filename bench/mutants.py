@@ -4,8 +4,8 @@
     python bench/mutants.py --changed main     of the files changed since a commit
     python bench/mutants.py --named            those of bench/mutation/named.toml
     python bench/mutants.py --missed           those recorded as missed, once more
-    python bench/mutants.py --again            those recorded as caught, by the test that caught each, in files changed
-                                               since HEAD~1: the short form that the suite runs
+    python bench/mutants.py --again            some recorded as caught, by the test that caught each, of files changed
+                                               since HEAD~1 first: the short form, which the suite runs
     python bench/mutants.py --report           the table of what is recorded
 
 Nearest are the tests that call the function, cheapest first, at most 40 and
@@ -30,7 +30,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from mutation.faults import Fault, faults_of
+from mutation.faults import NOT_ENDED, Fault, faults_of
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink")
@@ -41,6 +41,7 @@ RESULTS, EQUIVALENT, NAMED = (
     "bench/mutation/named.toml",
 )
 A_FUNCTION, TESTS = 3, 40
+CHEAP = 1.0  # seconds of CPU, of a test that is run again
 NEAR = [*(f"tests/{room}" for room in ROOMS), "tests/commands", "tests/data", "tests/model", "tests/test_api.py"]
 
 
@@ -109,9 +110,7 @@ def draw(options: argparse.Namespace) -> list[Fault]:
         return named(ROOT)
     chance = random.Random(options.seed)
     if options.again:
-        of_today = {fault.key: fault for path in set(paths) & changed("HEAD~1") for fault in faults_of(ROOT, path)}
-        caught = [r for r in recorded(ROOT) if r["by"] and r["key"] in of_today and r["seconds"] < 1]
-        return [of_today[r["key"]] for r in chance.sample(caught, min(options.most, len(caught)))]
+        return caught_before(paths, options.most, chance)
     if options.missed:
         left = {record["key"] for record in recorded(ROOT) if not record["by"]} - equivalent(ROOT)
         return [fault for path in paths for fault in faults_of(ROOT, path) if fault.key in left]
@@ -132,6 +131,16 @@ def draw(options: argparse.Namespace) -> list[Fault]:
         drawn += few[: options.count // len(by_room)]
     chance.shuffle(drawn)
     return drawn
+
+
+def caught_before(paths: list[str], most: int, chance: random.Random) -> list[Fault]:
+    """Recorded faults that a cheap test caught and whose line is as it was: of files that changed first."""
+    cheap = {r["key"]: r for r in recorded(ROOT) if r["by"] and r["seconds"] < CHEAP and NOT_ENDED not in r["by"]}
+    today = [*named(ROOT), *(fault for path in paths for fault in faults_of(ROOT, path))]
+    today = [fault for fault in today if fault.key in cheap]
+    chance.shuffle(today)
+    of_changes = changed("HEAD~1")
+    return sorted(today, key=lambda fault: fault.path not in of_changes)[:most]
 
 
 def changed(commit: str) -> set[str]:
@@ -178,7 +187,7 @@ def inside(options: argparse.Namespace) -> None:
     faults = [Fault(**entry) for entry in json.loads(Path("faults.json").read_text())]
     again = "SETTLE_AGAIN" in os.environ
     if again:
-        catchers = {record["key"]: record["by"].split("(does")[0] for record in recorded(options.inside)}
+        catchers = {record["key"]: record["by"].removesuffix(NOT_ENDED) for record in recorded(options.inside)}
         nearest = {fault.key: [catchers[fault.key]] for fault in faults}
         seconds = dict.fromkeys(catchers.values(), 0.0)
     else:
@@ -204,7 +213,7 @@ def inside(options: argparse.Namespace) -> None:
             if not outcome.by:
                 missed.append(fault.key)
             if not again:
-                cost = round(seconds.get(outcome.by.split("(does")[0], 0.0), 2)
+                cost = round(seconds.get(outcome.by.removesuffix(NOT_ENDED), 0.0), 2)
                 record = {"key": fault.key, "by": outcome.by, "tests": outcome.tests, "seconds": cost}
                 with open(options.inside / RESULTS, "a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")

@@ -39,6 +39,7 @@ _PAIRS = (
 )  # fmt: skip
 SWAPPED = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])} | {"append": "remove"}
 LARGE, NEXT_TO_NOTHING = 16, 1e-6
+NOT_ENDED = " (does not end)"  # behind the name of a test that a fault keeps from ending
 SPEAKS = {"SettleError", "emit", "print", "write", "warn", "Field", "debug", "info"}  # a fault there changes words only
 
 

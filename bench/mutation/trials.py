@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mutation.faults import Fault
+from mutation.faults import NOT_ENDED, Fault
 
 CHILDREN = ("__main__", "_child", "grammar_compiler", "bare_server")  # modules that are programs
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial: more is a program that does not end
-NOT_ENDED = "(does not end)"
 
 
 @dataclass(frozen=True)

