@@ -137,3 +137,15 @@ def test_rows_as_cases():
         (4, '{"name": "f", "arguments": {"x": 1}}', "c", None),
     ]
     assert len(found[-1].messages) == 3 and found[-1].tools
+
+
+def test_answers_of_a_few_words_are_matched_exactly() -> None:
+    exact = parts("evaluate/tasks")["exact"]
+    assert exact.suited(wanted("one two three four five six"))
+    assert exact.suited(wanted("one two three four five six seven")) is None
+    assert exact.suited(wanted("x" * 120)) and exact.suited(wanted("x" * 121)) is None  # some languages have no spaces
+    label = "the first of two labels that are long {}"
+    assert exact.suited(wanted(*[label.format(i % 2) for i in range(10)]))  # a label for every five rows
+    assert exact.suited(wanted(*[label.format(i % 2) for i in range(9)])) is None
+    many = [label.format(i % 20) for i in range(100)]
+    assert exact.suited(wanted(*many)) and exact.suited(wanted(*many, *[label.format(20)] * 50)) is None

@@ -1,12 +1,15 @@
 """The arithmetic of a plan: phases, budgets, steps, warm-up, checkpoints, evaluations, by numbers worked out."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
 from settle.plan import phases, tuning_plan
+from settle.plan.forecast import _what_fits, budgeted, cost, cost_interval, peak_memory, power_spread, token_budget
 from settle.plan.forecast_figures import BUDGET_SECONDS, BUDGET_SHARE, budgeted_time
 from settle.plan.phases import Phases, comparison_seconds, export_seconds
 from settle.plan.settings import TuningSettings
@@ -14,6 +17,8 @@ from settle.plan.speed import Speed
 from settle.plan.training_plan import shapes
 from settle.plan.tuning_plan import _evaluation_cost, _loop, _sample
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
+from settle.train.state import LoopPlan
+from tests.plan.test_plan_files import PLAN
 
 
 def test_phases_add_up_and_name_what_takes_time() -> None:
@@ -79,7 +84,7 @@ def _rows(train: int = 120, held_out: int = 12, tokens: int = 50, longest: int =
     def store(rows: int) -> SimpleNamespace:
         return SimpleNamespace(num_rows=rows, num_inputs=rows * tokens, lengths=lengths)
 
-    return SimpleNamespace(train=store(train), held_out=store(held_out))
+    return SimpleNamespace(train=store(train), selection=store(held_out))
 
 
 @pytest.mark.parametrize(
@@ -136,3 +141,66 @@ def test_evaluations_cost_more_when_rows_are_few() -> None:
     spacing = tuning_plan.FIRST_VERDICT * 60_000 / MIN_HISTORY
     assert EVALUATION_COST < sample / (3 * spacing) < 0.2
     assert _evaluation_cost(rows, sample) == pytest.approx(sample / (3 * spacing))
+
+
+def _plan(**loop: Any) -> Any:
+    """A plan of 100 tokens a step."""
+    made = LoopPlan(
+        tokens_per_step=100, sequence_length=10, warmup_steps=3, decay_fraction=0.4, checkpoint_steps=8, **loop
+    )
+    return replace(PLAN, loop=made)
+
+
+def test_a_budget_in_tokens_is_the_least_of_steps_and_time() -> None:
+    assert token_budget(_plan(), 0.5) == math.inf
+    assert token_budget(_plan(max_steps=7), 0.5) == 700
+    in_time = token_budget(_plan(seconds=1000.0), 0.5)
+    assert token_budget(_plan(seconds=1000.0), 0.25) == pytest.approx(2 * in_time)
+    assert token_budget(_plan(seconds=1000.0), 0.5, spent=400.0) == pytest.approx(in_time - 400 / 0.5)
+    assert token_budget(_plan(max_steps=7, seconds=1000.0), 0.5) == 700
+    assert token_budget(_plan(max_steps=10**6, seconds=1000.0), 0.5) == in_time
+
+
+def test_figures_that_were_asked_for_are_not_forecast() -> None:
+    tokens, time = Interval(700, 600, 700, FORECAST_LEVEL), Interval(1000, 900, 1100, FORECAST_LEVEL)
+    assert budgeted(_plan(), tokens, time) == ()
+    assert budgeted(_plan(max_steps=7), tokens, time) == ("tokens",)
+    assert budgeted(_plan(max_steps=8), tokens, time) == ()
+    assert budgeted(_plan(seconds=1000.0), tokens, time) == ("time",)
+    assert budgeted(_plan(seconds=5000.0), tokens, time) == ()
+    assert budgeted(_plan(max_steps=7, seconds=1000.0), tokens, time) == ("tokens",)
+
+
+def test_power_is_surest_where_it_was_stated_and_least_where_it_was_guessed() -> None:
+    assert power_spread("asked") == 0.0 < power_spread("measured (rapl)") < power_spread("estimated")
+    assert power_spread("estimated") == pytest.approx(math.log(3) / 2 / two_sided_z(FORECAST_LEVEL))  # 4 to 12 W a core
+
+
+def test_memory_grows_with_every_doubling_of_the_probes_steps() -> None:
+    probed: Any = SimpleNamespace(memory=1000.0, memory_growth=10.0, steps=4)
+    assert [peak_memory(_plan(), probed, steps * 100) for steps in (0, 4, 12, 28, 10**6)] == [
+        1000,
+        1010,
+        1020,
+        1030,
+        1060,
+    ]
+
+
+def test_money_is_of_the_energy_and_of_the_hours() -> None:
+    assert cost(3.6e6 * 2, 3600 * 3, 0.5, 4.0) == 1.0 + 12.0
+    settings = TuningSettings(price_per_kwh=0.5, price_per_hour=4.0)
+    energy, time = Interval(7.2e6, 3.6e6, 1.08e7, FORECAST_LEVEL), Interval(7200, 3600, 10800, FORECAST_LEVEL)
+    figure = cost_interval(energy, time, settings)
+    assert (figure.low, figure.value, figure.high) == (4.5, 9.0, 13.5)
+
+
+def test_what_would_fit_is_said_in_round_numbers() -> None:
+    plan = _plan()
+    assert _what_fits(plan, 10**8, 2_600_000) == "--size 2M would fit, or fewer --batch-tokens"
+    assert _what_fits(plan, 10**8, 1_000_000).startswith("--size 1M ")
+    assert _what_fits(plan, 10**8, 999_999).startswith("--size 999k ") and "--size 1k " in _what_fits(plan, 10**8, 5)
+    assert "--context" in _what_fits(plan, 10**6, 10**6)  # as large as it is: the model is not what is too large
+    asked = replace(plan, origin={"context": "asked"})
+    assert "--context" in _what_fits(asked, 10**8, 2_600_000)
+    assert "--size" in _what_fits(replace(plan, origin={"context": "derived"}), 10**8, 2_600_000)

@@ -1,0 +1,52 @@
+"""The n-gram model against one that is written as its formula says, with dictionaries."""
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from settle.plan.ngrams import CHUNK, ORDER, chunks, ngram_loss
+
+
+def by_the_formula(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
+    """p(w | c) = (n(c, w) + t(c) p(w | c')) / (n(c) + t(c)), contexts cut at the beginning of a row."""
+    follows: dict[tuple[int, tuple[int, ...]], Counter[int]] = defaultdict(Counter)
+    for row in counted.tolist():
+        for order in range(1, ORDER + 1):
+            for at, token in enumerate(row):
+                follows[order, tuple(row[max(0, at - order + 1) : at])][token] += 1
+    losses = []
+    for row in held_out.tolist():
+        for at, token in enumerate(row):
+            p = 1 / vocab_size
+            for order in range(1, ORDER + 1):
+                seen = follows.get((order, tuple(row[max(0, at - order + 1) : at])))
+                if seen:
+                    p = (seen[token] + len(seen) * p) / (seen.total() + len(seen))
+            losses.append(-math.log(p))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_the_formula(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    states = np.cumsum(random.integers(-1, 2, 900)) % 11  # each token says much about the next
+    counted, held_out = states[:600].reshape(30, 20), states[600:].reshape(15, 20)
+    assert ngram_loss(counted, held_out, 11) == pytest.approx(by_the_formula(counted, held_out, 11), rel=1e-9)
+    assert ngram_loss(counted, held_out, 11) < 0.8 * math.log(11)
+
+
+def test_what_was_never_counted_is_as_likely_as_all_else() -> None:
+    nothing = np.full((1, 4), 3)
+    unseen = ngram_loss(nothing, np.array([[7]]), 8)
+    assert unseen == pytest.approx(by_the_formula(nothing, np.array([[7]]), 8)) and unseen > math.log(8)
+
+
+def test_chunks_are_of_the_text_and_no_more_than_asked_for() -> None:
+    text = np.arange(10 * CHUNK + 5)
+    some = chunks(text, 3 * CHUNK + 7)
+    assert some.shape == (3, CHUNK) and len({row[0] for row in some}) == 3
+    assert all(row[0] % CHUNK == 0 and (np.diff(row) == 1).all() for row in some)
+    assert chunks(text, 10**9).shape == (10, CHUNK) and chunks(np.arange(5), 1).shape == (1, 5)
+    assert (chunks(text, 10**9, seed=1) != chunks(text, 10**9)).any()
