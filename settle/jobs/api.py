@@ -11,6 +11,7 @@ from settle.base.settings import resolve
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start
+from settle.jobs.settings import ENCODER_OBJECTIVES
 from settle.library.resolve import resolve_gguf
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def train(*inputs: str, **settings: object) -> FinishedRun:
 
 def tune(model: str, *inputs: str, **settings: object) -> FinishedRun:
     """Fine-tune a model on your own examples, as `settle tune` does; settings and result as of `train`."""
-    return _run_job("tune", {"model": model, "inputs": list(inputs), **settings})
+    objective = settings.get("objective")
+    name = objective.get("name") if isinstance(objective, dict) else objective
+    job = "tune_encoder" if name in ENCODER_OBJECTIVES else "tune"
+    return _run_job(job, {"model": model, "inputs": list(inputs), **settings})
 
 
 def distill(teacher: str, *inputs: str, **settings: object) -> FinishedRun:

@@ -14,6 +14,7 @@ from settle.library.resolve import portable_name
 from settle.plan.settings import TrainingSettings, TuningSettings
 
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
+ENCODER_OBJECTIVES = ("rank", "contrastive")  # of pairs of a question and a passage
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
 
 

@@ -132,6 +132,11 @@ class Decoder(FreezableModule):
         return self.model.embed_tokens if self.options.tied else self.lm_head
 
     @property
+    def width(self) -> int:
+        """Of the hidden states, D."""
+        return self.options.layers[0].width
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.model.norm.weight.device

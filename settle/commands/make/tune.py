@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.settings import TuneSettings
+from settle.jobs.settings import ENCODER_OBJECTIVES, TuneSettings
 
 
 class Tune(TuneSettings, Command):
@@ -14,6 +14,9 @@ class Tune(TuneSettings, Command):
     files of examples: messages, prompt and completion, Alpaca, ShareGPT, pairs of a chosen and a rejected answer, or
     plain text; as jsonl, json, csv or parquet. `--dry` shows the plan, the forecast and some rows as the model learns
     them.
+
+    An encoder such as minilm learns from pairs of a question and a passage, with a label of 1 or 0 where not every
+    passage answers: `--objective rank` trains a reranker over it, `--objective contrastive` the encoder itself.
 
     The exit code is 3 when the tuned model is not better than its base on the held-out rows.
     """
@@ -27,4 +30,5 @@ class Tune(TuneSettings, Command):
     def run(self, events: Events) -> int:
         from settle.jobs.job import start_job
 
-        return start_job("tune", self, events).exit_code or 0
+        job = "tune_encoder" if self.objective.name in ENCODER_OBJECTIVES else "tune"
+        return start_job(job, self, events).exit_code or 0

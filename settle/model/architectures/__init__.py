@@ -74,6 +74,7 @@ def of_gguf(metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Archit
     if not alike:
         known = sorted({family.gguf_architecture for family in Architecture.parts().values()})
         if embeds(metadata):
-            raise FormatError("it turns texts into vectors and writes none", f"known are: {', '.join(known)}")
+            fix = "tune it on pairs with --objective rank or contrastive, or choose a model that writes"
+            raise FormatError("it turns texts into vectors and writes none", fix)
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
     return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)

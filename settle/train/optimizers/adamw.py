@@ -57,7 +57,7 @@ def role(name: str, parameter: nn.Parameter) -> str:
 
 def width_factor(model: Decoder) -> float:
     """√(256 / hidden width): how the rate of what multiplies activations falls with the width."""
-    return math.sqrt(256 / model.options.layers[0].width)
+    return math.sqrt(256 / model.width)
 
 
 class AdamGroup:

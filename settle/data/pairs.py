@@ -1,0 +1,146 @@
+"""Rows of a question and a passage, for encoders: read, split by question, tokenized.
+
+A row is two documents of a row store, the question and then the passage, each with the tokens that its encoder expects
+around a text. Each ends with a mark that only the objective reads: at the end of a passage 1 where it answers the
+question and 0 where it does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from settle.base.errors import DataError
+from settle.base.run import read_json, write_json
+from settle.data.files import corpus_folder, find_sources, stored_corpus
+from settle.data.layouts import Broken, find, text_of
+from settle.data.ledger import Ledger, LedgerRecord
+from settle.data.rows.store import RowStore, RowWriter
+from settle.data.workspace import publish, workspace
+from settle.documents.row_reader import RowReader
+from settle.documents.walk import FoundFile
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+QUESTIONS = ("question", "query", "anchor", "sentence1")
+PASSAGES = ("passage", "document", "context", "positive", "text", "sentence2")
+LABELS = ("label", "answers", "relevant", "score")
+GROUPS = ("group", "topic")
+SIDES = ("train", "held_out", "judgement")
+QUESTION_TOKENS, PASSAGE_TOKENS = 64, 256  # of each, those around a text included; a longer one is cut
+_VERSION = 1  # of what is made of the same input
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and a passage; group: questions of one group stay on one side."""
+
+    question: str
+    passage: str
+    answers: bool
+    group: str
+
+
+@dataclass(frozen=True)
+class PairCorpus:
+    """Pairs to train on, to choose the weights by, and to judge them, two documents each. ledger: what was read."""
+
+    train: RowStore
+    held_out: RowStore
+    judgement: RowStore
+    ledger: LedgerRecord
+    fingerprint: str
+
+
+def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float) -> PairCorpus:
+    """The pairs of `inputs`, made if they are not there yet. held_out: share of the groups of questions, half of
+    them to choose by and half to judge.
+
+    Raises DataError for rows that are no pairs, and when a side would have none.
+    """
+    with workspace() as work:
+        ledger = Ledger()
+        sources = find_sources(inputs, None, work, ledger)
+        content = [
+            "pairs",
+            _VERSION,
+            *sources.identity,
+            held_out,
+            hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        ]
+        fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:32]
+        if known := stored_corpus(fingerprint, _open):
+            return known
+        names = [file.name for file in sources.files]
+        with ExitStack() as stack:
+            writers = {side: RowWriter(work / "corpus" / side, 0, np.uint32, 2) for side in SIDES}
+            for writer in writers.values():
+                stack.enter_context(writer)
+            for number, row, pair in _pairs(sources.files, ledger):
+                _add(writers[_side(pair.group, held_out)], pair, tokenizer, (number, row))
+                ledger.kept += 1
+            for side, writer in writers.items():
+                if not writer.num_documents:
+                    raise DataError(f"no pairs are left for the {side.replace('_', '-')} side", "give more questions")
+                writer.close()
+        write_json(work / "corpus" / "files.json", names)
+        write_json(work / "corpus" / "ledger.json", ledger.as_dict())
+        publish(work / "corpus", corpus_folder(fingerprint))
+        return _open(corpus_folder(fingerprint))
+
+
+def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[int, int]) -> None:
+    """A question and its passage, each cut where it is too long, with its mark at the end."""
+    texts = ((pair.question, QUESTION_TOKENS, None), (pair.passage, PASSAGE_TOKENS, pair.answers))
+    for text, most, mark in texts:
+        *inner, closing = tokenizer.encode(text).ids
+        ids = np.array([*inner[: most - 1], closing, int(mark or 0)])
+        supervised = np.zeros(len(ids), np.uint8)
+        supervised[-1] = mark is not None
+        writer.add(ids, supervised, origin, len(text.encode()))
+
+
+def _pairs(files: Sequence[FoundFile], ledger: Ledger) -> Iterator[tuple[int, int, Pair]]:
+    """File number, row and pair."""
+    with RowReader(files, {}, ledger.note_omission) as reader:
+        for number, file in enumerate(files):
+            for record in reader.records(file):
+                ledger.read += 1
+                try:
+                    if "value" not in record or not isinstance(record["value"], Mapping):
+                        raise Broken("a row without named values")
+                    yield number, record["row"], _pair(record["value"])
+                except Broken as e:
+                    fix = "each row needs a question, a passage and, where not every passage answers, a label of 1 or 0"
+                    raise DataError(f"{file.name}:{record['row']} is no pair: {e}", fix) from None
+
+
+def _pair(row: Mapping[str, object]) -> Pair:
+    question, passage, label, group = (find(row, None, usual) for usual in (QUESTIONS, PASSAGES, LABELS, GROUPS))
+    if question is None or passage is None:
+        raise Broken(f"it has only {', '.join(map(repr, list(row)[:8]))}")
+    mark = row[label] if label is not None else 1
+    if mark not in (0, 1, "0", "1"):
+        raise Broken(f"its label is {mark!r}")
+    texts = text_of(row, question, "the question").strip(), text_of(row, passage, "the passage").strip()
+    if not all(texts):
+        raise Broken("an empty question or passage")
+    own = str(row[group]) if group is not None else " ".join(texts[0].lower().split())
+    return Pair(*texts, mark in (1, "1"), own)
+
+
+def _side(group: str, held_out: float) -> str:
+    """It only hangs on the group, which stays on its side when others are added."""
+    place = int.from_bytes(hashlib.blake2b(group.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
+    return "judgement" if place < held_out / 2 else "held_out" if place < held_out else "train"
+
+
+def _open(folder: Path) -> PairCorpus:
+    train, held_out, judgement = (RowStore(folder / side, 2) for side in SIDES)
+    return PairCorpus(train, held_out, judgement, read_json(folder / "ledger.json"), folder.name)

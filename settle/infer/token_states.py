@@ -1,0 +1,99 @@
+"""A BERT encoder on numpy: the states of a few texts' tokens, without the seconds that loading torch takes.
+
+Legend: B texts, L tokens of the longest of them, W width, H heads.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from settle.formats import Weights
+from settle.formats.gguf.metadata import number, whole
+
+_UNSEEN = np.float32(-1e9)
+_LARGEST = np.float32(80)  # whose exponential is a float32
+_GELU_SCALE, _GELU_CUBIC = np.float32(2 * 0.7978845608), np.float32(0.044715)  # tanh form, as a sigmoid
+
+
+class TokenStates:
+    """The encoder of a checked GGUF file of the BERT family."""
+
+    def __init__(self, file: Weights) -> None:
+        meta = file.metadata
+        self._layers, self._heads = whole(meta, "bert.block_count"), whole(meta, "bert.attention.head_count")
+        self._epsilon = np.float32(number(meta, "bert.attention.layer_norm_epsilon"))
+        self._w = {name: np.asarray(tensor.load(), np.float32) for name, tensor in file.tensors.items()}
+        for name, weight in self._w.items():
+            if name.startswith("blk.") and weight.ndim == 2:
+                self._w[name] = np.ascontiguousarray(weight.T)
+        self.words: np.ndarray = self._w["token_embd.weight"] - self._w["token_embd.weight"].mean(0)
+
+    def read(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts as ids, with the tokens around them → states behind the last layer and centred word vectors, both
+        float32 (B, L, W), and which places hold a token (B, L)."""
+        longest = max(map(len, ids))
+        padded = np.zeros((len(ids), longest), np.int64)
+        mask = np.zeros((len(ids), longest), bool)
+        for row, text in enumerate(ids):
+            padded[row, : len(text)], mask[row, : len(text)] = text, True
+        w = self._w
+        x = (
+            w["token_embd.weight"][padded]
+            + w["position_embd.weight"][:longest]
+            + w["token_types.weight"].reshape(-1, w["token_embd.weight"].shape[1])[0]
+        )
+        x = self._norm(x, "token_embd_norm")
+        unseen = np.where(mask, np.float32(0), _UNSEEN)[:, None, None]
+        for layer in range(self._layers):
+            x = self._layer(x, unseen, f"blk.{layer}.")
+        return x, self.words[padded], mask
+
+    def _layer(self, x: np.ndarray, unseen: np.ndarray, at: str) -> np.ndarray:
+        """x: (B, L, W); unseen: (B, 1, 1, L), 0 where there is a token."""
+        q, k, v = (
+            self._linear(x, at + name).reshape(*x.shape[:2], self._heads, -1).transpose(0, 2, 1, 3)
+            for name in ("attn_q", "attn_k", "attn_v")
+        )
+        scores = q @ k.transpose(0, 1, 3, 2)
+        scores *= np.float32(q.shape[-1] ** -0.5)
+        scores += unseen
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(-1, keepdims=True)
+        mixed = (scores @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+        x = self._norm(x + self._linear(mixed, at + "attn_output"), at + "attn_output_norm")
+        return self._norm(
+            x + self._linear(_gelu(self._linear(x, at + "ffn_up")), at + "ffn_down"), at + "layer_output_norm"
+        )
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        out: np.ndarray = (x.reshape(-1, x.shape[-1]) @ self._w[f"{name}.weight"]).reshape(*x.shape[:-1], -1)
+        out += self._w[f"{name}.bias"]
+        return out
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return layer_norm(x, self._w[f"{name}.weight"], self._w[f"{name}.bias"], self._epsilon)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: np.float32) -> np.ndarray:
+    """x (…, W), each row with mean 0 and variance 1 before `weight` (W,) and `bias` (W,)."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = np.einsum("...i,...i->...", centred, centred)[..., None] / np.float32(x.shape[-1])
+    normed: np.ndarray = centred / np.sqrt(variance + epsilon)
+    normed *= weight
+    normed += bias
+    return normed
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """x · Φ(x), by the approximation with tanh."""
+    inner = x * x
+    inner *= _GELU_CUBIC
+    inner += np.float32(1)
+    inner *= x
+    inner *= -_GELU_SCALE
+    np.minimum(inner, _LARGEST, out=inner)
+    np.exp(inner, out=inner)
+    inner += np.float32(1)
+    out: np.ndarray = x / inner
+    return out

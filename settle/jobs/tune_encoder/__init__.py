@@ -1,0 +1,24 @@
+"""settle tune with an encoder: a reranker over it (`--objective rank`), or the encoder itself (`contrastive`)."""
+
+from settle.jobs.job import Job
+from settle.jobs.settings import TuneSettings
+from settle.jobs.tune_encoder.stages import (
+    EncoderContext,
+    base,
+    build,
+    compare,
+    data,
+    export,
+    judge,
+    loop,
+    plan,
+    proof,
+    result,
+)
+
+JOB = Job(
+    "tune_encoder",
+    TuneSettings,
+    EncoderContext,
+    (base, data, plan, build, proof, loop, judge, export, compare, result),
+)

@@ -1,0 +1,290 @@
+"""Stages of tuning an encoder on pairs of a question and a passage. Legend: P pairs."""
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from settle.base.amounts import count, seconds
+from settle.base.choice import Choice
+from settle.base.errors import ProofError, UsageError
+from settle.base.events import Eval, PlanReady, ResultReady, Say
+from settle.base.run import write_json
+from settle.base.run.result import Result
+from settle.base.version import __version__
+from settle.data.batches import Batch
+from settle.data.pairs import PairCorpus, prepare_pairs
+from settle.data.rows.batches import RowBatches, held_out_rows
+from settle.evaluate.pair_scores import compare_scores, pair_scores
+from settle.evaluate.report.curves import draw_curves
+from settle.formats import Weights
+from settle.jobs.job import Context, end_dry, interrupt, require_same_data
+from settle.jobs.settings import TuneSettings
+from settle.jobs.tune_encoder.export import export_encoder, export_reranker
+from settle.library.deletion import prune
+from settle.library.run_models import record_made
+from settle.machine import keep_freed_memory, use_torch_threads
+from settle.model.decoder import Decoder
+from settle.model.encoder import Encoder, encoder_of_gguf
+from settle.model.reranker import Reranker
+from settle.model.source import Source
+from settle.train.evaluation import HeldOut, evaluate
+from settle.train.gradient import backward
+from settle.train.loop import Loop
+from settle.train.objectives import Objective
+from settle.train.optimizers import Optimizer
+from settle.train.recovery import Session
+from settle.train.state import LoopPlan, Outcome
+from settle.train.trainer import Trainer
+from settle.train.verdict import verdict
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EPOCHS = 3  # expected length of a run without a budget
+RATES = {"rank": 5e-4, "contrastive": 3e-5}  # of new weights, and of pretrained ones
+BETA2, EPS, WEIGHT_DECAY = 0.99, 1e-8, 0.01
+SCORED = 16  # pairs of a batch of held-out text, and of the proof
+APART = 1e-3  # of the logits or cosines of a pair scored alone and among others, at most
+
+
+@dataclass
+class EncoderContext(Context):
+    """What the stages make. model: the reranker or the encoder, what is trained."""
+
+    settings: TuneSettings
+    source: Source = field(init=False)
+    file: Weights = field(init=False)
+    tokenizer: "Tokenizer" = field(init=False)
+    corpus: PairCorpus = field(init=False)
+    plan: LoopPlan = field(init=False)
+    objective: Objective = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    model: Encoder | Reranker = field(init=False)
+    loop: Loop = field(init=False)
+    outcome: Outcome = field(init=False)
+    figures: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def objective_name(self) -> str:
+        return str(self.settings.objective.name or "rank")
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model as the loop takes one: of a decoder it only uses what every freezable module has."""
+        return cast(Decoder, self.model)
+
+    def held_out(self, side: str) -> HeldOut:
+        store = getattr(self.corpus, side)
+        per_row = store.num_inputs / store.num_rows
+        batches = list(held_out_rows(store, round(SCORED * per_row)))
+        return HeldOut(batches, np.zeros(self.tokenizer.get_vocab_size(), np.int64))
+
+
+def base(c: EncoderContext) -> None:
+    """The encoder's file and its tokenizer. What does not go with an encoder is refused."""
+    from settle.data.tokenizer.fast import fast_tokenizer
+    from settle.formats.gguf import read_gguf
+    from settle.library.resolve import resolve_whole
+
+    s = c.settings
+    if c.objective_name not in RATES:
+        raise UsageError(f"--objective {c.objective_name} does not train an encoder", f"give {' or '.join(RATES)}")
+    if s.optimizer.name != "adamw":
+        raise UsageError("an encoder is trained by adamw", "leave --optimizer out")
+    for name in ("quantize", "score", "sample"):
+        if getattr(s, name) is not None:
+            raise UsageError(f"--{name} is for models that write", "leave it out")
+    c.source = resolve_whole(s.model).source
+    c.file = read_gguf(c.source.path)
+    c.tokenizer = fast_tokenizer(c.file.metadata)
+
+
+def data(c: EncoderContext) -> None:
+    """Pairs, tokenized and split by question."""
+    c.corpus = prepare_pairs(c.settings.inputs, c.tokenizer, c.settings.rows.held_out)
+    if c.record is not None:
+        require_same_data(c, c.corpus.fingerprint)
+    sides = [f"{store.num_rows:,} {use}" for store, use in zip(
+        (c.corpus.train, c.corpus.held_out, c.corpus.judgement),
+        ("pairs to train on", "to choose the weights by", "to judge them"), strict=True,
+    )]  # fmt: skip
+    c.events.emit(Say(text=", ".join(sides)))
+
+
+def plan(c: EncoderContext) -> None:
+    """Every number of the run."""
+    s, train = c.settings, c.corpus.train
+    tokens = max(1, round(train.num_inputs * s.batch_rows / train.num_rows))
+    epoch = train.num_rows / s.batch_rows
+    limits = (
+        s.steps,
+        max(1, count(s.tokens) // tokens) if s.tokens else None,
+        max(1, round(s.epochs * epoch)) if s.epochs else None,
+    )
+    most = min((limit for limit in limits if limit), default=None)
+    expected = most or max(1, math.ceil(EPOCHS * epoch))
+    c.plan = LoopPlan(
+        tokens_per_step=tokens,
+        sequence_length=int(train.lengths.max()) - 1,
+        warmup_steps=min(100, max(2, expected // 25)),
+        max_steps=most,
+        seconds=seconds(s.time) if s.time else None,
+        decay_fraction=0.4,
+        tolerance=s.tolerance,
+        checkpoint_steps=max(10, math.ceil(expected / 50)),
+        seed=s.seed,
+        threads=use_torch_threads(s.threads),
+    )
+    c.objective = Objective.make(c.objective_name, s.objective.settings)
+    rates = {"lr": RATES[c.objective_name], "table_lr": RATES[c.objective_name], "beta2": BETA2, "eps": EPS}
+    chosen: Choice = s.optimizer.over(rates | {"weight_decay": WEIGHT_DECAY})
+    c.optimizer = Optimizer.make("adamw", chosen.settings)
+    why = {"warmup_steps": f"4 % of about {expected:,} steps", "batch_tokens": f"{s.batch_rows} pairs"}
+    values = {"model": c.source.name, "batch_tokens": tokens, "steps": most, "warmup_steps": c.plan.warmup_steps,
+              "objective": {"name": c.objective_name, **c.objective.model_dump()},
+              "optimizer": {"name": "adamw", **c.optimizer.model_dump()}, "threads": c.plan.threads}  # fmt: skip
+    c.events.emit(PlanReady(values=values, origin=dict(c.origin), why=why, full=s.dry))
+    if s.dry:
+        end_dry(c, {"plan": values})
+
+
+def build(c: EncoderContext) -> None:
+    """The encoder; over it the reranker where that is what is trained."""
+    keep_freed_memory()
+    encoder = encoder_of_gguf(c.file)
+    torch.manual_seed(c.plan.seed)
+    c.model = Reranker(encoder) if c.objective_name == "rank" else encoder
+
+
+def proof(c: EncoderContext) -> None:
+    """A pair's score does not hang on its batch, and a small step down the gradient lowers the loss; then plan.json."""
+    if c.record is not None:
+        return
+    batch = RowBatches(c.corpus.train, min(SCORED, c.corpus.train.num_rows), c.plan.seed).at(0)
+    checks = [_proves_packing(c, batch), _proves_descent(c, batch)]
+    c.record = {
+        "asked": c.settings.model_dump(mode="json"),
+        "loop": c.plan.model_dump(),
+        "objective": c.objective_name,
+        "objective_settings": c.objective.model_dump(),
+        "optimizer": c.optimizer.model_dump(),
+        "base": {"name": c.source.name, "path": str(c.source.path.resolve()), "sha256": c.source.sha256},
+        "corpus": c.corpus.fingerprint,
+        "versions": {"settle": __version__, "torch": importlib.metadata.version("torch")},
+        "proof": checks,
+    }
+    write_json(c.run.path / "plan.json", c.record)
+
+
+def _proves_packing(c: EncoderContext, batch: Batch) -> dict[str, object]:
+    bounds = batch.cu_seqlens[::2]
+    together = pair_scores(c.model, [batch])
+    alone = pair_scores(c.model, [_one(batch, a, b) for a, b in zip(bounds, bounds[1:], strict=False)])
+    apart = float(np.abs(together - alone).max())
+    if apart > APART:
+        raise ProofError(f"a pair's score moves by {apart:.1e} with the pairs beside it", "report it with this recipe")
+    return {"check": "packing", "error": apart, "bar": APART}
+
+
+def _one(batch: Batch, start: int, end: int) -> Batch:
+    """The pair of a batch that lies from `start` to `end`."""
+    seqlens = batch.cu_seqlens[(batch.cu_seqlens >= start) & (batch.cu_seqlens <= end)] - start
+    part = slice(start, end)
+    return Batch(batch.inputs[part], batch.targets[part], seqlens.astype(np.int32), batch.positions[part])
+
+
+def _proves_descent(c: EncoderContext, batch: Batch) -> dict[str, object]:
+    """Along the gradient the loss falls as the gradient says, to a tenth."""
+    model = c.model.eval()
+    own = list(model.trainable().values())
+    before = backward(c.decoder, c.objective, [batch])
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in own if p.grad is not None))
+    step = 1e-3 * before / max(norm, 1e-12) ** 2
+    with torch.no_grad():
+        moved = [(p, p.grad.mul(step)) for p in own if p.grad is not None]
+        for parameter, change in moved:
+            parameter.sub_(change)
+        after = evaluate(c.decoder, c.objective, HeldOut([batch], np.zeros(2, np.int64)), 0, 0).loss
+        for parameter, change in moved:
+            parameter.add_(change)
+    model.zero_grad(set_to_none=True)
+    model.train()
+    ratio = (before - after) / (1e-3 * before)
+    if not 0.5 < ratio < 1.5:
+        raise ProofError(f"a step down the gradient lowers the loss by {ratio:.2f} times what it should", "report it")
+    return {"check": "descent", "ratio": ratio}
+
+
+def loop(c: EncoderContext) -> None:
+    """Train until the model has settled, or the budget is spent, or something stops the run."""
+    c.spending.start("cpu", c.settings.watts)
+    c.events.move_to(c.run.events)
+    batches = RowBatches(c.corpus.train, c.settings.batch_rows, c.plan.seed)
+    trainer = Trainer(c.plan, c.decoder, c.objective, c.optimizer, batches)
+    session = Session(c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total)
+    c.loop = Loop(trainer, c.held_out("held_out"), session)
+    with c.stopping.patiently():
+        c.outcome = c.loop.train()
+    if c.outcome.interrupted or c.stopping():
+        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
+
+
+def judge(c: EncoderContext) -> None:
+    """The verdict, and the loss of the best weights on pairs that chose nothing."""
+    state = c.outcome.state
+    c.model.load_trainable(c.outcome.best)
+    tokens = state.step * c.plan.tokens_per_step
+    best = evaluate(c.decoder, c.objective, c.held_out("judgement"), state.best_step, tokens).figures()
+    c.events.emit(Eval.model_validate({"whole": True, **best}))
+    used = c.loop.spent()
+    actual = {"time": used["seconds"], "peak_memory": used["peak_memory"], "tokens": tokens, "loss": best["loss"]}
+    c.figures = {
+        "name": c.run.name,
+        **verdict(state, c.plan, tokens / max(state.seconds, 1e-9)),
+        "best": best,
+        "actual": actual,
+        "proof": (c.record or {}).get("proof"),
+        "files": {"curves": str(c.run.out / "curves.png")},
+    }
+
+
+def export(c: EncoderContext) -> None:
+    """The reranker as safetensors, or the encoder as GGUF; read again, it scores as the trained one does."""
+    if c.figures["verdict"] in ("diverged", "broken"):
+        return
+    c.model.eval()
+    if isinstance(c.model, Reranker):
+        files, gate = export_reranker(c.model, c.source, c.run, c.held_out("judgement").batches[:1])
+    else:
+        files, gate = export_encoder(c.model, c.file, c.run, c.held_out("judgement").batches[:1])
+        record_made(c.run, files)
+    earlier = c.figures["files"]
+    assert isinstance(earlier, Mapping)
+    c.figures |= {"files": {**files, **earlier}, "gate": gate}
+
+
+def compare(c: EncoderContext) -> None:
+    """Pairs that answer told from those that do not, against the cosine of the base, on pairs that chose nothing."""
+    if c.figures["verdict"] in ("diverged", "broken") or not c.settings.compare:
+        return
+    batches = c.held_out("judgement").batches
+    base_scores = pair_scores(encoder_of_gguf(c.file), batches)
+    comparison = compare_scores(base_scores, pair_scores(c.model, batches), batches)
+    c.figures["comparison"] = comparison
+    c.events.emit(Say(text=str(comparison["headline"])))
+
+
+def result(c: EncoderContext) -> None:
+    """The picture, and result.json last."""
+    made = Result.model_validate(c.figures)
+    draw_curves(c.run, made)
+    write_json(c.run.path / "result.json", made.to_json())
+    if not c.settings.keep_checkpoints:
+        prune(c.run)
+    c.events.emit(ResultReady(result=made.to_json()))
+    c.exit_code = made.exit_code

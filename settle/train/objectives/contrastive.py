@@ -1,0 +1,44 @@
+"""Contrastive: a question's vector is brought nearer to its passage than to the other passages of the batch
+(arXiv:1807.03748, InfoNCE)."""
+
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from settle.data.batches import Batch
+from settle.model.decoder import Decoder
+from settle.model.encoder import Encoder, padded
+from settle.train.objectives import Objective, Rows
+from settle.train.objectives.rank import segments
+
+
+class Contrastive(Objective):
+    """Cross-entropy of a question's own passage among all passages of the batch, in nats per question.
+
+    A passage that does not answer is one more to tell from the right one; the same passage twice is not.
+    """
+
+    rows: ClassVar[Rows] = "pair"
+    is_per_token: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = True
+    segments_per_row: ClassVar[int] = 2
+
+    temperature: float = Field(0.05, gt=0, description="what cosines are divided by")
+
+    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+        texts, labels = segments(inputs, targets, cu_seqlens)
+        encoder = cast(Encoder, model)
+        questions, passages = (encoder.vectors(*padded(side, encoder.device)) for side in (texts[0::2], texts[1::2]))
+        own = torch.arange(len(passages), device=questions.device)
+        known = {tuple(text.tolist()): number for number, text in reversed(list(enumerate(texts[1::2])))}
+        first = torch.tensor([known[tuple(text.tolist())] for text in texts[1::2]], device=questions.device)
+        same = (first[:, None] == first[None]) & (own[:, None] != own[None])
+        scores = (questions @ passages.T / self.temperature).masked_fill(same, -torch.inf)
+        asked = labels == 1
+        return F.cross_entropy(scores[asked], own[asked], reduction="sum"), int(asked.sum())
+
+    def count(self, batch: Batch) -> int:
+        return int((batch.targets == 1).sum())
