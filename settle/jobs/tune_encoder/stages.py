@@ -19,13 +19,16 @@ from settle.base.version import __version__
 from settle.data.batches import Batch
 from settle.data.pairs import PairCorpus, prepare_pairs
 from settle.data.rows.batches import RowBatches, held_out_rows
+from settle.data.tokenizer.fast import fast_tokenizer
 from settle.evaluate.pair_scores import compare_scores, pair_scores
 from settle.evaluate.report.curves import draw_curves
 from settle.formats import Weights
+from settle.formats.gguf import read_gguf
 from settle.jobs.job import Context, end_dry, interrupt, require_same_data
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_encoder.export import export_encoder, export_reranker
 from settle.library.deletion import prune
+from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
 from settle.model.decoder import Decoder
@@ -87,9 +90,6 @@ class EncoderContext(Context):
 
 def base(c: EncoderContext) -> None:
     """The encoder's file and its tokenizer. What does not go with an encoder is refused."""
-    from settle.data.tokenizer.fast import fast_tokenizer
-    from settle.formats.gguf import read_gguf
-    from settle.library.resolve import resolve_whole
 
     s = c.settings
     if c.objective_name not in RATES:
