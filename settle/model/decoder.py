@@ -45,7 +45,7 @@ class Decoder(FreezableModule):
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.width = options, options.layers[0].width
         self.model = _Body(options)
         if not options.tied:
             self.lm_head = Embedding(options.vocab_size, options.layers[-1].width)
@@ -130,11 +130,6 @@ class Decoder(FreezableModule):
     @property
     def _head_table(self) -> Embedding:
         return self.model.embed_tokens if self.options.tied else self.lm_head
-
-    @property
-    def width(self) -> int:
-        """Of the hidden states, D."""
-        return self.options.layers[0].width
 
     @property
     def device(self) -> torch.device:
