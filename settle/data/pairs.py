@@ -82,8 +82,10 @@ def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float
             writers = {side: RowWriter(work / "corpus" / side, 0, np.uint32, 2) for side in SIDES}
             for writer in writers.values():
                 stack.enter_context(writer)
+            families: dict[str, int] = {}
             for number, row, pair in _pairs(sources.files, ledger):
-                _add(writers[_side(pair.group, held_out)], pair, tokenizer, (number, row))
+                origin = (number, row, families.setdefault(pair.group, len(families)))
+                _add(writers[_side(pair.group, held_out)], pair, tokenizer, origin)
                 ledger.kept += 1
             for side, writer in writers.items():
                 if not writer.num_documents:
@@ -95,7 +97,7 @@ def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float
         return _open(corpus_folder(fingerprint))
 
 
-def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[int, int]) -> None:
+def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[int, int, int]) -> None:
     """A question and its passage, each cut where it is too long, with its mark at the end."""
     texts = ((pair.question, QUESTION_TOKENS, None), (pair.passage, PASSAGE_TOKENS, pair.answers))
     for text, most, mark in texts:

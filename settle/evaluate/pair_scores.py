@@ -42,14 +42,16 @@ def separation(scores: np.ndarray, answers: np.ndarray) -> float:
 
 
 def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]) -> dict[str, object]:
-    """Two models' scores of the same pairs, with the interval of the difference: questions are resampled, not pairs."""
+    """Two models' scores of the same pairs, with the interval of the difference: groups of questions are resampled, not
+    pairs."""
     labels, groups = [], []
     for batch in batches:
         bounds = batch.cu_seqlens
         labels += (batch.targets[bounds[2::2] - 1] == 1).tolist()
-        groups += [batch.inputs[a:b].tobytes() for a, b in zip(bounds[0::2], bounds[1::2], strict=False)]
+        assert batch.families is not None, "rows of a store have families"
+        groups += batch.families[::2].tolist()
     answers = np.array(labels, bool)
-    _, group = np.unique(np.array(groups, object), return_inverse=True)
+    _, group = np.unique(np.array(groups), return_inverse=True)
     members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
     random, rises = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
@@ -61,7 +63,7 @@ def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]
     verdict = "better" if low > 0 else "worse" if high < 0 else "no different"
     headline = (
         f"{verdict}: a passage that answers scores above one that does not in {after:.1%} of cases, the base's cosine "
-        f"{before:.1%} (difference {after - before:+.1%}, {low:+.1%} to {high:+.1%}; {len(members)} questions)"
+        f"{before:.1%} (difference {after - before:+.1%}, {low:+.1%} to {high:+.1%}; {len(members)} groups of questions)"
     )
     figures = {"base": before, "tuned": after, "low": low, "high": high}
     return {"verdict": verdict, "headline": headline, **figures}
