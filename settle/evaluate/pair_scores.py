@@ -63,7 +63,8 @@ def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]
     verdict = "better" if low > 0 else "worse" if high < 0 else "no different"
     headline = (
         f"{verdict}: a passage that answers scores above one that does not in {after:.1%} of cases, the base's cosine "
-        f"{before:.1%} (difference {after - before:+.1%}, {low:+.1%} to {high:+.1%}; {len(members)} groups of questions)"
+        f"{before:.1%} (difference {after - before:+.1%}, {low:+.1%} to {high:+.1%}; "
+        f"{len(members)} groups of questions)"
     )
     figures = {"base": before, "tuned": after, "low": low, "high": high}
     return {"verdict": verdict, "headline": headline, **figures}
