@@ -2,11 +2,13 @@
 
     pip download --no-deps bfcl-eval
     python bench/bfcl.py bfcl_eval-….whl MODEL.gguf [--each 20] [--choice auto required] [--template FILE.jinja]
+    python bench/bfcl.py bfcl_eval-….whl MODEL.gguf --log calls.jsonl   # continues where it was interrupted
 
 Both sides are the same child process: its own port, and `settle serve`'s gateway in front of it. An answer counts as
 valid when it is a call, or several, of functions that were given, with arguments that fit their schemas (jsonschema).
 Right: of the functions that BFCL expects; for irrelevance, no call at all. With --template the model is given another
 chat template; llama.cpp reads its calls by that template, so its rows are those of the template's own parser.
+With --log every answer is a line of a file, and what is in the file is not asked again.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -68,6 +71,7 @@ def cases(wheel: Path, category: str, each: int) -> list[dict[str, Any]]:
                 for function in case["function"]
             ],
             "expected": answers.get(case["id"]),
+            "id": case["id"],
         }
         for case in chosen
     ]
@@ -77,7 +81,7 @@ def asked(side: Side, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     headers = {"Authorization": f"Bearer {side.key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{side.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=300) as answer:
+        with urllib.request.urlopen(request, timeout=1200) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as e:
         return e.code, json.load(e)
@@ -111,6 +115,8 @@ def main() -> None:
     parser.add_argument("--side", nargs="*", default=["settle", "llama.cpp"])
     parser.add_argument("--category", nargs="*", default=CATEGORIES)
     parser.add_argument("--template", type=Path)
+    parser.add_argument("--limit", type=int, default=512, help="tokens of an answer")
+    parser.add_argument("--log", type=Path, help="answers, one a line")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = retemplated(given.model, given.template, Path(folder)) if given.template else given.model
@@ -127,6 +133,7 @@ def retemplated(model: Path, template: Path, folder: Path) -> Path:
 
 
 def compare(given: argparse.Namespace, model: Path) -> None:
+    log = Log(given.log, f"{given.model.stem}/{given.template.stem if given.template else 'own'}/{given.limit}")
     with both_sides(model, 1, 4096) as (gateway, bare):
         sides = {name: side for name, side in (("settle", gateway), ("llama.cpp", bare)) if name in given.side}
         print("| category | tool_choice | side | answers | calls | valid of the calls | right | text | refused | cut |")
@@ -135,21 +142,49 @@ def compare(given: argparse.Namespace, model: Path) -> None:
             found = cases(given.wheel, category, given.each)
             for choice in given.choice if category != "irrelevance" else ["auto"]:
                 for name, side in sides.items():
-                    print(row(category, choice, name, found, side), flush=True)
+                    outcomes = []
+                    for case in found:
+                        body = request(case, category, choice) | {"max_tokens": given.limit}
+                        outcomes.append(log.outcome(f"{category}/{choice}/{name}/{case['id']}", side, body, case))
+                    print(row(category, choice, name, outcomes), flush=True)
 
 
-def row(category: str, choice: str, name: str, found: list[dict[str, Any]], side: Side) -> str:
-    counts: Counter[str] = Counter()
-    for case in found:
-        body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
-        body |= {"parallel_tool_calls": category == "parallel"}
-        counts[judged(*asked(side, body | {"max_tokens": 512, "temperature": 0}), case)] += 1
+def request(case: dict[str, Any], category: str, choice: str) -> dict[str, Any]:
+    body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
+    return body | {"parallel_tool_calls": "parallel" in category, "temperature": 0}
+
+
+class Log:
+    """Outcomes by case, and in a file when there is one. model: what is asked, as a part of the key."""
+
+    def __init__(self, path: Path | None, model: str) -> None:
+        self.path, self.model, self.known = path, model, dict[str, str]()
+        if path is not None and path.exists():
+            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            self.known = {line["key"]: line["outcome"] for line in lines}
+
+    def outcome(self, name: str, side: Side, body: dict[str, Any], case: dict[str, Any]) -> str:
+        key = f"{self.model}/{name}"
+        if key not in self.known:
+            began = time.monotonic()
+            status, answer = asked(side, body)
+            self.known[key] = judged(status, answer, case)
+            line = {"key": key, "outcome": self.known[key], "seconds": round(time.monotonic() - began, 1)}
+            line |= {} if self.known[key] == "right" else {"status": status, "answer": answer}
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps(line) + "\n")
+        return self.known[key]
+
+
+def row(category: str, choice: str, name: str, outcomes: list[str]) -> str:
+    counts = Counter(outcomes)
     valid = counts["right"] + counts["valid"]
     calls = valid + counts["invalid"]
     right = counts["text"] if category == "irrelevance" else counts["right"]
     share = f"{valid / calls:.0%}" if calls else "–"
     return (
-        f"| {category} | {choice} | {name} | {len(found)} | {calls} | {share} | {right} | {counts['text']} "
+        f"| {category} | {choice} | {name} | {len(outcomes)} | {calls} | {share} | {right} | {counts['text']} "
         f"| {counts['refused']} | {counts['cut']} |"
     )
 

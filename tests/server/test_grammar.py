@@ -118,6 +118,30 @@ def test_what_the_engine_cannot_keep_to_is_refused(live, name):
     assert error["param"] == "response_format" and "nested too deep" not in error["message"], error
 
 
+SPECIAL = {
+    "all of a text": ({"const": "<|im_end|>"}, "<|im_end|>"),
+    "inside of a text": ({"const": "a<|im_start|>b"}, "a<|im_start|>b"),
+    "escaped twice": ({"const": '"<|endoftext|>\\'}, '"<|endoftext|>\\'),
+    "a choice": ({"enum": ["a<|im_end|>", "a<|im_end|>b"]}, None),
+    "a name": (
+        {"type": "object", "properties": {"<|im_end|>": {"const": 1}}, "required": ["<|im_end|>"],
+         "additionalProperties": False}, {"<|im_end|>": 1},
+    ),
+    "a pattern": ({"type": "string", "pattern": r"^<\|im_end\|>$"}, "<|im_end|>"),
+    "a pattern with classes": ({"type": "string", "pattern": "^x<[|]im_start[|]>$"}, "x<|im_start|>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_the_text_of_a_special_token_can_be_part_of_an_answer(live, name):
+    """The engine would force the token itself, which ends the answer or breaks the grammar."""
+    schema, expected = SPECIAL[name]
+    reply = live.ask(*body_of("chat", schema, 60))
+    assert reply.status == 200, reply.body
+    content = json.loads(ENDPOINTS["chat"][2](reply.json))
+    assert content in schema["enum"] if expected is None else content == expected
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("name", ["80,000 items", "1,000 optional properties", "requires itself", "unknown format"])
 def test_every_endpoint_refuses_it(live, endpoint, name):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -30,7 +31,10 @@ MEMORY_BYTES = 512 << 20  # beside what the process has when a request comes
 WALK_TOKENS, WALKS = 48, 2  # of answers that are tried: some limits of llguidance are reached only inside of one
 STRUCTURE, STRUCTURE_SHARE = b'",:{}[]', 0.7  # how often a walk prefers a token with one of these, which leads on
 LINEAR = jsonschema_rs.RegexOptions()  # patterns without backtracking
+OPTIONS = re.compile(r"%llguidance (\{.*\})\n")  # the first line of a grammar
+ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)")
 _CONTROL, _BYTE = 3, 6  # llama.cpp's types of tokens
+MARK = b"\xff"  # llguidance's, of what no text contains
 
 
 class _Vocabulary:
@@ -63,11 +67,13 @@ class _Vocabulary:
 
 
 class _Tokenizer:
-    """is_structure: of each token, whether it leads to another part of a JSON document. Shape (tokens,)."""
+    """is_structure: of each token, whether it leads to another part of a JSON document. Shape (tokens,). special: the
+    texts of control tokens."""
 
     def __init__(self, path: str) -> None:
         vocabulary = _Vocabulary(read_gguf(Path(path)).metadata)
         self.inner = LLTokenizer(TokenizerWrapper(vocabulary))
+        self.special = [token[1:].decode() for token in vocabulary.tokens if token.startswith(MARK) and len(token) > 1]
         self.is_structure = np.array([any(sign in token for sign in STRUCTURE) for token in vocabulary.tokens])
 
 
@@ -83,13 +89,35 @@ def check_grammar(grammar: str, is_gbnf: bool, model: str, stamp: str) -> tuple[
     tokenizer = _tokenizer(model, stamp)
     _limit(GRAMMAR_SECONDS, MEMORY_BYTES)
     lark = gbnf_to_lark(grammar) if is_gbnf else grammar
+    once = _unescaped(lark)
+    names_special = any(_names_special(text, tokenizer) for text in (lark, once, _unescaped(once)))
+    lark = _spelled_freely(lark) if names_special else lark
     matcher = LLMatcher(tokenizer.inner, lark, log_level=0)
     for seed in range(WALKS):
-        error = _walk(matcher, tokenizer, random.Random(seed))
+        error, forced = _walk(matcher, tokenizer, random.Random(seed))
         if error:
             return lark, error
+        lark = _spelled_freely(lark) if _names_special(forced, tokenizer) else lark
         matcher.reset()
     return lark, None
+
+
+def _spelled_freely(lark: str) -> str:
+    """The grammar without forced tokens. Where one text is all that is allowed, the engine takes its tokens as
+    llama.cpp would read them in a prompt, where the text `<|im_end|>` is the end of a turn; now the model spells it."""
+    options = OPTIONS.match(lark)
+    if options is None:
+        return lark
+    return f"%llguidance {json.dumps(json.loads(options[1]) | {'no_forcing': True})}\n{lark[options.end() :]}"
+
+
+def _unescaped(text: str) -> str:
+    """A grammar with one level of escapes undone: JSON's around a text, a pattern's inside of it."""
+    return ESCAPED.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2], text)
+
+
+def _names_special(text: str, tokenizer: _Tokenizer) -> bool:
+    return any(special in text for special in tokenizer.special)
 
 
 def check_answer(
@@ -130,22 +158,25 @@ def _misfit(schema: dict[str, object], text: str) -> str | None:
     return None
 
 
-def _walk(matcher: LLMatcher, tokenizer: _Tokenizer, draw: random.Random) -> str | None:
-    """Writes the beginning of an answer that fits, and returns the error that it meets."""
+def _walk(matcher: LLMatcher, tokenizer: _Tokenizer, draw: random.Random) -> tuple[str | None, str]:
+    """Writes the beginning of an answer that fits; the error that it meets, and the texts that were forced on the way,
+    one a line."""
+    forced: list[str] = []
     for _ in range(WALK_TOKENS):
-        mask = None if matcher.is_error() or matcher.is_stopped() else matcher.compute_bitmask()
-        if matcher.is_error():
-            return str(matcher.get_error())
-        if mask is None:
+        if matcher.is_stopped() and not matcher.is_error():
             break
+        forced.append(matcher.compute_ff_bytes().decode("utf-8", "replace"))
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
+            return str(matcher.get_error()), ""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: len(tokenizer.is_structure)]
         leading = bits * tokenizer.is_structure
         chosen = leading if leading.any() and draw.random() < STRUCTURE_SHARE else bits
         allowed = np.flatnonzero(chosen)
         if not len(allowed):
-            return "no text fits it"
+            return "no text fits it", ""
         matcher.consume_token(int(draw.choice(allowed)))
-    return None
+    return None, "\n".join(forced)
 
 
 def _limit(cpu_seconds: int, more_bytes: int) -> None:
@@ -173,7 +204,7 @@ def _byte_characters() -> dict[str, int]:
 
 def _bytes_of(text: str, kind: object, by_character: dict[str, int] | None) -> bytes:
     if kind == _CONTROL:
-        return b"\xff" + text.encode()  # llguidance's mark of what no text contains
+        return MARK + text.encode()
     if kind == _BYTE and len(text) == 6:
         return bytes([int(text[3:5], 16)])
     if by_character and all(character in by_character for character in text):
