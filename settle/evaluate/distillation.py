@@ -135,12 +135,14 @@ def _against_live(
 
 @dataclass(frozen=True)
 class Learned:
-    """A student before and after training. teacher: its name. paired: a test over families of rows, by KL."""
+    """A student before and after training. teacher: its name. paired: a test over families of rows, by KL. is_whole:
+    whether there was time for all rows."""
 
     before: Nearness
     after: Nearness
     teacher: str
     paired: PairedTest
+    is_whole: bool = True
 
     @property
     def recovered(self) -> float | None:
@@ -214,11 +216,12 @@ def learned(
     with model.without_adapters():
         first = nearness(model, objective, spread, on_batch)
     model.load_trainable(after)
-    if read < count:
+    is_whole = read >= count
+    if not is_whole:
         events.emit(Say(text=f"the time had room to compare {read} of {count} batches of held-out rows"))
         spread, count, seconds = spread[:read], read, None
     last = nearness(model, objective, spread, on_batch)
     far = [(-side.means(side.apart.kl)).tolist() for side in (first, last)]
-    comparison = Learned(first, last, teacher, paired_test(far[0], far[1], first.families))
+    comparison = Learned(first, last, teacher, paired_test(far[0], far[1], first.families), is_whole)
     events.emit(Say(text=comparison.headline))
     return comparison

@@ -1,5 +1,6 @@
 """What a draft is worth: the same greedy answers with it and without, and how much sooner they come."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from settle.infer.client import TimedAnswer
 from settle.infer.engine import Engine
 
 SEARCHED = 6  # prompts that the search asks
+FEWEST = 2  # prompts that are asked however little time there is
+ALONE_SHARE, SEARCH_SHARE = 0.3, 0.7  # of the time: when the model has answered alone, and when the search ends
 
 
 class Proposing(NamedTuple):
@@ -99,29 +102,47 @@ def measure_pair(
     threads: int | None = None,
     context: int | None = None,
     ways: Sequence[Proposing] = WAYS,
+    seconds: float | None = None,
 ) -> Pair:
     """The model's greedy answers to prompts (ids), alone and with its draft, both in llama.cpp.
 
-    How the draft proposes is chosen on the first few prompts, and measured on the others. Raises DataError when nothing
-    is answered, and as `Engine`.
+    How the draft proposes is chosen on the first few prompts, and measured on the others. seconds: what the measurement
+    may take; it asks fewer prompts and tries fewer ways where that is too little, and says so. Raises DataError when
+    nothing is answered, and as `Engine`.
     """
     longest = max(way.tokens for way in ways)
     context = context or min(4096, max(map(len, prompts)) + max_tokens + longest + 8)
 
-    def timed(which: Sequence[Sequence[int]], way: Proposing | None = None) -> list[TimedAnswer]:
+    began = time.monotonic()
+
+    def is_over(share: float) -> bool:
+        return seconds is not None and time.monotonic() - began > share * seconds
+
+    def timed(which: Sequence[Sequence[int]], way: Proposing | None = None, share: float = 1e9) -> list[TimedAnswer]:
         with Engine(model, context, threads, draft=Draft(draft, *way) if way else None) as engine:
             engine.timed(which[0], 8)  # files are read into memory
-            return [engine.timed(prompt, max_tokens) for prompt in which]
+            answers: list[TimedAnswer] = []
+            for prompt in which:
+                if len(answers) >= FEWEST and is_over(share):
+                    break
+                answers.append(engine.timed(prompt, max_tokens))
+            return answers
 
-    alone = timed(prompts)
+    alone, wanted = timed(prompts, share=ALONE_SHARE), len(prompts)
+    prompts = prompts[: len(alone)]
     few = [i for i in range(len(prompts)) if len(alone[i].ids) > 1][:SEARCHED]
     if not few:
         raise DataError(f"{model.name} has nothing to say to {len(prompts)} prompts", "give prompts that it answers")
     searched: dict[Proposing, float] = {}
     for way in ways if len(ways) > 1 else ():
+        if searched and is_over(SEARCH_SHARE):
+            break
         searched[way] = _rate(timed([prompts[i] for i in few], way)) / _rate([alone[i] for i in few])
         events.emit(Say(text=f"proposing {way} at a time: {searched[way]:.2f} times as fast"))
     best = max(searched, key=searched.__getitem__) if searched else ways[0]
+    if len(prompts) < wanted or len(searched) < len(ways) > 1:
+        tried = f"{len(searched)} of {len(ways)} ways to propose"
+        events.emit(Say(text=f"the time had room for {len(prompts)} of {wanted} prompts and {tried}"))
     # the best of several ways is partly luck on the prompts that chose it
     judged = [i for i in range(len(prompts)) if not searched or i not in few] or few
     prompts, alone = [prompts[i] for i in judged], [alone[i] for i in judged]

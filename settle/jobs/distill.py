@@ -1,10 +1,10 @@
 """settle distill: a small model learns from a large one, until it has settled."""
 
 import hashlib
-import itertools
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,9 @@ STUDENT, RECORD = "student", "teacher"  # folders of a run: the student's first 
 PIECE_TOKENS = 512  # longest piece of a plain text; rows of turns may be longer
 COMPARED_IN_FP32 = 2.0  # times slower than an evaluation, which computes in half a type where that is faster
 PRUNING_SHARE = 0.2  # of a time budget, for each pruner
+# of what is left of it then, for the teacher's answers, and for recording what it says; of all of it, for a draft
+ANSWERS_SHARE, RECORD_SHARE, DRAFT_TIME = 0.3, 0.3, 0.1
+RECORD_PILOT = 3.0  # seconds after which the pace of recording is known
 LAYER_EFFICIENCY = 0.4  # FLOP/s of a layer on short windows ÷ those of its products alone
 PRUNING_ROWS = 32  # training rows on which a pruner sees what the teacher's parts do
 PROMPT_TOKENS = 32  # of a plain text that a draft's measurement continues
@@ -58,12 +61,28 @@ RATES: dict[str, dict[str, float]] = {
 }
 
 
+class _TooSlow(Exception):
+    """Recording what the teacher says would take more than its share of the time."""
+
+
 @dataclass
 class DistillContext(TuningContext):
     settings: DistillSettings
     teacher: Pretrained = field(init=False)
 
     def comparing(self, seconds_per_token: float) -> float:
+        return super().comparing(seconds_per_token) + self.draft_seconds
+
+    @property
+    def draft_seconds(self) -> float:
+        """What a time budget keeps for measuring a draft."""
+        return DRAFT_TIME * (self.budget or 0.0) if self.settings.draft else 0.0
+
+    def seconds_of(self, share: float) -> float | None:
+        """This share of what is left of a time budget; None without one."""
+        return None if self.budget is None else max(0.0, share * (self.budget - self.spending.total))
+
+    def comparison_estimate(self, seconds_per_token: float) -> float:
         """Held-out rows are read twice, in fp32."""
         return 2 * COMPARED_IN_FP32 * self.plan.held_out_tokens * seconds_per_token
 
@@ -122,16 +141,26 @@ def cache(c: DistillContext) -> None:
         return
     windows = list(_windows(c.corpus))
     total, done = sum(map(len, windows)), 0
+    seconds, began = c.seconds_of(RECORD_SHARE), time.monotonic()
 
     def on_tokens(tokens: int) -> None:
         nonlocal done
         done += tokens + 1
         c.events.emit(Progress(what="the teacher reads", done=done, total=total, unit="tokens"))
+        spent = time.monotonic() - began
+        if seconds is not None and spent > min(RECORD_PILOT, seconds) and spent * total > seconds * done:
+            raise _TooSlow(f"recording what the teacher says would take {spent * total / done:,.0f} s")
 
     name, longest = c.teacher.name, max(map(len, windows))
     with as_gguf(c.teacher, c.run.path) as model, Scorer(model.path, longest, c.settings.threads) as scorer:
         facts = {"teacher": name, "sha256": c.teacher.source.sha256}
-        scorer.likelihoods(windows, c.run.path / RECORD, facts, on_tokens)
+        try:
+            scorer.likelihoods(windows, c.run.path / RECORD, facts, on_tokens)
+        except _TooSlow as e:
+            rest = {key: value for key, value in c.settings.objective.settings.items() if key != "record"}
+            objective = replace(c.settings.objective, settings=rest)
+            c.settings = c.settings.model_copy(update={"objective": objective})
+            c.events.emit(Say(text=f"{e}, more than the time has room for: it is asked anew in every step instead"))
 
 
 def compare(c: DistillContext) -> None:
@@ -145,7 +174,11 @@ def compare(c: DistillContext) -> None:
     before = {name: live.initial(name) for name in live.model.trainable()} if live.whole else None
     rows = blocks(c.plan, c.corpus.held_out, c.plan.held_out_tokens)  # as many as select, which were not read before
     best, name = c.outcome.best, c.teacher.name
-    nearness = learned(live.model, live.objective, rows, before, best, name, c.events, c.seconds_to_compare)
+    seconds = c.seconds_to_compare
+    seconds = seconds and max(0.0, seconds - c.draft_seconds)
+    nearness = learned(live.model, live.objective, rows, before, best, name, c.events, seconds)
+    if not nearness.is_whole:
+        c.leave_out_pace()
     c.figures["comparison"], c.compared = nearness.to_json(), nearness.card_lines()
 
 
@@ -158,7 +191,9 @@ def draft(c: DistillContext) -> None:
     export_gguf(live.architecture, c.outcome.best, live.tokenizer, file, settings.draft_type, {"name": file.stem})
     prompts = draft_prompts(c.corpus, live, settings.compare_rows)
     with as_gguf(c.teacher, c.run.out, c.tokenizer) as model:
-        pair = measure_pair(model.path, file, prompts, settings.answer_tokens, c.events, settings.threads)
+        pair = measure_pair(
+            model.path, file, prompts, settings.answer_tokens, c.events, settings.threads, seconds=c.seconds_to_compare
+        )
     record_draft(c.run, file, Proposal(pair.way.tokens, pair.way.sure, pair.speed_up))
     c.events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:
@@ -181,13 +216,17 @@ def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCor
     """The same questions with the teacher's own most likely answers, which are stored beside the rows."""
     name = f"{corpus.fingerprint}{c.teacher.source.sha256}{c.settings.answer_tokens}"
     folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-    if not (folder / "held_out.jsonl").exists():
-        learned = itertools.chain(corpus.examples("train"), corpus.examples("selection"))
+    learned = [*corpus.examples("train"), *corpus.examples("selection")]
+    sides = {"train": learned, "held_out": list(corpus.examples())}
+    files = {side: folder / f"{side}.jsonl" for side in sides}
+    if wanted := [side for side in sides if not files[side].exists()]:
+        seconds, number = c.seconds_of(ANSWERS_SHARE), sum(len(sides[side]) for side in wanted)
         with as_gguf(c.teacher, folder.parent) as model:
-            for examples, name in ((learned, "train"), (corpus.examples(), "held_out")):
-                answer_all(model, examples, folder / f"{name}.jsonl", c.settings.answer_tokens, c.events)
-    rows = rows.model_copy(update={"held_out_from": folder / "held_out.jsonl", "columns": type(rows.columns)()})
-    return prepare_rows([str(folder / "train.jsonl")], c.teacher.tokenizer, rows, c.events)
+            for side in wanted:
+                part, most = seconds and seconds * len(sides[side]) / number, c.settings.answer_tokens
+                files[side] = answer_all(model, sides[side], files[side], most, c.events, part)
+    rows = rows.model_copy(update={"held_out_from": files["held_out"], "columns": type(rows.columns)()})
+    return prepare_rows([str(files["train"])], c.teacher.tokenizer, rows, c.events)
 
 
 def _made_student(c: DistillContext) -> Pretrained:

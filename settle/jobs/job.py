@@ -6,6 +6,7 @@ already, from an earlier session, takes it from the run's folder: that is all th
 
 import errno
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ class Context:
     def seconds_left(self, stage: str) -> float | None:
         """Until the run ends, when `stage` begins; None when it is not known."""
         return None
+
+    def finished(self, stage: str, seconds: float) -> None:
+        """A stage has ended, after so many seconds."""
 
 
 C = TypeVar("C", bound=Context)
@@ -103,7 +107,9 @@ def follow(job: Job[C], context: C) -> C:
             for stage in job.stages:
                 left, name = context.seconds_left(stage.__name__), stage.__name__
                 context.events.emit(PhaseStarted(phase=name, elapsed=context.spending.total, left=left))
+                began = time.monotonic()
                 stage(context)
+                context.finished(name, time.monotonic() - began)
                 if context.exit_code is not None:
                     break
     except (ResourceError, OSError) as e:

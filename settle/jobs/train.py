@@ -24,6 +24,7 @@ from settle.jobs.training_stages import (
 from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
 from settle.plan.forecast_figures import Forecast
+from settle.plan.phases import EXPORT
 from settle.plan.training_plan import plan_training
 
 
@@ -53,7 +54,7 @@ def forecast(c: TrainContext) -> None:
     if c.record is not None:
         return
     c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events)
-    c.phases = c.expected.phases
+    c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)
     if c.settings.dry:

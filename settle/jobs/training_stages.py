@@ -23,7 +23,7 @@ from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
-from settle.plan.phases import too_short
+from settle.plan.phases import EXPORT, remember, too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
@@ -40,7 +40,8 @@ class TrainingContext(Context):
     """What the stages of training make, in the order in which they make it.
 
     base: the pretrained model, when one is trained further. figures: what becomes result.json. compared: lines for the
-    model card on how the model does against its base or its teacher. phases: planned seconds by the name of the stage.
+    model card on how the model does against its base or its teacher. phases: planned seconds by the name of the stage;
+    estimates: seconds that a stage would take as a whole, of those that the machine remembers.
     """
 
     settings: TrainSettings | TuneSettings | DistillSettings
@@ -53,6 +54,7 @@ class TrainingContext(Context):
     figures: dict[str, object] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
     phases: Mapping[str, float] = field(default_factory=dict)
+    estimates: dict[str, float] = field(default_factory=dict)
 
     @property
     def budget(self) -> float | None:
@@ -62,10 +64,23 @@ class TrainingContext(Context):
         return seconds(self.settings.time) if self.settings.time else None
 
     def seconds_left(self, stage: str) -> float | None:
-        if self.budget is not None:
-            return max(0.0, self.budget - self.spending.total)
-        names = list(self.phases)
-        return sum(self.phases[name] for name in names[names.index(stage) :]) if stage in names else None
+        names, planned = list(self.phases), None
+        if stage in names:
+            planned = sum(self.phases[name] for name in names[names.index(stage) :])
+        if self.budget is None:
+            return planned
+        left = max(0.0, self.budget - self.spending.total)
+        if planned is None or not hasattr(self, "outcome"):
+            return left
+        return min(left, planned * self.loop.watch.slowdown + RESULT_SECONDS)  # the loop may end before its time
+
+    def finished(self, stage: str, seconds: float) -> None:
+        if stage in self.estimates and self.is_usable:
+            remember(self.pace_name(stage), self.plan.loop.threads, self.estimates[stage], seconds)
+
+    def pace_name(self, stage: str) -> str:
+        """What the machine remembers the pace of a stage by."""
+        return EXPORT if stage == EXPORT else f"{stage} {type(self.settings).__name__}"
 
     @property
     def is_usable(self) -> bool:

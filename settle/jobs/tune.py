@@ -27,7 +27,7 @@ from settle.train.live_run import blocks, open_base
 class TuneContext(TuningContext):
     settings: TuneSettings
 
-    def comparing(self, seconds_per_token: float) -> float:
+    def comparison_estimate(self, seconds_per_token: float) -> float:
         if not self.settings.compare:
             return 0.0
         rows = min(self.settings.compare_rows, self.corpus.held_out.num_rows)
@@ -79,6 +79,8 @@ def compare(c: TuneContext) -> None:
         judged = None if settings.score else _preferences(c, (ours.name, theirs.name))
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned), judged)
     report(comparison, c.events)
+    if comparison.shortened:
+        c.leave_out_pace()
     c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
 
 

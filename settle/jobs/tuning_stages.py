@@ -17,6 +17,7 @@ from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast_figures import Forecast
+from settle.plan.phases import EXPORT, correction
 from settle.plan.tuning_forecast import look_ahead
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.live_run import adapter_of
@@ -48,7 +49,17 @@ class TuningContext(TrainingContext):
 
     def comparing(self, seconds_per_token: float) -> float:
         """Seconds of the comparison at the end, where a forward pass takes so long per token."""
+        estimate = self.comparison_estimate(seconds_per_token)
+        self.estimates["compare"] = estimate * correction(self.pace_name("compare"), self.live.plan.loop.threads)
+        return self.estimates["compare"]
+
+    def comparison_estimate(self, seconds_per_token: float) -> float:
+        """The same by its constants alone."""
         return 0.0
+
+    def leave_out_pace(self) -> None:
+        """The comparison was shortened: how long it took says nothing of a whole one."""
+        self.estimates.pop("compare", None)
 
 
 def plan(c: TuningContext) -> None:
@@ -92,6 +103,7 @@ def _expected(c: TuningContext) -> Forecast:
     """The forecast, told. What measuring it took is missing from the plan's time."""
     expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events)
     c.plan, c.phases = c.live.plan, expected.phases
+    c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
     warn_of_time(c)
     _warn_of_memory(c, expected.peak_memory.value)

@@ -47,14 +47,19 @@ def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -
 
     What was measured while other programs kept the machine busy is measured again once they do not.
     """
-    path = path_of(key)
-    known = _read(path, key).get(name)
+    known = _read(path_of(key), key).get(name)
     if known is not None and (not known["busy"] or others_are_busy()):
         cached: T = known["value"]
         return cached
     busy = others_are_busy()
     value = measure()
-    busy = busy or others_are_busy()
+    note(key, name, value, busy or others_are_busy())
+    return value
+
+
+def note(key: Mapping[str, object], name: str, value: object, busy: bool = False) -> None:
+    """Keep a value under `name`. busy: whether other programs kept the machine busy."""
+    path = path_of(key)
     measured = _read(path, key)  # another process may have added to it meanwhile
     measured[name] = {"value": value, "busy": busy}
     try:
@@ -62,7 +67,6 @@ def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -
         write_json(path, {"key": key, "measured": measured})
     except OSError:
         pass  # a home that cannot be written costs a second of measuring each time, nothing else
-    return value
 
 
 def recalled(key: Mapping[str, object], name: str) -> Any:

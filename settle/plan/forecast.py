@@ -52,7 +52,7 @@ def look_ahead(
         plan = plan.with_threads(probed.threads, probed.why_threads)
     spent = elapsed()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
-    export = export_seconds(plan.num_parameters, probed.evaluation_seconds)
+    export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads)
     plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
     proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)

@@ -1,11 +1,14 @@
 """What a run's time goes to, planned before it begins: seconds of each phase that follows the probe.
 
 A time budget is for all of it. What comes after the loop is kept free: evaluation, export and gate at the speed that
-the probe saw, and a share for the comparison, which fits itself into what is left (settle/evaluate).
+the probe saw, and a share for the comparison, which fits itself into what is left (settle/evaluate). The constants here
+are estimates; what a phase took beside them is remembered on each machine, and the next run is planned by it.
 """
 
+import math
 from dataclasses import dataclass
 
+from settle.machine.measurement_cache import key, note, others_are_busy, recalled
 from settle.train.training_plan import TrainingPlan
 
 # 2026-11-27, bench/budget.py: what export and gate take beyond the work of the model itself, and in forward passes
@@ -17,6 +20,10 @@ GATE_TOKENS = 6_000  # tokens that the live model reads for the gate
 COMPARISON_SECONDS, LOADING_SECONDS_PER_PARAMETER = 3.0, 2e-8
 COMPARED_TOKENS, WRITING_PASSES = 10_000, 2.0
 COMPARISON_SHARE = 0.25  # of a time budget, at most
+EXPORT = "export"  # name of the stage
+PHASE = "phase "  # before the name of a phase in the machine's measurements
+MOST_CORRECTION = 8.0  # times that a phase took as long as its estimate, or as short
+NEWEST = 0.5  # weight of the latest run in what is remembered, in the logarithm
 LEAST_STEPS = 20  # a time budget should have room for so many
 WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
 SLACK = 0.02  # share of a time budget that is kept for what nobody planned
@@ -47,9 +54,10 @@ class Phases:
         return self.judge + self.export
 
 
-def export_seconds(num_parameters: int, evaluation_seconds: float) -> float:
-    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token."""
-    return EXPORT_SECONDS + EXPORT_SECONDS_PER_BYTE * 4 * num_parameters + GATE_TOKENS * evaluation_seconds
+def export_seconds(num_parameters: int, evaluation_seconds: float, threads: int) -> float:
+    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token; threads: that it had."""
+    work = EXPORT_SECONDS_PER_BYTE * 4 * num_parameters + GATE_TOKENS * evaluation_seconds
+    return (EXPORT_SECONDS + work) * correction(EXPORT, threads)
 
 
 def comparison_seconds(rows: int, tokens: float, evaluation_seconds: float, num_parameters: int) -> float:
@@ -60,6 +68,23 @@ def comparison_seconds(rows: int, tokens: float, evaluation_seconds: float, num_
     written = rows * tokens + COMPARED_TOKENS  # by both; about half of a row is its answer
     loading = COMPARISON_SECONDS + LOADING_SECONDS_PER_PARAMETER * num_parameters
     return loading + WRITING_PASSES * written * evaluation_seconds
+
+
+def correction(phase: str, threads: int) -> float:
+    """What the phase took on this machine, in runs before, ÷ its estimate; 1 when there was none."""
+    known = recalled(key("cpu", threads), PHASE + phase)
+    return float(known) if isinstance(known, int | float) and math.isfinite(known) and known > 0 else 1.0
+
+
+def remember(phase: str, threads: int, planned: float, took: float) -> None:
+    """Correct the next estimate by what the phase took here beside the plan, which had the correction until now in it.
+    Nothing is learned while other programs keep the machine busy."""
+    if planned <= 0 or took <= 0 or others_are_busy():
+        return
+    machine, known = key("cpu", threads), correction(phase, threads)
+    is_first = recalled(machine, PHASE + phase) is None
+    value = known * (took / planned) ** (1.0 if is_first else NEWEST)
+    note(machine, PHASE + phase, min(MOST_CORRECTION, max(1 / MOST_CORRECTION, value)))
 
 
 def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None:

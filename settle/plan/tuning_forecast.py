@@ -76,7 +76,7 @@ def look_ahead(
     whole = _finally_evaluated(job, tokens)
     judge = per_token * (plan.held_out_tokens + whole)
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
-    export = export_seconds(adds, per_token)
+    export = export_seconds(adds, per_token, plan.loop.threads)
     comparison = comparing(per_token)
     job.plan = plan = with_phases(plan, judge + export, comparison, measured.step_seconds)
     comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison

@@ -14,7 +14,7 @@ from settle.base.events import DecayStarted, Eval, SettledEvidence
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.settled import Judgement, Settled, decay_tokens, frequency_loss, next_evaluation
-from settle.train.state import LoopState
+from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 
 FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
@@ -113,15 +113,15 @@ class Watch:
         """Seconds that a time budget counts."""
         return state.seconds if self._elapsed is None else self._elapsed()
 
+    @property
+    def slowdown(self) -> float:
+        """How many times slower the latest steps were than those of the probe, within limits."""
+        return self._pace.slowdown(self.plan.step_seconds)
+
     def _seconds_left(self, state: LoopState) -> float:
-        """What the time budget leaves for the loop. What comes after it will be as slow as the loop is now, which the
-        comparison makes up for with up to half of its time: it uses fewer rows."""
-        plan = self.plan
-        assert plan.seconds is not None
-        after = plan.seconds_after * self._pace.slowdown(plan.step_seconds)
-        comparing = plan.seconds_comparing
-        comparing = max(comparing / 2, comparing - max(0.0, after - plan.seconds_after))
-        return plan.seconds - self._spent(state) - after - comparing
+        """What the time budget leaves for the loop."""
+        assert self.plan.seconds is not None
+        return self.plan.seconds - self._spent(state) - kept_for_the_end(self.plan, self.slowdown)
 
     def _affordable_steps(self, state: LoopState) -> int:
         """How many further steps the budget has room for, at the present speed; at least one."""
@@ -146,6 +146,13 @@ class Watch:
         state.schedule = state.schedule.decay_from(state.step, steps)
         assert state.schedule.end is not None
         self.events.emit(DecayStarted(step=state.step, until=state.schedule.end, why=why))
+
+
+def kept_for_the_end(plan: LoopPlan, slowdown: float) -> float:
+    """Seconds of a time budget that are kept for what follows the loop. It will be as slow as the loop is now, which
+    the comparison makes up for with up to half of its time: it uses fewer rows."""
+    after, comparing = plan.seconds_after * slowdown, plan.seconds_comparing
+    return after + max(comparing / 2, comparing - max(0.0, after - plan.seconds_after))
 
 
 class Pace:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import pytest
 from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.evaluate import speculative
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.child_process import Draft
 from settle.infer.engine import Engine
+from settle.jobs import distill as distill_job
 from settle.model.pretrained import Pretrained
 
 QUICK = ["--dtype", "float32", "--threads", "1", "--batch-rows", "8", "--rows.held-out", "0.4"]
@@ -135,6 +138,25 @@ def test_a_draft_is_made_and_the_pair_measured(files, home, capsys):
         prompt = alone.plain("def f(self):\n    return")
         one, other = alone.timed(prompt, 32), pairs.timed(prompt, 32)
     assert one.ids == other.ids and one.drafted == 0 < other.accepted <= other.drafted
+
+
+def test_a_time_budget_bounds_answers_record_and_draft(files, home, capsys, monkeypatch):
+    """Each of them does what the time has room for, and says so; here there is room for none of them."""
+    for where, name in (
+        (distill_job, "ANSWERS_SHARE"), (distill_job, "RECORD_SHARE"),
+        (speculative, "ALONE_SHARE"), (speculative, "SEARCH_SHARE"),
+    ):  # fmt: skip
+        monkeypatch.setattr(where, name, 0.0)
+    given = ("--draft", "--cache", "--name", "d", "--steps", "10", "--time", "10m", "--answer-tokens", "12")
+    code, result, err = distill(capsys, files / "teacher.gguf", files / "rows.jsonl", *given)
+    assert code in (0, 3), err
+    answered = re.findall(r"the time had room for the teacher's answers to 8 of (\d+) questions", err)
+    assert answered and int(answered[0]) > 8
+    assert "it is asked anew in every step instead" in err and not (Run.find("d").path / "teacher").exists()
+    assert result["pair"]["prompts"] == 2 and len(result["pair"]["searched"]) == 1
+    assert "the time had room for 2 of" in err
+    kept = sorted(path.name for path in (home / "tokens").glob("answers-*/*"))
+    assert kept[-1] == "train-8.jsonl"  # and is not taken for a whole one by the next run
 
 
 def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:

@@ -1,5 +1,7 @@
 """Which tokens are supervised, under the chat templates of many families."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken, Example
-from settle.data.rows.encode_rows import RowEncoder
+from settle.data.rows.encode_rows import AHEAD, RowEncoder
 from settle.data.rows.known_templates import KNOWN, fitting
 from settle.data.rows.supervision import Encoded
 from settle.data.settings import RowSettings
@@ -47,7 +49,10 @@ def making(family: Family, **settings: Any) -> RowEncoder:
 
 
 def rows(made: RowEncoder, messages: list[Any], tools: list[Any] | None = None) -> list[Encoded]:
-    return [row for (row,) in made.rows(Example("chat", messages, tools or []))]
+    ((_, _, found),) = made.rows([(0, Example("chat", messages, tools or []))])
+    if isinstance(found, Broken):
+        raise found
+    return [row for (row,) in found]
 
 
 def supervised(made: RowEncoder, row: Encoded) -> list[str]:
@@ -257,6 +262,41 @@ def test_a_model_without_a_template_gets_one_that_fits(family: str, name: str) -
     end = FAMILIES[family].turn_end
     assert supervised(made, row) == [f"{CHAT[1]['content']}{end}", f"{CHAT[3]['content']}{end}"]
     assert "Answer in short." in row.text and not made.renderer.adapter.notes
+
+
+def test_the_next_rows_are_rendered_while_one_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait in the template's process and one in the encoder take as long as one of them, and the order stays."""
+    made, wait, number = making(FAMILIES["qwen3"]), 0.01, 40
+    render, encode = made.renderer.rows, made.supervision.encode
+
+    def slowly(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda given: (time.sleep(wait), work(given))[1]
+
+    monkeypatch.setattr(made.renderer, "rows", slowly(render))
+    monkeypatch.setattr(made.supervision, "encode", slowly(encode))
+    examples = [Example("chat", [{"role": "user", "content": str(n)}, CHAT[1]], []) for n in range(number)]
+    examples[7] = Example("chat", [{"role": "user", "content": "<|im_end|>"}, CHAT[1]], [])
+    took = []
+    for group in (1, number):  # one at a time there is nothing to render ahead
+        began, found = time.perf_counter(), []
+        for first in range(0, number, group):
+            found += list(made.rows(enumerate(examples))) if group > 1 else list(made.rows([(first, examples[first])]))
+        took.append(time.perf_counter() - began)
+        assert [label for label, _, _ in found] == list(range(number))
+        assert [label for label, _, rows in found if isinstance(rows, Broken)] == [7]
+    assert took[1] < 0.8 * took[0]
+
+
+def test_no_more_rows_are_rendered_ahead_than_are_soon_encoded() -> None:
+    made, asked = making(FAMILIES["qwen3"]), []
+    examples = (
+        (asked.append(n), Example("chat", [{"role": "user", "content": str(n)}, CHAT[1]], [])) for n in range(99)
+    )
+    found = made.rows(examples)
+    for _ in range(3):
+        next(found)
+    assert len(asked) == AHEAD + 3
+    found.close()
 
 
 AWKWARD = st.text(st.sampled_from("aZ0é中🙂 \n\t\r\u00a0\u200b\u0301'\"{}[]<>|\\/_.:#"), min_size=1, max_size=12)

@@ -1,9 +1,10 @@
 """The course of a run, gathered from its events: the one reader behind the terminal, the picture and `runs show`."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import TypeVar
 
 from settle.base.event_log import read_events, tail
@@ -20,10 +21,13 @@ from settle.base.events import (
     Step,
 )
 from settle.base.run import parse_json
+from settle.base.statistics import FORECAST_LEVEL
 
 LOOP = "loop"  # the stage that trains
 PACE_STEPS = 64  # latest steps that the pace is measured over
 SPEED_SMOOTHING = 0.9  # weight of the earlier speed; a smooth number is easier to read
+LEAST_SPREAD, MOST_PASSED = 0.01, 1 - 1e-9  # of a forecast's logarithm; the last quantile that is asked for
+LATE_SHARE = 0.01  # what is left at the least, of what is done, when a forecast is long passed
 ALMOST_DONE = 0.995  # the largest fraction shown while the run still continues
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 
@@ -130,6 +134,7 @@ class TimeLeft:
     end_step: int | None = None  # known once the decay has begun
     most_steps: int | None = None  # that the person allowed
     by_clock: bool = False  # the person allowed a time
+    ends_by_budget: bool = False  # and the forecast is that the run takes all of it
     phase: str = ""  # the stage that is being worked on
     ends_at: float | None = None  # time by which the run ends: by its clock, or as the stage now at work was planned
     after: float = 0.0  # seconds planned for what follows the loop
@@ -158,6 +163,8 @@ class TimeLeft:
             time, tokens = _interval(event.forecast, "time"), _interval(event.forecast, "tokens")
             self.expected, self.at_most = time if time else (None, None)
             self.tokens_expected = tokens or self.tokens_expected
+            by_budget = event.forecast.get("budgeted")
+            self.ends_by_budget = isinstance(by_budget, Sequence) and "time" in by_budget
             names = list(event.phases)
             following = names[names.index(LOOP) + 1 :] if LOOP in names else []
             self.after = sum(event.phases[name] for name in following)
@@ -176,7 +183,8 @@ class TimeLeft:
         self._pace = [*self._pace[1 - PACE_STEPS :], (event.time, event.step)]
 
     def seconds(self) -> tuple[float, str] | None:
-        """Seconds left and how that is known: "steps", "forecast" or "at most"; None when it is not known."""
+        """Seconds left and how that is known: "steps", "clock", "plan", "forecast" or "at most"; None when it is not
+        known."""
         by_plan = None if self.ends_at is None else self.ends_at - self.now
         if self.phase not in ("", LOOP):
             return (by_plan, "plan") if by_plan is not None and by_plan > 0 else None
@@ -194,18 +202,16 @@ class TimeLeft:
         return left if left[1] else None
 
     def _by_forecast(self, per_step: float | None) -> list[tuple[float, str]]:
-        """The forecast tokens that are left, at the present pace; seconds before there is a pace, and where a clock
-        ends the run."""
-        spent, pace = self.spent(), 1.0
-        done: float = spent
-        ends: tuple[float | None, float | None] = (self.expected, self.at_most)
-        if self.tokens_expected and per_step is not None and self.tokens and not self.by_clock:
-            done, ends, pace = self.tokens, self.tokens_expected, per_step * self.step / self.tokens
-        for end, how in zip(ends, ("forecast", "at most"), strict=True):
-            if end is not None and done < end:
-                after = self.after if done is not spent else 0.0
-                return [((end - done) * pace + after, how)]
-        return []
+        """The forecast tokens that are left, at the present pace; seconds, before there is a pace. A run that is
+        expected to end by its clock has nothing that is forecast."""
+        if self.by_clock and self.ends_by_budget:
+            return []
+        if self.tokens_expected and per_step is not None and self.tokens:
+            pace = per_step * self.step / self.tokens
+            return [(_median_left(self.tokens, *self.tokens_expected) * pace + self.after, "forecast")]
+        if self.expected is None or self.at_most is None:
+            return []
+        return [(_median_left(self.spent(), self.expected, self.at_most), "forecast")]
 
     def _seconds_per_step(self) -> float | None:
         """Over the latest steps; None before there are two."""
@@ -232,6 +238,17 @@ def _continued(events: list[S], event: S) -> list[S]:
         events.pop()
     events.append(event)
     return events
+
+
+def _median_left(done: float, expected: float, high: float) -> float:
+    """What is left of a log-normal amount, by its median and the upper end of its interval, now that `done` has not
+    been the end: the median of what is still possible, so it shrinks ever more slowly and is never gone."""
+    deviations = NormalDist().inv_cdf((1 + FORECAST_LEVEL) / 2)
+    spread = max(math.log(max(high, expected) / expected) / deviations, LEAST_SPREAD)
+    amount = NormalDist(math.log(expected), spread)
+    passed = amount.cdf(math.log(done)) if done > 0 else 0.0
+    median = math.exp(amount.inv_cdf(min((1 + passed) / 2, MOST_PASSED)))
+    return max(median - done, LATE_SHARE * done)
 
 
 def _number(value: object) -> float | None:

@@ -1,8 +1,11 @@
 """Examples → encoded rows: rendered, supervised, proved, and no longer than the model may read."""
 
 import dataclasses
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,11 +13,15 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
 from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken, Example, Kind
-from settle.data.rows.render import Renderer
+from settle.data.rows.render import Rendered, Renderer
 from settle.data.rows.supervision import Encoded, Supervision, pieces_of, shortened
 from settle.data.settings import RowSettings
 
 TOO_LONG = "longer than the limit, before its first answer ends"
+AHEAD = 8  # examples that are rendered before they are encoded
+
+T = TypeVar("T")
+Rows = list[tuple[Encoded, ...]]  # of one example: each of one segment or, of a preference, of two
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,43 @@ class RowEncoder:
         self.wanted: list[int] = []
         self.dropped_long = self.shortened = self.answers_lost = self.split_rows = 0
 
-    def rows(self, example: Example) -> list[tuple[Encoded, ...]]:
-        """The rows of one example, each of one segment or, of a preference, of two. Raises Broken."""
+    def rows(self, examples: Iterable[tuple[T, Example]]) -> Generator[tuple[T, Example, Rows | Broken]]:
+        """The rows of each example, or why it has none. A template's process renders the next examples while this one
+        is encoded."""
+        if self.renderer.source is None:
+            for label, example in examples:
+                yield label, example, self._rows_or_reason(example, lambda example=example: self._render(example))
+            return
+        waiting: deque[tuple[T, Example, Future[Sequence[Rendered]]]] = deque()
+        pool = ThreadPoolExecutor(1, "render ahead")
+        try:
+            for label, example in examples:
+                waiting.append((label, example, pool.submit(self._render, example)))
+                if len(waiting) > AHEAD:
+                    yield self._finished(*waiting.popleft())
+            while waiting:
+                yield self._finished(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _finished(
+        self, label: T, example: Example, rendering: "Future[Sequence[Rendered]]"
+    ) -> tuple[T, Example, Rows | Broken]:
+        return label, example, self._rows_or_reason(example, rendering.result)
+
+    def _rows_or_reason(self, example: Example, rendered: Callable[[], Sequence[Rendered]]) -> Rows | Broken:
+        try:
+            return self._encode(example, rendered())
+        except Broken as e:
+            return e
+
+    def _render(self, example: Example) -> Sequence[Rendered]:
+        return self.renderer.pair(example) if example.kind == "preference" else self.renderer.rows(example)
+
+    def _encode(self, example: Example, rendered: Sequence[Rendered]) -> Rows:
+        encoded = [self.supervision.encode(row) for row in rendered]
         if example.kind == "preference":
-            return [self._pair(example)]
-        encoded = [self.supervision.encode(row) for row in self.renderer.rows(example)]
+            return [self._pair(encoded[0], encoded[1])]
         if example.kind == "text":
             parts = pieces_of(encoded[0], self._piece) if self._piece else encoded
             return [(part,) for part in parts if len(part.ids) > 1]
@@ -100,8 +139,7 @@ class RowEncoder:
         self.shortened += bool(lost)
         return fitting
 
-    def _pair(self, example: Example) -> tuple[Encoded, Encoded]:
-        chosen, rejected = (self.supervision.encode(row) for row in self.renderer.pair(example))
+    def _pair(self, chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
         length = max(len(chosen.ids), len(rejected.ids))
         self.wanted.append(length)
         if self._longest is not None and length > self._longest:

@@ -1,7 +1,7 @@
 """CollectedRows examples → both row stores, the examples of each side, the ledger and the previews."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -49,20 +49,14 @@ def write_rows(
             writers[side] = RowWriter(corpus / name, tokenizer.eos_id, tokenizer.dtype, segments)
             stack.enter_context(writers[side])
             written[side] = stack.enter_context((corpus / name / "examples.jsonl").open("w", encoding="utf-8"))
-        total = len(collected.sides)
-        for number, side in enumerate(collected.sides.tolist()):
-            if not number % _REPORT_EVERY or number == total - 1:
-                events.emit(Progress(what="tokenize", done=number + 1, total=total, unit="rows"))
-            if side not in writers:
-                continue
-            example, where = collected.example(number), collected.origin(number)
-            try:
-                rows = encoder.rows(example)
-            except Broken as e:
-                if str(e) == TOO_LONG:
+        examples = stack.enter_context(closing(encoder.rows(_examples(collected, events))))
+        for number, example, rows in examples:
+            side, where = int(collected.sides[number]), collected.origin(number)
+            if isinstance(rows, Broken):
+                if str(rows) == TOO_LONG:
                     ledger.drop(TOO_LONG, where, "")
                 else:
-                    refused.add(str(e), where)
+                    refused.add(str(rows), where)
                 if refused.count >= _HOPELESS and not ledger.kept:
                     refuse(refused, settings.model_copy(update={"drop_broken": False}), ledger)
                 continue
@@ -83,6 +77,16 @@ def write_rows(
         stores = {side: writer.close() for side, writer in writers.items()}
     shared = prompts.pop() if len(prompts) == 1 else ""
     _describe(corpus, collected, encoder, stores, ledger, previews, shared)
+
+
+def _examples(collected: CollectedRows, events: Events) -> Iterator[tuple[int, Example]]:
+    """The examples of both sides, by their number."""
+    total = len(collected.sides)
+    for number, side in enumerate(collected.sides.tolist()):
+        if not number % _REPORT_EVERY or number == total - 1:
+            events.emit(Progress(what="tokenize", done=number + 1, total=total, unit="rows"))
+        if side in _SIDES:
+            yield number, collected.example(number)
 
 
 def _system_prompt(example: Example) -> str:

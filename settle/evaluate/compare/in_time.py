@@ -52,7 +52,7 @@ def ask_in_time(
             for c in candidates
         ]
         return questions, (answers[0], answers[1])
-    order, began = _spread_order(len(questions)), time.monotonic()
+    order, began = spread_order(len(questions)), time.monotonic()
     asked: dict[int, tuple[Answer, Answer]] = {}
     both = f"{candidates[0].name} and {candidates[1].name}: {what}"
     while len(asked) < len(order):
@@ -82,6 +82,6 @@ def spread(items: list[T], number: int) -> list[T]:
     return [items[i * len(items) // number] for i in range(number)] if len(items) > number else items
 
 
-def _spread_order(number: int) -> list[int]:
+def spread_order(number: int) -> list[int]:
     """0 to `number` - 1 in an order of which every beginning is nearly evenly spread: by the golden ratio."""
     return sorted(range(number), key=lambda i: (i * 0.6180339887498949) % 1.0)
