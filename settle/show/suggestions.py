@@ -71,6 +71,8 @@ OPTIONS = {
     "temp": ("--temperature",),
     "quiet": ("--json",),
 }
+# options of other commands → why this one has none
+ELSEWHERE = {"time": "leave it out: how much work this is follows from what is asked for, and Ctrl-C ends it"}
 
 
 def suggest_command(name: str, known: Iterable[str]) -> str:
@@ -89,5 +91,7 @@ def suggest_option(option: str, known: Iterable[str], command: str) -> str:
     for ours in OPTIONS.get(name, ()):
         if ours.partition(" ")[0].partition(".")[0] in options:
             return f"{ours} is its name here"
+    if name in ELSEWHERE and f"--{name}" not in options:
+        return ELSEWHERE[name]
     near = difflib.get_close_matches(f"--{name}", sorted(options), n=1, cutoff=NEAR)
     return f"did you mean {near[0]!r}?" if near else f"`settle {command} --help-all` lists every option"

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from settle.base.event_log import Events
@@ -176,3 +181,32 @@ def test_an_adapter_and_the_wrong_base(an_adapter, tiny, tmp_path, capsys):
     (tmp_path / "base.gguf").unlink()
     assert main(["export", str(an_adapter)]) == 2
     assert "give it: --base NAME" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@pytest.mark.parametrize("moment", ["written", "compared"])
+def test_killed_in_the_middle_nothing_lies_there_and_the_next_export_sweeps(a_run, moment):
+    """kill -9 while the file is written, and while it is compared: what was at its place before is still whole."""
+    before = Path("notes.gguf")
+    before.write_bytes(b"of before")
+    command = [sys.executable, "-m", "settle", "export", "notes", "--to", "gguf", "--out", str(before), "--force"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not _is_at(moment, process.pid) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+    engines = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    left = list(Path().glob(".unproven-*"))
+    assert before.read_bytes() == b"of before" and len(left) == 1
+    psutil.wait_procs(engines, timeout=20)
+    assert not any(engine.is_running() for engine in engines)
+    assert main(["export", "notes", "--to", "gguf", "--out", str(before), "--force"]) == 0
+    assert read_gguf(before).tensors and sorted(path.name for path in Path().iterdir()) == ["notes.gguf"]
+
+
+def _is_at(moment: str, pid: int) -> bool:
+    """Whether an export has begun to write, or has begun to compare what it wrote, in a process of its own."""
+    if not any(path.is_file() for path in Path().glob(".unproven-*/*")):
+        return False
+    return moment == "written" or bool(psutil.Process(pid).children())

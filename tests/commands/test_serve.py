@@ -18,6 +18,8 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 from settle.base.run import Run, write_json
 from settle.base.server_state import key_file, server_key
 from settle.cli import main
+from settle.library.store import StoredModel, add_model
+from tests.hostile import with_metadata
 from tests.server.conftest import fill_store
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 400, "ignore_eos": True}
@@ -100,6 +102,40 @@ def test_stops_with_answers_under_way(started, number):
     assert pids and gone(pids)
     for connection in connections:
         connection.close()
+
+
+def test_stops_while_a_template_does_not_end(started, home):
+    """Requests wait for a bomb that its process is working on; SIGTERM ends the server, and the process with it."""
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    folder = home / "models" / "bomb"
+    folder.mkdir()
+    changes = {"tokenizer.chat_template": endless}
+    path = with_metadata(home / "models" / "tiny" / "tiny.gguf", folder / "bomb.gguf", changes)
+    add_model(StoredModel("bomb", "gguf", path, "ab" * 32, "test:bomb"))
+    process, address = started()
+    connections = [ask(address, CHAT | {"model": "bomb"}, server_key()) for _ in range(3)]
+    end = time.monotonic() + 60
+    while not (bombs := rendering(process.pid)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert bombs, "no process renders the template"
+    pids = children(process.pid)
+    process.terminate()
+    assert process.wait(30) == 0
+    assert gone([*pids, *bombs])
+    for connection in connections:
+        connection.close()
+
+
+def rendering(pid: int) -> list[int]:
+    """The processes of a server that work on a chat template."""
+    import psutil
+
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(part.endswith("render_child") for part in child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def test_killed_it_leaves_no_child(started):

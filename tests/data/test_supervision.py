@@ -289,9 +289,8 @@ def test_the_next_rows_are_rendered_while_one_is_encoded(monkeypatch: pytest.Mon
 
 def test_no_more_rows_are_rendered_ahead_than_are_soon_encoded() -> None:
     made, asked = making(FAMILIES["qwen3"]), []
-    examples = (
-        (asked.append(n), Example("chat", [{"role": "user", "content": str(n)}, CHAT[1]], [])) for n in range(99)
-    )
+    example = Example("chat", CHAT[:2], [])
+    examples = ((asked.append(n), example) for n in range(99))
     found = made.rows(examples)
     for _ in range(3):
         next(found)

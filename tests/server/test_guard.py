@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from settle.library.store import StoredModel, add_model, store
 from settle.server.guard.guard import Limits
 from settle.server.models.model_loader import PoolSettings
 from tests.base.bombs import COMPILED, REVIEW
+from tests.hostile import with_metadata
 from tests.server.conftest import KEY, ORIGIN, serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
@@ -452,6 +454,45 @@ def test_a_template_that_would_not_end(request, live, stocked, bomb):
     assert {one.json["error"]["code"] for one in refused} == {"template_runaway"}
     assert live.ask("/v1/chat/completions/input_tokens", CHAT | {"model": "bomb"}).status == 400
     assert psutil.Process().memory_info().rss - memory < 256 << 20
+
+
+def _truncated(path: Path, sound: Path) -> None:
+    path.write_bytes(sound.read_bytes()[:900])
+
+
+def _no_model(path: Path, sound: Path) -> None:
+    path.write_bytes(b"GGUF" + b"\xff" * 64)
+
+
+def _of_odd_numbers(path: Path, sound: Path) -> None:
+    with_metadata(sound, path, {"llama.context_length": -1, "general.name": "\x1b[2J"})
+
+
+def _no_file(path: Path, sound: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("breaks", [_truncated, _no_model, _of_odd_numbers, _no_file])
+@pytest.mark.parametrize("damage", ["file", "record"])
+def test_a_broken_model_does_not_break_the_lists(request, live, stocked, breaks, damage):
+    """Every list of every API has the sound models, whatever lies beside them; the broken one is refused in words."""
+    folder = store() / "broken"
+    folder.mkdir()
+    request.addfinalizer(lambda: shutil.rmtree(folder))  # the home is shared
+    path = folder / "broken.gguf"
+    path.write_bytes(b"")
+    add_model(StoredModel("broken", "gguf", path, "ab" * 32, "test:broken"))
+    breaks(path, stocked / "models" / "tiny" / "tiny.gguf")
+    if damage == "record":
+        (folder / "model.json").write_text('{"name": 7')
+    for listing in ("/v1/models", "/api/tags", "/api/v0/models", "/api/ps"):
+        reply = live.ask(listing)
+        assert reply.status == 200, (listing, reply.body)
+        assert listing == "/api/ps" or b'"tiny' in reply.body
+    asked = live.ask("/v1/chat/completions", CHAT | {"model": "broken"})
+    assert 400 <= asked.status < 600 and asked.status != 500, asked.body
+    assert "Traceback" not in asked.body.decode() and asked.json["error"]["message"]
+    assert live.ask("/v1/models/tiny").status == 200
 
 
 def _with_template(data: bytes, template: str) -> bytes:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,7 +66,7 @@ class RowEncoder:
         is encoded."""
         if self.renderer.source is None:
             for label, example in examples:
-                yield label, example, self._rows_or_reason(example, lambda example=example: self._render(example))
+                yield label, example, self._rows_or_reason(example, partial(self._render, example))
             return
         waiting: deque[tuple[T, Example, Future[Sequence[Rendered]]]] = deque()
         pool = ThreadPoolExecutor(1, "render ahead")
