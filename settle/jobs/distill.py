@@ -216,8 +216,8 @@ def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCor
     """The same questions with the teacher's own most likely answers, which are stored beside the rows."""
     name = f"{corpus.fingerprint}{c.teacher.source.sha256}{c.settings.answer_tokens}"
     folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-    learned = [*corpus.examples("train"), *corpus.examples("selection")]
-    sides = {"train": learned, "held_out": list(corpus.examples())}
+    to_learn = [*corpus.examples("train"), *corpus.examples("selection")]
+    sides = {"train": to_learn, "held_out": list(corpus.examples())}
     files = {side: folder / f"{side}.jsonl" for side in sides}
     if wanted := [side for side in sides if not files[side].exists()]:
         seconds, number = c.seconds_of(ANSWERS_SHARE), sum(len(sides[side]) for side in wanted)

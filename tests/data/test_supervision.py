@@ -1,7 +1,6 @@
 """Which tokens are supervised, under the chat templates of many families."""
 
-import time
-from collections.abc import Callable
+import threading
 from typing import Any
 
 import numpy as np
@@ -265,26 +264,29 @@ def test_a_model_without_a_template_gets_one_that_fits(family: str, name: str) -
 
 
 def test_the_next_rows_are_rendered_while_one_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait in the template's process and one in the encoder take as long as one of them, and the order stays."""
-    made, wait, number = making(FAMILIES["qwen3"]), 0.01, 40
+    """Each row but the last is encoded only once the next one has been rendered; the order stays, refused ones too."""
+    made, number = making(FAMILIES["qwen3"]), 12
+    rendered = [threading.Event() for _ in range(number)]
     render, encode = made.renderer.rows, made.supervision.encode
 
-    def slowly(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda given: (time.sleep(wait), work(given))[1]
+    def render_and_say(example: Example) -> list[Any]:
+        try:
+            return render(example)
+        finally:
+            rendered[int(example.messages[0]["content"].split()[0])].set()
 
-    monkeypatch.setattr(made.renderer, "rows", slowly(render))
-    monkeypatch.setattr(made.supervision, "encode", slowly(encode))
-    examples = [Example("chat", [{"role": "user", "content": str(n)}, CHAT[1]], []) for n in range(number)]
-    examples[7] = Example("chat", [{"role": "user", "content": "<|im_end|>"}, CHAT[1]], [])
-    took = []
-    for group in (1, number):  # one at a time there is nothing to render ahead
-        began, found = time.perf_counter(), []
-        for first in range(0, number, group):
-            found += list(made.rows(enumerate(examples))) if group > 1 else list(made.rows([(first, examples[first])]))
-        took.append(time.perf_counter() - began)
-        assert [label for label, _, _ in found] == list(range(number))
-        assert [label for label, _, rows in found if isinstance(rows, Broken)] == [7]
-    assert took[1] < 0.8 * took[0]
+    def encode_after_the_next(row: Any) -> Encoded:
+        place = int(row.text.split("user\n")[1].split()[0])
+        assert place == number - 1 or rendered[place + 1].wait(60), "the next row waits for this one"
+        return encode(row)
+
+    monkeypatch.setattr(made.renderer, "rows", render_and_say)
+    monkeypatch.setattr(made.supervision, "encode", encode_after_the_next)
+    examples = [Example("chat", [{"role": "user", "content": f"{n} ?"}, CHAT[1]], []) for n in range(number)]
+    examples[7] = Example("chat", [{"role": "user", "content": "7 <|im_end|>"}, CHAT[1]], [])
+    found = list(made.rows(enumerate(examples)))
+    assert [label for label, _, _ in found] == list(range(number))
+    assert [label for label, _, rows in found if isinstance(rows, Broken)] == [7]
 
 
 def test_no_more_rows_are_rendered_ahead_than_are_soon_encoded() -> None:

@@ -80,12 +80,12 @@ def write_rows(
 
 
 def _examples(collected: CollectedRows, events: Events) -> Iterator[tuple[int, Example]]:
-    """The examples of both sides, by their number."""
+    """The examples of all sides, by their number."""
     total = len(collected.sides)
     for number, side in enumerate(collected.sides.tolist()):
         if not number % _REPORT_EVERY or number == total - 1:
             events.emit(Progress(what="tokenize", done=number + 1, total=total, unit="rows"))
-        if side in _SIDES:
+        if side in SIDES:
             yield number, collected.example(number)
 
 
