@@ -1,8 +1,9 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.base.events import Warn
+from settle.base.run import Run
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, Comparison, report
@@ -78,10 +79,18 @@ def compare(c: TuneContext) -> None:
         options = CompareOptions(score=settings.score, limit=settings.compare_rows, seconds=c.seconds_to_compare)
         judged = None if settings.score else _preferences(c, (ours.name, theirs.name))
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned), judged)
+    comparison = replace(comparison, judged_before=_judged_before(c))
     report(comparison, c.events)
     if comparison.shortened:
         c.leave_out_pace()
     c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
+
+
+def _judged_before(c: TuneContext) -> int:
+    """How many other finished runs were compared with their base on the rows that judge this one."""
+    others = (run for run in Run.all() if run.path != c.run.path)
+    same = (run for run in others if (run.read("plan.json") or {}).get("corpus") == c.corpus.fingerprint)
+    return sum(bool((run.read("result.json") or {}).get("comparison")) for run in same)
 
 
 def _preferences(c: TuneContext, names: tuple[str, str]) -> Comparison | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ import pytest
 import settle
 from settle.base.chat_template.default_system import default_system
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import Run
+from settle.base.run import Run, write_json
 from settle.cli import main
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import read_lora
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.engine import Engine
+from settle.jobs.tune import _judged_before
 from settle.library.resolve import resolve_gguf
 from settle.model.load_adapter import open_adapter
 from settle.model.pretrained import Pretrained
@@ -108,6 +110,17 @@ def test_methods(files, home, capsys, base, rows, settings, file):
         model = resolve_gguf("t")
         with Engine(model.weights, adapter=model.adapter) as engine:
             assert "### Assistant:" in engine.render([{"role": "user", "content": "hi"}])
+
+
+def test_runs_that_were_judged_on_the_same_rows_are_counted(home):
+    """Other finished runs of the same rows that were compared; not this one, not others' rows, not unfinished ones."""
+    runs = [Run.create("tune", f"r{i}") for i in range(5)]
+    for run, corpus in zip(runs, ("a", "a", "b", "a", "a"), strict=True):
+        write_json(run.path / "plan.json", {"corpus": corpus})
+    for run in runs[:4]:
+        write_json(run.path / "result.json", {"comparison": {"verdict": "better"} if run.name != "r3" else None})
+    context = SimpleNamespace(run=runs[0], corpus=SimpleNamespace(fingerprint="a"))
+    assert _judged_before(context) == 1
 
 
 def test_preferences_are_judged_by_accuracy_and_margin(files, home, capsys, tmp_path):

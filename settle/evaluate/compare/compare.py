@@ -32,7 +32,8 @@ class Comparison:
     """How a tuned model compares with its base. score: on the person's rows; the verdict depends on it alone. beside:
     further scores by name. cut: answers of the base and of the tuned model that were stopped for their length. unasked:
     rows that were too long to ask. shortened: what there was no time for, in sentences. margin: of preferences, how
-    much more the tuned model rewards the better answer; it decides where the score shows no difference.
+    much more the tuned model rewards the better answer; it decides where the score shows no difference. judged_before:
+    other runs that were judged on the same rows.
     """
 
     base: str
@@ -49,6 +50,7 @@ class Comparison:
     seconds: float = 0.0
     shortened: Sequence[str] = ()
     margin: PairedTest | None = None
+    judged_before: int = 0
 
     @property
     def verdict(self) -> str:
@@ -91,6 +93,7 @@ class Comparison:
             "unasked": self.unasked,
             "seconds": round(self.seconds, 3),
             "shortened": list(self.shortened),
+            "judged_before": self.judged_before,
             **({"margin": self.margin.to_json()} if self.margin is not None else {}),
         }
 
@@ -120,6 +123,12 @@ class Comparison:
             out.append(f"the {score.rows} rows are {score.families} families of rows that are alike, resampled whole")
         if (claims := len(self._claims()[0]) + len(self._claims()[1])) > 1:
             out.append(f"the verdicts on {claims} scores are corrected together (Holm)")
+        if self.judged_before:
+            runs = "1 other run was" if self.judged_before == 1 else f"{self.judged_before} other runs were"
+            out.append(
+                f"{runs} judged on the same rows: the best of several is partly luck, so judge the one that you keep "
+                "on fresh rows, with `settle eval --rows`"
+            )
         if self.forgot is not None:
             out.append(
                 f"forgot {self.forgot.degree}: on {self.forgot.tokens} tokens {self.forgot.wrote}, the loss rose by "
