@@ -213,7 +213,10 @@ def report(c: ShrinkContext) -> None:
         c.figures |= {"verdict": "planned", "why": why, "candidates": rows}
     else:
         before, after = footprints([c.session.whole.source.path, c.exported], threads=c.session.model.threads)
-        c.reference, c.chosen = c.candidates.reference(before), replace(c.chosen, footprint=after)
+        c.reference, chosen = c.candidates.reference(before), c.chosen
+        judged = c.session.model.judge(c.exported)
+        c.chosen = replace(chosen, footprint=after, divergence=judged, selection=chosen.divergence)
+        _warn_of_loss(c, c.chosen)
         others = [m for m in _measured(c) if m.name != c.chosen.name]
         measured = [m.point() for m in others if m.divergence]
         title, points = "", [c.reference.point(), c.chosen.point(chosen=True), *measured]
@@ -234,6 +237,18 @@ def result(c: ShrinkContext) -> None:
     write_json(c.run.path / "result.json", made.to_json())
     c.events.emit(ResultReady(result=made.to_json()))
     c.exit_code = 0
+
+
+def _warn_of_loss(c: ShrinkContext, chosen: Candidate) -> None:
+    """Say so when the file loses more on text that chose nothing than was asked for."""
+    budget = c.settings.budget()
+    if budget.goal == "loss" and chosen.loss_share > budget.amount:
+        c.events.emit(
+            Warn(
+                text=f"on text that chose nothing the file loses up to {chosen.loss_share:.2%}, more than the "
+                f"{budget.amount:.2%} asked for; a smaller --lose leaves room for that, and more text narrows it"
+            )
+        )
 
 
 def _requantizing(settings: ShrinkSettings) -> str:

@@ -1,6 +1,7 @@
-"""The text to calibrate on and the held-out text to measure on: the person's own, or settle's.
+"""The text to calibrate on, the text that files are chosen by, and the text that the chosen one is judged on.
 
-The two never overlap: a file's loss on the text that it was fitted to says nothing.
+The three never overlap: a file's loss on the text that it was fitted to says nothing, and on the text that chose it
+among others it is too low.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,14 +36,17 @@ EVERY = 3  # every third text is held out, where the texts are not the person's 
 @dataclass(frozen=True)
 class CalibrationData:
     """calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be
-    fitted to, all of it. held_out: windows that files are judged on, each of `window` ids at most; texts: the same as
-    text. examples: held-out rows that ask something, if there are any.
+    fitted to, all of it. selection: windows that files are chosen by, each of `window` ids at most; texts: the same as
+    text. held_out: windows that the chosen file is judged on; judged: the same as text. examples: held-out rows that
+    ask something, if there are any.
     """
 
     name: str
     calibration: Sequence[np.ndarray]
-    held_out: Windows
+    selection: Windows
     texts: Sequence[str]
+    held_out: Windows
+    judged: Sequence[str]
     fitted: Sequence[str]
     window: int
     examples: Sequence[Example] = ()
@@ -52,7 +56,7 @@ class CalibrationData:
     def fingerprint(self) -> str:
         """A hash of all ids."""
         digest = sha256()
-        for windows in (self.calibration, self.held_out.ids):
+        for windows in (self.calibration, self.selection.ids, self.held_out.ids):
             for ids in windows:
                 digest.update(np.asarray(ids, "<i4").tobytes() + b"|")
             digest.update(b"||")
@@ -61,7 +65,8 @@ class CalibrationData:
     def in_tokens_of(self, tokenizer: Tokenizer) -> "CalibrationData":
         """The same texts in the ids of a tokenizer with fewer tokens."""
         windows = calibration_windows(tokenizer, self.fitted, CALIBRATION_TOKENS, min(LENGTH, self.window)).windows
-        return replace(self, calibration=windows, held_out=text_windows(tokenizer, self.texts, self.window))
+        selection, held_out = (text_windows(tokenizer, texts, self.window) for texts in (self.texts, self.judged))
+        return replace(self, calibration=windows, selection=selection, held_out=held_out)
 
 
 def calibration_data(
@@ -85,31 +90,42 @@ def calibration_data(
     if plain is not None:
         return _of_texts(_named(inputs), plain, calibration, tokenizer, window, events)
     corpus = _corpus(inputs, tokenizer, window, events)
-    held_out = _judged(corpus.held_out, tokenizer)
-    texts = [tokenizer.decode(ids) for ids in _spread(corpus.held_out, HELD_OUT_TOKENS)]
+    sides = (corpus.selection, corpus.held_out)
+    selection, held_out = (_judged(side, tokenizer) for side in sides)
+    texts, judged = ([tokenizer.decode(ids) for ids in _spread(side, HELD_OUT_TOKENS)] for side in sides)
     if calibration:
-        calibrated = _calibrated(calibration, tokenizer, window, events, texts)
+        calibrated = _calibrated(calibration, tokenizer, window, events, [*texts, *judged])
     else:
         windows = [np.asarray(ids, np.int64) for ids in _spread(corpus.train, CALIBRATION_TOKENS)]
         calibrated = windows, _too_few(windows)
     examples = list(corpus.examples())
     fitted = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
-    return CalibrationData(_named(inputs), calibrated[0], held_out, texts, fitted, window, examples, calibrated[1])
+    return CalibrationData(
+        _named(inputs), calibrated[0], selection, texts, held_out, judged, fitted, window, examples, calibrated[1]
+    )
 
 
 def _of_texts(
     name: str, passages: Sequence[str], calibration: Sequence[str], tokenizer: Tokenizer, window: int, events: Events
 ) -> CalibrationData:
-    judged = [text for number, text in enumerate(passages) if number % EVERY == 0]
+    kept = [text for number, text in enumerate(passages) if number % EVERY == 0]
     fitted = [text for number, text in enumerate(passages) if number % EVERY]
     if calibration:
-        calibrated = _calibrated(calibration, tokenizer, window, events, judged)
+        calibrated = _calibrated(calibration, tokenizer, window, events, kept)
     else:
         windows = calibration_windows(tokenizer, fitted, CALIBRATION_TOKENS, min(LENGTH, window)).windows
         calibrated = windows, _too_few(windows)
-    judged = first_texts(tokenizer, judged, HELD_OUT_TOKENS)
-    held_out = text_windows(tokenizer, judged, window)
-    return CalibrationData(name, calibrated[0], held_out, judged, fitted, window, (), calibrated[1])
+    texts, judged = (first_texts(tokenizer, side, HELD_OUT_TOKENS) for side in _halves(kept))
+    selection, held_out = (text_windows(tokenizer, side, window) for side in (texts, judged))
+    return CalibrationData(name, calibrated[0], selection, texts, held_out, judged, fitted, window, (), calibrated[1])
+
+
+def _halves(passages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Every other passage; of a single one its two halves."""
+    if len(passages) == 1:
+        middle = len(passages[0]) // 2
+        passages = [passages[0][:middle], passages[0][middle:]]
+    return list(passages[::2]), list(passages[1::2])
 
 
 def _calibrated(
@@ -159,7 +175,10 @@ def _named(inputs: Sequence[str]) -> str:
 def _corpus(inputs: Sequence[str], tokenizer: Tokenizer, window: int, events: Events) -> RowCorpus:
     settings = RowSettings.model_validate({"held_out": HELD_OUT_SHARE, "max_tokens": window, "most_too_long": 1.0})
     corpus = prepare_rows(list(inputs), tokenizer, settings, events)
-    if corpus.held_out.num_tokens < 2 * corpus.held_out.num_documents or not corpus.held_out.num_documents:
+    if any(
+        side.num_tokens < 2 * side.num_documents or not side.num_documents
+        for side in (corpus.selection, corpus.held_out)
+    ):
         raise DataError("there is too little text to judge a model by", "give more of it, or none: settle brings some")
     return corpus
 

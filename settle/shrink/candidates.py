@@ -18,7 +18,9 @@ from settle.shrink.types.quantize_file import quantized_already
 
 @dataclass(frozen=True)
 class Candidate:
-    """kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token."""
+    """kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token.
+    divergence: on the text that files are chosen by; of the file that was chosen, on other text, and `selection` on the
+    first."""
 
     name: str
     kinds: Mapping[str, str]
@@ -27,6 +29,7 @@ class Candidate:
     predicted: float | None = None
     divergence: Divergence | None = None
     footprint: Footprint | None = None
+    selection: Divergence | None = None
 
     @property
     def loss_share(self) -> float:
@@ -77,6 +80,7 @@ class Candidate:
             "recipe": self.mix,
             "predicted_kl": self.predicted,
             "divergence": self.divergence and self.divergence.to_json(),
+            "selection": self.selection and self.selection.to_json(),
             "footprint": self.footprint and self.footprint.to_json(),
         }
 

@@ -16,6 +16,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.run import home
 from settle.data.likelihoods import Likelihoods
+from settle.data.windows import Windows
 from settle.evaluate.divergence import Divergence, divergence
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
@@ -27,7 +28,7 @@ from settle.shrink.measurements import Measurements, measure
 from settle.shrink.types.cost_table import CostTable
 from settle.shrink.types.imatrix import Importance, read_imatrix, write_imatrix
 
-STORE_VERSION = 2  # increase it when the way of measuring changes
+STORE_VERSION = 3  # increase it when the way of measuring changes
 BYTES_PER_TOKEN = 1024  # size of the reference's likelihoods on disk
 
 
@@ -83,18 +84,27 @@ class MeasuredModel:
 
     @cached_property
     def likelihoods(self) -> Likelihoods:
-        """The model's own distributions over the held-out text, which files are compared with."""
-        folder = self.store / "likelihoods"
+        """The model's own distributions over the selection text, which files are compared with."""
+        return self._likelihoods("likelihoods", self.data.selection)
+
+    def _likelihoods(self, name: str, windows: Windows) -> Likelihoods:
+        folder = self.store / name
         if not folder.exists():
-            windows = self.data.held_out
             require_room(windows.num_tokens * BYTES_PER_TOKEN, folder.parent)
             with Scorer(self.path, self.data.window, self.threads) as scorer:
                 scorer.likelihoods(windows.ids, folder, on_tokens=self.token_counter("reference", windows.num_tokens))
         return Likelihoods(folder)
 
     def divergence(self, path: Path) -> Divergence:
-        """How far a file is from this model, on the held-out text."""
-        reference, windows = self.likelihoods, self.data.held_out
+        """How far a file is from this model, on the text that files are chosen by."""
+        return self._divergence(path, self.likelihoods, self.data.selection)
+
+    def judge(self, path: Path) -> Divergence:
+        """How far the chosen file is from this model, on text that chose nothing."""
+        windows = self.data.held_out
+        return self._divergence(path, self._likelihoods("judgement", windows), windows)
+
+    def _divergence(self, path: Path, reference: Likelihoods, windows: Windows) -> Divergence:
         with Scorer(path, self.data.window, self.threads) as scorer:
             compared = scorer.compare(reference, self.token_counter("comparing", windows.num_tokens))
         return divergence(reference, compared, windows.total_bytes)

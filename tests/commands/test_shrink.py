@@ -67,13 +67,16 @@ def test_a_size_is_kept_to_and_used_better_than_by_a_mix(kept, capsys):
     size = f"{mix['bytes'] / 1e3:.3f}kB"
     auto = shrunk(capsys, "notes", kept / "text.txt", "--to", size, "--name", "sized")["chosen"]
     assert auto["bytes"] <= mix["bytes"]
-    assert auto["divergence"]["kl"]["value"] <= mix["divergence"]["kl"]["value"]
+    assert auto["selection"]["kl"]["value"] <= mix["selection"]["kl"]["value"]
 
 
 def test_a_loss_is_kept_to(kept, capsys):
     result = shrunk(capsys, "notes", kept / "text.txt", "--lose", "5%", "--name", "lossy")
-    d = result["chosen"]["divergence"]
+    d = result["chosen"]["selection"]
     assert max(d["rise"]["high"], d["kl"]["high"] / d["reference_loss"]) <= 0.05
+    judged = result["chosen"]["divergence"]  # on text that did not choose it
+    assert judged["kl"] != d["kl"] and judged["reference_loss"] != d["reference_loss"]
+    assert result["actual"]["kl"] == judged["kl"]["value"] and judged["rise"]["value"] < 0.1
     smaller = [c for c in result["candidates"] if c["bytes"] < result["chosen"]["bytes"]]
     for other in smaller:
         d = other["divergence"]
