@@ -28,7 +28,7 @@ from settle.shrink.calibration import LENGTH, NAME, calibration_texts, calibrati
 WINDOW = 512  # ids of a window that a model is judged on, where it knows so many
 CALIBRATION_TOKENS = 8_192
 HELD_OUT_TOKENS = 16_384
-HELD_OUT_SHARE = 0.3
+HELD_OUT_SHARE = 0.22  # half as much again selects
 PASSAGE = 3000  # characters that a plain text is cut into
 EVERY = 3  # every third text is held out, where the texts are not the person's own files
 
