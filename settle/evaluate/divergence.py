@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import Interval, bootstrap_ratio
+from settle.base.statistics import FEWEST_FAMILIES, Interval, bootstrap_ratio
 from settle.data.distributions import Compared
 from settle.data.likelihoods import Likelihoods
 from settle.data.windows import Windows
@@ -75,28 +75,41 @@ class TextLoss:
         return _fields(self)
 
 
-def divergence(reference: Likelihoods, compared: Compared, num_bytes: int | None = None, seed: int = 0) -> Divergence:
+def divergence(
+    reference: Likelihoods,
+    compared: Compared,
+    num_bytes: int | None = None,
+    texts: np.ndarray | None = None,
+    seed: int = 0,
+) -> Divergence:
     """The figures of a comparison over a record's windows, all or the first of them.
 
-    compared: of `Scorer.compare`. num_bytes: of the text of the tokens that were compared. Intervals
-    are the bootstrap's over windows: tokens of one window are no independent sample.
+    compared: of `Scorer.compare`. num_bytes: of the text of the tokens that were compared. texts: (W,), the text of
+    each window. Intervals are the bootstrap's over texts, or over windows where the texts are few: tokens of one window
+    are no independent sample.
     """
     positions = reference.positions
     windows = int(np.searchsorted(positions, len(compared.kl)))
     assert positions[windows] == len(compared.kl), "a comparison is over whole windows"
     bounds = positions[: windows + 1]
-    counts = np.diff(bounds)
+    families = np.arange(windows) if texts is None or len(set(texts[:windows])) < FEWEST_FAMILIES else texts[:windows]
+    _, families = np.unique(families, return_inverse=True)
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(families, _sums(values, bounds))
+
+    counts = np.bincount(families, np.diff(bounds))
     random = np.random.default_rng(seed)
     reference_logprobs = np.asarray(reference.came_logprobs[: len(compared.kl)], float)
-    ours, theirs = _sums(-reference_logprobs, bounds), _sums(-compared.logprobs, bounds)
+    ours, theirs = summed(-reference_logprobs), summed(-compared.logprobs)
     return Divergence(
         windows=windows,
         tokens=len(compared.kl),
         num_bytes=num_bytes,
-        kl=bootstrap_ratio(_sums(compared.kl, bounds), counts, random),
+        kl=bootstrap_ratio(summed(compared.kl), counts, random),
         kl_99=float(np.quantile(compared.kl, 0.99)),
         kl_max=float(compared.kl.max()),
-        same_top=bootstrap_ratio(_sums(compared.top_equal, bounds), counts, random),
+        same_top=bootstrap_ratio(summed(compared.top_equal), counts, random),
         loss=float(theirs.sum() / counts.sum()),
         reference_loss=float(ours.sum() / counts.sum()),
         rise=bootstrap_ratio(theirs - ours, ours, random),

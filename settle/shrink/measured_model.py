@@ -11,6 +11,8 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Progress
@@ -107,7 +109,7 @@ class MeasuredModel:
     def _divergence(self, path: Path, reference: Likelihoods, windows: Windows) -> Divergence:
         with Scorer(path, self.data.window, self.threads) as scorer:
             compared = scorer.compare(reference, self.token_counter("comparing", windows.num_tokens))
-        return divergence(reference, compared, windows.total_bytes)
+        return divergence(reference, compared, windows.total_bytes, np.asarray(windows.texts))
 
     def token_counter(self, what: str, total: int) -> Callable[[int], None]:
         """What is called with the number of tokens that were just done, to report progress."""
