@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--recipes", nargs="+", default=["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"])
-    parser.add_argument("--tokens", type=int, default=2048, help="measured on")
+    parser.add_argument("--tokens", type=int, default=64 * LENGTH, help="measured on: 64 windows or more")
     parser.add_argument("--measure-tokens", type=int, default=4096, help="of the calibration text")
     parser.add_argument("--dither", action="store_true")
     parser.add_argument("--engine", action="store_true")

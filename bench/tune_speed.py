@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "trl": {"dtype": "bfloat16", "activation_checkpointing": False, "padding_free": True, "max_length": None},
         "unsloth": {"unsloth": {}, "gradient_checkpointing": False, "UNSLOTH_CPU_COMPILE": 1},
         # its wheel brings the reference BLAS, on one thread; where the system has OpenBLAS, that is taken instead
-        "mlx": {"LD_PRELOAD": "libopenblas.so.0"},
+        "mlx": {"dtype": "bfloat16", "LD_PRELOAD": "libopenblas.so.0"},
     },
 }
 WARMUP = 3  # steps; ours where it runs

@@ -13,16 +13,16 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 model, rows, work, own = sys.argv[1], sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
-epochs = own.pop("epochs")
+epochs, seed = own.pop("epochs"), own.pop("seed")
 lora = (
     {"r": own.pop("r"), "lora_alpha": own.pop("lora_alpha"), "target_modules": own.pop("targets")} if "r" in own else {}
 )
 
 
-def dialogue(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+def dialogue(row: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
     return {
-        "prompt": [{"role": "user", "content": row["question"]}],
-        "completion": [{"role": "assistant", "content": row["answer"]}],
+        "prompt": row["messages"][:-1],
+        "completion": row["messages"][-1:],
     }
 
 
@@ -32,7 +32,7 @@ config = SFTConfig(
     output_dir=str(work),
     num_train_epochs=epochs,
     per_device_train_batch_size=8,
-    seed=1,
+    seed=seed,
     save_strategy="no",
     report_to="none",
     disable_tqdm=True,
