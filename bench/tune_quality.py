@@ -4,10 +4,10 @@
 
 MODEL: a folder in Hugging Face's layout. Rows: as `settle tune` reads them. settle splits TRAIN into training and
 selection rows, and both sides train on the first. Each side tries every rate once and keeps the one of the lowest loss
-on the selection rows; settle stops by its verdict, and TRL's SFTTrainer with PEFT's LoRA (every linear, rank 16, warm-up
-and linear decay, batches of 8) sees as many tokens. Then each side is trained anew with every further seed at its rate.
-What is told is the loss per answer token on HELD_OUT, by seed, and the mean difference over rows with its interval, each
-row's loss the mean over seeds. Without --trl only settle is trained.
+on the selection rows; settle stops by its verdict, and TRL's SFTTrainer with PEFT's LoRA (every linear, rank 16,
+warm-up and linear decay, batches of 8) sees as many tokens. Then each side is trained anew with every further seed at
+its rate. What is told is the loss per answer token on HELD_OUT, by seed, and the mean difference over rows with its
+interval, each row's loss the mean over seeds. Without --trl only settle is trained.
 """
 
 import argparse
