@@ -146,15 +146,21 @@ def measure_pair(
     # the best of several ways is partly luck on the prompts that chose it
     judged = [i for i in range(len(prompts)) if not searched or i not in few] or few
     prompts, alone = [prompts[i] for i in judged], [alone[i] for i in judged]
-    together = timed(prompts, best)
+    return _pair(alone, timed(prompts, best), best, searched)
+
+
+def _pair(
+    alone: Sequence[TimedAnswer], together: Sequence[TimedAnswer], way: Proposing, searched: dict[Proposing, float]
+) -> Pair:
+    """The figures of the same prompts' answers, without the draft and with it."""
     proposed = sum(one.drafted for one in together)
     pairs = list(zip(alone, together, strict=True))
     return Pair(
         alone=_rate(alone),
         together=_rate(together),
-        way=best,
+        way=way,
         accepted=sum(one.accepted for one in together) / proposed if proposed else None,
-        prompts=len(prompts),
+        prompts=len(pairs),
         tokens=sum(len(one.ids) for one in alone),
         differing=tuple((i, _first(a.ids, b.ids)) for i, (a, b) in enumerate(pairs) if a.ids != b.ids),
         per_prompt=tuple(_rate([b]) / _rate([a]) for a, b in pairs if min(len(a.ids), len(b.ids)) > 1),
