@@ -168,17 +168,17 @@ def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:
     if cell.falls:
         learned *= np.linspace(1.4, 0.2, cell.looks)
     gain = size * math.sqrt(design / cell.rows) * learned
-    said: dict[str, list[bool]] = {"one side": [], "split": [], "oracle": []}
+    verdicts: dict[str, list[bool]] = {"one side": [], "split": [], "oracle": []}
     for number in range(rounds):
         selecting, _, _ = side(cell, max(2, round(SELECTION * cell.rows)), gain, random)
         judged, score, families = side(cell, cell.rows, gain, random)
         own, other = chosen(judged), chosen(selecting)
         alone = np.arange(cell.rows)
         if number < rounds // 4:  # its error is large, and few rounds show it
-            said["one side"].append(own is not None and is_better(score[:, own], alone, cell.scores, random))
-        said["split"].append(other is not None and is_better(score[:, other], families, cell.scores, random))
-        said["oracle"].append(other is not None and is_better_by_t(score[:, other], families))
-    return said
+            verdicts["one side"].append(own is not None and is_better(score[:, own], alone, cell.scores, random))
+        verdicts["split"].append(other is not None and is_better(score[:, other], families, cell.scores, random))
+        verdicts["oracle"].append(other is not None and is_better_by_t(score[:, other], families))
+    return verdicts
 
 
 def main() -> None:
