@@ -147,7 +147,7 @@ def _walk(element: Any, depth: int, lines: list[str]) -> None:
                     lines.append(_list(inner))
                     said = ""
                 elif isinstance(inner.tag, str) and inner.tag not in LEFT_OUT:
-                    said += _text(inner)
+                    said += _marked(inner)
                 said += inner.tail or ""
             lines += [f"{' '.join(said.split())}\n"] if said.strip() else []
         elif child.tag in LISTS:
@@ -172,10 +172,14 @@ def _text(element: Any) -> str:
     said = element.text or ""
     for child in element:
         if isinstance(child.tag, str) and child.tag not in LEFT_OUT:
-            mark = {"superscript": "^", "subscript": "_"}.get(child.tag, "")
-            said += mark + _text(child).strip() if mark else _text(child)
+            said += _marked(child)
         said += child.tail or ""
     return said
+
+
+def _marked(element: Any) -> str:
+    mark = {"superscript": "^", "subscript": "_"}.get(element.tag, "")
+    return f"{mark}{_text(element).strip()}" if mark else _text(element)
 
 
 def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def stream_answer(
     if not any(sentence.source for sentence in builder.sentences):
         if builder.text:
             yield builder.add_text("\n\nThe passages themselves say:\n")
-        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources))
+        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources[::-1]))
     return builder.answer("written", sources, len(prompt.packed.dropped), generation)
 
 

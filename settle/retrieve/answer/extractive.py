@@ -1,24 +1,25 @@
-"""Answers without a language model: the sentences of the passages that fit a question best."""
+"""Answers without a language model: what the passages say that fits a question best, with what belongs to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from settle.documents.blocks import with_headings
 from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.sentences import sentences
+from settle.retrieve.answer.excerpts import excerpts
 from settle.retrieve.answer.support.citation_check import word_weights
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
-MOST = 3  # sentences of an answer
-NEAR = 0.8  # share of the best sentence's score from which on another is quoted beside it
+MOST = 2  # excerpts of an answer
+NEAR = 0.7  # share of the best one's score from which on another is quoted beside it
+LATER = 0.03  # score that an excerpt loses for each passage that was found before its own
 HEADING = 0.5  # share of a word's weight that counts where only the heading has it
-SHORTEST = 5  # words: a shorter sentence is quoted together with the next
 CANDIDATES = 64  # sentences whose meaning is compared: those that share most words with the question
+LONGEST = 400  # characters of a unit that are compared
 
 
 class Quote(NamedTuple):
-    """A sentence of a passage, word for word. score: how well it fits the question, 0 to 1."""
+    """An excerpt of a passage, word for word. score: how well it fits the question, 0 to 1."""
 
     text: str
     source: Source
@@ -26,41 +27,59 @@ class Quote(NamedTuple):
     score: float
 
 
+class _Candidate(NamedTuple):
+    """A unit of a passage. at: its number there."""
+
+    source: Source
+    piece: Piece
+    at: int
+    score: float
+
+    @property
+    def text(self) -> str:
+        return excerpts(self.piece.passage.text).units[self.at].text[:LONGEST]
+
+
 def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> list[Quote]:
-    """The sentences that answer best, in the order of the sources."""
-    weights = word_weights(collection, question)
-    total = sum(weights.values()) or 1.0
-    by_text: dict[str, Quote] = {}
-    for source in sources:
-        for piece in source.pieces:
-            heading = set(words(" ".join(piece.passage.headings)))
-            for text in _joined(sentences(piece.passage.text)):
-                own = set(words(text))
-                # a section's heading names its topic, and its sentences do not repeat it
-                score = sum(w * (stem in own or HEADING * (stem in heading)) for stem, w in weights.items())
-                if own:
-                    by_text.setdefault(text, Quote(text, source, piece, score / total))
-    best = sorted(by_text.values(), key=lambda quote: -quote.score)[:CANDIDATES]
+    """The excerpts that answer best, in the order of the sources. sources: the best passage first."""
+    best = _by_words(collection, question, sources)
     if not best:
         return []
     meanings = collection.vectors.vectorizer.documents(
-        [with_headings(quote.piece.passage.headings, quote.text) for quote in best]
+        [with_headings(one.piece.passage.headings, one.text) for one in best]
     )
+    order = {source.number: place for place, source in enumerate(sources)}
     near = meanings @ collection.vectors.embed_query(question)
-    ranked = [quote._replace(score=(quote.score + max(0.0, float(n))) / 2) for quote, n in zip(best, near, strict=True)]
-    ranked.sort(key=lambda quote: -quote.score)
-    chosen = [quote for quote in ranked[:MOST] if quote.score >= NEAR * ranked[0].score]
-    order = {quote.text: place for place, quote in enumerate(by_text.values())}
-    return sorted(chosen, key=lambda quote: order[quote.text])
+    ranked = [
+        one._replace(score=(one.score + max(0.0, float(n))) / 2 - LATER * order[one.source.number])
+        for one, n in zip(best, near, strict=True)
+    ]
+    ranked.sort(key=lambda one: -one.score)
+    chosen: list[Quote] = []
+    quoted: set[tuple[int, int]] = set()
+    for one in ranked:
+        passage = one.piece.passage
+        if len(chosen) == MOST or one.score < NEAR * ranked[0].score:
+            break
+        if (passage.id, one.at) not in quoted:
+            text, units = excerpts(passage.text).excerpt(one.at)
+            quoted |= {(passage.id, at) for at in units}
+            chosen.append(Quote(text, one.source, one.piece, one.score))
+    return sorted(chosen, key=lambda quote: quote.source.number)
 
 
-def _joined(texts: Iterable[str]) -> list[str]:
-    """Sentences, each short one joined with the next, or with the one before it at the end."""
-    joined: list[str] = []
-    is_short = False
-    for text in texts:
-        if is_short:
-            text = f"{joined.pop()} {text}"
-        joined.append(text)
-        is_short = len(text.split()) < SHORTEST
-    return [*joined[:-2], " ".join(joined[-2:])] if is_short else joined
+def _by_words(collection: Collection, question: str, sources: Sequence[Source]) -> list[_Candidate]:
+    """The units that share most words with a question, by the share of the words' weight that they have."""
+    weights = word_weights(collection, question)
+    total = sum(weights.values()) or 1.0
+    by_text: dict[str, _Candidate] = {}
+    for source in sources:
+        for piece in source.pieces:
+            heading = set(words(" ".join(piece.passage.headings)))
+            for at, unit in enumerate(excerpts(piece.passage.text).units):
+                own = set(words(unit.text))
+                # a section's heading names its topic, and its sentences do not repeat it
+                score = sum(w * (stem in own or HEADING * (stem in heading)) for stem, w in weights.items())
+                if own:
+                    by_text.setdefault(unit.text, _Candidate(source, piece, at, score / total))
+    return sorted(by_text.values(), key=lambda one: -one.score)[:CANDIDATES]
