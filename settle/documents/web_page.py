@@ -18,6 +18,14 @@ IGNORED_TAGS = (
     "textarea", "dialog", "footer",
 )  # fmt: skip
 _NO_CONTENT = "//*[@hidden or @aria-hidden='true' or @role='navigation' or @role='search' or @role='contentinfo']"
+# classes and ids of what surrounds a page's content in the themes of documentation, wikis and blogs
+_AROUND = {
+    "sidebar-toc", "sphinxsidebar", "sphinxsidebarwrapper", "sidebar-block", "wy-nav-side", "toc-drawer", "navbar",
+    "navigation", "breadcrumb", "breadcrumbs", "pagination", "prev-next-area", "footer-relations", "footer",
+    "site-footer", "page-footer", "page-nav", "skip-link", "skiplinks", "related-pages", "cookie-banner",
+    "mw-navigation", "bottom-of-page", "rst-footer-buttons", "mobile-toggle", "site-header", "left-column",
+    "navheader", "navfooter",
+}  # fmt: skip
 _BLOCKS = {
     "body", "main", "article", "section", "header", "aside", "div", "p", "blockquote", "address", "figure",
     "figcaption", "details", "summary", "form", "fieldset", "center", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul",
@@ -77,6 +85,9 @@ def _prune(root: "_Element") -> None:
 
     for element in root.xpath(_NO_CONTENT):
         if element.tag != "body" and element.getparent() is not None:
+            element.tag = "nav"
+    for element in root.iter("div", "ul", "ol", "p", "aside", "header", "table", "span"):
+        if _AROUND.intersection(f"{element.get('class', '')} {element.get('id', '')}".lower().split()):
             element.tag = "nav"
     for link in root.iter("a"):
         if link.get("href", "").startswith("#") and (link.text or "").strip() in _LINK_MARKS:

@@ -370,3 +370,25 @@ def test_sheets_of_libreoffice(tmp_path):
         archive.writestr("content.xml", f"<office:document-content {names}>{body}</office:document-content>")
     blocks, _ = making.read(tmp_path / "a.ods")
     assert [(b.header, b.text, b.place.part) for b in blocks[1:]] == [("name | size", "lid | small", "Parts!A2")]
+
+
+def test_what_surrounds_the_content_of_a_page_is_left_out(tmp_path):
+    page = """<body><div class="sphinxsidebar"><ul><li>menu</ul></div><div id=left-column>logo</div>
+<p>content</p><aside class=sidebar>a note beside the text</aside>
+<div class="footer-relations x"><a>next</a></div><div class=footer>made with love</div>"""
+    (tmp_path / "a.html").write_text(page)
+    assert [text for *_, text in _told(tmp_path / "a.html")] == ["content", "a note beside the text"]
+
+
+def test_style_and_script_in_markdown_are_left_out(tmp_path):
+    (tmp_path / "a.md").write_text("# A\n\n<style>\np { color: red }\n</style>\n\n<script>evil()</script>\n\nbold\n")
+    assert [text.strip() for *_, text in _told(tmp_path / "a.md") if text.strip()] == ["A", "bold"]
+
+
+def test_headers_and_footers_of_printed_pages_are_left_out(tmp_path):
+    pages = [f"Guide to all          {n}\n\nPage {n} says much.\nAnd more.\n\nVersion 3, 2026\n" for n in range(1, 6)]
+    (tmp_path / "a.txt").write_text("\n".join(pages))
+    assert [text for *_, text in _told(tmp_path / "a.txt")] == [f"Page {n} says much.\nAnd more." for n in range(1, 6)]
+    chapters = "\n".join(f"Chapter {n}\n\nIt says much.\n\nThe same\n" for n in range(1, 6))
+    (tmp_path / "b.txt").write_text(chapters)
+    assert len(_told(tmp_path / "b.txt")) == 15

@@ -32,9 +32,9 @@ def stream_answer(
     builder = _Builder(retrieval)
     if not retrieval.evidence.enough:
         yield builder.add_text(_refusal(retrieval))
-        return builder.answer("refused", _one_source_each(retrieval.hits[:NEAREST]))
+        return builder.answer("refused", _one_source_a_place(retrieval.hits[:NEAREST]))
     if model is None:
-        sources = _one_source_each(retrieval.hits)
+        sources = _one_source_a_place(retrieval.hits)
         yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources))
         return builder.answer("quoted", sources)
     prompt = Prompt(collection, model, retrieval.question, retrieval.hits, options, retrieval.before)
@@ -120,9 +120,15 @@ class _Builder:
         return Answer(question, self.text, kind, evidence, tuple(self.sentences), tuple(sources), dropped, generation)
 
 
-def _one_source_each(hits: Sequence[Hit]) -> tuple[Source, ...]:
-    """Each passage as a source of its own, the best first."""
-    return tuple(Source(n, (Piece(hit.passage, hit.occurrences[0]),)) for n, hit in enumerate(hits, 1))
+def _one_source_a_place(hits: Sequence[Hit]) -> tuple[Source, ...]:
+    """A source for each place, the best first: several passages may be at one."""
+    by_place: dict[str, list[Piece]] = {}
+    for hit in hits:
+        by_place.setdefault(hit.citation, []).append(Piece(hit.passage, hit.occurrences[0]))
+    return tuple(
+        Source(number, tuple(sorted(pieces, key=lambda piece: piece.occurrence.ordinal)))
+        for number, pieces in enumerate(by_place.values(), 1)
+    )
 
 
 def _is_empty_talk(text: str, question: str, titles: Sequence[frozenset[str]]) -> bool:

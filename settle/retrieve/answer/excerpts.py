@@ -1,5 +1,5 @@
-"""A passage as what can be quoted of it: a sentence with those that belong to it, an item or a listing with the sentence
-that introduces it, a row of a table below its header."""
+"""A passage as what can be quoted of it: a sentence with those that belong to it, an item or a listing with the
+sentence that introduces it, a row of a table below its header."""
 
 import re
 from collections.abc import Iterator

@@ -23,6 +23,7 @@ _ID = re.compile(r"\s*\{[:#][^{}]*\}\s*$")  # of a heading, as Pandoc and MkDocs
 _PICTURE = re.compile(r"!\[([^\[\]]*)\]\([^()\s]*(?:\s+\"[^\"]*\")?\)")
 _INNER_LINK = re.compile(r"(?<!\w)\[([^\[\]]+)\]\((?!https?:|mailto:)[^()\s]*(?:\s+\"[^\"]*\")?\)")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
+_UNSEEN = re.compile(r"<(style|script)\b.*?(?:</\1\s*>|\Z)", re.S | re.I)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
@@ -64,7 +65,9 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
     text = "\n".join(lines[first:end])
     if token.type == "html_block":
         # line feeds stay, so that lines keep their numbers
-        text = _TAG.sub("", _COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text))
+        for unseen in (_COMMENT, _UNSEEN):
+            text = unseen.sub(lambda match: "\n" * match[0].count("\n"), text)
+        text = _TAG.sub("", text)
     elif kind != "code":
         text = _INNER_LINK.sub(r"\1", _PICTURE.sub(r"\1", text))
     return Block(kind, text, Place(line=first + 1), lined=True, header=header)

@@ -1,7 +1,9 @@
 """Plain text: paragraphs between empty lines, and headings that are underlined or stand out as in a manual page."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +14,10 @@ from settle.documents.readers.text._verbatim import VerbatimReader
 _LEVELS = {"=": 1, "-": 2, "~": 3}
 _UNDERLINE = re.compile(r"([=\-~])\1{2,}\s*")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 ,/&-]{2,58}")
+_PAGE = re.compile(
+    r"\s*(?P<title>\S.*?\s{3,}|(?:page\s+)?[-–]?\s*)(?P<number>\d{1,5})\s*(?:[-–]|of \d+|/\s?\d+)?\s*", re.I
+)
+_PAGES = 4  # of a text, from which on what repeats on each is known
 
 
 class Text(VerbatimReader):
@@ -26,7 +32,10 @@ class Text(VerbatimReader):
     )  # fmt: skip
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        running = running_lines(text_lines(path, lambda text: None))
         for first, lines in paragraphs(text_lines(path, note)):
+            if first in running:
+                continue
             num_lines, level = _heading(lines)
             if num_lines:
                 yield Block("heading", lines[0].strip(), Place(line=first), level)
@@ -48,6 +57,24 @@ def paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
             paragraph = []
     if paragraph:
         yield first, paragraph
+
+
+def running_lines(lines: Iterable[str]) -> set[int]:
+    """The numbers of lines that stand alone above or below each page of a text made for printing: those with the page's
+    number, which counts up, and others that are the same beside each of them."""
+    alone = [(first, found[0].strip() if len(found) == 1 else "") for first, found in paragraphs(lines)]
+    by_title: dict[str, list[tuple[int, int]]] = {}
+    for at, (_, line) in enumerate(alone):
+        if line and (match := _PAGE.fullmatch(line)):
+            by_title.setdefault(match["title"].strip(), []).append((at, int(match["number"])))
+    pages: set[int] = set()
+    for found in by_title.values():
+        steps = [after - before for (_, before), (_, after) in pairwise(found)]
+        if len(found) >= _PAGES and all(step in (1, 2) for step in steps):
+            pages |= {at for at, _ in found}
+    beside = Counter(alone[at + side][1] for at in pages for side in (-1, 1) if 0 <= at + side < len(alone))
+    repeated = {line for line, number in beside.items() if line and number >= _PAGES}
+    return {first for at, (first, line) in enumerate(alone) if at in pages or line in repeated}
 
 
 def _heading(lines: list[str]) -> tuple[int, int]:
