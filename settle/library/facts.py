@@ -94,11 +94,12 @@ def templates(metadata: Metadata) -> tuple[str, ...]:
     return tuple(value for value in named if isinstance(value, str))
 
 
-def answering_models() -> list[str]:
+def answering_models(fewest: int | None = None) -> list[str]:
     """Names of the models on this machine that may answer from documents: they have a chat template of their own, at
-    least FEWEST_PARAMETERS, and were not tuned for one kind of answer. A model that is still to be converted is
-    believed to."""
-    refs = [ref for ref in all_refs() if _chats(ref) and not _is_specialist(ref)]
+    least so many parameters (FEWEST_PARAMETERS), and were not tuned for one kind of answer. A model that is still to be
+    converted is believed to."""
+    fewest = FEWEST_PARAMETERS if fewest is None else fewest
+    refs = [ref for ref in all_refs() if _chats(ref, fewest) and not _is_specialist(ref)]
     wholes = {ref.name for ref in refs if ref.kind == "model"}
     names = [ref.id if ref.kind == "adapter" and ref.name in wholes else ref.name for ref in refs]
     return list(dict.fromkeys(names))
@@ -157,13 +158,13 @@ def _adapter_template(path: Path, stamp: str) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _chats(ref: ModelRef) -> bool:
+def _chats(ref: ModelRef, fewest: int) -> bool:
     if ref.source.kind == "safetensors":
         return _writes_text(ref.path)
     try:
         weights = read_gguf(ref.weights)
         metadata: Metadata = weights.metadata
-        if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < FEWEST_PARAMETERS:
+        if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < fewest:
             return False
         own = adapter_template(ref.adapter) if ref.adapter else None
     except (UsageError, FormatError, OSError):

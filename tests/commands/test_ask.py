@@ -109,7 +109,14 @@ def test_a_question_from_stdin(at_home, capsys, monkeypatch):
     assert "nothing to answer" in capsys.readouterr().err
 
 
+def test_a_small_model_is_not_chosen_by_itself(with_model, capsys):
+    assert main(["ask", "docs", ROTATE, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["kind"] == "quoted" and "--model tiny" in said.err
+
+
 def test_the_model_there_is_answers_and_one_that_was_chosen_is_remembered(with_model, capsys, monkeypatch):
+    monkeypatch.setattr("settle.retrieve.answer.answering_model.SMALL", 0)
     monkeypatch.setattr(write_answer, "_GRAMMAR", 'root ::= "Run `vault rotate`. [1] It works for 99 minutes. [1]"\n')
     assert main(["ask", "docs", ROTATE, "--json"]) == 0
     said = capsys.readouterr()

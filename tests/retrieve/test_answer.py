@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_what_only_repeats_the_question_or_a_title_is_left_out(docs, engine, say
 
 def test_what_is_said_twice_ends_the_answer(docs, engine, saying):
     saying("The key lies in the file. [1] The key lies in the file. [2] Never said. [1]")
-    told = finish_answer(stream_answer(docs, engine, retrieve(docs, "Where does the key lie?")))
+    told = finish_answer(stream_answer(docs, engine, retrieve(docs, ROTATE)))
     assert [s.text for s in told.sentences if s.cited_number] == ["The key lies in the file."]
 
 
@@ -159,6 +159,28 @@ def test_what_the_documents_do_not_hold_is_refused_before_a_model_is_asked(docs)
     assert told.kind == "refused" and not told.sentences and "“football”" in told.text and "“Norway”" in told.text
     assert told.sources and len(told.cited) == len(told.sources) and told.to_json()["refused"]
     assert str(told).splitlines()[-1].startswith("[")
+
+
+def test_what_they_only_perhaps_answer_is_quoted_with_a_warning(docs, engine, saying):
+    found = retrieve(docs, ROTATE)
+    doubtful = replace(found, evidence=replace(found.evidence, score=0.3, threshold=0.05, sure=0.5))
+    saying("Run `vault rotate`. [1]")
+    told = finish_answer(stream_answer(docs, engine, doubtful))
+    assert told.kind == "quoted" and told.is_uncertain and told.generation is None  # no model is asked
+    assert told.text.startswith("The documents may not answer this.") and "vault rotate" in told.text
+    assert told.to_json()["perhaps"] and not told.to_json()["refused"]
+    for sure in (0.3, 0.05, 0.0):
+        evidence = replace(doubtful.evidence, sure=sure)
+        assert not finish_answer(stream_answer(docs, None, replace(found, evidence=evidence))).is_uncertain
+    refused = replace(doubtful, evidence=replace(doubtful.evidence, score=0.04))
+    assert finish_answer(stream_answer(docs, None, refused)).kind == "refused"
+
+
+def test_several_passages_at_one_place_are_one_source(docs):
+    found = retrieve(docs, ROTATE)
+    twice = replace(found, hits=(found.hits[0], replace(found.hits[1], occurrences=found.hits[0].occurrences)))
+    told = finish_answer(stream_answer(docs, None, twice))
+    assert len(told.sources) == 1 and len(told.cited) == 1 and len(told.sources[0].pieces) == 2
 
 
 def test_a_question_that_goes_on_from_the_one_before(docs):

@@ -66,6 +66,11 @@ class Answer:
         return list(dict.fromkeys(s.quote for s in self.sentences if s.quote and s.source == source))
 
     @property
+    def is_uncertain(self) -> bool:
+        """Whether the documents only perhaps answer: the nearest passages are quoted, with a warning."""
+        return self.kind != "refused" and not self.evidence.is_sure
+
+    @property
     def is_supported(self) -> bool:
         """Whether the documents support at least one sentence."""
         return any(sentence.source for sentence in self.sentences)
@@ -97,10 +102,12 @@ class Answer:
             "answer": self.text,
             "kind": self.kind,
             "refused": self.kind == "refused",
+            "perhaps": self.is_uncertain,
             "supported": self.is_supported,
             "evidence": {
                 "score": round(self.evidence.score, 4),
                 "threshold": round(self.evidence.threshold, 4),
+                "sure": round(self.evidence.sure, 4),
                 "covered": round(self.evidence.covered, 4),
                 "missing": list(self.evidence.missing),
             },

@@ -1,4 +1,4 @@
-"""The language model that answers from a collection: the requested one, else the last one, else the only one."""
+"""The language model that answers from a collection: the requested one, else the last one, else the only large one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +11,7 @@ from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection import Collection
 
 NONE = "none"  # asks for quotes instead of a model
-SMALL = 1_000_000_000  # parameters: a smaller model often combines what it read wrongly
+SMALL = 1_000_000_000  # parameters: a smaller model often combines what it read wrongly, and is never chosen by itself
 CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at once
 
 
@@ -70,8 +70,12 @@ def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | N
         except UsageError:
             gone = f"{remembered}, which answered before, is gone; "
     names = answering_models()
-    if len(names) == 1:
-        return resolve_gguf(names[0]), gone and f"{gone}{names[0]} answers"
+    large = answering_models(SMALL)
+    if len(large) == 1:
+        return resolve_gguf(large[0]), gone and f"{gone}{large[0]} answers"
+    if names and not large:
+        why = f"{' and '.join(names)} may combine wrongly what it reads: --model {names[0]} lets it answer all the same"
+        return None, f"{gone}{why}, and is remembered"
     if names:
         return None, f"{gone}there are {', '.join(names)}: choose one with --model, and it is remembered"
     return None, f"{gone}there is no language model here; `settle pull smollm2` gets one"

@@ -1,5 +1,5 @@
 """Answers to questions from a collection: written by a language model or quoted, each sentence checked against the
-passage that it cites; or refused, where the documents do not hold an answer."""
+passage that it cites; quoted with a warning, where the documents only perhaps answer; or refused."""
 
 import contextlib
 import re
@@ -17,6 +17,7 @@ from settle.retrieve.index.words import words
 from settle.retrieve.search.hybrid_search import Hit
 
 NEAREST = 3  # passages that a refusal names
+PERHAPS = "The documents may not answer this. What comes nearest:\n"
 DEFAULT_OPTIONS = AnswerOptions()
 _WORD = re.compile(r"\w+")
 
@@ -24,8 +25,8 @@ _WORD = re.compile(r"\w+")
 def stream_answer(
     collection: Collection, model: LlamaClient | None, retrieval: Retrieval, options: AnswerOptions = DEFAULT_OPTIONS
 ) -> Generator[str, None, Answer]:
-    """Yields the answer's text sentence by sentence, each with its citation, and returns the whole. Without a model the
-    best sentences of the passages are quoted.
+    """Yields the answer's text sentence by sentence, each with its citation, and returns the whole. Without a model,
+    and where the documents only perhaps answer, the best sentences of the passages are quoted.
 
     Raises UsageError when not even one passage fits into the model's context, EngineError when the model fails.
     """
@@ -33,7 +34,9 @@ def stream_answer(
     if not retrieval.evidence.enough:
         yield builder.add_text(_refusal(retrieval))
         return builder.answer("refused", _one_source_a_place(retrieval.hits[:NEAREST]))
-    if model is None:
+    if model is None or not retrieval.evidence.is_sure:
+        if not retrieval.evidence.is_sure:
+            yield builder.add_text(PERHAPS)
         sources = _one_source_a_place(retrieval.hits)
         yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources))
         return builder.answer("quoted", sources)

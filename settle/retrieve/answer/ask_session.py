@@ -122,7 +122,7 @@ class AskSession:
     def _answer(self, question: str, model: AnsweringModel) -> Answer:
         """Emits the answer as it comes, and then what it cites."""
         retrieval = self._retrieve(question)
-        engine = model.engine() if retrieval.evidence.enough else None
+        engine = model.engine() if retrieval.evidence.is_sure else None
         pieces = stream_answer(self._collection, engine, retrieval, self._options)
         answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=text)))
         lines: list[str] = []

@@ -28,7 +28,7 @@ class AskableCollection(Collection):
             self._model = None
         self._model = self._model or AnsweringModel(self, model)
         retrieval = retrieve(self, question, earlier, k)
-        engine = self._model.engine() if retrieval.evidence.enough else None
+        engine = self._model.engine() if retrieval.evidence.is_sure else None
         return finish_answer(stream_answer(self, engine, retrieval))
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Whether the passages that were found hold an answer at all.
+"""Whether the passages that were found hold an answer: surely, perhaps, or not.
 
-Features of the question and its hits are weighed and compared with a threshold. Weights and threshold are fitted on
+Features of the question and its hits are weighed and compared with two thresholds. Weights and threshold are fitted on
 questions generated from the collection's own documents (see `calibration.py`); until then, and where there are too few
 documents for that, the ones shipped here are used.
 """
@@ -23,9 +23,10 @@ from settle.retrieve.index.words import spelled, words
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.question_normalizer import topic
 
-VERSION = 4  # of the features: weights of another version are not used
+VERSION = 5  # of the features: weights of another version are not used
 DEPTH = 10  # hits that are examined
-UNLIKELY = 0.25  # score below which there is no answer: a wrong refusal counts as much as three wrong answers
+UNLIKELY = 0.05  # score below which a question is refused: there one in twenty has an answer, and is told so wrongly
+SURE = 0.5  # score from which on an answer comes without a warning
 DRIFTED = 0.5  # share of new or removed passages above which a calibration is no longer used
 _SETTING = "evidence"
 
@@ -47,7 +48,7 @@ FEATURES = (
 @dataclass(frozen=True)
 class EvidenceWeights:
     """A logistic model over features that are standardized by `means` and `scales`, (F,) each. threshold: the score
-    below which a question is refused. questions: number that it was fitted on, 0 for the shipped one. passages, last:
+    below which a question is refused; sure: from which on it is answered without a warning. questions: number that it was fitted on, 0 for the shipped one. passages, last:
     their number and the highest id at that time, to see how much has changed since. version: of the features.
     """
 
@@ -56,6 +57,7 @@ class EvidenceWeights:
     weights: tuple[float, ...]
     bias: float
     threshold: float
+    sure: float = SURE
     questions: int = 0
     passages: int = 0
     last: int = 0
@@ -80,18 +82,25 @@ SHIPPED = EvidenceWeights(
 @dataclass(frozen=True)
 class Evidence:
     """score: the probability that the hits hold an answer, assuming half of all questions are answerable. threshold: a
-    question with a lower score is refused. covered: weighted share of the question's words that the best passage has;
+    question with a lower score is refused; sure: one with a lower score is answered with a warning. covered: weighted share of the question's words that the best passage has;
     missing: its words that none of the passages has.
     """
 
     score: float
     threshold: float
+    sure: float
     covered: float
     missing: tuple[str, ...]
 
     @property
     def enough(self) -> bool:
+        """Whether the question is answered at all."""
         return self.score >= self.threshold
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is answered without a warning."""
+        return self.score >= max(self.sure, self.threshold)
 
 
 def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidence:
@@ -101,7 +110,7 @@ def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidenc
     there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
-    return Evidence(weights.score(features), weights.threshold, covered, tuple(dict.fromkeys(missing)))
+    return Evidence(weights.score(features), weights.threshold, weights.sure, covered, tuple(dict.fromkeys(missing)))
 
 
 def features_of(

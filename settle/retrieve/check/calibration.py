@@ -17,7 +17,7 @@ from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
 
 LEAST = 40  # questions: with fewer the shipped weights are better than fitted ones
-FALSE_REFUSALS = 0.1  # most of the answerable questions that may be refused, however low their scores
+FALSE_REFUSALS = 0.05  # most of the answerable questions that may be refused, however low their scores
 FOLDS = 5
 LEFT = 0.85  # weighted share of a question's words from which on one line elsewhere still has its topic
 _PRIOR_PRECISION = 100.0  # of each shipped weight, as the mean of the prior
