@@ -150,15 +150,26 @@ def row_of(ranks: list) -> str:
 
 
 def compare(ranks: dict[str, dict[str, list]]) -> None:
-    """recall@5 against each of the peers: the difference on every set and of the means, in points."""
+    """recall@5 against each of the peers, in points: the lead on every set, how many sets it is clear on, and last the
+    mean, of which one set may be the whole."""
     hits = {name: {s: [float(bool(r) and r <= 5) for r in of] for s, of in by.items()} for name, by in ranks.items()}
     for system in PEERS:
-        tests = [
-            paired_test(by[system], by["settle"]).difference for by in hits.values() if {system, "settle"} <= by.keys()
-        ]
+        tests = {
+            name: paired_test(by[system], by["settle"]).difference
+            for name, by in hits.items()
+            if {system, "settle"} <= by.keys()
+        }
         if tests:
-            each = ", ".join(f"{100 * p.value:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in tests)
-            print(f"settle − {system}: {each}; mean {100 * np.mean([p.value for p in tests]):+.1f}")
+            each = ", ".join(
+                f"{name} {100 * p.value:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for name, p in tests.items()
+            )
+            ahead, behind = (sum(sign(p) > 0 for p in tests.values()) for sign in (lambda p: p.low, lambda p: -p.high))
+            clear = f"ahead on {ahead}, behind on {behind}"
+            print(
+                f"settle − {system}: {each}; {clear} of {len(tests)} sets; median"
+                f" {100 * np.median([p.value for p in tests.values()]):+.1f}, mean"
+                f" {100 * np.mean([p.value for p in tests.values()]):+.1f}"
+            )
 
 
 if __name__ == "__main__":

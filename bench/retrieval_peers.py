@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 FOUND = 50  # passages asked for
+LONGEST = 256  # tokens that the embedder reads of a text
 Search = Callable[[str], list[tuple[str, str]]]
 
 
@@ -32,7 +33,7 @@ class Embedder:
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         torch.set_num_threads(2)
-        transformer = Transformer(str(model), max_seq_length=256)
+        transformer = Transformer(str(model), max_seq_length=LONGEST)
         modules = [transformer, Pooling(transformer.get_embedding_dimension()), Normalize()]
         self.model = SentenceTransformer(modules=modules, device="cpu")
         self.db = sqlite3.connect(cache, isolation_level=None)
@@ -111,7 +112,9 @@ def chroma(documents: Path, embed: Embedder) -> Search:
 
 
 def llamaindex(documents: Path, embed: Embedder) -> Search:
-    """SimpleDirectoryReader (web pages by its HTMLTagReader), SentenceSplitter and VectorStoreIndex with defaults."""
+    """SimpleDirectoryReader (web pages by its HTMLTagReader), SentenceSplitter and VectorStoreIndex with defaults, but
+    pieces of at most the embedder's own length: the default of 1,024 tokens would be cut at the first 256 of each. The
+    embedder's tokenizer counts them, and the path of the file that LlamaIndex embeds too has room."""
     from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.node_parser import SentenceSplitter
@@ -132,9 +135,9 @@ def llamaindex(documents: Path, embed: Embedder) -> Search:
 
     reader = SimpleDirectoryReader(str(documents), recursive=True, file_extractor={".html": HTMLTagReader()})
     embedding = Embedding(embed_batch_size=1024)
-    index = VectorStoreIndex.from_documents(
-        reader.load_data(), transformations=[SentenceSplitter()], embed_model=embedding
-    )
+    tokenizer = embed.model.tokenizer
+    splitter = SentenceSplitter(chunk_size=LONGEST - 2, chunk_overlap=20, tokenizer=tokenizer.tokenize)
+    index = VectorStoreIndex.from_documents(reader.load_data(), transformations=[splitter], embed_model=embedding)
     retriever = index.as_retriever(similarity_top_k=FOUND)
 
     def search(question: str) -> list[tuple[str, str]]:

@@ -48,8 +48,9 @@ FEATURES = (
 @dataclass(frozen=True)
 class EvidenceWeights:
     """A logistic model over features that are standardized by `means` and `scales`, (F,) each. threshold: the score
-    below which a question is refused; sure: from which on it is answered without a warning. questions: number that it was fitted on, 0 for the shipped one. passages, last:
-    their number and the highest id at that time, to see how much has changed since. version: of the features.
+    below which a question is refused; sure: from which on it is answered without a warning. questions: number that it
+    was fitted on, 0 for the shipped one. passages, last: their number and the highest id at that time, to see how much
+    has changed since. version: of the features.
     """
 
     means: tuple[float, ...]
@@ -82,8 +83,8 @@ SHIPPED = EvidenceWeights(
 @dataclass(frozen=True)
 class Evidence:
     """score: the probability that the hits hold an answer, assuming half of all questions are answerable. threshold: a
-    question with a lower score is refused; sure: one with a lower score is answered with a warning. covered: weighted share of the question's words that the best passage has;
-    missing: its words that none of the passages has.
+    question with a lower score is refused; sure: one with a lower score is answered with a warning. covered:
+    weighted share of the question's words that the best passage has; missing: its words that none of the passages has.
     """
 
     score: float

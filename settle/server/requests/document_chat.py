@@ -84,9 +84,10 @@ async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Ch
 async def _pieces(
     backend: Backend, entry: ModelEntry, collection: Collection, retrieval: Retrieval, options: AnswerOptions
 ) -> AsyncGenerator[str | Answer]:
-    """The text of the answer as it comes, and then the answer. A refusal loads no model."""
+    """The text of the answer as it comes, and then the answer. Neither a refusal nor an answer with a warning loads a
+    model."""
     pool = backend.collections
-    if not retrieval.evidence.enough:
+    if not retrieval.evidence.is_sure:
         async with contextlib.aclosing(_in_thread(pool, stream_answer(collection, None, retrieval))) as pieces:
             async for piece in pieces:
                 yield piece
