@@ -12,12 +12,16 @@ from settle.base.events import Say, Warn
 from settle.base.run import write_json
 from settle.base.version import __version__
 from settle.data.rows.prepare import RowCorpus
+from settle.data.rows.store import RowStore
 from settle.jobs.training_stages import TrainingContext
 from settle.machine import describe
 from settle.model.score_sizes import score_sizes, too_large
 from settle.train.gradient import backward
-from settle.train.proof.prove import RoundingError, prove
+from settle.train.proof.prove import Recipe, prove
+from settle.train.proof.rounding import RoundingError
 from settle.train.proof.rows import whole_rows
+from settle.train.proof.source import SourceRow, require_text
+from settle.train.schedule import Schedule
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
 MEASURED_TOKENS = 512  # of the forward pass that measures the scores
@@ -73,16 +77,40 @@ def proof(again: Again[C]) -> Callable[[C], None]:
 
 
 def _checks(c: TrainingContext) -> list[dict[str, object]]:
-    corpus, batches = c.corpus, c.live.batches
+    corpus, live = c.corpus, c.live
     tuned = isinstance(corpus, RowCorpus)
-    if isinstance(corpus, RowCorpus):
-        rows = [corpus.train.origin(document) for document, _, _ in batches.rows_of(0)]
-        vocab_size = c.live.model.options.vocab_size
-    else:
-        rows = [f"{corpus.train.origin(d)}, tokens {a} to {b}" for d, a, b in batches.rows_of(0)]
-        vocab_size = corpus.tokenizer.vocab_size
-    seed = c.plan.loop.seed
-    return prove(c.live.model, c.live.objective, batches.at(0), vocab_size, rows, c.events, seed, tuned=tuned)
+    rows, tokenizer = _source_rows(c), live.tokenizer
+    if not tuned:
+        require_text(rows, tokenizer.decode, tokenizer.encode)
+    vocab_size = live.model.options.vocab_size if tuned else tokenizer.vocab_size
+    recipe = Recipe(
+        live.model,
+        live.objective,
+        live.optimizer,
+        live.batches.at(0),
+        rows,
+        vocab_size,
+        rate=Schedule(c.plan.loop.warmup_steps).multiplier(0),
+        seed=c.plan.loop.seed,
+        tuned=tuned,
+        decode=tokenizer.decode,
+    )
+    return prove(recipe, c.events)
+
+
+def _source_rows(c: TrainingContext) -> list[SourceRow]:
+    """What the segments of the first batch have to be, from the documents on disk."""
+    store = c.corpus.train
+    before = int(store.tokens[0])
+    rows = []
+    for document, start, stop in c.live.batches.rows_of(0):
+        name, mask = store.origin(document), None
+        if isinstance(store, RowStore):
+            mask = store.mask(document)
+        else:
+            name = f"{name}, tokens {start} to {stop}"
+        rows.append(SourceRow(name, store.document(document), start, stop, before, mask))
+    return rows
 
 
 def _all_scores_in_float32(c: C, error: RoundingError, again: Again[C]) -> bool:

@@ -16,6 +16,7 @@ from settle.plan import training_plan
 from settle.train.proof import prove
 from tests.commands.test_tune import BETTER
 from tests.model.large_scores import KEY_BIAS, SCORE
+from tests.train.test_proof import CHECKS
 from tests.trained import Trained
 
 QUICK = ["--threads", "1", "--adapter.rank", "4", "--batch-rows", "8", "--rows.held-out", "0.2", "--no-compare"]
@@ -66,7 +67,7 @@ def test_large_scores_are_computed_in_float32_at_the_defaults(files, home, fast_
     plan = Run.find("biased").read("plan.json")
     assert plan["dtype"] == "bfloat16" and plan["tuning"]["float32_scores"] == [0, 1]
     assert "attention scores reach" in err and "of 2 layers, which are computed in float32 there" in err
-    assert [check["passed"] for check in result["proof"]] == [True] * 5
+    assert [check["passed"] for check in result["proof"]] == [True] * CHECKS
 
 
 def test_a_model_of_ordinary_scores_stays_as_it_is(files, home, fast_bfloat16, capsys):
@@ -86,7 +87,7 @@ def test_a_refused_proof_chooses_the_slower_type_and_says_what_it_costs(
     assert plan["dtype"] == "float32" and plan["origin"]["dtype"] == "derived" and plan["asked"]["dtype"] is None
     assert "attention scores are computed in float32; a step takes about" in err
     assert ": the run computes in float32; a step takes about" in err
-    assert [check["passed"] for check in result["proof"]] == [True] * 5
+    assert [check["passed"] for check in result["proof"]] == [True] * CHECKS
     assert result["forecast"] == Run.find("mended").read("forecast.json")
 
 

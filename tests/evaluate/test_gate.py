@@ -7,9 +7,10 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.evaluate.gate.behaviour import Effort
+from settle.evaluate.gate.diagnose import Origin, inspect
 from settle.evaluate.gate.export import ExportedModel, export_model
 from settle.evaluate.gate.gate import Reference, require, run_gate
-from settle.formats.gguf import Gguf, export_gguf
+from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.model.architectures.llama import Llama
 
 EFFORT = dataclasses.replace(Effort(), num_texts=40)
@@ -146,3 +147,39 @@ def test_short_context(tiny, tmp_path):
     path = export_gguf(part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf")
     figures = gate(tiny, path)
     assert figures["passed"] and figures["greedy_tokens"] > 0
+
+
+DAMAGED_ROWS = {
+    "model.layers.1.mlp.down_proj.weight": slice(0, 6),
+    "model.layers.0.self_attn.v_proj.weight": slice(8, 16),  # half of a head
+    "model.layers.0.self_attn.q_proj.weight": slice(3, 4),
+    "lm_head.weight": slice(7, 8),
+}
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["own", "other"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_a_few_lost_rows_are_damage(tiny, tmp_path, dtype, is_own):
+    """Zeroed, halved, or exchanged for each other; what the type rounds is none, whoever quantized it."""
+    origin = Origin(tiny.part, tiny.weights, is_own=is_own)
+    path = tmp_path / "x.gguf"
+    assert not inspect(origin, read_gguf(export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, dtype))).damage
+    for name, rows in DAMAGED_ROWS.items():
+        for broken in (lambda w: w * 0, lambda w: w * 0.5, lambda w: w.flip(1)):
+            weights = {**tiny.weights, name: tiny.weights[name].clone()}
+            weights[name][rows] = broken(weights[name][rows])
+            file = read_gguf(export_gguf(tiny.part, weights, tiny.tokenizer, path, dtype))
+            (said,) = inspect(origin, file).damage
+            there, number = tiny.part.gguf_names()[name], rows.stop - rows.start
+            assert said.startswith(f"not the model's values in rows of {there} ({number} of ")
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
+def test_a_zeroed_output_row_is_refused(tiny, tmp_path, dtype):
+    weights = {**tiny.weights, "lm_head.weight": tiny.weights["lm_head.weight"].clone()}
+    weights["lm_head.weight"][7] = 0
+    path = export_gguf(tiny.part, weights, tiny.tokenizer, tmp_path / "x.gguf", dtype)
+    reference = Reference(tiny.model, tiny.tokenizer, tiny.held_out)
+    figures = run_gate(reference, path, dtype, EFFORT, origin=Origin(tiny.part, tiny.weights))
+    assert not figures["passed"]
+    assert figures["cause"].startswith("not the model's values in rows of output.weight (1 of ")

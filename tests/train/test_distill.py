@@ -22,9 +22,12 @@ from settle.model.kv_cache import continued
 from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse
 from settle.train.objectives.distill import Distill
-from settle.train.proof.prove import prove
+from settle.train.optimizers.adamw import AdamW
+from settle.train.proof.prove import Recipe, prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
 from tests.records import into
+from tests.train.source_rows import source_rows
+from tests.train.test_proof import CHECKS
 
 N, WIDTH, WIDER, V = 37, 16, 24, 300
 
@@ -211,6 +214,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+def recipe(model: Decoder, distill: Distill, data: Batch) -> Recipe:
+    return Recipe(model, distill, AdamW(), data, source_rows(data), Llama.TINY.vocab_size, tuned=True)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s) or "plain")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_is_proven_before_its_first_step(settings: dict[str, Any], dtype: torch.dtype) -> None:
@@ -218,9 +225,9 @@ def test_it_is_proven_before_its_first_step(settings: dict[str, Any], dtype: tor
     model.compute_dtype = dtype
     events: list[dict[str, Any]] = []
     listening = Events(listeners=[into(events)])
-    names = [f"rows.jsonl:{i}" for i in range(4)]
-    prove(model, objective(**settings), rows(), Llama.TINY.vocab_size, names, listening, tuned=True)
-    assert [e["passed"] for e in events] == [True] * 5 and "from the teacher, who pays" in events[0]["detail"]
+    data = rows()
+    prove(recipe(model, objective(**settings), data), listening)
+    assert [e["passed"] for e in events] == [True] * CHECKS and "from the teacher, who pays" in events[1]["detail"]
 
 
 def test_a_teacher_to_whom_the_rows_are_no_text_is_found() -> None:
@@ -230,7 +237,8 @@ def test_a_teacher_to_whom_the_rows_are_no_text_is_found() -> None:
     teacher.freeze()
     distill = Distill().with_teacher(LiveTeacher(teacher))
     with pytest.raises(ProofError, match="the teacher finds these rows less likely than guessing"):
-        prove(Llama.TINY.build(1), distill, rows(), Llama.TINY.vocab_size, ["r"], Events(), tuned=True)
+        data = rows()
+        prove(recipe(Llama.TINY.build(1), distill, data), Events())
 
 
 def test_a_student_comes_near() -> None:
@@ -305,7 +313,7 @@ def test_a_record_teaches_as_its_teacher_does(tmp_path: Path) -> None:
 def test_a_record_is_proven_and_knows_only_its_rows(tmp_path: Path) -> None:
     data = rows()
     distill = Distill(record="x").with_teacher(recorded(frozen(), data, tmp_path / "some", 24, 8))
-    prove(Llama.TINY.build(1), distill, data, Llama.TINY.vocab_size, ["r"], Events(), tuned=True)
+    prove(recipe(Llama.TINY.build(1), distill, data), Events())
     other = Batch(data.inputs[::-1].copy(), data.targets, data.cu_seqlens, data.positions)
     with pytest.raises(DataError, match="does not have a row of"):
         distill.batch_loss(Llama.TINY.build(1), other)

@@ -12,12 +12,15 @@ from settle.base.event_log import Events
 from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
-from settle.train.proof.prove import prove
+from settle.train.optimizers.adamw import AdamW
+from settle.train.proof.prove import Recipe, prove
 from settle.train.proof.rows import shorten
+from settle.train.proof.source import SourceRow
 from tests.records import into
+from tests.train.source_rows import source_rows
 
 VOCAB = Llama.TINY.vocab_size
-ROWS = ["a.txt:0", "b.txt:1", "c.txt:2", "d.txt:3"]
+CHECKS = 8
 
 
 def batch(lengths: tuple[int, ...] = (20, 7, 33, 12)) -> Batch:
@@ -26,10 +29,15 @@ def batch(lengths: tuple[int, ...] = (20, 7, 33, 12)) -> Batch:
     return Batch(tokens[:-1].copy(), tokens[1:].copy(), np.cumsum([0, *lengths]).astype(np.int32), positions)
 
 
-def shown(model: nn.Module, objective: Any = None, data: Batch | None = None) -> list[dict[str, Any]]:
+def shown(
+    model: nn.Module, objective: Any = None, data: Batch | None = None, rows: list[SourceRow] | None = None
+) -> list[dict[str, Any]]:
+    """The events of a proof. rows: what the segments of the batch have to be, when it is not what they are."""
     events: list[dict[str, Any]] = []
+    data = data or batch()
+    rows = rows or source_rows(data, "a.txt")
     try:
-        prove(model, objective or NextToken(), data or batch(), VOCAB, ROWS, Events(listeners=[into(events)]))
+        prove(Recipe(model, objective or NextToken(), AdamW(), data, rows, VOCAB), Events(listeners=[into(events)]))
     finally:
         assert all(p.grad is None for p in model.parameters())
     return events
@@ -41,7 +49,7 @@ def test_a_right_recipe_is_proven_and_left_as_it_was() -> None:
         model.compute_dtype = dtype
         before = {k: v.clone() for k, v in model.state_dict().items()}
         events = shown(model)
-        assert len(events) == 5 and all(e["passed"] for e in events)
+        assert len(events) == CHECKS and all(e["passed"] for e in events)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -110,7 +118,7 @@ def make_leaking(model: nn.Module) -> None:
 def test_attention_across_documents_is_found_with_its_row() -> None:
     model = Llama.TINY.build(seed=1)
     make_leaking(model)
-    with pytest.raises(ProofError, match=r"row 2 \(c\.txt:2\)|row 1 \(b\.txt:1\)"):
+    with pytest.raises(ProofError, match=r"row 2 \(a\.txt:2\)|row 1 \(a\.txt:1\)"):
         shown(model)
 
 
@@ -152,7 +160,7 @@ def test_wrong_first_weights_are_found() -> None:
 def test_a_batch_without_targets_is_named_by_its_rows() -> None:
     empty = batch()
     empty.targets[:] = -1
-    with pytest.raises(ProofError, match="nothing to learn from: a.txt:0; b.txt:1"):
+    with pytest.raises(ProofError, match="nothing to learn from: a.txt:0; a.txt:1"):
         shown(Llama.TINY.build(seed=1), None, empty)
 
 

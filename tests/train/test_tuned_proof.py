@@ -18,12 +18,13 @@ from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
-from settle.train.proof.prove import prove
+from settle.train.optimizers.adamw import AdamW
+from settle.train.proof.prove import Recipe, prove
 from settle.train.proof.rows import tails
 from tests.records import into
-from tests.train.test_proof import make_leaking
+from tests.train.source_rows import source_rows
+from tests.train.test_proof import CHECKS, make_leaking
 
-ROWS = [f"rows.jsonl:{number}" for number in range(4)]
 LENGTHS = (20, 9, 33, 12)
 
 
@@ -50,7 +51,9 @@ def shown(model: Decoder, objective: Objective | None = None) -> list[dict[str, 
     events: list[dict[str, Any]] = []
     listening = Events(listeners=[into(events)])
     vocab_size = model.options.vocab_size
-    prove(model, objective or NextToken(), batch(vocab_size), vocab_size, ROWS, listening, tuned=True)
+    data = batch(vocab_size)
+    recipe = Recipe(model, objective or NextToken(), AdamW(), data, source_rows(data), vocab_size, tuned=True)
+    prove(recipe, listening)
     return events
 
 
@@ -60,7 +63,7 @@ def test_a_right_recipe_is_proven_and_left_as_it_was(family: str, method: LoRA |
     model = tuned(family, method)
     model.train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    assert [e["passed"] for e in shown(model)] == [True] * 5
+    assert [e["passed"] for e in shown(model)] == [True] * CHECKS
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -68,7 +71,7 @@ def test_a_right_recipe_is_proven_and_left_as_it_was(family: str, method: LoRA |
 @pytest.mark.parametrize("method", [LoRA(rank=4), DoRA(rank=4)], ids=["lora", "dora"])
 def test_preferences_are_proven(method: LoRA) -> None:
     events = shown(tuned("llama", method), DPO())
-    assert [e["passed"] for e in events] == [True] * 5 and events[0]["detail"] == "0.693, as it must be"
+    assert [e["passed"] for e in events] == [True] * CHECKS and events[1]["detail"] == "0.693, as it must be"
 
 
 def test_half_precision_is_proven_and_comes_back() -> None:

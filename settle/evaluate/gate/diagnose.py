@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from settle.evaluate.gate.row_check import damaged_rows
 from settle.formats import AdapterWeights, TensorLike, Weights, to_float32
 from settle.formats.gguf.types import ggml_type
 from settle.model.architectures import Architecture
@@ -23,7 +24,8 @@ class Origin:
 
     part: the architecture. weights: parameter name → tensor, as the file should hold them. base: the same before an
     adapter was merged into them, None where there was none. adapter: when it lies in a file of its own, over the
-    base's file. foreign: whether the file's header was written by others.
+    base's file. foreign: whether the file's header was written by others. is_own: whether settle's own quantizer made
+    its blocks, without importance.
     """
 
     part: Architecture
@@ -31,6 +33,7 @@ class Origin:
     base: Mapping[str, TensorLike] | None = None
     adapter: AdapterWeights | None = None
     foreign: bool = False
+    is_own: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def inspect(origin: Origin, file: Weights) -> Contents:
     lacking = [names[name] for name in origin.weights if name in names and names[name] not in file.tensors]
     permuted: list[str] = []
     damaged: list[str] = []
+    rows: list[str] = []
     along = square = 0.0
     for parameter, name, stored in _stored(origin.part, file):
         if parameter not in origin.weights:
@@ -80,8 +84,14 @@ def inspect(origin: Origin, file: Weights) -> Contents:
             change = wanted - base
             along += float(np.vdot(change, there - base))
             square += float(np.vdot(change, change))
-        most = ggml_type(file.tensors[name].dtype).rounding
-        if not _error(there, wanted) <= most:  # so that NaN is damage
+        kind = file.tensors[name].dtype
+        most = ggml_type(kind).rounding
+        is_near = _error(there, wanted) <= most  # so that NaN is damage
+        written = np.asarray(origin.part.to_gguf(parameter, wanted))
+        bad = damaged_rows(stored.reshape(written.shape), written, kind, origin.is_own)
+        if len(bad) and (is_near or 2 * len(bad) < len(written)):
+            rows.append(f"{name} ({len(bad)} of {len(written)}, the first is {bad[0]})")
+        elif not is_near:
             (permuted if wanted.ndim == 2 and _rows_alike(there, wanted, most) else damaged).append(name)
     damage = [f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"] if lacking else []
     if permuted:
@@ -89,6 +99,8 @@ def inspect(origin: Origin, file: Weights) -> Contents:
         damage.append(f"{what}: rows in another order than llama.cpp's in {_listed(permuted)}")
     if damaged:
         damage.append(f"not the model's values in {_listed(damaged)}")
+    if rows:
+        damage.append(f"not the model's values in rows of {_listed(rows)}")
     return Contents(along / square if square else None, damage)
 
 

@@ -57,7 +57,7 @@ def shrunk_gate(
     there = replace(file, part=source.part)
     # turning blocks into numbers once is quicker than at every use, where there is room for the numbers
     live = there.load(quantize=None if 4 * source.part.num_parameters < memory().available // 2 else "as-is")
-    origin = Origin(source.part, source.weights, foreign=source.source.kind == "gguf")
+    origin = Origin(source.part, source.weights, foreign=source.source.kind == "gguf", is_own=False)
     dtype = bars_of(file)
     return run_gate(Reference(live, source.tokenizer, held_out_texts), path, dtype, effort, origin=origin)
 

@@ -299,6 +299,12 @@ def rows(table: LazyTensor, which: Sequence[int]) -> np.ndarray:
     return _numbers(np.concatenate(raw), table.dtype, (len(which), *table.shape[1:]), table.name)
 
 
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values (R, C) as a file of that type holds them when `export_gguf` writes it, as float32."""
+    raw = _encode("a tensor", np.ascontiguousarray(values, np.float32), ggml_type(dtype))
+    return _numbers(raw.view(np.uint8).reshape(-1), ggml_type(dtype).name, values.shape, "a tensor")
+
+
 def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Bytes of a type of ggml as numbers."""
     from gguf.constants import GGMLQuantizationType

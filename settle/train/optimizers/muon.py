@@ -67,7 +67,8 @@ class MuonStepper(Stepper):
         for name, parameter in members:
             self.groups.setdefault(parameter.shape, []).append((name, parameter))
         self.momentum = {
-            shape: torch.zeros(len(group), *shape, device=group[0][1].device) for shape, group in self.groups.items()
+            shape: torch.zeros(len(group), *shape, dtype=group[0][1].dtype, device=group[0][1].device)
+            for shape, group in self.groups.items()
         }
 
     @torch.no_grad()

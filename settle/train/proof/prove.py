@@ -22,20 +22,22 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
+from settle.train.optimizers import Optimizer
+from settle.train.proof.rounding import EmulatedRounding, deviation, require_within
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
+from settle.train.proof.sequence import require_attention, require_causal
+from settle.train.proof.source import Decode, SourceRow, require_targets
 
 EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # size of the part of a batch that is computed in float64, or over and over
 WHOLE_TOKENS, FEWEST_TOKENS = 1024, 256  # most tokens of whole rows, and what is no matter of memory
 SMALL_LOSS_NATS = 0.5  # below this loss finite differences take smaller steps
 AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by rounding only
 STATIONARY_PERTURBATION_STD = 0.02  # std of the noise that moves the weights off a stationary initialisation
-# relative difference of the gradient from float64's: rounding of the type's mantissa through all layers and back. A
-# tensor of a tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
+# the largest relative difference of the gradient from float64's, whatever the rounding of the model is. A tensor of a
+# tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
-
-
-class RoundingError(ProofError):
-    """The gradient in the compute type is not the exact one. A slower type may help."""
+MOST_STEPPED = 1 << 26  # numbers that take the proof's one step: the optimizer's state of more is no small memory
+SHARES_OF_STEP = (1.0, 0.1, 0.01)  # of the first step's rate: a step too long for one batch is no wrong step
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,43 @@ EXACT = _Precision(1e-8, 1e-8, 1e-7, math.inf, 1e-5, 1e-7)
 IN_PLACE = _Precision(1e-5, 2e-3, 1e-3, 8e-3, 2e-2, 1e-3)
 
 
-def prove(
-    model: Decoder,
-    objective: Objective,
-    batch: Batch,
-    vocab_size: int,
-    rows: Sequence[object],
-    events: Events,
-    seed: int = 0,
-    tuned: bool = False,
-) -> list[dict[str, object]]:
-    """Run every check on a part of `batch`, whose rows are named by `rows`; returns the result of each.
+@dataclass(frozen=True)
+class Recipe:
+    """What will be trained, and on what first.
 
-    tuned: the model is a pretrained one, and perhaps only an adapter is trained.
+    batch: the first one. rows: what each of its segments has to be, by the documents. vocab_size: of the tokenizer.
+    rate: the first step's multiplier of the learning rates. tuned: the model is a pretrained one, and perhaps only an
+    adapter is trained. decode: ids to text, for messages.
+    """
+
+    model: Decoder
+    objective: Objective
+    optimizer: Optimizer
+    batch: Batch
+    rows: Sequence[SourceRow]
+    vocab_size: int
+    rate: float = 1.0
+    seed: int = 0
+    tuned: bool = False
+    decode: Decode | None = None
+
+
+def prove(recipe: Recipe, events: Events) -> list[dict[str, object]]:
+    """Run every check on a part of the recipe's first batch; returns the result of each.
+
     Raises ProofError at the first failure, naming the tensor or the row. The model is left as it was.
     """
-    proof = _Proof(model, objective, objective.annotated(batch), vocab_size, rows, seed, tuned)
+    model, tuned = recipe.model, recipe.tuned
+    proof = _Proof(recipe)
     checks: list[tuple[str, Callable[[], str]]] = [
+        ("targets and borders", lambda: require_targets(recipe.batch, recipe.rows, recipe.decode)),
         ("first loss", proof.first_loss),
         ("every tensor gets a gradient", proof.reaches_all),
         ("gradient in the compute type", proof.agrees),
         ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
+        ("a token sees what is before it", proof.sees),
         ("finite differences", proof.finite_differences),
+        ("one step lowers the loss", proof.descends),
     ]
     results: list[dict[str, object]] = []
     with _left_alone(model) if tuned else contextlib.nullcontext():
@@ -107,6 +124,8 @@ def _left_alone(model: Decoder) -> Iterator[None]:
         yield
     finally:
         model.zero_grad(set_to_none=True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in weights)
         model.load_trainable(weights)
         model.compute_dtype = dtype
         model.train(training)
@@ -116,13 +135,8 @@ def _left_alone(model: Decoder) -> Iterator[None]:
 class _Proof:
     """The checks, in the order in which they must run: each continues from the results of the one before it."""
 
-    model: Decoder
-    objective: Objective
-    batch: Batch
-    vocab_size: int
-    rows: Sequence[object]
-    seed: int
-    tuned: bool
+    recipe: Recipe
+    batch: Batch = field(init=False)
     small: Batch = field(init=False)
     few: Batch = field(init=False)  # for what is computed over and over
     exact: Decoder = field(init=False)
@@ -131,6 +145,12 @@ class _Proof:
     kind: torch.dtype = field(init=False)
     mean: float = field(init=False, default=0.0)  # loss of `small` in float64
     dead: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.model, self.objective, self.tuned = recipe.model, recipe.objective, recipe.tuned
+        self.rows, self.vocab_size, self.seed = recipe.rows, recipe.vocab_size, recipe.seed
+        self.batch = recipe.objective.annotated(recipe.batch)
 
     def first_loss(self) -> str:
         with torch.no_grad():
@@ -212,34 +232,17 @@ class _Proof:
             return "float32, as in the run"
         if not self.tuned:
             self._in_compute_type()
-        allowed, exact = GRADIENT_TOLERANCE[self.kind], "float32" if self.tuned else "float64"
-        kind = str(self.kind).removeprefix("torch.")
-        if not abs(self.half_mean - self.mean) <= 0.1 * allowed * abs(self.mean):
-            raise RoundingError(
-                f"the loss in {kind} is {self.half_mean:.6f}, in {exact} it is {self.mean:.6f}",
-                "leave --dtype out, and the run chooses float32",
-            )
-        worst, name, of_all, size = 0.0, "", 0.0, 0.0
-        for key, parameter in self.exact.trainable().items():
-            whole = gradient_of(parameter).cpu()
-            difference = self.half[key].to(whole.dtype) - whole
-            off = _relative(difference, whole)
-            if not off <= worst:
-                worst, name = off, key
-            of_all, size = of_all + float(difference.norm()) ** 2, size + float(whole.norm()) ** 2
-        of_all = math.sqrt(of_all / size)
+        parameters, most = self.exact.trainable(), GRADIENT_TOLERANCE[self.kind]
+        exact = {name: gradient_of(p) for name, p in parameters.items()}
+        measured = deviation(self.half, exact, self.half_mean, self.mean)
         self.half = {}
-        if not worst <= (2 * allowed if self.tuned else allowed):
-            raise RoundingError(
-                f"{name}: its gradient in {kind} is {worst:.1e} off {exact}'s",
-                "leave --dtype out, and the run chooses float32",
-            )
-        if not of_all <= allowed:
-            raise RoundingError(
-                f"the gradient in {kind} is {of_all:.1e} off {exact}'s",
-                "leave --dtype out, and the run chooses float32",
-            )
-        return f"{kind}, {of_all:.1e} off, worst tensor {name}: {worst:.1e}"
+        self.exact.zero_grad(set_to_none=True)
+        with EmulatedRounding(self.kind):
+            mean = backward(self.exact, self.objective, [self.small])
+        emulated = deviation({n: gradient_of(p) for n, p in parameters.items()}, exact, mean, self.mean)
+        for name, parameter in parameters.items():
+            parameter.grad = exact[name]
+        return require_within(self.kind, measured, emulated, most, 2 * most if self.tuned else most)
 
     def packs_and_accumulates(self) -> str:
         """Rows one by one, accumulated, give the loss and the gradient that they give packed in one batch."""
@@ -271,8 +274,14 @@ class _Proof:
                 packed = float(self.objective.batch_loss(self.exact, first)[0])
                 alone = sum(float(self.objective.batch_loss(self.exact, p)[0]) for p in pieces[: i + 1])
                 if not abs(packed - alone) <= self.bars.rounding * abs(alone):
-                    return f"row {i} ({self.rows[i]})" if i < len(self.rows) else f"row {i}"
+                    name = self.rows[i * step] if i * step < len(self.rows) else ""
+                    return f"row {i} ({name})" if name else f"row {i}"
         return "a row"
+
+    def sees(self) -> str:
+        """A token sees itself and what is before it in its document, in its order, and nothing else."""
+        seen = require_causal(self.exact, self.few, self.rows)
+        return f"{seen}; attention by its definition: {require_attention(self.exact, self.few)}"
 
     def finite_differences(self) -> str:
         """The slope of the loss along one direction in all tensors at once; on failure, tensor by tensor.
@@ -307,6 +316,32 @@ class _Proof:
                 name = max(wrong, key=lambda name: errors[name])
                 raise ProofError(f"{name}: its gradient is {errors[name]:.1e} off finite differences", "report this")
         return f"{len(parameters)} tensors, relative difference below {self.bars.difference:.0e}"
+
+    def descends(self) -> str:
+        """A step of the run's own optimizer, at its first rate or a share of that, lowers the loss on its batch."""
+        chosen = _stepped(self.exact)
+        before = {name: p.detach().clone() for name, p in chosen.items()}
+        loss, rounding = self._loss(), self.bars.rounding
+        for share in SHARES_OF_STEP:
+            stepper = self.recipe.optimizer.bind(self.exact)
+            stepper.step(self.recipe.rate * share)
+            falls = loss - self._loss()
+            with torch.no_grad():
+                along = sum(float(((before[n] - p) * gradient_of(p)).sum()) for n, p in chosen.items())
+                for name, p in chosen.items():
+                    p.copy_(before[name])
+            if not along > 0:
+                raise ProofError("a step of the optimizer goes up the gradient", "the run would unlearn: report this")
+            if falls > rounding * loss or along <= rounding * loss:
+                return f"by {falls:.1e} nats, {along:.1e} along the gradient"
+        raise ProofError(
+            f"no step of the optimizer lowers the loss of {loss:.3f} on its batch", "check the learning rates"
+        )
+
+    def _loss(self) -> float:
+        with torch.no_grad():
+            total, count = self.objective.batch_loss(self.exact, self.few)
+        return float(total) / count
 
     def _least_difference(self, parameter: dict[str, torch.nn.Parameter]) -> float:
         """The smallest difference for one tensor over three steps. A step may cross a jump of the loss where a router
@@ -349,7 +384,16 @@ class _Proof:
         return self.bars.rise * (min(1.0, self.mean / SMALL_LOSS_NATS) if self.tuned else 1.0)
 
 
-def _relative(difference: Tensor, whole: Tensor) -> float:
-    """The ratio of the norms; 0 where `whole` is so small that rounding decides."""
-    size = float(whole.norm())
-    return float(difference.norm()) / size if size > 1e-9 else 0.0
+def _stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:
+    """The tensors that take the proof's step: all, or the first ones where all are too many to have a state beside
+    them; the others are frozen from then on."""
+    chosen: dict[str, torch.nn.Parameter] = {}
+    numbers = 0
+    for name, parameter in model.trainable().items():
+        numbers += parameter.numel()
+        if chosen and numbers > MOST_STEPPED:
+            break
+        chosen[name] = parameter
+    for name, parameter in model.trainable().items():
+        parameter.requires_grad_(name in chosen)
+    return chosen

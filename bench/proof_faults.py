@@ -1,0 +1,314 @@
+"""Whether the proof refuses what is wrong and nothing that is right: faults put in on purpose, and sound recipes.
+
+python bench/proof_faults.py faults [STRIDE]       every fault in every recipe that it can befall: refused by what
+python bench/proof_faults.py sound [0-4 [STRIDE]]  architecture x adapter x objective x type: passed, or refused by what
+python bench/proof_faults.py model FILE            a pretrained model on plain text, in float32 and bfloat16
+
+`sound` prints how far the gradient in the type was off, beside what emulated rounding says: the bars in
+settle/train/proof/rounding.py were set on seeds below 100 and judged on seeds from 100 on. STRIDE: every so many cells.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from settle.base.errors import ProofError  # noqa: E402
+from settle.base.event_log import Events  # noqa: E402
+from settle.base.registry import part, part_names  # noqa: E402
+from settle.data.batches import Batch  # noqa: E402
+from settle.model.adapters.dora import DoRA  # noqa: E402
+from settle.model.adapters.lora import LoRA  # noqa: E402
+from settle.model.layers import attention  # noqa: E402
+from settle.model.layers.packed_sequences import RotationTable  # noqa: E402
+from settle.model.pretrained import Pretrained  # noqa: E402
+from settle.train.objectives.distill import Distill  # noqa: E402
+from settle.train.objectives.dpo import DPO  # noqa: E402
+from settle.train.objectives.next_token import NextToken  # noqa: E402
+from settle.train.optimizers.adamw import AdamStepper, AdamW  # noqa: E402
+from settle.train.optimizers.muon import Muon  # noqa: E402
+from settle.train.proof import rounding  # noqa: E402
+from settle.train.proof.prove import Recipe, prove  # noqa: E402
+from settle.train.teacher import LiveTeacher  # noqa: E402
+from tests.train.source_rows import source_rows  # noqa: E402
+
+ADAPTERS = {"scratch": None, "full": None, "lora": LoRA(rank=4, dropout=0.1), "dora": DoRA(rank=4)}
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def drawn(vocab_size: int, seed: int, supervised: bool) -> Batch:
+    """Four to six rows of 4 to 60 tokens; of supervised ones about the second half is learned."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, 60, random.integers(4, 7) // 2 * 2)
+    tokens = random.integers(0, vocab_size, lengths.sum() + 1)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    targets = tokens[1:].copy()
+    if supervised:
+        targets[np.concatenate([np.arange(n) < n // 2 for n in lengths])] = -1
+    return Batch(tokens[:-1].copy(), targets, np.cumsum([0, *lengths]).astype(np.int32), positions)
+
+
+def recipe(family: str, adapter: str, objective: str, dtype: str, seed: int, optimizer: str = "adamw") -> Recipe:
+    """A sound recipe of that cell."""
+    tuned = adapter != "scratch"
+    tiny = part("model/architectures", family).TINY
+    model = tiny.build(seed=seed)
+    method = ADAPTERS[adapter]
+    if method is not None:
+        method.apply(model, seed=seed + 1)
+    model.compute_dtype = TYPES[dtype]
+    learned = {"next_token": NextToken, "dpo": DPO}.get(objective)
+    if learned is None:
+        teacher = tiny.build(seed=seed + 2)
+        teacher.freeze()
+        learned = Distill().with_teacher(LiveTeacher(teacher))
+    else:
+        learned = learned()
+    data = drawn(tiny.vocab_size, seed, tuned)
+    rule = {"adamw": AdamW, "muon": Muon}[optimizer]()
+    return Recipe(model, learned, rule, data, source_rows(data), tiny.vocab_size, 0.1, seed, tuned)
+
+
+def cells() -> Iterator[tuple[str, str, str, str]]:
+    for family, adapter, dtype in itertools.product(part_names("model/architectures"), ADAPTERS, TYPES):
+        for objective in ("next_token", "dpo", "distill"):
+            is_possible = {"next_token": True, "dpo": adapter in ("lora", "dora"), "distill": adapter != "scratch"}
+            if is_possible[objective]:
+                yield family, adapter, objective, dtype
+
+
+def refusal(what: Recipe) -> str:
+    """The check that refused, or nothing."""
+    shown: list[str] = []
+    try:
+        prove(what, Events(listeners=[lambda event: shown.append(event.check)]))
+    except ProofError as e:
+        return f"{shown[-1]}: {e.what}"
+    return ""
+
+
+# --- faults ---
+
+
+class WrongBackward(torch.autograd.Function):
+    """The identity, whose backward is `factor` times too long, and `noise` of its length off, in one type."""
+
+    @staticmethod
+    def forward(ctx, x, dtype, factor, noise):
+        ctx.is_wrong, ctx.factor, ctx.noise = x.dtype == dtype, factor, noise
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if not ctx.is_wrong:
+            return grad, None, None, None
+        turned = torch.randn(grad.shape, generator=torch.Generator().manual_seed(0)).to(grad.dtype)
+        turned = turned * (grad.norm() / turned.norm()) * ctx.noise
+        return grad * ctx.factor + turned, None, None, None
+
+
+def wrong_backward(dtype: torch.dtype, factor: float, noise: float = 0.0) -> Callable[[Recipe], Recipe]:
+    def put_in(what: Recipe) -> Recipe:
+        norm = what.model.model.norm
+        norm.register_forward_hook(lambda module, args, out: WrongBackward.apply(out, dtype, factor, noise))
+        return what
+
+    return put_in
+
+
+def targets(change: Callable[[Batch], np.ndarray]) -> Callable[[Recipe], Recipe]:
+    return lambda what: replace(what, batch=replace(what.batch, targets=change(what.batch)))
+
+
+def masked(batch: Batch, wanted: np.ndarray) -> np.ndarray:
+    return np.where(batch.targets >= 0, wanted, -1)
+
+
+def permuted(batch: Batch) -> np.ndarray:
+    out = batch.targets.copy()
+    there = np.flatnonzero(out >= 0)
+    out[there] = np.roll(out[there], 3)
+    return out
+
+
+def one_segment(what: Recipe) -> Recipe:
+    edges = what.batch.cu_seqlens[[0, -1]]
+    return replace(what, batch=replace(what.batch, cu_seqlens=edges, positions=np.arange(edges[-1])))
+
+
+def shifted_border(what: Recipe) -> Recipe:
+    edges = what.batch.cu_seqlens.copy()
+    edges[1] += 1
+    return replace(what, batch=replace(what.batch, cu_seqlens=edges))
+
+
+def mask_from(diagonal: int):
+    def mask(self, length, group, dtype, window=None):
+        unseen = torch.full((length, length), float("-inf"), dtype=dtype, device=self.device)
+        past = unseen.tril(-window) if window is not None and window < length else 0
+        return (unseen.triu(diagonal) + past).repeat(group, 1)
+
+    return patch.object(RotationTable, "mask", mask)
+
+
+def angles_times(factor: float):
+    own = RotationTable.angles
+    return patch.object(RotationTable, "angles", lambda self, length: own(self, length) * factor)
+
+
+def uphill():
+    own = AdamStepper.step
+    return patch.object(AdamStepper, "step", lambda self, scale: own(self, -scale))
+
+
+def nothing_seen():
+    own = attention.attend_bucket
+
+    def attend(qkv, bias, bucket, table, scoring):
+        out, saved = own(qkv, bias, bucket, table, scoring)
+        return out * 0, saved
+
+    return patch.object(attention, "attend_bucket", attend)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """change: of the recipe. patched: of the code. only: kinds of recipes that it can befall."""
+
+    name: str
+    change: Callable[[Recipe], Recipe] = lambda what: what
+    patched: Callable[[], object] | None = None
+    half_only: bool = False
+    optimizer: str = "adamw"
+
+
+HALF = torch.bfloat16
+FAULTS = [
+    Fault("no causal mask", patched=lambda: mask_from(10_000)),
+    Fault("causal mask off by one", patched=lambda: mask_from(2)),
+    Fault("nothing is seen", patched=nothing_seen),
+    Fault("targets are the inputs", targets(lambda b: masked(b, b.inputs))),
+    Fault("targets two ahead", targets(lambda b: masked(b, np.roll(np.where(b.targets >= 0, b.targets, 0), -1)))),
+    Fault("targets permuted", targets(permuted)),
+    Fault("every second token is learned", targets(lambda b: np.where(np.arange(len(b.targets)) % 2, b.targets, -1))),
+    Fault("all documents in one segment", one_segment),
+    Fault("a document's border one token late", shifted_border),
+    Fault("no positions", patched=lambda: angles_times(0.0)),
+    Fault("rotations times 7", patched=lambda: angles_times(7.0)),
+    Fault("bfloat16 backward times 0.75", wrong_backward(HALF, 0.75), half_only=True),
+    Fault("bfloat16 backward times 1.1", wrong_backward(HALF, 1.1), half_only=True),
+    Fault("bfloat16 backward times 1.25", wrong_backward(HALF, 1.25), half_only=True),
+    Fault("bfloat16 backward, 25 % noise", wrong_backward(HALF, 1.0, 0.25), half_only=True),
+    Fault("steps go uphill", patched=uphill),
+]  # fmt: skip
+
+
+def faults() -> None:
+    for fault in FAULTS:
+        passed, by = [], {}
+        kinds = [cell for cell in cells() if not fault.half_only or cell[3] == "bfloat16"]
+        for number, cell in enumerate(kinds):
+            if number % STRIDE:
+                continue
+            with ExitStack() as stack:
+                what = fault.change(recipe(*cell, seed=number))
+                if fault.patched:
+                    stack.enter_context(fault.patched())
+                why = refusal(what)
+            if why:
+                by[why.split(":")[0]] = by.get(why.split(":")[0], 0) + 1
+            else:
+                passed.append("-".join(cell))
+        shown = ", ".join(f"{count} by {check!r}" for check, count in by.items())
+        print(f"{fault.name:36} refused {sum(by.values())} of {sum(by.values()) + len(passed)}: {shown}", flush=True)
+        if passed:
+            print("   passed:", ", ".join(passed), flush=True)
+
+
+def sound(seeds: range) -> None:
+    number, refused, worst = 0, [], {}
+    own = rounding.require_within
+
+    def noted(dtype, measured, emulated, most, most_of_tensor):
+        key = str(dtype)
+        name = measured.worst
+        ratios = {
+            "loss": (measured.loss, emulated.loss),
+            "all": (measured.of_all, emulated.of_all),
+            "scale": (abs(measured.scale), abs(emulated.scale)),
+            "tensor": max(
+                ((measured.tensors[n], emulated.tensors[n]) for n in measured.tensors),
+                key=lambda p: p[0] / max(p[1], 1e-9),
+            ),
+            "worst": (measured.tensors[name], emulated.tensors[name]),
+        }
+        for what, (a, b) in ratios.items():
+            worst.setdefault((key, what), []).append((a, b))
+        return own(dtype, measured, emulated, most, most_of_tensor)
+
+    began = time.perf_counter()
+    with patch("settle.train.proof.prove.require_within", noted):
+        for seed in seeds:
+            for place, cell in enumerate(cells()):
+                if (place + seed) % STRIDE:
+                    continue
+                why = refusal(recipe(*cell, seed=seed, optimizer="muon" if seed % 2 else "adamw"))
+                number += 1
+                if why:
+                    refused.append(f"{'-'.join(cell)} seed {seed}: {why}")
+                    print("  refused", refused[-1], flush=True)
+    for (key, what), pairs in worst.items():
+        measured, emulated = np.array(pairs).T
+        ratio = measured / np.maximum(emulated, 1e-12)
+        print(
+            f"{key} {what:7} measured {np.median(measured):.1e}, at most {measured.max():.1e}; emulated "
+            f"{np.median(emulated):.1e}, at most {emulated.max():.1e}; ratio {np.median(ratio):.2f}, "
+            f"99 in 100 {np.quantile(ratio, 0.99):.2f}, at most {ratio.max():.2f}"
+        )
+    seconds = (time.perf_counter() - began) / number
+    print(f"sound recipes: {number - len(refused)} of {number} passed, {seconds:.2f} s each")
+
+
+def model(path: str) -> None:
+    base = Pretrained.open(Path(path))
+    text = Path(__file__).read_text()
+    for adapter, dtype in itertools.product(("lora", "dora", "full"), TYPES):
+        for size in (48, 250):
+            ids = base.tokenizer.encode(text[: size * 20])[: 4 * size + 1].astype(np.int64)
+            lengths = [size] * 4
+            data = Batch(ids[:-1].copy(), ids[1:].copy(), np.cumsum([0, *lengths]).astype(np.int32),
+                         np.concatenate([np.arange(n) for n in lengths]))  # fmt: skip
+            live = base.load(trainable=adapter == "full", dtype=TYPES[dtype])
+            if ADAPTERS[adapter] is not None:
+                ADAPTERS[adapter].apply(live, 0)
+            live.compute_dtype = TYPES[dtype]
+            rows, rule = source_rows(data), AdamW(lr=2e-4)
+            what = Recipe(live, NextToken(), rule, data, rows, live.options.vocab_size, 0.1, 0, True)
+            shown: list[object] = []
+            began = time.perf_counter()
+            with suppress(ProofError):
+                prove(what, Events(listeners=[shown.append]))
+            seconds = time.perf_counter() - began
+            print(adapter, dtype, size, f"{seconds:.0f} s", *(f"{e.check}: {e.detail}" for e in shown), sep="\n   ")
+
+
+STRIDE = 1
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "faults":
+        STRIDE = int(rest[0]) if rest else 1
+        faults()
+    elif what == "sound":
+        first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
+        STRIDE = int(rest[1]) if rest[1:] else 1
+        sound(range(first, last + 1))
+    else:
+        model(*rest)

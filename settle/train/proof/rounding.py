@@ -1,0 +1,132 @@
+"""How far the gradient in a half type may be from the exact one: as far as this model's own rounding puts it.
+
+The exact computation is done again with the operands and results of every matrix product rounded to the type. What that
+changes is the rounding that any machine has, whatever its kernels and our own code for that type do.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from settle.base.errors import ProofError
+
+_ATEN = torch.ops.aten
+PRODUCTS = {
+    op for packet in (_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.baddbmm) for op in (packet.default, packet.out)
+}  # fmt: skip
+# How often the emulated error is allowed, and how much in any case, where rounding is so small that sums in another
+# order count (bench/proof.py bars has what sound recipes need). scale: of the length along the exact gradient.
+TIMES = 3.0
+LEAST = {torch.bfloat16: 0.03, torch.float16: 0.01, torch.float32: 1e-5, torch.float64: 1e-8}
+LEAST_OF_SCALE = {torch.bfloat16: 0.02, torch.float16: 5e-3, torch.float32: 1e-5, torch.float64: 1e-8}
+# The gradient from few tokens of a tensor may be nearly zero, so a tensor's bar is wider than that of all together
+LEAST_OF_TENSOR = 3.0
+
+
+class EmulatedRounding(TorchDispatchMode):
+    """Rounds the operands and results of matrix products to `dtype`; they stay in the type that they have."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in PRODUCTS:
+            return function(*args, **(kwargs or {}))
+        out = function(*(self._rounded(a) if isinstance(a, Tensor) else a for a in args), **(kwargs or {}))
+        return out.copy_(self._rounded(out)) if isinstance(out, Tensor) else out
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).to(x.dtype) if x.is_floating_point() else x
+
+
+class RoundingError(ProofError):
+    """The gradient in the compute type is not the exact one. A slower type may help."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, "leave --dtype out, and the run chooses float32")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one computation of loss and gradient is from the exact one, all relative.
+
+    loss: of the mean loss. of_all: norm of the difference of all gradients. scale: how much longer the gradient is
+    along the exact one, which rounding leaves nearly as it is. tensors: norm of the difference of each.
+    """
+
+    loss: float
+    of_all: float
+    scale: float
+    tensors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str:
+        """The tensor that is furthest off; NaN is further than any."""
+        return max(self.tensors, key=lambda name: _order(self.tensors[name]))
+
+
+def deviation(there: Mapping[str, Tensor], exact: Mapping[str, Tensor], loss: float, exact_loss: float) -> Deviation:
+    """How gradients differ from the exact ones of the same names, and a mean loss from the exact one."""
+    tensors, gap, along, size = {}, 0.0, 0.0, 0.0
+    for name, whole in exact.items():
+        wanted = whole.cpu()
+        difference = there[name].cpu().to(wanted.dtype) - wanted
+        norm, own = float(difference.norm()), float(wanted.norm())
+        tensors[name] = norm / own if own > 1e-9 else 0.0  # rounding decides what is so small
+        gap, size, along = gap + norm**2, size + own**2, along + float((difference * wanted).sum())
+    return Deviation(abs(loss - exact_loss) / abs(exact_loss), math.sqrt(gap / size), along / size, tensors)
+
+
+def require_within(
+    dtype: torch.dtype, measured: Deviation, emulated: Deviation, most: float, most_of_tensor: float
+) -> str:
+    """The gradient in `dtype` is as near to the exact one as its rounding allows; returns by how much it is off.
+
+    emulated: of the exact computation with emulated rounding. most, most_of_tensor: what is too much in any case.
+    Raises RoundingError.
+    """
+    kind = str(dtype).removeprefix("torch.")
+
+    def bar(emulated_error: float, least: float, most: float) -> float:
+        return min(most, max(TIMES * abs(emulated_error), least))
+
+    allowed = bar(emulated.loss, LEAST[dtype] / 10, 0.1 * most)
+    if not measured.loss <= allowed:
+        raise RoundingError(
+            f"the loss in {kind} is {measured.loss:.1e} off the exact one, and its rounding explains {allowed:.1e}"
+        )
+    name = max(measured.tensors, key=lambda n: _order(measured.tensors[n]) / (emulated.tensors[n] + LEAST[dtype]))
+    allowed = bar(emulated.tensors[name], LEAST_OF_TENSOR * LEAST[dtype], most_of_tensor)
+    if not measured.tensors[name] <= allowed:
+        raise RoundingError(
+            f"{name}: its gradient in {kind} is {measured.tensors[name]:.1e} off the exact one, and its rounding "
+            f"explains {allowed:.1e}"
+        )
+    allowed = bar(emulated.of_all, LEAST[dtype], most)
+    if not measured.of_all <= allowed:
+        raise RoundingError(
+            f"the gradient in {kind} is {measured.of_all:.1e} off the exact one, and its rounding explains "
+            f"{allowed:.1e}"
+        )
+    allowed = bar(emulated.scale, LEAST_OF_SCALE[dtype], most)
+    if not abs(measured.scale) <= allowed:
+        raise RoundingError(
+            f"the gradient in {kind} is {measured.scale:+.1%} longer than the exact one, and its rounding explains "
+            f"{allowed:.1%}"
+        )
+    return (
+        f"{kind}, {measured.of_all:.1e} off ({emulated.of_all:.1e} by emulated rounding), worst tensor "
+        f"{measured.worst}: {measured.tensors[measured.worst]:.1e}"
+    )
+
+
+def _order(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
