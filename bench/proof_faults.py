@@ -3,9 +3,10 @@
 python bench/proof_faults.py faults [STRIDE]       every fault in every recipe that it can befall: refused by what
 python bench/proof_faults.py sound [0-4 [STRIDE]]  architecture x adapter x objective x type: passed, or refused by what
 python bench/proof_faults.py model FILE            a pretrained model on plain text, in float32 and bfloat16
+python bench/proof_faults.py rows [0-4]            the gate's rows: sound ones refused, damaged ones found, type by type
 
 `sound` prints how far the gradient in the type was off, beside what emulated rounding says: the bars in
-settle/train/proof/rounding.py were set on seeds below 100 and judged on seeds from 100 on. STRIDE: every so many cells.
+settle/train/proof/compute_type.py were set on seeds below 100 and judged on seeds from 100 on. STRIDE: every so many cells.
 """
 
 import itertools
@@ -25,17 +26,21 @@ from settle.base.errors import ProofError  # noqa: E402
 from settle.base.event_log import Events  # noqa: E402
 from settle.base.registry import part, part_names  # noqa: E402
 from settle.data.batches import Batch  # noqa: E402
+from settle.evaluate.gate.row_check import damaged_rows  # noqa: E402
+from settle.formats.gguf import rounded  # noqa: E402
+from settle.formats.gguf.types import GGML, exported, ggml_type  # noqa: E402
 from settle.model.adapters.dora import DoRA  # noqa: E402
 from settle.model.adapters.lora import LoRA  # noqa: E402
 from settle.model.layers import attention  # noqa: E402
 from settle.model.layers.packed_sequences import RotationTable  # noqa: E402
 from settle.model.pretrained import Pretrained  # noqa: E402
+from settle.shrink.types import ggml  # noqa: E402
 from settle.train.objectives.distill import Distill  # noqa: E402
 from settle.train.objectives.dpo import DPO  # noqa: E402
 from settle.train.objectives.next_token import NextToken  # noqa: E402
 from settle.train.optimizers.adamw import AdamStepper, AdamW  # noqa: E402
 from settle.train.optimizers.muon import Muon  # noqa: E402
-from settle.train.proof import rounding  # noqa: E402
+from settle.train.proof import compute_type  # noqa: E402
 from settle.train.proof.prove import Recipe, prove  # noqa: E402
 from settle.train.teacher import LiveTeacher  # noqa: E402
 from tests.train.source_rows import source_rows  # noqa: E402
@@ -235,7 +240,7 @@ def faults() -> None:
 
 def sound(seeds: range) -> None:
     number, refused, worst = 0, [], {}
-    own = rounding.require_within
+    own = compute_type.require_within
 
     def noted(dtype, measured, emulated, most, most_of_tensor):
         key = str(dtype)
@@ -300,6 +305,58 @@ def model(path: str) -> None:
             print(adapter, dtype, size, f"{seconds:.0f} s", *(f"{e.check}: {e.detail}" for e in shown), sep="\n   ")
 
 
+def matrices(seed: int) -> dict[str, np.ndarray]:
+    """Rows of 512 values as weights have them, and with heavier tails than those."""
+    random = np.random.default_rng(seed)
+    shape = (96, 512)
+    normal = random.standard_normal(shape)
+    return {
+        "normal": normal,
+        "tails": random.standard_t(3, shape),
+        "columns": normal * np.exp(random.standard_normal(512)),
+        "rows": normal * np.exp(1.5 * random.standard_normal((96, 1))),
+        "shifted": normal + 1.0,
+        "sparse": normal * (random.random(shape) < 0.2),
+    }
+
+
+DAMAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "zeroed": lambda row: row * 0,
+    "half zeroed": lambda row: np.where(np.arange(len(row)) < len(row) // 2, 0, row),
+    "halved": lambda row: row / 2,
+    "turned": lambda row: -row,
+    "reversed": lambda row: row[::-1],
+}
+
+
+def rows(seeds: range) -> None:
+    """Each type with the importance of an imatrix, as `settle shrink` quantizes, and where settle writes it without."""
+    print("| type | quantizer | sound rows refused | " + " | ".join(DAMAGES) + " |")
+    for kind in GGML:
+        own = kind.lower() in exported()
+        for is_own in (False, True) if own else (False,):
+            refused = count = 0
+            found = dict.fromkeys(DAMAGES, 0)
+            for seed in seeds:
+                importance = np.random.default_rng(seed).chisquare(1, 512).astype(np.float32) + 1e-3
+                for wanted in matrices(seed).values():
+                    wanted = wanted.astype(np.float32)
+                    count += len(wanted)
+                    refused += len(damaged_rows(quantized(wanted, kind, importance, is_own), wanted, kind, is_own))
+                    for name, damage in DAMAGES.items():
+                        there = quantized(np.apply_along_axis(damage, 1, wanted), kind, importance, is_own)
+                        found[name] += len(damaged_rows(there, wanted, kind, is_own))
+            shares = " | ".join(f"{number / count:.1%}" for number in found.values())
+            print(f"| {kind} | {'own' if is_own else 'weighed'} | {refused} of {count:,} | {shares} |", flush=True)
+
+
+def quantized(values: np.ndarray, kind: str, importance: np.ndarray, is_own: bool) -> np.ndarray:
+    values = np.ascontiguousarray(values, np.float32)
+    if is_own or not ggml_type(kind).quantized:
+        return rounded(values, kind)
+    return ggml.dequantize(ggml.quantize(values, kind, importance, 1), kind, np.empty(values.shape, np.float32))
+
+
 STRIDE = 1
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
@@ -310,5 +367,8 @@ if __name__ == "__main__":
         first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
         STRIDE = int(rest[1]) if rest[1:] else 1
         sound(range(first, last + 1))
+    elif what == "rows":
+        first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
+        rows(range(first, last + 1))
     else:
         model(*rest)

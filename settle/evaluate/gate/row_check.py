@@ -7,7 +7,6 @@ import numpy as np
 from settle.formats.gguf import rounded
 from settle.formats.gguf.types import ggml_type
 
-BLOCK = 32  # values that share a scale at most
 TIMES = 2.0  # how often the error of even rounding is allowed, where the quantizer weighs values by importance
 LARGEST = 0.97  # of a row's own length: of what is further off, nothing of the row is left
 CHUNK = 1 << 22  # values that are compared at once
@@ -44,8 +43,7 @@ def _step_errors(wanted: np.ndarray, kind: str) -> np.ndarray:
     """TIMES the length of the error of each row (R,) that is rounded to even steps over twice the largest value of each
     of its blocks."""
     bits = next(int(letter) for letter in kind if letter.isdigit())  # ggml's names say those of a value
-    steps = 2.0**bits - 1
-    size = BLOCK if wanted.shape[1] % BLOCK == 0 else wanted.shape[1]
+    steps, size = 2.0**bits - 1, ggml_type(kind).block
     largest = np.abs(wanted.reshape(len(wanted), -1, size)).max(2)
     errors: np.ndarray = TIMES * _lengths(2 * largest / steps) * np.sqrt(size / 12)
     return errors

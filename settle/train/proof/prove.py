@@ -23,9 +23,9 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
-from settle.train.proof.rounding import EmulatedRounding, deviation, require_within
+from settle.train.proof.compute_type import EmulatedRounding, deviation, require_within
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
-from settle.train.proof.sequence import require_attention, require_causal
+from settle.train.proof.sequence import require_sight
 from settle.train.proof.source import Decode, SourceRow, require_targets
 
 EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # size of the part of a batch that is computed in float64, or over and over
@@ -94,7 +94,7 @@ def prove(recipe: Recipe, events: Events) -> list[dict[str, object]]:
         ("every tensor gets a gradient", proof.reaches_all),
         ("gradient in the compute type", proof.agrees),
         ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
-        ("a token sees what is before it", proof.sees),
+        ("a token sees what is before it", lambda: require_sight(proof.exact, proof.few, recipe.rows)),
         ("finite differences", proof.finite_differences),
         ("one step lowers the loss", proof.descends),
     ]
@@ -277,11 +277,6 @@ class _Proof:
                     name = self.rows[i * step] if i * step < len(self.rows) else ""
                     return f"row {i} ({name})" if name else f"row {i}"
         return "a row"
-
-    def sees(self) -> str:
-        """A token sees itself and what is before it in its document, in its order, and nothing else."""
-        seen = require_causal(self.exact, self.few, self.rows)
-        return f"{seen}; attention by its definition: {require_attention(self.exact, self.few)}"
 
     def finite_differences(self) -> str:
         """The slope of the loss along one direction in all tensors at once; on failure, tensor by tensor.

@@ -22,6 +22,12 @@ FEWEST_TOKENS = 3  # of a segment in which a token in the middle has others on b
 MOVED = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative: a larger change of an output is no rounding
 
 
+def require_sight(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
+    """A token sees itself and what is before it in its document, in its order, and nothing else; raises as below."""
+    seen = require_causal(model, batch, rows)
+    return f"{seen}; attention by its definition: {require_attention(model, batch)}"
+
+
 @torch.no_grad()
 def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
     """Exchange a token in the middle of every second document, then of the others: outputs before it and in other
@@ -101,7 +107,7 @@ class _Watched(Packing):
         options = self.layers[number]
         out = attention_over(qkv, self, table, scoring, bias)
         wanted = attention_by_definition(qkv, self.bounds, options, bias)
-        self.differences.append(float((out.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        self.differences.append(float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30)))
         first, last = max(zip(self.bounds, self.bounds[1:], strict=False), key=lambda edges: edges[1] - edges[0])
         turned = torch.arange(len(qkv), device=qkv.device)
         seen = min(last - first - 1, (options.window or last) - 1)
@@ -138,23 +144,23 @@ def require_attention(model: Decoder, batch: Batch) -> str:
 def attention_by_definition(
     qkv: Tensor, bounds: Sequence[int], options: LayerOptions, bias: Tensor | None = None
 ) -> Tensor:
-    """Causal attention with rotary positions in float64, segment by segment, slow and plain.
+    """Causal attention with rotary positions in float64 on the CPU, segment by segment, slow and plain.
 
     qkv (N, (H + 2K)·d), the numbers of query and key heads that turn together beside each other; bounds (S + 1,); bias
     ((H + 2K)·d,): what qkv still lacks → (N, H·d). Sources: arXiv:1706.03762, arXiv:2104.09864; groups of query heads
     share a key head (arXiv:2305.13245).
     """
     o, rope = options, options.rope
-    wide = (qkv if bias is None else qkv + bias).double().unflatten(1, (-1, o.head_dim))
+    wide = (qkv if bias is None else qkv + bias).cpu().double().unflatten(1, (-1, o.head_dim))
     rotary = rope.rotary_dim or o.head_dim
-    plain = rope.theta ** (-torch.arange(0, rotary, 2, dtype=torch.float64, device=qkv.device) / rotary)
+    plain = rope.theta ** (-torch.arange(0, rotary, 2, dtype=torch.float64) / rotary)
     results = []
     for first, last in zip(bounds, bounds[1:], strict=False):
-        rows, place = wide[first:last], torch.arange(last - first, device=qkv.device)
+        rows, place = wide[first:last], torch.arange(last - first)
         chosen = rope.frequencies
         if rope.long_after is not None and last - first > rope.long_after:
             chosen = rope.long_frequencies
-        frequencies = plain if chosen is None else torch.tensor(chosen, dtype=torch.float64, device=qkv.device)
+        frequencies = plain if chosen is None else torch.tensor(chosen, dtype=torch.float64)
         angles = torch.outer(place.double(), frequencies).unsqueeze(1)
         cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
         heads, values = rows[:, : o.heads + o.kv_heads].clone(), rows[:, o.heads + o.kv_heads :]
