@@ -6,7 +6,8 @@ python bench/proof_faults.py model FILE            a pretrained model on plain t
 python bench/proof_faults.py rows [0-4]            the gate's rows: sound ones refused, damaged ones found, type by type
 
 `sound` prints how far the gradient in the type was off, beside what emulated rounding says: the bars in
-settle/train/proof/compute_type.py were set on seeds below 100 and judged on seeds from 100 on. STRIDE: every so many cells.
+settle/train/proof/compute_type.py were set on seeds below 100 and judged on seeds from 100 on.
+STRIDE: every so many cells.
 """
 
 import itertools

@@ -117,8 +117,8 @@ def _difference(row: SourceRow, targets: np.ndarray, decode: Decode | None) -> s
     if both.any() and np.array_equal(targets[: len(ahead)][both], ahead[both]):
         return "the targets lie two tokens ahead"
     at = int(np.flatnonzero(targets != wanted)[0])
-    said, due = int(targets[at]), int(wanted[at])
+    given, due = int(targets[at]), int(wanted[at])
     if decode is None:
-        return f"target {at} is the token {said}, the text goes on with {due}"
+        return f"target {at} is the token {given}, the text goes on with {due}"
     before = decode(row.inputs[max(0, at - SHOWN_TOKENS) : at + 1].tolist())
-    return f"after {before!r} the target is {decode([said])!r}, and the text continues with {decode([due])!r}"
+    return f"after {before!r} the target is {decode([given])!r}, and the text continues with {decode([due])!r}"
