@@ -15,6 +15,7 @@ from settle.retrieve.answer.definitions import definitions, prose_sentences
 from settle.retrieve.check.synthetic_questions import phrases
 from settle.retrieve.check.synthetic_questions.by_model import write_question
 from settle.retrieve.check.synthetic_questions.synonyms import Rewording
+from settle.retrieve.check.synthetic_questions.wordings import as_people_ask
 from settle.retrieve.index.catalogue.records import DocumentSize, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -157,7 +158,7 @@ class _Maker:
         else:
             near = (i for n, i in spot.around if abs(n - spot.ordinal) <= NEAR)
         return Question(
-            text=candidate.text,
+            text=as_people_ask(candidate.text, self.random) if candidate.kind != "model" else candidate.text,
             kind=candidate.kind,
             document=document.id,
             path=document.path,
