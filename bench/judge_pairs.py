@@ -7,7 +7,8 @@ text below them; the question is taken out of the passage. Made ones ask, in man
 and for what a sentence says. Negatives are the passages of the same source that share most words with the question,
 outside the section that answers it. Passages come as `settle index` cuts them.
 
-Each line: question, passage, label (1 it answers), group (the question as it was first worded), source, kind.
+Each line: question, passage, label (1 it answers), group (the question as it was first worded), source, kind, and also:
+other passages that answer.
 """
 
 import argparse
@@ -191,7 +192,7 @@ def rows_of_faq(source: str, asked: list[tuple[str, list[str]]], synonyms: Synon
         for wording in range(WORDINGS + 1):
             worded = question if wording == 0 else worded_again(question, synonyms, random)
             about = {"question": worded, "group": f"{source}/{question}", "source": source, "kind": "real"}
-            yield {**about, "passage": _short(chunks[0]), "label": 1}
+            yield {**about, "passage": _short(chunks[0]), "label": 1, "also": [_short(chunk) for chunk in chunks[1:]]}
             for text in near:
                 yield {**about, "passage": text, "label": 0}
 

@@ -1,4 +1,4 @@
-"""A cross-encoder of a hundred thousand weights over a frozen encoder: whether a passage answers a question.
+"""A cross-encoder of fewer than 200,000 weights over a frozen encoder: whether a passage answers a question.
 
 The encoder reads question and passage apart, each once however often it is paired; what is trained lets the
 question's tokens look at the passage's. Late interaction as in ColBERT (arXiv:2004.12832), read by cross-attention
@@ -119,9 +119,13 @@ class Reranker(FreezableModule):
         x = self.of_question(torch.cat([asked, asked_words], -1)) + self.of_figures(figures)
         for block in self.blocks:
             x = block(x, passage, asked_mask, told_mask)
+        near = (self.encoder.pooled(asked, asked_mask) * self.encoder.pooled(told, told_mask)).sum(-1, keepdim=True)
+        return self.conclusion(x, asked_mask, figures, near)
+
+    def conclusion(self, x: Tensor, asked_mask: Tensor, figures: Tensor, near: Tensor) -> Tensor:
+        """The question's tokens behind the blocks (B, M, D), their figures and the texts' cosine (B, 1) → (B,)."""
         x = self.norm(x)
         share = self.importance(x).masked_fill(~asked_mask[..., None], -torch.inf).softmax(1)
-        near = (self.encoder.pooled(asked, asked_mask) * self.encoder.pooled(told, told_mask)).sum(-1, keepdim=True)
         likeness = torch.cat([(share * figures).sum(1), near], -1)
         whole = torch.cat([(share * x).sum(1), likeness], -1)
         logits: Tensor = (self.score(F.relu(self.hidden(whole))) + self.likeness(likeness)).squeeze(-1)

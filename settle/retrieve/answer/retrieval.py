@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from settle.retrieve.answer.answer_judge import answer_judge
 from settle.retrieve.answer.evidence import Evidence, judge
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -13,6 +16,8 @@ from settle.retrieve.search.question_normalizer import topic
 
 PASSAGES = 4  # that an answer is made from
 JUDGED = 10  # that the evidence is judged by
+RERANKED = 4  # that the trained judge reads
+JUDGE_WEIGHT = 0.5  # of what the judge thinks likely, relative to a cosine of 1
 _REFERRING = re.compile(
     r"^(?:and|but|so|then|also|what about|how about|why|why not|really|which one)\b"
     r"|\b(?:it|its|they|them|their|this|that|these|those|he|him|his|she|her|there|one|ones|else|other)\b",
@@ -39,7 +44,7 @@ class Retrieval:
 def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (), k: int = PASSAGES) -> Retrieval:
     """Searches, and judges the evidence. earlier: the questions before this one, in order. Where the question may refer
     to the last of them, it is searched for with and without it, and the two rankings are interleaved."""
-    hits = search(collection, question, max(k, JUDGED))
+    hits = reranked(collection, question, search(collection, question, max(k, JUDGED)))
     evidence = judge(collection, question, hits)
     if not earlier or not may_refer_back(question):
         return Retrieval(question, "", tuple(hits[:k]), evidence)
@@ -49,6 +54,17 @@ def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (),
     interleaved = itertools.chain.from_iterable(itertools.zip_longest(hits, hits_of_both))
     by_passage = {hit.passage.id: hit for hit in interleaved if hit is not None}
     return Retrieval(question, earlier[-1], tuple(by_passage.values())[:k], evidence)
+
+
+def reranked(collection: Collection, question: str, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits with the first `RERANKED` in the order that the trained judge gives them, where there is one."""
+    first, others, reader = hits[:RERANKED], hits[RERANKED:], answer_judge(collection)
+    if reader is None or len(first) < 2:
+        return list(hits)
+    likely = 1 / (1 + np.exp(-reader.logits(question, [hit.passage for hit in first])))
+    scores = [hit.score + JUDGE_WEIGHT * float(share) for hit, share in zip(first, likely, strict=True)]
+    order = sorted(range(len(first)), key=lambda place: -scores[place])
+    return [*(first[place] for place in order), *others]
 
 
 def may_refer_back(question: str) -> bool:
