@@ -26,10 +26,10 @@ from settle.plan.loss_law import worth
 
 PROBE_SHARE = 0.13  # ends up to this share of the run are its probes
 Z = two_sided_z(FORECAST_LEVEL)
-SLOWINGS = (0.1, 0.2, 0.3, 0.45)
+SLOWINGS = (0.1, 0.2, 0.35)
 RIDGE = 0.3  # prior standard deviation of what a fact moves a coefficient by
-# ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation
-FIRST = np.log([0.3, 0.1, 0.3, 0.02, 0.02, 0.02, 0.005, 0.01])
+# ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation. Last, artanh of a correlation
+FIRST = np.append(np.log([0.2, 0.05, 0.2, 0.02, 0.02, 0.02, 0.005, 0.01]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Recorded:
             unique=row["unique"],
             bytes_per_token=row["bytes"] / row["unique"],
             vocab_size=row["vocabulary"],
+            tokens_per_step=row["loop"]["tokens_per_step"],
             ngrams=[tuple(pair) for pair in row["ngrams"]],
         )
         loop, ends = row["loop"], row["ends"]
@@ -91,8 +92,8 @@ def is_judged(corpus: str) -> bool:
 
 
 def with_spreads(slowing: float, logs: np.ndarray, mean: np.ndarray) -> CurvePrior:
-    spreads = np.exp(logs)
-    return CurvePrior(slowing, mean, spreads[:5], float(spreads[5]), float(spreads[6]), float(spreads[7]))
+    spreads, correlation = np.exp(logs[:8]), math.tanh(logs[8])
+    return CurvePrior(slowing, mean, spreads[:5], correlation, float(spreads[5]), float(spreads[6]), float(spreads[7]))
 
 
 def best_mean(prior: CurvePrior, runs: Sequence[Recorded]) -> tuple[CurvePrior, float]:
@@ -144,7 +145,7 @@ def fit(
     return best_mean(with_spreads(slowing, logs, empty), runs)[0], best, logs
 
 
-def fit_all(runs: Sequence[Recorded], rounds: int = 8) -> tuple[CurvePrior, np.ndarray]:
+def fit_all(runs: Sequence[Recorded], rounds: int = 5) -> tuple[CurvePrior, np.ndarray]:
     fits = [fit(runs, slowing, FIRST, rounds) for slowing in SLOWINGS]
     for slowing, (_, value, _) in zip(SLOWINGS, fits, strict=True):
         print(f"slowing {slowing}: -2 ln likelihood {value:.1f}")

@@ -15,7 +15,6 @@ out. One thread. What each run is: `RUNS`. It is planned by the product's own pl
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
-from settle.plan.ngrams import chunks, ngram_loss
+from settle.plan.ngrams import ngram_curve
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
 from settle.train.evaluation import HeldOut, evaluate
@@ -49,7 +48,7 @@ LARGE = {"sayings_ru": ("60k", "600k", 1024), "python": ("200k", "300k", 1024)}
 
 
 def runs(names: list[str]) -> Iterator[tuple[str, str, str, int, int]]:
-    """(corpus, size, tokens, tokens of a batch, seed): one of each corpus, the larger ones among them, then a second."""
+    """(corpus, size, tokens, tokens of a batch, seed): one of each corpus, larger ones among them, then a second."""
     order = sorted(names)
     random.Random(16).shuffle(order)
     for round_ in range(3):
@@ -87,7 +86,7 @@ def record(text: Path, size: str, tokens: str, batch: int, seed: int) -> dict[st
             k: v for k, v in plan.loop.model_dump().items() if k in ("tokens_per_step", "sequence_length",
             "warmup_steps", "max_steps", "decay_fraction")
         },
-        "ngrams": _ngrams(corpus),
+        "ngrams": [[n, round(loss, 5)] for n, loss in _ngrams(corpus)],
         "ends": sorted([*_short(plan, corpus, sample), *ends], key=lambda e: float(str(e["tokens"]))),
         "trunk": trunk,
         "cpu_seconds": round(time.process_time() - began),
@@ -156,15 +155,8 @@ def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str
     }
 
 
-def _ngrams(corpus: Corpus) -> list[list[float]]:
-    vocab = corpus.tokenizer.vocab_size
-    held_out = chunks(corpus.held_out.tokens, SAMPLE)
-    whole = chunks(corpus.train.tokens, corpus.train.num_tokens)
-    counts = [2**k // whole.shape[1] for k in range(12, 1 + math.ceil(math.log2(whole.size)))]
-    return [
-        [n * whole.shape[1], round(ngram_loss(whole[:n], held_out, vocab), 5)]
-        for n in sorted({min(n, len(whole)) for n in counts})
-    ]
+def _ngrams(corpus: Corpus) -> list[tuple[float, float]]:
+    return ngram_curve(corpus.train.tokens, corpus.held_out.tokens, corpus.tokenizer.vocab_size)
 
 
 def main() -> None:

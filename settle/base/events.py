@@ -115,6 +115,19 @@ class ForecastReady(BaseEvent):
     phases: Mapping[str, float] = {}  # planned seconds by the name of the stage
 
 
+class LossForecast(BaseEvent):
+    """The held-out loss that the run is expected to end with, decayed, made anew after `tokens` of it, with its 80 %
+    interval; nats per token. end_tokens: of the whole run."""
+
+    kind: Literal["loss_forecast"] = "loss_forecast"
+    step: int
+    tokens: int
+    end_tokens: int
+    loss: float
+    low: float
+    high: float
+
+
 class PhaseStarted(BaseEvent):
     """A stage of a run begins. elapsed: seconds of the run so far; left: until its end, None when not known."""
 
@@ -332,6 +345,7 @@ Event = Annotated[
     | ForecastComparison
     | PlanReady
     | ForecastReady
+    | LossForecast
     | PhaseStarted
     | ProofCheck
     | GateCheck

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from settle.base.amounts import seconds
 from settle.base.errors import RunError
+from settle.base.event_log import read_events
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.run import Run, write_json
 from settle.base.run.result import Result
@@ -23,6 +24,7 @@ from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
+from settle.plan.outlook import CurveStart, Outlook
 from settle.plan.phases import EXPORT, remember, too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
@@ -182,12 +184,28 @@ def warn_of_time(c: TrainingContext) -> None:
 
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
+    outlook = _outlook(c)
     c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total, c.sample)
     with c.stopping.patiently():
         c.outcome = c.loop.train()
+    if outlook is not None:
+        c.events.listeners.remove(outlook)
+        c.figures["outlook"] = outlook.figures()
     if c.outcome.interrupted or c.stopping():
         interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
     c.safe = "the trained weights are safe"
+
+
+def _outlook(c: TrainingContext) -> Outlook | None:
+    """Listens to the loop and forecasts its loss anew; knows what an earlier session evaluated."""
+    expected = c.run.read("forecast.json") or {}
+    start, tokens = CurveStart.from_json(expected.get("curve")), expected.get("tokens")
+    if start is None or not isinstance(tokens, dict):
+        return None
+    outlook = Outlook(start, float(tokens["value"]), c.plan.loop.tokens_per_step, c.events)
+    outlook.resume(read_events(c.run.events))
+    c.events.listeners.append(outlook)
+    return outlook
 
 
 def judge(c: TrainingContext) -> None:
@@ -203,6 +221,7 @@ def judge(c: TrainingContext) -> None:
     used = c.loop.spent()
     record = c.record or {}
     c.figures = {
+        **c.figures,
         "name": c.run.name,
         **verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9)),
         "best": best,

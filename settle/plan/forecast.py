@@ -1,7 +1,7 @@
 """What a run will need and reach, before it begins: memory, time, energy, money and final loss, with 80 % intervals.
 
-Costs come from a short real training of the planned model (settle/plan/probe.py); the loss from its loss and a law
-(settle/plan/loss_law.py).
+Costs come from a short real training of the planned model (settle/plan/probe.py); the loss from those of two of them,
+and from what recorded runs say of learning curves (settle/plan/loss_curve.py).
 """
 
 import math
@@ -15,7 +15,8 @@ from settle.data.prepare import Corpus
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
-from settle.plan.loss_law import LAW, worth
+from settle.plan.loss_curve import CurveFacts, Observation
+from settle.plan.outlook import CurveStart
 from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
@@ -31,6 +32,8 @@ ESTIMATED_POWER_SPREAD = math.log(12 / 4) / 2 / two_sided_z(FORECAST_LEVEL)  # a
 DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new shapes
 PACE_SPREAD = 0.15  # of the tokens that a time budget has room for: how busy the machine will be is not known
 PROOF_SECONDS, PROOF_STEPS = 1.0, 3.0  # the proof takes so long, and as long as so many steps
+SHORTER, FEWEST_SHORTER = 3, 12  # a probe is preceded by one of a third of its steps, if that is at least so many
+EARLY = 2.0  # warm-ups after which the evaluations of a run say how it will go on
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
 BEYOND_FIRST = 1.15  # a run that could settle at once gets its verdict so much after the first that is possible
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
@@ -47,7 +50,9 @@ def look_ahead(
     """
     must_fit(plan)
     expected_steps = plan.loop.max_steps or 50 * plan.loop.warmup_steps
-    probed = probe(plan, corpus, probe_steps(expected_steps), settings.watts, events)
+    steps = probe_steps(expected_steps)
+    shorter = [probe(plan, corpus, steps // SHORTER, settings.watts)] if steps >= SHORTER * FEWEST_SHORTER else []
+    probed = probe(plan, corpus, steps, settings.watts, events)
     if probed.why_threads:
         plan = plan.with_threads(probed.threads, probed.why_threads)
     spent = elapsed()
@@ -56,7 +61,10 @@ def look_ahead(
     plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
     proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
-    return plan, forecast(plan, corpus, probed, settings, phases)
+    probes = [Observation(p.tokens, p.loss, decayed=True) for p in (*shorter, probed) if p.tokens <= probed.tokens]
+    since = EARLY * plan.loop.warmup_steps * plan.loop.tokens_per_step
+    start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, probed.stderr, since)
+    return plan, forecast(plan, start, probed, settings, phases)
 
 
 def _finally_evaluated(plan: TrainingPlan, corpus: Corpus, probed: Probe, spent: float) -> float:
@@ -65,20 +73,13 @@ def _finally_evaluated(plan: TrainingPlan, corpus: Corpus, probed: Probe, spent:
     return plan.held_out_tokens + min(corpus.held_out.num_tokens, max(plan.held_out_tokens, 3 * tokens / 20))
 
 
-def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: TrainingSettings, phases: Phases) -> Forecast:
+def forecast(
+    plan: TrainingPlan, start: CurveStart, probed: Probe, settings: TrainingSettings, phases: Phases
+) -> Forecast:
     """`phases`: where the time goes; that of the loop is found here unless a time budget says it."""
-    unique = corpus.train.num_tokens
-    packed = corpus.train.num_bytes / unique
-    architecture = Architecture.make(plan.architecture_name, plan.architecture)
-    parameters = architecture.num_parameters
-
-    def loss_at(tokens: float) -> Interval:
-        fresh, short = worth(tokens, unique), worth(probed.tokens, unique)
-        return LAW.loss(probed.loss, probed.stderr, short, fresh, packed, parameters)
-
     per_token = _seconds_per_token(plan, probed)
     spent = phases.before
-    tokens = expected_tokens(plan, per_token, lambda t: loss_at(t).value, spent + phases.proof)
+    tokens = expected_tokens(plan, per_token, lambda t: start.loss(t).value, spent + phases.proof)
     phases = replace(phases, loop=tokens.value * per_token)
     fixed = phases.total - phases.loop
     # a machine whose steps are uneven now will be busy or quiet later
@@ -88,7 +89,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
         time = budgeted_time(time, plan.loop.seconds)
     spread = math.hypot(time.log_std, power_spread(probed.watts_source))
     energy = Interval.log_normal((time.value - spent) * probed.watts, spread)
-    low, value, high = loss_at(tokens.high), loss_at(tokens.value), loss_at(tokens.low)
+    low, value, high = start.loss(tokens.high), start.loss(tokens.value), start.loss(tokens.low)
     return Forecast(
         tokens=tokens,
         time=time,
@@ -100,6 +101,7 @@ def forecast(plan: TrainingPlan, corpus: Corpus, probed: Probe, settings: Traini
         watts_source=probed.watts_source,
         budgeted=budgeted(plan, tokens, time),
         phases=phases.to_json(),
+        curve=start.to_json(),
     )
 
 

@@ -1,6 +1,6 @@
 """forecast.json: what a run is expected to need and to reach, each figure with its interval. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from settle.base.errors import RunError
@@ -17,6 +17,7 @@ class Forecast:
 
     currency: of the cost. watts_source: where the power is from: asked, measured or estimated.
     budgeted: the figures that were asked for and not forecast. phases: planned seconds by the name of the stage.
+    curve: what the run's curve is known by, as `CurveStart` has it.
     """
 
     tokens: Interval
@@ -29,6 +30,7 @@ class Forecast:
     watts_source: str
     budgeted: tuple[str, ...] = ()
     phases: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Sequence[object]] = ()
 
     @property
     def figures(self) -> dict[str, Interval]:
@@ -46,6 +48,7 @@ class Forecast:
             "energy": figures["energy"] | energy,
             "budgeted": list(self.budgeted),
             "phases": [[name, seconds] for name, seconds in self.phases.items()],
+            "curve": list(self.curve),
         }
 
 

@@ -14,7 +14,16 @@ from settle.base.run.result import ESTIMATED, energy_is_counted
 from settle.base.statistics import Interval
 from settle.plan.forecast_figures import read_figures
 
-UNITS = {"time": "s", "peak_memory": "bytes", "energy": "J", "cost": "money", "loss": "nats", "tokens": "tokens"}
+AT_HALF = "loss, forecast at half"  # the last forecast of the loss that was made by half of the run
+UNITS = {
+    AT_HALF: "nats",
+    "time": "s",
+    "peak_memory": "bytes",
+    "energy": "J",
+    "cost": "money",
+    "loss": "nats",
+    "tokens": "tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Entry:
     """One figure of one run."""
 
     run: str
-    figure: str  # time, peak_memory, energy, cost or loss
+    figure: str  # time, peak_memory, energy, cost, loss or AT_HALF
     forecast: Interval
     actual: float
 
@@ -69,6 +78,10 @@ def _entries_of(run: Run) -> Iterator[Entry]:
         value = actual.get(name)
         if isinstance(value, int | float) and interval.value and name not in estimated:
             yield Entry(run.name, name, interval, float(value))
+    outlook, loss = result.get("outlook"), actual.get("loss")
+    if isinstance(outlook, dict) and isinstance(loss, int | float):
+        figures = read_figures({AT_HALF: outlook.get("loss")}, str(run.path / "result.json"))
+        yield from (Entry(run.name, name, interval, float(loss)) for name, interval in figures.items())
 
 
 def scores(ledger: Iterable[Entry]) -> list[Score]:

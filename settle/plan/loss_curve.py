@@ -2,12 +2,13 @@
 
 A linear mixed model of ln L, the logarithm of the loss in nats per token, after the worth of D fresh tokens:
 
-    ln L(D) = a + b r(x) + g h(D) + w(x) + [rate constant] (c + d x) + noise,   x = ln(D / REFERENCE)
-    r(x) = (1 - e^{-slowing x}) / slowing,   h(D) = ln of the loss of an n-gram model that counted D tokens of this text
+    ln L(D) = a + b r(x) + g h(D) + w(x) + [rate constant] (c + d / sqrt(steps / 100)) + noise,   x = ln(D / REFERENCE)
+    r(x) = (e^{-slowing x} - 1) / slowing,   h(D) = ln of the loss of an n-gram model that counted D tokens of the text
 
 r falls ever more slowly, as a power law to an asymptote does; w is a Brownian motion, by which a curve leaves that form
-the further the longer it runs; c + d x is what the final decay of the learning rate will still bring. Each run has its
-own a, b, g, c, d: normal, around a mean that depends on the model's size, on how many bytes a token packs and on how
+the further the longer it runs; the bracket is what the final decay of the learning rate will still bring, which early
+in a run is less than nothing, since to decay is to learn less on the way. Each run has its own a, b, g, c, d: normal,
+around a mean that depends on the model's size, on the tokens of a step, on how many bytes a token packs and on how
 predictable the text is. The means and spreads were estimated over recorded runs by restricted maximum likelihood
 (bench/curve_prior.py; Laird & Ware 1982, Biometrics 38:963). What is known of a run, be it two short probes or all that
 was evaluated so far, conditions this distribution; the forecast is the conditional one. So the forecast before a run
@@ -29,7 +30,10 @@ import numpy as np
 
 from settle.base.run import read_json
 from settle.base.statistics import Interval
+from settle.data.prepare import Corpus
 from settle.plan.loss_law import worth
+from settle.plan.ngrams import ngram_curve
+from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0
 START = 4096.0  # tokens from which curves leave their form
@@ -45,13 +49,33 @@ class CurveFacts:
     unique: int
     bytes_per_token: float
     vocab_size: int
+    tokens_per_step: int
     ngrams: Sequence[tuple[float, float]]
+
+    @classmethod
+    def of(cls, plan: TrainingPlan, corpus: Corpus) -> "CurveFacts":
+        """Those of a plan; counts n-grams for a second."""
+        train, vocab_size = corpus.train, corpus.tokenizer.vocab_size
+        return cls(
+            parameters=plan.num_parameters,
+            unique=train.num_tokens,
+            bytes_per_token=train.num_bytes / train.num_tokens,
+            vocab_size=vocab_size,
+            tokens_per_step=plan.loop.tokens_per_step,
+            ngrams=ngram_curve(train.tokens, corpus.held_out.tokens, vocab_size),
+        )
 
     def vector(self) -> np.ndarray:
         """(F,) the facts that a run's mean coefficients depend on."""
         predictable = self.ngram_loss(REFERENCE) / math.log(self.vocab_size)
         return np.array(
-            [1.0, math.log(self.parameters / 1e5), math.log(self.bytes_per_token / 2.5), math.log(predictable / 0.65)]
+            [
+                1.0,
+                math.log(self.parameters / 1e5),
+                math.log(self.bytes_per_token / 2.5),
+                math.log(predictable / 0.65),
+                math.log(self.tokens_per_step / 1024),
+            ]
         )
 
     def ngram_loss(self, tokens: float) -> float:
@@ -73,13 +97,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class CurvePrior:
-    """What recorded runs say of curves. mean (K, F): coefficients by facts; spread (K,): standard deviations around it;
-    drift: of w per unit of x; noise_decayed, noise_constant: of one observation; widening: what makes 80 % intervals
-    hold 80 % of runs on texts left out, before a run and in the middle of it. All of ln L."""
+    """What recorded runs say of curves, all of ln L.
+
+    mean (K, F): coefficients by facts; spread (K,): standard deviations around it; correlation: of a and b around it;
+    drift: of w per unit of x; noise_decayed, noise_constant: of one observation. widening: by what 80 % intervals have
+    to be widened to hold 80 % of runs on texts left out: before a run, and while it is under way.
+    """
 
     slowing: float
     mean: np.ndarray
     spread: np.ndarray
+    correlation: float
     drift: float
     noise_decayed: float
     noise_constant: float
@@ -92,18 +120,21 @@ class CurvePrior:
     def design(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, K): what each coefficient is multiplied by at each observation."""
         x = _places(facts, seen)
-        fall = -np.expm1(-self.slowing * x) / self.slowing
+        fall = np.expm1(-self.slowing * x) / self.slowing
         level = facts.ngram_loss(REFERENCE)
         ngram = np.array([math.log(facts.ngram_loss(min(o.tokens, facts.unique)) / level) for o in seen])
         constant = np.array([0.0 if o.decayed else 1.0 for o in seen])
-        return np.stack([np.ones(len(x)), fall, ngram, constant, constant * x], axis=1)
+        steps = np.array([o.tokens / facts.tokens_per_step for o in seen])
+        return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100)], axis=1)
 
     def covariance(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, n) of the observations of one run around the mean that its facts give."""
         design, x = self.design(facts, seen), _places(facts, seen) - math.log(START / REFERENCE)
         noise = [math.hypot(self.noise_decayed if o.decayed else self.noise_constant, o.stderr / o.loss) for o in seen]
         apart = self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
-        whole: np.ndarray = (design * self.spread**2) @ design.T + apart + np.diag(np.square(noise))
+        together = np.diag(self.spread**2)
+        together[0, 1] = together[1, 0] = self.correlation * self.spread[0] * self.spread[1]
+        whole: np.ndarray = design @ together @ design.T + apart + np.diag(np.square(noise))
         return whole
 
     def residuals(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:

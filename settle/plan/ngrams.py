@@ -12,6 +12,8 @@ Legend: V vocabulary, N counted tokens, M held-out tokens, C tokens of a chunk.
 import numpy as np
 
 ORDER = 4  # tokens of the longest n-gram
+FEWEST_COUNTED, MOST_COUNTED = 1 << 12, 1 << 19  # tokens; a second's work
+MOST_ASKED = 12_288  # held-out tokens
 CHUNK = 128  # tokens; chunks are drawn at random from the text, as batches are
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth 1998, section 6.4)
 
@@ -22,6 +24,18 @@ def chunks(tokens: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     number = len(tokens) // length
     order = np.random.default_rng(seed).permutation(number)[: max(1, most // length)]
     return np.stack([tokens[i * length : (i + 1) * length] for i in order]).astype(np.int64)
+
+
+def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> list[tuple[float, float]]:
+    """(tokens counted, loss) for ever more of the text, doubling, up to `MOST_COUNTED`; losses in nats per token.
+
+    tokens (N,), held_out (M,): ids of the training and of the held-out text, of which `MOST_ASKED` are used.
+    """
+    asked = chunks(held_out, MOST_ASKED)
+    counted = chunks(tokens, MOST_COUNTED)
+    sizes = [1 << k for k in range(FEWEST_COUNTED.bit_length() - 1, counted.size.bit_length())]
+    rows = sorted({max(1, size // counted.shape[1]) for size in sizes} | {len(counted)})
+    return [(float(n * counted.shape[1]), ngram_loss(counted[:n], asked, vocab_size)) for n in rows]
 
 
 def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:

@@ -1,6 +1,7 @@
 """A short real training of the planned model: what it costs per step here, what it holds, how fast it learns."""
 
 import dataclasses
+import math
 import statistics
 import tempfile
 import time
@@ -14,7 +15,7 @@ from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.train.evaluation import HeldOut, evaluate
-from settle.train.live_run import EVALUATION_BLOCK, LiveRun
+from settle.train.live_run import EVALUATION_BLOCK, LiveRun, blocks
 from settle.train.training_plan import TrainingPlan
 
 SHARE = 0.025  # share of the run's steps
@@ -39,6 +40,7 @@ class Probe:
     watts_source: str  # asked, measured or estimated
     loss: float
     stderr: float
+    offset: float  # ln of the loss on the run's own held-out sample ÷ `loss`
     threads: int = 1
     why_threads: str = ""  # empty where somebody asked for the number
 
@@ -92,6 +94,8 @@ def probe(
     held_out = HeldOut(sample, corpus.tokenizer.byte_length)
     evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)
     evaluation_seconds = time.perf_counter() - began
+    own = HeldOut(blocks(plan, corpus, plan.held_out_tokens), corpus.tokenizer.byte_length)
+    on_own = evaluate(job.model, job.objective, own, steps, steps * loop.tokens_per_step).loss
     return Probe(
         threads=job.plan.loop.threads,
         why_threads=job.plan.why.get("threads", ""),
@@ -106,4 +110,5 @@ def probe(
         watts_source=energy.source,
         loss=evaluation.loss,
         stderr=evaluation.stderr,
+        offset=math.log(on_own / evaluation.loss),
     )

@@ -12,7 +12,15 @@ from rich.text import Text
 from settle.base.events import Progress
 from settle.base.run.course import RunCourse
 from settle.show.amounts import count
-from settle.show.sentences import eval_text, evidence_text, left_text, loss_text, progress_text, speed_text
+from settle.show.sentences import (
+    eval_text,
+    evidence_text,
+    left_text,
+    loss_text,
+    outlook_text,
+    progress_text,
+    speed_text,
+)
 from settle.show.signs import SPARKS
 from settle.show.tables import WHY_FITS
 
@@ -65,6 +73,8 @@ class LiveDisplay:
         lines: list[RenderableType] = [_bar(label, course.left.fraction(), " · ".join(left_text(course)), width)]
         if course.evals:
             lines.append(self._row(eval_text(course.evals[-1]), self._sparks()))
+        if course.forecasts:
+            lines.append(self._row(outlook_text(course)))
         train_loss = course.step.loss if course.step else None
         parts = [f"train {loss_text(train_loss)}", f"{count(course.left.tokens)} tokens", *speed_text(course)]
         lines.append(self._row(" · ".join([*parts, f"step {course.left.step:,}"])))

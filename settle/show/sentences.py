@@ -86,6 +86,14 @@ def phases_text(phases: Mapping[str, float]) -> str:
     return "planned: " + " · ".join(f"{name} {duration(seconds)}" for name, seconds in known)
 
 
+def outlook_text(course: RunCourse) -> str:
+    """The loss that the run is expected to end with, by the latest forecast; empty without one."""
+    if not course.forecasts:
+        return ""
+    told = course.forecasts[-1]
+    return f"expected at the end: {loss_text(told.loss)} ({loss_text(told.low)} – {loss_text(told.high)})"
+
+
 def evidence_text(course: RunCourse, width: int) -> str:
     """The evidence for settled, or why there is none yet."""
     if not course.judgements:

@@ -19,6 +19,7 @@ from settle.show.sentences import (
     evidence_text,
     left_text,
     loss_text,
+    outlook_text,
     phases_text,
     progress_text,
     rollback_text,
@@ -168,7 +169,8 @@ class Talk:
             parts = [f"step {event.step:,}", f"{count(event.tokens)} tokens", f"loss {loss_text(event.loss)}"]
             self._line(" · ".join([*parts, *speed_text(course), *left_text(course)]))
         elif isinstance(event, kinds.Eval) and self._is_due("eval", event.time):
-            self._line(f"held-out after {count(event.tokens)} tokens: {eval_text(event)}")
+            expected = [text] if (text := outlook_text(course)) else []
+            self._line(" · ".join([f"held-out after {count(event.tokens)} tokens: {eval_text(event)}", *expected]))
         elif isinstance(event, kinds.SettledEvidence):
             if self._is_due("settled", event.time) or self._state != event.state:
                 self._line(f"{event.state}: {evidence_text(course, self.console.width)}")

@@ -10,7 +10,7 @@ from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
 from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead, must_fit, power_spread
-from settle.plan.loss_law import LAW, worth
+from settle.plan.loss_law import worth
 from settle.plan.probe import probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import requested_seconds
@@ -102,14 +102,6 @@ def test_money_is_a_time_budget(corpus: Corpus):
     assert requested_seconds(TrainingSettings(), accelerator("cpu")) is None
 
 
-def test_law_falls_with_tokens_and_never_rises():
-    losses = [LAW.loss(5.0, 0.02, 1e5, tokens, 3.0, 6e5).value for tokens in (1e5, 2e5, 1e6, 1e7, 1e9)]
-    assert losses[0] == 5.0
-    assert losses == sorted(losses, reverse=True)
-    near, far = (LAW.loss(5.0, 0.02, 1e5, t, 3.0, 6e5) for t in (2e5, 1e7))
-    assert near.high / near.low < far.high / far.low
-
-
 def test_repeated_text_is_worth_less():
     assert worth(500, 1000) == 500
     assert 1900 < worth(2000, 1000) < 2000
@@ -121,11 +113,6 @@ def test_a_probe_is_a_small_part_of_the_run():
     assert probe_steps(100) == 10
     assert probe_steps(10**6) == 400
     assert probe_steps(5) == 4
-
-
-def test_a_small_model_is_held_back_by_its_size() -> None:
-    small, middle, large = (LAW.loss(5.0, 0.02, 1e5, 5e6, 3.0, n).value for n in (6e4, 6e5, 6e6))
-    assert large < middle < small < 5.0
 
 
 def test_no_verdict_is_possible_before_the_first_that_the_rule_allows(corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ from settle.base.events import (
     Eval,
     Event,
     ForecastReady,
+    LossForecast,
     PhaseStarted,
     PlanReady,
     Resumed,
@@ -31,7 +32,7 @@ LATE_SHARE = 0.01  # what is left at the least, of what is done, when a forecast
 ALMOST_DONE = 0.995  # the largest fraction shown while the run still continues
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 
-S = TypeVar("S", Step, Eval, SettledEvidence)
+S = TypeVar("S", Step, Eval, SettledEvidence, LossForecast)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class RunCourse:
     steps: list[Step] = field(default_factory=list)
     evals: list[Eval] = field(default_factory=list)
     judgements: list[SettledEvidence] = field(default_factory=list)
+    forecasts: list[LossForecast] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
     whole: Eval | None = None  # the best weights, evaluated at the end on more of the held-out text
     decay: DecayStarted | None = None
@@ -82,6 +84,8 @@ class RunCourse:
             self.evals = _continued(self.evals, event)
         elif isinstance(event, SettledEvidence):
             self.judgements = _continued(self.judgements, event)
+        elif isinstance(event, LossForecast):
+            self.forecasts = _continued(self.forecasts, event)
         elif isinstance(event, DecayStarted):
             self.decay = event
         elif isinstance(event, Rollback):

@@ -121,6 +121,7 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
         best.tokens, best.loss, marker="*", markersize=15, color="white", markeredgecolor=BLUE,
         markeredgewidth=1.4, linestyle="none", label=f"best weights: {best.loss:.4f} {where}", zorder=5,
     )  # fmt: skip
+    _draw_outlook(axes, course)
     _set_loss_limits(axes, [*y, best.loss], [e.loss for e in steps])
     _mark_rollbacks(axes, course)
     axes.set_ylabel("loss, nats per token")
@@ -132,6 +133,16 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
         bits = right.secondary_yaxis("right", functions=scales)
         bits.set_ylabel("bits per byte")
         bits.spines["right"].set_visible(True)
+
+
+def _draw_outlook(axes: "Axes", course: RunCourse) -> None:
+    """The final loss as it was forecast after so many tokens, ever more narrowly."""
+    told = course.forecasts
+    if len(told) > 1:
+        x = [e.tokens for e in told]
+        axes.fill_between(x, [e.low for e in told], [e.high for e in told], color=VERMILION, alpha=0.12, linewidth=0)
+        label = "final loss as forecast then, with its 80 % interval"
+        axes.plot(x, [e.loss for e in told], color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
 
 
 def _dots(x: Sequence[float]) -> str:

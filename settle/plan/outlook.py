@@ -1,0 +1,130 @@
+"""The forecast of the final loss, made anew as a run goes on, from all that it has evaluated so far."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from settle.base.event_log import Events
+from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
+from settle.base.statistics import Interval
+from settle.plan.loss_curve import CurveFacts, Observation, binned, recorded
+
+GROWTH = 1.1  # of the tokens seen, from one forecast to the next
+FEWEST = 3  # evaluations before the first of them
+LEAST_AHEAD = 1.25  # a run that was expected to have ended is expected to see so many times its tokens: a decay is left
+
+
+@dataclass(frozen=True)
+class CurveStart:
+    """What a run's curve is known by before its first step.
+
+    offset: ln of the probe's loss on the run's own held-out sample ÷ that on the sample that is forecast. stderr: of
+    the latter, nats. since: tokens that the run sees before its evaluations say how it goes on.
+    """
+
+    facts: CurveFacts
+    probes: Sequence[Observation]
+    offset: float
+    stderr: float
+    since: float
+
+    def to_json(self) -> list[list[object]]:
+        """(name, value) pairs, the form in forecast.json."""
+        return [[name, value] for name, value in asdict(self).items()]
+
+    @classmethod
+    def from_json(cls, pairs: object) -> "CurveStart | None":
+        """None when there is none, as in runs of former versions and of other kinds."""
+        try:
+            values = dict(pairs)  # type: ignore[call-overload]  # checked by what follows
+            facts = values["facts"] | {"ngrams": [tuple(pair) for pair in values["facts"]["ngrams"]]}
+            probes = [Observation(**probe) for probe in values["probes"]]
+            return cls(**values | {"facts": CurveFacts(**facts), "probes": probes})
+        except (TypeError, ValueError, KeyError):
+            return None
+
+    def loss(self, tokens: float) -> Interval:
+        """The forecast before the run of what it ends with after `tokens`."""
+        return recorded().after(self.facts, self.probes, tokens, self.stderr)
+
+    def loss_under_way(self, evaluations: Sequence[tuple[float, float]], tokens: float) -> Interval:
+        """The same, with the run's evaluations at the constant rate so far, (tokens, loss) each."""
+        seen = [*self.probes, *binned(evaluations, self.since, self.offset)]
+        return recorded().after(self.facts, seen, tokens, self.stderr, under_way=True)
+
+
+class Outlook:
+    """Listens to a run's evaluations at the constant rate and emits `LossForecast` now and then.
+
+    tokens: that the run is expected to see. tokens_per_step: to know where a decay ends.
+    """
+
+    def __init__(self, start: CurveStart, tokens: float, tokens_per_step: int, events: Events) -> None:
+        self.start, self.tokens, self.events = start, tokens, events
+        self.tokens_per_step = tokens_per_step
+        self.latest: LossForecast | None = None
+        self.at_half: LossForecast | None = None
+        self._evaluations: list[tuple[float, float]] = []
+        self._is_decaying, self._decay_step = False, 0
+
+    def resume(self, earlier: Iterable[Event]) -> None:
+        """Take over what the events of earlier sessions say."""
+        for event in earlier:
+            if isinstance(event, Eval) and not event.whole and event.tokens and not self._is_decaying:
+                self._evaluations = [e for e in self._evaluations if e[0] < event.tokens]
+                self._evaluations.append((float(event.tokens), event.loss))
+            elif isinstance(event, DecayStarted):
+                self._begin_decay(event)
+            elif isinstance(event, LossForecast):
+                self.latest = event
+                self.at_half = event if self.at_half is None or 2 * event.tokens <= event.end_tokens else self.at_half
+            elif isinstance(event, Rollback | Resumed):
+                self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, DecayStarted):
+            self._begin_decay(event)
+            self._forecast(event.step)
+        elif isinstance(event, Rollback | Resumed):
+            self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
+        elif isinstance(event, Eval) and not event.whole and not self._is_decaying and event.tokens:
+            self._evaluations.append((float(event.tokens), event.loss))
+            if self._is_due(event.tokens):
+                self._forecast(event.step)
+
+    def _begin_decay(self, event: DecayStarted) -> None:
+        self._is_decaying, self._decay_step = True, event.step
+        self.tokens = float(event.until * self.tokens_per_step)
+
+    def _go_back(self, step: int) -> None:
+        """Forget what came after `step`."""
+        tokens = step * self.tokens_per_step
+        self._evaluations = [e for e in self._evaluations if e[0] <= tokens]
+        self._is_decaying = self._is_decaying and self._decay_step <= step
+
+    def _is_due(self, tokens: float) -> bool:
+        later = sum(at > self.start.since for at, _ in self._evaluations)
+        return later >= FEWEST and (self.latest is None or tokens >= GROWTH * self.latest.tokens)
+
+    def _forecast(self, step: int) -> None:
+        if not self._evaluations or self._evaluations[-1][0] <= self.start.since:
+            return
+        seen = self._evaluations[-1][0]
+        end = self.tokens if self._is_decaying else max(self.tokens, LEAST_AHEAD * seen)
+        told = self.start.loss_under_way(self._evaluations, end)
+        if not math.isfinite(told.value):
+            return
+        self.latest = LossForecast(
+            step=step, tokens=round(seen), end_tokens=round(end), loss=told.value, low=told.low, high=told.high
+        )
+        if self.at_half is None or seen <= end / 2:
+            self.at_half = self.latest
+        self.events.emit(self.latest)
+
+    def figures(self) -> Mapping[str, object] | None:
+        """The last forecast that was made by half of the run, as result.json has it; None when there was none."""
+        if self.at_half is None:
+            return None
+        made = self.at_half
+        loss = {"value": made.loss, "low": made.low, "high": made.high}
+        return {"tokens": made.tokens, "end_tokens": made.end_tokens, "loss": loss}

@@ -1,0 +1,195 @@
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from settle.base.event_log import Events
+from settle.base.events import DecayStarted, Eval, LossForecast, Rollback
+from settle.plan.loss_curve import CurveFacts, CurvePrior, Observation, binned, recorded
+from settle.plan.ngrams import ORDER, chunks, ngram_curve, ngram_loss
+from settle.plan.outlook import CurveStart, Outlook
+
+FACTS = CurveFacts(
+    parameters=60_000,
+    unique=10**9,
+    bytes_per_token=2.5,
+    vocab_size=512,
+    tokens_per_step=1024,
+    ngrams=[(4096.0, 4.6), (65536.0, 3.9), (1048576.0, 3.4)],
+)
+PRIOR = CurvePrior(
+    slowing=0.2,
+    mean=np.array([[1.5, 0, 0, 0, 0], [0.1, 0, 0, 0, 0], [0.3, 0, 0, 0, 0], [0.03, 0, 0, 0, 0], [-0.02, 0, 0, 0, 0]]),
+    spread=np.array([0.2, 0.03, 0.1, 0.01, 0.01]),
+    correlation=0.3,
+    drift=0.01,
+    noise_decayed=0.004,
+    noise_constant=0.006,
+)
+
+
+def draw(random: np.random.Generator, seen: list[Observation]) -> list[Observation]:
+    """The observations with losses of one curve of the prior."""
+    mean = PRIOR.design(FACTS, seen) @ (PRIOR.mean @ FACTS.vector())
+    losses = np.exp(random.multivariate_normal(mean, PRIOR.covariance(FACTS, seen)))
+    return [replace(o, loss=float(loss)) for o, loss in zip(seen, losses, strict=True)]
+
+
+def test_intervals_hold_the_share_of_curves_that_they_claim_and_narrow_as_a_run_goes_on():
+    random = np.random.default_rng(5)
+    probes = [Observation(t, 1.0, decayed=True) for t in (15e3, 40e3)]
+    trunk = [Observation(2e4 * 1.2**i, 1.0, decayed=False) for i in range(21)]
+    end = Observation(1.6e6, 1.0, decayed=True)
+    inside, widths = [], []
+    for _ in range(600):
+        *seen, came = draw(random, [*probes, *trunk, end])
+        before, later = PRIOR.after(FACTS, seen[:2], 1.6e6), PRIOR.after(FACTS, seen, 1.6e6, under_way=True)
+        inside.append((before.contains(came.loss), later.contains(came.loss)))
+        widths.append((before.log_std, later.log_std))
+    coverage = np.mean(inside, axis=0)
+    assert np.all(coverage > 0.75) and np.all(coverage < 0.85)
+    assert np.mean(widths, axis=0)[1] < 0.6 * np.mean(widths, axis=0)[0]
+
+
+def test_what_widens_an_interval():
+    seen = [Observation(15e3, 5.0, decayed=True), Observation(40e3, 4.5, decayed=True)]
+    widths = [PRIOR.after(FACTS, seen, tokens).log_std for tokens in (5e4, 2e5, 2e6, 2e7)]
+    assert widths == sorted(widths)
+    told = PRIOR.after(FACTS, seen, 2e6)
+    assert PRIOR.after(FACTS, seen, 2e6, stderr=0.2).log_std > told.log_std
+    wider = replace(PRIOR, widening=(2.0, 1.0))
+    assert wider.after(FACTS, seen, 2e6).log_std == pytest.approx(2 * told.log_std)
+    assert wider.after(FACTS, seen, 2e6, under_way=True).log_std == pytest.approx(told.log_std)
+
+
+def test_a_steeper_start_is_expected_to_end_lower():
+    end = 2e6
+    flat = [Observation(15e3, 5.0, decayed=True), Observation(40e3, 4.7, decayed=True)]
+    steep = [replace(flat[0], loss=5.4), flat[1]]
+    assert PRIOR.after(FACTS, steep, end).value < PRIOR.after(FACTS, flat, end).value < 4.7
+    # the same evaluations at the constant rate mean a lower end than decayed ones
+    constant = [replace(o, decayed=False) for o in flat]
+    assert PRIOR.after(FACTS, constant, end).value < PRIOR.after(FACTS, flat, end).value
+
+
+def test_the_prior_that_ships_falls_with_tokens_and_knows_less_of_what_is_far():
+    prior = recorded()
+    probes = [Observation(14e3, 5.1, decayed=True), Observation(41e3, 4.6, decayed=True)]
+    told = [prior.after(FACTS, probes, tokens) for tokens in (41e3, 1e5, 3e5, 1e6, 3e6)]
+    values = [t.value for t in told]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(4.6, rel=0.03)
+    assert 1.0 < values[-1] < 4.2
+    assert [t.log_std for t in told] == sorted(t.log_std for t in told)
+
+
+def test_evaluations_that_are_neighbours_are_one_observation():
+    evaluations = [(1000.0, 9.0), (100_000.0, 4.0), (101_000.0, 4.2), (400_000.0, 3.5)]
+    first, second = binned(evaluations, since=2000.0, offset=0.1)
+    assert first.loss == pytest.approx(math.sqrt(4.0 * 4.2) * math.exp(-0.1))
+    assert first.tokens == pytest.approx(math.sqrt(100_000 * 101_000)) and not first.decayed
+    assert second.loss == pytest.approx(3.5 * math.exp(-0.1))
+
+
+# --- n-grams ---
+
+
+def counted_by_hand(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
+    grams: dict[tuple[int, ...], dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for row in train.tolist():
+        for i, token in enumerate(row):
+            for order in range(ORDER):
+                grams[context(row, i, order)][token] += 1
+    losses = []
+    for row in held_out.tolist():
+        for i, token in enumerate(row):
+            p = 1 / vocab_size
+            for order in range(ORDER):
+                seen = grams.get(context(row, i, order), {})
+                if seen:
+                    p = (seen.get(token, 0) + len(seen) * p) / (sum(seen.values()) + len(seen))
+            losses.append(-math.log(p))
+    return sum(losses) / len(losses)
+
+
+def context(row: list[int], i: int, order: int) -> tuple[int, ...]:
+    """The `order` tokens before; -1 where the row has not begun."""
+    return (order, *(row[j] if j >= 0 else -1 for j in range(i - order, i)))
+
+
+def test_ngram_loss_is_that_of_witten_and_bell():
+    random = np.random.default_rng(1)
+    tokens = (random.geometric(0.2, 1500) + np.arange(1500) % 3) % 20
+    train, held_out = tokens[:1200].reshape(-1, 30), tokens[1200:].reshape(-1, 30)
+    assert ngram_loss(train, held_out, 20) == pytest.approx(counted_by_hand(train, held_out, 20), rel=1e-9)
+
+
+def test_more_text_makes_it_more_predictable():
+    random = np.random.default_rng(2)
+    tokens = np.cumsum(random.integers(0, 3, 40_000)) % 64
+    curve = ngram_curve(tokens[:30_000], tokens[30_000:], 64)
+    counted, losses = zip(*curve, strict=True)
+    assert counted[0] == 4096 and counted[-1] == 30_000 // 128 * 128
+    assert list(losses) == sorted(losses, reverse=True)
+    assert math.log(3) < losses[-1] < losses[0] < math.log(64)
+    assert chunks(tokens, 1000).shape == (7, 128)
+
+
+# --- the outlook of a run ---
+
+START = CurveStart(
+    FACTS, [Observation(15e3, 5.1, decayed=True), Observation(40e3, 4.6, decayed=True)], 0.0, 0.02, 20_480
+)
+
+
+def evaluated(step: int) -> Eval:
+    tokens = step * 1024
+    return Eval(step=step, tokens=tokens, loss=4.9 * (tokens / 2e4) ** -0.1, stderr=0.02)
+
+
+def followed(events: list[object], resumed_after: int | None = None) -> tuple[Outlook, list[LossForecast]]:
+    told: list[LossForecast] = []
+    log = Events(listeners=[lambda e: told.append(e) if isinstance(e, LossForecast) else None])
+    outlook = Outlook(START, 2e6, 1024, log)
+    for i, event in enumerate(events):
+        if i == resumed_after:
+            outlook, earlier = Outlook(START, 2e6, 1024, log), [*events[:i], *told]
+            outlook.resume(sorted(earlier, key=lambda e: e.step))
+        outlook(event)
+    return outlook, told
+
+
+def test_the_outlook_narrows_and_ends_with_the_decay():
+    steps = list(range(20, 1600, 20))
+    outlook, told = followed([*map(evaluated, steps), DecayStarted(step=1580, until=2000, why="settled")])
+    assert len(told) > 10
+    assert told[-1].end_tokens == 2000 * 1024 and told[0].end_tokens == 2_000_000
+    spans = [math.log(t.high / t.low) for t in told]
+    assert spans[-1] < spans[0]
+    assert all(b.tokens >= 1.1 * a.tokens for a, b in zip(told[:-1], told[1:-1], strict=False))
+    figures = outlook.figures()
+    assert figures is not None and 0.8e6 < figures["tokens"] <= 1e6
+
+
+def test_a_resumed_run_has_the_outlook_of_one_that_never_stopped():
+    events = [*map(evaluated, range(20, 1600, 20)), DecayStarted(step=1580, until=2000, why="settled")]
+    whole, told = followed(events)
+    again, told_again = followed(events, resumed_after=40)
+    assert [t.model_dump(exclude={"time"}) for t in told_again] == [t.model_dump(exclude={"time"}) for t in told]
+    assert again.figures() == whole.figures()
+
+
+def test_what_a_rollback_undid_is_forgotten():
+    good = [evaluated(step) for step in range(20, 600, 20)]
+    bad = [Eval(step=s, tokens=s * 1024, loss=9.0, stderr=0.02) for s in range(600, 700, 20)]
+    back = Rollback(step=690, to_step=590, loss="9.0", grad_norm="1.0", batches=[])
+    rest = [evaluated(step) for step in range(600, 1000, 20)]
+    assert followed([*good, *bad, back, *rest])[1][-1].loss == pytest.approx(followed([*good, *rest])[1][-1].loss, 0.01)
+
+
+def test_what_a_run_begins_with_is_kept_in_its_forecast():
+    assert CurveStart.from_json([*map(list, START.to_json())]) == START
+    for nothing in (None, [], [["facts", {}]], {"curve": 1}, 3):
+        assert CurveStart.from_json(nothing) is None
