@@ -261,6 +261,14 @@ def report(pairs: Sequence[tuple[Score, Score]]) -> None:
         )
 
 
+def calibration(pairs: Sequence[tuple[Score, Score]]) -> None:
+    """How many runs lie inside intervals of other levels, were they of the same form."""
+    print("\n| level | before the run | at half of it |\n|--:|--:|--:|")
+    for level in (0.5, 0.8, 0.9, 0.95):
+        shares = [np.mean([pair[i].z <= two_sided_z(level) for pair in pairs]) for i in (0, 1)]
+        print(f"| {level:.0%} | {shares[0]:.0%} | {shares[1]:.0%} |")
+
+
 def compare(runs: Sequence[Recorded], others: Sequence[Recorded]) -> None:
     """Rivals on the same runs; the former law refitted on `others`."""
     errors: dict[str, list[float]] = {}
@@ -282,13 +290,16 @@ def main() -> None:
     development = [run for run in every if not is_judged(run.corpus) and run.probes]
     if asked.judge:
         judged = [run for run in every if is_judged(run.corpus) and run.probes]
-        report([scored(recorded(), run) for run in judged])
+        pairs = [scored(recorded(), run) for run in judged]
+        report(pairs)
+        calibration(pairs)
         compare(judged, development)
         return
     prior, logs = fit_all(development)
     pairs = list(left_out(development, prior.slowing, logs))
     scores = [widened([pair[i] for pair in pairs]) for i in (0, 1)]
     report(list(zip(*scores, strict=True)))
+    calibration(list(zip(*scores, strict=True)))
     compare(development, development)
     prior = replace(prior, widening=tuple(widening([pair[i] for pair in pairs]) for i in (0, 1)))
     print(f"\n{prior}")

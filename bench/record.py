@@ -66,7 +66,7 @@ def record(text: Path, size: str, tokens: str, batch: int, seed: int) -> dict[st
     plan = plan_training(settings.value, settings.origin, corpus, 0.0)
     began = time.process_time()
     sample = HeldOut(
-        list(held_out_batches(corpus.held_out, plan.loop.sequence_length, EVALUATION_BLOCK, SAMPLE)),
+        list(held_out_batches(corpus.selection, plan.loop.sequence_length, EVALUATION_BLOCK, SAMPLE)),
         corpus.tokenizer.byte_length,
     )
     trunk, ends = _trunk(plan, corpus, sample)
@@ -100,7 +100,7 @@ def _trunk(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> tuple[list[li
     assert loop.max_steps is not None
     lengths = {round(loop.max_steps * share): share for share in SHARES if share >= BRANCHED}
     branches = {max(1, round(steps * (1 - loop.decay_fraction))): steps for steps in lengths}
-    own = HeldOut(job.held_out, job.tokenizer.byte_length)
+    own = HeldOut(job.selection, job.tokenizer.byte_length)
     trunk, ends, due = [], [], 0.0
     while True:
         if trainer.tokens(state) >= due or state.step == loop.max_steps:
@@ -144,7 +144,7 @@ def _short(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict
 def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str, object]:
     tokens = state.step * job.plan.loop.tokens_per_step
     e = evaluate(job.model, job.objective, sample, state.step, tokens)
-    own = evaluate(job.model, job.objective, HeldOut(job.held_out, sample.byte_length), state.step, tokens)
+    own = evaluate(job.model, job.objective, HeldOut(job.selection, sample.byte_length), state.step, tokens)
     return {
         "tokens": tokens,
         "kind": kind,
@@ -156,7 +156,7 @@ def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str
 
 
 def _ngrams(corpus: Corpus) -> list[tuple[float, float]]:
-    return ngram_curve(corpus.train.tokens, corpus.held_out.tokens, corpus.tokenizer.vocab_size)
+    return ngram_curve(corpus.train.tokens, corpus.selection.tokens, corpus.tokenizer.vocab_size)
 
 
 def main() -> None:

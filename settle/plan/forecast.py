@@ -62,8 +62,9 @@ def look_ahead(
     proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
     probes = [Observation(p.tokens, p.loss, decayed=True) for p in (*shorter, probed) if p.tokens <= probed.tokens]
+    # what is forecast is the loss on text that nothing reads before the end: two samples differ
     since = EARLY * plan.loop.warmup_steps * plan.loop.tokens_per_step
-    start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, probed.stderr, since)
+    start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, math.sqrt(2) * probed.stderr, since)
     return plan, forecast(plan, start, probed, settings, phases)
 
 

@@ -62,7 +62,7 @@ class CurveFacts:
             bytes_per_token=train.num_bytes / train.num_tokens,
             vocab_size=vocab_size,
             tokens_per_step=plan.loop.tokens_per_step,
-            ngrams=ngram_curve(train.tokens, corpus.held_out.tokens, vocab_size),
+            ngrams=ngram_curve(train.tokens, corpus.selection.tokens, vocab_size),
         )
 
     def vector(self) -> np.ndarray:

@@ -18,8 +18,9 @@ LEAST_AHEAD = 1.25  # a run that was expected to have ended is expected to see s
 class CurveStart:
     """What a run's curve is known by before its first step.
 
-    offset: ln of the probe's loss on the run's own held-out sample ÷ that on the sample that is forecast. stderr: of
-    the latter, nats. since: tokens that the run sees before its evaluations say how it goes on.
+    offset: ln of the probe's loss on the run's own sample ÷ that on the larger sample that the probes are evaluated on.
+    stderr: of the difference between the latter and the text that judges the run, nats. since: tokens that the run sees
+    before its evaluations say how it goes on.
     """
 
     facts: CurveFacts
@@ -77,7 +78,7 @@ class Outlook:
                 self._begin_decay(event)
             elif isinstance(event, LossForecast):
                 self.latest = event
-                self.at_half = event if self.at_half is None or 2 * event.tokens <= event.end_tokens else self.at_half
+                self.at_half = event if 2 * event.tokens <= event.end_tokens else self.at_half
             elif isinstance(event, Rollback | Resumed):
                 self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
 
@@ -117,7 +118,7 @@ class Outlook:
         self.latest = LossForecast(
             step=step, tokens=round(seen), end_tokens=round(end), loss=told.value, low=told.low, high=told.high
         )
-        if self.at_half is None or seen <= end / 2:
+        if seen <= end / 2:
             self.at_half = self.latest
         self.events.emit(self.latest)
 

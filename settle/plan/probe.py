@@ -94,7 +94,7 @@ def probe(
     held_out = HeldOut(sample, corpus.tokenizer.byte_length)
     evaluation = evaluate(job.model, job.objective, held_out, steps, steps * loop.tokens_per_step)
     evaluation_seconds = time.perf_counter() - began
-    own = HeldOut(blocks(plan, corpus, plan.held_out_tokens), corpus.tokenizer.byte_length)
+    own = HeldOut(blocks(plan, corpus.selection, plan.held_out_tokens), corpus.tokenizer.byte_length)
     on_own = evaluate(job.model, job.objective, own, steps, steps * loop.tokens_per_step).loss
     return Probe(
         threads=job.plan.loop.threads,
