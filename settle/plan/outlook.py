@@ -112,11 +112,16 @@ class Outlook:
             return
         seen = self._evaluations[-1][0]
         end = self.tokens if self._is_decaying else max(self.tokens, LEAST_AHEAD * seen)
-        told = self.start.loss_under_way(self._evaluations, end)
-        if not math.isfinite(told.value):
+        expected = self.start.loss_under_way(self._evaluations, end)
+        if not math.isfinite(expected.value):
             return
         self.latest = LossForecast(
-            step=step, tokens=round(seen), end_tokens=round(end), loss=told.value, low=told.low, high=told.high
+            step=step,
+            tokens=round(seen),
+            end_tokens=round(end),
+            loss=expected.value,
+            low=expected.low,
+            high=expected.high,
         )
         if seen <= end / 2:
             self.at_half = self.latest

@@ -90,8 +90,8 @@ def outlook_text(course: RunCourse) -> str:
     """The loss that the run is expected to end with, by the latest forecast; empty without one."""
     if not course.forecasts:
         return ""
-    told = course.forecasts[-1]
-    return f"expected at the end: {loss_text(told.loss)} ({loss_text(told.low)} – {loss_text(told.high)})"
+    latest = course.forecasts[-1]
+    return f"expected at the end: {loss_text(latest.loss)} ({loss_text(latest.low)} – {loss_text(latest.high)})"
 
 
 def evidence_text(course: RunCourse, width: int) -> str:

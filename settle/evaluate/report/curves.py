@@ -137,12 +137,14 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
 
 def _draw_outlook(axes: "Axes", course: RunCourse) -> None:
     """The final loss as it was forecast after so many tokens, ever more narrowly."""
-    told = course.forecasts
-    if len(told) > 1:
-        x = [e.tokens for e in told]
-        axes.fill_between(x, [e.low for e in told], [e.high for e in told], color=VERMILION, alpha=0.12, linewidth=0)
+    expected = course.forecasts
+    if len(expected) > 1:
+        x = [e.tokens for e in expected]
+        axes.fill_between(
+            x, [e.low for e in expected], [e.high for e in expected], color=VERMILION, alpha=0.12, linewidth=0
+        )
         label = "final loss as forecast then, with its 80 % interval"
-        axes.plot(x, [e.loss for e in told], color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
+        axes.plot(x, [e.loss for e in expected], color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
 
 
 def _dots(x: Sequence[float]) -> str:
