@@ -4,8 +4,6 @@
     python bench/mutants.py --changed main     of the files changed since a commit
     python bench/mutants.py --named            those of bench/mutation/named.toml
     python bench/mutants.py --missed           those recorded as missed, once more
-    python bench/mutants.py --again            some recorded as caught, by the test that caught each, of files changed
-                                               since HEAD~1 first: the short form, which the suite runs
     python bench/mutants.py --report           the table of what is recorded
 
 Nearest are the tests that call the function, cheapest first, at most 40 and
@@ -15,7 +13,8 @@ evenly from all places of a room, at most three of a function; a fault that noth
 out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be seen is named in
 bench/mutation/equivalent.toml with the reason, and left out of the share.
 
-Needs fork, so Linux or macOS.
+`tests/test_mutants.py` tries a few of those recorded as caught again, of changed files first, each by the test that
+caught it. Needs fork, so Linux or macOS.
 """
 
 import argparse
@@ -29,8 +28,12 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mutation.faults import NOT_ENDED, Fault, faults_of
+from mutation.faults import NOT_ENDED, Fault, compiles, faults_of
+
+if TYPE_CHECKING:
+    from mutation.trials import Trials
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink")
@@ -41,7 +44,7 @@ RESULTS, EQUIVALENT, NAMED = (
     "bench/mutation/named.toml",
 )
 A_FUNCTION, TESTS = 3, 40
-CHEAP = 1.0  # seconds of CPU, of a test that is run again
+CHEAP = 0.5  # seconds of CPU, of a test that the suite runs again
 NEAR = [*(f"tests/{room}" for room in ROOMS), "tests/commands", "tests/data", "tests/model", "tests/test_api.py"]
 
 
@@ -63,9 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--changed", metavar="COMMIT", help="draw from files that differ from this commit")
     parser.add_argument("--named", action="store_true")
     parser.add_argument("--missed", action="store_true")
-    parser.add_argument("--again", action="store_true")
     parser.add_argument("--seconds", type=float, default=40.0, help="of CPU for the tests of one fault, at most")
-    parser.add_argument("--most", type=int, default=4, help="with --again: how many faults")
     parser.add_argument("--calls", type=Path, default=Path(tempfile.gettempdir()) / "settle-calls.jsonl")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -78,7 +79,7 @@ def in_a_copy(arguments: list[str], options: argparse.Namespace) -> int:
     if not drawn:
         print("nothing to try")
         return 0
-    if not options.calls.exists() and not options.again:
+    if not options.calls.exists():
         note_calls(options.calls)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve() / "tree"
@@ -87,11 +88,9 @@ def in_a_copy(arguments: list[str], options: argparse.Namespace) -> int:
                 shutil.copytree(ROOT / room, copy / room)
         shutil.copy(ROOT / "pyproject.toml", copy)
         (copy / "faults.json").write_text(json.dumps([fault.__dict__ for fault in drawn]))
-        given = [argument for argument in arguments if argument != "--again"]
-        command = [sys.executable, str(copy / "bench/mutants.py"), *given, "--calls", str(options.calls.resolve())]
+        command = [sys.executable, str(copy / "bench/mutants.py"), *arguments, "--calls", str(options.calls.resolve())]
         paths = os.pathsep.join([str(copy), str(copy / "bench")])
         env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        env |= {"SETTLE_AGAIN": "1"} if options.again else {}
         return subprocess.run([*command, "--inside", str(ROOT)], cwd=copy, env=env).returncode
 
 
@@ -109,8 +108,6 @@ def draw(options: argparse.Namespace) -> list[Fault]:
     if options.named:
         return named(ROOT)
     chance = random.Random(options.seed)
-    if options.again:
-        return caught_before(paths, options.most, chance)
     if options.missed:
         left = {record["key"] for record in recorded(ROOT) if not record["by"]} - equivalent(ROOT)
         return [fault for path in paths for fault in faults_of(ROOT, path) if fault.key in left]
@@ -128,19 +125,31 @@ def draw(options: argparse.Namespace) -> list[Fault]:
             taken[fault.path + fault.function] += 1
             if taken[fault.path + fault.function] <= A_FUNCTION:
                 few.append(fault)
-        drawn += few[: options.count // len(by_room)]
+        drawn += [fault for fault in few[: options.count // len(by_room)] if compiles(ROOT, fault)]
     chance.shuffle(drawn)
     return drawn
 
 
-def caught_before(paths: list[str], most: int, chance: random.Random) -> list[Fault]:
-    """Recorded faults that a cheap test caught and whose line is as it was: of files that changed first."""
-    cheap = {r["key"]: r for r in recorded(ROOT) if r["by"] and r["seconds"] < CHEAP and NOT_ENDED not in r["by"]}
-    today = [*named(ROOT), *(fault for path in paths for fault in faults_of(ROOT, path))]
-    today = [fault for fault in today if fault.key in cheap]
-    chance.shuffle(today)
+def caught_before(most: int, seed: int = 1) -> list[tuple[Fault, str]]:
+    """Recorded faults whose line is as it was, each with the cheap test of its room that caught it: of files that
+    changed since the commit before first."""
+    records = [r for r in recorded(ROOT) if r["by"] and r["seconds"] < CHEAP and NOT_ENDED not in r["by"]]
+    records = [r for r in records if r["by"].startswith(f"tests/{r['key'].split('/')[1]}/")]
+    random.Random(seed).shuffle(records)
     of_changes = changed("HEAD~1")
-    return sorted(today, key=lambda fault: fault.path not in of_changes)[:most]
+    records.sort(key=lambda record: record["key"].split()[0] not in of_changes)
+    by_name = {fault.key: fault for fault in named(ROOT)}
+    chosen: list[tuple[Fault, str]] = []
+    for record in records:
+        path = record["key"].split()[0]
+        if record["key"] not in by_name and (ROOT / path).exists():
+            by_name |= {fault.key: fault for fault in faults_of(ROOT, path)}
+        test_file = ROOT / record["by"].split("::")[0]
+        if len(chosen) < most and record["key"] in by_name and test_file.exists():
+            chosen.append((by_name[record["key"]], record["by"]))
+        if len(chosen) == most:
+            break
+    return chosen
 
 
 def changed(commit: str) -> set[str]:
@@ -185,42 +194,28 @@ def inside(options: argparse.Namespace) -> None:
     from mutation.trials import run_trials
 
     faults = [Fault(**entry) for entry in json.loads(Path("faults.json").read_text())]
-    again = "SETTLE_AGAIN" in os.environ
-    if again:
-        catchers = {record["key"]: record["by"].removesuffix(NOT_ENDED) for record in recorded(options.inside)}
-        nearest = {fault.key: [catchers[fault.key]] for fault in faults}
-        seconds = dict.fromkeys(catchers.values(), 0.0)
-    else:
-        done = (
-            {record["key"] for record in recorded(options.inside)} if not (options.named or options.missed) else set()
-        )
-        calls, seconds = read_calls(options.calls)
-        faults = [fault for fault in faults if fault.key not in done]
-        nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}
+    is_anew = options.named or options.missed
+    done = set() if is_anew else {record["key"] for record in recorded(options.inside)}
+    calls, seconds = read_calls(options.calls)
+    faults = [fault for fault in faults if fault.key not in done]
+    nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}
     wanted = sorted({test.split("::")[0] for tests in nearest.values() for test in tests})
-    missed: list[str] = []
 
-    def work(trials) -> None:
-        if not again:
-            from tests.trained import trained
+    def work(trials: "Trials") -> None:
+        from tests.trained import trained
 
-            trained()  # the model that most fixtures need, once
+        trained()  # the model that most fixtures need, once
         for number, fault in enumerate(faults, 1):
             outcome = trials.outcome(fault, nearest[fault.key])
             verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
             where = f"{number}/{len(faults)} {fault.path}:{fault.line} {fault.statement}"
             print(f"{where} | {fault.old} -> {fault.new}: {verdict}", flush=True, file=sys.stderr)
-            if not outcome.by:
-                missed.append(fault.key)
-            if not again:
-                cost = round(seconds.get(outcome.by.removesuffix(NOT_ENDED), 0.0), 2)
-                record = {"key": fault.key, "by": outcome.by, "tests": outcome.tests, "seconds": cost}
-                with open(options.inside / RESULTS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+            cost = round(seconds.get(outcome.by.removesuffix(NOT_ENDED), 0.0), 2)
+            record = {"key": fault.key, "by": outcome.by, "tests": outcome.tests, "seconds": cost}
+            with open(options.inside / RESULTS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     run_trials(Path.cwd(), wanted, work)
-    if again and missed:
-        sys.exit("no longer caught:\n" + "\n".join(missed))
 
 
 def read_calls(path: Path) -> tuple[dict[str, set[str]], dict[str, float]]:

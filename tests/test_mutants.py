@@ -1,8 +1,6 @@
 """The short form of bench/mutants.py: what tests caught when it was recorded, they still catch."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,25 +8,39 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trials are forks")
 def test_faults_that_were_caught_are_caught_again() -> None:
-    command = [sys.executable, str(ROOT / "bench" / "mutants.py"), "--again", "--most", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stderr.count("caught by") == 4, done.stderr[-2000:]
+    from mutants import caught_before
+    from mutation.trials import still_caught
+
+    caught = caught_before(most=2)
+    assert len(caught) == 2
+    for fault, test in caught:
+        assert still_caught(ROOT, fault, test), f"{test} passes in spite of {fault.key}"
+
+
+def test_a_test_that_never_reaches_a_fault_does_not_catch_it() -> None:
+    from mutants import caught_before
+    from mutation.trials import still_caught
+
+    ((fault, _),) = caught_before(most=1)
+    assert not still_caught(ROOT, fault, "tests/machine/test_allocator.py")
 
 
 def test_a_fault_is_put_where_it_says() -> None:
     """Each differs from the source in its own place alone, and leaves every line where it was."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        from mutation.faults import faults_of
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    from mutation.faults import compiles, faults_of
+
     path = "settle/evaluate/tasks/f1.py"
     source = (ROOT / path).read_bytes()
     faults = faults_of(ROOT, path)
     assert len({fault.key for fault in faults}) == len(faults) > 3
+    assert all(compiles(ROOT, fault) for fault in faults)
     for fault in faults:
         broken = fault.put_into(source)
         assert broken != source and broken.count(b"\n") == source.count(b"\n")

@@ -38,7 +38,8 @@ _PAIRS = (
     ("clamp_min", "clamp_max"), ("upper", "lower"), ("startswith", "endswith"), ("add_", "sub_"), ("mul_", "div_"),
 )  # fmt: skip
 SWAPPED = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])} | {"append": "remove"}
-LARGE, NEXT_TO_NOTHING = 16, 1e-6
+GUARDS = {"strict", "timeout", "flush", "encoding"}  # keywords that guard, or that nothing is computed from
+LARGE, NEXT_TO_NOTHING = 16, 1e-5
 NOT_ENDED = " (does not end)"  # behind the name of a test that a fault keeps from ending
 SPEAKS = {"SettleError", "emit", "print", "write", "warn", "Field", "debug", "info"}  # a fault there changes words only
 
@@ -68,7 +69,7 @@ class Fault:
 
 
 def faults_of(root: Path, path: str) -> list[Fault]:
-    """All faults that can be put into the functions of a file."""
+    """All faults that can be put into the functions of a file; a few of them are no Python (`compiles`)."""
     source = (root / path).read_bytes()
     tree = ast.parse(source)
     found: list[Fault] = []
@@ -77,7 +78,7 @@ def faults_of(root: Path, path: str) -> list[Fault]:
         for statement in function.body:
             places.visit(statement)
         found += places.found
-    return _numbered(_that_compile(source, found))
+    return _numbered(found)
 
 
 def _functions(tree: ast.AST, before: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -91,15 +92,13 @@ def _functions(tree: ast.AST, before: str = "") -> Iterator[tuple[str, ast.Funct
             yield from _functions(node, before)
 
 
-def _that_compile(source: bytes, faults: list[Fault]) -> list[Fault]:
-    kept = []
-    for fault in faults:
-        try:
-            ast.parse(fault.put_into(source))
-        except SyntaxError:
-            continue
-        kept.append(fault)
-    return kept
+def compiles(root: Path, fault: Fault) -> bool:
+    """Whether the file is still Python with the fault in it."""
+    try:
+        ast.parse(fault.put_into((root / fault.path).read_bytes()))
+    except SyntaxError:
+        return False
+    return True
 
 
 def _numbered(faults: list[Fault]) -> list[Fault]:
@@ -183,7 +182,7 @@ class _Places(ast.NodeVisitor):
             news = (
                 [number + 1 if abs(number) < LARGE else number * 2] if isinstance(number, int) else [number * 2 or 1.0]
             )
-            if 0 < abs(number) < NEXT_TO_NOTHING:
+            if 0 < abs(number) <= NEXT_TO_NOTHING:
                 news = []  # it guards a division
             if number == 1:
                 news.append(number - 1)
@@ -233,6 +232,10 @@ class _Places(ast.NodeVisitor):
         """What an error says is not a computation."""
 
     visit_JoinedStr = visit_Assert = visit_Global = visit_Raise
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg not in GUARDS:
+            self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value:

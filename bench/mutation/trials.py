@@ -83,7 +83,7 @@ class Trials:
         while left:
             path.write_bytes(fault.put_into(source))
             try:
-                failed = self._run(left, lambda: put_into_memory(fault, path, functions))
+                failed = self._run(left, lambda: put_into_memory(fault, source, functions))
             finally:
                 path.write_bytes(source)
             if not failed:
@@ -165,22 +165,40 @@ def functions_of(root: Path) -> dict[tuple[str, str], list[types.FunctionType]]:
     return found
 
 
-def put_into_memory(fault: Fault, path: Path, functions: list[types.FunctionType]) -> None:
-    """Give every function that was made from the faulty one its new code.
+def put_into_memory(fault: Fault, source: bytes, functions: Sequence[types.FunctionType]) -> None:
+    """Give every function that was made from the faulty one of `source` its new code.
 
     Raises:
         LookupError: no such function is loaded.
     """
     if not functions:
-        raise LookupError(f"{fault.function} of {path} is not loaded")
-    new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(path)}
+        raise LookupError(f"{fault.function} of {fault.path} is not loaded")
+    path = functions[0].__code__.co_filename
+    new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(fault.put_into(source), path)}
     for function in functions:
         function.__code__ = new[function.__code__.co_qualname, function.__code__.co_firstlineno]
 
 
-def _codes(path: Path) -> Iterator[types.CodeType]:
-    waiting = [compile(ast.parse(path.read_bytes()), str(path), "exec")]
+def _codes(source: bytes, path: str) -> Iterator[types.CodeType]:
+    waiting = [compile(ast.parse(source), path, "exec")]
     while waiting:
         code = waiting.pop()
         yield code
         waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+def still_caught(root: Path, fault: Fault, test: str) -> bool:
+    """Whether a test fails with the fault, asked in a fork of this process whatever else it has loaded."""
+    importlib.import_module(fault.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == int(pytest.ExitCode.TESTS_FAILED)
+    code = -1
+    try:
+        functions = functions_of(root).get((str(root / fault.path), fault.function), [])
+        put_into_memory(fault, (root / fault.path).read_bytes(), functions)
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = int(pytest.main([*options, f"{root}/{test}"]))
+    finally:
+        os._exit(code & 255)
