@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 PARTS = ("readme", "wrong", "network", "disk")
 TINY = "--size 60k --steps 12 --threads 1 --dtype float32"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
-BAD_VALUES = ("", "banana", "-5", "nan", "1e400", "99999999999999999999", "0.5.5", "../..", "é\u202e")
+BAD_VALUES = ("banana", "-5", "nan", "1e400", "99999999999999999999", "0.5.5", "../..", "é\u202e")
 LIMIT = 600  # seconds of one command
 DISK = "8m"  # size of the nearly full file system
 
@@ -113,7 +113,7 @@ def readme(folder: Path) -> Iterator[Step]:
         "runs prune --yes",
         "export notes --dtype q8_0 --out notes.gguf",
         "models",
-        "eval mine examples.jsonl --limit 4",
+        "eval mine --rows examples.jsonl --limit 4",
         "--version",
         "--help",
     )
@@ -153,22 +153,23 @@ def bad_files() -> Iterator[list[str]]:
     names = ("nowhere", "empty.txt", "zeros.bin", "nothing", "broken.jsonl", "empty.jsonl")
     for name in (*names, "hf", "short.gguf", "a/b/c", "https://example.invalid/x", "~nobody/x"):
         yield ["train", name]
-        yield ["index", name, "--name", "x"]
         yield ["tune", name, "one.jsonl"]
         yield ["chat", name, "hello"]
         yield ["shrink", name, "--to", "Q8_0"]
         yield ["export", name]
-        yield ["eval", name, "one.jsonl"]
+        yield ["eval", name, "--rows", "one.jsonl"]
         yield ["resume", name]
         yield ["ask", name, "why?"]
         yield ["distill", name, "one.jsonl", "--drop-layers", "1"]
+    for name in ("nowhere", "a/b/c"):  # a file without text is a part of a folder like any other
+        yield ["index", name, "--name", "x"]
     for name in (*names, "columns.jsonl", "one.jsonl"):
         yield ["tune", "short.gguf", name]
     for recipe in ("no.toml", "unknown.toml", "nowhere.toml", "nothing"):
         yield ["train", "docs", "--recipe", recipe]
     yield from (["runs", "show", "x"], ["runs", "remove", "x", "--yes"], ["models", "remove", "x"], ["models", "show"])
-    yield from (["frob"], ["trian", "docs"], ["--frob"], ["train"], ["tune"], ["chat"], ["ask"], ["export"], ["pull"])
-    yield from (["pull", ""], ["pull", "a b c"], ["pull", "x/../../y"], ["connect", "nobody"], ["bench", "frob"])
+    yield from (["frob"], ["trian", "docs"], ["--frob"], ["train"], ["tune"], ["chat"], ["ask"], ["export"], ["eval"])
+    yield from (["pull", "a b c"], ["pull", "x/../../y"], ["connect", "nobody"], ["bench", "frob"])
 
 
 def bad_options() -> Iterator[list[str]]:
@@ -176,7 +177,7 @@ def bad_options() -> Iterator[list[str]]:
     from settle.base.registry import parts
 
     good = {"train": ["docs"], "tune": ["hf", "one.jsonl"], "distill": ["hf", "one.jsonl"], "shrink": ["hf"],
-            "index": ["docs"], "ask": ["docs", "why?"], "chat": ["hf", "hi"], "eval": ["hf", "one.jsonl"],
+            "index": ["docs"], "ask": ["docs", "why?"], "chat": ["hf", "hi"], "eval": ["hf"],
             "export": ["hf"], "resume": ["x"], "pull": ["x"]}  # fmt: skip
     draw = random.Random(11)
     for name, command in parts("commands").items():
@@ -187,7 +188,8 @@ def bad_options() -> Iterator[list[str]]:
                 or info.annotation in (bool, str | None, str)
             ):
                 continue
-            yield [name, *good[name], f"--{field.replace('_', '-')}", draw.choice(BAD_VALUES)]
+            for value in draw.sample(BAD_VALUES, 2):
+                yield [name, *good[name], f"--{field.replace('_', '-')}", value]
         yield [name, "--frobnicate", "1"]
 
 
@@ -262,14 +264,16 @@ def in_process(arguments: list[str]) -> tuple[int, str]:
     """The same without the time that a process needs to start; nothing that is wrong gets far."""
     from settle.cli import main
 
-    out = io.StringIO()
+    raw, code, fault = io.BytesIO(), -1, ""
+    out = io.TextIOWrapper(raw, "utf-8", write_through=True)
     with contextlib.redirect_stderr(out), contextlib.redirect_stdout(out):
         try:
-            return main(arguments), out.getvalue()
+            code = main(arguments)
         except SystemExit as e:
-            return int(e.code or 0) if isinstance(e.code, int | None) else 1, out.getvalue()
+            code = int(e.code or 0) if isinstance(e.code, int | None) else 1
         except BaseException as e:  # noqa: BLE001  that is the fault that is looked for
-            return -1, f"{out.getvalue()}\nTraceback: {type(e).__name__}: {e}"
+            fault = f"\nTraceback: {type(e).__name__}: {e}"
+    return code, raw.getvalue().decode() + fault
 
 
 def judged(part: str, command: str, ended: tuple[int, str], wanted: tuple[int, ...], says: str = "") -> Step:

@@ -62,3 +62,10 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise UsageError(f"{text!r} is not a share", "write for example 1% or 0.01")
     return value
+
+
+def within_64_bits(value: object) -> object:
+    """The value. Raises ValueError for a whole number that torch, numpy and llama.cpp cannot hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("the number is too large")
+    return value

@@ -32,8 +32,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from settle.base.amounts import within_64_bits
 from settle.base.errors import UsageError
 
 
@@ -44,6 +45,8 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    _numbers = field_validator("*")(within_64_bits)
 
     @classmethod
     def family(cls) -> str:

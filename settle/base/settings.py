@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from settle.base.amounts import within_64_bits
 from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
 from settle.base.version import refuse_newer
@@ -28,6 +29,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}  # a setting's former name → its name; both are accepted
+    _numbers = field_validator("*")(within_64_bits)
 
 
 S = typing.TypeVar("S", bound=BaseModel)

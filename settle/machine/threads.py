@@ -15,6 +15,7 @@ from settle.machine.cores import cores
 from settle.machine.openmp_wait import adapt_waiting
 
 CONVENTION = "OMP_NUM_THREADS"  # what people and job schedulers set for every program; torch reads it when it loads
+MOST_THREADS = 4096  # more than any machine has cores
 
 _asked: list[int] = []  # what commands that run in this process were given, the newest last
 
@@ -22,7 +23,9 @@ _asked: list[int] = []  # what commands that run in this process were given, the
 class ThreadSettings(Settings):
     """The option of everything that computes."""
 
-    threads: int | None = Field(None, gt=0, description="CPU threads; as many as are fastest when not given")
+    threads: int | None = Field(
+        None, gt=0, le=MOST_THREADS, description="CPU threads; as many as are fastest when not given"
+    )
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
         """For as long as it lasts, everything computes with so many threads."""
