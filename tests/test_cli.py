@@ -148,6 +148,17 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
             "see --help",
         ),
         (["train", "x", "--steps", "0"], "--steps 0: input should be greater than 0", "see --help"),
+        (["train", "x", "--seed", "9" * 20], f"--seed {'9' * 20}: the number is too large", "see --help"),
+        (
+            ["tune", "x", "y", "--threads", "9" * 9],
+            f"--threads {'9' * 9}: input should be less than or equal to 4096",
+            "see --help",
+        ),
+        (
+            ["shrink", "x", "--to", "q8_0", "--time", "5m"],
+            "unknown option --time",
+            "leave it out: how much work this is follows from what is asked for, and Ctrl-C ends it",
+        ),
         (["runs", "show", "nothing"], "there is no run named 'nothing'", "start one: `settle train`"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import re
 
+from pydantic_core import PydanticCustomError
+
 from settle.base.errors import UsageError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,7 +67,7 @@ def share(text: str) -> float:
 
 
 def within_64_bits(value: object) -> object:
-    """The value. Raises ValueError for a whole number that torch, numpy and llama.cpp cannot hold."""
+    """The value. Raises PydanticCustomError for a whole number that torch, numpy and llama.cpp cannot hold."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError("the number is too large")
+        raise PydanticCustomError("too_large", "the number is too large")
     return value

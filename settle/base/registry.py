@@ -46,7 +46,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    _numbers = field_validator("*")(within_64_bits)
+    _within_64_bits = field_validator("*")(within_64_bits)
 
     @classmethod
     def family(cls) -> str:

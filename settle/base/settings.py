@@ -29,7 +29,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}  # a setting's former name → its name; both are accepted
-    _numbers = field_validator("*")(within_64_bits)
+    _within_64_bits = field_validator("*")(within_64_bits)
 
 
 S = typing.TypeVar("S", bound=BaseModel)
