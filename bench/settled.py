@@ -1,221 +1,261 @@
-"""The settled rule against patience = 3, on synthetic curves with known futures and on run folders.
+"""The settled rule against three others, on families of curves with known futures, on the product's own schedule.
 
-    python bench/settled.py [--curves 480] [--seed 11]
-    python bench/settled.py RUN_FOLDER …      runs that were trained on past their verdict at a constant rate
+    python bench/settled.py development|judgement [--count 40] [--seed 1]
 
-Definitions, for synthetic curves:
+The half that is named comes from bench/families.py; the rule was developed on the first and is judged on the second.
 
-* compute: steps until the rule stops, or LONGEST. The final decay is left out on both sides.
-* loss: the true loss, without noise, where the rule stopped.
-* a false stop: stopping although 10 % more tokens would truly have brought more than the tolerance.
-* patience = 3 has a knob, how often to evaluate (every N steps), and one N is used for all curves. The larger N,
-  the more compute and the lower the loss. **At equal final loss** means: at the N (interpolated between those
-  tried) where the mean logarithm of its final losses equals ours. Compute is then compared by geometric mean,
-  so that every curve counts the same. That N is known only in hindsight, which favours patience.
-* at the person's price: patience stops elsewhere on each curve, so its losses differ from ours in both
-  directions. The tolerance is a price: 0.5 % of loss is worth 10 % more tokens. Each difference in loss is
-  turned into compute at that price, and the N that does best is compared.
-
-For real runs the same, with the mean of five evaluations around a point as the loss there; patience looks at every
-1st, 2nd, 4th … point of an even grid of evaluations.
+* schedule: `next_evaluation` with a sample of 4,096 tokens and steps of 512. It knows no budget.
+* compute: steps until the rule stops, or LONGEST. The final decay is left out on all sides.
+* false: stopping although 10 % more tokens would truly bring more than the tolerance, or more than 1.2 × it.
+* patience 3, OLS slope, two bins have one knob each, chosen in hindsight for the whole half: the value that costs least
+  at the person's price. That price is the tolerance: 0.5 % of loss is worth 10 % more tokens.
+* boundary: curves whose gain stays at a margin above the tolerance for ever; every stop is false.
+* coverage of the gain's 95 % interval: where it is asked and the true gain is 0.5 to 2 × the tolerance, up to the stop.
+* coverage of 80 % intervals of a further stretch: × 0.5, 1 and 3 the tokens seen, at a third and at two thirds of the
+  way (in the logarithm) to the ideal stop or the end.
 """
 
 import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import curves as synthetic
+import families
 import numpy as np
+from families import LONGEST, TOLERANCE, Family
 
-from settle.base.event_log import read_records
-from settle.train.settled import MIN_HISTORY, Settled, next_evaluation
+from settle.base.statistics import FORECAST_LEVEL, Interval, wilson
+from settle.train.settled import (
+    ASK_EVERY,
+    CHANCE,
+    MIN_HISTORY,
+    MIN_POINTS,
+    REACH,
+    first_near,
+    further,
+    next_evaluation,
+)
+from settle.train.settled.trend import MORE, Window
 
-TOLERANCE = 0.005
-SAMPLE = 2  # cost of one evaluation in steps' worth of tokens, times 3
-EVERY = (10, 20, 40, 80, 160, 320, 640, 1280, 2560)
-
-
-@dataclass(frozen=True)
-class Look:
-    step: int
-    tokens: int
-    loss: float
-    blocks: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    curve: synthetic.Curve
-    stop: int
-    state: str
-    loss: float
-    patience: list[tuple[int, float]]  # (stop, loss) for each of EVERY
+SAMPLE_STEPS = 8  # 4,096 held-out tokens an evaluation, 512 tokens a step
+NOISES = (0.001, 0.004, 0.01)  # of the loss, at the boundary
+AHEAD = (1.5, 2.0, 4.0)
+PRICE = math.log1p(MORE) / TOLERANCE
 
 
-def grid(longest: int, sample: int) -> np.ndarray:
+@dataclass
+class Curves:
+    """C curves at the same K evaluations. seen, true: (C, K); gain: (C, K) of 10 % more, as a fraction of the loss."""
+
+    steps: np.ndarray
+    names: np.ndarray
+    shapes: list[families.Shape]
+    seen: np.ndarray
+    true: np.ndarray
+    gain: np.ndarray
+    first: np.ndarray
+    ideal: np.ndarray
+
+
+def schedule() -> np.ndarray:
     points, at = [], 0
-    while (at := next_evaluation(at, sample)) <= longest:
+    while (at := next_evaluation(at, SAMPLE_STEPS)) <= LONGEST:
         points.append(at)
     return np.array(points)
 
 
-def try_curve(curve: synthetic.Curve, rng: np.random.Generator) -> Result:
-    steps = grid(synthetic.LONGEST, SAMPLE)
-    seen = curve.observe(steps, rng, TOLERANCE)
-    history = [Look(int(s), int(s), float(v)) for s, v in zip(steps, seen, strict=True)]
-    rule = Settled(tolerance=TOLERANCE, floor=curve.floor)
-    stop, state = synthetic.LONGEST, "out of budget"
-    for n in range(MIN_HISTORY, len(history) + 1):
-        verdict = rule.judge(history[:n]).state
-        if verdict != "improving":
-            stop, state = history[n - 1].step, verdict
-            break
-    others = []
-    for every in EVERY:
-        at = np.arange(every, synthetic.LONGEST + 1, every)
-        end = int(at[synthetic.patience(at, curve.observe(at, rng, TOLERANCE))])
-        others.append((end, float(curve.true(np.array([end]))[0])))
-    return Result(curve, stop, state, float(curve.true(np.array([stop]))[0]), others)
+def observe(cells: list[tuple[str, Family, float | None]], seed: int) -> Curves:
+    """One curve for each cell: its name, its family, and its noise, which is drawn when None."""
+    random, steps = np.random.default_rng(seed), schedule()
+    dense = np.unique(np.geomspace(1, LONGEST, 1500).astype(int)).astype(float)
+    columns = []
+    for _, family, noise in cells:
+        shape = family.shape(random)
+        now, later, true = shape(dense), shape(dense * (1 + MORE)), shape(steps.astype(float))
+        worth = np.flatnonzero((now - later) / now > TOLERANCE)
+        ideal = min(worth[-1] + 1, len(dense) - 1) if len(worth) else 0
+        size = families.log_uniform(random, -3.3, -2) if noise is None else noise
+        seen = true + size * now[ideal] * family.noise(random, steps.astype(float))
+        gain = 1 - shape(steps * (1 + MORE)) / true
+        columns.append((shape, seen, true, gain, float(shape(np.zeros(1))[0]), dense[ideal]))
+    shapes, *numbers = zip(*columns, strict=True)
+    seen, true, gain, first, ideal = (np.array(n) for n in numbers)
+    return Curves(steps, np.array([name for name, _, _ in cells]), list(shapes), seen, true, gain, first, ideal)
 
 
-def false_stop(curve: synthetic.Curve, stop: int) -> bool:
-    return stop < synthetic.LONGEST and curve.gain(stop) > TOLERANCE
+def askings(steps: np.ndarray) -> Iterator[int]:
+    """The evaluations at which the rule is asked."""
+    asked = 0.0
+    for k in range(MIN_HISTORY - 1, len(steps)):
+        if steps[k] >= asked * (1 + ASK_EVERY):
+            asked = steps[k]
+            yield k
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Geometric means. `equal`, `priced`: how much less compute, at equal loss and at the person's price."""
-
-    compute: float
-    others: list[float]
-    losses: list[float]  # of the others, against ours
-    prices: list[float]  # compute of the others at the person's price, against ours
-    equal: float
-    priced: float
+def is_due(curves: Curves, k: int, running: np.ndarray) -> np.ndarray:
+    """Which curves have reached a third or two thirds of the way to their ideal stop at this asking."""
+    start = curves.steps[MIN_HISTORY - 1]
+    due = [start * (curves.ideal[running] / start) ** share for share in (1 / 3, 2 / 3)]
+    before = curves.steps[k] / (1 + ASK_EVERY)
+    return np.any([(before < at) & (at <= curves.steps[k]) for at in due], 0)
 
 
-def compare(ours: list[tuple[float, float]], others: list[list[tuple[float, float]]]) -> Comparison:
-    """(compute, loss) of each curve for us, and for each N of patience."""
-    compute, loss = np.log(ours).T
-    other_compute, other_loss = np.log(others).transpose(2, 0, 1).mean(2)  # by N
-    price = math.log(1.1) / TOLERANCE
-    worth = other_compute + price * other_loss - compute.mean() - price * loss.mean()
-    order = np.argsort(other_loss)
-    equal = np.interp(loss.mean(), other_loss[order], other_compute[order])
-    return Comparison(
-        math.exp(compute.mean()),
-        np.exp(other_compute).tolist(),
-        np.expm1(other_loss - loss.mean()).tolist(),
-        np.exp(worth).tolist(),
-        1 - math.exp(compute.mean() - equal),
-        1 - math.exp(-worth.min()),
-    )
+def windows(curves: Curves, k: int, running: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Curves with the same window at evaluation k, as `recent` in settle/train/settled has it, and the window."""
+    inside = np.flatnonzero(curves.steps[: k + 1] >= REACH * curves.steps[k])
+    starts = np.minimum(first_near(curves.seen[running][:, inside]), len(inside) - MIN_POINTS)
+    for start in np.unique(starts):
+        yield running[starts == start], inside[start:]
 
 
-def table(results: list[Result]) -> str:
-    by_every = [[r.patience[i] for r in results] for i in range(len(EVERY))]
-    told = compare([(r.stop, r.loss) for r in results], by_every)
-    ours_false = np.mean([false_stop(r.curve, r.stop) for r in results])
-    lines = [
-        "| rule | steps, geometric mean | mean final loss against settled | false stops | ran to the end | "
-        "compute at the person's price |",
-        "|---|--:|--:|--:|--:|--:|",
-        f"| settled | {told.compute:,.0f} | – | {ours_false:.1%} | "
-        f"{np.mean([r.state == 'out of budget' for r in results]):.0%} | 1.00 |",
-    ]
-    for i, every in enumerate(EVERY):
-        false = np.mean([false_stop(r.curve, r.patience[i][0]) for r in results])
+def settled(curves: Curves) -> tuple[np.ndarray, list[bool], dict[float, list[bool]]]:
+    """(C,) index of the stop, -1 at the end; whether each interval of the gain covered, and of further stretches."""
+    stops, covered, stretches = np.full(len(curves.seen), -1), [], {ratio: [] for ratio in AHEAD}
+    for k in askings(curves.steps):
+        for running, inside in windows(curves, k, np.flatnonzero(stops < 0)):
+            posterior = Window(curves.steps[inside].tolist()).posterior(curves.seen[running][:, inside])
+            gain = curves.gain[running, k]
+            low, median, high = (posterior.quantile(p) / posterior.loss for p in (0.025, 0.5, 0.975))
+            covered += ((low < gain) & (gain < high))[(gain > TOLERANCE / 2) & (gain < 2 * TOLERANCE)].tolist()
+            near = np.stack([median, *(posterior.quantile(p) / posterior.loss for p in (0.1, 0.9))], 1)
+            for j in np.flatnonzero(is_due(curves, k, running)):
+                for ratio in AHEAD:
+                    later = curves.shapes[running[j]](np.array([curves.steps[k] * ratio]))[0]
+                    told = further(Interval(*near[j], FORECAST_LEVEL), ratio)
+                    stretches[ratio].append(told.contains(1 - later / curves.true[running[j], k]))
+            stop = (posterior.above(TOLERANCE * posterior.loss) < CHANCE) & (posterior.loss < curves.first[running])
+            stops[running[stop]] = k
+    return stops, covered, stretches
+
+
+# --- rivals: each gives (C,) the index of its stop for one value of its knob ---
+
+
+def first_true(flags: np.ndarray, offset: int = 0) -> np.ndarray:
+    return np.where(flags.any(1), flags.argmax(1) + offset, -1)
+
+
+def patience(curves: Curves, every: float) -> np.ndarray:
+    """Three evaluations in a row without a new lowest loss, on every `every`-th evaluation."""
+    at = np.arange(int(every) - 1, len(curves.steps), int(every))
+    some = curves.seen[:, at]
+    lowest = np.minimum.accumulate(some, 1)
+    stale = lowest[:, 3:] >= lowest[:, :-3]
+    found = first_true(stale, 3)
+    return np.where(found >= 0, at[np.minimum(found, len(at) - 1)], -1)
+
+
+def ols_slope(curves: Curves, deviates: float) -> np.ndarray:
+    """The slope over the last half of the tokens, plus so many of its standard errors, is below the tolerance."""
+    stops = np.full(len(curves.seen), -1)
+    for k in range(MIN_HISTORY, len(curves.steps)):
+        inside = np.flatnonzero(curves.steps[: k + 1] >= curves.steps[k] / 2)
+        x = np.log(curves.steps[inside])
+        x = x - x.mean()
+        y = curves.seen[:, inside]
+        slope = y @ x / (x @ x)
+        rest = y - y.mean(1, keepdims=True) - slope[:, None] * x
+        error = np.sqrt((rest**2).sum(1) / max(1, len(x) - 2) / (x @ x))
+        is_flat = (-slope + deviates * error) * math.log1p(MORE) < TOLERANCE * y.mean(1)
+        stops[(stops < 0) & is_flat] = k
+    return stops
+
+
+def two_bins(curves: Curves, width: float) -> np.ndarray:
+    """Means of the last two bins of a factor 1 + `width` each fell by less than the tolerance, scaled, three times."""
+    flags = np.zeros(curves.seen.shape, bool)
+    for k in range(MIN_HISTORY, len(curves.steps)):
+        age = np.log(curves.steps[k] / curves.steps[: k + 1]) / math.log1p(width)
+        means = [curves.seen[:, np.flatnonzero((age >= b) & (age < b + 1))] for b in range(3)]
+        if all(m.shape[1] for m in means):
+            falls = [1 - means[b].mean(1) / means[b + 1].mean(1) for b in range(2)]
+            flags[:, k] = np.maximum(*falls) < TOLERANCE * math.log1p(width) / math.log1p(MORE)
+    return first_true(flags[:, 2:] & flags[:, 1:-1] & flags[:, :-2], 2)
+
+
+RIVALS = {
+    "patience 3, every n evaluations": (patience, (1, 2, 4, 8, 16, 32)),
+    "OLS slope, z standard errors": (ols_slope, (0.0, 1.0, 2.0, 3.0, 5.0)),
+    "two bins of width w": (two_bins, (0.1, 0.2, 0.4)),
+}
+
+
+def costs(curves: Curves, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) logarithms of the compute and of the true loss at the stop."""
+    at = np.where(stops >= 0, curves.steps[stops], LONGEST)
+    loss = [shape(np.array([float(a)]))[0] for shape, a in zip(curves.shapes, at, strict=True)]
+    return np.log(at), np.log(loss)
+
+
+def falsely(curves: Curves, stops: np.ndarray, margin: float = 1.0) -> np.ndarray:
+    return (stops >= 0) & (curves.gain[np.arange(len(stops)), stops] > margin * TOLERANCE)
+
+
+def percent(flags: "np.ndarray | list[bool]") -> str:
+    share = wilson([bool(f) for f in flags])
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n {len(flags)})"
+
+
+def tables(half: tuple[Family, ...], boundary: dict[str, families.MakeNoise], count: int, seed: int) -> str:
+    curves = observe([(f.name, f, None) for f in half for _ in range(count)], seed)
+    stops, covered, stretches = settled(curves)
+    compute, loss = costs(curves, stops)
+    plain = ~np.isin(curves.names, [f.name for f in half if f.falls_again])
+    lines = ["| family | settled | false | gain > 1.2 × tolerance | stop ÷ ideal, median |", "|---|--:|--:|--:|--:|"]
+    for family in half:
+        mine = curves.names == family.name
+        mark = ", falls again" if family.falls_again else ""
+        ratio = np.median(np.exp(compute[mine]) / curves.ideal[mine])
+        false = [np.mean(falsely(curves, stops, margin)[mine]) for margin in (1.0, 1.2)]
         lines.append(
-            f"| patience 3, every {every} | {told.others[i]:,.0f} | {told.losses[i]:+.1%} | {false:.1%} | "
-            f"{np.mean([r.patience[i][0] >= synthetic.LONGEST - every for r in results]):.0%} | {told.prices[i]:.2f} |"
+            f"| {family.name}{mark} | {(stops[mine] >= 0).mean():.0%} | {false[0]:.1%} | {false[1]:.1%} | {ratio:.2f} |"
         )
     lines += [
         "",
-        f"{len(results)} curves. At equal final loss settled takes **{told.equal:.0%} less compute** than patience; at "
-        f"the person's price, against the best N, {told.priced:.0%} less. False stops: **{ours_false:.1%}**.",
-        "",
-        "| kind of curve | verdicts | stop ÷ ideal stop, median | 90 % of curves below | false stops |",
-        "|---|---|--:|--:|--:|",
+        f"False without a second fall: {percent(falsely(curves, stops)[plain])}; by more than 1.2 ×: "
+        f"{percent(falsely(curves, stops, 1.2)[plain])}.",
     ]
-    for kind in dict.fromkeys(synthetic.KINDS):
-        mine = [r for r in results if r.curve.kind == kind]
-        ratio = [r.stop / r.curve.ideal(TOLERANCE) for r in mine]
-        states = [r.state for r in mine]
-        verdicts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    lines += ["", "| rule | compute ÷ settled's | loss | at the person's price | false |", "|---|--:|--:|--:|--:|"]
+    for name, (rule, knobs) in RIVALS.items():
+        tried = []
+        for knob in knobs:
+            other = rule(curves, knob)
+            c, v = (part[plain] for part in costs(curves, other))
+            longer, worse = np.mean(c - compute[plain]), np.mean(v - loss[plain])
+            tried.append((longer + PRICE * worse, longer, worse, knob, falsely(curves, other)[plain].mean()))
+        price, longer, worse, knob, false = min(tried)
         lines.append(
-            f"| {kind} | {verdicts} | {np.median(ratio):.2f} | {np.quantile(ratio, 0.9):.2f} | "
-            f"{np.mean([false_stop(r.curve, r.stop) for r in mine]):.1%} |"
+            f"| {name} = {knob:g} | {math.exp(longer):.2f} | {math.expm1(worse):+.1%} | {math.exp(price):.2f} | "
+            f"{false:.1%} |"
         )
-    return "\n".join(lines)
-
-
-def read_looks(folder: Path) -> list[Look]:
-    """The evaluations of a run before its learning rate fell."""
-    events = list(read_records(folder / "events.jsonl"))
-    decay = next((e["step"] for e in events if e["kind"] == "decay"), math.inf)
-    return [
-        Look(e["step"], e["tokens"], e["loss"], tuple(e.get("blocks", ())))
-        for e in events
-        if e["kind"] == "eval" and e["step"] <= decay and not e.get("whole")
-    ]
-
-
-def smooth(looks: list[Look], tokens: float) -> float:
-    """The loss around `tokens`: mean of the five nearest evaluations."""
-    nearest = sorted(looks, key=lambda e: abs(e.tokens - tokens))[:5]
-    return float(np.mean([e.loss for e in nearest]))
-
-
-def real_table(folders: list[Path]) -> str:
-    """Rows for runs, and the comparison over all of them. The rule begins after 2 % of a run, its warm-up."""
-    thin = (1, 2, 4, 8)
-    lines = ["| run | verdict | at tokens | 10 % more then brought | " + "".join(f"patience ×{n} | " for n in thin)]
-    lines.append("|---|---|--:|--:|" + "--:|" * len(thin))
-    ours: list[tuple[float, float]] = []
-    others: list[list[tuple[float, float]]] = [[] for _ in thin]
-    for folder in folders:
-        looks = read_looks(folder)
-        rule = Settled(TOLERANCE, since_tokens=looks[-1].tokens // 50)
-        stop, state = looks[-1], "out of budget"
-        for n, look in enumerate(looks, 1):
-            if (judged := rule.judge(looks[:n]).state) != "improving":
-                stop, state = look, judged
-                break
-        loss = smooth(looks, stop.tokens)
-        ours.append((stop.tokens, loss))
-        gained = 1 - smooth(looks, 1.1 * stop.tokens) / loss
-        cells = []
-        for i, n in enumerate(thin):
-            some = looks[n::n]
-            end = some[synthetic.patience([e.step for e in some], [e.loss for e in some])]
-            others[i].append((end.tokens, smooth(looks, end.tokens)))
-            cells.append(f"{end.tokens / stop.tokens:.2f}×, loss {others[i][-1][1] / loss - 1:+.1%}")
-        brought = f"{gained:.2%}" if 1.1 * stop.tokens <= looks[-1].tokens else "–"
-        lines.append(f"| {folder.name} | {state} | {stop.tokens:,} | {brought} | {' | '.join(cells)} |")
-    told = compare(ours, others)
-    means = zip(thin, told.others, told.losses, strict=True)
+    lines += ["", f"95 % interval of the gain near the boundary covers {percent(covered)}."]
     lines += [
-        "",
-        "compute and loss of patience against settled: "
-        + "; ".join(f"×{n}: {compute / told.compute:.2f}, {loss:+.1%}" for n, compute, loss in means),
-        f"At equal final loss {told.equal:.0%} less compute; at the person's price {told.priced:.0%} less.",
+        f"80 % interval of × {ratio - 1:g} more tokens covers {percent(flags)}." for ratio, flags in stretches.items()
     ]
+    lines += ["", "| boundary | margin | stopped |", "|---|--:|--:|"]
+    for margin in (1.0, *families.MARGINS):
+        cells = [
+            (name, Family(name, families.straight(margin), noise), size)
+            for name, noise in boundary.items() for size in NOISES for _ in range(max(1, count // 2))
+        ]  # fmt: skip
+        edge = observe(cells, seed + 1)
+        ended, inside, _ = settled(edge)
+        for name in boundary:
+            lines.append(f"| {name} | {margin} | {percent(ended[edge.names == name] >= 0)} |")
+        lines.append(f"| all, coverage of the 95 % interval | {margin} | {percent(inside)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--curves", type=int, default=480)
-    parser.add_argument("--seed", type=int, default=11)
-    arguments = parser.parse_args()
-    if arguments.runs:
-        print(real_table(arguments.runs))
-        return
-    rng = np.random.default_rng(arguments.seed)
-    made = synthetic.make(arguments.curves, arguments.seed)
-    print(table([try_curve(curve, rng) for curve in made]))
+    parser.add_argument("half", choices=("development", "judgement"))
+    parser.add_argument("--count", type=int, default=40, help="curves of each family")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    if asked.half == "development":
+        print(tables(families.DEVELOPMENT, families.BOUNDARY_DEVELOPMENT, asked.count, asked.seed))
+    else:
+        print(tables(families.JUDGEMENT, families.BOUNDARY_JUDGEMENT, asked.count, asked.seed))
 
 
 if __name__ == "__main__":

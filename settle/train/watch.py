@@ -56,7 +56,7 @@ class Watch:
             state.best_step = evaluation.step
             self.best = trainer.weights()
         self.events.emit(Eval(**evaluation.figures()))
-        if state.schedule.decay_start is None:
+        if state.schedule.decay_start is None and self.settled.asks(state.history):
             judgement = self.settled.judge(state.history)
             state.judgement = judgement.to_json()
             at = {"step": state.step, "tolerance": self.plan.tolerance}

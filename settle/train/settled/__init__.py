@@ -1,20 +1,18 @@
 """Has the run settled? Decided from held-out losses, by statistics, in tokens.
 
-At a constant learning rate the held-out loss is followed against the logarithm of the tokens seen. Over a
-recent stretch it is nearly a straight line, and its slope times ln 1.1 is what 10 % more tokens would still
-bring. The curve bends upwards there, so a straight line promises a little too much rather than too little.
-The slope's error has two sources, added in quadrature:
+At a constant learning rate the held-out loss over the last nine tenths of the tokens is explained by curves that bend
+and noise that lasts, weighed against each other (settle/train/settled/trend.py). That gives a posterior of what 10 %
+more tokens would still bring. The run has settled when the chance that they bring what matters is below `CHANCE`. The
+question is asked again only after 10 % more tokens: each asking is a chance of a false verdict, and bench/settled.py
+measures what share of whole runs is stopped falsely.
 
-* training noise, from the residuals and their lag-1 correlation (the weights wander, and neighbouring
-  evaluations share the wandering);
-* the held-out sample being finite. The same sample is used every time, so most of its error cancels in
-  differences: the line is fitted to each block of the sample, and the spread between the blocks' slopes gives
-  what is left.
+The held-out sample is finite, too. The same sample is used every time, so most of its error cancels in differences: the
+gain is computed for each block of the sample, and the spread between the blocks widens the posterior.
 
 Everything here is a pure function of the history of evaluations, so a resumed run decides exactly as one that
 was never interrupted. Losses are nats per token.
 
-Legend: n evaluations in a stretch, B blocks of the held-out sample, V vocabulary.
+Legend: n evaluations in a window, B blocks of the held-out sample, V vocabulary.
 """
 
 import math
@@ -24,16 +22,19 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval, student_quantile, two_sided_z
+from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval
+from settle.train.settled.trend import MORE, Posterior, Window
 
 State = Literal["improving", "settled", "overfitting", "broken"]
 
-MORE = 0.10  # "10 % more tokens than already seen"
-STRETCHES = (0.7, 0.5, 0.35, 0.2)  # a stretch reaches back to this fraction of the tokens seen
-LEAST_FREEDOM = 3.0  # degrees of freedom that a line is credited with, however correlated its noise
-MIN_POINTS = 10  # evaluations in a stretch
-MIN_HISTORY = 30  # evaluations before the first verdict, but for overfitting, which shows by itself
-IN_A_ROW = 3  # evaluations that must agree on "settled"
+REACH = 0.1  # the window reaches back to this fraction of the tokens seen
+MOST_ABOVE = 2.0  # times the latest loss: evaluations above are left out of the window
+MIN_POINTS = 10  # evaluations in a window
+FURTHER_KAPPAS = (1.0, 0.4, 0.0)  # curvature of the lower end, the value and the upper end of a further hour
+MIN_HISTORY = 16  # evaluations before the first verdict, but for overfitting, which shows by itself
+CHANCE = 0.01  # of the gain being at least the tolerance, below which the run has settled
+ASK_EVERY = 0.10  # share of more tokens before the verdict is asked for again
+PARABOLA_REACH = 0.35  # a rise is judged around a parabola that reaches back to this fraction of the tokens seen
 
 EVALUATION_GROWTH = 0.02  # late in a run: evaluate every 2 % of the tokens seen, 35 times in a doubling
 EVALUATION_COST = 0.04  # early in a run: share of the computing time that evaluating may take
@@ -67,19 +68,20 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class Trend:
-    """A straight line in ln(tokens) through one stretch of the history.
+    """What one window of the history says.
 
-    `gain` is the improvement for 10 % more tokens, as a fraction of the loss, or of `LEAST_LOSS_NATS` where that
-    is more.
+    `gain` is the improvement for 10 % more tokens, as a fraction of the loss, or of `LEAST_LOSS_NATS` where that is
+    more; `chance`: the probability that it is at least the tolerance.
     """
 
     start_tokens: int
     points: int
     gain: Interval
-    noise: float  # standard deviation of one evaluation around the line, nats
-    correlation: float  # between neighbouring residuals
+    chance: float
+    noise: float  # standard deviation of one evaluation around the curve, nats
+    correlation: float  # between neighbouring evaluations, in the mean
     sample_stderr: float  # standard error of the gain from the finite held-out sample alone
-    loss: float  # the line at its end, nats
+    loss: float  # the curve at its end, nats
 
     def to_json(self) -> dict[str, object]:
         return _flat_gain(self)
@@ -131,37 +133,36 @@ class Settled:
     since_tokens: int = 0
     floor: float | None = None
 
+    def asks(self, history: Sequence[Evaluation]) -> bool:
+        """Whether the last evaluation of `history` is one to judge: those between say nothing new."""
+        usable = [e for e in history if e.tokens > self.since_tokens]
+        return len(usable) < MIN_HISTORY or _is_asked(usable) or rise_of(usable, self.tolerance) is not None
+
     def judge(self, history: Sequence[Evaluation]) -> Judgement:
         """The verdict after the last evaluation of `history` (all of them, oldest first, learning rate not yet
         decaying)."""
         usable = [e for e in history if e.tokens > self.since_tokens]
-        lines = trends(usable) if len(usable) >= MIN_POINTS else []
+        trend = trend_of(usable, self.tolerance)
         too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
-        if not lines:
+        if trend is None:
             return too_few
-        line = min(lines, key=lambda t: t.gain.high)
-        evidence = {"tolerance": self.tolerance, "line": line.to_json(), "evaluations": len(usable)}
+        evidence = {"tolerance": self.tolerance, "line": trend.to_json(), "evaluations": len(usable)}
         is_early = len(usable) < MIN_HISTORY
-        broken = "" if is_early else self._broken(history, lines)
+        broken = "" if is_early else self._broken(history, trend)
         if broken:
-            return Judgement("broken", broken, line.gain, evidence)
-        rise = overfitting(usable, lines[0], self.tolerance)
-        if rise:  # few rows are memorized long before a line could show that nothing is left to gain
+            return Judgement("broken", broken, trend.gain, evidence)
+        rise = rise_of(usable, self.tolerance)
+        if rise and trend.gain.value < 0:  # few rows are memorized long before it could show that nothing is left
             why = f"held-out loss rose from {rise.best_loss:.4f} at step {rise.best_step} by {rise.rise:.4f}"
-            return Judgement("overfitting", why, line.gain, {**evidence, **asdict(rise)})
+            return Judgement("overfitting", why, trend.gain, {**evidence, **asdict(rise)})
         if is_early:
             return too_few
-        expected = f"10 % more tokens would bring {line.gain.value:.2%} ({line.gain.low:.2%} to {line.gain.high:.2%})"
-        if self._has_learned(history, lines[0]) and all(
-            self._flat(usable[: len(usable) - back]) for back in range(IN_A_ROW)
-        ):
-            why = f"{expected}, less than the {self.tolerance:.2%} that matter"
-            return Judgement("settled", why, line.gain, evidence)
-        return Judgement("improving", expected, line.gain, evidence)
-
-    def _flat(self, usable: Sequence[Evaluation]) -> bool:
-        lines = trends(usable) if len(usable) >= MIN_POINTS else []
-        return bool(lines) and min(t.gain.high for t in lines) < self.tolerance
+        gain = trend.gain
+        expected = f"10 % more tokens would bring {gain.value:.2%} ({gain.low:.2%} to {gain.high:.2%})"
+        if trend.chance < CHANCE and _is_asked(usable) and self._has_learned(history, trend):
+            why = f"{expected}; the chance that they bring the {self.tolerance:.2%} that matter is {trend.chance:.1%}"
+            return Judgement("settled", why, gain, evidence)
+        return Judgement("improving", expected, gain, evidence)
 
     def _has_learned(self, history: Sequence[Evaluation], now: Trend) -> bool:
         """Whether the loss lies below the untrained model's and below what token frequencies alone give."""
@@ -169,115 +170,94 @@ class Settled:
         first = history[0].loss if history[0].tokens == 0 else math.inf
         return now.loss <= first - spread and (self.floor is None or now.loss <= self.floor - spread)
 
-    def _broken(self, history: Sequence[Evaluation], lines: Sequence[Trend]) -> str:
+    def _broken(self, history: Sequence[Evaluation], now: Trend) -> str:
         """Which check says that nothing was learned; empty if none does.
 
         An untrained model's loss may rest for a while before it falls, so resting counts as broken only after
-        `LEAST_REST` steps, flat since a fifth of the tokens. A pretrained model knows more than token frequencies.
+        `LEAST_REST` steps. A pretrained model knows more than token frequencies.
         """
-        first, now, longest = history[0], lines[0], lines[-1]
-        rests = longest.start_tokens <= history[-1].tokens * (STRETCHES[-1] + EVALUATION_GROWTH * 2)
+        first = history[0]
         is_pretrained = first.tokens == 0 and self.floor is not None and first.loss < self.floor
         long_enough = is_pretrained or history[-1].step >= first.step + LEAST_REST
-        if self._has_learned(history, now) or not (rests and long_enough and longest.gain.high < self.tolerance):
+        if self._has_learned(history, now) or not long_enough or now.gain.high >= self.tolerance:
             return ""
         if first.tokens == 0 and now.loss > first.loss - 4 * now.noise / math.sqrt(now.points):
             return f"the loss, {now.loss:.3f}, is not below the untrained model's, {first.loss:.3f}"
         return (
             f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
-            f"since {longest.start_tokens:,} tokens"
+            f"since {now.start_tokens:,} tokens"
         )
 
 
-def trends(history: Sequence[Evaluation]) -> list[Trend]:
-    """Straight lines over ever longer stretches, the shortest first; empty if there are too few evaluations.
-
-    The curve is convex once learning slows down, so each line's upper end is valid by itself and the lowest may
-    be used. A longer stretch whose upper end lies below what a shorter one expects is left out, with all longer
-    ones: the loss falls faster now than it did, and the past is no guide.
-    """
-    lines: list[Trend] = []
-    now = history[-1].tokens
-    for fraction in STRETCHES:
-        stretch = [e for e in history if e.tokens >= fraction * now]
-        if len(stretch) < MIN_POINTS or (lines and len(stretch) == lines[-1].points):
-            continue
-        line = fit(stretch)
-        if any(line.gain.high < shorter.gain.value for shorter in lines):
-            break
-        lines.append(line)
-    return lines
+def _is_asked(usable: Sequence[Evaluation]) -> bool:
+    """Whether `ASK_EVERY` more tokens were seen at the last evaluation than when the verdict was last asked for."""
+    asked = usable[MIN_HISTORY - 1].tokens
+    for e in usable[MIN_HISTORY:]:
+        asked = e.tokens if e.tokens >= asked * (1 + ASK_EVERY) else asked
+    return asked == usable[-1].tokens
 
 
-def fit(stretch: Sequence[Evaluation]) -> Trend:
-    """Least squares of loss on ln(tokens) over a stretch of evaluations.
+def recent(usable: Sequence[Evaluation]) -> list[Evaluation]:
+    """The window: back to `REACH` of the tokens seen, or to where the loss was so high that it says nothing about the
+    end."""
+    window = [e for e in usable if e.tokens >= REACH * usable[-1].tokens]
+    if len(window) < MIN_POINTS:
+        return []
+    start = int(first_near(np.array([[e.loss for e in window]]))[0])
+    return window[min(start, len(window) - MIN_POINTS) :]
 
-    A loss that falls fast to nothing bends so much that the line ends below all that was seen, even below nothing: the
-    gain is a share of what was seen then.
-    """
-    x = np.log([e.tokens for e in stretch])
-    y = np.array([e.loss for e in stretch])
-    design = np.stack([np.ones(len(x)), x - x[-1]], axis=1)
-    inverse = np.linalg.pinv(design)
-    weights = -math.log1p(MORE) * inverse[1]  # weights @ y is the fall of the loss for MORE tokens
-    level, _ = inverse @ y
-    residuals = y - design @ (inverse @ y)
-    correlation, variance, freedom = _noise(residuals, design, inverse)
-    apart = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
-    training = math.sqrt(max(0.0, variance * float(weights @ correlation**apart @ weights)))
-    sample = _sample_error(stretch, weights)
-    whole = max(float(level), float(y.min()), LEAST_LOSS_NATS)
-    gain = float(weights @ y) / whole
-    reach = student_quantile((1 + LEVEL) / 2, max(freedom, LEAST_FREEDOM)) * math.hypot(training, sample) / whole
+
+def first_near(losses: np.ndarray) -> np.ndarray:
+    """(C,) index of the evaluation from which on the losses (C, n) stay below `MOST_ABOVE` × the latest; both are
+    medians of five."""
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5, axis=1), -1)
+    is_far = medians > MOST_ABOVE * medians[:, -1:]
+    return np.asarray(np.where(is_far, np.arange(5, losses.shape[1] + 1), 0).max(1))
+
+
+def trend_of(usable: Sequence[Evaluation], tolerance: float) -> Trend | None:
+    """The trend at the last evaluation; None while there are too few."""
+    fitted = _fit(usable)
+    if fitted is None:
+        return None
+    window, posterior, sample = fitted
+    whole = max(float(posterior.loss[0]), min(e.loss for e in window), LEAST_LOSS_NATS)
+    in_nats = posterior.interval(LEVEL)
     return Trend(
-        start_tokens=stretch[0].tokens,
-        points=len(x),
-        gain=Interval(gain, gain - reach, gain + reach),
-        noise=math.sqrt(variance),
-        correlation=correlation,
+        start_tokens=window[0].tokens,
+        points=len(window),
+        gain=Interval(*(end / whole for end in in_nats.ends), LEVEL),
+        chance=float(posterior.above(np.array([tolerance * whole]))[0]),
+        noise=float(posterior.noise[0]),
+        correlation=float(posterior.correlation[0]),
         sample_stderr=sample / whole,
-        loss=float(level),
+        loss=float(posterior.loss[0]),
     )
 
 
-def _noise(residuals: np.ndarray, design: np.ndarray, inverse: np.ndarray) -> tuple[float, float, float]:
-    """(lag-1 correlation, variance of one point, degrees of freedom) from the residuals (n,) of a fit.
-
-    In a short series with a trend the plain estimate of the correlation ρ is too low by about (2 + 4ρ)/n
-    (Kendall 1954, Marriott & Pope 1954); that is put right. The variance is scaled so that its expectation is
-    right under that correlation.
-    """
-    n = len(residuals)
-    total = float(residuals @ residuals)
-    if total <= 0.0:
-        return 0.0, 0.0, float(n - 2)
-    plain = float(residuals[1:] @ residuals[:-1]) / total
-    correlation = min(max((plain + 2 / n) / (1 - 4 / n), 0.0), 0.9)
-    covariance = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
-    maker = np.eye(n) - design @ inverse
-    variance = total / float(np.sum(maker * covariance))
-    freedom = (n - 2) * (1 - correlation) / (1 + correlation)
-    return correlation, variance, freedom
+def _fit(usable: Sequence[Evaluation]) -> tuple[list[Evaluation], Posterior, float] | None:
+    """The window at the end, the posterior of the gain, and its standard error through the finite sample, in nats; None
+    while there are too few evaluations."""
+    window = recent(usable)
+    if len(window) < MIN_POINTS:
+        return None
+    posterior = Window([e.tokens for e in window]).posterior(np.array([[e.loss for e in window]]))
+    sample = 0.0
+    if all(len(e.blocks) > 1 for e in window):
+        falls = posterior.response[0] @ np.array([e.blocks for e in window])  # (B,)
+        sample = float(falls.std(ddof=1)) / math.sqrt(len(falls))
+    return window, posterior.widened(np.array([sample])), sample
 
 
-def _sample_error(stretch: Sequence[Evaluation], weights: np.ndarray) -> float:
-    """Standard error of weights @ loss through the finite held-out sample: the spread between its blocks."""
-    if any(len(e.blocks) < 2 for e in stretch):
-        return 0.0
-    falls = weights @ np.array([e.blocks for e in stretch])  # (B,)
-    return float(falls.std(ddof=1)) / math.sqrt(len(falls))
-
-
-def overfitting(usable: Sequence[Evaluation], line: Trend, tolerance: float) -> Rise | None:
+def rise_of(usable: Sequence[Evaluation], tolerance: float) -> Rise | None:
     """Where the held-out loss began to rise and by how much; None without a significant rise.
 
-    Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard
-    errors; and a rise that is smaller than the tolerance is nothing to stop for. `line`: the shortest trend, which must
-    not be falling. Noise is what is left around a parabola: around a straight line the bend of a loss that fell and
-    rises would count as noise, the more the further it rises.
+    Means of five evaluations are compared. The lowest of them was picked for being low, hence four standard errors;
+    and a rise that is smaller than the tolerance is nothing to stop for. Noise is what is left around a parabola:
+    around a straight line the bend of a loss that fell and rises would count as noise, the more the further it rises.
     """
     few = 5
-    if len(usable) < 2 * few or line.gain.value >= 0:
+    if len(usable) < 2 * few:
         return None
     losses = np.array([e.loss for e in usable])
     means = np.convolve(losses, np.ones(few) / few, mode="valid")
@@ -300,49 +280,69 @@ def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:
     """(standard deviation of one evaluation, lag-1 correlation) around a parabola in ln(tokens) through the last
     stretch, which is long enough for the lowest loss and the rise after it."""
     now = usable[-1].tokens
-    recent = [e for e in usable if e.tokens >= STRETCHES[2] * now]
+    recent = [e for e in usable if e.tokens >= PARABOLA_REACH * now]
     stretch = recent if len(recent) >= MIN_POINTS else usable[-MIN_POINTS:]
     x = np.log([e.tokens / now for e in stretch])
     design = np.stack([np.ones(len(x)), x, x**2], axis=1)
     inverse = np.linalg.pinv(design)
     y = np.array([e.loss for e in stretch])
-    correlation, variance, _ = _noise(y - design @ (inverse @ y), design, inverse)
+    correlation, variance = _noise(y - design @ (inverse @ y), design, inverse)
     return math.sqrt(variance), correlation
+
+
+def _noise(residuals: np.ndarray, design: np.ndarray, inverse: np.ndarray) -> tuple[float, float]:
+    """(lag-1 correlation, variance of one point) from the residuals (n,) of a fit.
+
+    In a short series with a trend the plain estimate of the correlation ρ is too low by about (2 + 4ρ)/n
+    (Kendall 1954, Marriott & Pope 1954); that is put right. The variance is scaled so that its expectation is
+    right under that correlation.
+    """
+    n = len(residuals)
+    total = float(residuals @ residuals)
+    if total <= 0.0:
+        return 0.0, 0.0
+    plain = float(residuals[1:] @ residuals[:-1]) / total
+    correlation = min(max((plain + 2 / n) / (1 - 4 / n), 0.0), 0.9)
+    covariance = correlation ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    return correlation, total / float(np.sum((np.eye(n) - design @ inverse) * covariance))
 
 
 def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> Interval:
     """The improvement from `more_tokens` further tokens at the constant learning rate, as a fraction of the present
     loss, with an 80 % interval; NaN while there are too few evaluations.
 
-    The slope comes from the shortest line. How the loss will fall is not known: it is taken to follow
-    E + A·tokens^-κ with κ from 0 (the line continues, the upper end) over 0.4 (expected) to 1 (the lower end). A loss
-    does not fall below nothing: for a fall by g of itself, 1 - exp(-g) is returned, which is exact where the line
-    touches a loss without a floor, A·tokens^-α.
+    A loss does not fall below nothing, so falls are those of its logarithm.
     """
     usable = [e for e in history if e.tokens > since_tokens]
-    lines = trends(usable) if len(usable) >= MIN_POINTS else []
-    if not lines:
+    fitted = _fit(usable)
+    if fitted is None:
         return NO_ESTIMATE
-    line = lines[0].gain
-    grown = 1 + more_tokens / usable[-1].tokens
+    window, posterior, _ = fitted
+    whole = max(float(posterior.loss[0]), min(e.loss for e in window), LEAST_LOSS_NATS)
+    near = (end / whole for end in posterior.interval(FORECAST_LEVEL).ends)
+    return further(Interval(*near, FORECAST_LEVEL), 1 + more_tokens / usable[-1].tokens)
 
-    def further(kappa: float) -> float:
-        def fall(ratio: float) -> float:
-            return math.log(ratio) if kappa == 0 else -math.expm1(-kappa * math.log(ratio)) / kappa
 
-        return fall(grown) / fall(1 + MORE)
+def further(near: Interval, ratio: float) -> Interval:
+    """The improvement until `ratio` times the tokens seen, as a fraction of the loss, from that for MORE tokens.
 
-    narrower = two_sided_z(FORECAST_LEVEL) / two_sided_z(LEVEL)
-    low = line.value - (line.value - line.low) * narrower
-    high = line.value + (line.high - line.value) * narrower
+    How the loss will fall is not known: it is taken to follow E + A·tokens^-κ, with κ of `FURTHER_KAPPAS`.
+    """
+
+    def fall(kappa: float, gain: float) -> float:
+        grown, more = math.log(ratio), math.log1p(MORE)
+        gain = -math.log1p(-min(gain, 0.99)) if gain > 0 else gain
+        far = gain * (grown / more if kappa == 0 else math.expm1(-kappa * grown) / math.expm1(-kappa * more))
+        return -math.expm1(-far) if far > 0 else far
+
     # a falling loss (positive gain) slows down at the lower end and does not at the upper; a rising one the other way
-    gains = (
-        line.value * further(0.4),
-        low * further(1.0 if low > 0 else 0.0),
-        high * further(0.0 if high > 0 else 1.0),
+    least, expected, most = FURTHER_KAPPAS
+    return Interval(
+        fall(expected, near.value),
+        fall(least if near.low > 0 else most, near.low),
+        fall(most if near.high > 0 else least, near.high),
+        near.level,
     )
-    value, low, high = (-math.expm1(-gain) if gain > 0 else gain for gain in gains)
-    return Interval(value, low, high, FORECAST_LEVEL)
 
 
 def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:
