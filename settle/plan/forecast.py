@@ -21,7 +21,8 @@ from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with
 from settle.plan.probe import Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.optimizers import Optimizer
-from settle.train.settled import MIN_HISTORY, MORE, decay_tokens, next_evaluation
+from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
+from settle.train.settled.trend import MORE
 from settle.train.training_plan import TrainingPlan
 
 # 2026-11-25, bench/forecast.py: standard deviations of the logarithm of actual ÷ forecast

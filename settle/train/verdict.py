@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from settle.train.evaluation import Evaluation
 from settle.train.settled import gain_for
 from settle.train.state import LoopPlan, LoopState
 
+UNSEEN = "A second fall after a plateau cannot be seen from here."
+DECAY_EVALUATIONS = 5  # whose mean is the loss before the decay
 NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors is no learning
 
 
@@ -31,13 +34,23 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[
     if state.stop == "overfitting" or rise:
         return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
     if state.stop == "settled":
-        return result | {"verdict": "settled", "why": state.judgement["why"]}
+        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {_decayed(stable, state)}{UNSEEN}"}
     gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
     if math.isnan(gain.value):
         why = "the budget was spent before there were enough evaluations to say what a further hour would bring"
         return result | {"verdict": "out of budget", "why": why}
     why = f"a further hour would improve the loss by about {gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
+    if after := _decayed(stable, state):
+        why = f"{why}, before the learning rate falls. {after}".rstrip()
     return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
+
+
+def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:
+    """What the final decay has brought, which no statement about the constant learning rate includes."""
+    last = [e.loss for e in stable[-DECAY_EVALUATIONS:]]
+    if state.schedule.decay_start is None or len(last) < DECAY_EVALUATIONS:
+        return ""
+    return f"The decay then took it from {sum(last) / len(last):.4f} to {state.best_loss:.4f}. "
 
 
 def _nothing_learned(state: LoopState) -> str:

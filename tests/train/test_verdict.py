@@ -34,3 +34,10 @@ def test_a_run_that_learned_nothing_says_so(blocks: tuple[tuple[float, ...], ...
 def test_a_little_learned_is_learned():
     assert verdict(state((0.50, 0.52, 0.48), (0.49, 0.51, 0.475)), PLAN, 1.0)["verdict"] == "out of budget"
     assert verdict(state((0.50,), (0.49,)), PLAN, 1.0)["verdict"] == "out of budget"  # one block says nothing of noise
+
+
+def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
+    settled = state(*[(3.0 - 0.01 * i,) for i in range(10)], (2.5,))
+    settled.stop, settled.schedule, settled.judgement = "settled", Schedule(1, 9, 1), {"why": "nothing to gain"}
+    why = str(verdict(settled, PLAN, 1.0)["why"])
+    assert why.startswith("nothing to gain. The decay then took it from 2.9300 to 2.5000.") and "second fall" in why

@@ -30,9 +30,9 @@ State = Literal["improving", "settled", "overfitting", "broken"]
 REACH = 0.1  # the window reaches back to this fraction of the tokens seen
 MOST_ABOVE = 2.0  # times the latest loss: evaluations above are left out of the window
 MIN_POINTS = 10  # evaluations in a window
-FURTHER_KAPPAS = (1.0, 0.4, 0.0)  # curvature of the lower end, the value and the upper end of a further hour
+FURTHER_KAPPAS = (0.8, 0.4, 0.15)  # curvature of the lower end, the value and the upper end of a further hour
 MIN_HISTORY = 16  # evaluations before the first verdict, but for overfitting, which shows by itself
-CHANCE = 0.01  # of the gain being at least the tolerance, below which the run has settled
+CHANCE = 0.02  # of the gain being at least the tolerance, below which the run has settled
 ASK_EVERY = 0.10  # share of more tokens before the verdict is asked for again
 PARABOLA_REACH = 0.35  # a rise is judged around a parabola that reaches back to this fraction of the tokens seen
 
@@ -222,11 +222,10 @@ def trend_of(usable: Sequence[Evaluation], tolerance: float) -> Trend | None:
         return None
     window, posterior, sample = fitted
     whole = max(float(posterior.loss[0]), min(e.loss for e in window), LEAST_LOSS_NATS)
-    in_nats = posterior.interval(LEVEL)
     return Trend(
         start_tokens=window[0].tokens,
         points=len(window),
-        gain=Interval(*(end / whole for end in in_nats.ends), LEVEL),
+        gain=posterior.interval(LEVEL, whole),
         chance=float(posterior.above(np.array([tolerance * whole]))[0]),
         noise=float(posterior.noise[0]),
         correlation=float(posterior.correlation[0]),
@@ -319,8 +318,7 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
         return NO_ESTIMATE
     window, posterior, _ = fitted
     whole = max(float(posterior.loss[0]), min(e.loss for e in window), LEAST_LOSS_NATS)
-    near = (end / whole for end in posterior.interval(FORECAST_LEVEL).ends)
-    return further(Interval(*near, FORECAST_LEVEL), 1 + more_tokens / usable[-1].tokens)
+    return further(posterior.interval(FORECAST_LEVEL, whole), 1 + more_tokens / usable[-1].tokens)
 
 
 def further(near: Interval, ratio: float) -> Interval:

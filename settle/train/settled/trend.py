@@ -81,10 +81,10 @@ class Posterior:
             low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
         return np.asarray((low + high) / 2)
 
-    def interval(self, level: float) -> Interval:
-        """The median and the central interval of the first curve's gain, in nats."""
-        value, low, high = (self.quantile(p)[0] for p in (0.5, (1 - level) / 2, (1 + level) / 2))
-        return Interval(float(value), float(low), float(high), level)
+    def interval(self, level: float, whole: float) -> Interval:
+        """The median and the central interval of the first curve's gain, as fractions of `whole`."""
+        value, low, high = (float(self.quantile(p)[0]) / whole for p in (0.5, (1 - level) / 2, (1 + level) / 2))
+        return Interval(value, low, high, level)
 
 
 class Window:
@@ -148,7 +148,7 @@ class _Pairs:
         smooths = np.array([_matern(np.subtract.outer(x, x), smooth) for smooth in SMOOTHS])
         at_end = np.array([_matern(x, smooth) for smooth in SMOOTHS])  # covariances with the losses
         ahead = at_end - np.array([_matern(x - NEXT, smooth) for smooth in SMOOTHS])
-        prior = 2 * np.array([smooth[1] - _matern(np.float64(NEXT), smooth) for smooth in SMOOTHS])
+        prior = 2 * np.array([smooth[1] - _matern(np.array(NEXT), smooth) for smooth in SMOOTHS])
         repeated = (np.repeat(part, len(SMOOTH_NOISES), 0) for part in (ahead, at_end, prior))
         both = (smooths[:, None] + np.array([lasting[noise] for noise in SMOOTH_NOISES])).reshape(-1, n, n)
         bent = _curves(x, SMOOTH_KAPPAS, both, *repeated)
@@ -207,13 +207,13 @@ def _fall(kappa: float, x: np.ndarray) -> np.ndarray:
     """The fall of a curve in tokens^-κ from the end of the window to x, in units of its fall for MORE tokens."""
     if kappa == 0:
         return x / NEXT
-    return np.expm1(-kappa * x) / math.expm1(-kappa * NEXT)
+    return np.asarray(np.expm1(-kappa * x) / math.expm1(-kappa * NEXT))
 
 
 def _matern(apart: np.ndarray, departure: tuple[float, float]) -> np.ndarray:
     length, ratio = departure
     scaled = math.sqrt(3) * np.abs(apart) / length
-    return ratio * (1 + scaled) * np.exp(-scaled)
+    return np.asarray(ratio * (1 + scaled) * np.exp(-scaled))
 
 
 def _as_normal(t: np.ndarray, freedom: int) -> np.ndarray:
