@@ -251,7 +251,7 @@ def test_the_gain_of_a_further_hour_is_never_more_than_the_loss():
     """A student nears its teacher: the loss falls towards nothing."""
     history = looks(lambda tokens: 3e5 / (tokens + 1e4), 1_000_000, noise=0.002)
     gain = gain_for(history, 9_000_000)
-    assert 0 < gain.low < gain.value < gain.high < 1 and gain.high > 0.89
+    assert 0 < gain.low < gain.value < gain.high < 1 and gain.high > 0.85
 
 
 def test_frequency_loss_is_the_cross_entropy_of_the_counts():
