@@ -1,4 +1,4 @@
-"""Families of held-out losses that `bench/curves.py` does not have, in two halves: a stopping rule is developed on the
+"""Families of held-out losses with known futures, in two halves: a stopping rule is developed on the
 first, DEVELOPMENT, and judged once on the second, JUDGEMENT.
 
 A family is a shape (steps → loss without noise) with a noise. The halves share neither shape nor noise. `falls_again`
