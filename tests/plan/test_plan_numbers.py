@@ -137,7 +137,7 @@ def test_evaluations_cost_more_when_rows_are_few() -> None:
     """So that MIN_HISTORY of them fit into the epochs before the earliest verdict, up to a fifth of the time."""
     assert _evaluation_cost(_rows(train=10**6), 100) == EVALUATION_COST
     assert _evaluation_cost(_rows(train=12), 10**6) == 0.2
-    rows, sample = _rows(train=1200), 500
+    rows, sample = _rows(train=1200), 1000
     spacing = tuning_plan.FIRST_VERDICT * 60_000 / MIN_HISTORY
     assert EVALUATION_COST < sample / (3 * spacing) < 0.2
     assert _evaluation_cost(rows, sample) == pytest.approx(sample / (3 * spacing))
