@@ -149,18 +149,33 @@ def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
 # --- intervals of a sample ---
 
 
-def wilson(hits: Sequence[bool]) -> Interval:
+def wilson(hits: Sequence[bool], families: Sequence[int] | None = None) -> Interval:
     """The share of n that are true, with Wilson's interval (1927), which stays between 0 and 1 for any n.
 
-    Of an empty sample nothing is known: 0, between 0 and 1.
+    families: (n,), the same number for those that belong together: the interval is that of as many independent ones as
+    vary so much (Korn and Graubard 1998). Of an empty sample nothing is known: 0, between 0 and 1.
     """
-    n = len(hits)
-    if not n:
+    if not hits:
         return Interval(0.0, 0.0, 1.0)
-    p, z = sum(hits) / n, two_sided_z(LEVEL)
+    p, n = sum(hits) / len(hits), float(len(hits))
+    z = two_sided_z(LEVEL)
+    if families is not None:
+        n, z = _independent(hits, families, p), student_quantile((1 + LEVEL) / 2, max(1, len(set(families)) - 1))
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _independent(hits: Sequence[bool], families: Sequence[int], share: float) -> float:
+    """How many independent ones would vary as much as `hits`, of which a `share` is true; at most as many as there are,
+    and where all agree one a family."""
+    excess: dict[int, float] = {}
+    for hit, family in zip(hits, families, strict=True):
+        excess[family] = excess.get(family, 0.0) + hit - share
+    variance, number = sum(e * e for e in excess.values()), len(excess)
+    if not variance:
+        return float(number)
+    return min(len(hits), len(hits) ** 2 * share * (1 - share) * max(1, number - 1) / number / variance)
 
 
 def bootstrap_mean(

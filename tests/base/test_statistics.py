@@ -133,6 +133,22 @@ def test_coverage_and_false_alarms(rows: int):
     assert missed >= 0.01 * rounds
 
 
+def test_a_share_of_families_is_as_sure_as_they_are_many():
+    """20 families of 10 that are mostly right or wrong together: the interval holds the share in nearly 95 % of the
+    samples, and that of 200 independent ones in far fewer."""
+    random = np.random.default_rng(0)
+    families = np.repeat(np.arange(20), 10).tolist()
+    held = blindly = 0
+    for _ in range(400):
+        hits = (random.random(200) < np.repeat(random.beta(0.7, 0.3, 20), 10)).tolist()
+        held += wilson(hits, families).contains(0.7)
+        blindly += wilson(hits).contains(0.7)
+    assert 0.91 * 400 <= held <= 0.985 * 400 and blindly < 0.75 * 400
+    alone = wilson([True] * 30 + [False] * 10, list(range(40)))
+    assert alone.value == 0.75 and alone.low == pytest.approx(wilson([True] * 30 + [False] * 10).low, abs=0.01)
+    assert wilson([True] * 60, families[:60]).low == pytest.approx(6 / (6 + 2.571**2), abs=0.001)
+
+
 def test_rows_of_one_family_are_no_independent_samples():
     """20 families of 10 rows whose differences are half the family's: by families the interval holds its promise, and
     taken for 200 rows of their own it would miss the truth in a third of the cases."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.events import Progress
+from settle.base.statistics import FEWEST_FAMILIES
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of
 from settle.retrieve.check.synthetic_questions.questions import Question
 from settle.retrieve.index.collection import Collection
@@ -87,7 +88,7 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
         usual = [np.array([SHIPPED.score(row) for row in features]) for features in (there, gone)]
         usual[1][~is_gone] = np.nan
         return Calibration(SHIPPED, usual[0], usual[1], np.full(len(trials), SHIPPED.threshold))
-    fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
+    fold = _folds(trials)
     scores = np.zeros((2, len(trials)))
     for n in range(FOLDS):
         weights = fit(there[fold != n], gone[(fold != n) & is_gone])
@@ -99,6 +100,21 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
     fitted = fit(there, gone[is_gone])
     weights = replace(fitted, threshold=min(UNLIKELY, threshold(scores[0])), questions=len(trials))
     return Calibration(weights, scores[0], scores[1], thresholds)
+
+
+def families_of(trials: Sequence[Trial]) -> list[int]:
+    """The family of each trial: questions about one document are alike, or about one passage where there are few
+    documents; else each stands for itself."""
+    ways = [trial.question.document for trial in trials], [trial.question.passage for trial in trials]
+    return next((way for way in ways if len(set(way)) >= FEWEST_FAMILIES), list(range(len(trials))))
+
+
+def _folds(trials: Sequence[Trial]) -> np.ndarray:
+    """The fold of each trial (n,): a family is in one, so that no weight is judged on what it was fitted to."""
+    _, family = np.unique(families_of(trials), return_inverse=True)
+    order = np.random.default_rng(0).permutation(family.max() + 1)
+    folds: np.ndarray = order[family] % FOLDS
+    return folds
 
 
 def threshold(scores: np.ndarray, refused: float = FALSE_REFUSALS) -> float:

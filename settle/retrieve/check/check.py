@@ -18,7 +18,7 @@ from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, store
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.check.calibration import Trial, cross_validate, run_trials
+from settle.retrieve.check.calibration import Trial, cross_validate, families_of, run_trials
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.check.worst_documents import HIT, Worst, worst
 from settle.retrieve.index.collection import Collection
@@ -79,13 +79,15 @@ def check(
     if weights.questions:
         store(collection.catalogue, weights)
     cited = _cited(collection, trials, model, events) if model else None
+    families = families_of(trials)
+    gone = [family for family, is_left_out in zip(families, is_gone.tolist(), strict=True) if is_left_out]
     return CheckResult(
         name=collection.name,
         questions=len(trials),
-        recall={k: wilson([_is_found(trial, k) for trial in trials]) for k in range(1, DEPTH + 1)},
+        recall={k: wilson([_is_found(trial, k) for trial in trials], families) for k in range(1, DEPTH + 1)},
         mrr=bootstrap_mean([0.0 if trial.rank is None else 1 / (trial.rank + 1) for trial in trials]),
-        refused=wilson((calibration.gone < calibration.thresholds)[is_gone].tolist()),
-        false_refusals=wilson((calibration.there < calibration.thresholds).tolist()),
+        refused=wilson((calibration.gone < calibration.thresholds)[is_gone].tolist(), gone),
+        false_refusals=wilson((calibration.there < calibration.thresholds).tolist(), families),
         cited=wilson(cited) if cited is not None else None,
         kinds=_by_kind(trials),
         worst=worst(collection, trials),
