@@ -74,11 +74,13 @@ def nearness(
         model.train(training)
     apart = Compared.joined([a for a, _ in measured])
     pieces = [piece for number, batch in enumerate(read) for piece in _stretches(batch, number)]
-    families: list[object] = [family for _, _, family in pieces]
-    if None in families or len(set(families)) < FEWEST_FAMILIES:  # of a few texts, every row stands for itself
-        families = [row for _, row, _ in pieces]
-    numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
-    stretches, ours = tuple(count for count, _, _ in pieces), tuple(numbers[family] for family in families)
+    # of a few texts, every row stands for itself; of a few rows, every stretch
+    families, rows = [family for _, _, family in pieces], [row for _, row, _ in pieces]
+    ways: list[list[object]] = [list(families), list(rows)]
+    known = (way for way in ways if None not in way and len(set(way)) >= FEWEST_FAMILIES)
+    chosen = next(known, list(range(len(pieces))))
+    numbers = {family: number for number, family in enumerate(dict.fromkeys(chosen))}
+    stretches, ours = tuple(count for count, _, _ in pieces), tuple(numbers[family] for family in chosen)
     return Nearness(apart, np.concatenate([t for _, t in measured]), stretches, ours)
 
 
