@@ -110,8 +110,11 @@ def families_of(trials: Sequence[Trial]) -> list[int]:
 
 
 def _folds(trials: Sequence[Trial]) -> np.ndarray:
-    """The fold of each trial (n,): a family is in one, so that no weight is judged on what it was fitted to."""
+    """The fold of each trial (n,): a family is in one, so that no weight is judged on what it was fitted to; unless one
+    family has most of the trials, without which little could be fitted."""
     _, family = np.unique(families_of(trials), return_inverse=True)
+    if 2 * np.bincount(family).max() > len(trials):
+        family = np.arange(len(trials))
     order = np.random.default_rng(0).permutation(family.max() + 1)
     folds: np.ndarray = order[family] % FOLDS
     return folds
