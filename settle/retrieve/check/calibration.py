@@ -88,7 +88,7 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
         usual = [np.array([SHIPPED.score(row) for row in features]) for features in (there, gone)]
         usual[1][~is_gone] = np.nan
         return Calibration(SHIPPED, usual[0], usual[1], np.full(len(trials), SHIPPED.threshold))
-    fold = _folds(trials)
+    fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
     scores = np.zeros((2, len(trials)))
     for n in range(FOLDS):
         weights = fit(there[fold != n], gone[(fold != n) & is_gone])
@@ -107,17 +107,6 @@ def families_of(trials: Sequence[Trial]) -> list[int]:
     documents; else each stands for itself."""
     ways = [trial.question.document for trial in trials], [trial.question.passage for trial in trials]
     return next((way for way in ways if len(set(way)) >= FEWEST_FAMILIES), list(range(len(trials))))
-
-
-def _folds(trials: Sequence[Trial]) -> np.ndarray:
-    """The fold of each trial (n,): a family is in one, so that no weight is judged on what it was fitted to; unless one
-    family has most of the trials, without which little could be fitted."""
-    _, family = np.unique(families_of(trials), return_inverse=True)
-    if 2 * np.bincount(family).max() > len(trials):
-        family = np.arange(len(trials))
-    order = np.random.default_rng(0).permutation(family.max() + 1)
-    folds: np.ndarray = order[family] % FOLDS
-    return folds
 
 
 def threshold(scores: np.ndarray, refused: float = FALSE_REFUSALS) -> float:
