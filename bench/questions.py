@@ -39,7 +39,7 @@ from retrieval import indexed
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.answer.retrieval import reranked, retrieve
 from settle.retrieve.check.check import check
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
@@ -191,7 +191,8 @@ def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str
         seconds = time.perf_counter() - began
         sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
         unrefused = answer if answer.kind != "refused" else finish_answer(stream_answer(collection, None, sure))
-        hits = [plain(hit.passage.embedded) for hit in search(collection, question.text, 5)]
+        found = reranked(collection, question.text, search(collection, question.text, 5))
+        hits = [plain(hit.passage.embedded) for hit in found]
         ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
         rows.append(
             {
