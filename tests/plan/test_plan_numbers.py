@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,12 +29,28 @@ def test_phases_add_up_and_name_what_takes_time() -> None:
     assert times.to_json() == {"before": 1.0, "proof": 2.0, "loop": 4.0, "judge": 8.0, "export": 16.0}
 
 
-def test_an_export_takes_longer_with_the_weights_and_with_slow_passes() -> None:
-    least = export_seconds(0, 0.0)
-    assert least == phases.EXPORT_SECONDS
-    per_weight = (export_seconds(1_000_000, 0.0) - least) / 1_000_000
+def test_an_export_takes_longer_with_the_weights_and_with_slow_passes(home: Path) -> None:
+    least = export_seconds(0, 0.0, 1)
+    assert least == phases.EXPORT_SECONDS  # nothing is known of this machine yet
+    per_weight = (export_seconds(1_000_000, 0.0, 1) - least) / 1_000_000
     assert per_weight == pytest.approx(4 * phases.EXPORT_SECONDS_PER_BYTE)  # fp32
-    assert export_seconds(0, 1e-3) - least == pytest.approx(1e-3 * phases.GATE_TOKENS)
+    assert export_seconds(0, 1e-3, 1) - least == pytest.approx(1e-3 * phases.GATE_TOKENS)
+
+
+def test_the_next_export_is_planned_by_the_last_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "others_are_busy", lambda: False)
+    phases.remember(phases.EXPORT, 1, planned=10.0, took=20.0)
+    assert export_seconds(0, 0.0, 1) == pytest.approx(2 * phases.EXPORT_SECONDS)  # the first is believed as it is
+    phases.remember(phases.EXPORT, 1, planned=10.0, took=5.0)
+    assert phases.correction(phases.EXPORT, 1) == pytest.approx(2 * 0.5**phases.NEWEST)
+    for _ in range(20):
+        phases.remember(phases.EXPORT, 1, planned=1.0, took=100.0)
+    assert phases.correction(phases.EXPORT, 1) == phases.MOST_CORRECTION
+    before = phases.correction(phases.EXPORT, 1)
+    phases.remember(phases.EXPORT, 1, planned=0.0, took=5.0)
+    monkeypatch.setattr(phases, "others_are_busy", lambda: True)
+    phases.remember(phases.EXPORT, 1, planned=10.0, took=1.0)
+    assert phases.correction(phases.EXPORT, 1) == before  # nothing was learned
 
 
 def test_a_comparison_reads_and_writes_every_row() -> None:
