@@ -224,8 +224,10 @@ def disk(folder: Path) -> Iterator[Step]:
         return
     home = os.environ["SETTLE_HOME"]
     try:
+        settle("index docs --name before")  # gets the embedder, which the small disk would not hold
         os.environ["SETTLE_HOME"] = str(place / "home")
         (place / "home").mkdir()
+        (place / "home" / "models").symlink_to(Path(home, "models"))
         (place / "ballast").write_bytes(bytes(7 << 20))
         for command in (f"train notes --name a {TINY}", "index docs --name x"):
             yield judged("disk", command, settle(command), wanted=(1,), says="full|space|room")
