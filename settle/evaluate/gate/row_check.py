@@ -7,7 +7,7 @@ import numpy as np
 from settle.formats.gguf import rounded
 from settle.formats.gguf.types import ggml_type
 
-TIMES = 2.0  # how often the error of even rounding is allowed, where the quantizer weighs values by importance
+TIMES = 3.0  # how often the error of even rounding is allowed, where the quantizer weighs values by importance
 LARGEST = 0.97  # of a row's own length: of what is further off, nothing of the row is left
 CHUNK = 1 << 22  # values that are compared at once
 REORDERED = 1e-6  # of a row's own length: what sums in another order, of a merged weight, may change

@@ -93,8 +93,8 @@ def prove(recipe: Recipe, events: Events) -> list[dict[str, object]]:
         ("first loss", proof.first_loss),
         ("every tensor gets a gradient", proof.reaches_all),
         ("gradient in the compute type", proof.agrees),
-        ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
         ("a token sees what is before it", lambda: require_sight(proof.exact, proof.few, recipe.rows)),
+        ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
         ("finite differences", proof.finite_differences),
         ("one step lowers the loss", proof.descends),
     ]
