@@ -1,6 +1,6 @@
 """Whether the proof refuses what is wrong and nothing that is right: faults put in on purpose, and sound recipes.
 
-python bench/proof_faults.py faults [STRIDE]       every fault in every recipe that it can befall: refused by what
+python bench/proof_faults.py faults [STRIDE [LIKE]]  faults, in every recipe that they can befall: refused by what
 python bench/proof_faults.py sound [0-4 [STRIDE]]  architecture x adapter x objective x type: passed, or refused by what
 python bench/proof_faults.py model FILE            a pretrained model on plain text, in float32 and bfloat16
 python bench/proof_faults.py rows [0-4]            the gate's rows: sound ones refused, damaged ones found, type by type
@@ -217,8 +217,8 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def faults() -> None:
-    for fault in FAULTS:
+def faults(like: str = "") -> None:
+    for fault in (fault for fault in FAULTS if like in fault.name):
         passed, by = [], {}
         kinds = [cell for cell in cells() if not fault.half_only or cell[3] == "bfloat16"]
         for number, cell in enumerate(kinds):
@@ -268,9 +268,9 @@ def sound(seeds: range) -> None:
                     continue
                 why = refusal(recipe(*cell, seed=seed, optimizer="muon" if seed % 2 else "adamw"))
                 number += 1
+                print(f"  {number} {'-'.join(cell)}: {why or 'passed'}", flush=True)
                 if why:
                     refused.append(f"{'-'.join(cell)} seed {seed}: {why}")
-                    print("  refused", refused[-1], flush=True)
     for (key, what), pairs in worst.items():
         measured, emulated = np.array(pairs).T
         ratio = measured / np.maximum(emulated, 1e-12)
@@ -363,7 +363,7 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "faults":
         STRIDE = int(rest[0]) if rest else 1
-        faults()
+        faults(*rest[1:])
     elif what == "sound":
         first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
         STRIDE = int(rest[1]) if rest[1:] else 1
