@@ -25,7 +25,7 @@ from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 from settle.train.settled.trend import MORE
 from settle.train.training_plan import TrainingPlan
 
-# 2026-11-25, bench/forecast.py: standard deviations of the logarithm of actual ÷ forecast
+# 2026-11-25, runs on one machine: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08
 MEMORY_SPREAD = 0.05
 COUNTED_POWER_SPREAD = 0.15
