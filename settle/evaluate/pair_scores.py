@@ -23,8 +23,8 @@ def pair_scores(model: Encoder | Reranker, batches: Sequence[Batch]) -> np.ndarr
         if isinstance(model, Reranker):
             scores.append(model.pairs(texts[0::2], texts[1::2]))
         else:
-            asked, told = (model.vectors(*padded(side, model.device)) for side in (texts[0::2], texts[1::2]))
-            scores.append((asked * told).sum(-1))
+            first, second = (model.vectors(*padded(side, model.device)) for side in (texts[0::2], texts[1::2]))
+            scores.append((first * second).sum(-1))
     model.train(training)
     out: np.ndarray = torch.cat(scores).numpy()
     return out

@@ -34,8 +34,8 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
         self.drop = nn.Dropout(DROPOUT)
 
-    def forward(self, x: Tensor, passage: Tensor, asked: Tensor, told: Tensor) -> Tensor:
-        x = x + self.drop(self.to_passage(self.norms[0](x), passage, told))
+    def forward(self, x: Tensor, passage: Tensor, asked: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.drop(self.to_passage(self.norms[0](x), passage, seen))
         inner = self.norms[1](x)
         x = x + self.drop(self.to_question(inner, inner, asked))
         out: Tensor = x + self.drop(self.down(F.relu(self.up(self.norms[2](x)))))
@@ -100,26 +100,26 @@ class Reranker(FreezableModule):
     def pairs(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> Tensor:
         """Ids of B questions and B passages, with the tokens around them → logits (B,)."""
         asked, question_words, asked_mask = self._read(questions)
-        told, passage_words, told_mask = self._read(passages)
-        return self.interaction(asked, question_words, asked_mask, told, passage_words, told_mask)
+        states, passage_words, told_mask = self._read(passages)
+        return self.interaction(asked, question_words, asked_mask, states, passage_words, told_mask)
 
     def interaction(
         self,
         asked: Tensor,
         asked_words: Tensor,
         asked_mask: Tensor,
-        told: Tensor,
+        states: Tensor,
         told_words: Tensor,
         told_mask: Tensor,
     ) -> Tensor:
         """States and word vectors of questions (B, M, W) and passages (B, N, W), which are tokens where
         their masks (B, M), (B, N) say so → (B,)."""
-        figures = self._figures(asked, asked_words, told, told_words, told_mask)
-        passage = self.of_passage(told)
+        figures = self._figures(asked, asked_words, states, told_words, told_mask)
+        passage = self.of_passage(states)
         x = self.of_question(torch.cat([asked, asked_words], -1)) + self.of_figures(figures)
         for block in self.blocks:
             x = block(x, passage, asked_mask, told_mask)
-        near = (self.encoder.pooled(asked, asked_mask) * self.encoder.pooled(told, told_mask)).sum(-1, keepdim=True)
+        near = (self.encoder.pooled(asked, asked_mask) * self.encoder.pooled(states, told_mask)).sum(-1, keepdim=True)
         return self.conclusion(x, asked_mask, figures, near)
 
     def conclusion(self, x: Tensor, asked_mask: Tensor, figures: Tensor, near: Tensor) -> Tensor:
@@ -131,10 +131,10 @@ class Reranker(FreezableModule):
         logits: Tensor = (self.score(F.relu(self.hidden(whole))) + self.likeness(likeness)).squeeze(-1)
         return logits
 
-    def _figures(self, asked: Tensor, asked_words: Tensor, told: Tensor, told_words: Tensor, mask: Tensor) -> Tensor:
+    def _figures(self, asked: Tensor, asked_words: Tensor, states: Tensor, told_words: Tensor, mask: Tensor) -> Tensor:
         """How near the nearest of the passage's tokens comes to each of the question's, (B, M, FIGURES)."""
         unseen = ~mask[:, None]
-        meaning = (F.normalize(asked, dim=-1) @ F.normalize(told, dim=-1).mT).masked_fill(unseen, -1).amax(-1)
+        meaning = (F.normalize(asked, dim=-1) @ F.normalize(states, dim=-1).mT).masked_fill(unseen, -1).amax(-1)
         word = (F.normalize(asked_words, dim=-1) @ F.normalize(told_words, dim=-1).mT).masked_fill(unseen, -1).amax(-1)
         return torch.stack([meaning, word, meaning * word], -1)
 

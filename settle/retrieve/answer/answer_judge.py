@@ -49,9 +49,9 @@ class AnswerJudge:
             return np.empty(0, np.float32)
         *text, closing = self._tokenizer.encode(question).ids
         asked = [*text[: QUESTION_TOKENS - 1], closing]
-        told = [self._window(asked, passage) for passage in passages]
+        windows = [self._window(asked, passage) for passage in passages]
         question_states, question_words, _ = self._encoder.read([asked])
-        states, words, mask = self._read(told)
+        states, words, mask = self._read(windows)
         return self._interaction(question_states, question_words, states, words, mask)
 
     def _window(self, asked: Sequence[int], passage: Passage) -> list[int]:
@@ -65,19 +65,19 @@ class AnswerJudge:
             text = text[best : best + TEXT_TOKENS]
         return [opening, *headings[-HEADING_TOKENS:], *text, closing]
 
-    def _read(self, told: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, windows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """States and word vectors (B, N, W), and which places hold a token (B, N)."""
-        keys = [np.array(ids, np.int32).tobytes() for ids in told]
-        new = {key: ids for key, ids in zip(keys, told, strict=True) if key not in self._known}
+        keys = [np.array(ids, np.int32).tobytes() for ids in windows]
+        new = {key: ids for key, ids in zip(keys, windows, strict=True) if key not in self._known}
         if new:
             states, _, _ = self._encoder.read(list(new.values()))
             self._known |= {
                 key: row[: len(ids)].astype(np.float16) for (key, ids), row in zip(new.items(), states, strict=True)
             }
-        longest = max(map(len, told))
-        out = np.zeros((len(told), longest, self._encoder.words.shape[1]), np.float32)
-        words, mask = np.zeros_like(out), np.zeros((len(told), longest), bool)
-        for row, (key, ids) in enumerate(zip(keys, told, strict=True)):
+        longest = max(map(len, windows))
+        out = np.zeros((len(windows), longest, self._encoder.words.shape[1]), np.float32)
+        words, mask = np.zeros_like(out), np.zeros((len(windows), longest), bool)
+        for row, (key, ids) in enumerate(zip(keys, windows, strict=True)):
             self._known.move_to_end(key)
             out[row, : len(ids)], words[row, : len(ids)] = self._known[key], self._encoder.words[ids]
             mask[row, : len(ids)] = True
@@ -86,14 +86,14 @@ class AnswerJudge:
         return out, words, mask
 
     def _interaction(
-        self, asked: np.ndarray, asked_words: np.ndarray, told: np.ndarray, told_words: np.ndarray, mask: np.ndarray
+        self, asked: np.ndarray, asked_words: np.ndarray, states: np.ndarray, told_words: np.ndarray, mask: np.ndarray
     ) -> np.ndarray:
-        """asked, asked_words (1, M, W); told, told_words (B, N, W), tokens where `mask` (B, N) → logits (B,)."""
+        """asked, asked_words (1, M, W); states, told_words (B, N, W), tokens where `mask` (B, N) → logits (B,)."""
         unseen = np.where(mask, np.float32(0), _UNSEEN)[:, None]
-        meaning = (_unit(asked) @ _unit(told).transpose(0, 2, 1) + unseen).max(-1)
+        meaning = (_unit(asked) @ _unit(states).transpose(0, 2, 1) + unseen).max(-1)
         word = (_unit(asked_words) @ _unit(told_words).transpose(0, 2, 1) + unseen).max(-1)
         figures = np.stack([meaning, word, meaning * word], -1)
-        passage = self._linear(told, "of_passage")
+        passage = self._linear(states, "of_passage")
         question = self._linear(np.concatenate([asked, asked_words], -1), "of_question")
         x = question + self._linear(figures, "of_figures")
         block = 0
@@ -107,7 +107,7 @@ class AnswerJudge:
         x = self._norm(x, "norm")
         share = _softmax(self._linear(x, "importance").transpose(0, 2, 1)).transpose(0, 2, 1)
         lengths = mask.sum(1, keepdims=True)
-        near = (_unit(asked.mean(1)) * _unit((told * mask[..., None]).sum(1) / lengths)).sum(-1, keepdims=True)
+        near = (_unit(asked.mean(1)) * _unit((states * mask[..., None]).sum(1) / lengths)).sum(-1, keepdims=True)
         likeness = np.concatenate([(share * figures).sum(1), near], -1)
         whole = np.concatenate([(share * x).sum(1), likeness], -1)
         learned = self._linear(np.maximum(self._linear(whole, "hidden"), 0), "score")
