@@ -14,7 +14,7 @@ def make_store(folder: Path, lengths: list[int]) -> TokenStore:
     writer = StoreWriter(folder, 0, np.uint32)
     for number, length in enumerate(lengths, 1):
         ids = np.append(np.arange(length - 1) + 100_000 * number, 0)
-        writer.append(ids, np.array([length]), np.array([[0, number]]), length)
+        writer.append(ids, np.array([length]), np.array([[0, number, number]]), length)
     return writer.close()
 
 

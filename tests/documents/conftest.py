@@ -8,7 +8,7 @@ import pytest
 from tests.examples import example, forget_parts
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def joined(tmp_path_factory):
     """`stuck` is a reader that misbehaves, `notes` one of a new kind and `hashed` an embedder, joined as other people's
     packages join, here and in every process that is started.

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from settle.base import registry
+from tests.examples import forget_parts
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def joined(tmp_path_factory):
     """`hashed` is an embedder, joined as other people's packages join, here and in every process that is started."""
     made = tmp_path_factory.mktemp("parts")
@@ -19,17 +19,9 @@ def joined(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(made))
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        _forget()
+        forget_parts()
         yield
-    _forget()
-
-
-def _forget():
-    """What the registry has read of the installed packages."""
-    registry.part.cache_clear()
-    registry.part_names.cache_clear()
-    registry._joined.cache_clear()
-    registry._installed.cache_clear()
+    forget_parts()
 
 
 @pytest.fixture
