@@ -87,8 +87,10 @@ def phases_text(phases: Mapping[str, float]) -> str:
 
 
 def outlook_text(course: RunCourse) -> str:
-    """The loss that the run is expected to end with, by the latest forecast; empty without one."""
-    if not course.forecasts:
+    """The loss that the run is expected to end with, by the latest forecast; empty without one, and once evaluations
+    during the decay tell more than what was forecast at its beginning."""
+    is_late = course.decay is not None and bool(course.evals) and course.evals[-1].step > course.decay.step
+    if not course.forecasts or is_late:
         return ""
     latest = course.forecasts[-1]
     return f"expected at the end: {loss_text(latest.loss)} ({loss_text(latest.low)} – {loss_text(latest.high)})"

@@ -13,6 +13,7 @@ from scipy import stats
 from settle.base.events import AnswerText, Listing
 from settle.base.run.course import RunCourse
 from settle.show import Face
+from settle.show.sentences import outlook_text
 from settle.show.tables import listing
 from settle.show.talk import Talk
 from tests.records import as_event, as_events
@@ -300,3 +301,13 @@ def test_settled_is_as_near_as_its_gain():
     judgement = {"kind": "settled", "step": 1, "state": "improving", "gain": 0.0, "tolerance": 0.005}
     assert left_after(judgement | {"high": -0.1}).nearness == 1.0
     assert left_after(judgement | {"high": 0.05}).nearness == pytest.approx(0.1)
+
+
+def test_the_expected_loss_gives_way_to_what_the_decay_shows():
+    decay = {"kind": "decay", "step": 10, "until": 20, "why": "budget"}
+    forecast = {"kind": "loss_forecast", "step": 10, "tokens": 10, "end_tokens": 20, "loss": 3.9}
+    forecast |= {"low": 3.8, "high": 4.0}
+    evaluation = {"kind": "eval", "step": 12, "tokens": 12, "loss": 3.7, "stderr": 0.1, "bits_per_byte": 1.5}
+    begun = RunCourse.of(as_events([decay, forecast, evaluation | {"step": 10, "tokens": 10}]))
+    assert outlook_text(begun).startswith("expected at the end: 3.9")
+    assert outlook_text(RunCourse.of(as_events([decay, forecast, evaluation]))) == ""
