@@ -51,14 +51,17 @@ def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]
         assert batch.families is not None, "rows of a store have families"
         groups += batch.families[::2].tolist()
     answers = np.array(labels, bool)
+    if answers.all() or not answers.any():
+        kind = "answer" if answers.any() else "do not answer"
+        text = f"not compared: all {len(answers)} pairs that judge {kind}; give pairs of both kinds, by labels 1 and 0"
+        return {"verdict": "not compared", "headline": text}
     _, group = np.unique(np.array(groups), return_inverse=True)
     members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
     random, rises = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         chosen = np.concatenate([members[g] for g in random.integers(len(members), size=len(members))])
         rises.append(separation(tuned[chosen], answers[chosen]) - separation(base[chosen], answers[chosen]))
-    is_known = answers.any() and not answers.all()
-    low, high = np.nanquantile(rises, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist() if is_known else (-1.0, 1.0)
+    low, high = np.nanquantile(rises, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist()
     before, after = separation(base, answers), separation(tuned, answers)
     verdict = "better" if low > 0 else "worse" if high < 0 else "no different"
     headline = (
