@@ -2,13 +2,13 @@
 
     python bench/mutants.py [--room train --room plan] [--count 400] [--seed 1]   faults drawn by chance
     python bench/mutants.py --changed main     of the files changed since a commit
-    python bench/mutants.py --named            those of bench/mutation/named.toml
+    python bench/mutants.py --named [--room train]   those of bench/mutation/named.toml
     python bench/mutants.py --missed           those recorded as missed, once more
     python bench/mutants.py --report           the table of what is recorded
 
-Nearest are the tests that call the function, cheapest first, at most 40 and
-`--seconds` of CPU. Which call it is noted
-once by running them (`--calls FILE`, made when it is not there: as long as the tests themselves take). Faults are drawn
+Nearest are the tests that call the function, cheapest first, at most 40 and `--seconds` of CPU. Which call it is noted
+once by running them (`--calls FILE`, made when it is not there: as long as the tests themselves take; of some rooms
+only with `CALLS=FILE python -m pytest -p mutation.calls tests/...` and this folder on PYTHONPATH). Faults are drawn
 evenly from all places of a room, at most three of a function; a fault that nothing calls counts as missed. What came
 out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be seen is named in
 bench/mutation/equivalent.toml with the reason, and left out of the share.
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mutation.trials import Trials
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink")
+ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink", "jobs", "base/statistics.py")  # folders and files
 PICTURES = ("report/curves.py", "check/picture.py", "shrink/pareto.py")  # what is drawn is looked at, not tested
 RESULTS, EQUIVALENT, NAMED = (
     "bench/results/mutants.jsonl",
@@ -45,7 +46,10 @@ RESULTS, EQUIVALENT, NAMED = (
 )
 A_FUNCTION, TESTS = 3, 40
 CHEAP = 0.5  # seconds of CPU, of a test that the suite runs again
-NEAR = [*(f"tests/{room}" for room in ROOMS), "tests/commands", "tests/data", "tests/model", "tests/test_api.py"]
+NEAR = [
+    *(f"tests/{room}" for room in ("train", "plan", "evaluate", "retrieve", "shrink", "base", "commands")),
+    *("tests/data", "tests/model", "tests/test_api.py"),
+]
 
 
 def main() -> None:
@@ -60,7 +64,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--room", action="append", help="a room to draw from; all five without")
+    parser.add_argument("--room", action="append", help="a room or file below settle/ to draw from; all without")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--changed", metavar="COMMIT", help="draw from files that differ from this commit")
@@ -103,10 +107,9 @@ def note_calls(path: Path) -> None:
 
 def draw(options: argparse.Namespace) -> list[Fault]:
     """The faults to try, in a fixed order."""
-    files = [path for room in options.room or ROOMS for path in sorted((ROOT / "settle" / room).rglob("*.py"))]
-    paths = [p for path in files if not (p := path.relative_to(ROOT).as_posix()).endswith(PICTURES)]
+    paths = paths_of(options.room or ROOMS)
     if options.named:
-        return named(ROOT)
+        return [fault for fault in named(ROOT) if not options.room or fault.path in paths]
     chance = random.Random(options.seed)
     if options.missed:
         left = {record["key"] for record in recorded(ROOT) if not record["by"]} - equivalent(ROOT)
@@ -128,6 +131,13 @@ def draw(options: argparse.Namespace) -> list[Fault]:
         drawn += [fault for fault in few[: options.count // len(by_room)] if compiles(ROOT, fault)]
     chance.shuffle(drawn)
     return drawn
+
+
+def paths_of(rooms: Sequence[str]) -> list[str]:
+    """The files of rooms, but for pictures."""
+    places = [ROOT / "settle" / room for room in rooms]
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    return [p for path in files if not (p := path.relative_to(ROOT).as_posix()).endswith(PICTURES)]
 
 
 def caught_before(most: int, seed: int = 1) -> list[tuple[Fault, str]]:
@@ -177,10 +187,13 @@ def named(root: Path) -> list[Fault]:
 
 
 def recorded(root: Path) -> list[dict]:
-    """The last record of each fault."""
+    """The last record of each fault; `at_first`: whether its first one says that it was caught."""
     path = root / RESULTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return list({record["key"]: record for record in map(json.loads, lines)}.values())
+    records: dict[str, dict] = {}
+    for record in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        first = records.get(record["key"], record)
+        records[record["key"]] = record | {"at_first": first.get("at_first", bool(first["by"]))}
+    return list(records.values())
 
 
 def equivalent(root: Path) -> set[str]:
@@ -248,21 +261,24 @@ def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, f
 
 
 def report(records: list[dict]) -> list[str]:
-    """A table by room, and the faults that were missed."""
+    """A table by room of the faults whose line is as it was, and those that were missed."""
     same = equivalent(ROOT)
+    present = {fault.key: (path.split("/")[1], "all") for path in paths_of(ROOMS) for fault in faults_of(ROOT, path)}
+    present |= {fault.key: ("named",) for fault in named(ROOT)}
     rooms: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for record in records:
-        room = record["key"].split("/")[1]
+    for record in (record for record in records if record["key"] in present):
         what = "caught" if record["by"] else "changes nothing" if record["key"] in same else "missed"
-        for row in (room, "all"):
-            rooms[row][what] += 1
-    lines = ["| room | faults | change nothing | caught | missed | share caught |", "|---|--:|--:|--:|--:|--:|"]
-    for room, count in sorted(rooms.items(), key=lambda pair: (pair[0] == "all", pair[0])):
-        share = count["caught"] / max(1, count["caught"] + count["missed"])
-        cells = [room, count.total(), count["changes nothing"], count["caught"], count["missed"], f"{share:.0%}"]
+        for row in present[record["key"]]:
+            rooms[row].update([what, "at first"] if record["at_first"] else [what])
+    columns = ("room", "faults", "change nothing", "caught at first", "caught", "missed", "share caught")
+    lines = ["| " + " | ".join(columns) + " |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for room, count in sorted(rooms.items(), key=lambda pair: (pair[0] in ("all", "named"), pair[0])):
+        caught, missed, nothing = count["caught"], count["missed"], count["changes nothing"]
+        share = caught / max(1, caught + missed)
+        cells = [room, caught + missed + nothing, nothing, count["at first"], caught, missed, f"{share:.0%}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    missed = [key for record in records if not record["by"] and (key := record["key"]) not in same]
-    return [*lines, "", *(f"missed: {key}" for key in missed)]
+    left = [record["key"] for record in records if not record["by"] and record["key"] not in same]
+    return [*lines, "", *(f"missed: {key}" for key in left if key in present)]
 
 
 if __name__ == "__main__":
