@@ -50,3 +50,16 @@ def test_what_selects_the_weights_never_judges_them(corpus: Corpus, asked: dict[
     for ours, theirs in zip(job.selection, other.selection, strict=True):
         assert np.array_equal(ours.targets, theirs.targets)
     assert other.judge(weights, state)["loss"] != judged["loss"]
+
+
+def test_a_twentieth_of_the_run_s_time_may_judge_it(corpus: Corpus) -> None:
+    """A forward pass is a third of a step. A short run reads as much as an evaluation does, at least."""
+    plan = planned(corpus)
+    job = LiveRun.build(plan, corpus)
+    assert job.judged_tokens(1) == plan.held_out_tokens > 3 * plan.loop.tokens_per_step // 20
+    assert job.judged_tokens(1000) == 1000 * 3 * plan.loop.tokens_per_step // 20 > plan.held_out_tokens
+    weights, few = job.trainer().weights(), job.judge(job.trainer().weights(), LoopState(step=8))
+    all_of_it = job.judge(weights, LoopState(step=10**6, best_step=7))
+    assert 0 < few["held_out_share"] < 0.99 < all_of_it["held_out_share"] <= 1.0
+    assert (all_of_it["step"], all_of_it["tokens"]) == (7, 7 * plan.loop.tokens_per_step)
+    assert all_of_it["stderr"] < few["stderr"]

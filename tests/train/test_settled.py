@@ -236,7 +236,8 @@ def test_a_verdict_is_possible_within_an_epoch_or_ten_tokens_a_parameter(unique:
 
 
 def test_decay_is_a_share_of_what_was_seen():
-    assert decay_tokens(2_000_000) == 2 * decay_tokens(1_000_000) > 0
+    """A quarter, as docs/settled.md says: what bench/settled.py measured it with."""
+    assert decay_tokens(2_000_000) == 500_000 and decay_tokens(10) == 2
 
 
 @pytest.mark.parametrize("kappa", [0.1, 0.4, 0.8])
@@ -269,6 +270,20 @@ def test_a_spike_stays_and_a_hard_batch_does_not():
     assert not steps_astray([*calm, 9.0, 3.0], 9.0)
     assert steps_astray([*calm, 5.0, 5.5], 6.0) == 3
     assert steps_astray([], math.nan) == steps_astray(calm, math.inf) == 1
+
+
+@pytest.mark.parametrize(
+    ("above", "deviation", "is_spike"),
+    [(0.41, 0.05, True), (0.39, 0.05, False), (0.31, 0.001, True), (0.29, 0.001, False)],
+)
+def test_a_spike_is_eight_deviations_and_a_tenth_above_the_median(above: float, deviation: float, is_spike: bool):
+    """Losses around 3 whose robust standard deviation is known."""
+    spread = deviation / 1.4826
+    calm = [3 + spread, 3 - spread] * 32
+    assert steps_astray([*calm, 9.0, 9.0], 3 + above) == (3 if is_spike else 0)
+    assert steps_astray([*calm, 3 + above, 9.0], 9.0) == (3 if is_spike else 0)
+    assert steps_astray([*calm[1:], 9.0, 9.0], 9.0) == 0  # too few to know what is usual
+    assert steps_astray([9.0] * 30 + [*calm, 9.0, 9.0], 3 + above) == (3 if is_spike else 0)  # long ago says nothing
 
 
 def test_spikes_are_hardly_ever_seen_where_there_are_none():

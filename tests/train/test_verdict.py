@@ -6,7 +6,7 @@ from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
 from settle.train.schedule import Schedule
 from settle.train.state import LoopPlan, LoopState
-from settle.train.verdict import verdict
+from settle.train.verdict import _is_noise, verdict
 
 PLAN = LoopPlan(tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=8)
 
@@ -41,3 +41,40 @@ def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
     settled.stop, settled.schedule, settled.judgement = "settled", Schedule(1, 9, 1), {"why": "nothing to gain"}
     why = str(verdict(settled, PLAN, 1.0)["why"])
     assert why.startswith("nothing to gain. The decay then took it from 2.9300 to 2.5000.") and "second fall" in why
+
+
+def risen(by: float, spread: float, level: float = 1.0) -> LoopState:
+    """A run whose four blocks end `by` above their best, give or take `spread`: a standard error of spread / √3."""
+    first, best = (level * 2,) * 4, (level,) * 4
+    return state(first, best, tuple(level + by + sign * spread for sign in (1, -1, 1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("by", "spread", "is_rise"),
+    [
+        (0.0409, 0.01 * 3**0.5, True),  # four standard errors, and a bit
+        (0.0391, 0.01 * 3**0.5, False),
+        (0.0051, 0.0, True),  # half a percent of the loss
+        (0.0049, 0.0, False),
+    ],
+)
+def test_a_rise_at_the_end_is_four_standard_errors_and_half_a_percent(by: float, spread: float, is_rise: bool):
+    said = verdict(risen(by, spread), PLAN, 1.0)
+    assert (said["verdict"] == "overfitting") == is_rise, said
+    assert verdict(risen(100 * by, 100 * spread, 100.0), PLAN, 1.0)["verdict"] == said["verdict"]
+    if is_rise:
+        assert said["why"] == f"held-out loss rose from 1.0000 at step 1 to {1 + by:.4f}; the best was kept"
+
+
+def test_one_block_shows_no_rise_and_the_best_of_all_is_none():
+    assert verdict(state((2.0,), (1.0,), (1.5,)), PLAN, 1.0)["verdict"] == "out of budget"
+    assert verdict(state((2.0, 2.0), (1.5, 1.5), (1.0, 1.0)), PLAN, 1.0)["verdict"] == "out of budget"
+    assert verdict(state((2.0, 2.0), (1.0, 1.0), (1.5, 1.5)), PLAN, 1.0)["verdict"] == "overfitting"
+
+
+def test_a_fall_of_two_standard_errors_is_noise():
+    before, deviation = (1.0,) * 4, 3**0.5  # of the differences: the standard error of their mean is 1
+    for fall, is_noise in ((1.9, True), (2.1, False)):
+        after = tuple(1.0 - fall - sign * deviation for sign in (1, -1, 1, -1))
+        assert _is_noise(before, after) == is_noise
+    assert _is_noise(before, before) and not _is_noise((1.0,), (2.0,))
