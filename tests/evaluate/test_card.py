@@ -72,7 +72,7 @@ def tuned(files: tuple[str, ...] = ("lora_gguf", "adapter"), base: str | None = 
 def test_every_line(kind):
     """The whole of a card, as somebody read it."""
     text = card("notes", PLAN, RESULT, LEDGER) if kind == "trained" else tuned()
-    assert text == (Path(__file__).parent / "cards" / f"{kind}.md").read_text(encoding="utf-8")
+    assert text == (Path(__file__).parent / "cards" / f"{kind}.txt").read_text(encoding="utf-8")
 
 
 def test_a_tuned_model_is_loaded_by_what_was_exported():
