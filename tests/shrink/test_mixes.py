@@ -33,9 +33,16 @@ SHAPES = {
 }
 
 
-LARGE = ("70B", "65B", "qwen2", "gemma3")  # get those that tell of depth; the others take long and show nothing new
+LARGE = (
+    "70B",
+    "65B",
+    "qwen2",
+    "gemma3",
+    "576",
+)  # get those that tell of depth; the others take long and show nothing new
 SMALL = ("llama", "48", "bf16", "f32", "one row", "others")  # get every mix with an importance, too
 OF_LARGE = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K", "F16")
+BYTES_OF_LARGE = ("Q4_K_M", "IQ4_XS", "Q2_K")  # a block's bytes do not hang on the depth
 
 
 def means_of(file, random):
@@ -65,6 +72,8 @@ def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
         chosen = mix_types(file, recipe, known)
         assert {n: c.kind for n, c in chosen.items()} == {n: t.dtype for n, t in read_gguf(their).tensors.items()}
         kinds = {name: choice.kind for name, choice in chosen.items()}
+        if shape in LARGE and recipe not in BYTES_OF_LARGE:
+            continue
         ours = quantize_gguf(source, tmp_path / "ours.gguf", kinds, importance, recipe)
         assert ours.read_bytes() == their.read_bytes(), recipe
         assert file_bytes(file, kinds, recipe) == ours.stat().st_size
