@@ -1,0 +1,169 @@
+"""How many rows of a tuning run go through the model at once, by bytes worked out by hand; and the rates of a plan."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from settle.base.choice import Choice
+from settle.base.errors import ResourceError, UsageError
+from settle.plan import tuning_plan
+from settle.plan.settings import TuningSettings
+from settle.plan.tuning_plan import ROOM, _check_quantize, _Fit, _objective
+
+LAYERS, INSIDE, TABLES, ADAPTED = 4, 1_000_000, 200_000, 5_000  # the last: numbers of the adapter
+PER_TOKEN = 1000.0  # bytes of activations
+
+
+@dataclass
+class Shape:
+    """An architecture of four layers, the last of which is wider, that notes what it is asked."""
+
+    num_parameters: int = INSIDE + TABLES
+    num_non_embedding_parameters: int = INSIDE
+    asked: list[tuple[int, int, Any]] = field(default_factory=list)
+
+    def options(self) -> Any:
+        return SimpleNamespace(layers=[SimpleNamespace(width=width) for width in (8, 8, 8, 16)])
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        return {"q_proj": (8, 8)}
+
+    def activation_bytes_per_token(self, context: int, number: int, adapter: Any) -> float:
+        self.asked.append((context, number, adapter))
+        return PER_TOKEN
+
+
+ADAPTER: Any = SimpleNamespace(kept_numbers=lambda linears: {"q_proj": 3}, num_parameters=lambda linears: ADAPTED)
+
+
+def fit(free: float = 1e12, adapter: Any = ADAPTER, dtype: str = "float32", beside: float = 0.0, **asked: Any) -> _Fit:
+    """Of rows of 2 × 50 inputs, the longest of which has 2 × 80 tokens."""
+    lengths = SimpleNamespace(max=lambda: 80)
+    store = SimpleNamespace(segments_per_row=2, num_inputs=5000, num_documents=100, lengths=lengths)
+    base: Any = SimpleNamespace(part=Shape(), name="base", kinds={"Q4_K": 600_000, "F32": 60_000})
+    corpus: Any = SimpleNamespace(train=store)
+    device: Any = SimpleNamespace(memory_free=free)
+    objective: Any = SimpleNamespace(bytes_beside=lambda number: beside * number)
+    return _Fit(TuningSettings(batch_rows=8, **asked), corpus, base, device, dtype, adapter, objective)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "adapter", "weights"),
+    [
+        ({}, "float32", None, 1_200_000 * (4 + 4 + 8 + 4)),
+        ({}, "bfloat16", None, 1_200_000 * (4 + 4 + 8 + 4 + 2)),
+        ({}, "float32", ADAPTER, 1_200_000 * 4 + ADAPTED * 20),
+        ({}, "bfloat16", ADAPTER, 1_200_000 * 2 + ADAPTED * 20),
+        ({"quantize": "nf4"}, "bfloat16", ADAPTER, 1_000_000 * 0.52 + 200_000 * 2 + ADAPTED * 20),
+        ({"quantize": "as-is"}, "bfloat16", ADAPTER, 660_000 + ADAPTED * 20 + 200_000 * 2),
+    ],
+)
+def test_weights_take_the_bytes_of_their_types(asked: dict[str, Any], dtype: str, adapter: Any, weights: float) -> None:
+    made = fit(adapter=adapter, dtype=dtype, **asked)
+    assert made._weights() == pytest.approx(weights)
+    number = 4 if dtype == "float32" else 2
+    assert made.needed(3, 0) == pytest.approx(weights + 300 * PER_TOKEN)
+    assert made.needed(1, 0) == pytest.approx(weights + 160 * PER_TOKEN)  # the longest row has to go through
+    assert made.needed(3, 1) == pytest.approx(weights + 300 * (PER_TOKEN / LAYERS + number * 16 * LAYERS))
+    assert fit(adapter=adapter, dtype=dtype, beside=1e6, **asked).needed(3, 0) == pytest.approx(
+        weights + 300 * PER_TOKEN + number * 1e6
+    )
+    shape: Any = made.base.part
+    assert set(map(str, shape.asked)) == {str((100, number, None if adapter is None else {"q_proj": 3}))}
+
+
+def room_for(rows: int, recompute: int = 0) -> float:
+    """Free memory that just suffices."""
+    return fit().needed(rows, recompute) / ROOM * 1.000001
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "chosen", "why"),
+    [
+        (room_for(8), {}, (8, 0), ("the whole batch at once", "memory suffices")),
+        (room_for(4), {}, (4, 0), ("more do not fit in memory at once", "memory suffices")),
+        (room_for(7), {}, (4, 0), ("more do not fit in memory at once", "memory suffices")),  # parts of eight rows
+        (room_for(1), {}, (1, 0), ("more do not fit in memory at once", "memory suffices")),
+        (room_for(1, 1), {}, (1, 1), ("more do not fit in memory at once", "memory is short otherwise")),
+        (room_for(8), {"recompute": True}, (8, 1), ("the whole batch at once", None)),
+        (room_for(8), {"recompute": False}, (8, 0), ("the whole batch at once", None)),
+    ],
+)
+def test_as_many_rows_as_fit(
+    free: float, asked: dict[str, Any], chosen: tuple[int, int], why: tuple[str, str | None]
+) -> None:
+    reasons: dict[str, str] = {}
+    assert fit(free, **asked).choose(reasons) == chosen
+    assert (reasons["micro_rows"], reasons.get("recompute")) == why
+
+
+def test_no_more_tokens_at_once_than_kernels_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_plan, "MOST_AT_ONCE", 400)
+    reasons: dict[str, str] = {}
+    assert fit().choose(reasons) == (4, 0) and reasons["micro_rows"] == "400 tokens at once at most"
+    monkeypatch.setattr(tuning_plan, "MOST_AT_ONCE", 50)  # less than a row: one at a time
+    assert fit().choose({}) == (1, 0)
+
+
+def test_what_the_machine_has_free_counts_where_the_device_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_plan, "memory", lambda: SimpleNamespace(available=room_for(4)))
+    made = fit()
+    made.device = SimpleNamespace(memory_free=None)  # type: ignore[assignment]
+    assert made.choose({}) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "asked", "beside", "proposed"),
+    [
+        (None, {}, 0.0, "--adapter lora"),
+        (ADAPTER, {}, 0.0, "--quantize nf4"),
+        (ADAPTER, {"quantize": "nf4"}, 0.0, "--rows.max-tokens 80"),
+        (None, {}, 1e9, "--cache"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(
+    adapter: Any, asked: dict[str, Any], beside: float, proposed: str
+) -> None:
+    made = fit(1000.0, adapter, beside=beside, **asked)
+    with pytest.raises(ResourceError, match=f"needs about {made.needed(1, 1) / 1e9:,.1f} GB") as refused:
+        made.choose({})
+    assert proposed in refused.value.fix
+
+
+# --- what goes together ---
+
+
+def test_trained_weights_are_not_quantized_and_as_is_needs_quantized_ones() -> None:
+    quantized, plain = (SimpleNamespace(name="base", kinds=kinds) for kinds in ({"F32": 1, "Q4_K": 9}, {"F32": 10}))
+    for kind in (None, "nf4", "as-is"):
+        _check_quantize(kind, "lora", quantized)  # type: ignore[arg-type]
+    _check_quantize("nf4", "lora", plain)  # type: ignore[arg-type]
+    _check_quantize(None, "full", plain)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cannot be quantized"):
+        _check_quantize("nf4", "full", quantized)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no quantized weights: they are F32"):
+        _check_quantize("as-is", "lora", plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "adapter", "objective"),
+    [
+        ("preference", None, "lora", "dpo"),
+        ("chat", None, "full", "next_token"),
+        ("chat", "next_token", "lora", "next_token"),
+        ("chat", "dpo", "lora", "does not learn from rows of one answer"),
+        ("preference", "dpo", "full", "compares with the base"),
+        ("preference", None, "full", "compares with the base"),
+    ],
+)
+def test_rows_choose_their_objective(kind: str, named: str | None, adapter: str, objective: str) -> None:
+    why: dict[str, str] = {}
+    corpus: Any = SimpleNamespace(kind=kind)
+    if " " in objective:
+        with pytest.raises(UsageError, match=objective):
+            _objective(Choice("train/objectives", named), corpus, adapter, None, why)  # type: ignore[arg-type]
+        return
+    assert _objective(Choice("train/objectives", named), corpus, adapter, None, why)[0] == objective  # type: ignore[arg-type]
+    assert ("objective.name" in why) == (named is None)
