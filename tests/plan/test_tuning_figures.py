@@ -1,0 +1,246 @@
+"""The forecast of a tuning run by what its probe saw, worked out by hand; and the probe's work, by a clock."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from settle.base.event_log import Events
+from settle.base.events import Progress
+from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.data.rows.batches import RowBatches
+from settle.data.rows.prepare import RowCorpus
+from settle.plan import tuning_forecast as tuning
+from settle.plan.phases import Phases
+from settle.plan.settings import TuningSettings
+from settle.plan.tuning_forecast import (
+    HALF_MEMORY_GROWTH,
+    LOSS_SPREAD,
+    MEMORY_GROWTH,
+    TIME_SPREAD,
+    Measured,
+    _evaluations,
+    _finally_evaluated,
+    _loss,
+    _widened_head,
+    expected_steps,
+    forecast,
+    measure,
+)
+from settle.train.evaluation import Evaluation
+from settle.train.settled import next_evaluation
+from tests.plan.test_look_ahead import SAMPLE, STEP_TOKENS, plan
+
+Z = 1.2815515655446004  # of an 80 % interval
+SEEN = Measured(
+    steps=4, step_seconds=3.0, step_spread=0.2, evaluation_seconds=2e-3, memory=10**9, watts=20.0,
+    watts_source="asked", before=3.0, after=2.0, stderr=0.02,
+)  # fmt: skip
+
+
+def job(whole: bool = False, dtype: str = "float32", recompute: int = 0, **loop: Any) -> Any:
+    """A run of which only sizes are asked: 1,000 numbers are trained, of a model with a head of 50 × 16."""
+    corpus = object.__new__(RowCorpus)
+    for name, value in (("train", SimpleNamespace(num_inputs=30_000)), ("held_out", SimpleNamespace(num_tokens=700))):
+        object.__setattr__(corpus, name, value)
+    options = SimpleNamespace(vocab_size=50, layers=[SimpleNamespace(width=8), SimpleNamespace(width=16)])
+    model = SimpleNamespace(recompute=recompute, options=options, trainable=lambda: {"a": torch.zeros(10, 100)})
+    made = plan(**loop)
+    object.__setattr__(made, "dtype", dtype)
+    return SimpleNamespace(
+        plan=made, corpus=corpus, model=model, whole=whole, judged_tokens=lambda steps: int(9 * steps)
+    )
+
+
+def evaluations(tokens: float) -> int:
+    at, count = 0, 2
+    while (at := next_evaluation(at, SAMPLE)) < tokens:
+        count += 1
+    return count
+
+
+def test_every_figure_is_what_the_probe_makes_of_it() -> None:
+    phases = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0)
+    settings = TuningSettings(price_per_kwh=1.0, price_per_hour=36.0, currency="EUR")
+    said = forecast(job(max_steps=30), SEEN, settings, phases)
+    tokens = 30 * STEP_TOKENS
+    loop = 30 * 3.0 + evaluations(tokens) * SAMPLE * 2e-3
+    assert said.tokens.value == said.tokens.high == tokens
+    assert said.time.value == pytest.approx(21.0 + loop)
+    of_steps = math.hypot(0.2 / 2, said.tokens.log_std) * 90.0 / (21.0 + loop)
+    assert said.time.log_std == pytest.approx(math.hypot(TIME_SPREAD, of_steps))
+    assert said.energy.value == pytest.approx((16.0 + loop) * 20.0)
+    assert said.energy.log_std == pytest.approx(said.time.log_std)
+    assert said.cost.value == pytest.approx(said.energy.value / 3.6e6 + said.time.value * 0.01)
+    assert said.peak_memory.value == pytest.approx(1e9 * MEMORY_GROWTH)
+    assert said.loss == _loss(plan(), SEEN, said.tokens) and said.budgeted == ("tokens",)
+    assert said.phases["loop"] == pytest.approx(loop, abs=0.06) and said.phases["compare"] == 4.0
+
+
+def test_time_that_was_asked_for_is_the_time_and_bounds_what_evaluations_cost() -> None:
+    """Evaluations so slow that they would take more than their share of the loop."""
+    slow = Measured(**{**vars(SEEN), "evaluation_seconds": 1.0})
+    phases = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0)
+    budget = job(seconds=200.0, seconds_after=3.0, seconds_comparing=4.0, step_seconds=3.0)
+    said = forecast(budget, slow, TuningSettings(time="200s"), phases)
+    assert said.time.value <= 200.0 and said.tokens.value == pytest.approx((200 - 14 - 7) / 3.0 * STEP_TOKENS)
+    assert said.phases["loop"] == pytest.approx((200 - 14 - 7) * 1.04, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory"),
+    [
+        ({}, 1e9 * MEMORY_GROWTH),
+        ({"dtype": "bfloat16"}, 1e9 * HALF_MEMORY_GROWTH),
+        ({"whole": True}, 1e9 * MEMORY_GROWTH + 4 * 1000),  # the best weights beside the ones that are trained
+        ({"recompute": 1}, 1e9),
+        ({"recompute": 1, "dtype": "bfloat16"}, 1e9 + 4 * 50 * 16),
+        ({"recompute": 1, "dtype": "bfloat16", "whole": True}, 1e9 + 4 * 1000),
+    ],
+)
+def test_memory_grows_by_what_the_probe_does_not_see(asked: dict[str, Any], memory: float) -> None:
+    said = forecast(job(max_steps=30, **asked), SEEN, TuningSettings(), Phases(0.0, 0.0, 0.0, 0.0, 0.0))
+    assert said.peak_memory.value == pytest.approx(memory, rel=1e-12)
+    assert _widened_head(job(dtype="float16")) == 4 * 50 * 16
+
+
+def test_evaluations_are_counted_as_the_run_makes_them() -> None:
+    for tokens in (0.0, 900.0, 5e4):
+        assert _evaluations(plan(), tokens) == evaluations(tokens)
+    assert _evaluations(plan(), 0.0) == 2 < _evaluations(plan(), 900.0)
+
+
+def test_what_judges_is_bounded_by_the_text_and_by_the_run() -> None:
+    assert _finally_evaluated(job(), 10 * STEP_TOKENS) == 90
+    assert _finally_evaluated(job(), 1000 * STEP_TOKENS) == 700
+
+
+def test_a_run_without_steps_is_expected_to_have_the_warm_up_s_share() -> None:
+    assert expected_steps(plan(max_steps=7)) == 7 and expected_steps(plan(warmup_steps=4)) == 100
+
+
+def test_the_loss_falls_ever_more_slowly_with_the_logarithm_of_the_tokens() -> None:
+    tokens = Interval(40_000, 8_000, 80_000, FORECAST_LEVEL)
+    said = _loss(plan(), SEEN, tokens)  # the probe saw 4,000 and fell by one nat
+    assert said.value == pytest.approx(2.0 - 0.35 * math.log(10))
+    around = said.value * math.exp(Z * math.hypot(LOSS_SPREAD, 0.01))
+    assert said.high == pytest.approx(max(around, 2.0 - 0.35 * math.log(2)))
+    assert said.low == pytest.approx(2.0 * 20**-0.5)  # where rows are learned by heart
+    quiet = _loss(plan(), Measured(**{**vars(SEEN), "before": 2.1}), tokens)
+    assert quiet.low == pytest.approx(quiet.value / math.exp(Z * math.hypot(LOSS_SPREAD, 0.01)))
+    far = _loss(plan(), SEEN, Interval(4e9, 4e9, 4e9, FORECAST_LEVEL))
+    assert far.value == pytest.approx(0.05 * 2.0)  # never to nothing
+
+
+# --- the probe ---
+
+
+class Rows(RowBatches):
+    """Batches whose largest is the fifth."""
+
+    def __init__(self) -> None:
+        self.searched: list[int] = []
+
+    def largest(self, number: int) -> int:
+        self.searched.append(number)
+        return 5
+
+    def at(self, position: int) -> Any:
+        return SimpleNamespace(inputs=range(2000 if position == 5 else 500))
+
+
+class Probed:
+    """A run whose steps take as long as a clock says and move its weights."""
+
+    def __init__(self, clock: list[float], monkeypatch: pytest.MonkeyPatch, whole: bool, **loop: Any) -> None:
+        self.plan, self.whole, self.batches, self.clock = plan(micro_batches=2, **loop), whole, Rows(), clock
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.model: Any = SimpleNamespace(trainable=lambda: {"w": self.weight}, zero_grad=lambda set_to_none: None)
+        self.objective = self.corpus = self.tokenizer = SimpleNamespace(selection=None, byte_length=None)
+        self.rates: list[float] = []
+        self.drawn: list[int] = []
+        self.samples: list[int] = []
+        monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+        block = SimpleNamespace(targets=range(10))
+        monkeypatch.setattr(tuning, "blocks", lambda *_: [block] * 40)
+        monkeypatch.setattr(tuning, "evaluate", self.evaluate)
+        monkeypatch.setattr(tuning, "resident", lambda: 10**6)
+
+    def evaluate(self, model: Any, objective: Any, sample: Any, step: int, tokens: int) -> Evaluation:
+        self.clock[0] += 0.5
+        self.samples.append(sample.num_tokens)
+        return Evaluation(0, 0, 3.0 - float(self.weight.detach()[0]), 0.1, None, ())
+
+    def choose_threads(self) -> None:
+        pass
+
+    def initial(self, name: str) -> torch.Tensor:
+        return torch.full((3,), 7.0)
+
+    def trainer(self) -> Any:
+        return self
+
+    def take_step(self, state: Any, rate: float) -> None:
+        self.rates.append(rate)
+        self.drawn.append(state.position)
+        state.position += 2
+        self.clock[0] += 4.0 if len(self.rates) == 1 else 1.0
+        with torch.no_grad():
+            self.weight += 0.1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_probe_takes_the_largest_batch_first_and_leaves_the_model(
+    monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    run, progress = Probed([0.0], monkeypatch, whole, max_steps=150), []
+    said = measure(run, 30.0, Events(listeners=[progress.append]))  # type: ignore[arg-type]
+    assert said.steps == 6 == len(run.rates)  # a twenty-fifth of 150
+    assert run.rates == pytest.approx([step / 4 for step in (1, 2, 3, 3, 2, 1)][:3] + [3 / 4, 2 / 4, 1 / 4])
+    assert run.drawn == [5, 0, 2, 4, 6, 8] and run.batches.searched == [300]
+    assert run.samples == [400, 400]
+    assert said.evaluation_seconds == pytest.approx(0.5 / 400)
+    # five steps of a second, of which the third draws the largest batch: 1,000 tokens are one of the run's
+    assert said.step_seconds == pytest.approx(5 / (4 * 1000 + 2500) * STEP_TOKENS)
+    assert said.step_spread > 0.1
+    assert (said.before, said.after, said.stderr) == (3.0, pytest.approx(2.4), 0.1)
+    assert (said.watts, said.watts_source) == (pytest.approx(30.0), "asked") and said.memory >= 10**6
+    assert run.weight.tolist() == ([7.0] * 3 if whole else [0.0] * 3)
+    assert [(e.done, e.total) for e in progress if isinstance(e, Progress)] == [(n, 6) for n in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("loop", "patience", "steps"),
+    [({"max_steps": 150}, 3.0, 2), ({"max_steps": 150}, 4.5, 2), ({"max_steps": 150}, 5.5, 3),
+     ({"max_steps": 150, "seconds": 60.0}, 90.0, 1), ({"max_steps": 150, "seconds": 90.0}, 90.0, 2)],
+)  # fmt: skip
+def test_a_slow_probe_ends_early(
+    monkeypatch: pytest.MonkeyPatch, loop: dict[str, Any], patience: float, steps: int
+) -> None:
+    """Two steps at least, or one where a time budget asks for it: a twentieth of it is the probe's."""
+    monkeypatch.setattr(tuning, "PATIENCE", patience)
+    run = Probed([0.0], monkeypatch, False, **loop)
+    said = measure(run)  # type: ignore[arg-type]
+    assert said.steps == steps
+    if steps == 1:
+        assert said.step_seconds == pytest.approx(4.0 / 2500 * STEP_TOKENS) and said.step_spread == 0.0
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(10, 4), (150, 6), (500, 20), (10**6, 24)])
+def test_a_probe_is_a_twenty_fifth_of_the_run_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, asked: int, steps: int
+) -> None:
+    assert measure(Probed([0.0], monkeypatch, False, max_steps=asked)).steps == steps  # type: ignore[arg-type]
+
+
+def test_a_large_sample_is_thinned_to_what_a_short_probe_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Probed([0.0], monkeypatch, False, max_steps=100)
+    object.__setattr__(run.plan, "held_out_tokens", 20_000)
+    measure(run)  # type: ignore[arg-type]
+    assert run.samples == [80, 80]  # of 4,000 tokens worth: every fifth of 40 blocks
+    object.__setattr__(run.plan, "held_out_tokens", 10**6)
+    run.samples.clear()
+    measure(run)  # type: ignore[arg-type]
+    assert run.samples == [40, 40]  # four blocks at least
