@@ -12,6 +12,7 @@ from settle.base.run import home
 from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
 from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, processor_name
+from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
@@ -24,6 +25,7 @@ __all__ = [
     "DtypeProbe",
     "Energy",
     "EnergyMeter",
+    "Machine",
     "Memory",
     "PeakMemory",
     "Power",
@@ -35,16 +37,19 @@ __all__ = [
     "commanded",
     "cores",
     "describe",
+    "described",
     "disk_free",
     "FreedMemory",
     "is_asked",
     "keep_freed_memory",
+    "machine_or_this",
     "memory",
     "num_threads",
     "power",
     "probe_dtype",
     "processor_name",
     "resident",
+    "this_machine",
     "use_torch_threads",
 ]
 

@@ -38,3 +38,10 @@ def accelerator(kind: str | None = None) -> Accelerator:
     if mps and kind in (None, "mps"):
         return Accelerator("mps", processor_name())
     return Accelerator("cpu", processor_name())
+
+
+def apple_gpu_limit() -> int:
+    """Bytes of the shared memory that Apple's GPU may use, as Metal says."""
+    import torch
+
+    return int(torch.mps.recommended_max_memory())

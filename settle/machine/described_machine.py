@@ -1,0 +1,284 @@
+"""Machines as data: "mac m4 pro 24gb", "2x rtx 3090", "8x h100 sxm", this computer, or numbers by hand.
+
+`settle.machine.hardware` reads the table of devices.
+"""
+
+import datetime
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from settle.base.errors import UsageError
+from settle.machine.accelerator import accelerator, apple_gpu_limit
+from settle.machine.hardware import GIB, MATRIX_DTYPES, DeviceRow, Hardware, hardware, roofline_problem
+from settle.machine.memory import memory
+from settle.machine.power import power
+from settle.machine.speed import bandwidth, ceiling
+from settle.machine.threads import num_threads
+
+# Words that people put beside a device's name and that tell no device from another.
+_NOISE = frozenset(
+    """nvidia geforce amd radeon intel apple mac macbook mini studio air book imac gpu gpus the a an with and of ram
+    vram unified memory graphics card pc desktop workstation server core instinct tesla quadro generation silicon chip
+    google aws cluster node nodes integrated""".split()  # noqa: SIM905
+)
+_SAME = {"laptop": "mobile", "max-q": "mobile", "sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "bw": "blackwell"}
+_BY_HAND = {"memory": "gb", "bandwidth": "gb/s", "tflops": "", "watts": "w", "link": "gb/s"}
+_EXAMPLES = 'write for example "rtx 4090", "2x rtx 3090" or "memory=24gb bandwidth=936gb/s tflops=71 watts=350"'
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`count` devices of one kind.
+
+    kind: torch's name of the device type (cuda, mps, cpu), or rocm, xpu, tpu, hpu, neuron, npu. memory: bytes of a
+    device. bandwidth: bytes per second that a device reads its memory at. flops: dense operations per second of a
+    device, by dtype as torch names it, with float8, float4 and int8. watts: a device's design power, None where nobody
+    says. interconnect: bytes per second from a device to its neighbours in one node, one way; None is PCIe. network:
+    the same between nodes. node: devices that share the interconnect. cores: of Apple's GPU. date: of the source.
+    is_unified: one memory for the device and the processor. notes: what was assumed because it was not said.
+    measured: whether it is this computer.
+    """
+
+    name: str
+    kind: str
+    count: int
+    memory: int
+    bandwidth: float
+    flops: Mapping[str, float]
+    watts: float | None
+    interconnect: float | None
+    source: str
+    date: datetime.date
+    generation: str = ""
+    network: float | None = None
+    node: int = 1
+    cores: int | None = None
+    is_unified: bool = False
+    notes: tuple[str, ...] = ()
+    measured: bool = False
+    free: int | None = field(default=None, compare=False)  # bytes of `memory` that are not taken now; None: not known
+
+    @property
+    def matrix_flops(self) -> float:
+        """Operations per second of half-precision matrix products with float32 sums, of one device."""
+        return max(self.flops.get(dtype, 0.0) for dtype in MATRIX_DTYPES)
+
+    @property
+    def label(self) -> str:
+        """As a person would write it: "8x NVIDIA H100 SXM 80 GB"."""
+        size = f"{self.memory / GIB:.0f} GB"
+        return (f"{self.count}x " if self.count > 1 else "") + (
+            self.name if size in self.name else f"{self.name} {size}"
+        )
+
+
+def contradiction(machine: Machine, bytes_read: float, tokens_per_second: float) -> str | None:
+    """Why a measured decode speed cannot be this machine's, or None: it would read more than the memory delivers.
+
+    bytes_read: for each token. A row of others that fails this has the wrong device, model or unit.
+    """
+    rate = bytes_read * tokens_per_second
+    if rate <= 1.02 * machine.bandwidth * machine.count:
+        return None
+    return f"{rate / 1e9:,.0f} GB/s would be read where {machine.label} delivers {machine.bandwidth / 1e9:,.0f}"
+
+
+def device_names() -> tuple[str, ...]:
+    """Every device of the table, once."""
+    return tuple(dict.fromkeys(row.name for row in hardware().devices))
+
+
+def described(text: str, table: Hardware | None = None) -> Machine:
+    """The machine that the words name. Raises UsageError: unknown (with the nearest names), or sizes that contradict.
+
+    "2x rtx 3090", "mac m2 air 16gb", "m3 max 40 core 64gb", "16384x h100"; or numbers by hand, alone or after a name:
+    "memory=24gb bandwidth=936gb/s tflops=71 watts=350".
+    """
+    table = table or hardware()
+    words = text.strip().lower().replace("×", "x")
+    words, by_hand = _numbers_by_hand(words)
+    words, count = _count(words)
+    words, memory = _take(words, r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:gb|gib|g)\b")
+    words, cores = _take(words, r"\(?\b(\d+)\s*-?\s*(?:c|cores?|gpu cores?)\b\)?")
+    key = _key(words)
+    if not key:
+        if "memory" in by_hand and "bandwidth" in by_hand and "tflops" in by_hand:
+            return _by_hand(text, count, by_hand)
+        raise UsageError(f"{text!r} names no device", _EXAMPLES)
+    key = {_key(alias): _key(name) for alias, name in table.aliases.items()}.get(key, key)
+    rows = [row for row in table.devices if _key(row.name) == key] or _unique_ending(key, table)
+    if not rows:
+        raise UsageError(f"unknown device {words.strip()!r}", _nearest(key, table))
+    machine = _chosen(rows, count, None if "memory" in by_hand else memory, cores, table)
+    return _overridden(machine, by_hand) if by_hand else machine
+
+
+def _chosen(rows: Sequence[DeviceRow], count: int, size: float | None, cores: float | None, table: Hardware) -> Machine:
+    """The row, the size and the cores meant; what was not said is taken and noted."""
+    notes = []
+    name = rows[0].name
+    if cores is not None:
+        known = sorted({c for row in rows for c in row.cores})
+        rows = [row for row in rows if cores in row.cores] or []
+        if not rows:
+            raise UsageError(
+                f"no {name} has {cores:g} GPU cores", f"it has {_either(known)}" if known else "leave it out"
+            )
+    sizes = sorted({gb for row in rows for gb in row.memory_gb})
+    if size is not None and size not in sizes:
+        fix = f"it has {_either(sizes)} GB; for another size write memory={size:g}gb after the name"
+        raise UsageError(f"no {name} has {size:g} GB of memory", fix)
+    row = next(r for r in rows if size is None or size in r.memory_gb)
+    if size is None:
+        size = max(sizes) if row.link_gbs else min(sizes)
+        row = next(r for r in rows if size in r.memory_gb)
+        if len(sizes) > 1:
+            notes.append(f"{size:g} GB of memory assumed; it is sold with {_either(sizes)} GB")
+    gpu_cores = int(cores) if cores else max(row.cores, default=0)
+    if len(row.cores) > 1 and not cores:
+        notes.append(f"{gpu_cores} GPU cores assumed; it is sold with {_either(row.cores)}")
+    share = gpu_cores / max(row.cores) if row.cores else 1.0
+    source, fabric = table.sources[row.source], table.fabric.get(row.generation) if row.link_gbs else None
+    return Machine(
+        name=row.name,
+        kind=row.kind,
+        count=count,
+        memory=int(size * GIB),
+        bandwidth=row.bandwidth_gbs * 1e9,
+        flops={dtype: rate * 1e12 * share for dtype, rate in row.tflops.items()},
+        watts=row.watts,
+        interconnect=row.link_gbs * 1e9 if row.link_gbs else None,
+        source=source.text,
+        date=source.date,
+        generation=row.generation,
+        network=fabric.network_gbs * 1e9 if fabric else None,
+        node=fabric.node if fabric else max(1, min(count, 8)),
+        cores=gpu_cores or None,
+        is_unified=row.unified,
+        notes=tuple(notes),
+    )
+
+
+def _numbers_by_hand(words: str) -> tuple[str, dict[str, float]]:
+    """`name=number` pairs taken out of the words. Raises UsageError for a name that is none, or a number of zero."""
+    found: dict[str, float] = {}
+    for pair in re.findall(r"\S+=\S*", words):
+        name, _, value = pair.partition("=")
+        number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(gb/s|gb|gib|w|tflops)?", value)
+        if name not in _BY_HAND:
+            raise UsageError(f"{name!r} is no number of a machine", f"known: {', '.join(_BY_HAND)}")
+        if not number or float(number[1]) <= 0:
+            raise UsageError(f"{pair!r} is no positive number", f"write for example {name}=24{_BY_HAND[name]}")
+        found[name] = float(number[1])
+    return re.sub(r"\S+=\S*", " ", words), found
+
+
+def _by_hand(text: str, count: int, numbers: Mapping[str, float]) -> Machine:
+    unnamed = Machine("by hand", "cuda", count, GIB, 1e9, {}, None, None, "by hand", datetime.date.today(), "by hand")
+    return _overridden(unnamed, numbers)
+
+
+def _overridden(machine: Machine, numbers: Mapping[str, float]) -> Machine:
+    """The machine with these numbers in the place of its own. Raises UsageError when together they cannot be."""
+    changed = machine
+    if "memory" in numbers:
+        changed = replace(changed, memory=int(numbers["memory"] * GIB))
+    if "bandwidth" in numbers:
+        changed = replace(changed, bandwidth=numbers["bandwidth"] * 1e9)
+    if "tflops" in numbers:
+        changed = replace(changed, flops={"float32": numbers["tflops"] * 1e12})
+    if "watts" in numbers:
+        changed = replace(changed, watts=numbers["watts"])
+    if "link" in numbers:
+        changed = replace(changed, interconnect=numbers["link"] * 1e9)
+    problem = roofline_problem([changed.memory], changed.bandwidth, changed.flops)
+    if problem:
+        raise UsageError(f"no device is like that: {problem}", "check the units: memory in GB, bandwidth in GB/s")
+    note = "by hand: " + ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+    return replace(changed, notes=(*changed.notes, note))
+
+
+def _count(words: str) -> tuple[str, int]:
+    """ "8x h100", "8 x h100", "h100 x8", "h100 * 8". Raises UsageError for none at all."""
+    for pattern in (r"^\s*(\d+)\s*[x*]\s+", r"^\s*(\d+)x(?=[a-z])", r"\s[x*]\s*(\d+)\s*$"):
+        found = re.search(pattern, words)
+        if found:
+            if not 0 < int(found[1]) <= 1_000_000:
+                raise UsageError(f"{found[1]} devices", "ask for one or more, a million at most")
+            return words[: found.start()] + " " + words[found.end() :], int(found[1])
+    return words, 1
+
+
+def _take(words: str, pattern: str) -> tuple[str, float | None]:
+    """A number taken out of the words."""
+    found = re.search(pattern, words)
+    if not found:
+        return words, None
+    return words[: found.start()] + " " + words[found.end() :], float(found[1])
+
+
+def _key(words: str) -> str:
+    """What two spellings of one name share."""
+    words = re.sub(r"\bmac(book)?\s+(pro|air)\b(?=.*\bm\d)", " ", words.lower())
+    tokens = [_SAME.get(token, token) for token in re.findall(r"max-q|[a-z0-9+]+", words)]
+    return "".join(token for token in tokens if token not in _NOISE)
+
+
+def _unique_ending(key: str, table: Hardware) -> list[DeviceRow]:
+    """Rows of the one name that differs only by what people leave out: "3090", "h100", "pro 6000"."""
+    for left_out in (r"^(rtx|gtx|rx|arc|titan)", r"(sxm|pcie)$", r"^rtx|blackwell.*$|ada$"):
+        rows = [row for row in table.devices if re.sub(left_out, "", _key(row.name)) == key]
+        names = dict.fromkeys(row.name for row in rows)
+        if rows:
+            best = next((name for name in names if name.endswith("SXM")), rows[0].name)
+            return [row for row in rows if row.name == best]
+    return []
+
+
+def _nearest(key: str, table: Hardware) -> str:
+    names = {_key(row.name): row.name for row in table.devices}
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    if not near:
+        return f"{len(names)} devices are known, or give its numbers: memory=24gb bandwidth=936gb/s tflops=71 watts=350"
+    return f"nearest: {', '.join(names[k] for k in near)}; or give its numbers: memory=…gb bandwidth=…gb/s tflops=…"
+
+
+def _either(numbers: Sequence[float]) -> str:
+    texts = [f"{number:g}" for number in numbers]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def this_machine(seconds: float = 0.5) -> Machine:
+    """This computer, measured: what it holds, copies and multiplies. Remembered; half a second the first time."""
+    device = accelerator()
+    held = memory()
+    rates = {
+        dtype: ceiling([(512, 2048, 2048), (512, 2048, 5504)], dtype, device, seconds / 2) for dtype in device.dtypes
+    }
+    if device.kind == "mps":
+        limit = apple_gpu_limit()
+    else:
+        limit = device.memory_total or held.total
+    return Machine(
+        name=device.name,
+        kind=device.kind,
+        count=1,
+        memory=limit,
+        bandwidth=bandwidth(device, seconds / 2),
+        flops=rates,
+        watts=power(num_threads(None), None, device.kind).watts,
+        interconnect=None,
+        source="measured here",
+        date=datetime.date.today(),
+        generation="here",
+        is_unified=device.kind in ("mps", "cpu"),
+        measured=True,
+        free=device.memory_free if device.memory_free is not None else held.available,
+    )
+
+
+def machine_or_this(text: str | None) -> Machine:
+    """The machine that the words name, or this one."""
+    return described(text) if text else this_machine()
