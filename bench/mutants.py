@@ -2,7 +2,7 @@
 
     python bench/mutants.py [--room train --room plan] [--count 400] [--seed 1]   faults drawn by chance
     python bench/mutants.py --changed main     of the files changed since a commit
-    python bench/mutants.py --named [--room train]   those of bench/mutation/named.toml
+    python bench/mutants.py --named [--room train]   those of bench/mutation/named.toml; with --count drawn ones too
     python bench/mutants.py --missed           those recorded as missed, once more
     python bench/mutants.py --report           the table of what is recorded
 
@@ -65,7 +65,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", action="append", help="a room or file below settle/ to draw from; all without")
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, help="faults to draw, 400 without")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--changed", metavar="COMMIT", help="draw from files that differ from this commit")
     parser.add_argument("--named", action="store_true")
@@ -108,8 +108,9 @@ def note_calls(path: Path) -> None:
 def draw(options: argparse.Namespace) -> list[Fault]:
     """The faults to try, in a fixed order."""
     paths = paths_of(options.room or ROOMS)
-    if options.named:
-        return [fault for fault in named(ROOT) if not options.room or fault.path in paths]
+    drawn = [fault for fault in named(ROOT) if not options.room or fault.path in paths] if options.named else []
+    if options.named and options.count is None:
+        return drawn
     chance = random.Random(options.seed)
     if options.missed:
         left = {record["key"] for record in recorded(ROOT) if not record["by"]} - equivalent(ROOT)
@@ -119,7 +120,7 @@ def draw(options: argparse.Namespace) -> list[Fault]:
     by_room = collections.defaultdict(list)
     for path in paths:
         by_room[path.split("/")[1]] += faults_of(ROOT, path)
-    drawn: list[Fault] = []
+    count, others = options.count or 400, list[Fault]()
     for faults in by_room.values():
         chance.shuffle(faults)
         taken: collections.Counter[str] = collections.Counter()
@@ -128,9 +129,9 @@ def draw(options: argparse.Namespace) -> list[Fault]:
             taken[fault.path + fault.function] += 1
             if taken[fault.path + fault.function] <= A_FUNCTION:
                 few.append(fault)
-        drawn += [fault for fault in few[: options.count // len(by_room)] if compiles(ROOT, fault)]
-    chance.shuffle(drawn)
-    return drawn
+        others += [fault for fault in few[: count // len(by_room)] if compiles(ROOT, fault)]
+    chance.shuffle(others)
+    return drawn + others
 
 
 def paths_of(rooms: Sequence[str]) -> list[str]:
@@ -208,8 +209,9 @@ def inside(options: argparse.Namespace) -> None:
     from mutation.trials import run_trials
 
     faults = [Fault(**entry) for entry in json.loads(Path("faults.json").read_text())]
-    is_anew = options.named or options.missed
-    done = set() if is_anew else {record["key"] for record in recorded(options.inside)}
+    done = set() if options.missed else {record["key"] for record in recorded(options.inside)}
+    if options.named:
+        done -= {fault.key for fault in named(Path.cwd())}
     calls, seconds = read_calls(options.calls)
     faults = [fault for fault in faults if fault.key not in done]
     nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}

@@ -142,6 +142,7 @@ def test_energy_asked_and_estimated():
     told = estimated.read()
     assert told.source == "estimated" and told.joules > 0.09 * WATTS_PER_CORE
     assert power(4, watts=9.0).watts == 9.0 and power(4).watts > 4 * WATTS_PER_CORE
+    assert power(40).watts - power(4).watts == pytest.approx(36 * WATTS_PER_CORE, abs=1.0) and 4 < WATTS_PER_CORE < 12
 
 
 def test_energy_from_counters_that_wrap_around(tmp_path):
