@@ -145,10 +145,10 @@ def test_a_forecast_is_made_anew_after_three_evaluations_and_a_tenth_more_tokens
     made_anew: list[tuple[int, float]],
 ) -> None:
     watching, seen = followed(1000.0)
-    for tokens in (0, 100, 150, 160, 170, 180, 190, 197, 198, 217, 218):
+    for tokens in (0, 100, 150, 160, 170, 180, 190, 197, 199, 218, 219):
         watching(at(tokens))
     watching(at(300, whole=True))  # the evaluation of the result is none of the run's
-    assert [forecast.tokens for forecast in seen] == [180, 198, 218]
+    assert [forecast.tokens for forecast in seen] == [180, 199, 219]
     assert [forecast.step for forecast in seen] == [18, 19, 21]
     assert all(forecast.end_tokens == 1000 and forecast.loss == 2.0 for forecast in seen)
     assert made_anew[0] == (5, 1000.0)
