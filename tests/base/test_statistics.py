@@ -197,6 +197,7 @@ def test_a_log_normal_interval_holds_four_of_five():
     assert estimate.low * estimate.high == pytest.approx(100.0**2)
     assert math.log(estimate.high / 100.0) == pytest.approx(0.12816, rel=1e-3)
     assert estimate.log_std == pytest.approx(0.1)
+    assert estimate.is_bounded and not Interval(1.0, 0.0).is_bounded and not Interval(1.0, high=2.0).is_bounded
     assert estimate.at_most(95).high == 95 and estimate.shifted(3).low == pytest.approx(estimate.low + 3)
 
 

@@ -1,6 +1,7 @@
 """The forecast of a tuning run by what its probe saw, worked out by hand; and the probe's work, by a clock."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 from settle.plan import tuning_forecast as tuning
-from settle.plan.phases import Phases
+from settle.plan.phases import COMPARISON_SHARE, SLACK, Phases, export_seconds
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_forecast import (
     HALF_MEMORY_GROWTH,
@@ -27,6 +28,7 @@ from settle.plan.tuning_forecast import (
     _widened_head,
     expected_steps,
     forecast,
+    look_ahead,
     measure,
 )
 from settle.train.evaluation import Evaluation
@@ -43,7 +45,10 @@ SEEN = Measured(
 def job(whole: bool = False, dtype: str = "float32", recompute: int = 0, **loop: Any) -> Any:
     """A run of which only sizes are asked: 1,000 numbers are trained, of a model with a head of 50 × 16."""
     corpus = object.__new__(RowCorpus)
-    for name, value in (("train", SimpleNamespace(num_inputs=30_000)), ("held_out", SimpleNamespace(num_tokens=700))):
+    for name, value in (
+        ("train", SimpleNamespace(num_inputs=30_000, num_tokens=31_000)),
+        ("held_out", SimpleNamespace(num_tokens=700)),
+    ):
         object.__setattr__(corpus, name, value)
     options = SimpleNamespace(vocab_size=50, layers=[SimpleNamespace(width=8), SimpleNamespace(width=16)])
     model = SimpleNamespace(recompute=recompute, options=options, trainable=lambda: {"a": torch.zeros(10, 100)})
@@ -104,6 +109,34 @@ def test_memory_grows_by_what_the_probe_does_not_see(asked: dict[str, Any], memo
     said = forecast(job(max_steps=30, **asked), SEEN, TuningSettings(), Phases(0.0, 0.0, 0.0, 0.0, 0.0))
     assert said.peak_memory.value == pytest.approx(memory, rel=1e-12)
     assert _widened_head(job(dtype="float16")) == 4 * 50 * 16
+
+
+@pytest.mark.parametrize(("whole", "seconds"), [(False, None), (True, None), (False, 500.0)])
+def test_what_follows_the_loop_is_planned_by_the_speed_that_was_measured(
+    home: Path, monkeypatch: pytest.MonkeyPatch, whole: bool, seconds: float | None
+) -> None:
+    """Evaluation, export of the adapter or of the model, and the comparison, by the seconds of a token read."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(tuning, "measure", lambda job, watts, events: SEEN)
+    monkeypatch.setattr(tuning, "forecast", lambda job, seen, settings, phases: phases)
+    monkeypatch.setattr(tuning, "_finally_evaluated", lambda job, tokens: asked.update(tokens=tokens) or 900)
+    run = job(whole, seconds=seconds, max_steps=None if seconds else 40)
+
+    def comparing(per_token: float) -> float:
+        assert per_token == SEEN.evaluation_seconds
+        return 300.0
+
+    phases: Any = look_ahead(run, TuningSettings(), lambda: 20.0, comparing, Events())
+    assert asked["tokens"] == pytest.approx(min(3 * 31_000, (480 / 3 if seconds else 40) * STEP_TOKENS))
+    assert (phases.before, phases.proof, phases.loop) == (20.0, 9.0, 0.0)
+    assert phases.judge == pytest.approx(2e-3 * (SAMPLE + 900))
+    adds = run.plan.num_parameters if whole else 1000
+    assert phases.export == pytest.approx(export_seconds(adds, 2e-3, 1))
+    assert phases.compare == (COMPARISON_SHARE * 500 if seconds else 300.0)
+    if seconds:
+        kept = run.plan.loop
+        assert kept.seconds_after == pytest.approx(phases.judge + phases.export + SLACK * 500)
+        assert kept.seconds_comparing == phases.compare and kept.step_seconds == 3.0
 
 
 def test_evaluations_are_counted_as_the_run_makes_them() -> None:

@@ -8,9 +8,13 @@ import pytest
 
 from settle.base.choice import Choice
 from settle.base.errors import ResourceError, UsageError
+from settle.base.settings import resolve
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures.llama import Llama
 from settle.plan import tuning_plan
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_plan import ROOM, _check_quantize, _Fit, _objective
+from settle.plan.tuning_plan import RATES, ROOM, _check_quantize, _evaluation_cost, _Fit, _objective, plan_tuning
+from settle.train.optimizers import Optimizer
 
 LAYERS, INSIDE, TABLES, ADAPTED = 4, 1_000_000, 200_000, 5_000  # the last: numbers of the adapter
 PER_TOKEN = 1000.0  # bytes of activations
@@ -167,3 +171,65 @@ def test_rows_choose_their_objective(kind: str, named: str | None, adapter: str,
         return
     assert _objective(Choice("train/objectives", named), corpus, adapter, None, why)[0] == objective  # type: ignore[arg-type]
     assert ("objective.name" in why) == (named is None)
+
+
+# --- the whole plan ---
+
+
+def planned(home: Any, **asked: Any) -> Any:
+    """The plan of 120 rows of about 50 tokens, for a tiny model that others trained."""
+    lengths = SimpleNamespace(max=lambda: 80)
+
+    def store(rows: int) -> Any:
+        return SimpleNamespace(
+            num_rows=rows, num_documents=rows, num_inputs=50 * rows, segments_per_row=1, lengths=lengths
+        )
+
+    corpus: Any = SimpleNamespace(kind="chat", train=store(120), selection=store(12))
+    source = SimpleNamespace(path=home / "base.gguf", sha256="a" * 64)
+    base: Any = SimpleNamespace(part=Llama.TINY, name="base", source=source, kinds={"F32": 10})
+    layers = [("asked", {"threads": 1, "device": "cpu", "dtype": "float32", **asked})]
+    resolved = resolve(TuningSettings, layers)
+    return plan_tuning(resolved.value, resolved.origin, corpus, base)
+
+
+def test_a_tuning_plan_has_the_rates_of_what_it_trains(home: Any) -> None:
+    adapter = planned(home)
+    assert adapter.optimizer["lr"] == LoRA.LEARNING_RATE and adapter.optimizer["weight_decay"] == 0.0
+    assert (adapter.optimizer["beta2"], adapter.optimizer["eps"]) == (0.99, 1e-8)
+    whole = planned(home, adapter="full")
+    assert {key: whole.optimizer[key] for key in RATES["full"]} == RATES["full"]
+    assert planned(home, optimizer={"name": "adamw", "lr": 0.5}).optimizer["lr"] == 0.5
+    muon = planned(home, optimizer="muon")
+    assert muon.optimizer == Optimizer.make("muon", {}).model_dump()  # which has defaults for every model
+    assert (adapter.optimizer_name, muon.optimizer_name) == ("adamw", "muon")
+
+
+def test_a_tuning_plan_holds_its_base_its_adapter_and_its_rows(home: Any) -> None:
+    plan = planned(home, adapter={"name": "lora", "rank": 2}, steps=40, time="10m", quantize="nf4", recompute=True)
+    tuning = plan.tuning
+    assert (tuning.base, tuning.base_name, tuning.base_sha256) == (str(home / "base.gguf"), "base", "a" * 64)
+    assert tuning.adapter_name == "lora" and tuning.adapter["rank"] == 2 and tuning.quantize == "nf4"
+    assert (tuning.rows, tuning.recompute) == (8, 1) and plan.loop.micro_batches == 1
+    assert (plan.loop.max_steps, plan.loop.seconds) == (40, 600.0)
+    assert plan.architecture_name == "llama" and plan.objective == "next_token" and plan.dtype == "float32"
+    assert plan.held_out_tokens == 12 * 50 and plan.loop.evaluation_cost == _evaluation_cost(
+        SimpleNamespace(train=SimpleNamespace(num_inputs=6000)),
+        600,  # type: ignore[arg-type]
+    )
+    assert plan.origin["adapter.rank"] == "asked" and plan.origin["adapter.alpha"] == "default"
+    assert plan.origin["warmup_steps"] == "derived" and plan.origin["dtype"] == "asked"
+    assert planned(home, adapter="full").tuning.adapter == {}
+
+
+def test_the_type_is_measured_at_the_products_of_a_micro_batch(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def choose(asked: str | None, device: Any, products: list[tuple[int, int, int]], why: Any) -> str:
+        seen.append(products[0][0])
+        return "float32"
+
+    monkeypatch.setattr(tuning_plan, "choose_dtype", choose)
+    for rows in (8, 1, 1000):
+        planned(home, batch_rows=rows)
+    assert seen == [400, 50, tuning_plan.MOST_AT_ONCE]
