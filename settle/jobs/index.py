@@ -59,6 +59,7 @@ def index(settings: IndexSettings, events: Events) -> str | None:
                 check_collection(name, settings, events)
             if settings.watch:
                 watch(name, events)
+            _require_named(paths, report)
         except BaseException as e:
             if isinstance(e, KeyboardInterrupt):
                 events.emit(Say(text="stopped; what was indexed is kept, and the same command continues"))
@@ -186,14 +187,28 @@ def _require_visible(collection: Collection, roots: list[Path]) -> None:
 def _require_documents(report: Report) -> Report:
     if not report.documents:
         raise DataError("there is no document there", _left_out(report.left_out) or "give another folder")
+    if not report.passages:
+        path, why = report.failed[0]
+        raise DataError(f"no document there could be read: {path}: {why}", "give a file that a program opens as it is")
     return report
 
 
+def _require_named(paths: list[Path], report: Report) -> None:
+    """Raises DataError where a file that was asked for by its name could not be read."""
+    failed = dict(report.failed)
+    for path in map(str, paths):
+        if path in failed:
+            fix = (
+                "the rest is indexed; replace the file, or convert it to a format that can be read, and run this again"
+            )
+            raise DataError(f"{path} could not be read: {failed[path]}", fix)
+
+
 def _delete_if_empty(name: str) -> None:
-    """A new collection that no document came into is removed."""
+    """A new collection that nothing came into is removed."""
     if name in collection_names():
         with Collection(name) as collection:
-            is_empty = not collection.catalogue.counts()["documents"]
+            is_empty = not collection.catalogue.counts()["passages"]
         if is_empty:
             delete(name)
 
@@ -228,7 +243,10 @@ def _summary(report: Report) -> str:
         "could not be read": len(report.failed),
     }
     parts = [f"{number:,} {what}" for what, number in numbers.items() if number]
-    return f"{', '.join(parts) or 'nothing'}; {report.documents:,} documents, {report.passages:,} passages"
+    now = (
+        f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((report.documents, "document"), (report.passages, "passage"))
+    )
+    return f"{', '.join(parts) or 'nothing'}; {', '.join(now)}"
 
 
 def _left_out(reasons: dict[str, int]) -> str:

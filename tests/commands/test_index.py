@@ -89,6 +89,19 @@ def test_what_cannot_be_read_is_told(notes, capfd):
     assert "left out: 1 no reader for .mp4" in err and "4 added, 2 could not be read" in err
 
 
+def test_a_file_that_was_named_and_cannot_be_read_is_an_error(notes, capfd):
+    (notes / "broken.txt").write_bytes(b"\0" * 9)
+    (notes / "torn.pdf").write_bytes(b"%PDF-1.4 torn")
+    for name in ("broken.txt", "torn.pdf"):
+        assert main(["index", f"notes/{name}", *HASHED]) == 1
+        assert "no document there could be read" in capfd.readouterr().err and collection_names() == []
+    assert main(["index", "notes/broken.txt", "notes/food.txt", "--name", "some", *HASHED]) == 1
+    err = capfd.readouterr().err
+    assert "2 added, 1 could not be read; 2 documents, 1 passage\n" in err
+    assert f"{notes / 'broken.txt'} could not be read: not text: it has zero bytes\n  → the rest is indexed" in err
+    assert collection_names() == ["some"]
+
+
 def test_nothing_to_index_leaves_nothing(notes, index, tmp_path, capfd):
     (tmp_path / "void").mkdir()
     (tmp_path / "void" / "film.mp4").write_bytes(b"\0")
