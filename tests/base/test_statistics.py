@@ -206,6 +206,110 @@ def test_an_interval_comes_back_from_json(interval: Interval):
     assert Interval.from_json(interval.to_json(), interval.level) == interval
 
 
+# --- by their formulas ---
+
+
+class Counted(np.random.Generator):
+    """Notes how many rows are drawn."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.rows: list[int] = []
+
+    def integers(self, low, high=None, size=None, **rest):
+        self.rows.append(size[0])
+        return super().integers(low, high, size, **rest)
+
+
+def test_resamples_are_drawn_in_parts_and_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch):
+    from settle.base import statistics
+
+    monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
+    random = Counted(0)
+    in_parts = bootstrap_ratio(np.arange(30.0), np.ones(30), random, 1000)
+    assert random.rows == [400, 400, 200]
+    monkeypatch.undo()
+    assert in_parts == bootstrap_ratio(np.arange(30.0), np.ones(30), np.random.default_rng(np.random.PCG64(0)), 1000)
+    monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
+    random = Counted(0)
+    statistics._sign_flip(np.arange(1.0, 31.0), random, 1000)
+    assert random.rows == [400, 400, 200]
+
+
+def test_the_bootstrap_s_tails_are_those_of_student_with_the_variance_of_n():
+    """Hesterberg 2015, section 5.3: the tail α/2 becomes Φ(-√(n/(n-1)) t)."""
+    values = np.random.default_rng(0).normal(size=8)
+    drawn = values[np.random.default_rng(3).integers(0, 8, (4000, 8))].mean(1)
+    tail = stats.norm.cdf(-math.sqrt(8 / 7) * stats.t.ppf(0.975, 7))
+    measured = bootstrap_mean(values, np.random.default_rng(3), 4000)
+    assert (measured.low, measured.high) == pytest.approx(np.quantile(drawn, [tail, 1 - tail]))
+
+
+def test_families_that_agree_count_as_the_rule_of_three_says():
+    """Of n families that all differ by the mean, a share of 1 - 0.05^(1/n) may say the opposite."""
+    for n, mean in ((20, 0.5), (6, 2.0), (9, -0.25)):
+        unseen, most = 1 - 0.05 ** (1 / n), max(1.0, abs(mean))
+        found = paired_test([0.0] * 2 * n, [mean] * 2 * n, [i // 2 for i in range(2 * n)]).difference
+        assert found.ends == pytest.approx((mean, mean - unseen * (most + mean), mean + unseen * (most - mean)))
+
+
+def test_the_interval_of_a_difference_is_students_corrected_for_skewness():
+    """Hall's transformation (1992), inverted; families of unequal size count as fewer."""
+    random = np.random.default_rng(7)
+    family = np.repeat(np.arange(12), random.integers(1, 6, 12))
+    differences = random.exponential(size=len(family))
+    found = paired_test(np.zeros(len(family)), differences, family)
+    sums, counts = np.bincount(family, differences), np.bincount(family)
+    n, mean = 12, differences.mean()
+    rest = sums - mean * counts
+    std = math.sqrt((rest**2).sum() / (n - 1))
+    skewness = (rest**3).sum() / std**3 * math.sqrt(n) / ((n - 1) * (n - 2))
+    t = stats.t.ppf(0.975, counts.sum() ** 2 / (counts**2).sum() - 1)
+
+    def end(quantile: float) -> float:
+        bent = 3 / skewness * (math.cbrt(1 + skewness * (quantile - skewness / 6)) - 1)
+        return mean - bent * std * math.sqrt(n) / counts.sum()
+
+    resampled = bootstrap_ratio(sums, counts, np.random.default_rng(0))
+    assert found.difference.value == pytest.approx(mean)
+    assert found.difference.low == pytest.approx(min(resampled.low, end(t)))
+    assert found.difference.high == pytest.approx(max(resampled.high, end(-t)))
+    even = paired_test(np.zeros(12), [1.0, -1.0] * 6).difference  # no skewness: Student's own
+    half = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11) / math.sqrt(12)
+    resampled = bootstrap_ratio([1.0, -1.0] * 6, [1.0] * 12, np.random.default_rng(0))
+    assert even.high == pytest.approx(max(half, resampled.high)) and even.low == pytest.approx(
+        -max(half, -resampled.low)
+    )
+
+
+def test_one_large_family_leaves_one_degree_of_freedom():
+    """However unequal the families are, Student's t is never of fewer."""
+    sums, counts = np.array([40.0, 1.0, -1.0]), np.array([100, 1, 1])
+    family = np.repeat([0, 1, 2], counts)
+    found = paired_test(np.zeros(102), (sums / counts)[family], family)
+    assert found.difference.high - found.difference.low < 1e3 and found.verdict == "no different"
+    rest = sums - sums.sum() / 102 * counts
+    assert found.difference.high > sums.sum() / 102 + math.sqrt((rest**2).sum() / 2) * math.sqrt(3) / 102
+
+
+def test_shares_of_families_vary_as_much_as_their_design_effect_says():
+    """Korn and Graubard 1998, with the variance of a ratio over families (Cochran 1977, section 6.4)."""
+    hits, families = [True] * 6 + [False] * 6, [0, 0, 0, 0, 1, 2, 1, 1, 2, 2, 3, 3]
+    excess = np.bincount(families, np.array(hits) - 0.5)
+    effective = 12**2 * 0.25 * 3 / 4 / (excess**2).sum()
+    assert effective < 12
+    z = stats.t.ppf(0.975, 3)
+    middle = (0.5 + z * z / (2 * effective)) / (1 + z * z / effective)
+    half = z / (1 + z * z / effective) * math.sqrt(0.25 / effective + z * z / (4 * effective**2))
+    assert wilson(hits, families).ends == pytest.approx((0.5, middle - half, middle + half))
+
+
+def test_an_interval_holds_its_ends():
+    interval = Interval(1.0, 0.5, 2.0)
+    assert [interval.contains(v) for v in (0.5, 2.0, 0.49, 2.01)] == [True, True, False, False]
+    assert interval.shifted(1.0).ends == (2.0, 1.5, 3.0) and interval.at_most(0.7).ends == (0.7, 0.5, 0.7)
+
+
 def test_importing_it_loads_no_numpy():
     script = "import sys, settle.base.statistics; print(sorted({'numpy', 'torch', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

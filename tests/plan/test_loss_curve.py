@@ -8,6 +8,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, LossForecast, Rollback
 from settle.plan.loss_curve import CurveFacts, CurvePrior, Observation, binned, recorded
+from settle.plan.loss_law import left_over, worth
 from settle.plan.ngrams import ORDER, chunks, ngram_curve, ngram_loss
 from settle.plan.outlook import CurveStart, Outlook
 
@@ -53,6 +54,10 @@ def test_intervals_hold_the_share_of_curves_that_they_claim_and_narrow_as_a_run_
     assert np.mean(widths, axis=0)[1] < 0.6 * np.mean(widths, axis=0)[0]
 
 
+def test_what_a_size_and_its_text_leave_is_hoffmann_s():
+    assert left_over(1e6, 1e8) == pytest.approx(406.4 * 1e6**-0.34 + 410.7 * 1e8**-0.28)
+
+
 def test_what_widens_an_interval():
     seen = [Observation(15e3, 5.0, decayed=True), Observation(40e3, 4.5, decayed=True)]
     widths = [PRIOR.after(FACTS, seen, tokens).log_std for tokens in (5e4, 2e5, 2e6, 2e7)]
@@ -91,6 +96,58 @@ def test_evaluations_that_are_neighbours_are_one_observation():
     assert first.loss == pytest.approx(math.sqrt(4.0 * 4.2) * math.exp(-0.1))
     assert first.tokens == pytest.approx(math.sqrt(100_000 * 101_000)) and not first.decayed
     assert second.loss == pytest.approx(3.5 * math.exp(-0.1))
+
+
+def test_facts_are_logarithms_of_what_is_usual():
+    assert FACTS.ngram_loss(65536) == pytest.approx(3.9)
+    assert FACTS.ngram_loss(16384) == pytest.approx((4.6 + 3.9) / 2)  # half way in the logarithm
+    assert FACTS.ngram_loss(1) == 4.6 and FACTS.ngram_loss(1e12) == 3.4
+    usual = replace(FACTS, parameters=100_000, bytes_per_token=2.5 * math.e)
+    predictable = usual.ngram_loss(1e5) / math.log(512) / 0.65
+    assert usual.vector() == pytest.approx([1.0, 0.0, 1.0, math.log(predictable), 0.0])
+    larger = replace(usual, parameters=100_000 * math.e, tokens_per_step=1024 * math.e)
+    assert larger.vector() - usual.vector() == pytest.approx([0, 1, 0, 0, 1])
+
+
+def test_the_conditional_curve_is_that_of_the_joint_normal():
+    """By conditioning the whole Gaussian on what was seen, with the design and the covariance written out."""
+    seen = [Observation(2e4, 5.0, decayed=True, stderr=0.05), Observation(6e4, 4.4, decayed=False)]
+    end = Observation(3e5, 1.0, decayed=True)
+    rows, values = [], []
+    for o in (*seen, end):
+        x = math.log(o.tokens / 1e5)
+        steps = o.tokens / 1024
+        ngram = math.log(FACTS.ngram_loss(o.tokens) / FACTS.ngram_loss(1e5))
+        constant = 0.0 if o.decayed else 1.0
+        rows.append([1.0, (math.exp(-0.2 * x) - 1) / 0.2, ngram, constant, constant / math.sqrt(steps / 100)])
+        values.append(math.log(o.loss))
+    design, spread = np.array(rows), PRIOR.spread
+    assert PRIOR.design(FACTS, [*seen, end]) == pytest.approx(design)
+    together = np.diag(spread**2)
+    together[0, 1] = together[1, 0] = 0.3 * spread[0] * spread[1]
+    covariance = design @ together @ design.T
+    for i, a in enumerate((*seen, end)):
+        for j, b in enumerate((*seen, end)):
+            covariance[i, j] += 0.01**2 * math.log(min(a.tokens, b.tokens) / 4096)
+    covariance[0, 0] += 0.004**2 + (0.05 / 5.0) ** 2
+    covariance[1, 1] += 0.006**2
+    covariance[2, 2] += 0.004**2
+    mean = design @ PRIOR.mean @ FACTS.vector()
+    gain = np.linalg.solve(covariance[:2, :2], covariance[:2, 2])
+    value = mean[2] + gain @ (np.array(values[:2]) - mean[:2])
+    std = math.sqrt(covariance[2, 2] - gain @ covariance[:2, 2])
+    found = PRIOR.after(FACTS, seen, 3e5)
+    assert math.log(found.value) == pytest.approx(value) and found.log_std == pytest.approx(std)
+    unsure = PRIOR.after(FACTS, seen, 3e5, stderr=0.1)
+    assert unsure.log_std == pytest.approx(math.hypot(std, 0.1 / found.value))
+
+
+def test_text_seen_again_is_worth_less_in_every_part_of_the_curve():
+    few = replace(FACTS, unique=50_000)
+    once, again = Observation(50_000, 4.0, decayed=True), Observation(500_000, 4.0, decayed=True)
+    x = math.log(worth(500_000, 50_000) / 1e5)
+    assert PRIOR.design(few, [again])[0, 1] == pytest.approx((math.exp(-0.2 * x) - 1) / 0.2)
+    assert PRIOR.design(few, [again])[0, 2] == PRIOR.design(few, [once])[0, 2]  # no n-gram is seen that was not before
 
 
 # --- n-grams ---

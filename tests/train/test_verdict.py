@@ -1,11 +1,13 @@
 """A run that learned nothing says so, and its verdict is one after which nothing is exported."""
 
+import math
+
 import pytest
 
 from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
 from settle.train.schedule import Schedule
-from settle.train.state import LoopPlan, LoopState
+from settle.train.state import LoopPlan, LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.verdict import _is_noise, verdict
 
 PLAN = LoopPlan(tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=8)
@@ -78,3 +80,42 @@ def test_a_fall_of_two_standard_errors_is_noise():
         after = tuple(1.0 - fall - sign * deviation for sign in (1, -1, 1, -1))
         assert _is_noise(before, after) == is_noise
     assert _is_noise(before, before) and not _is_noise((1.0,), (2.0,))
+
+
+def test_a_diverged_run_names_the_last_batch_that_did_it():
+    def note(step: int) -> RollbackNote:
+        batches = [NamedBatch(step + n, 1, [NamedRow(0, f"{step}.txt:{n}", 0, 9, "x")]) for n in (0, 1)]
+        return RollbackNote(step, "nan", "1.0", 8, batches)
+
+    run = state((2.0,), (1.0,))
+    run.stop, run.rollbacks = "diverged", [note(20), note(30)]
+    said = verdict(run, PLAN, 1.0)
+    assert said["verdict"] == "diverged" and len(said["rollbacks"]) == 2  # type: ignore[arg-type]
+    assert said["why"] == "rolled back 2 times, last at step 30 (loss nan): batch 31, which begins with 30.txt:1"
+
+
+def test_a_further_hour_is_judged_without_the_decay():
+    """The loss falls fast in a decay: that says nothing of the constant rate."""
+    stable = [(4.0 - 0.3 * math.log(n + 1),) for n in range(30)]
+    constant = state(*stable)
+    constant.schedule = Schedule(1)
+    before = verdict(constant, PLAN, 1.0)
+    run = state(*stable, (1.5,), (1.2,))
+    run.schedule = Schedule(1, 29, 2)
+    after = verdict(run, PLAN, 1.0)
+    assert after["gain_per_hour"] == before["gain_per_hour"]
+    assert str(after["why"]).endswith(
+        f"The decay then took it from {sum(b for (b,) in stable[-5:]) / 5:.4f} to 1.2000."
+    )
+    assert "before the learning rate falls" in str(after["why"]) and "decay" not in str(before["why"])
+
+
+def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
+    run = state((2.0,), (1.0,))
+    run.judgement = {"why": "it rests", "evidence": {"a": 1}}
+    for stop, name in (("broken", "broken"), ("overfitting", "overfitting")):
+        run.stop = stop
+        said = verdict(run, PLAN, 1.0)
+        assert (said["verdict"], said["why"], said["evidence"]) == (name, "it rests", {"a": 1})
+    run.stop = "budget"
+    assert "before there were enough evaluations" in str(verdict(run, PLAN, 1.0)["why"])
