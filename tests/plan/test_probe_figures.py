@@ -150,6 +150,10 @@ def test_a_forecast_is_made_anew_after_three_evaluations_and_a_tenth_more_tokens
     watching(at(300, whole=True))  # the evaluation of the result is none of the run's
     assert [forecast.tokens for forecast in seen] == [180, 199, 219]
     assert [forecast.step for forecast in seen] == [18, 19, 21]
+    early, first = followed(1000.0, since=0.0)
+    for tokens in (2, 3, 10, 11):  # exactly a tenth more
+        early(at(tokens))
+    assert [forecast.tokens for forecast in first] == [10, 11]
     assert all(forecast.end_tokens == 1000 and forecast.loss == 2.0 for forecast in seen)
     assert made_anew[0] == (5, 1000.0)
     assert (seen[0].low, seen[0].high) == (1.5, 2.5)

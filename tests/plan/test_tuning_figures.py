@@ -277,3 +277,7 @@ def test_a_large_sample_is_thinned_to_what_a_short_probe_can_read(monkeypatch: p
     run.samples.clear()
     measure(run)  # type: ignore[arg-type]
     assert run.samples == [40, 40]  # four blocks at least
+    monkeypatch.setattr(tuning, "blocks", lambda *_: [SimpleNamespace(targets=range(10))] * 3)
+    run.samples.clear()
+    measure(run)  # type: ignore[arg-type]
+    assert run.samples == [30, 30]  # all of them, where there are fewer

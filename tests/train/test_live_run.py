@@ -10,8 +10,9 @@ from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
+from settle.train import live_run
 from settle.train.evaluation import HeldOut, evaluate
-from settle.train.live_run import LiveRun, blocks
+from settle.train.live_run import EVALUATION_BLOCK, LiveRun, blocks
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
 
@@ -63,3 +64,25 @@ def test_a_twentieth_of_the_run_s_time_may_judge_it(corpus: Corpus) -> None:
     assert 0 < few["held_out_share"] < 0.99 < all_of_it["held_out_share"] <= 1.0
     assert (all_of_it["step"], all_of_it["tokens"]) == (7, 7 * plan.loop.tokens_per_step)
     assert all_of_it["stderr"] < few["stderr"]
+
+
+def test_a_number_of_threads_is_free_unless_somebody_asked_for_it(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(corpus)
+    for origin, asked, free in (("default", False, True), ("measured", False, True), ("asked", False, False),
+                                ("recipe", False, False), ("default", True, False)):  # fmt: skip
+        monkeypatch.setattr(live_run, "is_asked", lambda asked=asked: asked)
+        job = LiveRun.build(replace(plan, origin={"threads": origin}), corpus)
+        assert job._threads_are_free() == free, (origin, asked)
+
+
+def test_blocks_are_sixteen_at_least_and_no_longer_than_makes_their_spread_believable(corpus: Corpus) -> None:
+    plan, store = planned(corpus), corpus.train
+    length = plan.loop.sequence_length
+    few = blocks(plan, store, 16 * length)
+    assert len(few) == 16 and sum(len(b.targets) for b in few) == 16 * length
+    less = blocks(plan, store, 4 * length)
+    assert len(less) == 4  # a block is a whole sequence
+    longest = blocks(replace(plan, loop=plan.loop.model_copy(update={"sequence_length": 64})), store, 10**9)
+    assert max(len(b.targets) for b in longest) == min(EVALUATION_BLOCK, store.num_tokens // 16)

@@ -100,6 +100,16 @@ def test_an_updating_rehearsal_leaves_the_weights(corpus):
         before = trainer.weights()
         trainer.rehearse(updates=True)
         assert all(torch.equal(before[name], after) for name, after in trainer.weights().items())
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_first_batch_that_is_bad_is_named_and_never_drawn_again(corpus: Corpus) -> None:
+    POISONED[:] = [Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0).at(0).inputs]
+    try:
+        state = loop(corpus, Run.create("train", "a"), [], stop_at=2).train().state
+    finally:
+        POISONED.clear()
+    assert state.skipped == [0] and [b.position for b in state.rollbacks[0].batches] == [0] and state.position == 3
 
 
 def test_a_poisoned_batch_is_named_and_never_drawn_again(corpus: Corpus, poisoned: Any) -> None:
