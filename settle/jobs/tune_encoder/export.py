@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from settle.base.errors import GateError
 from settle.base.run import Run
@@ -14,6 +14,7 @@ from settle.evaluate.pair_scores import pair_scores
 from settle.formats import Weights, write_array
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, layout
+from settle.formats.safetensors import write_safetensors
 from settle.model.encoder import Encoder, encoder_of_gguf, gguf_names
 from settle.model.reranker import Reranker
 from settle.model.source import Source
@@ -28,7 +29,8 @@ def export_reranker(
     """Writes the reranker's own weights in f16. Returns the files by kind, and the gate's report."""
     path = run.out / RERANKER
     weights = {name: weight.detach().numpy().astype(np.float16) for name, weight in model.state_dict().items()}
-    save_file(weights, path, {"format": "settle-reranker", "encoder": base.name, "encoder_sha256": base.sha256})
+    about = {"format": "settle-reranker", "encoder": base.name, "encoder_sha256": base.sha256}
+    write_safetensors(path, weights, "f16", about)
     read = Reranker(model.encoder).eval()
     read.load_state_dict({name: torch.from_numpy(w.astype(np.float32)) for name, w in load_file(path).items()})
     return {"reranker": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
