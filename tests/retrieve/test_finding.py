@@ -1,0 +1,377 @@
+"""How hits are scored, told apart and counted, over a catalogue whose figures the test makes up."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from settle.base.event_log import Events
+from settle.base.statistics import Interval
+from settle.documents.blocks import Place
+from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY
+from settle.retrieve.check import calibration
+from settle.retrieve.check.calibration import LEAST, Trial, cross_validate, families_of, fit, run_trials, threshold
+from settle.retrieve.check.check import CheckResult, _by_kind, _is_found
+from settle.retrieve.check.check_report import emit_tables, figures, page
+from settle.retrieve.check.worst_documents import MOST, Worst, worst
+from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
+from settle.retrieve.search import hybrid_search
+from settle.retrieve.search.hybrid_search import TITLE_WEIGHT, WORDS_WEIGHT, Hit, _distinct, _runs, search
+from settle.retrieve.search.terms import Terms, terms
+from tests.records import into
+
+
+def passage(id: int, text: str = "", tokens: int = 5) -> Passage:
+    return Passage(id, text or f"passage number {id}", (), tokens)
+
+
+def hit(id: int, text: str = "", score: float = 0.0, similarity: float = 0.0) -> Hit:
+    return Hit(passage(id, text), (Occurrence(id, f"{id}.md", 0, Place(line=3)),), score, similarity, 0.0)
+
+
+class Catalogue:
+    """Passage n is in document n; documents 1 to `number`. By meaning 1 is best, by words 2, by its title 3."""
+
+    def __init__(self, number: int = 8) -> None:
+        self.number = number
+        self.passages = self.words = self
+        self.vector = np.array([1.0, 0.0], np.float32)
+        self.asked: list[int] = []
+
+    def snapshot(self) -> Any:
+        return contextlib.nullcontext()
+
+    def nearest(self, vector: np.ndarray, number: int) -> Any:
+        self.asked.append(number)
+        return lambda: {n: 1.0 - 0.1 * (n - 1) for n in range(1, self.number + 1) if n <= number and n <= 4}
+
+    def search(self, stems: Any, number: int) -> list[tuple[int, float]]:
+        return [(2, 4.0), (5, 2.0)]
+
+    def search_titles(self, stems: Any, number: int) -> list[tuple[int, float]]:
+        return [(3, 4.0), (6, 1.0)]
+
+    def first_of(self, documents: list[int], number: int) -> list[int]:
+        assert number == 3
+        return [d for d in documents if d <= self.number]
+
+    def occurrences(self, ids: list[int]) -> dict[int, list[Occurrence]]:
+        return {i: [Occurrence(i, f"{i}.md", 0, Place(line=3))] for i in ids}
+
+    def get(self, ids: list[int]) -> dict[int, Passage]:
+        return {i: passage(i, " ".join(f"w{i}x{n}" for n in range(9))) for i in ids}
+
+    def vectors(self, ids: list[int]) -> dict[int, np.ndarray]:
+        return {i: np.array([0.5, 9.0], np.float32) for i in ids}
+
+    def embed_query(self, text: str) -> np.ndarray:
+        return self.vector
+
+
+@pytest.fixture
+def catalogue(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(hybrid_search, "terms", lambda catalogue, question: Terms(("a",), 4.0))
+    found = Catalogue()
+    return SimpleNamespace(catalogue=found, vectors=found, asked=found.asked)
+
+
+def test_a_score_is_the_sum_of_meaning_words_and_title(catalogue: Any) -> None:
+    found = {hit.passage.id: hit for hit in search(catalogue, "?", 10)}
+    assert set(found) == {1, 2, 3, 4, 5, 6}
+    assert found[1].score == 1.0 and found[2].score == pytest.approx(0.9 + WORDS_WEIGHT)
+    assert found[3].score == pytest.approx(0.8 + TITLE_WEIGHT) and found[5].score == pytest.approx(
+        0.5 + WORDS_WEIGHT / 2
+    )
+    assert found[6].score == pytest.approx(0.5 + TITLE_WEIGHT / 4) and found[2].bm25 == 4.0 and found[6].bm25 == 0.0
+    assert [h.passage.id for h in search(catalogue, "?", 3)] == [2, 3, 1] and found[2].citation == "2.md:3"
+    assert catalogue.asked[0] == 50  # more are candidates than are wanted
+
+
+def test_documents_can_be_searched_as_if_they_were_not_there(catalogue: Any) -> None:
+    assert {h.passage.id for h in search(catalogue, "?", 10, frozenset({2, 3}))} == {1, 4, 5, 6}
+    catalogue.asked.clear()
+    catalogue.vectors.nearest = lambda vector, number: (
+        catalogue.asked.append(number), lambda: dict.fromkeys(range(1, number + 1), 0.5))[1]  # fmt: skip
+    assert len(search(catalogue, "?", 60, frozenset(range(1, 40)))) == 60
+    assert catalogue.asked[:2] == [60, 240]  # those that are left out make room for more
+
+
+def test_of_near_duplicates_the_best_stays() -> None:
+    text = " ".join(f"word{n}" for n in range(40))
+    other = text.replace("word0 ", "")
+    far = " ".join(f"other{n}" for n in range(40))
+    hits = [hit(1, text), hit(2, other, similarity=0.015), hit(3, far), hit(4, text, similarity=0.03)]
+    assert [h.passage.id for h in _distinct(hits, 9)] == [1, 3, 4]  # their cosines are too far apart to be the same
+    assert [h.passage.id for h in _distinct(hits, 2)] == [1, 3]
+    some = " ".join(f"word{n}" for n in range(34))
+    assert [h.passage.id for h in _distinct([hit(1, text), hit(5, some)], 9)] == [1, 5]
+    assert _runs("one two four five six") == {("one", "two", "four", "five"), ("two", "four", "five", "six")}
+    assert _runs("one two") == {("one", "two")}
+
+
+class Words:
+    """A catalogue of 1000 passages, or of so many; how many have each word."""
+
+    def __init__(self, number: int = 1000, **frequencies: int) -> None:
+        self.number = number
+        self.known = frequencies
+        self.words = self
+
+    def counts(self) -> dict[str, int]:
+        return {"passages": self.number}
+
+    def frequencies(self, stems: Any) -> dict[str, int]:
+        return {stem: self.known[stem] for stem in stems if stem in self.known}
+
+    def starting_with(self, start: str) -> list[str]:
+        return [word for word in self.known if word.startswith(start)]
+
+
+def weight(frequency: int) -> float:
+    return float(np.log((1000 - frequency + 0.5) / (max(frequency, 1) + 0.5)))
+
+
+def found_terms(question: str, **frequencies: int) -> Terms:
+    return terms(Words(**frequencies), question)  # type: ignore[arg-type]
+
+
+def test_the_rarest_word_comes_first() -> None:
+    found = found_terms("gravel kiln gravel", gravel=100, kiln=7)
+    assert found.stems == ("kiln", "gravel") and found.total == pytest.approx(weight(7) + weight(100))
+    assert found_terms("zzz", gravel=1).stems == ("zzz",) and found_terms("zzz").total == pytest.approx(weight(0))
+    assert found_terms("", gravel=1).total == 1.0 and found_terms("gravel", gravel=999).total == 1e-6
+
+
+def test_the_commonest_words_are_left_out_where_there_are_many() -> None:
+    found = found_terms("gravel kiln basalt", number=99_999, gravel=9000, kiln=2000, basalt=1001)
+    assert found.stems == ("basalt", "kiln")
+    assert found_terms("gravel kiln", number=99_999, gravel=9000, kiln=3000).stems == ("kiln", "gravel")
+    assert found_terms("gravel", number=99_999, gravel=90_000).stems == ("gravel",)  # one is looked for in any case
+
+
+def test_a_word_of_no_passage_may_be_misspelled_or_cut_short() -> None:
+    known = {"gravel": 5, "gravels": 9, "gravell": 2, "gravid": 50, "grave": 8, "kiln": 3}
+    assert found_terms("gravl", **known).stems == ("grave", "gravel")  # one letter is wrong
+    assert found_terms("gra", **known).stems == ("gra",)  # too short to be the beginning of another
+    assert found_terms("grav", **known).stems == ("gravid", "gravels", "grave")  # the most frequent that begin so
+    assert found_terms("brakel", brakes=4, kiln=3).stems == ("brakes",) and found_terms("klin", kiln=3).stems == (
+        "klin",
+    )
+    assert found_terms("basaltine", basaltic=4).stems == ("basaltic",)  # of a long one two letters may be wrong
+    assert found_terms("ab2b2b", ab2b2c=4).stems[0] == "ab2b2b"  # a name is spelled as it is
+
+
+def question(
+    path: str = "a.md", document: int = 1, passage: int = 1, text: str = "gravel?", kind: str = "title"
+) -> Any:
+    return SimpleNamespace(
+        path=path, document=document, passage=passage, text=text, kind=kind, answers={passage}, topic={passage},
+        without=set(),
+    )  # fmt: skip
+
+
+def trial(rank: int | None = 0, hits: tuple[Hit, ...] = (), score: float = 0.0, **asked: Any) -> Trial:
+    features = np.full(len(FEATURES), score)
+    return Trial(question(**asked), hits, rank, features, -features)
+
+
+def test_questions_of_one_document_are_a_family() -> None:
+    documents = [trial(document=n // 2, passage=n) for n in range(12)]
+    assert families_of(documents) == [n // 2 for n in range(12)]
+    passages = [trial(document=0, passage=n // 2) for n in range(12)]
+    assert families_of(passages) == [n // 2 for n in range(12)]
+    assert families_of([trial(document=0, passage=0)] * 4) == [0, 1, 2, 3]
+
+
+def test_a_threshold_refuses_no_more_than_it_may() -> None:
+    scores = np.arange(100.0)[::-1]
+    assert threshold(scores) == 4.0 and threshold(np.arange(19.0)) == 0.0 and threshold(np.arange(39.0), 0.1) == 3.0
+
+
+def test_weights_are_the_likeliest_and_none_is_negative() -> None:
+    """Against plain gradient descent on the same penalised likelihood, with the second feature held at zero."""
+    random = np.random.default_rng(0)
+    there, gone = random.normal((1.0, -2.0), 1.0, (60, 2)), random.normal((0.0, 0.0), 1.0, (30, 2))
+    found = fit(there, gone, prior=(0.5, 0.5), trust=2.0)
+    assert found.weights[1] == 0.0 and found.weights[0] > 0.5 and found.threshold == UNLIKELY
+    features = np.concatenate([there, gone])
+    z = np.column_stack([(features[:, 0] - features[:, 0].mean()) / features[:, 0].std(), np.ones(90)])
+    answered = np.repeat([1.0, 0.0], [60, 30])
+    w = np.zeros(2)
+    for _ in range(20_000):
+        w -= 0.01 * (z.T @ (1 / (1 + np.exp(-z @ w)) - answered) + np.array([2.0, 0.0]) * (w - [0.5, 0.0]))
+    assert (found.weights[0], found.bias) == pytest.approx((w[0], w[1] - np.log(2)), abs=1e-4)
+    assert found.means == pytest.approx(features.mean(0)) and found.scales == pytest.approx(features.std(0), rel=1e-5)
+
+
+def test_too_few_questions_are_judged_by_the_shipped_weights() -> None:
+    trials = [trial(score=1.0)] * (LEAST - 1)
+    trials[3] = replace(trials[3], is_gone=False)
+    found = cross_validate(trials)
+    assert found.weights is SHIPPED and found.there.tolist() == [SHIPPED.score(trials[0].there)] * (LEAST - 1)
+    assert np.isnan(found.gone[3]) and np.isnan(found.gone).sum() == 1
+    assert found.thresholds.tolist() == [SHIPPED.threshold] * (LEAST - 1)
+
+
+def test_a_question_is_scored_by_weights_that_did_not_see_it() -> None:
+    random = np.random.default_rng(0)
+    trials = [
+        replace(trial(), there=random.normal(1.0, 1.0, len(FEATURES)), gone=random.normal(0.0, 1.0, len(FEATURES)))
+        for _ in range(50)
+    ]
+    trials[7] = replace(trials[7], is_gone=False)
+    found = cross_validate(trials)
+    assert found.weights.questions == 50 and found.weights.threshold <= UNLIKELY and np.isnan(found.gone[7])
+    assert np.isnan(found.gone).sum() == 1 and found.weights is not SHIPPED
+    fold = np.random.default_rng(0).permutation(50) % calibration.FOLDS
+    there = np.array([t.there for t in trials])
+    gone = np.array([t.gone for t in trials])
+    kept = np.array([t.is_gone for t in trials])
+    weights = fit(there[fold != 2], gone[(fold != 2) & kept])
+    for n in np.flatnonzero(fold == 2):
+        assert found.there[n] == pytest.approx(weights.score(there[n]))
+    assert set(found.thresholds[fold == 2]) == {min(UNLIKELY, threshold(found.there[fold != 2]))}
+
+
+def test_each_question_is_asked_with_its_topic_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, frozenset[int]]] = []
+
+    def fake_search(collection: Any, text: str, k: int, without: Any = frozenset()) -> list[Hit]:
+        asked.append((k, frozenset(without)))
+        return [hit(3), hit(1), hit(4)]
+
+    seen: list[Any] = []
+
+    def features(collection: Any, text: str, hits: Any, topic: Any = ()) -> np.ndarray:
+        seen.append(([h.passage.id for h in hits], [p.id for p in topic]))
+        return np.full(len(FEATURES), 0.849 if topic else 0.0)
+
+    monkeypatch.setattr(calibration, "search", fake_search)
+    monkeypatch.setattr(calibration, "features_of", features)
+    collection: Any = SimpleNamespace(catalogue=Catalogue())
+    heard: list[Any] = []
+    topic = question(passage=1)
+    topic.answers, topic.topic, topic.without = {1}, {1, 4}, {9}
+    other = question(passage=7)
+    other.topic = {7, 8, 9}
+    first, second = run_trials(collection, [topic, other], Events(listeners=[into(heard)]))
+    assert first.rank == 1 and second.rank is None and first.is_gone
+    depth = calibration.DEPTH
+    assert asked == [(depth, frozenset()), (depth + 1, {9}), (depth, frozenset()), (depth + 3, frozenset())]
+    assert seen[:2] == [([3], [1, 4]), ([3, 1, 4], [])] and [(e["done"], e["total"]) for e in heard] == [(1, 2), (2, 2)]
+    monkeypatch.setattr(calibration, "LEFT", 0.849)
+    assert not run_trials(collection, [topic], Events())[0].is_gone
+
+
+def test_kinds_are_counted_the_most_frequent_first() -> None:
+    trials = [
+        trial(kind="title"),
+        trial(rank=4),
+        trial(rank=5, kind="line"),
+        trial(rank=None, kind="line"),
+        trial(kind="line"),
+    ]
+    found = _by_kind(trials)
+    assert list(found) == ["line", "title"] and found["line"][0] == 3 and found["line"][1].value == pytest.approx(1 / 3)
+    assert found["title"][1].value == 1 and _is_found(trials[1], 5) and not _is_found(trials[1], 4)
+
+
+RESULT = CheckResult(
+    "notes", 30, {k: Interval(k / 10, k / 20, 1.0) for k in range(1, 11)}, Interval(0.5, 0.4, 0.6),
+    Interval(0.9, 0.8, 1.0), Interval(0.05, 0.0, 0.1), Interval(0.75, 0.5, 1.0),
+    {"title": (20, Interval(0.8, 0.7, 0.9))},
+    [Worst("a|b`.md", 7, 3, ("x", "y\nz"))], 0.4, ([], []), False, 1.5,
+)  # fmt: skip
+
+
+def test_every_line_of_the_report() -> None:
+    assert page(RESULT) == (Path(__file__).parent / "check.txt").read_text(encoding="utf-8")
+    bare = replace(RESULT, worst=[], is_calibrated=True, cited=None)
+    assert "Worst" not in page(bare) and "too few" not in page(bare) and "citations" not in page(bare)
+    assert [value.value for _, value in figures(bare)] == [0.1, 0.5, 1.0, 0.5, 0.9, 0.05]
+
+
+def test_tables_say_the_same() -> None:
+    heard: list[Any] = []
+    emit_tables(RESULT, Events(listeners=[into(heard)]))
+    assert heard[0]["rows"][0] == ["right passage first", "0.100", "0.050 – 1.000"] and len(heard[0]["rows"]) == 7
+    assert heard[1]["rows"] == [["a|b`.md", "3 of 7", "x; y\nz"]] and heard[2]["text"].startswith(
+        "30 questions are too few"
+    )
+    heard.clear()
+    emit_tables(replace(RESULT, worst=[], is_calibrated=True), Events(listeners=[into(heard)]))
+    assert len(heard) == 1
+
+
+def test_json_holds_no_single_score() -> None:
+    told = RESULT.to_json()
+    assert "scores" not in told and told["recall"]["5"] == {"value": 0.5, "low": 0.25, "high": 1.0}  # type: ignore[index]
+    assert told["kinds"] == {"title": {"questions": 20, "recall": {"value": 0.8, "low": 0.7, "high": 0.9}}}
+
+
+def record(path: str, error: str = "", notes: tuple[str, ...] = ()) -> DocumentRecord:
+    return DocumentRecord(path, 1, 1, b"", notes=notes, error=error)
+
+
+def worst_of(records: list[DocumentRecord], trials: list[Trial], **texts: Passage) -> list[Worst]:
+    def get(ids: list[int]) -> dict[int, Passage]:
+        return {
+            i: texts.get(
+                f"p{i}", passage(i, "gravel, basalt, sand and clay are dug from deep pits beside the old road")
+            )
+            for i in ids
+        }
+
+    catalogue = SimpleNamespace(documents=SimpleNamespace(all=lambda: records), passages=SimpleNamespace(get=get))
+    vectors = SimpleNamespace(vectorizer=SimpleNamespace(most=100))
+    collection: Any = SimpleNamespace(catalogue=catalogue, vectors=vectors)
+    return worst(collection, trials)
+
+
+def test_the_worst_documents_come_first() -> None:
+    records = [record(f"{c}.md") for c in "abcd"] + [
+        record("e.md", "not text"),
+        record("f.md", "", ("cut",)),
+        record("g.md"),
+    ]
+    trials = [trial(None, path="b.md")] * 2 + [trial(5, path="a.md"), trial(0, path="a.md"), trial(4, path="c.md")]
+    trials += [trial(None, path="d.md")]
+    found = worst_of(records, trials)
+    assert [(one.path, one.asked, one.missed) for one in found] == [
+        ("e.md", 0, 0), ("b.md", 2, 2), ("d.md", 1, 1), ("a.md", 2, 1), ("f.md", 0, 0),
+    ]  # fmt: skip
+    assert (
+        found[0].why == ("not text",) and found[-1].why == ("cut",) and found[3].why == ("found, but only as number 6",)
+    )
+    assert len(worst_of([record(f"{n}.md", "x") for n in range(20)], [])) == MOST
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "first", "says"),
+    [
+        ("one two three four five six seven eight", "gravel", None, ["a passage of a few words says too little"]),
+        ("gravel pit stone " * 20, "gravel", None, ["a passage says the same over and over"]),
+        (
+            "",
+            "gravel",
+            "gravel, basalt, sand and clay are dug from deep pits beside the old road",
+            ["7.md:3 says nearly the same"],
+        ),
+        ("", "meringue", "something else entirely", ["the question has none of its words"]),
+        ("", "gravel", "something else entirely", ["7.md:3 is found in its place"]),
+        ("", "gravel", None, []),
+    ],
+)
+def test_why_a_document_is_found_badly(text: str, asked: str, first: str | None, says: list[str]) -> None:
+    hits = (hit(7, first),) if first else ()
+    texts = {"p1": passage(1, text)} if text else {}
+    (found,) = worst_of([record("a.md")], [trial(None, hits, text=asked)], **texts)
+    few = ["the question has none of its words"] if text.startswith("one two") else []
+    assert list(found.why) == says + few
+    long = {"p1": passage(1, "gravel, basalt, sand and clay are dug from deep pits beside the road", tokens=101)}
+    (found,) = worst_of([record("a.md")], [trial(None)], **long)
+    assert list(found.why) == ["a passage is longer than the embedder reads: its end is not found by meaning"]
