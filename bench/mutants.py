@@ -47,7 +47,7 @@ RESULTS, EQUIVALENT, NAMED = (
 A_FUNCTION, TESTS = 3, 40
 CHEAP = 0.5  # seconds of CPU, of a test that the suite runs again
 NEAR = [
-    *(f"tests/{room}" for room in ("train", "plan", "evaluate", "retrieve", "shrink", "base", "commands")),
+    *(f"tests/{room}" for room in ("train", "plan", "evaluate", "retrieve", "shrink", "jobs", "base", "commands")),
     *("tests/data", "tests/model", "tests/test_api.py"),
 ]
 
