@@ -218,9 +218,10 @@ def inside(options: argparse.Namespace) -> None:
     wanted = sorted({test.split("::")[0] for tests in nearest.values() for test in tests})
 
     def work(trials: "Trials") -> None:
-        from tests.trained import trained
+        if any("tests.trained" in Path(path).read_text(encoding="utf-8") for path in wanted):
+            from tests.trained import trained
 
-        trained()  # the model that most fixtures need, once
+            trained()  # the model that most fixtures need, once
         for number, fault in enumerate(faults, 1):
             outcome = trials.outcome(fault, nearest[fault.key])
             verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
@@ -231,7 +232,7 @@ def inside(options: argparse.Namespace) -> None:
             with open(options.inside / RESULTS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    run_trials(Path.cwd(), wanted, work)
+    run_trials(Path.cwd(), wanted, {fault.path for fault in faults}, work)
 
 
 def read_calls(path: Path) -> tuple[dict[str, set[str]], dict[str, float]]:

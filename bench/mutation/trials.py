@@ -10,19 +10,17 @@ import contextlib
 import gc
 import importlib
 import os
-import pkgutil
 import resource
 import signal
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mutation.faults import NOT_ENDED, Fault
 
-CHILDREN = ("__main__", "_child", "grammar_compiler", "bare_server")  # modules that are programs
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial: more is a program that does not end
 
 
@@ -34,20 +32,18 @@ class Outcome:
     tests: int
 
 
-def run_trials(root: Path, arguments: Sequence[str], work: Callable[["Trials"], None]) -> int:
-    """Load settle, collect the tests that pytest's `arguments` name and do `work` with them.
+def run_trials(root: Path, arguments: Sequence[str], paths: Iterable[str], work: Callable[["Trials"], None]) -> int:
+    """Load the files in which faults will be, collect the tests that pytest's `arguments` name and do `work` with them.
 
     Args:
         root: a copy of the tree, the current folder, where faults may be put into files.
+        paths: relative to it.
 
     Returns:
         pytest's exit code.
     """
-    import settle
-
-    for module in pkgutil.walk_packages(settle.__path__, "settle."):
-        if not module.name.endswith(CHILDREN):
-            importlib.import_module(module.name)
+    for path in paths:
+        importlib.import_module(module_of(path))
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded before pytest could look at them
     return int(pytest.main([*options, *arguments], plugins=[_Loop(root, work)]))
@@ -187,9 +183,14 @@ def _codes(source: bytes, path: str) -> Iterator[types.CodeType]:
         waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
 
 
+def module_of(path: str) -> str:
+    """The name of the module in a file below the root."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def still_caught(root: Path, fault: Fault, test: str) -> bool:
     """Whether a test fails with the fault, asked in a fork of this process whatever else it has loaded."""
-    importlib.import_module(fault.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    importlib.import_module(module_of(fault.path))
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == int(pytest.ExitCode.TESTS_FAILED)
