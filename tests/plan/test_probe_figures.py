@@ -183,6 +183,25 @@ def test_a_decay_that_a_resume_undoes_is_forgotten(made_anew: list[tuple[int, fl
         assert (len(seen) > before) == goes_on
 
 
+def test_a_resumed_outlook_knows_what_the_events_say(made_anew: list[tuple[int, float]]) -> None:
+    def said(tokens: int) -> LossForecast:
+        return LossForecast(step=1, tokens=tokens, end_tokens=1000, loss=tokens / 100, low=1.0, high=9.0)
+
+    earlier = [at(0), at(160), at(175), at(170), said(170), at(900, whole=True), said(500), said(501), at(501)]
+    watching, seen = followed(1000.0)
+    watching.resume(earlier)
+    figures = watching.figures()
+    assert figures is not None and figures["tokens"] == 500  # the last that was made by half of the run
+    watching(at(540))
+    watching(at(560))  # a tenth more than the 501 of the latest
+    assert [f.tokens for f in seen] == [560]
+    assert made_anew == [(5, 1000.0)]  # 160, 170, which came after a rollback, 501, 540, 560
+    decaying, none = followed(1000.0)
+    decaying.resume([at(160), at(170), at(180), DecayStarted(step=19, until=30, why="settled"), at(190)])
+    decaying(at(250))
+    assert not none and decaying.tokens == 300.0
+
+
 def test_what_says_nothing_is_not_forecast_from(
     made_anew: list[tuple[int, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The loop when training goes wrong, and that stopping and resuming changes nothing, to the last bit."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,23 @@ def test_an_updating_rehearsal_leaves_the_weights(corpus):
         trainer.rehearse(updates=True)
         assert all(torch.equal(before[name], after) for name, after in trainer.weights().items())
         assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_a_run_says_as_it_goes(corpus: Corpus) -> None:
+    """The rate of each step, the tokens until then, and a sample at the start and in the middle."""
+    events: list[Event] = []
+    made, samples = loop(corpus, Run.create("train", "a"), events, stop_at=17), []
+    made.session = replace(made.session, sample=lambda step, moment: samples.append((step, moment)))
+    state = made.train().state
+    taken = [e for e in events if e["kind"] == "step"]
+    assert [e["step"] for e in taken] == list(range(1, 18))
+    assert [e["tokens"] for e in taken] == [64 * n for n in range(1, 18)]
+    base = made.trainer.base_lr
+    assert [e["lr"] for e in taken[:5]] == pytest.approx([base * share for share in (0.25, 0.5, 0.75, 1.0, 1.0)])
+    assert samples == [(0, "start"), (15, "middle")] and state.is_past_half
+    assert all(e["tokens_per_second"] > 0 for e in taken) and len(state.train_losses) == 17
+    seconds = sum(64 / e["tokens_per_second"] for e in taken)
+    assert seconds <= state.seconds < seconds + 60
 
 
 def test_a_first_batch_that_is_bad_is_named_and_never_drawn_again(corpus: Corpus) -> None:

@@ -12,6 +12,7 @@ from settle.base.errors import FormatError, UsageError
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.train import live_run, thread_choice
+from settle.train import teacher as teachers
 from settle.train.live_run import LiveRun, open_base, tuned_model
 from settle.train.objectives import distill
 from settle.train.objectives.contrastive import Contrastive
@@ -101,6 +102,40 @@ def test_the_teacher_of_a_run_is_the_one_it_began_with(teacher: Any, monkeypatch
     assert Distill(teacher="t", record="r").prepared(student).loaded_teacher == Path("r")
     assert Distill(teacher="t").bytes_beside(2) == 2000.0 and Distill(record="r").bytes_beside(2) == 0.0
     assert NextToken().bytes_beside(4) == 0.0
+
+
+def test_a_teacher_remembers_what_it_said_of_held_out_text_as_far_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Llama.TINY.build(seed=0)
+    calls: list[int] = []
+    plain = teachers.with_states
+    monkeypatch.setattr(teachers, "with_states", lambda *args: calls.append(1) or plain(*args))
+    one, other = torch.arange(1, 9), torch.arange(2, 10)
+    bounds, counted = torch.tensor([0, 8], dtype=torch.int32), torch.tensor([1, 5])
+
+    def asked(teacher: LiveTeacher, *texts: torch.Tensor) -> int:
+        before = len(calls)
+        for text in texts:
+            said = teacher.output(text, bounds, counted, None)
+            hidden = plain(model, text, bounds, [])[0][counted]
+            torch.testing.assert_close(said.distributions.hidden, hidden)  # type: ignore[attr-defined]
+            assert len(said.states) == len(teacher.layers)
+        return len(calls) - before
+
+    size = 2 * model.width * 4
+    monkeypatch.setattr(teachers, "REMEMBERED_BYTES", size)
+    with torch.no_grad():
+        teacher = LiveTeacher(model)
+        assert asked(teacher, one, one) == 1 and asked(teacher, other, other, one) == 2  # room for one of them
+        assert asked(LiveTeacher(model, [1]), one, one) == 2  # which takes twice as much
+        model.compute_dtype = torch.bfloat16
+        before = len(calls)
+        teacher.output(one, bounds, counted, None)
+        assert len(calls) == before + 1  # said in another type
+        model.compute_dtype = torch.float32
+        assert asked(teacher, one) == 0
+    assert asked(LiveTeacher(model), one, one) == 2  # what is learned from comes once
 
 
 # --- a base ---
