@@ -1,0 +1,443 @@
+"""What stages decide from the figures of a run: the time that is left, what is usable, what was changed."""
+
+import dataclasses
+import errno
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from settle.base.errors import DataError, ResourceError, RunError, UsageError
+from settle.base.event_log import Events
+from settle.base.run import Run, write_json
+from settle.base.statistics import Interval
+from settle.jobs import distill, index, run_reports, training_stages, tuning_stages
+from settle.jobs.index_settings import IndexSettings
+from settle.retrieve.index.chunkers import Chunker
+from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
+from settle.jobs.job import Job, find_job, follow, interrupt, sweep
+from settle.jobs.resume import _settings, job_of
+from settle.jobs.settings import DistillSettings, TrainSettings
+from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_of
+from settle.jobs.tuning_stages import TuningContext
+from settle.plan.ledger import Entry
+from settle.retrieve.index.update_index import Report
+from tests.records import into
+
+
+def heard_by(heard: list[Any]) -> Events:
+    return Events(listeners=[into(heard)])
+
+
+def run_named(home: Path, name: str = "r", command: str = "train") -> Run:
+    run = Run.create(command, name)
+    for folder in (run.out, run.checkpoints):
+        folder.mkdir(exist_ok=True)
+    return run
+
+
+def context(kind: type[Any] = TrainingContext, settings: Any = None, **more: Any) -> Any:
+    """A context with only what is given; its time budget is 100 seconds, of which 40 are spent."""
+    made = kind.__new__(kind)
+    plan = SimpleNamespace(loop=SimpleNamespace(seconds=100.0, threads=2, tokens_per_step=10), device="cpu")
+    usual = {
+        "plan": plan, "spending": SimpleNamespace(total=40.0, seconds=4.0), "phases": {}, "estimates": {},
+        "figures": {},
+        "record": None, "base": None, "settings": settings or TrainSettings.model_validate({"inputs": ["x"]}),
+        "compared": [], "resources": None, "exit_code": None, "safe": "",
+    }  # fmt: skip
+    for key, value in {**usual, **more}.items():
+        setattr(made, key, value)
+    return made
+
+
+# Time
+
+
+def test_the_time_that_is_left_is_the_plan_s_or_the_budget_s() -> None:
+    c = context(phases={"loop": 30.0, "judge": 5.0, "export": 7.0})
+    assert c.seconds_left("loop") == 60.0 and c.seconds_left("unknown") == 60.0  # before the loop ended: the budget
+    c.outcome, c.loop = 1, SimpleNamespace(watch=SimpleNamespace(slowdown=2.0))
+    assert c.seconds_left("judge") == 2 * 12.0 + training_stages.RESULT_SECONDS  # it may end before its time
+    assert c.seconds_left("unknown") == 60.0
+    c.spending.total = 95.0
+    assert c.seconds_left("judge") == 5.0
+    c.spending.total = 120.0
+    assert c.seconds_left("judge") == 0.0
+    free = context(plan=SimpleNamespace(loop=SimpleNamespace(seconds=None)), phases={"loop": 30.0, "judge": 5.0})
+    assert (
+        free.seconds_left("judge") == 5.0 and free.seconds_left("unknown") is None
+    assert free.seconds_to_compare is None
+    )
+    assert context().seconds_to_compare == 100.0 - 40.0 - training_stages.RESULT_SECONDS
+    assert context(spending=SimpleNamespace(total=99.0)).seconds_to_compare == 0.0
+
+
+def test_a_budget_is_known_before_the_plan() -> None:
+    early = context(settings=TrainSettings.model_validate({"inputs": ["x"], "time": "2m"}))
+    assert early.budget == 100.0
+    del early.plan
+    assert early.budget == 120.0
+    late = context()
+    del late.plan
+    assert late.budget is None
+
+
+def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(training_stages, "remember", lambda *what: kept.append(what))
+    state = SimpleNamespace(stop="settled", best_step=3)
+    c = context(
+        estimates={"export": 4.0, "compare": 9.0}, outcome=SimpleNamespace(state=state), figures={"verdict": "settled"}
+    )
+    for stage in ("export", "compare", "loop"):
+        c.finished(stage, 5.0)
+    assert kept == [("export", 2, 4.0, 5.0), ("compare TrainSettings", 2, 9.0, 5.0)]
+    c.figures = {"verdict": "broken"}
+    c.finished("export", 5.0)
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "stop", "best", "is_usable"),
+    [
+        ("settled", "settled", 0, True), ("diverged", "diverged", 5, False), ("broken", "broken", 5, True),
+        ("broken", "broken", 0, False), ("broken", "settled", 5, False), ("out of budget", "tokens", 0, True),
+    ],
+)  # fmt: skip
+def test_a_slow_starter_s_weights_are_usable(verdict: str, stop: str, best: int, is_usable: bool) -> None:
+    state = SimpleNamespace(stop=stop, best_step=best)
+    c = context(outcome=SimpleNamespace(state=state), figures={"verdict": verdict}, run=SimpleNamespace(name="r"))
+    c.live = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=""))
+    assert c.is_usable == is_usable and bool(c.next_steps()) == is_usable
+
+
+def test_the_next_command_completes_a_text_or_chats() -> None:
+    c = context(figures={"verdict": "settled"}, run=SimpleNamespace(name="r"))
+    c.outcome, c.live = SimpleNamespace(state=None), SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))
+    assert c.next_steps() == "`settle chat r Once` · `settle serve` · `settle runs show r`"
+    c.base = object()
+    assert c.next_steps().startswith("`settle chat r` · ")
+    c.live.tokenizer.chat_template, c.settings = "", TrainSettings.model_validate({"inputs": ["x"], "sample": "a 'b'"})
+    assert c.next_steps().startswith("`settle chat r 'a '\"'\"'b'\"'\"''` · ")
+
+
+def test_files_of_the_model_come_before_the_card() -> None:
+    c = context(figures={"files": {"card": "c", "gguf": "old"}})
+    c.add_files({"gguf": "g"})
+    assert list(c.figures["files"]) == ["gguf", "card"]
+
+
+# Changes of a plan
+
+
+def test_the_first_key_that_was_changed_is_named(home: Path) -> None:
+    run = run_named(home)
+    before = {"a": 1, "b": {"c": 2, "d": None}}
+    _refuse_changes(run, {"a": 1, "b": {"c": 2, "d": None}}, before)
+    _refuse_changes(
+        run, {"a": 1, "b": {"c": 2}, "e": {"f": 0}}, before
+    )  # a newer key at its default, an older one gone
+    for now, says in (
+        ({"a": 1, "b": {"c": 3, "d": None}}, "b.c is 3, the checkpoints were made with 2"),
+        ({"a": 1, "b": {"c": 2, "d": 0}}, "b.d is 0, the checkpoints were made with None"),
+        ({"b": {"c": 2, "d": None}}, "a is None, the checkpoints were made with 1"),
+        ({"a": 1, "b": {"c": 2, "d": None}, "e": 5}, "e is 5, the checkpoints were made with None"),
+    ):
+        with pytest.raises(RunError, match=f"plan.json of r was changed: {says}"):
+            _refuse_changes(run, now, before)
+    assert _flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+def test_seconds_of_earlier_sessions() -> None:
+    assert seconds_of({"spent": {"seconds": 3}}) == 3.0 and seconds_of({"spent": {"seconds": "x"}}) == 0.0
+    assert seconds_of(None) == seconds_of({}) == seconds_of({"spent": 4}) == 0.0
+
+
+def test_other_versions_and_threads_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    c = context(record={"versions": {"torch": "1.0"}}, events=heard_by(heard))
+    monkeypatch.setattr(training_stages.importlib.metadata, "version", lambda package: "2.0")
+    training_stages._warn_of_versions(c)
+    assert [e["text"] for e in heard] == [
+        "torch was 1.0 and is 2.0 now: the run continues, but not bit for bit the same"
+    ]
+    heard.clear()
+    for dtype, threads, says in (("float32", 3, 1), ("float32", 2, 0), ("bfloat16", 3, 0), ("float32", None, 0)):
+        heard.clear()
+        c.plan.dtype = dtype
+        monkeypatch.setattr(training_stages, "commanded", lambda threads=threads: threads)
+        training_stages._warn_of_threads(c)
+        assert len(heard) == says
+
+
+def test_data_that_were_deleted_are_made_again_but_not_from_stdin() -> None:
+    heard: list[Any] = []
+    c = context(events=heard_by(heard))
+    assert training_stages.restored_data(c, cast(Any, "corpus")) and c.corpus == "corpus" and not heard
+    assert not training_stages.restored_data(c, None) and "made again" in heard[0]["text"]
+    c.settings = TrainSettings.model_validate({"inputs": ["-"]})
+    with pytest.raises(RunError, match="they came from stdin"):
+        training_stages.restored_data(c, None)
+
+
+def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(tuning_stages, "memory", lambda: SimpleNamespace(available=2e9))
+    monkeypatch.setattr(tuning_stages, "resident", lambda: 1e9)
+    c = context(TuningContext, events=heard_by(heard))
+    tuning_stages._warn_of_memory(c, 3e9)
+    c.plan.device = "cuda"
+    tuning_stages._warn_of_memory(c, 4e9)
+    assert not heard
+    c.plan.device = "cpu"
+    tuning_stages._warn_of_memory(c, 4e9)
+    assert heard[0]["text"].startswith("4.0 GB of memory are expected, 3.0 GB are there")
+
+
+def test_a_comparison_s_time_is_corrected_by_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tuning_stages, "correction", lambda name, threads: 3.0 if name == "compare DistillSettings" else 1.0
+    )
+    settings = DistillSettings.model_validate({"inputs": ["x"], "teacher": "t", "draft": True})
+    plan = SimpleNamespace(loop=SimpleNamespace(seconds=100.0, threads=2), held_out_tokens=50)
+    c = context(DistillContext, settings, plan=plan, live=SimpleNamespace(plan=plan))
+    assert c.comparison_estimate(0.1) == 2 * distill.COMPARED_IN_FP32 * 50 * 0.1
+    assert c.comparing(0.1) == 3 * 20.0 + c.draft_seconds and c.estimates == {"compare": 60.0}
+    assert c.draft_seconds == distill.DRAFT_TIME * 100 and c.seconds_of(0.5) == 30.0
+    c.leave_out_pace()
+    assert c.estimates == {}
+    c.spending.total = 120.0
+    assert c.seconds_of(0.5) == 0.0
+    c.plan.loop.seconds = None
+    assert c.draft_seconds == 0.0 and c.seconds_of(0.5) is None
+    c.settings = DistillSettings.model_validate({"inputs": ["x"], "teacher": "t"})
+    c.plan.loop.seconds = 100.0
+    assert c.draft_seconds == 0.0
+    assert context(TuningContext).comparison_estimate(1.0) == 0.0
+
+
+# Distilling
+
+
+def test_a_shorter_student_matches_the_last_block_before_the_next(home: Path) -> None:
+    c = context(DistillContext, run=run_named(home, command="distill"))
+    c.made_file.parent.mkdir()
+    for report, layers in (
+        ([{"pruner": "depth", "blocks": [6, 4], "removed": [1, 4]}], [1, 2, 4, 5]),
+        ([{"pruner": "depth", "blocks": [4, 3], "removed": [3]}], [0, 1, 3]),
+        ([{"pruner": "width"}], []),
+        ([{"pruner": "depth", "blocks": [6, 4], "removed": [1, 4]}, {"pruner": "width"}], []),
+    ):
+        write_json(c.made_file, report)
+        assert _layer_map(c) == layers
+    c.made_file.unlink()
+    assert _layer_map(c) == []
+
+
+def test_a_draft_is_measured_on_beginnings_of_texts() -> None:
+    texts = [np.arange(40), np.arange(5), np.arange(50), np.arange(60)]
+    store = SimpleNamespace(num_documents=4, document=lambda i: texts[i])
+    corpus: Any = SimpleNamespace(kind="text", held_out=store)
+    live: Any = None
+    assert draft_prompts(corpus, live, 3) == [list(range(32))] * 2 and len(draft_prompts(corpus, live, 9)) == 3
+    texts[:] = [np.arange(4)] * 4
+    assert draft_prompts(corpus, live, 2) == [[0, 1, 2, 3]] * 2
+
+
+def test_pruning_may_take_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "ceiling", lambda shapes, seconds: 1000.0)
+    monkeypatch.setattr(distill, "shapes", lambda part, tokens: None)
+    heard: list[Any] = []
+    c = context(DistillContext, events=heard_by(heard), teacher=SimpleNamespace(part=None))
+    work = distill._pruning_work(c)
+    assert work.flops == pytest.approx(0.2 * 60.0 * 1000.0 * distill.LAYER_EFFICIENCY)
+    assert work.on_progress("width", 1, 4) and (heard[0]["what"], heard[0]["total"]) == ("prune width", 4)
+    c.spending.total = 40.0 + 0.2 * 60.0
+    assert not work.on_progress("width", 2, 4)
+    c.plan.loop.seconds = None
+    free = distill._pruning_work(c)
+    assert free.flops is None and free.on_progress("width", 3, 4)
+
+
+# The life of a run
+
+
+def job_of_stages(*stages: Any) -> Job[Any]:
+    return Job("train", TrainSettings, TrainingContext, stages)
+
+
+def test_stages_run_in_order_until_one_ends_the_session() -> None:
+    heard: list[Any] = []
+    done: list[str] = []
+    c = context(events=heard_by(heard), run=SimpleNamespace(name="r"), resources=ExitStack())
+    c.phases = {"first": 2.0, "last": 3.0}
+    c.finished = lambda stage, seconds: done.append(f"{stage} {seconds >= 0}")
+    c.resources.callback(lambda: done.append("closed"))
+
+    def first(c: Any) -> None:
+        done.append("1")
+
+    def last(c: Any) -> None:
+        interrupt(c, "saved at step 7")
+
+    assert follow(job_of_stages(first, last, first), c) is c and c.exit_code == 130
+    assert done == ["1", "first True", "last True", "closed"]
+    assert [(e["phase"], e["elapsed"], e["left"]) for e in heard if e["kind"] == "phase"] == [
+        ("first", 40.0, 60.0), ("last", 40.0, 60.0),
+    ]  # fmt: skip
+    assert heard[-1]["text"] == "saved at step 7; `settle resume r` continues from there"
+
+
+@pytest.mark.parametrize(
+    ("error", "safe", "says"),
+    [
+        (OSError(errno.ENOSPC, "full"), "the weights are safe", "the disk of .* is full; the weights are safe"),
+        (OSError(errno.EDQUOT, "full"), "the weights are safe", "the disk of .* is full; the weights are safe"),
+        (ResourceError("no room", "x"), "the weights are safe", "no room; the weights are safe"),
+        (OSError(errno.ENOSPC, "full"), "", "full"),
+        (OSError(errno.EACCES, "denied"), "the weights are safe", "denied"),
+    ],
+)
+def test_a_full_disk_says_what_is_safe(error: Exception, safe: str, says: str) -> None:
+    def stage(c: Any) -> None:
+        raise error
+
+    c = context(events=Events(), run=SimpleNamespace(name="r", path="p"), resources=ExitStack(), safe=safe)
+    with pytest.raises((OSError, ResourceError), match=says) as caught:
+        follow(job_of_stages(stage), c)
+    assert isinstance(caught.value, ResourceError) == bool(safe and "denied" not in says)
+
+
+def test_what_a_killed_process_left_is_swept(home: Path) -> None:
+    run = run_named(home)
+    left = [run.path / ".x.part", run.path / ".work-1", run.out / ".y.part", run.out / ".hf-1", run.out / ".unproven-1"]
+    for number, path in enumerate(left):
+        path.mkdir() if number % 2 else path.write_text("x")
+    kept = [run.path / "plan.json", run.out / "r.gguf", run.path / ".lock"]
+    for path in kept:
+        path.write_text("x")
+    run.checkpoints.rmdir()
+    sweep(run)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept) and run.checkpoints.is_dir()
+
+
+def test_jobs_are_found_by_their_name(home: Path) -> None:
+    assert find_job("train") is not None and find_job("job") is None and find_job("no such") is None
+    assert find_job("nothing") is None and job_of(run_named(home, command="tune_encoder")).name == "tune_encoder"
+    with pytest.raises(RunError, match="is not a run that can be resumed"):
+        job_of(run_named(home, "s", command="settings"))
+
+
+def test_a_lost_recipe_is_read_from_the_plan(home: Path) -> None:
+    run, job = run_named(home), find_job("train")
+    assert job is not None
+    recipe, asked = run.path / "recipe.toml", {"inputs": ["x"], "steps": 7, "unknown": 1}
+    assert _settings(job, run, {"asked": asked}).value.steps == 7  # type: ignore[attr-defined]
+    recipe.write_text("= nothing")
+    assert _settings(job, run, {"asked": asked}).origin["steps"] == "plan.json"
+    recipe.write_text("inputs = ['y']\nsteps = 9\n")
+    assert _settings(job, run, {"asked": asked}).value.steps == 9  # type: ignore[attr-defined]
+    recipe.unlink()
+    with pytest.raises(RunError, match="r has neither plan.json nor recipe.toml"):
+        _settings(job, run, None)
+    with pytest.raises(RunError, match="plan.json of r was changed"):
+        _settings(job, run, {"asked": {"inputs": ["x"], "steps": "many"}})
+
+
+# Reports
+
+
+def test_a_ledger_says_expected_and_actual(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    ledger = [
+        Entry("r", "time", Interval(100.0, 90.0, 110.0, 0.8), 120.0),
+        Entry("r", "loss", Interval(2.0, 1.5, 2.5, 0.8), 2.2),
+    ]  # fmt: skip
+    monkeypatch.setattr(run_reports, "entries", lambda runs: ledger)
+    run_reports.show_ledger([], heard_by(heard))
+    assert heard[0]["rows"][0][:2] == ("r", "time") and heard[0]["rows"][0][4:] == ("+20%", "outside")
+    assert heard[0]["rows"][0][2] == {"value": 100.0, "unit": "s"} and heard[0]["rows"][1][4:] == ("+10%", "✓")
+    assert heard[1]["note"] == "error: actual ÷ expected − 1" and len(heard[1]["rows"]) == 2
+    assert heard[2]["result"]["ledger"][0] == {
+        "run": "r", "figure": "time", "expected": 100.0, "low": 90.0, "high": 110.0, "came": 120.0,
+    }  # fmt: skip
+    heard.clear()
+    ledger.clear()
+    run_reports.show_ledger([], heard_by(heard))
+    assert heard[0]["note"] == "no finished run has a forecast yet" and len(heard) == 2
+
+
+def test_seconds_of_a_run_are_those_of_its_result_or_of_its_events() -> None:
+    course = SimpleNamespace(started=10.0, now=25.0)
+    assert run_reports._seconds(cast(Any, SimpleNamespace(actual={"time": 7})), cast(Any, course)) == 7
+    assert run_reports._seconds(cast(Any, SimpleNamespace(actual={"time": None})), cast(Any, course)) == 15.0
+    assert run_reports._seconds(None, cast(Any, SimpleNamespace(started=None, now=25.0))) is None
+    assert run_reports._day(None) == "" and run_reports._day(0.0)[:3] in ("197", "196")
+
+
+def report(**more: Any) -> Report:
+    empty = {field.name: 0 for field in dataclasses.fields(Report)} | {"failed": [], "kept": [], "left_out": {}}
+    return Report(**(empty | more))
+
+
+def test_what_was_indexed_in_a_line() -> None:
+    assert index._summary(report(documents=1, passages=1)) == "nothing; 1 document, 1 passage"
+    said = index._summary(report(added=1200, deleted=3, failed=[("a", "b")], documents=5000, passages=0))
+    assert said == "1,200 added, 3 deleted, 1 could not be read; 5,000 documents, 0 passages"
+    assert index._left_out({"hidden": 2, "not text": 1500}) == "1,500 not text, 2 hidden"
+
+
+def test_a_collection_without_documents_or_words_is_refused() -> None:
+    with pytest.raises(DataError, match="there is no document there") as caught:
+        index._require_documents(report(left_out={"hidden": 2}))
+    assert caught.value.fix == "2 hidden"
+    with pytest.raises(DataError, match="could be read: a.pdf: it is encrypted"):
+        index._require_documents(report(documents=1, failed=[("a.pdf", "it is encrypted")]))
+    fine = report(documents=1, passages=1)
+    assert index._require_documents(fine) is fine
+    index._require_named([Path("b.pdf")], report(failed=[("a.pdf", "x")]))
+    with pytest.raises(DataError, match="a.pdf could not be read: x"):
+        index._require_named([Path("b.pdf"), Path("a.pdf")], report(failed=[("a.pdf", "x")]))
+
+
+def test_folders_are_followed_once_and_can_be_let_go(tmp_path: Path) -> None:
+    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+
+    def collection() -> Any:
+        return SimpleNamespace(name="n", roots=[a, b])
+
+    assert index.followed_roots(collection(), [c, b], []) == [a, b, c]
+    assert index.followed_roots(collection(), [], [str(a)]) == [b]
+    with pytest.raises(UsageError, match="n does not follow .*c"):
+        index.followed_roots(collection(), [], [str(c)])
+    with pytest.raises(UsageError, match="would leave n with no folders"):
+        index.followed_roots(collection(), [], [str(a), str(b)])
+
+
+def test_many_documents_that_cannot_be_read_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(index, "Collection", lambda name: nullcontext(SimpleNamespace(num_bytes=5)))
+    failed = [(f"{n}.pdf", "x") for n in range(index.MOST_SHOWN + 2)]
+    index.tell_report("n", report(failed=failed, left_out={"hidden": 1}, kept=[("/a", "gone")]), heard_by(heard))
+    assert heard[0]["text"].startswith("/a: gone. Its documents stay as they were; `settle index n --without /a`")
+    assert len(heard[1]["rows"]) == index.MOST_SHOWN and heard[1]["note"] == "and 2 more; --json has them all"
+    assert heard[2]["text"] == "left out: 1 hidden" and heard[3]["text"].startswith("n: 32 could not be read; ")
+    assert heard[4]["result"]["bytes"] == 5 and heard[4]["result"]["kept"] == [{"root": "/a", "why": "gone"}]
+    assert len(heard[4]["result"]["failed"]) == 32
+    heard.clear()
+    index.tell_report("n", report(added=1), heard_by(heard))
+    assert [event["kind"] for event in heard] == ["text", "result"]
+
+
+def test_settings_of_a_part_hold_while_it_is_the_same() -> None:
+    before = {"name": "window", "tokens": 99}
+    asked = IndexSettings.model_validate({})
+    assert vars(index._part(Chunker, asked.chunker, before))["tokens"] == 99
+    other = IndexSettings.model_validate({"chunker": {"name": "window", "tokens": 55}})
+    assert vars(index._part(Chunker, other.chunker, before))["tokens"] == 55
+    named = index._part(Chunker, IndexSettings.model_validate({"chunker": "structure"}).chunker, before)
+    assert type(named).part_name() == "structure"
