@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 from settle.base.errors import UsageError
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 PRECISIONS = {
     **dict.fromkeys(("float32", "fp32", "f32", "float", "single"), "float32"),
     **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
@@ -29,7 +29,7 @@ def seconds(text: str) -> float:
 
 def count(text: str) -> int:
     """ "500k", "10M", "1.5G" or a plain number. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgb]?)", text.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgbt]?)", text.strip().lower())
     if not found or float(found[1]) <= 0:
         raise UsageError(f"{text!r} is not a count", "write for example 500k, 10M or 1.5G")
     return int(float(found[1]) * COUNTS[found[2]])

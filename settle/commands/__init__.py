@@ -5,7 +5,7 @@ from typing import ClassVar
 from settle.base.event_log import Events
 from settle.base.registry import Part
 
-GROUPS = ("make", "use", "manage", "measure")  # sub-folders that hold the commands
+GROUPS = ("make", "use", "plan", "manage", "measure")  # sub-folders that hold the commands
 
 
 class Command(Part):

@@ -1,0 +1,1 @@
+"""Commands that forecast before anything is run."""

@@ -1,0 +1,97 @@
+"""Layouts of a run over its devices, searched and ranked by steady throughput among those that fit in memory."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from settle.base.errors import ResourceError
+from settle.machine.described_machine import GIB, Machine
+from settle.plan.cluster.layout import Layout
+from settle.plan.cluster.memory import DeviceMemory, device_memory
+from settle.plan.cluster.shape import Shape
+from settle.plan.cluster.throughput import Rate, steady_rate
+
+USABLE = 0.94  # of a device's memory: the rest goes to fragments of the allocator
+MOST_ROWS, MOST_PIPELINE, MOST_TENSOR = 16, 64, 8
+LONG = 32768  # tokens of a sequence from which it is split over devices
+# Tokens of a batch by the weights of a model, as published runs chose them (GPT-3 and Llama papers).
+BATCHES = ((0.5e9, 0.5e6), (3e9, 1e6), (20e9, 2e6), (100e9, 4e6), (math.inf, 16e6))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    layout: Layout
+    rate: Rate
+    memory: DeviceMemory
+
+
+def usual_batch(parameters: float) -> float:
+    """Tokens of a global batch that runs of this size use."""
+    return next(tokens for limit, tokens in BATCHES if parameters <= limit)
+
+
+def best_layouts(
+    shape: Shape,
+    machine: Machine,
+    batch_tokens: float,
+    sequence: int = 4096,
+    precision: str = "bf16",
+    number: int = 3,
+) -> list[Candidate]:
+    """The fastest layouts that fit, one a grouping of the devices. Raises ResourceError where none fits, saying how
+    much memory the smallest one takes."""
+    found: dict[tuple[int, ...], Candidate] = {}
+    least = math.inf
+    for layout in _layouts(shape, machine, batch_tokens, sequence):
+        memory = device_memory(shape, layout)
+        least = min(least, memory.total)
+        if memory.total > USABLE * machine.memory:
+            continue
+        rate = steady_rate(shape, machine, layout, precision)
+        groups = (layout.tensor, layout.pipeline, layout.context, layout.expert, int(layout.sharded))
+        if groups not in found or rate.tokens.value > found[groups].rate.tokens.value:
+            found[groups] = Candidate(layout, rate, memory)
+    if not found:
+        what = f"training {shape.parameters / 1e9:.3g} billion weights takes {least / GIB:.0f} GB a device at least"
+        fix = f"{machine.label}: a device holds {machine.memory / GIB:.0f} GB; take more devices, or larger ones"
+        raise ResourceError(what, fix)
+    return sorted(found.values(), key=lambda c: -c.rate.tokens.value)[:number]
+
+
+def _layouts(shape: Shape, machine: Machine, batch_tokens: float, sequence: int) -> Iterator[Layout]:
+    devices = machine.count
+    for tensor in _powers(min(MOST_TENSOR, machine.node, shape.kv_heads)):
+        for context in _powers(max(1, sequence // LONG)):
+            for pipeline in _powers(min(MOST_PIPELINE, shape.layers // 2)):
+                replicas, rest = divmod(devices, tensor * context * pipeline)
+                if rest or not replicas:
+                    continue
+                grouping = Layout(replicas, tensor, pipeline, context, sequence=sequence)
+                yield from _batches(shape, grouping, batch_tokens)
+
+
+def _batches(shape: Shape, grouping: Layout, batch_tokens: float) -> Iterator[Layout]:
+    sequences = batch_tokens / grouping.sequence / grouping.data
+    for rows in _powers(min(MOST_ROWS, max(1, int(sequences)))):
+        micro = max(1, round(sequences / rows))
+        for expert in _expert_groups(shape, grouping):
+            for recompute in (False, True):
+                layout = replace(
+                    grouping, rows=rows, micro_batches=micro, expert=expert, recompute=recompute, sharded=False
+                )
+                chunks = _powers(max(1, shape.layers // grouping.pipeline // 2)) if grouping.pipeline > 1 else [1]
+                for virtual in chunks:
+                    yield replace(layout, virtual=min(virtual, 8))
+                if grouping.pipeline == 1 and grouping.data > 1:
+                    yield replace(layout, sharded=True)
+
+
+def _expert_groups(shape: Shape, grouping: Layout) -> list[int]:
+    if not shape.experts:
+        return [1]
+    most = min(shape.experts, grouping.data * grouping.context * grouping.tensor, 64)
+    return [size for size in _powers(most) if shape.experts % size == 0]
+
+
+def _powers(most: int) -> list[int]:
+    return [2**i for i in range(max(1, most).bit_length())]

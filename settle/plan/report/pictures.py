@@ -1,0 +1,76 @@
+"""Pictures of plans: a run's failures and goodput over its weeks, and what a model costs over time beside an API."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from settle.base.run import write_atomic
+from settle.evaluate.report.figure_style import BLUE, GREY, STYLE, VERMILION
+from settle.plan.cluster.whole_run import RunForecast
+from settle.plan.cost.pay_off import PayOff
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INCHES, DPI = (8.0, 4.5), 150
+LINE_POINTS = 200
+
+
+@contextmanager
+def _figure(path: Path, panels: int) -> Iterator[list["Axes"]]:
+    """Axes beside each other; the picture is written, whole or not at all, when the block ends."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    write_atomic(path, out.getvalue())
+
+
+def draw_run(run: RunForecast, path: Path) -> None:
+    """Chance to have finished, day by day, and what the time goes into."""
+    with _figure(path, 2) as (when, where):
+        most = run.days.high * 1.3
+        days = [most * (i + 1) / LINE_POINTS for i in range(LINE_POINTS)]
+        when.plot(days, [100 * run.chance_within(day) for day in days], color=BLUE)
+        when.axvspan(run.days.low, run.days.high, color=BLUE, alpha=0.12, label="80 % of such runs")
+        when.axvline(run.clean_hours / run.devices / 24, color=GREY, linestyle=":", label="steady steps alone")
+        when.set(xlabel="days", ylabel="chance to have finished, %", xlim=(0, most), ylim=(0, 101))
+        when.legend(loc="lower right")
+        fail = run.failures
+        parts = {"work": fail.share.value, **fail.lost}
+        names = list(parts)
+        where.barh(names, [100 * parts[name] for name in names], color=[BLUE] + [VERMILION] * len(fail.lost))
+        for place, name in enumerate(names):
+            where.text(100 * parts[name] + 1, place, f"{100 * parts[name]:.1f} %", va="center")
+        where.set(xlabel="% of the time", xlim=(0, 115), title=f"{fail.failures.value:,.0f} failures expected")
+        where.invert_yaxis()
+
+
+def draw_pay_off(plan: PayOff, purchase: float, path: Path, years: float) -> None:
+    """Dollars spent over time on either side, with the day on which they cross."""
+    with _figure(path, 1) as (axes,):
+        life = years * 365
+        end = min(life, 2 * plan.days.value) if plan.days else life
+        days = [end * i / LINE_POINTS for i in range(LINE_POINTS + 1)]
+        axes.plot(days, [plan.api * day for day in days], color=VERMILION, label="API")
+        axes.plot(days, [purchase + plan.here.value * day for day in days], color=BLUE, label="here")
+        axes.fill_between(
+            days,
+            [purchase + plan.here.low * day for day in days],
+            [purchase + plan.here.high * day for day in days],
+            color=BLUE,
+            alpha=0.15,
+        )
+        if plan.days and 0 < plan.days.value < end:
+            axes.axvline(plan.days.value, color=GREY, linestyle=":")
+            axes.annotate(f"day {plan.days.value:,.0f}", (plan.days.value, plan.api * plan.days.value), ha="right")
+        axes.set(xlabel="days", ylabel="dollars", xlim=(0, end), ylim=(0, None))
+        axes.legend(loc="upper left")

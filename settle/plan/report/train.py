@@ -1,0 +1,147 @@
+"""`settle plan train`: a training run on described devices, from a laptop to a cluster of sixteen thousand."""
+
+import datetime
+
+from settle.base.amounts import count
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say
+from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.machine.described_machine import Machine, machine_or_this
+from settle.machine.hardware import GIB
+from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
+from settle.plan.cost.money import Cost, cost
+from settle.plan.report.cells import forecast_table, values
+from settle.plan.report.pictures import draw_run
+from settle.plan.report.settings import PlanSettings
+
+HOURS = 3600.0
+Rows = dict[str, tuple[Interval, str, str]]
+
+
+def plan_train(settings: PlanSettings, events: Events) -> None:
+    """Raises UsageError for what is not said or unknown, ResourceError where the run fits in no layout."""
+    shape = requested_shape(settings)
+    if settings.tokens is None:
+        raise UsageError("how many tokens to train on is not said", f"--tokens {20 * shape.parameters / 1e9:.3g}b, say")
+    machine = machine_or_this(settings.machine)
+    run = forecast_run(
+        shape,
+        count(settings.tokens),
+        machine,
+        batch_tokens=count(settings.batch_tokens) if settings.batch_tokens else None,
+        sequence=settings.sequence,
+        precision=settings.precision,
+        per_device_day=settings.failures / 1000 if settings.failures else None,
+        by_hand=settings.by_hand,
+    )
+    money = cost(run.device_hours, machine, per_kwh=settings.price_per_kwh, per_hour=settings.price_per_hour)
+    rows = forecast_rows(run, money, machine)
+    events.emit(_layouts(run))
+    events.emit(forecast_table(f"training {_size(shape)} on {machine.label}", rows, _note()))
+    for sentence in _sentences(run, settings):
+        events.emit(Say(text=sentence))
+    if settings.picture:
+        draw_run(run, settings.picture)
+        events.emit(Say(text=f"the picture is in {settings.picture}"))
+    result = {"machine": machine.label, "parameters": shape.parameters, "tokens": run.tokens, "forecast": values(rows)}
+    result["layout"] = run.layouts[0].layout.label
+    result["chance_by_date"] = _chance(run, settings)
+    events.emit(ResultReady(result=result))
+
+
+def requested_shape(settings: PlanSettings) -> Shape:
+    """Of --params and --active. Raises UsageError."""
+    if settings.params is None:
+        raise UsageError("the size of the model is not said", "--params 1.5b, or --params 671b --active 37b")
+    if settings.active is None:
+        return shape_of_size(count(settings.params))
+    return shape_with_experts(count(settings.params), count(settings.active))
+
+
+def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
+    best = run.layouts[0]
+    fail = run.failures
+    published = f"{len(published_runs().runs)} published runs, {published_runs().date}"
+    seconds = Interval(*(end * 24 * HOURS for end in run.days.ends), FORECAST_LEVEL)
+    rows: Rows = {
+        "speed of a device, steady": (best.rate.tokens, "tokens/s", f"the layout; MFU {best.rate.mfu:.0%}"),
+        "memory of a device": (_exact(best.memory.total), "bytes", f"of {machine.memory / GIB:.0f} GB"),
+        "device-hours": (run.device_hours, "h", published),
+        "time": (seconds, "s", published),
+        "energy": (
+            Interval(*(e * 3.6e6 for e in money.energy.ends), FORECAST_LEVEL),
+            "J",
+            f"{machine.watts or 0:.0f} W",
+        ),
+        "electricity": (money.electricity, "USD", money.electricity_source),
+        "rent": (money.rent, "USD", money.rent_source),
+        "bill with storage and network": (money.bill, "USD", "rent is 65 % of a bill"),
+    }
+    if machine.count > 1:
+        rows["failures"] = (fail.failures, "", "rates of four clusters")
+        rows["share of the time that is work"] = (_percent(fail.share), "%", "Daly (2006)")
+    return rows
+
+
+def _layouts(run: RunForecast) -> Listing:
+    rows = [
+        [
+            c.layout.label,
+            round(c.rate.tokens.value),
+            f"{c.rate.mfu:.0%}",
+            {"value": c.memory.total, "unit": "bytes"},
+            f"{c.layout.rows} x {c.layout.micro_batches}",
+            ", ".join(f"{name} {part:.0%}" for name, part in c.rate.parts.items() if part >= 0.05),
+        ]
+        for c in run.layouts
+    ]
+    columns = ["layout", "tokens/s a device", "MFU", "memory", "rows x micro-batches", "the time goes into"]
+    return Listing(title="fastest layouts that fit", columns=columns, rows=rows)
+
+
+def _sentences(run: RunForecast, settings: PlanSettings) -> list[str]:
+    fail = run.failures
+    sentences = [f"a batch of {run.batch_tokens / 1e6:.3g} M tokens, {run.tokens / run.batch_tokens:,.0f} steps"]
+    if run.devices > 1:
+        sentences.append(
+            f"save every {fail.checkpoint_every / 60:.3g} minutes: {fail.checkpoint_bytes / 1e12:.3g} TB, "
+            f"a pause of {fail.pause:.0f} s; a failure is expected every {_span(fail.between)}"
+        )
+    chance = _chance(run, settings)
+    if chance is not None:
+        sentences.append(f"chance to have finished by {settings.by}: {chance:.0%}, when started today")
+    return sentences
+
+
+def _chance(run: RunForecast, settings: PlanSettings) -> float | None:
+    if settings.by is None:
+        return None
+    days = (settings.by - datetime.date.today()).days
+    if days <= 0:
+        raise UsageError(f"{settings.by} is not in the future", "give a later date to --by")
+    return run.chance_within(days)
+
+
+def _note() -> str:
+    return (
+        "A forecast from published runs, whose hours hold failures, evaluation and passes that nobody reports. "
+        "A clean run is faster."
+    )
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} hours" if seconds < 2 * 86400 else f"{seconds / 86400:.3g} days"
+
+
+def _size(shape: Shape) -> str:
+    return f"{shape.parameters / 1e9:.3g} billion weights"
+
+
+def _exact(value: float) -> Interval:
+    return Interval(value, value, value, FORECAST_LEVEL)
+
+
+def _percent(share: Interval) -> Interval:
+    return Interval(*(100 * end for end in share.ends), FORECAST_LEVEL)

@@ -1,0 +1,59 @@
+"""`settle plan`: tables, sentences, a picture, and what it says about bad input."""
+
+import json
+
+import pytest
+
+from settle.cli import main
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    code = main(["plan", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_cluster_run_has_layout_weeks_failures_and_money(capsys, tmp_path):
+    picture = tmp_path / "run.png"
+    code, out, err = run(
+        capsys, "train", "--params", "70b", "--tokens", "2t", "--machine", "512x h100", "--by", "2999-01-01",
+        "--picture", str(picture), "--json",
+    )  # fmt: skip
+    result = json.loads(out.strip().splitlines()[-1])
+    assert code == 0 and result["layout"] and result["chance_by_date"] == 1
+    hours, failures = result["forecast"]["device_hours"], result["forecast"]["failures"]
+    assert hours["low"] < hours["value"] < hours["high"] and failures["value"] > 1
+    assert result["forecast"]["rent"]["value"] > hours["value"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pay_off_compares_with_a_dated_price(capsys, tmp_path):
+    picture = tmp_path / "pay.png"
+    code, out, err = run(
+        capsys, "pay-off", "mine", "--against", "gpt-5", "--machine", "rtx 4090", "--speed", "100",
+        "--purchase", "2000", "--requests-per-day", "5000", "--picture", str(picture), "--json",
+    )  # fmt: skip
+    result = json.loads(out.strip().splitlines()[-1])
+    assert code == 0 and result["chance"] > 0.9 and picture.read_bytes().startswith(b"\x89PNG")
+    assert result["forecast"]["gpt_5_a_day"]["value"] > result["forecast"]["here_a_day"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["train", "--tokens", "1b", "--machine", "h100"], "the size of the model is not said"),
+        (["train", "--params", "1b", "--machine", "h100"], "how many tokens"),
+        (["train", "--params", "1b", "--tokens", "1b", "--machine", "h1000"], "h1000"),
+        (["train", "--params", "70b", "--tokens", "1b", "--machine", "rtx 4090"], "billion weights"),
+        (["train", "--params", "8b", "--active", "9b", "--tokens", "1b", "--machine", "h100"], "active"),
+        (["train", "--params", "1b", "--tokens", "1b", "--machine", "h100", "--by", "2001-01-01"], "not in the future"),
+        (["pay-off", "--machine", "h100", "--speed", "1"], "no API is named"),
+        (["pay-off", "--machine", "h100", "--against", "gpt-5"], "how fast"),
+        (["pay-off", "--machine", "h100", "--speed", "1", "--against", "gtp-5"], "no price is known"),
+        (["pay-off", "--machine", "h100", "--speed", "1", "--api-price", "cheap"], "is no price"),
+        (["train", "--params", "1b", "--tokens", "1b", "--machine", "h100", "--picture", "a.pdf"], "no PNG"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said(capsys, words, what):
+    code, out, err = run(capsys, *words)
+    assert code in (1, 2) and what in err and "Traceback" not in err

@@ -1,0 +1,116 @@
+"""Prices, money and the day on which a model of one's own pays off."""
+
+import datetime
+
+import pytest
+
+from settle.base.errors import DataError, UsageError
+from settle.base.statistics import Interval
+from settle.machine.described_machine import described
+from settle.plan.cost.money import OF_DESIGN_POWER, cost, exact, product
+from settle.plan.cost.pay_off import Workload, api_dollars, pay_off
+from settle.plan.cost.prices import ApiPrice, prices, read_prices
+
+API = ApiPrice(id="api", vendor="v", input=1.0, output=4.0, cached=0.1)
+LOAD = Workload(requests=1000, input_tokens=1000, output_tokens=500)
+
+
+def test_prices_are_dated_ordered_and_found_by_name():
+    table = prices()
+    assert table.date <= datetime.date.today() + datetime.timedelta(days=1)
+    assert table.api_price("openai/GPT-5-mini").output > table.api_price("gpt-5-mini").input
+    with pytest.raises(UsageError, match="no price") as error:
+        table.api_price("gpt-5-minii")
+    assert "gpt-5-mini" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("date = 2026-01-01\n", "no table of prices"),
+        ("date = [\n", "no table of prices"),
+        (None, "in the future"),
+        ("swapped", "not in this order"),
+    ],
+)
+def test_a_broken_or_future_table_is_refused_with_its_row(tmp_path, text, what):
+    from settle.plan.cost import prices as module
+
+    good = module.Path(module.__file__).with_name("prices.toml").read_text(encoding="utf-8")
+    if text is None:
+        text = good.replace("date = 2026", "date = 2999", 1)
+    elif text == "swapped":
+        text = good.replace("low = 1.99, usual = 2.95", "low = 3.99, usual = 2.95", 1)
+    path = tmp_path / "prices.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=what):
+        read_prices(path)
+
+
+def test_a_persons_own_file_replaces_the_table(tmp_path, monkeypatch):
+    from settle.plan.cost import prices as module
+
+    good = module.Path(module.__file__).with_name("prices.toml").read_text(encoding="utf-8")
+    (tmp_path / "prices.toml").write_text(good.replace("usual = 0.17", "usual = 0.21"), encoding="utf-8")
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    prices.cache_clear()
+    try:
+        assert prices().electricity.usual == 0.21
+    finally:
+        prices.cache_clear()
+
+
+def test_energy_and_money_follow_from_hours():
+    hours, machine = exact(100.0), described("8x h100 sxm")
+    found = cost(hours, machine, per_kwh=0.5, per_hour=2.0)
+    assert found.energy.value == pytest.approx(100 * 0.7 * OF_DESIGN_POWER.value)
+    assert found.electricity.value == pytest.approx(0.5 * found.energy.value)
+    assert found.rent.ends == (200, 200, 200) and found.bill.value == pytest.approx(200 / 0.65)
+    dated = cost(hours, machine)
+    assert dated.rent.low < 295 < dated.rent.high and "20" in dated.rent_source
+    assert "no offer" in cost(hours, described("rtx 3090")).rent_source
+
+
+def test_a_product_is_no_more_certain_than_its_factors():
+    one, other = Interval(10, 5, 20, 0.8), Interval(3, 1.5, 6, 0.8)
+    both = product(one, other)
+    assert both.value == 30 and both.low < 30 / 2 and both.high > 30 * 2 and both.high < 30 * 4
+    assert product(one, exact(3.0)).ends == pytest.approx((30, 15, 60))
+
+
+def test_deepseeks_bill_is_its_hours_times_its_price():
+    """2.788 M hours of H800 at 2 dollars: 5.576 M dollars, as its report has it."""
+    found = cost(exact(2.788e6), described("2048x h800"), per_hour=2.0)
+    assert found.rent.value == pytest.approx(5.576e6)
+
+
+def test_an_api_costs_its_tokens_less_what_it_has_seen():
+    assert api_dollars(LOAD, API) == pytest.approx(1000 * (1000 * 1 + 500 * 4) / 1e6)
+    seen = Workload(1000, 1000, 500, cached=0.5)
+    assert api_dollars(seen, API) == pytest.approx(1000 * (500 * 1 + 500 * 0.1 + 500 * 4) / 1e6)
+
+
+def test_the_day_that_a_machine_is_paid_is_its_price_over_the_saving():
+    speed = exact(100.0)
+    plan = pay_off(LOAD, API, exact(1000.0), speed, 300.0, exact(0.3), purchase=1000.0)
+    seconds = 1000 * (1000 / 1000 + 500 / 100)
+    a_day = 300 * OF_DESIGN_POWER.value * seconds / 3.6e6 * 0.3
+    assert plan.here.value == pytest.approx(a_day) and plan.busy == pytest.approx(seconds / 3600)
+    assert plan.days is not None and plan.days.value == pytest.approx(1000 / (3.0 - a_day))
+    assert plan.days.low < plan.days.value < plan.days.high and plan.chance == 1
+    assert plan.requests is not None and 0 < plan.requests < 1000
+
+
+def test_a_machine_that_is_too_slow_or_too_dear_never_pays_off():
+    slow = pay_off(LOAD, API, exact(10.0), exact(1.0), 300.0, exact(0.3), purchase=1000.0)
+    assert slow.busy > 24 and slow.days is None and slow.chance == 0
+    dear = pay_off(LOAD, API, exact(1000.0), exact(100.0), 300.0, exact(20.0))
+    assert dear.days is None
+
+
+def test_a_wider_speed_makes_a_wider_answer():
+    def width(speed: Interval) -> float:
+        plan = pay_off(LOAD, API, exact(1000.0), speed, 300.0, exact(0.3), purchase=1000.0)
+        return plan.here.high / plan.here.low
+
+    assert width(Interval(100, 60, 160, 0.8)) > width(exact(100.0)) > 1
