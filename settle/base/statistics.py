@@ -75,6 +75,9 @@ class Interval:
     def shifted(self, by: float) -> "Interval":
         return Interval(self.value + by, self.low + by, self.high + by, self.level)
 
+    def scaled(self, by: float) -> "Interval":
+        return Interval(self.value * by, self.low * by, self.high * by, self.level)
+
     def at_most(self, limit: float) -> "Interval":
         """The interval of the smaller of this number and `limit`."""
         return Interval(min(self.value, limit), min(self.low, limit), min(self.high, limit), self.level)

@@ -106,13 +106,13 @@ def _stage_parameters(shape: Shape, layout: Layout, stage: int, positions: int) 
     """Weights of a device that are the same on all replicas, and those of its experts."""
     layers = shape.layers / layout.pipeline
     share = shape.moe_layers / shape.layers
-    of_layer = shape.attention_parameters + (1 - share) * shape.ffn_matrices * shape.hidden * shape.ffn
+    of_layer = float(shape.attention_parameters) + (1 - share) * shape.ffn_matrices * shape.hidden * shape.ffn
     of_layer += share * shape.shared_experts * shape.expert_parameters
     dense = layers * of_layer / layout.tensor
-    dense += layers * share * shape.hidden * shape.experts  # routers, which every device holds whole
+    dense += layers * share * float(shape.hidden * shape.experts)  # routers, which every device holds whole
     tables = int(stage == 0) + int(stage == layout.pipeline - 1 and not (shape.tied and layout.pipeline == 1))
     dense += tables * shape.vocab * shape.hidden / layout.tensor
-    dense += positions * shape.hidden if stage == 0 else 0
+    dense += float(positions * shape.hidden) if stage == 0 else 0.0
     experts = layers * share * shape.experts * shape.expert_parameters / (layout.expert * layout.expert_tensor)
     return dense, experts
 
@@ -159,7 +159,7 @@ def layer_activations(shape: Shape, layout: Layout, *, dropout: bool = False, fl
 
 def _in_flight(layout: Layout, stage: int) -> float:
     """Micro-batches whose activations a stage holds at once: 1F1B, and what interleaved chunks add at the first."""
-    waiting = layout.pipeline - stage
+    waiting = float(layout.pipeline - stage)
     if layout.virtual > 1 and layout.pipeline > 1:
-        waiting = (layout.pipeline - stage) + (layout.pipeline - 1) / layout.virtual
+        waiting += (layout.pipeline - 1) / layout.virtual
     return min(float(layout.micro_batches), waiting) if layout.pipeline > 1 else 1.0

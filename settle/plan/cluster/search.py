@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from settle.base.errors import ResourceError
-from settle.machine.described_machine import GIB, Machine
+from settle.machine.described_machine import Machine
+from settle.machine.hardware import GIB
 from settle.plan.cluster.layout import Layout
 from settle.plan.cluster.memory import DeviceMemory, device_memory
 from settle.plan.cluster.shape import Shape

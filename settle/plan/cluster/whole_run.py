@@ -93,7 +93,7 @@ def forecast_run(
     layouts = best_layouts(shape, machine, batch, sequence, precision)
     clean = tokens / layouts[0].rate.tokens.value / HOUR
     hours = device_hours(shape, clean)
-    days = Interval(*(end / machine.count / 24 for end in hours.ends), FORECAST_LEVEL)
+    days = hours.scaled(1 / machine.count / 24)
     failures = goodput(
         shape.parameters, machine.count, clean * HOUR / machine.count, per_device_day=per_device_day, by_hand=by_hand
     )

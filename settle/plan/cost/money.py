@@ -39,7 +39,7 @@ def cost(
     """Of so many device-hours. per_kwh, per_hour: the person's own prices, which are taken as exact."""
     table = table or prices()
     watts = machine.watts or UNKNOWN_WATTS
-    energy = scaled(product(hours, OF_DESIGN_POWER), watts / 1000)
+    energy = product(hours, OF_DESIGN_POWER).scaled(watts / 1000)
     electricity = exact(per_kwh) if per_kwh is not None else table.electricity.interval
     if per_hour is not None:
         rent, source = exact(per_hour), "asked"
@@ -48,7 +48,7 @@ def cost(
         rent, source = row.interval, f"{row.source}, {row.as_of}"
     else:
         rent, source = (
-            scaled(RENT_PER_FLOPS, machine.matrix_flops),
+            RENT_PER_FLOPS.scaled(machine.matrix_flops),
             "no offer at hand: by its arithmetic, as others are",
         )
     rented = product(hours, rent)
@@ -56,7 +56,7 @@ def cost(
         energy=energy,
         electricity=product(energy, electricity),
         rent=rented,
-        bill=scaled(rented, 1 / SHARE_OF_BILL),
+        bill=rented.scaled(1 / SHARE_OF_BILL),
         rent_source=source,
         electricity_source="asked" if per_kwh is not None else f"{table.electricity.source}, {table.electricity.as_of}",
     )
@@ -64,10 +64,6 @@ def cost(
 
 def exact(value: float) -> Interval:
     return Interval(value, value, value, FORECAST_LEVEL)
-
-
-def scaled(interval: Interval, by: float) -> Interval:
-    return Interval(*(end * by for end in interval.ends), interval.level)
 
 
 def product(one: Interval, other: Interval) -> Interval:

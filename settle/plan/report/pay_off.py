@@ -44,7 +44,7 @@ def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> N
         "energy of an output token": (plan.energy, "J", f"{machine.watts or UNKNOWN_WATTS:.0f} W"),
     }
     if plan.days and settings.purchase:
-        rows["paid off"] = (Interval(*(d * 86400 for d in plan.days.ends), FORECAST_LEVEL), "s", day)
+        rows["paid off"] = (plan.days.scaled(86400), "s", day)
     events.emit(forecast_table(f"{model or 'the model'} on {machine.label} against {api.id}", rows, day))
     for sentence in _sentences(plan, settings, machine, api):
         events.emit(Say(text=sentence))

@@ -6,12 +6,12 @@ from settle.base.amounts import count
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
-from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.statistics import Interval
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
-from settle.plan.cost.money import Cost, cost
+from settle.plan.cost.money import Cost, cost, exact
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_run
 from settle.plan.report.settings import PlanSettings
@@ -64,14 +64,14 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
     best = run.layouts[0]
     fail = run.failures
     published = f"{len(published_runs().runs)} published runs, {published_runs().date}"
-    seconds = Interval(*(end * 24 * HOURS for end in run.days.ends), FORECAST_LEVEL)
+    seconds = run.days.scaled(24 * HOURS)
     rows: Rows = {
         "speed of a device, steady": (best.rate.tokens, "tokens/s", f"the layout; MFU {best.rate.mfu:.0%}"),
-        "memory of a device": (_exact(best.memory.total), "bytes", f"of {machine.memory / GIB:.0f} GB"),
+        "memory of a device": (exact(best.memory.total), "bytes", f"of {machine.memory / GIB:.0f} GB"),
         "device-hours": (run.device_hours, "h", published),
         "time": (seconds, "s", published),
         "energy": (
-            Interval(*(e * 3.6e6 for e in money.energy.ends), FORECAST_LEVEL),
+            money.energy.scaled(3.6e6),
             "J",
             f"{machine.watts or 0:.0f} W",
         ),
@@ -81,7 +81,7 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
     }
     if machine.count > 1:
         rows["failures"] = (fail.failures, "", "rates of four clusters")
-        rows["share of the time that is work"] = (_percent(fail.share), "%", "Daly (2006)")
+        rows["share of the time that is work"] = (fail.share.scaled(100), "%", "Daly (2006)")
     return rows
 
 
@@ -137,11 +137,3 @@ def _span(seconds: float) -> str:
 
 def _size(shape: Shape) -> str:
     return f"{shape.parameters / 1e9:.3g} billion weights"
-
-
-def _exact(value: float) -> Interval:
-    return Interval(value, value, value, FORECAST_LEVEL)
-
-
-def _percent(share: Interval) -> Interval:
-    return Interval(*(100 * end for end in share.ends), FORECAST_LEVEL)
