@@ -69,6 +69,10 @@ SOURCES = {
     "unicode": Source("unicode-data", "usr/share/unicode/*.txt", 800_000, "tables of a standard"),
     "sqlite": Source("sqlite3-doc", "usr/share/**/*.html", 1_200_000, "manual, English"),
     "manuals_de": Source("manpages-de", "usr/share/man/**/*.gz", 1_500_000, "manual pages, German"),
+    "git_doc": Source("git-doc", "usr/share/doc/git*/**/*.txt", 1_500_000, "manual, English"),
+    "dutch": Source("debian-faq-nl", "usr/share/**/*.html", 500_000, "questions, Dutch"),
+    "sayings_cs": Source("fortunes-cs", "usr/share/games/fortunes/**/*", 1_500_000, "sayings, Czech"),
+    "lintian": Source("lintian", "usr/share/**/*.pm", 1_500_000, "code, Perl"),
     "rust": Source("rust-doc", "usr/share/doc/rust*/html/book/*.html", 800_000, "manual, English"),
 }  # fmt: skip
 

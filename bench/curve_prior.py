@@ -23,23 +23,29 @@ import numpy as np
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z, wilson
 from settle.plan.loss_curve import ORIGIN, CurveFacts, CurvePrior, Observation, binned, recorded
 from settle.plan.loss_law import worth
+from settle.plan.probe import DECAY
 
-PROBE_SHARE = 0.13  # ends up to this share of the run are its probes
+PROBE_SHARE = 0.13  # ends up to this share of a short run are its probes
+DEMO = "python"  # what `make demo` trains on: never fitted on
 Z = two_sided_z(FORECAST_LEVEL)
 SLOWINGS = (0.1, 0.2, 0.35)
 RIDGE = 0.3  # prior standard deviation of what a fact moves a coefficient by
-# ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation. Last, artanh of a correlation
-FIRST = np.append(np.log([0.2, 0.05, 0.2, 0.02, 0.02, 0.02, 0.005, 0.01]), 0.0)
+# ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation; the decay's power. Last,
+# artanh of a correlation
+FIRST = np.append(np.log([0.2, 0.05, 0.2, 0.02, 0.02, 0.02, 0.005, 0.01, 0.5]), 0.0)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: what is known before it, its decayed ends by length, and its evaluations at the constant rate."""
+    """One run: what is known before it, its probes, the decayed ends that branch off it, and its evaluations at the
+    constant rate. target: the end that is forecast."""
 
     corpus: str
     name: str
     facts: CurveFacts
+    probes: list[Observation]
     ends: list[Observation]
+    target: Observation
     trunk: list[tuple[float, float]]
     warmup: float
     offset: float  # of the trunk's sample from that of the ends, by the probes: ln L
@@ -56,62 +62,107 @@ class Recorded:
             ngrams=[tuple(pair) for pair in row["ngrams"]],
         )
         loop, ends = row["loop"], row["ends"]
-        most = PROBE_SHARE * ends[-1]["tokens"]
-        offsets = [math.log(e["own"] / e["loss"]) for e in ends if e["tokens"] <= most] or [0.0]
+        probes = [e for e in ends if is_probe(e, ends[-1]["tokens"])]
+        offsets = [math.log(e["own"] / e["loss"]) for e in probes] or [0.0]
+        stop = row.get("stop")
+        last = [e for e in ends if not is_probe(e, ends[-1]["tokens"])]
+        if loop["max_steps"]:
+            last = [e for e in last if e["kind"] in ("branch", "end")]
+        elif stop is not None:
+            last = [e for e in last if e["from"] == stop["tokens"]]
         return cls(
             corpus=row["corpus"],
             name=path.stem,
             facts=facts,
-            ends=[Observation(e["tokens"], e["loss"], decayed=True) for e in ends],
-            trunk=[(t, loss) for t, loss, *_ in row["trunk"]],
+            probes=[observed(e, loop) for e in probes],
+            ends=[observed(e, loop) for e in ends if e not in probes],
+            target=observed(last[-1], loop),
+            trunk=[(t, loss) for t, loss, *_ in row["trunk"] if t],
             warmup=2 * loop["warmup_steps"] * loop["tokens_per_step"],
             offset=offsets[-1],
         )
 
-    @property
-    def probes(self) -> list[Observation]:
-        most = PROBE_SHARE * self.ends[-1].tokens
-        return [e for e in self.ends if e.tokens <= most]
-
     def seen_until(self, share: float) -> list[Observation]:
-        """The probes, and the run's evaluations until that share of its tokens."""
-        until = share * self.ends[-1].tokens
+        """The probes, and the run's evaluations until that share of the target's tokens."""
+        until = share * self.target.tokens
         early = [(t, loss) for t, loss in self.trunk if t <= until]
         return [*self.probes, *binned(early, self.warmup, self.offset)]
 
     @property
     def everything(self) -> list[Observation]:
-        return [*self.ends, *binned(self.trunk, self.warmup, self.offset)]
+        return [*self.probes, *self.ends, *binned(self.trunk, self.warmup, self.offset)]
+
+
+def is_probe(end: dict, longest: float) -> bool:
+    """Whether it was trained by itself, as before a run; in the short runs of 27 November, up to a share of the run."""
+    return end["kind"] == "probe" or (end["kind"] in ("alone", "branch") and end["tokens"] <= PROBE_SHARE * longest)
+
+
+def observed(end: dict, loop: dict) -> Observation:
+    decay = loop["decay_fraction"] if end["kind"] == "end" else DECAY
+    if end["kind"] == "stop":
+        decay = 1 - end["from"] / end["tokens"]
+    return Observation(end["tokens"], end["loss"], decay)
 
 
 def is_judged(corpus: str) -> bool:
-    return int(hashlib.sha256(corpus.encode()).hexdigest(), 16) % 4 == 0
+    return corpus == DEMO or int(hashlib.sha256(corpus.encode()).hexdigest(), 16) % 4 == 0
 
 
 # --- the fit ---
 
 
 def with_spreads(slowing: float, logs: np.ndarray, mean: np.ndarray) -> CurvePrior:
-    spreads, correlation = np.exp(logs[:8]), math.tanh(logs[8])
-    return CurvePrior(slowing, mean, spreads[:5], correlation, float(spreads[5]), float(spreads[6]), float(spreads[7]))
+    spreads, correlation = np.exp(logs[:9]), math.tanh(logs[9])
+    return CurvePrior(slowing, mean, spreads[:5], correlation, *map(float, spreads[5:]))
 
 
-def best_mean(prior: CurvePrior, runs: Sequence[Recorded]) -> tuple[CurvePrior, float]:
+@dataclass(frozen=True)
+class Design:
+    """What a fit computes again and again of one run, for one slowing and one power of the decay."""
+
+    basis: np.ndarray  # (n, 5)
+    apart: np.ndarray  # (n, n): of the Brownian motion, per unit of drift²
+    is_decayed: np.ndarray
+    facts: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def of(cls, run: Recorded, prior: CurvePrior) -> "Design":
+        seen = run.everything
+        one = replace(prior, spread=np.zeros(5), drift=1.0, noise_decayed=0.0, noise_constant=0.0)
+        return cls(
+            basis=prior.design(run.facts, seen),
+            apart=one.covariance(run.facts, seen),
+            is_decayed=np.array([o.decay > 0 for o in seen]),
+            facts=run.facts.vector(),
+            y=np.log([o.loss for o in seen]),
+        )
+
+    def solved(self, prior: CurvePrior) -> tuple[np.ndarray, np.ndarray, float]:
+        """Information of the mean's (5 F) entries, their weighted sums, and the run's part of -2 ln likelihood."""
+        noise = np.where(self.is_decayed, prior.noise_decayed, prior.noise_constant)
+        whole = self.basis @ prior.together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise**2)
+        wide = np.column_stack([self.basis, self.y])
+        solved = np.linalg.solve(whole, wide)
+        inner = wide.T @ solved
+        information = np.kron(inner[:5, :5], np.outer(self.facts, self.facts))
+        part = float(inner[5, 5]) + float(np.linalg.slogdet(whole)[1])
+        return information, np.kron(inner[:5, 5], self.facts), part
+
+
+def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior, float]:
     """The mean by generalized least squares under the prior's spreads, and -2 ln of the penalized likelihood."""
-    facts = len(runs[0].facts.vector())
+    facts = len(designs[0].facts)
     size, scale = 5 * facts, np.full((5, facts), RIDGE)
     scale[:, 0] = scale[0] = 100.0  # what a coefficient is on average is free, and so is how the level depends on facts
     scale[3:, 1:] = 1e-3  # what the decay brings is alike for all
     precision, weighted, total = np.diag(1 / scale.ravel() ** 2), np.zeros(size), 0.0
-    for run in runs:
-        seen = run.everything
-        whole = prior.covariance(run.facts, seen)
-        design = np.kron(prior.design(run.facts, seen), run.facts.vector()[None, :])
-        y = np.log([o.loss for o in seen])
-        solved = np.linalg.solve(whole, np.column_stack([design, y]))
-        precision += design.T @ solved[:, :-1]
-        weighted += design.T @ solved[:, -1]
-        total += float(y @ solved[:, -1]) + float(np.linalg.slogdet(whole)[1])
+    for design in designs:
+        information, sums, part = design.solved(prior)
+        precision += information
+        weighted += sums
+        total += part
     mean = np.linalg.solve(precision, weighted)
     objective = total - float(weighted @ mean) + float(np.linalg.slogdet(precision)[1])  # restricted likelihood
     return replace(prior, mean=mean.reshape(5, -1)), objective
@@ -121,12 +172,17 @@ def fit(
     runs: Sequence[Recorded], slowing: float, start: np.ndarray, rounds: int
 ) -> tuple[CurvePrior, float, np.ndarray]:
     """Coordinate search over the logarithms of the spreads; each corpus counts once, whatever its number of runs."""
-    empty = np.zeros((5, len(runs[0].facts.vector())))
+    empty, designs = np.zeros((5, len(runs[0].facts.vector()))), {}
+
+    def fitted(logs: np.ndarray) -> tuple[CurvePrior, float]:
+        prior = with_spreads(slowing, logs, empty)
+        if prior.decay_power not in designs:
+            designs[prior.decay_power] = [Design.of(run, prior) for run in runs]
+        return best_mean(prior, designs[prior.decay_power])
 
     def cost(logs: np.ndarray) -> float:
         # spreads of some nats and noise of some percent are all that is believable
-        pull = float(np.sum(((logs - FIRST) / 1.5) ** 2))
-        return best_mean(with_spreads(slowing, logs, empty), runs)[1] + pull
+        return fitted(logs)[1] + float(np.sum(((logs - FIRST) / 1.5) ** 2))
 
     logs, step = start.copy(), np.full(len(start), 0.5)
     best = cost(logs)
@@ -142,7 +198,7 @@ def fit(
                     break
             else:
                 step[i] /= 2
-    return best_mean(with_spreads(slowing, logs, empty), runs)[0], best, logs
+    return fitted(logs)[0], best, logs
 
 
 def fit_all(runs: Sequence[Recorded], rounds: int = 5) -> tuple[CurvePrior, np.ndarray]:
@@ -180,9 +236,9 @@ class Score:
 
 def scored(prior: CurvePrior, run: Recorded) -> tuple[Score, Score]:
     """Before the run and at half of it."""
-    end = run.ends[-1]
-    before = prior.after(run.facts, run.probes, end.tokens)
-    half = prior.after(run.facts, run.seen_until(0.5), end.tokens, under_way=True)
+    end = run.target
+    before = prior.after(run.facts, run.probes, end.tokens, end.decay)
+    half = prior.after(run.facts, run.seen_until(0.5), end.tokens, end.decay, under_way=True)
     return Score(run, before, end.loss), Score(run, half, end.loss)
 
 
@@ -211,7 +267,7 @@ def widened(scores: Sequence[Score]) -> list[Score]:
 
 
 def rivals(run: Recorded) -> dict[str, float]:
-    end, probes = run.ends[-1], run.probes
+    end, probes = run.target, run.probes
     told = {"the probe's own loss": probes[-1].loss}
     if len(probes) > 1:
         a, b = probes[-2:]
@@ -224,10 +280,10 @@ def former_law(runs: Sequence[Recorded], run: Recorded) -> float:
     """r(z) (base + length ln(D'/100k) + packing ln(bytes per token / 3)), slowing 0.2, least squares on the others."""
 
     def row(r: Recorded, probe: Observation) -> tuple[np.ndarray, float]:
-        short, long = (worth(o.tokens, r.facts.unique) for o in (probe, r.ends[-1]))
+        short, long = (worth(o.tokens, r.facts.unique) for o in (probe, r.target))
         reach = -math.expm1(-0.2 * math.log(long / short)) / 0.2
         facts = np.array([1, math.log(short / 1e5), math.log(r.facts.bytes_per_token / 3)])
-        return reach * facts, math.log(probe.loss / r.ends[-1].loss)
+        return reach * facts, math.log(probe.loss / r.target.loss)
 
     rows = [row(r, p) for r in runs if r.corpus != run.corpus for p in r.probes]
     solved, *_ = np.linalg.lstsq(np.array([r for r, _ in rows]), np.array([y for _, y in rows]), rcond=None)
@@ -255,7 +311,7 @@ def report(pairs: Sequence[tuple[Score, Score]]) -> None:
         run, marks = before.run, ["" if s.inside else " ✗" for s in (before, half)]
         probes = ", ".join(f"{p.tokens / 1e3:.0f}" for p in run.probes)
         print(
-            f"| {run.name} | {run.facts.parameters / 1e3:.0f} k | {probes} | {run.ends[-1].tokens / 1e3:.0f} k | "
+            f"| {run.name} | {run.facts.parameters / 1e3:.0f} k | {probes} | {run.target.tokens / 1e3:.0f} k | "
             f"{before.told.value:.3f} | {before.actual:.3f} | {before.error:+.1%}{marks[0]} | {half.told.value:.3f} | "
             f"{half.error:+.1%}{marks[1]} |"
         )
@@ -274,7 +330,7 @@ def compare(runs: Sequence[Recorded], others: Sequence[Recorded]) -> None:
     errors: dict[str, list[float]] = {}
     for run in runs:
         for name, value in (rivals(run) | {"former law, refitted": former_law(others, run)}).items():
-            errors.setdefault(name, []).append(abs(run.ends[-1].loss / value - 1))
+            errors.setdefault(name, []).append(abs(run.target.loss / value - 1))
     print("\n| rival, before the run | runs | median error | largest |\n|---|--:|--:|--:|")
     for name, values in errors.items():
         print(f"| {name} | {len(values)} | {np.median(values):.1%} | {max(values):.1%} |")

@@ -1,66 +1,64 @@
-"""Record real training runs: a constant-rate run, evaluated densely, and runs of many lengths that end decayed.
+"""Record real training runs: a constant-rate trunk, evaluated as the product evaluates, and ends that decay from it.
 
     python bench/record.py TEXTS OUT [--only NAME …]
 
 TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under OUT; a run whose file exists is left
-out. One thread. What each run is: `RUNS`. It is planned by the product's own plan.
+out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
 
 * trunk: warm-up, then constant; (tokens, loss, stderr, losses of the sample's blocks) of the run's own held-out sample,
-  at 3 % more tokens each time, or where evaluating would take an eighth of the time, later.
-* ends: a run of T tokens whose rate falls to zero over its last part, T from 1/64 of the run to all of it. Of an
-  eighth and more it branches off the trunk; shorter ones are trained by themselves as the probe before a run is, with
-  a warm-up of its own. Each ends with a larger held-out sample, the same for all lengths.
+  at the product's evaluations. A run with a number of tokens ends where its decay begins; one without is followed for
+  `FOLLOWED` times the tokens at which the product's rule stops it, at a tolerance of `TOLERANCE`, or to `MOST`.
+* stop: what the rule said, and where; null when it did not stop.
+* ends: losses on a larger held-out sample, the same for all. "probe": a short run with a warm-up and a decay of its
+  own, as the product probes before a run. "end": a run of that many tokens by the plan's budgeted schedule. "stop": the
+  decay of a run that has settled, branched off the trunk at every fourfold of the tokens, at the stop and at the end.
 * ngrams: [tokens, loss] of n-gram models over ever more of the text, on the larger sample.
 """
 
 import argparse
 import json
-import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
+from settle.plan.forecast import FEWEST_SHORTER, SHORTER
 from settle.plan.ngrams import ngram_curve
+from settle.plan.probe import DECAY, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
-from settle.train.evaluation import HeldOut, evaluate
+from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun
+from settle.train.settled import decay_tokens, next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
+from settle.train.watch import Watch
 
 SAMPLE = 12_288  # tokens of the larger held-out sample
-SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-BRANCHED = 1 / 8  # shares from here on branch off the trunk
-PROBE_DECAY = 0.4  # as in settle/plan/probe.py
-GROWTH, COST = 0.03, 0.12  # of the trunk's evaluations
-FEWEST = 16  # steps of the shortest end
+SHARES = (1 / 4, 1.0)  # of a run with a number of tokens: lengths of its decayed ends
+FIRST_STOP, APART = 1 << 16, 4  # the trunk is branched after so many tokens, and after so many times more
+TOLERANCE = 0.01  # of runs without a number of tokens: at the default they would settle after some 5 M tokens
+FOLLOWED, MOST = 3.2, 3_500_000  # times the stop; tokens
 
-# Sizes and lengths; each corpus gets one by its number in every round, longer ones in later rounds.
-SHAPES = [
-    ("60k", "100k", 512), ("60k", "200k", 1024), ("100k", "80k", 512), ("60k", "60k", 512), ("100k", "200k", 1024),
-    ("100k", "120k", 512), ("60k", "150k", 1024),
+# (corpus, size, tokens; None: until it has settled), ordered so that every beginning of the list is a mixture
+RUNS = [
+    ("maths", "60k", None), ("go", "300k", "700k"), ("czech", "60k", None), ("manuals_de", "1M", "400k"),
+    ("dutch", "60k", None), ("sayings_de", "300k", "700k"), ("korean", "60k", None), ("rust", "300k", "700k"),
+    ("russian_faq", "60k", None), ("instructions", "300k", "700k"), ("lisp", "2M", "300k"), ("spanish", "60k", None),
+    ("locales", "300k", "700k"), ("sayings_pl", "600k", "500k"), ("devil", "60k", None), ("jargon", "1M", "400k"),
+    ("git_doc", "300k", "700k"), ("finnish", "60k", None), ("german", "300k", "700k"), ("codes", "300k", "500k"),
+    ("french", "60k", None), ("lintian", "500k", "600k"), ("arabic", "300k", "700k"), ("handbook_ar", "60k", None),
+    ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
 ]  # fmt: skip
-LARGE = {"sayings_ru": ("60k", "600k", 1024), "python": ("200k", "300k", 1024)}
 
 
-def runs(names: list[str]) -> Iterator[tuple[str, str, str, int, int]]:
-    """(corpus, size, tokens, tokens of a batch, seed): one of each corpus, larger ones among them, then a second."""
-    order = sorted(names)
-    random.Random(16).shuffle(order)
-    for round_ in range(3):
-        for i, name in enumerate(order):
-            yield (name, *SHAPES[(i + 3 * round_) % len(SHAPES)], round_)
-            if (round_, i) == (0, 20):
-                yield from ((name, *shape, 7) for name, shape in LARGE.items() if name in names)
-
-
-def record(text: Path, size: str, tokens: str, batch: int, seed: int) -> dict[str, object]:
+def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, object]:
     """One run, as its file holds it."""
-    asked = {"size": size, "tokens": tokens, "batch_tokens": batch, "threads": 1, "seed": seed}
+    asked = {"size": size, "threads": 1, "seed": seed} | ({"tokens": tokens} if tokens else {"tolerance": TOLERANCE})
     settings = resolve(TrainingSettings, [("asked", asked)])
     corpus = prepare([str(text)], settings.value.data, Events())
     plan = plan_training(settings.value, settings.origin, corpus, 0.0)
@@ -69,7 +67,9 @@ def record(text: Path, size: str, tokens: str, batch: int, seed: int) -> dict[st
         list(held_out_batches(corpus.selection, plan.loop.sequence_length, EVALUATION_BLOCK, SAMPLE)),
         corpus.tokenizer.byte_length,
     )
-    trunk, ends = _trunk(plan, corpus, sample)
+    ends = list(_probes(plan, corpus, sample))
+    trunk = Trunk(LiveRun.build(plan, corpus), sample)
+    trunk.follow()
     return {
         "corpus": text.stem,
         "seed": seed,
@@ -86,59 +86,96 @@ def record(text: Path, size: str, tokens: str, batch: int, seed: int) -> dict[st
             k: v for k, v in plan.loop.model_dump().items() if k in ("tokens_per_step", "sequence_length",
             "warmup_steps", "max_steps", "decay_fraction")
         },
+        "floor": round(trunk.watch.settled.floor or 0.0, 5),
         "ngrams": [[n, round(loss, 5)] for n, loss in _ngrams(corpus)],
-        "ends": sorted([*_short(plan, corpus, sample), *ends], key=lambda e: float(str(e["tokens"]))),
-        "trunk": trunk,
+        "stop": trunk.stop,
+        "ends": sorted([*ends, *trunk.ends], key=lambda e: float(str(e["tokens"]))),
+        "trunk": [[e.tokens, round(e.loss, 5), round(e.stderr, 5), [round(b, 4) for b in e.blocks]]
+                  for e in trunk.history],
         "cpu_seconds": round(time.process_time() - began),
     }  # fmt: skip
 
 
-def _trunk(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> tuple[list[list[object]], list[dict[str, object]]]:
-    """The evaluations at the constant rate, and the ends that branch off."""
-    job = LiveRun.build(plan, corpus)
-    loop, trainer, state = plan.loop, job.trainer(), LoopState()
-    assert loop.max_steps is not None
-    lengths = {round(loop.max_steps * share): share for share in SHARES if share >= BRANCHED}
-    branches = {max(1, round(steps * (1 - loop.decay_fraction))): steps for steps in lengths}
-    own = HeldOut(job.selection, job.tokenizer.byte_length)
-    trunk, ends, due = [], [], 0.0
-    while True:
-        if trainer.tokens(state) >= due or state.step == loop.max_steps:
-            seen = trainer.tokens(state)
-            e = evaluate(job.model, job.objective, own, state.step, seen)
-            trunk.append([seen, round(e.loss, 5), round(e.stderr, 5), [round(b, 4) for b in e.blocks]])
-            due = seen + max(GROWTH * seen, own.num_tokens / (3 * COST))
-        if state.step in branches:
-            weights = trainer.weights()
-            kept = {k: v.clone() for k, v in trainer.stepper.state().items()}
-            step, position, steps = state.step, state.position, branches[state.step]
-            while state.step < steps:
-                trainer.take_step(state, (steps - state.step) / (steps - step + 1))
-                state.step += 1
-            ends.append(_end(job, sample, state, "branch"))
-            job.model.load_trainable(weights)
-            trainer.stepper.restore(kept)
-            state.step, state.position = step, position
-        if state.step == loop.max_steps:
-            return trunk, ends
-        trainer.take_step(state, min(1.0, (state.step + 1) / (loop.warmup_steps + 1)))
-        state.step += 1
+@dataclass
+class Trunk:
+    """A run at the constant rate, and the ends that branch off it."""
+
+    job: LiveRun
+    sample: HeldOut
+    history: list[Evaluation] = field(default_factory=list)
+    ends: list[dict[str, object]] = field(default_factory=list)
+    stop: dict[str, object] | None = None
+
+    def __post_init__(self) -> None:
+        self.trainer, self.state = self.job.trainer(), LoopState()
+        self.held_out = HeldOut(self.job.selection, self.job.tokenizer.byte_length)
+        self.watch = Watch(self.trainer, self.held_out, Events())
+
+    def follow(self) -> None:
+        """To its end: that of its budget, or well past its stop."""
+        job, loop, state = self.job, self.job.plan.loop, self.state
+        per_step, at_stops = loop.tokens_per_step, FIRST_STOP
+        most = loop.max_steps or MOST // per_step
+        lengths = [round(most * share) for share in SHARES] if loop.max_steps else []
+        branches = {max(1, round(steps * (1 - loop.decay_fraction))): steps for steps in lengths}
+        most = max(branches, default=most)
+        while True:
+            seen = state.step * per_step
+            last = self.history[-1].tokens if self.history else -1
+            if last < 0 or seen >= next_evaluation(last, self.held_out.num_tokens) or state.step == most:
+                e = evaluate(job.model, job.objective, self.held_out, state.step, seen)
+                self.history.append(e)
+                if self.stop is None and self._is_stop():
+                    self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
+                    most = most if branches else min(most, round(FOLLOWED * state.step))
+            if state.step in branches:
+                self._branch(branches[state.step], "end")
+            if seen >= at_stops or (state.step == most and not branches):
+                self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
+                at_stops *= APART
+            if state.step == most:
+                return
+            self.trainer.take_step(state, min(1.0, (state.step + 1) / (loop.warmup_steps + 1)))
+            state.step += 1
+
+    def _is_stop(self) -> bool:
+        """Whether the product's rule ends the run at the last evaluation."""
+        rule = self.watch.settled
+        if not rule.asks(self.history):
+            return False
+        judgement = rule.judge(self.history)
+        if judgement.state == "improving":
+            return False
+        self.stop = {"state": judgement.state, "tokens": self.history[-1].tokens, "why": judgement.why}
+        return True
+
+    def _branch(self, until: int, kind: str) -> None:
+        """A decay to zero from here to step `until`; then everything is as it was."""
+        trainer, state, step, position = self.trainer, self.state, self.state.step, self.state.position
+        weights = trainer.weights()
+        kept = {k: v.clone() for k, v in trainer.stepper.state().items()}
+        while state.step < until:
+            warm = min(1.0, (state.step + 1) / (self.job.plan.loop.warmup_steps + 1))
+            trainer.take_step(state, warm * (until - state.step) / (until - step + 1))
+            state.step += 1
+        self.ends.append(_end(self.job, self.sample, state, kind) | {"from": step * self.job.plan.loop.tokens_per_step})
+        self.job.model.load_trainable(weights)
+        trainer.stepper.restore(kept)
+        state.step, state.position = step, position
 
 
-def _short(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict[str, object]]:
-    """Runs as the probe before a run is: short, with a warm-up and a decay of their own."""
-    assert plan.loop.max_steps is not None
-    for steps in {round(plan.loop.max_steps * share) for share in SHARES if share < BRANCHED}:
-        if steps < FEWEST:
-            continue
+def _probes(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict[str, object]]:
+    """The product's own probes (settle/plan/forecast.py): short, with a warm-up and a decay of their own."""
+    longer = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
+    for steps in [longer // SHORTER, longer] if longer >= SHORTER * FEWEST_SHORTER else [longer]:
         job = LiveRun.build(plan, corpus)
         trainer, state = job.trainer(), LoopState()
-        warmup, decay = min(plan.loop.warmup_steps, max(1, steps // 4)), round(PROBE_DECAY * steps)
+        warmup, decay = min(plan.loop.warmup_steps, max(1, steps // 4)), round(DECAY * steps)
         while state.step < steps:
             left = min(1.0, (steps - state.step) / (decay + 1))
             trainer.take_step(state, min(1.0, (state.step + 1) / (warmup + 1)) * left)
             state.step += 1
-        yield _end(job, sample, state, "alone")
+        yield _end(job, sample, state, "probe")
 
 
 def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str, object]:
@@ -166,14 +203,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    names = [path.stem for path in asked.texts.glob("*.txt")]
-    for name, size, tokens, batch, seed in runs(names):
-        out = asked.out / f"{name}-{size}-{tokens}-{seed}.json"
+    for name, size, tokens in RUNS:
+        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-1.json"
         if out.exists() or (asked.only and name not in asked.only):
             continue
-        row = record(asked.texts / f"{name}.txt", size, tokens, batch, seed)
+        row = record(asked.texts / f"{name}.txt", size, tokens, seed=1)
         out.write_text(json.dumps(row))
-        print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stop']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,143 +1,222 @@
-"""Whole runs that stop when settled against patience = 3 on the same run at a constant rate; and their forecasts.
+"""The settled rule on real runs that were followed past their stop, against patience and the full budget.
 
-    python bench/settled_runs.py TEXT SIZE RATE [TEXT SIZE RATE …] [--tokens 5M] [--jobs 2]
+    python bench/settled_runs.py bench/recorded [--tolerance 0.005]
 
-For each TEXT, SIZE and learning RATE two runs, one thread each, alike but for --tolerance:
+Every recorded run whose trunk follows the stop for at least `FOLLOWED` times its tokens counts (bench/record.py). The
+rule is the product's own, replayed on the product's own evaluations; it was not changed after these runs were seen.
 
-* settled: the default tolerance. Its compute is every token it saw, the final decay included.
-* constant: a tolerance that nothing meets, so the rate stays constant for three quarters of the tokens. Patience is
-  played on its evaluations in that part, looking at every 1st, 2nd, 4th and 8th: stop after three looks in a row
-  without a new lowest loss. Its loss is the mean of the five evaluations around its best look, which it keeps.
-
-Losses are those of the loop's held-out sample, the same for both. **At equal final loss**: tokens at which the constant
-run first has a loss (mean of five evaluations) as low as settled's final one; a lower bound when it never does.
-Forecasts are those that the constant run made before it began, against what came.
+* truth: the losses before *and after* the stop, from half to twice its tokens, are explained by a cubic in ln(tokens).
+  gain: what 10 % more tokens bring there, as a fraction of the loss, and its standard error (noise that lasts is
+  estimated from the residuals). A stop is false when the gain is above the tolerance; by more than 1.2 × where it says
+  so. later: the most that any 10 % bring further on, to the end of the trunk: a second fall.
+* delivered: the loss after the final decay from there, between the recorded decays interpolated in ln(tokens). Every
+  rule is given the same decay, so compute is what it saw and a quarter more.
+* patience: it stops after three evaluations in a row without a new lowest one, looking at every n-th; n is the best one
+  in hindsight for *this* run, by the least compute whose delivered loss is as low as settled's.
+* full budget: the whole trunk, decayed.
+* price: ln(compute) + ln(loss) ÷ tolerance × ln 1.1, what the person's tolerance says a fall is worth; lower is better,
+  shown as a factor against the stop that would have been best in hindsight.
 """
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from settle.base.event_log import read_records
+from settle.base.statistics import two_sided_z, wilson
+from settle.train.evaluation import Evaluation
+from settle.train.settled import DECAY_FRACTION, Settled
+from settle.train.settled.trend import MORE
 
-THIN = (1, 2, 4, 8)
-
-
-def train(home: str, name: str, text: str, size: str, rate: str, tokens: str, tolerance: str) -> Path:
-    """One run; its folder."""
-    command = [sys.executable, "-m", "settle", "train", text, "--name", name, "--size", size, "--rates.lr", rate]
-    command += ["--tokens", tokens, "--tolerance", tolerance, "--threads", "1", "--batch-tokens", "512"]
-    command += ["--context", "128", "--json"]
-    subprocess.run(command, env={**os.environ, "SETTLE_HOME": home}, capture_output=True, check=True)
-    return next(Path(home, "runs").glob(f"*-train-{name}-*"))
+FOLLOWED = 3.0
+THIN = (1, 2, 3, 4, 6, 8, 12, 16)
+SHOWN = (1, 2, 4, 8)
+AROUND = math.log(2.0)  # to either side of the stop, of ln(tokens)
+PRICE = math.log1p(MORE)
 
 
-def looks(run: Path) -> tuple[list[dict], int | None]:
-    """The loop's evaluations, and the step at which the decay began."""
-    events = list(read_records(run / "events.jsonl"))
-    decay = next((e["step"] for e in events if e["kind"] == "decay"), None)
-    return [e for e in events if e["kind"] == "eval" and not e.get("whole") and e["step"] > 0], decay
+@dataclass(frozen=True)
+class Trunk:
+    """A recorded run: its evaluations at the constant rate, and ln of the decayed loss by ln of where decays began."""
+
+    name: str
+    history: list[Evaluation]
+    since: int
+    floor: float
+    decays: list[tuple[float, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Trunk":
+        row = json.loads(path.read_text())
+        per_step = row["loop"]["tokens_per_step"]
+        history = [
+            Evaluation(step=t // per_step, tokens=t, loss=loss, stderr=err, bits_per_byte=None, blocks=tuple(blocks))
+            for t, loss, err, blocks in row["trunk"]
+        ]
+        decays = sorted((e["from"], e["own"]) for e in row["ends"] if e["kind"] == "stop")
+        since = row["loop"]["warmup_steps"] * per_step
+        return cls(path.stem, history, since, row.get("floor", math.inf), decays)
+
+    @property
+    def end(self) -> int:
+        return self.history[-1].tokens
+
+    def delivered(self, tokens: float) -> float:
+        """The loss after a decay that begins at `tokens`, on the run's own sample."""
+        at, losses = zip(*self.decays, strict=True)
+        return math.exp(np.interp(math.log(tokens), np.log(at), np.log(losses)))
+
+    def stop(self, tolerance: float) -> tuple[str, int] | None:
+        """The verdict of the product's rule and its tokens; None when it improves to the end."""
+        rule = Settled(tolerance, self.since, self.floor)
+        for n in range(1, len(self.history) + 1):
+            if rule.asks(self.history[:n]):
+                state = rule.judge(self.history[:n]).state
+                if state != "improving":
+                    return state, self.history[n - 1].tokens
+        return None
+
+    def gain(self, tokens: float) -> tuple[float, float]:
+        """What 10 % more tokens bring at `tokens` as a fraction of the loss, by what came before and after; stderr."""
+        near = [e for e in self.history if e.tokens and abs(math.log(e.tokens / tokens)) < AROUND]
+        x = np.log([e.tokens / tokens for e in near])
+        y = np.array([e.loss for e in near])
+        design = np.stack([x**k for k in range(4)], 1)
+        inverse = np.linalg.pinv(design)
+        solved = inverse @ y
+        left = y - design @ solved
+        n = len(x)
+        total = max(float(left @ left), 1e-12)
+        lag = min(max((float(left[1:] @ left[:-1]) / total + 2 / n) / (1 - 4 / n), 0.0), 0.9) if n > 8 else 0.5
+        covariance = lag ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+        covariance *= total / np.sum((np.eye(n) - design @ inverse) * covariance)
+        step = PRICE ** np.arange(4)
+        step[0] = 0.0
+        error = math.sqrt(step @ inverse @ covariance @ inverse.T @ step)
+        return -float(step @ solved) / float(solved[0]), error / float(solved[0])
+
+    def patience(self, every: int, most: int = 3) -> int:
+        """The tokens at which it stops, or those of the whole trunk."""
+        looks = [e for e in self.history if e.tokens > self.since][every - 1 :: every]
+        best = 0
+        for i, e in enumerate(looks):
+            if e.loss < looks[best].loss:
+                best = i
+            elif i - best >= most:
+                return e.tokens
+        return self.end
 
 
-def patience(losses: list[float], most: int = 3) -> tuple[int, int]:
-    """(where it stops, where its best look was)."""
-    best = 0
-    for i, loss in enumerate(losses):
-        if loss < losses[best]:
-            best = i
-        elif i - best >= most:
-            return i, best
-    return len(losses) - 1, best
+@dataclass(frozen=True)
+class Row:
+    """One run's figures. Compute is in tokens, decay included."""
+
+    trunk: Trunk
+    state: str
+    tokens: int
+    tolerance: float
+    gain: float
+    stderr: float
+    later: float
+
+    @classmethod
+    def of(cls, trunk: Trunk, tolerance: float) -> "Row | None":
+        """None where the rule does not stop, or the trunk ends too soon after it."""
+        stop = trunk.stop(tolerance)
+        if stop is None or trunk.end < FOLLOWED * stop[1]:
+            return None
+        gain, stderr = trunk.gain(stop[1])
+        ahead = np.geomspace(1.5 * stop[1], trunk.end / 1.5, 12)
+        later = max(trunk.gain(t)[0] for t in ahead)
+        return cls(trunk, *stop, tolerance, gain, stderr, later)
+
+    @property
+    def loss(self) -> float:
+        return self.trunk.delivered(self.tokens)
+
+    def price(self, tokens: float) -> float:
+        """ln of compute plus what the loss is worth."""
+        return math.log(tokens) + math.log(self.trunk.delivered(tokens)) / self.tolerance * PRICE
+
+    @property
+    def regret(self) -> float:
+        """The price ÷ that of the best stop in hindsight."""
+        first = self.trunk.decays[0][0]
+        best = min(self.price(t) for t in np.geomspace(first, self.trunk.end, 200))
+        return math.exp(self.price(self.tokens) - best)
+
+    def equal(self) -> float:
+        """Compute of the cheapest patience in hindsight that delivers this loss; of the whole trunk if none does."""
+        reached = [t for t in map(self.trunk.patience, THIN) if self.trunk.delivered(t) <= self.loss * 1.001]
+        return min(reached, default=self.trunk.end)
+
+    def beside(self, tokens: int) -> str:
+        """Compute and delivered loss of a stop at `tokens` against this one's."""
+        return f"{tokens / self.tokens:.2f}×, {self.trunk.delivered(tokens) / self.loss - 1:+.1%}"
+
+    def line(self) -> str:
+        others = [*(self.trunk.patience(n) for n in SHOWN), self.equal(), self.trunk.end]
+        false = " ✗" if self.gain > self.tolerance else ""
+        cells = [
+            self.trunk.name,
+            self.state,
+            f"{self.tokens * (1 + DECAY_FRACTION) / 1e6:.2f} M",
+            f"{self.loss:.4f}",
+            f"{self.gain:.2%} ± {self.stderr:.2%}{false}",
+            f"{self.later:.2%}",
+            *map(self.beside, others),
+            f"{self.regret:.2f}",
+        ]
+        return f"| {' | '.join(cells)} |"
 
 
-def compare(pair: tuple[Path, Path]) -> dict:
-    """The figures of one pair."""
-    ours, _ = looks(pair[0])
-    constant, decay = looks(pair[1])
-    constant = [e for e in constant if decay is None or e["step"] <= decay]
-    result, other = (json.loads((run / "result.json").read_text()) for run in pair)
-    loss = min(e["loss"] for e in ours)
-    tokens = ours[-1]["tokens"]
-    smooth = np.convolve([e["loss"] for e in constant], np.ones(5) / 5, mode="same")
-    smooth[:2], smooth[-2:] = np.inf, np.inf
-    reached = np.flatnonzero(smooth <= loss)
-    equal = constant[reached[0]]["tokens"] if len(reached) else constant[-1]["tokens"]
-    told = {"verdict": result["verdict"], "tokens": tokens, "loss": loss, "equal": equal, "never": not len(reached)}
-    told["patience"] = []
-    for n in THIN:
-        some = constant[n - 1 :: n]
-        stop, best = patience([e["loss"] for e in some])
-        at = n - 1 + best * n
-        near = [e["loss"] for e in constant[max(0, at - 2) : at + 3]]
-        told["patience"].append((some[stop]["tokens"], float(np.mean(near))))
-    told["forecast"] = {k: (other["forecast"][k], other["actual"][k]) for k in ("time", "peak_memory", "loss")}
-    return told
+def geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean and its 95 % interval."""
+    logs = np.log(values)
+    half = two_sided_z(0.95) * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+    mean = float(logs.mean())
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def stopping_table(configs: list[tuple[str, ...]], rows: list[dict]) -> list[str]:
-    """Settled beside patience, in Markdown."""
-    heads = " | ".join(f"patience ×{n}" for n in THIN)
-    lines = [f"| run | verdict | tokens | loss | constant rate reaches it at | {heads} |"]
-    lines.append("|---|---|--:|--:|--:|" + "--:|" * len(THIN))
-    for config, row in zip(configs, rows, strict=True):
-        name = f"{Path(config[0]).name} {config[1]}, rate {config[2]}"
-        tried = [f"{t / row['tokens']:.2f}×, {100 * (v / row['loss'] - 1):+.1f} %" for t, v in row["patience"]]
-        equal = ("never within " if row["never"] else "") + f"{row['equal'] / 1e6:.2f} M"
-        cells = [name, row["verdict"], f"{row['tokens'] / 1e6:.2f} M", f"{row['loss']:.4f}", equal, *tried]
-        lines.append("| " + " | ".join(cells) + " |")
-    saved = 1 - np.exp(np.mean([np.log(row["tokens"] / row["equal"]) for row in rows]))
-    told = (
-        f"At equal final loss settled takes at least **{saved:.0%} less compute** (geometric mean, {len(rows)} runs)."
-    )
-    return [*lines, "", told]
-
-
-def forecast_table(configs: list[tuple[str, ...]], rows: list[dict]) -> list[str]:
-    """What was forecast beside what came, in Markdown."""
-    lines = ["", "| run | time, s | peak memory, MB | final loss |", "|---|--:|--:|--:|"]
-    errors: dict[str, list[tuple[float, bool]]] = {}
-    for config, row in zip(configs, rows, strict=True):
-        cells = [f"{Path(config[0]).name} {config[1]}"]
-        for key, (told, came) in row["forecast"].items():
-            unit = 1e6 if key == "peak_memory" else 1.0
-            off, inside = came / told["value"] - 1, told["low"] <= came <= told["high"]
-            errors.setdefault(key, []).append((abs(off), inside))
-            mark = "" if inside else ", outside"
-            cells.append(f"{told['value'] / unit:,.4g} → {came / unit:,.4g} ({100 * off:+.1f} %{mark})")
-        lines.append("| " + " | ".join(cells) + " |")
-    for key, found in errors.items():
-        offs, inside = [off for off, _ in found], sum(ok for _, ok in found)
-        lines.append(
-            f"\n{key}: median error {np.median(offs):.1%}, largest {max(offs):.1%}; {inside} of {len(found)} in"
-        )
-    return lines
+def report(trunks: Sequence[Trunk], tolerance: float) -> None:
+    rows = [row for trunk in trunks if (row := Row.of(trunk, tolerance))]
+    print(f"\nTolerance {tolerance:.2%}: {len(rows)} runs that stop and are followed for {FOLLOWED:g} × their stop.\n")
+    if not rows:
+        return
+    heads = ["run", "verdict", "tokens, decay included", "delivered loss", "10 % more bring", "most later"]
+    heads += [*(f"patience ×{n}" for n in SHOWN), "cheapest patience as low", "full budget", "price ÷ best"]
+    print(f"| {' | '.join(heads)} |\n|---|---|{'--:|' * (len(heads) - 2)}")
+    for row in rows:
+        print(row.line())
+    settled = [row for row in rows if row.state == "settled"]
+    for name, margin in (("the tolerance", 1.0), ("1.2 × the tolerance", 1.2)):
+        false = wilson([row.gain > margin * tolerance for row in settled])
+        span = f"{false.low:.0%} to {false.high:.0%}, n {len(settled)}"
+        print(f"\nFalse *settled*, gain above {name}: {false.value:.0%} ({span}).")
+    for name, ratios in (
+        ("than the full budget", [row.tokens / row.trunk.end for row in rows]),
+        ("than the cheapest patience that is as low", [row.tokens / row.equal() for row in rows]),
+    ):
+        mean, low, high = geometric(ratios)
+        print(f"\nCompute {1 - mean:.0%} less ({1 - high:.0%} to {1 - low:.0%}) {name}.")
+    prices = {n: np.mean([row.price(row.trunk.patience(n)) - row.price(row.tokens) for row in rows]) for n in THIN}
+    best = min(prices, key=lambda n: float(prices[n]))
+    told = f"{math.exp(prices[best]):.2f} × settled's price"
+    print(f"\nPatience ×{best}, the best for all runs together in hindsight: {told}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--tokens", default="5M")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("recorded", type=Path)
+    parser.add_argument("--tolerance", type=float, nargs="*", default=[0.005, 0.01])
     asked = parser.parse_args()
-    configs = list(zip(*[iter(asked.runs)] * 3, strict=True))
-    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(asked.jobs) as pool:
-        futures = [
-            [
-                pool.submit(train, home, f"r{i}-{kind}", *config, asked.tokens, tolerance)
-                for kind, tolerance in (("settled", "0.005"), ("constant", "1e-9"))
-            ]
-            for i, config in enumerate(configs)
-        ]
-        pairs = [(a.result(), b.result()) for a, b in futures]
-        rows = [compare(pair) for pair in pairs]
-    print("\n".join([*stopping_table(configs, rows), *forecast_table(configs, rows)]))
+    trunks = [Trunk.read(path) for path in sorted(asked.recorded.glob("*.json"))]
+    for tolerance in asked.tolerance:
+        report([t for t in trunks if t.decays], tolerance)
 
 
 if __name__ == "__main__":

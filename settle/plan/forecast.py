@@ -16,9 +16,9 @@ from settle.machine import memory, resident
 from settle.model.architectures import Architecture
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
-from settle.plan.outlook import CurveStart
+from settle.plan.outlook import SETTLED_DECAY, CurveStart
 from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
-from settle.plan.probe import Probe, probe, probe_steps
+from settle.plan.probe import DECAY, Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.optimizers import Optimizer
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
@@ -62,10 +62,11 @@ def look_ahead(
     plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
     proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
-    probes = [Observation(p.tokens, p.loss, decayed=True) for p in (*shorter, probed) if p.tokens <= probed.tokens]
+    probes = [Observation(p.tokens, p.loss, DECAY) for p in (*shorter, probed) if p.tokens <= probed.tokens]
     # what is forecast is the loss on text that nothing reads before the end: two samples differ
     since = EARLY * plan.loop.warmup_steps * plan.loop.tokens_per_step
-    start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, math.sqrt(2) * probed.stderr, since)
+    stderr, decay = math.sqrt(2) * probed.stderr, plan.loop.decay_fraction
+    start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, stderr, since, decay)
     return plan, forecast(plan, start, probed, settings, phases)
 
 
@@ -82,6 +83,8 @@ def forecast(
     per_token = _seconds_per_token(plan, probed)
     spent = phases.before
     tokens = expected_tokens(plan, per_token, lambda t: start.loss(t).value, spent + phases.proof)
+    if tokens.value < token_budget(plan, per_token, spent + phases.proof):
+        start = replace(start, decay=SETTLED_DECAY)  # it is expected to end by its verdict
     phases = replace(phases, loop=tokens.value * per_token)
     fixed = phases.total - phases.loop
     # a machine whose steps are uneven now will be busy or quiet later

@@ -2,12 +2,14 @@
 
 A linear mixed model of ln L, the logarithm of the loss in nats per token, after the worth of D fresh tokens:
 
-    ln L(D) = a + b r(x) + g h(D) + w(x) + [rate constant] (c + d / sqrt(steps / 100)) + noise,   x = ln(D / REFERENCE)
+    ln L(D) = a + b r(x) + g h(D) + w(x) + m(s) (c + d / sqrt(steps / 100)) + noise,   x = ln(D / REFERENCE)
     r(x) = (e^{-slowing x} - 1) / slowing,   h(D) = ln of the loss of an n-gram model that counted D tokens of the text
+    m(s) = 1 - (s / LONGEST_DECAY)^decay_power for a run whose rate falls to zero over the share s of its tokens
 
 r falls ever more slowly, as a power law to an asymptote does; w is a Brownian motion, by which a curve leaves that form
-the further the longer it runs; the bracket is what the final decay of the learning rate will still bring, which early
-in a run is less than nothing, since to decay is to learn less on the way. Each run has its own a, b, g, c, d: normal,
+the further the longer it runs; the bracket is what a final decay of the learning rate will still bring, all of it at
+the constant rate and less of it after a short decay. Early in a run it is less than nothing, since to decay is to learn
+less on the way. Each run has its own a, b, g, c, d: normal,
 around a mean that depends on the model's size, on the tokens of a step, on how many bytes a token packs and on how
 predictable the text is. The means and spreads were estimated over recorded runs by restricted maximum likelihood
 (bench/curve_prior.py; Laird & Ware 1982, Biometrics 38:963). What is known of a run, be it two short probes or all that
@@ -36,6 +38,7 @@ from settle.plan.ngrams import ngram_curve
 from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0
+LONGEST_DECAY = 0.4  # of a run's tokens: the longest decay that a plan has
 START = 4096.0  # tokens from which curves leave their form
 BIN = 0.15  # evaluations within this much of ln D are one observation
 ORIGIN = Path(__file__).with_name("curve_prior.json")
@@ -86,12 +89,12 @@ class CurveFacts:
 
 @dataclass(frozen=True)
 class Observation:
-    """A held-out loss, nats per token, after `tokens`. decayed: at the end of a decay, not at the constant rate.
-    stderr: its standard error beyond that of the sample, which all observations share."""
+    """A held-out loss, nats per token, after `tokens`. decay: share of these over which the learning rate has fallen to
+    zero; 0 at the constant rate. stderr: its standard error beyond that of the sample, which all observations share."""
 
     tokens: float
     loss: float
-    decayed: bool
+    decay: float
     stderr: float = 0.0
 
 
@@ -100,8 +103,8 @@ class CurvePrior:
     """What recorded runs say of curves, all of ln L.
 
     mean (K, F): coefficients by facts; spread (K,): standard deviations around it; correlation: of a and b around it;
-    drift: of w per unit of x; noise_decayed, noise_constant: of one observation. widening: by what 80 % intervals have
-    to be widened to hold 80 % of runs on texts left out: before a run, and while it is under way.
+    drift: of w per unit of x; noise_decayed, noise_constant: of one observation; decay_power: of m. widening: by what
+    80 % intervals have to be widened to hold 80 % of runs on texts left out: before a run, and while it is under way.
     """
 
     slowing: float
@@ -111,6 +114,7 @@ class CurvePrior:
     drift: float
     noise_decayed: float
     noise_constant: float
+    decay_power: float
     widening: tuple[float, float] = (1.0, 1.0)
 
     def to_json(self) -> dict[str, object]:
@@ -123,19 +127,24 @@ class CurvePrior:
         fall = np.expm1(-self.slowing * x) / self.slowing
         level = facts.ngram_loss(REFERENCE)
         ngram = np.array([math.log(facts.ngram_loss(min(o.tokens, facts.unique)) / level) for o in seen])
-        constant = np.array([0.0 if o.decayed else 1.0 for o in seen])
+        constant = np.array([1 - min(1.0, o.decay / LONGEST_DECAY) ** self.decay_power for o in seen])
         steps = np.array([o.tokens / facts.tokens_per_step for o in seen])
         return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100)], axis=1)
 
     def covariance(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, n) of the observations of one run around the mean that its facts give."""
         design, x = self.design(facts, seen), _places(facts, seen) - math.log(START / REFERENCE)
-        noise = [math.hypot(self.noise_decayed if o.decayed else self.noise_constant, o.stderr / o.loss) for o in seen]
+        noise = [math.hypot(self.noise_decayed if o.decay else self.noise_constant, o.stderr / o.loss) for o in seen]
         apart = self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
+        whole: np.ndarray = design @ self.together @ design.T + apart + np.diag(np.square(noise))
+        return whole
+
+    @property
+    def together(self) -> np.ndarray:
+        """(K, K): the covariance of a run's coefficients around the mean that its facts give."""
         together = np.diag(self.spread**2)
         together[0, 1] = together[1, 0] = self.correlation * self.spread[0] * self.spread[1]
-        whole: np.ndarray = design @ together @ design.T + apart + np.diag(np.square(noise))
-        return whole
+        return together
 
     def residuals(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n,) ln of the losses minus the mean that the facts give."""
@@ -148,15 +157,17 @@ class CurvePrior:
         facts: CurveFacts,
         seen: Sequence[Observation],
         tokens: float,
+        decay: float = LONGEST_DECAY,
         stderr: float = 0.0,
         under_way: bool = False,
     ) -> Interval:
-        """The loss of a run that ends, decayed, after `tokens`, given what was `seen` of it; with its 80 % interval.
+        """The loss of a run that ends after `tokens`, decayed over the share `decay` of them, given what was `seen` of
+        it; with its 80 % interval.
 
         stderr: of the sample that the losses are of, nats. under_way: whether the run itself was seen and not only its
         probes.
         """
-        target = Observation(tokens, 1.0, decayed=True)
+        target = Observation(tokens, 1.0, decay)
         whole = self.covariance(facts, [*seen, target])
         gain = np.linalg.solve(whole[:-1, :-1], whole[:-1, -1])
         value = -self.residuals(facts, [target])[0] + float(gain @ self.residuals(facts, seen))
@@ -182,7 +193,7 @@ def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: flo
         Observation(
             math.exp(sum(math.log(t) for t, _ in group) / len(group)),
             math.exp(sum(math.log(loss) for _, loss in group) / len(group) - offset),
-            decayed=False,
+            decay=0.0,
         )
         for group in bins.values()
     ]

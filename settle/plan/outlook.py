@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
-from settle.base.statistics import Interval
+from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.plan.loss_curve import CurveFacts, Observation, binned, recorded
+from settle.train.settled import DECAY_FRACTION
 
 GROWTH = 1.1  # of the tokens seen, from one forecast to the next
 FEWEST = 3  # evaluations before the first of them
-LEAST_AHEAD = 1.25  # a run that was expected to have ended is expected to see so many times its tokens: a decay is left
+LEAST_AHEAD = 1 + DECAY_FRACTION  # a run that was expected to have ended is expected to see so many times its tokens
+SETTLED_DECAY = DECAY_FRACTION / (1 + DECAY_FRACTION)  # share of a settled run's tokens that its decay takes
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class CurveStart:
 
     offset: ln of the probe's loss on the run's own sample ÷ that on the larger sample that the probes are evaluated on.
     stderr: of the difference between the latter and the text that judges the run, nats. since: tokens that the run sees
-    before its evaluations say how it goes on.
+    before its evaluations say how it goes on. decay: share of its tokens in which its rate will fall to zero.
     """
 
     facts: CurveFacts
@@ -28,6 +30,7 @@ class CurveStart:
     offset: float
     stderr: float
     since: float
+    decay: float
 
     def to_json(self) -> list[list[object]]:
         """(name, value) pairs, the form in forecast.json."""
@@ -46,12 +49,27 @@ class CurveStart:
 
     def loss(self, tokens: float) -> Interval:
         """The forecast before the run of what it ends with after `tokens`."""
-        return recorded().after(self.facts, self.probes, tokens, self.stderr)
+        return recorded().after(self.facts, self.probes, tokens, self.decay, self.stderr)
 
-    def loss_under_way(self, evaluations: Sequence[tuple[float, float]], tokens: float) -> Interval:
-        """The same, with the run's evaluations at the constant rate so far, (tokens, loss) each."""
-        seen = [*self.probes, *binned(evaluations, self.since, self.offset)]
-        return recorded().after(self.facts, seen, tokens, self.stderr, under_way=True)
+    def loss_under_way(
+        self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
+    ) -> Interval:
+        """The same, with the run's evaluations at the constant rate so far, (tokens, loss) each. decay: where it is
+        known to be another."""
+        decay = self.decay if decay is None else decay
+        return recorded().after(self.facts, self._seen(evaluations), tokens, decay, self.stderr, under_way=True)
+
+    def further(self, evaluations: Sequence[tuple[float, float]], ended: Observation, more: float) -> Interval:
+        """What `more` tokens would have taken off the loss that the run `ended` with, as a share of it, both decayed;
+        losses are those of the run's own sample."""
+        last = replace(ended, loss=ended.loss * math.exp(-self.offset))
+        tokens = ended.tokens + more
+        later = recorded().after(self.facts, [*self._seen(evaluations), last], tokens, ended.decay, under_way=True)
+        value, least, most = (1 - loss / last.loss for loss in (later.value, later.high, later.low))
+        return Interval(value, least, most, later.level)
+
+    def _seen(self, evaluations: Sequence[tuple[float, float]]) -> list[Observation]:
+        return [*self.probes, *binned(evaluations, self.since, self.offset)]
 
 
 class Outlook:
@@ -97,6 +115,18 @@ class Outlook:
         self._is_decaying, self._decay_step = True, event.step
         self.tokens = float(event.until * self.tokens_per_step)
 
+    @property
+    def _decay_share(self) -> float | None:
+        """Of the run's tokens; None until it is known."""
+        return 1 - self._decay_step * self.tokens_per_step / self.tokens if self._is_decaying else None
+
+    def further(self, loss: float, more: float) -> Interval:
+        """What `more` tokens would have taken off the `loss` that the run ended with on its own sample, as a share of
+        it; NaN where that is not known."""
+        if self._decay_share is None or not math.isfinite(loss):
+            return NO_ESTIMATE
+        return self.start.further(self._evaluations, Observation(self.tokens, loss, self._decay_share), more)
+
     def _go_back(self, step: int) -> None:
         """Forget what came after `step`."""
         tokens = step * self.tokens_per_step
@@ -112,7 +142,7 @@ class Outlook:
             return
         seen = self._evaluations[-1][0]
         end = self.tokens if self._is_decaying else max(self.tokens, LEAST_AHEAD * seen)
-        expected = self.start.loss_under_way(self._evaluations, end)
+        expected = self.start.loss_under_way(self._evaluations, end, self._decay_share)
         if not math.isfinite(expected.value):
             return
         self.latest = LossForecast(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.train.evaluation import Evaluation
 from settle.train.settled import gain_for
 from settle.train.state import LoopPlan, LoopState
@@ -13,8 +14,14 @@ DECAY_EVALUATIONS = 5  # whose mean is the loss before the decay
 NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors is no learning
 
 
-def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[str, object]:
-    """`verdict` (settled, out of budget, overfitting, diverged, broken), `why`, and the evidence for it."""
+def verdict(
+    state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval = NO_ESTIMATE
+) -> dict[str, object]:
+    """`verdict` (settled, out of budget, overfitting, diverged, broken), `why`, and the evidence for it.
+
+    further: what an hour more would have taken off the loss that the run ended with, decayed both times, where a
+    forecast knows that; else what it would at the constant rate is told by the evaluations alone.
+    """
     stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
     result: dict[str, object] = {"evidence": state.judgement.get("evidence", {})}
     if state.stop == "diverged":
@@ -33,16 +40,25 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float) -> dict[
     rise = _rise(state)
     if state.stop == "overfitting" or rise:
         return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
+    hour = f"a further hour would lower the loss by about {_span(further)}" if math.isfinite(further.value) else ""
     if state.stop == "settled":
-        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {_decayed(stable, state)}{UNSEEN}"}
+        after = f"{_decayed(stable, state)}{hour and f'From there {hour}. '}"
+        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {after}{UNSEEN}"}
+    if hour:
+        why = f"{hour}. {_decayed(stable, state)}".rstrip()
+        return result | {"verdict": "out of budget", "why": why, "gain_per_hour": further.to_json()}
     gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
     if math.isnan(gain.value):
         why = "the budget was spent before there were enough evaluations to say what a further hour would bring"
         return result | {"verdict": "out of budget", "why": why}
-    why = f"a further hour would improve the loss by about {gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
+    why = f"a further hour would lower the loss by about {_span(gain)}"
     if after := _decayed(stable, state):
         why = f"{why}, before the learning rate falls. {after}".rstrip()
     return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
+
+
+def _span(gain: Interval) -> str:
+    return f"{gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
 
 
 def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:

@@ -114,7 +114,7 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     curve = dict(said.curve)  # type: ignore[arg-type]
     assert curve["stderr"] == pytest.approx(0.01 * 2**0.5) and curve["offset"] == 0.02
     assert curve["since"] == 2 * 3 * STEP_TOKENS
-    assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decayed=True))]
+    assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decay=0.4))]
 
 
 def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]) -> None:

@@ -28,6 +28,7 @@ PRIOR = CurvePrior(
     drift=0.01,
     noise_decayed=0.004,
     noise_constant=0.006,
+    decay_power=0.5,
 )
 
 
@@ -40,9 +41,9 @@ def draw(random: np.random.Generator, seen: list[Observation]) -> list[Observati
 
 def test_intervals_hold_the_share_of_curves_that_they_claim_and_narrow_as_a_run_goes_on():
     random = np.random.default_rng(5)
-    probes = [Observation(t, 1.0, decayed=True) for t in (15e3, 40e3)]
-    trunk = [Observation(2e4 * 1.2**i, 1.0, decayed=False) for i in range(21)]
-    end = Observation(1.6e6, 1.0, decayed=True)
+    probes = [Observation(t, 1.0, decay=0.4) for t in (15e3, 40e3)]
+    trunk = [Observation(2e4 * 1.2**i, 1.0, decay=0.0) for i in range(21)]
+    end = Observation(1.6e6, 1.0, decay=0.4)
     inside, widths = [], []
     for _ in range(300):
         *seen, came = draw(random, [*probes, *trunk, end])
@@ -59,7 +60,7 @@ def test_what_a_size_and_its_text_leave_is_hoffmann_s():
 
 
 def test_what_widens_an_interval():
-    seen = [Observation(15e3, 5.0, decayed=True), Observation(40e3, 4.5, decayed=True)]
+    seen = [Observation(15e3, 5.0, decay=0.4), Observation(40e3, 4.5, decay=0.4)]
     widths = [PRIOR.after(FACTS, seen, tokens).log_std for tokens in (5e4, 2e5, 2e6, 2e7)]
     assert widths == sorted(widths)
     told = PRIOR.after(FACTS, seen, 2e6)
@@ -71,17 +72,25 @@ def test_what_widens_an_interval():
 
 def test_a_steeper_start_is_expected_to_end_lower():
     end = 2e6
-    flat = [Observation(15e3, 5.0, decayed=True), Observation(40e3, 4.7, decayed=True)]
+    flat = [Observation(15e3, 5.0, decay=0.4), Observation(40e3, 4.7, decay=0.4)]
     steep = [replace(flat[0], loss=5.4), flat[1]]
     assert PRIOR.after(FACTS, steep, end).value < PRIOR.after(FACTS, flat, end).value < 4.7
     # the same evaluations at the constant rate mean a lower end than decayed ones
-    constant = [replace(o, decayed=False) for o in flat]
+    constant = [replace(o, decay=0.0) for o in flat]
     assert PRIOR.after(FACTS, constant, end).value < PRIOR.after(FACTS, flat, end).value
+
+
+def test_a_short_decay_brings_a_part_of_what_a_long_one_brings():
+    seen = [Observation(4e5 * 1.2**i, 4.0 * 0.98**i, decay=0.0) for i in range(5)]
+    whole, half, none = (PRIOR.after(FACTS, seen, 1e6, decay).value for decay in (0.4, 0.1, 0.0))
+    assert whole < half < none
+    # the square root of the share, by this prior
+    assert math.log(none / half) == pytest.approx(0.5 * math.log(none / whole), rel=0.01)
 
 
 def test_the_prior_that_ships_falls_with_tokens_and_knows_less_of_what_is_far():
     prior = recorded()
-    probes = [Observation(14e3, 5.1, decayed=True), Observation(41e3, 4.6, decayed=True)]
+    probes = [Observation(14e3, 5.1, decay=0.4), Observation(41e3, 4.6, decay=0.4)]
     told = [prior.after(FACTS, probes, tokens) for tokens in (41e3, 1e5, 3e5, 1e6, 3e6)]
     values = [t.value for t in told]
     assert values == sorted(values, reverse=True)
@@ -94,7 +103,7 @@ def test_evaluations_that_are_neighbours_are_one_observation():
     evaluations = [(1000.0, 9.0), (100_000.0, 4.0), (101_000.0, 4.2), (400_000.0, 3.5)]
     first, second = binned(evaluations, since=2000.0, offset=0.1)
     assert first.loss == pytest.approx(math.sqrt(4.0 * 4.2) * math.exp(-0.1))
-    assert first.tokens == pytest.approx(math.sqrt(100_000 * 101_000)) and not first.decayed
+    assert first.tokens == pytest.approx(math.sqrt(100_000 * 101_000)) and not first.decay
     assert second.loss == pytest.approx(3.5 * math.exp(-0.1))
 
 
@@ -111,14 +120,14 @@ def test_facts_are_logarithms_of_what_is_usual():
 
 def test_the_conditional_curve_is_that_of_the_joint_normal():
     """By conditioning the whole Gaussian on what was seen, with the design and the covariance written out."""
-    seen = [Observation(2e4, 5.0, decayed=True, stderr=0.05), Observation(6e4, 4.4, decayed=False)]
-    end = Observation(3e5, 1.0, decayed=True)
+    seen = [Observation(2e4, 5.0, decay=0.4, stderr=0.05), Observation(6e4, 4.4, decay=0.0)]
+    end = Observation(3e5, 1.0, decay=0.4)
     rows, values = [], []
     for o in (*seen, end):
         x = math.log(o.tokens / 1e5)
         steps = o.tokens / 1024
         ngram = math.log(FACTS.ngram_loss(o.tokens) / FACTS.ngram_loss(1e5))
-        constant = 0.0 if o.decayed else 1.0
+        constant = 1 - math.sqrt(o.decay / 0.4)
         rows.append([1.0, (math.exp(-0.2 * x) - 1) / 0.2, ngram, constant, constant / math.sqrt(steps / 100)])
         values.append(math.log(o.loss))
     design, spread = np.array(rows), PRIOR.spread
@@ -144,7 +153,7 @@ def test_the_conditional_curve_is_that_of_the_joint_normal():
 
 def test_text_seen_again_is_worth_less_in_every_part_of_the_curve():
     few = replace(FACTS, unique=50_000)
-    once, again = Observation(50_000, 4.0, decayed=True), Observation(500_000, 4.0, decayed=True)
+    once, again = Observation(50_000, 4.0, decay=0.4), Observation(500_000, 4.0, decay=0.4)
     x = math.log(worth(500_000, 50_000) / 1e5)
     assert PRIOR.design(few, [again])[0, 1] == pytest.approx((math.exp(-0.2 * x) - 1) / 0.2)
     assert PRIOR.design(few, [again])[0, 2] == PRIOR.design(few, [once])[0, 2]  # no n-gram is seen that was not before
@@ -197,7 +206,7 @@ def test_more_text_makes_it_more_predictable():
 # --- the outlook of a run ---
 
 START = CurveStart(
-    FACTS, [Observation(15e3, 5.1, decayed=True), Observation(40e3, 4.6, decayed=True)], 0.0, 0.02, 20_480
+    FACTS, [Observation(15e3, 5.1, decay=0.4), Observation(40e3, 4.6, decay=0.4)], 0.0, 0.02, 20_480, 0.4
 )
 
 
@@ -228,6 +237,19 @@ def test_the_outlook_narrows_and_ends_with_the_decay():
     assert all(b.tokens >= 1.1 * a.tokens for a, b in zip(told[:-1], told[1:-1], strict=False))
     figures = outlook.figures()
     assert figures is not None and 0.8e6 < figures["tokens"] <= 1e6
+
+
+def test_what_more_tokens_would_have_brought_is_a_share_of_the_loss_that_was_delivered():
+    steps = list(range(20, 1600, 20))
+    outlook, _ = followed([*map(evaluated, steps), DecayStarted(step=1580, until=2000, why="settled")])
+    near, far = (outlook.further(3.02, more) for more in (2e5, 2e6))
+    assert 0 < near.value < far.value and near.low < near.value < near.high < far.high
+    assert far.high - far.low > near.high - near.low
+    # a run that ended lower than its curve says has less to gain
+    assert outlook.further(2.9, 2e6).value < far.value
+    few, _ = followed([evaluated(20), DecayStarted(step=30, until=40, why="time")])
+    assert few.further(4.4, 2e6).value > 0  # a short run has the prior to go by
+    assert math.isnan(followed([*map(evaluated, steps)])[0].further(3.02, 2e6).value)  # nothing has decayed
 
 
 def test_a_resumed_run_has_the_outlook_of_one_that_never_stopped():

@@ -117,12 +117,17 @@ def test_a_probe_reads_as_much_as_it_trained_on_within_bounds(
 # --- the forecast made anew ---
 
 
+decays: list[float | None] = []  # share of the decay that each forecast was made with, once it is known
+
+
 @pytest.fixture
 def made_anew(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
     """(evaluations, tokens of the end) of each forecast."""
     asked: list[tuple[int, float]] = []
+    decays.clear()
 
-    def loss_under_way(self: CurveStart, evaluations: Any, tokens: float) -> Interval:
+    def loss_under_way(self: CurveStart, evaluations: Any, tokens: float, decay: float | None) -> Interval:
+        decays.append(decay)
         asked.append((len(evaluations), tokens))
         return Interval(2.0, 1.5, 2.5, FORECAST_LEVEL)
 
@@ -134,7 +139,7 @@ def followed(expected: float, since: float = 150.0) -> tuple[Outlook, list[LossF
     """Of a run with 10 tokens a step that is expected to see so many."""
     seen: list[LossForecast] = []
     log = Events(listeners=[lambda e: seen.append(e) if isinstance(e, LossForecast) else None])
-    return Outlook(CurveStart(FACTS, [], 0.0, 0.0, since), expected, 10, log), seen
+    return Outlook(CurveStart(FACTS, [], 0.0, 0.0, since, 0.4), expected, 10, log), seen
 
 
 def at(tokens: int, whole: bool = False) -> Eval:
@@ -167,6 +172,7 @@ def test_a_run_past_its_end_is_expected_to_see_a_decay_more(made_anew: list[tupl
     assert watching.figures() == {"tokens": 500, "end_tokens": 1000, "loss": {"value": 2.0, "low": 1.5, "high": 2.5}}
     watching(DecayStarted(step=200, until=260, why="settled"))
     assert (seen[-1].step, seen[-1].tokens, seen[-1].end_tokens) == (200, 2000, 2600)
+    assert decays[:-1] == [None] * 3 and decays[-1] == pytest.approx(60 / 260)
     watching(at(2600))
     assert len(seen) == 4 and followed(1000.0)[0].figures() is None
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from settle.base.statistics import Interval
 from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
 from settle.train.schedule import Schedule
@@ -43,6 +44,8 @@ def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
     settled.stop, settled.schedule, settled.judgement = "settled", Schedule(1, 9, 1), {"why": "nothing to gain"}
     why = str(verdict(settled, PLAN, 1.0)["why"])
     assert why.startswith("nothing to gain. The decay then took it from 2.9300 to 2.5000.") and "second fall" in why
+    told = str(verdict(settled, PLAN, 1.0, Interval(0.012, 0.004, 0.02))["why"])
+    assert "2.5000. From there a further hour would lower the loss by about 1.2% (0.4% to 2.0%)" in told
 
 
 def risen(by: float, spread: float, level: float = 1.0) -> LoopState:
@@ -119,3 +122,11 @@ def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
         assert (said["verdict"], said["why"], said["evidence"]) == (name, "it rests", {"a": 1})
     run.stop = "budget"
     assert "before there were enough evaluations" in str(verdict(run, PLAN, 1.0)["why"])
+
+
+def test_a_short_run_tells_what_an_hour_more_would_bring_where_a_forecast_knows_it():
+    short = state((3.0,), (2.5,), (2.4,))
+    told = verdict(short, PLAN, 1.0, Interval(0.2, 0.1, 0.3))
+    assert "a further hour would lower the loss by about 20.0% (10.0% to 30.0%)" in str(told["why"])
+    assert told["gain_per_hour"] == Interval(0.2, 0.1, 0.3).to_json()
+    assert "before there were enough evaluations" in str(verdict(short, PLAN, 1.0)["why"])
