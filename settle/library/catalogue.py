@@ -1,13 +1,19 @@
-"""The short list of models that `settle pull` gets by a name of its own: catalogue.toml."""
+"""catalogue.toml, a dated file: models that `settle pull` gets by a name of its own, and what is known of others."""
 
 import datetime
+import difflib
 import functools
+import re
 import tomllib
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from settle.base.dated_file import dated_file
+from settle.base.errors import UsageError
 from settle.base.run import NAME
+from settle.library.model_shape import ModelShape
 from settle.model.source import Source
 
 _HUB = "hub:"  # of an origin
@@ -27,11 +33,51 @@ class CatalogueEntry(BaseModel):
     about: str
 
 
-class _File(BaseModel):
+class Quality(BaseModel):
+    """One published number of a model. kind: who measured it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    value: float
+    kind: Literal["independent", "self-reported", "ours"]
+    source: str = Field(min_length=1)
+    date: datetime.date
+
+
+class KnownModel(BaseModel):
+    """What the catalogue knows of a model. hub, ollama, gguf: its names in the stores. family: `model_type` there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    hub: str
+    license: str
+    family: str
+    released: datetime.date | None = None
+    ollama: str = ""
+    gguf: str = ""
+    languages: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ("text",)
+    tasks: tuple[str, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    shape: ModelShape
+
+
+class CatalogueFile(BaseModel):
+    """The whole file. known_source, known_date: of the rows under `known`."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     date: datetime.date
+    known_source: str = Field(min_length=1)
+    known_date: datetime.date
+    known: tuple[KnownModel, ...]
     models: dict[str, CatalogueEntry]
+
+    @property
+    def days_old(self) -> int:
+        return (datetime.date.today() - self.known_date).days
 
 
 def transformers_name(source: Source) -> str | None:
@@ -47,9 +93,50 @@ def transformers_name(source: Source) -> str | None:
 
 
 @functools.cache
+def catalogue_file() -> CatalogueFile:
+    """The catalogue: the person's update where it is newer, otherwise the one that comes with settle."""
+    path = dated_file("catalogue", Path(__file__).with_name("catalogue.toml"))
+    file = CatalogueFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    assert all(NAME.fullmatch(name) for name in file.models)
+    return file
+
+
 def catalogue() -> dict[str, CatalogueEntry]:
-    """The models by name."""
-    with Path(__file__).with_name("catalogue.toml").open("rb") as file:
-        models = _File.model_validate(tomllib.load(file)).models
-    assert all(NAME.fullmatch(name) for name in models)
-    return models
+    """The models that `settle pull` gets, by name."""
+    return catalogue_file().models
+
+
+def known_model(name: str) -> KnownModel:
+    """The model of the catalogue that a name means, however a store spells it. Raises UsageError with nearest names."""
+    found = find_known(name)
+    if found is None:
+        near = difflib.get_close_matches(_plain(name), [m.name for m in catalogue_file().known], n=3, cutoff=0.5)
+        fix = f"nearest: {', '.join(near)}" if near else "name a file or a folder of the model instead"
+        raise UsageError(f"the catalogue has no model {name!r}", fix)
+    return found
+
+
+def find_known(name: str) -> KnownModel | None:
+    """The same, or None."""
+    known = catalogue_file().known
+    plain = _plain(name)
+    exact = {m.name: m for m in known} | {_plain(m.hub): m for m in known} | {m.ollama: m for m in known if m.ollama}
+    if found := exact.get(name.lower()) or exact.get(plain):
+        return found
+    tagged = [m for m in known if m.ollama and name.lower().startswith(m.ollama + "-")]
+    if tagged:
+        return max(tagged, key=lambda m: len(m.ollama))
+    ends = [m for m in known if re.search(rf"(^|[-_/.]){re.escape(m.name)}($|[-_.])", plain)]
+    return max(ends, key=lambda m: len(m.name), default=None)
+
+
+def _plain(name: str) -> str:
+    """A name without its owner, its file ending, its quantization and what says that it chats."""
+    plain = name.lower().rpartition("/")[2].removesuffix(".gguf").replace(":", "-").replace("_", "-")
+    plain = re.sub(r"-(ud-)?(i?q\d\w*|f16|bf16|fp16|fp8|mxfp4|nvfp4|awq|gptq|\d-?bit|mlx|gguf|qat|dwq)\b.*$", "", plain)
+    plain = re.sub(
+        r"^(meta|nvidia|qwen|google|mistralai|microsoft)-(?=(llama|nvidia|qwen|gemma|mistral|phi|nemotron))", "", plain
+    )
+    plain = re.sub(r"-(instruct|it|chat|hf|base|pt|thinking|reasoning)(?=-|$)", "", plain)
+    plain = re.sub(r"-(2501|2503|2506|2507|2407|2409|2410|2512|2603|1124|0425|0324|0528|v0\.[123])(?=-|$)", "", plain)
+    return re.sub(r"(?<=[a-z])(?=\d)", "", plain)

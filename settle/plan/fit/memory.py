@@ -1,0 +1,98 @@
+"""What a model takes in memory while it answers: weights, cache, work space, the runtime, and what is left for it."""
+
+from dataclasses import dataclass
+
+from settle.library.model_shape import ModelShape
+from settle.machine import Machine
+from settle.plan.fit.weight_types import weight_bytes
+
+MIB, GIB = 2**20, 2**30
+# What the runtime takes on the device beside weights, cache and work space: the driver's context and its kernels.
+# llama.cpp's --fit leaves 1024 MiB free on a device; Ollama's Metal minimum is 512 MiB, its CUDA one 457 MiB.
+RUNTIME = {"cuda": 560 * MIB, "rocm": 700 * MIB, "xpu": 700 * MIB, "mps": 120 * MIB, "cpu": 60 * MIB}
+MARGIN = 0.03  # of the device's memory that stays free: fragments, and what else draws the screen
+BATCH = 512  # tokens that llama.cpp computes at once
+# Metal's recommendedMaxWorkingSetSize by memory, where it cannot be queried: up to 32 GB, up to 96 GB, beyond; read
+# from llama.cpp logs (2023 to 2026), the lower value where they differ.
+APPLE_SHARE = ((32, 0.667), (96, 0.75), (10**6, 0.80))
+SYSTEM = 1.5 * GIB  # what a system of its own keeps where memory is shared and nothing was measured
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by cause, over all devices of the machine."""
+
+    weights: float
+    cache: float
+    work: float
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.cache + self.work + self.runtime
+
+
+@dataclass(frozen=True)
+class Fit:
+    """need, room: bytes. share: of the layers that lie on the device, 1 where all do. fits: whether all do."""
+
+    need: Need
+    room: float
+    share: float
+
+    @property
+    def fits(self) -> bool:
+        return self.need.total <= self.room
+
+
+def need(
+    shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
+    batch: int = BATCH,
+) -> Need:  # fmt: skip
+    """What a model takes with room for `texts` texts of `context` tokens. cache_element: bytes of a cached number."""
+    devices = max(1, machine.count)
+    tokens = min(batch, context)
+    # the widest intermediate of a layer, in float32, twice; the scores of a batch against the context where attention
+    # is not fused; the logits of a batch: llama.cpp keeps those of the last token of each text while it answers
+    wide = (
+        2 * 4.0 * tokens * max(shape.width * 2, shape.inner * max(1, shape.experts_used), shape.heads * shape.head_dim)
+    )
+    logits = 4.0 * shape.vocab * tokens
+    return Need(
+        weights=weight_bytes(shape, type_name),
+        cache=texts * shape.kv_bytes(context, cache_element),
+        work=(wide + logits) * devices,
+        runtime=float(RUNTIME.get(machine.kind, RUNTIME["cuda"])) * devices,
+    )
+
+
+def room(machine: Machine) -> float:
+    """Bytes that a model may take on all devices: without what the system keeps, and what is taken already."""
+    if machine.measured:
+        free = machine.memory if machine.free is None else machine.free
+        return min(machine.memory, free) * (1 - MARGIN)
+    if machine.kind == "mps":
+        share = next(share for limit, share in APPLE_SHARE if machine.memory <= limit * GIB)
+        return machine.memory * share
+    if machine.is_unified:
+        return max(0.0, machine.memory - SYSTEM) * (1 - MARGIN)
+    return machine.memory * (1 - MARGIN) * machine.count
+
+
+def fit(
+    shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0
+) -> Fit:
+    """Whether it fits, and how much of it does: on a card of its own memory the other layers go to the processor."""
+    needed, there = need(shape, type_name, machine, context, texts, cache_element), room(machine)
+    fixed, movable = needed.work + needed.runtime, needed.weights + needed.cache
+    share = max(0.0, min(1.0, (there - fixed) / movable))
+    return Fit(needed, there, share)
+
+
+def longest_context(shape: ModelShape, type_name: str, machine: Machine) -> int:
+    """Tokens of one text that fit beside the weights, in steps of 1,024; 0 when not even those do."""
+    low, high = 0, shape.context // 1024
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fit(shape, type_name, machine, middle * 1024).fits else (low, middle - 1)
+    return low * 1024
