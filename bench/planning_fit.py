@@ -8,7 +8,6 @@ coefficients, chosen by the error on chips that were left out.
 
 import argparse
 import datetime
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ DECODE = {
 }
 POOLED = dict.fromkeys(("cuda-2025", "cuda-unified"), ("cuda-2025", "cuda-unified"))  # too few mixtures on cards alone
 MIXTURE = dict.fromkeys(DECODE, ("bytes", "layers"))
-PREFILL = {name: ("float32",) for name in DECODE} | {
+PREFILL = dict.fromkeys(DECODE, ("float32",)) | {
     "metal-2023": ("float32", "half"),
     "metal-2026": ("float32", "mixture", "accelerated_float32"),
     "cuda-2024": ("float32", "power"),
@@ -155,8 +154,8 @@ def main() -> None:
                     print(f"      {row.table} {row.group} {row.model} {row.type} {row.prompt} {actual} {error:+.0%}")
             fine = np.abs(errors[np.isfinite(errors)])
             chips = len({r.group for r in chosen})
-            print(f"{build:13s} {what:8s} {len(chosen):3d} rows {chips:3d} chips, chip left out: mean {fine.mean():6.1%} "
-                  f"median {np.median(fine):6.1%} max {fine.max():6.1%}  "
+            print(f"{build:13s} {what:8s} {len(chosen):3d} rows {chips:3d} chips, chip left out: "
+                  f"mean {fine.mean():6.1%} median {np.median(fine):6.1%} max {fine.max():6.1%}  "
                   + " ".join(f"{n} {c:.4g}" for n, c in zip(names, coefficients, strict=True)))  # fmt: skip
         known[build] = law
     if asked.write:
@@ -164,9 +163,12 @@ def main() -> None:
 
 
 # A build without rows of a kind takes another build's, with its spread doubled.
-BORROWED = {"cuda-ollama": "cuda-2025", "vulkan-intel": "vulkan-2025", "cuda-2024": "cuda-2025", "metal-2024": "metal-2023", "metal-2023": "metal-2026", "cuda-unified": "cuda-2025",
-            "rocm-2025": "cuda-2025", "vulkan-2025": "rocm-2025", "cpu": "metal-2026", "pytorch": "cuda-2024",
-            "vllm": "cuda-2025", "metal-2026": "metal-2023", "cuda-2025": "cuda-2024"}  # fmt: skip
+BORROWED = {
+    "cuda-2024": "cuda-2025", "cuda-2025": "cuda-2024", "cuda-ollama": "cuda-2025", "cuda-unified": "cuda-2025",
+    "metal-2023": "metal-2026", "metal-2024": "metal-2023", "metal-2026": "metal-2023", "rocm-2025": "cuda-2025",
+    "vulkan-2025": "rocm-2025", "vulkan-intel": "vulkan-2025", "cpu": "metal-2026", "pytorch": "cuda-2024",
+    "vllm": "cuda-2025",
+}  # fmt: skip
 
 
 def written(known: dict[str, dict[str, object]]) -> str:
@@ -194,5 +196,4 @@ def written(known: dict[str, dict[str, object]]) -> str:
 
 
 if __name__ == "__main__":
-    assert math.isfinite(1)
     main()

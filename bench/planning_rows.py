@@ -51,10 +51,10 @@ class Rows:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
-        if row.decode and not row.offloads:
-            if contradiction(row.machine, read_bytes(row.shape, row.type), row.decode):
-                self.left_out[f"{row.table}: reads more than the memory delivers"] += 1
-                return
+        is_whole = row.decode and not row.offloads
+        if is_whole and contradiction(row.machine, read_bytes(row.shape, row.type), row.decode or 0):
+            self.left_out[f"{row.table}: reads more than the memory delivers"] += 1
+            return
         self.rows.append(row)
 
 
@@ -197,10 +197,10 @@ def _scoreboard_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
             continue
         if gib and not apple and "gb" not in chip.lower() and chip not in ("RTX 3090 Ti", "RTX 4090 D"):
             machine = machine_of(f"{chip} {gib[1]}gb", rows, discussion) or machine
-        backend = "Vulkan" if discussion == "10879" else ""
+        build = build_of(discussion, machine, "Vulkan" if discussion == "10879" else "", chip)
         yield Row(
-            discussion, f"{machine.name} {machine.cores or ''}x1", machine, build_of(discussion, machine, backend, chip),
-            *found, "q4_0", decode=tests.get("tg128"), prefill=tests.get("pp512"),
+            discussion, f"{machine.name} {machine.cores or ''}x1", machine, build, *found, "q4_0",
+            decode=tests.get("tg128"), prefill=tests.get("pp512"),
         )  # fmt: skip
 
 

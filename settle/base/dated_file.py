@@ -76,7 +76,7 @@ def install(name: str, text: bytes) -> Path:
     """Keep an update that was checked. Raises DataError for one from the future, OSError."""
     assert _NAME.fullmatch(name)
     date = _date(text, name)
-    if date > datetime.date.today():
+    if date > today():
         raise DataError(f"the {name} is dated {date}, which is in the future", "check the file, or the clock")
     place = _place(name)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +87,13 @@ def install(name: str, text: bytes) -> Path:
     return place
 
 
+def today() -> datetime.date:
+    return datetime.date.today()
+
+
 def age(date: datetime.date) -> str:
     """ "31 days old", with a mark past OLD_DAYS."""
-    days = (datetime.date.today() - date).days
+    days = (today() - date).days
     return f"{days} days old" + (", out of date: `settle models update FILE`" if days > OLD_DAYS else "")
 
 

@@ -15,8 +15,8 @@ class ModelShape(BaseModel):
     """A decoder in numbers. Counts of parameters are of the whole model, `active` of what one token passes through.
 
     layers: all of them, of which `window_layers` see the last `window` tokens only and `linear_layers` keep a state of
-    `state_elements` numbers (float32) instead of keys and values. kv_layers: those that keep keys and values, where some
-    share those of another. heads, kv_heads, head_dim: of full attention; window_kv_heads, window_head_dim: of the
+    `state_elements` numbers (float32) instead of keys and values. kv_layers: those with keys and values of their own,
+    where some share another's. heads, kv_heads, head_dim: of full attention; window_kv_heads, window_head_dim: of the
     others where they differ. latent: numbers that multi-head latent attention keeps for a token in the place of keys
     and values. inner: width of the feed-forward part, of one expert in a mixture. tied: the output is the embedding.
     lookup: parameters of tables that a token reads one row of (Gemma's per-layer embeddings).

@@ -5,6 +5,7 @@
 
 import datetime
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,6 +220,7 @@ def _take(words: str, pattern: str) -> tuple[str, float | None]:
     return words[: found.start()] + " " + words[found.end() :], float(found[1])
 
 
+@functools.cache
 def _key(words: str) -> str:
     """What two spellings of one name share."""
     words = re.sub(r"\bmac(book)?\s+(pro|air)\b(?=.*\bm\d)", " ", words.lower())

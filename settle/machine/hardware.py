@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from settle.base.dated_file import dated_file
 from settle.base.errors import DataError
 
 GIB = 2**30
@@ -93,9 +94,9 @@ class Hardware(BaseModel):
 
 @functools.cache
 def hardware() -> Hardware:
-    """The table that comes with settle."""
-    with Path(__file__).with_name("hardware.toml").open("rb") as file:
-        return Hardware.model_validate(tomllib.load(file))
+    """The person's update where it is newer, otherwise the table that comes with settle."""
+    path = dated_file("hardware", Path(__file__).with_name("hardware.toml"))
+    return Hardware.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def read_hardware(path: Path) -> Hardware:

@@ -11,6 +11,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady
 from settle.commands import Command
+from settle.formats import Format
 from settle.machine.threads import ThreadSettings
 
 
@@ -39,7 +40,6 @@ class Export(ThreadSettings, Command):
 
     def run(self, events: Events) -> int:
         from settle.evaluate.gate.export_by_name import export_by_name
-        from settle.formats import Format
 
         name = str(self.to.name)
         shown = name.replace("_", "-")

@@ -4,7 +4,7 @@ Bits a weight of the matrices, and of the two tables (embedding and output), whi
 block formats' own sizes: ggml's types; the share of finer blocks in the K mixes from published files of Llama 3 8B.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.base.errors import UsageError
 from settle.base.registry import nearest
@@ -104,4 +104,4 @@ def _of(shape: ModelShape, type_name: str) -> WeightType:
     output = Q8_0 if kind.output == Q6_K else kind.output
     if type_name.lower() in FALLEN:
         return WeightType(FALLEN[type_name.lower()], output, output)
-    return WeightType(kind.body, kind.embedding, output)
+    return replace(kind, output=output)

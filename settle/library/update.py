@@ -1,0 +1,47 @@
+"""`settle models update FILE`: a newer catalogue or table of devices, from a file or a wheel of known hash."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from settle.base.dated_file import age, check_pin, install, read_update
+from settle.base.errors import DataError
+from settle.base.event_log import Events
+from settle.base.events import ResultReady, Say
+from settle.library.catalogue import CatalogueFile, catalogue_file
+from settle.machine.hardware import Hardware, hardware
+
+# What a file is, by a table that only it has.
+KINDS: Mapping[str, tuple[str, type[BaseModel]]] = {
+    "known": ("catalogue", CatalogueFile),
+    "devices": ("hardware", Hardware),
+}
+
+
+def update_data(file: str, sha256: str | None, events: Events) -> None:
+    """Checks the file, its hash and every row, then keeps it. Raises UsageError, DataError; what was there stays."""
+    path = Path(file)
+    text = read_update(path)
+    check_pin(path, sha256)
+    try:
+        tables = tomllib.loads(text.decode("utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path.name} is no TOML: {e}", "get it again; nothing was changed") from None
+    kind = next((kind for key, kind in KINDS.items() if key in tables), None)
+    if kind is None:
+        raise DataError(f"{path.name} is neither a catalogue nor a table of devices", "check the file")
+    name, model = kind
+    try:
+        model.model_validate(tables)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path.name}, {where}: {first['msg']}", "get it again; nothing was changed") from None
+    place = install(name, text)
+    catalogue_file.cache_clear()
+    hardware.cache_clear()
+    date = tables.get("known_date") or tables["date"]
+    events.emit(Say(text=f"{name} of {date}, {age(date)}: {place}"))
+    events.emit(ResultReady(result={"updated": name, "date": str(date), "path": str(place)}))

@@ -1,0 +1,129 @@
+"""What `settle fit` answers: each model at the finest type that fits, its memory, speed and longest context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from settle.machine import Machine
+from settle.plan.fit.memory import Fit, fit, longest_context
+from settle.plan.fit.model_shapes import NamedShape
+from settle.plan.fit.speed import Rate, decode_rate, first_token_seconds, offloaded, prefill_rate
+from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
+
+GIB = 2**30
+SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a person who waits
+SMALL_PROMPT = 512  # tokens of the prompt that the first token is told for, or the context when it is shorter
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """One model at one type. first_token: seconds, for a prompt of SMALL_PROMPT tokens. longest: context in tokens that
+    fits beside the weights."""
+
+    model: NamedShape
+    type: str
+    fit: Fit
+    decode: Rate
+    prefill: Rate
+    first_token: float
+    longest: int
+
+    is_shared: bool = False  # one memory for device and processor: what does not fit cannot lie elsewhere
+
+    @property
+    def is_whole(self) -> bool:
+        return self.fit.fits
+
+    @property
+    def runs(self) -> bool:
+        """Whether it fits, or could run with layers in the processor's memory."""
+        return self.fit.fits or (not self.is_shared and self.fit.share > 0)
+
+
+def fit_row(model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1) -> FitRow:
+    """One model at one type and context, its layers beyond the device's memory computed by the processor."""
+    context = min(context, model.shape.context)
+    found = fit(model.shape, type_name, machine, context, texts)
+    decode = decode_rate(model.shape, type_name, machine, context // 2, texts)
+    if not found.fits and not machine.is_unified:
+        decode = offloaded(decode, 1 - found.share, read_bytes(model.shape, type_name))
+    prompt = min(SMALL_PROMPT, context)
+    prefill = prefill_rate(model.shape, type_name, machine, prompt=prompt)
+    return FitRow(
+        model=model,
+        type=type_name,
+        fit=found,
+        decode=decode,
+        prefill=prefill,
+        first_token=first_token_seconds(prefill, decode, prompt),
+        longest=longest_context(model.shape, type_name, machine),
+        is_shared=machine.is_unified,
+    )
+
+
+def type_rows(model: NamedShape, machine: Machine, context: int, texts: int = 1) -> list[FitRow]:
+    """One model at every type that people use, or at its own where it is a file."""
+    types = [model.type] if model.type in TYPES else ["f16", *CHOICES]
+    return [fit_row(model, name, machine, context, texts) for name in types if name]
+
+
+def best_rows(models: Sequence[NamedShape], machine: Machine, context: int, texts: int = 1) -> list[FitRow]:
+    """Each model at the finest type that fits whole; those that do not fit at any are left out."""
+    rows = []
+    for model in models:
+        for name in CHOICES:
+            if fit(model.shape, name, machine, min(context, model.shape.context), texts).fits:
+                row = fit_row(model, name, machine, context, texts)
+                if row.decode.value >= SLOW:
+                    rows.append(row)
+                break
+    return rows
+
+
+COLUMNS = (
+    "model",
+    "type",
+    "parameters",
+    "memory",
+    "fits",
+    "tokens/s",
+    "80 % interval",
+    "prompt/s",
+    "first token",
+    "most context",
+)
+
+
+def cells(row: FitRow) -> list[object]:
+    """A row of COLUMNS."""
+    share = "yes" if row.is_whole else f"{row.fit.share:.0%} on the device" if row.runs else "no"
+    speed = [f"{row.decode.value:.3g}", f"{row.decode.low:.3g}–{row.decode.high:.3g}", f"{row.prefill.value:,.0f}",
+             f"{row.first_token:.2g} s"]  # fmt: skip
+    return [
+        row.model.name,
+        row.type,
+        {"value": row.model.shape.parameters, "unit": "count"},
+        {"value": row.fit.need.total, "unit": "bytes"},
+        share,
+        *(speed if row.runs else ["–"] * len(speed)),
+        {"value": row.longest, "unit": "count"} if row.longest else "–",
+    ]
+
+
+def as_json(row: FitRow) -> dict[str, object]:
+    """The row as plain values: bytes, tokens per second, seconds."""
+    need = row.fit.need
+    return {
+        "model": row.model.name,
+        "source": row.model.source,
+        "type": row.type,
+        "parameters": row.model.shape.parameters,
+        "active_parameters": row.model.shape.active,
+        "memory": {"weights": need.weights, "cache": need.cache, "work": need.work, "runtime": need.runtime,
+                   "total": need.total, "room": row.fit.room},
+        "fits": row.is_whole,
+        "share_on_device": row.fit.share,
+        "decode": {"value": row.decode.value, "low": row.decode.low, "high": row.decode.high, "why": row.decode.why},
+        "prefill": {"value": row.prefill.value, "low": row.prefill.low, "high": row.prefill.high},
+        "first_token_seconds": row.first_token,
+        "longest_context": row.longest,
+    }  # fmt: skip

@@ -1,0 +1,83 @@
+"""`settle fit`: asks the machine, the models and the laws, and says what fits and how fast."""
+
+from pathlib import Path
+
+from settle.base.amounts import count
+from settle.base.dated_file import age
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.library.catalogue import catalogue_file
+from settle.machine import Machine, machine_or_this
+from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
+from settle.plan.fit.heat_map import heat_map
+from settle.plan.fit.memory import room
+from settle.plan.fit.model_shapes import every_known_shape, named_shape
+from settle.plan.fit.weight_types import CHOICES
+
+GIB = 2**30
+SHOWN = 40  # lines of the list of every model
+MOST_TEXTS = 4096
+
+
+def fit_models(
+    models: list[str], machine_words: str | None, context_words: str, texts: int, every: bool, picture: str | None,
+    events: Events,
+) -> int:  # fmt: skip
+    """Lists what fits; 0, or 3 when a model that was named does not fit. Raises UsageError."""
+    context = count(context_words)
+    if context < 16 or not 0 < texts <= MOST_TEXTS:
+        raise UsageError(
+            f"a context of {context} tokens for {texts} texts", "ask for 16 tokens or more, one text or more"
+        )
+    machine = machine_or_this(machine_words)
+    events.emit(Say(text=_about(machine)))
+    for note in machine.notes:
+        events.emit(Say(text=note))
+    if models:
+        named = [named_shape(name) for name in models]
+        for one in named:
+            if context > one.shape.context:
+                events.emit(
+                    Warn(text=f"{one.name} was trained for {one.shape.context:,} tokens; the table is for those")
+                )
+        rows = [row for one in named for row in type_rows(one, machine, context, texts)]
+    else:
+        _warn_of_age(events)
+        rows = best_rows(every_known_shape(), machine, context, texts)
+    shown = rows if models or every else rows[:SHOWN]
+    note = f"{len(rows) - len(shown)} smaller ones fit too; --all lists them" if len(shown) < len(rows) else ""
+    title = f"{machine.label}, {context:,} tokens of context" + (f", {texts} texts at once" if texts > 1 else "")
+    events.emit(Listing(title=title, columns=COLUMNS, rows=[cells(row) for row in shown], note=note))
+    if picture:
+        events.emit(Say(text=f"picture: {_picture(rows, machine, context, texts, title, Path(picture))}"))
+    events.emit(ResultReady(result={"machine": _machine_json(machine), "context": context, "texts": texts,
+                                    "rows": [as_json(row) for row in rows]}))  # fmt: skip
+    return 0 if any(row.is_whole for row in rows) else 3
+
+
+def _picture(rows: list[FitRow], machine: Machine, context: int, texts: int, title: str, path: Path) -> Path:
+    models = list({row.model.name: row.model for row in rows}.values())
+    types = CHOICES if len(models) > 1 else tuple(dict.fromkeys(row.type for row in rows))
+    return heat_map([fit_row(model, name, machine, context, texts) for model in models for name in types], title, path)
+
+
+def _about(machine: Machine) -> str:
+    whose = "this machine, measured" if machine.measured else f"{machine.source} ({machine.date})"
+    there = f"{room(machine) / GIB:.1f} of {machine.memory * machine.count / GIB:.0f} GiB for a model"
+    rates = f"{machine.bandwidth / 1e9:,.0f} GB/s, {machine.matrix_flops / 1e12:,.3g} TFLOP/s"
+    return f"{machine.label}: {rates}, {there}; {whose}"
+
+
+def _warn_of_age(events: Events) -> None:
+    file = catalogue_file()
+    text = f"{len(file.known)} models of the catalogue of {file.known_date}, {age(file.known_date)}"
+    events.emit(Warn(text=text) if "out of date" in text else Say(text=text))
+
+
+def _machine_json(machine: Machine) -> dict[str, object]:
+    return {
+        "name": machine.name, "kind": machine.kind, "count": machine.count, "memory": machine.memory,
+        "bandwidth": machine.bandwidth, "flops": dict(machine.flops), "watts": machine.watts, "room": room(machine),
+        "source": machine.source, "date": str(machine.date), "measured": machine.measured, "notes": list(machine.notes),
+    }  # fmt: skip

@@ -1,0 +1,142 @@
+"""What fits and how fast: the parts of the laws by hand, and the command from end to end."""
+
+import json
+
+import pytest
+
+from settle.base.errors import UsageError
+from settle.cli import main
+from settle.library.catalogue import known_model
+from settle.machine import described
+from settle.plan.fit.memory import fit, longest_context, need, room
+from settle.plan.fit.model_shapes import named_shape
+from settle.plan.fit.speed import decode_rate, decode_terms, drafted, laws, offloaded, prefill_rate, prefill_terms
+from settle.plan.fit.weight_types import read_bytes
+
+GIB = 2**30
+LLAMA = known_model("llama-3.1-8b").shape
+
+
+def test_the_law_is_the_sum_of_its_terms():
+    machine, law = described("rtx 4090"), laws()["cuda-2025"]
+    terms = decode_terms(LLAMA, "q4_k_m", machine, 1024)
+    read = read_bytes(LLAMA, "q4_k_m") + LLAMA.kv_bytes(1024)
+    assert terms["bytes"] == pytest.approx(read / machine.bandwidth)
+    assert terms["layers"] == pytest.approx(1e-3) and terms["links"] == 0 and terms["ampere_layers"] == 0
+    seconds = sum(law.decode.get(name, 0) * value for name, value in terms.items())
+    rate = decode_rate(LLAMA, "q4_k_m", machine, 1024)
+    assert rate.value == pytest.approx(1 / seconds)
+    assert rate.low == pytest.approx(rate.value / rate.high * rate.value) and rate.low < rate.value < rate.high
+
+
+def test_a_chip_twice_as_fast_reads_in_half_the_time():
+    slow, fast = described("m1 max 32 core 64gb"), described("m1 ultra 64 core 64gb")
+    for terms in (decode_terms(LLAMA, "q8_0", slow, 512), decode_terms(LLAMA, "q8_0", fast, 512)):
+        assert terms["k_bytes"] == 0
+    assert decode_terms(LLAMA, "q8_0", slow, 512)["bytes"] == pytest.approx(
+        2 * decode_terms(LLAMA, "q8_0", fast, 512)["bytes"]
+    )
+    assert prefill_terms(LLAMA, "q8_0", slow)["float32"] == pytest.approx(
+        2 * prefill_terms(LLAMA, "q8_0", fast)["float32"], rel=0.01
+    )
+
+
+def test_a_batch_reads_the_weights_once():
+    machine = described("rtx 3090")
+    one, eight = (decode_rate(LLAMA, "q4_k_m", machine, 512, batch) for batch in (1, 8))
+    assert one.value > eight.value > one.value / 4  # each text is slower, all together much faster
+    mixture = known_model("qwen3-30b-a3b").shape
+    terms = [decode_terms(mixture, "q4_k_m", machine, 16, batch)["bytes"] for batch in (1, 2, 64)]
+    assert terms[1] > 1.6 * terms[0] * read_share(mixture) and terms[2] < 64 * terms[0]
+
+
+def read_share(shape):
+    return 1 - shape.beside_experts / shape.active
+
+
+def test_a_draft_and_layers_elsewhere():
+    machine = described("rtx 3090")
+    decode = decode_rate(LLAMA, "q4_k_m", machine)
+    draft = decode_rate(known_model("llama-3.2-1b").shape, "q4_k_m", machine)
+    assert drafted(decode, draft, 0.9, 4).value > 1.5 * decode.value
+    assert drafted(decode, draft, 0.0, 4).value < decode.value
+    assert offloaded(decode, 0.0, 5e9).value == pytest.approx(decode.value)
+    assert offloaded(decode, 0.5, 5e9, 50e9).value == pytest.approx(1 / (0.5 / decode.value + 0.05))
+
+
+def test_every_law_can_be_used():
+    for name, law in laws().items():
+        assert law.decode and law.mixture and law.prefill, name
+        assert decode_rate(LLAMA, "q4_k_m", described("rtx 4090"), law=law).value > 0
+        assert prefill_rate(LLAMA, "q4_k_m", described("rtx 4090"), law).value > 0
+
+
+def test_memory_is_what_its_parts_are():
+    machine = described("rtx 4090")
+    needed = need(LLAMA, "q8_0", machine, 8192)
+    assert needed.cache == LLAMA.kv_bytes(8192)
+    assert needed.total == needed.weights + needed.cache + needed.work + needed.runtime
+    assert need(LLAMA, "q8_0", machine, 8192, texts=4).cache == 4 * needed.cache
+
+
+def test_apple_leaves_a_share_to_its_system_and_two_cards_hold_twice():
+    assert room(described("m4 pro 24gb")) == pytest.approx(24 * GIB * 0.667)
+    assert room(described("2x rtx 3090")) == pytest.approx(2 * room(described("rtx 3090")))
+
+
+def test_the_longest_context_is_the_longest():
+    machine = described("m4 pro 24gb")
+    longest = longest_context(LLAMA, "q8_0", machine)
+    assert fit(LLAMA, "q8_0", machine, longest).fits and not fit(LLAMA, "q8_0", machine, longest + 1024).fits
+    assert longest_context(known_model("llama-3.1-405b").shape, "q8_0", machine) == 0
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "type_name", "context", "fits"),
+    [
+        ("rtx 3090", "llama-3.1-8b", "q8_0", 8192, True), ("rtx 3090", "llama-3.1-70b", "q4_k_m", 1024, False),
+        ("2x rtx 3090", "llama-3.1-70b", "q4_k_m", 2048, True), ("rtx 3070", "llama-3.1-8b", "f16", 1024, False),
+        ("m2 ultra 192gb", "gpt-oss-120b", "mxfp4", 8192, True),
+        ("mac m2 air 16gb", "gemma-4-31b", "q3_k_m", 512, False),
+    ],
+)  # fmt: skip
+def test_what_people_ran_fits_and_what_ran_out_of_memory_does_not(machine, model, type_name, context, fits):
+    assert fit(known_model(model).shape, type_name, described(machine), context).fits is fits
+
+
+def test_the_command_says_what_fits_and_draws_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    picture = tmp_path / "fit.png"
+    words = [
+        "fit",
+        "llama-3.1-8b",
+        "--machine",
+        "mac m4 pro 24gb",
+        "--context",
+        "32k",
+        "--json",
+        "--picture",
+        str(picture),
+    ]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["type"]: row for row in result["rows"]}
+    assert rows["q8_0"]["fits"] and not rows["f16"]["fits"]
+    assert rows["q4_k_m"]["decode"]["low"] < rows["q4_k_m"]["decode"]["value"] < rows["q4_k_m"]["decode"]["high"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["fit", "llama-3.1-405b", "--machine", "rtx 3060"]) == 3
+    assert main(["fit", "nothing-like-it", "--machine", "rtx 3060"]) == 2
+    assert main(["fit", "llama-3.1-8b", "--machine", "rtx 3060", "--context", "0"]) == 2
+
+
+def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    assert main(["fit", "--machine", "rtx 4090", "--context", "8k", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    sizes = [row["parameters"] for row in rows]
+    assert len(rows) > 200 and sizes == sorted(sizes, reverse=True) and all(row["fits"] for row in rows)
+
+
+def test_a_name_that_is_a_missing_file_is_said():
+    with pytest.raises(UsageError):
+        named_shape("./nowhere.gguf")
