@@ -64,6 +64,15 @@ def test_settles_when_less_is_to_be_had_than_the_tolerance():
     assert gain(power, at.tokens / 3) > 0.005  # and not long after
 
 
+def test_a_verdict_is_said_at_one_in_fifty_and_no_sooner():
+    """Of the askings around the stop: each whose chance is higher continues, however little is expected."""
+    history = looks(power, 9_000_000, noise=0.005)
+    asked = [n for n in range(180, len(history) + 1) if Settled(0.005).asks(history[:n])]
+    judged = [(trend_of(history[1:n], 0.005).chance, Settled(0.005).judge(history[:n]).state) for n in asked]  # type: ignore[union-attr]
+    assert all((state == "settled") == (chance < CHANCE) for chance, state in judged)
+    assert any(CHANCE < chance < 0.5 for chance, _ in judged) and judged[-1][1] == "settled"
+
+
 def test_a_smaller_tolerance_trains_longer():
     history = looks(power, 30_000_000, noise=0.002)
     stops = [first_verdict(history, Settled(t))[1].tokens for t in (0.01, 0.005, 0.002)]
