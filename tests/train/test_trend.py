@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from settle.train.settled import Settled, first_near, recent, rise_of, sample_size
+from settle.train.settled import Settled, first_near, recent, rise_of, sample_size, trend_of
 from settle.train.settled.trend import (
     KAPPAS,
     NEXT,
@@ -129,6 +129,22 @@ def test_probabilities_and_quantiles_are_of_the_mixture_of_students() -> None:
     assert interval.ends == tuple(float(found.quantile(p)[0]) / 2 for p in (0.5, 0.1, 0.9)) and interval.level == 0.8
     wide = found.widened(np.array([0.3]))
     np.testing.assert_allclose(wide.scales, np.hypot(found.scales, 0.3))
+
+
+def test_the_trend_of_a_window_is_its_posterior_as_fractions_of_the_loss() -> None:
+    history = [Look(n, t, float(v)) for n, (t, v) in enumerate(zip(TOKENS, LOSSES, strict=True))]
+    found, tolerance = trend_of(history, 0.01), 0.01
+    posterior = Window(TOKENS[:]).posterior(LOSSES[None])
+    assert found is not None and (found.start_tokens, found.points) == (TOKENS[0], 14)
+    loss = float(posterior.loss[0])
+    whole = max(loss, LOSSES.min())
+    assert found.gain.level == 0.95
+    assert found.gain.ends == pytest.approx([float(posterior.quantile(p)[0]) / whole for p in (0.5, 0.025, 0.975)])
+    assert found.chance == pytest.approx(float(posterior.above(np.array([tolerance * whole]))[0]))
+    assert (found.loss, found.noise) == pytest.approx((loss, float(posterior.noise[0])))
+    assert found.correlation == pytest.approx(float(posterior.correlation[0])) and found.sample_stderr == 0.0
+    flat = found.to_json()
+    assert (flat["gain"], flat["low"], flat["high"]) == found.gain.ends and flat["chance"] == found.chance
 
 
 def test_many_evaluations_are_thinned_to_means_of_neighbours() -> None:
