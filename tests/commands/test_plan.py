@@ -38,6 +38,25 @@ def test_pay_off_compares_with_a_dated_price(capsys, tmp_path):
     assert result["forecast"]["gpt_5_a_day"]["value"] > result["forecast"]["here_a_day"]["high"]
 
 
+def test_tuning_takes_the_finest_method_that_fits(capsys):
+    def chosen(machine: str, *more: str) -> dict[str, object]:
+        code, out, _ = run(capsys, "tune", "llama-3.1-8b", "--rows", "5000", "--machine", machine, *more, "--json")
+        assert code == 0
+        return json.loads(out.strip().splitlines()[-1])
+
+    large, small = chosen("h100 sxm"), chosen("memory=14gb bandwidth=500gb/s tflops=80 watts=200")
+    assert large["method"] == "lora" and small["method"] == "qlora" and small["fits"]["lora"] == "no"
+    assert large["forecast"]["time"]["value"] < small["forecast"]["time"]["value"]
+    assert chosen("8x h100 sxm", "--method", "full")["method"] == "full"
+
+
+def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
+    code, out, _ = run(capsys, "pay-off", "llama-3.1-8b", "--against", "gpt-5", "--machine", "rtx 4090", "--json")
+    result = json.loads(out.strip().splitlines()[-1])
+    speed = result["forecast"]["speed"]
+    assert code == 0 and 50 < speed["low"] < speed["value"] < speed["high"] and "q4_k_m" in speed["source"]
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -48,7 +67,13 @@ def test_pay_off_compares_with_a_dated_price(capsys, tmp_path):
         (["train", "--params", "8b", "--active", "9b", "--tokens", "1b", "--machine", "h100"], "active"),
         (["train", "--params", "1b", "--tokens", "1b", "--machine", "h100", "--by", "2001-01-01"], "not in the future"),
         (["pay-off", "--machine", "h100", "--speed", "1"], "no API is named"),
-        (["pay-off", "--machine", "h100", "--against", "gpt-5"], "how fast"),
+        (["pay-off", "--machine", "h100", "--against", "gpt-5"], "neither a model nor a speed"),
+        (["pay-off", "llama-3.1-70b", "--machine", "rtx 4060", "--against", "gpt-5"], "does not fit"),
+        (["tune", "--machine", "h100"], "no model is named"),
+        (["tune", "llama-3.1-8b", "--machine", "h100"], "how many rows"),
+        (["tune", "llama-3.9-8b", "--rows", "10", "--machine", "h100"], "llama-3.9-8b"),
+        (["tune", "llama-3.1-70b", "--rows", "10", "--machine", "rtx 4090"], "cannot be tuned"),
+        (["tune", "llama-3.1-8b", "--rows", "10", "--machine", "rtx 4090", "--method", "full"], "--method lora fits"),
         (["pay-off", "--machine", "h100", "--speed", "1", "--against", "gtp-5"], "no price is known"),
         (["pay-off", "--machine", "h100", "--speed", "1", "--api-price", "cheap"], "is no price"),
         (["train", "--params", "1b", "--tokens", "1b", "--machine", "h100", "--picture", "a.pdf"], "no PNG"),

@@ -9,23 +9,27 @@ from settle.commands import Command
 from settle.plan.report.pay_off import plan_pay_off
 from settle.plan.report.settings import PlanSettings
 from settle.plan.report.train import plan_train
+from settle.plan.report.tune import plan_tune
 
 
 class Plan(PlanSettings, Command):
     """Forecast memory, time, energy and money before a run, on this machine, a described one or a cluster.
 
+    `settle plan tune llama-3.2-3b --rows 5000 --machine "rtx 4090"` says whether tuning fits and what it takes.
     `settle plan train --params 1.5b --tokens 30b --machine "8x h100"` trains from scratch: layout, weeks, failures,
-    money. `settle plan pay-off smollm2 --against gpt-5-mini --requests-per-day 2000 --machine "rtx 4090"` compares a
-    model of one's own with an API. Every number has an interval of 80 %, its source and its date.
+    money. `settle plan pay-off llama-3.1-8b --against gpt-5-mini --requests-per-day 2000 --machine "rtx 4090"` compares
+    a model of one's own with an API. Every number has an interval of 80 %, its source and its date.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what", "model")
 
-    what: Literal["train", "pay-off"] = Field(description="what to plan: train or pay-off")
+    what: Literal["tune", "train", "pay-off"] = Field(description="what to plan: tune, train or pay-off")
     model: str | None = Field(None, description="the model, where it has a name")
 
     def run(self, events: Events) -> int:
-        if self.what == "train":
+        if self.what == "tune":
+            plan_tune(self.model, self, events)
+        elif self.what == "train":
             plan_train(self, events)
         else:
             plan_pay_off(self.model, self, events)

@@ -1,6 +1,6 @@
 """`settle plan pay-off`: from when a model on a machine of one's own is cheaper than an API."""
 
-from settle.base.errors import UsageError
+from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.statistics import FORECAST_LEVEL, Interval
@@ -8,10 +8,14 @@ from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cost.money import UNKNOWN_WATTS, exact
 from settle.plan.cost.pay_off import YEARS, PayOff, Workload, pay_off
 from settle.plan.cost.prices import ApiPrice, prices
+from settle.plan.fit.memory import fit
+from settle.plan.fit.model_shapes import named_shape
+from settle.plan.fit.speed import decode_rate, prefill_rate
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_pay_off
 from settle.plan.report.settings import PlanSettings
 
+USUAL_TYPE = "q4_k_m"  # of a model whose file is not here
 MEASURED = 1.05  # the factor by which a speed that was measured once may be off
 READS_FASTER = 10.0  # tokens of a prompt read in the time of one written, where only the latter is known
 
@@ -20,7 +24,7 @@ def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> N
     """Raises UsageError: no API or an unknown one, no speed."""
     machine = machine_or_this(settings.machine)
     api = requested_price(settings)
-    decode, prefill, source = _speeds(model, settings)
+    decode, prefill, source = _speeds(model, settings, machine)
     load = Workload(settings.requests_per_day, settings.input_tokens, settings.output_tokens, settings.cached)
     own = settings.price_per_kwh
     table = prices()
@@ -70,10 +74,20 @@ def requested_price(settings: PlanSettings) -> ApiPrice:
     return ApiPrice(id=settings.against or "the API", vendor="asked", input=read, output=written)
 
 
-def _speeds(model: str | None, settings: PlanSettings) -> tuple[Interval, Interval, str]:
+def _speeds(model: str | None, settings: PlanSettings, machine: Machine) -> tuple[Interval, Interval, str]:
     """Tokens per second written and read, and where they are from."""
     if settings.speed is None:
-        raise UsageError("how fast the machine writes is not known", "measure it: `settle bench`, then --speed 35")
+        if model is None:
+            raise UsageError("neither a model nor a speed is given", "name the model, or --speed 35 as measured")
+        named = named_shape(model)
+        type_name = named.type or USUAL_TYPE
+        need = fit(named.shape, type_name, machine, round(settings.input_tokens + settings.output_tokens))
+        if not need.fits:
+            what = f"{named.name} as {type_name} does not fit in {machine.label}"
+            raise ResourceError(what, "`settle fit` shows what does")
+        rates = [f(named.shape, type_name, machine) for f in (decode_rate, prefill_rate)]
+        decode, prefill = (Interval(rate.value, rate.low, rate.high, FORECAST_LEVEL) for rate in rates)
+        return decode, prefill, f"forecast as {type_name}: {rates[0].why}"
     decode = _around(settings.speed)
     prefill = _around(settings.prompt_speed or READS_FASTER * settings.speed)
     return decode, prefill, "asked"

@@ -1,0 +1,173 @@
+"""Memory of tuning: predicted beside what trainers measured, by table.
+
+    python bench/planning_tuning.py [FOLDER]     # of tables, by default ../shared/planning
+
+Nothing is fitted to these rows but the two constants that settle/plan/cluster/tuning_memory.py names (what a norm keeps
+and what a logit takes); rows whose configuration is not complete are counted, not guessed.
+"""
+
+import argparse
+import ast
+import re
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from planning_training import FOLDER, _read
+
+from settle.library.catalogue import find_known
+from settle.library.model_shape import ModelShape
+from settle.plan.cluster.tuning_memory import Tuning, tuning_memory
+
+GIB = 2**30
+LLAMA_3B = "Llama-3.2-3B"
+# Methods of peft that change no product of matrices, so that nothing is kept for them.
+INPUTLESS = {"BEFT", "MISS", "P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "TRAINABLE_TOKENS", "LN_TUNING", "GLORA"}
+
+
+def find_shape(name: str) -> ModelShape | None:
+    """Of the catalogue."""
+    known = find_known(name) if name else None
+    return known.shape if known else None
+
+
+def axolotl(folder: Path) -> list[tuple[str, float, float]]:
+    """Name, measured and predicted GiB. A row of two values is two configurations: experts out and in."""
+    found = []
+    for r in _read(folder / "finetune_axolotl.csv"):
+        shape = find_shape(r["base_model"])
+        values = [float(v) for v in r["mem_values_gb"].split()]
+        words = r["text"].lower()
+        if (
+            shape is None
+            or not r["mbs"]
+            or re.search(r"it is possible|partnered|offload", words)
+            or "vision" in words
+            or "-VL-" in r["base_model"]
+        ):
+            continue
+        quantized = r["load_in_4bit"] == "True" or r["adapter"] == "qlora"
+        wanted = (
+            [not re.search(r"no (target )?experts", words), True]
+            if len(values) > 1
+            else ["target experts" in words and "no target" not in words]
+        )
+        for value, experts in zip(values, wanted if len(values) > 1 else wanted, strict=False):
+            if len(values) > 1:
+                experts = value == max(values) and "expert" in words
+            tuning = Tuning(
+                method="full" if r["adapter"] == "full" else "lora",
+                bits=4 if quantized else 8 if r["load_in_8bit"] == "True" else 16,
+                rank=int(r["lora_r"] or 16), rows=int(r["mbs"]), sequence=int(r["seq"]),
+                filled=1.0 if r["sample_packing"] == "True" else 0.3, recompute=r["gc"] == "True",
+                optimizer="adamw-8bit" if "8bit" in r["optimizer"] else "adamw", chunked_loss=r["cce"] == "True",
+                experts=experts, quantized_experts=quantized and "gpt-oss" not in r["base_model"],
+                devices=_devices(words, value),
+            )  # fmt: skip
+            found.append((f"axolotl {r['base_model']} {r['adapter']}", value, tuning_memory(shape, tuning).total / GIB))
+    return found
+
+
+def _devices(words: str, value: float) -> int:
+    """Of "8x48GB @ ~36GiB/GPU or 4x80GB @ ~46GiB/GPU": those beside the value."""
+    for number, of in re.findall(r"(\d+)x\d+gb @ ~?\s*(\d+(?:\.\d+)?)", words):
+        if float(of) == value:
+            return int(number)
+    return 1
+
+
+def peft(folder: Path) -> list[tuple[str, float, float]]:
+    """Llama 3.2 3B, 4 rows of at most 768 tokens, on one card. Values are peaks of the allocator."""
+    shape, found = find_shape(LLAMA_3B), []
+    for r in _read(folder / "finetune_peft_metamathqa.csv"):
+        full = r["peft_type"] == "" or "full" in r["name"]
+        keeps = r["peft_type"] not in INPUTLESS
+        targets = r["targets"]
+        named = ast.literal_eval(targets) if targets.startswith("[") else []
+        tuning = Tuning(
+            method="full" if full else "lora", rank=int(float(r["r"] or 8)), rows=int(r["mbs"]),
+            sequence=int(r["max_seq"]), recompute=r["gc"] == "True", attention_only=len(named) <= 3,
+            keeps_inputs=keeps,
+        )  # fmt: skip
+        assert shape is not None
+        found.append((f"peft {r['name']}", float(r["mem_max_gib"]), tuning_memory(shape, tuning).tensors / GIB))
+    return found
+
+
+def listed(folder: Path) -> list[tuple[str, float, float]]:
+    """torchtune's and litgpt's rows with their configuration, of finetune_memory.yaml."""
+    path = folder / "finetune_memory.yaml"
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    found = []
+    for r in rows:
+        shape = find_shape(re.sub(r" [\d.]+B$", "", str(r.get("model", ""))))
+        value = r.get("peak_mem_gib") or (
+            float(r["peak_mem_gb"]) / 1.073741824 if _is_number(r.get("peak_mem_gb")) else None
+        )
+        if shape is None or not _is_number(value) or not r.get("mbs"):
+            continue
+        words = str(r.get("technique", ""))
+        sequence = r.get("seq") or r.get("seq_longest")
+        if (
+            not sequence
+            or "offload" in words
+            or r["tool"] not in ("torchtune", "litgpt")
+            or "2 x" in str(r.get("hardware"))
+        ):
+            continue
+        cumulative = r["tool"] == "torchtune"
+        order = [
+            "baseline",
+            "+packed",
+            "+compile",
+            "+chunked",
+            "+activation checkpointing",
+            "+optimizer",
+            "+activation off",
+            "+8-bit",
+        ]
+        place = next((i for i, key in enumerate(order) if words.startswith(key)), len(order))
+        method = str(r["method"])
+        tuning = Tuning(
+            method="full" if method == "full" else "lora", bits=4 if "nf4" in method else 16, rank=8,
+            rows=int(r["mbs"]), sequence=int(sequence), filled=0.08 if cumulative and place == 0 else 1.0,
+            recompute=place >= 4 if cumulative else False, chunked_loss=cumulative and place >= 3,
+            optimizer="adamw-8bit" if place == 7 else "adamw", attention_only=not cumulative, adapter_bytes=2.0,
+            upcast=False, compiled=cumulative and place >= 2,
+        )  # fmt: skip
+        memory = tuning_memory(shape, tuning)
+        if 5 <= place <= 7 and method == "full":  # a gradient is used up as soon as it is there
+            memory = replace(memory, gradients=0.0)
+        found.append((f"{r['tool']} {r['model']} {method} {words[:28]}", float(value), memory.tensors / GIB))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    options = parser.parse_args()
+    for name, rows in (
+        ("axolotl", axolotl(options.folder)),
+        ("peft", peft(options.folder)),
+        ("listed", listed(options.folder)),
+    ):
+        errors = []
+        for row, value, predicted in rows:
+            errors.append(predicted / value - 1)
+            print(f"{row[:64]:64} {value:8.2f} {predicted:8.2f} {errors[-1]:+7.1%}")
+        if errors:
+            sizes = np.abs(errors)
+            print(
+                f"{name}: {len(rows)} rows, median {statistics.median(sizes):.1%}, "
+                f"90th percentile {np.quantile(sizes, 0.9):.1%}\n"
+            )
+
+
+if __name__ == "__main__":
+    main()

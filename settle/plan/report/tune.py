@@ -1,0 +1,172 @@
+"""`settle plan tune`: what tuning a model takes on a machine, by every method, and the finest that fits."""
+
+import math
+from dataclasses import dataclass
+
+from settle.base.amounts import count
+from settle.base.errors import ResourceError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say
+from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.library.model_shape import ModelShape
+from settle.machine.described_machine import Machine, machine_or_this
+from settle.machine.hardware import GIB
+from settle.plan.cluster.layout import Layout
+from settle.plan.cluster.throughput import steady_rate
+from settle.plan.cluster.tuning_memory import Tuning, TuningMemory, training_shape, tuning_memory
+from settle.plan.cost.money import Cost, cost
+from settle.plan.fit.memory import room
+from settle.plan.fit.model_shapes import NamedShape, named_shape
+from settle.plan.report.cells import forecast_table, values
+from settle.plan.report.settings import PlanSettings
+
+METHODS = ("full", "lora", "qlora")  # the finest first
+MEMORY_LOG_STD = (
+    0.09  # of tuning's memory: bench/planning_tuning.py, half the rows lie within 5 %, nine tenths within 20 %
+)
+# Beside a step's steady rate: rows of uneven length, evaluation, loading, saving. Tuning runs of one device are simpler
+# than pretraining runs and lose less.
+SHARE_OF_STEADY = Interval(0.85, 0.65, 1.0, FORECAST_LEVEL)
+UNPACKED = 1.1  # time of a step over quantized weights (litgpt: 1.77 over 1.62 minutes)
+MOST_ROWS = 8
+TRAINED = {"full": 1.0, "lora": 0.0, "qlora": 0.0}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One method, at the largest micro-batch that fits, or at one row where none does."""
+
+    method: str
+    tuning: Tuning
+    memory: Interval
+    parts: TuningMemory
+    hours: Interval  # of a device
+    rate: Interval  # tokens a second of a device
+
+    def fits(self, machine: Machine) -> str:
+        """yes, barely (within the interval), or no."""
+        most = room(machine) / machine.count
+        return "yes" if self.memory.high <= most else "barely" if self.memory.value <= most else "no"
+
+
+def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None:
+    """Raises UsageError for what is not named or known, ResourceError where the method does not fit."""
+    if model is None:
+        raise UsageError("no model is named to tune", "settle plan tune llama-3.2-3b --rows 5000")
+    if settings.rows is None:
+        raise UsageError("how many rows to tune on is not said", "--rows 5000")
+    named, machine = named_shape(model), machine_or_this(settings.machine)
+    tokens = count(settings.rows) * settings.row_tokens * settings.epochs
+    options = [best_option(method, named.shape, settings, machine, tokens) for method in METHODS]
+    events.emit(_table(options, machine))
+    chosen = _chosen(options, settings, machine, named)
+    money = cost(chosen.hours, machine, per_kwh=settings.price_per_kwh, per_hour=settings.price_per_hour)
+    rows = _rows(chosen, money, machine)
+    title = f"{chosen.method} of {named.name} on {machine.label}, {tokens / 1e6:.3g} M tokens"
+    events.emit(forecast_table(title, rows, f"the model's numbers: {named.source}"))
+    if chosen.fits(machine) == "barely":
+        events.emit(Say(text="it may not fit: the upper end of the memory is more than the machine has"))
+    events.emit(
+        ResultReady(
+            result={
+                "machine": machine.label,
+                "model": named.name,
+                "method": chosen.method,
+                "rows_at_once": chosen.tuning.rows,
+                "fits": {option.method: option.fits(machine) for option in options},
+                "forecast": values(rows),
+            }
+        )
+    )
+
+
+def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float) -> Option:
+    """The method at the most rows at once that fit, without activation checkpointing where that fits too."""
+    made = [
+        _option(method, shape, settings, machine, tokens, rows, recompute)
+        for recompute in (False, True)
+        for rows in (2**i for i in range(MOST_ROWS.bit_length() - 1, -1, -1))
+    ]
+    fitting = [option for option in made if option.fits(machine) == "yes"]
+    near = [option for option in made if option.fits(machine) == "barely"]
+    return max(fitting, key=lambda o: o.rate.value) if fitting else near[-1] if near else made[-1]
+
+
+def _option(
+    method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float, rows: int, recompute: bool
+) -> Option:
+    tuning = Tuning(
+        method="full" if method == "full" else "lora",
+        bits=4 if method == "qlora" else 16,
+        rank=settings.rank,
+        rows=rows,
+        sequence=settings.row_tokens,
+        recompute=recompute,
+        devices=machine.count,
+    )
+    parts = tuning_memory(shape, tuning)
+    memory = Interval.log_normal(parts.total, MEMORY_LOG_STD)
+    layout = Layout(
+        data=machine.count, sharded=machine.count > 1, rows=rows, sequence=settings.row_tokens, recompute=recompute
+    )
+    steady = steady_rate(training_shape(shape), machine, layout, fused=False, trained=TRAINED[method]).tokens
+    value = steady.value * SHARE_OF_STEADY.value / (UNPACKED if method == "qlora" else 1.0)
+    spread = math.hypot(steady.log_std, SHARE_OF_STEADY.log_std)
+    rate = Interval.log_normal(value, spread)
+    hours = Interval(tokens / value / 3600, tokens / rate.high / 3600, tokens / rate.low / 3600, FORECAST_LEVEL)
+    return Option(method, tuning, memory, parts, hours, rate)
+
+
+def _chosen(options: list[Option], settings: PlanSettings, machine: Machine, named: NamedShape) -> Option:
+    """The method asked for, or the finest that fits surely, or barely. Full tuning is not chosen unasked."""
+    if settings.method:
+        option = next(o for o in options if o.method == settings.method)
+        if option.fits(machine) == "no":
+            raise ResourceError(
+                f"{settings.method} of {named.name} takes {option.memory.value / 1e9:.3g} GB of {machine.label}",
+                _instead(options, machine),
+            )
+        return option
+    for wanted in ("yes", "barely"):
+        for option in options[1:]:
+            if option.fits(machine) == wanted:
+                return option
+    least = min(options, key=lambda o: o.memory.value)
+    raise ResourceError(
+        f"{named.name} cannot be tuned on {machine.label}: {least.method} takes {least.memory.value / 1e9:.3g} GB",
+        "take a smaller model, more devices, or shorter rows (--row-tokens)",
+    )
+
+
+def _instead(options: list[Option], machine: Machine) -> str:
+    fitting = [o.method for o in options if o.fits(machine) != "no"]
+    return f"--method {fitting[0]} fits" if fitting else "take a smaller model, or more devices"
+
+
+def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
+    wall = chosen.hours.scaled(3600 / machine.count)
+    return {
+        "memory of a device": (chosen.memory, "bytes", f"of {machine.memory / GIB:.0f} GB; measured trainers"),
+        "speed of a device": (chosen.rate, "tokens/s", "published training rates"),
+        "time": (wall, "s", f"{chosen.tuning.rows} rows at once"),
+        "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
+        "electricity": (money.electricity, "USD", money.electricity_source),
+        "rent": (money.rent, "USD", money.rent_source),
+    }
+
+
+def _table(options: list[Option], machine: Machine) -> Listing:
+    rows = [
+        [
+            option.method,
+            option.fits(machine),
+            {"value": option.memory.value, "unit": "bytes"},
+            {"value": option.parts.weights, "unit": "bytes"},
+            {"value": option.parts.adapters + option.parts.optimizer + option.parts.gradients, "unit": "bytes"},
+            {"value": option.parts.activations + max(option.parts.working, option.parts.logits), "unit": "bytes"},
+            {"value": option.hours.value * 3600 / machine.count, "unit": "s"},
+        ]
+        for option in options
+    ]
+    columns = ["method", "fits", "memory", "weights", "what is trained", "activations and logits", "time"]
+    return Listing(title=f"tuning on {machine.label}", columns=columns, rows=rows)
