@@ -17,9 +17,11 @@ def test_a_cluster_run_has_layout_weeks_failures_and_money(capsys, tmp_path):
     picture = tmp_path / "run.png"
     code, out, err = run(
         capsys, "train", "--params", "70b", "--tokens", "2t", "--machine", "512x h100", "--by", "2999-01-01",
+        "--served-tokens", "50t",
         "--picture", str(picture), "--json",
     )  # fmt: skip
     result = json.loads(out.strip().splitlines()[-1])
+    assert result["life"]["saving"] > 0.1
     assert code == 0 and result["layout"] and result["chance_by_date"] == 1
     hours, failures = result["forecast"]["device_hours"], result["forecast"]["failures"]
     assert hours["low"] < hours["value"] < hours["high"] and failures["value"] > 1

@@ -64,13 +64,16 @@ def device_memory(
     positions: int = 0,
 ) -> DeviceMemory:
     """The fullest of the first and the last pipeline stage. positions: learned ones, where the model has a table."""
-    stages = (_stage(shape, layout, precision, stage, dropout, flash, positions) for stage in {0, layout.pipeline - 1})
+    stages = (
+        stage_memory(shape, layout, precision, stage, dropout, flash, positions) for stage in {0, layout.pipeline - 1}
+    )
     return max(stages, key=lambda memory: memory.total)
 
 
-def _stage(
+def stage_memory(
     shape: Shape, layout: Layout, precision: Precision, stage: int, dropout: bool, flash: bool, positions: int
 ) -> DeviceMemory:
+    """Of a device of one pipeline stage, 0 the first."""
     dense, experts = _stage_parameters(shape, layout, stage, positions)
     held = dense + experts
     if layout.sharded:

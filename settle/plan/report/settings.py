@@ -26,6 +26,7 @@ class PlanSettings(Settings):
     batch_tokens: str | None = Field(None, description="tokens of a global batch; default: as runs of the size use")
     precision: Literal["bf16", "fp8", "fp4"] = Field("bf16", description="number format of the matrix products")
     failures: float | None = Field(None, gt=0, description="interruptions a thousand device-days, where known")
+    served_tokens: str | None = Field(None, description="tokens to serve in the model's life, such as 10t")
     by: datetime.date | None = Field(None, description="date to have finished by, when started today")
     by_hand: bool = Field(False, description="a person restarts the run after a failure")
     price_per_kwh: float | None = Field(

@@ -1,6 +1,7 @@
 """`settle plan train`: a training run on described devices, from a laptop to a cluster of sixteen thousand."""
 
 import datetime
+from dataclasses import asdict
 
 from settle.base.amounts import count
 from settle.base.errors import UsageError
@@ -11,6 +12,7 @@ from settle.machine.described_machine import Machine, machine_or_this
 from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
+from settle.plan.cost.lifetime import Life, life
 from settle.plan.cost.money import Cost, cost, exact
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_run
@@ -40,12 +42,15 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
     rows = forecast_rows(run, money, machine)
     events.emit(_layouts(run))
     events.emit(forecast_table(f"training {_size(shape)} on {machine.label}", rows, _note()))
-    for sentence in _sentences(run, settings):
+    served = count(settings.served_tokens) if settings.served_tokens else 0
+    whole_life = life(shape.active_parameters, run.tokens, served) if served else None
+    for sentence in (*_sentences(run, settings), *_of_life(whole_life, shape)):
         events.emit(Say(text=sentence))
     if settings.picture:
         draw_run(run, settings.picture)
         events.emit(Say(text=f"the picture is in {settings.picture}"))
     result = {"machine": machine.label, "parameters": shape.parameters, "tokens": run.tokens, "forecast": values(rows)}
+    result["life"] = asdict(whole_life) if whole_life else None
     result["layout"] = run.layouts[0].layout.label
     result["chance_by_date"] = _chance(run, settings)
     events.emit(ResultReady(result=result))
@@ -113,6 +118,19 @@ def _sentences(run: RunForecast, settings: PlanSettings) -> list[str]:
     if chance is not None:
         sentences.append(f"chance to have finished by {settings.by}: {chance:.0%}, when started today")
     return sentences
+
+
+def _of_life(whole: Life | None, shape: Shape) -> list[str]:
+    if whole is None:
+        return []
+    low, high, _ = whole.serving
+    lines = [f"serving is {low:.0%} to {high:.0%} of what the model costs in its life"]
+    if whole.saving > 0.02 and not shape.experts:
+        lines.append(
+            f"{whole.parameters / 1e9:.3g} billion weights trained on {whole.tokens / 1e12:.3g} trillion tokens reach "
+            f"the same loss (Hoffmann's law) for {whole.saving:.0%} less in all"
+        )
+    return lines
 
 
 def _chance(run: RunForecast, settings: PlanSettings) -> float | None:

@@ -7,12 +7,25 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.statistics import Interval
 from settle.machine.described_machine import described
+from settle.plan.cost.lifetime import life, tokens_for
 from settle.plan.cost.money import OF_DESIGN_POWER, cost, exact, product
 from settle.plan.cost.pay_off import Workload, api_dollars, pay_off
 from settle.plan.cost.prices import ApiPrice, prices, read_prices
+from settle.plan.loss_law import left_over
 
 API = ApiPrice(id="api", vendor="v", input=1.0, output=4.0, cached=0.1)
 LOAD = Workload(requests=1000, input_tokens=1000, output_tokens=500)
+
+
+def test_a_model_that_is_served_much_should_be_smaller():
+    """Sardana et al.: with much demand, smaller models on more text; without any, Hoffmann's optimum."""
+    alone = life(70e9, 1.4e12, 1.0)
+    assert 20e9 < alone.parameters < 40e9 and alone.serving[2] < 1e-6
+    busy = life(70e9, 1.4e12, 100e12)
+    assert busy.parameters < 0.6 * alone.parameters and busy.tokens > alone.tokens and busy.saving > 0.1
+    assert busy.serving[0] < busy.serving[2] < busy.serving[1] < 1
+    assert left_over(busy.parameters, busy.tokens) == pytest.approx(left_over(70e9, 1.4e12))
+    assert tokens_for(1e6, left_over(70e9, 1.4e12)) is None
 
 
 def test_prices_are_dated_ordered_and_found_by_name():
