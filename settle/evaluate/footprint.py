@@ -102,7 +102,7 @@ def _round(path: Path, threads: int | None, prompt: int, generated: int) -> _Rou
         ids = [(7919 * i) % engine.num_vocab for i in range(max(1, min(prompt, room - generated)))]
         engine.timings(ids[:8], 2)  # the first look at a mapped file reads it
         timings = engine.timings(ids, generated)
-        peak = _peak_bytes(engine.pid or 0)
+        peak = peak_bytes(engine.pid or 0)
     return _Round(
         load_seconds=load_seconds,
         peak_bytes=peak,
@@ -113,7 +113,7 @@ def _round(path: Path, threads: int | None, prompt: int, generated: int) -> _Rou
     )
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
     """The most memory that a process ever had; of now where the system does not remember that."""
     if sys.platform == "linux":
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

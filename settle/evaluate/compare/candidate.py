@@ -115,21 +115,21 @@ class FileModel(Model):
     Use it as a context manager.
     """
 
-    together = SLOTS
-
-    def __init__(self, engine: Engine, name: str, adapter_scale: float = 1.0) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, name: str, adapter_scale: float = 1.0, slots: int = SLOTS) -> None:
+        self._engine, self.together = engine, slots
         self._adapter_scale = adapter_scale
         self.name = name
         self.chats = engine.takes_turns
         self.context = engine.context
 
     @classmethod
-    def open(cls, path: Path, name: str, adapter: Path | None = None, context: int = CONTEXT) -> "FileModel":
-        """A file, with an adapter over it or without. Raises what `Engine` raises."""
-        engine = Engine(path, context, adapter=adapter, slots=SLOTS)
+    def open(
+        cls, path: Path, name: str, adapter: Path | None = None, context: int = CONTEXT, slots: int = SLOTS
+    ) -> "FileModel":
+        """A file, with an adapter over it or without. slots: questions at a time. Raises what `Engine` raises."""
+        engine = Engine(path, context, adapter=adapter, slots=slots)
         engine.start()
-        return cls(engine, name)
+        return cls(engine, name, slots=slots)
 
     @classmethod
     def pair(
@@ -144,6 +144,14 @@ class FileModel(Model):
 
     def __exit__(self, *_: object) -> None:
         self._engine.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._engine.pid
+
+    def timings(self, prompt: Sequence[int], max_tokens: int) -> Mapping[str, float]:
+        """As `LlamaClient.timings`."""
+        return self._engine.timings(prompt, max_tokens)
 
     def prompt(self, case: Case) -> list[int]:
         return (
@@ -182,7 +190,7 @@ class FileModel(Model):
     def _each(self, work: Callable[[int], T], number: int, on_progress: OnProgress) -> list[T]:
         self._engine.adapter_scale = self._adapter_scale
         results: list[T] = []
-        with concurrent.futures.ThreadPoolExecutor(SLOTS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(self.together) as pool:
             try:
                 for result in pool.map(work, range(number)):
                     results.append(result)

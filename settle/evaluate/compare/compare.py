@@ -261,7 +261,7 @@ def _answered(
 ) -> Comparison:
     """Both candidates' answers, scored. families: of all rows, by their number."""
     task = named(options.score) if options.score else best_suited(questions)
-    longest = options.max_tokens or _longest(base, questions)
+    longest = options.max_tokens or longest_answer(base, questions)
     wanted = len(questions)
     share = ROWS_SHARE if base.chats and not options.only_rows else 1.0
     questions, answers = ask_in_time((base, tuned), questions, longest, events, time_left, share)
@@ -293,7 +293,7 @@ def _answered(
     )
 
 
-def _longest(candidate: Candidate, questions: list[Case]) -> int:
+def longest_answer(candidate: Candidate, questions: Sequence[Case]) -> int:
     """Tokens an answer may have: half as many again as nearly all of the wanted ones."""
     lengths = sorted(len(candidate.tokenize(case.reference)) for case in questions)
     usual = lengths[min(len(lengths) - 1, len(lengths) * 19 // 20)]

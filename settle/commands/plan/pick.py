@@ -1,0 +1,23 @@
+"""settle pick: which model for this task, on this machine?"""
+
+from typing import ClassVar
+
+from settle.base.event_log import Events
+from settle.commands import Command
+from settle.jobs.pick.settings import PickSettings
+
+
+class Pick(PickSettings, Command):
+    """Choose a model for a task by measuring a few on your own prompts: `settle pick "mails in German" --prompts FILE`.
+
+    What cannot run here, or may not be used, is left out with the reason. At most four are measured, those on this
+    machine first: time to the first token, tokens per second, memory, and how well they answer. A model that is shown
+    to be worse is asked no more. Exit code 3: no model is left. After Ctrl-C the same command continues.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("task",)
+
+    def run(self, events: Events) -> int:
+        from settle.jobs.pick.pick import pick
+
+        return pick(self, events)

@@ -1,0 +1,243 @@
+"""Several candidates on the same rows: who is shown to be worse is asked no more, and what the rest shows at the end.
+
+One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
+head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`betting.py`), half
+on the paired test at the end, corrected for its pairs by Holm's method.
+
+Legend: n rows, F families of rows that belong together, K candidates.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from settle.base.statistics import LEVEL, Interval, PairedTest, holm, paired_test, two_sided_z
+from settle.evaluate.compare.betting import anytime_interval, evidence
+from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
+
+ERROR = 0.02  # chance of any false "better" among all pairs
+EARLY_SHARE = 0.5  # of the error, for candidates that drop out before all rows are asked
+FEWEST_TO_STOP = 8  # families asked before the rest may be left out for showing nothing
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidates by number. difference: mean score of `first` minus that of `second`, on the `rows` that both
+    answered. is_shown: it is no chance. early: shown before all rows were asked; the interval then holds whenever one
+    stops. p_value: corrected for all pairs; of an early one the inverse of the evidence, times the pairs.
+    more: how many rows more would show a difference as large as this one, None where hardly any number would.
+    """
+
+    first: int
+    second: int
+    difference: Interval
+    rows: int
+    p_value: float
+    is_shown: bool
+    early: bool = False
+    more: int | None = None
+
+    @property
+    def better(self) -> int | None:
+        """The candidate that is shown to be better."""
+        if not self.is_shown:
+            return None
+        return self.first if self.difference.value > 0 else self.second
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a race ended. means: of each candidate, on the rows that it answered; asked: how many those were. left:
+    candidates that none is shown to be better than, by number. rows: that there were. why: it ended before all were
+    asked, or ""."""
+
+    names: Sequence[str]
+    means: Sequence[float]
+    asked: Sequence[int]
+    pairs: Sequence[Pair]
+    left: Sequence[int]
+    rows: int
+    why: str = ""
+
+    @property
+    def saved(self) -> float:
+        """The share of all answers that nobody had to write."""
+        return 1 - sum(self.asked) / (self.rows * len(self.names))
+
+    @property
+    def leader(self) -> int:
+        """Of those left the one with the highest mean; the first where several have it."""
+        return max(self.left, key=lambda k: self.means[k])
+
+    def pair(self, first: int, second: int) -> Pair:
+        """The pair of two candidates, in the order in which it is asked for."""
+        found = next(p for p in self.pairs if {p.first, p.second} == {first, second})
+        if found.first == first:
+            return found
+        d = found.difference
+        turned = Interval(-d.value, -d.high, -d.low, d.level)
+        return Pair(first, second, turned, found.rows, found.p_value, found.is_shown, found.early, found.more)
+
+
+class Race:
+    """Candidates answer rows in turns; see the module.
+
+    names: of the candidates. families: (n,), the same number for rows that belong together. is_share: scores are from
+    0 to 1; others have no bounds to bet within, so nobody drops out early. error: chance of any false claim.
+    """
+
+    def __init__(
+        self, names: Sequence[str], families: Sequence[int], is_share: bool = True, error: float = ERROR, seed: int = 0
+    ) -> None:
+        self.names = list(names)
+        self._is_share, self._seed = is_share, seed
+        self._pairs = list(itertools.combinations(range(len(self.names)), 2))
+        early = error * EARLY_SHARE if is_share else 0.0
+        self._final_error = error - early
+        self._enough = 2 * len(self._pairs) / early if early and self._pairs else math.inf
+        self.order = _shuffled(families, seed)
+        self._families = [families[row] for row in self.order]
+        self._largest = max(np.bincount(np.unique(self._families, return_inverse=True)[1]), default=1)
+        self._scores: list[list[float]] = [[] for _ in self.names]
+        self._early: dict[tuple[int, int], Pair] = {}
+        self._why = ""
+
+    @property
+    def left(self) -> list[int]:
+        """Candidates that none is shown to be better than."""
+        worse = {p.second if p.difference.value > 0 else p.first for p in self._early.values()}
+        return [k for k in range(len(self.names)) if k not in worse]
+
+    @property
+    def smallest_visible(self) -> float | None:
+        """The smallest difference that all rows would show in four cases of five, as far as rows are independent."""
+        return smallest_visible(len(set(self._families)), self._final_error / max(1, len(self._pairs)))
+
+    def next_rows(self, number: int) -> list[int]:
+        """The next rows that everybody left answers: `number`, and what belongs to the last of them; [] at the end."""
+        begin = self._done
+        end = min(begin + number, len(self.order))
+        while 0 < end < len(self.order) and self._families[end] == self._families[end - 1]:
+            end += 1
+        return [] if self._why else self.order[begin:end]
+
+    def record(self, scores: Mapping[int, Sequence[float]]) -> list[int]:
+        """Takes the scores of the next rows, by candidate, and returns who is shown to be worse by now."""
+        before = self.left
+        for candidate in before:
+            self._scores[candidate] += scores[candidate]
+        for first, second in itertools.combinations(before, 2):
+            self._look(first, second)
+        after = self.left
+        if len(after) < 2 and len(self.names) > 1:
+            self._why = f"{self.names[after[0]]} is shown to be better than all others"
+        elif self._done < len(self.order) and self._is_futile(after):
+            self._why = "the other rows would hardly have changed the verdict"
+        return [k for k in before if k not in after]
+
+    def outcome(self) -> Outcome:
+        """What the rows that were asked show."""
+        left = self.left
+        final = self._final(left)
+        worse = {pair.second if pair.better == pair.first else pair.first for pair in final if pair.is_shown}
+        pairs = [*self._early.values(), *final]
+        seen = {(p.first, p.second) for p in pairs}
+        pairs += [self._unsettled(first, second) for first, second in self._pairs if (first, second) not in seen]
+        return Outcome(
+            names=self.names,
+            means=[float(np.mean(scores)) if scores else math.nan for scores in self._scores],
+            asked=[len(scores) for scores in self._scores],
+            pairs=sorted(pairs, key=lambda p: (p.first, p.second)),
+            left=[k for k in left if k not in worse],
+            rows=len(self.order),
+            why=self._why if self._done < len(self.order) else "",
+        )
+
+    @property
+    def _done(self) -> int:
+        return max(map(len, self._scores), default=0)
+
+    def _differences(self, first: int, second: int) -> np.ndarray:
+        """By row, of the rows that both answered."""
+        both = min(len(self._scores[first]), len(self._scores[second]))
+        return np.asarray(self._scores[first][:both]) - np.asarray(self._scores[second][:both])
+
+    def _sums(self, differences: np.ndarray) -> np.ndarray:
+        """Sums by family (F,), as shares of the largest that a family can have."""
+        _, begin = np.unique(self._families[: len(differences)], return_index=True)
+        sums = np.add.reduceat(differences, np.sort(begin)) if len(differences) else differences
+        return np.asarray(sums / self._largest)
+
+    def _look(self, first: int, second: int) -> None:
+        differences = self._differences(first, second)
+        sums = self._sums(differences)
+        won = max(evidence(sums), evidence(-sums)) if self._enough < math.inf else 0.0
+        if won >= self._enough:
+            self._early[first, second] = self._anytime(first, second, 2 * len(self._pairs) / won, True)
+
+    def _anytime(self, first: int, second: int, p_value: float, is_shown: bool) -> Pair:
+        differences = self._differences(first, second)
+        sums = self._sums(differences)
+        scale = self._largest * len(sums) / max(1, len(differences))
+        interval = anytime_interval(sums)
+        ends = [max(-1.0, min(1.0, scale * end)) for end in interval.ends]
+        return Pair(first, second, Interval(*ends), len(differences), min(1.0, p_value), is_shown, early=is_shown)
+
+    def _unsettled(self, first: int, second: int) -> Pair:
+        """A pair of which one dropped out because of a third: what both answered shows nothing that was asked for."""
+        return self._anytime(first, second, 1.0, False)
+
+    def _final(self, left: Sequence[int]) -> list[Pair]:
+        """The pairs of those that are left, by the paired test, corrected together."""
+        pairs = list(itertools.combinations(left, 2))
+        if not pairs or not self._done:
+            return []
+        tests = holm([self._test(*pair) for pair in pairs])
+        return [
+            self._judged(pair, test, self._final_error / len(pairs)) for pair, test in zip(pairs, tests, strict=True)
+        ]
+
+    def _test(self, first: int, second: int) -> PairedTest:
+        ours, theirs = self._scores[first], self._scores[second]
+        return paired_test(theirs, ours, self._families[: len(ours)], self._seed)
+
+    def _judged(self, pair: tuple[int, int], test: PairedTest, error: float) -> Pair:
+        differences = self._differences(*pair)
+        excludes_zero = test.difference.low > 0 or test.difference.high < 0
+        is_shown = excludes_zero and test.adjusted_p <= self._final_error
+        is_certain = test.families == test.rows and set(np.unique(differences)) <= {-1.0, 0.0, 1.0}
+        interval = add_two_interval(test.wins, test.losses, test.rows) if is_certain else test.difference
+        more = None if is_shown else more_rows(differences, error)
+        return Pair(*pair, interval, test.rows, test.adjusted_p, is_shown, more=more)
+
+    def _is_futile(self, left: Sequence[int]) -> bool:
+        """Whether no pair has a chance to be decided by the rows that are left."""
+        pairs = list(itertools.combinations(left, 2))
+        sums = {pair: self._sums(self._differences(*pair)) for pair in pairs}
+        if min(map(len, sums.values()), default=0) < FEWEST_TO_STOP:
+            return False
+        rest = len(set(self._families[self._done :]))
+        error = self._final_error / len(pairs)
+        return all(chance_to_decide(sums[pair], rest, error, self._seed) < HARDLY for pair in pairs)
+
+
+def add_two_interval(wins: int, losses: int, rows: int, level: float = LEVEL) -> Interval:
+    """The difference of two shares on the same independent rows, of which one side alone was right on `wins`, the other
+    on `losses`: Wald's interval after two rows are added, half of one to each of the four outcomes (Agresti and Min
+    2005)."""
+    n = rows + 2
+    middle = (wins - losses) / n
+    half = two_sided_z(level) * math.sqrt(max(0.0, (wins + losses + 1) / n - middle * middle) / n)
+    return Interval((wins - losses) / rows, max(-1.0, middle - half), min(1.0, middle + half), level)
+
+
+def _shuffled(families: Sequence[int], seed: int) -> list[int]:
+    """Rows in an order that does not depend on theirs, those of a family one after the other."""
+    members: dict[int, list[int]] = {}
+    for row, family in enumerate(families):
+        members.setdefault(family, []).append(row)
+    groups = list(members.values())
+    return [row for i in np.random.default_rng(seed).permutation(len(groups)) for row in groups[i]]

@@ -1,0 +1,83 @@
+"""How many rows a verdict takes: what so many can show, how many more would decide, and whether the rest still can.
+
+Legend: n rows, D draws.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+POWER = 0.8  # how often a difference that can be seen is seen
+NOISE = 0.2  # share of rows, beside the difference itself, that one of two candidates gets right and the other does not
+MOST_ROWS = 5_000  # more rows than anybody gives
+DRAWS = 400
+HARDLY = 0.05  # chance below which asking the rest is not worth its time
+
+
+def smallest_visible(rows: int, error: float) -> float | None:
+    """The smallest difference between two shares that `rows` rows show in four cases of five, by the exact sign test
+    with a two-sided `error`; None where not even a candidate that is always right differs visibly from one that never
+    is. Beside the difference itself the two are taken to differ on a fifth of the rows (NOISE)."""
+    if sign_test_power(rows, 1.0, error) < POWER:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        low, high = (low, middle) if sign_test_power(rows, middle, error) >= POWER else (middle, high)
+    return high
+
+
+def sign_test_power(rows: int, difference: float, error: float) -> float:
+    """How often the two-sided exact sign test shows a true `difference` on so many rows."""
+    differ = difference + NOISE * (1 - difference)
+    wins = np.arange(rows + 1)
+    power = 0.0
+    for unequal, chance in enumerate(_binomial(rows, differ)):
+        if chance < 1e-9:
+            continue
+        tail = np.cumsum(_binomial(unequal, 0.5)[::-1])[::-1]  # of at least so many wins
+        shown = wins[: unequal + 1][2 * tail <= error]
+        power += chance * float(_binomial(unequal, (differ + difference) / (2 * differ))[shown].sum())
+    return power
+
+
+def more_rows(differences: "Sequence[float] | np.ndarray", error: float) -> int | None:
+    """How many rows more would show, in four cases of five, a difference as large as that of the rows (n,) seen so far;
+    None where that is more than anybody gives."""
+    values = np.asarray(differences, float)
+    mean, spread = float(values.mean()), float(values.std())
+    if abs(mean) * math.sqrt(MOST_ROWS) < spread or not mean:
+        return None
+    z = NormalDist().inv_cdf(1 - error / 2) + NormalDist().inv_cdf(POWER)
+    needed = math.ceil(max(z * z * spread * spread / (mean * mean), math.log2(2 / error)))
+    return max(1, needed - len(values)) if needed <= MOST_ROWS else None
+
+
+def chance_to_decide(differences: "Sequence[float] | np.ndarray", left: int, error: float, seed: int = 0) -> float:
+    """The predictive probability that `left` rows more end in a verdict (Lee and Liu 2008): rows are drawn from the
+    differences (n,) seen so far, each with a random weight (Rubin 1981), and from one win and one loss of half a row
+    each, so that a few rows that agree do not count as certain."""
+    values = np.asarray(differences, float)
+    if not left:
+        return 0.0
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    seen = np.concatenate([values, [largest, -largest]])
+    random = np.random.default_rng(seed)
+    weights = random.dirichlet(np.concatenate([np.ones(len(values)), [0.5, 0.5]]), DRAWS)  # (D, n + 2)
+    critical = NormalDist().inv_cdf(1 - error / 2)
+    counts = random.multinomial(left, weights)  # (D, n + 2): how often each value comes again
+    total = values.sum() + counts @ seen
+    size = np.sqrt((values**2).sum() + counts @ seen**2)
+    return float(np.mean(np.abs(total) >= critical * np.maximum(size, 1e-12)))
+
+
+def _binomial(rows: int, share: float) -> np.ndarray:
+    """The chance of 0 … `rows` hits, (rows + 1,)."""
+    hits = np.arange(rows + 1)
+    if share in (0.0, 1.0):
+        return np.asarray(hits == (rows if share else 0), float)
+    logs = np.array([math.lgamma(rows + 1) - math.lgamma(h + 1) - math.lgamma(rows - h + 1) for h in hits])
+    chances: np.ndarray = np.exp(logs + hits * math.log(share) + (rows - hits) * math.log1p(-share))
+    return chances

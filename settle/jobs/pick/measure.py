@@ -1,0 +1,84 @@
+"""What a model takes on this machine at the asked context: time to the first token, tokens a second, memory."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from settle.base.errors import SettleError
+from settle.evaluate.compare.candidate import FileModel
+from settle.evaluate.compare.cases import Case
+from settle.evaluate.compare.compare import longest_answer
+from settle.evaluate.footprint import Measured, peak_bytes
+from settle.library.reference import ModelRef
+
+ROUNDS, PROMPTS, WRITTEN = 2, 3, 48  # rounds of so many prompts, with so many tokens written to each
+
+
+@dataclass(frozen=True)
+class Taken:
+    """first_token: seconds until it is there, at the person's prompts with nothing cached; speed: tokens written a
+    second; reading: tokens read a second. peak_bytes: of the child's memory at `context` tokens. tokens: of the longest
+    prompt; longest_answer: of nearly all wanted answers."""
+
+    first_token: Measured
+    speed: Measured
+    reading: Measured
+    peak_bytes: int
+    context: int
+    tokens: int
+    longest_answer: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def measure(
+    refs: Sequence[ModelRef], cases: Sequence[Case], context: int, on_progress: Callable[[int], None]
+) -> list[Taken | SettleError]:
+    """What each model takes, or why it could not be measured. They take turns, forwards and then backwards, so that a
+    machine that is busy for a while slows all of them down alike. on_progress: called with 1 after each turn."""
+    rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
+    for number in range(ROUNDS):
+        for i in range(len(refs)) if number % 2 == 0 else reversed(range(len(refs))):
+            taken = rounds[i]
+            if isinstance(taken, list):
+                try:
+                    taken.append(_round(refs[i], cases, context))
+                except SettleError as e:
+                    rounds[i] = e
+            on_progress(1)
+    return [_together(taken) if isinstance(taken, list) else taken for taken in rounds]
+
+
+def _together(rounds: Sequence[Taken]) -> Taken:
+    def median(of: str) -> Measured:
+        values: list[Measured] = [getattr(one, of) for one in rounds]
+        return Measured(
+            statistics.median(v.median for v in values), min(v.least for v in values), max(v.most for v in values)
+        )
+
+    last = rounds[-1]
+    peak = max(one.peak_bytes for one in rounds)
+    return Taken(
+        median("first_token"), median("speed"), median("reading"), peak, last.context, last.tokens, last.longest_answer
+    )
+
+
+def _round(ref: ModelRef, cases: Sequence[Case], context: int) -> Taken:
+    with FileModel.open(ref.weights, ref.name, ref.adapter, context, slots=1) as model:
+        prompts = sorted((model.prompt(case) for case in cases), key=len)
+        fitting = [prompt for prompt in prompts if len(prompt) < model.context] or [prompts[0][: model.context // 2]]
+        # a short, a usual and a long one
+        chosen = [fitting[(2 * i + 1) * len(fitting) // (2 * PROMPTS)] for i in range(PROMPTS)]
+        model.timings(chosen[0][:8], 2)  # the first look at a mapped file reads it
+        timings = [model.timings(p, min(WRITTEN, max(2, model.context - len(p)))) for p in chosen]
+        return Taken(
+            first_token=Measured.of([t["prompt_ms"] / 1e3 for t in timings]),
+            # the first token comes out of reading the prompt
+            speed=Measured.of([(t["predicted_n"] - 1) / t["predicted_ms"] * 1e3 for t in timings]),
+            reading=Measured.of([t["prompt_n"] / t["prompt_ms"] * 1e3 for t in timings]),
+            peak_bytes=peak_bytes(model.pid or 0),
+            context=model.context,
+            tokens=len(prompts[-1]),
+            longest_answer=longest_answer(model, cases),
+        )

@@ -1,0 +1,46 @@
+"""What the task asks of a model: read off the person's words and prompts, and what excludes a model for it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from settle.evaluate.compare.cases import Case
+
+LANGUAGES = {
+    "arabic": "ar", "bengali": "bn", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en",
+    "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi", "hungarian": "hu",
+    "indonesian": "id", "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "persian": "fa",
+    "polish": "pl", "portuguese": "pt", "romanian": "ro", "russian": "ru", "spanish": "es", "swedish": "sv",
+    "thai": "th", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
+}  # fmt: skip
+# licences that name the use which they forbid, as identifiers and as people write them
+_NON_COMMERCIAL = re.compile(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial|research|\bmrl\b")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """context: tokens of a prompt and its answer together. languages: that the task names, as ISO 639-1. tools: the
+    prompts bring tools. turns: some prompts are conversations. commercial: the licence has to allow commercial use.
+    speed: tokens per second at least, or None."""
+
+    context: int
+    languages: frozenset[str] = frozenset()
+    tools: bool = False
+    turns: bool = False
+    commercial: bool = False
+    speed: float | None = None
+
+
+def languages_in(text: str) -> frozenset[str]:
+    """The languages that a task names in English words."""
+    return frozenset(LANGUAGES[word] for word in re.findall(r"[a-z]+", text.casefold()) if word in LANGUAGES)
+
+
+def needs_turns(cases: Sequence[Case]) -> bool:
+    """Whether a model without a chat template cannot be asked."""
+    return any(case.prompt is None for case in cases)
+
+
+def forbids_commercial_use(license: str) -> bool:
+    """Whether a licence says so in its name; a licence that is not known forbids nothing here."""
+    return bool(_NON_COMMERCIAL.search(license))

@@ -1,0 +1,254 @@
+"""The pick job: prompts · who can · who is measured · what each takes · who answers best · verdict."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from settle.base.amounts import count
+from settle.base.errors import SettleError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, Progress, ResultReady, Say, Warn
+from settle.base.run import free_name, home, write_json
+from settle.base.stop_signals import Stopping
+from settle.evaluate.compare.race import Outcome, Race
+from settle.evaluate.tasks import Task, best_suited, named
+from settle.jobs.pick import ledger, report
+from settle.jobs.pick.answers import Answerer, closing
+from settle.jobs.pick.candidates import (
+    Candidate,
+    Excluded,
+    feasible,
+    fetched,
+    known_candidates,
+    named_candidates,
+    shortlist,
+)
+from settle.jobs.pick.measure import ROUNDS, measure
+from settle.jobs.pick.needs import Needs, languages_in, needs_turns
+from settle.jobs.pick.predict import note_measured
+from settle.jobs.pick.prompts import Prompts, read_prompts
+from settle.jobs.pick.settings import PickSettings
+from settle.jobs.pick.verdict import Measured, Verdict, decide
+from settle.library.deletion import confirm
+
+FIRST, NEXT = 8, 4  # prompts that everybody answers before the first look, and between two looks
+UNANSWERED_TOKENS = 256  # of an answer, where none is wanted that says how long one is
+TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a processor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the candidates are asked, and how answers are scored. task: None where nothing says what is right."""
+
+    prompts: Prompts
+    task: Task | None
+    needs: Needs
+    max_tokens: int | None
+
+
+def pick(settings: PickSettings, events: Events) -> int:
+    """Runs the job; the exit code is 3 where no model is left. Raises SettleError."""
+    if settings.ledger:
+        ledger.show(events)
+        return 0
+    with Stopping():
+        try:
+            return _pick(settings, events)
+        except KeyboardInterrupt:
+            events.emit(Say(text="stopped; what was measured is kept, and the same command continues"))
+            raise
+
+
+def _pick(settings: PickSettings, events: Events) -> int:
+    asked = what_is_asked(settings, events)
+    candidates, excluded = who_can(settings, asked.needs)
+    chosen, not_fetched = _with_consent(candidates, asked.needs, settings.yes, events)
+    _show_excluded([*excluded, *not_fetched], events)
+    if not chosen:
+        raise UsageError("no model is left to choose from", "name some with --models, or allow downloads with --yes")
+    race = Race([c.name for c in chosen], asked.prompts.families, asked.task is None or asked.task.is_share)
+    _say_what_can_be_seen(race, asked, events)
+    measured = what_it_takes(chosen, asked, events)
+    outcome = who_answers_best(measured, asked, events) if asked.task and measured else None
+    return _finish(settings, measured, outcome, asked, events)
+
+
+def what_is_asked(settings: PickSettings, events: Events) -> Asked:
+    """The prompts, how answers to them are scored, and what they ask of a model."""
+    task = named(settings.score) if settings.score else None  # an unknown score is refused before anything is read
+    if settings.prompts is None:
+        raise UsageError("no prompts are given to measure with", "give some as people will ask them: --prompts FILE")
+    context = count(settings.context)
+    prompts = read_prompts(settings.prompts, settings.limit, events)
+    if task is None and prompts.are_answered:
+        task = best_suited(prompts.cases)
+    if task is None:
+        events.emit(Warn(text="the prompts have no wanted answers, so only speed and memory are measured"))
+    tokens = settings.max_tokens or (None if prompts.are_answered else UNANSWERED_TOKENS)
+    cases = prompts.cases
+    needs = Needs(
+        context=context,
+        languages=languages_in(settings.task),
+        tools=any(case.tools for case in cases),
+        turns=needs_turns(cases),
+        commercial=settings.commercial,
+        speed=settings.speed,
+    )
+    return Asked(prompts, task, needs, tokens)
+
+
+def who_can(settings: PickSettings, needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
+    """The candidates that are measured, and the others with the reason."""
+    if settings.models:
+        able, unable = feasible(named_candidates(settings.models), needs)
+        return able, unable
+    known, broken = known_candidates()
+    able, unable = feasible(known, needs)
+    chosen, rest = shortlist(able)
+    return chosen, [*broken, *unable, *rest]
+
+
+def _with_consent(
+    candidates: Sequence[Candidate], needs: Needs, yes: bool, events: Events
+) -> tuple[list[Candidate], list[Excluded]]:
+    """The candidates on this machine, after downloads that the person agreed to; and what was not downloaded."""
+    here, missing = [], []
+    for candidate in candidates:
+        if candidate.is_here:
+            here.append(candidate)
+            continue
+        what = f"{candidate.name}: {candidate.num_bytes / 1e6:,.0f} MB, {candidate.where}"
+        can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+        if not yes and not (can_ask and confirm(f"download {what}?")):
+            missing.append(Excluded(candidate.name, f"it is not on this machine ({what}); --yes downloads it"))
+            continue
+        events.emit(Say(text=f"downloading {what}"))
+        try:
+            here += feasible([fetched(candidate, events)], needs)[0]
+        except SettleError as e:
+            missing.append(Excluded(candidate.name, f"it could not be downloaded: {e}"))
+    return here, missing
+
+
+def _show_excluded(excluded: Sequence[Excluded], events: Events) -> None:
+    for one in excluded:
+        events.emit(Say(text=f"{one.name} is left out: {one.why}"))
+
+
+def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
+    """Before anything runs: what so many prompts can show at all."""
+    prompts = asked.prompts
+    number = f"{len(prompts.cases)} prompts" + (f" of {prompts.given}" if prompts.given > len(prompts.cases) else "")
+    if (kinds := len(set(prompts.families))) < len(prompts.cases):
+        number += f", {kinds} of them not alike"
+    if asked.task is None or len(race.names) < 2:
+        events.emit(Say(text=f"{number}; models: {', '.join(race.names)}"))
+        return
+    visible = race.smallest_visible
+    if visible is None:
+        text = "too few to show any difference: give 12 or more that are not alike"
+    elif asked.task.is_share:
+        text = f"a difference of {100 * visible:.0f} points or more would be seen in four cases of five"
+    else:
+        text = "nobody drops out before the end, since this score has no bounds"
+    events.emit(Say(text=f"{number}, scored by {asked.task.title}: {text}"))
+
+
+def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events) -> list[Measured]:
+    """Time, speed and memory of each; those that fail or are too slow are left out, and the ledger keeps the others."""
+    done, total = 0, ROUNDS * len(candidates)
+
+    def on_progress(number: int) -> None:
+        nonlocal done
+        done += number
+        events.emit(Progress(what="measuring speed and memory", done=done, total=total))
+
+    refs = [c.ref for c in candidates if c.ref is not None]
+    measured = []
+    taken_by_all = measure(refs, asked.prompts.cases, asked.needs.context, on_progress)
+    for candidate, taken in zip(candidates, taken_by_all, strict=True):
+        if isinstance(taken, SettleError):
+            events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
+            continue
+        if candidate.prediction is not None:
+            note_measured(candidate.name, candidate.prediction, taken)
+        if asked.needs.speed and taken.speed.most < asked.needs.speed:
+            speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"
+            events.emit(Say(text=f"{candidate.name} is left out: {speed}"))
+            continue
+        measured.append(Measured(candidate, taken))
+        if taken.tokens >= taken.context:
+            text = f"the longest prompt has {taken.tokens:,} tokens, which {candidate.name} is not asked"
+            events.emit(Warn(text=f"{text}; --context {taken.tokens + taken.longest_answer} makes room for it"))
+    return measured
+
+
+def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> Outcome:
+    """All candidates answer the prompts in turns, until nothing more can be shown; `measured` gets the scores."""
+    assert asked.task is not None
+    task, cases = asked.task, asked.prompts.cases
+    max_tokens = asked.max_tokens or max(m.taken.longest_answer for m in measured)
+    race = Race([m.name for m in measured], asked.prompts.families, task.is_share)
+    context = min(asked.needs.context, max(m.taken.tokens for m in measured) + max_tokens)
+    answerers = [Answerer(ref, context, max_tokens) for m in measured if (ref := m.candidate.ref)]
+    seconds = len(cases) * sum(m.taken.first_token.median + max_tokens / m.taken.speed.median for m in measured)
+    events.emit(Say(text=f"answering takes {_minutes(seconds / TOGETHER)} at most"))
+    total, done = len(cases) * len(measured), 0
+    cut = [0] * len(measured)
+    with closing(answerers):
+        while rows := race.next_rows(NEXT if done else FIRST):
+            scores = {}
+            for k in race.left:
+                answers = answerers[k].answers([cases[row] for row in rows], lambda number: None)
+                cut[k] += sum(not answer.ended for answer in answers)
+                scores[k] = [
+                    task.score(answer.text, cases[row]) if answer.asked else 0.0
+                    for row, answer in zip(rows, answers, strict=True)
+                ]
+                done += len(rows)
+                events.emit(Progress(what="answers", done=done, total=total, detail=measured[k].name))
+            for worse in race.record(scores):
+                answerers[worse].close()
+                events.emit(Say(text=f"{measured[worse].name} is shown to be worse, and is asked no more"))
+    outcome = race.outcome()
+    events.emit(Progress(what="answers", done=done, total=done))
+    for k, m in enumerate(measured):
+        measured[k] = Measured(m.candidate, m.taken, outcome.means[k], outcome.asked[k], cut[k])
+    return outcome
+
+
+def _finish(
+    settings: PickSettings, measured: Sequence[Measured], outcome: Outcome | None, asked: Asked, events: Events
+) -> int:
+    measure_name = asked.task.title if asked.task else ""
+    is_share = asked.task is None or asked.task.is_share
+    verdict = decide(measured, outcome, measure_name, is_share)
+    folder = home() / "picks"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder / free_name(settings.task or "pick", [p.name for p in folder.iterdir()])
+    folder.mkdir()
+    result = report.to_json(measured, outcome, verdict, measure_name) | {"task": settings.task, "folder": str(folder)}
+    picture = report.draw(measured, verdict, measure_name, is_share, folder / "pareto.png")
+    write_json(folder / "result.json", result)
+    events.emit(Listing(columns=report.COLUMNS, rows=report.rows(measured, verdict, is_share)))
+    _say_verdict(verdict, outcome, measured, events)
+    if picture is not None:
+        events.emit(Say(text=f"{picture} shows speed against quality"))
+    events.emit(ResultReady(result=result))
+    return 0 if verdict.chosen is not None else 3
+
+
+def _say_verdict(verdict: Verdict, outcome: Outcome | None, measured: Sequence[Measured], events: Events) -> None:
+    events.emit(Say(text=verdict.sentence))
+    for note in verdict.notes:
+        events.emit(Say(text=note))
+    if outcome is not None and outcome.why:
+        events.emit(Say(text=f"{outcome.saved:.0%} of the answers were not needed: {outcome.why}"))
+    for m in measured:
+        if m.cut * 10 > m.asked:
+            text = f"{m.cut} of {m.asked} answers of {m.name} were stopped for their length"
+            events.emit(Warn(text=f"{text}; that is a limit and no mistake: --max-tokens allows longer ones"))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,96 @@
+"""The person's prompts: rows with the wanted answer where there is one, and which of them belong together."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import DataError
+from settle.base.event_log import Events
+from settle.data.files import find_files
+from settle.data.layouts import Broken, Example, Message, find
+from settle.data.layouts._turns import parsed_turns, read_turns
+from settle.data.layouts.prompt_completion import PROMPTS
+from settle.data.ledger import Ledger
+from settle.data.rows.families import row_families
+from settle.data.workspace import workspace
+from settle.documents.row_reader import RowReader
+from settle.evaluate.compare.against_base import rows_of
+from settle.evaluate.compare.cases import Case, cases
+from settle.evaluate.compare.in_time import spread
+
+TURNS = ("messages", "conversations", "conversation", "turns", "dialog")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """cases: what is asked. families: the same number for prompts that belong together. are_answered: whether the
+    wanted answers are known. given: how many prompts the files hold."""
+
+    cases: Sequence[Case]
+    families: Sequence[int]
+    are_answered: bool
+    given: int
+
+
+def read_prompts(path: Path, limit: int, events: Events) -> Prompts:
+    """The prompts of a file or folder, at most `limit`, evenly spread. Raises DataError for what holds none."""
+    if not path.expanduser().exists():
+        raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
+    try:
+        rows = list(rows_of(path, events))
+    except DataError as e:
+        rows = list(_unanswered(path))
+        if not rows:
+            raise DataError(e.what, "give rows of a prompt and its wanted answer, or of a prompt alone") from None
+    asked = cases(rows)
+    if not asked:
+        rows = [Example("chat", [_user(text), _assistant("")], single=True) for text in _texts(rows)]
+        asked = cases(rows)
+    if not asked:
+        raise DataError(f"{path} holds no prompts", "give rows of a prompt and its wanted answer")
+    families = row_families(rows)
+    chosen = spread(asked, limit)
+    are_answered = all(case.reference.strip() for case in chosen)
+    return Prompts(chosen, [families[case.number - 1] for case in chosen], are_answered, len(asked))
+
+
+def _texts(rows: Sequence[Example]) -> list[str]:
+    """Plain text as prompts: each row is one; of a single text its paragraphs, or its lines where it has no others."""
+    texts = [row.text for row in rows]
+    if len(texts) == 1:
+        paragraphs = [p for p in re.split(r"\n\s*\n", texts[0]) if p.strip()]
+        texts = paragraphs if len(paragraphs) > 1 else texts[0].splitlines()
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _unanswered(path: Path) -> Iterator[Example]:
+    """Rows of a prompt alone, or of a conversation that ends with the person's turn."""
+    with workspace() as work:
+        files = find_files([str(path)], work, Ledger())
+        with RowReader(files, {}, lambda file, note: None) as reader:
+            for file in files:
+                for record in reader.records(file):
+                    row = record.get("value")
+                    turns = _turns(row) if isinstance(row, Mapping) else []
+                    if turns:
+                        yield Example("chat", [*turns, _assistant("")], single=len(turns) == 1)
+
+
+def _turns(row: Mapping[str, object]) -> list[Message]:
+    """The turns of a row that is to be answered; [] for any other."""
+    column = find(row, None, (*TURNS, *PROMPTS, "content", "message"))
+    value = parsed_turns(row[column]) if column is not None else None
+    try:
+        turns = read_turns(value) if isinstance(value, list) else [_user(value)] if isinstance(value, str) else []
+    except Broken:
+        return []
+    return turns if turns and turns[-1]["role"] == "user" and str(turns[-1]["content"]).strip() else []
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

@@ -1,0 +1,147 @@
+"""A pick as a table, as a picture of speed against quality, and as JSON for scripts and the studio."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from settle.base.run import write_atomic
+from settle.base.statistics import Interval, wilson
+from settle.evaluate.compare.race import Outcome
+from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
+from settle.jobs.pick.verdict import Measured, Verdict
+
+COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
+INCHES, DPI = (7.6, 5.0), 150
+
+
+def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list[list[object]]:
+    """A row of COLUMNS for each, the best score first; → marks the one to take."""
+    ordered = sorted(measured, key=lambda m: -(m.score if m.score is not None else -math.inf))
+    return [
+        [
+            f"{'→' if m is verdict.chosen else ' '} {m.name}",
+            "–" if m.score is None else f"{100 * m.score:.1f} %" if is_share else f"{m.score:.3f}",
+            m.asked,
+            f"{m.taken.first_token.median:.2f}",
+            f"{m.taken.speed.median:.1f} ({m.taken.speed.least:.1f}–{m.taken.speed.most:.1f})",
+            {"value": m.taken.peak_bytes, "unit": "bytes"},
+            {"value": m.candidate.num_bytes, "unit": "bytes"},
+            m.candidate.license or "not known",
+            m.candidate.where,
+        ]
+        for m in ordered
+    ]
+
+
+def to_json(measured: Sequence[Measured], outcome: Outcome | None, verdict: Verdict, measure: str) -> dict[str, object]:
+    """All figures, for result.json."""
+    return {
+        "chosen": verdict.chosen.name if verdict.chosen else None,
+        "verdict": "better" if verdict.is_better else "no different" if outcome else "not measured",
+        "why": verdict.sentence,
+        "notes": list(verdict.notes),
+        "measure": measure,
+        "saved": outcome.saved if outcome else 0.0,
+        "models": [
+            {
+                "name": m.name,
+                "where": m.candidate.where,
+                "license": m.candidate.license,
+                "bytes": m.candidate.num_bytes,
+                "score": m.score,
+                "asked": m.asked,
+                "cut": m.cut,
+                "measured": m.taken.to_json(),
+                "predicted": m.candidate.prediction.to_json() if m.candidate.prediction else None,
+            }
+            for m in measured
+        ],
+        "pairs": [
+            {
+                "first": outcome.names[p.first],
+                "second": outcome.names[p.second],
+                "difference": p.difference.to_json(),
+                "p": p.p_value,
+                "prompts": p.rows,
+                "better": None if p.better is None else outcome.names[p.better],
+                "early": p.early,
+                "more_prompts": p.more,
+            }
+            for p in (outcome.pairs if outcome else ())
+        ],
+    }
+
+
+def draw(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, path: Path) -> Path | None:
+    """Speed against score as a PNG, with the frontier; None where no score was measured."""
+    shown = [m for m in measured if m.score is not None]
+    if not shown:
+        return None
+    write_atomic(path, _picture(shown, verdict, measure, is_share))
+    return path
+
+
+def frontier(measured: Sequence[Measured]) -> list[Measured]:
+    """Those that no other one beats in both speed and score, slowest first."""
+    return sorted(
+        (
+            m
+            for m in measured
+            if not any(
+                o.taken.speed.median >= m.taken.speed.median
+                and (o.score or 0.0) >= (m.score or 0.0)
+                and (o.taken.speed.median, o.score) != (m.taken.speed.median, m.score)
+                for o in measured
+            )
+        ),
+        key=lambda m: m.taken.speed.median,
+    )
+
+
+def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        edge = frontier(measured)
+        x, y = [m.taken.speed.median for m in edge], [_of(m) for m in edge]
+        axes.step(x, y, where="pre", color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
+        for m in measured:
+            colour = VERMILION if m is verdict.chosen else BLUE if m in edge else GREY
+            speed, at = m.taken.speed, _of(m)
+            low, high = _spread(m).low, _spread(m).high
+            axes.plot([speed.least, speed.most], [at, at], color=colour, linewidth=1.2, alpha=0.6)
+            if is_share:
+                axes.plot([speed.median] * 2, [low, high], color=colour, linewidth=1.2, alpha=0.6)
+            marker, size = ("D", 8) if m is verdict.chosen else ("o", 6)
+            axes.plot(speed.median, at, marker, color=colour, markersize=size)
+            label = f"{m.name}, {m.taken.peak_bytes / 1e9:.1f} GB"
+            axes.annotate(label, (speed.median, at), (6, 6), textcoords="offset points", fontsize=8, color=colour)
+        axes.set_xlabel("tokens per second")
+        axes.set_ylabel(measure + (", 95 % interval" if is_share else ""))
+        axes.set_xlim(left=0)
+        axes.margins(x=0.18)
+        if is_share:
+            axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="y", color="#E6E6E6")
+        figure.suptitle("Speed against quality", x=0.02, ha="left", fontsize=14, fontweight="bold", color=INK)
+        figure.tight_layout()
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _of(measured: Measured) -> float:
+    assert measured.score is not None
+    return measured.score
+
+
+def _spread(measured: Measured) -> Interval:
+    """Wilson's interval as of so many answers that are right or wrong, which is widest."""
+    right = round(_of(measured) * measured.asked)
+    return wilson([True] * right + [False] * (measured.asked - right))

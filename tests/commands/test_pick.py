@@ -1,0 +1,113 @@
+"""`settle pick` with real models in real children."""
+
+import json
+
+import pytest
+
+from settle.cli import main
+from settle.formats.gguf import export_gguf
+from settle.infer.engine import Engine
+from settle.jobs.pick import candidates as candidates_module
+from tests.trained import adapter, merged
+
+PROMPTS = (
+    *("def __init__(self", "return self.", "for action in", "if not ", "raise ", "parser = ", "class ", "import "),
+    *("while True", "with open(", "yield from", "except ValueError", "lambda value", "assert result"),
+)
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    """Two models, and prompts whose wanted answers are those of the second."""
+    folder = tmp_path_factory.mktemp("pick")
+    lora = adapter(tiny.part, strength=0.3)
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "base.gguf", "f32", {"base": True})
+    export_gguf(tiny.part, merged(tiny.weights, lora), tiny.tokenizer, folder / "tuned.gguf", "f32", {"base": True})
+    with Engine(folder / "tuned.gguf", 64, threads=1) as engine:
+        rows = [{"prompt": p, "completion": engine.answer(engine.plain(p), 6)[0]} for p in PROMPTS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bare.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No models of other programs."""
+    monkeypatch.setattr(candidates_module, "neighbours", lambda: ())
+
+
+def run(capsys, *args):
+    code = main(["pick", *map(str, args), "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out.strip().startswith(("{", "[")) else {}, err
+
+
+def both(files):
+    return ("--models", files / "base.gguf", "--models", files / "tuned.gguf", "--context", 64, "--max-tokens", 6)
+
+
+def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys, monkeypatch):
+    given = ("code", "--prompts", files / "rows.jsonl", "--score", "exact", *both(files))
+    code, result, err = run(capsys, *given)
+    assert (code, result["chosen"], result["verdict"]) == (0, "tuned", "better"), err
+    assert "would be seen" in err and "take tuned" in err
+    by_name = {model["name"]: model for model in result["models"]}
+    assert by_name["tuned"]["score"] == 1 > by_name["base"]["score"]
+    taken, predicted = by_name["base"]["measured"], by_name["base"]["predicted"]
+    assert taken["speed"]["median"] > 0 < taken["first_token"]["median"] and taken["peak_bytes"] > 1e6
+    assert predicted["memory"]["low"] < predicted["memory"]["high"]
+    folder = home / "picks" / "code"
+    assert json.loads((folder / "result.json").read_text())["chosen"] == "tuned"
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+    # the same again asks no model for an answer
+    monkeypatch.setattr("settle.jobs.pick.answers.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr("settle.jobs.pick.pick.measure", _measured_before(result))
+    assert run(capsys, *given)[1]["chosen"] == "tuned"
+
+    assert main(["pick", "--ledger"]) == 0
+    assert "memory" in capsys.readouterr().out
+
+
+def _measured_before(result):
+    from settle.evaluate.footprint import Measured
+    from settle.jobs.pick.measure import Taken
+
+    def again(refs, cases, context, on_progress):
+        takens = [model["measured"] for model in result["models"]]
+        return [Taken(**{k: Measured(**v) if isinstance(v, dict) else v for k, v in t.items()}) for t in takens]
+
+    return again
+
+
+def test_without_wanted_answers_only_speed_is_known(files, home, capsys):
+    code, result, err = run(capsys, "--prompts", files / "bare.jsonl", "--models", files / "base.gguf", "--context", 64)
+    assert code == 0 and result["models"][0]["score"] is None and result["verdict"] == "not measured"
+    assert "no wanted answers" in err
+
+
+def test_what_is_too_slow_is_left_out(files, home, capsys):
+    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--speed", 1e9)
+    assert code == 3 and result["chosen"] is None and "are asked for" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("chat",), "--prompts FILE"),
+        (("--prompts", "nothing.jsonl"), "no file or folder"),
+        (("--prompts", "odd.jsonl", "--models", "base.gguf"), "no layout that is known"),
+        (("--prompts", "rows.jsonl", "--models", "nobody"), "no model 'nobody'"),
+        (("--prompts", "rows.jsonl", "--models", "base.gguf", "--models", "./base.gguf"), "the same model"),
+        (("--prompts", "rows.jsonl", "--models", "base.gguf", "--score", "nonsense"), "no score"),
+        (("--prompts", "rows.jsonl", "--models", "base.gguf", "--context", "lots"), "not a count"),
+        (("--prompts", "rows.jsonl", "--models", "base.gguf", "--context", "100k"), "was trained for"),
+        (("--prompts", "rows.jsonl", "--models", "smollm2"), "--yes downloads it"),
+        (("--prompts", "rows.jsonl"), "no model is left"),
+    ],
+)
+def test_what_cannot_be_picked_from(args, says, files, home, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "odd.jsonl").write_text('{"colour": "red"}\n')
+    assert main(["pick", *args]) in (1, 2)
+    assert says in capsys.readouterr().err
