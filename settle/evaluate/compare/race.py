@@ -169,7 +169,7 @@ class Race:
         """Sums by family (F,), as shares of the largest that a family can have."""
         _, begin = np.unique(self._families[: len(differences)], return_index=True)
         sums = np.add.reduceat(differences, np.sort(begin)) if len(differences) else differences
-        return np.asarray(sums / self._largest)
+        return np.asarray(sums / self._largest, float)
 
     def _look(self, first: int, second: int) -> None:
         differences = self._differences(first, second)
