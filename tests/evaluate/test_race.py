@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from settle.evaluate.compare.betting import anytime_interval, evidence
+from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.race import Race, add_two_interval
 from settle.evaluate.compare.sample_size import (
     chance_to_decide,

@@ -24,14 +24,13 @@ class Pull(Command):
     again: bool = Field(False, description="pull it again, though it is here")
 
     def run(self, events: Events) -> int:
-        from settle.library.pull.list_available import list_available, usage_of
-        from settle.library.pull.pull import pull_by_name
+        from settle.library.pull import list_available, pull
 
         if not self.what:
-            list_available(events)
+            list_available.list_available(events)
             return 0
-        model = pull_by_name(self.what, self.name, self.again, events)
-        events.emit(Say(text=f"{model.name} is here: {usage_of(model)}"))
+        model = pull.pull_by_name(self.what, self.name, self.again, events)
+        events.emit(Say(text=f"{model.name} is here: {list_available.usage_of(model)}"))
         result = {"name": model.name, "kind": model.kind, "path": str(model.path), "sha256": model.sha256}
         events.emit(ResultReady(result=result | {"origin": model.origin, "license": model.license}))
         return 0

@@ -1,7 +1,7 @@
 """Several candidates on the same rows: who is shown to be worse is asked no more, and what the rest shows at the end.
 
 One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
-head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`betting.py`), half
+head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`evidence.py`), half
 on the paired test at the end, corrected for its pairs by Holm's method.
 
 Legend: n rows, F families of rows that belong together, K candidates.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from settle.base.statistics import LEVEL, Interval, PairedTest, holm, paired_test, two_sided_z
-from settle.evaluate.compare.betting import anytime_interval, evidence
+from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
 ERROR = 0.02  # chance of any false "better" among all pairs
@@ -145,7 +145,8 @@ class Race:
         worse = {pair.second if pair.better == pair.first else pair.first for pair in final if pair.is_shown}
         pairs = [*self._early.values(), *final]
         seen = {(p.first, p.second) for p in pairs}
-        pairs += [self._unsettled(first, second) for first, second in self._pairs if (first, second) not in seen]
+        # of a pair of which one dropped out because of a third, what both answered shows nothing
+        pairs += [self._anytime(*pair, p_value=1.0, is_shown=False) for pair in self._pairs if pair not in seen]
         return Outcome(
             names=self.names,
             means=[float(np.mean(scores)) if scores else math.nan for scores in self._scores],
@@ -163,13 +164,14 @@ class Race:
     def _differences(self, first: int, second: int) -> np.ndarray:
         """By row, of the rows that both answered."""
         both = min(len(self._scores[first]), len(self._scores[second]))
-        return np.asarray(self._scores[first][:both]) - np.asarray(self._scores[second][:both])
+        return np.array(self._scores[first][:both], float) - np.array(self._scores[second][:both], float)
 
     def _sums(self, differences: np.ndarray) -> np.ndarray:
         """Sums by family (F,), as shares of the largest that a family can have."""
         _, begin = np.unique(self._families[: len(differences)], return_index=True)
-        sums = np.add.reduceat(differences, np.sort(begin)) if len(differences) else differences
-        return np.asarray(sums / self._largest, float)
+        sums: np.ndarray = np.add.reduceat(differences, np.sort(begin)) if len(differences) else differences
+        shares: np.ndarray = sums / self._largest
+        return shares
 
     def _look(self, first: int, second: int) -> None:
         differences = self._differences(first, second)
@@ -185,10 +187,6 @@ class Race:
         interval = anytime_interval(sums)
         ends = [max(-1.0, min(1.0, scale * end)) for end in interval.ends]
         return Pair(first, second, Interval(*ends), len(differences), min(1.0, p_value), is_shown, early=is_shown)
-
-    def _unsettled(self, first: int, second: int) -> Pair:
-        """A pair of which one dropped out because of a third: what both answered shows nothing that was asked for."""
-        return self._anytime(first, second, 1.0, False)
 
     def _final(self, left: Sequence[int]) -> list[Pair]:
         """The pairs of those that are left, by the paired test, corrected together."""

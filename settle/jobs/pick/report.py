@@ -57,20 +57,24 @@ def to_json(measured: Sequence[Measured], outcome: Outcome | None, verdict: Verd
             }
             for m in measured
         ],
-        "pairs": [
-            {
-                "first": outcome.names[p.first],
-                "second": outcome.names[p.second],
-                "difference": p.difference.to_json(),
-                "p": p.p_value,
-                "prompts": p.rows,
-                "better": None if p.better is None else outcome.names[p.better],
-                "early": p.early,
-                "more_prompts": p.more,
-            }
-            for p in (outcome.pairs if outcome else ())
-        ],
+        "pairs": _pairs(outcome) if outcome else [],
     }
+
+
+def _pairs(outcome: Outcome) -> list[dict[str, object]]:
+    return [
+        {
+            "first": outcome.names[p.first],
+            "second": outcome.names[p.second],
+            "difference": p.difference.to_json(),
+            "p": p.p_value,
+            "prompts": p.rows,
+            "better": None if p.better is None else outcome.names[p.better],
+            "early": p.early,
+            "more_prompts": p.more,
+        }
+        for p in outcome.pairs
+    ]
 
 
 def draw(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, path: Path) -> Path | None:

@@ -24,7 +24,7 @@ class PickSettings(ThreadSettings):
         description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
         json_schema_extra={"parts": "evaluate/tasks"},
     )
-    limit: int = Field(60, gt=0, description="ask at most this many prompts")
+    limit: int = Field(60, gt=0, description="rows of prompts that are asked at most")
     max_tokens: int | None = Field(
         None, gt=0, description="longest answer, in tokens; half more than nearly all wanted answers if not given"
     )
