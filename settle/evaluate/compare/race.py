@@ -1,8 +1,8 @@
 """Several candidates on the same rows: who is shown to be worse is asked no more, and what the rest shows at the end.
 
 One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
-head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`evidence.py`), half
-on the paired test at the end, corrected for its pairs by Holm's method.
+head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`evidence.py`), the
+other half on the paired test at the end, corrected for its pairs by Holm's method.
 
 Legend: n rows, F families of rows that belong together, K candidates.
 """
@@ -164,7 +164,8 @@ class Race:
     def _differences(self, first: int, second: int) -> np.ndarray:
         """By row, of the rows that both answered."""
         both = min(len(self._scores[first]), len(self._scores[second]))
-        return np.array(self._scores[first][:both], float) - np.array(self._scores[second][:both], float)
+        pairs = zip(self._scores[first][:both], self._scores[second][:both], strict=True)
+        return np.array([ours - theirs for ours, theirs in pairs], float)
 
     def _sums(self, differences: np.ndarray) -> np.ndarray:
         """Sums by family (F,), as shares of the largest that a family can have."""
