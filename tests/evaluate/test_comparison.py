@@ -21,8 +21,8 @@ from settle.evaluate.compare.compare import (
     TEXT_BLOCKS,
     CompareOptions,
     Comparison,
-    _longest,
     compare,
+    longest_answer,
     text_pieces,
 )
 from settle.evaluate.compare.forgetting import (
@@ -201,8 +201,8 @@ class Words(Model):
 )  # fmt: skip
 def test_an_answer_may_be_half_as_long_again_as_nearly_all_that_are_wanted(words: int, tokens: int) -> None:
     wanted = [replace(asking("?"), reference=" ".join(["w"] * words))] * 20
-    assert _longest(Words(-1.0), [*wanted, replace(asking("?"), reference="w " * 5000)]) == tokens
-    assert _longest(Words(-1.0), wanted) == tokens
+    assert longest_answer(Words(-1.0), [*wanted, replace(asking("?"), reference="w " * 5000)]) == tokens
+    assert longest_answer(Words(-1.0), wanted) == tokens
 
 
 def test_losses_are_bits_per_byte() -> None:
