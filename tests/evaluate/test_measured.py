@@ -59,7 +59,7 @@ def test_a_footprint_is_the_median_of_its_rounds(tmp_path: Path, monkeypatch: py
         path.write_bytes(bytes(number))
     monkeypatch.setattr(Timed, "number", 0)
     monkeypatch.setattr(footprint, "Engine", Timed)
-    monkeypatch.setattr(footprint, "_peak_bytes", lambda pid: Timed.number)
+    monkeypatch.setattr(footprint, "peak_bytes", lambda pid: Timed.number)
     clock = iter(range(0, 10_000, 3))
     monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
     one, other = footprints(paths, rounds=3, prompt=64, generated=16)
