@@ -1,203 +1,204 @@
-"""Trains the judge that `settle ask` ships with, on a machine that has minutes for it.
+"""Trains the judge that `settle ask` ships with, for as long as it is given.
 
-    python bench/judge_pairs.py FOLDER... --faq FAQ.json --out pairs.jsonl
-    python bench/judge.py pairs.jsonl --dev faq-debian,faq-git --out answer_judge.safetensors
+    python bench/judge_pairs.py FOLDER... --faq FAQ.json --squad dev-v2.0.json ... --out pairs.jsonl
+    python bench/judge.py pairs.jsonl --minutes 60 --out answer_judge.safetensors
 
-`settle tune minilm pairs.jsonl --objective rank` trains all of a reranker and reads every passage in every step. Here
-the encoder reads each text once, the likeness of a question's tokens to each passage's is computed once, and what reads
-these figures is trained: the attention to the passage stays at zero. Beside the pairs' own negatives each question has
-the passages that come nearest to it by cosine. The loss is the cross-entropy of each pair and, half as heavy, that of
-the right passage among a question's.
-
-Sources named by --dev are not trained on. Of each of their questions the four passages nearest by cosine are judged,
-with the right one among the passages and without it: AUROC of the largest logit, and how often the right one is first.
+The model is that of `settle tune minilm pairs.jsonl --objective rank`. Beside its loss, the cross-entropy of each pair,
+are that of the right passage among a question's (weight 0.4) and that of the answer's words among the passage's, where
+they are known (0.5). In the beginning some wrong passages are other questions', so that it learns first what is easy.
+Questions are worded again each time that they are drawn. Matrices are stored in int8, with a scale for each row.
 """
 
 import argparse
 import json
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from judge_pairs import read_synonyms
+from judge_wordings import worded_again
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from settle.data.tokenizer.fast import fast_tokenizer
+from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
-from settle.infer.token_states import TokenStates
 from settle.library.resolve import resolve_whole
 from settle.model.encoder import encoder_of_gguf
-from settle.model.reranker import Reranker
+from settle.model.reranker import Reranker, file_names
 
-TOKENS = 120  # of a passage
-NEAREST = 6  # passages by cosine that are negatives too
-BATCH_TOKENS = 1024
-GROUPS, NEGATIVES = 32, 5  # of a step
-RATE, DECAY, WARMUP, CONSTANT = 2e-3, 0.05, 50, 0.4
-ANSWER_WEIGHT, LIST_WEIGHT = 2.5, 0.5
-JUDGED = 4
+MIX = {  # share of each kind among the questions of a step
+    "squad": 0.28, "squad-none": 0.13, "sentence": 0.22, "faq": 0.20, "med": 0.03,
+    "real": 0.05, "topic": 0.02, "sentence-made": 0.02, "verb": 0.04,
+}  # fmt: skip
+AGAIN = 0.75  # of the questions are worded again; those that are worded by another's rules already, less strongly
+FAINT = 0.35
+QUESTIONS, AT_ONCE = 8, 10  # of a step; pairs that are computed together
+RATE, HEAD_RATE, DECAY, WARMUP, CONSTANT = 1.5e-4, 1e-3, 0.01, 25, 0.25
+ANSWER_WEIGHT, LIST_WEIGHT, PLACE_WEIGHT = 1.4, 0.4, 0.5
+EASY, EASY_SHARE = 0.14, 0.6  # of the time, and of the wrong passages at its start
+QUESTION_TOKENS, PASSAGE_TOKENS = 48, 112
+QUANTIZED = 50_000  # weights of a matrix, from which on it is stored in int8
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its passages, of which the first answers. states (M, W), ids (M,); figures (P, M, 3) and cosine
-    (P,) of each passage."""
+class Pair:
+    """number: of its question in the step. place: tokens of the passage that answer, or none."""
 
-    group: str
-    source: str
+    number: int
     kind: str
-    ids: np.ndarray
-    states: np.ndarray
-    figures: np.ndarray
-    cosine: np.ndarray
+    question: Tensor
+    passage: Tensor
+    answers: bool
+    place: list[int]
 
 
-def read(rows: Sequence[dict]) -> list[Asked]:
-    file = read_gguf(resolve_whole("minilm").source.path)
-    tokenizer, encoder = fast_tokenizer(file.metadata), TokenStates(file)
-    texts = list({row[name]: None for row in rows for name in ("question", "passage")})
-    ids = {text: encoded.ids[:TOKENS] for text, encoded in zip(texts, tokenizer.encode_batch_fast(texts), strict=True)}
-    states: dict[str, np.ndarray] = {}
-    batch: list[str] = []
-    for text in [*sorted(texts, key=lambda text: len(ids[text])), None]:
-        if batch and (text is None or (len(batch) + 1) * len(ids[text]) > BATCH_TOKENS):
-            for one, found in zip(batch, encoder.read([ids[b] for b in batch])[0], strict=True):
-                states[one] = found[: len(ids[one])].astype(np.float16)
-            batch = []
-            print(f"{len(states):,} of {len(texts):,} texts read", end="\r")
-        if text is not None:
-            batch.append(text)
-    passages = list({row["passage"]: None for row in rows})
-    vectors = unit(np.stack([states[passage].astype(np.float32).mean(0) for passage in passages]))
-    words = unit(encoder.words)
-    answers = defaultdict(set)
-    for row in rows:
-        if row["label"]:
-            answers[row["group"]].update((row["passage"], *row.get("also", ())))
-    by_question = defaultdict(list)
-    for row in rows:
-        by_question[row["group"], row["question"]].append(row)
-    asked = []
-    for (group, question), own in by_question.items():
-        right = [row["passage"] for row in own if row["label"]][:1]
-        wrong = [row["passage"] for row in own if row["passage"] not in answers[group]]
-        mean = unit(states[question].astype(np.float32).mean(0))
-        near = (passages[i] for i in np.argsort(-(vectors @ mean)))
-        more = list(islice((p for p in near if p not in answers[group] and p not in wrong), NEAREST))
-        if not right:
-            continue
-        chosen = [*right, *wrong, *more]
-        meaning, word = unit(states[question].astype(np.float32)), words[ids[question]]
-        figures = np.zeros((len(chosen), len(meaning), 3), np.float32)
-        for place, passage in enumerate(chosen):
-            figures[place, :, 0] = (meaning @ unit(states[passage].astype(np.float32)).T).max(1)
-            figures[place, :, 1] = (word @ words[ids[passage]].T).max(1)
-        figures[..., 2] = figures[..., 0] * figures[..., 1]
-        cosine = np.stack([vectors[passages.index(passage)] for passage in chosen]) @ mean
-        source, kind = own[0]["source"], own[0]["kind"]
-        asked.append(Asked(group, source, kind, np.array(ids[question]), states[question], figures, cosine))
-    return asked
+class Questions:
+    """Draws questions by kind, each kind's in an order of their own until all were drawn."""
+
+    def __init__(self, rows: Sequence[dict], tokenizer: Tokenizer, seed: int) -> None:
+        self.random, self._tokenizer = Random(seed), tokenizer
+        self._synonyms = read_synonyms(Path(__file__).with_name("synonyms.txt"))
+        groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+        for row in rows:
+            groups[row["group"], row["question"]].append(row)
+        self._by_kind: dict[str, list[list[dict]]] = defaultdict(list)
+        for of in groups.values():
+            self._by_kind[kind_of(of[0])].append(of)
+        self._queues: dict[str, list[list[dict]]] = {kind: [] for kind in MIX if kind in self._by_kind}
+
+    def step(self, past: float) -> Iterator[Pair]:
+        """past: share of the time that has passed."""
+        kinds = self.random.choices(list(self._queues), [MIX[kind] for kind in self._queues], k=QUESTIONS)
+        drawn = [(kind, self._draw(kind)) for kind in kinds]
+        for number, (kind, rows) in enumerate(drawn):
+            question = rows[0]["question"]
+            if self.random.random() < AGAIN:
+                strength = 1.0 if kind in ("squad", "squad-none", "sentence", "med") else FAINT
+                question = worded_again(question, self._synonyms, self.random, strength)
+            first = next((row for row in rows if row["label"]), rows[0])
+            others = [row for row in rows if row is not first and not row["label"]]
+            wanted = 1 if kind in ("squad", "squad-none", "sentence") else 2
+            for row in [first, *self.random.sample(others, min(wanted, len(others)))]:
+                is_easy = not row["label"] and first["label"] and self.random.random() < EASY_SHARE * (1 - past / EASY)
+                other = self.random.choice([of for _, of in drawn if of is not rows])[0] if is_easy else row
+                yield self._pair(number, kind, question, other, row["label"])
+
+    def _draw(self, kind: str) -> list[dict]:
+        if not self._queues[kind]:
+            self._queues[kind] = self.random.sample(self._by_kind[kind], len(self._by_kind[kind]))
+        return self._queues[kind].pop()
+
+    def _pair(self, number: int, kind: str, question: str, row: dict, label: int) -> Pair:
+        asked, told = self._tokenizer.encode(question), self._tokenizer.encode(row["passage"])
+        begin = row["passage"].find(row["answer"]) if label and row.get("answer") else -1
+        end = begin + len(row["answer"]) if begin >= 0 else -1
+        ids = _cut(told.ids, PASSAGE_TOKENS)
+        place = [i for i, (start, stop) in enumerate(told.offsets[: len(ids) - 1]) if start < end and stop > begin >= 0]
+        question_ids = torch.tensor(_cut(asked.ids, QUESTION_TOKENS))
+        return Pair(number, kind, question_ids, torch.tensor(ids), bool(label), [i for i in place if i])
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
+def kind_of(row: Mapping[str, str]) -> str:
+    if row["source"].startswith("faq-"):
+        return "faq"
+    return "sentence-made" if row["kind"] == "sentence" != row["source"] else row["kind"]
 
 
-def logits(model: Reranker, chosen: Sequence[tuple[Asked, Sequence[int]]]) -> Tensor:
-    """Of the passages by number of each question, one after the other."""
-    longest, total = max(len(asked.ids) for asked, _ in chosen), sum(len(numbers) for _, numbers in chosen)
-    table = model.encoder.tokens.weight
-    question = torch.zeros(len(chosen), longest, 2 * table.shape[1])
-    mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
-    figures, near = torch.zeros(total, longest, 3), torch.zeros(total, 1)
-    owner, place = [], 0
-    for row, (asked, numbers) in enumerate(chosen):
-        length, end = len(asked.ids), place + len(numbers)
-        own_words = table[torch.from_numpy(asked.ids)] - table.mean(0)
-        question[row, :length] = torch.cat([torch.from_numpy(asked.states.astype(np.float32)), own_words], -1)
-        mask[row, :length] = True
-        figures[place:end, :length] = torch.from_numpy(asked.figures[list(numbers)])
-        near[place:end, 0] = torch.from_numpy(asked.cosine[list(numbers)])
-        owner += [row] * len(numbers)
-        place = end
-    x, mask = model.of_question(question)[owner] + model.of_figures(figures), mask[owner]
-    for block in model.blocks:
-        inner = block.norms[1](x)
-        x = x + block.drop(block.to_question(inner, inner, mask))
-        x = x + block.drop(block.down(F.relu(block.up(block.norms[2](x)))))
-    return model.conclusion(x, mask, figures, near)
+def _cut(ids: list[int], most: int) -> list[int]:
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
-def train(model: Reranker, asked: Sequence[Asked], steps: int, seed: int) -> None:
-    by_kind: dict[tuple[str, str], dict[str, list[Asked]]] = defaultdict(lambda: defaultdict(list))
-    for one in asked:
-        by_kind[one.source, one.kind][one.group].append(one)
-    kinds, random = list(by_kind), Random(seed)
-    weights = [len(by_kind[kind]) ** 0.7 * (2 if kind[1] == "real" else 1) for kind in kinds]
-    adam = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    for step in range(steps):
-        left = (1 - step / steps) / (1 - CONSTANT)
-        for group in adam.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, left)
-        chosen = []
-        for kind in random.choices(kinds, weights, k=GROUPS):
-            one = random.choice(random.choice(list(by_kind[kind].values())))
-            others = range(1, len(one.cosine))
-            chosen.append((one, [0, *random.sample(others, min(NEGATIVES, len(others)))]))
-        scores = logits(model, chosen)
-        wanted = torch.tensor([float(number == 0) for _, numbers in chosen for number in numbers])
-        weight = 1 + (ANSWER_WEIGHT - 1) * wanted
-        loss = F.binary_cross_entropy_with_logits(scores, wanted, weight, reduction="sum") / weight.sum()
-        for part in scores.split([len(numbers) for _, numbers in chosen]):
-            loss = loss - LIST_WEIGHT * torch.log_softmax(part, 0)[0] / len(chosen)
+def loss_of(model: Reranker, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """→ the loss of a step, and the logits of its pairs (P,)."""
+    logits: dict[int, Tensor] = {}
+    places = []
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].question) + len(pairs[i].passage))
+    for first in range(0, len(order), AT_ONCE):
+        some = order[first : first + AT_ONCE]
+        scores, shares = model.read([pairs[i].question for i in some], [pairs[i].passage for i in some])
+        for place, i in enumerate(some):
+            logits[i] = scores[place]
+            if pairs[i].place:
+                places.append(-shares[place, pairs[i].place].logsumexp(0))
+    all_logits = torch.stack([logits[i] for i in range(len(pairs))])
+    labels = torch.tensor([float(pair.answers) for pair in pairs])
+    weights = torch.where(labels > 0, ANSWER_WEIGHT, 1.0)
+    loss = F.binary_cross_entropy_with_logits(all_logits, labels, weight=weights)
+    lists: dict[int, list[int]] = defaultdict(list)
+    for i, pair in enumerate(pairs):
+        lists[pair.number].append(i)
+    of_lists = [-all_logits[of].log_softmax(0)[0] for of in lists.values() if pairs[of[0]].answers and len(of) > 1]
+    for weight, losses in ((LIST_WEIGHT, of_lists), (PLACE_WEIGHT, places)):
+        if losses:
+            loss = loss + weight * torch.stack(losses).mean()
+    return loss, all_logits.detach()
+
+
+def train(model: Reranker, questions: Questions, minutes: float) -> None:
+    own = dict(model.named_parameters())
+    body = [p for name, p in own.items() if name.startswith("blocks.")]
+    head = [p for name, p in own.items() if not name.startswith("blocks.")]
+    rates = (RATE, HEAD_RATE)
+    adam = torch.optim.AdamW([{"params": body}, {"params": head}], lr=RATE, betas=(0.9, 0.98), weight_decay=DECAY)
+    began, step, told = time.monotonic(), 0, 0.0
+    seen: list[tuple[float, bool]] = []
+    model.train()
+    while (past := (time.monotonic() - began) / (60 * minutes)) < 1:
+        fall = 1.0 if past < CONSTANT else 0.5 * (1 + math.cos(math.pi * (past - CONSTANT) / (1 - CONSTANT)))
+        for group, rate in zip(adam.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1, (step + 1) / WARMUP) * max(0.02, fall)
+        pairs = list(questions.step(past))
+        loss, logits = loss_of(model, pairs)
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
+        step += 1
+        seen += zip(logits.tolist(), (pair.answers for pair in pairs), strict=True)
+        if past - told > 0.02:
+            scores, answers = (np.array(column) for column in zip(*seen, strict=True))
+            print(
+                f"{past:4.0%} step {step:,} AUROC of the pairs trained on {separation(scores, answers):.3f}", flush=True
+            )
+            seen, told = [], past
 
 
-@torch.no_grad()
-def report(model: Reranker, asked: Sequence[Asked], what: str) -> None:
-    there, gone, first = ([[], []] for _ in range(3))
-    for one in asked:
-        scores = logits(model, [(one, range(len(one.cosine)))]).numpy()
-        order = np.argsort(-one.cosine)
-        near, left = order[:JUDGED], order[order != 0][:JUDGED]
-        for number, by in enumerate((one.cosine, scores)):
-            there[number].append(by[near].max())
-            gone[number].append(by[left].max())
-            first[number].append(near[by[near].argmax()] == 0)
-    for number, name in enumerate(("cosine", "judge")):
-        a, b = np.array(there[number])[:, None], np.array(gone[number])[None]
-        separated = (a > b).mean() + (a == b).mean() / 2
-        print(f"{what}, {name}: AUROC {separated:.3f}, right one first {np.mean(first[number]):.1%}")
+def stored(model: Reranker) -> dict[str, np.ndarray]:
+    """The weights as the product reads them."""
+    names, out = file_names(len(model.encoder.blocks)), {}
+    for name, weight in model.state_dict().items():
+        array = weight.detach().numpy()
+        own = names.get(name, name)
+        if array.ndim == 2 and array.size >= QUANTIZED:
+            scale = np.abs(array).max(1) / 127
+            out[own], out[f"{own}_scale"] = np.round(array / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+        else:
+            out[own] = array.astype(np.float32)
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pairs", type=Path)
-    parser.add_argument("--dev", default="", help="sources, with commas between them")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    asked = read([json.loads(line) for line in arguments.pairs.read_text(encoding="utf-8").splitlines()])
-    dev = [one for one in asked if one.source in arguments.dev.split(",")]
+    file = read_gguf(resolve_whole("minilm").source.path)
+    rows = [json.loads(line) for line in arguments.pairs.read_text(encoding="utf-8").splitlines()]
     torch.manual_seed(arguments.seed)
-    model = Reranker(encoder_of_gguf(read_gguf(resolve_whole("minilm").source.path)).eval())
-    for block in model.blocks:
-        torch.nn.init.zeros_(block.to_passage.out.weight)
-        torch.nn.init.zeros_(block.to_passage.out.bias)
-    train(model, [one for one in asked if one.source not in arguments.dev.split(",")], arguments.steps, arguments.seed)
-    if dev:
-        report(model.eval(), dev, "not trained on")
-    save_file({name: weight.half().contiguous() for name, weight in model.state_dict().items()}, arguments.out)
+    model = Reranker(encoder_of_gguf(file))
+    train(model, Questions(rows, fast_tokenizer(file.metadata), arguments.seed), arguments.minutes)
+    save_file(stored(model), arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Training pairs for the judge: questions as people ask them, and passages that answer them or do not.
 
-    python bench/judge_pairs.py FOLDER... --faq FAQ.json --out pairs.jsonl
+    python bench/judge_pairs.py FOLDER... --faq FAQ.json --squad dev-v2.0.json --sentences src.txt tgt.txt \
+        --medquad FOLDER --out pairs.jsonl
 
 FOLDER: unpacked documentation, one folder a source. Real questions are headings that ask ("Why does …?"), with the
 text below them; the question is taken out of the passage. Made ones ask, in many wordings, for the topic of a heading
 and for what a sentence says. Negatives are the passages of the same source that share most words with the question,
 outside the section that answers it. Passages come as `settle index` cuts them.
 
-Each line: question, passage, label (1 it answers), group (the question as it was first worded), source, kind, and also:
-other passages that answer.
+Public sets of questions are read by `judge_sources.py`.
+
+Each line: question, passage, label (1 it answers), group (the question as it was first worded), source, kind; also:
+other passages that answer; answer: the words of the passage that do.
 """
 
 import argparse
@@ -214,9 +217,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--faq", type=Path)
+    parser.add_argument("--without", nargs="*", default=[], help="sources of the FAQs that are left out")
+    parser.add_argument("--squad", type=Path)
+    parser.add_argument("--sentences", nargs=2, action="append", type=Path, default=[])
+    parser.add_argument("--medquad", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    from judge_sources import rows_of_medquad, rows_of_sentences, rows_of_squad
+
     from settle.data.tokenizer.fast import fast_tokenizer
 
     tokenizer = fast_tokenizer(read_gguf(resolve_whole("minilm").source.path).metadata)
@@ -235,7 +244,14 @@ def main() -> None:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for source, asked in faq_passages(arguments.faq).items() if arguments.faq else ():
             rows = list(rows_of_faq(source, asked, synonyms, Random(arguments.seed)))
-            print(source, len(asked), "questions", len(rows), "rows", flush=True)
+            if source not in arguments.without:
+                print(source, len(asked), "questions", len(rows), "rows", flush=True)
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        random = Random(arguments.seed)
+        public = [rows_of_squad(arguments.squad, random)] if arguments.squad else []
+        public += [rows_of_sentences(*files, random) for files in arguments.sentences]
+        public += [rows_of_medquad(arguments.medquad, random)] if arguments.medquad else []
+        for rows in public:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

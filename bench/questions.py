@@ -39,10 +39,9 @@ from retrieval import indexed
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import reranked, retrieve
+from settle.retrieve.answer.retrieval import PASSAGES, retrieve
 from settle.retrieve.check.check import check
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import search
 
 ASKED = Path(__file__).with_name("asked")
 SPLITS = ("dev", "judgement")
@@ -186,13 +185,13 @@ def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str
     rows = []
     for question in asked:
         began = time.perf_counter()
-        retrieval = retrieve(collection, question.text)
+        found = retrieve(collection, question.text, k=5)
+        retrieval = replace(found, hits=found.hits[:PASSAGES])
         answer = finish_answer(stream_answer(collection, None, retrieval))
         seconds = time.perf_counter() - began
         sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
         unrefused = answer if answer.kind != "refused" else finish_answer(stream_answer(collection, None, sure))
-        found = reranked(collection, question.text, search(collection, question.text, 5))
-        hits = [plain(hit.passage.embedded) for hit in found]
+        hits = [plain(hit.passage.embedded) for hit in found.hits]
         ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
         rows.append(
             {

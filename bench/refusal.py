@@ -24,6 +24,7 @@ from retrieval import SETS, indexed, read
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, store
+from settle.retrieve.answer.retrieval import read_best
 from settle.retrieve.check.calibration import cross_validate, fit, run_trials, threshold
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.index.collection import Collection
@@ -41,7 +42,7 @@ def features(collection: Collection, folder: Path, split: str, most: int) -> Mea
     found = []
     for kind in KINDS:
         asked = [row["question"] for row in read(folder / f"{kind}.jsonl") if row["split"] == split][:most]
-        found.append(np.array([features_of(collection, q, search(collection, q, DEPTH)) for q in asked]))
+        found.append(np.array([_features(collection, question) for question in asked]))
     return found[0], found[1]
 
 
@@ -61,6 +62,11 @@ def fitted(sets: Sequence[Measured]) -> EvidenceWeights:
     there, gone = (np.concatenate([s[kind] for s in sets]) for kind in (0, 1))
     weights = fit(there, gone, [0.0] * len(FEATURES), EVEN)
     return replace(weights, threshold=threshold(scores(weights, there), FALSE))
+
+
+def _features(collection: Collection, question: str) -> np.ndarray:
+    hits, readings = read_best(collection, question, search(collection, question, DEPTH))
+    return features_of(collection, question, hits, readings=readings)
 
 
 def main() -> None:

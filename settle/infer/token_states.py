@@ -3,7 +3,7 @@
 Legend: B texts, L tokens of the longest of them, W width, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,19 +18,24 @@ _GELU_SCALE, _GELU_CUBIC = np.float32(2 * 0.7978845608), np.float32(0.044715)  #
 class TokenStates:
     """The encoder of a checked GGUF file of the BERT family."""
 
-    def __init__(self, file: Weights) -> None:
+    def __init__(self, file: Weights, others: Mapping[str, np.ndarray] | None = None) -> None:
+        """others: tensors that take the place of the file's of the same names."""
         meta = file.metadata
-        self._layers, self._heads = whole(meta, "bert.block_count"), whole(meta, "bert.attention.head_count")
+        self.layers, self._heads = whole(meta, "bert.block_count"), whole(meta, "bert.attention.head_count")
         self._epsilon = np.float32(number(meta, "bert.attention.layer_norm_epsilon"))
-        self._w = {name: np.asarray(tensor.load(), np.float32) for name, tensor in file.tensors.items()}
+        own = others or {}
+        self._w = {
+            name: np.asarray(own[name] if name in own else tensor.load(), np.float32)
+            for name, tensor in file.tensors.items()
+        }
         for name, weight in self._w.items():
             if name.startswith("blk.") and weight.ndim == 2:
                 self._w[name] = np.ascontiguousarray(weight.T)
-        self.words: np.ndarray = self._w["token_embd.weight"] - self._w["token_embd.weight"].mean(0)
+        self.words: np.ndarray = self._w["token_embd.weight"] - self._w["token_embd.weight"].mean(0)  # centred
 
-    def read(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Texts as ids, with the tokens around them → states behind the last layer and centred word vectors, both
-        float32 (B, L, W), and which places hold a token (B, L)."""
+    def read(self, ids: Sequence[Sequence[int]], layers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Texts as ids, with the tokens around them → states behind the first `layers`, or all, float32 (B, L, W), and
+        which places hold a token (B, L)."""
         longest = max(map(len, ids))
         padded = np.zeros((len(ids), longest), np.int64)
         mask = np.zeros((len(ids), longest), bool)
@@ -43,10 +48,14 @@ class TokenStates:
             + w["token_types.weight"].reshape(-1, w["token_embd.weight"].shape[1])[0]
         )
         x = self._norm(x, "token_embd_norm")
+        return self.through(x, mask, range(self.layers if layers is None else layers)), mask
+
+    def through(self, x: np.ndarray, mask: np.ndarray, layers: Iterable[int]) -> np.ndarray:
+        """States (B, L, W), tokens where `mask` (B, L) → the states behind some layers."""
         unseen = np.where(mask, np.float32(0), _UNSEEN)[:, None, None]
-        for layer in range(self._layers):
+        for layer in layers:
             x = self._layer(x, unseen, f"blk.{layer}.")
-        return x, self.words[padded], mask
+        return x
 
     def _layer(self, x: np.ndarray, unseen: np.ndarray, at: str) -> np.ndarray:
         """x: (B, L, W); unseen: (B, 1, 1, L), 0 where there is a token."""
@@ -63,7 +72,7 @@ class TokenStates:
         mixed = (scores @ v).transpose(0, 2, 1, 3).reshape(x.shape)
         x = self._norm(x + self._linear(mixed, at + "attn_output"), at + "attn_output_norm")
         return self._norm(
-            x + self._linear(_gelu(self._linear(x, at + "ffn_up")), at + "ffn_down"), at + "layer_output_norm"
+            x + self._linear(gelu(self._linear(x, at + "ffn_up")), at + "ffn_down"), at + "layer_output_norm"
         )
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -85,7 +94,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: np.
     return normed
 
 
-def _gelu(x: np.ndarray) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
     """x · Φ(x), by the approximation with tanh."""
     inner = x * x
     inner *= _GELU_CUBIC

@@ -83,12 +83,12 @@ class Encoder(FreezableModule):
         """Of the states."""
         return self.options.width
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (B, L), mask (B, L), true where there is a token → (B, L, W) behind the last layer."""
+    def states(self, ids: Tensor, mask: Tensor, layers: int | None = None) -> Tensor:
+        """ids (B, L), mask (B, L), true where there is a token → (B, L, W) behind the first `layers`, or all."""
         positions = self.positions.weight[: ids.shape[1]]
         x: Tensor = self.norm(self.tokens(ids) + positions + self.types.weight[0])
         seen = None if bool(mask.all()) else mask[:, None, None]
-        for block in self.blocks:
+        for block in self.blocks[:layers]:
             x = block(x, seen)
         return x
 

@@ -1,61 +1,43 @@
-"""A cross-encoder of fewer than 200,000 weights over a frozen encoder: whether a passage answers a question.
+"""A cross-encoder over the layers of an encoder: whether a passage answers a question, and where.
 
-The encoder reads question and passage apart, each once however often it is paired; what is trained lets the
-question's tokens look at the passage's. Late interaction as in ColBERT (arXiv:2004.12832), read by cross-attention
-instead of a sum.
+The first layers of the encoder read question and passage apart and stay as they are, so that their states can be kept;
+the others read both together and are trained (arXiv:1901.04085; layers apart first: PreTTR, arXiv:2004.14255). Behind
+them each of the passage's tokens has a share of the evidence, and the answer is judged by the shared mean.
 
-Legend: B pairs, M tokens of a question, N of a passage, W width of the encoder, D width of the reranker, H heads.
+Legend: B pairs, M tokens of a question, N of a passage, W width of the encoder.
 """
 
-from collections import OrderedDict
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from settle.model.encoder import MOST_TOKENS, Encoder, padded
+from settle.model.encoder import Encoder, gguf_names, padded
 from settle.model.layers.freezable import FreezableModule
 
-REMEMBERED = 20_000  # texts whose states are kept: training meets each many times
-WIDTH, HEADS, BLOCKS = 64, 4, 2
-FIGURES = 3  # of a question's token: its likeness in meaning, in word, and their product
-DROPOUT = 0.1
-FIRST_FIGURES, FIRST_COSINE, FIRST_BIAS = (1.5, 1.5, 1.5), 8.0, -7.5  # see `_begin_with_likeness`
+HIDDEN = 128
+FIGURES = 2  # of a token: its likeness to the nearest of the other text, as a word and in its sentence
+FIRST_LIKENESS, FIRST_BIAS = 3.0, -3.0  # it begins by how much of the question the passage has
+BEGIN = 0.01  # spread of the first shares' weights: all tokens share nearly alike
 
 
-class _Block(nn.Module):
-    """Attention to the passage, among the question's tokens, and a feed-forward, each behind its norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_passage, self.to_question = _Attention(), _Attention()
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-        self.drop = nn.Dropout(DROPOUT)
-
-    def forward(self, x: Tensor, passage: Tensor, asked: Tensor, seen: Tensor) -> Tensor:
-        x = x + self.drop(self.to_passage(self.norms[0](x), passage, seen))
-        inner = self.norms[1](x)
-        x = x + self.drop(self.to_question(inner, inner, asked))
-        out: Tensor = x + self.drop(self.down(F.relu(self.up(self.norms[2](x)))))
-        return out
+def file_names(layers: int) -> dict[str, str]:
+    """The parameters of a reranker over an encoder of `layers` that are named as an encoder's are in GGUF → their names
+    in its file; the others keep theirs."""
+    first = layers_apart(layers)
+    ours = {own: gguf for gguf, own in gguf_names(layers).items() if own.startswith("blocks.")}
+    return {
+        f"blocks.{number}.{rest}": ours[f"blocks.{first + number}.{rest}"]
+        for number in range(layers - first)
+        for rest in (own.split(".", 2)[2] for own in ours if own.startswith("blocks.0."))
+    }
 
 
-class _Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """x (B, M, D), memory (B, N, D), mask (B, N) → (B, M, D)."""
-        q, k, v = (
-            linear(of).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for linear, of in ((self.query, x), (self.key, memory), (self.value, memory))
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
+def layers_apart(layers: int) -> int:
+    """How many of an encoder's layers read question and passage apart."""
+    return layers // 3
 
 
 class Reranker(FreezableModule):
@@ -66,23 +48,17 @@ class Reranker(FreezableModule):
         encoder.requires_grad_(False)
         self._frozen = (encoder,)  # no submodule: its weights are neither trained nor stored
         width = encoder.options.width
-        self.of_question, self.of_passage = nn.Linear(2 * width, WIDTH), nn.Linear(width, WIDTH)
-        self.of_figures = nn.Linear(FIGURES, WIDTH)
-        self.blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.importance = nn.Linear(WIDTH, 1)
-        self.hidden = nn.Linear(WIDTH + FIGURES + 1, WIDTH)
-        self.score = nn.Linear(WIDTH, 1)
-        self.likeness = nn.Linear(FIGURES + 1, 1)
-        self._begin_with_likeness()
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
-
-    @torch.no_grad()
-    def _begin_with_likeness(self) -> None:
-        """Before it has learned anything it ranks as the encoder's cosine and the nearest tokens do."""
-        self.score.weight.zero_()
-        self.likeness.weight.copy_(torch.tensor([[*FIRST_FIGURES, FIRST_COSINE]]))
-        self.likeness.bias.fill_(FIRST_BIAS)
+        self.blocks = copy.deepcopy(encoder.blocks[layers_apart(len(encoder.blocks)) :]).requires_grad_(True)
+        self.segments = nn.Parameter(torch.zeros(2, width))  # added to the question's tokens, and to the passage's
+        self.figures = nn.ModuleList(nn.Linear(FIGURES, width) for _ in range(2))  # likewise
+        self.importance = nn.ModuleList(nn.Linear(width, 1) for _ in range(2))
+        self.hidden, self.score = nn.Linear(2 * width, HIDDEN), nn.Linear(HIDDEN, 1)
+        self.likeness = nn.Linear(FIGURES, 1)
+        for importance in self.importance:
+            nn.init.normal_(importance.weight, std=BEGIN)
+        nn.init.zeros_(self.score.weight)
+        nn.init.constant_(self.likeness.weight, FIRST_LIKENESS / FIGURES)
+        nn.init.constant_(self.likeness.bias, FIRST_BIAS)
 
     @property
     def encoder(self) -> Encoder:
@@ -90,80 +66,59 @@ class Reranker(FreezableModule):
 
     @property
     def width(self) -> int:
-        """Of what is trained."""
-        return WIDTH
+        """Of the states."""
+        return self.encoder.options.width
 
     @property
     def device(self) -> torch.device:
-        return self.norm.weight.device
+        return self.segments.device
 
     def pairs(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> Tensor:
         """Ids of B questions and B passages, with the tokens around them → logits (B,)."""
-        asked, question_words, asked_mask = self._read(questions)
-        states, passage_words, told_mask = self._read(passages)
-        return self.interaction(asked, question_words, asked_mask, states, passage_words, told_mask)
+        return self.read(questions, passages)[0]
 
-    def interaction(
-        self,
-        asked: Tensor,
-        asked_words: Tensor,
-        asked_mask: Tensor,
-        states: Tensor,
-        told_words: Tensor,
-        told_mask: Tensor,
-    ) -> Tensor:
-        """States and word vectors of questions (B, M, W) and passages (B, N, W), which are tokens where
-        their masks (B, M), (B, N) say so → (B,)."""
-        figures = self._figures(asked, asked_words, states, told_words, told_mask)
-        passage = self.of_passage(states)
-        x = self.of_question(torch.cat([asked, asked_words], -1)) + self.of_figures(figures)
+    def read(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same → logits (B,), and the logarithm of each passage token's share of the evidence (B, N)."""
+        asked, asked_mask = padded(questions, self.device)
+        told, told_mask = padded(passages, self.device)
+        sides = [self._apart(asked, asked_mask), self._apart(told, told_mask)]
+        masks = (asked_mask, told_mask)
+        figures = _figures(sides[0], sides[1], told_mask), _figures(sides[1], sides[0], asked_mask)
+        x = torch.cat(
+            [
+                states + segment + of_figures(own)
+                for (_, states), segment, of_figures, own in zip(
+                    sides, self.segments, self.figures, figures, strict=True
+                )
+            ],
+            1,
+        )
+        seen = torch.cat(masks, 1)[:, None, None]
         for block in self.blocks:
-            x = block(x, passage, asked_mask, told_mask)
-        near = (self.encoder.pooled(asked, asked_mask) * self.encoder.pooled(states, told_mask)).sum(-1, keepdim=True)
-        return self.conclusion(x, asked_mask, figures, near)
-
-    def conclusion(self, x: Tensor, asked_mask: Tensor, figures: Tensor, near: Tensor) -> Tensor:
-        """The question's tokens behind the blocks (B, M, D), their figures and the texts' cosine (B, 1) → (B,)."""
-        x = self.norm(x)
-        share = self.importance(x).masked_fill(~asked_mask[..., None], -torch.inf).softmax(1)
-        likeness = torch.cat([(share * figures).sum(1), near], -1)
-        whole = torch.cat([(share * x).sum(1), likeness], -1)
-        logits: Tensor = (self.score(F.relu(self.hidden(whole))) + self.likeness(likeness)).squeeze(-1)
-        return logits
-
-    def _figures(self, asked: Tensor, asked_words: Tensor, states: Tensor, told_words: Tensor, mask: Tensor) -> Tensor:
-        """How near the nearest of the passage's tokens comes to each of the question's, (B, M, FIGURES)."""
-        unseen = ~mask[:, None]
-        meaning = (F.normalize(asked, dim=-1) @ F.normalize(states, dim=-1).mT).masked_fill(unseen, -1).amax(-1)
-        word = (F.normalize(asked_words, dim=-1) @ F.normalize(told_words, dim=-1).mT).masked_fill(unseen, -1).amax(-1)
-        return torch.stack([meaning, word, meaning * word], -1)
+            x = block(x, seen)
+        parts = x.split([asked.shape[1], told.shape[1]], 1)
+        of_asked, of_told = (
+            importance(part)[..., 0].masked_fill(~mask, -torch.inf).log_softmax(-1)
+            for importance, part, mask in zip(self.importance, parts, masks, strict=True)
+        )
+        evidence = [
+            (share.exp()[..., None] * part).sum(1) for share, part in ((of_asked, parts[0]), (of_told, parts[1]))
+        ]
+        had = (of_asked.exp()[..., None] * figures[0]).sum(1)
+        learned = self.score(F.gelu(self.hidden(torch.cat(evidence, -1))))
+        logits: Tensor = (learned + self.likeness(had))[:, 0]
+        return logits, of_told
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The encoder's states and word vectors (B, L, W) of texts, and which are tokens (B, L)."""
-        self._remember(texts)
-        ids, mask = padded(texts, self.device)
-        states = torch.zeros(*ids.shape, self.encoder.options.width, device=self.device)
-        for number, text in enumerate(texts):
-            states[number, : len(text)] = self._known[text.numpy().tobytes()].to(self.device)
+    def _apart(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each token the word's vector, centred, and its state behind the layers that read one text, (B, L, W)."""
         table = self.encoder.tokens.weight
-        return states, table[ids] - table.mean(0), mask
+        return table[ids] - table.mean(0), self.encoder.states(ids, mask, layers_apart(len(self.encoder.blocks)))
 
-    def _remember(self, texts: Sequence[Tensor]) -> None:
-        """Reads texts whose states are not known yet. Those of this batch stay, the longest unused go first."""
-        keys = {text.numpy().tobytes(): text for text in texts}
-        new = sorted((key for key in keys if key not in self._known), key=lambda key: len(keys[key]))
-        for key in keys:
-            if key in self._known:
-                self._known.move_to_end(key)
-        start = 0
-        while start < len(new):
-            end = start + 1
-            while end < len(new) and (end + 1 - start) * len(keys[new[end]]) <= MOST_TOKENS:
-                end += 1
-            ids, mask = padded([keys[key] for key in new[start:end]], self.encoder.device)
-            for key, states in zip(new[start:end], self.encoder.states(ids, mask), strict=True):
-                self._known[key] = states[: len(keys[key])].half().cpu()
-            start = end
-        while len(self._known) > max(REMEMBERED, len(keys)):
-            self._known.popitem(last=False)
+
+def _figures(of: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    """How like each token (B, L, W) is to the nearest one of the other text, which has tokens where `mask` (B, K) says
+    so → cosines (B, L, FIGURES)."""
+    unseen = ~mask[:, None]
+    likes = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT for a, b in zip(of, other, strict=True))
+    return torch.stack([like.masked_fill(unseen, -1).amax(-1) for like in likes], -1)

@@ -16,7 +16,7 @@ from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, layout
 from settle.formats.safetensors import write_safetensors
 from settle.model.encoder import Encoder, encoder_of_gguf, gguf_names
-from settle.model.reranker import Reranker
+from settle.model.reranker import Reranker, file_names
 from settle.model.source import Source
 
 APART = 0.02  # of a logit or a cosine after rounding to half precision, at most
@@ -27,12 +27,13 @@ def export_reranker(
     model: Reranker, base: Source, run: Run, batches: Sequence[Batch]
 ) -> tuple[dict[str, str], dict[str, object]]:
     """Writes the reranker's own weights in f16. Returns the files by kind, and the gate's report."""
-    path = run.out / RERANKER
-    weights = {name: weight.detach().numpy().astype(np.float16) for name, weight in model.state_dict().items()}
+    path, names = run.out / RERANKER, file_names(len(model.encoder.blocks))
+    weights = {names.get(n, n): weight.detach().numpy().astype(np.float16) for n, weight in model.state_dict().items()}
     about = {"format": "settle-reranker", "encoder": base.name, "encoder_sha256": base.sha256}
     write_safetensors(path, weights, "f16", about)
     read = Reranker(model.encoder).eval()
-    read.load_state_dict({name: torch.from_numpy(w.astype(np.float32)) for name, w in load_file(path).items()})
+    stored = load_file(path)
+    read.load_state_dict({n: torch.from_numpy(stored[names.get(n, n)].astype(np.float32)) for n in read.state_dict()})
     return {"reranker": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
 
 

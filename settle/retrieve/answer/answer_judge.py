@@ -1,15 +1,16 @@
-"""A trained judge of whether a passage answers a question: a small cross-encoder over all-MiniLM-L6-v2.
+"""A trained judge of whether a passage answers a question, and where: a cross-encoder over all-MiniLM-L6-v2.
 
 `settle/model/reranker.py` is the same on torch, where it is trained; here it runs on numpy, which loads at once. Its
-weights lie in `answer_judge.safetensors`, made by `recipes/judge`; docs/judge.md is its card.
+weights lie in `answer_judge.safetensors`, made by bench/judge.py; docs/judge.md is its card.
 
-Legend: B passages, M tokens of the question, N of a passage, W width of the encoder, D width of the judge.
+Legend: B passages, M tokens of the question, N of a passage, W width of the encoder.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -17,118 +18,116 @@ from safetensors.numpy import load_file
 from settle.data.tokenizer.fast import fast_tokenizer
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
-from settle.infer.token_states import TokenStates, layer_norm
+from settle.infer.token_states import TokenStates, gelu
 from settle.library.resolve import resolve_whole
 from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
 
 ENCODER = "minilm"  # whose states it was trained on
 WEIGHTS = Path(__file__).with_name("answer_judge.safetensors")
-QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 64, 24, 96  # that are read of each, at most
+QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 48, 24, 96  # that are read of each, at most
 STRIDE = 16  # tokens from one window of a long passage to the next
-REMEMBERED = 128  # passages whose states are kept
-HEADS = 4
-_NORM_EPSILON = np.float32(1e-5)
-_UNSEEN = np.float32(-1e9)
+SCALE = "_scale"  # behind the name of a matrix in int8: what its rows are multiplied by
+
+
 _FIRST_WORD = 1996  # WordPiece's ids from here on are words, the most frequent first
 
 
+class Reading(NamedTuple):
+    """logit: above 0 where an answer is likelier than none. at: the character of the passage's text where the evidence
+    for it is greatest."""
+
+    logit: float
+    at: int
+
+
+UNREAD: Mapping[int, Reading] = MappingProxyType({})  # by the passage's id, where there is no judge
+
+
+class _Window(NamedTuple):
+    """Tokens of a passage that are read. places: the first character of each in the text, -1 of others."""
+
+    ids: list[int]
+    places: list[int]
+
+
 class AnswerJudge:
-    """Logits that passages answer a question."""
+    """Reads passages for a question."""
 
     def __init__(self, encoder: Weights, weights: Path = WEIGHTS) -> None:
         """encoder: the GGUF file whose states it reads. weights: its own."""
         self._tokenizer = fast_tokenizer(encoder.metadata)
-        self._encoder = TokenStates(encoder)
-        self._w = {name: np.asarray(weight, np.float32) for name, weight in load_file(weights).items()}
-        self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._w = _dense(load_file(weights))
+        self._encoder = TokenStates(encoder, self._w)
+        self._apart = self._encoder.layers // 3  # as `layers_apart` in settle/model/reranker.py
 
-    def logits(self, question: str, passages: Sequence[Passage]) -> np.ndarray:
-        """float32 (B,): above 0 where an answer is likelier than none."""
+    def read(self, question: str, passages: Sequence[Passage]) -> list[Reading]:
+        """What each passage holds."""
         if not passages:
-            return np.empty(0, np.float32)
+            return []
         *text, closing = self._tokenizer.encode(question).ids
         asked = [*text[: QUESTION_TOKENS - 1], closing]
         windows = [self._window(asked, passage) for passage in passages]
-        question_states, question_words, _ = self._encoder.read([asked])
-        states, words, mask = self._read(windows)
-        return self._interaction(question_states, question_words, states, words, mask)
+        logits, shares = self._scores(asked, [window.ids for window in windows])
+        return [
+            Reading(logit, max(zip(share, window.places, strict=False), key=lambda pair: pair[0] * (pair[1] >= 0))[1])
+            for window, logit, share in zip(windows, logits.tolist(), shares.tolist(), strict=True)
+        ]
 
-    def _window(self, asked: Sequence[int], passage: Passage) -> list[int]:
-        """A passage's ids with its headings; of a long one the part with most of the question's rare words."""
-        opening, *text, closing = self._tokenizer.encode(passage.text).ids
-        headings = self._tokenizer.encode(" › ".join(passage.headings), add_special_tokens=False).ids
+    def _window(self, asked: Sequence[int], passage: Passage) -> _Window:
+        """A passage with its headings; of a long one the part whose words come nearest to the question's."""
+        encoded = self._tokenizer.encode(passage.text)
+        opening, *text, closing = encoded.ids
+        places = [start for start, _ in encoded.offsets[1:-1]]
+        headings = self._tokenizer.encode(" › ".join(passage.headings), add_special_tokens=False).ids[-HEADING_TOKENS:]
+        start = 0
         if len(text) > TEXT_TOKENS:
-            rare = {i: np.log1p(i - _FIRST_WORD) for i in asked if i > _FIRST_WORD}
-            starts = range(0, len(text) - TEXT_TOKENS + STRIDE, STRIDE)
-            best = max(starts, key=lambda s: sum(rare[i] for i in rare.keys() & set(text[s : s + TEXT_TOKENS])))
-            text = text[best : best + TEXT_TOKENS]
-        return [opening, *headings[-HEADING_TOKENS:], *text, closing]
+            words = self._encoder.words
+            like = _unit(words[asked[1:-1]]) @ _unit(words[text]).T
+            rare = np.log1p(np.maximum(np.array(asked[1:-1]) - _FIRST_WORD, 0))
+            starts = [*range(0, len(text) - TEXT_TOKENS, STRIDE), len(text) - TEXT_TOKENS]
+            start = max(starts, key=lambda s: float(rare @ like[:, s : s + TEXT_TOKENS].max(1)))
+        text, places = text[start : start + TEXT_TOKENS], places[start : start + TEXT_TOKENS]
+        return _Window([opening, *headings, *text, closing], [*[-1] * (1 + len(headings)), *places, -1])
 
-    def _read(self, windows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """States and word vectors (B, N, W), and which places hold a token (B, N)."""
-        keys = [np.array(ids, np.int32).tobytes() for ids in windows]
-        new = {key: ids for key, ids in zip(keys, windows, strict=True) if key not in self._known}
-        if new:
-            states, _, _ = self._encoder.read(list(new.values()))
-            self._known |= {
-                key: row[: len(ids)].astype(np.float16) for (key, ids), row in zip(new.items(), states, strict=True)
-            }
-        longest = max(map(len, windows))
-        out = np.zeros((len(windows), longest, self._encoder.words.shape[1]), np.float32)
-        words, mask = np.zeros_like(out), np.zeros((len(windows), longest), bool)
-        for row, (key, ids) in enumerate(zip(keys, windows, strict=True)):
-            self._known.move_to_end(key)
-            out[row, : len(ids)], words[row, : len(ids)] = self._known[key], self._encoder.words[ids]
-            mask[row, : len(ids)] = True
-        while len(self._known) > max(REMEMBERED, len(keys)):
-            self._known.popitem(last=False)
-        return out, words, mask
-
-    def _interaction(
-        self, asked: np.ndarray, asked_words: np.ndarray, states: np.ndarray, told_words: np.ndarray, mask: np.ndarray
-    ) -> np.ndarray:
-        """asked, asked_words (1, M, W); states, told_words (B, N, W), tokens where `mask` (B, N) → logits (B,)."""
-        unseen = np.where(mask, np.float32(0), _UNSEEN)[:, None]
-        meaning = (_unit(asked) @ _unit(states).transpose(0, 2, 1) + unseen).max(-1)
-        word = (_unit(asked_words) @ _unit(told_words).transpose(0, 2, 1) + unseen).max(-1)
-        figures = np.stack([meaning, word, meaning * word], -1)
-        passage = self._linear(states, "of_passage")
-        question = self._linear(np.concatenate([asked, asked_words], -1), "of_question")
-        x = question + self._linear(figures, "of_figures")
-        block = 0
-        while f"blocks.{block}.up.weight" in self._w:
-            at = f"blocks.{block}."
-            x = x + self._attention(self._norm(x, f"{at}norms.0"), passage, unseen[:, None], f"{at}to_passage")
-            inner = self._norm(x, f"{at}norms.1")
-            x = x + self._attention(inner, inner, np.float32(0), f"{at}to_question")
-            x = x + self._linear(np.maximum(self._linear(self._norm(x, f"{at}norms.2"), f"{at}up"), 0), f"{at}down")
-            block += 1
-        x = self._norm(x, "norm")
-        share = _softmax(self._linear(x, "importance").transpose(0, 2, 1)).transpose(0, 2, 1)
-        lengths = mask.sum(1, keepdims=True)
-        near = (_unit(asked.mean(1)) * _unit((states * mask[..., None]).sum(1) / lengths)).sum(-1, keepdims=True)
-        likeness = np.concatenate([(share * figures).sum(1), near], -1)
-        whole = np.concatenate([(share * x).sum(1), likeness], -1)
-        learned = self._linear(np.maximum(self._linear(whole, "hidden"), 0), "score")
-        logits: np.ndarray = (learned + self._linear(likeness, "likeness"))[:, 0]
-        return logits
-
-    def _attention(self, x: np.ndarray, memory: np.ndarray, unseen: np.ndarray | np.float32, at: str) -> np.ndarray:
-        """x (B, M, D), memory (B, N, D) → (B, M, D)."""
-        q, k, v = (
-            self._linear(of, f"{at}.{name}").reshape(*of.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
-            for name, of in (("query", x), ("key", memory), ("value", memory))
+    def _scores(self, asked: Sequence[int], windows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """→ logits (B,), and the share that each token of a passage has of its evidence (B, N)."""
+        question, asked_mask = self._encoder.read([asked], self._apart)
+        passage, told_mask = self._encoder.read(windows, self._apart)
+        words = self._encoder.words
+        told_words = np.zeros_like(passage)
+        for row, ids in enumerate(windows):
+            told_words[row, : len(ids)] = words[ids]
+        likes = [
+            np.where(told_mask[:, None], _unit(of_asked) @ _unit(of_told).transpose(0, 2, 1), np.float32(-1))
+            for of_asked, of_told in ((words[asked][None], told_words), (question, passage))
+        ]
+        had, told = np.stack([like.max(2) for like in likes], -1), np.stack([like.max(1) for like in likes], -1)
+        segments = self._w["segments"]
+        x = np.concatenate(
+            [
+                question + segments[0] + self._linear(had, "figures.0"),
+                passage + segments[1] + self._linear(told, "figures.1"),
+            ],
+            1,
         )
-        scores = q @ k.transpose(0, 1, 3, 2) * np.float32(q.shape[-1] ** -0.5) + unseen
-        return self._linear((_softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(x.shape), f"{at}.out")
+        mask = np.concatenate([np.broadcast_to(asked_mask, (len(windows), len(asked))), told_mask], 1)
+        x = self._encoder.through(x, mask, range(self._apart, self._encoder.layers))
+        of_asked, of_told = x[:, : len(asked)], x[:, len(asked) :]
+        weights = self._shares(of_asked, mask[:, : len(asked)], 0), self._shares(of_told, told_mask, 1)
+        evidence = [(w[..., None] * of).sum(1) for w, of in zip(weights, (of_asked, of_told), strict=True)]
+        learned = self._linear(gelu(self._linear(np.concatenate(evidence, -1), "hidden")), "score")
+        return (learned + self._linear((weights[0][..., None] * had).sum(1), "likeness"))[:, 0], weights[1]
+
+    def _shares(self, x: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
+        weight = np.where(mask, self._linear(x, f"importance.{side}")[..., 0], -np.inf)
+        shares: np.ndarray = np.exp(weight - weight.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        return shares
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         out: np.ndarray = x @ self._w[f"{name}.weight"].T + self._w[f"{name}.bias"]
         return out
-
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return layer_norm(x, self._w[f"{name}.weight"], self._w[f"{name}.bias"], _NORM_EPSILON)
 
 
 def answer_judge(collection: Collection) -> AnswerJudge | None:
@@ -148,8 +147,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
-    risen = np.exp(x - x.max(-1, keepdims=True))
-    shares: np.ndarray = risen / risen.sum(-1, keepdims=True)
-    return shares
+def _dense(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights as float32: matrices in int8 times the scales of their rows."""
+    return {
+        name: weight.astype(np.float32) * (stored[name + SCALE][:, None] if name + SCALE in stored else np.float32(1))
+        for name, weight in stored.items()
+        if not name.endswith(SCALE)
+    }

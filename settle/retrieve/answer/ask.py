@@ -38,7 +38,7 @@ def stream_answer(
         if not retrieval.evidence.is_sure:
             yield builder.add_text(PERHAPS)
         sources = _one_source_a_place(retrieval.hits)
-        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources))
+        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources, retrieval.readings))
         return builder.answer("quoted", sources)
     prompt = Prompt(collection, model, retrieval.question, retrieval.hits, options, retrieval.before)
     sources = prompt.packed.sources
@@ -47,7 +47,7 @@ def stream_answer(
     if not any(sentence.source for sentence in builder.sentences):
         if builder.text:
             yield builder.add_text("\n\nThe passages themselves say:\n")
-        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources[::-1]))
+        yield from builder.add_quotes(quotes(collection, retrieval.whole_question, sources[::-1], retrieval.readings))
     return builder.answer("written", sources, len(prompt.packed.dropped), generation)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from settle.retrieve.answer.answer_judge import UNREAD, Reading
 from settle.retrieve.answer.line_match import Line, lines
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.catalogue.records import Passage
@@ -23,7 +24,7 @@ from settle.retrieve.index.words import spelled, words
 from settle.retrieve.search.hybrid_search import Hit
 from settle.retrieve.search.question_normalizer import topic
 
-VERSION = 5  # of the features: weights of another version are not used
+VERSION = 6  # of the features: weights of another version are not used
 DEPTH = 10  # hits that are examined
 UNLIKELY = 0.25  # score below which a question is refused: a wrong refusal counts as much as three wrong answers
 SURE = 0.6  # score from which on an answer comes without a warning
@@ -42,6 +43,7 @@ FEATURES = (
     "like",  # the largest cosine of a line with the question
     "said",  # the largest product of the two
     "same",  # of these two and the share of the line's own words that the question has
+    "judged",  # the largest logit of the trained judge; 0 without one
 )
 
 
@@ -72,13 +74,14 @@ class EvidenceWeights:
 
 # Fitted on questions about four sets of documents and on others about what was held out of them; scale and bias on the
 # dev half of the questions in bench/asked, which are as people ask: see docs/method.md.
-SHIPPED = EvidenceWeights(
-    means=(0.5731, 0.687, 0.3726, 0.7474, 0.7436, 0.5512, 0.4212),
-    scales=(0.1395, 0.2163, 0.1738, 0.1832, 0.1755, 0.2359, 0.2524),
-    weights=(0.0, 0.1879, 0.0964, 0.5799, 0.2878, 0.7317, 0.6505),
+SHIPPED_UNREAD = EvidenceWeights(
+    means=(0.5731, 0.687, 0.3726, 0.7474, 0.7436, 0.5512, 0.4212, 0.0),
+    scales=(0.1395, 0.2163, 0.1738, 0.1832, 0.1755, 0.2359, 0.2524, 1.0),
+    weights=(0.0, 0.1879, 0.0964, 0.5799, 0.2878, 0.7317, 0.6505, 0.0),
     bias=2.721,
     threshold=UNLIKELY,
 )
+SHIPPED = SHIPPED_UNREAD
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,13 @@ class Evidence:
         return self.score >= max(self.sure, self.threshold)
 
 
-def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidence:
-    """The evidence for an answer in the hits of a question, the best first."""
-    weights = weights_for(collection.catalogue)
-    features = features_of(collection, question, hits)
+def judge(
+    collection: Collection, question: str, hits: Sequence[Hit], readings: Mapping[int, Reading] = UNREAD
+) -> Evidence:
+    """The evidence for an answer in the hits of a question, the best first. readings: what the trained judge read in
+    some of them, by the passage's id; none where there is no judge."""
+    weights = weights_for(collection.catalogue, bool(readings))
+    features = features_of(collection, question, hits, readings=readings)
     there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
@@ -116,10 +122,14 @@ def judge(collection: Collection, question: str, hits: Sequence[Hit]) -> Evidenc
 
 
 def features_of(
-    collection: Collection, question: str, hits: Sequence[Hit], without: Sequence[Passage] = ()
+    collection: Collection,
+    question: str,
+    hits: Sequence[Hit],
+    without: Sequence[Passage] = (),
+    readings: Mapping[int, Reading] = UNREAD,
 ) -> np.ndarray:
     """The features (F,) of a question and its hits. without: passages that were left out of the search, and of the
-    words' frequencies."""
+    words' frequencies. readings: as of `judge`."""
     hits, catalogue = hits[:DEPTH], collection.catalogue
     total = max(2, catalogue.counts()["passages"] - len(without))
     subject = topic(question)
@@ -145,6 +155,7 @@ def features_of(
             max(line.like for line in read),
             max(line.had * line.like for line in read),
             max(line.had * line.about * line.like for line in read),
+            max((reading.logit for reading in readings.values()), default=0.0),
         ]
     )
 
@@ -154,10 +165,15 @@ def _stems(text: str) -> frozenset[str]:
     return frozenset(words(text))
 
 
-def weights_for(catalogue: Catalogue) -> EvidenceWeights:
-    """The weights for a collection: those fitted on it, unless they are outdated."""
+def weights_for(catalogue: Catalogue, is_judged: bool = True) -> EvidenceWeights:
+    """The weights for a collection: those fitted on it, unless they are outdated. is_judged: by the trained judge."""
     record = catalogue.settings.get(_SETTING, dict)
-    return _weights(record) if record and not is_outdated(catalogue) else SHIPPED
+    return _weights(record) if record and not is_outdated(catalogue) else shipped(is_judged)
+
+
+def shipped(is_judged: bool) -> EvidenceWeights:
+    """The weights that settle comes with."""
+    return SHIPPED if is_judged else SHIPPED_UNREAD
 
 
 def is_outdated(catalogue: Catalogue) -> bool:

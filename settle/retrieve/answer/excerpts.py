@@ -37,6 +37,7 @@ class Excerpts:
     """The units of one passage, in order, and what is quoted for each."""
 
     def __init__(self, text: str) -> None:
+        self._text, self._flat = text, " ".join(text.split())
         self._headers: dict[int, str] = {}
         self.units = tuple(
             unit for number, paragraph in enumerate(_paragraphs(text)) for unit in self._of(paragraph, number)
@@ -53,6 +54,18 @@ class Excerpts:
             yield Unit("\n".join(lines), "listing", number)
         else:
             yield from (Unit(sentence, "sentence", number) for sentence in sentences(paragraph))
+
+    def unit_at(self, place: int) -> int | None:
+        """The unit that the character `place` of the text is in, or that follows it; None behind the last."""
+        read = len(" ".join(self._text[:place].split()))
+        end = 0
+        for number, unit in enumerate(self.units):
+            text = " ".join(unit.text.split())
+            begin = self._flat.find(text, end)
+            end = begin + len(text) if begin >= 0 else end
+            if end > read:
+                return number
+        return None
 
     def excerpt(self, at: int) -> tuple[str, range]:
         """What is quoted for a unit, and the units that it is made of."""

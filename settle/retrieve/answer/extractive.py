@@ -1,9 +1,10 @@
 """Answers without a language model: what the passages say that fits a question best, with what belongs to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from settle.documents.blocks import with_headings
+from settle.retrieve.answer.answer_judge import UNREAD, Reading
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.excerpts import excerpts
 from settle.retrieve.answer.support.citation_check import word_weights
@@ -13,6 +14,7 @@ from settle.retrieve.index.words import words
 MOST = 2  # excerpts of an answer
 NEAR = 0.7  # share of the best one's score from which on another is quoted beside it
 LATER = 0.03  # score that an excerpt loses for each passage that was found before its own
+READ = 0.1  # that the unit gains which the trained judge has read the answer in
 HEADING = 0.5  # share of a word's weight that counts where only the heading has it
 CANDIDATES = 64  # sentences whose meaning is compared: those that share most words with the question
 LONGEST = 400  # characters of a unit that are compared
@@ -40,8 +42,11 @@ class _Candidate(NamedTuple):
         return excerpts(self.piece.passage.text).units[self.at].text[:LONGEST]
 
 
-def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> list[Quote]:
-    """The excerpts that answer best, in the order of the sources. sources: the best passage first."""
+def quotes(
+    collection: Collection, question: str, sources: Sequence[Source], readings: Mapping[int, Reading] = UNREAD
+) -> list[Quote]:
+    """The excerpts that answer best, in the order of the sources. sources: the best passage first. readings: what the
+    trained judge read, by the passage's id."""
     best = _by_words(collection, question, sources)
     if not best:
         return []
@@ -51,7 +56,11 @@ def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> 
     order = {source.number: place for place, source in enumerate(sources)}
     near = meanings @ collection.vectors.embed_query(question)
     ranked = [
-        one._replace(score=(one.score + max(0.0, float(n))) / 2 - LATER * order[one.source.number])
+        one._replace(
+            score=(one.score + max(0.0, float(n))) / 2
+            - LATER * order[one.source.number]
+            + READ * _is_read(one, readings.get(one.piece.passage.id))
+        )
         for one, n in zip(best, near, strict=True)
     ]
     ranked.sort(key=lambda one: -one.score)
@@ -66,6 +75,10 @@ def quotes(collection: Collection, question: str, sources: Sequence[Source]) -> 
             quoted |= {(passage.id, at) for at in units}
             chosen.append(Quote(text, one.source, one.piece, one.score))
     return sorted(chosen, key=lambda quote: quote.source.number)
+
+
+def _is_read(one: _Candidate, reading: Reading | None) -> bool:
+    return reading is not None and excerpts(one.piece.passage.text).unit_at(reading.at) == one.at
 
 
 def _by_words(collection: Collection, question: str, sources: Sequence[Source]) -> list[_Candidate]:

@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from settle.retrieve.answer.answer_judge import answer_judge
+from settle.retrieve.answer.answer_judge import UNREAD, Reading, answer_judge
 from settle.retrieve.answer.evidence import Evidence, judge
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -28,12 +28,14 @@ _FEW_WORDS = 3  # a question with no more stems than this may refer to the one b
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The passages for a question. before: the question that it refers to, or "". hits: the best first."""
+    """The passages for a question. before: the question that it refers to, or "". hits: the best first. readings: what
+    the trained judge read in the best of them, by the passage's id."""
 
     question: str
     before: str
     hits: tuple[Hit, ...]
     evidence: Evidence
+    readings: Mapping[int, Reading] = field(default_factory=lambda: UNREAD)
 
     @property
     def whole_question(self) -> str:
@@ -44,27 +46,30 @@ class Retrieval:
 def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (), k: int = PASSAGES) -> Retrieval:
     """Searches, and judges the evidence. earlier: the questions before this one, in order. Where the question may refer
     to the last of them, it is searched for with and without it, and the two rankings are interleaved."""
-    hits = reranked(collection, question, search(collection, question, max(k, JUDGED)))
-    evidence = judge(collection, question, hits)
+    hits, readings = read_best(collection, question, search(collection, question, max(k, JUDGED)))
+    evidence = judge(collection, question, hits, readings)
     if not earlier or not may_refer_back(question):
-        return Retrieval(question, "", tuple(hits[:k]), evidence)
+        return Retrieval(question, "", tuple(hits[:k]), evidence, readings)
     both = f"{topic(earlier[-1])} {topic(question)}"
-    hits_of_both = search(collection, both, max(k, JUDGED))
-    evidence = max(evidence, judge(collection, both, hits_of_both), key=lambda e: e.score)
+    hits_of_both, of_both = read_best(collection, both, search(collection, both, max(k, JUDGED)))
+    evidence = max(evidence, judge(collection, both, hits_of_both, of_both), key=lambda e: e.score)
     interleaved = itertools.chain.from_iterable(itertools.zip_longest(hits, hits_of_both))
     by_passage = {hit.passage.id: hit for hit in interleaved if hit is not None}
-    return Retrieval(question, earlier[-1], tuple(by_passage.values())[:k], evidence)
+    return Retrieval(question, earlier[-1], tuple(by_passage.values())[:k], evidence, {**of_both, **readings})
 
 
-def reranked(collection: Collection, question: str, hits: Sequence[Hit]) -> list[Hit]:
-    """The hits with the first `RERANKED` in the order that the trained judge gives them, where there is one."""
+def read_best(collection: Collection, question: str, hits: Sequence[Hit]) -> tuple[list[Hit], dict[int, Reading]]:
+    """The trained judge reads the first `RERANKED` hits, where there is one → the hits, these in its order, and what it
+    read, by the passage's id."""
     first, others, reader = hits[:RERANKED], hits[RERANKED:], answer_judge(collection)
-    if reader is None or len(first) < 2:
-        return list(hits)
-    likely = 1 / (1 + np.exp(-reader.logits(question, [hit.passage for hit in first])))
+    if reader is None or not first:
+        return list(hits), {}
+    readings = reader.read(question, [hit.passage for hit in first])
+    likely = 1 / (1 + np.exp([-reading.logit for reading in readings]))
     scores = [hit.score + JUDGE_WEIGHT * float(share) for hit, share in zip(first, likely, strict=True)]
     order = sorted(range(len(first)), key=lambda place: -scores[place])
-    return [*(first[place] for place in order), *others]
+    by_passage = {hit.passage.id: reading for hit, reading in zip(first, readings, strict=True)}
+    return [*(first[place] for place in order), *others], by_passage
 
 
 def may_refer_back(question: str) -> bool:

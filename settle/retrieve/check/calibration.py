@@ -12,7 +12,8 @@ import numpy as np
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FEWEST_FAMILIES
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of
+from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of, shipped
+from settle.retrieve.answer.retrieval import read_best
 from settle.retrieve.check.synthetic_questions.questions import Question
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
@@ -30,7 +31,7 @@ _CONVERGED = 1e-8  # largest change of a weight in the last step
 class Trial:
     """A question that was asked twice. hits: with its topic in the index; rank: of the first hit that answers it, from
     0, or None; there, gone: features (F,) with its topic in the index, and with it left out. is_gone: whether nothing
-    else is about the topic."""
+    else is about the topic; is_judged: whether the trained judge has read its hits."""
 
     question: Question
     hits: tuple[Hit, ...]
@@ -38,6 +39,7 @@ class Trial:
     there: np.ndarray
     gone: np.ndarray
     is_gone: bool = True
+    is_judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,21 @@ def run_trials(collection: Collection, questions: Sequence[Question], events: Ev
 
 
 def _run_trial(collection: Collection, question: Question) -> Trial:
-    hits = search(collection, question.text, DEPTH)
+    hits, readings = read_best(collection, question.text, search(collection, question.text, DEPTH))
     extra = question.answers if question.without else question.topic  # they may be in other documents too
     left = search(collection, question.text, DEPTH + len(extra), question.without)
     left = [hit for hit in left if hit.passage.id not in question.topic]
     topic = collection.catalogue.passages.get(list(question.topic))
-    gone = features_of(collection, question.text, left, list(topic.values()))
+    left, of_left = read_best(collection, question.text, left)
+    gone = features_of(collection, question.text, left, list(topic.values()), of_left)
     return Trial(
         question,
         tuple(hits),
         next((rank for rank, hit in enumerate(hits) if hit.passage.id in question.answers), None),
-        features_of(collection, question.text, hits),
+        features_of(collection, question.text, hits, readings=readings),
         gone,
         bool(gone[FEATURES.index("line")] < LEFT),
+        bool(readings),
     )
 
 
@@ -84,20 +88,21 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
     there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
     gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
     is_gone = np.array([trial.is_gone for trial in trials], bool)
+    usual = shipped(any(trial.is_judged for trial in trials))
     if min(len(trials), 2 * is_gone.sum()) < LEAST:
-        usual = [np.array([SHIPPED.score(row) for row in features]) for features in (there, gone)]
-        usual[1][~is_gone] = np.nan
-        return Calibration(SHIPPED, usual[0], usual[1], np.full(len(trials), SHIPPED.threshold))
+        few = [np.array([usual.score(row) for row in features]) for features in (there, gone)]
+        few[1][~is_gone] = np.nan
+        return Calibration(usual, few[0], few[1], np.full(len(trials), usual.threshold))
     fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
     scores = np.zeros((2, len(trials)))
     for n in range(FOLDS):
-        weights = fit(there[fold != n], gone[(fold != n) & is_gone])
+        weights = fit(there[fold != n], gone[(fold != n) & is_gone], usual.weights)
         for kind, features in enumerate((there, gone)):
             scores[kind, fold == n] = [weights.score(row) for row in features[fold == n]]
     scores[1, ~is_gone] = np.nan
     by_fold = [min(UNLIKELY, threshold(scores[0, fold != n])) for n in range(FOLDS)]
     thresholds = np.array(by_fold)[fold]
-    fitted = fit(there, gone[is_gone])
+    fitted = fit(there, gone[is_gone], usual.weights)
     weights = replace(fitted, threshold=min(UNLIKELY, threshold(scores[0])), questions=len(trials))
     return Calibration(weights, scores[0], scores[1], thresholds)
 
