@@ -80,10 +80,10 @@ class Reranker(FreezableModule):
     def read(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The same → logits (B,), and the logarithm of each passage token's share of the evidence (B, N)."""
         asked, asked_mask = padded(questions, self.device)
-        told, told_mask = padded(passages, self.device)
-        sides = [self._apart(asked, asked_mask), self._apart(told, told_mask)]
-        masks = (asked_mask, told_mask)
-        figures = _figures(sides[0], sides[1], told_mask), _figures(sides[1], sides[0], asked_mask)
+        shown, shown_mask = padded(passages, self.device)
+        sides = [self._apart(asked, asked_mask), self._apart(shown, shown_mask)]
+        masks = (asked_mask, shown_mask)
+        figures = _figures(sides[0], sides[1], shown_mask), _figures(sides[1], sides[0], asked_mask)
         x = torch.cat(
             [
                 states + segment + of_figures(own)
@@ -96,18 +96,18 @@ class Reranker(FreezableModule):
         seen = torch.cat(masks, 1)[:, None, None]
         for block in self.blocks:
             x = block(x, seen)
-        parts = x.split([asked.shape[1], told.shape[1]], 1)
-        of_asked, of_told = (
+        parts = x.split([asked.shape[1], shown.shape[1]], 1)
+        of_asked, of_shown = (
             importance(part)[..., 0].masked_fill(~mask, -torch.inf).log_softmax(-1)
             for importance, part, mask in zip(self.importance, parts, masks, strict=True)
         )
         evidence = [
-            (share.exp()[..., None] * part).sum(1) for share, part in ((of_asked, parts[0]), (of_told, parts[1]))
+            (share.exp()[..., None] * part).sum(1) for share, part in ((of_asked, parts[0]), (of_shown, parts[1]))
         ]
         had = (of_asked.exp()[..., None] * figures[0]).sum(1)
         learned = self.score(F.gelu(self.hidden(torch.cat(evidence, -1))))
         logits: Tensor = (learned + self.likeness(had))[:, 0]
-        return logits, of_told
+        return logits, of_shown
 
     @torch.no_grad()
     def _apart(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def _trials(number, separation, seed=0):
     rng = np.random.default_rng(seed)
     there = rng.normal(separation, 1, (number, len(FEATURES)))
     gone = rng.normal(0, 1, (number, len(FEATURES)))
-    return [Trial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
+    return [Trial(ASKED, (), 0, a, b, is_judged=True) for a, b in zip(there, gone, strict=True)]
 
 
 def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
@@ -132,9 +132,9 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
 
 
 def test_where_they_are_told_apart_the_unlikely_is_refused():
-    weights = cross_validate(_trials(1000, 1.0)).weights
+    weights = cross_validate(_trials(3000, 0.9)).weights
     assert weights.threshold == UNLIKELY
-    fresh = _trials(4000, 1.0, seed=1)
+    fresh = _trials(4000, 0.9, seed=1)
     gone, there = ([weights.score(row) for row in rows] for rows in ([t.gone for t in fresh], [t.there for t in fresh]))
     assert np.mean(np.array(there) < UNLIKELY) < 0.06
     assert np.mean(np.array(gone) < UNLIKELY) > 0.7

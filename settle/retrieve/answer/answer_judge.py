@@ -102,12 +102,12 @@ class AnswerJudge:
             np.where(told_mask[:, None], _unit(of_asked) @ _unit(of_told).transpose(0, 2, 1), np.float32(-1))
             for of_asked, of_told in ((words[asked][None], told_words), (question, passage))
         ]
-        had, told = np.stack([like.max(2) for like in likes], -1), np.stack([like.max(1) for like in likes], -1)
+        had, found = np.stack([like.max(2) for like in likes], -1), np.stack([like.max(1) for like in likes], -1)
         segments = self._w["segments"]
         x = np.concatenate(
             [
                 question + segments[0] + self._linear(had, "figures.0"),
-                passage + segments[1] + self._linear(told, "figures.1"),
+                passage + segments[1] + self._linear(found, "figures.1"),
             ],
             1,
         )
