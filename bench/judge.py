@@ -7,7 +7,8 @@ The model is that of `settle tune minilm pairs.jsonl --objective rank`. Beside i
 are that of the right passage among a question's (weight 0.4) and that of the answer's words among the passage's, where
 they are known (0.5). In the beginning some wrong passages are other questions', so that it learns first what is easy.
 The weights that ship are those after 28 % of the planned time: later ones tell the training's pairs better apart, and
-people's questions worse. Questions are worded again each time that they are drawn. Matrices are stored in int8, with a scale for each row.
+people's questions worse. Questions are worded again each time that they are drawn. Matrices are stored in int8, with a
+scale for each row.
 """
 
 import argparse

@@ -81,7 +81,7 @@ SHIPPED_UNREAD = EvidenceWeights(
     bias=2.721,
     threshold=UNLIKELY,
 )
-# With the judge: fitted on the dev half of the questions in bench/asked, each kind counting the same (bench/RESULTS.md).
+# With the judge: fitted on the dev half of the questions in bench/asked, each kind counting the same.
 SHIPPED = EvidenceWeights(
     means=(0.502, 0.5849, 0.2735, 0.6253, 0.5546, 0.329, 0.1438, -0.8228),
     scales=(0.1287, 0.2685, 0.1742, 0.2146, 0.1437, 0.186, 0.1346, 0.9792),
