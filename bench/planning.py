@@ -145,7 +145,12 @@ def main() -> None:
     found = read_rows(folder)
     speed_report(found)
     memory_report(found.rows)
-    for name in ("planning_training", "planning_cluster", "planning_cost"):  # each with main(folder), where it is there
+    for name in (
+        "planning_training",
+        "planning_runs",
+        "planning_megatron",
+        "planning_tuning",
+    ):  # each with main(folder), where it is there
         if importlib.util.find_spec(name):
             print(f"\n# {name}")
             importlib.import_module(name).main(folder)

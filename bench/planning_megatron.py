@@ -26,7 +26,6 @@ VOCAB = {"gpt3_15b": 256000, "mixtral": 32000, "llama3": 128256, "deepseek": 129
 OTHERS = re.compile(
     r"mimo|llava|multimodal|hybrid|mamba|grpo|rl_|t5|bert|retro|nemotron3|mtp|cudagraph|fsdp|offload|proxy"
 )
-TEST_POSITIONS = {"rope": 0, "learned": 1}
 
 
 def rows(folder: Path) -> tuple[list[tuple[str, float, float]], list[str]]:
@@ -96,10 +95,11 @@ def _int(text: str, default: int = 1) -> int:
     return int(float(text)) if text else default
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(folder: Path | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    judged, left = rows(parser.parse_args().folder)
+    options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
+    judged, left = rows(options.folder)
     errors = [value / golden - 1 for _, golden, value in judged]
     for (name, golden, value), error in zip(judged, errors, strict=True):
         print(f"{name[:70]:70} {golden:8.2f} {value:8.2f} {error:+7.1%}")

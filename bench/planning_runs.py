@@ -36,6 +36,7 @@ PLAUSIBLE = (0.04, 0.75)  # of the data sheet's rate: outside the row mixes two 
 USUAL_DAYS = 30  # of a run whose number of devices is not known
 SIZE = 20e9
 PENALTY = 1.0
+FEWEST = 12  # runs, to hold one out
 
 
 @dataclass(frozen=True)
@@ -188,40 +189,41 @@ def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return beta
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(folder: Path | None = None) -> None:
+    """Each run by the shipped shares, and by shares of the other runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--frozen", action="store_true")
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
     runs = read_runs(options.folder)
     clean = [clean_hours(run) for run in runs]
-    inside, widths, errors = [], [], []
-    for i, run in enumerate(runs):
-        if options.frozen:
-            interval = whole_run.device_hours(shape_of(run), clean[i])
-        else:
-            rest = [j for j in range(len(runs)) if j != i]
-            beta, residuals = fit([runs[j] for j in rest], [clean[j] for j in rest])
-            low, high = whole_run.share_ends(tuple(sorted(residuals)))
-            hours = clean[i] / math.exp(np.array(features(run)) @ beta)
-            interval = Interval(hours, hours / math.exp(high), hours / math.exp(low), 0.8)
-        inside.append(interval.contains(run.hours))
-        widths.append(interval.high / interval.low)
-        errors.append(math.log(interval.value / run.hours))
-        mark = "" if inside[-1] else "outside"
-        print(
-            f"{run.name[:34]:34} {run.hours:12,.0f}",
-            *(f"{end:12,.0f}" for end in (interval.low, interval.value, interval.high)),
-            mark,
-        )
-    print(
-        f"{len(runs)} runs; inside the 80 % interval {np.mean(inside):.0%}; "
-        f"median width x{statistics.median(widths):.2f}; "
-        f"median error {math.expm1(statistics.median(map(abs, errors))):.0%}"
-    )
+    shipped = [whole_run.device_hours(shape_of(run), hours) for run, hours in zip(runs, clean, strict=True)]
+    for run, interval in zip(runs, shipped, strict=True):
+        ends = (f"{end:12,.0f}" for end in (run.hours, interval.low, interval.value, interval.high))
+        print(f"{run.name[:34]:34}", *ends, "" if interval.contains(run.hours) else "outside")
+    summarize("shipped shares", runs, shipped)
+    if len(runs) > FEWEST:
+        summarize("each run held out", runs, [_without(i, runs, clean) for i in range(len(runs))])
     if options.write:
         write(runs, clean)
+
+
+def _without(i: int, runs: list[Published], clean: list[float]) -> Interval:
+    rest = [j for j in range(len(runs)) if j != i]
+    beta, residuals = fit([runs[j] for j in rest], [clean[j] for j in rest])
+    low, high = whole_run.share_ends(tuple(sorted(residuals)))
+    hours = clean[i] / math.exp(np.array(features(runs[i])) @ beta)
+    return Interval(hours, hours / math.exp(high), hours / math.exp(low), 0.8)
+
+
+def summarize(what: str, runs: list[Published], intervals: list[Interval]) -> None:
+    inside = [interval.contains(run.hours) for run, interval in zip(runs, intervals, strict=True)]
+    widths = [interval.high / interval.low for interval in intervals]
+    errors = [abs(interval.value / run.hours - 1) for run, interval in zip(runs, intervals, strict=True)]
+    print(
+        f"{what}: {len(runs)} runs, inside the 80 % interval {np.mean(inside):.0%}, "
+        f"median width x{statistics.median(widths):.2f}, median error {statistics.median(errors):.0%}"
+    )
 
 
 def write(runs: list[Published], clean: list[float]) -> None:

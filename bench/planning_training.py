@@ -1,7 +1,6 @@
 """Training throughput: the law fitted on published tables, and judged on configurations that it was not fitted on.
 
     python bench/planning_training.py [FOLDER]            # FOLDER of tables, by default ../shared/planning
-    python bench/planning_training.py FOLDER --frozen     # the shipped constants on these tables, nothing fitted
     python bench/planning_training.py --write             # fit on everything and write settle/plan/cluster/law.toml
 
 Groups are whole: a model on an accelerator in a number format is held out with all its rows.
@@ -66,6 +65,7 @@ EXPERTS_PRIOR = {
 DEVICE_STD, RESIDUAL_STD = 0.15, 0.08
 SHARES = {"matmul_bf16", "matmul_fp8", "matmul_fp4", "attention", "experts"}  # whose terms are inverse to them
 TRANSFERS = {"exposed_node", "exposed_network", "exposed_tensor", "all_to_all_node", "all_to_all_network"}
+FEWEST_GROUPS = 8  # to fit on the others
 SILENT = 1e12  # a share at which its term is nothing
 
 
@@ -297,33 +297,33 @@ def write(law: Law, errors: dict[str, list[tuple[Row, float]]], path: Path) -> N
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(folder: Path | None = None) -> None:
+    """The shipped constants on the folder's rows, and each configuration by constants fitted without it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--frozen", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--groups", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
     rows = read_rows(options.folder)
-    if options.frozen:
-        law = published_law()
-        errors: dict[str, list[tuple[Row, float]]] = defaultdict(list)
-        for row in rows:
-            errors[row.table].append((row, log_error(row, law)))
-        summarize(errors)
-        return
-    errors = held_out(rows, lambda row: row.group)
+    law = published_law()
+    shipped: dict[str, list[tuple[Row, float]]] = defaultdict(list)
+    for row in rows:
+        shipped[row.table].append((row, log_error(row, law)))
+    print("shipped constants:")
+    summarize(shipped)
+    errors = held_out(rows, lambda row: row.group) if len({row.group for row in rows}) > FEWEST_GROUPS else {}
     if options.write:
         write(fit(rows), errors, Path(throughput.__file__).with_name("law.toml"))
         throughput.published_law.cache_clear()
-    summarize(errors)
-    if options.groups:
-        for _, pairs in sorted(errors.items()):
-            by_group = defaultdict(list)
-            for row, e in pairs:
-                by_group[row.group].append(e)
-            for group, values in by_group.items():
-                print("  ", *group, len(values), f"{math.expm1(statistics.mean(values)):+.1%}")
+    if errors:
+        print("each configuration by constants fitted without it:")
+        summarize(errors)
+    for pairs in errors.values() if options.groups else ():
+        by_group = defaultdict(list)
+        for row, e in pairs:
+            by_group[row.group].append(e)
+        for group, values in by_group.items():
+            print("  ", *group, len(values), f"{math.expm1(statistics.mean(values)):+.1%}")
 
 
 if __name__ == "__main__":

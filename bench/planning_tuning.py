@@ -27,10 +27,31 @@ LLAMA_3B = "Llama-3.2-3B"
 INPUTLESS = {"BEFT", "MISS", "P_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "TRAINABLE_TOKENS", "LN_TUNING", "GLORA"}
 
 
+# Of models that tables have and the catalogue does not: their config.json.
+OTHERS = {
+    "afm-4.5b": ModelShape(
+        parameters=4619000000, active=4619000000, layers=36, width=2560, heads=20, kv_heads=4, head_dim=128,
+        vocab=128004, context=65536, inner=18432,
+    ),
+    "glm-4.7-flash": ModelShape(
+        parameters=30000000000, active=3300000000, layers=47, width=2048, heads=20, kv_heads=20, head_dim=256,
+        vocab=154880, context=202752, inner=1536, experts=64, experts_used=4, latent=576,
+    ),
+    "magistral-small-2509": ModelShape(
+        parameters=24000000000, active=24000000000, layers=40, width=5120, heads=32, kv_heads=8, head_dim=128,
+        vocab=131072, context=131072, inner=32768,
+    ),
+    "voxtral-mini-3b-2507": ModelShape(
+        parameters=4270000000, active=4270000000, layers=30, width=3072, heads=32, kv_heads=8, head_dim=128,
+        vocab=131072, context=131072, inner=8192, tied=True,
+    ),
+}  # fmt: skip
+
+
 def find_shape(name: str) -> ModelShape | None:
-    """Of the catalogue."""
+    """Of the catalogue, or of the few above."""
     known = find_known(name) if name else None
-    return known.shape if known else None
+    return known.shape if known else OTHERS.get(name.rpartition("/")[2].lower())
 
 
 def axolotl(folder: Path) -> list[tuple[str, float, float]]:
@@ -61,12 +82,14 @@ def axolotl(folder: Path) -> list[tuple[str, float, float]]:
                 method="full" if r["adapter"] == "full" else "lora",
                 bits=4 if quantized else 8 if r["load_in_8bit"] == "True" else 16,
                 rank=int(r["lora_r"] or 16), rows=int(r["mbs"]), sequence=int(r["seq"]),
-                filled=1.0 if r["sample_packing"] == "True" else 0.3, recompute=r["gc"] == "True",
+                filled=1.0 if r["sample_packing"] == "True" else 0.3,
+                recompute=r["gc"] == "True" or "fsdp" in r["config"],
                 optimizer="adamw-8bit" if "8bit" in r["optimizer"] else "adamw", chunked_loss=r["cce"] == "True",
                 experts=experts, quantized_experts=quantized and "gpt-oss" not in r["base_model"],
                 devices=_devices(words, value),
             )  # fmt: skip
             found.append((f"axolotl {r['base_model']} {r['adapter']}", value, tuning_memory(shape, tuning).total / GIB))
+            _note_rules(value * tuning.devices, shape, tuning)
     return found
 
 
@@ -93,6 +116,7 @@ def peft(folder: Path) -> list[tuple[str, float, float]]:
         )  # fmt: skip
         assert shape is not None
         found.append((f"peft {r['name']}", float(r["mem_max_gib"]), tuning_memory(shape, tuning).tensors / GIB))
+        _note_rules(float(r["mem_max_gib"]), shape, tuning)
     return found
 
 
@@ -141,6 +165,7 @@ def listed(folder: Path) -> list[tuple[str, float, float]]:
         if 5 <= place <= 7 and method == "full":  # a gradient is used up as soon as it is there
             memory = replace(memory, gradients=0.0)
         found.append((f"{r['tool']} {r['model']} {method} {words[:28]}", float(value), memory.tensors / GIB))
+        _note_rules(float(value), shape, tuning)
     return found
 
 
@@ -148,10 +173,30 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+RULES: dict[str, list[float]] = {}  # errors of what others compute, of the rows read so far
+
+
+def _note_rules(value: float, shape: ModelShape, tuning: Tuning) -> None:
+    for name, guess in rules(shape, tuning.method, tuning.bits).items():
+        RULES.setdefault(name, []).append(abs(guess / value - 1))
+
+
+def rules(shape: ModelShape, method: str, bits: int) -> dict[str, float]:
+    """GiB by what others compute: accelerate's estimate-memory (weights, four times that for Adam), LLaMA-Factory's
+    table (bytes a weight), and gpu_poor's 650 MB of CUDA beside weights, gradients and optimizer."""
+    weights = shape.parameters * {16: 2.0, 8: 1.0, 4: 0.5}[bits] / GIB
+    full = method == "full"
+    return {
+        "accelerate": weights * (4 if full else 1.2),
+        "LLaMA-Factory": shape.parameters * (8.0 if full else {16: 2.2, 8: 1.25, 4: 0.7}[bits]) / GIB,
+        "gpu_poor": weights * (4 if full else 1.0) + 0.65,
+    }
+
+
+def main(folder: Path | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    options = parser.parse_args()
+    options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
     for name, rows in (
         ("axolotl", axolotl(options.folder)),
         ("peft", peft(options.folder)),
@@ -167,6 +212,8 @@ def main() -> None:
                 f"{name}: {len(rows)} rows, median {statistics.median(sizes):.1%}, "
                 f"90th percentile {np.quantile(sizes, 0.9):.1%}\n"
             )
+    for name, sizes in RULES.items():
+        print(f"{name}: median {statistics.median(sizes):.1%}, 90th percentile {np.quantile(sizes, 0.9):.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`settle models update FILE`: a newer catalogue or table of devices, from a file or a wheel of known hash."""
+"""`settle models update FILE`: newer models, devices or prices, from a file or a wheel of known hash."""
 
 import tomllib
 from collections.abc import Mapping
@@ -11,12 +11,14 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.library.catalogue import CatalogueFile, catalogue_file
+from settle.library.prices import Prices, prices
 from settle.machine.hardware import Hardware, hardware
 
 # What a file is, by a table that only it has.
 KINDS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "known": ("catalogue", CatalogueFile),
     "devices": ("hardware", Hardware),
+    "api": ("prices", Prices),
 }
 
 
@@ -31,7 +33,7 @@ def update_data(file: str, sha256: str | None, events: Events) -> None:
         raise DataError(f"{path.name} is no TOML: {e}", "get it again; nothing was changed") from None
     kind = next((kind for key, kind in KINDS.items() if key in tables), None)
     if kind is None:
-        raise DataError(f"{path.name} is neither a catalogue nor a table of devices", "check the file")
+        raise DataError(f"{path.name} is no catalogue and no table of devices or prices", "check the file")
     name, model = kind
     try:
         model.model_validate(tables)
@@ -42,6 +44,7 @@ def update_data(file: str, sha256: str | None, events: Events) -> None:
     place = install(name, text)
     catalogue_file.cache_clear()
     hardware.cache_clear()
+    prices.cache_clear()
     date = tables.get("known_date") or tables["date"]
     events.emit(Say(text=f"{name} of {date}, {age(date)}: {place}"))
     events.emit(ResultReady(result={"updated": name, "date": str(date), "path": str(place)}))

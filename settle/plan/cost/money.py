@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.library.prices import RENT_PER_FLOPS, Prices, prices
 from settle.machine.described_machine import Machine
-from settle.plan.cost.prices import RENT_PER_FLOPS, Prices, prices
 
 # Energy of a device-hour over its design power, with host, network and cooling: OLMo 3 used 624 and 649 W for each H100
 # of 700 W; a consumer card under load stays below its limit, its computer takes 50 to 150 W beside.

@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.library.prices import ApiPrice
 from settle.plan.cost.money import OF_DESIGN_POWER
-from settle.plan.cost.prices import ApiPrice
 
 DAY = 86400.0
 DRAWS = 4000

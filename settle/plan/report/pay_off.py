@@ -4,10 +4,10 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.library.prices import ApiPrice, prices
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cost.money import UNKNOWN_WATTS, exact
 from settle.plan.cost.pay_off import YEARS, PayOff, Workload, pay_off
-from settle.plan.cost.prices import ApiPrice, prices
 from settle.plan.fit.memory import fit
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.speed import decode_rate, prefill_rate

@@ -1,16 +1,20 @@
 """Prices, money and the day on which a model of one's own pays off."""
 
 import datetime
+import hashlib
 
 import pytest
 
+from settle.base import dated_file
 from settle.base.errors import DataError, UsageError
+from settle.base.event_log import Events
 from settle.base.statistics import Interval
+from settle.library.prices import ApiPrice, prices, read_prices
+from settle.library.update import update_data
 from settle.machine.described_machine import described
 from settle.plan.cost.lifetime import life, tokens_for
 from settle.plan.cost.money import OF_DESIGN_POWER, cost, exact, product
 from settle.plan.cost.pay_off import Workload, api_dollars, pay_off
-from settle.plan.cost.prices import ApiPrice, prices, read_prices
 from settle.plan.loss_law import left_over
 
 API = ApiPrice(id="api", vendor="v", input=1.0, output=4.0, cached=0.1)
@@ -30,7 +34,7 @@ def test_a_model_that_is_served_much_should_be_smaller():
 
 def test_prices_are_dated_ordered_and_found_by_name():
     table = prices()
-    assert table.date <= datetime.date.today() + datetime.timedelta(days=1)
+    assert table.date >= table.api.as_of and all(row.as_of <= table.date for row in table.rent.values())
     assert table.api_price("openai/GPT-5-mini").output > table.api_price("gpt-5-mini").input
     with pytest.raises(UsageError, match="no price") as error:
         table.api_price("gpt-5-minii")
@@ -47,7 +51,7 @@ def test_prices_are_dated_ordered_and_found_by_name():
     ],
 )
 def test_a_broken_or_future_table_is_refused_with_its_row(tmp_path, text, what):
-    from settle.plan.cost import prices as module
+    from settle.library import prices as module
 
     good = module.Path(module.__file__).with_name("prices.toml").read_text(encoding="utf-8")
     if text is None:
@@ -61,13 +65,16 @@ def test_a_broken_or_future_table_is_refused_with_its_row(tmp_path, text, what):
 
 
 def test_a_persons_own_file_replaces_the_table(tmp_path, monkeypatch):
-    from settle.plan.cost import prices as module
+    from settle.library import prices as module
 
     good = module.Path(module.__file__).with_name("prices.toml").read_text(encoding="utf-8")
-    (tmp_path / "prices.toml").write_text(good.replace("usual = 0.17", "usual = 0.21"), encoding="utf-8")
+    newer = good.replace("usual = 0.17", "usual = 0.21").replace("date = 2026-11-28", "date = 2026-11-29", 1)
+    file = tmp_path / "mine.toml"
+    file.write_text(newer, encoding="utf-8")
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
-    prices.cache_clear()
+    monkeypatch.setattr(dated_file, "today", lambda: datetime.date(2026, 12, 1))
     try:
+        update_data(str(file), hashlib.sha256(newer.encode()).hexdigest(), Events())
         assert prices().electricity.usual == 0.21
     finally:
         prices.cache_clear()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from settle.base.dated_file import dated_file, today
 from settle.base.errors import DataError, UsageError
-from settle.base.run import home
 from settle.base.statistics import FORECAST_LEVEL, Interval
 
+SHIPPED = Path(__file__).with_name("prices.toml")
 # An hour of a device that the table lacks, by its bfloat16 rate: 2 to 6 dollars a PFLOP/s, as H100 to B200 are offered.
 RENT_PER_FLOPS = Interval(3.0e-15, 1.6e-15, 5.5e-15, FORECAST_LEVEL)
 
@@ -84,8 +85,7 @@ class Prices(BaseModel):
 @functools.cache
 def prices() -> Prices:
     """The person's update, or the table that comes with settle. Raises DataError for a file that is broken."""
-    own = home() / "prices.toml"
-    return read_prices(own if own.is_file() else Path(__file__).with_name("prices.toml"))
+    return read_prices(dated_file("prices", SHIPPED))
 
 
 def read_prices(path: Path) -> Prices:
@@ -100,6 +100,6 @@ def read_prices(path: Path) -> Prices:
         )
         raise DataError(f"{path.name} is no table of prices: {where}", "fix that row, or delete the file") from None
     dates = [table.date, table.electricity.as_of, table.api.as_of, *(row.as_of for row in table.rent.values())]
-    if max(dates) > datetime.date.today() + datetime.timedelta(days=1):
+    if path != SHIPPED and max(dates) > today() + datetime.timedelta(days=1):
         raise DataError(f"{path.name} is dated {max(dates)}, in the future", "check the file, or this computer's clock")
     return table
