@@ -123,9 +123,9 @@ def test_answers_are_compared_token_by_token(monkeypatch: pytest.MonkeyPatch) ->
     def answer(ids: list[int], seconds: float) -> TimedAnswer:
         return TimedAnswer(ids, seconds, 0, 0)
 
-    alone = [answer([1, 2, 3], 2.0), answer([1, 2, 3], 2.0), answer([4], 1.0), answer([5, 6], 1.0)]
+    alone = [answer([1, 2, 3], 4.0), answer([1, 2, 3], 4.0), answer([4], 1.0), answer([5, 6], 2.0)]
     together = [answer([1, 2, 3], 1.0), answer([1, 9, 3], 1.0), answer([4], 1.0), answer([5, 6, 7], 1.0)]
     pair = speculative._pair(alone, together, Proposing(4), {})
-    assert pair.differing == ((1, 1), (3, 2)) and pair.per_prompt == (2.0, 2.0, 2.0)
-    assert pair.accepted is None and pair.alone == 5 / 6 and pair.together == 6 / 4
+    assert pair.differing == ((1, 1), (3, 2)) and pair.per_prompt == (4.0, 4.0, 4.0)
+    assert pair.accepted is None and pair.alone == 5 / 11 and pair.together == 6 / 4
     assert pair.to_json()["differing"] == [{"prompt": 1, "token": 1}, {"prompt": 3, "token": 2}]
