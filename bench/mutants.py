@@ -223,7 +223,8 @@ def inside(options: argparse.Namespace) -> None:
 
             trained()  # the model that most fixtures need, once
         for number, fault in enumerate(faults, 1):
-            outcome = trials.outcome(fault, nearest[fault.key])
+            tests = nearest[fault.key]
+            outcome = trials.outcome(fault, tests, sum(seconds[test] for test in tests))
             verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
             where = f"{number}/{len(faults)} {fault.path}:{fault.line} {fault.statement}"
             print(f"{where} | {fault.old} -> {fault.new}: {verdict}", flush=True, file=sys.stderr)

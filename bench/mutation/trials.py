@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 from mutation.faults import NOT_ENDED, Fault
 
-CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial: more is a program that does not end
+CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial at most: more is a program that does not end
+LEAST_CPU_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,12 @@ class Trials:
         self.root, self.session = root, session
         self.items = {item.nodeid: item for item in session.items}
         self.sound: dict[str, bool] = {}
+        self.limit = CPU_SECONDS
         self.functions = functions_of(root)
 
-    def outcome(self, fault: Fault, tests: Sequence[str]) -> Outcome:
-        """Run tests in turn until one fails that does not fail without the fault."""
+    def outcome(self, fault: Fault, tests: Sequence[str], seconds: float = CPU_SECONDS) -> Outcome:
+        """Run tests in turn until one fails that does not fail without the fault. seconds: of CPU that they take."""
+        self.limit = min(CPU_SECONDS, LEAST_CPU_SECONDS + round(2 * seconds))
         path = self.root / fault.path
         source, functions = path.read_bytes(), self.functions.get((str(path), fault.function), [])
         left = [test for test in tests if test in self.items and self.sound.get(test, True)]
@@ -100,7 +103,7 @@ class Trials:
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            resource.setrlimit(resource.RLIMIT_CPU, (self.limit, self.limit))
             try:
                 change()
                 self._in_child(tests, write)
