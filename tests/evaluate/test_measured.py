@@ -16,7 +16,7 @@ from settle.base.statistics import paired_test
 from settle.data.batches import Batch
 from settle.data.distributions import Compared
 from settle.data.layouts import Example
-from settle.evaluate import distillation, footprint, samples, teacher_answers
+from settle.evaluate import distillation, footprint, pair_scores, samples, teacher_answers
 from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_live, _stretches, learned
 from settle.evaluate.footprint import footprints
@@ -234,6 +234,15 @@ def test_pairs_are_told_apart_better() -> None:
     mixed = np.where(np.arange(40) < 20, good, bad)  # only half of the groups differ: the interval says so
     part = compare_scores(bad, mixed, batches)
     assert 0 < part["low"] < 0.25 < part["high"] < 0.5  # type: ignore[operator]
+
+
+def test_the_interval_of_a_separation_is_that_of_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rises of 0 to 0.999: 2.5 % of them lie below the interval, and as many above."""
+    values = iter([x for rise in range(1000) for x in (rise / 1000, 0.0)] + [0.25, 0.75])
+    monkeypatch.setattr(pair_scores, "separation", lambda scores, answers: next(values))
+    found = compare_scores(np.zeros(2), np.zeros(2), [pairs([1, 0], [0, 1])])
+    assert (found["low"], found["high"]) == pytest.approx((0.024975, 0.974025))
+    assert (found["base"], found["tuned"], found["verdict"]) == (0.25, 0.75, "better")
 
 
 def test_the_separation_counts_pairs_in_order() -> None:

@@ -12,6 +12,7 @@ from settle.evaluate.compare.preferences import compare_preferences
 from settle.model.decoder import Decoder
 from settle.train.objectives import Preferences
 from settle.train.objectives.dpo import DPO
+from tests.records import into
 
 
 class Ranked(DPO):
@@ -55,3 +56,21 @@ def test_verdict(base: np.ndarray, tuned: np.ndarray, rewards: np.ndarray, verdi
 
 def test_equally_likely_answers_are_a_guess() -> None:
     assert judged(np.zeros(40), np.ones(40), np.ones(40)).score.base == 0.5
+
+
+def test_pairs_are_ranked_without_dropout_and_the_model_is_left_as_it_was() -> None:
+    model, seen, heard = torch.nn.Linear(1, 1), [], []
+
+    class Watched(Ranked):
+        def preferences(self, model: Decoder, batch: Batch) -> Preferences:
+            seen.append((model.training, torch.is_grad_enabled()))
+            return super().preferences(model, batch)
+
+    batches = cast(list[Batch], [Preferences(*(torch.ones(3),) * 3)] * 2)
+    for training in (True, False):
+        model.train(training)
+        made = compare_preferences(
+            cast(Decoder, model), Watched(), batches, ("base", "tuned"), Events(listeners=[into(heard)])
+        )
+        assert model.training == training and (made.base, made.tuned, made.score.rows) == ("base", "tuned", 6)
+    assert seen == [(False, False)] * 4 and [(e["done"], e["total"]) for e in heard] == [(1, 2), (2, 2)] * 2

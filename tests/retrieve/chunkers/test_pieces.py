@@ -122,6 +122,12 @@ def test_the_header_of_a_table_is_repeated_and_a_long_one_is_not():
     assert [text for _, text, _ in chunks(*long)] == [words(12, "h"), f"{r[0]}\n{r[1]}", r[2]]
 
 
+def test_a_header_is_counted_once_for_the_rows_below_it():
+    """3 words, then a header of 3, then rows of 5, 5 and 4: 20 in all."""
+    rows = [block(words(n), "table", header="h1 | h2") for n in (5, 5, 4)]
+    assert [tokens for _, _, tokens in chunks(block(words(3)), *rows)] == [20]
+
+
 def test_pieces_are_joined_as_their_kind_wants():
     def piece(text, kind="text", **more):
         return Piece(text, Place(), kind, 1, **more)

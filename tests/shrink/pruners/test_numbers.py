@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from settle.base.errors import UsageError
+from settle.shrink.activations.curvature import _drawn
 from settle.shrink.activations.least_squares import eliminate, error, gram, refitted, ridged
 from settle.shrink.pruners import FEWEST_WINDOWS, PASSES, kept_number, num_kept
 from settle.shrink.pruners._columns import _better, spread_out
@@ -15,6 +16,8 @@ from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.depth import LEAST_TOKENS, Depth, _Order, _runs, _start, _turn, _within
 from settle.shrink.pruners.heads import _groups, _of
 from settle.shrink.pruners.vocabulary import VocabularyReport, _add, _number, _up
+from settle.shrink.types.imatrix import Importance
+from settle.shrink.types.quantize_file import _importance_of
 from settle.shrink.types.sensitivity import _rows_to_see, _spread, candidates
 
 
@@ -226,6 +229,27 @@ def test_a_block_s_worth_is_spread_by_its_inputs() -> None:
         and found[0, 32:] == pytest.approx(1.0)
     )
     assert found[1, :32].sum() == 0 and found[1, 32:] == pytest.approx(2.0)
+
+
+def test_a_token_is_drawn_by_its_chance() -> None:
+    """Chances need not add up to 1; what has none is never drawn."""
+    likely = torch.tensor([[0.0, 1.0, 0.0, 3.0]]).repeat(4000, 1)
+    drawn = _drawn(likely, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {1, 3} and float((drawn == 3).float().mean()) == pytest.approx(0.75, abs=0.03)
+
+
+def test_importance_fits_the_inputs_of_its_tensor() -> None:
+    def found(means: np.ndarray, shape: tuple[int, ...], name: str = "a", kind: str = "Q4_K") -> np.ndarray | None:
+        tensor: Any = SimpleNamespace(name=name, shape=shape, dtype="F16")
+        return _importance_of(tensor, kind, Importance({name: means}, 1, []))
+
+    assert found(np.arange(4.0), (2, 4)).tolist() == [[0.0, 1.0, 2.0, 3.0]]  # type: ignore[union-attr]
+    assert found(np.arange(6.0), (3, 2, 2)).shape == (3, 2)  # type: ignore[union-attr]
+    assert found(np.arange(4.0), (2, 4), kind="F16") is None
+    assert found(np.arange(3.0), (2, 4), name="token_embd.weight") is None
+    for means, says in ((np.arange(3.0), "has 3 values, the tensor takes 4 inputs"), (np.full(4, np.nan), "holds NaN")):
+        with pytest.raises(UsageError, match=says):
+            found(means, (2, 4))
 
 
 def test_types_that_a_tensor_can_have() -> None:
