@@ -53,6 +53,14 @@ def test_the_next_export_is_planned_by_the_last_ones(home: Path, monkeypatch: py
     assert phases.correction(phases.EXPORT, 1) == before  # nothing was learned
 
 
+def test_a_phase_of_less_than_a_second_is_learned_from_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "others_are_busy", lambda: False)
+    phases.remember(phases.EXPORT, 1, planned=0.5, took=0.2)
+    assert phases.correction(phases.EXPORT, 1) == pytest.approx(0.4)
+    phases.remember(phases.EXPORT, 1, planned=0.4, took=0.0)  # no time is no measurement
+    assert phases.correction(phases.EXPORT, 1) == pytest.approx(0.4)
+
+
 def test_a_comparison_reads_and_writes_every_row() -> None:
     least = comparison_seconds(0, 0, 0.0, 0)
     assert least == phases.COMPARISON_SECONDS

@@ -309,6 +309,14 @@ class Pays(NextToken):
         return None if self.teacher is None else (self.teacher * 4, 4)
 
 
+def test_steps_of_finite_differences_are_smaller_where_the_loss_is_small() -> None:
+    for tuned, mean, share in ((True, 3.0, 1.0), (True, 0.5, 1.0), (True, 0.25, 0.5), (False, 0.25, 1.0)):
+        proof = proving._Proof(Recipe(Any, NextToken(), AdamW(), batch(), [], 64, tuned=tuned))  # type: ignore[arg-type]
+        proof.mean = mean
+        assert proof._rise == pytest.approx(share * (proving.IN_PLACE if tuned else proving.EXACT).rise)
+        assert proof.bars is (proving.IN_PLACE if tuned else proving.EXACT)
+
+
 @pytest.mark.parametrize(
     ("nats", "teacher", "tuned", "says"),
     [
