@@ -12,6 +12,16 @@ from tests.model.test_llama import packed
 OPTIMIZERS = sorted(parts("train/optimizers").items())
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_matrix_of_rank_one_is_made_orthogonal_too(size: float) -> None:
+    """All of its length is one singular value, which the iteration must not be begun above."""
+    random = torch.Generator().manual_seed(0)
+    up, across = torch.randn(12, 1, generator=random), torch.randn(1, 20, generator=random)
+    found = orthogonal((size * up @ across)[None], 5, torch.float32)[0]
+    wanted = up @ across / up.norm() / across.norm()
+    assert (found - wanted).norm() < 0.12 and orthogonal(torch.zeros(1, 3, 4), 5, torch.float32).eq(0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 96, 32), (2, 32, 96)])
 def test_muon_orthogonalises(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -21,7 +21,7 @@ from settle.train.optimizers.adamw import AdamStepper, AdamW
 from settle.train.optimizers.muon import Muon
 from settle.train.proof.compute_type import EmulatedRounding, RoundingError
 from settle.train.proof.prove import Recipe, prove
-from settle.train.proof.sequence import require_attention, require_causal
+from settle.train.proof.sequence import _Watched, require_attention, require_causal
 from settle.train.proof.source import SourceRow, require_targets, require_text
 from tests.train.source_rows import source_rows
 from tests.train.test_proof import VOCAB, batch
@@ -124,6 +124,27 @@ def test_positions_are_what_the_options_say(monkeypatch: pytest.MonkeyPatch, fac
     monkeypatch.setattr(RotationTable, "angles", lambda table, length: angles(table, length) * factor)
     with pytest.raises(ProofError, match=says):
         require_attention(Llama.TINY.build(seed=1), batch())
+
+
+@pytest.mark.parametrize("lengths", [(9, 30), (30, 9), (40, 50)])
+@pytest.mark.parametrize("family", [Llama, Gemma2])
+def test_lost_positions_are_found_wherever_the_longest_document_lies(
+    monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], family: Any
+) -> None:
+    """And in every layer, those with a window too: the order is turned of what the last token sees and of no more."""
+    angles = RotationTable.angles
+    model = family.TINY.build(seed=1)
+    if family is Gemma2:
+        assert 2 < min(layer.options.window or 99 for layer in model.layers) < 30
+    seen = require_attention(model, batch(lengths))
+    assert seen.startswith(f"{len(model.layers)} layers")
+    monkeypatch.setattr(RotationTable, "angles", lambda table, length: angles(table, length) * 0.0)
+    edges = torch.from_numpy(batch(lengths).cu_seqlens)
+    watched = _Watched(edges, [layer.options for layer in model.layers])
+    model = family.TINY.build(seed=1)
+    with torch.no_grad():
+        model(torch.from_numpy(batch(lengths).inputs), watched)
+    assert watched.still == list(range(len(model.layers)))
 
 
 def test_a_lost_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
