@@ -172,6 +172,10 @@ def test_a_type_is_taken_as_asked_or_as_measured(monkeypatch: pytest.MonkeyPatch
     assert choose_dtype(None, CPU, [], why) == "bfloat16" and why == {"dtype": "measured: twice as fast"}
 
 
+def test_a_type_has_the_name_that_torch_gives_it() -> None:
+    assert [TrainingSettings(dtype=name).dtype for name in ("bf16", "fp32", None)] == ["bfloat16", "float32", None]
+
+
 def test_a_type_that_a_device_does_not_compute_in_well_is_refused() -> None:
     device: Any = SimpleNamespace(kind="cuda", dtypes=("bfloat16",))
     for fine in (None, "float32", "bfloat16"):
