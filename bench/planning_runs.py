@@ -36,6 +36,7 @@ PLAUSIBLE = (0.04, 0.75)  # of the data sheet's rate: outside the row mixes two 
 USUAL_DAYS = 30  # of a run whose number of devices is not known
 SIZE = 20e9
 PENALTY = 1.0
+LEAST_HOURS = 24.0
 FEWEST = 12  # runs, to hold one out
 
 
@@ -73,7 +74,8 @@ def _yaml(folder: Path) -> list[Published]:
     found = []
     for r in rows:
         active = r.get("active_b") or r.get("params_b")
-        hours = r.get("gpu_hours") or (r.get("gpus") or 0) * (r.get("hours") or 24 * (r.get("days") or 0))
+        hours = r.get("gpu_hours") or (r.get("gpus") or 0) * _wall_hours(r)
+        hours = hours or (r.get("gpu_hours_per_t_tokens") or 0) * (r.get("tokens_b") or 0) / 1000
         if not isinstance(active, int | float) or not r.get("tokens_b") or not hours:
             continue
         if "->" in str(r.get("gpu", "")) or "increment" in r["run"]:
@@ -85,6 +87,10 @@ def _yaml(folder: Path) -> list[Published]:
             )
         )  # fmt: skip
     return [run for run in found if run]
+
+
+def _wall_hours(r: dict[str, float]) -> float:
+    return float(r.get("hours") or 24 * (r.get("days") or 0) or (r.get("minutes") or 0) / 60)
 
 
 def _checked(folder: Path) -> list[Published]:
@@ -175,6 +181,11 @@ def fit(runs: Sequence[Published], clean: Sequence[float]) -> tuple[np.ndarray, 
     return _solve(x, y), residuals
 
 
+def is_watched(run: Published) -> bool:
+    """Whether it ran for a day at least: a benchmark of an hour loses nothing, and says nothing of runs that do."""
+    return run.hours / run.machine.count >= LEAST_HOURS
+
+
 def features(run: Published) -> list[float]:
     shape = shape_of(run)
     return [1.0, math.log(shape.active_parameters / SIZE), float(shape.experts > 0)]
@@ -209,7 +220,7 @@ def main(folder: Path | None = None) -> None:
 
 
 def _without(i: int, runs: list[Published], clean: list[float]) -> Interval:
-    rest = [j for j in range(len(runs)) if j != i]
+    rest = [j for j in range(len(runs)) if j != i and is_watched(runs[j])]
     beta, residuals = fit([runs[j] for j in rest], [clean[j] for j in rest])
     low, high = whole_run.share_ends(tuple(sorted(residuals)))
     hours = clean[i] / math.exp(np.array(features(runs[i])) @ beta)
@@ -217,6 +228,9 @@ def _without(i: int, runs: list[Published], clean: list[float]) -> Interval:
 
 
 def summarize(what: str, runs: list[Published], intervals: list[Interval]) -> None:
+    if not runs:
+        print(f"{what}: no runs")
+        return
     inside = [interval.contains(run.hours) for run, interval in zip(runs, intervals, strict=True)]
     widths = [interval.high / interval.low for interval in intervals]
     errors = [abs(interval.value / run.hours - 1) for run, interval in zip(runs, intervals, strict=True)]
@@ -227,6 +241,8 @@ def summarize(what: str, runs: list[Published], intervals: list[Interval]) -> No
 
 
 def write(runs: list[Published], clean: list[float]) -> None:
+    clean = [hours for run, hours in zip(runs, clean, strict=True) if is_watched(run)]
+    runs = [run for run in runs if is_watched(run)]
     (centre, slope, experts), residuals = fit(runs, clean)
     lines = [
         "# Published training runs: logarithm of what they got of a steady rate, less what size",

@@ -119,6 +119,8 @@ def known_model(name: str) -> KnownModel:
 def find_known(name: str) -> KnownModel | None:
     """The same, or None."""
     known = catalogue_file().known
+    if short := catalogue_file().models.get(name.lower()):  # a name of `settle pull`
+        name = short.hub
     plain = _plain(name)
     exact = {m.name: m for m in known} | {_plain(m.hub): m for m in known} | {m.ollama: m for m in known if m.ollama}
     if found := exact.get(name.lower()) or exact.get(plain):

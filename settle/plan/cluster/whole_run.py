@@ -1,7 +1,8 @@
 """A whole training run forecast: device-hours, weeks, failures and the chance to finish by a date.
 
-A steady rate is not a run. Published runs got 37 to 95 % of it: failures, evaluation, restarts, longer sequences at
-the end and passes that nobody reports take the rest. The share and its spread come from those runs
+A steady rate is not a run. Published runs got two thirds of the forecast one in the median, four fifths of them between
+0.4 and 1.1 of it: failures, evaluation, restarts, longer sequences at the end and passes that nobody reports take the
+rest, and the forecast errs. The share and its spread come from those runs
 (published_runs.toml), so the forecast says what runs of this kind took, not what a clean one would.
 """
 

@@ -10,8 +10,12 @@ from settle.machine.described_machine import Machine
 # Energy of a device-hour over its design power, with host, network and cooling: OLMo 3 used 624 and 649 W for each H100
 # of 700 W; a consumer card under load stays below its limit, its computer takes 50 to 150 W beside.
 OF_DESIGN_POWER = Interval(0.93, 0.75, 1.2, FORECAST_LEVEL)
+# The same while it serves, which waits for memory: ML.ENERGY's rows of H100 and B200 draw 0.66 of their design power in
+# the median, 0.45 to 0.93 in four fifths of them; host, network and cooling take a tenth to two fifths beside.
+SERVING_POWER = Interval(0.79, 0.51, 1.14, FORECAST_LEVEL)
 # Rent of devices over the whole bill: storage, network and support take the rest (mercatus-ai 2026-05, 0.6 to 0.7).
 SHARE_OF_BILL = 0.65
+ASKED = "asked"  # the source of a price that the person gave
 UNKNOWN_WATTS = 400.0  # of a device whose design power nobody says
 
 
@@ -42,7 +46,7 @@ def cost(
     energy = product(hours, OF_DESIGN_POWER).scaled(watts / 1000)
     electricity = exact(per_kwh) if per_kwh is not None else table.electricity.interval
     if per_hour is not None:
-        rent, source = exact(per_hour), "asked"
+        rent, source = exact(per_hour), ASKED
     elif machine.name in table.rent:
         row = table.rent[machine.name]
         rent, source = row.interval, f"{row.source}, {row.as_of}"
@@ -58,7 +62,7 @@ def cost(
         rent=rented,
         bill=rented.scaled(1 / SHARE_OF_BILL),
         rent_source=source,
-        electricity_source="asked" if per_kwh is not None else f"{table.electricity.source}, {table.electricity.as_of}",
+        electricity_source=ASKED if per_kwh is not None else f"{table.electricity.source}, {table.electricity.as_of}",
     )
 
 

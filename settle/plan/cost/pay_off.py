@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.prices import ApiPrice
-from settle.plan.cost.money import OF_DESIGN_POWER
+from settle.plan.cost.money import SERVING_POWER
 
 DAY = 86400.0
 DRAWS = 4000
@@ -64,7 +64,7 @@ def pay_off(
     days, costs, joules, least = [], [], [], []
     for _ in range(DRAWS):
         speeds = (_draw(rng, prefill), _draw(rng, decode))
-        power = watts * _draw(rng, OF_DESIGN_POWER)
+        power = watts * _draw(rng, SERVING_POWER)
         price = _draw(rng, per_kwh)
         a_day = _here(load, speeds, power, price, per_hour, always_on, watts)
         costs.append(a_day)
@@ -74,7 +74,7 @@ def pay_off(
         least.append(_break_even(load, api, speeds, power, price, purchase, per_hour, always_on, watts))
     life = YEARS * 365
     value = _here(
-        load, (prefill.value, decode.value), watts * OF_DESIGN_POWER.value, per_kwh.value, per_hour, always_on, watts
+        load, (prefill.value, decode.value), watts * SERVING_POWER.value, per_kwh.value, per_hour, always_on, watts
     )
     expected = purchase / (at_api - value) if at_api > value else math.inf
     low, high = _ends(days)
@@ -86,7 +86,7 @@ def pay_off(
         days=Interval(expected, low, high, FORECAST_LEVEL) if math.isfinite(expected) else None,
         chance=sum(day <= life for day in days) / len(days),
         requests=requests if math.isfinite(requests) else None,
-        energy=Interval(watts * OF_DESIGN_POWER.value / decode.value, *_ends(joules), FORECAST_LEVEL),
+        energy=Interval(watts * SERVING_POWER.value / decode.value, *_ends(joules), FORECAST_LEVEL),
     )
 
 

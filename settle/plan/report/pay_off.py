@@ -45,7 +45,7 @@ def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> N
         f"{api.id}, a day": (exact(plan.api), "USD", api_source),
         "here, a day": (plan.here, "USD", electricity),
         "speed": (decode, "tokens/s", source),
-        "energy of an output token": (plan.energy, "J", f"{machine.watts or UNKNOWN_WATTS:.0f} W"),
+        "energy of an output token": (plan.energy, "J/token", f"{machine.watts or UNKNOWN_WATTS:.0f} W"),
     }
     if plan.days and settings.purchase:
         rows["paid off"] = (plan.days.scaled(86400), "s", day)

@@ -13,7 +13,7 @@ from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
 from settle.plan.cost.lifetime import Life, life
-from settle.plan.cost.money import Cost, cost, exact
+from settle.plan.cost.money import ASKED, Cost, cost, exact
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_run
 from settle.plan.report.settings import PlanSettings
@@ -81,9 +81,10 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
             f"{machine.watts or 0:.0f} W",
         ),
         "electricity": (money.electricity, "USD", money.electricity_source),
-        "rent": (money.rent, "USD", money.rent_source),
-        "bill with storage and network": (money.bill, "USD", "rent is 65 % of a bill"),
     }
+    if not machine.measured or money.rent_source == ASKED:  # this machine is there already
+        rows["rent"] = (money.rent, "USD", money.rent_source)
+        rows["bill with storage and network"] = (money.bill, "USD", "rent is 65 % of a bill")
     if machine.count > 1:
         rows["failures"] = (fail.failures, "", "rates of four clusters")
         rows["share of the time that is work"] = (fail.share.scaled(100), "%", "Daly (2006)")

@@ -14,7 +14,7 @@ from settle.machine.hardware import GIB
 from settle.plan.cluster.layout import Layout
 from settle.plan.cluster.throughput import steady_rate
 from settle.plan.cluster.tuning_memory import Tuning, TuningMemory, training_shape, tuning_memory
-from settle.plan.cost.money import Cost, cost
+from settle.plan.cost.money import ASKED, Cost, cost
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, named_shape
 from settle.plan.report.cells import forecast_table, values
@@ -145,14 +145,16 @@ def _instead(options: list[Option], machine: Machine) -> str:
 
 def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
     wall = chosen.hours.scaled(3600 / machine.count)
-    return {
+    rows = {
         "memory of a device": (chosen.memory, "bytes", f"of {machine.memory / GIB:.0f} GB; measured trainers"),
         "speed of a device": (chosen.rate, "tokens/s", "published training rates"),
         "time": (wall, "s", f"{chosen.tuning.rows} rows at once"),
         "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
         "electricity": (money.electricity, "USD", money.electricity_source),
-        "rent": (money.rent, "USD", money.rent_source),
     }
+    if not machine.measured or money.rent_source == ASKED:
+        rows["rent"] = (money.rent, "USD", money.rent_source)
+    return rows
 
 
 def _table(options: list[Option], machine: Machine) -> Listing:

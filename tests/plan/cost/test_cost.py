@@ -13,7 +13,7 @@ from settle.library.prices import ApiPrice, prices, read_prices
 from settle.library.update import update_data
 from settle.machine.described_machine import described
 from settle.plan.cost.lifetime import life, tokens_for
-from settle.plan.cost.money import OF_DESIGN_POWER, cost, exact, product
+from settle.plan.cost.money import OF_DESIGN_POWER, SERVING_POWER, cost, exact, product
 from settle.plan.cost.pay_off import Workload, api_dollars, pay_off
 from settle.plan.loss_law import left_over
 
@@ -114,7 +114,7 @@ def test_the_day_that_a_machine_is_paid_is_its_price_over_the_saving():
     speed = exact(100.0)
     plan = pay_off(LOAD, API, exact(1000.0), speed, 300.0, exact(0.3), purchase=1000.0)
     seconds = 1000 * (1000 / 1000 + 500 / 100)
-    a_day = 300 * OF_DESIGN_POWER.value * seconds / 3.6e6 * 0.3
+    a_day = 300 * SERVING_POWER.value * seconds / 3.6e6 * 0.3
     assert plan.here.value == pytest.approx(a_day) and plan.busy == pytest.approx(seconds / 3600)
     assert plan.days is not None and plan.days.value == pytest.approx(1000 / (3.0 - a_day))
     assert plan.days.low < plan.days.value < plan.days.high and plan.chance == 1
