@@ -13,6 +13,7 @@ import argparse
 import inspect
 import json
 import math
+import re
 import textwrap
 from argparse import _ActionsContainer
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.tasks import best_suited, named
 
 SLACK = 0.02  # mean scores nearer than this are no mistake to confuse
+NEXT = r"\A\s*(\S{2})"  # the next two letters of a text, which the answer has to begin with
 SHARED = 0.3  # correlation of two candidates on one prompt: prompts are hard or easy for everybody
 
 
@@ -145,6 +147,7 @@ def make(folder: Path) -> None:
         place.mkdir(exist_ok=True)
         (place / "models.json").write_text(json.dumps({n: str({**files, "again": same}[n]) for n in names}))
         (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _cut(text)))
+        (place / "score").write_text(f"regex:{NEXT}")
 
 
 def _prose() -> str:
@@ -176,7 +179,7 @@ def _cut(text: str, number: int = 240, given: int = 60, wanted: int = 10) -> lis
     """Prompts from all over a text, each with the characters that follow."""
     places = np.linspace(given, len(text) - wanted - 1, number).astype(int)
     rows = [{"prompt": text[p - given : p], "completion": text[p : p + wanted]} for p in places]
-    return [row for row in rows if row["prompt"].strip() and row["completion"].strip()]
+    return [row for row in rows if row["prompt"].strip() and re.search(NEXT, row["completion"])]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.visible import visible_name
+from settle.formats.gguf import read_gguf
 from settle.jobs.pick.needs import Needs, forbids_commercial_use
 from settle.jobs.pick.predict import Prediction, predict
 from settle.library.catalogue import catalogue, find_known
@@ -158,9 +159,15 @@ def _of_ref(name: str, where: str, ref: ModelRef) -> Candidate:
         num_bytes=weights.stat().st_size + (ref.adapter.stat().st_size if ref.adapter else 0),
         ref=ref,
         facts=read_facts(weights),
-        license=source.license or (known.license if known else ""),
+        license=source.license or _own_license(weights) or (known.license if known else ""),
         languages=frozenset(known.languages if known else ()),
     )
+
+
+def _own_license(path: Path) -> str:
+    """The licence that a file names itself."""
+    license = read_gguf(path).metadata.get("general.license")
+    return license if isinstance(license, str) else ""
 
 
 def _neighbour_ref(there: Neighbour) -> ModelRef:
@@ -205,6 +212,6 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
     needed, speed = prediction.figures["memory"], prediction.figures.get("speed")
     if needed.low > memory().total:
         return f"it needs {needed.value / 1e9:.1f} GB, and this machine has {memory().total / 1e9:.1f} GB"
-    if needs.speed and speed is not None and speed.high < needs.speed:
+    if needs.speed and not candidate.named and speed is not None and speed.high < needs.speed:
         return f"at most {speed.high:.1f} tokens/s are expected of it here, and {needs.speed:g} are asked for"
     return ""
