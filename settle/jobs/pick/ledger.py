@@ -25,7 +25,7 @@ SPREAD_PRIOR = 3.0  # measurements that the law's own spread counts as
 @dataclass(frozen=True)
 class Entry:
     """One figure of one model. law: predicted by the law alone; predicted, low, high: as it was said, after what was
-    measured here before."""
+    measured here before. busy: other programs kept the machine busy, so times say little of it."""
 
     date: str
     machine: str
@@ -36,6 +36,7 @@ class Entry:
     low: float
     high: float
     measured: float
+    busy: bool = False
 
 
 def machine_name() -> str:
@@ -43,11 +44,13 @@ def machine_name() -> str:
     return f"{processor_name()}, {cores().usable} cores, {round(memory().total / 2**30)} GiB"
 
 
-def note(model: str, figures: Mapping[str, tuple[float, Interval, float]]) -> None:
-    """Keeps figures of a model: by name what the law said, what was predicted, and what was measured. Raises
-    ResourceError when the disk is full."""
+def note(model: str, figures: Mapping[str, tuple[float, Interval, float]], busy: bool = False) -> None:
+    """Keeps figures of a model: by name what the law said, what was predicted, and what was measured. busy: as in
+    `Entry`. Raises ResourceError when the disk is full."""
     today, machine = datetime.date.today().isoformat(), machine_name()
-    entries = [Entry(today, machine, model, f, law, *p.ends, measured) for f, (law, p, measured) in figures.items()]
+    entries = [
+        Entry(today, machine, model, f, law, *p.ends, measured, busy) for f, (law, p, measured) in figures.items()
+    ]
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +63,9 @@ def note(model: str, figures: Mapping[str, tuple[float, Interval, float]]) -> No
 def corrected(figure: str, law: float, log_std: float) -> Interval:
     """The prediction of the law, with the standard deviation of its logarithm, after what was measured on this machine:
     the mean error of the models measured here is taken off, as far as they are many, and their spread takes the place
-    of the law's."""
-    latest = {e.model: e for e in entries() if e.figure == figure and e.machine == machine_name()}
+    of the law's. Times that were measured on a busy machine correct nothing."""
+    mine = [e for e in entries() if e.figure == figure and e.machine == machine_name()]
+    latest = {e.model: e for e in mine if figure == "memory" or not e.busy}
     errors = [math.log(e.measured / e.law) for e in latest.values() if e.measured > 0 and e.law > 0]
     shift = sum(errors) / (len(errors) + PRIOR)
     squares = sum((error - shift) ** 2 for error in errors) + SPREAD_PRIOR * log_std**2
@@ -84,7 +88,7 @@ def show(events: Events) -> None:
             _shown(e.figure, e.predicted),
             f"{_shown(e.figure, e.low)} to {_shown(e.figure, e.high)}",
             _shown(e.figure, e.measured),
-            f"{e.measured / e.predicted:.2f}",
+            f"{e.measured / e.predicted:.2f}" + (" (busy)" if e.busy and e.figure != "memory" else ""),
         ]
         for e in known
     ]
@@ -95,7 +99,9 @@ def show(events: Events) -> None:
 
 
 def _summary(figure: str, known: list[Entry]) -> str:
-    mine = [e for e in known if e.figure == figure]
+    mine = [e for e in known if e.figure == figure and (figure == "memory" or not e.busy)]
+    if not mine:
+        return f"{figure.replace('_', ' ')}: measured on a busy machine alone"
     error = statistics.median(abs(e.measured / e.predicted - 1) for e in mine)
     inside = sum(e.low <= e.measured <= e.high for e in mine)
     return f"{figure.replace('_', ' ')}: median error {error:.0%}, {inside} of {len(mine)} inside the interval"

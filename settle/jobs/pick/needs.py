@@ -33,8 +33,10 @@ class Needs:
 
 
 def languages_in(text: str) -> frozenset[str]:
-    """The languages that a task names in English words."""
-    return frozenset(LANGUAGES[word] for word in re.findall(r"[a-z]+", text.casefold()) if word in LANGUAGES)
+    """The languages that a task names, as English writes them: "polish" is something else."""
+    return frozenset(
+        LANGUAGES[word.lower()] for word in re.findall(r"\b[A-Z][a-z]+", text) if word.lower() in LANGUAGES
+    )
 
 
 def needs_turns(cases: Sequence[Case]) -> bool:

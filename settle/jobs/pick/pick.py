@@ -31,6 +31,7 @@ from settle.jobs.pick.prompts import Prompts, read_prompts
 from settle.jobs.pick.settings import PickSettings
 from settle.jobs.pick.verdict import Measured, Verdict, decide
 from settle.library.deletion import confirm
+from settle.machine.measurement_cache import others_are_busy
 
 FIRST, NEXT = 8, 4  # prompts that everybody answers before the first look, and between two looks
 UNANSWERED_TOKENS = 256  # of an answer, where none is wanted that says how long one is
@@ -167,14 +168,17 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
 
     refs = [c.ref for c in candidates if c.ref is not None]
     measured = []
+    busy = others_are_busy()
     taken_by_all = measure(refs, asked.prompts.cases, asked.needs.context, on_progress)
+    if busy := busy or others_are_busy():
+        events.emit(Warn(text="other programs keep this machine busy, so answers would be faster than was measured"))
     for candidate, taken in zip(candidates, taken_by_all, strict=True):
         if isinstance(taken, SettleError):
             events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
             continue
         if candidate.prediction is not None:
             taken = candidate.prediction.with_whole_cache(taken)
-            note_measured(candidate.name, candidate.prediction, taken)
+            note_measured(candidate.name, candidate.prediction, taken, busy)
         if asked.needs.speed and taken.speed.most < asked.needs.speed:
             speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"
             events.emit(Say(text=f"{candidate.name} is left out: {speed}"))

@@ -62,11 +62,12 @@ def predict(ref: ModelRef, context: int, letters: int) -> Prediction | None:
     return Prediction(shape, law, {name: ledger.corrected(name, value, stds[name]) for name, value in law.items()})
 
 
-def note_measured(model: str, prediction: Prediction, taken: Taken) -> None:
-    """Puts what was measured beside what was predicted. Raises ResourceError when the disk is full."""
+def note_measured(model: str, prediction: Prediction, taken: Taken, busy: bool) -> None:
+    """Puts what was measured beside what was predicted. busy: other programs kept the machine busy. Raises
+    ResourceError when the disk is full."""
     actual = {"memory": float(taken.peak_bytes), "speed": taken.speed.median, "first_token": taken.first_token.median}
     known = {f: (prediction.law[f], interval, actual[f]) for f, interval in prediction.figures.items()}
-    ledger.note(model, known)
+    ledger.note(model, known, busy)
 
 
 @functools.cache
