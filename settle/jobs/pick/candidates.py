@@ -200,7 +200,7 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return ""
     if facts.embeds:
         return "it turns texts into vectors and writes none"
-    if facts.context < needs.context:
+    if needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
     takes_turns = facts.template or (candidate.ref and candidate.ref.adapter)
     if needs.turns and not takes_turns:

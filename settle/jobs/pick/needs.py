@@ -19,11 +19,13 @@ _NON_COMMERCIAL = re.compile(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial|research
 
 @dataclass(frozen=True)
 class Needs:
-    """context: tokens of a prompt and its answer together. languages: that the task names, as ISO 639-1. tools: the
-    prompts bring tools. turns: some prompts are conversations. letters: of a usual prompt. commercial: the licence has
-    to allow commercial use. speed: tokens per second at least, or None."""
+    """context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
+    languages: that the task names, as ISO 639-1. tools: the prompts bring tools. turns: some prompts are conversations.
+    letters: of a usual prompt. commercial: the licence has to allow commercial use. speed: tokens per second at least,
+    or None."""
 
     context: int
+    must_take_it: bool = False
     languages: frozenset[str] = frozenset()
     tools: bool = False
     turns: bool = False

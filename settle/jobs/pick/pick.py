@@ -35,6 +35,7 @@ from settle.machine.measurement_cache import others_are_busy
 
 FIRST, NEXT = 8, 4  # prompts that everybody answers before the first look, and between two looks
 UNANSWERED_TOKENS = 256  # of an answer, where none is wanted that says how long one is
+USUAL_CONTEXT = 4096  # tokens, or what the model knows, where none are asked for
 TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a processor
 
 
@@ -80,7 +81,7 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     task = named(settings.score) if settings.score else None  # an unknown score is refused before anything is read
     if settings.prompts is None:
         raise UsageError("no prompts are given to measure with", "give some as people will ask them: --prompts FILE")
-    context = count(settings.context)
+    context = count(settings.context) if settings.context else USUAL_CONTEXT
     prompts = read_prompts(settings.prompts, settings.limit, events)
     if task is None and prompts.are_answered:
         task = best_suited(prompts.cases)
@@ -90,6 +91,7 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     cases = prompts.cases
     needs = Needs(
         context=context,
+        must_take_it=settings.context is not None,
         languages=languages_in(settings.task),
         tools=any(case.tools for case in cases),
         turns=needs_turns(cases),

@@ -43,6 +43,7 @@ def predict(ref: ModelRef, context: int, letters: int) -> Prediction | None:
     """What a model takes on this machine at `context` tokens, with a usual prompt of so many letters; None where its
     file does not say enough."""
     facts, machine = read_facts(ref.weights), _here()
+    context = min(context, facts.context)
     try:
         shape = shape_of_file(ref.weights, ref.name).shape
     except SettleError:

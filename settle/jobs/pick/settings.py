@@ -17,7 +17,9 @@ class PickSettings(ThreadSettings):
     models: list[str] = Field(
         [], description="choose among these; those on this machine and in the catalogue if not given"
     )
-    context: str = Field("4096", description="tokens of a prompt and its answer together, such as 8k")
+    context: str | None = Field(
+        None, description="tokens of a prompt and its answer together that the model must take, such as 8k"
+    )
     speed: float | None = Field(None, gt=0, description="tokens per second that an answer must have at least")
     score: str | None = Field(
         None,
