@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from settle.base.statistics import Interval
-from settle.evaluate.compare.race import Outcome
+from settle.evaluate.compare.race import Outcome, Pair
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.measure import Taken
+
+MARGIN = 0.05  # of a share, or of another score's value: a smaller model that scores this much less is as good
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Measured:
 @dataclass(frozen=True)
 class Verdict:
     """chosen: the model to take. is_better: it is shown to be better than all others that were asked; otherwise it is
-    the smallest of those that none was shown to be better than. sentence: for people. notes: how sure, what would
-    change it."""
+    the smallest of those that score within MARGIN of the best and that none was shown to be better than. sentence: for
+    people. notes: how sure, what would change it."""
 
     chosen: Measured | None
     is_better: bool
@@ -50,14 +52,16 @@ def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, 
             "are right"
         )
         return Verdict(fastest, False, sentence, ["give the wanted answers beside the prompts, or --score FILE.py"])
-    chosen = min(outcome.left, key=lambda k: (measured[k].taken.peak_bytes, -measured[k].taken.speed.median))
+    best = outcome.means[outcome.leader]
+    near = [k for k in outcome.left if best - outcome.means[k] <= MARGIN * (1.0 if is_share else abs(best))]
+    chosen = min(near, key=lambda k: (measured[k].taken.peak_bytes, -measured[k].taken.speed.median))
     if len(measured) > 1 and not any(outcome.means):
         sentence = f"none of the {len(measured)} models got any of the prompts right, so nothing tells them apart"
         return Verdict(None, False, sentence, ["look at the wanted answers, or choose another score with --score"])
     if len(outcome.left) == 1:
         sentence = _best(measured, outcome, chosen, measure, is_share)
         return Verdict(measured[chosen], len(measured) > 1, sentence)
-    sentence, notes = _undecided(measured, outcome, chosen, measure, is_share)
+    sentence, notes = _undecided(measured, outcome, chosen, near, measure, is_share)
     return Verdict(measured[chosen], False, sentence, notes)
 
 
@@ -75,18 +79,22 @@ def _best(measured: Sequence[Measured], outcome: Outcome, chosen: int, measure: 
 
 
 def _undecided(
-    measured: Sequence[Measured], outcome: Outcome, chosen: int, measure: str, is_share: bool
+    measured: Sequence[Measured], outcome: Outcome, chosen: int, near: Sequence[int], measure: str, is_share: bool
 ) -> tuple[str, list[str]]:
     others = [k for k in outcome.left if k != chosen]
     names = " and ".join(measured[k].name for k in others)
     value = _value(outcome.means[chosen], is_share)
-    sentence = (
-        f"take {measured[chosen].name}, the smallest of {len(outcome.left)} that are no different on these prompts: "
-        f"{measure} {value}, beside {names} with {', '.join(_value(outcome.means[k], is_share) for k in others)}"
-    )
+    beside = f"{measure} {value}, beside {names} with {', '.join(_value(outcome.means[k], is_share) for k in others)}"
+    if len(near) > 1:
+        sentence = f"take {measured[chosen].name}, the smallest of {len(near)} that are no different here: {beside}"
+    else:
+        sentence = f"take {measured[chosen].name} for now, though nothing is decided: {beside}"
     notes = []
     for k in sorted(others, key=lambda k: -outcome.means[k]):
         pair = outcome.pair(k, chosen)
+        if k not in near:
+            notes.append(_behind(measured[k].name, outcome.pair(chosen, k), is_share))
+            continue
         ahead = f"{measured[k].name} may be ahead by {_signed(pair.difference.high, is_share)} at most"
         if pair.difference.high <= 0:
             notes.append(f"{measured[k].name} is rather behind: by {_range(pair.difference, is_share)}")
@@ -100,6 +108,12 @@ def _undecided(
                 f"decide, were the difference as large as it looks"
             )
     return sentence, notes
+
+
+def _behind(name: str, pair: Pair, is_share: bool) -> str:
+    """Of one that scored less and is not shown to be worse."""
+    text = f"{name} is not shown to be worse: {_range(pair.difference, is_share)} less was measured"
+    return f"{text}; about {pair.more} more prompts would decide it" if pair.more else text
 
 
 def _value(value: float, is_share: bool) -> str:
