@@ -51,11 +51,12 @@ class Reranker(FreezableModule):
         self.blocks = copy.deepcopy(encoder.blocks[layers_apart(len(encoder.blocks)) :]).requires_grad_(True)
         self.segments = nn.Parameter(torch.zeros(2, width))  # added to the question's tokens, and to the passage's
         self.figures = nn.ModuleList(nn.Linear(FIGURES, width) for _ in range(2))  # likewise
-        self.importance = nn.ModuleList(nn.Linear(width, 1) for _ in range(2))
+        importance = [nn.Linear(width, 1) for _ in range(2)]
         self.hidden, self.score = nn.Linear(2 * width, HIDDEN), nn.Linear(HIDDEN, 1)
         self.likeness = nn.Linear(FIGURES, 1)
-        for importance in self.importance:
-            nn.init.normal_(importance.weight, std=BEGIN)
+        for linear in importance:
+            nn.init.normal_(linear.weight, std=BEGIN)
+        self.importance = nn.ModuleList(importance)
         nn.init.zeros_(self.score.weight)
         nn.init.constant_(self.likeness.weight, FIRST_LIKENESS / FIGURES)
         nn.init.constant_(self.likeness.bias, FIRST_BIAS)
