@@ -112,6 +112,12 @@ def test_an_answer_that_ends_where_the_model_goes_on_is_a_difference(monkeypatch
         greedy(monkeypatch, "cdef", "cd")
 
 
+def test_a_near_tie_with_any_of_the_ends_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies 0.08 nats behind, the other ends 0.16; up to 0.1 is a near-tie."""
+    figures = greedy(monkeypatch, "cdef", "cd", gap=0.08)
+    assert (figures["greedy_tokens_equal"], figures["greedy_near_ties"]) == (2, 1)
+
+
 def test_prompts_are_half_of_the_text_and_fit_into_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 

@@ -93,6 +93,12 @@ def test_a_small_rest_joins_the_passage_before():
     assert [t for _, _, t in chunks(*apart)] == [20, 5]  # no passage crosses a page
 
 
+def test_a_section_begins_with_nothing_of_the_one_before():
+    """With its arrow the heading takes 2 of 20 tokens, and 18 fit below it."""
+    found = chunks(block(words(3)), heading("h"), block(words(10)), block(words(8)))
+    assert [tokens for _, _, tokens in found] == [3, 19]
+
+
 def test_a_passage_begins_with_what_is_carried():
     found = chunks(*(block(words(6, c)) for c in "abcd"), carry=lambda pieces: pieces[-2:])
     assert [text.split()[0] for _, text, _ in found] == ["a0", "b0"] and [t for _, _, t in found] == [18, 18]

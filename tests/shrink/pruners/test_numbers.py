@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from settle.base.errors import UsageError
+from settle.model.architectures.llama import Llama
+from settle.model.layers.linear import Stack
 from settle.shrink.activations.curvature import _drawn
+from settle.shrink.activations.importance import observed
 from settle.shrink.activations.least_squares import eliminate, error, gram, refitted, ridged
 from settle.shrink.pruners import FEWEST_WINDOWS, PASSES, kept_number, num_kept
 from settle.shrink.pruners._columns import _better, spread_out
@@ -229,6 +232,14 @@ def test_a_block_s_worth_is_spread_by_its_inputs() -> None:
         and found[0, 32:] == pytest.approx(1.0)
     )
     assert found[1, :32].sum() == 0 and found[1, 32:] == pytest.approx(2.0)
+
+
+def test_a_model_is_observed_only_for_as_long_as_asked() -> None:
+    model = Llama.TINY.build(0)
+    stacks = [s for module in model.modules() for s in vars(module).values() if isinstance(s, Stack)]
+    with observed(model, lambda linears, x: None):
+        assert stacks and all({"linear", "gated", "norm_linear", "linear_add"} <= set(vars(s)) for s in stacks)
+    assert not any({"linear", "gated", "norm_linear", "linear_add"} & set(vars(s)) for s in stacks)
 
 
 def test_a_token_is_drawn_by_its_chance() -> None:
