@@ -69,6 +69,11 @@ def test_as_many_whole_rows_as_fit(tokens: int, step: int, edges: list[int]) -> 
     assert whole_rows(packed(10, 10, 10, 10), tokens, step).cu_seqlens.tolist() == edges
 
 
+def test_two_rows_that_fit_are_whole_however_unequal() -> None:
+    assert whole_rows(packed(15, 5, 10), 20, 1).cu_seqlens.tolist() == [0, 15, 20]
+    assert whole_rows(packed(15, 6, 10), 20, 1).cu_seqlens.tolist() == [0, 10, 16]
+
+
 def test_of_long_rows_their_beginnings_and_ends_are_taken() -> None:
     for tokens, step in ((20, 1), (40, 2)):  # of two rows
         part = whole_rows(packed(50, 50, 50, 50, record=True), tokens, step)
