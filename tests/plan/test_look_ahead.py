@@ -117,6 +117,13 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decay=0.4))]
 
 
+@pytest.mark.parametrize(("steps", "read"), [(None, 5000), (40, 5000), (20, 3000), (1, 150), (0.5, 100)])
+def test_what_is_read_at_the_end_is_a_share_of_the_run_within_bounds(steps: float | None, read: int) -> None:
+    """Beside the sample once more: three twentieths of the tokens, the sample at least, all of the text at most."""
+    asked = plan(max_steps=steps) if steps != 0.5 else plan(max_steps=1, tokens_per_step=500)
+    assert forecasts._finally_evaluated(asked, Text, PROBED, 0.0) == SAMPLE + read  # type: ignore[arg-type]
+
+
 def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]) -> None:
     _, said = look_ahead(plan(max_steps=4000), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
     assert [steps for steps, _ in probed] == [33, 100]
