@@ -131,12 +131,13 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
         name = (error.unused_tokens or [""])[0]
         return f"unknown command {name!r}", suggest_command(name, Command.part_names())
     if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
+        option = error.token.keyword or error.token.value  # keyword: where no list of words would take it
         known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command))]
-        if "." in error.token.value:  # perhaps a misspelled setting of a part
+        if "." in option:  # perhaps a misspelled setting of a part
             known += [
                 str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)
             ]
-        return f"unknown option {error.token.value}", suggest_option(error.token.value, ["--json", *known], command)
+        return f"unknown option {option}", suggest_option(option, ["--json", *known], command)
     if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")

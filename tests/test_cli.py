@@ -134,6 +134,8 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
         ),
         (["train", "no-such-folder"], "there is no file or folder 'no-such-folder'", "check the path"),
         (["runs", "--jsn"], "unknown option --jsn", "did you mean '--json'?"),
+        (["pull", "x", "--agian"], "unknown option --agian", "did you mean '--again'?"),
+        (["pull", "x", "--machine", "3"], "unknown option --machine", "`settle pull --help-all` lists every option"),
         (["runs", "show", "x", "y"], "one run is shown at a time", "`settle runs show x`"),
         (
             ["resume", "x", "y"],
