@@ -40,7 +40,9 @@ def test_pay_off_compares_with_a_dated_price(capsys, tmp_path):
     assert result["forecast"]["gpt_5_a_day"]["value"] > result["forecast"]["here_a_day"]["high"]
 
 
-def test_tuning_takes_the_finest_method_that_fits(capsys):
+def test_tuning_takes_the_finest_method_that_fits(capsys, tmp_path):
+    picture = tmp_path / "tune.png"
+
     def chosen(machine: str, *more: str) -> dict[str, object]:
         code, out, _ = run(capsys, "tune", "llama-3.1-8b", "--rows", "5000", "--machine", machine, *more, "--json")
         assert code == 0
@@ -49,7 +51,8 @@ def test_tuning_takes_the_finest_method_that_fits(capsys):
     large, small = chosen("h100 sxm"), chosen("memory=14gb bandwidth=500gb/s tflops=80 watts=200")
     assert large["method"] == "lora" and small["method"] == "qlora" and small["fits"]["lora"] == "no"
     assert large["forecast"]["time"]["value"] < small["forecast"]["time"]["value"]
-    assert chosen("8x h100 sxm", "--method", "full")["method"] == "full"
+    assert chosen("8x h100 sxm", "--method", "full", "--picture", str(picture))["method"] == "full"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
@@ -68,6 +71,7 @@ def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
         (["train", "--params", "70b", "--tokens", "1b", "--machine", "rtx 4090"], "billion weights"),
         (["train", "--params", "8b", "--active", "9b", "--tokens", "1b", "--machine", "h100"], "active"),
         (["train", "--params", "1b", "--tokens", "1b", "--machine", "h100", "--by", "2001-01-01"], "not in the future"),
+        (["train", "--params", "1b", "--tokens", "1b", "--machine", "4096x h100", "--batch-tokens", "4k"], "no work"),
         (["pay-off", "--machine", "h100", "--speed", "1"], "no API is named"),
         (["pay-off", "--machine", "h100", "--against", "gpt-5"], "neither a model nor a speed"),
         (["pay-off", "llama-3.1-70b", "--machine", "rtx 4060", "--against", "gpt-5"], "does not fit"),

@@ -14,6 +14,7 @@ from settle.plan.cluster.throughput import Rate, steady_rate
 
 USABLE = 0.94  # of a device's memory: the rest goes to fragments of the allocator
 MOST_ROWS, MOST_PIPELINE, MOST_TENSOR = 16, 64, 8
+ROUNDING = 1.5  # of a batch to whole micro-batches
 LONG = 32768  # tokens of a sequence from which it is split over devices
 # Tokens of a batch by the weights of a model, as published runs chose them (GPT-3 and Llama papers).
 BATCHES = ((0.5e9, 0.5e6), (3e9, 1e6), (20e9, 2e6), (100e9, 4e6), (math.inf, 16e6))
@@ -38,12 +39,15 @@ def best_layouts(
     sequence: int = 4096,
     precision: str = "bf16",
     number: int = 3,
+    grows: float = 4.0,
 ) -> list[Candidate]:
-    """The fastest layouts that fit, one a grouping of the devices. Raises ResourceError where none fits, saying how
-    much memory the smallest one takes."""
+    """The fastest layouts that fit, one a grouping of the devices. grows: what the batch may grow by so that every
+    replica has a sequence. Raises ResourceError where none fits, saying how much memory the smallest one takes."""
     found: dict[tuple[int, ...], Candidate] = {}
     least = math.inf
     for layout in _layouts(shape, machine, batch_tokens, sequence):
+        if layout.tokens_per_step > grows * batch_tokens * ROUNDING:
+            continue
         memory = device_memory(shape, layout)
         least = min(least, memory.total)
         if memory.total > USABLE * machine.memory:
@@ -52,6 +56,9 @@ def best_layouts(
         groups = (layout.tensor, layout.pipeline, layout.context, layout.expert, int(layout.sharded))
         if groups not in found or rate.tokens.value > found[groups].rate.tokens.value:
             found[groups] = Candidate(layout, rate, memory)
+    if not found and math.isinf(least):
+        what = f"{machine.count:,} devices have no work in a batch of {batch_tokens / 1e6:.3g} M tokens"
+        raise ResourceError(what, "take fewer devices, or a larger batch: --batch-tokens")
     if not found:
         what = f"training {shape.parameters / 1e9:.3g} billion weights takes {least / GIB:.0f} GB a device at least"
         fix = f"{machine.label}: a device holds {machine.memory / GIB:.0f} GB; take more devices, or larger ones"

@@ -21,6 +21,7 @@ from settle.plan.cluster.search import Candidate, best_layouts, usual_batch
 from settle.plan.cluster.shape import Shape
 
 HOUR = 3600.0
+GROWS = 4.0  # what a batch that nobody asked for may grow by, for many devices
 # The ends of the interval, in logarithms, over those of the runs that the shares come from: with it, 85 % of a random
 # half of them lie inside the interval of the other half.
 STRETCH = 1.1
@@ -91,7 +92,9 @@ def forecast_run(
 ) -> RunForecast:
     """The forecast of training on so many tokens. Raises ResourceError where no layout fits."""
     batch = batch_tokens or usual_batch(shape.parameters)
-    layouts = best_layouts(shape, machine, batch, sequence, precision)
+    grows = 1.0 if batch_tokens else GROWS
+    layouts = best_layouts(shape, machine, batch, sequence, precision, grows=grows)
+    batch = layouts[0].layout.tokens_per_step
     clean = tokens / layouts[0].rate.tokens.value / HOUR
     hours = device_hours(shape, clean)
     days = hours.scaled(1 / machine.count / 24)

@@ -1,13 +1,13 @@
 """Pictures of plans: a run's failures and goodput over its weeks, and what a model costs over time beside an API."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settle.base.run import write_atomic
-from settle.evaluate.report.figure_style import BLUE, GREY, STYLE, VERMILION
+from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 from settle.plan.cluster.whole_run import RunForecast
 from settle.plan.cost.pay_off import PayOff
 
@@ -52,6 +52,20 @@ def draw_run(run: RunForecast, path: Path) -> None:
             where.text(100 * parts[name] + 1, place, f"{100 * parts[name]:.1f} %", va="center")
         where.set(xlabel="% of the time", xlim=(0, 115), title=f"{fail.failures.value:,.0f} failures expected")
         where.invert_yaxis()
+
+
+def draw_tuning(parts: Mapping[str, Mapping[str, float]], most: float, path: Path) -> None:
+    """Memory of each method by what it is, beside what there is. parts: method → name → bytes; most: bytes."""
+    with _figure(path, 1) as (axes,):
+        left = dict.fromkeys(parts, 0.0)
+        for name, color in zip(next(iter(parts.values())), (BLUE, VERMILION, GREEN, PURPLE, GREY), strict=False):
+            sizes = [parts[method][name] / 1e9 for method in parts]
+            axes.barh(list(parts), sizes, left=list(left.values()), color=color, label=name)
+            left = {method: start + size for (method, start), size in zip(left.items(), sizes, strict=True)}
+        axes.axvline(most / 1e9, color=INK, linestyle=":", label="room")
+        axes.set(xlabel="GB of a device", xlim=(0, 1.15 * max(most / 1e9, *left.values())))
+        axes.invert_yaxis()
+        axes.legend(loc="lower right")
 
 
 def draw_pay_off(plan: PayOff, purchase: float, path: Path, years: float) -> None:

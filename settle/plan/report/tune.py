@@ -18,6 +18,7 @@ from settle.plan.cost.money import ASKED, Cost, cost
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, named_shape
 from settle.plan.report.cells import forecast_table, values
+from settle.plan.report.pictures import draw_tuning
 from settle.plan.report.settings import PlanSettings
 
 METHODS = ("full", "lora", "qlora")  # the finest first
@@ -64,6 +65,9 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
     rows = _rows(chosen, money, machine)
     title = f"{chosen.method} of {named.name} on {machine.label}, {tokens / 1e6:.3g} M tokens"
     events.emit(forecast_table(title, rows, f"the model's numbers: {named.source}"))
+    if settings.picture:
+        draw_tuning({o.method: _parts(o.parts) for o in options}, room(machine) / machine.count, settings.picture)
+        events.emit(Say(text=f"the picture is in {settings.picture}"))
     if chosen.fits(machine) == "barely":
         events.emit(Say(text="it may not fit: the upper end of the memory is more than the machine has"))
     events.emit(
@@ -155,6 +159,16 @@ def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Inte
     if not machine.measured or money.rent_source == ASKED:
         rows["rent"] = (money.rent, "USD", money.rent_source)
     return rows
+
+
+def _parts(memory: TuningMemory) -> dict[str, float]:
+    kept = memory.weights + memory.adapters + memory.optimizer
+    return {
+        "weights": memory.weights,
+        "adapters and optimizer": memory.adapters + memory.optimizer,
+        "activations, logits or gradients": memory.tensors - kept,
+        "overhead": memory.total - memory.tensors,
+    }
 
 
 def _table(options: list[Option], machine: Machine) -> Listing:
