@@ -8,7 +8,8 @@ the law was not fitted on, `shipped` is the figure to look at.
 """
 
 import argparse
-import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -145,15 +146,10 @@ def main() -> None:
     found = read_rows(folder)
     speed_report(found)
     memory_report(found.rows)
-    for name in (
-        "planning_training",
-        "planning_runs",
-        "planning_megatron",
-        "planning_tuning",
-    ):  # each with main(folder), where it is there
-        if importlib.util.find_spec(name):
-            print(f"\n# {name}")
-            importlib.import_module(name).main(folder)
+    for name in ("planning_training", "planning_runs", "planning_megatron", "planning_tuning"):
+        print(f"
+# {name}", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)], check=False)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ DECODE = {
     "pytorch": ("bytes", "layers"),
     "vllm": ("bytes", "layers"),
 }
-POOLED = dict.fromkeys(("cuda-2025", "cuda-unified"), ("cuda-2025", "cuda-unified"))  # too few mixtures on cards alone
+# Few mixtures lie wholly on a card: those of other builds count too.
+POOLED = {"cuda-2025": ("cuda-2025", "cuda-ollama", "cuda-unified")}
 MIXTURE = dict.fromkeys(DECODE, ("bytes", "layers"))
 PREFILL = dict.fromkeys(DECODE, ("float32",)) | {
     "metal-2023": ("float32", "half"),

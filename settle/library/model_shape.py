@@ -19,7 +19,8 @@ class ModelShape(BaseModel):
     where some share another's. heads, kv_heads, head_dim: of full attention; window_kv_heads, window_head_dim: of the
     others where they differ. latent: numbers that multi-head latent attention keeps for a token in the place of keys
     and values. inner: width of the feed-forward part, of one expert in a mixture. tied: the output is the embedding.
-    lookup: parameters of tables that a token reads one row of (Gemma's per-layer embeddings).
+    lookup: parameters of tables that a token reads one row of (Gemma's per-layer embeddings). towers: parameters of
+    what reads pictures and sound, which are loaded beside these, in float16, and no text passes through.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class ModelShape(BaseModel):
     kv_layers: int | None = None
     latent: int = Field(0, ge=0)
     lookup: int = Field(0, ge=0)
+    towers: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _adds_up(self) -> "ModelShape":

@@ -23,9 +23,11 @@ class FitModels(Command):
     context: str = Field("4k", description="tokens of one text: prompt and answer")
     texts: int = Field(1, gt=0, description="texts answered at once")
     all: bool = Field(False, description="list every model that fits, also the small ones")
+    measure: bool = Field(False, description="correct the speeds by two short runs of models that are here")
     picture: str | None = Field(None, description="write a heat map to this PNG file")
 
     def run(self, events: Events) -> int:
         from settle.plan.fit.report import fit_models
 
-        return fit_models(self.models, self.machine, self.context, self.texts, self.all, self.picture, events)
+        asked = (self.models, self.machine, self.context, self.texts, self.all, self.picture, self.measure)
+        return fit_models(*asked, events)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from settle.machine import Machine
 from settle.plan.fit.memory import Fit, fit, longest_context
 from settle.plan.fit.model_shapes import NamedShape
-from settle.plan.fit.speed import Rate, decode_rate, first_token_seconds, offloaded, prefill_rate
+from settle.plan.fit.speed import Law, Rate, decode_rate, first_token_seconds, offloaded, prefill_rate
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
 
 GIB = 2**30
@@ -39,15 +39,18 @@ class FitRow:
         return self.fit.fits or (not self.is_shared and self.fit.share > 0)
 
 
-def fit_row(model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1) -> FitRow:
+def fit_row(
+    model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1, law: Law | None = None
+) -> FitRow:
     """One model at one type and context, its layers beyond the device's memory computed by the processor."""
     context = min(context, model.shape.context)
-    found = fit(model.shape, type_name, machine, context, texts)
-    decode = decode_rate(model.shape, type_name, machine, context // 2, texts)
+    weights = model.bytes if type_name == model.type else None
+    found = fit(model.shape, type_name, machine, context, texts, weights=weights)
+    decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law)
     if not found.fits and not machine.is_unified:
         decode = offloaded(decode, 1 - found.share, read_bytes(model.shape, type_name))
     prompt = min(SMALL_PROMPT, context)
-    prefill = prefill_rate(model.shape, type_name, machine, prompt=prompt)
+    prefill = prefill_rate(model.shape, type_name, machine, law, prompt)
     return FitRow(
         model=model,
         type=type_name,
@@ -60,19 +63,23 @@ def fit_row(model: NamedShape, type_name: str, machine: Machine, context: int, t
     )
 
 
-def type_rows(model: NamedShape, machine: Machine, context: int, texts: int = 1) -> list[FitRow]:
+def type_rows(
+    model: NamedShape, machine: Machine, context: int, texts: int = 1, law: Law | None = None
+) -> list[FitRow]:
     """One model at every type that people use, or at its own where it is a file."""
     types = [model.type] if model.type in TYPES else ["f16", *CHOICES]
-    return [fit_row(model, name, machine, context, texts) for name in types if name]
+    return [fit_row(model, name, machine, context, texts, law) for name in types if name]
 
 
-def best_rows(models: Sequence[NamedShape], machine: Machine, context: int, texts: int = 1) -> list[FitRow]:
+def best_rows(
+    models: Sequence[NamedShape], machine: Machine, context: int, texts: int = 1, law: Law | None = None
+) -> list[FitRow]:
     """Each model at the finest type that fits whole; those that do not fit at any are left out."""
     rows = []
     for model in models:
         for name in CHOICES:
             if fit(model.shape, name, machine, min(context, model.shape.context), texts).fits:
-                row = fit_row(model, name, machine, context, texts)
+                row = fit_row(model, name, machine, context, texts, law)
                 if row.decode.value >= SLOW:
                     rows.append(row)
                 break

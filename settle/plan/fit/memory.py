@@ -9,7 +9,9 @@ from settle.plan.fit.weight_types import weight_bytes
 MIB, GIB = 2**20, 2**30
 # What the runtime takes on the device beside weights, cache and work space: the driver's context and its kernels.
 # llama.cpp's --fit leaves 1024 MiB free on a device; Ollama's Metal minimum is 512 MiB, its CUDA one 457 MiB.
-RUNTIME = {"cuda": 560 * MIB, "rocm": 700 * MIB, "xpu": 700 * MIB, "mps": 120 * MIB, "cpu": 60 * MIB}
+RUNTIME = {"cuda": 560 * MIB, "rocm": 700 * MIB, "xpu": 700 * MIB, "mps": 400 * MIB, "cpu": 57 * MIB}
+VOCABULARY = 210.0  # bytes of the process for each token of the vocabulary; measured on the processor, two models
+REPACKED = ("q4_0", "iq4_nl")  # types whose matrices llama.cpp copies for the processor, beside the mapped file
 MARGIN = 0.03  # of the device's memory that stays free: fragments, and what else draws the screen
 BATCH = 512  # tokens that llama.cpp computes at once
 # Metal's recommendedMaxWorkingSetSize by memory, where it cannot be queried: up to 32 GB, up to 96 GB, beyond; read
@@ -47,22 +49,25 @@ class Fit:
 
 def need(
     shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
-    batch: int = BATCH,
+    batch: int = BATCH, weights: float | None = None,
 ) -> Need:  # fmt: skip
-    """What a model takes with room for `texts` texts of `context` tokens. cache_element: bytes of a cached number."""
+    """What a model takes with room for `texts` texts of `context` tokens. cache_element: bytes of a cached number.
+    weights: bytes of the file where there is one."""
     devices = max(1, machine.count)
+    weights = weight_bytes(shape, type_name) + 2.0 * shape.towers if weights is None else weights
+    if machine.kind == "cpu" and type_name in REPACKED:
+        weights += weights - shape.table * weights / shape.parameters
     tokens = min(batch, context)
-    # the widest intermediate of a layer, in float32, twice; the scores of a batch against the context where attention
-    # is not fused; the logits of a batch: llama.cpp keeps those of the last token of each text while it answers
-    wide = (
-        2 * 4.0 * tokens * max(shape.width * 2, shape.inner * max(1, shape.experts_used), shape.heads * shape.head_dim)
-    )
-    logits = 4.0 * shape.vocab * tokens
+    # the widest intermediate of a layer, in float32, twice; and logits: a device reserves those of a whole batch, and
+    # the processor touches only those of the last token of each text
+    widest = max(shape.width * 2, shape.inner * max(1, shape.experts_used), shape.heads * shape.head_dim)
+    wide = 2 * 4.0 * tokens * widest
+    logits = 4.0 * shape.vocab * (texts if machine.kind == "cpu" else tokens)
     return Need(
-        weights=weight_bytes(shape, type_name),
+        weights=weights,
         cache=texts * shape.kv_bytes(context, cache_element),
         work=(wide + logits) * devices,
-        runtime=float(RUNTIME.get(machine.kind, RUNTIME["cuda"])) * devices,
+        runtime=float(RUNTIME.get(machine.kind, RUNTIME["cuda"])) * devices + VOCABULARY * shape.vocab,
     )
 
 
@@ -80,10 +85,11 @@ def room(machine: Machine) -> float:
 
 
 def fit(
-    shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0
-) -> Fit:
+    shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
+    weights: float | None = None,
+) -> Fit:  # fmt: skip
     """Whether it fits, and how much of it does: on a card of its own memory the other layers go to the processor."""
-    needed, there = need(shape, type_name, machine, context, texts, cache_element), room(machine)
+    needed, there = need(shape, type_name, machine, context, texts, cache_element, BATCH, weights), room(machine)
     fixed, movable = needed.work + needed.runtime, needed.weights + needed.cache
     share = max(0.0, min(1.0, (there - fixed) / movable))
     return Fit(needed, there, share)

@@ -11,8 +11,10 @@ from settle.library.catalogue import catalogue_file
 from settle.machine import Machine, machine_or_this
 from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
 from settle.plan.fit.heat_map import heat_map
+from settle.plan.fit.here import law_here, measure_two, recalled_runs
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import every_known_shape, named_shape
+from settle.plan.fit.speed import Law
 from settle.plan.fit.weight_types import CHOICES
 
 GIB = 2**30
@@ -22,7 +24,7 @@ MOST_TEXTS = 4096
 
 def fit_models(
     models: list[str], machine_words: str | None, context_words: str, texts: int, every: bool, picture: str | None,
-    events: Events,
+    measure: bool, events: Events,
 ) -> int:  # fmt: skip
     """Lists what fits; 0, or 3 when a model that was named does not fit. Raises UsageError."""
     context = count(context_words)
@@ -30,7 +32,10 @@ def fit_models(
         raise UsageError(
             f"a context of {context} tokens for {texts} texts", "ask for 16 tokens or more, one text or more"
         )
+    if measure and machine_words:
+        raise UsageError("another machine cannot be measured from here", "leave --machine or --measure out")
     machine = machine_or_this(machine_words)
+    law = _law(machine, measure, events)
     events.emit(Say(text=_about(machine)))
     for note in machine.notes:
         events.emit(Say(text=note))
@@ -41,25 +46,43 @@ def fit_models(
                 events.emit(
                     Warn(text=f"{one.name} was trained for {one.shape.context:,} tokens; the table is for those")
                 )
-        rows = [row for one in named for row in type_rows(one, machine, context, texts)]
+        rows = [row for one in named for row in type_rows(one, machine, context, texts, law)]
     else:
         _warn_of_age(events)
-        rows = best_rows(every_known_shape(), machine, context, texts)
+        rows = best_rows(every_known_shape(), machine, context, texts, law)
     shown = rows if models or every else rows[:SHOWN]
     note = f"{len(rows) - len(shown)} smaller ones fit too; --all lists them" if len(shown) < len(rows) else ""
     title = f"{machine.label}, {context:,} tokens of context" + (f", {texts} texts at once" if texts > 1 else "")
     events.emit(Listing(title=title, columns=COLUMNS, rows=[cells(row) for row in shown], note=note))
     if picture:
-        events.emit(Say(text=f"picture: {_picture(rows, machine, context, texts, title, Path(picture))}"))
+        events.emit(Say(text=f"picture: {_picture(rows, machine, context, texts, law, title, Path(picture))}"))
     events.emit(ResultReady(result={"machine": _machine_json(machine), "context": context, "texts": texts,
                                     "rows": [as_json(row) for row in rows]}))  # fmt: skip
     return 0 if any(row.is_whole for row in rows) else 3
 
 
-def _picture(rows: list[FitRow], machine: Machine, context: int, texts: int, title: str, path: Path) -> Path:
+def _law(machine: Machine, measure: bool, events: Events) -> Law | None:
+    """Of this machine's processor, as runs here corrected it; None is the law that ships."""
+    if not machine.measured or machine.kind != "cpu":
+        return None
+    runs = measure_two() if measure else recalled_runs()
+    for run in runs:
+        events.emit(
+            Say(text=f"measured: {run.model.name} {run.decode:.3g} tokens/s, prompt {run.prefill:,.0f} tokens/s")
+        )
+    if not runs:
+        events.emit(Say(text="no run corrects these speeds yet; --measure makes two short ones"))
+    return law_here(runs, machine)
+
+
+def _picture(
+    rows: list[FitRow], machine: Machine, context: int, texts: int, law: Law | None, title: str, path: Path
+) -> Path:
     models = list({row.model.name: row.model for row in rows}.values())
     types = CHOICES if len(models) > 1 else tuple(dict.fromkeys(row.type for row in rows))
-    return heat_map([fit_row(model, name, machine, context, texts) for model in models for name in types], title, path)
+    return heat_map(
+        [fit_row(model, name, machine, context, texts, law) for model in models for name in types], title, path
+    )
 
 
 def _about(machine: Machine) -> str:

@@ -1,0 +1,45 @@
+"""Predicted beside measured on this machine: decode, prefill and memory of GGUF files, each from two other files.
+
+    python bench/planning_here.py FILE.gguf ...
+
+The law of this machine is refitted from the smallest and the largest of the other files, as by `settle fit --measure`.
+"""
+
+import argparse
+from pathlib import Path
+
+from settle.machine import this_machine
+from settle.plan.fit.here import PROMPT, WRITTEN, law_here, measure_file
+from settle.plan.fit.memory import need
+from settle.plan.fit.speed import decode_rate, prefill_rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    files = parser.parse_args().files
+    machine = this_machine()
+    runs = sorted((measure_file(path) for path in files), key=lambda run: run.model.bytes or 0)
+    print(f"{machine.label}: {machine.bandwidth / 1e9:.1f} GB/s, {machine.matrix_flops / 1e9:.0f} GFLOP/s")
+    errors: dict[str, list[float]] = {"decode": [], "prefill": [], "memory": []}
+    for run in runs:
+        others = [other for other in runs if other is not run]
+        law = law_here([others[0], others[-1]], machine)
+        shape, kind = run.model.shape, run.model.type or "f16"
+        decode = decode_rate(shape, kind, machine, PROMPT + WRITTEN // 2, law=law)
+        prefill = prefill_rate(shape, kind, machine, law, PROMPT)
+        memory = need(shape, kind, machine, PROMPT + WRITTEN + 64, weights=run.model.bytes).total
+        for name, predicted, actual in (
+            ("decode", decode.value, run.decode),
+            ("prefill", prefill.value, run.prefill),
+            ("memory", memory, run.memory),
+        ):  # fmt: skip
+            errors[name].append(abs(predicted / actual - 1))
+        said = f"decode {decode.value:7.1f} / {run.decode:7.1f}  prefill {prefill.value:8.0f} / {run.prefill:8.0f}"
+        print(f"{run.model.name:24s} {kind:8s} {said}  MB {memory / 1e6:6.0f} / {run.memory / 1e6:6.0f}")
+    for name, values in errors.items():
+        print(f"{name}: mean error {sum(values) / len(values):.1%}, largest {max(values):.1%}")
+
+
+if __name__ == "__main__":
+    main()
