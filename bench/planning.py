@@ -147,8 +147,7 @@ def main() -> None:
     speed_report(found)
     memory_report(found.rows)
     for name in ("planning_training", "planning_runs", "planning_megatron", "planning_tuning"):
-        print(f"
-# {name}", flush=True)
+        print(f"\n# {name}", flush=True)
         subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)], check=False)
 
 
