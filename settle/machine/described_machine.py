@@ -133,7 +133,7 @@ def _chosen(rows: Sequence[DeviceRow], count: int, size: float | None, cores: fl
         raise UsageError(f"no {name} has {size:g} GB of memory", fix)
     row = next(r for r in rows if size is None or size in r.memory_gb)
     if size is None:
-        size = max(sizes) if row.link_gbs else min(sizes)
+        size = max(sizes) if row.link_gbs else row.memory_gb[0]
         row = next(r for r in rows if size in r.memory_gb)
         if len(sizes) > 1:
             notes.append(f"{size:g} GB of memory assumed; it is sold with {_either(sizes)} GB")

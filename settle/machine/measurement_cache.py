@@ -75,6 +75,12 @@ def recalled(key: Mapping[str, object], name: str) -> Any:
     return known and known["value"]
 
 
+def recalled_quiet(key: Mapping[str, object], name: str) -> Any:
+    """The same, or None where other programs kept the machine busy meanwhile."""
+    known = _read(path_of(key), key).get(name)
+    return known["value"] if known and not known["busy"] else None
+
+
 def _read(path: Path, key: Mapping[str, object]) -> dict[str, Measurement]:
     """Empty when the file is missing or was damaged."""
     try:

@@ -74,6 +74,11 @@ def test_an_unknown_or_contradictory_machine_says_what_to_do(text, says):
     assert says in str(e.value)
 
 
+def test_the_usual_size_is_meant_where_none_is_said():
+    for name, gib in (("rtx 3060", 12), ("rtx 3080", 10), ("p100 pcie", 16), ("a100 sxm", 80), ("m4 max", 36)):
+        assert described(name).memory == gib * GIB, name
+
+
 def test_numbers_by_hand_have_priority():
     assert described("rtx 3090 memory=48gb").memory == 48 * GIB
     machine = described("2x memory=24gb bandwidth=936gb/s tflops=71 watts=350")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from settle.machine import Machine
 from settle.plan.fit.memory import Fit, fit, longest_context
 from settle.plan.fit.model_shapes import NamedShape
-from settle.plan.fit.speed import Law, Rate, decode_rate, first_token_seconds, offloaded, prefill_rate
+from settle.plan.fit.speed import Law, Rate, decode_rate, first_token_seconds, offloaded, prefill_rate, streamed
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
 
 GIB = 2**30
@@ -47,10 +47,11 @@ def fit_row(
     weights = model.bytes if type_name == model.type else None
     found = fit(model.shape, type_name, machine, context, texts, weights=weights)
     decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law)
-    if not found.fits and not machine.is_unified:
-        decode = offloaded(decode, 1 - found.share, read_bytes(model.shape, type_name))
     prompt = min(SMALL_PROMPT, context)
     prefill = prefill_rate(model.shape, type_name, machine, law, prompt)
+    if not found.fits and not machine.is_unified:
+        decode = offloaded(decode, 1 - found.share, read_bytes(model.shape, type_name))
+        prefill = streamed(prefill, 1 - found.share, found.need.weights)
     return FitRow(
         model=model,
         type=type_name,

@@ -17,7 +17,7 @@ from settle.library.model_shape import ModelShape
 from settle.library.resolve import all_refs
 from settle.library.store import stamp_of
 from settle.machine import Machine, memory, num_threads, resident
-from settle.machine.measurement_cache import key, recalled, remembered
+from settle.machine.measurement_cache import key, recalled_quiet, remembered
 from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 from settle.plan.fit.speed import Law, decode_terms, laws, prefill_terms
 from settle.plan.fit.weight_types import TYPES
@@ -45,10 +45,10 @@ def measure_file(path: Path) -> Measured:
 
 
 def recalled_runs() -> list[Measured]:
-    """What was measured before of the files that are here; nothing is run."""
+    """What was measured before of the files that are here, while the machine was quiet; nothing is run."""
     runs = []
     for path in writing_files():
-        found = recalled(key("cpu", num_threads(None)), _name(path))
+        found = recalled_quiet(key("cpu", num_threads(None)), _name(path))
         if found:
             runs.append(
                 Measured(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))

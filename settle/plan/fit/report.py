@@ -9,6 +9,7 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.library.catalogue import catalogue_file
 from settle.machine import Machine, machine_or_this
+from settle.machine.measurement_cache import others_are_busy
 from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
 from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_two, recalled_runs
@@ -66,6 +67,10 @@ def _law(machine: Machine, measure: bool, events: Events) -> Law | None:
     if not machine.measured or machine.kind != "cpu":
         return None
     runs = measure_two() if measure else recalled_runs()
+    if measure and others_are_busy():
+        events.emit(
+            Warn(text="other programs keep this machine busy: these speeds are too low, and are not remembered")
+        )
     for run in runs:
         events.emit(
             Say(text=f"measured: {run.model.name} {run.decode:.3g} tokens/s, prompt {run.prefill:,.0f} tokens/s")

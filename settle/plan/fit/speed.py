@@ -24,6 +24,8 @@ WATTS = 300.0  # of a device whose design power nobody says
 LINK_SECONDS = 5e-5  # for each further device that the layers lie on: activations are handed over once a token
 HOST_BANDWIDTH = 50e9  # bytes per second of a desktop's memory, where layers that do not fit are computed
 
+BUS_BANDWIDTH, PROMPT_BATCH = 16e9, 512  # bytes per second between a card and the processor's memory; tokens at once
+
 
 class Law(BaseModel):
     """Coefficients of one build. decode, mixture, prefill: by name of the term. spread: standard deviation of the
@@ -110,6 +112,13 @@ def offloaded(decode: Rate, share: float, read: float, host_bandwidth: float = H
     factor = 1 / seconds / decode.value
     return replace(decode, value=decode.value * factor, low=decode.low * factor * 0.7, high=decode.high * factor * 1.3,
                    why=f"{share:.0%} of the layers in the processor's memory")  # fmt: skip
+
+
+def streamed(prefill: Rate, share: float, weights: float) -> Rate:
+    """Prompts with `share` of the weights in the processor's memory: they cross the bus once for every batch."""
+    factor = 1 / (1 + prefill.value * share * weights / (BUS_BANDWIDTH * PROMPT_BATCH))
+    why = f"{share:.0%} of the layers in the processor's memory"
+    return Rate(prefill.value * factor, prefill.low * factor * 0.5, prefill.high * factor * 1.5, why)
 
 
 def decode_terms(shape: ModelShape, type_name: str, machine: Machine, context: int, batch: int = 1) -> dict[str, float]:

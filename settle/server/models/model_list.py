@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from settle.base.dated_file import age
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
 from settle.infer.child_process import Json
+from settle.library.catalogue import catalogue_file
 from settle.library.store import StoredModel, all_models, damaged_models, stamp_of
 from settle.model.source import hash_of
 from settle.server.errors import ApiError
@@ -28,6 +30,8 @@ def list_models(names: Sequence[str], measure: bool, events: Events) -> int:
     models = [describe(entry) for entry in entries]
     note = "`settle serve` serves them; `settle models show NAME` shows more"
     hint = note if models else "no models yet; get one: `settle pull smollm2`"
+    known = catalogue_file()
+    hint += f"; catalogue of {known.known_date}, {age(known.known_date)}"
     events.emit(Listing(columns=COLUMNS, rows=[_row(model) for model in models], note=hint))
     listed = [{**model, "template": bool(model.get("template"))} for model in models]
     events.emit(ResultReady(result={"models": listed, "failed": failed}))

@@ -10,7 +10,16 @@ from settle.library.catalogue import known_model
 from settle.machine import described
 from settle.plan.fit.memory import fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
-from settle.plan.fit.speed import decode_rate, decode_terms, drafted, laws, offloaded, prefill_rate, prefill_terms
+from settle.plan.fit.speed import (
+    decode_rate,
+    decode_terms,
+    drafted,
+    laws,
+    offloaded,
+    prefill_rate,
+    prefill_terms,
+    streamed,
+)
 from settle.plan.fit.weight_types import read_bytes
 
 GIB = 2**30
@@ -62,6 +71,9 @@ def test_a_draft_and_layers_elsewhere():
     assert drafted(decode, draft, 0.0, 4).value < decode.value
     assert offloaded(decode, 0.0, 5e9).value == pytest.approx(decode.value)
     assert offloaded(decode, 0.5, 5e9, 50e9).value == pytest.approx(1 / (0.5 / decode.value + 0.05))
+    prefill = prefill_rate(LLAMA, "q4_k_m", machine)
+    assert streamed(prefill, 0.0, 5e9).value == pytest.approx(prefill.value)
+    assert streamed(prefill, 0.5, 5e9).value == pytest.approx(1 / (1 / prefill.value + 2.5e9 / 16e9 / 512))
 
 
 def test_every_law_can_be_used():
