@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from settle.base.errors import EngineError
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.jobs.pick import candidates as candidates_module
+from settle.jobs.pick import measure as measure_module
 from tests.trained import adapter, merged
 
 PROMPTS = (
@@ -84,6 +86,26 @@ def test_without_wanted_answers_only_speed_is_known(files, home, capsys):
     code, result, err = run(capsys, "--prompts", files / "bare.jsonl", "--models", files / "base.gguf", "--context", 64)
     assert code == 0 and result["models"][0]["score"] is None and result["verdict"] == "not measured"
     assert "no wanted answers" in err
+
+
+def test_one_that_fails_is_named_and_a_stop_leaves_no_entry(files, home, capsys, monkeypatch):
+    whole = measure_module._round
+
+    def fails(ref, cases, context):
+        if ref.name == "base":
+            raise EngineError("llama.cpp died with base loaded", "")
+        return whole(ref, cases, context)
+
+    monkeypatch.setattr(measure_module, "_round", fails)
+    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
+    assert code == 0 and [m["name"] for m in result["models"]] == ["tuned"]
+    assert "base could not be measured: llama.cpp died" in err and "the only one" in result["why"]
+
+    entries = (home / "picks" / "ledger.jsonl").read_text()
+    monkeypatch.setattr(measure_module, "_round", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
+    assert code == 130 and "the same command continues" in err
+    assert (home / "picks" / "ledger.jsonl").read_text() == entries
 
 
 def test_what_is_too_slow_is_left_out(files, home, capsys):

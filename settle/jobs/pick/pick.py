@@ -69,6 +69,9 @@ def _pick(settings: PickSettings, events: Events) -> int:
     _show_excluded([*excluded, *not_fetched], events)
     if not chosen:
         raise UsageError("no model is left to choose from", "name some with --models, or allow downloads with --yes")
+    for candidate in chosen:
+        if candidate.prediction:
+            events.emit(Say(text=f"{candidate.name} is expected to take {candidate.prediction.summary}"))
     race = Race([c.name for c in chosen], asked.prompts.families, asked.task is None or asked.task.is_share)
     _say_what_can_be_seen(race, asked, events)
     measured = what_it_takes(chosen, asked, events)
@@ -123,6 +126,8 @@ def _with_consent(
             here.append(candidate)
             continue
         what = f"{candidate.name}: {candidate.num_bytes / 1e6:,.0f} MB, {candidate.where}"
+        if candidate.prediction:
+            what += f", expected to take {candidate.prediction.summary}"
         can_ask = sys.stdin.isatty() and sys.stderr.isatty()
         if not yes and not (can_ask and confirm(f"download {what}?")):
             missing.append(Excluded(candidate.name, f"it is not on this machine ({what}); --yes downloads it"))

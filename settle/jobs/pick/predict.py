@@ -32,6 +32,13 @@ class Prediction:
     def to_json(self) -> dict[str, object]:
         return {name: interval.to_json() for name, interval in self.figures.items()}
 
+    @property
+    def summary(self) -> str:
+        """The figures in a few words."""
+        memory, speed = self.figures["memory"], self.figures.get("speed")
+        text = f"{memory.value / 1e9:.1f} GB ({memory.low / 1e9:.1f} to {memory.high / 1e9:.1f})"
+        return text if speed is None else f"{text}, {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f})"
+
     def with_whole_cache(self, taken: Taken) -> Taken:
         """What was measured, with the cache of the context filled: the system gives memory to a child only as its
         prompts fill the cache, and people's conversations will."""
@@ -39,27 +46,31 @@ class Prediction:
         return replace(taken, peak_bytes=taken.peak_bytes + int(unseen))
 
 
-def predict(ref: ModelRef, context: int, letters: int) -> Prediction | None:
+def predict_file(ref: ModelRef, context: int, letters: int) -> Prediction | None:
     """What a model takes on this machine at `context` tokens, with a usual prompt of so many letters; None where its
     file does not say enough."""
-    facts, machine = read_facts(ref.weights), _here()
-    context = min(context, facts.context)
+    facts = read_facts(ref.weights)
     try:
         shape = shape_of_file(ref.weights, ref.name).shape
     except SettleError:
         return None
-    kind = facts.quantization.lower()
+    return predict(shape, facts.quantization.lower(), facts.bytes, min(context, facts.context), letters)
+
+
+def predict(shape: ModelShape, kind: str, num_bytes: int, context: int, letters: int) -> Prediction:
+    """The same of a model of this shape, whose weights are of a kind such as q4_k_m and take so many bytes."""
+    machine = _here()
     law, stds = {}, {"memory": MEMORY_STD}
     try:
         needed = need(shape, kind, machine, context)
-        law["memory"] = facts.bytes + needed.total - needed.weights
+        law["memory"] = num_bytes + needed.total - needed.weights
         prompt = max(8, letters // LETTERS)
         decode = decode_rate(shape, kind, machine, prompt)
         prefill = prefill_rate(shape, kind, machine, prompt=prompt)
         law["speed"], stds["speed"] = decode.value, _std(decode)
         law["first_token"], stds["first_token"] = first_token_seconds(prefill, decode, prompt), _std(prefill)
     except SettleError:  # a type of weights that the law does not know
-        law.setdefault("memory", facts.bytes + shape.kv_bytes(context))
+        law.setdefault("memory", num_bytes + shape.kv_bytes(context))
     return Prediction(shape, law, {name: ledger.corrected(name, value, stds[name]) for name, value in law.items()})
 
 
