@@ -116,6 +116,15 @@ _TYPES = (
 )  # fmt: skip
 
 
+def number(value: object) -> float | None:
+    """A positive number, or None for what is empty, a range or a word."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        return None
+    return found if 0 < found < float("inf") else None
+
+
 def type_of(text: str) -> str | None:
     return next((name for pattern, name in _TYPES if re.search(pattern, text.lower())), None)
 
@@ -142,10 +151,10 @@ def _speed_row(raw: dict[str, object], rows: Rows) -> None:
         Row(
             table, f"{machine.name} {machine.cores or ''}x{machine.count}", machine,
             build_of(table, machine, str(raw.get("backend", "")), hw), found[0], found[1], type_name,
-            decode=float(str(decode)) if decode else None,
-            prefill=float(str(raw[key])) if key else None,
+            decode=number(decode),
+            prefill=number(raw[key]) if key else None,
             prompt=prompts.get(key or "", 512),
-            memory_gib=float(str(raw["peak_mem_gb"])) * 1e9 / GIB if raw.get("peak_mem_gb") else None,
+            memory_gib=(number(raw.get("peak_mem_gb")) or 0) * 1e9 / GIB or None,
             context=1536 if "gen1024_tok_s" in raw else 512,
             fits=status != "OOM" if status in ("ok", "OOM") else None,
             offloads=not machine.is_unified and status != "ok",
@@ -186,7 +195,7 @@ def _scoreboard_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
     by_chip: dict[tuple[str, str, str], dict[str, float]] = {}
     for raw in raws:
         if raw["fa"] == "False":
-            by_chip.setdefault((raw["discussion"], raw["chip"], raw["device_key"]), {})[raw["test"]] = float(
+            by_chip.setdefault((raw["discussion"], raw["chip"], raw["device_key"]), {})[raw["test"]] = number(
                 raw["tok_s"]
             )
     for (discussion, chip, key), tests in by_chip.items():
@@ -209,7 +218,7 @@ def _community_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
         if re.search(r"mtp|spec|-fp16", raw["model"], re.I):
             rows.left_out["community: drafts"] += 1
             continue
-        gib = float(raw["vram_gb"] or 0)
+        gib = number(raw["vram_gb"]) or 0
         machine = machine_of(raw["hw"].replace(" (integrated)", ""), rows, "community", None)
         if machine and machine.kind == "mps" and gib:
             machine = machine_of(f"{raw['hw']} {gib:.0f}gb", rows, "community") or machine
@@ -225,7 +234,7 @@ def _community_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
         build = "vllm" if raw["provider"] == "vllm" else build_of("community", machine, raw["provider"], raw["hw"])
         yield Row(
             "community", f"{machine.name} x{raw['gpus'] or 1}", machine, build, *found, type_name,
-            decode=float(raw["tok_s"]), offloads=not machine.is_unified,
+            decode=number(raw["tok_s"]), offloads=not machine.is_unified,
         )  # fmt: skip
 
 
@@ -235,7 +244,7 @@ def _cache_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
         type_name = type_of(raw["quant"] or raw["model"])
         if flags.get("specDecoding") or flags.get("mtpEnabled") or "MTP" in raw["model"]:
             rows.left_out["cache: drafts"] += 1
-        elif raw["preset"] == "CPU Only" or type_name is None or int(raw["batch"] or 1) != 1:
+        elif raw["preset"] == "CPU Only" or type_name is None or (number(raw["batch"]) or 1) != 1:
             rows.left_out["cache: machine, type of the weights or batch not told"] += 1
         else:
             machine = machine_of(raw["preset"], rows, "cache")
@@ -243,9 +252,9 @@ def _cache_rows(raws: list[dict[str, str]], rows: Rows) -> Iterator[Row]:
             if machine and found:
                 yield Row(
                     "cache", f"{machine.name} x1", machine, build_of("cache", machine, "", ""), *found, type_name,
-                    decode=float(raw["decode_tok_s"] or 0) or None, prefill=float(raw["prefill_tok_s"] or 0) or None,
-                    prompt=int(raw["prompt"] or 512) or 512,
-                    memory_gib=float(raw["peak_vram_gb"] or 0) or None, context=int(raw["ctx"] or 2048),
+                    decode=number(raw["decode_tok_s"]), prefill=number(raw["prefill_tok_s"]),
+                    prompt=int(number(raw["prompt"]) or 512),
+                    memory_gib=number(raw["peak_vram_gb"]), context=int(number(raw["ctx"]) or 2048),
                 )  # fmt: skip
 
 
