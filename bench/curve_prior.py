@@ -3,11 +3,13 @@
     python bench/curve_prior.py bench/recorded                     development corpora, each left out once
     python bench/curve_prior.py bench/recorded --ship              and write settle/plan/curve_prior.json
     python bench/curve_prior.py bench/recorded --judge             the judgement corpora, by the prior that ships
+    python bench/curve_prior.py bench/recorded --sizes             fitted on the small runs, judged on the large
+    python bench/curve_prior.py bench/recorded --run FOLDER        a finished run, forecast anew by the prior that ships
 
-The forecast before a run knows its probes (the ends up to an eighth of its length); the one at half also what the run
-evaluated until half of its tokens. Both are of the loss at the end of the longest decayed run. The rivals: the probe's
-loss itself; the former law (2026-11-25, least squares over twenty runs), refitted on the same runs; and the straight
-line in ln D through the two longest probes.
+The forecast before a run knows its probes; the one at half also what the run evaluated until half of its tokens. Both
+are of the decayed loss at its end, or where the product's rule stopped it. The rivals: the probe's loss itself; the
+former law (2026-11-25, least squares over twenty runs), refitted on the same runs; and the straight line in ln D
+through the two longest probes.
 """
 
 import argparse
@@ -20,15 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.base.event_log import read_records
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z, wilson
 from settle.plan.loss_curve import ORIGIN, CurveFacts, CurvePrior, Observation, binned, recorded
 from settle.plan.loss_law import worth
+from settle.plan.outlook import CurveStart
 from settle.plan.probe import DECAY
 
 PROBE_SHARE = 0.13  # ends up to this share of a short run are its probes
+LARGE = (200_000, 500_000)  # parameters and tokens from which a run counts as large
 DEMO = "python"  # what `make demo` trains on: never fitted on
 Z = two_sided_z(FORECAST_LEVEL)
 SLOWINGS = (0.1, 0.2, 0.35)
+DECAY_RIDGE = 0.03  # the same of what the final decay brings
 RIDGE = 0.3  # prior standard deviation of what a fact moves a coefficient by
 # ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation; the decay's power. Last,
 # artanh of a correlation
@@ -61,7 +67,8 @@ class Recorded:
             tokens_per_step=row["loop"]["tokens_per_step"],
             ngrams=[tuple(pair) for pair in row["ngrams"]],
         )
-        loop, ends = row["loop"], row["ends"]
+        loop, warmup = row["loop"], 2 * row["loop"]["warmup_steps"] * row["loop"]["tokens_per_step"]
+        ends = [e for e in row["ends"] if e["kind"] != "stop" or e["from"] > warmup]
         probes = [e for e in ends if is_probe(e, ends[-1]["tokens"])]
         offsets = [math.log(e["own"] / e["loss"]) for e in probes] or [0.0]
         stop = row.get("stop")
@@ -78,7 +85,7 @@ class Recorded:
             ends=[observed(e, loop) for e in ends if e not in probes],
             target=observed(last[-1], loop),
             trunk=[(t, loss) for t, loss, *_ in row["trunk"] if t],
-            warmup=2 * loop["warmup_steps"] * loop["tokens_per_step"],
+            warmup=warmup,
             offset=offsets[-1],
         )
 
@@ -123,26 +130,30 @@ class Design:
 
     basis: np.ndarray  # (n, 5)
     apart: np.ndarray  # (n, n): of the Brownian motion, per unit of drift²
-    is_decayed: np.ndarray
+    noises: np.ndarray  # (2, n): variances per unit of noise_decayed² and of noise_constant²
     facts: np.ndarray
     y: np.ndarray
 
     @classmethod
     def of(cls, run: Recorded, prior: CurvePrior) -> "Design":
         seen = run.everything
-        one = replace(prior, spread=np.zeros(5), drift=1.0, noise_decayed=0.0, noise_constant=0.0)
+        none = replace(prior, spread=np.zeros(5), drift=0.0, noise_decayed=0.0, noise_constant=0.0)
+
+        def alone(**part: float) -> np.ndarray:
+            return replace(none, **part).covariance(run.facts, seen)
+
         return cls(
             basis=prior.design(run.facts, seen),
-            apart=one.covariance(run.facts, seen),
-            is_decayed=np.array([o.decay > 0 for o in seen]),
+            apart=alone(drift=1.0),
+            noises=np.stack([np.diag(alone(noise_decayed=1.0)), np.diag(alone(noise_constant=1.0))]),
             facts=run.facts.vector(),
             y=np.log([o.loss for o in seen]),
         )
 
     def solved(self, prior: CurvePrior) -> tuple[np.ndarray, np.ndarray, float]:
         """Information of the mean's (5 F) entries, their weighted sums, and the run's part of -2 ln likelihood."""
-        noise = np.where(self.is_decayed, prior.noise_decayed, prior.noise_constant)
-        whole = self.basis @ prior.together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise**2)
+        noise = np.square([prior.noise_decayed, prior.noise_constant]) @ self.noises
+        whole = self.basis @ prior.together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise)
         wide = np.column_stack([self.basis, self.y])
         solved = np.linalg.solve(whole, wide)
         inner = wide.T @ solved
@@ -156,7 +167,7 @@ def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior,
     facts = len(designs[0].facts)
     size, scale = 5 * facts, np.full((5, facts), RIDGE)
     scale[:, 0] = scale[0] = 100.0  # what a coefficient is on average is free, and so is how the level depends on facts
-    scale[3:, 1:] = 1e-3  # what the decay brings is alike for all
+    scale[3, 1:], scale[4, 1:] = DECAY_RIDGE, 1e-3  # how it comes with the steps is alike for all
     precision, weighted, total = np.diag(1 / scale.ravel() ** 2), np.zeros(size), 0.0
     for design in designs:
         information, sums, part = design.solved(prior)
@@ -336,12 +347,49 @@ def compare(runs: Sequence[Recorded], others: Sequence[Recorded]) -> None:
         print(f"| {name} | {len(values)} | {np.median(values):.1%} | {max(values):.1%} |")
 
 
+def by_size(runs: Sequence[Recorded]) -> None:
+    """Fitted on runs of fewer parameters and tokens than LARGE, judged on the others: an extrapolation."""
+    small = [r for r in runs if r.facts.parameters < LARGE[0] and r.target.tokens < LARGE[1]]
+    prior, _ = fit_all(small)
+    below = f"{LARGE[0]:,} parameters and {LARGE[1]:,} tokens"
+    print(f"\n{len(small)} runs below {below}; judged on the other {len(runs) - len(small)}:")
+    report([scored(prior, run) for run in runs if run not in small])
+
+
+def finished(folder: Path) -> None:
+    """A run of the product, forecast anew: before it, and when its decay began."""
+    curve = dict(json.loads((folder / "forecast.json").read_text())["curve"])
+    loop = json.loads((folder / "plan.json").read_text())["loop"]
+    facts = CurveFacts(**curve["facts"])
+    probes = [Observation(probe["tokens"], probe["loss"], DECAY) for probe in curve["probes"]]
+    events = list(read_records(folder / "events.jsonl"))
+    begun = next(e for e in events if e["kind"] == "decay")["step"] * loop["tokens_per_step"]
+    actual = json.loads((folder / "result.json").read_text())["actual"]
+    trunk = [
+        (e["tokens"], e["loss"])
+        for e in events
+        if e["kind"] == "eval" and not e.get("whole") and 0 < e["tokens"] <= begun
+    ]
+    start = CurveStart(facts, probes, curve["offset"], curve["stderr"], curve["since"], 1 - begun / actual["tokens"])
+    print(f"actual {actual['loss']:.3f} after {actual['tokens']:,} tokens, {start.decay:.0%} of them decay")
+    for name, loss in (
+        ("before the run", start.loss(actual["tokens"])),
+        ("at the decay's beginning", start.loss_under_way(trunk, actual["tokens"])),
+    ):
+        print(f"{name}: {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recorded", type=Path)
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--run", type=Path)
     asked = parser.parse_args()
+    if asked.run:
+        finished(asked.run)
+        return
     every = [Recorded.read(path) for path in sorted(asked.recorded.glob("*.json"))]
     development = [run for run in every if not is_judged(run.corpus) and run.probes]
     if asked.judge:
@@ -350,6 +398,9 @@ def main() -> None:
         report(pairs)
         calibration(pairs)
         compare(judged, development)
+        return
+    if asked.sizes:
+        by_size(development)
         return
     prior, logs = fit_all(development)
     pairs = list(left_out(development, prior.slowing, logs))

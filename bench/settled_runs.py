@@ -1,6 +1,6 @@
 """The settled rule on real runs that were followed past their stop, against patience and the full budget.
 
-    python bench/settled_runs.py bench/recorded [--tolerance 0.005]
+    python bench/settled_runs.py bench/recorded [--tolerance 0.01 …]
 
 Every recorded run whose trunk follows the stop for at least `FOLLOWED` times its tokens counts (bench/record.py). The
 rule is the product's own, replayed on the product's own evaluations; it was not changed after these runs were seen.
@@ -202,7 +202,8 @@ def report(trunks: Sequence[Trunk], tolerance: float) -> None:
         ("than the cheapest patience that is as low", [row.tokens / row.equal() for row in rows]),
     ):
         mean, low, high = geometric(ratios)
-        print(f"\nCompute {1 - mean:.0%} less ({1 - high:.0%} to {1 - low:.0%}) {name}.")
+        span = f" ({1 - high:.0%} to {1 - low:.0%})" if len(ratios) > 2 else ""
+        print(f"\nCompute {1 - mean:.0%} less{span} {name}.")
     prices = {n: np.mean([row.price(row.trunk.patience(n)) - row.price(row.tokens) for row in rows]) for n in THIN}
     best = min(prices, key=lambda n: float(prices[n]))
     told = f"{math.exp(prices[best]):.2f} × settled's price"
@@ -212,7 +213,7 @@ def report(trunks: Sequence[Trunk], tolerance: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recorded", type=Path)
-    parser.add_argument("--tolerance", type=float, nargs="*", default=[0.005, 0.01])
+    parser.add_argument("--tolerance", type=float, nargs="*", default=[0.005, 0.0075, 0.01, 0.015])
     asked = parser.parse_args()
     trunks = [Trunk.read(path) for path in sorted(asked.recorded.glob("*.json"))]
     for tolerance in asked.tolerance:

@@ -39,6 +39,7 @@ from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0
 LONGEST_DECAY = 0.4  # of a run's tokens: the longest decay that a plan has
+FEW_STEPS = 400.0  # after fewer, decayed losses lie the further from a curve the fewer they are
 START = 4096.0  # tokens from which curves leave their form
 BIN = 0.15  # evaluations within this much of ln D are one observation
 ORIGIN = Path(__file__).with_name("curve_prior.json")
@@ -103,7 +104,7 @@ class CurvePrior:
     """What recorded runs say of curves, all of ln L.
 
     mean (K, F): coefficients by facts; spread (K,): standard deviations around it; correlation: of a and b around it;
-    drift: of w per unit of x; noise_decayed, noise_constant: of one observation; decay_power: of m. widening: by what
+    drift: of w per unit of x; noise_decayed (after many steps), noise_constant: of one observation; decay_power: of m. widening: by what
     80 % intervals have to be widened to hold 80 % of runs on texts left out: before a run, and while it is under way.
     """
 
@@ -134,10 +135,15 @@ class CurvePrior:
     def covariance(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, n) of the observations of one run around the mean that its facts give."""
         design, x = self.design(facts, seen), _places(facts, seen) - math.log(START / REFERENCE)
-        noise = [math.hypot(self.noise_decayed if o.decay else self.noise_constant, o.stderr / o.loss) for o in seen]
+        noise = [math.hypot(self._noise(facts, o), o.stderr / o.loss) for o in seen]
         apart = self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
         whole: np.ndarray = design @ self.together @ design.T + apart + np.diag(np.square(noise))
         return whole
+
+    def _noise(self, facts: CurveFacts, seen: Observation) -> float:
+        if not seen.decay:
+            return self.noise_constant
+        return self.noise_decayed * math.sqrt(1 + FEW_STEPS * facts.tokens_per_step / seen.tokens)
 
     @property
     def together(self) -> np.ndarray:

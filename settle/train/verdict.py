@@ -45,8 +45,7 @@ def verdict(
         after = f"{_decayed(stable, state)}{hour and f'From there {hour}. '}"
         return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {after}{UNSEEN}"}
     if hour:
-        why = f"{hour}. {_decayed(stable, state)}".rstrip()
-        return result | {"verdict": "out of budget", "why": why, "gain_per_hour": further.to_json()}
+        return result | {"verdict": "out of budget", "why": hour, "gain_per_hour": further.to_json()}
     gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
     if math.isnan(gain.value):
         why = "the budget was spent before there were enough evaluations to say what a further hour would bring"

@@ -114,6 +114,7 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     curve = dict(said.curve)  # type: ignore[arg-type]
     assert curve["stderr"] == pytest.approx(0.01 * 2**0.5) and curve["offset"] == 0.02
     assert curve["since"] == 2 * 3 * STEP_TOKENS
+    assert curve["decay"] == asked.loop.decay_fraction
     assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decay=0.4))]
 
 
@@ -125,7 +126,7 @@ def test_what_is_read_at_the_end_is_a_share_of_the_run_within_bounds(steps: floa
 
 
 def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]) -> None:
-    _, said = look_ahead(plan(max_steps=4000), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
+    _, said = look_ahead(plan(max_steps=4000, until_settled=False), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
     assert [steps for steps, _ in probed] == [33, 100]
     losses = [(probe["tokens"], probe["loss"]) for probe in dict(said.curve)["probes"]]  # type: ignore[arg-type]
     assert losses == [(10_000, 3.0)]  # one that saw more than the longer one, whose time had ended, says nothing
@@ -133,9 +134,14 @@ def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]
     assert said.tokens.high == 4000 * STEP_TOKENS
 
 
+def test_a_run_that_ends_by_its_verdict_decays_as_settled_runs_do(probed: list[Any]) -> None:
+    _, said = look_ahead(plan(), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
+    assert dict(said.curve)["decay"] == outlook.SETTLED_DECAY == pytest.approx(0.2)  # type: ignore[arg-type]
+
+
 def test_a_time_budget_is_the_time_and_bounds_the_tokens(probed: list[Any]) -> None:
     settings = TrainingSettings(time="1000s")
-    made, said = look_ahead(plan(seconds=1000.0), Text, settings, lambda: 50.0, Events())  # type: ignore[arg-type]
+    made, said = look_ahead(plan(seconds=1000.0, until_settled=False), Text, settings, lambda: 50.0, Events())  # type: ignore[arg-type]
     judge, export = dict(said.phases)["judge"], dict(said.phases)["export"]
     assert made.loop.seconds_after == pytest.approx(judge + export + SLACK * 1000, abs=0.2)
     assert said.time.value <= 1000 and said.budgeted == ("time",)
