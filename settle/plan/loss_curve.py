@@ -104,8 +104,9 @@ class CurvePrior:
     """What recorded runs say of curves, all of ln L.
 
     mean (K, F): coefficients by facts; spread (K,): standard deviations around it; correlation: of a and b around it;
-    drift: of w per unit of x; noise_decayed (after many steps), noise_constant: of one observation; decay_power: of m. widening: by what
-    80 % intervals have to be widened to hold 80 % of runs on texts left out: before a run, and while it is under way.
+    drift: of w per unit of x; noise_decayed (after many steps), noise_constant: of one observation; decay_power: of m.
+    widening: by what 80 % intervals have to be widened to hold 80 % of runs on texts left out: before a run, and while
+    it is under way.
     """
 
     slowing: float
