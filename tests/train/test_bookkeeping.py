@@ -193,6 +193,14 @@ def test_the_pace_forgets_what_is_long_ago_and_what_was_rolled_back() -> None:
     assert len(quick._latest) == 51  # steps of five seconds
 
 
+def test_the_pace_is_noted_before_every_step_of_a_time_budget() -> None:
+    watched = watch(plan(seconds=1000.0, step_seconds=1.0))
+    for step, now in enumerate((5.0, 7.0, 9.0)):
+        watched._elapsed = lambda now=now: now  # type: ignore[misc]
+        watched.spend_budget(LoopState(step=step, seconds=now, schedule=Schedule(3)))
+    assert watched.slowdown == 2.0
+
+
 # --- spending and blame ---
 
 

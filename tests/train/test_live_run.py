@@ -14,6 +14,7 @@ from settle.train import live_run
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun, blocks
 from settle.train.state import LoopState
+from settle.train.thread_choice import LONGEST
 from settle.train.training_plan import TrainingPlan
 
 TEXT = " ".join(f"line {i} of {i * i % 97} words is read by nobody but {i % 13} people." for i in range(1500))
@@ -86,3 +87,18 @@ def test_blocks_are_sixteen_at_least_and_no_longer_than_makes_their_spread_belie
     assert len(less) == 4  # a block is a whole sequence
     longest = blocks(replace(plan, loop=plan.loop.model_copy(update={"sequence_length": 64})), store, 10**9)
     assert max(len(b.targets) for b in longest) == min(EVALUATION_BLOCK, store.num_tokens // 16)
+
+
+@pytest.mark.parametrize(
+    ("most", "budget", "longest"), [(1, None, None), (4, None, LONGEST), (4, 100.0, 2.0), (4, 1e5, LONGEST)]
+)
+def test_threads_are_chosen_where_there_is_a_choice_in_a_share_of_the_time(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, most: int, budget: float | None, longest: float | None
+) -> None:
+    asked: list[tuple[int, float]] = []
+    monkeypatch.setattr(live_run, "is_asked", lambda: False)
+    monkeypatch.setattr(live_run, "num_threads", lambda: most)
+    monkeypatch.setattr(live_run, "choose_threads", lambda trainer, *rest: asked.append(rest) or (2, "measured: two"))
+    job = LiveRun.build(replace(planned(corpus), origin={}).with_loop(seconds=budget), corpus)
+    job.choose_threads()
+    assert asked == ([(most, longest)] if longest else []) and job.plan.loop.threads == (2 if longest else 1)

@@ -1,5 +1,6 @@
 """What a plan's names become: teachers, bases and adapters, and what does not go together is refused with a way out."""
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from settle.model.architectures.llama import Llama
 from settle.train import live_run, thread_choice
 from settle.train import teacher as teachers
 from settle.train.live_run import LiveRun, open_base, tuned_model
-from settle.train.objectives import distill
+from settle.train.objectives import distill, dpo
 from settle.train.objectives.contrastive import Contrastive
 from settle.train.objectives.distill import Distill
 from settle.train.objectives.next_token import NextToken
@@ -231,3 +232,29 @@ def test_contrastive_tells_the_own_passage_from_the_others_and_not_from_its_copy
     first = -torch.log_softmax(torch.tensor([0.8, 0.0]) / 0.5, 0)[0]
     last = -torch.log_softmax(torch.tensor([0.96, -0.8]) / 0.5, 0)[0]
     assert loss.item() == pytest.approx((first + last).item(), rel=1e-5) and count == 2
+
+
+def test_preferences_are_of_each_pair_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three pairs: by how much the worse answer costs more, to the base and to the tuned model."""
+    nats = iter([torch.tensor([1.0, 4.0, 2.0, 9.0, 3.0, 3.0]), torch.tensor([1.0, 5.0, 4.0, 8.0, 1.0, 6.0])])
+    monkeypatch.setattr(dpo, "answer_losses", lambda *_: next(nats))
+    model: Any = SimpleNamespace(without_adapters=contextlib.nullcontext)
+    base, tuned, rewards = dpo.DPO(beta=0.5)._ranked(model, *pairs())
+    assert base.tolist() == [3.0, 7.0, 0.0] and tuned.tolist() == [4.0, 4.0, 5.0]
+    assert rewards.tolist() == [0.5, -1.5, 2.5]
+
+
+def test_the_token_with_the_number_0_is_learned_like_any_other() -> None:
+    model = Llama.TINY.build(seed=0).requires_grad_(False)
+    inputs, bounds = torch.tensor([5, 6, 7, 8]), torch.tensor([0, 2, 4], dtype=torch.int32)
+    found = dpo.answer_losses(model, inputs, torch.tensor([-1, 0, 0, 3]), bounds)
+    logs = torch.log_softmax(model(inputs, bounds) @ model.head.T, -1)
+    torch.testing.assert_close(found, torch.stack([-logs[1, 0], -logs[2, 0] - logs[3, 3]]))
+
+
+def test_a_trial_s_times_are_of_its_later_steps() -> None:
+    trial = thread_choice.Trial(current=4, other=2)
+    for seconds, tokens in ((9.0, 1), (0.1, 10), (0.2, 10), (9.0, 1), (0.1, 10), (0.2, 20)):
+        trial.add(seconds, tokens)
+    assert trial.seconds == pytest.approx({2: 0.3, 4: 0.3}) and trial.tokens == {2: 20, 4: 30}
+    assert trial.phase == 2 and trial.threads == 2 and trial.ratio == pytest.approx(1.5) and not trial.is_over
