@@ -82,3 +82,12 @@ def test_any_text_has_units_that_can_be_quoted(text):
     for at in range(len(excerpts.units)):
         told, units = excerpts.excerpt(at)
         assert at in units and isinstance(told, str)
+
+
+def test_the_unit_that_a_character_of_the_text_is_in():
+    text = "Keys are\nrotated every night.  The old one\nworks for a minute.\n\n- Run the job.\n- Restart it.\n"
+    read = Excerpts(text)
+    found = [read.units[read.unit_at(text.index(word))].text for word in ("rotated", "old", "works", "Run", "Restart")]
+    assert found[:3] == ["Keys are rotated every night.", *["The old one works for a minute."] * 2]
+    assert "Run the job." in found[3] and "Restart it." in found[4]
+    assert read.unit_at(len(text)) is None

@@ -9,8 +9,9 @@ import pytest
 
 from settle.documents.blocks import Place
 from settle.retrieve.answer import extractive
+from settle.retrieve.answer.answer_judge import Reading
 from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.extractive import HEADING, LATER, NEAR, quotes
+from settle.retrieve.answer.extractive import HEADING, LATER, NEAR, READ, quotes
 from settle.retrieve.answer.support import citation_check
 from settle.retrieve.answer.support.citation_check import (
     CLEARER,
@@ -161,3 +162,14 @@ def test_a_sentence_that_belongs_to_a_quote_is_not_quoted_again(monkeypatch: pyt
     of = {"?": [1.0, 0.0], "Gravel": [1.0, 0.0], "Kilns": [0.9, 0.0]}
     found = asked(of, source(1, "Gravel and kilns lie here. Kilns burn gravel all day long."), monkeypatch=monkeypatch)
     assert [quote.text for quote in found] == ["Gravel and kilns lie here. Kilns burn gravel all day long."]
+
+
+def test_where_the_judge_has_read_the_answer_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractive, "word_weights", lambda collection, question: {"gravel": 3.0})
+    of = {"?": [1.0, 0.0], "Gravel": [0.8, 0.6], "Moved": [0.75, 0.66]}
+    text = "Gravel lies in a deep pit of old.\n\nMoved gravel is put on the road."
+    first, second = ({1: Reading(1.0, text.index(word))} for word in ("lies", "road"))
+    found = [quotes(Vectors(of), "?", [source(1, text)], readings) for readings in (first, second)]  # type: ignore[arg-type]
+    assert max(found[0], key=lambda quote: quote.score).text.startswith("Gravel")
+    best = max(found[1], key=lambda quote: quote.score)
+    assert best.text.startswith("Moved") and best.score == pytest.approx((1 + 0.75) / 2 + READ)
