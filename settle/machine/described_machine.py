@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from settle.base.errors import UsageError
 from settle.machine.accelerator import accelerator, apple_gpu_limit
 from settle.machine.hardware import GIB, MATRIX_DTYPES, DeviceRow, Hardware, hardware, roofline_problem
+from settle.machine.measurement_cache import others_are_busy
 from settle.machine.memory import memory
 from settle.machine.power import power
 from settle.machine.speed import bandwidth, ceiling
@@ -256,6 +257,7 @@ def this_machine(seconds: float = 0.5) -> Machine:
     """This computer, measured: what it holds, copies and multiplies. Remembered; half a second the first time."""
     device = accelerator()
     held = memory()
+    busy = others_are_busy()
     rates = {
         dtype: ceiling([(512, 2048, 2048), (512, 2048, 5504)], dtype, device, seconds / 2) for dtype in device.dtypes
     }
@@ -272,7 +274,7 @@ def this_machine(seconds: float = 0.5) -> Machine:
         flops=rates,
         watts=power(num_threads(None), None, device.kind).watts,
         interconnect=None,
-        source="measured here",
+        source="this machine, measured" + (" while other programs kept it busy" if busy else ""),
         date=datetime.date.today(),
         generation="here",
         is_unified=device.kind in ("mps", "cpu"),

@@ -33,12 +33,12 @@ def amount(value: object, unit: str = "") -> str:
     if unit == "bytes":
         return _scaled(value, 1000.0, ("B", "kB", "MB", "GB", "TB"))
     if unit == "J":
-        return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh"))
+        return _scaled(value / 3600.0, 1000.0, ("Wh", "kWh", "MWh", "GWh", "TWh"))
     if unit == "money" or CURRENCY.fullmatch(unit):
         return f"{money(value)} {unit.removeprefix('money')}".rstrip()
     if unit == "count":
         return count(value)
-    if unit in ("tokens", "parameters", "rows", "documents"):
+    if unit in ("tokens", "parameters", "rows", "documents", "h"):
         return f"{count(value)} {unit}"
     return f"{plain(value)} {unit}".rstrip()
 
@@ -60,7 +60,13 @@ def count(value: float) -> str:
 
 
 def money(value: float) -> str:
-    """Two decimals, or two digits that say something where that would be nothing; never a power of ten."""
+    """Two decimals, or two digits that say something where that would be nothing; never a power of ten. Of large sums
+    three digits.
+    """
+    if abs(value) >= 999_500:
+        return _scaled(value / 1e6, 1000.0, ("M", "B", "T"))
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
     if value == 0 or abs(value) >= 1:
         return f"{value:,.2f}"
     return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
@@ -79,6 +85,8 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole >= 30 * 86400:
+        return f"{round(whole / 86400):,} d"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 

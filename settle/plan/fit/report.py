@@ -91,7 +91,7 @@ def _picture(
 
 
 def _about(machine: Machine) -> str:
-    whose = "this machine, measured" if machine.measured else f"{machine.source} ({machine.date})"
+    whose = machine.source if machine.measured else f"{machine.source} ({machine.date})"
     there = f"{room(machine) / GIB:.1f} of {machine.memory * machine.count / GIB:.0f} GiB for a model"
     rates = f"{machine.bandwidth / 1e9:,.0f} GB/s, {machine.matrix_flops / 1e12:,.3g} TFLOP/s"
     return f"{machine.label}: {rates}, {there}; {whose}"

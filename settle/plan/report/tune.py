@@ -30,6 +30,7 @@ MEMORY_LOG_STD = (
 SHARE_OF_STEADY = Interval(0.85, 0.65, 1.0, FORECAST_LEVEL)
 UNPACKED = 1.1  # time of a step over quantized weights (litgpt: 1.77 over 1.62 minutes)
 MOST_ROWS = 8
+AS_FAST = 0.95  # of the fastest rate: more rows at once that gain less than the rest are not worth their memory
 TRAINED = {"full": 1.0, "lora": 0.0, "qlora": 0.0}
 
 
@@ -85,7 +86,7 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
 
 
 def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float) -> Option:
-    """The method at the most rows at once that fit, without activation checkpointing where that fits too."""
+    """The method at a number of rows at once that fits and is about as fast as any, with the least memory of those."""
     made = [
         _option(method, shape, settings, machine, tokens, rows, recompute)
         for recompute in (False, True)
@@ -93,7 +94,10 @@ def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine:
     ]
     fitting = [option for option in made if option.fits(machine) == "yes"]
     near = [option for option in made if option.fits(machine) == "barely"]
-    return max(fitting, key=lambda o: o.rate.value) if fitting else near[-1] if near else made[-1]
+    if not fitting:
+        return near[-1] if near else made[-1]
+    fastest = max(option.rate.value for option in fitting)
+    return min((option for option in fitting if option.rate.value >= AS_FAST * fastest), key=lambda o: o.memory.value)
 
 
 def _option(
@@ -152,7 +156,7 @@ def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Inte
     rows = {
         "memory of a device": (chosen.memory, "bytes", f"of {machine.memory / GIB:.0f} GB; measured trainers"),
         "speed of a device": (chosen.rate, "tokens/s", "published training rates"),
-        "time": (wall, "s", f"{chosen.tuning.rows} rows at once"),
+        "time": (wall, "s", f"{chosen.tuning.rows} row{'s' * (chosen.tuning.rows > 1)} at once"),
         "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
         "electricity": (money.electricity, "USD", money.electricity_source),
     }
@@ -176,6 +180,7 @@ def _table(options: list[Option], machine: Machine) -> Listing:
         [
             option.method,
             option.fits(machine),
+            option.tuning.rows,
             {"value": option.memory.value, "unit": "bytes"},
             {"value": option.parts.weights, "unit": "bytes"},
             {"value": option.parts.adapters + option.parts.optimizer + option.parts.gradients, "unit": "bytes"},
@@ -184,5 +189,14 @@ def _table(options: list[Option], machine: Machine) -> Listing:
         ]
         for option in options
     ]
-    columns = ["method", "fits", "memory", "weights", "what is trained", "activations and logits", "time"]
+    columns = [
+        "method",
+        "fits",
+        "rows at once",
+        "memory",
+        "weights",
+        "what is trained",
+        "activations and logits",
+        "time",
+    ]
     return Listing(title=f"tuning on {machine.label}", columns=columns, rows=rows)
