@@ -60,7 +60,7 @@ def best_layouts(
         what = f"{machine.count:,} devices have no work in a batch of {batch_tokens / 1e6:.3g} M tokens"
         raise ResourceError(what, "take fewer devices, or a larger batch: --batch-tokens")
     if not found:
-        what = f"training {shape.parameters / 1e9:.3g} billion weights takes {least / GIB:.0f} GB a device at least"
+        what = f"training {shape.parameters / 1e9:.3g} billion weights takes {least / GIB:,.0f} GB a device at least"
         fix = f"{machine.label}: a device holds {machine.memory / GIB:.0f} GB; take more devices, or larger ones"
         raise ResourceError(what, fix)
     return sorted(found.values(), key=lambda c: -c.rate.tokens.value)[:number]

@@ -132,7 +132,8 @@ def shape_with_experts(parameters: float, active: float, vocab: int = 128256) ->
     """
     if not 0 < active < parameters:
         raise UsageError(
-            f"{active:.3g} of {parameters:.3g} parameters active", "give fewer active than there are in all"
+            f"{active / 1e9:.4g} billion of {parameters / 1e9:.4g} billion weights are active",
+            "give fewer active than there are in all",
         )
     dense = shape_of_size(active, vocab)
     expert_ffn = max(64, dense.ffn // EXPERTS_A_TOKEN)

@@ -50,3 +50,10 @@ class PlanSettings(Settings):
         if path is not None and path.suffix.lower() != ".png":
             raise UsageError(f"{path.name} is no PNG", "name a file that ends with .png")
         return path
+
+    @field_validator("by")
+    @classmethod
+    def _in_the_future(cls, by: datetime.date | None) -> datetime.date | None:
+        if by is not None and by <= datetime.date.today():
+            raise UsageError(f"{by} is not in the future", "give a later date to --by")
+        return by

@@ -26,7 +26,9 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
     """Raises UsageError for what is not said or unknown, ResourceError where the run fits in no layout."""
     shape = requested_shape(settings)
     if settings.tokens is None:
-        raise UsageError("how many tokens to train on is not said", f"--tokens {20 * shape.parameters / 1e9:.3g}b, say")
+        raise UsageError(
+            "how many tokens to train on is not said", f"--tokens {round(20 * shape.parameters / 1e9, 1):g}b, say"
+        )
     machine = machine_or_this(settings.machine)
     run = forecast_run(
         shape,
@@ -137,10 +139,7 @@ def _of_life(whole: Life | None, shape: Shape) -> list[str]:
 def _chance(run: RunForecast, settings: PlanSettings) -> float | None:
     if settings.by is None:
         return None
-    days = (settings.by - datetime.date.today()).days
-    if days <= 0:
-        raise UsageError(f"{settings.by} is not in the future", "give a later date to --by")
-    return run.chance_within(days)
+    return run.chance_within((settings.by - datetime.date.today()).days)
 
 
 def _note() -> str:
