@@ -35,6 +35,12 @@ def count(text: str) -> int:
     return int(float(found[1]) * COUNTS[found[2]])
 
 
+def count_text(value: float) -> str:
+    """About this count as `count` reads it: 8.1t, 20m."""
+    unit = next((unit for unit in "tbmk" if value >= COUNTS[unit]), "")
+    return f"{float(f'{value:.2g}') / COUNTS[unit]:g}{unit}"
+
+
 def precision(text: str) -> str:
     """ "bf16", "fp16", "half", "float32" … as torch names the type. Raises UsageError."""
     name = PRECISIONS.get(text.strip().lower())

@@ -3,7 +3,7 @@
 import datetime
 from dataclasses import asdict
 
-from settle.base.amounts import count
+from settle.base.amounts import count, count_text
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
@@ -27,7 +27,7 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
     shape = requested_shape(settings)
     if settings.tokens is None:
         raise UsageError(
-            "how many tokens to train on is not said", f"--tokens {round(20 * shape.parameters / 1e9, 1):g}b, say"
+            "how many tokens to train on is not said", f"--tokens {count_text(20 * shape.parameters)}, say"
         )
     machine = machine_or_this(settings.machine)
     run = forecast_run(
