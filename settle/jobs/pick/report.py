@@ -115,7 +115,7 @@ def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_sh
         edge = frontier(measured)
         x, y = [m.taken.speed.median for m in edge], [_of(m) for m in edge]
         axes.step(x, y, where="pre", color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
-        for m in measured:
+        for number, m in enumerate(measured):
             colour = VERMILION if m is verdict.chosen else BLUE if m in edge else GREY
             speed, at = m.taken.speed, _of(m)
             low, high = _spread(m).low, _spread(m).high
@@ -125,7 +125,9 @@ def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_sh
             marker, size = ("D", 8) if m is verdict.chosen else ("o", 6)
             axes.plot(speed.median, at, marker, color=colour, markersize=size)
             label = f"{m.name}, {m.taken.peak_bytes / 1e9:.1f} GB"
-            axes.annotate(label, (speed.median, at), (6, 6), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(
+                label, (speed.median, at), (6, 6 + 11 * number), textcoords="offset points", fontsize=8, color=colour
+            )
         axes.set_xlabel("tokens per second")
         axes.set_ylabel(measure + (", 95 % interval" if is_share else ""))
         axes.set_xlim(left=0)

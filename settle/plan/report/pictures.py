@@ -65,7 +65,7 @@ def draw_tuning(parts: Mapping[str, Mapping[str, float]], most: float, path: Pat
         axes.axvline(most / 1e9, color=INK, linestyle=":", label="room")
         axes.set(xlabel="GB of a device", xlim=(0, 1.15 * max(most / 1e9, *left.values())))
         axes.invert_yaxis()
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
 
 
 def draw_pay_off(plan: PayOff, purchase: float, path: Path, years: float) -> None:
@@ -87,4 +87,4 @@ def draw_pay_off(plan: PayOff, purchase: float, path: Path, years: float) -> Non
             axes.axvline(plan.days.value, color=GREY, linestyle=":")
             axes.annotate(f"day {plan.days.value:,.0f}", (plan.days.value, plan.api * plan.days.value), ha="right")
         axes.set(xlabel="days", ylabel="dollars", xlim=(0, end), ylim=(0, None))
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
