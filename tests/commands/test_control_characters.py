@@ -78,8 +78,12 @@ COMMANDS = {
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],
+    "fit": [[f"no{ESCAPES}"], ["esc", "--machine", f"rtx{ESCAPES}"], ["esc", "--machine", "rtx 4090"]],
     "index": [["docs"], [f"no{ESCAPES}"]],
     "models": [[], ["show", "esc"], ["show", f"no{ESCAPES}"]],
+    "pick": [["x", "--prompts", f"no{ESCAPES}"], [ESCAPES, "--prompts", "rows\x1b[31m.jsonl", "--models", ESCAPES]],
+    "plan": [["tune", f"no{ESCAPES}", "--rows", "9"], ["pay-off", ESCAPES, "--against", ESCAPES]]
+    + [["train", "--params", "1b", "--tokens", "1b", "--machine", ESCAPES]],
     "pull": [[f"./no{ESCAPES}.gguf"], [f"no{ESCAPES}"]],
     "resume": [[f"no{ESCAPES}"], ["odd"]],
     "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"]],

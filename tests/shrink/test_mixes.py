@@ -63,8 +63,10 @@ def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
     file = read_gguf(source)
     means = means_of(file, np.random.default_rng(1)) if known else None
     asked = OF_LARGE if shape in LARGE or (known and shape not in SMALL) else tuple(MIXES)
+    if shape in LARGE and known:
+        asked = BYTES_OF_LARGE  # depth changes no more types with an importance than without
     theirs = llama_quantize(source, tmp_path / "theirs", asked, means)
-    assert set(theirs) >= {"Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "F16"}
+    assert set(theirs) >= {"Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "F16"} & set(asked)
     if shape != "48":  # it has no block for such rows, but for K-quants' fall back
         assert set(theirs) == set(asked)
     importance = Importance(means) if known else None
