@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from settle.base.amounts import three_digits
 from settle.machine import Machine
 from settle.plan.fit.memory import Fit, fit, longest_context
 from settle.plan.fit.model_shapes import NamedShape
@@ -104,8 +105,13 @@ COLUMNS = (
 def cells(row: FitRow) -> list[object]:
     """A row of COLUMNS."""
     share = "yes" if row.is_whole else f"{row.fit.share:.0%} on the device" if row.runs else "no"
-    speed = [f"{row.decode.value:.3g}", f"{row.decode.low:.3g}–{row.decode.high:.3g}", f"{row.prefill.value:,.0f}",
-             f"{row.first_token:.2g} s"]  # fmt: skip
+    decode = row.decode
+    speed = [
+        three_digits(decode.value),
+        f"{three_digits(decode.low)}–{three_digits(decode.high)}",
+        three_digits(row.prefill.value),
+        f"{row.first_token:.2g} s",
+    ]
     return [
         row.model.name,
         row.type,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from settle.base.amounts import three_digits
 from settle.base.run import write_atomic
 from settle.evaluate.report.figure_style import GREY, INK, STYLE
 from settle.plan.fit.fit_table import FitRow
@@ -31,7 +32,7 @@ def heat_map(rows: Sequence[FitRow], title: str, path: Path) -> Path:
         norm = LogNorm(vmin=1, vmax=max(100.0, float(np.nanmax(speed)) if np.isfinite(speed).any() else 100.0))
         image = axes.imshow(np.ma.masked_invalid(speed), cmap="viridis", norm=norm, aspect="auto")
         for (line, column), value in np.ndenumerate(speed):
-            text = f"{value:.3g}" if np.isfinite(value) else "–"
+            text = three_digits(value) if np.isfinite(value) else "–"
             dark = np.isfinite(value) and norm(value) < 0.6
             axes.text(column, line, text, ha="center", va="center", fontsize=8,
                       color="white" if dark else INK if np.isfinite(value) else GREY)  # fmt: skip
