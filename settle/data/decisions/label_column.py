@@ -1,0 +1,133 @@
+"""The label column of a table: which column is decided, what type of question that is, and what the others say.
+
+The column is the one with a usual name, or else the only one whose few values keep repeating. Its values make a noul
+where they are yes and no, a score where they are neighbouring whole numbers, and otherwise a choice.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from settle.base.errors import DataError
+from settle.data.decisions.questions import MOST_LEVELS, MOST_OPTIONS, TRUTH, Option, Question
+
+USUAL = (
+    "label", "labels", "class", "category", "target", "topic", "intent", "queue", "tag", "section", "department",
+    "sentiment", "priority", "type", "kind", "decision", "answer", "completion", "output", "response",
+)  # fmt: skip
+TEXTS = ("text", "state", "input", "prompt", "message", "question", "body", "content", "description")
+_TRUE, _FALSE = ("true", "yes", "y", "1"), ("false", "no", "n", "0")
+NUMBERS = ("", "id", "index", "row", "uuid")  # columns that only number the rows
+REPEATS = 2.0  # rows for each value, at least, of a column that is taken for labels without a usual name
+LONGEST = 60  # characters of a label
+_SHOWN = 8
+
+
+class LabelledRow(NamedTuple):
+    """What one row of a table says."""
+
+    state: str
+    target: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """name: of the column. question: what is asked of every row. others: the columns that make the state."""
+
+    name: str
+    question: Question
+    others: tuple[str, ...]
+
+    @classmethod
+    def find(
+        cls, records: Sequence[Mapping[str, object]], asked: str | None = None, instructions: str = ""
+    ) -> "LabelColumn":
+        """Raises DataError when no column, or more than one, can be the labels."""
+        columns = list(dict.fromkeys(str(key) for values in records for key in values))
+        name = _asked(columns, asked) if asked else _found(records, columns)
+        labels = Counter(filter(None, (_label(values.get(name)) for values in records)))
+        if len(labels) < 2:
+            only = f"only {next(iter(labels))!r:.60}" if labels else "no value"
+            raise DataError(f"the label column {name!r} holds {only}", "give rows of at least two classes")
+        if len(labels) > MOST_OPTIONS:
+            raise DataError(
+                f"the label column {name!r} has {len(labels)} different values, and {MOST_OPTIONS} is the most",
+                "group them, or name another column with --objective.label",
+            )
+        rest = tuple(column for column in columns if column != name)
+        others = tuple(column for column in rest if column.lower() not in NUMBERS) or rest
+        if not others:
+            raise DataError(f"{name!r} is the only column", "give rows with a text beside the label")
+        return cls(name, _question(labels, re.sub(r"[_-]+", " ", name), instructions), others)
+
+    def row(self, values: Mapping[str, object], where: str) -> LabelledRow | None:
+        """The row as a state and its target; None where it has no label or no text. where: for messages."""
+        label, state = _label(values.get(self.name)), self.state(values)
+        if not label or not state.strip():
+            return None
+        if self.question.type == "score":
+            label = str(int(label) - int(self.question.options[0].description or 0))
+        return LabelledRow(state, self.question.target(label, f"{where}: {self.name}"))
+
+    def state(self, values: Mapping[str, object]) -> str:
+        """A row's text: its one other column, or each other column on a line of its own with its name."""
+        texts = {column: _text(values.get(column)) for column in self.others}
+        if len(self.others) == 1:
+            return texts[self.others[0]]
+        return "\n".join(f"{column}: {text}" for column, text in texts.items() if text)
+
+
+def _asked(columns: Sequence[str], asked: str) -> str:
+    if asked not in columns:
+        raise DataError(f"there is no column {asked!r}", f"name one of {', '.join(columns[:_SHOWN])}")
+    return asked
+
+
+def _found(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    lowered = {column.lower(): column for column in reversed(columns)}
+    for usual in USUAL:
+        if usual in lowered and _may_label(records, lowered[usual], 1.0):
+            return lowered[usual]
+    likely = [c for c in columns if c.lower() not in TEXTS and _may_label(records, c, REPEATS)]
+    if len(likely) == 1:
+        return likely[0]
+    which = f"several columns may hold it: {', '.join(likely[:_SHOWN])}" if likely else (
+        f"the columns are {', '.join(columns[:_SHOWN])}"
+    )  # fmt: skip
+    raise DataError(f"no label column was found; {which}", "name it with --objective.label")
+
+
+def _may_label(records: Sequence[Mapping[str, object]], column: str, repeats: float) -> bool:
+    """Whether a column has few short values, `repeats` rows for each of them on average."""
+    labels = [label for values in records if (label := _label(values.get(column)))]
+    if not labels or any(isinstance(values.get(column), list | dict) for values in records):
+        return False
+    different = set(labels)
+    short = max(map(len, different)) <= LONGEST
+    return short and len(different) > (1 if repeats > 1 else 0) and len(labels) >= repeats * len(different)
+
+
+def _question(labels: Mapping[str, int], name: str, instructions: str) -> Question:
+    """The type of question that the labels answer. instructions: empty for a question made of the column's name."""
+    words = {label.lower() for label in labels}
+    if len(words) == 2 and words <= {*_TRUE, *_FALSE} and words & {*_TRUE} and words & {*_FALSE}:
+        return Question("noul", instructions or f"Is this true: {name}?", tuple(Option(key) for key in TRUTH))
+    numbers = sorted({int(label) for label in labels if re.fullmatch(r"-?\d{1,3}", label)})
+    if len(numbers) == len(labels) and 3 <= len(numbers) <= MOST_LEVELS and numbers[-1] - numbers[0] < len(numbers):
+        levels = tuple(Option(str(i), str(number)) for i, number in enumerate(numbers))
+        return Question("score", instructions or f"Which level: {name}?", levels)
+    return Question("choice", instructions or f"Which {name} fits?", tuple(Option(label) for label in sorted(labels)))
+
+
+def _label(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value == value and value.is_integer():
+        return str(int(value))
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    return "" if value is None or (isinstance(value, float) and value != value) else str(value).strip()

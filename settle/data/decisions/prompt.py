@@ -1,0 +1,128 @@
+"""The prompt of a decision: state, instructions, the options with their labels; the answer is one label.
+
+The same text is written twice: here, for training and live probabilities, and as the Jinja template of a GGUF file
+(`tokenizer.chat_template.systemone`) that llama.cpp renders. A test holds both against each other. The state comes
+first, so that several questions about one state share their beginning.
+
+Labels are A … Z, then AA, AB, …, of which a tokenizer may lack some: only those that are a single token are used, in
+this order, as llama.cpp does for decision models of the type `nimble` (as of 2026-10).
+"""
+
+import itertools
+import json
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
+from settle.base.errors import DataError
+from settle.base.tokenizer import Tokenizer
+from settle.data.decisions.questions import MOST_OPTIONS, Question
+
+DECISION_TYPE = "nimble"  # llama.cpp's name of this reading of labels
+SYSTEM = "You decide. Answer with the letter of one option."
+_LETTERS = string.ascii_uppercase
+_STATE = "qzstateqz"
+
+
+@dataclass(frozen=True)
+class DecisionPrompt:
+    """opening, closing: what the model's chat template writes around a question. signs: special tokens of the model,
+    which a state must not spell."""
+
+    opening: str
+    closing: str
+    signs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, template: ChatTemplate | None) -> "DecisionPrompt":
+        """The prompt for a model. template: by which it takes turns; None for a model that completes text."""
+        signs = tuple(sorted(tokenizer.special_tokens, key=len, reverse=True))
+        if template is None:
+            return cls("", "\nAnswer:\n", signs)
+        opening, closing = _around(template)
+        bos = tokenizer.tokens[tokenizer.bos_id] if tokenizer.bos_id is not None else ""
+        if tokenizer.add_bos and bos:
+            opening = opening.removeprefix(bos)  # llama.cpp puts it there
+        return cls(opening, closing, signs)
+
+    def text(self, state: str, question: Question, order: Sequence[int], labels: Sequence[str]) -> str:
+        """What the model reads before the label. order: which option each of the first labels stands for."""
+        lines = [self.opening + self.plain(state), "", self.plain(question.instructions)]
+        for label, place in zip(labels, order, strict=False):
+            option = question.options[place]
+            described = f": {self.plain(option.description)}" if option.description else ""
+            lines.append(f"{label}. {self.plain(option.key)}{described}")
+        return "\n".join(lines) + self.closing
+
+    @property
+    def template(self) -> str:
+        """The same as Jinja, over `state`, `instructions` and `options` with `label`, `key` and `description`."""
+        return (
+            f"{_literal(self.opening)}{{{{ state if state is string else state | tojson }}}}"
+            "{{ '\\n\\n' }}{{ instructions }}{% for o in options %}{{ '\\n' }}{{ o.label }}. {{ o.key }}"
+            "{% if o.description %}: {{ o.description }}{% endif %}{% endfor %}"
+            f"{_literal(self.closing)}"
+        )
+
+    def plain(self, text: str) -> str:
+        """A text in which nothing spells a special token: a space parts what would."""
+        return self._signs.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._signs else text
+
+    @cached_property
+    def _signs(self) -> re.Pattern[str] | None:
+        signs = [re.escape(sign) for sign in self.signs if len(sign) > 1]
+        return re.compile("|".join(signs)) if signs else None
+
+
+def state_text(state: object) -> str:
+    """A state as the prompt has it: text as it is, anything else as JSON."""
+    return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
+
+
+def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
+    """The first `count` labels that are one token of this tokenizer, with their ids. Raises DataError when there are
+    fewer."""
+    found: dict[str, int] = {}
+    pairs = ("".join(pair) for pair in itertools.product(_LETTERS, repeat=2))
+    for label in itertools.chain(_LETTERS, pairs):
+        if len(found) == count:
+            break
+        ids = tokenizer.encode(label).tolist()
+        if len(ids) == 1 and tokenizer.decode(ids) == label:
+            found[label] = ids[0]
+        elif len(label) == 1:
+            raise DataError(
+                f"the label {label!r} is no single token of this tokenizer",
+                "choose a model whose tokenizer has the letters A to Z",
+            )
+    if len(found) < count:
+        raise DataError(
+            f"{count} options need as many labels of one token, and this tokenizer has {len(found)}",
+            f"group the options, or choose another model; {MOST_OPTIONS} is the most",
+        )
+    return found
+
+
+def _around(template: ChatTemplate) -> tuple[str, str]:
+    """What a chat template writes before and after one question. Raises TemplateFailure."""
+    question = {"role": "user", "content": _STATE}
+    for messages in ([{"role": "system", "content": SYSTEM}, question], [question]):
+        try:
+            written = template.render(messages, add_generation_prompt=True, enable_thinking=False)
+        except TemplateRunaway:
+            raise
+        except TemplateFailure:
+            continue
+        if written.count(_STATE) == 1 and (len(messages) == 1 or SYSTEM in written):
+            opening, _, closing = written.partition(_STATE)
+            return opening, closing
+    raise TemplateFailure("the chat template does not render a question", "choose a chat model, or another template")
+
+
+def _literal(text: str) -> str:
+    """A text that Jinja writes as it is."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{{{{ '{escaped}' }}}}" if text else ""

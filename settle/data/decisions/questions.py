@@ -1,0 +1,138 @@
+"""Typed questions and their options, in the form of `/v1/systemone`: {"type", "instructions", "criteria"}.
+
+`criteria` is, for a choice, an object from each option's key to its description (null where it has none); for a score
+a list of descriptions, the lowest level first; for a noul nothing, or an object that describes "false" and "true".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from settle.base.errors import DataError
+
+QuestionType = Literal["noul", "choice", "score"]
+TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
+MOST_OPTIONS, MOST_LEVELS = 255, 10  # what llama.cpp takes
+TRUTH = ("false", "true")  # the keys of a noul, in this order
+_FIX = 'write it as {"type": "choice", "instructions": "…", "criteria": {"option": "its description or null"}}'
+
+
+@dataclass(frozen=True)
+class Option:
+    """key: what an answer names it by. description: what else the prompt says about it, or None."""
+
+    key: str
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. options: those of a noul are false and true; the keys of a score's levels are "0", "1", …."""
+
+    type: QuestionType
+    instructions: str
+    options: tuple[Option, ...]
+
+    @classmethod
+    def from_json(cls, value: object, name: str = "question") -> "Question":
+        """The question that a `/v1/systemone` body spells. name: for messages. Raises DataError."""
+        if not isinstance(value, Mapping):
+            raise DataError(f"{name} is no question: it is not an object", _FIX)
+        kind, instructions, criteria = value.get("type"), value.get("instructions"), value.get("criteria")
+        if kind not in TYPES:
+            raise DataError(f"{name} has the type {kind!r:.40}", f"give one of {', '.join(TYPES)}")
+        if not isinstance(instructions, str) or not instructions.strip():
+            raise DataError(f"{name} has no instructions", "say in `instructions` what is to be decided")
+        read = {"noul": _noul, "choice": _choice, "score": _score}[kind]
+        return cls(cast(QuestionType, kind), instructions, read(criteria, name))
+
+    def to_json(self) -> dict[str, object]:
+        """The question as a `/v1/systemone` body spells it."""
+        question: dict[str, object] = {"type": self.type, "instructions": self.instructions}
+        if self.type == "score":
+            return question | {"criteria": [option.description for option in self.options]}
+        described = {option.key: option.description for option in self.options}
+        return question if self.type == "noul" and not any(described.values()) else question | {"criteria": described}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The options' keys, in the question's own order."""
+        return tuple(option.key for option in self.options)
+
+    def target(self, value: object, name: str = "target") -> tuple[float, ...]:
+        """The right answer as a distribution over `options`.
+
+        value: an option's key (of a score its level or description; of a noul a boolean), or an object from keys to
+        shares, which are scaled to 1; a number for a noul that is not 0 or 1 is the probability of true. Raises
+        DataError.
+        """
+        if isinstance(value, Mapping):
+            return self._shares(value, name)
+        if self.type == "noul" and isinstance(value, float) and 0 < value < 1:
+            return (1 - value, value)
+        place = self._place(value)
+        if place is None:
+            raise DataError(f"{name} is {value!r:.60}, which is no option", f"give one of {', '.join(self.keys)[:200]}")
+        return tuple(float(i == place) for i in range(len(self.options)))
+
+    def _shares(self, value: Mapping[object, object], name: str) -> tuple[float, ...]:
+        shares = [0.0] * len(self.options)
+        for key, share in value.items():
+            place = self._place(key)
+            if place is None or isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1e9:
+                fix = f"give shares from 0 on for {', '.join(self.keys)[:200]}"
+                raise DataError(f"{name} gives {key!r:.40} the share {share!r:.40}", fix)
+            shares[place] += share
+        if not sum(shares) > 0:
+            raise DataError(f"the shares of {name} are all 0", "give at least one option a share above 0")
+        return tuple(share / sum(shares) for share in shares)
+
+    def _place(self, value: object) -> int | None:
+        """The index of the option that a value names; None when it names none."""
+        word = _word(value)
+        if word in self.keys:
+            return self.keys.index(word)
+        if self.type == "noul":
+            return {"0": 0, "no": 0, "n": 0, "1": 1, "yes": 1, "y": 1, **dict(zip(TRUTH, (0, 1), strict=True))}.get(
+                word.lower()
+            )
+        descriptions = [option.description for option in self.options]
+        return descriptions.index(word) if self.type == "score" and word in descriptions else None
+
+
+def _word(value: object) -> str:
+    """A value as the text that options are compared by: 3.0 is "3", True is "true"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).strip()
+
+
+def _noul(criteria: object, name: str) -> tuple[Option, ...]:
+    if criteria is not None and (not isinstance(criteria, Mapping) or not set(criteria) <= set(TRUTH)):
+        raise DataError(f"{name}: the criteria of a noul are {criteria!r:.60}", "describe `true` and `false`, or none")
+    given = criteria or {}
+    return tuple(Option(key, _described(given.get(key), name)) for key in TRUTH)
+
+
+def _choice(criteria: object, name: str) -> tuple[Option, ...]:
+    if isinstance(criteria, Sequence) and not isinstance(criteria, str):
+        criteria = {str(key): None for key in criteria}
+    if not isinstance(criteria, Mapping) or len(criteria) < 2:
+        raise DataError(f"{name} offers fewer than two options", "give at least two in `criteria`")
+    if len(criteria) > MOST_OPTIONS:
+        raise DataError(f"{name} offers {len(criteria)} options", f"give at most {MOST_OPTIONS}, or group them")
+    return tuple(Option(str(key), _described(text, name)) for key, text in criteria.items())
+
+
+def _score(criteria: object, name: str) -> tuple[Option, ...]:
+    is_list = isinstance(criteria, Sequence) and not isinstance(criteria, str)
+    if not is_list or not 2 <= len(cast(Sequence[object], criteria)) <= MOST_LEVELS:
+        raise DataError(f"{name}: a score needs 2 to {MOST_LEVELS} levels", "list them in `criteria`, the lowest first")
+    texts = [_described(text, name) or "" for text in cast(Sequence[object], criteria)]
+    return tuple(Option(str(i), text) for i, text in enumerate(texts))
+
+
+def _described(text: object, name: str) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{name}: the description {text!r:.40} is no text", "give a text, or null")
+    return text or None
