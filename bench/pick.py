@@ -193,7 +193,9 @@ class Scored:
 
 def scored(place: Path) -> Scored:
     """Every model's answers to every prompt of a task, made once, and their scores."""
-    from settle.jobs.pick.answers import Answerer, closing
+    from settle.base.event_log import Events
+    from settle.jobs.trials.arm import ModelArm
+    from settle.jobs.trials.trials import Trials
     from settle.library.resolve import resolve_gguf
 
     files = json.loads((place / "models.json").read_text())
@@ -205,11 +207,14 @@ def scored(place: Path) -> Scored:
     score = place / "score"
     task = named(score.read_text().strip()) if score.exists() else best_suited(cases)
     max_tokens = int((place / "tokens").read_text()) if (place / "tokens").exists() else 8
-    answerers = [Answerer(resolve_gguf(Path(path)), 512, max_tokens) for path in files.values()]
-    with closing(answerers):
-        answers = [answerer.answers(cases, lambda done: None) for answerer in answerers]
-    values = [[task.score(a.text, c) for a, c in zip(mine, cases, strict=True)] for mine in answers]
-    return Scored(list(files), np.array(values), task.is_share)
+    arms = [ModelArm(resolve_gguf(Path(path)), 512, max_tokens, name) for name, path in files.items()]
+    values = np.zeros((len(arms), len(cases)))
+    families = list(range(len(cases)))
+    for k, arm in enumerate(arms):  # one by one, so that nobody drops out
+        trials = Trials([arm], cases, lambda names: Race(names, families), lambda r, c: task.score(r.text, c), Events())
+        for row, reply in trials.run().replies[0].items():
+            values[k, row] = task.score(reply.text, cases[row])
+    return Scored(list(files), values, task.is_share)
 
 
 def tasks(folder: Path, seeds: int, size: int) -> None:

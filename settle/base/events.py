@@ -69,7 +69,8 @@ class ResultReady(BaseEvent):
 
 
 class Progress(BaseEvent):
-    """How far a piece of work is. total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted."""
+    """How far a piece of work is. total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted.
+    seconds_left: where it is known better than by the pace so far."""
 
     kind: Literal["progress"] = "progress"
     what: str
@@ -77,6 +78,7 @@ class Progress(BaseEvent):
     total: float | None
     unit: str = ""
     detail: str = ""
+    seconds_left: float | None = None
 
 
 class Listing(BaseEvent):

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from settle.infer.child_process import Child, Json
 from settle.infer.prompt_encoder import PromptEncoder
@@ -15,6 +16,14 @@ from settle.library.facts import Metadata
 LORA = Mapping[str, float]  # {"id", "scale"}: how much of each adapter that the child knows
 NOTHING: Mapping[str, object] = MappingProxyType({})
 LETTER_BIAS = 1e3  # added to a logit that is then drawn for sure
+
+
+class WholeAnswer(NamedTuple):
+    """ended: by the model itself, and not for its length. tokens: that were written."""
+
+    text: str
+    ended: bool
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,11 @@ class LlamaClient(PromptEncoder):
         temperature: float = 0.0,
         seed: int = 0,
         grammar: str | None = None,
-    ) -> tuple[str, bool]:
-        """A whole answer, the likeliest one unless `temperature` is given; and whether the model ended it by itself.
-        grammar: of the whole answer, in GBNF."""
+    ) -> WholeAnswer:
+        """A whole answer, the likeliest one unless `temperature` is given. grammar: of the whole answer, in GBNF."""
         body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar)
         answer = self._child.post("/completion", body)
-        return answer["content"], answer["stop_type"] != "limit"
+        return WholeAnswer(answer["content"], answer["stop_type"] != "limit", answer["tokens_predicted"])
 
     def timings(self, ids: Sequence[int], num_tokens: int) -> Mapping[str, float]:
         """How long llama.cpp took to read `ids` with nothing of them cached, and to make `num_tokens` more, ends of a

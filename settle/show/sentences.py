@@ -62,8 +62,10 @@ def progress_text(event: Progress, began: float) -> str:
     if spent > 0 and done > 0 and not (total and total <= FEW):
         speed = done / spent
         text += f" · {amount(speed, unit)}/s"
-        if total and done < total:
+        if total and done < total and event.seconds_left is None:
             text += f" · {duration((total - done) / speed)} left"
+    if event.seconds_left is not None and total and done < total:
+        text += f" · about {duration(event.seconds_left)} left"
     return text + (f" · {event.detail}" if event.detail else "")
 
 

@@ -1,6 +1,7 @@
 """`settle pick` with real models in real children."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,8 @@ from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick import measure as measure_module
+from settle.jobs.trials.arm import ModelArm
+from settle.library.resolve import resolve_gguf
 from tests.trained import adapter, merged
 
 PROMPTS = (
@@ -63,7 +66,7 @@ def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
     # the same again asks no model for an answer
-    monkeypatch.setattr("settle.jobs.pick.answers.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr("settle.jobs.trials.arm.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
     monkeypatch.setattr("settle.jobs.pick.pick.measure", _measured_before(result))
     assert run(capsys, *given)[1]["chosen"] == "tuned"
 
@@ -80,6 +83,19 @@ def _measured_before(result):
         return [Taken(**{k: Measured(**v) if isinstance(v, dict) else v for k, v in t.items()}) for t in takens]
 
     return again
+
+
+def test_answers_are_kept_by_what_a_file_holds(files, tmp_path, home):
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(files / "base.gguf", copy)
+    key = ModelArm(resolve_gguf(files / "base.gguf"), 64, 6).key
+    assert ModelArm(resolve_gguf(copy), 64, 6).key == key != ModelArm(resolve_gguf(copy), 64, 7).key
+    with copy.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    assert ModelArm(resolve_gguf(copy), 64, 6).key != key
 
 
 def test_without_wanted_answers_only_speed_is_known(files, home, capsys):

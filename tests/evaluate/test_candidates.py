@@ -10,6 +10,7 @@ from settle.base.errors import FormatError, UsageError
 from settle.evaluate.compare import candidate, candidate_pair
 from settle.evaluate.compare.candidate import TOP, FileModel, LiveModel, _spread, without_thoughts
 from settle.evaluate.compare.cases import Case, asking
+from settle.infer.client import WholeAnswer
 
 
 class Engine:
@@ -26,9 +27,9 @@ class Engine:
     def plain(self, text: str) -> list[int]:
         return [9, *range(len(text))]
 
-    def answer(self, prompt: list[int], most: int, temperature: float, seed: int) -> tuple[str, bool]:
+    def answer(self, prompt: list[int], most: int, temperature: float, seed: int) -> WholeAnswer:
         self.asked.append((len(prompt), most, temperature, seed))
-        return f"<think>x</think> {seed}", seed % 2 == 0
+        return WholeAnswer(f"<think>x</think> {seed}", seed % 2 == 0, most)
 
     def next_token_logprobs(self, ids: list[int], top: int | None = None) -> dict[int, float]:
         self.asked.append((tuple(ids), top))
@@ -41,6 +42,7 @@ def test_questions_that_fit_are_answered_with_the_room_there_is() -> None:
     found = model.answers([asking("abc"), asking("x" * 11), asking("x" * 12)], 8, heard.append, temperature=0.5)
     assert sorted(engine.asked) == [(3, 8, 0.5, 0), (11, 1, 0.5, 1)] and heard == [1, 2, 3]
     assert [(a.text, a.ended, a.asked) for a in found] == [("0", True, True), ("1", False, True), ("", True, False)]
+    assert [(a.read, a.written) for a in found] == [(3, 8), (11, 1), (12, 0)]
     assert engine.adapter_scale == 0.25 and model.context == 12 and model.chats
     model.chats = False
     assert model.prompt(asking("ab")) == [9, 0, 1]

@@ -31,11 +31,13 @@ OnProgress = Callable[[int], None]
 @dataclass(frozen=True)
 class Answer:
     """text: without thoughts. ended: by the model itself, and not for its length. asked: whether the question fitted
-    into the context at all."""
+    into the context at all. read, written: tokens of the prompt and of the answer with its thoughts."""
 
     text: str
     ended: bool = True
     asked: bool = True
+    read: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,9 @@ class FileModel(Model):
         def answer(number: int) -> Answer:
             room = self.context - len(prompts[number])
             if room < 1:
-                return Answer("", asked=False)
-            text, ended = self._engine.answer(prompts[number], min(max_tokens, room), temperature, seed=number)
-            return Answer(without_thoughts(text), ended)
+                return Answer("", asked=False, read=len(prompts[number]))
+            whole = self._engine.answer(prompts[number], min(max_tokens, room), temperature, seed=number)
+            return Answer(without_thoughts(whole.text), whole.ended, True, len(prompts[number]), whole.tokens)
 
         return self._each(answer, len(prompts), on_progress)
 
@@ -237,7 +239,7 @@ class LiveModel(Model):
             with self._adapters_off():
                 ids = list(generate(self._model, prompt, room, temperature, 1.0, number, stops)) if room > 0 else []
             text = without_thoughts(self._tokenizer.decode(ids))
-            out.append(Answer(text, ended=len(ids) < room, asked=room > 0))
+            out.append(Answer(text, len(ids) < room, room > 0, len(prompt), len(ids)))
             on_progress(number + 1)
         return out
 

@@ -86,16 +86,23 @@ class Race:
     """Candidates answer rows in turns; see the module.
 
     names: of the candidates. families: (n,), the same number for rows that belong together. is_share: scores are from
-    0 to 1; others have no bounds to bet within, so nobody drops out early. error: chance of any false claim.
+    0 to 1; others have no bounds to bet within, so nobody drops out early. error: chance of any false claim. may_stop:
+    all rows are asked of everybody where it is not set, and the whole error is spent at the end.
     """
 
     def __init__(
-        self, names: Sequence[str], families: Sequence[int], is_share: bool = True, error: float = ERROR, seed: int = 0
+        self,
+        names: Sequence[str],
+        families: Sequence[int],
+        is_share: bool = True,
+        error: float = ERROR,
+        seed: int = 0,
+        may_stop: bool = True,
     ) -> None:
         self.names = list(names)
-        self._is_share, self._seed = is_share, seed
+        self._seed, self._may_stop = seed, may_stop
         self._pairs = list(itertools.combinations(range(len(self.names)), 2))
-        early = error * EARLY_SHARE if is_share else 0.0
+        early = error * EARLY_SHARE if is_share and may_stop else 0.0
         self._final_error = error - early
         self._enough = 2 * len(self._pairs) / early if early and self._pairs else math.inf
         self.order = _shuffled(families, seed)
@@ -134,7 +141,7 @@ class Race:
         after = self.left
         if len(after) < 2 and len(self.names) > 1:
             self._why = f"{self.names[after[0]]} is shown to be better than all others"
-        elif self._done < len(self.order) and self._is_futile(after):
+        elif self._may_stop and self._done < len(self.order) and self._is_futile(after):
             self._why = "the other rows would hardly have changed the verdict"
         return [k for k in before if k not in after]
 

@@ -11,10 +11,10 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, Progress, ResultReady, Say, Warn
 from settle.base.run import free_name, home, write_json
 from settle.base.stop_signals import Stopping
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.tasks import Task, best_suited, named
 from settle.jobs.pick import ledger, report
-from settle.jobs.pick.answers import Answerer, closing
 from settle.jobs.pick.candidates import (
     Candidate,
     Excluded,
@@ -30,10 +30,11 @@ from settle.jobs.pick.predict import note_measured
 from settle.jobs.pick.prompts import Prompts, read_prompts
 from settle.jobs.pick.settings import PickSettings
 from settle.jobs.pick.verdict import Measured, Verdict, decide
+from settle.jobs.trials.arm import ModelArm, Reply
+from settle.jobs.trials.trials import Trials
 from settle.library.deletion import confirm
 from settle.machine.measurement_cache import others_are_busy
 
-FIRST, NEXT = 8, 4  # prompts that everybody answers before the first look, and between two looks
 UNANSWERED_TOKENS = 256  # of an answer, where none is wanted that says how long one is
 USUAL_CONTEXT = 4096  # tokens, or what the model knows, where none are asked for
 TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a processor
@@ -198,36 +199,33 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
 
 
 def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> Outcome:
-    """All candidates answer the prompts in turns, until nothing more can be shown; `measured` gets the scores."""
+    """All candidates answer the prompts in turns, until nothing more can be shown; `measured` gets the scores, and
+    loses those that fail. Raises SettleError where all of them do."""
     assert asked.task is not None
     task, cases = asked.task, asked.prompts.cases
     max_tokens = asked.max_tokens or max(m.taken.longest_answer for m in measured)
-    race = Race([m.name for m in measured], asked.prompts.families, task.is_share)
     context = min(asked.needs.context, max(m.taken.tokens for m in measured) + max_tokens)
-    answerers = [Answerer(ref, context, max_tokens) for m in measured if (ref := m.candidate.ref)]
-    seconds = len(cases) * sum(m.taken.first_token.median + max_tokens / m.taken.speed.median for m in measured)
-    events.emit(Say(text=f"answering takes {_minutes(seconds / TOGETHER)} at most"))
-    total, done = len(cases) * len(measured), 0
-    cut = [0] * len(measured)
-    with closing(answerers):
-        while rows := race.next_rows(NEXT if done else FIRST):
-            scores = {}
-            for k in race.left:
-                answers = answerers[k].answers([cases[row] for row in rows], lambda number: None)
-                cut[k] += sum(not answer.ended for answer in answers)
-                scores[k] = [
-                    task.score(answer.text, cases[row]) if answer.asked else 0.0
-                    for row, answer in zip(rows, answers, strict=True)
-                ]
-                done += len(rows)
-                events.emit(Progress(what="answers", done=done, total=total, detail=measured[k].name))
-            for worse in race.record(scores):
-                answerers[worse].close()
-                events.emit(Say(text=f"{measured[worse].name} is shown to be worse, and is asked no more"))
-    outcome = race.outcome()
-    events.emit(Progress(what="answers", done=done, total=done))
-    for k, m in enumerate(measured):
-        measured[k] = Measured(m.candidate, m.taken, outcome.means[k], outcome.asked[k], cut[k])
+    arms = []
+    for m in measured:
+        seconds = m.taken.first_token.median + max_tokens / m.taken.speed.median
+        assert m.candidate.ref is not None
+        arms.append(ModelArm(m.candidate.ref, context, max_tokens, m.name, seconds / TOGETHER))
+
+    def race(names: Sequence[str]) -> Race:
+        return Race(names, asked.prompts.families, task.is_share)
+
+    def score(reply: Reply, case: Case) -> float:
+        return task.score(reply.text, case) if reply.asked else 0.0
+
+    finished = Trials(arms, cases, race, score, events).run()
+    outcome = finished.outcome
+    if outcome is None:
+        raise finished.failures[measured[0].name]
+    going = [m for m in measured if m.name not in finished.failures]
+    measured[:] = [
+        Measured(m.candidate, m.taken, mean, asked, sum(not reply.ended for reply in replies.values()))
+        for m, mean, asked, replies in zip(going, outcome.means, outcome.asked, finished.replies, strict=True)
+    ]
     return outcome
 
 
@@ -262,7 +260,3 @@ def _say_verdict(verdict: Verdict, outcome: Outcome | None, measured: Sequence[M
         if m.cut * 10 > m.asked:
             text = f"{m.cut} of {m.asked} answers of {m.name} were stopped for their length"
             events.emit(Warn(text=f"{text}; that is a limit and no mistake: --max-tokens allows longer ones"))
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -24,6 +24,6 @@ def write_question(model: LlamaClient, text: str) -> str:
         ids = fence.ids([Turn("user", [f"{_ORDER}\n\n", text[:_READ]])])
     else:
         ids = fence.ids([Turn("user", [text[:_READ], "\n\nA question that this answers:"])])
-    reply, _ = model.answer(ids, LONGEST)
+    reply = model.answer(ids, LONGEST).text
     match = _FIRST.search(reply)
     return match[0].strip(" -*\"'") if match else ""
