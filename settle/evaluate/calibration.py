@@ -1,0 +1,187 @@
+"""Whether probabilities mean what they say: temperature, calibration error, Brier score, risk and coverage.
+
+Shared by all that answers with a probability: decisions, and the judge of whether documents answer a question.
+Legend: n rows, K options (rows with fewer are filled up with scores of -inf and targets of 0), R resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from settle.base.statistics import LEVEL, Interval, wilson
+
+BINS, FEWEST_IN_BIN = 10, 15  # bins of equally many rows
+RESAMPLES = 1000
+PRIOR_STD = 0.7  # of log T before any row is seen: 9 of 10 temperatures lie between 0.3 and 3
+LOWEST, HIGHEST = 0.02, 50.0  # temperatures that are searched
+RISKS = (0.01, 0.02, 0.05, 0.10, 0.20)  # at which the share of answered rows is reported
+_LEAST = 1e-12  # probability that is taken for 0
+
+
+def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """softmax(scores / temperature) (n, K); options of score -inf get 0."""
+    scaled = np.asarray(scores, float) / temperature
+    scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
+    shares: np.ndarray = scaled / scaled.sum(-1, keepdims=True)
+    return shares
+
+
+def cross_entropy(shares: np.ndarray, targets: np.ndarray) -> float:
+    """Mean -Σ target · log share, in nats. shares, targets (n, K)."""
+    return float(-(targets * np.log(np.maximum(shares, _LEAST))).sum(-1).mean())
+
+
+def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature whose probabilities are nearest to the targets (Guo et al. 2017, arXiv:1706.04599).
+
+    scores, targets (n, K). Few rows say little, so log T has a normal prior around 0 (PRIOR_STD) that many rows
+    outweigh. The cross-entropy is convex in 1/T, so a golden-section search over log T finds the least of both.
+    """
+    if not len(scores):
+        return 1.0
+
+    def cost(log_t: float) -> float:
+        fit = len(scores) * cross_entropy(probabilities(scores, math.exp(log_t)), targets)
+        return fit + log_t**2 / (2 * PRIOR_STD**2)
+
+    low, high, ratio = math.log(LOWEST), math.log(HIGHEST), (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        first, second = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, second) if cost(first) <= cost(second) else (first, high)
+    return math.exp((low + high) / 2)
+
+
+def brier(shares: np.ndarray, targets: np.ndarray) -> float:
+    """Mean squared distance of the probabilities (n, K) from the targets (n, K): 0 is best, 2 is worst (Brier 1950)."""
+    return float(((shares - targets) ** 2).sum(-1).mean())
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: over bins of equally many rows in the order of `confidence`, the mean distance of
+    the share of `right` answers from the mean confidence, weighted by rows. confidence, right (n,)."""
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, max(1, min(BINS, len(order) // FEWEST_IN_BIN)))
+    gaps = [abs(float(confidence[part].mean() - right[part].mean())) * len(part) for part in parts if len(part)]
+    return sum(gaps) / max(1, len(order))
+
+
+@dataclass(frozen=True)
+class CalibrationError:
+    """error: with its 95 % interval. if_calibrated: what chance alone gives so many rows of these confidences, when
+    every probability means what it says; an error near it is no sign of miscalibration."""
+
+    error: Interval
+    if_calibrated: float
+
+
+def measure_calibration(
+    confidence: np.ndarray, right: np.ndarray, families: Sequence[int] | None = None, seed: int = 0
+) -> CalibrationError:
+    """The calibration error (n,) with its interval. families: rows of one are resampled together.
+
+    Chance pushes the error up, and resampling does so again: the upper end is that of the bootstrap, the lower end is
+    mirrored at the estimate (the basic bootstrap), and is 0 where a calibrated model would show an error as large in
+    one of twenty samples (Bröcker and Smith 2007).
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    random = np.random.default_rng(seed)
+    error = calibration_error(confidence, right)
+    chance = [
+        calibration_error(confidence, (random.random(len(confidence)) < confidence).astype(float))
+        for _ in range(RESAMPLES)
+    ]
+    _, family = np.unique(np.arange(len(right)) if families is None else np.asarray(families), return_inverse=True)
+    order = np.argsort(family, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(family))[:-1])
+    resampled = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([members[i] for i in random.integers(len(members), size=len(members))])
+        resampled.append(calibration_error(confidence[rows], right[rows]))
+    high = float(np.quantile(resampled, (1 + LEVEL) / 2))
+    low = 0.0 if error <= float(np.quantile(chance, LEVEL)) else max(0.0, 2 * error - high)
+    return CalibrationError(Interval(error, low, max(high, error)), float(np.mean(chance)))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Rows that are answered when every answer that is wrong with more than `risk` is refused.
+
+    coverage: their share. wrong: the share of them that is wrong; None where none is answered.
+    """
+
+    risk: float
+    coverage: float
+    wrong: Interval | None
+
+
+def risk_coverage(
+    confidence: np.ndarray, right: np.ndarray, families: Sequence[int] | None = None, risks: Sequence[float] = RISKS
+) -> list[Answered]:
+    """What refusing above each risk leaves, of rows that fitted neither a weight nor a temperature. (n,) each."""
+    table = []
+    for risk in risks:
+        answered = np.flatnonzero(confidence >= 1 - risk)
+        own = None if families is None else [families[i] for i in answered.tolist()]
+        wrong = wilson([not hit for hit in right[answered].astype(bool).tolist()], own) if len(answered) else None
+        table.append(Answered(risk, len(answered) / max(1, len(confidence)), wrong))
+    return table
+
+
+def risk_curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """coverage, risk (n,): the share of wrong answers among the surest ones (El-Yaniv and Wiener 2010)."""
+    wrong = 1 - np.asarray(right, float)[np.argsort(-np.asarray(confidence, float), kind="stable")]
+    rows = np.arange(1, len(wrong) + 1)
+    return rows / max(1, len(wrong)), wrong.cumsum() / rows
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """How well the probabilities of n answers are calibrated, on rows that fitted nothing."""
+
+    rows: int
+    accuracy: Interval
+    error: CalibrationError
+    brier: float
+    answered: tuple[Answered, ...]
+
+    @classmethod
+    def of(cls, shares: np.ndarray, targets: np.ndarray, families: Sequence[int] | None = None) -> "CalibrationReport":
+        """shares, targets (n, K): an answer is right when its likeliest option is the target's."""
+        right, confidence = shares.argmax(-1) == targets.argmax(-1), shares.max(-1)
+        return cls(
+            len(shares),
+            wilson(right.tolist(), families),
+            measure_calibration(confidence, right, families),
+            brier(shares, targets),
+            tuple(risk_coverage(confidence, right, families)),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {
+            "rows": self.rows,
+            "accuracy": self.accuracy.to_json(),
+            "ece": self.error.error.to_json(),
+            "ece_if_calibrated": self.error.if_calibrated,
+            "brier": self.brier,
+            "answered": [
+                {"risk": a.risk, "coverage": a.coverage, "wrong": a.wrong.to_json() if a.wrong else None}
+                for a in self.answered
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """For a person: what the figures say."""
+        low, high = self.error.error.low, self.error.error.high
+        written = [
+            f"right on {self.accuracy.value:.1%} of {self.rows} rows "
+            f"({self.accuracy.low:.1%} to {self.accuracy.high:.1%})",
+            f"calibration error (ECE) {self.error.error.value:.3f} ({low:.3f} to {high:.3f}); a perfectly calibrated "
+            f"model shows {self.error.if_calibrated:.3f} on so many rows; Brier score {self.brier:.3f}",
+        ]
+        for a in self.answered:
+            wrong = f"{a.wrong.value:.1%} of these wrong (at most {a.wrong.high:.1%})" if a.wrong else "nothing left"
+            written.append(f"refusing above a risk of {a.risk:.0%}: {a.coverage:.0%} answered, {wrong}")
+        return written
