@@ -69,7 +69,11 @@ class Question:
 
 
 def questions(name: str) -> Iterator[Question]:
-    for line in (ASKED / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+    yield from questions_in(ASKED / f"{name}.txt")
+
+
+def questions_in(path: Path) -> Iterator[Question]:
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line[:2] in ("+ ", "- "):
             text, _, noted = line[2:].partition(" => ")
             half = SPLITS[hashlib.sha256(text.encode()).digest()[0] % 2]

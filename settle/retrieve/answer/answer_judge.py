@@ -25,7 +25,7 @@ from settle.retrieve.index.collection import Collection
 
 ENCODER = "minilm"  # whose states it was trained on
 WEIGHTS = Path(__file__).with_name("answer_judge.safetensors")
-QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 48, 24, 96  # that are read of each, at most
+QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 48, 24, 160  # that are read of each, at most
 STRIDE = 16  # tokens from one window of a long passage to the next
 SCALE = "_scale"  # behind the name of a matrix in int8: what its rows are multiplied by
 
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
 UNREAD: Mapping[int, Reading] = MappingProxyType({})  # by the passage's id, where there is no judge
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """Tokens of a passage that are read. places: the first character of each in the text, -1 of others."""
 
     ids: list[int]
@@ -65,16 +65,20 @@ class AnswerJudge:
         """What each passage holds."""
         if not passages:
             return []
-        *text, closing = self._tokenizer.encode(question).ids
-        asked = [*text[: QUESTION_TOKENS - 1], closing]
-        windows = [self._window(asked, passage) for passage in passages]
+        asked = self.question_ids(question)
+        windows = [self.window(asked, passage) for passage in passages]
         logits, shares = self._scores(asked, [window.ids for window in windows])
         return [
             Reading(logit, max(zip(share, window.places, strict=False), key=lambda pair: pair[0] * (pair[1] >= 0))[1])
             for window, logit, share in zip(windows, logits.tolist(), shares.tolist(), strict=True)
         ]
 
-    def _window(self, asked: Sequence[int], passage: Passage) -> _Window:
+    def question_ids(self, question: str) -> list[int]:
+        """A question as it is read."""
+        *text, closing = self._tokenizer.encode(question).ids
+        return [*text[: QUESTION_TOKENS - 1], closing]
+
+    def window(self, asked: Sequence[int], passage: Passage) -> Window:
         """A passage with its headings; of a long one the part whose words come nearest to the question's."""
         encoded = self._tokenizer.encode(passage.text)
         opening, *text, closing = encoded.ids
@@ -88,7 +92,7 @@ class AnswerJudge:
             starts = [*range(0, len(text) - TEXT_TOKENS, STRIDE), len(text) - TEXT_TOKENS]
             start = max(starts, key=lambda s: float(rare @ like[:, s : s + TEXT_TOKENS].max(1)))
         text, places = text[start : start + TEXT_TOKENS], places[start : start + TEXT_TOKENS]
-        return _Window([opening, *headings, *text, closing], [*[-1] * (1 + len(headings)), *places, -1])
+        return Window([opening, *headings, *text, closing], [*[-1] * (1 + len(headings)), *places, -1])
 
     def _scores(self, asked: Sequence[int], windows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """→ logits (B,), and the share that each token of a passage has of its evidence (B, N)."""

@@ -59,25 +59,31 @@ def search(collection: Collection, question: str, k: int = 10, without: Abstract
 
 
 def _candidates(
-    collection: Collection, question: str, vector: np.ndarray, number: int, without: AbstractSet[int]
+    collection: Collection,
+    question: str,
+    vector: np.ndarray,
+    number: int,
+    without: AbstractSet[int],
+    fetched: int | None = None,
 ) -> list[Hit]:
-    """At least `number` candidates of each kind of search, as far as there are so many. vector: float32 (width,)."""
-    catalogue = collection.catalogue
-    nearest = collection.vectors.nearest(vector, number)
+    """At least `number` candidates, as far as there are so many. vector: float32 (width,). fetched: of each kind of
+    search, `number` of them at first."""
+    catalogue, fetched = collection.catalogue, fetched or number
+    nearest = collection.vectors.nearest(vector, fetched)
     query = terms(catalogue, question)
     bm25 = dict(catalogue.words.search(query.stems, SCORED))
     titles = dict(catalogue.words.search_titles(query.stems, SCORED))
     titled_documents = [document for document in titles if document not in without][:_TITLED_DOCUMENTS]
     titled = catalogue.passages.first_of(titled_documents, _FIRST_PASSAGES)
     similarity = nearest()
-    ids = list(dict.fromkeys([*similarity, *list(bm25)[:number], *titled]))
+    ids = list(dict.fromkeys([*similarity, *list(bm25)[:fetched], *titled]))
     occurrences = catalogue.passages.occurrences(ids)
     if without:
         left = {i: [o for o in places if o.document not in without] for i, places in occurrences.items()}
         occurrences = {i: places for i, places in left.items() if places}
-        may_be_more = len(similarity) == number or len(bm25) > number
-        if len(occurrences) < number and may_be_more and number < SCORED:
-            return _candidates(collection, question, vector, 4 * number, without)
+        may_be_more = len(similarity) == fetched or len(bm25) > fetched
+        if len(occurrences) < number and may_be_more and fetched < SCORED:
+            return _candidates(collection, question, vector, number, without, 4 * fetched)
     passages = catalogue.passages.get(list(occurrences))
     others = catalogue.passages.vectors([i for i in passages if i not in similarity])
     similarity |= {i: float(other @ vector) for i, other in others.items()}
