@@ -33,7 +33,7 @@ from torch import Tensor
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.library.resolve import resolve_whole
-from settle.model.encoder import encoder_of_gguf
+from settle.model.encoder import Encoder, encoder_of_gguf
 from settle.model.reranker import Reranker, file_names
 from settle.retrieve.answer.answer_judge import SCALE, AnswerJudge
 from settle.retrieve.index.catalogue.records import Passage
@@ -43,6 +43,27 @@ LEFT_OUT = 0.35  # of the answerable questions' answers
 AGAIN, STRENGTH = 0.6, 0.5  # of the questions are worded again, with that share of the changes
 RATE, DECAY, WARMUP, HEAD_SHARE = 1e-4, 0.01, 20, 0.3
 PLACE_WEIGHT = 0.3
+
+
+class Kept(Reranker):
+    """A reranker that keeps what its frozen layers make of each text; its first trained layer is frozen too."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self._kept: dict[bytes, tuple[Tensor, Tensor]] = {}
+        for part in (self.blocks[0], self.figures):
+            part.requires_grad_(False)
+        self.segments.requires_grad_(False)
+
+    def _apart(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        texts = [row[: int(length)] for row, length in zip(ids, mask.sum(1), strict=True)]
+        for text in texts:
+            if (key := text.numpy().tobytes()) not in self._kept:
+                words, states = super()._apart(text[None], torch.ones(1, len(text), dtype=torch.bool))
+                self._kept[key] = words[0], states[0]
+        kept = [self._kept[text.numpy().tobytes()] for text in texts]
+        words, states = (torch.nn.utils.rnn.pad_sequence(of, batch_first=True) for of in zip(*kept, strict=True))
+        return words, states
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ def loss_of(model: Reranker, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Ten
 
 
 def train(model: Reranker, lists: Lists, minutes: float, out: Path, save_every: float) -> None:
-    own = dict(model.named_parameters())
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     body = [p for name, p in own.items() if name.startswith("blocks.")]
     head = [p for name, p in own.items() if not name.startswith("blocks.")]
     adam = torch.optim.AdamW([{"params": body}, {"params": head}], lr=RATE, betas=(0.9, 0.98), weight_decay=DECAY)
@@ -190,7 +211,7 @@ def main() -> None:
     arguments = parser.parse_args()
     file = read_gguf(resolve_whole("minilm").source.path)
     torch.manual_seed(arguments.seed)
-    model = Reranker(encoder_of_gguf(file))
+    model = Kept(encoder_of_gguf(file))
     restore(model, arguments.start)
     rows = [json.loads(line) for path in arguments.lists for line in path.read_text(encoding="utf-8").splitlines()]
     shares = {name: float(share) for name, _, share in (pair.partition("=") for pair in arguments.share)}
