@@ -4,8 +4,8 @@
 
 NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
-not answer. Its head says where the documents are: "# Documents: deb PACKAGE path/{one,other}.html path/*.txt", of a
-Debian package, as many lines as packages, or none where they lie in `judge_questions/documents/NAME`. They are put
+not answer. Its head says where the documents are: "# from deb PACKAGE path/{one,other}.html path/*.txt", of a Debian
+package, as many lines as packages, or none where they lie in `judge_questions/documents/NAME`. They are put
 below FOLDER.
 
 Each line is a question with the first eight passages as `settle ask` finds them, and the first one that answers where
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gold import unpacked
-from questions import Question, plain, questions_in
+from questions import Question, markdown, plain, questions_in
 from retrieval import indexed
 
 from settle.retrieve.index.collection import Collection
@@ -30,6 +30,7 @@ from settle.retrieve.search.hybrid_search import Hit, search
 
 WRITTEN = Path(__file__).with_name("judge_questions")
 LISTED, SEARCHED = 8, 40
+_SOURCE = re.compile(r"# (?:Documents:|from) deb (.+)")
 _BETWEEN = r"[\s*`_|“”]+"
 
 
@@ -70,15 +71,19 @@ def make_documents(path: Path, folder: Path) -> Path:
     if (WRITTEN / "documents" / path.stem).is_dir():
         shutil.copytree(WRITTEN / "documents" / path.stem, partial)
     for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# Documents: deb "):
-            package, *patterns = line.split()[3:]
+        if match := _SOURCE.match(line):
+            package, *patterns = match[1].split()
             (root,) = unpacked(folder, [package])
             for pattern in (one for braced in patterns for one in _expanded(braced)):
                 for file in root.glob(pattern.lstrip("/")):
-                    place = partial / file.name.removesuffix(".gz")
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    data = file.read_bytes()
-                    place.write_bytes(gzip.decompress(data) if file.suffix == ".gz" else data)
+                    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+                    name = file.name.removesuffix(".gz")
+                    if name.endswith(".docbook"):
+                        name, data = f"{Path(name).stem}.md", markdown(data.decode()).encode()
+                    if name.startswith("index."):
+                        name = f"{file.parent.name}{Path(name).suffix}"
+                    partial.mkdir(parents=True, exist_ok=True)
+                    (partial / name).write_bytes(data)
     partial.rename(target)
     return target
 
