@@ -38,6 +38,7 @@ from pathlib import Path
 
 from paraphrase import Paraphraser, WordNet, stems
 from selectolax.lexbor import LexborHTMLParser, LexborNode
+from sources import unpacked
 
 PACKAGES = {
     "foldoc": ["dict-foldoc"],
@@ -88,21 +89,6 @@ class Document:
     content: bytes
     asked: list[Asked] = field(default_factory=list)
     text: str = ""
-
-
-def unpacked(folder: Path, packages: list[str]) -> list[Path]:
-    """The packages' files below `folder`."""
-    debs, roots = folder / "packages", []
-    debs.mkdir(parents=True, exist_ok=True)
-    for name in packages:
-        root = folder / "unpacked" / name
-        if not root.is_dir():
-            if not list(debs.glob(f"{name}_*.deb")):
-                subprocess.run(["apt-get", "download", name], cwd=debs, check=True, stderr=subprocess.DEVNULL)
-            root.parent.mkdir(exist_ok=True)
-            subprocess.run(["dpkg", "-x", next(debs.glob(f"{name}_*.deb")), root], check=True)
-        roots.append(root)
-    return roots
 
 
 def file_name(title: str) -> str:

@@ -20,9 +20,7 @@ for each set, and for the mean of the sets:
 import argparse
 import gzip
 import hashlib
-import html
 import json
-import re
 import shutil
 import time
 from collections import Counter, defaultdict
@@ -32,9 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gold import unpacked
-from lxml import etree
 from retrieval import indexed
+from sources import markdown, plain, unpacked
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
@@ -51,8 +48,6 @@ ARTICLES = (  # of the handbook: those on astronomy, not on the program
     " ellipticalgalaxies sidereal spiralgalaxies blackbody lightcurves darkmatter colorandtemp skycoords jmoons"
 )
 BORG = ("faq.html", "quickstart.html", "installation.html", "introduction.html", "support.html", "usage", "deployment")
-LISTS = ("itemizedlist", "orderedlist", "variablelist")
-LEFT_OUT = ("indexterm", "mediaobject", "sect1info", "footnote", "screenshot")
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,6 @@ def wordings() -> Iterator[tuple[str, str, list[str]]]:
         yield name, SPLITS[number % 2], lines
 
 
-def plain(text: str) -> str:
-    """Without marks, with words whole that the end of a line cut, in lower case."""
-    text = re.sub(r"-\s+(?=[a-z])", "", text)
-    return " ".join(re.sub(r"[*`_|“”]", " ", text).lower().replace("’", "'").split())
-
-
 def make_documents(folder: Path) -> None:
     """Writes `FOLDER/SET/documents` for each set that is not there."""
     if not (folder / "stars").is_dir():
@@ -121,68 +110,6 @@ def make_documents(folder: Path) -> None:
         shutil.copy(wesnoth / "usr/share/doc/wesnoth-1.18-data/manual.en.html", target / "wesnoth.html")
         guide = (nethack / "usr/share/doc/nethack-common/Guidebook.txt.gz").read_bytes()
         (target / "Guidebook.txt").write_bytes(gzip.decompress(guide))
-
-
-def markdown(docbook: str) -> str:
-    """An article of KStars' handbook."""
-    keep = ("amp", "lt", "gt", "quot", "apos")
-    known = re.sub(
-        r"&(\w[\w-]*);",
-        lambda m: m[0] if m[1] in keep else other if (other := html.unescape(m[0])) != m[0] else m[1],
-        docbook,
-    )
-    lines: list[str] = []
-    _walk(etree.fromstring(known.encode(), etree.XMLParser(recover=True)), 1, lines)
-    return "\n".join(lines)
-
-
-def _walk(element: Any, depth: int, lines: list[str]) -> None:
-    for child in element:
-        if not isinstance(child.tag, str):
-            continue
-        if child.tag == "title":
-            lines.append(f"{'#' * depth} {_flat(child)}\n")
-        elif child.tag == "para":
-            said = child.text or ""
-            for inner in child:
-                if inner.tag in LISTS:
-                    lines += [f"{' '.join(said.split())}\n"] if said.strip() else []
-                    lines.append(_list(inner))
-                    said = ""
-                elif isinstance(inner.tag, str) and inner.tag not in LEFT_OUT:
-                    said += _marked(inner)
-                said += inner.tail or ""
-            lines += [f"{' '.join(said.split())}\n"] if said.strip() else []
-        elif child.tag in LISTS:
-            lines.append(_list(child))
-        elif child.tag not in LEFT_OUT:
-            _walk(child, depth + child.tag.startswith("sect"), lines)
-
-
-def _list(of: Any) -> str:
-    items = []
-    for item in of.iter("listitem"):
-        term = f"{_flat(item.getparent().find('term'))}: " if of.tag == "variablelist" else ""
-        items.append(f"- {term}{_flat(item)}\n")
-    return "".join(items)
-
-
-def _flat(element: Any) -> str:
-    return " ".join(_text(element).split())
-
-
-def _text(element: Any) -> str:
-    said = element.text or ""
-    for child in element:
-        if isinstance(child.tag, str) and child.tag not in LEFT_OUT:
-            said += _marked(child)
-        said += child.tail or ""
-    return said
-
-
-def _marked(element: Any) -> str:
-    mark = {"superscript": "^", "subscript": "_"}.get(element.tag, "")
-    return f"{mark}{_text(element).strip()}" if mark else _text(element)
 
 
 def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str, Any]]:
