@@ -35,9 +35,9 @@ AROUND = 250  # characters before and behind a phrase that are its neighbourhood
 _FORM_WORDS = frozenset(
     re.findall(
         r"\w+",
-        """a an the is are was were do does did can could should would will i you we they it its my me your what which who
-        how why when where whats hows of to in on at by for from with and or not no if there be been have has had this
-        that than then so any some get got about into as up out im ive dont cant doesnt wont id am just""",
+        """a an the is are was were do does did can could should would will i you we they it its my me your what which
+        who how why when where whats hows of to in on at by for from with and or not no if there be been have has
+        had this that than then so any some get got about into as up out im ive dont cant doesnt wont id am just""",
     )
 )
 
