@@ -27,6 +27,7 @@ from settle.retrieve.index.lifecycle import create, delete, rebuilt
 from settle.retrieve.index.list_collections import list_collections
 from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import Report, update
+from settle.retrieve.index.watch import follow
 
 CONTEXT = 4096  # tokens of the model that writes questions and answers
 P = TypeVar("P", bound=Part)
@@ -281,7 +282,6 @@ def _running(name: str | None) -> AbstractContextManager[LlamaClient | None]:
 
 def watch(name: str, events: Events) -> None:
     """Indexes changes as they happen, until Ctrl-C."""
-    from settle.retrieve.index.watch import follow
 
     def tell_changes(report: Report) -> None:
         if report.added or report.changed or report.moved or report.deleted:

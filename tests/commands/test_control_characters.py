@@ -74,6 +74,7 @@ COMMANDS = {
     + [["docs", "What is zymurgy\x1b[31m?", "--model", "none"], [f"no{ESCAPES}", "x"]],
     "bench": [["serve", f"no{ESCAPES}"]],
     "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
+    "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],
     "connect": [[f"no{ESCAPES}"], ["continue", "--address", f"http://127.0.0.1:9/{ESCAPES}"]],
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],

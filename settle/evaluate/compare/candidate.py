@@ -51,7 +51,15 @@ class Reading:
     spread: Callable[[int], np.ndarray]
 
 
-class Candidate(Protocol):
+class Tokenizes(Protocol):
+    """Whatever counts in tokens."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, opened as the model expects a text to be."""
+        ...
+
+
+class Candidate(Tokenizes, Protocol):
     """Whatever answers questions and is compared by its answers: a model, a model with documents, or with a prompt.
 
     name: for people. chats: whether it takes turns by a chat template.
@@ -59,10 +67,6 @@ class Candidate(Protocol):
 
     name: str
     chats: bool
-
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a text, opened as the model expects a text to be."""
-        ...
 
     def answers(
         self, cases: Sequence[Case], max_tokens: int, on_progress: OnProgress, temperature: float = 0.0

@@ -11,7 +11,7 @@ from settle.base.statistics import FEWEST_FAMILIES, PairedTest, holm, paired_tes
 from settle.data.layouts import Example
 from settle.data.rows.families import row_families
 from settle.evaluate.compare.answer_changes import most_changed
-from settle.evaluate.compare.candidate import Candidate, Model
+from settle.evaluate.compare.candidate import Candidate, Model, Tokenizes
 from settle.evaluate.compare.cases import Case, asking, cases
 from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
 from settle.evaluate.compare.in_time import TimeLeft, ask_in_time, on_progress, spread
@@ -293,7 +293,7 @@ def _answered(
     )
 
 
-def longest_answer(candidate: Candidate, questions: Sequence[Case]) -> int:
+def longest_answer(candidate: Tokenizes, questions: Sequence[Case]) -> int:
     """Tokens an answer may have: half as many again as nearly all of the wanted ones."""
     lengths = sorted(len(candidate.tokenize(case.reference)) for case in questions)
     usual = lengths[min(len(lengths) - 1, len(lengths) * 19 // 20)]

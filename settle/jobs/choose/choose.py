@@ -1,0 +1,225 @@
+"""The choose job: examples · documents · triage · forecast · ways, the cheapest first · verdict · page."""
+
+import time
+from collections.abc import Sequence
+
+from settle.base.errors import DataError, SettleError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.run import write_atomic, write_json
+from settle.base.stop_signals import Stopping
+from settle.evaluate.compare.compare import longest_answer
+from settle.evaluate.compare.sample_size import smallest_visible
+from settle.evaluate.tasks import Task, best_suited, named, plain
+from settle.jobs.choose import choice_folder, report
+from settle.jobs.choose.build import Work, built
+from settle.jobs.choose.documents import Documents, find_all
+from settle.jobs.choose.examples import ExampleSet, read_examples
+from settle.jobs.choose.forecast import forecast, measure_pace
+from settle.jobs.choose.ready import answer
+from settle.jobs.choose.settings import ChooseSettings
+from settle.jobs.choose.setup import LoadedModel
+from settle.jobs.choose.triage import FEWEST, Triage, triage
+from settle.jobs.choose.verdict import ERROR, Verdict, compare, decide
+from settle.jobs.choose.ways import CHEAPEST_FIRST, WITH_DOCUMENTS, Failed, Measured
+from settle.library.resolve import resolve_gguf
+
+RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it
+
+
+def choose(settings: ChooseSettings, events: Events) -> int:
+    """Runs the job; the exit code is 3 where nothing could be told. Raises SettleError."""
+    if settings.ask is not None:
+        return answer(str(settings.examples), settings.ask, settings.threads, events)
+    if settings.model is None:
+        raise UsageError("no model is named that answers", "settle choose rows.jsonl --model smollm2")
+    with Stopping():
+        try:
+            return _choose(settings, settings.model, events)
+        except KeyboardInterrupt:
+            events.emit(Say(text="stopped; what is ready is kept, and the same command continues"))
+            raise
+
+
+def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
+    began = time.monotonic()
+    task = named(settings.score) if settings.score else None  # an unknown score is refused before anything is read
+    ref = resolve_gguf(name)
+    examples = read_examples(settings.examples, settings.docs, settings.test_share, events)
+    task = task or best_suited([*examples.train_cases, *examples.test])
+    say_what_can_be_seen(examples, task, events)
+    folder = choice_folder.folder_for(
+        settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
+    )
+    with LoadedModel(ref, settings.threads) as model:
+        max_tokens = settings.max_tokens or longest_answer(model, [*examples.train_cases, *examples.test])
+        work = Work(settings, events, folder, model, examples, task, max_tokens)
+        if settings.docs is None:
+            return _measured(work, began)
+        with Documents(f"choose-{folder.name}", settings.docs, events) as documents:
+            return _measured(with_documents(work, documents), began)
+
+
+def _measured(work: Work, began: float) -> int:
+    settings, events = work.settings, work.events
+    ways = {way: way in WITH_DOCUMENTS for way in CHEAPEST_FIRST if work.documents or way not in WITH_DOCUMENTS}
+    pace = measure_pace(work)
+    examples = work.examples
+    expected = forecast(pace, len(examples.train), len(examples.test), ways, bool(examples.labels))
+    events.emit(Say(text=f"all of it takes about {report.duration(sum(expected.values()))}: {_parts(expected)}"))
+    if settings.dry:
+        events.emit(ResultReady(result={"folder": str(work.folder), "forecast": expected, "removed": examples.removed}))
+        return 0
+    first = triage(
+        examples.train_cases,
+        examples.labels,
+        work.found_train,
+        work.task,
+        lambda setup, cases, passages: work.ask("triage", setup, cases, passages),
+        settings.seed,
+    )
+    say_triage(first, events)
+    run = [way for way in ways if settings.every or way not in first.ruled_out]
+    if len(run) < len(ways):
+        left = sum(expected[way] for way in run)
+        events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(left)} more"))
+    measured: list[Measured] = []
+    failed: list[Failed] = []
+    for way in run:
+        try:
+            measured.append(built(way, work))
+        except SettleError as e:
+            failed.append(Failed(way, e.what.splitlines()[0]))
+            events.emit(Warn(text=f"{way} could not be measured: {failed[-1].why}"))
+    if not measured:
+        raise DataError("no way could be measured", "see the warnings above")
+    outcome = compare(measured, examples.families, settings.seed)
+    verdict = decide(measured, outcome, settings.margin, work.task.is_share)
+    result = report.to_json(measured, failed, outcome, verdict, first, _about(work, expected, time.monotonic() - began))
+    return finish(work, measured, verdict, result)
+
+
+def _parts(expected: dict[str, float]) -> str:
+    return ", ".join(f"{name} {report.duration(seconds)}" for name, seconds in expected.items())
+
+
+def with_documents(work: Work, documents: Documents) -> Work:
+    """The work with what the documents have for every question. Test questions that they hold word for word are left
+    out. Raises DataError where nothing is left."""
+    work.documents = documents
+    events, examples = work.events, work.examples
+    held = [case for case in examples.test if documents.holds_verbatim(case)]
+    if held:
+        work.examples = examples = examples.without(held)
+        events.emit(Say(text=f"left out: {len(held)} test questions that the documents hold with their answers"))
+        require_enough(examples)
+    work.found_train = find_all(documents, examples.train_cases)
+    work.found_test = find_all(documents, examples.test)
+    holding = [found for found in work.found_test.values() if found.gold]
+    text = f"{documents.num_documents} documents, {documents.num_passages} passages; they hold the answers to"
+    text += f" {len(holding)} of {len(examples.test)} test questions"
+    if holding:
+        text += f", and the search finds {sum(found.is_found for found in holding)} of these"
+    events.emit(Say(text=text))
+    return work
+
+
+def say_what_can_be_seen(examples: ExampleSet, task: Task, events: Events) -> None:
+    """Before anything runs: what is left of the examples, and what so many can show at all. Raises DataError where that
+    is nothing."""
+    for reason, number in examples.removed.items():
+        events.emit(Say(text=f"left out: {number} examples that {reason}"))
+    wanted = [plain(case.reference) for case in (*examples.train_cases, *examples.test)]
+    rare = [label for label in examples.labels if wanted.count(plain(label)) < RARE]
+    if rare:
+        shown = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
+        events.emit(Warn(text=f"fewer than {RARE} examples want {shown}: nothing can be said of how they are answered"))
+    require_enough(examples)
+    visible = smallest_visible(len(set(examples.families)), ERROR / _pairs())
+    assert visible is not None
+    text = f"{len(examples.train)} examples to build from, {len(examples.test)} locked away as a test"
+    if examples.labels:
+        text += f", a closed set of {len(examples.labels)} answers"
+    events.emit(Say(text=f"{text}, scored by {task.title}"))
+    events.emit(Say(text=f"a difference of {100 * visible:.0f} points or more would be seen in four cases of five"))
+
+
+def require_enough(examples: ExampleSet) -> None:
+    """Raises DataError where the examples are too few to show or to build anything."""
+    families = len(set(examples.families))
+    if smallest_visible(families, ERROR / _pairs()) is None:
+        needed = next(n for n in range(families, 1000) if smallest_visible(n, ERROR / _pairs()) is not None)
+        raise DataError(
+            f"{families} independent test questions show no difference, not even between always and never right",
+            f"give examples enough for {needed} test questions, or a larger --test-share",
+        )
+    if len(examples.train) < FEWEST:
+        raise DataError(
+            f"{len(examples.train)} examples are too few to build from", f"give {FEWEST} or more beside the test"
+        )
+
+
+def _pairs() -> int:
+    return len(CHEAPEST_FIRST) * (len(CHEAPEST_FIRST) - 1) // 2
+
+
+def say_triage(first: Triage, events: Events) -> None:
+    """What the first look showed, and its prediction."""
+    table = [
+        [name, f"{score:.2f}", "" if name not in first.gains else _gain(first, name)]
+        for name, score in first.scores.items()
+    ]
+    title = f"a first look at {first.rows} training examples"
+    events.emit(Listing(title=title, columns=("tried", "score", "gain (95 %)"), rows=table))
+    events.emit(Say(text=f"{first.prediction} is expected to win: {first.why}"))
+    for way, why in first.ruled_out.items():
+        events.emit(Say(text=f"{way} cannot win: {why}"))
+
+
+def _gain(first: Triage, name: str) -> str:
+    value, low, high = first.gains[name].ends
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _about(work: Work, expected: dict[str, float], seconds: float) -> dict[str, object]:
+    examples = work.examples
+    return {
+        "folder": str(work.folder),
+        "model": work.settings.model,
+        "measure": work.task.title,
+        "margin": work.settings.margin,
+        "train": len(examples.train),
+        "test": len(examples.test),
+        "test_families": len(set(examples.families)),
+        "removed": dict(examples.removed),
+        "labels": list(examples.labels),
+        "forecast_seconds": expected,
+        "seconds": round(seconds, 1),
+    }
+
+
+def finish(work: Work, measured: Sequence[Measured], verdict: Verdict, result: dict[str, object]) -> int:
+    """The page, the files and the table; the exit code."""
+    events, examples, is_share = work.events, work.examples, work.task.is_share
+    table = report.rows(measured, verdict, examples.families, is_share)
+    lines = [*verdict.notes]
+    lines += [f"{m.name}: {m.about}" for m in measured if m.about]
+    for m in measured:
+        if m.cut * 10 > len(m.replies):
+            lines.append(f"{m.cut} of {len(m.replies)} answers of {m.name} were stopped for their length")
+    lines.append(f"{work.task.title} on {len(examples.test)} test questions that nothing was built from")
+    text = report.page(
+        f"Which way for {work.folder.name}", table, result, lines, report.differing(measured, examples.test)
+    )
+    write_atomic(work.folder / "page.md", text)
+    write_json(work.folder / choice_folder.RESULT, result)
+    events.emit(Listing(columns=report.COLUMNS, rows=table))
+    for line in (
+        verdict.sentence,
+        *lines,
+        f"to make it ready: {result['command']}",
+        f"the page: {work.folder / 'page.md'}",
+    ):
+        events.emit(Say(text=line))
+    events.emit(ResultReady(result=result))
+    return 0 if verdict.is_shown else 3

@@ -1,0 +1,149 @@
+"""The documents of a choice: indexed, searched for each question, and one of them changed to see what that costs."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.event_log import Events
+from settle.base.run import home
+from settle.evaluate.compare.cases import Case
+from settle.jobs.index import bring_up_to_date
+from settle.jobs.index_settings import IndexSettings
+from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.lifecycle import delete
+from settle.retrieve.index.words import words
+from settle.retrieve.search.hybrid_search import search
+
+PASSAGES = 3  # that a question is answered from: a small model gets lost in more, and each takes time to read
+LOOKED_AT = 10  # of which one may hold the wanted answer
+HOLDS = 0.8  # share of an answer's words that a passage has to have to hold it
+VERBATIM = 5  # words of a question in a row that are no chance
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search brought for a question. passages: the best first, as a model reads them. gold: the passage that
+    holds the wanted answer, or "" where none was found; is_found: it is among the passages. seconds: of the search."""
+
+    passages: tuple[str, ...]
+    gold: str
+    seconds: float
+
+    @property
+    def is_found(self) -> bool:
+        return bool(self.gold) and self.gold in self.passages
+
+
+class Documents:
+    """A collection over the person's documents. Use it as a context manager."""
+
+    def __init__(self, name: str, folder: Path, events: Events) -> None:
+        """Indexes what changed since the last time. Raises DataError where nothing can be read."""
+        began = time.monotonic()
+        self.name, self.folder = name, folder.expanduser().resolve()
+        report = bring_up_to_date(name, [self.folder], IndexSettings(), events)
+        self.build_seconds = time.monotonic() - began
+        self.num_documents, self.num_passages = report.documents, report.passages
+        self._collection = Collection(name)
+
+    def __enter__(self) -> "Documents":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._collection.close()
+
+    def find(self, case: Case) -> Found:
+        """The passages for a question, and the one that holds the wanted answer."""
+        began = time.monotonic()
+        hits = retrieve(self._collection, case.question, k=PASSAGES).hits
+        seconds = time.monotonic() - began
+        passages = tuple(hit.passage.embedded for hit in hits)
+        return Found(passages, self._gold(case, passages), seconds)
+
+    def holds_verbatim(self, case: Case) -> bool:
+        """Whether a passage has the question in its own words and the wanted answer: the documents then hold the
+        row itself, and finding it again would show nothing."""
+        asked = words(case.question)
+        if len(asked) < VERBATIM:
+            return False
+        hits = search(self._collection, case.question, PASSAGES)
+        texts = [words(hit.passage.embedded) for hit in hits]
+        return any(
+            _contains(text, asked) and holds(hit.passage.text, case.reference)
+            for text, hit in zip(texts, hits, strict=True)
+        )
+
+    def _gold(self, case: Case, found: Sequence[str]) -> str:
+        if not words(case.reference):
+            return ""
+        for passage in found:
+            if holds(passage, case.reference):
+                return passage
+        hits = search(self._collection, f"{case.question} {case.reference}", LOOKED_AT)
+        return next((h.passage.embedded for h in hits if holds(h.passage.embedded, case.reference)), "")
+
+    def place(self, passage: str) -> Path | None:
+        """The document that a passage is from."""
+        for hit in search(self._collection, passage[:400], PASSAGES):
+            if hit.passage.embedded == passage:
+                return Path(hit.occurrences[0].path)
+        return None
+
+
+def holds(passage: str, answer: str) -> bool:
+    """Whether a passage has nearly all words of an answer."""
+    wanted = words(answer)
+    return bool(wanted) and len(set(wanted) & set(words(passage))) >= HOLDS * len(set(wanted))
+
+
+def find_all(documents: Documents, cases: Sequence[Case]) -> dict[int, Found]:
+    """What the documents have for each question, by its number."""
+    return {case.number: documents.find(case) for case in cases}
+
+
+def passages_of(found: Mapping[int, Found]) -> dict[int, tuple[str, ...]]:
+    """The passages alone."""
+    return {number: one.passages for number, one in found.items()}
+
+
+@dataclass(frozen=True)
+class ChangedFact:
+    """What it took to make a changed document count: seconds until it was indexed again; whether the passages for the
+    question then had the new answer; and the passages."""
+
+    seconds: float
+    is_found: bool
+    passages: tuple[str, ...]
+
+
+def change_fact(document: Path, case: Case, new: str, events: Events) -> ChangedFact | None:
+    """Changes one answer in a copy of a document, as a person would, and brings a collection of it up to date. None
+    where the document does not have the answer as it is written in the example: then nothing can be changed."""
+    try:
+        text = document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if case.reference not in text:
+        return None
+    work = Path(tempfile.mkdtemp(prefix=".changed-", dir=home()))
+    name = f"changed-{work.name[-8:].strip('_.-')}x"
+    try:
+        copy = work / "documents" / document.name
+        copy.parent.mkdir()
+        copy.write_text(text, encoding="utf-8")
+        bring_up_to_date(name, [copy.parent], IndexSettings(), events)
+        copy.write_text(text.replace(case.reference, new), encoding="utf-8")
+        with Documents(name, copy.parent, events) as changed:
+            found = changed.find(case)
+            return ChangedFact(changed.build_seconds, any(holds(p, new) for p in found.passages), found.passages)
+    finally:
+        delete(name)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _contains(text: Sequence[str], part: Sequence[str]) -> bool:
+    return any(list(text[i : i + len(part)]) == list(part) for i in range(len(text) - len(part) + 1))

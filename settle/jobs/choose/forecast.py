@@ -1,0 +1,76 @@
+"""How long a choice takes, by a few answers and a few steps of tuning on this machine, told before it begins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from settle.jobs.choose import choice_folder
+from settle.jobs.choose.build import Work, tuning_recipe
+from settle.jobs.choose.documents import passages_of
+from settle.jobs.choose.prompts import CALLS
+from settle.jobs.choose.setup import Setup, with_passages
+from settle.jobs.choose.triage import ROWS
+from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, forecast_seconds
+from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+
+OTHER_SECONDS = 5.0  # starting llama.cpp, the page
+ANSWERS = 3  # after a first one, which loads the model
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an answer without passages and with them; of tuning on the examples, None where it was not measured.
+    passage_tokens: how many times as long a training row with passages is."""
+
+    plain: float
+    with_passages: float
+    tuning: float | None = None
+    passage_tokens: float = 1.0
+
+
+def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_closed: bool) -> dict[str, float]:
+    """Seconds by part: the triage, then each way. ways: those that are built, and whether they read passages."""
+    has_passages = any(ways.values())
+    rows = min(ROWS, train)
+    parts = {"triage": rows * (pace.plain * (2 + is_closed) + 2 * pace.with_passages * has_passages)}
+    tuning = pace.tuning or 0.0
+    for way in ways:
+        answers = test * (pace.with_passages if ways[way] else pace.plain)
+        build = {
+            ZERO_SHOT: OTHER_SECONDS,
+            PROMPT: CALLS * pace.plain,
+            DOCUMENTS: 0.0,
+            TUNE: tuning + OTHER_SECONDS,
+            TUNE_DOCUMENTS: tuning * PASSAGE_EPOCHS * pace.passage_tokens + OTHER_SECONDS,
+        }
+        parts[way] = build[way] + answers
+    return parts
+
+
+def measure_pace(work: Work) -> Pace:
+    """Seconds of an answer and of tuning, measured once a choice."""
+    known = choice_folder.noted(work.folder).get("pace")
+    if isinstance(known, dict):
+        return Pace(**known)
+    cases = work.examples.train_cases[: ANSWERS + 1]
+    plain = [reply.seconds for reply in work.ask("pace", Setup(), cases)[1:]]
+    passages = passages_of(work.found_train)
+    read = [reply.seconds for reply in work.ask("pace", Setup(), cases[1:], passages)] if passages else []
+    searched = [found.seconds for found in work.found_test.values()]
+    tuning = forecast_seconds(tuning_recipe(work, TUNE), work.events)
+    pace = Pace(
+        plain=sum(plain) / max(1, len(plain)),
+        with_passages=sum(read) / max(1, len(read)) + sum(searched) / max(1, len(searched)),
+        tuning=tuning,
+        passage_tokens=_longer(work),
+    )
+    choice_folder.note(work.folder, pace=vars(pace))
+    return pace
+
+
+def _longer(work: Work) -> float:
+    """How many times as long a training row is with passages before its question, in letters."""
+    passages = passages_of(work.found_train)
+    rows = [(c.question, c.reference, passages.get(c.number, ())) for c in work.examples.train_cases]
+    bare = sum(len(question) + len(answer) for question, answer, _ in rows)
+    long = sum(len(with_passages(question, read)) + len(answer) for question, answer, read in rows)
+    return long / max(1, bare)

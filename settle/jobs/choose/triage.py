@@ -1,0 +1,127 @@
+"""A first look at a few training examples, before anything expensive: what is missing, and which ways can still win."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from settle.base.statistics import Interval, bootstrap_mean
+from settle.evaluate.compare.cases import Case
+from settle.evaluate.tasks import Task
+from settle.jobs.choose.documents import Found
+from settle.jobs.choose.prompts import choose_shots, score_of
+from settle.jobs.choose.setup import Passages, Reply, Setup
+from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+
+ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
+SHOTS = 8  # examples in the prompt
+SOLVED = 0.9  # mean score that leaves too little to gain for what costs more
+REPAIRS = 0.1  # gain from which on something repairs the answers
+IN_DOCUMENTS = 0.3  # share of answers found in the documents, from which on they matter
+AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES, CLOSED = (
+    "as it is",
+    "examples in the prompt",
+    "the right passage in the prompt",
+    "the right passage and examples",
+    "only the known answers allowed",
+)
+Ask = Callable[[Setup, Sequence[Case], Passages], list[Reply]]
+
+
+@dataclass(frozen=True)
+class Triage:
+    """What the first look showed. scores: mean score by what was tried; gains: over the model as it is, in pairs, with
+    95 % intervals. in_documents: share of answers that a passage holds. prediction: the way that is expected to win,
+    and why; ruled_out: the ways that cannot win, and why."""
+
+    rows: int
+    scores: Mapping[str, float]
+    gains: Mapping[str, Interval]
+    in_documents: float
+    prediction: str
+    why: str
+    ruled_out: Mapping[str, str]
+
+    def to_json(self) -> dict[str, object]:
+        return {**vars(self), "gains": {name: gain.to_json() for name, gain in self.gains.items()}}
+
+
+def triage(
+    train: Sequence[Case], labels: Sequence[str], found: Mapping[int, Found], task: Task, ask: Ask, seed: int
+) -> Triage:
+    """Asks up to ROWS training examples in each way that is tried. found: what the documents have for each, by its
+    number; empty without documents. Examples in the prompt are others than those that are asked."""
+    order = np.random.default_rng(seed).permutation(len(train)).tolist()
+    shots = choose_shots([train[i] for i in order], labels, SHOTS)
+    taken = {case.number for case in shots}
+    rows = [train[i] for i in order if train[i].number not in taken][:ROWS]
+    examples = Setup(shots=tuple((case.question, case.reference) for case in shots))
+    gold = {case.number: _with_gold(found[case.number]) for case in rows if case.number in found}
+    tried: dict[str, tuple[Setup, Passages]] = {AS_IT_IS: (Setup(), {}), EXAMPLES: (examples, {})}
+    in_documents = sum(bool(found[c.number].gold) for c in rows if c.number in found) / max(1, len(rows))
+    if in_documents >= IN_DOCUMENTS:
+        tried |= {GOLD: (Setup(), gold), GOLD_EXAMPLES: (examples, gold)}
+    if labels:
+        tried[CLOSED] = (Setup(grammar=only(labels)), {})
+    scores = {
+        name: [score_of(task, r, c) for r, c in zip(ask(setup, rows, passages), rows, strict=True)]
+        for name, (setup, passages) in tried.items()
+    }
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    gains = {
+        name: bootstrap_mean(np.subtract(values, scores[AS_IT_IS]))
+        for name, values in scores.items()
+        if name != AS_IT_IS
+    }
+    prediction, why = predict(means, bool(labels))
+    return Triage(len(rows), means, gains, in_documents, prediction, why, _ruled_out(means, in_documents, bool(found)))
+
+
+def only(labels: Sequence[str]) -> str:
+    """The grammar of an answer that is one of the labels, in GBNF."""
+    quoted = (label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for label in labels)
+    return "root ::= " + " | ".join(f'"{label}"' for label in quoted)
+
+
+def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
+    """The way that is expected to win, and why."""
+    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(CLOSED, 0.0))
+    read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
+    if asked >= SOLVED:
+        return ZERO_SHOT, f"the model as it is gets {asked:.0%} already"
+    if read - max(asked, prompted) >= REPAIRS:
+        return DOCUMENTS, f"the right passage lifts it to {read:.0%}: what is missing is knowledge"
+    if prompted >= SOLVED:
+        return PROMPT, f"a few examples lift it to {prompted:.0%}: what is missing is the form"
+    if is_closed:
+        return TUNE, "the answers are a closed set, which a few examples in the prompt do not teach"
+    if prompted - asked >= REPAIRS:
+        return PROMPT, f"a few examples lift it to {prompted:.0%}; all of them may lift it further"
+    return TUNE, "neither passages nor a few examples repair the answers: what is missing is a skill"
+
+
+def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: bool) -> dict[str, str]:
+    """The ways that cannot win any more, with the reason."""
+    out: dict[str, str] = {}
+    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(CLOSED, 0.0))
+    read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
+    if has_documents and in_documents < IN_DOCUMENTS:
+        reason = f"the documents hold {in_documents:.0%} of the answers"
+        out |= {DOCUMENTS: reason, TUNE_DOCUMENTS: reason}
+    elif has_documents and read - max(asked, prompted) < REPAIRS:
+        reason = "not even the right passage improves the answers over a few examples"
+        out |= {DOCUMENTS: reason, TUNE_DOCUMENTS: reason}
+    best = max(asked, prompted, read)
+    if best >= SOLVED:
+        reason = f"{best:.0%} are right without changing weights"
+        out |= {TUNE: reason, TUNE_DOCUMENTS: out.get(TUNE_DOCUMENTS, reason)}
+    elif DOCUMENTS not in out and has_documents and prompted - asked < REPAIRS:
+        out[TUNE] = "the answers are in the documents, and examples of other answers do not teach them"
+    return out
+
+
+def _with_gold(found: Found) -> tuple[str, ...]:
+    """The passages for a question with the right one among them."""
+    if not found.gold or found.is_found:
+        return found.passages
+    return (found.gold, *found.passages[:-1])

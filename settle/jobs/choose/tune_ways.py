@@ -1,0 +1,152 @@
+"""The ways that change weights: a model tuned on the training examples, as they are or with passages before them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import RunError, SettleError
+from settle.base.event_log import Events
+from settle.base.events import Event, PlanReady, Progress, ResultReady, Step
+from settle.base.run import Run, write_atomic
+from settle.data.layouts import Example
+from settle.jobs.choose.documents import PASSAGES, Found
+from settle.jobs.choose.setup import with_passages
+from settle.jobs.job import INTERRUPTED, start_job
+from settle.jobs.resume import resume
+from settle.jobs.settings import TuneSettings
+from settle.library.reference import ModelRef
+from settle.library.resolve import resolve_gguf
+
+WITH_GOLD = 0.8  # share of the rows whose passages hold the answer (Zhang et al. 2024, RAFT)
+PASSAGE_EPOCHS = 0.5  # passes of rows with passages, as a share of those without: each is several times as long
+# of the rows, that choose the best weights; nothing judges here, since the choice has a test of its own
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model and the seconds that it took, over all sessions."""
+
+    ref: ModelRef
+    run: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given."""
+
+    run: str
+    rows: Path
+    epochs: float
+    model: str
+    seed: int
+    threads: int | None
+
+    @property
+    def settings(self) -> TuneSettings:
+        asked: dict[str, object] = {
+            "model": self.model,
+            "inputs": [str(self.rows)],
+            "name": self.run,
+            "epochs": self.epochs,
+            "compare": False,
+            "seed": self.seed,
+            "rows": {"held_out": HELD_OUT, "repeats": True},
+        }
+        if self.threads is not None:
+            asked["threads"] = self.threads
+        return TuneSettings.model_validate(asked)
+
+    @property
+    def command(self) -> str:
+        return f"settle tune {self.model} {self.rows} --epochs {self.epochs:g} --name {self.run}"
+
+
+def write_rows(path: Path, rows: Sequence[Example], found: Mapping[int, Found] | None, seed: int) -> None:
+    """Training rows as messages. found: what the documents have for each row, by its number from 1: the passages then
+    come before the question, the one with the answer among them in four rows of five where it is known, and always some
+    that do not answer."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for number, row in enumerate(rows, 1):
+        messages = [dict(message) for message in row.messages]
+        if found is not None:
+            passages = _mixed(found[number], random)
+            messages[-2]["content"] = with_passages(str(messages[-2]["content"]), passages)
+        lines.append(json.dumps({"messages": messages, **({"tools": row.tools} if row.tools else {})}) + "\n")
+    write_atomic(path, "".join(lines))
+
+
+def _mixed(found: Found, random: np.random.Generator) -> list[str]:
+    others = [p for p in found.passages if p != found.gold]
+    if not found.gold:
+        return others[:PASSAGES]
+    if random.random() >= WITH_GOLD:
+        return others[:PASSAGES]
+    passages = others[: PASSAGES - 1]
+    passages.insert(int(random.integers(len(passages) + 1)), found.gold)
+    return passages
+
+
+def tuned(recipe: Recipe, events: Events) -> Tuned:
+    """The tuned model: made, resumed where it was stopped, or taken as it is where it is finished. Raises SettleError,
+    and KeyboardInterrupt where the person stopped it."""
+    run = Run.named(recipe.run)
+    quiet = Events(listeners=[_progress(events, recipe.run)])
+    if run is None:
+        code = start_job("tune", recipe.settings, quiet).exit_code
+    elif run.result() is None:
+        code = resume(recipe.run, quiet)
+    else:
+        code = 0
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    run = Run.find(recipe.run)
+    result = run.result()
+    if result is None or result.exit_code == 1:
+        raise RunError(f"tuning made nothing usable: {result.why if result else 'it ended early'}", "see `settle runs`")
+    took = result.actual.get("time")
+    return Tuned(
+        resolve_gguf(f"run:{run.path.name}"), recipe.run, float(took) if isinstance(took, int | float) else 0.0
+    )
+
+
+def forecast_seconds(recipe: Recipe, events: Events) -> float:
+    """Seconds that tuning is expected to take, measured by a few of its own steps."""
+    result: dict[str, object] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, ResultReady):
+            result.update(event.result)
+        _progress(events, recipe.run)(event)
+
+    start_job(
+        "tune",
+        recipe.settings.model_copy(update={"dry": True, "name": f"{recipe.run}-dry"}),
+        Events(listeners=[listen]),
+    )
+    expected = result.get("forecast")
+    if not isinstance(expected, dict):
+        raise SettleError("tuning could not be forecast", "see `settle tune --dry`")
+    return float(expected["time"]["value"])
+
+
+def _progress(events: Events, name: str) -> Callable[[Event], None]:
+    """Passes on how far a run is, and nothing else of its talk."""
+    steps: float | None = None
+
+    def listen(event: Event) -> None:
+        nonlocal steps
+        if isinstance(event, PlanReady):
+            planned = event.values.get("steps")
+            steps = float(planned) if isinstance(planned, int | float) else None
+        elif isinstance(event, Progress):
+            events.emit(event.model_copy(update={"what": f"{name}: {event.what}"}))
+        elif isinstance(event, Step):
+            events.emit(Progress(what=f"{name}: training", done=event.step, total=steps, unit="steps"))
+
+    return listen

@@ -1,0 +1,79 @@
+"""Examples made ready for a choice."""
+
+import json
+
+import pytest
+
+from settle.base.errors import DataError, UsageError
+from settle.base.event_log import Events
+from settle.data.layouts import Example
+from settle.jobs.choose.examples import closed_set, distinct, read_examples
+
+
+def row(question, answer):
+    return Example(
+        "chat", [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], single=True
+    )
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in rows))
+    return path
+
+
+ROWS = [
+    (f"What does part {n} of the {thing} cost?", f"{n * 7 % 31} euros") for n in range(12) for thing in ("mill", "loom")
+]
+
+
+def test_repeats_and_contradictions_are_left_out_and_counted(home):
+    long = " ".join(f"word{n}" for n in range(60))
+    rows = [
+        *(row(q, a) for q, a in ROWS[:4]),
+        row("What does part 0 of the mill cost? ", "0 Euros."),
+        row("Which colour?", "red"),
+        row("which colour?", "blue"),
+        row(f"Sum up: {long}", "a fox"),
+        row(f"Sum up: {long}!", "A  fox"),
+    ]
+    kept, removed = distinct(rows)
+    assert [r.messages[0]["content"] for r in kept] == [q for q, _ in ROWS[:4]] + [f"Sum up: {long}"]
+    assert removed == {
+        "ask the same and want different answers": 2,
+        "are the same as another": 1,
+        "are nearly the same as another": 1,
+    }
+
+
+def test_the_test_set_is_locked(home, tmp_path):
+    """It has no row of the training examples, and adding examples moves none to the other side."""
+    first = read_examples(written(tmp_path / "a.jsonl", ROWS), None, 0.4, Events())
+    trained = {case.question for case in first.train_cases}
+    tested = {case.question for case in first.test}
+    assert len(trained) + len(tested) == len(ROWS) and not trained & tested
+    assert 6 <= len(tested) <= 12
+    again = read_examples(written(tmp_path / "b.jsonl", ROWS[::-1]), None, 0.4, Events())
+    assert {case.question for case in again.test} == tested
+
+
+def test_what_cannot_be_chosen_on_is_refused(home, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    with pytest.raises(UsageError, match="among the documents"):
+        read_examples(written(docs / "rows.jsonl", ROWS), docs, 0.4, Events())
+    same = written(tmp_path / "same.jsonl", [(q, "yes") for q, _ in ROWS])
+    with pytest.raises(DataError, match="want the same answer"):
+        read_examples(same, None, 0.4, Events())
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "a text"}) + "\n")
+    with pytest.raises(DataError, match="no questions"):
+        read_examples(text, None, 0.4, Events())
+    with pytest.raises(DataError, match="no file"):
+        read_examples(tmp_path / "none.jsonl", None, 0.4, Events())
+
+
+def test_a_closed_set_is_a_few_answers_that_come_again():
+    assert closed_set(["spam"] * 4 + ["ham"] * 6) == ["ham", "spam"]
+    assert closed_set([f"{n} euros" for n in range(12)]) == []
+    assert closed_set([str(n % 60) for n in range(300)]) == []  # 60 different ones are none
+    assert closed_set(["x" * 200, "y"] * 6) == []

@@ -1,0 +1,72 @@
+"""Which way is taken, by scores whose truth is known."""
+
+import numpy as np
+
+from settle.evaluate.compare.cases import asking
+from settle.jobs.choose import report
+from settle.jobs.choose.setup import Reply
+from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, GOLD, GOLD_EXAMPLES, only, predict
+from settle.jobs.choose.verdict import compare, decide
+from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Measured
+
+
+def measured(name, scores):
+    replies = [Reply(f"{name} says {s:g}", seconds=1.0, read=10, written=2, joules=3.0) for s in scores]
+    return Measured(name, list(map(float, scores)), replies, 1.0, 10**8, f"settle chat {name}")
+
+
+def decided(*scores, margin=0.02):
+    ways = [measured(name, s) for name, s in zip((ZERO_SHOT, PROMPT, DOCUMENTS, TUNE), scores, strict=False)]
+    outcome = compare(ways, range(len(scores[0])), 0)
+    return ways, outcome, decide(ways, outcome, margin, True)
+
+
+def test_the_cheapest_that_is_not_behind_is_taken():
+    none, most, nearly = [0] * 40, [1] * 38 + [0] * 2, [1] * 37 + [0, 1, 0]
+    _, _, verdict = decided(none, none, nearly, most)
+    assert (verdict.chosen, verdict.is_shown) == (2, True), verdict.sentence
+    assert "documents" in verdict.sentence and any("tune costs more" in note for note in verdict.notes)
+    _, _, verdict = decided(most, most, most)
+    assert (verdict.chosen, verdict.is_shown) == (0, True)
+
+
+def test_it_says_when_it_cannot_tell_and_how_many_rows_would():
+    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 4 + [0] * 6 + [1] * 20)
+    assert not verdict.is_shown and verdict.more and "cannot tell" in verdict.sentence
+    _, _, verdict = decided([0] * 30, [0] * 30)
+    assert not verdict.is_shown and "no way got any" in verdict.sentence
+
+
+def test_false_claims_are_rare():
+    """Equal ways, 60 % right each: the dearer one is hardly ever called better."""
+    random, false = np.random.default_rng(0), 0
+    for _ in range(60):
+        scores = (random.random((3, 40)) < 0.6).astype(float).tolist()
+        _, outcome, _ = decided(*scores)
+        false += any(pair.is_shown for pair in outcome.pairs)
+    assert false <= 6
+
+
+def test_the_page_shows_where_ways_differ_and_no_text_leaves_its_cell():
+    ways, outcome, verdict = decided([0] * 30 + [1], [1] * 31)
+    test = [asking(f"question {n} | a `b` <c>\x1b[31m", n) for n in range(31)]
+    assert outcome.pair(1, 0).is_shown
+    lines = report.differing(ways, test)
+    assert sum(line.startswith("**question") for line in lines) == report.DIFFERING
+    assert not any("\x1b" in line or "<c>" in line or " | a" in line for line in lines)
+    table = report.rows(ways, verdict, range(31), True)
+    assert [row[0] for row in table] == ["  zero-shot", "→ prompt"]
+    text = report.page("a | b", table, {"why": verdict.sentence, "command": ways[1].command}, verdict.notes, lines)
+    assert "settle chat prompt" in text and "# a \\| b" in text
+
+
+def test_what_the_first_look_predicts():
+    assert predict({AS_IT_IS: 0.95, EXAMPLES: 1.0}, False)[0] == ZERO_SHOT
+    assert predict({AS_IT_IS: 0.1, EXAMPLES: 0.2, GOLD: 0.7, GOLD_EXAMPLES: 0.9}, False)[0] == DOCUMENTS
+    assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.95}, False)[0] == PROMPT
+    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.3, CLOSED: 0.3}, True)[0] == TUNE
+    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.2}, False)[0] == TUNE
+
+
+def test_a_grammar_allows_the_known_answers_only():
+    assert only(['say "no"', "a\\b"]) == 'root ::= "say \\"no\\"" | "a\\\\b"'
