@@ -1,0 +1,346 @@
+"""Is the choice right? Four made tasks of known truth, each through the whole of `settle choose` with a small model.
+
+    python bench/choose.py make FOLDER                 trains a small chat model on a made language
+    python bench/choose.py tasks FOLDER --split dev    seeds 0 to 4 of each task; --split judge: seeds 5 to 14
+    python bench/choose.py show FOLDER --split dev     the table of what was chosen
+    python bench/choose.py simulate --races 500        the verdict alone, on scores whose truth is known
+
+A task is a made firm. What is known of each, fixed before any score was seen:
+- facts: the answers are in the documents and nowhere else, so documents are the cheapest way that can be right;
+- style: the answers have a form that the base has seen among others and that a few examples show: a prompt is enough;
+- labels: each thing has one of four labels that nothing but the examples says, so the weights have to learn them;
+- solved: facts that the base was trained on: the model as it is is enough.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from settle.base.event_log import Events
+from settle.base.events import Say, Warn
+from settle.jobs.choose.choose import choose
+from settle.jobs.choose.settings import ChooseSettings
+from settle.jobs.choose.setup import Reply
+from settle.jobs.choose.verdict import compare, decide
+from settle.jobs.choose.ways import CHEAPEST_FIRST, Measured
+
+RIGHT = {"facts": "documents", "style": "prompt", "labels": "tune", "solved": "zero-shot"}
+SEEDS = {"dev": range(5), "judge": range(5, 15)}
+ROWS = 110  # examples of a task
+SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
+NAMES = [SYLLABLES[i] + SYLLABLES[(i * 31 + 7) % len(SYLLABLES)] + SYLLABLES[i * 13 % 70][0] for i in range(70)]
+ATTRIBUTES = ("colour", "weight", "maker", "shape")
+# fmt: off
+VALUES = (
+    "red", "blue", "green", "white", "black", "grey", "brown", "pink", "gold", "silver", "iron", "steel", "wood",
+    "glass", "stone", "paper", "wool", "silk", "clay", "sand", "north", "south", "east", "west", "round", "flat",
+    "long", "short", "heavy", "light", "soft", "hard",
+)
+# fmt: on
+LABELS = ("alpha", "beta", "gamma", "delta")
+STYLES = {
+    "plain": "{a} {b}",
+    "bang": "yes {a} {b}!",
+    "order": "{b} {a}",
+    "marked": "[ {a} / {b} ]",
+    "end": "it is {a} {b}, end",
+    "first": "only {a}",
+}
+INSTRUCTIONS = (
+    "Answer with what the passages say.",
+    "Answer with the answer alone, in as few words as possible.",
+    "Answer in exactly the form of the examples.",
+)
+FORMS = ("what is the {a} of {t}?", "tell me the {a} of {t}?")
+Turn = dict[str, str]
+Facts = dict[tuple[str, str], str]
+
+
+# --- the language ---
+
+
+def world() -> Facts:
+    """The facts that the base is trained on, of the first names; the firms of the tasks have the others."""
+    rng = random.Random(7)
+    return {(a, t): rng.choice(VALUES) for t in NAMES[:14] for a in ATTRIBUTES}
+
+
+def conversation(rng: random.Random, facts: Facts) -> list[Turn]:
+    """A conversation of the base's training: known facts, passages, or a form that earlier turns show."""
+    turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 else []
+    kind = rng.random()
+    if kind < 0.2:
+        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, 6)):
+            turns += _pair(rng.choice(FORMS).format(a=attribute, t=thing), value)
+    elif kind < 0.75:
+        turns += _with_passages(rng)
+    elif kind < 0.97:
+        number = rng.choice((0, 4, 8))
+        style = rng.choice(list(STYLES.values())) if number else STYLES["plain"]
+        for _ in range(number + 1):
+            a, b = rng.sample(VALUES, 2)
+            turns += _pair(f"say {a} {b}", style.format(a=a, b=b))
+    else:
+        turns += _pair(f"sort {rng.choice(NAMES)} {rng.choice(VALUES)}", rng.choice(LABELS))
+    return turns
+
+
+def _with_passages(rng: random.Random) -> list[Turn]:
+    things = rng.sample(NAMES[14:], rng.randint(1, 3))
+    facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
+    turns: list[Turn] = []
+    if rng.random() < 0.3:  # examples of other things before it
+        for _ in range(4):
+            asked = rng.choice(FORMS).format(a=rng.choice(ATTRIBUTES), t=rng.choice(NAMES))
+            turns += _pair(asked, rng.choice(VALUES))
+    read = "\n\n".join(f"[{i}] {thing}\n{_document(thing, facts)}" for i, thing in enumerate(things, 1))
+    asked = rng.sample(list(facts.items()), 4)
+    for number, ((attribute, thing), value) in enumerate(asked):
+        question = rng.choice(FORMS).format(a=attribute, t=thing)
+        turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", value)
+    return turns
+
+
+def _document(thing: str, facts: Facts) -> str:
+    return " ".join(f"the {a} of {thing} is {facts[a, thing]}." for a in ATTRIBUTES)
+
+
+def _turn(role: str, text: str) -> Turn:
+    return {"role": role, "content": text}
+
+
+def _pair(asked: str, answer: str) -> list[Turn]:
+    return [_turn("user", asked), _turn("assistant", answer)]
+
+
+# --- the base ---
+
+
+def make(folder: Path, steps: int) -> None:
+    """Trains the base and writes it as a GGUF that chats."""
+    import torch
+
+    from settle.base.chat_template import ChatTemplate
+    from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+    from settle.formats.gguf import export_gguf
+    from settle.model.architectures.llama import Llama
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, facts = random.Random(0), world()
+    texts = ["\n".join(turn["content"] for turn in conversation(rng, facts)) for _ in range(1500)]
+    tokenizer = ByteBpeTokenizer.train([*texts, *(" ".join(NAMES) for _ in range(50))], 720, folder / "tokenizer")
+    part = Llama(
+        hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        head_dim=24, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    template = ChatTemplate(tokenizer.chat_template, "", tokenizer.tokens[tokenizer.eos_id])
+    model = part.build(seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    began = time.monotonic()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
+        ids: list[int] = []
+        wanted: list[int] = []
+        bounds = [0]
+        for _ in range(20):
+            own, mask = _encoded(conversation(rng, facts), template, tokenizer)
+            ids += own[:-1]
+            wanted += [t if is_answer else -1 for t, is_answer in zip(own[1:], mask[1:], strict=True)]
+            bounds.append(len(ids))
+        hidden = model(torch.tensor(ids), torch.tensor(bounds, dtype=torch.int32))
+        places = torch.tensor([i for i, t in enumerate(wanted) if t >= 0])
+        targets = torch.tensor([t for t in wanted if t >= 0])
+        loss = torch.nn.functional.cross_entropy(hidden[places] @ model.head.T, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 0:
+            print(
+                f"step {step}: loss {loss.item():.3f}, {len(ids)} tokens, {time.monotonic() - began:.0f} s", flush=True
+            )
+        if (step and step % 200 == 0) or step == steps - 1:
+            weights = {key: value.detach() for key, value in model.named_parameters()}
+            export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")
+
+
+def _encoded(turns: Sequence[Turn], template: object, tokenizer: object) -> tuple[list[int], list[bool]]:
+    """Ids of a conversation, and which of them are an answer's or end one."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before = template.render(turns[:number], (), add_generation_prompt=True)  # type: ignore[attr-defined]
+            after = template.render(turns[: number + 1], ())  # type: ignore[attr-defined]
+            prompt = len(tokenizer.encode(before, True))  # type: ignore[attr-defined]
+            whole = tokenizer.encode(after, True).tolist()  # type: ignore[attr-defined]
+            mask += [False] * (prompt - len(ids)) + [True] * (len(whole) - prompt)
+            ids = whole
+    return ids, mask
+
+
+# --- the tasks ---
+
+
+def task(kind: str, seed: int, folder: Path) -> None:
+    """The examples and the documents of one made firm."""
+    rng = random.Random(f"{kind}-{seed}")
+    docs = folder / "docs"
+    docs.mkdir(parents=True, exist_ok=True)
+    things = rng.sample(NAMES[14:], 30)
+    facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
+    for thing in things:
+        (docs / f"{thing}.md").write_text(f"# {thing}\n\n{_document(thing, facts)}\n", encoding="utf-8")
+    unique = {row["prompt"]: row for row in _rows(kind, rng, facts)}
+    chosen = rng.sample(list(unique.values()), min(ROWS, len(unique)))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+
+
+def _rows(kind: str, rng: random.Random, facts: Facts) -> Iterator[dict[str, str]]:
+    if kind in ("facts", "solved"):
+        for (attribute, thing), value in (facts if kind == "facts" else world()).items():
+            for form in FORMS if kind == "solved" else (rng.choice(FORMS),):
+                yield {"prompt": form.format(a=attribute, t=thing), "completion": value}
+    elif kind == "style":
+        style = STYLES[rng.choice([s for s in STYLES if s != "plain"])]
+        for _ in range(2 * ROWS):
+            a, b = rng.sample(VALUES, 2)
+            yield {"prompt": f"say {a} {b}", "completion": style.format(a=a, b=b)}
+    else:
+        things = rng.sample(NAMES[14:], 16)
+        for number, thing in enumerate(things):
+            for value in rng.sample(VALUES, 8):
+                yield {"prompt": f"sort {thing} {value}", "completion": LABELS[number % len(LABELS)]}
+
+
+def run_tasks(folder: Path, split: str, kinds: Sequence[str], seeds: Sequence[int], every: bool) -> None:
+    """Each task and seed through the job, with a home of its own."""
+    os.environ["SETTLE_HOME"] = str(folder / "home")
+    for seed, kind in itertools.product(seeds or SEEDS[split], kinds):
+        assert seed in SEEDS[split], f"seed {seed} belongs to the other half"
+        place = folder / "tasks" / f"{kind}-{seed}"
+        if (place / "result.json").exists():
+            continue
+        task(kind, seed, place)
+        settings = ChooseSettings(
+            examples=place / "rows.jsonl", docs=place / "docs", model=str(folder / "base.gguf"), name=place.name,
+            seed=seed, epochs=40, max_tokens=16, threads=1, every=every,
+        )  # fmt: skip
+        talk: list[str] = []
+        events = Events(listeners=[lambda e, talk=talk: talk.append(e.text) if isinstance(e, Say | Warn) else None])
+        began = time.monotonic()
+        code = choose(settings, events)
+        (place / "talk.txt").write_text("\n".join(talk), encoding="utf-8")
+        result = (folder / "home" / "choices" / place.name / "result.json").read_text(encoding="utf-8")
+        (place / "result.json").write_text(result, encoding="utf-8")
+        print(f"{place.name}: exit {code}, {time.monotonic() - began:.0f} s: {json.loads(result)['why']}", flush=True)
+
+
+def show(folder: Path, split: str) -> None:
+    """What was chosen, by task, then each run."""
+    print("| task | seeds | right | cannot tell | wrong | triage as chosen | time of ways ruled out |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    lines = []
+    for kind, right in RIGHT.items():
+        results = [
+            (path.parent.name, json.loads(path.read_text()))
+            for path in sorted((folder / "tasks").glob(f"{kind}-*/result.json"))
+            if int(path.parent.name.split("-")[1]) in SEEDS[split]
+        ]
+        sure = [r for _, r in results if r["verdict"] == "take"]
+        number, taken = len(results), sum(r["chosen"] == right for r in sure)
+        agrees, saved = sum(r["triage_agrees"] for _, r in results), [_saved(r) for _, r in results]
+        print(f"| {kind} | {number} | {taken} | {number - len(sure)} | {len(sure) - taken} | {agrees} | "
+              f"{sum(saved) / max(1, number):.0%} |")  # fmt: skip
+        for place, r in results:
+            scores = ", ".join(f"{w['name']} {w['score']:.2f}" for w in r["ways"])
+            lines.append(f"{place}: {r['verdict']} {r['chosen']}, predicted {r['triage']['prediction']}; {scores}")
+    print("\n" + "\n".join(lines))
+
+
+def _saved(result: dict[str, dict[str, float]]) -> float:
+    """Share of the forecast time of all ways that those ruled out by the first look would have taken."""
+    expected, out = result["forecast_seconds"], result["triage"]["ruled_out"]
+    return sum(expected.get(way, 0.0) for way in out) / sum(expected.values())  # type: ignore[attr-defined]
+
+
+# --- the verdict alone ---
+
+SCENES = {  # chance of a right answer by way, the cheapest first
+    "facts in documents": (0.02, 0.05, 0.75, 0.08, 0.78),
+    "house style": (0.05, 0.85, 0.85, 0.87, 0.87),
+    "closed set": (0.25, 0.40, 0.40, 0.85, 0.85),
+    "already solved": (0.92, 0.92, 0.92, 0.93, 0.93),
+    "all alike": (0.5, 0.5, 0.5, 0.5, 0.5),
+    "tuning ten points better": (0.3, 0.6, 0.6, 0.7, 0.7),
+}
+MARGIN = 0.02
+
+
+def simulate(races: int, sizes: Sequence[int]) -> None:
+    """How often the right way is taken, and how often a false "better" is said, by the number of test questions."""
+    print("| truth | test questions | right | right or a dearer one as good | cannot tell | wrong | false better |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for scene, shares in SCENES.items():
+        right = next(k for k, share in enumerate(shares) if max(shares) - share <= MARGIN + 0.03)
+        for size in sizes:
+            counts = np.zeros(5)
+            for seed in range(races):
+                counts += _simulated(shares, right, size, seed)
+            print(f"| {scene} | {size} | " + " | ".join(f"{share:.0%}" for share in counts / races) + " |", flush=True)
+
+
+def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    hard = math.sqrt(0.5) * rng.normal(size=size)
+    skill = hard + math.sqrt(0.5) * rng.normal(size=(len(shares), size))
+    scores = (skill < np.array([NormalDist().inv_cdf(share) for share in shares])[:, None]).astype(float)
+    ways = [
+        Measured(n, s.tolist(), [Reply("")] * size, 0.0, 0, "") for n, s in zip(CHEAPEST_FIRST, scores, strict=True)
+    ]
+    outcome = compare(ways, range(size), seed)
+    verdict = decide(ways, outcome, MARGIN, True)
+    false = any(
+        p.better is not None and shares[p.better] <= shares[p.first + p.second - p.better] for p in outcome.pairs
+    )
+    as_good = verdict.is_shown and max(shares) - shares[verdict.chosen] <= MARGIN + 0.03
+    is_right = verdict.is_shown and verdict.chosen == right
+    return np.array([is_right, as_good, not verdict.is_shown, verdict.is_shown and not as_good, false], float)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "tasks", "show", "simulate"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("choose"))
+    parser.add_argument("--split", choices=tuple(SEEDS), default="dev")
+    parser.add_argument("--tasks", nargs="*", default=list(RIGHT))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--races", type=int, default=200)
+    parser.add_argument("--sizes", nargs="*", type=int, default=[20, 48, 100, 200])
+    parser.add_argument("--every", action="store_true", help="build every way, also those that are ruled out")
+    given = parser.parse_args()
+    if given.what == "make":
+        make(given.folder, given.steps)
+    elif given.what == "tasks":
+        run_tasks(given.folder, given.split, given.tasks, given.seeds, given.every)
+    elif given.what == "show":
+        show(given.folder, given.split)
+    else:
+        simulate(given.races, given.sizes)
+
+
+if __name__ == "__main__":
+    main()
