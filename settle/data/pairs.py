@@ -97,6 +97,13 @@ def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float
         return _open(corpus_folder(fingerprint))
 
 
+def read_pairs(inputs: Sequence[str]) -> list[Pair]:
+    """The pairs of `inputs` as they are written. Raises DataError for rows that are no pairs."""
+    with workspace() as work:
+        ledger = Ledger()
+        return [pair for _, _, pair in _pairs(find_sources(inputs, None, work, ledger).files, ledger)]
+
+
 def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[int, int, int]) -> None:
     """A question and its passage, each cut where it is too long, with its mark at the end."""
     texts = ((pair.question, QUESTION_TOKENS, None), (pair.passage, PASSAGE_TOKENS, pair.answers))

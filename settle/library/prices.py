@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from settle.base.dated_file import dated_file, today
+from settle.base.dated_file import OLD_DAYS, dated_file, today
 from settle.base.errors import DataError, UsageError
 from settle.base.statistics import FORECAST_LEVEL, Interval
 
@@ -35,6 +35,11 @@ class Price(BaseModel):
         return self
 
     @property
+    def whence(self) -> str:
+        """Its source and day, and a mark where it is old."""
+        return _whence(self.source, self.as_of)
+
+    @property
     def interval(self) -> Interval:
         return Interval(self.usual, self.low, self.high, FORECAST_LEVEL)
 
@@ -58,6 +63,11 @@ class _Api(BaseModel):
     as_of: datetime.date
     models: tuple[ApiPrice, ...]
 
+    @property
+    def whence(self) -> str:
+        """As of a `Price`."""
+        return _whence(self.source, self.as_of)
+
 
 class Prices(BaseModel):
     """The whole file. Raises pydantic's ValidationError for a row that cannot be."""
@@ -80,6 +90,11 @@ class Prices(BaseModel):
         )
         fix = f"nearest: {', '.join(near[:4])}" if near else f"{len(known)} models have a price"
         raise UsageError(f"no price is known for {name!r}", f"{fix}; or give it: --api-price 3,15")
+
+
+def _whence(source: str, as_of: datetime.date) -> str:
+    mark = ", out of date" if (today() - as_of).days > OLD_DAYS else ""
+    return f"{source}, {as_of}{mark}"
 
 
 @functools.cache

@@ -12,7 +12,8 @@ class Pick(PickSettings, Command):
 
     What cannot run here, or may not be used, is left out with the reason. At most four are measured, those on this
     machine first: time to the first token, tokens per second, memory, and how well they answer. A model that is shown
-    to be worse is asked no more. Exit code 3: none of them will do. After Ctrl-C the same command continues.
+    to be worse is asked no more. A task such as "embeddings for search" is measured on rows of a question and its
+    passage. Exit code 3: none of them will do. After Ctrl-C the same command continues.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("task",)

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
 from settle.plan.report.pay_off import plan_pay_off
@@ -23,10 +24,16 @@ class Plan(PlanSettings, Command):
 
     positional: ClassVar[tuple[str, ...]] = ("what", "model")
 
-    what: Literal["tune", "train", "pay-off"] = Field(description="what to plan: tune, train or pay-off")
+    what: Literal["tune", "train", "pay-off"] | None = Field(None, description="what to plan: tune, train or pay-off")
     model: str | None = Field(None, description="the model, where it has a name")
 
     def run(self, events: Events) -> int:
+        if self.what is None:
+            raise UsageError(
+                "what to plan is not said: tune, train or pay-off",
+                "`settle plan tune MODEL --rows 5000` forecasts tuning, `settle plan train --params 1.5b --tokens 30b` "
+                "training from scratch, `settle plan pay-off MODEL --against gpt-5-mini` compares with an API",
+            )
         if self.what == "tune":
             plan_tune(self.model, self, events)
         elif self.what == "train":

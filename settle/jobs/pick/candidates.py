@@ -99,7 +99,10 @@ def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candid
     can, cannot = [], []
     for candidate in candidates:
         if candidate.ref is not None:
-            candidate = replace(candidate, prediction=predict_file(candidate.ref, needs.context, needs.letters))
+            prediction = predict_file(candidate.ref, needs.context, needs.letters)
+            # the laws of speed are of models that write
+            prediction = prediction.memory_alone if prediction and needs.vectors else prediction
+            candidate = replace(candidate, prediction=prediction)
         elif known := find_known(catalogue()[candidate.name].hub):
             kind = _TYPE.search(catalogue()[candidate.name].about)
             size, type_name = candidate.num_bytes, kind[0].lower() if kind else ""
@@ -211,9 +214,24 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return f"it is said to know {', '.join(sorted(candidate.languages))} only"
     if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
         return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
+    if needs.vectors:
+        return _without_vectors(candidate, candidate.facts, needs)
     if candidate.embeds or (candidate.facts is not None and candidate.facts.embeds):
         return "it turns texts into vectors and writes none"
     return _unable(candidate, candidate.facts, needs) if candidate.facts else _unfit(candidate, needs)
+
+
+def _without_vectors(candidate: Candidate, facts: Facts | None, needs: Needs) -> str:
+    """Why a model gives no vectors of such texts."""
+    if facts is not None and facts.reranks:
+        return "it orders passages and gives no vectors"
+    if not (facts.embeds if facts else candidate.embeds) and not candidate.named:
+        return "it writes text; named with --models, the mean of its tokens is the vector"
+    if candidate.ref is not None and candidate.ref.adapter is not None:
+        return "it is an adapter, and vectors come from a whole model"
+    if facts is not None and needs.must_take_it and facts.context < needs.context:
+        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
+    return ""
 
 
 def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from settle.base.errors import SettleError
 from settle.evaluate.compare.candidate import FileModel
@@ -32,6 +32,20 @@ class Taken:
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
+    @classmethod
+    def together(cls, rounds: Sequence["Taken"]) -> "Taken":
+        """Several rounds as one: medians, with the least and most of all, and the highest peak."""
+
+        def median(of: str) -> Measured:
+            values: list[Measured] = [getattr(one, of) for one in rounds]
+            return Measured(
+                statistics.median(v.median for v in values), min(v.least for v in values), max(v.most for v in values)
+            )
+
+        peak = max(one.peak_bytes for one in rounds)
+        medians = {name: median(name) for name in ("first_token", "speed", "reading")}
+        return replace(rounds[-1], peak_bytes=peak, **medians)
+
 
 def measure(
     refs: Sequence[ModelRef], cases: Sequence[Case], context: int, on_progress: Callable[[int], None]
@@ -48,28 +62,7 @@ def measure(
                 except SettleError as e:
                     rounds[i] = e
             on_progress(1)
-    return [_together(taken) if isinstance(taken, list) else taken for taken in rounds]
-
-
-def _together(rounds: Sequence[Taken]) -> Taken:
-    def median(of: str) -> Measured:
-        values: list[Measured] = [getattr(one, of) for one in rounds]
-        return Measured(
-            statistics.median(v.median for v in values), min(v.least for v in values), max(v.most for v in values)
-        )
-
-    last = rounds[-1]
-    peak = max(one.peak_bytes for one in rounds)
-    return Taken(
-        first_token=median("first_token"),
-        speed=median("speed"),
-        reading=median("reading"),
-        peak_bytes=peak,
-        context=last.context,
-        filled=last.filled,
-        tokens=last.tokens,
-        longest_answer=last.longest_answer,
-    )
+    return [Taken.together(taken) if isinstance(taken, list) else taken for taken in rounds]
 
 
 def _round(ref: ModelRef, cases: Sequence[Case], context: int) -> Taken:

@@ -16,13 +16,15 @@ LANGUAGES = {
 # licences that name the use which they forbid, as identifiers and as people write them
 _NON_COMMERCIAL = re.compile(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial|research|\bmrl\b")
 
+_VECTORS = re.compile(r"(?i)\b(embed\w*|vectors?|semantic search|retrieval|similarity search)\b")
+
 
 @dataclass(frozen=True)
 class Needs:
     """context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
     languages: that the task names, as ISO 639-1. tools: the prompts bring tools. turns: some prompts are conversations.
-    letters: of a usual prompt. commercial: the licence has to allow commercial use. speed: tokens per second at least,
-    or None."""
+    letters: of a usual prompt. vectors: it has to turn texts into vectors, and writes none. commercial: the licence has
+    to allow commercial use. speed: tokens per second at least, or None."""
 
     context: int
     must_take_it: bool = False
@@ -30,6 +32,7 @@ class Needs:
     tools: bool = False
     turns: bool = False
     letters: int = 0
+    vectors: bool = False
     commercial: bool = False
     speed: float | None = None
 
@@ -39,6 +42,11 @@ def languages_in(text: str) -> frozenset[str]:
     return frozenset(
         LANGUAGES[word.lower()] for word in re.findall(r"\b[A-Z][a-z]+", text) if word.lower() in LANGUAGES
     )
+
+
+def asks_for_vectors(task: str) -> bool:
+    """Whether the words of a task ask for an embedder."""
+    return bool(_VECTORS.search(task))
 
 
 def needs_turns(cases: Sequence[Case]) -> bool:

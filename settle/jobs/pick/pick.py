@@ -24,8 +24,17 @@ from settle.jobs.pick.candidates import (
     named_candidates,
     shortlist,
 )
+from settle.jobs.pick.embedders import (
+    TITLE,
+    TOKENS,
+    Search,
+    measure_embedders,
+    read_search,
+    reciprocal_ranks,
+    usual_letters,
+)
 from settle.jobs.pick.measure import ROUNDS, measure
-from settle.jobs.pick.needs import Needs, languages_in, needs_turns
+from settle.jobs.pick.needs import Needs, asks_for_vectors, languages_in, needs_turns
 from settle.jobs.pick.predict import note_measured
 from settle.jobs.pick.prompts import Prompts, read_prompts
 from settle.jobs.pick.settings import PickSettings
@@ -42,12 +51,22 @@ TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a pr
 
 @dataclass(frozen=True)
 class Asked:
-    """What the candidates are asked, and how answers are scored. task: None where nothing says what is right."""
+    """What the candidates are asked, and how answers are scored. title: of the score, "" where nothing says what is
+    right. task: None there, and for embedders, which are asked a `search`."""
 
     prompts: Prompts
     task: Task | None
     needs: Needs
     max_tokens: int | None
+    search: Search | None = None
+
+    @property
+    def title(self) -> str:
+        return TITLE if self.search else self.task.title if self.task else ""
+
+    @property
+    def is_share(self) -> bool:
+        return self.task is None or self.task.is_share
 
 
 def pick(settings: PickSettings, events: Events) -> int:
@@ -73,10 +92,14 @@ def _pick(settings: PickSettings, events: Events) -> int:
     for candidate in chosen:
         if candidate.prediction:
             events.emit(Say(text=f"{candidate.name} is expected to take {candidate.prediction.summary}"))
-    race = Race([c.name for c in chosen], asked.prompts.families, asked.task is None or asked.task.is_share)
+    race = Race([c.name for c in chosen], asked.prompts.families, asked.is_share)
     _say_what_can_be_seen(race, asked, events)
     measured = what_it_takes(chosen, asked, events)
-    outcome = who_answers_best(measured, asked, events) if asked.task and measured else None
+    outcome = None
+    if measured and asked.search:
+        outcome = who_finds_best(measured, asked.search, asked.needs, events)
+    elif measured and asked.task:
+        outcome = who_answers_best(measured, asked, events)
     return _finish(settings, measured, outcome, asked, events)
 
 
@@ -85,6 +108,8 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     task = named(settings.score) if settings.score else None  # an unknown score is refused before anything is read
     if settings.prompts is None:
         raise UsageError("no prompts are given to measure with", "give some as people will ask them: --prompts FILE")
+    if asks_for_vectors(settings.task):
+        return _search_asked(settings)
     context = count(settings.context) if settings.context else USUAL_CONTEXT
     prompts = read_prompts(settings.prompts, settings.limit, events)
     if task is None and prompts.are_answered:
@@ -104,6 +129,26 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
         speed=settings.speed,
     )
     return Asked(prompts, task, needs, tokens)
+
+
+def _search_asked(settings: PickSettings) -> Asked:
+    """The same of embedders."""
+    assert settings.prompts is not None
+    if settings.score or settings.speed:
+        raise UsageError(
+            "embedders are scored by where the right passage comes, and write no tokens",
+            "leave out --score and --speed",
+        )
+    search = read_search(settings.prompts, settings.limit)
+    needs = Needs(
+        context=count(settings.context) if settings.context else TOKENS,
+        must_take_it=settings.context is not None,
+        languages=languages_in(settings.task),
+        letters=usual_letters(search),
+        vectors=True,
+        commercial=settings.commercial,
+    )
+    return Asked(search.prompts, None, needs, None, search)
 
 
 def who_can(settings: PickSettings, needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
@@ -149,20 +194,24 @@ def _show_excluded(excluded: Sequence[Excluded], events: Events) -> None:
 def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
     """Before anything runs: what so many prompts can show at all."""
     prompts = asked.prompts
-    number = f"{len(prompts.cases)} prompts" + (f" of {prompts.given}" if prompts.given > len(prompts.cases) else "")
-    if (kinds := len(set(prompts.families))) < len(prompts.cases):
+    given = len(prompts.families)
+    number = f"{given} {'questions' if asked.search else 'prompts'}"
+    number += f" of {prompts.given}" if prompts.given > given else ""
+    if (kinds := len(set(prompts.families))) < given:
         number += f", {kinds} of them not alike"
-    if asked.task is None or len(race.names) < 2:
+    if asked.search:
+        number += f", {len(asked.search.passages):,} passages"
+    if not asked.title or len(race.names) < 2:
         events.emit(Say(text=f"{number}; models: {', '.join(race.names)}"))
         return
     visible = race.smallest_visible
     if visible is None:
         text = "too few to show any difference: give 12 or more that are not alike"
-    elif asked.task.is_share:
+    elif asked.is_share:
         text = f"a difference of {100 * visible:.0f} points or more would be seen in four cases of five"
     else:
         text = "nobody drops out before the end, since this score has no bounds"
-    events.emit(Say(text=f"{number}, scored by {asked.task.title}: {text}"))
+    events.emit(Say(text=f"{number}, scored by {asked.title}: {text}"))
 
 
 def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events) -> list[Measured]:
@@ -177,7 +226,10 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
     refs = [c.ref for c in candidates if c.ref is not None]
     measured = []
     busy = others_are_busy()
-    taken_by_all = measure(refs, asked.prompts.cases, asked.needs.context, on_progress)
+    if asked.search:
+        taken_by_all = measure_embedders(refs, asked.search, asked.needs.context, on_progress)
+    else:
+        taken_by_all = measure(refs, asked.prompts.cases, asked.needs.context, on_progress)
     if busy := busy or others_are_busy():
         events.emit(Warn(text="other programs keep this machine busy, so answers would be faster than was measured"))
     for candidate, taken in zip(candidates, taken_by_all, strict=True):
@@ -185,14 +237,14 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
             events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
             continue
         if candidate.prediction is not None:
-            taken = candidate.prediction.with_whole_cache(taken)
+            taken = taken if asked.search else candidate.prediction.with_whole_cache(taken)
             note_measured(candidate.name, candidate.prediction, taken, busy)
         if asked.needs.speed and taken.speed.most < asked.needs.speed:
             speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"
             events.emit(Say(text=f"{candidate.name} is left out: {speed}"))
             continue
         measured.append(Measured(candidate, taken))
-        if taken.tokens >= taken.context:
+        if taken.tokens >= taken.context and not asked.search:
             text = f"the longest prompt has {taken.tokens:,} tokens, which {candidate.name} is not asked"
             events.emit(Warn(text=f"{text}; --context {taken.tokens + taken.longest_answer} makes room for it"))
     return measured
@@ -229,20 +281,37 @@ def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> 
     return outcome
 
 
+def who_finds_best(measured: list[Measured], search: Search, needs: Needs, events: Events) -> Outcome:
+    """All candidates are asked all questions, since their time goes into the passages; `measured` gets the scores."""
+    race = Race([m.name for m in measured], search.families)
+    scores = {}
+    for k, m in enumerate(measured):
+        events.emit(Progress(what="searching", done=k, total=len(measured), detail=m.name))
+        assert m.candidate.ref is not None
+        scores[k] = reciprocal_ranks(m.candidate.ref, search, needs.context)
+    events.emit(Progress(what="searching", done=len(measured), total=len(measured)))
+    rows = race.next_rows(len(search.questions))
+    race.record({k: [of[row] for row in rows] for k, of in scores.items()})
+    outcome = race.outcome()
+    for k, m in enumerate(measured):
+        measured[k] = Measured(m.candidate, m.taken, outcome.means[k], outcome.asked[k])
+    return outcome
+
+
 def _finish(
     settings: PickSettings, measured: Sequence[Measured], outcome: Outcome | None, asked: Asked, events: Events
 ) -> int:
-    measure_name = asked.task.title if asked.task else ""
-    is_share = asked.task is None or asked.task.is_share
-    verdict = decide(measured, outcome, measure_name, is_share)
+    is_share, vectors = asked.is_share, asked.search is not None
+    verdict = decide(measured, outcome, asked.title, is_share)
     folder = home() / "picks"
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder / free_name(settings.task or "pick", [p.name for p in folder.iterdir()])
     folder.mkdir()
-    result = report.to_json(measured, outcome, verdict, measure_name) | {"task": settings.task, "folder": str(folder)}
-    picture = report.draw(measured, verdict, measure_name, is_share, folder / "pareto.png")
+    result = report.to_json(measured, outcome, verdict, asked.title) | {"task": settings.task, "folder": str(folder)}
+    unit = "passages" if vectors else "tokens"
+    picture = report.draw(measured, verdict, asked.title, is_share, folder / "pareto.png", unit)
     write_json(folder / "result.json", result)
-    events.emit(Listing(columns=report.COLUMNS, rows=report.rows(measured, verdict, is_share)))
+    events.emit(Listing(columns=report.columns(vectors), rows=report.rows(measured, verdict, is_share)))
     _say_verdict(verdict, outcome, measured, events)
     if picture is not None:
         events.emit(Say(text=f"{picture} shows speed against quality"))

@@ -39,6 +39,11 @@ class Prediction:
         text = f"{memory.value / 1e9:.1f} GB ({memory.low / 1e9:.1f} to {memory.high / 1e9:.1f})"
         return text if speed is None else f"{text}, {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f})"
 
+    @property
+    def memory_alone(self) -> "Prediction":
+        """Without figures of speed."""
+        return replace(self, figures={"memory": self.figures["memory"]})
+
     def with_whole_cache(self, taken: Taken) -> Taken:
         """What was measured, with the cache of the context filled: the system gives memory to a child only as its
         prompts fill the cache, and people's conversations will."""

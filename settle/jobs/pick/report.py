@@ -12,7 +12,13 @@ from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, V
 from settle.jobs.pick.verdict import Measured, Verdict
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
+OF_VECTORS = {"prompts": "questions", "first token, s": "a question, s", "tokens/s": "passages/s"}
 INCHES, DPI = (7.6, 5.0), 150
+
+
+def columns(vectors: bool) -> list[str]:
+    """COLUMNS, of embedders by their names there."""
+    return [OF_VECTORS.get(name, name) if vectors else name for name in COLUMNS]
 
 
 def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list[list[object]]:
@@ -23,7 +29,7 @@ def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list
             f"{'→' if m is verdict.chosen else ' '} {m.name}",
             "–" if m.score is None else f"{100 * m.score:.1f} %" if is_share else f"{m.score:.3f}",
             m.asked,
-            f"{m.taken.first_token.median:.2f}",
+            f"{m.taken.first_token.median:.2g}",
             f"{m.taken.speed.median:.1f} ({m.taken.speed.least:.1f}–{m.taken.speed.most:.1f})",
             {"value": m.taken.peak_bytes, "unit": "bytes"},
             {"value": m.candidate.num_bytes, "unit": "bytes"},
@@ -77,12 +83,14 @@ def _pairs(outcome: Outcome) -> list[dict[str, object]]:
     ]
 
 
-def draw(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, path: Path) -> Path | None:
-    """Speed against score as a PNG, with the frontier; None where no score was measured."""
+def draw(
+    measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, path: Path, of: str = "tokens"
+) -> Path | None:
+    """Speed against score as a PNG, with the frontier; None where no score was measured. of: what a second brings."""
     shown = [m for m in measured if m.score is not None]
     if not shown:
         return None
-    write_atomic(path, _picture(shown, verdict, measure, is_share))
+    write_atomic(path, _picture(shown, verdict, measure, is_share, of))
     return path
 
 
@@ -103,7 +111,7 @@ def frontier(measured: Sequence[Measured]) -> list[Measured]:
     )
 
 
-def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool) -> bytes:
+def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, of: str) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,7 +136,7 @@ def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_sh
             axes.annotate(
                 label, (speed.median, at), (6, 6 + 11 * number), textcoords="offset points", fontsize=8, color=colour
             )
-        axes.set_xlabel("tokens per second")
+        axes.set_xlabel(f"{of} per second")
         axes.set_ylabel(measure + (", 95 % interval" if is_share else ""))
         axes.set_xlim(left=0)
         axes.margins(x=0.18)

@@ -49,7 +49,7 @@ def cost(
         rent, source = exact(per_hour), ASKED
     elif machine.name in table.rent:
         row = table.rent[machine.name]
-        rent, source = row.interval, f"{row.source}, {row.as_of}"
+        rent, source = row.interval, row.whence
     else:
         rent, source = (
             RENT_PER_FLOPS.scaled(machine.matrix_flops),
@@ -62,7 +62,7 @@ def cost(
         rent=rented,
         bill=rented.scaled(1 / SHARE_OF_BILL),
         rent_source=source,
-        electricity_source=ASKED if per_kwh is not None else f"{table.electricity.source}, {table.electricity.as_of}",
+        electricity_source=ASKED if per_kwh is not None else table.electricity.whence,
     )
 
 

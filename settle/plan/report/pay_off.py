@@ -38,8 +38,8 @@ def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> N
         purchase=settings.purchase,
         per_hour=settings.price_per_hour or 0.0,
     )
-    electricity = "asked" if own is not None else f"{table.electricity.source}, {table.electricity.as_of}"
-    api_source = "asked" if settings.api_price else f"{table.api.source}, {table.api.as_of}"
+    electricity = "asked" if own is not None else table.electricity.whence
+    api_source = "asked" if settings.api_price else table.api.whence
     day = f"{load.requests:,.0f} requests a day of {load.input_tokens:,.0f} + {load.output_tokens:,.0f} tokens"
     rows = {
         f"{api.id}, a day": (exact(plan.api), "USD", api_source),

@@ -68,7 +68,7 @@ def test_a_persons_own_file_replaces_the_table(tmp_path, monkeypatch):
     from settle.library import prices as module
 
     good = module.Path(module.__file__).with_name("prices.toml").read_text(encoding="utf-8")
-    newer = good.replace("usual = 0.17", "usual = 0.21").replace("date = 2026-11-28", "date = 2026-11-29", 1)
+    newer = good.replace("usual = 0.175", "usual = 0.21").replace("date = 2026-11-28", "date = 2026-11-29", 1)
     file = tmp_path / "mine.toml"
     file.write_text(newer, encoding="utf-8")
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))

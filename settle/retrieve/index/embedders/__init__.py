@@ -41,19 +41,19 @@ class Vectorizer(ABC):
 
     def query(self, text: str) -> np.ndarray:
         """A question of any length as float32 (width,), of length 1: the mean of its parts where it is too long."""
-        mean = self.queries(list(self._parts(text))).mean(0)
+        mean = self.queries(list(self.parts(text))).mean(0)
         unit: np.ndarray = mean / np.linalg.norm(mean)
         return unit
 
-    def _parts(self, text: str) -> Iterator[str]:
+    def parts(self, text: str) -> Iterator[str]:
         """A text halved, between words where possible, until each part is short enough."""
         if self.count([text])[0] <= self.most or len(text) < 2:
             yield text
             return
         middle = text.rfind(" ", 1, len(text) // 2 + 1)
         cut = middle if middle > 0 else len(text) // 2
-        yield from self._parts(text[:cut])
-        yield from self._parts(text[cut:])
+        yield from self.parts(text[:cut])
+        yield from self.parts(text[cut:])
 
     def close(self) -> None:  # noqa: B027  most have nothing to end
         """Ends what was started. Calling it twice is harmless."""

@@ -1,0 +1,173 @@
+"""Embedders on the person's own questions and passages: where the passage that answers comes among all of them.
+
+Legend: Q questions, P passages, W width of a vector.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import DataError, SettleError
+from settle.data.layouts import Example
+from settle.data.pairs import Pair, read_pairs
+from settle.data.rows.families import row_families
+from settle.evaluate.compare.in_time import spread
+from settle.evaluate.footprint import Measured, peak_bytes
+from settle.infer.embedder import VectorEngine
+from settle.jobs.pick.measure import ROUNDS, Taken
+from settle.jobs.pick.prompts import Prompts
+from settle.library.reference import ModelRef
+from settle.retrieve.index.embedders import Vectorizer
+from settle.retrieve.index.embedders.gguf import Gguf
+
+TITLE = "reciprocal rank"
+TOKENS = 512  # of a text that is read whole, where none are asked for
+MOST_PASSAGES = 2000  # that a question is searched in: those that answer, and others evenly spread
+TIMED = 8  # passages, and questions one by one, of a round
+
+
+@dataclass(frozen=True)
+class Search:
+    """questions (Q), passages (P), and by question the passages that answer it. families: the same number for
+    questions that belong together. given: questions that the files hold."""
+
+    questions: Sequence[str]
+    passages: Sequence[str]
+    answers: Sequence[frozenset[int]]
+    families: Sequence[int]
+    given: int
+
+    @property
+    def prompts(self) -> Prompts:
+        """As `pick` counts them."""
+        return Prompts([], self.families, True, self.given)
+
+
+def read_search(path: Path, limit: int) -> Search:
+    """The questions of a file or folder, at most `limit`, evenly spread, and all its passages. Raises DataError for
+    rows that are no pairs, and where nothing could be told apart."""
+    if not path.expanduser().exists():
+        raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
+    pairs = read_pairs([str(path.expanduser())])
+    by_question: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_question.setdefault(_plain(pair.question), []).append(pair)
+    answered = [rows for rows in by_question.values() if any(pair.answers for pair in rows)]
+    asked = spread(answered, limit)
+    passages = _passages(pairs, {_plain(p.passage) for rows in asked for p in rows if p.answers})
+    if not asked or len(passages) < 2:
+        raise DataError(
+            f"{path} holds {len(asked)} questions with an answer and {len(passages)} passages",
+            "give rows of a question and the passage that answers it, of two different passages or more",
+        )
+    place = {_plain(text): number for number, text in enumerate(passages)}
+    return Search(
+        questions=[rows[0].question for rows in asked],
+        passages=passages,
+        answers=[frozenset(place[_plain(p.passage)] for p in rows if p.answers) for rows in asked],
+        families=_families(asked),
+        given=len(answered),
+    )
+
+
+def measure_embedders(
+    refs: Sequence[ModelRef], search: Search, tokens: int, on_progress: Callable[[int], None]
+) -> list[Taken | SettleError]:
+    """What each takes in llama.cpp, or why it could not be measured: seconds of one question, passages a second, peak
+    memory. They take turns, forwards and then backwards. on_progress: called with 1 after each turn."""
+    rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
+    for number in range(ROUNDS):
+        for i in range(len(refs)) if number % 2 == 0 else reversed(range(len(refs))):
+            taken = rounds[i]
+            if isinstance(taken, list):
+                try:
+                    taken.append(_round(refs[i], search, tokens))
+                except SettleError as e:
+                    rounds[i] = e
+            on_progress(1)
+    return [Taken.together(taken) if isinstance(taken, list) else taken for taken in rounds]
+
+
+def reciprocal_ranks(ref: ModelRef, search: Search, tokens: int) -> list[float]:
+    """By question (Q) one over the place of the first passage that answers it; passages that are as near share the
+    places. A long passage is as near as its nearest part. Raises what the embedder raises."""
+    with _opened(ref, tokens) as vectorizer:
+        questions = np.stack([vectorizer.query(text) for text in search.questions])  # (Q, W)
+        parts = [list(vectorizer.parts(text)) for text in search.passages]
+        vectors = vectorizer.documents([part for of in parts for part in of])
+    begin = np.cumsum([0, *(len(of) for of in parts[:-1])])
+    nearness = np.maximum.reduceat(questions @ vectors.T, begin, axis=1)  # (Q, P)
+    ranks = []
+    for row, right in zip(nearness, search.answers, strict=True):
+        best = row[list(right)].max()
+        others = np.delete(row, list(right))
+        ranks.append(1 / (1 + (others > best).sum() + (others == best).sum() / 2))
+    return [float(rank) for rank in ranks]
+
+
+def _round(ref: ModelRef, search: Search, tokens: int) -> Taken:
+    with _opened(ref, tokens) as vectorizer:
+        texts = [next(iter(vectorizer.parts(text))) for text in spread(list(search.passages), TIMED)]
+        asked = [next(iter(vectorizer.parts(text))) for text in spread(list(search.questions), TIMED)]
+        lengths = vectorizer.count(texts)
+        most = vectorizer.most
+    with VectorEngine(ref.weights, tokens) as engine:
+        engine.embed(asked[:1])  # the first look at a mapped file reads it
+        seconds = [_seconds(engine, [text]) for text in asked]
+        taken = _seconds(engine, texts)
+        return Taken(
+            first_token=Measured.of(seconds),
+            speed=Measured.of([len(texts) / taken]),
+            reading=Measured.of([sum(lengths) / taken]),
+            peak_bytes=peak_bytes(engine.pid or 0),
+            context=most,
+            filled=most,
+            tokens=max(lengths),
+            longest_answer=0,
+        )
+
+
+def _seconds(engine: VectorEngine, texts: Sequence[str]) -> float:
+    begin = time.perf_counter()
+    engine.embed(texts)
+    return time.perf_counter() - begin
+
+
+def _opened(ref: ModelRef, tokens: int) -> Vectorizer:
+    return Gguf.model_validate({"model": str(ref.weights), "most": tokens}).open()
+
+
+def _passages(pairs: Sequence[Pair], needed: set[str]) -> list[str]:
+    """Each passage once: those that are needed, and of the others as many as there is room for."""
+    texts = {_plain(pair.passage): pair.passage for pair in pairs}
+    others = [text for key, text in texts.items() if key not in needed]
+    return [texts[key] for key in sorted(needed)] + spread(others, max(0, MOST_PASSAGES - len(needed)))
+
+
+def _families(asked: Sequence[Sequence[Pair]]) -> list[int]:
+    """Questions that are near duplicates, or that one passage answers, or of one group, are no independent samples."""
+    rows = [
+        Example("chat", [{"role": "user", "content": r[0].question}, {"role": "assistant", "content": ""}], single=True)
+        for r in asked
+    ]
+    families = list(row_families(rows))
+    first: dict[str, int] = {}
+    for number, pairs in enumerate(asked):
+        for pair in pairs:
+            for key in (f"group {pair.group}", f"passage {_plain(pair.passage)}" if pair.answers else ""):
+                other = first.setdefault(key, families[number]) if key else families[number]
+                families = [other if family == families[number] else family for family in families]
+    return families
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def usual_letters(search: Search) -> int:
+    """Of a passage."""
+    return int(statistics.median(map(len, search.passages)))
