@@ -22,6 +22,7 @@ class FitModels(Command):
     machine: str | None = Field(None, description='another machine, such as "rtx 4090"; this one by default')
     context: str = Field("4k", description="tokens of one text: prompt and answer")
     texts: int = Field(1, gt=0, description="texts answered at once")
+    draft: str | None = Field(None, description="a small model of the same vocabulary that proposes tokens")
     all: bool = Field(False, description="list every model that fits, also the small ones")
     measure: bool = Field(False, description="correct the speeds by two short runs of models that are here")
     picture: str | None = Field(None, description="write a heat map to this PNG file")
@@ -29,5 +30,5 @@ class FitModels(Command):
     def run(self, events: Events) -> int:
         from settle.plan.fit.report import fit_models
 
-        asked = (self.models, self.machine, self.context, self.texts, self.all, self.picture, self.measure)
+        asked = (self.models, self.machine, self.context, self.texts, self.all, self.picture, self.measure, self.draft)
         return fit_models(*asked, events)

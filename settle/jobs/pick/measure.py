@@ -43,8 +43,13 @@ class Taken:
             )
 
         peak = max(one.peak_bytes for one in rounds)
-        medians = {name: median(name) for name in ("first_token", "speed", "reading")}
-        return replace(rounds[-1], peak_bytes=peak, **medians)
+        return replace(
+            rounds[-1],
+            first_token=median("first_token"),
+            speed=median("speed"),
+            reading=median("reading"),
+            peak_bytes=peak,
+        )
 
 
 def measure(

@@ -57,8 +57,9 @@ def pay_off(
     always_on: bool = False,
     seed: int = 0,
 ) -> PayOff:
-    """prefill, decode: tokens per second of the machine. purchase: of the machine, dollars. per_hour: of its rent, paid
-    while it works, or all day when always_on. Uncertain inputs are drawn together, so the answer carries them all."""
+    """prefill, decode: tokens per second of the machine, of all texts that it answers at once. purchase: of the machine,
+    dollars. per_hour: of its rent, paid while it works, or all day when always_on. Uncertain inputs are drawn together,
+    so the answer carries them all."""
     at_api = api_dollars(load, api)
     rng = random.Random(seed)
     days, costs, joules, least = [], [], [], []
@@ -98,7 +99,7 @@ def api_dollars(load: Workload, api: ApiPrice) -> float:
 
 
 def _busy(load: Workload, speeds: tuple[float, float]) -> float:
-    """Seconds of work a day, one request after the other."""
+    """Seconds of work a day, as many requests at once as the speeds are of."""
     return load.requests * (load.input_tokens / speeds[0] + load.output_tokens / speeds[1])
 
 

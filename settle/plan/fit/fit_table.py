@@ -5,13 +5,24 @@ from dataclasses import dataclass
 
 from settle.base.amounts import three_digits
 from settle.machine import Machine
-from settle.plan.fit.memory import Fit, fit, longest_context
+from settle.plan.fit.memory import Fit, fit, longest_context, need
 from settle.plan.fit.model_shapes import NamedShape
-from settle.plan.fit.speed import Law, Rate, decode_rate, first_token_seconds, offloaded, prefill_rate, streamed
+from settle.plan.fit.speed import (
+    Law,
+    Rate,
+    decode_rate,
+    drafted,
+    first_token_seconds,
+    further_seconds,
+    offloaded,
+    prefill_rate,
+    streamed,
+)
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
 
 GIB = 2**30
 SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a person who waits
+DRAFT_TYPE = "q4_k_m"  # of a draft whose file is not here
 SMALL_PROMPT = 512  # tokens of the prompt that the first token is told for, or the context when it is shorter
 
 
@@ -41,13 +52,19 @@ class FitRow:
 
 
 def fit_row(
-    model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1, law: Law | None = None
-) -> FitRow:
-    """One model at one type and context, its layers beyond the device's memory computed by the processor."""
+    model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1, law: Law | None = None,
+    draft: NamedShape | None = None,
+) -> FitRow:  # fmt: skip
+    """One model at one type and context, its layers beyond the device's memory computed by the processor. draft: a
+    small model that proposes tokens, which lies beside it."""
     context = min(context, model.shape.context)
     weights = model.bytes if type_name == model.type else None
-    found = fit(model.shape, type_name, machine, context, texts, weights=weights)
+    beside = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts).movable if draft else 0.0
+    found = fit(model.shape, type_name, machine, context, texts, weights=weights, beside=beside)
     decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law)
+    if draft:
+        proposals = decode_rate(draft.shape, draft.type or DRAFT_TYPE, machine, context // 2, texts, law)
+        decode = drafted(decode, proposals, further_seconds(model.shape, type_name, machine, law))
     prompt = min(SMALL_PROMPT, context)
     prefill = prefill_rate(model.shape, type_name, machine, law, prompt)
     if not found.fits and not machine.is_unified:
@@ -66,11 +83,12 @@ def fit_row(
 
 
 def type_rows(
-    model: NamedShape, machine: Machine, context: int, texts: int = 1, law: Law | None = None
-) -> list[FitRow]:
+    model: NamedShape, machine: Machine, context: int, texts: int = 1, law: Law | None = None,
+    draft: NamedShape | None = None,
+) -> list[FitRow]:  # fmt: skip
     """One model at every type that people use, or at its own where it is a file."""
     types = [model.type] if model.type in TYPES else ["f16", *CHOICES]
-    return [fit_row(model, name, machine, context, texts, law) for name in types if name]
+    return [fit_row(model, name, machine, context, texts, law, draft) for name in types if name]
 
 
 def best_rows(

@@ -1,6 +1,6 @@
 """What a model takes in memory while it answers: weights, cache, work space, the runtime, and what is left for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
@@ -28,6 +28,11 @@ class Need:
     cache: float
     work: float
     runtime: float
+
+    @property
+    def movable(self) -> float:
+        """What may also lie in the processor's memory."""
+        return self.weights + self.cache
 
     @property
     def total(self) -> float:
@@ -86,12 +91,13 @@ def room(machine: Machine) -> float:
 
 def fit(
     shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
-    weights: float | None = None,
+    weights: float | None = None, beside: float = 0.0,
 ) -> Fit:  # fmt: skip
-    """Whether it fits, and how much of it does: on a card of its own memory the other layers go to the processor."""
+    """Whether it fits, and how much of it does: on a card of its own memory the other layers go to the processor.
+    beside: bytes of a draft that lies there too."""
     needed, there = need(shape, type_name, machine, context, texts, cache_element, BATCH, weights), room(machine)
-    fixed, movable = needed.work + needed.runtime, needed.weights + needed.cache
-    share = max(0.0, min(1.0, (there - fixed) / movable))
+    needed = replace(needed, work=needed.work + beside)
+    share = max(0.0, min(1.0, (there - needed.work - needed.runtime) / needed.movable))
     return Fit(needed, there, share)
 
 

@@ -14,18 +14,19 @@ from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells
 from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_two, recalled_runs
 from settle.plan.fit.memory import room
-from settle.plan.fit.model_shapes import every_known_shape, named_shape
+from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
 from settle.plan.fit.speed import Law
 from settle.plan.fit.weight_types import CHOICES
 
 GIB = 2**30
 SHOWN = 40  # lines of the list of every model
 MOST_TEXTS = 4096
+VOCABULARIES_DIFFER = 128  # tokens at most between a model and its draft, as llama.cpp allows
 
 
 def fit_models(
     models: list[str], machine_words: str | None, context_words: str, texts: int, every: bool, picture: str | None,
-    measure: bool, events: Events,
+    measure: bool, draft_name: str | None, events: Events,
 ) -> int:  # fmt: skip
     """Lists what fits; 0, or 3 when a model that was named does not fit. Raises UsageError."""
     context = count(context_words)
@@ -33,6 +34,8 @@ def fit_models(
         raise UsageError(
             f"a context of {context} tokens for {texts} texts", "ask for 16 tokens or more, one text or more"
         )
+    if draft_name and not models:
+        raise UsageError("a draft is for a model, and none is named", "`settle fit MODEL --draft SMALL`")
     if measure and machine_words:
         raise UsageError("another machine cannot be measured from here", "leave --machine or --measure out")
     machine = machine_or_this(machine_words)
@@ -47,19 +50,31 @@ def fit_models(
                 events.emit(
                     Warn(text=f"{one.name} was trained for {one.shape.context:,} tokens; the table is for those")
                 )
-        rows = [row for one in named for row in type_rows(one, machine, context, texts, law)]
+        draft = named_shape(draft_name) if draft_name else None
+        if draft:
+            for one in named:
+                _require_draft(draft, one)
+        rows = [row for one in named for row in type_rows(one, machine, context, texts, law, draft)]
     else:
         _warn_of_age(events)
         rows = best_rows(every_known_shape(), machine, context, texts, law)
     shown = rows if models or every else rows[:SHOWN]
     note = f"{len(rows) - len(shown)} smaller ones fit too; --all lists them" if len(shown) < len(rows) else ""
     title = f"{machine.label}, {context:,} tokens of context" + (f", {texts} texts at once" if texts > 1 else "")
+    title += f", {draft_name} as a draft" if draft_name else ""
     events.emit(Listing(title=title, columns=COLUMNS, rows=[cells(row) for row in shown], note=note))
     if picture:
         events.emit(Say(text=f"picture: {_picture(rows, machine, context, texts, law, title, Path(picture))}"))
     events.emit(ResultReady(result={"machine": _machine_json(machine), "context": context, "texts": texts,
                                     "rows": [as_json(row) for row in rows]}))  # fmt: skip
     return 0 if any(row.is_whole for row in rows) else 3
+
+
+def _require_draft(draft: NamedShape, model: NamedShape) -> None:
+    """Raises UsageError for one that cannot propose tokens of this model, or is not smaller."""
+    ours, theirs = draft.shape, model.shape
+    if ours.parameters >= theirs.parameters or abs(ours.vocab - theirs.vocab) > VOCABULARIES_DIFFER:
+        raise UsageError(f"{draft.name} is no draft for {model.name}", "name a smaller model of the same vocabulary")
 
 
 def _law(machine: Machine, measure: bool, events: Events) -> Law | None:

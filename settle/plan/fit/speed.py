@@ -8,12 +8,14 @@ chips; `settle.plan.fit.here` refits two of them on this machine. Docs: docs/met
 
 import datetime
 import functools
+import math
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
 from settle.plan.fit.weight_types import read_bytes
@@ -23,7 +25,10 @@ NEWER = ("ada", "blackwell-2", "blackwell", "blackwell-nvl72")
 WATTS = 300.0  # of a device whose design power nobody says
 LINK_SECONDS = 5e-5  # for each further device that the layers lie on: activations are handed over once a token
 HOST_BANDWIDTH = 50e9  # bytes per second of a desktop's memory, where layers that do not fit are computed
-
+BATCH_SPREAD = 0.4  # of the logarithm, beside that of one text: servers differ in what they do between two steps
+# The chance that a proposed token is right: drafts of T5, LaMDA and GPT-like models (arXiv:2211.17192, table 3).
+ACCEPTED = Interval(0.7, 0.55, 0.82, FORECAST_LEVEL)
+MOST_PROPOSED = 16  # tokens at a time
 BUS_BANDWIDTH, PROMPT_BATCH = 16e9, 512  # bytes per second between a card and the processor's memory; tokens at once
 
 
@@ -81,7 +86,11 @@ def decode_rate(
     law = law or laws()[law_name(machine)]
     terms = decode_terms(shape, type_name, machine, context, batch)
     coefficients, spread = (law.mixture, law.mixture_spread) if shape.is_mixture else (law.decode, law.decode_spread)
-    return _rate(1 / _sum(terms, coefficients), spread, law)
+    seconds = _sum(terms, coefficients)
+    if batch > 1:
+        seconds += (batch - 1) * further_seconds(shape, type_name, machine, law)
+        spread = math.hypot(spread, BATCH_SPREAD)
+    return _rate(1 / seconds, spread, law)
 
 
 def prefill_rate(
@@ -98,12 +107,25 @@ def first_token_seconds(prefill: Rate, decode: Rate, prompt: int) -> float:
     return prompt / prefill.value + 1 / decode.value
 
 
-def drafted(decode: Rate, draft: Rate, accepted: float, proposed: int) -> Rate:
-    """With a draft model: arXiv:2211.17192. accepted: chance that a proposed token is right, `proposed` at a time."""
-    tokens = (1 - accepted ** (proposed + 1)) / (1 - accepted) if accepted < 1 else proposed + 1
-    seconds = 1 / decode.value + proposed / draft.value
-    return replace(decode, value=tokens / seconds, low=tokens / seconds * decode.low / decode.value,
-                   high=tokens / seconds * decode.high / decode.value, why="with a draft model")  # fmt: skip
+def drafted(decode: Rate, draft: Rate, each: float, accepted: Interval = ACCEPTED) -> Rate:
+    """With a draft model that proposes tokens for the model to agree with (arXiv:2211.17192), as many at a time as is
+    fastest. each: seconds that a proposed token computes in the model. accepted: the chance that one is right."""
+
+    def rate(share: float, of: float, proposals: float) -> float:
+        tokens = [(number, sum(share**i for i in range(number + 1))) for number in range(1, MOST_PROPOSED + 1)]
+        return max(tokens_of / (1 / of + number * (each + 1 / proposals)) for number, tokens_of in tokens)
+
+    return Rate(
+        rate(accepted.value, decode.value, draft.value),
+        rate(accepted.low, decode.low, draft.low),
+        rate(accepted.high, decode.high, draft.high),
+        f"{decode.why}; with a draft, {accepted.low:.0%} to {accepted.high:.0%} of its tokens right",
+    )
+
+
+def further_seconds(shape: ModelShape, type_name: str, machine: Machine, law: Law | None = None) -> float:
+    """Seconds that each further token computes, of those that are read together."""
+    return _sum(batch_terms(shape, type_name, machine), (law or laws()[law_name(machine)]).prefill)
 
 
 def offloaded(decode: Rate, share: float, read: float, host_bandwidth: float = HOST_BANDWIDTH) -> Rate:
@@ -146,10 +168,17 @@ def decode_terms(shape: ModelShape, type_name: str, machine: Machine, context: i
         "pascal_layers": layers * (generation == "pascal"),
         "stacked_layers": layers * stacked,
         "linear_layers": shape.linear_layers / 32 * 1e-3,
-        "power": 2e-11 * shape.read * batch / (machine.watts or WATTS),
+        "power": 2e-11 * shape.read / (machine.watts or WATTS),
         "token": 1e-3,
         "links": (machine.count - 1) * LINK_SECONDS,
     }
+
+
+def batch_terms(shape: ModelShape, type_name: str, machine: Machine) -> dict[str, float]:
+    """Seconds that each further text of a batch computes, at the rate of a prompt: the weights were read already, and a
+    mixture's experts are counted among what is read."""
+    terms = prefill_terms(shape, type_name, machine, 0)
+    return {name: seconds for name, seconds in terms.items() if name not in ("start", "mixture")}
 
 
 def prefill_terms(shape: ModelShape, type_name: str, machine: Machine, prompt: int = 512) -> dict[str, float]:
@@ -168,7 +197,7 @@ def prefill_terms(shape: ModelShape, type_name: str, machine: Machine, prompt: i
         "mixture": operations / float32 * shape.is_mixture,
         "power": (operations + attention) / ((machine.watts or WATTS) * 1e12),
         "ampere_power": (operations + attention) / ((machine.watts or WATTS) * 1e12) * (generation == "ampere"),
-        "start": shape.layers / 32 * 1e-3 / prompt,
+        "start": shape.layers / 32 * 1e-3 / max(1, prompt),
     }
 
 

@@ -81,13 +81,15 @@ def _speeds(model: str | None, settings: PlanSettings, machine: Machine) -> tupl
             raise UsageError("neither a model nor a speed is given", "name the model, or --speed 35 as measured")
         named = named_shape(model)
         type_name = named.type or USUAL_TYPE
-        need = fit(named.shape, type_name, machine, round(settings.input_tokens + settings.output_tokens))
-        if not need.fits:
-            what = f"{named.name} as {type_name} does not fit in {machine.label}"
+        tokens, texts = round(settings.input_tokens + settings.output_tokens), settings.texts
+        if not fit(named.shape, type_name, machine, tokens, texts).fits:
+            at_once = f" with {texts} texts at once" if texts > 1 else ""
+            what = f"{named.name} as {type_name} does not fit in {machine.label}{at_once}"
             raise ResourceError(what, "`settle fit` shows what does")
-        rates = [f(named.shape, type_name, machine) for f in (decode_rate, prefill_rate)]
-        decode, prefill = (Interval(rate.value, rate.low, rate.high, FORECAST_LEVEL) for rate in rates)
-        return decode, prefill, f"forecast as {type_name}: {rates[0].why}"
+        written = decode_rate(named.shape, type_name, machine, tokens, texts)
+        read = prefill_rate(named.shape, type_name, machine, prompt=max(1, round(settings.input_tokens)))
+        decode, prefill = (Interval(rate.value, rate.low, rate.high, FORECAST_LEVEL) for rate in (written, read))
+        return decode.scaled(texts), prefill, f"forecast as {type_name}: {written.why}"
     decode = _around(settings.speed)
     prefill = _around(settings.prompt_speed or READS_FASTER * settings.speed)
     return decode, prefill, "asked"
