@@ -57,7 +57,7 @@ def pay_off(
     always_on: bool = False,
     seed: int = 0,
 ) -> PayOff:
-    """prefill, decode: tokens per second of the machine, of all texts that it answers at once. purchase: of the machine,
+    """prefill, decode: tokens per second of the machine, of all texts answered at once. purchase: of the machine,
     dollars. per_hour: of its rent, paid while it works, or all day when always_on. Uncertain inputs are drawn together,
     so the answer carries them all."""
     at_api = api_dollars(load, api)
