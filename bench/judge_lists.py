@@ -5,8 +5,8 @@
 NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
 not answer. Its head says where the documents are: "# from deb PACKAGE path/{one,other}.html path/*.txt", of a Debian
-package, as many lines as packages, or none where they lie in `judge_questions/documents/NAME`. They are put
-below FOLDER.
+package, as many lines as it takes, a file's new name behind its path; or they lie in `judge_questions/documents/NAME`.
+They are put below FOLDER.
 
 Each line is a question with the first eight passages as `settle ask` finds them, and the first one that answers where
 it is not among them: headings, text, right, and span, the characters of the text that answer.
@@ -73,11 +73,12 @@ def make_documents(path: Path, folder: Path) -> Path:
     for line in path.read_text(encoding="utf-8").splitlines():
         if match := _SOURCE.match(line):
             package, *patterns = match[1].split()
+            renamed = patterns.pop() if "/" not in patterns[-1] else ""
             (root,) = unpacked(folder, [package])
             for pattern in (one for braced in patterns for one in _expanded(braced)):
                 for file in root.glob(pattern.lstrip("/")):
                     data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-                    name = file.name.removesuffix(".gz")
+                    name = renamed or file.name.removesuffix(".gz")
                     if name.endswith(".docbook"):
                         name, data = f"{Path(name).stem}.md", markdown(data.decode()).encode()
                     if name.startswith("index."):

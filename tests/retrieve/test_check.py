@@ -45,12 +45,16 @@ def test_figures_with_intervals_and_the_worst_documents(collection, tmp_path):
 
     emit_tables(checked, Events(listeners=[into(told)]))
     tables = [event for event in told if event["kind"] == "table"]
-    assert [len(table["rows"]) for table in tables] == [6, len(checked.worst)]
+    assert [len(table["rows"]) for table in tables] == [7, len(checked.worst)]
     assert write_files(checked, tmp_path).read_bytes()[:4] == b"\x89PNG"
     assert "Worst documents" in (tmp_path / PAGE).read_text()
     result = json.loads((tmp_path / RESULT).read_text())
     assert result["recall"]["5"]["value"] == checked.recall[5].value
     assert result["worst"][0]["why"]
+    assert (
+        result["calibration"]["rows"] == sum(map(len, checked.scores)) and result["calibration"]["ece"]["value"] < 0.5
+    )
+    assert "The evidence as a probability" in (tmp_path / PAGE).read_text()
     assert {path.name for path in tmp_path.iterdir()} >= {PICTURE, PAGE, RESULT}
 
 

@@ -238,6 +238,29 @@ def test_a_question_is_scored_by_weights_that_did_not_see_it() -> None:
     assert set(found.thresholds[fold == 2]) == {min(UNLIKELY, threshold(found.there[fold != 2]))}
 
 
+def test_questions_of_one_document_are_in_one_fold() -> None:
+    random = np.random.default_rng(1)
+    there, gone = random.normal(1.0, 1.0, (60, len(FEATURES))), random.normal(0.0, 1.0, (60, len(FEATURES)))
+    trials = [replace(trial(document=n // 10, passage=n), there=there[n], gone=gone[n]) for n in range(60)]
+    found = cross_validate(trials)
+    fold = np.repeat(np.random.default_rng(0).permutation(6) % calibration.FOLDS, 10)
+    weights = fit(there[fold != 1], gone[fold != 1], shipped(False).weights)
+    assert found.there[fold == 1] == pytest.approx([weights.score(row) for row in there[fold == 1]])
+
+
+def test_the_report_counts_each_question_as_often_as_it_was_scored() -> None:
+    scores = calibration.Calibration(
+        shipped(False), np.array([0.9, 0.8, 0.4]), np.array([0.2, np.nan, 0.6]), np.ones(3)
+    )
+    report = calibration.report_of(scores, [1, 1, 2])
+    assert report.rows == 5 and report.accuracy.value == pytest.approx(3 / 5)
+    squares = [0.1, 0.2, 0.6, 0.2, 0.6]
+    assert report.brier == pytest.approx(2 * sum(s * s for s in squares) / 5)
+    shown = page(replace(RESULT, calibration=report))
+    assert "right on 60.0% of 5 rows" in shown and "calibration error (ECE) of the evidence" in shown
+    assert replace(RESULT, calibration=report).to_json()["calibration"] == report.to_json()
+
+
 def test_each_question_is_asked_with_its_topic_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, frozenset[int]]] = []
 

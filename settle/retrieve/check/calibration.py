@@ -12,6 +12,7 @@ import numpy as np
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FEWEST_FAMILIES
+from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of, shipped
 from settle.retrieve.answer.retrieval import read_best
 from settle.retrieve.check.synthetic_questions.questions import Question
@@ -45,8 +46,8 @@ class Trial:
 @dataclass(frozen=True)
 class Calibration:
     """weights: fitted on all trials, or the shipped ones where those are too few. there, gone: scores (n,) of each
-    trial by weights that were fitted without it, nan for one whose topic is left elsewhere; thresholds (n,): of those
-    weights."""
+    trial by weights that were fitted without it and its family, nan for one whose topic is left elsewhere; thresholds
+    (n,): of those weights."""
 
     weights: EvidenceWeights
     there: np.ndarray
@@ -93,7 +94,8 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
         few = [np.array([usual.score(row) for row in features]) for features in (there, gone)]
         few[1][~is_gone] = np.nan
         return Calibration(usual, few[0], few[1], np.full(len(trials), usual.threshold))
-    fold = np.random.default_rng(0).permutation(len(trials)) % FOLDS
+    _, family = np.unique(families_of(trials), return_inverse=True)
+    fold = (np.random.default_rng(0).permutation(family.max() + 1) % FOLDS)[family]  # a family is in one of them
     scores = np.zeros((2, len(trials)))
     for n in range(FOLDS):
         weights = fit(there[fold != n], gone[(fold != n) & is_gone], usual.weights)
@@ -105,6 +107,21 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
     fitted = fit(there, gone[is_gone], usual.weights)
     weights = replace(fitted, threshold=min(UNLIKELY, threshold(scores[0])), questions=len(trials))
     return Calibration(weights, scores[0], scores[1], thresholds)
+
+
+def report_of(calibration: Calibration, families: Sequence[int]) -> CalibrationReport:
+    """Whether the scores mean what they say: as probabilities of an answer, each trial asked both ways. families: one
+    for each trial."""
+    kinds = (calibration.there, calibration.gone)
+    known = [~np.isnan(scores) for scores in kinds]
+    scores = np.concatenate([scores[own] for scores, own in zip(kinds, known, strict=True)])
+    there = np.repeat([1.0, 0.0], [int(own.sum()) for own in known])
+    own_families = [
+        family for own in known for family, is_known in zip(families, own.tolist(), strict=True) if is_known
+    ]
+    return CalibrationReport.of(
+        np.column_stack([1 - scores, scores]), np.column_stack([1 - there, there]), own_families
+    )
 
 
 def families_of(trials: Sequence[Trial]) -> list[int]:

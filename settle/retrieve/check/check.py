@@ -14,11 +14,12 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import Interval, bootstrap_mean, wilson
+from settle.evaluate.calibration import CalibrationReport
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, store
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.check.calibration import Trial, cross_validate, families_of, run_trials
+from settle.retrieve.check.calibration import Trial, cross_validate, families_of, report_of, run_trials
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.check.worst_documents import HIT, Worst, worst
 from settle.retrieve.index.collection import Collection
@@ -36,7 +37,7 @@ class CheckResult:
     share of a model's citations that are of a passage with the answer, None without a model. kinds: by what questions
     were made from, their number and recall at 5. threshold: of the evidence; scores: with the topic in the index, one
     for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether the
-    evidence was fitted on these documents, which takes enough questions.
+    evidence was fitted on these documents, which takes enough questions. calibration: of the scores as probabilities.
     """
 
     name: str
@@ -52,12 +53,14 @@ class CheckResult:
     scores: tuple[list[float], list[float]]
     is_calibrated: bool
     seconds: float
+    calibration: CalibrationReport | None = None
 
     def to_json(self) -> dict[str, object]:
         record = asdict(self)
         record |= {k: v.to_json() for k, v in vars(self).items() if isinstance(v, Interval)}
         record["recall"] = {str(k): share.to_json() for k, share in self.recall.items()}
         record["kinds"] = {kind: {"questions": n, "recall": share.to_json()} for kind, (n, share) in self.kinds.items()}
+        record["calibration"] = self.calibration.to_json() if self.calibration else None
         del record["scores"]
         return record
 
@@ -95,6 +98,7 @@ def check(
         scores=(calibration.there.tolist(), calibration.gone[is_gone].tolist()),
         is_calibrated=weights.questions > 0,
         seconds=time.monotonic() - began,
+        calibration=report_of(calibration, families),
     )
 
 

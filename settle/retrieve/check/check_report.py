@@ -43,6 +43,8 @@ def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
     yield "refused, its topic there", result.false_refusals
     if result.cited:
         yield "citations of a passage with the answer", result.cited
+    if result.calibration:
+        yield "calibration error (ECE) of the evidence", result.calibration.error.error
 
 
 def page(result: CheckResult) -> str:
@@ -58,6 +60,15 @@ def page(result: CheckResult) -> str:
             f"| `{_cell(one.path)}` | {one.missed} of {one.asked} | {_cell('; '.join(one.why))} |"
             for one in result.worst
         ]
+    if result.calibration:
+        lines += [
+            "",
+            "## The evidence as a probability",
+            "",
+            "Each question with its topic in the index and without:",
+            "",
+        ]
+        lines += [f"- {line}" for line in result.calibration.lines()]
     if not result.is_calibrated:
         lines += ["", _too_few(result)]
     return "\n".join(lines) + "\n"
