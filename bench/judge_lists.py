@@ -4,8 +4,9 @@
 
 NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
-not answer. Its head says where the documents are: "# from deb PACKAGE path/{one,other}.html path/*.txt", of a Debian
-package, as many lines as it takes, a file's new name behind its path; or they lie in `judge_questions/documents/NAME`.
+not answer. Its head says where the documents are, as many lines as it takes:
+"# from deb PACKAGE path/{one,other}.html path/*.txt" of a Debian package, a file's new name behind its path;
+"# from wheel NAME==VERSION name.md" for a Python package's README; else they lie in `judge_questions/documents/NAME`.
 They are put below FOLDER.
 
 Each line is a question with the first eight passages as `settle ask` finds them, and the first one that answers where
@@ -17,7 +18,11 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from settle.retrieve.search.hybrid_search import Hit, search
 WRITTEN = Path(__file__).with_name("judge_questions")
 LISTED, SEARCHED = 8, 40
 _SOURCE = re.compile(r"# (?:Documents:|from) deb (.+)")
+_WHEEL = re.compile(r"# from wheel (\S+) (\S+)")
 _BETWEEN = r"[\s*`_|“”]+"
 
 
@@ -71,6 +77,9 @@ def make_documents(path: Path, folder: Path) -> Path:
     if (WRITTEN / "documents" / path.stem).is_dir():
         shutil.copytree(WRITTEN / "documents" / path.stem, partial)
     for line in path.read_text(encoding="utf-8").splitlines():
+        if match := _WHEEL.match(line):
+            partial.mkdir(parents=True, exist_ok=True)
+            (partial / match[2]).write_text(_readme(match[1], folder / "packages"), encoding="utf-8")
         if match := _SOURCE.match(line):
             package, *patterns = match[1].split()
             renamed = patterns.pop() if "/" not in patterns[-1] else ""
@@ -87,6 +96,16 @@ def make_documents(path: Path, folder: Path) -> Path:
                     (partial / name).write_bytes(data)
     partial.rename(target)
     return target
+
+
+def _readme(requirement: str, folder: Path) -> str:
+    """The README of a Python package, as its wheel describes it."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
+    subprocess.run([*pip, requirement], check=True)
+    wheel = next(folder.glob(f"{requirement.replace('==', '-').replace('.', '[._]')}-*.whl"))
+    with zipfile.ZipFile(wheel) as files:
+        name = next(one for one in files.namelist() if one.endswith(".dist-info/METADATA"))
+        return str(message_from_bytes(files.read(name)).get_payload(decode=True).decode())
 
 
 def _expanded(pattern: str) -> Iterator[str]:
