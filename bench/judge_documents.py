@@ -8,6 +8,8 @@ The head of a file of questions says where its documents come from, a line each:
     # from wheel PACKAGE==VERSION NAME    the description of a Python package
     # from sdist PACKAGE==VERSION PATTERN [NAME]    files of its source archive
 
+or there is none where they lie in `documents/NAME` beside it.
+
 Then, as in `asked/`: "@ document", "+ question => words of the answer | other words of it", "- question" for what no
 document of the collection answers. Compressed files are unpacked, DocBook becomes Markdown, the rest stays as it is.
 Printed are the phrases that are not in their document, and for each file how many content words of a question are in
@@ -17,6 +19,7 @@ the neighbourhood of its phrase.
 import argparse
 import gzip
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -64,16 +67,19 @@ def read(name: str) -> Iterator[Asked]:
             yield Asked(document, question, tuple(p.strip() for p in noted.split(" | ") if p.strip()))
 
 
-def make(name: str, folder: Path) -> None:
-    """Writes `FOLDER/NAME/documents` if it is not there."""
+def documents_of(name: str, folder: Path) -> Path:
+    """Writes `FOLDER/NAME/documents` if it is not there → where they are."""
     target = folder / name / "documents"
     if target.is_dir():
-        return
+        return target
+    if (kept := file_of(name).parent / "documents" / name).is_dir():
+        shutil.copytree(kept, target)
     for line in file_of(name).read_text(encoding="utf-8").splitlines():
         if line.startswith("# from "):
             kind, package, *rest = line.split()[2:]
             for path, named in _files(kind, package, rest, folder):
                 _lay_out(path, target / named)
+    return target
 
 
 def _files(kind: str, package: str, rest: list[str], folder: Path) -> Iterator[tuple[Path, str]]:
@@ -171,7 +177,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="files of questions; all of judge_questions/ if none is named")
     args = parser.parse_args()
     for name in args.names or sorted(path.stem for path in FOLDERS[0].glob("*.txt")):
-        make(name, args.folder.resolve())
+        documents_of(name, args.folder.resolve())
         verify(name, args.folder.resolve())
 
 

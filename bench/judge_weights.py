@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from judge_lists import WRITTEN, make_documents
+from judge_documents import documents_of
+from judge_lists import WRITTEN
 from questions import Question, auroc, plain, questions, questions_in
 from questions import make_documents as make_asked
 from retrieval import indexed
@@ -57,8 +58,7 @@ def gathered(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         if name in ASKED:
             documents, asked = folder / name / "documents", [q for q in questions(name) if q.split == "dev"]
         else:
-            path = WRITTEN / f"{name}.txt"
-            documents, asked = make_documents(path, folder), list(questions_in(path))
+            documents, asked = documents_of(name, folder), list(questions_in(WRITTEN / f"{name}.txt"))
         with indexed(documents) as collection:
             rows += rows_of(name, collection, asked)
         print(name, len(asked), flush=True)

@@ -30,13 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from judge_documents import documents_of
 from retrieval import indexed
 from sources import markdown, plain, unpacked
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
+from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import PASSAGES, retrieve
+from settle.retrieve.answer.retrieval import PASSAGES, Retrieval, retrieve
 from settle.retrieve.check.check import check
 from settle.retrieve.index.collection import Collection
 
@@ -112,16 +114,19 @@ def make_documents(folder: Path) -> None:
         (target / "Guidebook.txt").write_bytes(gzip.decompress(guide))
 
 
-def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str, Any]]:
+def measured(collection: Collection, asked: Sequence[Question], quotes: bool = True) -> list[dict[str, Any]]:
+    """quotes: whether answers are quoted, which takes longest; only questions with an answer are."""
     rows = []
     for question in asked:
         began = time.perf_counter()
         found = retrieve(collection, question.text, k=5)
         retrieval = replace(found, hits=found.hits[:PASSAGES])
-        answer = finish_answer(stream_answer(collection, None, retrieval))
         seconds = time.perf_counter() - began
-        sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
-        unrefused = answer if answer.kind != "refused" else finish_answer(stream_answer(collection, None, sure))
+        kind, text = outcome(retrieval), ""
+        if quotes and question.is_answerable:
+            sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
+            text = finish_answer(stream_answer(collection, None, sure)).text
+        is_right = any(phrase in plain(text) for phrase in question.phrases)
         hits = [plain(hit.passage.embedded) for hit in found.hits]
         ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
         rows.append(
@@ -129,29 +134,29 @@ def measured(collection: Collection, asked: Sequence[Question]) -> list[dict[str
                 "question": question.text,
                 "answerable": question.is_answerable,
                 "score": retrieval.evidence.score,
-                "kind": outcome(answer),
-                "right": any(phrase in plain(answer.text) for phrase in question.phrases),
-                "would_be_right": any(phrase in plain(unrefused.text) for phrase in question.phrases),
+                "kind": kind,
+                "right": is_right and kind != "refused",
+                "would_be_right": is_right,
                 "rank": min(ranks, default=None),
-                "text": answer.text if answer.kind != "refused" else unrefused.text,
+                "logits": [reading.logit for reading in retrieval.readings.values()],
+                "text": text,
                 "seconds": seconds,
             }
         )
     return rows
 
 
-def outcome(answer: Any) -> str:
+def outcome(retrieval: Retrieval) -> str:
     """answered, perhaps or refused."""
-    return (
-        "perhaps" if getattr(answer, "is_uncertain", False) else "refused" if answer.kind == "refused" else "answered"
-    )
+    evidence = retrieval.evidence
+    return "answered" if evidence.is_sure else "perhaps" if evidence.enough else "refused"
 
 
 def changed(collection: Collection, groups: Sequence[list[str]]) -> list[bool]:
     """Of each wording, whether its outcome is another than that of most in its group."""
     other = []
     for group in groups:
-        kinds = [outcome(finish_answer(stream_answer(collection, None, retrieve(collection, w)))) for w in group]
+        kinds = [outcome(retrieve(collection, w)) for w in group]
         most = Counter(kinds).most_common(1)[0][0]
         other += [kind != most for kind in kinds]
     return other
@@ -192,8 +197,9 @@ def table_row(name: str, of: dict[str, Any], other: list[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), choices=("stars", "borg", "games"))
+    parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), metavar="SET")
     parser.add_argument("--split", default="dev", choices=SPLITS)
+    parser.add_argument("--no-quotes", action="store_true", help="measure what is found and refused only")
     parser.add_argument("--check", action="store_true", help="calibrate refusals first, and tell what the check told")
     parser.add_argument("--rows", type=Path, help="a file for every question and its answer, as lines of JSON")
     args = parser.parse_args()
@@ -211,9 +217,9 @@ def main() -> None:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
     for name in args.sets:
-        with indexed(folder / name / "documents") as collection:
+        with indexed(documents_of(name, folder)) as collection:
             told = check(collection, Events()) if args.check else None
-            rows = measured(collection, [q for q in questions(name) if q.split == args.split])
+            rows = measured(collection, [q for q in questions(name) if q.split == args.split], not args.no_quotes)
             other = changed(collection, groups[name])
         print(table_row(name, figures(rows), other), flush=True)
         if told:
@@ -221,6 +227,10 @@ def main() -> None:
         everything += [{"set": name, **row} for row in rows]
         others += other
     print(table_row("all", figures(everything), others))
+    scores = np.array([row["score"] for row in everything])
+    there = np.array([float(row["answerable"]) for row in everything])
+    calibrated = CalibrationReport.of(np.column_stack([1 - scores, scores]), np.column_stack([1 - there, there]))
+    print("\n".join(["the evidence as a probability of an answer:", *calibrated.lines()]))
     if args.rows:
         args.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything))
 
