@@ -96,7 +96,7 @@ def test_what_is_trained_are_the_layers_that_read_both_texts(file: Weights) -> N
 def test_of_a_long_passage_the_part_with_the_questions_words_is_read(file: Weights, tmp_path: Path) -> None:
     judge = AnswerJudge(file, written(stirred(file), tmp_path / "judge.safetensors"))
     text = f"{'the server ' * 80}rotate the key {'the server ' * 80}"
-    window = judge._window(
+    window = judge.window(
         [2, *judge._tokenizer.encode("rotate key", add_special_tokens=False).ids, 3], Passage(0, text, (), 0)
     )
     assert len(window.ids) == len(window.places) == TEXT_TOKENS + 2
