@@ -3,13 +3,12 @@
 The child answers one line of JSON with another. It limits its own address space and its processor time for each
 request; the parent ends it when a request takes too long on the clock, or when an answer is too large, and starts
 another one for the next request. It ends with its parent. Where the system keeps no limit on memory or processor time
-(macOS, Windows), the clock is what bounds it.
+(memory on macOS, both on Windows), the clock is what bounds it.
 """
 
 import atexit
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -30,7 +29,7 @@ class Limits:
     """What one request may take. memory: bytes of address space; cpu, wall: seconds; answer: bytes."""
 
     memory: int = 1 << 30
-    cpu: int = 2
+    cpu: float = 2.0
     wall: float = 30.0
     answer: int = 256 << 20
 
@@ -118,8 +117,8 @@ class FencedChild:
     def _cause(self, code: int | None) -> str:
         if self._is_late:
             return f"it takes more than {self._limits.wall:.0f} s"
-        if code is not None and code == -getattr(signal, "SIGXCPU", 0):
-            return f"it takes more than {self._limits.cpu} s of processor time"
+        if code is not None and code == -getattr(signal, "SIGPROF", 0):
+            return f"it takes more than {self._limits.cpu:g} s of processor time"
         return f"it ended its process ({signal.Signals(-code).name})" if code and code < 0 else "it ended its process"
 
 
@@ -198,13 +197,8 @@ def _limit_process(limits: Limits) -> None:
 
 def _limit_request(limits: Limits | None) -> None:
     """Bounds the time of the next request; None: that of waiting for one, which takes none."""
-    if hasattr(signal, "alarm"):  # it ends the process even when C code holds the interpreter's lock
+    # both end the process even when C code holds the interpreter's lock
+    if hasattr(signal, "alarm"):
         signal.alarm(int(limits.wall) + _GRACE_SECONDS if limits else 0)
-    if limits is None:
-        return
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        end = math.ceil(time.process_time()) + limits.cpu
-        resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, limits.cpu if limits else 0)

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from settle.base.errors import DataError, ResourceError, RunError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.data.distributions import SAMPLED, TOP, Rows, sizes, window_hash
 
 _ABOUT = "likelihoods.json"

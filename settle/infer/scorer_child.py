@@ -10,6 +10,7 @@ Logits are read where llama.cpp wrote them, some positions at a time, and never 
 import json
 import os
 import queue
+import runpy
 import signal
 import sys
 import threading
@@ -22,7 +23,6 @@ import numpy as np
 
 from settle.data.distributions import Compared, Rows, compare, draws, summarise
 from settle.data.likelihoods import Likelihoods
-from settle.machine.openmp_wait import adapt_waiting
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together
 LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
@@ -148,7 +148,8 @@ def main() -> None:
         os._exit(1)
     answers.write(json.dumps({"num_vocab": model.num_vocab}).encode() + b"\n")
     answers.flush()
-    adapt_waiting(settings["threads"])
+    openmp_wait = Path(__file__).parents[1] / "machine" / "openmp_wait.py"  # alone: its package imports much more
+    runpy.run_path(str(openmp_wait))["adapt_waiting"](settings["threads"])
     known: dict[str, Likelihoods] = {}
     with ThreadPoolExecutor(settings["threads"]) as pool:
         while True:

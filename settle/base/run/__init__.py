@@ -2,13 +2,8 @@
 
 import contextlib
 import datetime
-import functools
-import json
-import os
 import re
 import secrets
-import shutil
-import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,96 +11,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.files import fsync_folder as fsync_folder
+from settle.base.files import home as home
+from settle.base.files import parse_json as parse_json
+from settle.base.files import read_json as read_json
+from settle.base.files import sweep_leftovers as sweep_leftovers
+from settle.base.files import write_atomic as write_atomic
+from settle.base.files import write_json as write_json
 from settle.base.run.result import Result, parse_result
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
-
-
-def home() -> Path:
-    """Where everything of settle's lives: $SETTLE_HOME, or ~/.settle."""
-    folder = Path(os.environ.get("SETTLE_HOME") or Path.home() / ".settle").expanduser()
-    _make_private(folder)
-    return folder
-
-
-@functools.cache
-def _make_private(folder: Path) -> None:
-    """Documents, conversations and training data lie there: nobody else on this machine reads them. A folder that is
-    more than settle's home (the person's own, one for everybody) keeps its permissions."""
-    with contextlib.suppress(OSError, RuntimeError):  # whoever writes there next says what is wrong
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode
-        if mode & 0o077 and not mode & stat.S_ISVTX and folder.resolve() not in (Path.home().resolve(), Path.cwd()):
-            folder.chmod(0o700)
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write beside, fsync, rename, fsync the folder: a reader sees the old file or the new one, never a part.
-
-    Text is UTF-8. What is left in it of a name that is not (JSON holds it as an escape) never costs the file.
-    Raises OSError that names the path, ENOSPC when the disk is full.
-    """
-    # threads and processes may write the same file at once
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with beside.open("wb") as f:
-            f.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        beside.replace(path)
-        fsync_folder(path.parent)
-    except BaseException as e:
-        beside.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.filename is None:
-            e.filename = str(path)  # a full disk does not say of itself where it is full
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=1, default=str, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON of a run's file. Raises RunError when it was damaged by hand."""
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise RunError(f"{path} is damaged: {e}", "restore the file, or start a new run") from None
-
-
-def parse_json(text: str | bytes) -> Any:
-    """JSON that anyone may have written. Raises JSONDecodeError, a ValueError, also where it is nested too deep."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise json.JSONDecodeError("it is nested too deep", "", 0) from None
-
-
-def sweep_leftovers(folder: Path, prefix: str) -> None:
-    """Deletes what processes that were killed left in a folder: files and folders called `prefix`, the process's
-    number, and a sign. What a process that lives is working on stays."""
-    import psutil  # takes as long to import as the rest of this room
-
-    for path in folder.iterdir() if folder.is_dir() else ():
-        found = re.match(rf"{re.escape(prefix)}(\d+)\b", path.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut (POSIX only: Windows cannot open a folder)."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Run:
