@@ -16,6 +16,9 @@ from settle.cli import main
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import read_gguf
 from settle.shrink import quantizers
+from settle.shrink.search import routes
+from settle.shrink.types.mixes import mix_types
+from settle.shrink.types.quantize_file import quantize_gguf
 from tests.examples import example
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +49,13 @@ def here(kept, monkeypatch):
 def shrunk(capsys, *arguments, code=0):
     assert main(["shrink", *map(str, arguments), "--json"]) == code
     return json.loads(capsys.readouterr().out)
+
+
+def quantized(kept, mix):
+    """The run's file in a mix, made without a search."""
+    path = Run.find("notes").out / "notes.gguf"
+    kinds = {name: choice.kind for name, choice in mix_types(read_gguf(path), mix).items()}
+    return str(quantize_gguf(path, kept / f"{mix}.gguf", kinds, None, mix))
 
 
 def test_a_type(kept, capsys):
@@ -97,7 +107,7 @@ def test_what_nothing_can_meet_names_the_nearest_and_leaves_no_run(kept, capsys)
 
 
 def test_a_model_that_is_quantized_already_is_refused_unless_asked(kept, capsys):
-    small = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q8_0", "--name", "eight")["files"]["gguf"]
+    small = quantized(kept, "Q8_0")
     assert main(["shrink", small, str(kept / "text.txt"), "--to", "Q4_0"]) == 2
     said = capsys.readouterr().err
     assert (
@@ -135,10 +145,17 @@ def test_a_disk_that_is_too_small_is_known_before(kept, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_plan_is_predicted_and_then_measured(kept, capsys):
+def test_the_plan_is_predicted_and_then_measured(kept, capsys, monkeypatch):
+    """Of six files: each takes as long as the next one."""
+    every = []
+    monkeypatch.setattr("settle.jobs.shrink.routes", lambda c: every.extend(routes(c)) or every[::4])
     result = shrunk(capsys, "notes", kept / "text.txt", "--plan", "--name", "planned")
     measured = [c for c in result["candidates"] if c["divergence"]]
-    assert len(measured) > 15 and all(c["predicted_kl"] > 0 and c["footprint"] for c in measured)
+    assert (
+        len(every) > 15
+        and len(measured) == len(every[::4])
+        and all(c["predicted_kl"] > 0 and c["footprint"] for c in measured)
+    )
     assert not list(Run.find("planned").out.glob("*.gguf"))
 
 
@@ -177,7 +194,7 @@ def test_dry_makes_nothing(kept, capsys):
 
 
 def test_a_vocabulary_is_cut_without_rounding(kept, capsys):
-    small = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q4_0", "--name", "four")["files"]["gguf"]
+    small = quantized(kept, "Q4_0")
     cut = shrunk(capsys, small, kept / "text.txt", "--vocabulary", "--name", "cut")
     there, left = cut["vocabulary"]["tokens"]
     assert left < there and cut["chosen"]["divergence"]["kl"]["value"] < 1e-6

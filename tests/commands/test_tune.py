@@ -139,7 +139,7 @@ def test_preferences_are_judged_by_accuracy_and_margin(files, home, capsys, tmp_
     assert "| reward margin | 0.000 |" in card and "preference accuracy" in card
 
 
-@pytest.mark.parametrize("base", ["base.gguf", "hf"])
+@pytest.mark.parametrize("base", [pytest.param("base.gguf", marks=pytest.mark.exhaustive), "hf"])
 def test_a_system_prompt_that_all_rows_share_goes_with_the_model(files, home, capsys, tmp_path, base):
     """Into chat, the server's template, the Modelfile, the merged file and what is pulled from it."""
     prompt = 'You write "Python".\nOnly the body.'
@@ -233,10 +233,10 @@ def test_resumes_to_the_bit_past_the_first_epoch(files, tmp_path):
     ends = []
     for stopped in (False, True):
         own = tmp_path / f"home-{stopped}"
-        given = ["--name", "r", "--steps", "40", "--no-compare", "--adapter.dropout", "0.1", *QUICK]
+        given = ["--name", "r", "--steps", "20", "--no-compare", "--adapter.dropout", "0.1", *QUICK]
         process = start(own, "tune", files / "base.gguf", files / "rows.jsonl", *given)
         if stopped:
-            stop(own, process, '"step": 13', signal.SIGKILL)
+            stop(own, process, '"step": 9', signal.SIGKILL)
             process = start(own, "resume", "r")
         said, _ = process.communicate()
         assert process.returncode == 0, said

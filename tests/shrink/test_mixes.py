@@ -43,6 +43,13 @@ LARGE = (
 SMALL = ("llama", "48", "bf16", "f32", "one row", "others")  # get every mix with an importance, too
 OF_LARGE = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K", "F16")
 BYTES_OF_LARGE = ("Q4_K_M", "IQ4_XS", "Q2_K")  # a block's bytes do not hang on the depth
+FURTHER = ("65B", "wide groups", "falcon", "eight experts", "f32")
+CASES = [
+    pytest.param(shape, known, id=f"{shape}-{'importance' if known else 'plain'}", marks=marks)
+    for shape in SHAPES
+    for known in (False, True)
+    for marks in [pytest.mark.exhaustive if shape in FURTHER or (known and shape in ("70B", "phi3", "bf16")) else ()]
+]
 
 
 def means_of(file, random):
@@ -56,8 +63,7 @@ def means_of(file, random):
     return found
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "known"), CASES)
 def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
     source = make_gguf(tmp_path / "source.gguf", **SHAPES[shape])
     file = read_gguf(source)

@@ -12,7 +12,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "of", [["--only", "0", "1", "2"], ["--tune", "--only", "1"]], ids=["train", "tune"]
+    "of",
+    [
+        pytest.param(["--only", "0", "1", "2"], id="train"),
+        pytest.param(["--tune", "--only", "1"], id="tune", marks=pytest.mark.exhaustive),
+    ],
 )  # random moments, file events of a save, signals; the signals and the moments find the same code in both
 def test_a_run_that_is_killed_ends_byte_for_byte_as_one_that_was_not(of: list[str]) -> None:
     command = [sys.executable, str(ROOT / "bench" / "kill.py"), *of, "--reduced", "--json"]

@@ -65,7 +65,10 @@ DORA = ("gemma2", "llama", "phi3", "qwen2")  # the others: bench/proof_faults.py
     ("method", "family"),
     [
         *(pytest.param(LORA, family, id=f"lora-{family}") for family in EVERY),
-        *(pytest.param(None, family, id=f"full-{family}") for family in EVERY),
+        *(
+            pytest.param(None, family, id=f"full-{family}", marks=() if family in DORA else pytest.mark.exhaustive)
+            for family in EVERY
+        ),
         *(pytest.param(DoRA(rank=4), family, id=f"dora-{family}") for family in EVERY if family in DORA),
     ],
 )
