@@ -154,13 +154,14 @@ class ModelContents:
     """A whole model, as a format writes it.
 
     weights: parameter name → tensor. card: name, description, license and the like; "base": True for a model that
-    completes plain text.
+    completes plain text. gguf_keys: further keys of a GGUF file, such as a decision model's.
     """
 
     architecture: ModelLayout
     weights: Mapping[str, TensorLike]
     tokenizer: Tokenizer
     card: Mapping[str, object] = field(default_factory=dict)
+    gguf_keys: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
 from settle.formats import Format, ModelContents, Weights
-from settle.formats.gguf import Dtype, export_gguf, read_gguf
+from settle.formats.gguf import Dtype, export_contents, read_gguf
 from settle.formats.gguf.types import exported
 
 PUBLISHER = "settle"
@@ -37,7 +37,7 @@ class LmStudio(Format):
             raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
         # LM Studio tells a model's files apart by the type at the end of their names
         file = path / f"{path.name}-{self.dtype.upper()}.gguf"
-        export_gguf(model.architecture, model.weights, model.tokenizer, file, self.dtype, model.card)
+        export_contents(model, file, self.dtype)
         return path
 
     def gguf(self, path: Path) -> Path:

@@ -20,7 +20,7 @@ from settle.base.errors import ResourceError
 from settle.base.run import write_atomic
 from settle.base.tokenizer import Tokenizer
 from settle.formats import AdapterContents, Format, ModelContents, Weights
-from settle.formats.gguf import Dtype, export_gguf, read_gguf
+from settle.formats.gguf import Dtype, export_contents, read_gguf
 from settle.formats.gguf.types import exported
 from settle.formats.lora_gguf import export_lora
 
@@ -42,7 +42,7 @@ class Ollama(Format):
     def write(self, path: Path, model: ModelContents) -> Path:
         file = path / f"{model.card.get('name') or path.name}.gguf"
         with _folder(path):
-            export_gguf(model.architecture, model.weights, model.tokenizer, file, self.dtype, model.card)
+            export_contents(model, file, self.dtype)
             write_atomic(path / "Modelfile", _modelfile_of(model, f"./{file.name}"))
         return path
 

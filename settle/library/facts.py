@@ -11,7 +11,9 @@ from gguf.constants import LlamaFileType
 
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.run import Run, read_json
+from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
+from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.lora_gguf import read_lora
 from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs
@@ -43,6 +45,7 @@ class Facts:
     model was trained for, in tokens. embeds: it gives vectors or scores, and writes nothing. ends: the ids of tokens
     that end an answer. fim: the ids of tokens around a gap to fill (pre, suf, mid) and between files (rep, sep), empty
     when the model has none. longest_token: bytes of a text that one token may stand for, 0 where that is not known.
+    decision: by what it answers typed questions, or None. controls: tokens that stand for no text.
     """
 
     architecture: str
@@ -61,6 +64,8 @@ class Facts:
     ends: tuple[int, ...]
     fim: dict[str, int]
     longest_token: int = 0
+    decision: DecisionKeys | None = None
+    controls: tuple[str, ...] = ()
 
     @property
     def reranks(self) -> bool:
@@ -120,6 +125,15 @@ def bytes_per_token(metadata: Metadata) -> int:
     return 4 * _largest(metadata, "block_count") * (_largest(metadata, "attention.head_count_kv") or heads) * width
 
 
+def control_tokens(metadata: Metadata) -> tuple[str, ...]:
+    """The tokens of a file that stand for no text, as `Vocabulary.special_tokens` counts them, the longest first."""
+    tokens, types = _tokens(metadata), metadata.get("tokenizer.ggml.token_type")
+    kinds = types if isinstance(types, list) else [None] * len(tokens)
+    pairs = zip(map(str, tokens), kinds, strict=False)
+    controls = {token for token, kind in pairs if kind in (UNKNOWN, CONTROL) or token in ENDS}
+    return tuple(sorted(controls, key=len, reverse=True))
+
+
 @functools.lru_cache(256)
 def _facts(path: Path, stamp: str) -> Facts:
     weights = read_gguf(path)
@@ -143,6 +157,8 @@ def _facts(path: Path, stamp: str) -> Facts:
         ends=tuple(sorted({value for key in END_KEYS if isinstance(value := meta.get(key), int)})),
         fim=_fim(meta, tokens),
         longest_token=_longest_token(meta, tokens),
+        decision=read_decision(meta),
+        controls=control_tokens(meta),
     )
 
 

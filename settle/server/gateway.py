@@ -68,7 +68,7 @@ class Call:
 
 Handler = Callable[..., Awaitable[Response]]
 # the field of a body that holds what the model reads: the first of these that it has
-PROMPT_FIELDS = ("messages", "input", "documents", "input_prefix", "prompt")
+PROMPT_FIELDS = ("messages", "input", "state", "documents", "input_prefix", "prompt")
 
 
 class Endpoint:

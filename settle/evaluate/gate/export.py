@@ -43,7 +43,7 @@ class ExportedModel:
 
     model: the live one, which files are compared with. weights: parameter name → tensor, as files hold them.
     held_out_texts: what it was not trained on. card: as in `ModelContents`. merge: when an adapter was merged into the
-    weights.
+    weights. gguf_keys: as in `ModelContents`.
     """
 
     name: str
@@ -54,10 +54,12 @@ class ExportedModel:
     held_out_texts: Sequence[str]
     card: Mapping[str, object] = field(default_factory=dict)
     merge: Merge | None = None
+    gguf_keys: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def contents(self) -> ModelContents:
-        return ModelContents(self.architecture, self.weights, self.tokenizer, {"name": self.name, **self.card})
+        card = {"name": self.name, **self.card}
+        return ModelContents(self.architecture, self.weights, self.tokenizer, card, self.gguf_keys)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from settle.formats import (
     to_float32,
     write_array,
 )
+from settle.formats.gguf.decision import decision_complaints
 from settle.formats.gguf.header import TensorInfo, read_header
 from settle.formats.gguf.types import GgmlType, block_of, exported, ggml_type
 
@@ -71,7 +72,7 @@ class Gguf(Format):
         return read_gguf(path)
 
     def write(self, path: Path, model: ModelContents) -> Path:
-        return export_gguf(model.architecture, model.weights, model.tokenizer, path, self.dtype, model.card)
+        return export_contents(model, path, self.dtype)
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-{self.dtype}.gguf")
@@ -113,6 +114,11 @@ def embeds(metadata: Mapping[str, object]) -> bool:
     return pooling(metadata) != "none" or "bert" in str(metadata["general.architecture"])
 
 
+def export_contents(model: ModelContents, path: Path, dtype: str) -> Path:
+    """Write a model as `export_gguf` does, with everything that is known of it."""
+    return export_gguf(model.architecture, model.weights, model.tokenizer, path, dtype, model.card, model.gguf_keys)
+
+
 def export_gguf(
     part: GgufLayout,
     weights: Mapping[str, TensorLike],
@@ -120,11 +126,12 @@ def export_gguf(
     path: Path,
     dtype: str = "f16",
     metadata: Mapping[str, object] | None = None,
+    keys: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
     part: the architecture; weights: parameter name → tensor; metadata: "name", "description", "license", "tags" (list),
-    "datasets" (list) go to general.*, what else there is to settle.*. Raises FormatError for weights that the type
+    "datasets" (list) go to general.*, what else there is to settle.*; keys: further ones, as they are. Raises FormatError for weights that the type
     cannot hold, ResourceError when the disk is full.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -141,6 +148,7 @@ def export_gguf(
             _write_card(writer, metadata or {}, dtype)
             _write_architecture(writer, part)
             _write_tokenizer(writer, tokenizer, part.vocab_size)
+            _write_keys(writer, keys or {})
             for tensor in tensors:
                 code = GGMLQuantizationType(ggml_type(tensor.dtype).id)
                 writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
@@ -280,6 +288,16 @@ def _write_tokenizer(writer: "GGUFWriter", tokenizer: GgufTokenizer, vocab_size:
             writer.add_string(key, str(value))
 
 
+def _write_keys(writer: "GGUFWriter", keys: Mapping[str, object]) -> None:
+    for key, value in keys.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, str(value))
+
+
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
     kind = block_of(info.dtype)
     assert kind is not None, "the header was checked"
@@ -345,6 +363,7 @@ def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, 
     embedding = shapes.get("token_embd.weight")
     if tokens and embedding is not None and embedding[0] != len(tokens):
         yield f"token_embd.weight has {embedding[0]} rows for {len(tokens)} tokens"
+    yield from decision_complaints(metadata)
     yield from _template_complaints(metadata)
 
 
