@@ -29,8 +29,9 @@ _STATE = "qzstateqz"
 
 @dataclass(frozen=True)
 class DecisionPrompt:
-    """opening, closing: what the model's chat template writes around a question. signs: special tokens of the model,
-    which a state must not spell."""
+    """opening, closing: what the model's chat template writes around a question, the token that opens a text included
+    where the model expects one: nothing is added when the prompt becomes ids. signs: special tokens of the model, which
+    a state must not spell."""
 
     opening: str
     closing: str
@@ -40,12 +41,10 @@ class DecisionPrompt:
     def of(cls, tokenizer: Tokenizer, template: ChatTemplate | None) -> "DecisionPrompt":
         """The prompt for a model. template: by which it takes turns; None for a model that completes text."""
         signs = tuple(sorted(tokenizer.special_tokens, key=len, reverse=True))
-        if template is None:
-            return cls("", "\nAnswer:\n", signs)
-        opening, closing = _around(template)
+        opening, closing = _around(template) if template else ("", "\nAnswer:\n")
         bos = tokenizer.tokens[tokenizer.bos_id] if tokenizer.bos_id is not None else ""
         if tokenizer.add_bos and bos:
-            opening = opening.removeprefix(bos)  # llama.cpp puts it there
+            opening = bos + opening.removeprefix(bos)  # llama.cpp puts none before the prompt of a decision
         return cls(opening, closing, signs)
 
     def text(self, state: str, question: Question, order: Sequence[int], labels: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The keys of a GGUF file by which llama.cpp answers typed questions at /v1/systemone, and what settle keeps beside them
+"""The keys of a GGUF file by which llama.cpp answers typed questions at /v1/systemone, and what settle keeps there
 (tools/server/server-decision.cpp of llama.cpp, as of October 2026).
 
 llama.cpp renders the template of a question, reads the logits of the options' labels after it, divides them by the

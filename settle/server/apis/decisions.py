@@ -51,9 +51,9 @@ Parts = Annotated[list[Part], Field(max_length=10_000)]
 class Item(Body):
     """A message, a call of a function or a tool, or what came of it."""
 
-    type: Literal[
-        "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"
-    ] = "message"
+    type: Literal["message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"] = (
+        "message"
+    )
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: Text | Parts | None = None
     phase: Name | None = None

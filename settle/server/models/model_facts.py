@@ -39,4 +39,5 @@ def capabilities(entry: ModelEntry) -> list[str]:
         return ["completion"]
     template = template_of(entry)
     thinks = ["thinking"] if template and any(word in template for word in REASONING) else []
-    return ["completion", *(["tools"] if template else []), *(["insert"] if known.fim else []), *thinks]
+    more = [name for name, has in (("tools", template), ("insert", known.fim), ("decision", known.decision)) if has]
+    return ["completion", *more, *thinks]

@@ -8,7 +8,7 @@ from settle.base.errors import DataError
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
 from settle.infer.decisions.llama_form import PATH, answers, fence, request
-from settle.server.errors import PROMPT, ApiError, invalid, unsupported
+from settle.server.errors import PROMPT, ApiError, unsupported
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.models.model_pool import ModelPool
@@ -24,7 +24,7 @@ async def decide(
     """Answers in the order of the questions, and the number of tokens read. Raises ApiError."""
     entry.require_no_documents("it makes no decisions")
     if not state.strip():
-        raise invalid(PROMPT, "is empty: give the text that is decided about")
+        raise ApiError(400, "the text that is decided about is empty", "invalid_value", PROMPT)
     await asyncio.to_thread(make_file, entry)
     known = facts(entry.path)
     if known.decision is None:
