@@ -131,8 +131,8 @@ def export_gguf(
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
     part: the architecture; weights: parameter name → tensor; metadata: "name", "description", "license", "tags" (list),
-    "datasets" (list) go to general.*, what else there is to settle.*; keys: further ones, as they are. Raises FormatError for weights that the type
-    cannot hold, ResourceError when the disk is full.
+    "datasets" (list) go to general.*, what else there is to settle.*; keys: further ones, as they are. Raises
+    FormatError for weights that the type cannot hold, ResourceError when the disk is full.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 
