@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from settle.base.dated_file import dated_file
 from settle.base.errors import UsageError
+from settle.base.files.dated_file import dated_file
 from settle.base.run import NAME
 from settle.library.model_shape import ModelShape
 from settle.model.source import Source

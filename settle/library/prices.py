@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from settle.base.dated_file import OLD_DAYS, dated_file, today
 from settle.base.errors import DataError, UsageError
+from settle.base.files.dated_file import OLD_DAYS, dated_file, today
 from settle.base.statistics import FORECAST_LEVEL, Interval
 
 SHIPPED = Path(__file__).with_name("prices.toml")

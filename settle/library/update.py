@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from settle.base.dated_file import age, check_pin, install, read_update
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
+from settle.base.files.dated_file import age, check_pin, install, read_update
 from settle.library.catalogue import CatalogueFile, catalogue_file
 from settle.library.prices import Prices, prices
 from settle.machine.hardware import Hardware, hardware

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from settle.base.dated_file import dated_file
 from settle.base.errors import DataError
+from settle.base.files.dated_file import dated_file
 
 GIB = 2**30
 MATRIX_DTYPES = ("bfloat16", "float16", "float32")  # what half-precision products run at, the fastest first

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settle.base import dated_file
+from settle.base.files import dated_file
 from settle.cli import main
 from settle.library import catalogue as module
 from settle.library.catalogue import catalogue_file

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from settle.base.amounts import count
-from settle.base.dated_file import age
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.files.dated_file import age
 from settle.library.catalogue import catalogue_file
 from settle.machine import Machine, machine_or_this
 from settle.machine.measurement_cache import others_are_busy

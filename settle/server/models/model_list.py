@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from settle.base.dated_file import age
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, Progress, ResultReady, Warn
+from settle.base.files.dated_file import age
 from settle.infer.child_process import Json
 from settle.library.catalogue import catalogue_file
 from settle.library.store import StoredModel, all_models, damaged_models, stamp_of

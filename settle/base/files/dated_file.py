@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from settle.base.errors import DataError, UsageError
-from settle.base.run import home
+from settle.base.files import home
 
 OLD_DAYS = 180  # after which numbers are marked
 MOST_BYTES = 4 << 20  # of a file that is read at all
