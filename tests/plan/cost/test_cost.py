@@ -5,9 +5,9 @@ import hashlib
 
 import pytest
 
-from settle.base import dated_file
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
+from settle.base.files import dated_file
 from settle.base.statistics import Interval
 from settle.library.prices import ApiPrice, prices, read_prices
 from settle.library.update import update_data
