@@ -139,6 +139,8 @@ def _lay_out(path: Path, target: Path) -> None:
 
 def text_of(path: Path) -> str:
     content = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".csv":
+        content += content.replace(",", " ")  # as it is in the file, and cells side by side as they are indexed
     return plain(
         web.fromstring(content.encode()).text_content() if path.suffix in (".html", ".htm", ".page") else content
     )
