@@ -27,6 +27,7 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import Reply
@@ -129,8 +130,6 @@ def make(folder: Path, steps: int) -> None:
     """Trains the base and writes it as a GGUF that chats."""
     import torch
 
-    from settle.base.chat_template import ChatTemplate
-    from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
     from settle.formats.gguf import export_gguf
     from settle.model.architectures.llama import Llama
 
@@ -140,22 +139,21 @@ def make(folder: Path, steps: int) -> None:
     texts = ["\n".join(turn["content"] for turn in conversation(rng, facts)) for _ in range(1500)]
     tokenizer = ByteBpeTokenizer.train([*texts, *(" ".join(NAMES) for _ in range(50))], 720, folder / "tokenizer")
     part = Llama(
-        hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        head_dim=24, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
     )  # fmt: skip
-    template = ChatTemplate(tokenizer.chat_template, "", tokenizer.tokens[tokenizer.eos_id])
     model = part.build(seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
     began = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
+            group["lr"] = 4e-3 * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
         ids: list[int] = []
         wanted: list[int] = []
         bounds = [0]
-        for _ in range(20):
-            own, mask = _encoded(conversation(rng, facts), template, tokenizer)
+        for _ in range(12):
+            own, mask = _encoded(conversation(rng, facts), tokenizer)
             ids += own[:-1]
             wanted += [t if is_answer else -1 for t, is_answer in zip(own[1:], mask[1:], strict=True)]
             bounds.append(len(ids))
@@ -176,18 +174,16 @@ def make(folder: Path, steps: int) -> None:
             export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")
 
 
-def _encoded(turns: Sequence[Turn], template: object, tokenizer: object) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation, and which of them are an answer's or end one."""
+def _encoded(turns: Sequence[Turn], tokenizer: ByteBpeTokenizer) -> tuple[list[int], list[bool]]:
+    """Ids of a conversation as the tokenizer's chat template writes it, and which of them are an answer's or end one."""
     ids: list[int] = []
     mask: list[bool] = []
-    for number, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            before = template.render(turns[:number], (), add_generation_prompt=True)  # type: ignore[attr-defined]
-            after = template.render(turns[: number + 1], ())  # type: ignore[attr-defined]
-            prompt = len(tokenizer.encode(before, True))  # type: ignore[attr-defined]
-            whole = tokenizer.encode(after, True).tolist()  # type: ignore[attr-defined]
-            mask += [False] * (prompt - len(ids)) + [True] * (len(whole) - prompt)
-            ids = whole
+    for turn in turns:
+        opening = f"<|im_start|>{turn['role']}\n"
+        for text, is_answer in ((opening, False), (f"{turn['content']}<|im_end|>\n", turn["role"] == "assistant")):
+            new = tokenizer.encode(text, True).tolist()
+            ids += new
+            mask += [is_answer] * len(new)
     return ids, mask
 
 

@@ -1,0 +1,94 @@
+"""`settle choose` with a real model in real children, and documents that are really indexed."""
+
+import json
+
+import pytest
+
+from settle.base.errors import EngineError
+from settle.cli import main
+from settle.evaluate.compare.cases import asking
+from settle.formats.gguf import export_gguf
+from settle.jobs.choose import build, documents
+from settle.jobs.choose.setup import Answerer, LoadedModel, Setup
+from settle.jobs.index_settings import IndexSettings
+from settle.library.resolve import resolve_gguf
+from tests.retrieve.conftest import joined  # noqa: F401  a fixture
+
+THINGS = ("mill", "loom", "pump", "lamp", "kiln", "drum", "sail", "vane", "bell", "rope", "cart", "oven", "vat", "saw")
+QUESTIONS = [f"{verb} the {thing}" for thing in THINGS for verb in ("def", "return", "raise")]
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """A model that chats, examples that it answers rightly as it is, and documents about other things."""
+    folder = tmp_path_factory.mktemp("choose")
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "tiny.gguf", "f32")
+    with LoadedModel(resolve_gguf(folder / "tiny.gguf"), 1) as model:
+        answerer = Answerer(model, Setup(), 6, folder / "answers")
+        rows = [
+            {"prompt": q, "completion": reply.text}
+            for q, reply in zip(QUESTIONS, answerer.answers([asking(q) for q in QUESTIONS]), strict=True)
+            if reply.text.strip()
+        ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "docs").mkdir()
+    for thing in THINGS:
+        (folder / "docs" / f"{thing}.md").write_text(f"# {thing}\n\nNobody knows what the {thing} is for.\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def hashed(monkeypatch, joined):  # noqa: F811
+    """The embedder of the tests, which nothing has to be downloaded for."""
+    monkeypatch.setattr(documents, "IndexSettings", lambda: IndexSettings.model_validate({"embedder": "hashed"}))
+
+
+def run(capsys, *args):
+    code = main(["choose", *map(str, args), "--json"])
+    out, err = capsys.readouterr()
+    print(err)
+    return code, json.loads(out.splitlines()[-1]) if out.strip().startswith("{") else {}, err
+
+
+def test_what_the_model_can_already_needs_nothing_else(made, home, capsys, monkeypatch):
+    given = (made / "rows.jsonl", "--docs", made / "docs", "--model", made / "tiny.gguf", "--score", "exact")
+    given += ("--max-tokens", 6, "--threads", 1, "--name", "first")
+    code, result, err = run(capsys, *given)
+    assert (code, result["chosen"], result["verdict"]) == (0, "zero-shot", "take"), err
+    by_name = {way["name"]: way for way in result["ways"]}
+    assert by_name["zero-shot"]["score"] == 1.0 and by_name["zero-shot"]["tokens"] > 0 < by_name["zero-shot"]["memory"]
+    assert result["triage"]["prediction"] == "zero-shot" and result["triage_agrees"]
+    assert "tune" in result["triage"]["ruled_out"] and "tune" not in by_name
+    assert "would be seen in four cases of five" in err and "all of it takes about" in err
+    page = (home / "choices" / "first" / "page.md").read_text()
+    assert "take zero-shot" in page and "settle chat" in page
+    # the same command again asks nothing: the answers are on the disk
+    monkeypatch.setattr(LoadedModel, "engine", property(lambda self: pytest.fail("nothing is left to ask")))
+    again = run(capsys, *given)
+    assert again[0] == 0 and again[1]["ways"] == result["ways"], again[2]
+    monkeypatch.undo()
+    assert main(["choose", "first", "--ask", QUESTIONS[0], "--threads", "1"]) == 0
+    assert json.loads((made / "rows.jsonl").read_text().splitlines()[0])["completion"] in capsys.readouterr().out
+
+
+def test_a_way_that_fails_is_reported_and_the_others_go_on(made, home, capsys, monkeypatch):
+    def fail(recipe, events):
+        raise EngineError("the tuning broke", "mend it")
+
+    monkeypatch.setattr(build, "tuned", fail)
+    given = (made / "rows.jsonl", "--model", made / "tiny.gguf", "--score", "exact", "--max-tokens", 6)
+    code, result, err = run(capsys, *given, "--threads", 1, "--every")
+    assert code == 0 and [f["name"] for f in result["failed"]] == ["tune"], err
+    assert "tune could not be measured: the tuning broke" in err
+    assert {way["name"] for way in result["ways"]} == {"zero-shot", "prompt"}
+
+
+def test_too_few_examples_are_refused_before_anything_runs(made, home, capsys):
+    rows = (made / "rows.jsonl").read_text().splitlines()[:9]
+    (made / "few.jsonl").write_text("\n".join(rows) + "\n")
+    code, _, err = run(capsys, made / "few.jsonl", "--model", made / "tiny.gguf")
+    assert code == 1 and "show no difference" in err and "give examples enough for" in err
+    code, _, err = run(capsys, made / "rows.jsonl")
+    assert code == 2 and "no model is named" in err
+    code, _, err = run(capsys, "nothing", "--ask", "x")
+    assert code == 2 and "no finished choice" in err
