@@ -28,11 +28,13 @@ import numpy as np
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.evaluate.compare.race import Race
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import Reply
-from settle.jobs.choose.verdict import compare, decide
-from settle.jobs.choose.ways import CHEAPEST_FIRST, Measured
+from settle.jobs.choose.setup import Setup
+from settle.jobs.choose.verdict import ERROR, decide
+from settle.jobs.choose.ways import CHEAPEST_FIRST, Built, Measured
+from settle.jobs.trials.arm import Reply
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "tune", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
@@ -175,7 +177,7 @@ def make(folder: Path, steps: int) -> None:
 
 
 def _encoded(turns: Sequence[Turn], tokenizer: ByteBpeTokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation as the tokenizer's chat template writes it, and which of them are an answer's or end one."""
+    """Ids of a conversation as the tokenizer's chat template writes it, and which are of an answer or end one."""
     ids: list[int] = []
     mask: list[bool] = []
     for turn in turns:
@@ -303,14 +305,17 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
     hard = math.sqrt(0.5) * rng.normal(size=size)
     skill = hard + math.sqrt(0.5) * rng.normal(size=(len(shares), size))
     scores = (skill < np.array([NormalDist().inv_cdf(share) for share in shares])[:, None]).astype(float)
+    race = Race(CHEAPEST_FIRST, range(size), True, ERROR, seed, may_stop=False)
+    rows = race.next_rows(size)
+    race.record({k: scores[k, rows].tolist() for k in range(len(scores))})
+    outcome = race.outcome()
     ways = [
-        Measured(n, s.tolist(), [Reply("")] * size, 0.0, 0, "") for n, s in zip(CHEAPEST_FIRST, scores, strict=True)
+        Measured(Built(name, None, Setup(), ""), of_way, [Reply("")] * size)  # type: ignore[arg-type]
+        for name, of_way in zip(CHEAPEST_FIRST, scores.tolist(), strict=True)
     ]
-    outcome = compare(ways, range(size), seed)
     verdict = decide(ways, outcome, MARGIN, True)
-    false = any(
-        p.better is not None and shares[p.better] <= shares[p.first + p.second - p.better] for p in outcome.pairs
-    )
+    shown = [(p.better, p.first + p.second - p.better) for p in outcome.pairs if p.better is not None]
+    false = any(shares[better] <= shares[worse] for better, worse in shown)
     as_good = verdict.is_shown and max(shares) - shares[verdict.chosen] <= MARGIN + 0.03
     is_right = verdict.is_shown and verdict.chosen == right
     return np.array([is_right, as_good, not verdict.is_shown, verdict.is_shown and not as_good, false], float)

@@ -1,6 +1,9 @@
 """`settle choose` with a real model in real children, and documents that are really indexed."""
 
+import copy
+import inspect
 import json
+from argparse import ArgumentParser
 
 import pytest
 
@@ -9,28 +12,30 @@ from settle.cli import main
 from settle.evaluate.compare.cases import asking
 from settle.formats.gguf import export_gguf
 from settle.jobs.choose import build, documents
-from settle.jobs.choose.setup import Answerer, LoadedModel, Setup
+from settle.jobs.choose.setup import ModelInTurns, Setup, answers
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 
-THINGS = ("mill", "loom", "pump", "lamp", "kiln", "drum", "sail", "vane", "bell", "rope", "cart", "oven", "vat", "saw")
-QUESTIONS = [f"{verb} the {thing}" for thing in THINGS for verb in ("def", "return", "raise")]
+THINGS = ("mill", "loom", "pump", "lamp", "kiln", "drum", "sail", "vane", "bell", "rope", "cart", "oven")
+LINES = inspect.getsource(inspect.getmodule(ArgumentParser)).splitlines()
+QUESTIONS = list(dict.fromkeys(line.strip()[:17] for line in LINES if len(line.strip()) > 24))[:160]
+# turns without signs of their own, which the model never saw: an answer completes the last one
+TEMPLATE = "{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
 
 
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
     """A model that chats, examples that it answers rightly as it is, and documents about other things."""
     folder = tmp_path_factory.mktemp("choose")
-    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "tiny.gguf", "f32")
-    with LoadedModel(resolve_gguf(folder / "tiny.gguf"), 1) as model:
-        answerer = Answerer(model, Setup(), 6, folder / "answers")
-        rows = [
-            {"prompt": q, "completion": reply.text}
-            for q, reply in zip(QUESTIONS, answerer.answers([asking(q) for q in QUESTIONS]), strict=True)
-            if reply.text.strip()
-        ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = copy.copy(tiny.tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    export_gguf(tiny.part, tiny.weights, tokenizer, folder / "tiny.gguf", "f32")
+    with pytest.MonkeyPatch.context() as patch, ModelInTurns(resolve_gguf(folder / "tiny.gguf"), 6, 1) as model:
+        patch.setenv("SETTLE_HOME", str(folder / "home"))
+        replies = answers(Setup().over(model, "tiny"), [asking(question) for question in QUESTIONS])
+    rows = [{"prompt": q, "completion": r.text} for q, r in zip(QUESTIONS, replies, strict=True) if r.text.strip()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:45]))
     (folder / "docs").mkdir()
     for thing in THINGS:
         (folder / "docs" / f"{thing}.md").write_text(f"# {thing}\n\nNobody knows what the {thing} is for.\n")
@@ -46,7 +51,6 @@ def hashed(monkeypatch, joined):  # noqa: F811
 def run(capsys, *args):
     code = main(["choose", *map(str, args), "--json"])
     out, err = capsys.readouterr()
-    print(err)
     return code, json.loads(out.splitlines()[-1]) if out.strip().startswith("{") else {}, err
 
 
@@ -63,12 +67,13 @@ def test_what_the_model_can_already_needs_nothing_else(made, home, capsys, monke
     page = (home / "choices" / "first" / "page.md").read_text()
     assert "take zero-shot" in page and "settle chat" in page
     # the same command again asks nothing: the answers are on the disk
-    monkeypatch.setattr(LoadedModel, "engine", property(lambda self: pytest.fail("nothing is left to ask")))
-    again = run(capsys, *given)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelInTurns, "make", lambda self, cases: pytest.fail("nothing is left to ask"))
+        again = run(capsys, *given)
     assert again[0] == 0 and again[1]["ways"] == result["ways"], again[2]
-    monkeypatch.undo()
-    assert main(["choose", "first", "--ask", QUESTIONS[0], "--threads", "1"]) == 0
-    assert json.loads((made / "rows.jsonl").read_text().splitlines()[0])["completion"] in capsys.readouterr().out
+    row = json.loads((made / "rows.jsonl").read_text().splitlines()[0])
+    assert main(["choose", "first", "--ask", row["prompt"], "--threads", "1"]) == 0
+    assert row["completion"] in capsys.readouterr().out
 
 
 def test_a_way_that_fails_is_reported_and_the_others_go_on(made, home, capsys, monkeypatch):
@@ -79,7 +84,7 @@ def test_a_way_that_fails_is_reported_and_the_others_go_on(made, home, capsys, m
     given = (made / "rows.jsonl", "--model", made / "tiny.gguf", "--score", "exact", "--max-tokens", 6)
     code, result, err = run(capsys, *given, "--threads", 1, "--every")
     assert code == 0 and [f["name"] for f in result["failed"]] == ["tune"], err
-    assert "tune could not be measured: the tuning broke" in err
+    assert "tune could not be built: the tuning broke" in err
     assert {way["name"] for way in result["ways"]} == {"zero-shot", "prompt"}
 
 

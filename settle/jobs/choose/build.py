@@ -1,7 +1,7 @@
 """Builds each way and asks it the test questions."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.prompts import score_of, search_prompt
 from settle.jobs.choose.report import duration, quoted
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import NO_PASSAGES, Answerer, LoadedModel, Passages, Reply, Setup
+from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns, Passages, Setup, answers
 from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, Recipe, tuned, write_rows
 from settle.jobs.choose.ways import (
     DOCUMENTS,
@@ -24,8 +24,10 @@ from settle.jobs.choose.ways import (
     TUNE_DOCUMENTS,
     WITH_DOCUMENTS,
     ZERO_SHOT,
-    Measured,
+    Built,
 )
+from settle.jobs.trials.arm import Arm, Reply
+from settle.library.reference import ModelRef
 
 MOST_SHOTS = 4  # before a question that has passages too
 READING_ROWS = 8  # training examples by which the prompt beside passages is chosen
@@ -34,30 +36,36 @@ READING = "Answer with what the passages say."
 
 @dataclass
 class Work:
-    """What all parts of a choice share. found_train, found_test: what the documents have for each question, by its
-    number."""
+    """What all parts of a choice share. model: as it is. found_train, found_test: what the documents have for each
+    question, by its number. index_seconds: that the first indexing took."""
 
     settings: ChooseSettings
     events: Events
     folder: Path
-    model: LoadedModel
+    model: ModelInTurns
     examples: ExampleSet
     task: Task
-    max_tokens: int
     documents: Documents | None = None
     found_train: dict[int, Found] = field(default_factory=dict)
     found_test: dict[int, Found] = field(default_factory=dict)
+    index_seconds: float = 0.0
 
-    def answerer(self, setup: Setup, model: LoadedModel | None = None) -> Answerer:
-        """A model in some setup; the one that was asked for unless another is given."""
-        return Answerer(model or self.model, setup, self.max_tokens, self.folder / "answers")
+    @property
+    def search_seconds(self) -> float:
+        """Of finding the passages for a question, in the mean."""
+        return sum(found.seconds for found in self.found_test.values()) / max(1, len(self.found_test))
 
-    def ask(self, what: str, setup: Setup, cases: Sequence[Case], passages: Passages = NO_PASSAGES) -> list[Reply]:
-        """Answers of the model to some cases, with their progress."""
-        return self.answerer(setup).answers(cases, passages, self.on_progress(what, len(cases)))
+    def ask(self, what: str, arm: Arm, cases: Sequence[Case]) -> list[Reply]:
+        """Answers to some cases, with their progress."""
+        return answers(arm, cases, _Progress(self.events, what, len(cases)))
 
-    def on_progress(self, what: str, total: int) -> "_Progress":
-        return _Progress(self.events, what, total)
+    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: ModelInTurns | None = None) -> Arm:
+        """The model in some setup; the one that was asked for unless another is given."""
+        return setup.over(model or self.model, "", passages)
+
+    def tuned_model(self, ref: ModelRef) -> ModelInTurns:
+        """A model that was tuned, in a process of its own."""
+        return ModelInTurns(ref, self.model.max_tokens, self.settings.threads)
 
 
 @dataclass(frozen=True)
@@ -70,44 +78,53 @@ class _Progress:
         self.events.emit(Progress(what=f"{self.what}: answers", done=done, total=self.total))
 
 
-def built(way: str, work: Work) -> Measured:
-    """A way, built and asked the test questions. Raises SettleError."""
-    return _BUILD[way](work)
+def built(name: str, work: Work) -> Built:
+    """A way, ready to be asked. Raises SettleError."""
+    way = _BUILD[name](work)
+    collection = work.documents.name if work.documents and name in WITH_DOCUMENTS else ""
+    record = {**way.setup.to_json(), "collection": collection, "max_tokens": work.model.max_tokens}
+    choice_folder.keep_way(work.folder, name, way.model.ref, record)
+    return way
 
 
-def _zero_shot(work: Work) -> Measured:
-    return _asked(work, ZERO_SHOT, Setup(), work.model, 0.0, quoted("settle", "chat", str(work.settings.model)))
+def _zero_shot(work: Work) -> Built:
+    return Built(ZERO_SHOT, work.model, Setup(), quoted("settle", "chat", str(work.settings.model)))
 
 
-def _prompt(work: Work) -> Measured:
+def _prompt(work: Work) -> Built:
     setup, seconds, about = best_prompt(work)
-    return _asked(work, PROMPT, setup, work.model, seconds, _ready(work), about)
+    return Built(PROMPT, work.model, setup, _ready(work), seconds, about=about)
 
 
-def _documents(work: Work) -> Measured:
-    assert work.documents is not None
+def _documents(work: Work) -> Built:
     setup, seconds, about = reading_prompt(work)
-    measured = _asked(work, DOCUMENTS, setup, work.model, work.documents.build_seconds + seconds, _ready(work), about)
-    return _with_changed_fact(work, measured, setup)
+    seconds += work.index_seconds
+    way = Built(DOCUMENTS, work.model, setup, _ready(work), seconds, work.search_seconds, about=about)
+    return _with_changed_fact(work, way)
 
 
-def _tune(work: Work) -> Measured:
+def _tune(work: Work) -> Built:
     recipe = tuning_recipe(work, TUNE)
     made = tuned(recipe, work.events)
-    about = f"`{recipe.command}` made it"
-    with LoadedModel(made.ref, work.settings.threads) as model:
-        measured = _asked(work, TUNE, Setup(), model, made.seconds, quoted("settle", "chat", made.run), about)
-    return replace(measured, change_seconds=made.seconds, change_note=f"{duration(made.seconds)}, tuned again")
+    return Built(
+        name=TUNE,
+        model=work.tuned_model(made.ref),
+        setup=Setup(),
+        command=quoted("settle", "chat", made.run),
+        build_seconds=made.seconds,
+        change_seconds=made.seconds,
+        change_note=f"{duration(made.seconds)}, tuned again",
+        about=f"`{recipe.command}` made it",
+    )
 
 
-def _tune_documents(work: Work) -> Measured:
-    assert work.documents is not None
+def _tune_documents(work: Work) -> Built:
     recipe = tuning_recipe(work, TUNE_DOCUMENTS)
     made = tuned(recipe, work.events)
-    seconds = work.documents.build_seconds + made.seconds
-    with LoadedModel(made.ref, work.settings.threads) as model:
-        measured = _asked(work, TUNE_DOCUMENTS, Setup(), model, seconds, _ready(work), f"`{recipe.command}` made it")
-        return _with_changed_fact(work, measured, Setup(), model)
+    seconds, about = work.index_seconds + made.seconds, f"`{recipe.command}` made it"
+    model = work.tuned_model(made.ref)
+    way = Built(TUNE_DOCUMENTS, model, Setup(), _ready(work), seconds, work.search_seconds, about=about)
+    return _with_changed_fact(work, way)
 
 
 _BUILD = {
@@ -119,54 +136,22 @@ _BUILD = {
 }
 
 
-def _asked(
-    work: Work, way: str, setup: Setup, model: LoadedModel, seconds: float, command: str, about: str = ""
-) -> Measured:
-    """The test questions, asked. seconds: that building took."""
-    reads = way in WITH_DOCUMENTS
-    passages = passages_of(work.found_test) if reads else {}
-    answerer = work.answerer(setup, model)
-    test = work.examples.test
-    replies = answerer.answers(test, passages, work.on_progress(way, len(test)))
-    choice_folder.keep_way(
-        work.folder,
-        way,
-        model.ref,
-        _plain(setup)
-        | {
-            "collection": work.documents.name if work.documents and reads else "",
-            "max_tokens": work.max_tokens,
-        },
-    )
-    searched = [found.seconds for found in work.found_test.values()] if reads else []
-    return Measured(
-        name=way,
-        scores=[score_of(work.task, reply, case) for reply, case in zip(replies, test, strict=True)],
-        replies=replies,
-        build_seconds=seconds,
-        peak=answerer.peak,
-        command=command,
-        search_seconds=sum(searched) / max(1, len(searched)),
-        about=about,
-    )
-
-
 def best_prompt(work: Work) -> tuple[Setup, float, str]:
     """The best prompt of a small search on training examples, the seconds that it took, and what it is, for people."""
     known = choice_folder.noted(work.folder).get("prompt")
     if isinstance(known, dict):
-        return _setup(known), float(known["seconds"]), str(known["about"])
+        return Setup.from_json(known), float(known["seconds"]), str(known["about"])
     began, examples = time.monotonic(), work.examples
 
     def ask(setup: Setup, cases: Sequence[Case]) -> list[Reply]:
-        return work.ask("prompt", setup, cases)
+        return work.ask("prompt", work.arm(setup), cases)
 
     tried = search_prompt(examples.train_cases, examples.labels, work.task, ask, work.settings.seed)
     best, seconds = tried[0], time.monotonic() - began
     parts = [f"{len(best.setup.shots)} examples"] if best.setup.shots else []
     parts += [f"the instruction “{best.setup.system}”"] if best.setup.system else []
     about = f"{' and '.join(parts) or 'nothing'} before every question, the best of {len(tried)} prompts"
-    choice_folder.note(work.folder, prompt={**_plain(best.setup), "seconds": seconds, "about": about})
+    choice_folder.note(work.folder, prompt={**best.setup.to_json(), "seconds": seconds, "about": about})
     return best.setup, seconds, about
 
 
@@ -175,7 +160,7 @@ def reading_prompt(work: Work) -> tuple[Setup, float, str]:
     training examples; with the seconds that it took to see, and what it is."""
     known = choice_folder.noted(work.folder).get("reading")
     if isinstance(known, dict):
-        return _setup(known), float(known["seconds"]), str(known["about"])
+        return Setup.from_json(known), float(known["seconds"]), str(known["about"])
     prompt, seconds, about = best_prompt(work)
     prompt = replace(prompt, shots=prompt.shots[:MOST_SHOTS])
     began, shots = time.monotonic(), {question for question, _ in prompt.shots}
@@ -184,12 +169,12 @@ def reading_prompt(work: Work) -> tuple[Setup, float, str]:
     setups = list(dict.fromkeys((Setup(system=READING), replace(prompt, system=f"{READING} {prompt.system}".strip()))))
     scores = {}
     for setup in setups:
-        replies = work.ask("documents", setup, cases, passages)
+        replies = work.ask("documents", work.arm(setup, passages), cases)
         scores[setup] = sum(score_of(work.task, r, c) for r, c in zip(replies, cases, strict=True))
     best = max(setups, key=lambda setup: scores[setup])
     seconds += time.monotonic() - began
     about = f"passages, with {about}" if best.shots else "passages before every question"
-    choice_folder.note(work.folder, reading={**_plain(best), "seconds": seconds, "about": about})
+    choice_folder.note(work.folder, reading={**best.to_json(), "seconds": seconds, "about": about})
     return best, seconds, about
 
 
@@ -204,38 +189,32 @@ def tuning_recipe(work: Work, way: str) -> Recipe:
     return Recipe(run, path, epochs, str(settings.model), settings.seed, settings.threads)
 
 
-def _with_changed_fact(work: Work, measured: Measured, setup: Setup, model: LoadedModel | None = None) -> Measured:
+def _with_changed_fact(work: Work, way: Built) -> Built:
     """With what a changed fact costs, measured by changing one in a copy of its document and asking for it."""
     assert work.documents is not None
-    answers = [case.reference for case in work.examples.train_cases]
-    for case in work.examples.train_cases:
-        found = work.found_train[case.number]
-        others = [answer for answer in answers if plain(answer) != plain(case.reference)]
-        document = work.documents.place(found.gold) if found.gold and others else None
-        changed = change_fact(document, case, others[0], work.events) if document else None
+    known = choice_folder.noted(work.folder).get(f"changed {way.name}")
+    if isinstance(known, dict):
+        return replace(way, **known)
+    train = work.examples.train_cases
+    for case in (case for case in train if work.found_train[case.number].gold):
+        new = next((c.reference for c in train if plain(c.reference) != plain(case.reference)), "")
+        document = work.documents.place(work.found_train[case.number].gold)
+        changed = change_fact(document, case, new, work.events) if document else None
         if changed is None:
             continue
-        asked = replace(case, reference=others[0])
-        reply = work.answerer(setup, model).answers([asked], {case.number: changed.passages})[0]
+        asked = replace(case, reference=new)
+        reply = work.ask(way.name, work.arm(way.setup, {case.number: changed.passages}, way.model), [asked])[0]
+        took = duration(changed.seconds)
         if score_of(work.task, reply, asked) > 0:
-            note = f"{duration(changed.seconds)}, indexed again"
-        elif changed.is_found:
-            note = f"{duration(changed.seconds)}; found, but not answered"
+            note = f"{took}, indexed again"
         else:
-            note = f"{duration(changed.seconds)}; not found"
-        return replace(measured, change_seconds=changed.seconds, change_note=note)
-    return measured
+            note = f"{took}; found, but not answered" if changed.is_found else f"{took}; not found"
+        choice_folder.note(
+            work.folder, **{f"changed {way.name}": {"change_seconds": changed.seconds, "change_note": note}}
+        )
+        return replace(way, change_seconds=changed.seconds, change_note=note)
+    return way
 
 
 def _ready(work: Work) -> str:
     return quoted("settle", "choose", work.folder.name, "--ask", "a question")
-
-
-def _plain(setup: Setup) -> dict[str, object]:
-    return {"system": setup.system, "shots": [list(shot) for shot in setup.shots]}
-
-
-def _setup(record: Mapping[str, object]) -> Setup:
-    shots = record["shots"]
-    assert isinstance(shots, list)
-    return Setup(str(record["system"]), tuple((str(question), str(answer)) for question, answer in shots))

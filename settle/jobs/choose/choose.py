@@ -9,19 +9,22 @@ from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.run import write_atomic, write_json
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.compare import longest_answer
+from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
 from settle.jobs.choose import choice_folder, report
 from settle.jobs.choose.build import Work, built
-from settle.jobs.choose.documents import Documents, find_all
+from settle.jobs.choose.documents import Documents, find_all, passages_of
 from settle.jobs.choose.examples import ExampleSet, read_examples
 from settle.jobs.choose.forecast import forecast, measure_pace
+from settle.jobs.choose.prompts import score_of
 from settle.jobs.choose.ready import answer
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import LoadedModel
+from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns
 from settle.jobs.choose.triage import FEWEST, Triage, triage
-from settle.jobs.choose.verdict import ERROR, Verdict, compare, decide
-from settle.jobs.choose.ways import CHEAPEST_FIRST, WITH_DOCUMENTS, Failed, Measured
+from settle.jobs.choose.verdict import ERROR, Verdict, decide
+from settle.jobs.choose.ways import CHEAPEST_FIRST, WITH_DOCUMENTS, Built, Failed, Measured
+from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 
 RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it
@@ -51,9 +54,12 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     folder = choice_folder.folder_for(
         settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
     )
-    with LoadedModel(ref, settings.threads) as model:
-        max_tokens = settings.max_tokens or longest_answer(model, [*examples.train_cases, *examples.test])
-        work = Work(settings, events, folder, model, examples, task, max_tokens)
+    with ModelInTurns(ref, threads=settings.threads) as model:
+        longest = settings.max_tokens or choice_folder.noted(folder).get("max_tokens")
+        if not isinstance(longest, int):
+            longest = longest_answer(model, [*examples.train_cases, *examples.test])
+            choice_folder.note(folder, max_tokens=longest)
+        work = Work(settings, events, folder, model.limited(longest), examples, task)
         if settings.docs is None:
             return _measured(work, began)
         with Documents(f"choose-{folder.name}", settings.docs, events) as documents:
@@ -75,7 +81,9 @@ def _measured(work: Work, began: float) -> int:
         examples.labels,
         work.found_train,
         work.task,
-        lambda setup, cases, passages: work.ask("triage", setup, cases, passages),
+        lambda setup, passages, grammar, cases: work.ask(
+            "triage", setup.over(work.model.limited(work.model.max_tokens, grammar), "", passages), cases
+        ),
         settings.seed,
     )
     say_triage(first, events)
@@ -83,20 +91,50 @@ def _measured(work: Work, began: float) -> int:
     if len(run) < len(ways):
         left = sum(expected[way] for way in run)
         events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(left)} more"))
-    measured: list[Measured] = []
-    failed: list[Failed] = []
-    for way in run:
-        try:
-            measured.append(built(way, work))
-        except SettleError as e:
-            failed.append(Failed(way, e.what.splitlines()[0]))
-            events.emit(Warn(text=f"{way} could not be measured: {failed[-1].why}"))
-    if not measured:
-        raise DataError("no way could be measured", "see the warnings above")
-    outcome = compare(measured, examples.families, settings.seed)
+    ways_built, failed = build_all(run, work)
+    measured, outcome = ask_all(ways_built, failed, work)
     verdict = decide(measured, outcome, settings.margin, work.task.is_share)
     result = report.to_json(measured, failed, outcome, verdict, first, _about(work, expected, time.monotonic() - began))
     return finish(work, measured, verdict, result)
+
+
+def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Failed]]:
+    """The ways that could be built, and the others with the reason."""
+    ways, failed = [], []
+    for name in names:
+        try:
+            ways.append(built(name, work))
+        except SettleError as e:
+            failed.append(Failed(name, e.what.splitlines()[0]))
+            work.events.emit(Warn(text=f"{name} could not be built: {failed[-1].why}"))
+    return ways, failed
+
+
+def ask_all(ways: Sequence[Built], failed: list[Failed], work: Work) -> tuple[list[Measured], Outcome]:
+    """All ways answer the test questions in turns. failed: gets those that could not. Raises DataError where none
+    could."""
+    examples, task, passages = work.examples, work.task, passages_of(work.found_test)
+    arms = [w.setup.over(w.model, w.name, passages if w.name in WITH_DOCUMENTS else NO_PASSAGES) for w in ways]
+    seed, families = work.settings.seed, examples.families
+
+    def race(names: Sequence[str]) -> Race:
+        return Race(names, families, task.is_share, ERROR, seed, may_stop=False)
+
+    finished = Trials(arms, examples.test, race, lambda r, c: score_of(task, r, c), work.events).run()
+    failed += [Failed(name, error.what.splitlines()[0]) for name, error in finished.failures.items()]
+    if finished.outcome is None:
+        raise DataError("no way could be measured", "see the warnings above")
+    peaks = choice_folder.noted(work.folder).get("peaks")
+    known: dict[str, int] = peaks if isinstance(peaks, dict) else {}
+    going = [way for way in ways if way.name not in finished.failures]
+    measured = []
+    for way, by_row in zip(going, finished.replies, strict=True):
+        replies = [by_row[row] for row in range(len(examples.test))]
+        scores = [score_of(task, reply, case) for reply, case in zip(replies, examples.test, strict=True)]
+        known[way.name] = max(known.get(way.name, 0), way.model.process_peak)
+        measured.append(Measured(way, scores, replies, known[way.name]))
+    choice_folder.note(work.folder, peaks=known)
+    return measured, finished.outcome
 
 
 def _parts(expected: dict[str, float]) -> str:
@@ -107,6 +145,9 @@ def with_documents(work: Work, documents: Documents) -> Work:
     """The work with what the documents have for every question. Test questions that they hold word for word are left
     out. Raises DataError where nothing is left."""
     work.documents = documents
+    known = choice_folder.noted(work.folder).get("index_seconds")
+    work.index_seconds = float(known) if isinstance(known, int | float) else documents.build_seconds
+    choice_folder.note(work.folder, index_seconds=work.index_seconds)
     events, examples = work.events, work.examples
     held = [case for case in examples.test if documents.holds_verbatim(case)]
     if held:
@@ -203,8 +244,10 @@ def finish(work: Work, measured: Sequence[Measured], verdict: Verdict, result: d
     events, examples, is_share = work.events, work.examples, work.task.is_share
     table = report.rows(measured, verdict, examples.families, is_share)
     lines = [*verdict.notes]
-    lines += [f"{m.name}: {m.about}" for m in measured if m.about]
+    lines += [f"{m.name}: {m.way.about}" for m in measured if m.way.about]
     for m in measured:
+        if m.unasked:
+            lines.append(f"{m.unasked} test questions were too long for {m.name}, and count as not answered")
         if m.cut * 10 > len(m.replies):
             lines.append(f"{m.cut} of {len(m.replies)} answers of {m.name} were stopped for their length")
     lines.append(f"{work.task.title} on {len(examples.test)} test questions that nothing was built from")

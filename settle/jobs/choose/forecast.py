@@ -52,14 +52,14 @@ def measure_pace(work: Work) -> Pace:
     if isinstance(known, dict):
         return Pace(**known)
     cases = work.examples.train_cases[: ANSWERS + 1]
-    plain = [reply.seconds for reply in work.ask("pace", Setup(), cases)[1:]]
+    plain = [reply.seconds for reply in work.ask("pace", work.arm(Setup()), cases)[1:]]
     passages = passages_of(work.found_train)
-    read = [reply.seconds for reply in work.ask("pace", Setup(), cases[1:], passages)] if passages else []
-    searched = [found.seconds for found in work.found_test.values()]
+    reading = work.ask("pace", work.arm(Setup(), passages), cases[1:]) if passages else []
+    read = [reply.seconds for reply in reading]
     tuning = forecast_seconds(tuning_recipe(work, TUNE), work.events)
     pace = Pace(
         plain=sum(plain) / max(1, len(plain)),
-        with_passages=sum(read) / max(1, len(read)) + sum(searched) / max(1, len(searched)),
+        with_passages=sum(read) / max(1, len(read)) + work.search_seconds,
         tuning=tuning,
         passage_tokens=_longer(work),
     )

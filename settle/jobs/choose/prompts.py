@@ -8,7 +8,8 @@ import numpy as np
 
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
-from settle.jobs.choose.setup import Reply, Setup
+from settle.jobs.choose.setup import Setup
+from settle.jobs.trials.arm import Reply
 
 CALLS = 60  # answers that the whole search may take
 FIRST_ROWS = 5  # that every prompt answers; then the better half answers as many more as the calls allow

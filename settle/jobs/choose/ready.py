@@ -10,7 +10,7 @@ from settle.base.run import read_json
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import PASSAGES
-from settle.jobs.choose.setup import Answerer, LoadedModel, Setup
+from settle.jobs.choose.setup import ModelInTurns, Setup, answers
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from settle.retrieve.answer.retrieval import retrieve
@@ -30,16 +30,15 @@ def answer(name: str, question: str, threads: int | None, events: Events) -> int
         raise UsageError("there is nothing to answer", f'settle choose {name} --ask "a question"')
     way = str(read_json(folder / choice_folder.RESULT)["chosen"])
     record = choice_folder.kept_way(folder, way)
-    shots, tokens = record["shots"], record["max_tokens"]
-    assert isinstance(shots, list) and isinstance(tokens, int)
-    setup = Setup(str(record["system"]), tuple((str(asked), str(answered)) for asked, answered in shots))
+    setup, tokens = Setup.from_json(record), record["max_tokens"]
+    assert isinstance(tokens, int)
     passages: tuple[str, ...] = ()
     if record["collection"]:
         with Collection(str(record["collection"])) as collection:
             hits = retrieve(collection, question, k=PASSAGES).hits
             passages = tuple(hit.passage.embedded for hit in hits)
-    with LoadedModel(_ref(record), threads) as model:
-        reply = Answerer(model, setup, tokens, folder / "answers").answers([asking(question)], {0: passages})[0]
+    with ModelInTurns(_ref(record), tokens, threads) as model:
+        reply = answers(setup.over(model, way, {0: passages}), [asking(question)])[0]
     events.emit(AnswerText(text=f"{reply.text}\n"))
     events.emit(
         ResultReady(result={"question": question, "answer": reply.text, "way": way, "passages": list(passages)})

@@ -22,12 +22,12 @@ def rows(measured: Sequence[Measured], verdict: Verdict, families: Sequence[int]
         [
             f"{'→' if k == verdict.chosen else ' '} {m.name}",
             _score(m, families, is_share),
-            duration(m.build_seconds) if m.build_seconds else "–",
+            duration(m.way.build_seconds) if m.way.build_seconds else "–",
             f"{m.seconds:.1f} s",
             f"{m.tokens:.0f}",
             f"{m.peak / 1e9:.2f} GB",
             f"{m.joules:.0f} J",
-            m.change_note or (duration(m.change_seconds) if m.change_seconds is not None else "–"),
+            m.way.change_note or (duration(m.way.change_seconds) if m.way.change_seconds is not None else "–"),
         ]
         for k, m in enumerate(measured)
     ]
@@ -50,23 +50,23 @@ def to_json(
         "why": verdict.sentence,
         "notes": list(verdict.notes),
         "more_rows": verdict.more,
-        "command": chosen.command,
+        "command": chosen.way.command,
         "triage": triage.to_json(),
         "triage_agrees": triage.prediction == chosen.name,
         "ways": [
             {
                 "name": m.name,
                 "score": m.score,
-                "build_seconds": m.build_seconds,
+                "build_seconds": m.way.build_seconds,
                 "seconds": m.seconds,
                 "tokens": m.tokens,
                 "memory": m.peak,
                 "joules": m.joules,
-                "change_seconds": m.change_seconds,
-                "change_note": m.change_note,
+                "change_seconds": m.way.change_seconds,
+                "change_note": m.way.change_note,
                 "cut": m.cut,
-                "about": m.about,
-                "command": m.command,
+                "about": m.way.about,
+                "command": m.way.command,
             }
             for m in measured
         ],

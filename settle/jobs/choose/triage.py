@@ -10,8 +10,9 @@ from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
 from settle.jobs.choose.documents import Found
 from settle.jobs.choose.prompts import choose_shots, score_of
-from settle.jobs.choose.setup import Passages, Reply, Setup
+from settle.jobs.choose.setup import NO_PASSAGES, Passages, Setup
 from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.trials.arm import Reply
 
 ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
 SHOTS = 8  # examples in the prompt
@@ -25,7 +26,8 @@ AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES, CLOSED = (
     "the right passage and examples",
     "only the known answers allowed",
 )
-Ask = Callable[[Setup, Sequence[Case], Passages], list[Reply]]
+# of a setup, with passages by the number of a case, with a grammar of the answers
+Ask = Callable[[Setup, Passages, str, Sequence[Case]], list[Reply]]
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,18 @@ def triage(
     rows = [train[i] for i in order if train[i].number not in taken][:ROWS]
     examples = Setup(shots=tuple((case.question, case.reference) for case in shots))
     gold = {case.number: _with_gold(found[case.number]) for case in rows if case.number in found}
-    tried: dict[str, tuple[Setup, Passages]] = {AS_IT_IS: (Setup(), {}), EXAMPLES: (examples, {})}
+    tried: dict[str, tuple[Setup, Passages, str]] = {
+        AS_IT_IS: (Setup(), NO_PASSAGES, ""),
+        EXAMPLES: (examples, NO_PASSAGES, ""),
+    }
     in_documents = sum(bool(found[c.number].gold) for c in rows if c.number in found) / max(1, len(rows))
     if in_documents >= IN_DOCUMENTS:
-        tried |= {GOLD: (Setup(), gold), GOLD_EXAMPLES: (examples, gold)}
+        tried |= {GOLD: (Setup(), gold, ""), GOLD_EXAMPLES: (examples, gold, "")}
     if labels:
-        tried[CLOSED] = (Setup(grammar=only(labels)), {})
+        tried[CLOSED] = (Setup(), NO_PASSAGES, only(labels))
     scores = {
-        name: [score_of(task, r, c) for r, c in zip(ask(setup, rows, passages), rows, strict=True)]
-        for name, (setup, passages) in tried.items()
+        name: [score_of(task, reply, case) for reply, case in zip(ask(*what, rows), rows, strict=True)]
+        for name, what in tried.items()
     }
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     gains = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from settle.base.statistics import Interval
-from settle.evaluate.compare.race import Outcome, Race
+from settle.evaluate.compare.race import Outcome
 from settle.jobs.choose.ways import Measured
 
 ERROR = 0.05  # chance of any false "better" among all pairs of ways
@@ -22,16 +22,6 @@ class Verdict:
     sentence: str
     notes: Sequence[str]
     more: int | None = None
-
-
-def compare(measured: Sequence[Measured], families: Sequence[int], seed: int) -> Outcome:
-    """All pairs of ways on the same test questions, corrected together. measured: the cheapest first. families: the
-    same number for questions that belong together."""
-    # every way answers all questions, one way after the other, so nothing is looked at early
-    race = Race([m.name for m in measured], families, is_share=False, error=ERROR, seed=seed)
-    rows = race.next_rows(len(families))
-    race.record({k: [m.scores[row] for row in rows] for k, m in enumerate(measured)})
-    return race.outcome()
 
 
 def decide(measured: Sequence[Measured], outcome: Outcome, margin: float, is_share: bool) -> Verdict:

@@ -1,10 +1,10 @@
 """The ways to answer better, the cheapest first: the order in which a dearer one has to prove itself."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from settle.evaluate.compare.cases import Case
-from settle.jobs.choose.documents import Found
-from settle.jobs.choose.setup import Reply
+from settle.jobs.choose.setup import ModelInTurns, Setup
+from settle.jobs.trials.arm import Reply
 
 ZERO_SHOT, PROMPT, DOCUMENTS, TUNE, TUNE_DOCUMENTS = (
     "zero-shot",
@@ -20,21 +20,35 @@ WITH_DOCUMENTS = (DOCUMENTS, TUNE_DOCUMENTS)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A way that was built and asked the test questions. scores, replies: by question, in their order. build_seconds:
-    to make it; search_seconds: of finding passages, a question; peak: the most memory of llama.cpp's process, in bytes.
-    change_seconds: until a changed fact counts, None where it was not measured. command: that makes it ready."""
+class Built:
+    """A way that can be asked. build_seconds: that it took to make; search_seconds: of finding passages, a question.
+    change_seconds: until a changed fact counts, None where it was not measured; change_note: the same for people.
+    command: that makes it ready. about: what it is."""
 
     name: str
-    scores: list[float]
-    replies: list[Reply]
-    build_seconds: float
-    peak: int
+    model: ModelInTurns
+    setup: Setup
     command: str
+    build_seconds: float = 0.0
     search_seconds: float = 0.0
     change_seconds: float | None = None
     change_note: str = ""
     about: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A way with its scores and replies on the test questions, in their order. peak: the most memory of llama.cpp's
+    process, in bytes."""
+
+    way: Built
+    scores: Sequence[float]
+    replies: Sequence[Reply]
+    peak: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.way.name
 
     @property
     def score(self) -> float:
@@ -43,7 +57,7 @@ class Measured:
     @property
     def seconds(self) -> float:
         """Seconds of an answer, in the mean."""
-        return sum(r.seconds for r in self.replies) / len(self.replies) + self.search_seconds
+        return sum(r.seconds for r in self.replies) / len(self.replies) + self.way.search_seconds
 
     @property
     def tokens(self) -> float:
@@ -60,6 +74,11 @@ class Measured:
         """Answers that were stopped for their length."""
         return sum(not r.ended for r in self.replies)
 
+    @property
+    def unasked(self) -> int:
+        """Questions that did not fit into the context."""
+        return sum(not r.asked for r in self.replies)
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -67,14 +86,3 @@ class Failed:
 
     name: str
     why: str
-
-
-@dataclass
-class Material:
-    """What the ways are built from. found: what the documents have for each question, by its number, of the training
-    examples and of the test."""
-
-    train: list[Case]
-    test: list[Case]
-    found_train: dict[int, Found] = field(default_factory=dict)
-    found_test: dict[int, Found] = field(default_factory=dict)

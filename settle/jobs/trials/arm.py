@@ -24,9 +24,10 @@ CACHE_SHARE = 0.25  # of the free memory, for what the slots keep of their promp
 @dataclass(frozen=True)
 class Reply(Answer):
     """An answer and what it took. seconds: of wall-clock time, an equal share of what those asked together took.
-    probabilities: of each option, where a decision head answered."""
+    probabilities: of each option, where a decision head answered. joules: of energy, 0 where nobody measured it."""
 
     seconds: float = 0.0
+    joules: float = 0.0
     probabilities: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -60,6 +60,7 @@ def _read(path: Path) -> Iterator[tuple[str, Reply]]:
                     read=int(kept["read"]),
                     written=int(kept["written"]),
                     seconds=float(kept["seconds"]),
+                    joules=float(kept.get("joules", 0.0)),
                     probabilities={str(k): float(v) for k, v in kept["probabilities"].items()},
                 ),
             )
