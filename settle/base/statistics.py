@@ -20,6 +20,7 @@ RESAMPLES = 10_000
 FEWEST_FAMILIES = 6  # of which all agreeing have a p-value below that of a verdict
 MOST_ENUMERATED = 14  # differing rows up to which every assignment of signs is enumerated
 MOST_RESAMPLED = 1 << 22  # resampled rows in memory at once
+MOST_VALUES = 16  # different ones up to which resamples are drawn by how often each value comes
 # of a verdict: a false one shall come in 2.5 % a side at most, and skewed differences take up to half a percent of that
 VERDICT_P = 0.04
 DECIDING_SHARE = 0.8  # of the error of a report, for the claims that it was made for
@@ -204,14 +205,28 @@ def bootstrap_ratio(
     value, n = float(numerators.sum() / denominators.sum()), len(numerators)
     if n < 2:
         return Interval(value)
-    random = random or np.random.default_rng(0)
+    ratios = _resampled(numerators, denominators, random or np.random.default_rng(0), resamples)
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile((1 + LEVEL) / 2, n - 1))
+    low, high = np.quantile(ratios, (tail, 1 - tail))
+    return Interval(value, float(low), float(high))
+
+
+def _resampled(sums: "np.ndarray", counts: "np.ndarray", random: "np.random.Generator", resamples: int) -> "np.ndarray":
+    """Σ sums ÷ Σ counts, (R,), of n drawn with replacement. Of few different values, as scores of 0 and 1 have, it is
+    only drawn how often each comes."""
+    import numpy as np
+
+    n = len(sums)
+    values, times = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
+    if len(times) <= min(MOST_VALUES, n // 2):
+        drawn = random.multinomial(n, times / n, resamples) @ values.T  # (R, 2)
+        few: np.ndarray = drawn[:, 0] / drawn[:, 1]
+        return few
     each, ratios = max(1, MOST_RESAMPLED // n), []
     for begin in range(0, resamples, each):
         which = random.integers(0, n, (min(each, resamples - begin), n))
-        ratios.append(numerators[which].sum(1) / denominators[which].sum(1))
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile((1 + LEVEL) / 2, n - 1))
-    low, high = np.quantile(np.concatenate(ratios), (tail, 1 - tail))
-    return Interval(value, float(low), float(high))
+        ratios.append(sums[which].sum(1) / counts[which].sum(1))
+    return np.concatenate(ratios)
 
 
 # --- two systems on the same rows ---
@@ -336,6 +351,11 @@ def _unanimous(mean: float, n: int) -> Interval:
     return Interval(mean, mean - unseen * (most + mean), mean + unseen * (most - mean))
 
 
+def sign_tail(tosses: int, heads: int) -> float:
+    """The chance that a fair coin shows so many heads or more."""
+    return sum(math.comb(tosses, k) for k in range(max(0, heads), tosses + 1)) / (1 << tosses)
+
+
 def _sign_flip(sums: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
     """The chance of so large a total of `sums` (G,), or a larger one, in either direction, were every sign a coin's."""
     import numpy as np
@@ -344,7 +364,9 @@ def _sign_flip(sums: "np.ndarray", random: "np.random.Generator", resamples: int
     if not len(sizes):
         return 1.0
     observed = abs(float(sums.sum())) - 1e-9 * float(sizes.sum())
-    if len(sizes) <= MOST_ENUMERATED:
+    if np.ptp(sizes) <= 1e-12 * sizes.max():
+        chance = sign_tail(len(sizes), math.ceil((observed / float(sizes[0]) + len(sizes)) / 2))
+    elif len(sizes) <= MOST_ENUMERATED:
         signs = np.arange(1 << len(sizes))[:, None] >> np.arange(len(sizes)) & 1
         chance = float((((2 * signs - 1) @ sizes) >= observed).mean())
     else:

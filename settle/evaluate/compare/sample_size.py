@@ -1,6 +1,6 @@
 """How many rows a verdict takes: what so many can show, how many more would decide, and whether the rest still can.
 
-Legend: n rows, D draws.
+Legend: n rows, D draws, G different values.
 """
 
 import math
@@ -63,11 +63,12 @@ def chance_to_decide(differences: "Sequence[float] | np.ndarray", left: int, err
     if not left:
         return 0.0
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    seen = np.concatenate([values, [largest, -largest]])
+    seen, times = np.unique(values, return_counts=True)  # G different ones: equal rows share one weight, their sum
+    seen, times = np.concatenate([seen, [largest, -largest]]), np.concatenate([times, [0.5, 0.5]])
     random = np.random.default_rng(seed)
-    weights = random.dirichlet(np.concatenate([np.ones(len(values)), [0.5, 0.5]]), DRAWS)  # (D, n + 2)
+    weights = random.dirichlet(times, DRAWS)  # (D, G + 2)
     critical = NormalDist().inv_cdf(1 - error / 2)
-    counts = random.multinomial(left, weights)  # (D, n + 2): how often each value comes again
+    counts = random.multinomial(left, weights)  # (D, G + 2): how often each value comes again
     total = values.sum() + counts @ seen
     size = np.sqrt((values**2).sum() + counts @ seen**2)
     return float(np.mean(np.abs(total) >= critical * np.maximum(size, 1e-12)))
