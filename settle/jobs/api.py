@@ -107,6 +107,8 @@ def _run_job(name: str, asked: Mapping[str, object]) -> "FinishedRun":
     settings = resolve(job.settings, [("asked", asked)]).value
     if settings.dry:
         raise UsageError("dry=True makes no run", f"use `settle {name} --dry`")
+    if getattr(settings, "seeds", 1) > 1:
+        raise UsageError("seeds makes several runs", f"use `settle {name} --seeds`, or call this once for every seed")
     events = Events()
     try:
         return FinishedRun(start(job, settings, events).run)

@@ -81,11 +81,19 @@ def name_of(source: str) -> str:
     return Path(source).expanduser().resolve().stem
 
 
-class TrainSettings(TrainingSettings, JobSettings):
+class SeedSettings(JobSettings):
+    """What a person may ask of a job that can be run with several seeds."""
+
+    seeds: int = Field(
+        1, ge=1, le=100, description="runs of this recipe, with `seed` and those after it; their spread is reported"
+    )
+
+
+class TrainSettings(TrainingSettings, SeedSettings):
     """What a person may ask of `settle train`."""
 
 
-class TuneSettings(TuningSettings, JobSettings):
+class TuneSettings(TuningSettings, SeedSettings):
     """What a person may ask of `settle tune`."""
 
     models: ClassVar[tuple[str, ...]] = ("model",)

@@ -17,10 +17,11 @@ class Train(TrainSettings, Command):
 
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
     essential: ClassVar[tuple[str, ...]] = (
-        "name", "time", "size", "steps", "tokens", "tolerance", "dry", "recipe", "seed", "device", "dtype", "threads"
+        "name", "time", "size", "steps", "tokens", "tolerance", "dry", "recipe", "seed", "seeds", "device", "dtype",
+        "threads",
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start_job
+        from settle.jobs.seeds.seeds import start_or_repeat
 
-        return start_job("train", self, events).exit_code or 0
+        return start_or_repeat("train", self, events)

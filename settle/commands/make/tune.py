@@ -24,11 +24,11 @@ class Tune(TuneSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
     essential: ClassVar[tuple[str, ...]] = (
         "name", "time", "epochs", "steps", "tolerance", "adapter", "quantize", "batch_rows", "score", "dry",
-        "recipe", "seed", "device", "dtype", "threads",
+        "recipe", "seed", "seeds", "device", "dtype", "threads",
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start_job
+        from settle.jobs.seeds.seeds import start_or_repeat
 
         job = "tune_encoder" if self.objective.name in ENCODER_OBJECTIVES else "tune"
-        return start_job(job, self, events).exit_code or 0
+        return start_or_repeat(job, self, events)

@@ -1,0 +1,172 @@
+"""Runs of one recipe that differ in their seed alone, one after the other; and two recipes by their runs."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from settle.base.errors import RunError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say
+from settle.base.run import Run
+from settle.base.settings import read_recipe
+from settle.jobs.job import INTERRUPTED, start_job
+from settle.jobs.resume import resume
+from settle.jobs.seeds.spread import Difference, Spread, compare
+from settle.jobs.settings import TrainSettings, TuneSettings
+
+MARK = "-seed"  # between the name of a recipe's runs and their seed
+
+
+def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
+    """One run of a job, or several where `--seeds` asks for them; the exit code is the worst of theirs. A seed that is
+    finished is not run again, and one that was stopped continues. Raises SettleError."""
+    whole = settings.with_recipe().value
+    if whole.seeds == 1 or whole.dry:
+        return start_job(job, settings, events).exit_code or 0
+    whole.check(job)
+    if "-" in whole.inputs:
+        raise UsageError("standard input cannot be read once for every seed", "give a file")
+    name, first = whole.name or whole.usual_name(), whole.seed
+    codes, began, made = [], time.monotonic(), 0
+    for number in range(whole.seeds):
+        seed = first + number
+        one = whole.model_copy(
+            update={"seed": seed, "name": f"{name}{MARK}{seed}", "seeds": 1, "recipe": None},
+        )
+        is_new = _result_of(str(one.name)) is None
+        events.emit(Say(text=f"seed {seed}, run {number + 1} of {whole.seeds}: {one.name}"))
+        codes.append(_run(job, one, events))
+        if codes[-1] == INTERRUPTED:
+            events.emit(Say(text="the same command continues with this seed and the others"))
+            return INTERRUPTED
+        made += is_new
+        if is_new and number + 1 < whole.seeds:
+            left = (time.monotonic() - began) / made * (whole.seeds - number - 1)
+            events.emit(Say(text=f"the other seeds take about {left / 60:.0f} min"))
+    result = report(name, events)
+    events.emit(ResultReady(result=result | {"command": job}))
+    return max(codes)
+
+
+def report(name: str, events: Events) -> dict[str, object]:
+    """What the finished runs of a recipe say together, as events and as JSON. Raises RunError for fewer than two."""
+    results = results_of(name)
+    spreads = {figure: Spread.of(values) for figure, values in figures(list(results.values())).items()}
+    rows = [
+        [
+            figure,
+            f"{s.mean.value:.4f}",
+            f"{s.mean.low:.4f} to {s.mean.high:.4f}",
+            f"{s.std:.4f}",
+            f"{min(s.values):.4f} to {max(s.values):.4f}",
+        ]
+        for figure, s in spreads.items()
+    ]
+    columns = ("figure", "mean", "95 % interval", "sd between seeds", "least to most")
+    events.emit(Listing(title=f"{name}: {len(results)} seeds", columns=columns, rows=rows))
+    for figure, s in spreads.items():
+        text = (
+            f"{figure}: a recipe that differs by less than {s.smallest_visible:.4f} would hardly be told from this one "
+            f"with {len(results)} seeds each"
+        )
+        events.emit(Say(text=text))
+    verdicts = [str(_comparison(r).get("verdict")) for r in results.values() if _comparison(r)]
+    if verdicts:
+        events.emit(Say(text=f"better than its base with {verdicts.count('better')} of {len(verdicts)} seeds"))
+    return {
+        "recipe": name,
+        "seeds": sorted(results),
+        "figures": {figure: s.to_json() for figure, s in spreads.items()},
+        "verdicts": [r.get("verdict") for r in results.values()],
+    }
+
+
+def compare_recipes(names: Sequence[str], events: Events) -> None:
+    """Two recipes by the noise of their seeds. Raises UsageError for runs that were judged on different rows."""
+    if len(names) != 2:
+        raise UsageError("two recipes are compared", "`settle runs compare NAME NAME`, each run with --seeds 3 or more")
+    one, other = names
+    if one == other:
+        raise UsageError(f"{one} is compared with itself", "name two recipes")
+    corpora = {name: {str((run.read("plan.json") or {}).get("corpus")) for run in _runs(name)} for name in names}
+    both = [results_of(name) for name in names]
+    if len(corpora[one] | corpora[other]) > 1:
+        fix = "run both on the same data with the same tokenizer, so that the same held-out rows judge them"
+        raise UsageError(f"{one} and {other} were judged on different data", fix)
+    ours, theirs = (figures(list(results.values())) for results in both)
+    found = {f: compare(Spread.of(ours[f]), Spread.of(theirs[f])) for f in ours if f in theirs}
+    rows = []
+    for figure, difference in found.items():
+        means = [f"{sum(v[figure]) / len(v[figure]):.4f}" for v in (ours, theirs)]
+        d = difference.difference
+        rows.append([figure, *means, f"{d.value:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{difference.p_value:.3g}"])
+    columns = ("figure", one, other, "difference", "95 % interval", "p")
+    events.emit(Listing(title="by the noise of their seeds", columns=columns, rows=rows))
+    for figure, difference in found.items():
+        events.emit(Say(text=_sentence(figure, one, other, difference)))
+    events.emit(ResultReady(result={"recipes": [one, other], "figures": {f: d.to_json() for f, d in found.items()}}))
+
+
+def results_of(name: str) -> dict[int, Mapping[str, object]]:
+    """result.json of a recipe's finished runs, by seed. Raises RunError for fewer than two."""
+    found = {_seed(run): result for run in _runs(name) if (result := run.read("result.json"))}
+    if len(found) < 2:
+        raise RunError(f"{len(found)} finished runs of {name} differ in their seed alone", "run it with --seeds 3")
+    return dict(sorted(found.items()))
+
+
+def figures(results: Sequence[Mapping[str, object]]) -> dict[str, list[float]]:
+    """What all runs have a number for: the loss that was delivered, and the score of a tuned model."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        best, score = result.get("best"), _comparison(result).get("score")
+        loss = best.get("loss") if isinstance(best, Mapping) else None
+        tuned = score.get("tuned") if isinstance(score, Mapping) else None
+        named = {"held-out loss": loss, str(_comparison(result).get("measure", "score")): tuned}
+        for name, value in named.items():
+            if isinstance(value, int | float):
+                found.setdefault(name, []).append(float(value))
+    return {name: values for name, values in found.items() if len(values) == len(results)}
+
+
+def _run(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
+    """A run of that name, begun, continued, or read where it is finished. Raises UsageError where another recipe made
+    it."""
+    run = Run.named(str(settings.name))
+    if run is None:
+        return start_job(job, settings, events).exit_code or 0
+    recipe = run.path / "recipe.toml"
+    if not recipe.is_file() or read_recipe(recipe) != settings.to_recipe():
+        raise UsageError(f"{run.name} was made by another recipe", "give the runs another name with --name")
+    result = run.result()
+    return resume(run.name, events) if result is None else result.exit_code
+
+
+def _runs(name: str) -> list[Run]:
+    return [run for run in Run.all() if re.fullmatch(re.escape(name + MARK) + r"\d+", run.name)]
+
+
+def _seed(run: Run) -> int:
+    return int(run.name.rpartition(MARK)[2])
+
+
+def _result_of(name: str) -> object:
+    run = Run.named(name)
+    return run.read("result.json") if run else None
+
+
+def _comparison(result: Mapping[str, object]) -> Mapping[str, object]:
+    found = result.get("comparison")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _sentence(figure: str, one: str, other: str, difference: Difference) -> str:
+    d = difference.difference
+    if difference.is_shown:
+        which = "lower" if d.value < 0 else "higher"
+        by = f"{abs(d.value):.4f} (p = {difference.p_value:.2g})"
+        return f"{figure}: that of {other} is {which} than that of {one} by {by}"
+    return (
+        f"{figure}: {one} and {other} are no different beside the noise of their seeds (p = {difference.p_value:.2g}); "
+        f"a difference of {difference.visible:.4f} would be seen in four cases of five"
+    )

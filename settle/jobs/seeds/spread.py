@@ -1,0 +1,73 @@
+"""What runs of one recipe with different seeds differ by, and whether two recipes differ by more than that.
+
+Legend: n seeds of a recipe.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from settle.base.statistics import LEVEL, Interval, student_cdf, student_quantile
+
+VERDICT_ERROR = 0.01  # of "better" for a recipe: whoever tries many recipes finds one in twenty that looks better
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of n ≥ 2 runs. mean: with the interval that Student's t gives it. std: between seeds."""
+
+    values: tuple[float, ...]
+    mean: Interval
+    std: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        n, mean, std = len(values), statistics.fmean(values), statistics.stdev(values)
+        half = student_quantile((1 + LEVEL) / 2, n - 1) * std / math.sqrt(n)
+        return cls(tuple(values), Interval(mean, mean - half, mean + half), std)
+
+    @property
+    def smallest_visible(self) -> float:
+        """The difference from another recipe, of as many seeds and the same spread, that would be seen in about four
+        cases of five at the error of a verdict."""
+        n = len(self.values)
+        freedom = 2 * n - 2
+        t = student_quantile(1 - VERDICT_ERROR / 2, freedom) + NormalDist().inv_cdf(POWER)
+        return t * self.std * math.sqrt(2 / n)
+
+    def to_json(self) -> dict[str, object]:
+        return {"values": list(self.values), "mean": self.mean.to_json(), "std": self.std}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two recipes by one figure. difference: of the second minus the first. p_value: two-sided. visible: the smallest
+    difference that so many seeds show in four cases of five."""
+
+    difference: Interval
+    p_value: float
+    visible: float
+
+    @property
+    def is_shown(self) -> bool:
+        return self.p_value <= VERDICT_ERROR
+
+    def to_json(self) -> dict[str, object]:
+        difference = self.difference.to_json()
+        return {"difference": difference, "p": self.p_value, "shown": self.is_shown, "smallest_visible": self.visible}
+
+
+def compare(first: Spread, second: Spread) -> Difference:
+    """Welch's test (1947): each recipe has its own spread, and no seed of one belongs to a seed of the other."""
+    parts = [spread.std**2 / len(spread.values) for spread in (first, second)]
+    apart, error = second.mean.value - first.mean.value, math.sqrt(sum(parts))
+    if not error:
+        return Difference(Interval(apart, apart, apart), 1.0 if not apart else 0.0, 0.0)
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(s.values) - 1) for p, s in zip(parts, (first, second), strict=True))
+    half = student_quantile((1 + LEVEL) / 2, freedom) * error
+    p_value = 2 * (1 - student_cdf(abs(apart) / error, freedom))
+    visible = (student_quantile(1 - VERDICT_ERROR / 2, freedom) + NormalDist().inv_cdf(POWER)) * error
+    return Difference(Interval(apart, apart - half, apart + half), p_value, visible)
