@@ -1,6 +1,6 @@
 """Arms asked in turns, with arms that cost nothing: what is asked when, what is kept, and what is told of the time."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +20,9 @@ CASES = [asking(f"question {number}", number) for number in range(24)]
 
 class Counting(Arm):
     """Answers with the question's own words; `log` gets what it was asked. fails_at: the number of the answer that
-    fails, with `error`."""
+    fails, with `error`. sleeps: seconds of an answer, on a clock of its own."""
+
+    now = 0.0
 
     def __init__(self, name, log, fails_at=None, error=None, seconds=None, sleeps=0.0, num_bytes=0):
         self.name = self.key = name
@@ -38,7 +40,7 @@ class Counting(Arm):
                 raise self.error
             self.made += 1
             self.log.append((self.name, case.question))
-        time.sleep(self.sleeps * len(cases))
+        Counting.now += self.sleeps * len(cases)
         return [Answer(f"{self.name} says {case.question}", read=3, written=4) for case in cases]
 
     def close(self):
@@ -138,11 +140,12 @@ def test_one_at_a_time_where_memory_holds_no_more(home, monkeypatch):
     assert [name for name, what in loaded if what == "loaded"] == ["a", "b", "a", "b"], "A B, B A, A B: twice each"
 
 
-def test_the_time_is_told_before_and_as_it_goes(home):
+def test_the_time_is_told_before_and_as_it_goes(home, monkeypatch):
     seen = []
+    monkeypatch.setattr(trials_module, "time", SimpleNamespace(monotonic=lambda: Counting.now))
     arms = [Counting("a", [], seconds=0.004, sleeps=0.004), Counting("b", [], seconds=0.002, sleeps=0.002)]
     finished = run(arms, seen=seen)
-    assert finished.forecast.value == pytest.approx(24 * 0.006)
+    assert finished.forecast.value == pytest.approx(24 * 0.006) and finished.seconds == pytest.approx(24 * 0.006)
     assert next(e.text for e in seen if e.kind == "say").startswith("answering takes 0 s at most (80 %:")
     left = [e.seconds_left for e in seen if e.kind == "progress" and e.seconds_left is not None]
     assert left[0] > left[len(left) // 2] > left[-1] == 0
