@@ -1,4 +1,4 @@
-"""Predicted beside measured on this machine: decode, prefill and memory of GGUF files, each from two other files.
+"""Predicted beside measured on this machine: decode, prefill and memory of GGUF files, each from two others, or all.
 
     python bench/planning_here.py FILE.gguf ...
 
@@ -17,17 +17,20 @@ from settle.plan.fit.speed import decode_rate, prefill_rate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    files = parser.parse_args().files
+    parser.add_argument("--all-others", action="store_true", help="refit from every other file")
+    asked = parser.parse_args()
+    files, all_others = asked.files, asked.all_others
     machine = this_machine()
     runs = sorted((measure_file(path) for path in files), key=lambda run: run.model.bytes or 0)
     print(f"{machine.label}: {machine.bandwidth / 1e9:.1f} GB/s, {machine.matrix_flops / 1e9:.0f} GFLOP/s")
     errors: dict[str, list[float]] = {"decode": [], "prefill": [], "memory": []}
     for run in runs:
         others = [other for other in runs if other is not run]
-        law = law_here([others[0], others[-1]], machine)
+        law = law_here(others if all_others else [others[0], others[-1]], machine)
         shape, kind = run.model.shape, run.model.type or "f16"
-        decode = decode_rate(shape, kind, machine, PROMPT + WRITTEN // 2, law=law)
-        prefill = prefill_rate(shape, kind, machine, law, PROMPT)
+        stored = run.model.matrices
+        decode = decode_rate(shape, kind, machine, PROMPT + WRITTEN // 2, law=law, matrices=stored)
+        prefill = prefill_rate(shape, kind, machine, law, PROMPT, stored)
         memory = need(shape, kind, machine, PROMPT + WRITTEN + 64, weights=run.model.bytes).total
         for name, predicted, actual in (
             ("decode", decode.value, run.decode),

@@ -1,13 +1,15 @@
-"""What a weight of each type costs llama.cpp on a processor, in matrices: written token by token, and of a prompt.
+"""What a weight of each type costs llama.cpp on a processor, beside Q8_0: written token by token, and of a prompt.
 
-    python bench/type_rates.py TOKENIZER.gguf [--folder DIR] [--threads 1] [--rounds 12] [--types Q8_0 Q4_K …]
+    python bench/type_rates.py TOKENIZER.gguf [--folder DIR] [--rounds 6] [--types Q4_K …]
 
 Two made models of a type differ in the width of their inner layers alone, so the difference of their times is that of
-so many weights. Of many short rounds the fastest counts, in turns of all types. Prints picoseconds a weight, and the
-same beside Q8_0, for settle/plan/fit/type_costs.toml.
+so many weights. Times are the child's own time on a processor with one thread (Linux), and each type takes turns with
+Q8_0, so that other work on the machine weighs on both alike. Prints lines for settle/plan/fit/processor_costs.py.
 """
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from settle.infer.child_process import Child, Load
 from settle.shrink.types import ggml
 
 LAYERS, WIDTH, HEADS, INNER = 4, 1024, 16, (1024, 5120)
-PROMPT, WRITTEN = 64, 12
+PROMPT, WRITTEN = 48, 10  # tokens
 WEIGHTS = LAYERS * 3 * WIDTH * (INNER[1] - INNER[0])  # by which the two models differ
 
 
@@ -26,40 +28,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("type_rates"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--types", nargs="*", default=list(GGML))
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     source = GGUFReader(asked.tokenizer)
-    rows = {}
-    for kind in asked.types:
-        times = []
-        for inner in INNER:
-            path = asked.folder / f"{kind}-{inner}.gguf"
-            _write(path, source, kind, inner)
-            times.append(_fastest(path, asked.threads, asked.rounds))
-            path.unlink()
-        small, large = times
-        rows[kind] = [1e12 * (b - a) / WEIGHTS for a, b in zip(small, large, strict=True)]
-        print(f"{kind:8s} written {rows[kind][0]:7.1f} ps, prompt {rows[kind][1]:7.1f} ps a weight", flush=True)
-    if "Q8_0" in rows:
-        for kind, (written, prompt) in rows.items():
-            print(f"{kind.lower()} = [{written / rows['Q8_0'][0]:.2f}, {prompt / rows['Q8_0'][1]:.2f}]")
+    with contextlib.ExitStack() as stack:
+        of_q8 = [stack.enter_context(_child(asked, source, "Q8_0", inner)) for inner in INNER]
+        for kind in asked.types:
+            with contextlib.ExitStack() as own:
+                children = [*of_q8, *(own.enter_context(_child(asked, source, kind, inner)) for inner in INNER)]
+                bursts = np.array(
+                    [[_burst(child) for child in children] for _ in range(asked.rounds)]
+                )  # (rounds, 4, 2)
+            usual = np.median(bursts, 0)
+            q8, written = usual[1] - usual[0], usual[3] - usual[2]
+            per_weight = " ".join(f"{1e12 * s / WEIGHTS:.1f}" for s in (*q8, *written))
+            print(
+                f"{kind.lower()} = [{written[0] / q8[0]:.2f}, {written[1] / q8[1]:.2f}]  # {per_weight} ps", flush=True
+            )
 
 
-def _fastest(path: Path, threads: int, rounds: int) -> tuple[float, float]:
-    """Seconds of a token written, and of one of a prompt."""
-    child = Child(Load(path, PROMPT + WRITTEN + 16, threads=threads))
+@contextlib.contextmanager
+def _child(asked: argparse.Namespace, source: GGUFReader, kind: str, inner: int) -> Iterator[Child]:
+    path = asked.folder / f"{kind}-{inner}.gguf"
+    _write(path, source, kind, inner)
+    child = Child(Load(path, PROMPT + WRITTEN + 16, threads=1))
     try:
         child.start()
-        ids = list(range(100, 100 + PROMPT))
-        body = {"prompt": ids, "n_predict": WRITTEN, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
-        timings = [child.post("/completion", body)["timings"] for _ in range(rounds)]
+        yield child
     finally:
         child.close()
-    written = max(float(t["predicted_per_second"]) for t in timings)
-    return 1 / written, 1 / max(float(t["prompt_per_second"]) for t in timings)
+        path.unlink()
+
+
+def _burst(child: Child) -> tuple[float, float]:
+    """Processor seconds of a token written, and of one of a prompt."""
+    ids = list(range(10, 10 + PROMPT))
+    before = _spent(child)
+    for prompt, number in ((ids[:2], WRITTEN + 1), (ids, 1)):
+        body = {"prompt": prompt, "n_predict": number, "ignore_eos": True, "cache_prompt": False, "temperature": 0.0}
+        child.post("/completion", body)
+        before.append(_spent(child)[0])
+    start, written, read = before
+    return (written - start) / (WRITTEN + 2), (read - written) / PROMPT
+
+
+def _spent(child: Child) -> list[float]:
+    """Seconds that all threads of the child were on a processor."""
+    tasks = Path(f"/proc/{child.pid}/task").glob("*/schedstat")
+    return [sum(int(task.read_text().split()[0]) for task in tasks) / 1e9]
 
 
 def _write(path: Path, source: GGUFReader, kind: str, inner: int) -> None:

@@ -24,7 +24,7 @@ class FitModels(Command):
     texts: int = Field(1, gt=0, description="texts answered at once")
     draft: str | None = Field(None, description="a small model of the same vocabulary that proposes tokens")
     all: bool = Field(False, description="list every model that fits, also the small ones")
-    measure: bool = Field(False, description="correct the speeds by two short runs of models that are here")
+    measure: bool = Field(False, description="correct the speeds by short runs of a few models that are here")
     picture: str | None = Field(None, description="write a heat map to this PNG file")
 
     def run(self, events: Events) -> int:

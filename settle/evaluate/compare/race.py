@@ -2,7 +2,7 @@
 
 One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
 head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`evidence.py`), the
-other half on the paired test at the end, corrected for its pairs by Holm's method.
+other half on the paired test at the end, corrected for its pairs by Shaffer's method.
 
 Legend: n rows, F families of rows that belong together, K candidates.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import LEVEL, Interval, PairedTest, holm, paired_test, two_sided_z
+from settle.base.statistics import LEVEL, Interval, PairedTest, paired_test, shaffer, two_sided_z
 from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
@@ -201,7 +201,7 @@ class Race:
         pairs = list(itertools.combinations(left, 2))
         if not pairs or not self._done:
             return []
-        tests = holm([self._test(*pair) for pair in pairs])
+        tests = shaffer([self._test(*pair) for pair in pairs], len(left))
         return [
             self._judged(pair, test, self._final_error / len(pairs)) for pair, test in zip(pairs, tests, strict=True)
         ]

@@ -125,7 +125,6 @@ def _round(ref: ModelRef, search: Search, tokens: int) -> Taken:
             reading=Measured.of([sum(lengths) / taken]),
             peak_bytes=peak_bytes(engine.pid or 0),
             context=most,
-            filled=most,
             tokens=max(lengths),
             longest_answer=0,
         )

@@ -17,15 +17,14 @@ ROUNDS, PROMPTS, WRITTEN = 2, 3, 48  # rounds of so many prompts, with so many t
 @dataclass(frozen=True)
 class Taken:
     """first_token: seconds until it is there, at the person's prompts with nothing cached; speed: tokens written a
-    second; reading: tokens read a second. peak_bytes: of the child's memory, with `filled` of the `context` tokens
-    seen. tokens: of the longest prompt; longest_answer: of nearly all wanted answers."""
+    second; reading: tokens read a second. peak_bytes: of the child's memory, with the cache of `context` tokens, which
+    llama.cpp fills with zeros at once. tokens: of the longest prompt; longest_answer: of nearly all wanted answers."""
 
     first_token: Measured
     speed: Measured
     reading: Measured
     peak_bytes: int
     context: int
-    filled: int
     tokens: int
     longest_answer: int
 
@@ -85,7 +84,6 @@ def _round(ref: ModelRef, cases: Sequence[Case], context: int) -> Taken:
             reading=Measured.of([t["prompt_n"] / t["prompt_ms"] * 1e3 for t in timings]),
             peak_bytes=peak_bytes(model.pid or 0),
             context=model.context,
-            filled=len(chosen[-1]) + WRITTEN,
             tokens=len(prompts[-1]),
             longest_answer=longest_answer(model, cases),
         )

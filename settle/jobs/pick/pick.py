@@ -237,7 +237,6 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
             events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
             continue
         if candidate.prediction is not None:
-            taken = taken if asked.search else candidate.prediction.with_whole_cache(taken)
             note_measured(candidate.name, candidate.prediction, taken, busy)
         if asked.needs.speed and taken.speed.most < asked.needs.speed:
             speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"

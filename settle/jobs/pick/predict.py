@@ -44,12 +44,6 @@ class Prediction:
         """Without figures of speed."""
         return replace(self, figures={"memory": self.figures["memory"]})
 
-    def with_whole_cache(self, taken: Taken) -> Taken:
-        """What was measured, with the cache of the context filled: the system gives memory to a child only as its
-        prompts fill the cache, and people's conversations will."""
-        unseen = self.shape.kv_bytes(taken.context) - self.shape.kv_bytes(min(taken.context, taken.filled))
-        return replace(taken, peak_bytes=taken.peak_bytes + int(unseen))
-
 
 def predict_file(ref: ModelRef, context: int, letters: int) -> Prediction | None:
     """What a model takes on this machine at `context` tokens, with a usual prompt of so many letters; None where its

@@ -61,12 +61,13 @@ def fit_row(
     weights = model.bytes if type_name == model.type else None
     beside = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts).movable if draft else 0.0
     found = fit(model.shape, type_name, machine, context, texts, weights=weights, beside=beside)
-    decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law)
+    matrices = model.matrices if type_name == model.type else None
+    decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law, matrices)
     if draft:
         proposals = decode_rate(draft.shape, draft.type or DRAFT_TYPE, machine, context // 2, texts, law)
         decode = drafted(decode, proposals, further_seconds(model.shape, type_name, machine, law))
     prompt = min(SMALL_PROMPT, context)
-    prefill = prefill_rate(model.shape, type_name, machine, law, prompt)
+    prefill = prefill_rate(model.shape, type_name, machine, law, prompt, matrices)
     if not found.fits and not machine.is_unified:
         decode = offloaded(decode, 1 - found.share, read_bytes(model.shape, type_name))
         prefill = streamed(prefill, 1 - found.share, found.need.weights)

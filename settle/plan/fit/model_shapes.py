@@ -12,17 +12,20 @@ from settle.library.catalogue import catalogue_file, find_known, known_model
 from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape, shape_from_config, shape_from_gguf
 from settle.library.resolve import is_path, resolve
+from settle.plan.fit.processor_costs import Matrices, matrices_of
 
 
 @dataclass(frozen=True)
 class NamedShape:
-    """type: of a file that is here, None where it may be chosen. bytes: of that file. source: of the numbers."""
+    """type: of a file that is here, None where it may be chosen. bytes: of that file; matrices: as it stores them.
+    source: of the numbers."""
 
     name: str
     shape: ModelShape
     source: str
     type: str | None = None
     bytes: int | None = None
+    matrices: Matrices | None = None
 
 
 def named_shape(name: str) -> NamedShape:
@@ -52,7 +55,7 @@ def shape_of_file(path: Path, name: str) -> NamedShape:
     sizes = {key: math.prod(tensor.shape) for key, tensor in weights.tensors.items()}
     facts = read_facts(path)
     shape = shape_from_gguf(weights.metadata, sizes)
-    return NamedShape(name, shape, "its file", facts.quantization.lower(), facts.bytes)
+    return NamedShape(name, shape, "its file", facts.quantization.lower(), facts.bytes, matrices_of(weights))
 
 
 def every_known_shape() -> list[NamedShape]:

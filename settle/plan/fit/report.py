@@ -12,7 +12,7 @@ from settle.machine import Machine, machine_or_this
 from settle.machine.measurement_cache import others_are_busy
 from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
 from settle.plan.fit.heat_map import heat_map
-from settle.plan.fit.here import law_here, measure_two, recalled_runs
+from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
 from settle.plan.fit.speed import Law
@@ -81,7 +81,7 @@ def _law(machine: Machine, measure: bool, events: Events) -> Law | None:
     """Of this machine's processor, as runs here corrected it; None is the law that ships."""
     if not machine.measured or machine.kind != "cpu":
         return None
-    runs = measure_two() if measure else recalled_runs()
+    runs = measure_some() if measure else recalled_runs()
     if measure and others_are_busy():
         events.emit(
             Warn(text="other programs keep this machine busy: these speeds are too low, and are not remembered")
@@ -91,7 +91,7 @@ def _law(machine: Machine, measure: bool, events: Events) -> Law | None:
             Say(text=f"measured: {run.model.name} {run.decode:.3g} tokens/s, prompt {run.prefill:,.0f} tokens/s")
         )
     if not runs:
-        events.emit(Say(text="no run corrects these speeds yet; --measure makes two short ones"))
+        events.emit(Say(text="no run corrects these speeds yet; --measure makes a few short ones"))
     return law_here(runs, machine)
 
 

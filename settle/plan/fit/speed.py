@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
+from settle.plan.fit.processor_costs import Matrices, read_seconds, written_seconds
 from settle.plan.fit.weight_types import read_bytes
 
 STACKED = ("A100", "A800", "A30", "H100", "H800", "H200", "GH200", "H20", "V100", "TITAN V", "P100", "GV100")
@@ -80,11 +81,13 @@ def law_name(machine: Machine) -> str:
 
 
 def decode_rate(
-    shape: ModelShape, type_name: str, machine: Machine, context: int = 512, batch: int = 1, law: Law | None = None
-) -> Rate:
-    """Tokens written per second and text at `context` tokens, of each of `batch` texts at once."""
+    shape: ModelShape, type_name: str, machine: Machine, context: int = 512, batch: int = 1, law: Law | None = None,
+    matrices: Matrices | None = None,
+) -> Rate:  # fmt: skip
+    """Tokens written per second and text at `context` tokens, of each of `batch` texts at once. matrices: of a file
+    that is here, which a processor's law looks at."""
     law = law or laws()[law_name(machine)]
-    terms = decode_terms(shape, type_name, machine, context, batch)
+    terms = decode_terms(shape, type_name, machine, context, batch, matrices)
     coefficients, spread = (law.mixture, law.mixture_spread) if shape.is_mixture else (law.decode, law.decode_spread)
     seconds = _sum(terms, coefficients)
     if batch > 1:
@@ -94,11 +97,12 @@ def decode_rate(
 
 
 def prefill_rate(
-    shape: ModelShape, type_name: str, machine: Machine, law: Law | None = None, prompt: int = 512
-) -> Rate:
+    shape: ModelShape, type_name: str, machine: Machine, law: Law | None = None, prompt: int = 512,
+    matrices: Matrices | None = None,
+) -> Rate:  # fmt: skip
     """Tokens of a prompt of `prompt` tokens read per second."""
     law = law or laws()[law_name(machine)]
-    seconds = _sum(prefill_terms(shape, type_name, machine, prompt), law.prefill)
+    seconds = _sum(prefill_terms(shape, type_name, machine, prompt, matrices), law.prefill)
     return _rate(1 / seconds, law.prefill_spread * (1.5 if shape.is_mixture else 1.0), law)
 
 
@@ -143,7 +147,9 @@ def streamed(prefill: Rate, share: float, weights: float) -> Rate:
     return Rate(prefill.value * factor, prefill.low * factor * 0.5, prefill.high * factor * 1.5, why)
 
 
-def decode_terms(shape: ModelShape, type_name: str, machine: Machine, context: int, batch: int = 1) -> dict[str, float]:
+def decode_terms(
+    shape: ModelShape, type_name: str, machine: Machine, context: int, batch: int = 1, matrices: Matrices | None = None
+) -> dict[str, float]:
     """Seconds of a token, or of one of each text of a batch, by what causes them.
 
     A batch reads the weights once, of a mixture the experts that any of its tokens chose, and each text's own cache.
@@ -160,6 +166,7 @@ def decode_terms(shape: ModelShape, type_name: str, machine: Machine, context: i
     is_older = machine.kind == "cuda" and generation not in (*NEWER, "here", "by hand") and not is_ampere
     return {
         "bytes": seconds,
+        "matrices": written_seconds(shape, type_name, machine, matrices) if machine.kind == "cpu" else 0.0,
         "k_bytes": seconds * ("_k" in type_name),
         "stacked_bytes": seconds * stacked,
         "layers": layers,
@@ -181,7 +188,9 @@ def batch_terms(shape: ModelShape, type_name: str, machine: Machine) -> dict[str
     return {name: seconds for name, seconds in terms.items() if name not in ("start", "mixture")}
 
 
-def prefill_terms(shape: ModelShape, type_name: str, machine: Machine, prompt: int = 512) -> dict[str, float]:
+def prefill_terms(
+    shape: ModelShape, type_name: str, machine: Machine, prompt: int = 512, matrices: Matrices | None = None
+) -> dict[str, float]:
     """Seconds of one token of a prompt, by what causes them."""
     operations = 2.0 * max(shape.active - shape.table * (1 if shape.tied else 2) - shape.lookup, shape.active // 4)
     attention = 2.0 * (shape.layers - shape.linear_layers) * prompt * shape.heads * shape.head_dim  # half, as causal
@@ -190,6 +199,7 @@ def prefill_terms(shape: ModelShape, type_name: str, machine: Machine, prompt: i
     is_newer = generation in NEWER or generation == "ampere"
     return {
         "float32": (operations + attention) / float32,
+        "matrices": read_seconds(shape, type_name, machine, matrices) + attention / float32,
         "older_float32": (operations + attention) / float32 * (not is_newer),
         "pascal_float32": (operations + attention) / float32 * (generation == "pascal"),
         "accelerated_float32": (operations + attention) / float32 * (generation in ("apple-m5", "apple-m6")),
