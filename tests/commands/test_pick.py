@@ -1,7 +1,10 @@
 """`settle pick` with real models in real children."""
 
+import errno
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +125,20 @@ def test_one_that_fails_is_named_and_a_stop_leaves_no_entry(files, home, capsys,
     code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
     assert code == 130 and "the same command continues" in err
     assert (home / "picks" / "ledger.jsonl").read_text() == entries
+
+
+def test_a_disk_that_fills_up_during_a_download_loses_nothing(files, home, capsys, monkeypatch):
+    def fetch(folder, events):
+        (folder / "half.gguf").write_bytes(bytes(1000))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "half.gguf"))
+
+    real = candidates_module.find_offer
+    monkeypatch.setattr(candidates_module, "find_offer", lambda name: replace(real(name), fetch=fetch))
+    given = ("--prompts", files / "bare.jsonl", "--models", "smollm2", "--models", files / "base.gguf", "--yes")
+    code, result, err = run(capsys, *given, "--context", 64)
+    assert code == 0 and [model["name"] for model in result["models"]] == ["base"]
+    assert "smollm2 is left out: it could not be downloaded" in err and "No space left" in err
+    assert not [path for path in (home / "models").rglob("*") if path.is_file() and path.suffix == ".gguf"]
 
 
 def test_what_is_too_slow_is_left_out(files, home, capsys):

@@ -12,7 +12,7 @@ from settle.jobs.pick.verdict import Measured, decide
 
 
 def model(name, gigabytes, speed, score=None):
-    taken = Taken(Figures.of([0.5]), Figures.of([speed]), Figures.of([100.0]), int(gigabytes * 1e9), 4096, 80, 32, 32)
+    taken = Taken(Figures.of([0.5]), Figures.of([speed]), Figures.of([100.0]), int(gigabytes * 1e9), 4096, 32, 32)
     return Measured(Candidate(name, "in the store", int(gigabytes * 1e9)), taken, score, 40)
 
 
