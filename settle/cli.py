@@ -218,6 +218,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
 
     def call(*args: Any, **given: Any) -> int:
         json, raw = given.pop("json", False), given.pop("raw", False)
+        given = {key: type(value)("-") if str(value) == STDIN else value for key, value in given.items()}
         for place, name in enumerate(command.positional[: len(args)]):
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
             given[name] = rest if _is_list(command, name) else rest[0]

@@ -13,6 +13,9 @@ from tests.trained import trained
 
 TEMPERATURES = {"choice": 2.0, "noul": 0.5, "score": 1.5}
 # one hundred rows that nothing was fitted on: the surer half is right, of the others four in five
+QUESTIONS = {
+    "topic": {"type": "choice", "instructions": "Which one?", "criteria": {"lists": None, "errors": None, "names": ""}}
+}
 CONFIDENCES = tuple(round(0.995 - 0.005 * i, 3) for i in range(100))
 CORRECT = tuple(i < 60 or i % 5 > 0 for i in range(100))
 
@@ -24,6 +27,7 @@ def prompt() -> DecisionPrompt:
 
 def keys(**changes: object) -> DecisionKeys:
     values = {"read_out": DECISION_TYPE, "template": prompt().template, "temperatures": TEMPERATURES}
+    values |= {"questions": QUESTIONS, "columns": ("text",)}
     return DecisionKeys(**(values | {"confidences": CONFIDENCES, "correct": CORRECT} | changes))
 
 

@@ -16,6 +16,7 @@ from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer.askable import AskableCollection
 from settle.show import Face
+from tests import decision_model
 from tests.retrieve.asked import index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 
@@ -51,6 +52,12 @@ def stocked(tmp_path_factory, joined, tiny):  # noqa: F811
         # the commonest word of what it learned becomes an escape: `ě` is how such a vocabulary writes the byte 0x1b
         path.write_bytes(path.read_bytes().replace(b"self", "ě[m".encode()))
         add_model(StoredModel("esc", "gguf", path, "ab" * 32, f"test:{ESCAPES}"))
+        decider = folder / "models" / "decider" / "decider.gguf"
+        decider.parent.mkdir()
+        asked = {"type": "choice", "instructions": ESCAPES, "criteria": {ESCAPES: None, f"b{FORGED}": ESCAPES}}
+        keys = decision_model.keys(questions={f"q{FORGED}": asked, ESCAPES: asked}, columns=("prompt",))
+        decision_model.write(decider, keys)
+        add_model(StoredModel("decider", "gguf", decider, "ab" * 32, f"test:{ESCAPES}"))
         run = Run.create("train", "odd")
         result = {"verdict": f"settled{ESCAPES}", "why": f"why {ESCAPES}{FORGED}", "headline": ESCAPES}
         forecast = {f"loss{ESCAPES}": {"value": 1.0, "low": 0.5, "high": 2.0, "unit": ESCAPES}}
@@ -76,6 +83,8 @@ COMMANDS = {
     "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
     "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],
     "connect": [[f"no{ESCAPES}"], ["continue", "--address", f"http://127.0.0.1:9/{ESCAPES}"]],
+    "decide": [["esc", f"Is it {ESCAPES}?"], [f"no{ESCAPES}", "x"], ["decider", f"{TITLE}x"]]
+    + [["decider", "--rows", "rows\x1b[31m.jsonl"], ["decider", "x", "--questions", f"no{ESCAPES}"]],
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],

@@ -56,6 +56,8 @@ def test_other_models_have_none(tmp_path):
         ({"llama.decision.temperature.noul": -1.0}, "the temperature of noul questions is -1.0"),
         ({"llama.decision.temperature.noul": math.inf}, "the temperature of noul questions is inf"),
         ({"llama.decision.temperature.score": "warm"}, "the temperature of score questions is nan"),
+        ({"settle.decision.questions": "[1]"}, "settle.decision.questions is no JSON object"),
+        ({"settle.decision.questions": "{"}, "settle.decision.questions is no JSON object"),
         ({"settle.decision.correct": np.array([True])}, "do not belong together"),
     ],
 )

@@ -5,6 +5,7 @@ llama.cpp renders the template of a question, reads the logits of the options' l
 temperature of the question's type, and takes the softmax. Which labels those are depends on the type of the model.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ T = TypeVar("T")
 
 TEMPLATE_KEY = "tokenizer.chat_template.systemone"
 CONFIDENCES_KEY, CORRECT_KEY = "settle.decision.confidences", "settle.decision.correct"
+QUESTIONS_KEY, COLUMNS_KEY = "settle.decision.questions", "settle.decision.columns"
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,17 @@ class DecisionKeys:
     """What makes a model a decision model.
 
     read_out: llama.cpp's name of how labels are read. template: Jinja, over `state`, `instructions`, `type` and
-    `options` (`key`, `description`). temperatures: by type of question; 1 where there is none. confidences, correct: of
-    answers on rows that nothing was fitted on, for the risk at which answers are refused; both empty in models of
-    others.
+    `options` (`label`, `key`, `description`). temperatures: by type of question; 1 where there is none.
+
+    Empty in models of others: questions: those that it was tuned for, by name, as `/v1/systemone` spells them. columns:
+    of the table that its states were made of. confidences, correct: of its answers on rows that nothing was fitted on.
     """
 
     read_out: str
     template: str
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    questions: Mapping[str, object] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     confidences: tuple[float, ...] = ()
     correct: tuple[bool, ...] = ()
 
@@ -36,6 +41,10 @@ class DecisionKeys:
         """The keys as a file of that architecture holds them."""
         own: dict[str, object] = {f"{architecture}.decision.type": self.read_out, TEMPLATE_KEY: self.template}
         own |= {f"{architecture}.decision.temperature.{name}": float(t) for name, t in self.temperatures.items()}
+        if self.questions:
+            own[QUESTIONS_KEY] = json.dumps(self.questions, ensure_ascii=False)
+        if self.columns:
+            own[COLUMNS_KEY] = list(self.columns)
         if self.confidences:
             own |= {CONFIDENCES_KEY: [float(c) for c in self.confidences], CORRECT_KEY: [bool(c) for c in self.correct]}
         return own
@@ -51,6 +60,8 @@ def read_decision(metadata: Mapping[str, object]) -> DecisionKeys | None:
         read_out,
         template,
         dict(_temperatures(metadata)),
+        _questions(metadata),
+        tuple(_list(metadata, COLUMNS_KEY, str)),
         tuple(_list(metadata, CONFIDENCES_KEY, float)),
         tuple(_list(metadata, CORRECT_KEY, bool)),
     )
@@ -69,6 +80,10 @@ def decision_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
     for name, temperature in _temperatures(metadata):
         if not (math.isfinite(temperature) and temperature > 0):
             yield f"the temperature of {name} questions is {temperature}"
+    try:
+        _questions(metadata)
+    except (ValueError, RecursionError):
+        yield f"{QUESTIONS_KEY} is no JSON object"
     confidences, correct = metadata.get(CONFIDENCES_KEY, []), metadata.get(CORRECT_KEY, [])
     if not (isinstance(confidences, list) and isinstance(correct, list) and len(confidences) == len(correct)):
         yield f"{CONFIDENCES_KEY} and {CORRECT_KEY} do not belong together"
@@ -79,6 +94,15 @@ def _temperatures(metadata: Mapping[str, object]) -> Iterator[tuple[str, float]]
     for key, value in metadata.items():
         if key.startswith(prefix):
             yield key.removeprefix(prefix), float(value) if isinstance(value, int | float) else math.nan
+
+
+def _questions(metadata: Mapping[str, object]) -> dict[str, object]:
+    """Raises ValueError for what is no JSON."""
+    written = metadata.get(QUESTIONS_KEY, "{}")
+    value = json.loads(written) if isinstance(written, str) else None
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
 
 
 def _list(metadata: Mapping[str, object], key: str, kind: type[T]) -> list[T]:

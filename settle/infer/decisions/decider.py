@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from settle.base.errors import UsageError
+from settle.base.errors import DataError, UsageError
 from settle.data.decisions.answers import Answer
+from settle.data.decisions.prompt import state_text
 from settle.data.decisions.questions import Question
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
@@ -50,5 +51,7 @@ class Decider(ChildModel[Child]):
 
     def decide(self, state: object, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions. state: text, or JSON. Raises DataError, EngineError."""
+        if not state_text(state).strip():
+            raise DataError("the text to decide about is empty", "give some text")
         reply = self._child.post(PATH, request(state, questions, self._fence))
         return answers(reply, questions, self._fence)
