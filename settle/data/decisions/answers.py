@@ -46,10 +46,9 @@ class Answer:
         even = sum(abs(level - (num - 1) / 2) for level in range(num)) / num
         return max(0.0, 1 - away / even)
 
-    @property
-    def legend(self) -> str:
-        """The likeliest option as people read it: of a score its description."""
-        option = self.question.options[self.best]
+    def name_of(self, place: int) -> str:
+        """An option as people read it: a level of a score by its description."""
+        option = self.question.options[place]
         return option.description if self.question.type == "score" and option.description else option.key
 
     def to_json(self) -> dict[str, object]:

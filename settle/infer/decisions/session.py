@@ -185,7 +185,7 @@ def _cells(decided: Decided) -> Row:
     """The columns that a row gets: of a refused answer, only the probability."""
     cells: dict[str, object] = {}
     for name, answer in decided.answers.items():
-        cells[name] = None if name in decided.refused else answer.legend
+        cells[name] = None if name in decided.refused else answer.name_of(answer.best)
         cells[name + PROBABILITY] = round(answer.highest, 4)
         if answer.question.type == "score":
             cells[name + MEAN] = round(answer.expected, 3)
@@ -197,9 +197,8 @@ def _lines(decided: Decided) -> Iterator[str]:
     for name, answer in decided.answers.items():
         options = answer.question.options
         shown = [i for i in ranked(answer) if answer.probabilities[i] >= LEAST_SHOWN][:SHOWN]
-        is_score = answer.question.type == "score"
-        words = [(options[i].description if is_score and options[i].description else options[i].key, i) for i in shown]
-        line = " · ".join(f"{visible_line(word)} {answer.probabilities[i]:.2f}" for word, i in words)
+        words = [(answer.name_of(i), answer.probabilities[i]) for i in shown]
+        line = " · ".join(f"{visible_line(word)} {share:.2f}" for word, share in words)
         line += " · …" if len(shown) < len(options) else ""
         head = f"{visible_line(name)}: " if len(decided.answers) > 1 else ""
         yield f"{head}{'refused, too unsure: ' if name in decided.refused else ''}{line}"

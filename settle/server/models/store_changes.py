@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +93,7 @@ class StoreChanges:
     async def pull(self, offer: "Offer") -> AsyncGenerator[JsonObject]:
         """Ollama's status lines while a model is pulled; the last one is `success`. Closing it ends the pull at its
         next report. Raises ApiError."""
-        from settle.library.pull.pull import known_already  # loads the clients of hubs
+        from settle.library.pull.pull import known_already, pull  # loads the clients of hubs
 
         stored, origin = known_already(offer.name), f"{offer.where}:{offer.what}"
         if stored is None:
@@ -103,15 +103,13 @@ class StoreChanges:
             raise ApiError(409, message, "model_exists", "model")
         yield {"status": "pulling manifest"}
         if stored is None:
-            async with contextlib.aclosing(self._fetch(offer)) as lines:
+            async with contextlib.aclosing(self._fetch(offer, functools.partial(pull, offer, None))) as lines:
                 async for line in lines:
                     yield line
         yield {"status": f"{offer.name} is here"}
         yield {"status": "success"}
 
-    async def _fetch(self, offer: "Offer") -> AsyncGenerator[JsonObject]:
-        from settle.library.pull.pull import pull
-
+    async def _fetch(self, offer: "Offer", pull: Callable[[Events], object]) -> AsyncGenerator[JsonObject]:
         loop, queue, has_left = asyncio.get_running_loop(), asyncio.Queue[Event | None](), threading.Event()
 
         def on_event(event: Event) -> None:
@@ -121,7 +119,7 @@ class StoreChanges:
 
         def work() -> None:
             with self._change(offer.name):
-                pull(offer, None, Events(listeners=[on_event]))
+                pull(Events(listeners=[on_event]))
 
         task = asyncio.ensure_future(asyncio.to_thread(work))
         task.add_done_callback(functools.partial(_finish, queue))
