@@ -22,7 +22,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from settle.base.statistics import LEVEL, Interval, holm, paired_test, wilson
+from settle.base.statistics import LEVEL, Interval, holm, paired_test, share_interval, wilson
 from settle.evaluate.compare.evidence import evidence
 from settle.evaluate.compare.race import Outcome, Race
 
@@ -146,7 +146,7 @@ def one_round(cell: Cell, seed: int) -> Round:
     mean = bets = None
     if cell.kind == "share":
         grouped = None if len(set(families)) == len(families) else families
-        mean = wilson([bool(s) for s in scores[0]], grouped).contains(cell.means[0])
+        mean = share_interval([bool(s) for s in scores[0]], grouped).contains(cell.means[0])
         if grouped is None:
             apart, truth = scores[0] - scores[1], cell.means[0] - cell.means[1]
             bets = max(evidence(apart, truth), evidence(-apart, -truth)) < 2 / (1 - LEVEL)

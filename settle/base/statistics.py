@@ -161,13 +161,29 @@ def wilson(hits: Sequence[bool], families: Sequence[int] | None = None) -> Inter
     """
     if not hits:
         return Interval(0.0, 0.0, 1.0)
-    p, n = sum(hits) / len(hits), float(len(hits))
-    z = two_sided_z(LEVEL)
-    if families is not None:
-        n, z = _independent(hits, families, p), student_quantile((1 + LEVEL) / 2, max(1, len(set(families)) - 1))
+    p, n, z = _sample(hits, families)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def share_interval(hits: Sequence[bool], families: Sequence[int] | None = None) -> Interval:
+    """As `wilson`, as wide as Agresti and Coull (1998) make it: of few rows of which nearly all or nearly none are true
+    Wilson's interval misses one share in seven, this one hardly ever more than 7 in 100."""
+    if not hits:
+        return Interval(0.0, 0.0, 1.0)
+    p, n, z = _sample(hits, families)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(middle * (1 - middle) / (n + z * z))
+    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _sample(hits: Sequence[bool], families: Sequence[int] | None) -> tuple[float, float, float]:
+    """The share, how many independent ones vary as much, and how many standard deviations its interval has."""
+    p, n = sum(hits) / len(hits), float(len(hits))
+    if families is None:
+        return p, n, two_sided_z(LEVEL)
+    return p, _independent(hits, families, p), student_quantile((1 + LEVEL) / 2, max(1, len(set(families)) - 1))
 
 
 def _independent(hits: Sequence[bool], families: Sequence[int], share: float) -> float:

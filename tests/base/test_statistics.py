@@ -16,6 +16,7 @@ from settle.base.statistics import (
     holm,
     paired_test,
     shaffer,
+    share_interval,
     student_cdf,
     student_quantile,
     wilson,
@@ -43,6 +44,25 @@ def test_wilson_is_scipys(n: int):
     assert wilson([]) == Interval(0.0, 0.0, 1.0)
     published = wilson([True] * 15 + [False] * 133)  # Newcombe 1998, table I
     assert (round(published.low, 4), round(published.high, 4)) == (0.0624, 0.1605)
+
+
+@pytest.mark.parametrize("n", [15, 40, 120])
+def test_the_interval_of_a_share_holds_wherever_the_share_is(n: int):
+    """By all outcomes: Wilson's misses one share in seven of those near the ends."""
+    hits = range(n + 1)
+    ours, theirs = ([f([True] * h + [False] * (n - h)) for h in hits] for f in (share_interval, wilson))
+    shares = np.concatenate([np.linspace(0.002, 0.05, 25), np.linspace(0.05, 0.95, 61), np.linspace(0.95, 0.998, 25)])
+    chances = stats.binom.pmf(np.arange(n + 1)[None], n, shares[:, None])
+    held, held_by_wilson = (
+        (chances * np.array([[i.contains(p) for i in intervals] for p in shares])).sum(1)
+        for intervals in (ours, theirs)
+    )
+    assert held.min() >= 0.928 and held.mean() <= 0.98 and held_by_wilson.min() < 0.88
+    assert all(a.low <= b.low and a.high >= b.high for a, b in zip(ours, theirs, strict=True))
+    assert share_interval([]) == Interval(0.0, 0.0, 1.0)
+    families = [i // 4 for i in range(n)]
+    mixed = [i % 8 < 4 for i in range(n)]
+    assert share_interval(mixed, families).low < share_interval(mixed).low - 0.02, "families that agree count once"
 
 
 def test_the_bootstrap_approaches_students_interval():

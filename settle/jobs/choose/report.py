@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
-from settle.base.statistics import bootstrap_mean, wilson
+from settle.base.statistics import bootstrap_mean, share_interval
 from settle.base.visible import visible_line
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Outcome
@@ -129,7 +129,7 @@ def _score(m: Measured, families: Sequence[int], is_share: bool) -> str:
         value = bootstrap_mean(m.scores)
         return f"{value.value:.3f} ({value.low:.3f}–{value.high:.3f})"
     if set(m.scores) <= {0.0, 1.0}:
-        interval = wilson([score == 1.0 for score in m.scores], families)
+        interval = share_interval([score == 1.0 for score in m.scores], families)
     else:
         interval = bootstrap_mean(m.scores)
     return f"{100 * m.score:.0f} % ({100 * max(0.0, interval.low):.0f}–{100 * min(1.0, interval.high):.0f})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from settle.base.run import write_atomic
-from settle.base.statistics import Interval, wilson
+from settle.base.statistics import Interval, share_interval
 from settle.evaluate.compare.race import Outcome
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
 from settle.jobs.pick.verdict import Measured, Verdict
@@ -156,6 +156,6 @@ def _of(measured: Measured) -> float:
 
 
 def _spread(measured: Measured) -> Interval:
-    """Wilson's interval as of so many answers that are right or wrong, which is widest."""
+    """The interval as of so many answers that are right or wrong, which is widest."""
     right = round(_of(measured) * measured.asked)
-    return wilson([True] * right + [False] * (measured.asked - right))
+    return share_interval([True] * right + [False] * (measured.asked - right))
