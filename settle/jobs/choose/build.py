@@ -7,6 +7,7 @@ from pathlib import Path
 
 from settle.base.event_log import Events
 from settle.base.events import Progress
+from settle.base.run import Run
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
 from settle.jobs.choose import choice_folder
@@ -181,12 +182,13 @@ def reading_prompt(work: Work) -> tuple[Setup, float, str]:
 def tuning_recipe(work: Work, way: str) -> Recipe:
     """How a way is tuned; its rows are written."""
     settings, reads = work.settings, way == TUNE_DOCUMENTS
-    run = f"{work.folder.name}-{way.replace(' + ', '-')}"
     path = work.folder / f"{way.replace(' + ', '-')}.jsonl"
     if not path.exists():  # an earlier session's run was made of it
         write_rows(path, work.examples.train, work.found_train if reads else None, settings.seed)
+    taken = [run.name for run in Run.all()]
+    name = choice_folder.own_name(work.folder, f"run {way}", f"{work.folder.name}-{path.stem}", taken)
     epochs = settings.epochs * (PASSAGE_EPOCHS if reads else 1.0)
-    return Recipe(run, path, epochs, str(settings.model), settings.seed, settings.threads)
+    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads)
 
 
 def _with_changed_fact(work: Work, way: Built) -> Built:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from settle.base.errors import UsageError
@@ -56,6 +56,17 @@ def noted(folder: Path) -> Mapping[str, object]:
     path = folder / "progress.json"
     known: Mapping[str, object] = read_json(path) if path.is_file() else {}
     return known
+
+
+def own_name(folder: Path, what: str, wanted: str, taken: Collection[str]) -> str:
+    """The name of something that belongs to this choice and to no other, the same in every session. what: its key in
+    what `note` keeps; taken: names that are in use, when it is first asked for."""
+    known = noted(folder).get(what)
+    if isinstance(known, str):
+        return known
+    name = free_name(wanted, taken)
+    note(folder, **{what: name})
+    return name
 
 
 def keep_way(folder: Path, way: str, ref: ModelRef, setup: Mapping[str, object]) -> None:

@@ -26,6 +26,7 @@ from settle.jobs.choose.verdict import ERROR, Verdict, decide
 from settle.jobs.choose.ways import CHEAPEST_FIRST, WITH_DOCUMENTS, Built, Failed, Measured
 from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
+from settle.retrieve.index.collection_folder import collection_names
 
 RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it
 
@@ -50,7 +51,7 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     ref = resolve_gguf(name)
     examples = read_examples(settings.examples, settings.docs, settings.test_share, events)
     task = task or best_suited([*examples.train_cases, *examples.test])
-    say_what_can_be_seen(examples, task, events)
+    say_what_can_be_seen(examples, task, settings.docs is not None, events)
     folder = choice_folder.folder_for(
         settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
     )
@@ -62,7 +63,8 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
         work = Work(settings, events, folder, model.limited(longest), examples, task)
         if settings.docs is None:
             return _measured(work, began)
-        with Documents(f"choose-{folder.name}", settings.docs, events) as documents:
+        collection = choice_folder.own_name(folder, "collection", f"choose-{folder.name}", collection_names())
+        with Documents(collection, settings.docs, events) as documents:
             return _measured(with_documents(work, documents), began)
 
 
@@ -93,7 +95,7 @@ def _measured(work: Work, began: float) -> int:
         events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(left)} more"))
     ways_built, failed = build_all(run, work)
     measured, outcome = ask_all(ways_built, failed, work)
-    verdict = decide(measured, outcome, settings.margin, work.task.is_share)
+    verdict = decide(measured, outcome, examples.families, settings.margin, work.task.is_share)
     result = report.to_json(measured, failed, outcome, verdict, first, _about(work, expected, time.monotonic() - began))
     return finish(work, measured, verdict, result)
 
@@ -153,7 +155,7 @@ def with_documents(work: Work, documents: Documents) -> Work:
     if held:
         work.examples = examples = examples.without(held)
         events.emit(Say(text=f"left out: {len(held)} test questions that the documents hold with their answers"))
-        require_enough(examples)
+        require_enough(examples, has_documents=True)
     work.found_train = find_all(documents, examples.train_cases)
     work.found_test = find_all(documents, examples.test)
     holding = [found for found in work.found_test.values() if found.gold]
@@ -165,7 +167,7 @@ def with_documents(work: Work, documents: Documents) -> Work:
     return work
 
 
-def say_what_can_be_seen(examples: ExampleSet, task: Task, events: Events) -> None:
+def say_what_can_be_seen(examples: ExampleSet, task: Task, has_documents: bool, events: Events) -> None:
     """Before anything runs: what is left of the examples, and what so many can show at all. Raises DataError where that
     is nothing."""
     for reason, number in examples.removed.items():
@@ -175,8 +177,8 @@ def say_what_can_be_seen(examples: ExampleSet, task: Task, events: Events) -> No
     if rare:
         shown = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         events.emit(Warn(text=f"fewer than {RARE} examples want {shown}: nothing can be said of how they are answered"))
-    require_enough(examples)
-    visible = smallest_visible(len(set(examples.families)), ERROR / _pairs())
+    require_enough(examples, has_documents)
+    visible = smallest_visible(len(set(examples.families)), _error(has_documents))
     assert visible is not None
     text = f"{len(examples.train)} examples to build from, {len(examples.test)} locked away as a test"
     if examples.labels:
@@ -185,11 +187,11 @@ def say_what_can_be_seen(examples: ExampleSet, task: Task, events: Events) -> No
     events.emit(Say(text=f"a difference of {100 * visible:.0f} points or more would be seen in four cases of five"))
 
 
-def require_enough(examples: ExampleSet) -> None:
+def require_enough(examples: ExampleSet, has_documents: bool) -> None:
     """Raises DataError where the examples are too few to show or to build anything."""
-    families = len(set(examples.families))
-    if smallest_visible(families, ERROR / _pairs()) is None:
-        needed = next(n for n in range(families, 1000) if smallest_visible(n, ERROR / _pairs()) is not None)
+    families, error = len(set(examples.families)), _error(has_documents)
+    if smallest_visible(families, error) is None:
+        needed = next(n for n in range(families, 1000) if smallest_visible(n, error) is not None)
         raise DataError(
             f"{families} independent test questions show no difference, not even between always and never right",
             f"give examples enough for {needed} test questions, or a larger --test-share",
@@ -200,8 +202,10 @@ def require_enough(examples: ExampleSet) -> None:
         )
 
 
-def _pairs() -> int:
-    return len(CHEAPEST_FIRST) * (len(CHEAPEST_FIRST) - 1) // 2
+def _error(has_documents: bool) -> float:
+    """The error that each pair of ways has, were all of them compared."""
+    ways = sum(has_documents or way not in WITH_DOCUMENTS for way in CHEAPEST_FIRST)
+    return ERROR / (ways * (ways - 1) // 2)
 
 
 def say_triage(first: Triage, events: Events) -> None:

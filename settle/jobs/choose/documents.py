@@ -1,5 +1,6 @@
 """The documents of a choice: indexed, searched for each question, and one of them changed to see what that costs."""
 
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,9 @@ PASSAGES = 3  # that a question is answered from: a small model gets lost in mor
 LOOKED_AT = 10  # of which one may hold the wanted answer
 HOLDS = 0.8  # share of an answer's words that a passage has to have to hold it
 VERBATIM = 5  # words of a question in a row that are no chance
+
+
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ class Documents:
     def holds_verbatim(self, case: Case) -> bool:
         """Whether a passage has the question in its own words and the wanted answer: the documents then hold the
         row itself, and finding it again would show nothing."""
-        asked = words(case.question)
+        asked = _plain_words(case.question)
         if len(asked) < VERBATIM:
             return False
         hits = search(self._collection, case.question, PASSAGES)
-        texts = [words(hit.passage.embedded) for hit in hits]
+        texts = [_plain_words(hit.passage.embedded) for hit in hits]
         return any(
             _contains(text, asked) and holds(hit.passage.text, case.reference)
             for text, hit in zip(texts, hits, strict=True)
@@ -143,6 +147,10 @@ def change_fact(document: Path, case: Case, new: str, events: Events) -> Changed
     finally:
         delete(name)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _plain_words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
 
 
 def _contains(text: Sequence[str], part: Sequence[str]) -> bool:

@@ -1,21 +1,27 @@
-"""Which way is enough: the cheapest that is not behind the best by more than a margin, or that nobody can tell yet."""
+"""Which way is enough: the cheapest that no dearer one is ahead of by more than chance, or that nobody can tell.
+
+Three cases for a dearer way that scored higher. It is shown to be better, corrected for all pairs: the cheaper one is
+out. Not even a test by itself shows it: what was measured is chance as likely as not, and the cheaper one is taken. In
+between nobody can tell, and more rows would.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from settle.base.statistics import Interval
+from settle.base.statistics import Interval, paired_test
 from settle.evaluate.compare.race import Outcome
 from settle.jobs.choose.ways import Measured
 
 ERROR = 0.05  # chance of any false "better" among all pairs of ways
+ALONE = 0.05  # one-sided error of a pair by itself, from which on a lead is no chance as likely as not
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """chosen: the way to take, by its place. is_shown: all cheaper ones are shown to be worse than it, and no dearer
-    one is measured to be ahead by more than the margin. more: test questions more that would decide it, None where it
-    is decided or where hardly any number would. sentence, notes: for people."""
+    """chosen: the way to take, by its place. is_shown: all cheaper ones are shown to be worse than some other, and no
+    dearer one is ahead by more than the margin and chance. more: test questions more that would decide it, None where
+    it is decided or where hardly any number would. sentence, notes: for people."""
 
     chosen: int
     is_shown: bool
@@ -24,29 +30,33 @@ class Verdict:
     more: int | None = None
 
 
-def decide(measured: Sequence[Measured], outcome: Outcome, margin: float, is_share: bool) -> Verdict:
-    """The verdict on ways in the order of their cost, the cheapest first. margin: as a share of 1, or of the best score
-    where scores are no shares."""
-    best = max(outcome.left, key=lambda k: outcome.means[k])
-    allowed = margin * (1.0 if is_share else abs(outcome.means[best]))
-    near = [k for k in outcome.left if outcome.means[best] - outcome.means[k] <= allowed]
-    chosen = min(near)
+def decide(
+    measured: Sequence[Measured], outcome: Outcome, families: Sequence[int], margin: float, is_share: bool
+) -> Verdict:
+    """The verdict on ways in the order of their cost, the cheapest first. families: the same number for questions that
+    belong together. margin: as a share of 1, or of the best score where scores are no shares."""
     if not any(outcome.means):
         return Verdict(0, False, "no way got any of the test questions right", ["look at the answers and the score"])
-    open_ = [k for k in range(chosen) if k in outcome.left]
+    chosen = min(outcome.left)
+    allowed = margin * (1.0 if is_share else abs(max(outcome.means)))
+    dearer = [k for k in outcome.left if k > chosen]
+    leads = [
+        k
+        for k in dearer
+        if outcome.means[k] - outcome.means[chosen] > allowed
+        and paired_test(measured[chosen].scores, measured[k].scores, families).p_value <= 2 * ALONE
+    ]
     name, value = measured[chosen].name, _value(outcome.means[chosen], is_share)
-    notes = [_note(measured, outcome, chosen, k, is_share) for k in outcome.left if k > chosen]
-    if open_:
-        pairs = [outcome.pair(chosen, k) for k in open_]
-        known = [p.more for p in pairs if p.more is not None]
-        more = max(known) if len(known) == len(pairs) else None
-        rest = f"about {more} more test questions would decide it" if more else "more rows would hardly decide it"
-        names = " and ".join(measured[k].name for k in open_)
+    if leads:
+        best = max(leads, key=lambda k: outcome.means[k])
+        pair = outcome.pair(best, chosen)
+        rest = f"about {pair.more} more test questions would decide it" if pair.more else "more would hardly decide it"
         sentence = (
-            f"cannot tell whether {names} would be enough: {name} scored {value}, ahead by "
-            f"{_range(pairs[-1].difference, is_share)}; {rest}"
+            f"cannot tell whether {name} is enough: it scored {value}, and {measured[best].name} was ahead by "
+            f"{_range(pair.difference, is_share)}; {rest}"
         )
-        return Verdict(chosen, False, sentence, notes, more)
+        notes = [_note(measured, outcome, chosen, k, is_share) for k in dearer if k != best]
+        return Verdict(chosen, False, sentence, notes, pair.more)
     if chosen == 0:
         sentence = f"take {name}: it scores {value}, and nothing dearer is shown to be better"
     else:
@@ -54,16 +64,17 @@ def decide(measured: Sequence[Measured], outcome: Outcome, margin: float, is_sha
         ahead = _range(outcome.pair(chosen, nearest).difference, is_share)
         sentence = f"take {name}: it scores {value}, ahead of {measured[nearest].name} by {ahead}"
         sentence += ", and nothing dearer is shown to be better" if chosen < len(measured) - 1 else ""
-    return Verdict(chosen, True, sentence, notes)
+    return Verdict(chosen, True, sentence, [_note(measured, outcome, chosen, k, is_share) for k in dearer])
 
 
 def _note(measured: Sequence[Measured], outcome: Outcome, chosen: int, other: int, is_share: bool) -> str:
     """What a dearer way may still be ahead by."""
-    difference = outcome.pair(other, chosen).difference
-    text = (
-        f"{measured[other].name} costs more and may be ahead by {_points(max(0.0, difference.high), is_share)} at most"
-    )
-    return f"{text} ({_points(difference.value, is_share)} measured)"
+    pair = outcome.pair(other, chosen)
+    text = f"{measured[other].name} costs more and may be ahead by {_points(max(0.0, pair.difference.high), is_share)}"
+    text += f" at most ({_points(pair.difference.value, is_share)} measured)"
+    if pair.difference.value > 0 and pair.more:
+        text += f"; about {pair.more} more test questions would show as much"
+    return text
 
 
 def _range(difference: Interval, is_share: bool) -> str:

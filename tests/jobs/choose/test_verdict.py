@@ -24,7 +24,7 @@ def decided(*scores, margin=0.02):
     rows = race.next_rows(len(scores[0]))
     race.record({k: [way.scores[row] for row in rows] for k, way in enumerate(ways)})
     outcome = race.outcome()
-    return ways, outcome, decide(ways, outcome, margin, True)
+    return ways, outcome, decide(ways, outcome, range(len(scores[0])), margin, True)
 
 
 def test_the_cheapest_that_is_not_behind_is_taken():
@@ -37,8 +37,11 @@ def test_the_cheapest_that_is_not_behind_is_taken():
 
 
 def test_it_says_when_it_cannot_tell_and_how_many_rows_would():
-    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 4 + [0] * 6 + [1] * 20)
+    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 5 + [0] * 5 + [1] * 20)
     assert not verdict.is_shown and verdict.more and "cannot tell" in verdict.sentence
+    # two rows of thirty are as likely chance, and the cheaper way is taken
+    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 2 + [0] * 8 + [1] * 20)
+    assert (verdict.chosen, verdict.is_shown) == (0, True) and "may be ahead by" in verdict.notes[0]
     _, _, verdict = decided([0] * 30, [0] * 30)
     assert not verdict.is_shown and "no way got any" in verdict.sentence
 
