@@ -28,7 +28,7 @@ class Batch:
     inputs, targets: int64 (N,), targets[i] follows inputs[i] in the same document. cu_seqlens: int32 (S + 1,), where
     segments begin. positions: int64 (N,), the index within the segment. record: int64 (N,), where a teacher's record
     speaks of what follows each input, once that was looked up. families: (S,), the same number for segments whose
-    documents are kin, where that is known.
+    documents are kin, where that is known. shares: float32 (S, K), of decisions the share of each label.
     """
 
     inputs: np.ndarray
@@ -37,6 +37,7 @@ class Batch:
     positions: np.ndarray
     record: np.ndarray | None = None
     families: np.ndarray | None = None
+    shares: np.ndarray | None = None
 
 
 class Batches:

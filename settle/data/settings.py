@@ -44,6 +44,7 @@ class ColumnSettings(Settings):
     chosen: str | None = Field(None, description="column of the chosen answer of a pair")
     rejected: str | None = Field(None, description="column of the rejected answer of a pair")
     text: str | None = Field(None, description="column of plain text")
+    label: str | None = Field(None, description="column of the right option of a decision")
 
 
 class RowSettings(Settings):

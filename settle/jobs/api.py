@@ -11,7 +11,7 @@ from settle.base.settings import resolve
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start
-from settle.jobs.settings import ENCODER_OBJECTIVES
+from settle.jobs.settings import TUNING_JOBS
 from settle.library.resolve import resolve_gguf
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def tune(model: str, *inputs: str, **settings: object) -> FinishedRun:
     """Fine-tune a model on your own examples, as `settle tune` does; settings and result as of `train`."""
     objective = settings.get("objective")
     name = objective.get("name") if isinstance(objective, dict) else objective
-    job = "tune_encoder" if name in ENCODER_OBJECTIVES else "tune"
-    return _run_job(job, {"model": model, "inputs": list(inputs), **settings})
+    return _run_job(TUNING_JOBS.get(str(name), "tune"), {"model": model, "inputs": list(inputs), **settings})
 
 
 def distill(teacher: str, *inputs: str, **settings: object) -> FinishedRun:

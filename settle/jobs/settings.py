@@ -14,7 +14,8 @@ from settle.library.resolve import portable_name
 from settle.plan.settings import TrainingSettings, TuningSettings
 
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
-ENCODER_OBJECTIVES = ("rank", "contrastive")  # of pairs of a question and a passage
+# the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
+TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
 
 

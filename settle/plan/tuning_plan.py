@@ -179,7 +179,7 @@ class _Fit:
         self.beside = objective.bytes_beside(self.number)
         self.adapter = adapter
         store = corpus.train
-        self.per_row = store.segments_per_row * store.num_inputs / store.num_documents
+        self.per_row = store.num_inputs / store.num_rows
         self.longest = int(store.lengths.max()) * store.segments_per_row
 
     def choose(self, why: dict[str, str]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.settings import ENCODER_OBJECTIVES, TuneSettings
+from settle.jobs.settings import TUNING_JOBS, TuneSettings
 
 
 class Tune(TuneSettings, Command):
@@ -30,5 +30,4 @@ class Tune(TuneSettings, Command):
     def run(self, events: Events) -> int:
         from settle.jobs.seeds.seeds import start_or_repeat
 
-        job = "tune_encoder" if self.objective.name in ENCODER_OBJECTIVES else "tune"
-        return start_or_repeat(job, self, events)
+        return start_or_repeat(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)

@@ -54,7 +54,7 @@ class LabelColumn:
         if len(labels) > MOST_OPTIONS:
             raise DataError(
                 f"the label column {name!r} has {len(labels)} different values, and {MOST_OPTIONS} is the most",
-                "group them, or name another column with --objective.label",
+                "group them, or name another column with --rows.columns.label",
             )
         rest = tuple(column for column in columns if column != name)
         others = tuple(column for column in rest if column.lower() not in NUMBERS) or rest
@@ -96,7 +96,7 @@ def _found(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> s
     which = f"several columns may hold it: {', '.join(likely[:_SHOWN])}" if likely else (
         f"the columns are {', '.join(columns[:_SHOWN])}"
     )  # fmt: skip
-    raise DataError(f"no label column was found; {which}", "name it with --objective.label")
+    raise DataError(f"no label column was found; {which}", "name it with --rows.columns.label")
 
 
 def _may_label(records: Sequence[Mapping[str, object]], column: str, repeats: float) -> bool:

@@ -81,14 +81,12 @@ def state_text(state: object) -> str:
     return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
 
 
-def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
-    """The first `count` labels that are one token of this tokenizer, with their ids. Raises DataError when there are
-    fewer."""
+def all_labels(tokenizer: Tokenizer) -> dict[str, int]:
+    """The labels that are one token of this tokenizer, at most MOST_OPTIONS, with their ids. Raises DataError when a
+    letter is not among them."""
     found: dict[str, int] = {}
     pairs = ("".join(pair) for pair in itertools.product(_LETTERS, repeat=2))
     for label in itertools.chain(_LETTERS, pairs):
-        if len(found) == count:
-            break
         ids = tokenizer.encode(label).tolist()
         if len(ids) == 1 and tokenizer.decode(ids) == label:
             found[label] = ids[0]
@@ -97,12 +95,18 @@ def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
                 f"the label {label!r} is no single token of this tokenizer",
                 "choose a model whose tokenizer has the letters A to Z",
             )
+    return dict(itertools.islice(found.items(), MOST_OPTIONS))
+
+
+def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
+    """The first `count` of `all_labels`. Raises DataError when there are fewer."""
+    found = all_labels(tokenizer)
     if len(found) < count:
         raise DataError(
             f"{count} options need as many labels of one token, and this tokenizer has {len(found)}",
-            f"group the options, or choose another model; {MOST_OPTIONS} is the most",
+            "group the options, or choose another model",
         )
-    return found
+    return dict(itertools.islice(found.items(), count))
 
 
 def _around(template: ChatTemplate) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from settle.base.registry import Part
 # role, content; with tool_calls, tool_call_id, reasoning_content, name or weight where the row has them
 Message = dict[str, Any]
 Tool = dict[str, Any]  # the JSON schema of a function
-Kind = Literal["chat", "text", "preference"]
+Kind = Literal["chat", "text", "preference", "decision"]
 
 
 class Broken(Exception):

@@ -17,8 +17,8 @@ from settle.data.rows.store import RowStore
 class RowBatches:
     """The endless stream of training batches of one store, `rows_per_batch` whole rows each, packed.
 
-    A target is -1 where it is not supervised. Of preferences a row is two segments, first chosen and then rejected, so
-    segment 2i is the better answer of pair i and 2i + 1 the worse.
+    A target is -1 where it is not supervised. Of a row's variants each epoch shows the next. Of preferences a row is
+    two segments, first chosen and then rejected, so segment 2i is the better answer of pair i and 2i + 1 the worse.
     """
 
     def __init__(self, store: RowStore, rows_per_batch: int, seed: int) -> None:
@@ -58,8 +58,9 @@ class RowBatches:
         index = np.arange(position * self.rows_per_batch, (position + 1) * self.rows_per_batch)
         epochs, places = np.divmod(index, self.store.num_rows)
         rows = np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        segments = self.store.segments_per_row
-        return (rows[:, None] * segments + np.arange(segments)).reshape(-1)
+        segments, variants = self.store.segments_per_row, self.store.variants
+        shown: np.ndarray = rows * variants + epochs % variants
+        return (shown[:, None] * segments + np.arange(segments)).reshape(-1)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.store.num_rows)
@@ -91,4 +92,5 @@ def pack_rows(store: RowStore, documents: np.ndarray) -> Batch:
     """Whole documents, int64 (S,), as one batch: each but its last token is an input, each but its first a target."""
     starts = store.document_starts
     batch = pack(store, starts[documents] + 1, starts[documents + 1], store.supervised)
-    return replace(batch, families=np.asarray(store.families[documents]))
+    shares = None if store.shares is None else store.shares[documents]
+    return replace(batch, families=np.asarray(store.families[documents]), shares=shares)

@@ -11,11 +11,12 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 
-Rows = Literal["text", "preference", "pair"]
+Rows = Literal["text", "preference", "pair", "decision"]
 ROW_NAMES: dict[Rows, str] = {
     "text": "rows of one answer",
     "preference": "pairs of a better and a worse answer",
     "pair": "pairs of a question and a passage",
+    "decision": "rows of a state, a question and its right option",
 }
 
 
@@ -43,7 +44,7 @@ class Objective(Part):
     @classmethod
     def suits(cls, kind: str) -> bool:
         """Whether it learns from rows of this kind (`RowCorpus.kind`)."""
-        return cls.rows == (kind if kind in ("preference", "pair") else "text")
+        return cls.rows == (kind if kind in ("preference", "pair", "decision") else "text")
 
     @abstractmethod
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:

@@ -48,7 +48,8 @@ def tails(batch: Batch, tokens: int, segments: int) -> Batch:
     positions = np.concatenate([np.arange(len(piece)) for piece in pieces])
     edges = np.cumsum([0, *map(len, pieces)]).astype(batch.cu_seqlens.dtype)
     record = None if batch.record is None else batch.record[place]
-    return Batch(batch.inputs[place], batch.targets[place], edges, positions, record)
+    shares = None if batch.shares is None else batch.shares[: len(pieces)]
+    return Batch(batch.inputs[place], batch.targets[place], edges, positions, record, shares=shares)
 
 
 def between(batch: Batch, edges: np.ndarray) -> Batch:
@@ -56,7 +57,11 @@ def between(batch: Batch, edges: np.ndarray) -> Batch:
     first, last = int(edges[0]), int(edges[-1])
     positions = np.concatenate([np.arange(b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)])
     record = None if batch.record is None else batch.record[first:last]
-    return Batch(batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions, record)
+    start = int(np.searchsorted(batch.cu_seqlens, first))
+    shares = None if batch.shares is None else batch.shares[start : start + len(edges) - 1]
+    return Batch(
+        batch.inputs[first:last], batch.targets[first:last], edges - edges[0], positions, record, shares=shares
+    )
 
 
 def row_by_row(batch: Batch, step: int) -> Iterator[Batch]:

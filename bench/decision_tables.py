@@ -1,0 +1,146 @@
+"""Labelled rows for the decision objective, made of what anybody can install offline, before any score was seen.
+
+    apt-get download wordnet-base fortunes manpages manpages-dev && for d in *.deb; do dpkg -x $d raw; done
+    pip download --no-deps bfcl-eval vaderSentiment && for w in *.whl; do unzip -q $w -d raw; done
+    python bench/decision_tables.py raw tables
+
+Each table is a folder with train (200 rows) and test (400, or what is left). Development: sections, speech. Judgement,
+looked at once: functions, feeling, manuals, fortunes. Sources and licences: package descriptions of Debian (each
+package's own), WordNet 3.0 (WordNet licence), the manual pages of Linux (man-pages, mostly GPL and BSD), fortunes
+(public domain and others), BFCL (Apache-2.0), the lexicon of vaderSentiment (MIT).
+"""
+
+import csv
+import gzip
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+TRAIN, TEST = 200, 400
+LONGEST = 220  # characters of a text
+Row = dict[str, object]
+
+DEVELOPMENT, JUDGEMENT = ("sections", "speech"), ("functions", "feeling", "manuals", "fortunes")
+SECTIONS = ("games", "science", "sound", "mail", "fonts", "editors", "net", "graphics")
+SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
+PAGES = {
+    "2": "system call", "3": "library function", "4": "device file", "5": "file format", "8": "administration command"
+}  # fmt: skip
+TOPICS = ("computers", "law", "food", "love", "politics", "medicine", "science", "sports")
+LEVELS = ["very negative", "negative", "neutral", "positive", "very positive"]
+
+
+def sections(raw: Path) -> Iterator[tuple[str, str]]:
+    """What a Debian package is for → its section of the archive."""
+    available = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
+    seen = set()
+    for record in available.split("\n\n"):
+        section = re.search(r"^Section: (?:[\w-]+/)?(\w+)$", record, re.M)
+        summary = re.search(r"^Description(?:-en)?: (.+)$", record, re.M)
+        name = re.search(r"^Package: (\S+)$", record, re.M)
+        if section and summary and name and section[1] in SECTIONS and name[1] not in summary[1].lower():
+            text = summary[1].strip()
+            if text not in seen:
+                seen.add(text)
+                yield text, section[1]
+
+
+def speech(raw: Path) -> Iterator[tuple[str, str]]:
+    """A definition → the part of speech of the word that it defines."""
+    for kind, name in SPEECH.items():
+        for line in (raw / "usr/share/wordnet" / f"data.{kind}").read_text().splitlines():
+            gloss = line.partition("| ")[2].split('; "')[0].strip()
+            if not line.startswith("  ") and len(gloss) > 20:
+                yield gloss, name
+
+
+def manuals(raw: Path) -> Iterator[tuple[str, str]]:
+    """The first words of a manual page's description → what kind of thing it describes."""
+    for section, kind in PAGES.items():
+        for path in sorted((raw / "usr/share/man" / f"man{section}").glob("*.gz")):
+            text = gzip.decompress(path.read_bytes()).decode(errors="replace")
+            found = re.search(r'^\.SH "?NAME"?\n(.+?)^\.S[Hh]', text, re.M | re.S)
+            summary = re.split(r"\\?-\s+", found[1].replace("\n", " "), maxsplit=1) if found else []
+            if len(summary) == 2 and "\\" not in summary[1] and len(summary[1]) > 12:
+                yield summary[1].strip(), kind
+
+
+def fortunes(raw: Path) -> Iterator[tuple[str, str]]:
+    """A saying → the collection that it is in."""
+    for topic in TOPICS:
+        for saying in (raw / "usr/share/games/fortunes" / topic).read_text(errors="replace").split("\n%\n"):
+            text = " ".join(re.sub(r".\x08", "", saying).split())
+            if 30 < len(text) < LONGEST:
+                yield text, topic
+
+
+def functions(raw: Path) -> Iterator[tuple[str, str]]:
+    """A request and one function → whether the function is of any use for it."""
+    for name, answer in (("irrelevance", "no"), ("simple_python", "yes")):
+        for line in (raw / "bfcl_eval/data" / f"BFCL_v4_{name}.json").read_text().splitlines():
+            case = json.loads(line)
+            request, function = case["question"][0][-1]["content"], case["function"][0]
+            summary = function["description"].partition(". ")[0]
+            yield f"{_cut(request)}\nFunction {function['name']}: {_cut(summary)}", answer
+
+
+def feeling(raw: Path) -> Iterator[Row]:
+    """A word → how it feels, as ten people rated it from -4 to 4: a distribution over five levels."""
+    question = {"type": "score", "instructions": "How does this word feel?", "criteria": LEVELS}
+    for line in (raw / "vaderSentiment/vader_lexicon.txt").read_text().splitlines():
+        word, _, _, ratings = line.split("\t")[:4]
+        if word.isalpha() and len(word) > 3:
+            counts = [0] * len(LEVELS)
+            for rating in json.loads(ratings):
+                counts[2 + (rating > 0) - (rating < 0) + (rating > 2) - (rating < -2)] += 1
+            shares = {str(level): count for level, count in enumerate(counts)}
+            yield {"state": word, "questions": {"feeling": question}, "targets": {"feeling": shares}}
+
+
+TABLES: dict[str, tuple[str, Callable[[Path], Iterable[tuple[str, str]]]]] = {
+    "sections": ("section", sections),
+    "speech": ("part_of_speech", speech),
+    "functions": ("useful", functions),
+    "manuals": ("kind", manuals),
+    "fortunes": ("topic", fortunes),
+}
+
+
+def main(raw: Path, out: Path) -> None:
+    for name, (label, make) in TABLES.items():
+        by_label: dict[str, list[Row]] = {}
+        for text, answer in dict(make(raw)).items():
+            by_label.setdefault(answer, []).append({"text": text if "\n" in text else _cut(text), label: answer})
+        dice = random.Random(name)
+        most = (TRAIN + TEST) // len(by_label)  # equally many of each class, as far as there are
+        rows = [row for answers in by_label.values() for row in dice.sample(answers, min(most, len(answers)))]
+        _write(out / name, rows, dice, "csv")
+    dice = random.Random("feeling")
+    _write(out / "feeling", dice.sample(list(feeling(raw)), TRAIN + TEST), dice, "jsonl")
+
+
+def _write(folder: Path, rows: list[Row], dice: random.Random, kind: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    dice.shuffle(rows)
+    for side, chosen in (("train", rows[:TRAIN]), ("test", rows[TRAIN : TRAIN + TEST])):
+        with (folder / f"{side}.{kind}").open("w", newline="", encoding="utf-8") as file:
+            if kind == "csv":
+                writer = csv.DictWriter(file, chosen[0])
+                writer.writeheader()
+                writer.writerows(chosen)
+            else:
+                file.writelines(json.dumps(row) + "\n" for row in chosen)
+    print(folder.name, len(rows))
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[:LONGEST].rpartition(" ")[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,128 @@
+"""What a live model answers to decisions: the scores of the labels, and how often another order changes the answer.
+
+Legend: n rows, K options, P orders.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from settle.base.statistics import Interval, wilson
+from settle.data.batches import Batch
+from settle.data.decisions.encode import DecisionEncoder, EncodedDecision, own_order
+from settle.data.decisions.rows import DecisionRow
+from settle.evaluate.calibration import fit_temperature, probabilities
+from settle.model.decoder import Decoder
+from settle.train.objectives.decision import Decision
+
+BATCH_TOKENS = 2048
+ORDERS = 3  # other orders that each row is asked in
+
+
+@dataclass(frozen=True)
+class Scored:
+    """scores, targets (n, K): logits of the labels, -inf beyond a row's options, and the right shares; types (n,)."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+    types: np.ndarray
+
+    def temperatures(self) -> dict[str, float]:
+        """The temperature of each type of question, fitted on these rows."""
+        return {
+            str(kind): fit_temperature(self.scores[self.types == kind], self.targets[self.types == kind])
+            for kind in np.unique(self.types)
+        }
+
+    def probabilities(self, temperatures: dict[str, float]) -> np.ndarray:
+        """(n, K) with each row at the temperature of its type; 1 for a type that has none."""
+        heat = np.array([temperatures.get(str(kind), 1.0) for kind in self.types])
+        return probabilities(self.scores / heat[:, None])
+
+
+def score_rows(model: Decoder, objective: Decision, encoder: DecisionEncoder, rows: Sequence[DecisionRow]) -> Scored:
+    """The rows with their options in their own order."""
+    encoded = [encoder.encode(row, own_order(row.question)) for row in rows]
+    width = max(len(decision.shares) for decision in encoded)
+    scores = np.full((len(rows), width), -np.inf)
+    targets = np.zeros((len(rows), width))
+    for number, (decision, own) in enumerate(zip(encoded, _scores(model, objective, encoded), strict=True)):
+        scores[number, : len(own)], targets[number, : len(own)] = own, decision.shares
+    return Scored(scores, targets, np.array([row.question.type for row in rows]))
+
+
+def order_changes(
+    model: Decoder,
+    objective: Decision,
+    encoder: DecisionEncoder,
+    rows: Sequence[DecisionRow],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Interval | None:
+    """The share of answers that differ once the options stand in another order, over ORDERS orders of each choice; None
+    where no row is a choice."""
+    choices = [row for row in rows if row.question.type == "choice"]
+    if not choices:
+        return None
+    changed: list[bool] = []
+    families: list[int] = []
+    for number, row in enumerate(choices):
+        count = len(row.question.options)
+        random = np.random.default_rng([number, count])
+        orders = [own_order(row.question), *(tuple(random.permutation(count).tolist()) for _ in range(ORDERS))]
+        encoded = [encoder.encode(row, order) for order in orders]
+        answers = [
+            order[int(own.argmax())] for order, own in zip(orders, _scores(model, objective, encoded), strict=True)
+        ]
+        changed += [answer != answers[0] for answer in answers[1:]]
+        families += [number] * ORDERS
+        on_progress(number + 1, len(choices))
+    return wilson(changed, families)
+
+
+@torch.no_grad()
+def _scores(model: Decoder, objective: Decision, encoded: Sequence[EncodedDecision]) -> list[np.ndarray]:
+    """The logits (K,) of each decision, in their order."""
+    training, found = model.training, {}
+    model.eval()
+    for chosen in _batches([len(decision.ids) for decision in encoded]):
+        batch = packed([encoded[i] for i in chosen])
+        assert batch.shares is not None
+        inputs, bounds, shares = (
+            torch.from_numpy(array).to(model.device) for array in (batch.inputs, batch.cu_seqlens, batch.shares)
+        )
+        scores = objective.scores(model, inputs, bounds, shares).cpu().numpy()
+        for i, own in zip(chosen, scores, strict=True):
+            found[i] = own[: len(encoded[i].shares)].astype(float)
+    model.train(training)
+    return [found[i] for i in range(len(encoded))]
+
+
+def packed(encoded: Sequence[EncodedDecision]) -> Batch:
+    """Decisions as one batch."""
+    lengths = [len(decision.ids) - 1 for decision in encoded]
+    targets = np.concatenate([np.append(np.full(len(d.ids) - 2, -1), d.ids[-1]) for d in encoded])
+    shares = np.full((len(encoded), max(len(d.shares) for d in encoded)), -1, np.float32)
+    for number, decision in enumerate(encoded):
+        shares[number, : len(decision.shares)] = decision.shares
+    return Batch(
+        np.concatenate([decision.ids[:-1] for decision in encoded]),
+        targets,
+        np.cumsum([0, *lengths]).astype(np.int32),
+        np.concatenate([np.arange(length) for length in lengths]),
+        shares=shares,
+    )
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows that go through the model together, those of like length."""
+    chosen: list[int] = []
+    size = 0
+    for number in np.argsort(lengths, kind="stable").tolist():
+        if chosen and size + lengths[number] > BATCH_TOKENS:
+            yield chosen
+            chosen, size = [], 0
+        chosen.append(number)
+        size += lengths[number]
+    yield chosen

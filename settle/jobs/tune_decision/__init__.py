@@ -1,0 +1,18 @@
+"""settle tune --objective decision: a model that answers typed questions with calibrated probabilities."""
+
+from settle.jobs.job import Job
+from settle.jobs.proof_stages import proof, scores
+from settle.jobs.settings import TuneSettings
+from settle.jobs.training_stages import build, earlier_session, judge, loop, result
+from settle.jobs.tune_decision.stages import DecisionContext, base, calibrate, data, zero_shot
+from settle.jobs.tuning_stages import again, export, forecast, plan
+
+JOB = Job(
+    "tune_decision",
+    TuneSettings,
+    DecisionContext,
+    (
+        earlier_session, base, data, plan, build, scores, zero_shot, forecast, proof(again),
+        loop, judge, calibrate, export, result,
+    ),
+)  # fmt: skip
