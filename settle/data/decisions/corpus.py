@@ -18,7 +18,7 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
 from settle.base.run import read_json, write_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order
+from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
 from settle.data.decisions.prompt import DecisionPrompt, labels_of
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
@@ -57,10 +57,15 @@ class DecisionCorpus(RowCorpus):
 
 
 def prepare_decisions(
-    inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, instructions: str = ""
+    inputs: Sequence[str],
+    tokenizer: Tokenizer,
+    settings: RowSettings,
+    instructions: str = "",
+    shuffle: bool | None = None,
 ) -> DecisionCorpus:
     """The decisions of `inputs` as `tokenizer`'s model learns them, made if they are not there yet. instructions: what
-    is asked about each row of a table; made of the label column's name when empty.
+    is asked about each row of a table; made of the label column's name when empty. shuffle: whether a choice's options
+    change places each epoch; by default those of questions whose options differ from row to row.
 
     Raises DataError for what is no labelled row, for too few of them, and for labels that are no single token.
     """
@@ -72,13 +77,15 @@ def prepare_decisions(
     with workspace() as work:
         ledger = Ledger()
         sources = find_sources(inputs, settings.held_out_from, work, ledger)
-        fingerprint = _fingerprint(sources, tokenizer, settings, instructions, prompt)
+        fingerprint = _fingerprint(sources, tokenizer, settings, (instructions, shuffle), prompt)
         if known := stored_corpus(fingerprint, open_decisions):
             return known
         describe_sources(ledger, sources)
         rows, given = _read(sources, settings, instructions, ledger)
         labels = labels_of(tokenizer, max(len(row.question.options) for row in rows))
         encoder = DecisionEncoder(tokenizer, prompt, labels)
+        shuffled = {row.name for row in rows} if shuffle else set() if shuffle is False else with_changing_options(rows)
+        ledger.notes["shuffled"] = sorted(shuffled)
         _write(work / "corpus", rows, given, encoder, tokenizer, settings, ledger)
         write_json(work / "corpus" / "files.json", [file.name for file in sources.files])
         about = {"labels": labels, "prompt": asdict(prompt), "template": tokenizer.chat_template or None}
@@ -150,6 +157,7 @@ def _note(rows: Sequence[DecisionRow], ledger: Ledger) -> None:
     for name, counted in classes.items():
         if len(counted) < 2:
             raise DataError(f"every answer to {name!r} is {next(iter(counted))!r}", "give rows of at least two classes")
+    ledger.notes["rows"] = {"row_kind": "decision"}
     ledger.notes["classes"] = {name: dict(counted.most_common()) for name, counted in classes.items()}
     ledger.notes["contradictions"] = sum(len(best) > 1 for best in answers.values())
 
@@ -179,13 +187,12 @@ def _write(
     sides, families = split_decisions(rows, share, given)
     sides = np.where(is_fitting, sides, -1)
     tokens = sum(len(own[number].ids) for number in np.flatnonzero(sides == TRAIN))
-    variants = num_variants(tokens, MOST_TOKENS, FEWEST_VARIANTS, MOST_VARIANTS)
+    variants = num_variants(tokens, MOST_TOKENS, FEWEST_VARIANTS, MOST_VARIANTS) if ledger.notes["shuffled"] else 1
     names = list(dict.fromkeys(row.origin.rpartition(":")[0] for row in rows))
     for number, side in enumerate(SIDES):
         chosen = np.flatnonzero(sides == number).tolist()
         if not chosen:
             raise DataError(f"no rows are left for the {side.replace('_', '-')} side", "give more rows, or more varied")
-        ledger.notes[side] = len(chosen)
         ledger.kept += len(chosen)
         times, shares = (variants if number == TRAIN else 1), []
         with ExitStack() as stack:
@@ -196,7 +203,9 @@ def _write(
                 row = rows[index]
                 lines.write(json.dumps(_spelled(row), ensure_ascii=False) + "\n")
                 random = np.random.default_rng([index, len(rows)])
-                orders = orders_of(row.question, times, random) if number == TRAIN else [own_order(row.question)]
+                orders = [own_order(row.question)] * times
+                if number == TRAIN and row.name in ledger.notes["shuffled"]:
+                    orders = orders_of(row.question, times, random)
                 name, _, line = row.origin.rpartition(":")
                 for order in orders:
                     encoded = encoder.encode(row, order)
@@ -205,7 +214,9 @@ def _write(
                     origin = (names.index(name), int(line), int(families[index]))
                     writer.add(encoded.ids, mask, origin, len(encoded.text))
                     shares.append(encoded.shares)
-            writer.close()
+            store = writer.close()
+        ledger.notes[side] = {"rows": len(chosen), "tokens": store.num_tokens, "bytes": store.num_bytes}
+        ledger.kept_bytes += store.num_bytes
         _padded(shares).tofile(folder / side / SHARES)
 
 
@@ -241,11 +252,11 @@ def _row(value: Mapping[str, object]) -> DecisionRow:
 
 
 def _fingerprint(
-    sources: Sources, tokenizer: Tokenizer, settings: RowSettings, instructions: str, prompt: DecisionPrompt
+    sources: Sources, tokenizer: Tokenizer, settings: RowSettings, asked: tuple[object, ...], prompt: DecisionPrompt
 ) -> str:
     ids = [tokenizer.bos_id, tokenizer.eos_id, bool(tokenizer.add_bos), tokenizer.pre]
     choices = settings.model_dump(mode="json") | {"asked": sorted(settings.model_fields_set)}
-    content = ["decisions", _VERSION, *sources.identity, choices, instructions, asdict(prompt), ids]
+    content = ["decisions", _VERSION, *sources.identity, choices, asked, asdict(prompt), ids]
     digest = hashlib.sha256(json.dumps(content, default=str).encode())
     digest.update("\n".join(tokenizer.tokens).encode("utf-8", "replace"))
     digest.update("\n".join(tokenizer.merges).encode("utf-8", "replace"))

@@ -4,7 +4,7 @@ Legend: N tokens, K options, V variants of a row.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,14 @@ class DecisionEncoder:
 def own_order(question: Question) -> tuple[int, ...]:
     """The options as they are asked."""
     return tuple(range(len(question.options)))
+
+
+def with_changing_options(rows: Iterable[DecisionRow]) -> set[str]:
+    """The names of questions whose options are not the same in every row."""
+    options: dict[str, set[tuple[str, ...]]] = {}
+    for row in rows:
+        options.setdefault(row.name, set()).add(row.question.keys)
+    return {name for name, keys in options.items() if len(keys) > 1}
 
 
 def orders_of(question: Question, variants: int, random: np.random.Generator) -> list[tuple[int, ...]]:

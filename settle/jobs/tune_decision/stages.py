@@ -66,8 +66,10 @@ def data(c: DecisionContext) -> None:
     assert c.base is not None
     context = c.base.part.max_position_embeddings
     rows = c.settings.rows.model_copy(update={"max_tokens": min(c.settings.rows.max_tokens or context, context)})
-    question = str(c.settings.objective.settings.get("question") or "")
-    c.corpus = prepare_decisions(c.settings.inputs, c.base.tokenizer, rows, question)
+    asked = Decision.model_validate(c.settings.objective.settings)
+    c.corpus = prepare_decisions(c.settings.inputs, c.base.tokenizer, rows, asked.question, asked.shuffle)
+    labels = c.settings.objective.over({"labels": list(c.corpus.labels.values())})
+    c.settings = c.settings.model_copy(update={"objective": labels})
     _describe(c)
 
 
@@ -143,13 +145,15 @@ def calibrate(c: DecisionContext) -> None:
         "report": report.to_json(),
         "order_changes": changes.to_json() if changes else None,
         "baselines": baselines,
+        "confidences": shares.max(-1).tolist(),
+        "correct": [bool(hit) for hit in right],
     }
     c.figures["decision"] = decision
     write_json(c.run.out / "decision.json", decision)
     c.add_files({"decision": str(c.run.out / "decision.json")})
     c.compared = [str(c.figures["comparison"]["headline"]), *report.lines()]  # type: ignore[index]
     if changes:
-        text = f"{changes.value:.1%} of answers change when the options stand in another order"
+        text = f"{changes.value:.1%} of answers change when the model itself is asked in another order of the options"
         c.compared.append(f"{text} (at most {changes.high:.1%})")
     for line in c.compared:
         c.events.emit(Say(text=line))

@@ -26,6 +26,10 @@ class Decision(Objective):
     needs_base: ClassVar[bool] = True
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
+    shuffle: bool | None = Field(
+        None,
+        description="change the options' places each epoch; when not given, where they differ from row to row",
+    )
     labels: list[int] = Field([], description="token ids of the labels, in their order; the tokenizer's when not given")
 
     @field_validator("labels", mode="before")

@@ -1,0 +1,181 @@
+"""`settle tune --objective decision` with a tiny model that is really tuned: learned, calibrated, resumed, refused."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from settle.base.errors import DataError, UsageError
+from settle.base.event_log import Events
+from settle.base.run import Run
+from settle.base.settings import resolve
+from settle.data.decisions.corpus import prepare_decisions
+from settle.data.rows.batches import RowBatches
+from settle.data.settings import RowSettings
+from settle.formats.gguf import export_gguf
+from settle.jobs.job import start_job
+from settle.jobs.resume import resume
+from settle.jobs.settings import TuneSettings
+from tests.trained import Trained, trained
+
+WORDS = {"returns": "self.x return", "loops": "for i in x", "raises": "raise Error"}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Trained:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decision")
+    export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "base.gguf", "f32", {})
+    dice = random.Random(0)
+    rows = [
+        {"id": i, "text": f"{dice.choice('abcdef')}{i} {words} {dice.randrange(99)}", "label": label}
+        for i in range(40)
+        for label, words in WORDS.items()
+    ]
+    write(folder / "rows.csv", rows)
+    return folder
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def tune(files: Path, rows: Path | None = None, on_event: Any = None, **more: Any) -> tuple[int, list[Any]]:
+    asked = {
+        "model": str(files / "base.gguf"), "inputs": [str(rows or files / "rows.csv")], "objective": "decision",
+        "name": "d", "threads": 1, "dtype": "float32", "epochs": 2, "rates": {"lr": 0.01}, "batch_rows": 8, **more,
+    }  # fmt: skip
+    said: list[Any] = []
+    events = Events(listeners=[said.append, *([on_event] if on_event else [])])
+    try:
+        context = start_job("tune_decision", resolve(TuneSettings, [("asked", asked)]).value, events)
+        return context.exit_code or 0, said
+    finally:
+        events.close()
+
+
+def texts(said: list[Any]) -> str:
+    return "\n".join(event.text for event in said if hasattr(event, "text"))
+
+
+def test_it_learns_to_decide_and_says_how_sure_it_may_be(files: Path, home: Path) -> None:
+    code, said = tune(files)
+    result = Run.find("d").read("result.json") or {}
+    assert code == 0, texts(said)
+    tests = result["comparison"]["tests"]
+    assert set(tests) == {"zero-shot", "majority class"} and tests["zero-shot"]["tuned"] > 0.8
+    assert result["decision"]["baselines"]["majority class"]["accuracy"] == pytest.approx(1 / 3, abs=0.05)
+    assert len(result["proof"]) == 8 and result["gate"]["passed"]
+    made = json.loads(Path(result["files"]["decision"]).read_text())
+    assert made["type"] == "nimble" and list(made["labels"]) == ["A", "B", "C"]
+    assert made["questions"]["label"]["criteria"] == dict.fromkeys(sorted(WORDS))
+    assert 0.02 < made["temperatures"]["choice"] < 50 and "{{ o.label }}" in made["template"]
+    assert len(made["confidences"]) == len(made["correct"]) == made["report"]["rows"]
+    assert np.mean(made["correct"]) == pytest.approx(tests["zero-shot"]["tuned"])
+    assert 0 <= made["order_changes"]["value"] <= 1
+    shown = texts(said)
+    assert "rows judge the result: a difference of" in shown and "majority class" in shown
+    assert "refusing above a risk of 5%" in shown and "asked in another order of the options" in shown
+
+
+def test_it_resumes_to_the_same_weights(files: Path, home: Path) -> None:
+    def stop(event: Any) -> None:
+        if event.kind == "step" and event.step == 6 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+
+    stopped: list[bool] = []
+    tune(files, name="whole", compare=False)
+    with pytest.raises(KeyboardInterrupt):
+        tune(files, name="halves", on_event=stop, compare=False)
+    events = Events()
+    assert resume("halves", events) in (0, 3)
+    events.close()
+    whole, halves = (Run.find(name).read("result.json") or {} for name in ("whole", "halves"))
+    assert whole["best"]["loss"] == halves["best"]["loss"]
+    assert whole["decision"]["report"] == halves["decision"]["report"]
+
+
+def bad(rows: list[dict[str, Any]], tmp_path: Path) -> Path:
+    write(tmp_path / "bad.csv", rows)
+    return tmp_path / "bad.csv"
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([{"text": f"t {i}", "label": "one"} for i in range(40)], "only 'one'"),
+        ([{"text": f"t {i}", "label": i % 2} for i in range(12)], "12 labelled rows are too few"),
+        ([{"text": f"t {i}", "label": f"class {i % 300}"} for i in range(600)], "300 different values"),
+        ([{"text": f"t {i}", "label": f"class {i % 200}"} for i in range(400)], "200 options need as many labels"),
+        ([{"text": f"t {i} " * 400, "label": i % 2} for i in range(40)], "longer than"),
+    ],
+)
+def test_rows_that_nothing_can_be_learned_from_are_refused(
+    files: Path, home: Path, tmp_path: Path, rows: list[dict[str, Any]], what: str
+) -> None:
+    with pytest.raises(DataError, match=what):
+        tune(files, bad(rows, tmp_path))
+    assert not (home / "runs").exists() or not list((home / "runs").iterdir())
+
+
+def test_rare_classes_and_contradictions_are_said_before_anything_runs(files: Path, home: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"t {i} {i * 7}", "label": "ab"[i % 2]} for i in range(60)]
+    rows += [{"text": "t 1 7", "label": "a"}, {"text": "x y z", "label": "c"}, {"text": "p q r", "label": "c"}]
+    code, said = tune(files, bad(rows, tmp_path), dry=True)
+    shown = texts(said)
+    assert "1 of 3 classes of 'label' have fewer than 5 rows (c)" in shown
+    assert "1 texts have different answers" in shown
+
+
+def test_settings_of_models_that_write_are_refused(files: Path, home: Path) -> None:
+    with pytest.raises(UsageError, match="--sample"):
+        tune(files, sample="a")
+
+
+def test_options_change_places_each_epoch_and_texts_stay_on_one_side(tiny: Trained, files: Path, home: Path) -> None:
+    corpus, again, fixed = (
+        prepare_decisions([str(files / "rows.csv")], tiny.tokenizer, RowSettings(), shuffle=shuffle)
+        for shuffle in (True, True, None)
+    )
+    assert again.fingerprint == corpus.fingerprint != fixed.fingerprint
+    assert (corpus.train.variants > 3, fixed.train.variants) == (True, 1), "options that never change keep their place"
+    sizes = [store.num_rows for store in (corpus.train, corpus.selection, corpus.calibration, corpus.held_out)]
+    assert sum(sizes) == 120 and sizes[3] == pytest.approx(24, abs=4) and min(sizes) >= 8
+    states = [{row.state for row in corpus.rows(side)} for side in ("train", "selection", "calibration", "held_out")]
+    assert len(set.union(*states)) == sum(map(len, states))
+    keys = [row.question.options[row.best].key for row in corpus.rows("held_out")]
+    assert min(keys.count(key) for key in WORDS) >= 5, "classes are spread over the sides"
+    batches = RowBatches(corpus.train, corpus.train.num_rows, seed=0)
+    first, second, third = (batches.at(epoch) for epoch in range(3))
+    labels = {batch.targets[batch.cu_seqlens[1:] - 1].tobytes() for batch in (first, second, third)}
+    assert len(labels) == 3, "another label is right in every epoch"
+    right = np.sort(first.targets[first.cu_seqlens[1:] - 1])
+    assert np.unique(right, return_counts=True)[1].min() > corpus.train.num_rows / 5, (
+        "each label is right equally often"
+    )
+    assert (first.shares >= 0).all() and np.allclose(first.shares.sum(1), 1)
+    assert ((first.targets >= 0).sum(), len(first.cu_seqlens) - 1) == (corpus.train.num_rows,) * 2
+
+
+def test_targets_that_are_shares_reach_the_batch(tiny: Trained, home: Path, tmp_path: Path) -> None:
+    question = {"type": "score", "instructions": "How long?", "criteria": ["short", "middling", "long"]}
+    rows = [
+        {"state": f"{'x' * (i % 9)} {i}", "questions": {"q": question}, "targets": {"q": {"0": 1, "2": i % 9 + 1}}}
+        for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare_decisions([str(tmp_path / "rows.jsonl")], tiny.tokenizer, RowSettings())
+    shares = RowBatches(corpus.train, 4, seed=0).at(0).shares
+    assert shares is not None and (shares[:, 1] == 0).all() and (shares[:, 0] > 0).all() and (shares < 1).all()

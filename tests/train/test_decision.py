@@ -1,0 +1,80 @@
+"""Decisions: the loss and its gradient against the formula, and an option that is not there."""
+
+import numpy as np
+import pytest
+import torch
+
+from settle.data.batches import Batch
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures.llama import Llama
+from settle.model.decoder import Decoder
+from settle.train.objectives.decision import Decision
+from settle.train.proof.rows import between, row_by_row, tails
+
+LENGTHS, LABELS = (9, 12, 7), [5, 9, 2]
+SHARES = np.array([[0.75, 0.25, 0.0], [0.0, 1.0, -1.0], [0.2, 0.3, 0.5]], np.float32)
+
+
+def decisions() -> Batch:
+    tokens = np.random.default_rng(4).integers(0, Llama.TINY.vocab_size, sum(LENGTHS))
+    ends = np.cumsum(LENGTHS)
+    targets = np.full(len(tokens), -1)
+    targets[ends - 1] = [LABELS[i] for i in SHARES.argmax(1)]
+    positions = np.concatenate([np.arange(n) for n in LENGTHS])
+    return Batch(tokens, targets, np.append(0, ends).astype(np.int32), positions, shares=SHARES)
+
+
+def adapted() -> Decoder:
+    model = Llama.TINY.build(seed=1)
+    LoRA(rank=3).apply(model, seed=2)
+    with torch.no_grad():
+        for p in model.trainable().values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)), alpha=0.05)
+    return model
+
+
+def by_hand(model: Decoder, data: Batch, number: int) -> torch.Tensor:
+    """KL of one decision, its row alone through the model."""
+    a, b = data.cu_seqlens[number : number + 2]
+    hidden = model(torch.from_numpy(data.inputs[a:b]), torch.tensor([0, b - a], dtype=torch.int32))[-1]
+    count = int((SHARES[number] >= 0).sum())
+    log_q = torch.log_softmax((hidden @ model.head.T)[LABELS[:count]], -1)
+    p = torch.from_numpy(SHARES[number, :count])
+    return (torch.xlogy(p, p) - p * log_q).sum()
+
+
+def test_loss_and_gradient_are_the_formulas() -> None:
+    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    expected = by_hand(model, data, 0) + by_hand(model, data, 1) + by_hand(model, data, 2)
+    wanted = torch.autograd.grad(expected, list(model.trainable().values()))
+    total, count = objective.batch_loss(model, data)
+    found = torch.autograd.grad(total, list(model.trainable().values()))
+    assert (count, objective.count(data)) == (3, 3)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_parts_of_a_batch_keep_their_targets() -> None:
+    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    whole = objective.batch_loss(model, data)[0].item()
+    apart = [objective.batch_loss(model, part)[0].item() for part in row_by_row(data, 1)]
+    assert sum(apart) == pytest.approx(whole, rel=1e-5)
+    assert objective.batch_loss(model, between(data, data.cu_seqlens[1:]))[0].item() == pytest.approx(
+        sum(apart[1:]), rel=1e-5
+    )
+    assert tails(data, 12, 2).shares.tolist() == SHARES[:2].tolist()
+
+
+def test_without_shares_the_last_target_is_right_of_all_labels() -> None:
+    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    hard = Batch(data.inputs, data.targets, data.cu_seqlens, data.positions)
+    sure = np.eye(3, dtype=np.float32)[SHARES.argmax(1)]
+    same = Batch(data.inputs, data.targets, data.cu_seqlens, data.positions, shares=sure)
+    assert objective.batch_loss(model, hard)[0].item() == pytest.approx(objective.batch_loss(model, same)[0].item())
+
+
+def test_every_weight_gets_a_gradient_the_output_table_too() -> None:
+    data, model = decisions(), Llama.TINY.build(seed=1)
+    Decision(labels=LABELS).batch_loss(model, data)[0].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
