@@ -54,8 +54,8 @@ def test_the_calibration_error_is_the_gap_that_was_put_in():
 
 @pytest.mark.parametrize("gap", [0.0, 0.08])
 def test_its_interval_holds_the_gap_and_reaches_zero_where_there_is_none(gap, monkeypatch):
-    monkeypatch.setattr("settle.evaluate.calibration.RESAMPLES", 120)
-    random, held, with_zero, rounds = np.random.default_rng(2), 0, 0, 40
+    monkeypatch.setattr("settle.evaluate.calibration.RESAMPLES", 80)
+    random, held, with_zero, rounds = np.random.default_rng(2), 0, 0, 20
     for _ in range(rounds):
         confidence = np.clip(random.beta(5, 1.5, 150), 0.2, 0.999)
         right = random.random(150) < np.clip(confidence - gap, 0, 1)
