@@ -83,8 +83,8 @@ class TuningSettings(RunSettings):
     )
     objective: Choice = choice(
         "train/objectives",
-        description="what the model learns to minimize; next_token, or dpo for preference pairs, when not given; decision "
-        "is for labelled rows; rank and contrastive are for encoders",
+        description="what the model learns to minimize; next_token, or dpo for preference pairs, when not given; "
+        "decision is for labelled rows; rank and contrastive are for encoders",
     )
     batch_rows: int = Field(8, gt=0, description="rows per optimizer step")
     epochs: float | None = Field(None, gt=0, description="stop after at most this many passes over the rows")

@@ -4,8 +4,8 @@
 a list of descriptions, the lowest level first; for a noul nothing, or an object that describes "false" and "true".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from settle.base.errors import DataError
@@ -53,14 +53,6 @@ class Question:
             return question | {"criteria": [option.description for option in self.options]}
         described = {option.key: option.description for option in self.options}
         return question if self.type == "noul" and not any(described.values()) else question | {"criteria": described}
-
-    def in_order_of(self, asked_before: Iterable["Question"]) -> "Question":
-        """The same question with its options as a model was trained on them, where one of `asked_before` offers the
-        same ones: so an answer does not hang on the order in which they are asked."""
-        for other in asked_before:
-            if other.type == self.type == "choice" and set(other.keys) == set(self.keys):
-                return replace(self, options=tuple(sorted(self.options, key=lambda o: other.keys.index(o.key))))
-        return self
 
     @property
     def keys(self) -> tuple[str, ...]:
