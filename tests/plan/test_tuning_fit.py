@@ -45,7 +45,7 @@ ADAPTER: Any = SimpleNamespace(kept_numbers=lambda linears: {"q_proj": 3}, num_p
 def fit(free: float = 1e12, adapter: Any = ADAPTER, dtype: str = "float32", beside: float = 0.0, **asked: Any) -> _Fit:
     """Of rows of 2 × 50 inputs, the longest of which has 2 × 80 tokens."""
     lengths = SimpleNamespace(max=lambda: 80)
-    store = SimpleNamespace(segments_per_row=2, num_inputs=5000, num_documents=100, lengths=lengths)
+    store = SimpleNamespace(segments_per_row=2, num_inputs=5000, num_rows=50, lengths=lengths)
     base: Any = SimpleNamespace(part=Shape(), name="base", kinds={"Q4_K": 600_000, "F32": 60_000})
     corpus: Any = SimpleNamespace(train=store)
     device: Any = SimpleNamespace(memory_free=free)
