@@ -7,7 +7,7 @@ import pytest
 
 from settle.cli import main
 from settle.jobs.pick import candidates as candidates_module
-from settle.jobs.pick.embedders import read_search, reciprocal_ranks
+from settle.jobs.pick.embedders import read_search
 from settle.library.pull.bert import bert_to_gguf
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.embedders.gguf import Gguf
@@ -47,7 +47,7 @@ def test_the_embedder_that_finds_the_right_passages_is_picked(files, home, capsy
     out, err = capsys.readouterr()
     result = json.loads(out.splitlines()[-1])
     assert (code, result["chosen"], result["verdict"]) == (0, "best", "better"), err
-    assert "30 questions" in err and "passages, scored by reciprocal rank" in err
+    assert "30 questions" in err and "50 passages, scored by reciprocal rank" in err
     by_name = {model["name"]: model for model in result["models"]}
     assert by_name["best"]["score"] == pytest.approx(1.0) and by_name["other"]["score"] < 0.8
     assert by_name["best"]["measured"]["speed"]["median"] > 0 and by_name["best"]["measured"]["peak_bytes"] > 1e6
@@ -63,7 +63,7 @@ def test_ranks_count_ties_as_half_and_long_passages_by_their_nearest_part(files,
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     search = read_search(tmp_path / "pairs.jsonl", 60)
-    ranks = reciprocal_ranks(resolve_gguf(str(files / "best.gguf")), search, 512)
+    ranks = search.scores(resolve_gguf(str(files / "best.gguf")), 512)
     assert ranks[0] == pytest.approx(1.0) and all(0.3 < rank <= 1 for rank in ranks)
     with Gguf(model=str(files / "best.gguf")).open() as opened:
         parts = list(opened.parts(rows[1]["passage"]))

@@ -100,8 +100,8 @@ def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candid
     for candidate in candidates:
         if candidate.ref is not None:
             prediction = predict_file(candidate.ref, needs.context, needs.letters)
-            # the laws of speed are of models that write
-            prediction = prediction.memory_alone if prediction and needs.vectors else prediction
+            # the laws of speed are of models that write text
+            prediction = prediction.memory_alone if prediction and (needs.vectors or needs.decides) else prediction
             candidate = replace(candidate, prediction=prediction)
         elif known := find_known(catalogue()[candidate.name].hub):
             kind = _TYPE.search(catalogue()[candidate.name].about)
@@ -214,6 +214,8 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
         return f"it is said to know {', '.join(sorted(candidate.languages))} only"
     if not candidate.is_here and candidate.num_bytes * DISK_LEFT > disk_free(store()):
         return f"its download of {candidate.num_bytes / 1e6:,.0f} MB does not fit on the disk"
+    if needs.decides:
+        return _without_decisions(candidate, candidate.facts, needs)
     if needs.vectors:
         return _without_vectors(candidate, candidate.facts, needs)
     if candidate.embeds or (candidate.facts is not None and candidate.facts.embeds):
@@ -232,6 +234,15 @@ def _without_vectors(candidate: Candidate, facts: Facts | None, needs: Needs) ->
     if facts is not None and needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
     return ""
+
+
+def _without_decisions(candidate: Candidate, facts: Facts | None, needs: Needs) -> str:
+    """Why a model does not answer typed questions."""
+    if facts is None or facts.decision is None:
+        return f"it is no decision model; `settle tune {candidate.name} ROWS --objective decision` makes one of it"
+    if needs.must_take_it and facts.context < needs.context:
+        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
+    return _unfit(candidate, needs)
 
 
 def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:

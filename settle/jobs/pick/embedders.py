@@ -5,35 +5,42 @@ Legend: Q questions, P passages, W width of a vector.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from settle.base.errors import DataError, SettleError
+from settle.base.errors import DataError
 from settle.data.layouts import Example
 from settle.data.pairs import Pair, read_pairs
 from settle.data.rows.families import row_families
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.infer.embedder import VectorEngine
-from settle.jobs.pick.measure import ROUNDS, Taken
-from settle.jobs.pick.prompts import Prompts
+from settle.jobs.pick.exam import Exam
+from settle.jobs.pick.measure import Taken
+from settle.jobs.pick.needs import Needs
 from settle.library.reference import ModelRef
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.embedders.gguf import Gguf
 
-TITLE = "reciprocal rank"
-TOKENS = 512  # of a text that is read whole, where none are asked for
 MOST_PASSAGES = 2000  # that a question is searched in: those that answer, and others evenly spread
 TIMED = 8  # passages, and questions one by one, of a round
 
 
 @dataclass(frozen=True)
-class Search:
-    """questions (Q), passages (P), and by question the passages that answer it. families: the same number for
-    questions that belong together. given: questions that the files hold."""
+class Search(Exam):
+    """questions (Q), passages (P), and by question the passages that answer it."""
+
+    title: ClassVar[str] = "reciprocal rank"
+    noun: ClassVar[str] = "questions"
+    unit: ClassVar[str] = "passages"
+    columns: ClassVar[dict[str, str]] = {
+        "prompts": "questions", "first token, s": "a question, s", "tokens/s": "passages/s",
+    }  # fmt: skip
+    tokens: ClassVar[int] = 512
 
     questions: Sequence[str]
     passages: Sequence[str]
@@ -42,9 +49,48 @@ class Search:
     given: int
 
     @property
-    def prompts(self) -> Prompts:
-        """As `pick` counts them."""
-        return Prompts([], self.families, True, self.given)
+    def beside(self) -> str:
+        return f"{len(self.passages):,} passages"
+
+    def needs(self, context: int, must_take_it: bool, languages: frozenset[str], commercial: bool) -> Needs:
+        letters = int(statistics.median(map(len, self.passages)))
+        return Needs(context, must_take_it, languages, letters=letters, vectors=True, commercial=commercial)
+
+    def takes(self, ref: ModelRef, tokens: int) -> Taken:
+        """In llama.cpp: seconds of one question, passages a second."""
+        with _opened(ref, tokens) as vectorizer:
+            texts = [next(iter(vectorizer.parts(text))) for text in spread(list(self.passages), TIMED)]
+            asked = [next(iter(vectorizer.parts(text))) for text in spread(list(self.questions), TIMED)]
+            lengths, most = vectorizer.count(texts), vectorizer.most
+        with VectorEngine(ref.weights, tokens) as engine:
+            engine.embed(asked[:1])  # the first look at a mapped file reads it
+            seconds = [_seconds(engine, [text]) for text in asked]
+            taken = _seconds(engine, texts)
+            return Taken(
+                first_token=Measured.of(seconds),
+                speed=Measured.of([len(texts) / taken]),
+                reading=Measured.of([sum(lengths) / taken]),
+                peak_bytes=peak_bytes(engine.pid or 0),
+                context=most,
+                tokens=max(lengths),
+                longest_answer=0,
+            )
+
+    def scores(self, ref: ModelRef, tokens: int) -> list[float]:
+        """By question (Q) one over the place of the first passage that answers it; passages that are as near share the
+        places. A long passage is as near as its nearest part."""
+        with _opened(ref, tokens) as vectorizer:
+            questions = np.stack([vectorizer.query(text) for text in self.questions])  # (Q, W)
+            parts = [list(vectorizer.parts(text)) for text in self.passages]
+            vectors = vectorizer.documents([part for of in parts for part in of])
+        begin = np.cumsum([0, *(len(of) for of in parts[:-1])])
+        nearness = np.maximum.reduceat(questions @ vectors.T, begin, axis=1)  # (Q, P)
+        ranks = []
+        for row, right in zip(nearness, self.answers, strict=True):
+            best = row[list(right)].max()
+            others = np.delete(row, list(right))
+            ranks.append(1 / (1 + (others > best).sum() + (others == best).sum() / 2))
+        return [float(rank) for rank in ranks]
 
 
 def read_search(path: Path, limit: int) -> Search:
@@ -72,62 +118,6 @@ def read_search(path: Path, limit: int) -> Search:
         families=_families(asked),
         given=len(answered),
     )
-
-
-def measure_embedders(
-    refs: Sequence[ModelRef], search: Search, tokens: int, on_progress: Callable[[int], None]
-) -> list[Taken | SettleError]:
-    """What each takes in llama.cpp, or why it could not be measured: seconds of one question, passages a second, peak
-    memory. They take turns, forwards and then backwards. on_progress: called with 1 after each turn."""
-    rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
-    for number in range(ROUNDS):
-        for i in range(len(refs)) if number % 2 == 0 else reversed(range(len(refs))):
-            taken = rounds[i]
-            if isinstance(taken, list):
-                try:
-                    taken.append(_round(refs[i], search, tokens))
-                except SettleError as e:
-                    rounds[i] = e
-            on_progress(1)
-    return [Taken.together(taken) if isinstance(taken, list) else taken for taken in rounds]
-
-
-def reciprocal_ranks(ref: ModelRef, search: Search, tokens: int) -> list[float]:
-    """By question (Q) one over the place of the first passage that answers it; passages that are as near share the
-    places. A long passage is as near as its nearest part. Raises what the embedder raises."""
-    with _opened(ref, tokens) as vectorizer:
-        questions = np.stack([vectorizer.query(text) for text in search.questions])  # (Q, W)
-        parts = [list(vectorizer.parts(text)) for text in search.passages]
-        vectors = vectorizer.documents([part for of in parts for part in of])
-    begin = np.cumsum([0, *(len(of) for of in parts[:-1])])
-    nearness = np.maximum.reduceat(questions @ vectors.T, begin, axis=1)  # (Q, P)
-    ranks = []
-    for row, right in zip(nearness, search.answers, strict=True):
-        best = row[list(right)].max()
-        others = np.delete(row, list(right))
-        ranks.append(1 / (1 + (others > best).sum() + (others == best).sum() / 2))
-    return [float(rank) for rank in ranks]
-
-
-def _round(ref: ModelRef, search: Search, tokens: int) -> Taken:
-    with _opened(ref, tokens) as vectorizer:
-        texts = [next(iter(vectorizer.parts(text))) for text in spread(list(search.passages), TIMED)]
-        asked = [next(iter(vectorizer.parts(text))) for text in spread(list(search.questions), TIMED)]
-        lengths = vectorizer.count(texts)
-        most = vectorizer.most
-    with VectorEngine(ref.weights, tokens) as engine:
-        engine.embed(asked[:1])  # the first look at a mapped file reads it
-        seconds = [_seconds(engine, [text]) for text in asked]
-        taken = _seconds(engine, texts)
-        return Taken(
-            first_token=Measured.of(seconds),
-            speed=Measured.of([len(texts) / taken]),
-            reading=Measured.of([sum(lengths) / taken]),
-            peak_bytes=peak_bytes(engine.pid or 0),
-            context=most,
-            tokens=max(lengths),
-            longest_answer=0,
-        )
 
 
 def _seconds(engine: VectorEngine, texts: Sequence[str]) -> float:
@@ -165,8 +155,3 @@ def _families(asked: Sequence[Sequence[Pair]]) -> list[int]:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def usual_letters(search: Search) -> int:
-    """Of a passage."""
-    return int(statistics.median(map(len, search.passages)))

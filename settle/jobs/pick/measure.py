@@ -54,6 +54,13 @@ class Taken:
 def measure(
     refs: Sequence[ModelRef], cases: Sequence[Case], context: int, on_progress: Callable[[int], None]
 ) -> list[Taken | SettleError]:
+    """What each model takes that answers in text, as `in_turns`."""
+    return in_turns(refs, lambda ref: _round(ref, cases, context), on_progress)
+
+
+def in_turns(
+    refs: Sequence[ModelRef], one_round: Callable[[ModelRef], Taken], on_progress: Callable[[int], None]
+) -> list[Taken | SettleError]:
     """What each model takes, or why it could not be measured. They take turns, forwards and then backwards, so that a
     machine that is busy for a while slows all of them down alike. on_progress: called with 1 after each turn."""
     rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
@@ -62,7 +69,7 @@ def measure(
             taken = rounds[i]
             if isinstance(taken, list):
                 try:
-                    taken.append(_round(refs[i], cases, context))
+                    taken.append(one_round(refs[i]))
                 except SettleError as e:
                     rounds[i] = e
             on_progress(1)

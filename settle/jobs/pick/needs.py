@@ -18,13 +18,15 @@ _NON_COMMERCIAL = re.compile(r"(?i)(^|[-_ ])nc([-_ ]|$)|non-?commercial|research
 
 _VECTORS = re.compile(r"(?i)\b(embed\w*|vectors?|semantic search|retrieval|similarity search)\b")
 
+_DECISIONS = re.compile(r"(?i)\bdeci(de|des|ding|sions?)\b")
+
 
 @dataclass(frozen=True)
 class Needs:
     """context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
     languages: that the task names, as ISO 639-1. tools: the prompts bring tools. turns: some prompts are conversations.
-    letters: of a usual prompt. vectors: it has to turn texts into vectors, and writes none. commercial: the licence has
-    to allow commercial use. speed: tokens per second at least, or None."""
+    letters: of a usual prompt. vectors: it has to turn texts into vectors, and writes none. decides: it has to answer
+    typed questions. commercial: the licence has to allow commercial use. speed: tokens per second at least, or None."""
 
     context: int
     must_take_it: bool = False
@@ -33,6 +35,7 @@ class Needs:
     turns: bool = False
     letters: int = 0
     vectors: bool = False
+    decides: bool = False
     commercial: bool = False
     speed: float | None = None
 
@@ -47,6 +50,11 @@ def languages_in(text: str) -> frozenset[str]:
 def asks_for_vectors(task: str) -> bool:
     """Whether the words of a task ask for an embedder."""
     return bool(_VECTORS.search(task))
+
+
+def asks_for_decisions(task: str) -> bool:
+    """Whether the words of a task ask for a decision model."""
+    return bool(_DECISIONS.search(task))
 
 
 def needs_turns(cases: Sequence[Case]) -> bool:

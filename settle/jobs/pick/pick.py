@@ -24,17 +24,11 @@ from settle.jobs.pick.candidates import (
     named_candidates,
     shortlist,
 )
-from settle.jobs.pick.embedders import (
-    TITLE,
-    TOKENS,
-    Search,
-    measure_embedders,
-    read_search,
-    reciprocal_ranks,
-    usual_letters,
-)
-from settle.jobs.pick.measure import ROUNDS, measure
-from settle.jobs.pick.needs import Needs, asks_for_vectors, languages_in, needs_turns
+from settle.jobs.pick.decisions import read_decisions
+from settle.jobs.pick.embedders import read_search
+from settle.jobs.pick.exam import Exam
+from settle.jobs.pick.measure import ROUNDS, in_turns, measure
+from settle.jobs.pick.needs import Needs, asks_for_decisions, asks_for_vectors, languages_in, needs_turns
 from settle.jobs.pick.predict import note_measured
 from settle.jobs.pick.prompts import Prompts, read_prompts
 from settle.jobs.pick.settings import PickSettings
@@ -52,17 +46,17 @@ TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a pr
 @dataclass(frozen=True)
 class Asked:
     """What the candidates are asked, and how answers are scored. title: of the score, "" where nothing says what is
-    right. task: None there, and for embedders, which are asked a `search`."""
+    right. task: None there, and where an `exam` takes its place."""
 
     prompts: Prompts
     task: Task | None
     needs: Needs
     max_tokens: int | None
-    search: Search | None = None
+    exam: Exam | None = None
 
     @property
     def title(self) -> str:
-        return TITLE if self.search else self.task.title if self.task else ""
+        return self.exam.title if self.exam else self.task.title if self.task else ""
 
     @property
     def is_share(self) -> bool:
@@ -96,8 +90,8 @@ def _pick(settings: PickSettings, events: Events) -> int:
     _say_what_can_be_seen(race, asked, events)
     measured = what_it_takes(chosen, asked, events)
     outcome = None
-    if measured and asked.search:
-        outcome = who_finds_best(measured, asked.search, asked.needs, events)
+    if measured and asked.exam:
+        outcome = who_passes_best(measured, asked.exam, asked.needs, events)
     elif measured and asked.task:
         outcome = who_answers_best(measured, asked, events)
     return _finish(settings, measured, outcome, asked, events)
@@ -109,7 +103,9 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     if settings.prompts is None:
         raise UsageError("no prompts are given to measure with", "give some as people will ask them: --prompts FILE")
     if asks_for_vectors(settings.task):
-        return _search_asked(settings)
+        return _exam_asked(settings, read_search(settings.prompts, settings.limit))
+    if asks_for_decisions(settings.task):
+        return _exam_asked(settings, read_decisions(settings.prompts, settings.limit))
     context = count(settings.context) if settings.context else USUAL_CONTEXT
     prompts = read_prompts(settings.prompts, settings.limit, events)
     if task is None and prompts.are_answered:
@@ -131,24 +127,16 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     return Asked(prompts, task, needs, tokens)
 
 
-def _search_asked(settings: PickSettings) -> Asked:
-    """The same of embedders."""
-    assert settings.prompts is not None
+def _exam_asked(settings: PickSettings, exam: Exam) -> Asked:
+    """The same of candidates that answer otherwise than in text."""
     if settings.score or settings.speed:
         raise UsageError(
-            "embedders are scored by where the right passage comes, and write no tokens",
-            "leave out --score and --speed",
+            f"they are scored by {exam.title} and write no tokens", "leave out --score and --speed for this task"
         )
-    search = read_search(settings.prompts, settings.limit)
-    needs = Needs(
-        context=count(settings.context) if settings.context else TOKENS,
-        must_take_it=settings.context is not None,
-        languages=languages_in(settings.task),
-        letters=usual_letters(search),
-        vectors=True,
-        commercial=settings.commercial,
-    )
-    return Asked(search.prompts, None, needs, None, search)
+    context = count(settings.context) if settings.context else exam.tokens
+    languages = languages_in(settings.task)
+    needs = exam.needs(context, settings.context is not None, languages, settings.commercial)
+    return Asked(exam.prompts, None, needs, None, exam)
 
 
 def who_can(settings: PickSettings, needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
@@ -195,12 +183,11 @@ def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
     """Before anything runs: what so many prompts can show at all."""
     prompts = asked.prompts
     given = len(prompts.families)
-    number = f"{given} {'questions' if asked.search else 'prompts'}"
+    number = f"{given} {asked.exam.noun if asked.exam else 'prompts'}"
     number += f" of {prompts.given}" if prompts.given > given else ""
     if (kinds := len(set(prompts.families))) < given:
         number += f", {kinds} of them not alike"
-    if asked.search:
-        number += f", {len(asked.search.passages):,} passages"
+    number += f", {asked.exam.beside}" if asked.exam else ""
     if not asked.title or len(race.names) < 2:
         events.emit(Say(text=f"{number}; models: {', '.join(race.names)}"))
         return
@@ -226,10 +213,11 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
     refs = [c.ref for c in candidates if c.ref is not None]
     measured = []
     busy = others_are_busy()
-    if asked.search:
-        taken_by_all = measure_embedders(refs, asked.search, asked.needs.context, on_progress)
+    exam, context = asked.exam, asked.needs.context
+    if exam:
+        taken_by_all = in_turns(refs, lambda ref: exam.takes(ref, context), on_progress)
     else:
-        taken_by_all = measure(refs, asked.prompts.cases, asked.needs.context, on_progress)
+        taken_by_all = measure(refs, asked.prompts.cases, context, on_progress)
     if busy := busy or others_are_busy():
         events.emit(Warn(text="other programs keep this machine busy, so answers would be faster than was measured"))
     for candidate, taken in zip(candidates, taken_by_all, strict=True):
@@ -243,7 +231,7 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
             events.emit(Say(text=f"{candidate.name} is left out: {speed}"))
             continue
         measured.append(Measured(candidate, taken))
-        if taken.tokens >= taken.context and not asked.search:
+        if taken.tokens >= taken.context and not exam:
             text = f"the longest prompt has {taken.tokens:,} tokens, which {candidate.name} is not asked"
             events.emit(Warn(text=f"{text}; --context {taken.tokens + taken.longest_answer} makes room for it"))
     return measured
@@ -280,16 +268,16 @@ def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> 
     return outcome
 
 
-def who_finds_best(measured: list[Measured], search: Search, needs: Needs, events: Events) -> Outcome:
-    """All candidates are asked all questions, since their time goes into the passages; `measured` gets the scores."""
-    race = Race([m.name for m in measured], search.families)
+def who_passes_best(measured: list[Measured], exam: Exam, needs: Needs, events: Events) -> Outcome:
+    """All candidates answer all rows, which takes little time; `measured` gets the scores."""
+    race = Race([m.name for m in measured], exam.families)
     scores = {}
     for k, m in enumerate(measured):
-        events.emit(Progress(what="searching", done=k, total=len(measured), detail=m.name))
+        events.emit(Progress(what="answers", done=k, total=len(measured), detail=m.name))
         assert m.candidate.ref is not None
-        scores[k] = reciprocal_ranks(m.candidate.ref, search, needs.context)
-    events.emit(Progress(what="searching", done=len(measured), total=len(measured)))
-    rows = race.next_rows(len(search.questions))
+        scores[k] = exam.scores(m.candidate.ref, needs.context)
+    events.emit(Progress(what="answers", done=len(measured), total=len(measured)))
+    rows = race.next_rows(len(exam.families))
     race.record({k: [of[row] for row in rows] for k, of in scores.items()})
     outcome = race.outcome()
     for k, m in enumerate(measured):
@@ -300,17 +288,19 @@ def who_finds_best(measured: list[Measured], search: Search, needs: Needs, event
 def _finish(
     settings: PickSettings, measured: Sequence[Measured], outcome: Outcome | None, asked: Asked, events: Events
 ) -> int:
-    is_share, vectors = asked.is_share, asked.search is not None
+    is_share, exam = asked.is_share, asked.exam
     verdict = decide(measured, outcome, asked.title, is_share)
     folder = home() / "picks"
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder / free_name(settings.task or "pick", [p.name for p in folder.iterdir()])
     folder.mkdir()
     result = report.to_json(measured, outcome, verdict, asked.title) | {"task": settings.task, "folder": str(folder)}
-    unit = "passages" if vectors else "tokens"
-    picture = report.draw(measured, verdict, asked.title, is_share, folder / "pareto.png", unit)
+    picture = report.draw(
+        measured, verdict, asked.title, is_share, folder / "pareto.png", exam.unit if exam else "tokens"
+    )
     write_json(folder / "result.json", result)
-    events.emit(Listing(columns=report.columns(vectors), rows=report.rows(measured, verdict, is_share)))
+    columns = [exam.columns.get(name, name) if exam else name for name in report.COLUMNS]
+    events.emit(Listing(columns=columns, rows=report.rows(measured, verdict, is_share)))
     _say_verdict(verdict, outcome, measured, events)
     if picture is not None:
         events.emit(Say(text=f"{picture} shows speed against quality"))

@@ -12,13 +12,7 @@ from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, V
 from settle.jobs.pick.verdict import Measured, Verdict
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
-OF_VECTORS = {"prompts": "questions", "first token, s": "a question, s", "tokens/s": "passages/s"}
 INCHES, DPI = (7.6, 5.0), 150
-
-
-def columns(vectors: bool) -> list[str]:
-    """COLUMNS, of embedders by their names there."""
-    return [OF_VECTORS.get(name, name) if vectors else name for name in COLUMNS]
 
 
 def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list[list[object]]:

@@ -16,14 +16,23 @@ from settle.plan.fit.weight_types import BLOCK, read_bytes
 WRITTEN_OPERATIONS, READ_OPERATIONS = 11.0, 2.8
 # By type, beside Q8_0: a token written, a token of a prompt.
 COSTS: dict[str, tuple[float, float]] = {
-    "f32": (3.6, 3.5),
+    "f32": (2.5, 1.85),
     "f16": (1.55, 1.76),
+    "bf16": (1.63, 1.54),
     "q8_0": (1.0, 1.0),
     "q6_k": (0.92, 0.88),
+    "q5_k": (0.91, 0.7),
+    "q5_1": (1.19, 2.31),
     "q5_0": (0.98, 1.26),
-    "q4_0": (0.66, 0.71),
-    "q4_1": (0.77, 1.82),
     "q4_k": (0.49, 0.84),
+    "q4_1": (0.77, 1.82),
+    "q4_0": (0.66, 0.71),
+    "iq4_nl": (0.72, 0.82),
+    "iq4_xs": (0.8, 0.66),
+    "q3_k": (0.87, 0.83),
+    "iq3_s": (2.09, 0.94),
+    "iq3_xxs": (1.82, 1.16),
+    "q2_k": (0.56, 0.71),
 }
 # The type of most matrices of a mix, of its output matrix, and what both become in a model too narrow for them.
 NARROW = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0", "q3_k": "iq4_nl", "q2_k": "iq4_nl", "iq4_xs": "iq4_nl"}
