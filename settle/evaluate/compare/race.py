@@ -1,8 +1,8 @@
 """Several candidates on the same rows: who is shown to be worse is asked no more, and what the rest shows at the end.
 
 One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
-head. All pairs are compared. Half of the error is spent on bets that are looked at after every row (`evidence.py`), the
-other half on the paired test at the end, corrected for its pairs by Shaffer's method.
+head. All pairs are compared. A quarter of the error is spent on bets that are looked at after every row
+(`evidence.py`), the rest on the paired test at the end, corrected for its pairs by Shaffer's method.
 
 Legend: n rows, F families of rows that belong together, K candidates.
 """
@@ -19,7 +19,7 @@ from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
 ERROR = 0.02  # chance of any false "better" among all pairs
-EARLY_SHARE = 0.5  # of the error, for candidates that drop out before all rows are asked
+EARLY_SHARE = 0.25  # of the error, for candidates that drop out before all rows are asked
 FEWEST_TO_STOP = 8  # families asked before the rest may be left out for showing nothing
 
 

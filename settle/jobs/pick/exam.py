@@ -13,9 +13,9 @@ from settle.library.reference import ModelRef
 class Exam(ABC):
     """Rows that every candidate answers, all of them, and the score of each row.
 
-    title: of the score. noun: of its rows. unit: what a second brings. columns: names in the table where they differ. tokens: of a text
-    that is read whole, where none are asked for. families: the same number for rows that belong together. given: rows
-    that the files hold.
+    title: of the score. noun: of its rows. unit: what a second brings. columns: names in the table where they differ.
+    tokens: of a text that is read whole, where none are asked for. families: the same number for rows that belong
+    together. given: rows that the files hold.
     """
 
     title: ClassVar[str]

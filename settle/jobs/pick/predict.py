@@ -12,9 +12,11 @@ from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape
 from settle.library.reference import ModelRef
 from settle.machine import Machine, machine_or_this
+from settle.plan.fit.here import law_here, recalled_runs
 from settle.plan.fit.memory import need
 from settle.plan.fit.model_shapes import shape_of_file
-from settle.plan.fit.speed import Z80, Rate, decode_rate, first_token_seconds, prefill_rate
+from settle.plan.fit.processor_costs import Matrices
+from settle.plan.fit.speed import Z80, Law, Rate, decode_rate, first_token_seconds, prefill_rate
 
 MEMORY_STD = 0.1  # of the logarithm of memory ÷ its prediction, where nothing was measured yet
 LETTERS = 4  # of a token of a prompt, where no tokenizer was asked yet
@@ -50,13 +52,16 @@ def predict_file(ref: ModelRef, context: int, letters: int) -> Prediction | None
     file does not say enough."""
     facts = read_facts(ref.weights)
     try:
-        shape = shape_of_file(ref.weights, ref.name).shape
+        named = shape_of_file(ref.weights, ref.name)
     except SettleError:
         return None
-    return predict(shape, facts.quantization.lower(), facts.bytes, min(context, facts.context), letters)
+    kind = facts.quantization.lower()
+    return predict(named.shape, kind, facts.bytes, min(context, facts.context), letters, named.matrices)
 
 
-def predict(shape: ModelShape, kind: str, num_bytes: int, context: int, letters: int) -> Prediction:
+def predict(
+    shape: ModelShape, kind: str, num_bytes: int, context: int, letters: int, matrices: Matrices | None = None
+) -> Prediction:
     """The same of a model of this shape, whose weights are of a kind such as q4_k_m and take so many bytes."""
     machine = _here()
     law, stds = {}, {"memory": MEMORY_STD}
@@ -64,8 +69,8 @@ def predict(shape: ModelShape, kind: str, num_bytes: int, context: int, letters:
         needed = need(shape, kind, machine, context)
         law["memory"] = num_bytes + needed.total - needed.weights
         prompt = max(8, letters // LETTERS)
-        decode = decode_rate(shape, kind, machine, prompt)
-        prefill = prefill_rate(shape, kind, machine, prompt=prompt)
+        decode = decode_rate(shape, kind, machine, prompt, law=_law(), matrices=matrices)
+        prefill = prefill_rate(shape, kind, machine, _law(), prompt, matrices)
         law["speed"], stds["speed"] = decode.value, _std(decode)
         law["first_token"], stds["first_token"] = first_token_seconds(prefill, decode, prompt), _std(prefill)
     except SettleError:  # a type of weights that the law does not know
@@ -84,6 +89,12 @@ def note_measured(model: str, prediction: Prediction, taken: Taken, busy: bool) 
 @functools.cache
 def _here() -> Machine:
     return machine_or_this(None)
+
+
+@functools.cache
+def _law() -> Law | None:
+    """As runs of `settle fit --measure` corrected it; None is the law that ships."""
+    return law_here(recalled_runs(), _here()) if _here().kind == "cpu" else None
 
 
 def _std(rate: Rate) -> float:
