@@ -8,7 +8,7 @@
 A task is a made firm. What is known of each, fixed before any score was seen:
 - facts: the answers are in the documents and nowhere else, so documents are the cheapest way that can be right;
 - style: the answers have a form that the base has seen among others and that a few examples show: a prompt is enough;
-- labels: each thing has one of four labels that nothing but the examples says, so the weights have to learn them;
+- labels: each thing has one of four labels that nothing but the examples says, so weights learn them: a decision;
 - solved: facts that the base was trained on: the model as it is is enough.
 """
 
@@ -33,10 +33,10 @@ from settle.jobs.choose.choose import choose
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import Setup
 from settle.jobs.choose.verdict import ERROR, decide
-from settle.jobs.choose.ways import CHEAPEST_FIRST, Built, Measured
+from settle.jobs.choose.ways import Built, Measured, possible_ways
 from settle.jobs.trials.arm import Reply
 
-RIGHT = {"facts": "documents", "style": "prompt", "labels": "tune", "solved": "zero-shot"}
+RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
@@ -315,13 +315,14 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
     hard = math.sqrt(0.5) * rng.normal(size=size)
     skill = hard + math.sqrt(0.5) * rng.normal(size=(len(shares), size))
     scores = (skill < np.array([NormalDist().inv_cdf(share) for share in shares])[:, None]).astype(float)
-    race = Race(CHEAPEST_FIRST, range(size), True, ERROR, seed, may_stop=False)
+    names = possible_ways(has_documents=True, is_closed=False)
+    race = Race(names, range(size), True, ERROR, seed, may_stop=False)
     rows = race.next_rows(size)
     race.record({k: scores[k, rows].tolist() for k in range(len(scores))})
     outcome = race.outcome()
     ways = [
         Measured(Built(name, None, Setup(), ""), of_way, [Reply("")] * size)  # type: ignore[arg-type]
-        for name, of_way in zip(CHEAPEST_FIRST, scores.tolist(), strict=True)
+        for name, of_way in zip(names, scores.tolist(), strict=True)
     ]
     verdict = decide(ways, outcome, range(size), MARGIN, True)
     shown = [(p.better, p.first + p.second - p.better) for p in outcome.pairs if p.better is not None]

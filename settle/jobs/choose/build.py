@@ -11,6 +11,7 @@ from settle.base.run import Run
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
 from settle.jobs.choose import choice_folder
+from settle.jobs.choose.decide_way import DecisionModel, write_decisions
 from settle.jobs.choose.documents import Documents, Found, change_fact, passages_of
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.prompts import score_of, search_prompt
@@ -19,6 +20,7 @@ from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns, Passages, Setup, answers
 from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, Recipe, tuned, write_rows
 from settle.jobs.choose.ways import (
+    DECIDE,
     DOCUMENTS,
     PROMPT,
     TUNE,
@@ -60,7 +62,7 @@ class Work:
         """Answers to some cases, with their progress."""
         return answers(arm, cases, _Progress(self.events, what, len(cases)))
 
-    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: ModelInTurns | None = None) -> Arm:
+    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: Arm | None = None) -> Arm:
         """The model in some setup; the one that was asked for unless another is given."""
         return setup.over(model or self.model, "", passages)
 
@@ -84,6 +86,7 @@ def built(name: str, work: Work) -> Built:
     way = _BUILD[name](work)
     collection = work.documents.name if work.documents and name in WITH_DOCUMENTS else ""
     record = {**way.setup.to_json(), "collection": collection, "max_tokens": work.model.max_tokens}
+    record["labels"] = list(work.examples.labels) if name == DECIDE else []
     choice_folder.keep_way(work.folder, name, way.model.ref, record)
     return way
 
@@ -102,6 +105,21 @@ def _documents(work: Work) -> Built:
     seconds += work.index_seconds
     way = Built(DOCUMENTS, work.model, setup, _ready(work), seconds, work.search_seconds, about=about)
     return _with_changed_fact(work, way)
+
+
+def _decide(work: Work) -> Built:
+    recipe = tuning_recipe(work, DECIDE)
+    made = tuned(recipe, work.events)
+    return Built(
+        name=DECIDE,
+        model=DecisionModel(made.ref, work.examples.labels, work.settings.threads),
+        setup=Setup(),
+        command=quoted("settle", "decide", made.run, "a question"),
+        build_seconds=made.seconds,
+        change_seconds=made.seconds,
+        change_note=f"{duration(made.seconds)}, tuned again",
+        about=f"`{recipe.command}` made it",
+    )
 
 
 def _tune(work: Work) -> Built:
@@ -132,6 +150,7 @@ _BUILD = {
     ZERO_SHOT: _zero_shot,
     PROMPT: _prompt,
     DOCUMENTS: _documents,
+    DECIDE: _decide,
     TUNE: _tune,
     TUNE_DOCUMENTS: _tune_documents,
 }
@@ -184,11 +203,14 @@ def tuning_recipe(work: Work, way: str) -> Recipe:
     settings, reads = work.settings, way == TUNE_DOCUMENTS
     path = work.folder / f"{way.replace(' + ', '-')}.jsonl"
     if not path.exists():  # an earlier session's run was made of it
-        write_rows(path, work.examples.train, work.found_train if reads else None, settings.seed)
+        if way == DECIDE:
+            write_decisions(path, work.examples)
+        else:
+            write_rows(path, work.examples.train, work.found_train if reads else None, settings.seed)
     taken = [run.name for run in Run.all()]
     name = choice_folder.own_name(work.folder, f"run {way}", f"{work.folder.name}-{path.stem}", taken)
     epochs = settings.epochs * (PASSAGE_EPOCHS if reads else 1.0)
-    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads)
+    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads, way == DECIDE)
 
 
 def _with_changed_fact(work: Work, way: Built) -> Built:

@@ -23,7 +23,7 @@ from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns
 from settle.jobs.choose.triage import FEWEST, Triage, triage
 from settle.jobs.choose.verdict import ERROR, Verdict, decide
-from settle.jobs.choose.ways import CHEAPEST_FIRST, WITH_DOCUMENTS, Built, Failed, Measured
+from settle.jobs.choose.ways import WITH_DOCUMENTS, Built, Failed, Measured, possible_ways
 from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection_folder import collection_names
@@ -70,7 +70,8 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
 
 def _measured(work: Work, began: float) -> int:
     settings, events = work.settings, work.events
-    ways = {way: way in WITH_DOCUMENTS for way in CHEAPEST_FIRST if work.documents or way not in WITH_DOCUMENTS}
+    possible = possible_ways(work.documents is not None, bool(work.examples.labels))
+    ways = {way: way in WITH_DOCUMENTS for way in possible}
     pace = measure_pace(work)
     examples = work.examples
     expected = forecast(pace, len(examples.train), len(examples.test), ways, bool(examples.labels))
@@ -178,7 +179,7 @@ def say_what_can_be_seen(examples: ExampleSet, task: Task, has_documents: bool, 
         shown = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         events.emit(Warn(text=f"fewer than {RARE} examples want {shown}: nothing can be said of how they are answered"))
     require_enough(examples, has_documents)
-    visible = smallest_visible(len(set(examples.families)), _error(has_documents))
+    visible = smallest_visible(len(set(examples.families)), _error(examples, has_documents))
     assert visible is not None
     text = f"{len(examples.train)} examples to build from, {len(examples.test)} locked away as a test"
     if examples.labels:
@@ -189,7 +190,7 @@ def say_what_can_be_seen(examples: ExampleSet, task: Task, has_documents: bool, 
 
 def require_enough(examples: ExampleSet, has_documents: bool) -> None:
     """Raises DataError where the examples are too few to show or to build anything."""
-    families, error = len(set(examples.families)), _error(has_documents)
+    families, error = len(set(examples.families)), _error(examples, has_documents)
     if smallest_visible(families, error) is None:
         needed = next(n for n in range(families, 1000) if smallest_visible(n, error) is not None)
         raise DataError(
@@ -202,9 +203,9 @@ def require_enough(examples: ExampleSet, has_documents: bool) -> None:
         )
 
 
-def _error(has_documents: bool) -> float:
+def _error(examples: ExampleSet, has_documents: bool) -> float:
     """The error that each pair of ways has, were all of them compared."""
-    ways = sum(has_documents or way not in WITH_DOCUMENTS for way in CHEAPEST_FIRST)
+    ways = len(possible_ways(has_documents, bool(examples.labels)))
     return ERROR / (ways * (ways - 1) // 2)
 
 

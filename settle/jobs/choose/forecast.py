@@ -10,7 +10,7 @@ from settle.jobs.choose.prompts import CALLS
 from settle.jobs.choose.setup import Setup, with_passages
 from settle.jobs.choose.triage import ROWS
 from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, forecast_seconds
-from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 
 OTHER_SECONDS = 5.0  # starting llama.cpp, the page
 ANSWERS = 3  # after a first one, which loads the model
@@ -39,6 +39,7 @@ def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_clo
             ZERO_SHOT: OTHER_SECONDS,
             PROMPT: CALLS * pace.plain,
             DOCUMENTS: 0.0,
+            DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
             TUNE: tuning + OTHER_SECONDS,
             TUNE_DOCUMENTS: tuning * PASSAGE_EPOCHS * pace.passage_tokens + OTHER_SECONDS,
         }

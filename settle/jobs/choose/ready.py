@@ -9,8 +9,9 @@ from settle.base.events import AnswerText, ResultReady
 from settle.base.run import read_json
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import choice_folder
+from settle.jobs.choose.decide_way import DecisionModel
 from settle.jobs.choose.documents import PASSAGES
-from settle.jobs.choose.setup import ModelInTurns, Setup, answers
+from settle.jobs.choose.setup import AnsweringModel, ModelInTurns, Setup, answers
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from settle.retrieve.answer.retrieval import retrieve
@@ -37,13 +38,23 @@ def answer(name: str, question: str, threads: int | None, events: Events) -> int
         with Collection(str(record["collection"])) as collection:
             hits = retrieve(collection, question, k=PASSAGES).hits
             passages = tuple(hit.passage.embedded for hit in hits)
-    with ModelInTurns(_ref(record), tokens, threads) as model:
+    model = _model(record, tokens, threads)
+    try:
         reply = answers(setup.over(model, way, {0: passages}), [asking(question)])[0]
+    finally:
+        model.close()
     events.emit(AnswerText(text=f"{reply.text}\n"))
     events.emit(
         ResultReady(result={"question": question, "answer": reply.text, "way": way, "passages": list(passages)})
     )
     return 0 if reply.text else 3
+
+
+def _model(record: Mapping[str, object], tokens: int, threads: int | None) -> AnsweringModel:
+    labels = record["labels"]
+    if isinstance(labels, list) and labels:
+        return DecisionModel(_ref(record), labels, threads)
+    return ModelInTurns(_ref(record), tokens, threads)
 
 
 def _ref(record: Mapping[str, object]) -> ModelRef:

@@ -70,12 +70,19 @@ def with_passages(question: str, passages: Sequence[str]) -> str:
     return f"Passages:\n\n{read}\n\nQuestion: {question}"
 
 
-class ModelInTurns(Arm):
+class AnsweringModel(Arm):
+    """A model that answers in a process of its own. process_peak: the most memory of that process so far, in bytes."""
+
+    def __init__(self, ref: ModelRef) -> None:
+        self.name, self.ref, self.process_peak = ref.name, ref, 0
+
+
+class ModelInTurns(AnsweringModel):
     """A model in llama.cpp that answers messages one by one, with the likeliest tokens, and is loaded when it is first
     asked. Use it as a context manager.
 
     max_tokens: of an answer. grammar: of an answer, in GBNF. shares: another one of the same files, whose process
-    answers for both. peak: the most memory of that process so far, in bytes.
+    answers for both.
     """
 
     def __init__(
@@ -86,7 +93,8 @@ class ModelInTurns(Arm):
         grammar: str = "",
         shares: "ModelInTurns | None" = None,
     ) -> None:
-        self.name, self.ref, self.max_tokens, self.peak = ref.name, ref, max_tokens, 0
+        super().__init__(ref)
+        self.max_tokens = max_tokens
         self._threads, self._grammar = threads, grammar
         self._loader: ModelInTurns = shares._loader if shares else self
         self._llama: Engine | None = None
@@ -110,11 +118,6 @@ class ModelInTurns(Arm):
     @property
     def engine(self) -> Arm:
         return self._loader
-
-    @property
-    def process_peak(self) -> int:
-        """The most memory of the process that answers, in bytes; 0 where it was not asked."""
-        return self._loader.peak
 
     def load(self) -> None:
         self._loader.llama()
@@ -154,7 +157,7 @@ class ModelInTurns(Arm):
         if room < 1:
             return Reply("", asked=False, read=len(prompt))
         answer = llama.answer(prompt, room, grammar=self._grammar or None)
-        self._loader.peak = max(self._loader.peak, peak_bytes(llama.pid or 0))
+        self.process_peak = max(self.process_peak, peak_bytes(llama.pid or 0))
         return Reply(
             text=without_thoughts(answer.text),
             ended=answer.ended,

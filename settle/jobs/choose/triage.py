@@ -11,7 +11,7 @@ from settle.evaluate.tasks import Task
 from settle.jobs.choose.documents import Found
 from settle.jobs.choose.prompts import choose_shots, score_of
 from settle.jobs.choose.setup import NO_PASSAGES, Passages, Setup
-from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 from settle.jobs.trials.arm import Reply
 
 ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
@@ -99,7 +99,7 @@ def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
     if prompted >= SOLVED:
         return PROMPT, f"a few examples lift it to {prompted:.0%}: what is missing is the form"
     if is_closed:
-        return TUNE, "the answers are a closed set, which a few examples in the prompt do not teach"
+        return DECIDE, "the answers are a closed set, which a few examples in the prompt do not teach"
     if prompted - asked >= REPAIRS:
         return PROMPT, f"a few examples lift it to {prompted:.0%}; all of them may lift it further"
     return TUNE, "neither passages nor a few examples repair the answers: what is missing is a skill"
@@ -120,6 +120,7 @@ def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: b
     if best >= SOLVED:
         reason = f"{best:.0%} are right without changing weights"
         out |= {TUNE: reason, TUNE_DOCUMENTS: out.get(TUNE_DOCUMENTS, reason)}
+        out |= {DECIDE: reason} if CLOSED in means else {}
     elif DOCUMENTS not in out and has_documents and prompted - asked < REPAIRS:
         out[TUNE] = "the answers are in the documents, and examples of other answers do not teach them"
     return out

@@ -37,7 +37,8 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given."""
+    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given. decides: it
+    learns decisions, not answers."""
 
     run: str
     rows: Path
@@ -45,6 +46,11 @@ class Recipe:
     model: str
     seed: int
     threads: int | None
+    decides: bool = False
+
+    @property
+    def job(self) -> str:
+        return "tune_decision" if self.decides else "tune"
 
     @property
     def settings(self) -> TuneSettings:
@@ -53,17 +59,20 @@ class Recipe:
             "inputs": [str(self.rows)],
             "name": self.run,
             "epochs": self.epochs,
-            "compare": False,
             "seed": self.seed,
-            "rows": {"held_out": HELD_OUT, "repeats": True},
         }
+        if self.decides:
+            asked["objective"] = "decision"
+        else:
+            asked |= {"compare": False, "rows": {"held_out": HELD_OUT, "repeats": True}}
         if self.threads is not None:
             asked["threads"] = self.threads
         return TuneSettings.model_validate(asked)
 
     @property
     def command(self) -> str:
-        return f"settle tune {self.model} {self.rows} --epochs {self.epochs:g} --name {self.run}"
+        objective = " --objective decision" if self.decides else ""
+        return f"settle tune {self.model} {self.rows}{objective} --epochs {self.epochs:g} --name {self.run}"
 
 
 def write_rows(path: Path, rows: Sequence[Example], found: Mapping[int, Found] | None, seed: int) -> None:
@@ -98,7 +107,7 @@ def tuned(recipe: Recipe, events: Events) -> Tuned:
     run = Run.named(recipe.run)
     quiet = Events(listeners=[_progress(events, recipe.run)])
     if run is None:
-        code = start_job("tune", recipe.settings, quiet).exit_code
+        code = start_job(recipe.job, recipe.settings, quiet).exit_code
     elif run.result() is None:
         code = resume(recipe.run, quiet)
     else:

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from settle.jobs.choose.setup import ModelInTurns, Setup
+from settle.jobs.choose.setup import AnsweringModel, Setup
 from settle.jobs.trials.arm import Reply
 
-ZERO_SHOT, PROMPT, DOCUMENTS, TUNE, TUNE_DOCUMENTS = (
+ZERO_SHOT, PROMPT, DOCUMENTS, DECIDE, TUNE, TUNE_DOCUMENTS = (
     "zero-shot",
     "prompt",
     "documents",
+    "decide",
     "tune",
     "documents + tune",
 )
-# by what has to be made and kept up: nothing, a text, an index, weights, both
-CHEAPEST_FIRST = (ZERO_SHOT, PROMPT, DOCUMENTS, TUNE, TUNE_DOCUMENTS)
-TUNED = (TUNE, TUNE_DOCUMENTS)
+# by what has to be made and kept up: nothing, a text, an index, a head of one token, weights, both
+CHEAPEST_FIRST = (ZERO_SHOT, PROMPT, DOCUMENTS, DECIDE, TUNE, TUNE_DOCUMENTS)
 WITH_DOCUMENTS = (DOCUMENTS, TUNE_DOCUMENTS)
 
 
@@ -26,7 +26,7 @@ class Built:
     command: that makes it ready. about: what it is."""
 
     name: str
-    model: ModelInTurns
+    model: AnsweringModel
     setup: Setup
     command: str
     build_seconds: float = 0.0
@@ -86,3 +86,10 @@ class Failed:
 
     name: str
     why: str
+
+
+def possible_ways(has_documents: bool, is_closed: bool) -> tuple[str, ...]:
+    """The ways that there are with and without documents, for a closed set of answers and for others."""
+    return tuple(
+        way for way in CHEAPEST_FIRST if (has_documents or way not in WITH_DOCUMENTS) and (is_closed or way != DECIDE)
+    )

@@ -1,0 +1,43 @@
+"""The way of decisions: rows to tune on, and a decision model that is really asked."""
+
+import json
+
+from settle.evaluate.compare.cases import asking
+from settle.jobs.choose.decide_way import NAME, DecisionModel, question, write_decisions
+from settle.jobs.choose.examples import ExampleSet
+from settle.jobs.choose.setup import Setup, answers
+from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, _ruled_out
+from settle.jobs.choose.ways import DECIDE, possible_ways
+from settle.library.resolve import resolve_gguf
+from tests import decision_model
+from tests.jobs.choose.test_examples import row
+
+LABELS = ["lists", "errors", "names"]
+
+
+def test_a_decision_model_answers_with_a_label_and_its_probability(home, tmp_path):
+    model = DecisionModel(resolve_gguf(decision_model.write(tmp_path / "decider.gguf")), LABELS, 1)
+    state = "raise ValueError('x'), y"
+    try:
+        (reply,) = answers(Setup().over(model, DECIDE), [asking(state)])
+    finally:
+        model.close()
+    expected = dict(zip(sorted(LABELS), decision_model.probabilities(state, question(LABELS)), strict=True))
+    assert reply.text == max(expected, key=expected.__getitem__)
+    assert all(abs(reply.probabilities[label] - share) < 0.01 for label, share in expected.items())
+    assert reply.seconds > 0 and model.process_peak > 1e6
+
+
+def test_rows_of_decisions_have_all_labels_as_options(tmp_path):
+    rows = [row("my card was charged twice", "billing "), row("where is it", "shipping")]
+    write_decisions(tmp_path / "rows.jsonl", ExampleSet(rows, [], [], labels=["shipping", "billing"]))
+    first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    assert first["state"] == "my card was charged twice" and first["targets"] == {NAME: "billing"}
+    assert list(first["questions"][NAME]["criteria"]) == ["billing", "shipping"]
+
+
+def test_decisions_are_a_way_for_closed_sets_only():
+    assert DECIDE in possible_ways(has_documents=False, is_closed=True)
+    assert DECIDE not in possible_ways(has_documents=True, is_closed=False)
+    assert DECIDE in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0, CLOSED: 1.0}, 0.0, False)
+    assert DECIDE not in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0}, 0.0, False)
