@@ -152,6 +152,19 @@ def test_a_state_stays_text(live):
     assert list(told["q"]["probabilities"].values()) == expected(named)
 
 
+def test_the_order_of_options_changes_nothing_that_was_trained(live):
+    """They are put in the order of the training; options of another question stay as they are asked."""
+    own = decision_model.QUESTIONS["topic"]
+    turned = own | {"criteria": dict(reversed(own["criteria"].items()))}
+    other = TOPIC | {"criteria": dict(reversed(TOPIC["criteria"].items()))}
+    questions = {"own": own, "turned": turned, "other": other}
+    told = live.ask("/v1/systemone", {"model": "decider", "state": STATE, "questions": questions}).json["answers"]
+    assert told["turned"]["probabilities"] == pytest.approx(told["own"]["probabilities"], abs=1e-5)
+    assert list(told["turned"]["probabilities"]) == list(turned["criteria"])
+    assert list(told["own"]["probabilities"].values()) == expected(own)
+    assert list(told["other"]["probabilities"].values()) == expected(other)
+
+
 ONE = {"model": "decider", "state": STATE, "questions": {"q": RAISES}}
 TWO = {"model": "decider", "input": STATE, "questions": ASKED[1:2]}
 

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from settle.model.load_adapter import TrainedAdapter, adapted
 from settle.model.pretrained import Pretrained
 
 HF_FOLDER, ADAPTER_FOLDER = "hf", "adapter"
+Check = Callable[[Path], Figures]  # of a file that was written; raises GateError
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class ExportedAdapter:
     """An adapter that is exported, by itself or merged into its base.
 
     tokenizer: with the template that it was trained with. held_out_texts: what it was not trained on. card: as in
-    `AdapterContents`.
+    `AdapterContents`. gguf_keys: as in `ModelContents`; an adapter with some is always merged, into a file that holds
+    them.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ExportedAdapter:
     tokenizer: PretrainedTokenizer
     held_out_texts: Sequence[str]
     card: Mapping[str, object] = field(default_factory=dict)
+    gguf_keys: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Decoder:
@@ -85,7 +88,7 @@ class ExportedAdapter:
     @property
     def served_over_base(self) -> bool:
         """Whether llama.cpp can serve it over its base's own file."""
-        return self.base.source.kind == "gguf" and self.adapter.lora is not None
+        return self.base.source.kind == "gguf" and self.adapter.lora is not None and not self.gguf_keys
 
     def contents(self, base_file: Path) -> AdapterContents:
         card = {"name": self.name, **self.card}
@@ -103,6 +106,7 @@ class ExportedAdapter:
             self.held_out_texts,
             {key: value for key, value in self.card.items() if key != "template"},  # the tokenizer brings it
             Merge(self.base.weights, base_type, limit),
+            self.gguf_keys,
         )
 
 
@@ -118,10 +122,14 @@ def export(
     return export_model(exported.merged(limit), form, path)
 
 
-def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF) -> Figures | None:
-    """Write a whole model to `path`; what llama.cpp reads only if it passes the gate against the live model.
+def export_model(
+    exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF, check: Check | None = None
+) -> Figures | None:
+    """Write a whole model to `path`; what llama.cpp reads only if it passes the gate against the live model, and what
+    else `check` asks of the file.
 
-    Returns the gate's figures. Raises GateError, and then nothing lies at `path` that was not there before.
+    Returns the gate's figures, those of `check` under "checked". Raises GateError, and then nothing lies at `path` that
+    was not there before.
     """
     if not form.for_llama_cpp:
         form.write(path, exported.contents)
@@ -132,6 +140,8 @@ def export_model(exported: ExportedModel, form: Format, path: Path, effort: Effo
         file = form.gguf(form.write(unproven, exported.contents))
         figures = run_gate(reference, file, form.dtype, effort, origin=origin, merge=exported.merge)
         require(figures, path)
+        if check:
+            figures["checked"] = check(file)
     return figures
 
 
@@ -153,12 +163,12 @@ def export_adapter(exported: ExportedAdapter, form: Format, path: Path, effort: 
 
 
 def export_run_model(
-    exported: ExportedModel, out: Path, events: Events, dtype: str = "f16"
+    exported: ExportedModel, out: Path, events: Events, dtype: str = "f16", check: Check | None = None
 ) -> tuple[dict[str, str], Figures]:
     """Write `out`/NAME.gguf, `out`/hf/ (safetensors, for transformers) and `out`/Modelfile, what a run ends with.
 
-    The live model is left holding the weights. Returns the files by kind and the gate's figures. Raises GateError, and
-    then nothing is in `out` that was not there before.
+    The live model is left holding the weights. check: as of `export_model`. Returns the files by kind and the gate's
+    figures. Raises GateError, and then nothing is in `out` that was not there before.
     """
     exported.model.load_trainable({name: torch.as_tensor(weight) for name, weight in exported.weights.items()})
     architecture, tokenizer = exported.architecture, exported.tokenizer
@@ -167,7 +177,7 @@ def export_run_model(
     sweep_leftovers(out, f".{HF_FOLDER}-")
     try:
         export_safetensors(architecture, exported.weights, tokenizer, beside, "f32", exported.contents.card)
-        gate = export_model(exported, Gguf(dtype=dtype), file)
+        gate = export_model(exported, Gguf(dtype=dtype), file, check=check)
         assert gate is not None
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
@@ -179,19 +189,21 @@ def export_run_model(
     return {"gguf": str(file), "safetensors": str(folder), "ollama": str(out / "Modelfile")}, gate
 
 
-def export_run_adapter(exported: ExportedAdapter, out: Path, events: Events) -> tuple[dict[str, str], Figures]:
+def export_run_adapter(
+    exported: ExportedAdapter, out: Path, events: Events, check: Check | None = None
+) -> tuple[dict[str, str], Figures]:
     """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
     `out`/NAME.gguf; and `out`/Modelfile.
 
-    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. Returns and raises
-    as `export_run_model`.
+    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. check: of the merged
+    file. Returns and raises as `export_run_model`.
     """
     over_base, part = exported.served_over_base, exported.base.part
     file = out / (f"{exported.name}-lora.gguf" if over_base else f"{exported.name}.gguf")
     if over_base:
         gate = export_adapter(exported, LoraGguf(), file)
     else:
-        gate = export_model(exported.merged(0.02), Gguf(), file)
+        gate = export_model(exported.merged(0.02), Gguf(), file, check=check)
     assert gate is not None
     folder = out / ADAPTER_FOLDER
     export_peft(part, exported.adapter, folder)

@@ -105,7 +105,7 @@ def run_gate(
     try:
         for what in header(origin, file) if origin else ():
             raise Difference(what)
-        with _in_fp32(reference.model, small), Engine(path, threads=1 if small else None, adapter=lora) as engine:
+        with in_fp32(reference.model, small), Engine(path, threads=1 if small else None, adapter=lora) as engine:
             figures |= _behave(reference, engine, bars, effort)
         for what in (*adapter(origin, adapted, contents.kept), *contents.damage) if origin else ():
             raise Difference(what)
@@ -143,7 +143,7 @@ def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) ->
 
 
 @contextlib.contextmanager
-def _in_fp32(model: Decoder, small: bool) -> Iterator[None]:
+def in_fp32(model: Decoder, small: bool) -> Iterator[None]:
     """The live model in fp32, whatever it was trained in, and one torch thread for a small one: threads that wait for
     each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the machine is shared."""
     before, compute_dtype = torch.get_num_threads(), model.compute_dtype

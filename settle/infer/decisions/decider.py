@@ -12,7 +12,7 @@ from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.infer.child_model import ChildModel
 from settle.infer.child_process import Child, Load
 from settle.infer.context import fitting_context
-from settle.infer.decisions.llama_form import PATH, answers, fence, request
+from settle.infer.decisions.llama_form import PATH, LlamaForm
 from settle.infer.template_check import require_sound_model
 from settle.library.facts import control_tokens
 
@@ -40,7 +40,7 @@ class Decider(ChildModel[Child]):
                 "`settle tune MODEL ROWS --objective decision` makes one of labelled rows",
             )
         self.keys: DecisionKeys = keys
-        self._fence = fence(control_tokens(self.metadata))
+        self._form = LlamaForm.of(keys, control_tokens(self.metadata))
         fitting = fitting_context(self.path.name, self.metadata, context or LONGEST, slots)
         self._child = Child(Load(self.path, fitting, slots, threads=threads))
 
@@ -53,5 +53,5 @@ class Decider(ChildModel[Child]):
         """Answers in the order of the questions. state: text, or JSON. Raises DataError, EngineError."""
         if not state_text(state).strip():
             raise DataError("the text to decide about is empty", "give some text")
-        reply = self._child.post(PATH, request(state, questions, self._fence))
-        return answers(reply, questions, self._fence)
+        reply = self._child.post(PATH, self._form.request(state, questions))
+        return self._form.answers(reply, questions)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from settle.base.errors import DataError
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
-from settle.infer.decisions.llama_form import PATH, answers, fence, request
+from settle.infer.decisions.llama_form import PATH, LlamaForm
 from settle.server.errors import PROMPT, ApiError, unsupported
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
@@ -32,12 +32,12 @@ async def decide(
         raise ApiError(400, message, "wrong_model", "model")
     if entry.adapter:
         raise unsupported("model", f"{entry.id} is an adapter, and decisions ignore adapters; use {entry.base}")
-    prompt = fence(known.controls)
     async with pool.use(entry) as loaded:
         require_possible([state], loaded)
         try:
-            reply = await ask(loaded, PATH, request(state, questions, prompt))
-            return answers(reply, questions, prompt), int(reply["usage"]["input_tokens"])
+            form = LlamaForm.of(known.decision, known.controls)
+            reply = await ask(loaded, PATH, form.request(state, questions))
+            return form.answers(reply, questions), int(reply["usage"]["input_tokens"])
         except DataError as e:
             raise ApiError(400, str(e), "invalid_value", "questions") from None
 

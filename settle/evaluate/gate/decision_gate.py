@@ -1,0 +1,105 @@
+"""Does a decision model's file, in llama.cpp's `/v1/systemone`, answer as the live model does?
+
+Every key is compared with what was meant, and the probabilities of held-out states, and of odd ones, with those of the
+live model: they are read in another program, through the template, the labels and the temperatures that the file has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from settle.base.errors import GateError
+from settle.data.decisions.encode import DecisionEncoder
+from settle.data.decisions.rows import DecisionRow
+from settle.evaluate.decisions import score_rows
+from settle.evaluate.gate.behaviour import ADVERSARIAL, Figures
+from settle.evaluate.gate.gate import SMALL_FILE, in_fp32
+from settle.formats.gguf import read_gguf
+from settle.formats.gguf.decision import DecisionKeys, read_decision
+from settle.infer.decisions.decider import Decider
+from settle.model.decoder import Decoder
+from settle.train.objectives.decision import Decision
+
+APART = 0.01  # of a probability, at most
+ROWS = 32  # held-out states, at most
+FIX = "report it with this recipe: the file was not written"
+KEYS = ("read_out", "template", "questions", "columns", "correct")  # compared as they are
+
+
+@dataclass(frozen=True)
+class DecisionGate:
+    """keys: what the file has to hold. rows: held-out ones, with what is asked of them."""
+
+    model: Decoder
+    objective: Decision
+    encoder: DecisionEncoder
+    keys: DecisionKeys
+    rows: Sequence[DecisionRow]
+
+    def run(self, file: Path) -> Figures:
+        """The figures. Raises GateError for a key that is another one, and for a probability that is further than
+        APART from the live model's."""
+        self._require_keys(file)
+        rows = self._sampled()
+        with in_fp32(self.model, file.stat().st_size < SMALL_FILE):
+            scored = score_rows(self.model, self.objective, self.encoder, rows)
+        live = scored.probabilities(dict(self.keys.temperatures))
+        longest = max(len(self.encoder.prompt_ids(r.state, r.question, range(len(r.question.options)))) for r in rows)
+        worst, at = 0.0, rows[0]
+        with Decider(file, max(512, longest + 16), slots=1) as decider:
+            for row, ours in zip(rows, live, strict=True):
+                (answer,) = decider.decide(row.state, [row.question])
+                apart = float(np.abs(np.array(answer.probabilities) - ours[: len(answer.probabilities)]).max())
+                if not apart <= worst:  # so that NaN is the worst
+                    worst, at = apart, row
+        if not worst <= APART:
+            raise GateError(
+                f"{file.name} answers {at.name!r} about {at.state[:60]!r} with probabilities {worst:.3f} away from the "
+                f"trained model's (bar {APART})",
+                FIX,
+            )
+        return {"rows": len(rows), "largest_difference": worst, "bar": APART}
+
+    def _require_keys(self, file: Path) -> None:
+        read = read_decision(read_gguf(file).metadata)
+        if read is None:
+            raise GateError(f"{file.name} is no decision model: a key is missing", FIX)
+        for name in KEYS:
+            if getattr(read, name) != getattr(self.keys, name):
+                raise GateError(f"the decision {name.replace('_', ' ')} of {file.name} is another one", FIX)
+        temperatures, wanted = read.temperatures, self.keys.temperatures
+        if temperatures.keys() != wanted.keys() or not _close(
+            [temperatures[name] for name in wanted], list(wanted.values())
+        ):
+            raise GateError(f"{file.name} has the temperatures {dict(temperatures)}, the model has {dict(wanted)}", FIX)
+        if not _close(read.confidences, self.keys.confidences):
+            raise GateError(f"the decision confidences of {file.name} are others", FIX)
+
+    def _sampled(self) -> list[DecisionRow]:
+        """Rows spread over the held-out ones, and the first question of each type about odd states."""
+        chosen = [self.rows[i] for i in np.unique(np.linspace(0, len(self.rows) - 1, ROWS).round().astype(int))]
+        firsts = {row.question.type: row for row in reversed(self.rows)}
+        odd = [text for text in ADVERSARIAL if text.strip() and "\0" not in text]
+        return chosen + [replace(row, state=text) for row in firsts.values() for text in odd]
+
+
+def _close(read: Sequence[float], wanted: Sequence[float]) -> bool:
+    return len(read) == len(wanted) and bool(np.allclose(read, wanted, rtol=1e-6, atol=1e-6))
+
+
+
+
+def keys_of(decision: Mapping[str, Any]) -> DecisionKeys:
+    """What a file holds of a run's `decision.json`."""
+    return DecisionKeys(
+        read_out=decision["type"],
+        template=decision["template"],
+        temperatures=decision["temperatures"],
+        questions=decision["questions"],
+        columns=tuple(decision.get("columns", ())),
+        confidences=tuple(decision.get("confidences", ())),
+        correct=tuple(decision.get("correct", ())),
+    )
