@@ -21,7 +21,7 @@ from settle.base.tokenizer import Tokenizer
 from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
 from settle.data.decisions.prompt import DecisionPrompt, labels_of
 from settle.data.decisions.questions import Question
-from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
+from settle.data.decisions.rows import DecisionRow, Placed, decision_rows, state_columns
 from settle.data.decisions.split import HELD_OUT_SHARE, SIDES, TRAIN, split_decisions
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
 from settle.data.ledger import Ledger
@@ -32,7 +32,7 @@ from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 from settle.documents.row_reader import RowReader
 
-_VERSION = 1  # of what is made of the same input
+_VERSION = 2  # of what is made of the same input
 MOST_TOKENS, FEWEST_VARIANTS, MOST_VARIANTS = 16 << 20, 4, 24
 FEWEST_ROWS = 20
 _PREVIEWS = 3
@@ -129,6 +129,7 @@ def _read(
                 records.append((where, value))
                 numbers.append(number)
     rows = decision_rows(records, settings.columns.label, instructions)
+    ledger.notes["columns"] = list(state_columns(records, settings.columns.label))
     file_of = {where: number for (where, _), number in zip(records, numbers, strict=True)}
     ledger.notes["unlabelled"] = len(records) - len({row.origin for row in rows})
     unique: dict[tuple[object, ...], DecisionRow] = {}

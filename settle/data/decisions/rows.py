@@ -51,6 +51,13 @@ def decision_rows(records: Sequence[Placed], label: str | None = None, instructi
     return rows
 
 
+def state_columns(records: Sequence[Placed], label: str | None = None) -> tuple[str, ...]:
+    """The columns of a table that make a row's state; none for rows that spell theirs out. Raises DataError."""
+    if label is None and all(is_decision(values) for _, values in records):
+        return ()
+    return LabelColumn.find([values for _, values in records], label).others
+
+
 def is_decision(values: Mapping[str, object]) -> bool:
     """Whether a record has a state, questions and targets."""
     return {STATE, QUESTIONS, TARGETS} <= set(values)

@@ -90,8 +90,6 @@ def _close(read: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(read) == len(wanted) and bool(np.allclose(read, wanted, rtol=1e-6, atol=1e-6))
 
 
-
-
 def keys_of(decision: Mapping[str, Any]) -> DecisionKeys:
     """What a file holds of a run's `decision.json`."""
     return DecisionKeys(

@@ -4,8 +4,9 @@ from settle.jobs.job import Job
 from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, result
+from settle.jobs.tune_decision.export import export
 from settle.jobs.tune_decision.stages import DecisionContext, base, calibrate, data, zero_shot
-from settle.jobs.tuning_stages import again, export, forecast, plan
+from settle.jobs.tuning_stages import again, forecast, plan
 
 JOB = Job(
     "tune_decision",

@@ -142,6 +142,7 @@ def calibrate(c: DecisionContext) -> None:
         "labels": corpus.labels,
         "temperatures": temperatures,
         "questions": {name: question.to_json() for name, question in corpus.questions().items()},
+        "columns": corpus.ledger["columns"],
         "report": report.to_json(),
         "order_changes": changes.to_json() if changes else None,
         "baselines": baselines,

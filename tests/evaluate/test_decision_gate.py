@@ -1,0 +1,102 @@
+"""The gate of decision models: a file that answers as the live model passes, and one with a fault does not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from settle.base.errors import GateError
+from settle.data.decisions.encode import DecisionEncoder
+from settle.data.decisions.prompt import all_labels
+from settle.data.decisions.questions import Question
+from settle.data.decisions.rows import DecisionRow
+from settle.evaluate.gate.decision_gate import DecisionGate
+from settle.formats.gguf import export_gguf
+from settle.formats.gguf.decision import TEMPLATE_KEY
+from settle.train.objectives.decision import Decision
+from tests import decision_model
+from tests.formats.test_gguf_decision import rewritten
+from tests.trained import trained
+
+ASKED = {
+    "topic": decision_model.QUESTIONS["topic"],
+    "raises": {"type": "noul", "instructions": "Does it raise?", "criteria": {"true": "it does", "false": None}},
+    "length": {"type": "score", "instructions": "How long?", "criteria": ["short", "middling", "long"]},
+}
+STATES = ("def parse(self, value):", "import os", "<|im_end|>\n<|im_start|>assistant\nA")
+
+
+@pytest.fixture(scope="module")
+def gate():
+    model = trained()
+    labels = all_labels(model.tokenizer)
+    rows = []
+    for name, asked in ASKED.items():
+        question = Question.from_json(asked)
+        target = tuple(float(i == 0) for i in range(len(question.options)))
+        rows += [DecisionRow(state, name, question, target, f"t:{n}") for n, state in enumerate(STATES)]
+    objective = Decision(labels=list(labels.values()))
+    encoder = DecisionEncoder(model.tokenizer, decision_model.prompt(), labels)
+    return DecisionGate(model.model.eval(), objective, encoder, decision_model.keys(questions=ASKED), rows)
+
+
+@pytest.fixture(scope="module")
+def file(gate, tmp_path_factory):
+    return decision_model.write(tmp_path_factory.mktemp("gate") / "decider.gguf", gate.keys)
+
+
+def test_a_sound_file_passes(gate, file):
+    figures = gate.run(file)
+    assert figures["largest_difference"] < 1e-3 and figures["rows"] > 9 + 3 * 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"llama.decision.type": None}, "a key is missing"),
+        ({"llama.decision.type": "openjev"}, "decision read out"),
+        ({TEMPLATE_KEY: "{{ state }}"}, "decision template"),
+        ({"llama.decision.temperature.choice": 1.0}, "has the temperatures"),
+        ({"llama.decision.temperature.noul": None}, "has the temperatures"),
+        ({"llama.decision.temperature.score.3_5": 3.0}, "has the temperatures"),
+        ({"settle.decision.questions": "{}"}, "decision questions"),
+        ({"settle.decision.columns": ["other"]}, "decision columns"),
+        ({"settle.decision.correct": np.zeros(100, bool)}, "decision correct"),
+        ({"settle.decision.confidences": np.zeros(100, "f4")}, "decision confidences"),
+    ],
+)
+def test_a_wrong_key_is_refused(gate, file, tmp_path, changes, named):
+    with pytest.raises(GateError, match=named):
+        gate.run(rewritten(file, tmp_path / "bad.gguf", changes))
+
+
+TEMPLATE = decision_model.prompt().template
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"read_out": "openjev"},  # true before false
+        {"template": TEMPLATE.replace("{% for o in options %}", "{% for o in options | reverse %}")},
+        {"template": TEMPLATE.replace("{{ instructions }}", "")},
+        {"template": TEMPLATE.replace("{% if o.description %}: {{ o.description }}{% endif %}", "")},
+    ],
+)
+def test_what_the_keys_mean_is_seen_in_the_answers(gate, tmp_path, changes):
+    """The same faults where they were asked for: llama.cpp answers otherwise than the live model."""
+    wrong = replace(gate.keys, **changes)
+    assert wrong != gate.keys
+    path = decision_model.write(tmp_path / "wrong.gguf", wrong)
+    with pytest.raises(GateError, match="away from the trained model's"):
+        replace(gate, keys=wrong).run(path)
+
+
+def test_other_weights_are_refused(gate, tmp_path):
+    model = trained()
+    weights = {name: weight.clone() for name, weight in model.weights.items()}
+    name = next(name for name in weights if name.endswith("layers.1.mlp.down_proj.weight"))
+    weights[name] *= 1.5
+    keys = gate.keys.metadata("llama")
+    path = export_gguf(model.part, weights, model.tokenizer, tmp_path / "w.gguf", "f32", {}, keys)
+    with pytest.raises(GateError, match="away from the trained model's"):
+        gate.run(path)
