@@ -26,7 +26,7 @@ from settle.evaluate.gate.behaviour import (
     lookalikes,
     spread,
 )
-from settle.evaluate.gate.gate import Merge, _bars, _in_fp32, _pieces, _require_merge, _sequences, require
+from settle.evaluate.gate.gate import Merge, _bars, _pieces, _require_merge, _sequences, in_fp32, require
 from settle.evaluate.gate.held_out import PROSE
 from settle.evaluate.gate.row_check import LARGEST, damaged_rows
 from settle.formats.gguf import rounded
@@ -353,7 +353,7 @@ def test_the_live_model_is_compared_in_fp32_and_is_as_it_was() -> None:
     torch.set_num_threads(2)
     try:
         for small, threads in ((True, 1), (False, 2)):
-            with _in_fp32(model, small):
+            with in_fp32(model, small):
                 assert model.compute_dtype == torch.float32 and torch.get_num_threads() == threads
             assert model.compute_dtype == torch.bfloat16 and torch.get_num_threads() == 2
     finally:
