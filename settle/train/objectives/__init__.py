@@ -1,5 +1,6 @@
 """Objectives: what a batch teaches. A loss is a sum and a count, so that accumulation changes nothing."""
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -56,6 +57,10 @@ class Objective(Part):
     def count(self, batch: Batch) -> int:
         """What the sum of `loss` will be divided by."""
         return int((batch.targets >= 0).sum())
+
+    def guessing(self, vocab_size: int) -> str:
+        """The loss of a model that knows nothing, for a person."""
+        return f"ln(V) = {math.log(vocab_size):.3f}"
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""

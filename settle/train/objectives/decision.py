@@ -1,5 +1,6 @@
 """Decision: the distribution over a question's labels is brought to the right one."""
 
+import math
 from typing import ClassVar, Self
 
 import torch
@@ -49,6 +50,9 @@ class Decision(Objective):
 
     def count(self, batch: Batch) -> int:
         return len(batch.cu_seqlens) - 1
+
+    def guessing(self, vocab_size: int) -> str:
+        return f"ln({len(self.labels)} labels) = {math.log(len(self.labels)):.3f}"
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         inputs, targets, cu_seqlens = on_device(model, batch)

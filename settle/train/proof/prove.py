@@ -182,7 +182,7 @@ class _Proof:
                 )
             if reference is not None:
                 return f"{loss:.3f} from the teacher, who pays {nats:.3f} nats; guessing is ln(V) = {expected:.3f}"
-            return f"{loss:.3f} nats, guessing is ln(V) = {expected:.3f}"
+            return f"{loss:.3f} nats, guessing is {self.objective.guessing(self.vocab_size)}"
         if not abs(loss - expected) < 0.1 * expected:
             raise ProofError(
                 f"the first loss is {loss:.3f}, an untrained model's is ln({self.vocab_size}) = {expected:.3f}",

@@ -1,0 +1,82 @@
+"""Decision models on tables of `decision_tables.py`: 200 rows to train on, rows of their own to judge.
+
+    python bench/decision.py tables smollm2 sections speech                      # development
+    python bench/decision.py tables smollm2 functions feeling manuals fortunes   # judgement, once
+
+Each table is one `settle tune --objective decision` with default settings; a line for each shows accuracy beside the
+majority class and the untrained model, calibration, what another order of the options changes, and minutes beside the
+forecast. `--json FILE` keeps the results.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import settle
+
+BARS = {"gain": 0.25, "ece": 0.05, "orders": 0.02, "minutes": 30.0}
+
+
+def measure(folder: Path, model: str, more: dict[str, object]) -> dict[str, object]:
+    """One table's figures."""
+    train, test = (str(next(folder.glob(f"{side}.*"))) for side in ("train", "test"))
+    run = settle.tune(model, train, objective="decision", name=folder.name, rows={"held_out_from": test}, **more)
+    result = run.result
+    decision, actual = result["decision"], result["actual"]
+    assert isinstance(decision, dict) and isinstance(actual, dict)
+    tests, report = result["comparison"]["tests"], decision["report"]  # type: ignore[index]
+    forecast = result["forecast"]["time"]  # type: ignore[index]
+    return {
+        "table": folder.name,
+        "rows": report["rows"],
+        "verdict": result["verdict"],
+        "accuracy": report["accuracy"],
+        "zero_shot": tests["zero-shot"],
+        "majority": tests["majority class"],
+        "ece": report["ece"],
+        "ece_if_calibrated": report["ece_if_calibrated"],
+        "brier": report["brier"],
+        "baselines": decision["baselines"],
+        "orders": decision["order_changes"],
+        "temperatures": decision["temperatures"],
+        "answered": report["answered"],
+        "minutes": actual["time"] / 60,
+        "forecast_minutes": [forecast[end] / 60 for end in ("value", "low", "high")],
+    }
+
+
+def line(row: dict) -> str:
+    """The figures of one table against the bars."""
+    zero, ece, orders, minutes = row["zero_shot"], row["ece"], row["orders"], row["forecast_minutes"]
+    met = {
+        "gain": zero["difference"] >= BARS["gain"],
+        "ece": ece["value"] <= BARS["ece"],
+        "orders": orders is None or orders["value"] <= BARS["orders"],
+        "minutes": row["minutes"] <= BARS["minutes"] and minutes[1] <= row["minutes"] <= minutes[2],
+    }
+    missed = ", ".join(name for name, is_met in met.items() if not is_met)
+    return (
+        f"{row['table']:<10} {row['rows']:>4} rows  right {row['accuracy']['value']:.1%}  zero-shot {zero['base']:.1%} "
+        f"({zero['difference']:+.1%}, {zero['low']:+.1%} to {zero['high']:+.1%})  "
+        f"majority {row['majority']['base']:.1%}  "
+        f"ECE {ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f}; calibrated {row['ece_if_calibrated']:.3f})  "
+        f"Brier {row['brier']:.3f}  orders {orders['value'] if orders else 0:.1%}  {row['minutes']:.1f} min "
+        f"(forecast {minutes[0]:.1f}, {minutes[1]:.1f} to {minutes[2]:.1f})  {'missed: ' + missed if missed else 'met'}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="a setting of the run, such as adapter=full")
+    asked = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in asked.set)
+    rows = []
+    for name in asked.names:
+        rows.append(measure(asked.tables / name, asked.model, settings))
+        print(line(rows[-1]), flush=True)
+        if asked.json:
+            asked.json.write_text(json.dumps(rows, indent=1))
