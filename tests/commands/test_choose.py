@@ -11,8 +11,9 @@ from settle.base.errors import EngineError
 from settle.cli import main
 from settle.evaluate.compare.cases import asking
 from settle.formats.gguf import export_gguf
-from settle.jobs.choose import build, documents
+from settle.jobs.choose import documents
 from settle.jobs.choose.setup import ModelInTurns, Setup, answers
+from settle.jobs.choose.ways import build
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture

@@ -13,17 +13,17 @@ from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
 from settle.jobs.choose import choice_folder, report
-from settle.jobs.choose.build import Work, built
 from settle.jobs.choose.documents import Documents, find_all, passages_of
 from settle.jobs.choose.examples import ExampleSet, read_examples
 from settle.jobs.choose.forecast import forecast, measure_pace
-from settle.jobs.choose.prompts import score_of
 from settle.jobs.choose.ready import answer
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns
 from settle.jobs.choose.triage import FEWEST, Triage, triage
 from settle.jobs.choose.verdict import ERROR, Verdict, decide
 from settle.jobs.choose.ways import WITH_DOCUMENTS, Built, Failed, Measured, possible_ways
+from settle.jobs.choose.ways.build import Work, built
+from settle.jobs.choose.ways.prompts import score_of
 from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection_folder import collection_names

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from settle.jobs.choose import choice_folder
-from settle.jobs.choose.build import Work, tuning_recipe
 from settle.jobs.choose.documents import passages_of
-from settle.jobs.choose.prompts import CALLS
 from settle.jobs.choose.setup import Setup, with_passages
 from settle.jobs.choose.triage import ROWS
-from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, forecast_seconds
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.ways.build import Work, tuning_recipe
+from settle.jobs.choose.ways.prompts import CALLS
+from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, forecast_seconds
 
 OTHER_SECONDS = 5.0  # starting llama.cpp, the page
 ANSWERS = 3  # after a first one, which loads the model

@@ -9,9 +9,9 @@ from settle.base.events import AnswerText, ResultReady
 from settle.base.run import read_json
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import choice_folder
-from settle.jobs.choose.decide_way import DecisionModel
 from settle.jobs.choose.documents import PASSAGES
 from settle.jobs.choose.setup import AnsweringModel, ModelInTurns, Setup, answers
+from settle.jobs.choose.ways.decide_way import DecisionModel
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from settle.retrieve.answer.retrieval import retrieve

@@ -3,11 +3,11 @@
 import json
 
 from settle.evaluate.compare.cases import asking
-from settle.jobs.choose.decide_way import NAME, DecisionModel, question, write_decisions
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.setup import Setup, answers
 from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, _ruled_out
 from settle.jobs.choose.ways import DECIDE, possible_ways
+from settle.jobs.choose.ways.decide_way import NAME, DecisionModel, question, write_decisions
 from settle.library.resolve import resolve_gguf
 from tests import decision_model
 from tests.jobs.choose.test_examples import row

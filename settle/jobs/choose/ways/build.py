@@ -11,14 +11,11 @@ from settle.base.run import Run
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
 from settle.jobs.choose import choice_folder
-from settle.jobs.choose.decide_way import DecisionModel, write_decisions
 from settle.jobs.choose.documents import Documents, Found, change_fact, passages_of
 from settle.jobs.choose.examples import ExampleSet
-from settle.jobs.choose.prompts import score_of, search_prompt
 from settle.jobs.choose.report import duration, quoted
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns, Passages, Setup, answers
-from settle.jobs.choose.tune_ways import PASSAGE_EPOCHS, Recipe, tuned, write_rows
 from settle.jobs.choose.ways import (
     DECIDE,
     DOCUMENTS,
@@ -29,6 +26,9 @@ from settle.jobs.choose.ways import (
     ZERO_SHOT,
     Built,
 )
+from settle.jobs.choose.ways.decide_way import DecisionModel, write_decisions
+from settle.jobs.choose.ways.prompts import score_of, search_prompt
+from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, Recipe, tuned, write_rows
 from settle.jobs.trials.arm import Arm, Reply
 from settle.library.reference import ModelRef
 
