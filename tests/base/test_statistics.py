@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 
 from settle.base.statistics import (
+    VERDICT_P,
     Interval,
     PairedTest,
+    add_two_interval,
     bootstrap_mean,
     bootstrap_ratio,
     holm,
@@ -63,6 +65,35 @@ def test_the_interval_of_a_share_holds_wherever_the_share_is(n: int):
     families = [i // 4 for i in range(n)]
     mixed = [i % 8 < 4 for i in range(n)]
     assert share_interval(mixed, families).low < share_interval(mixed).low - 0.02, "families that agree count once"
+
+
+@pytest.mark.parametrize(("wins", "losses", "rows"), [(5, 0, 30), (12, 4, 40), (0, 0, 20), (20, 0, 20)])
+def test_two_rows_are_added(wins: int, losses: int, rows: int):
+    interval = add_two_interval(wins, losses, rows)
+    n, middle = rows + 2, (wins - losses) / (rows + 2)
+    half = stats.norm.ppf(0.975) * math.sqrt(((wins + losses + 2) / n - middle**2) / n)
+    assert interval.ends == pytest.approx(((wins - losses) / rows, max(-1, middle - half), min(1, middle + half)))
+    scores = [1.0] * wins + [0.0] * (rows - wins), [0.0] * wins + [1.0] * losses + [0.0] * (rows - wins - losses)
+    assert paired_test(scores[1], scores[0]).difference == interval, "it is that of answers right or wrong"
+    families = [i // 2 for i in range(rows)]
+    assert rows == wins or paired_test(scores[1], scores[0], families).difference != interval
+
+
+@pytest.mark.parametrize("n", [15, 24, 60])
+def test_the_interval_of_a_difference_of_shares_holds_and_no_verdict_is_false(n: int):
+    """By all outcomes, few and many differing rows, on one side or on both: nothing is drawn."""
+    pairs = [(w, m) for w in range(n + 1) for m in range(n + 1 - w)]
+    wins, losses = np.array(pairs).T
+    intervals = [add_two_interval(w, m, n) for w, m in pairs]
+    low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("low", "high"))
+    p_values = np.minimum(1, 2 * stats.binom.sf(np.maximum(wins, losses) - 1, wins + losses, 0.5))
+    better = (low > 0) & (p_values <= VERDICT_P)
+    for differ in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0):
+        for lean in (0.0, 0.5, 1.0):
+            w, m = differ * (1 + lean) / 2, differ * (1 - lean) / 2
+            chance = stats.multinomial.pmf(np.stack([wins, losses, n - wins - losses], 1), n, [w, m, 1 - w - m])
+            assert chance[(low <= w - m) & (w - m <= high)].sum() >= 0.93
+            assert lean or chance[better].sum() <= 0.02
 
 
 def test_the_bootstrap_approaches_students_interval():
@@ -129,7 +160,10 @@ def test_few_rows_prove_little():
 def test_rows_that_never_differ_are_not_proof_of_equality():
     same = paired_test([1.0] * 50, [1.0] * 50)
     assert same.verdict == "no different" and same.p_value == 1
-    assert same.difference.high == -same.difference.low == pytest.approx(3 / 50, rel=0.05)
+    assert same.difference.high == -same.difference.low == pytest.approx(1.96 * math.sqrt(2) / 52, rel=0.01)
+    lower = paired_test([3.0] * 50, [2.5] * 50, [i // 2 for i in range(50)]).difference  # 25 families, rule of three
+    assert lower.value == -0.5 and lower.low == pytest.approx(-0.5 - 3 / 25 * 0.5, abs=0.01)
+    assert lower.high == pytest.approx(-0.5 + 3 / 25 * 1.5, abs=0.02)
 
 
 def test_same_data_same_figures():
@@ -295,9 +329,9 @@ def test_the_interval_of_a_difference_is_students_corrected_for_skewness():
     assert found.difference.value == pytest.approx(mean)
     assert found.difference.low == pytest.approx(min(resampled.low, end(t)))
     assert found.difference.high == pytest.approx(max(resampled.high, end(-t)))
-    even = paired_test(np.zeros(12), [1.0, -1.0] * 6).difference  # no skewness: Student's own
-    half = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11) / math.sqrt(12)
-    resampled = bootstrap_ratio([1.0, -1.0] * 6, [1.0] * 12, np.random.default_rng(0))
+    even = paired_test(np.zeros(12), [2.0, -2.0] * 6).difference  # no skewness: Student's own
+    half = 2 * stats.t.ppf(0.975, 11) * math.sqrt(12 / 11) / math.sqrt(12)
+    resampled = bootstrap_ratio([2.0, -2.0] * 6, [1.0] * 12, np.random.default_rng(0))
     assert even.high == pytest.approx(max(half, resampled.high)) and even.low == pytest.approx(
         -max(half, -resampled.low)
     )

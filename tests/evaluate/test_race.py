@@ -1,12 +1,10 @@
 """The comparison core by its numbers: what is known in closed form, and what a simulation of many races shows."""
 
-import math
-
 import numpy as np
 import pytest
 
 from settle.evaluate.compare.evidence import anytime_interval, evidence
-from settle.evaluate.compare.race import Race, add_two_interval
+from settle.evaluate.compare.race import Race
 from settle.evaluate.compare.sample_size import (
     chance_to_decide,
     more_rows,
@@ -53,17 +51,6 @@ def test_the_anytime_interval_holds_the_mean_and_narrows():
     few, many = anytime_interval(draws[0]), anytime_interval(np.tile(draws[0], 4))
     assert many.high - many.low < few.high - few.low and few.low < few.value < few.high
     assert anytime_interval([]).ends == (0.0, -1.0, 1.0)
-
-
-@pytest.mark.parametrize(("wins", "losses", "rows"), [(5, 0, 30), (12, 4, 40), (0, 0, 20), (20, 0, 20)])
-def test_two_rows_are_added(wins, losses, rows):
-    interval = add_two_interval(wins, losses, rows)
-    n, middle = rows + 2, (wins - losses) / (rows + 2)
-    half = 1.959964 * math.sqrt(((wins + losses + 1) / n - middle**2) / n)
-    assert interval.low == pytest.approx(max(-1, middle - half)) and interval.high == pytest.approx(
-        min(1, middle + half)
-    )
-    assert interval.value == (wins - losses) / rows
 
 
 def test_the_power_of_the_sign_test_by_hand():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import LEVEL, Interval, PairedTest, paired_test, shaffer, two_sided_z
+from settle.base.statistics import Interval, PairedTest, paired_test, shaffer
 from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
@@ -214,10 +214,8 @@ class Race:
         differences = self._differences(*pair)
         excludes_zero = test.difference.low > 0 or test.difference.high < 0
         is_shown = excludes_zero and test.adjusted_p <= self._final_error
-        is_certain = test.families == test.rows and set(np.unique(differences)) <= {-1.0, 0.0, 1.0}
-        interval = add_two_interval(test.wins, test.losses, test.rows) if is_certain else test.difference
         more = None if is_shown else more_rows(differences, error)
-        return Pair(*pair, interval, test.rows, test.adjusted_p, is_shown, more=more)
+        return Pair(*pair, test.difference, test.rows, test.adjusted_p, is_shown, more=more)
 
     def _is_futile(self, left: Sequence[int]) -> bool:
         """Whether no pair has a chance to be decided by the rows that are left."""
@@ -228,16 +226,6 @@ class Race:
         rest = len(set(self._families[self._done :]))
         error = self._final_error / len(pairs)
         return all(chance_to_decide(sums[pair], rest, error, self._seed) < HARDLY for pair in pairs)
-
-
-def add_two_interval(wins: int, losses: int, rows: int, level: float = LEVEL) -> Interval:
-    """The difference of two shares on the same independent rows, of which one side alone was right on `wins`, the other
-    on `losses`: Wald's interval after two rows are added, half of one to each of the four outcomes (Agresti and Min
-    2005)."""
-    n = rows + 2
-    middle = (wins - losses) / n
-    half = two_sided_z(level) * math.sqrt(max(0.0, (wins + losses + 1) / n - middle * middle) / n)
-    return Interval((wins - losses) / rows, max(-1.0, middle - half), min(1.0, middle + half), level)
 
 
 def _shuffled(families: Sequence[int], seed: int) -> list[int]:
