@@ -1,11 +1,11 @@
 """How long a choice takes, by a few answers and a few steps of tuning on this machine, told before it begins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import passages_of
-from settle.jobs.choose.setup import Setup, with_passages
+from settle.jobs.choose.setup import Setup
 from settle.jobs.choose.triage import ROWS
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 from settle.jobs.choose.ways.build import Work, tuning_recipe
@@ -18,13 +18,14 @@ ANSWERS = 3  # after a first one, which loads the model
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an answer without passages and with them; of tuning on the examples, None where it was not measured.
-    passage_tokens: how many times as long a training row with passages is."""
+    """Seconds of an answer without passages and with them; of tuning on the examples, and of its steps among these.
+    longer: how many times as long a training row with passages is, in tokens."""
 
     plain: float
     with_passages: float
-    tuning: float | None = None
-    passage_tokens: float = 1.0
+    tuning: float
+    steps: float
+    longer: float = 1.0
 
 
 def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_closed: bool) -> dict[str, float]:
@@ -32,7 +33,8 @@ def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_clo
     has_passages = any(ways.values())
     rows = min(ROWS, train)
     parts = {"triage": rows * (pace.plain * (2 + is_closed) + 2 * pace.with_passages * has_passages)}
-    tuning = pace.tuning or 0.0
+    tuning = pace.tuning
+    with_passages = tuning + pace.steps * (PASSAGE_EPOCHS * pace.longer - 1)
     for way in ways:
         answers = test * (pace.with_passages if ways[way] else pace.plain)
         build = {
@@ -41,7 +43,7 @@ def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_clo
             DOCUMENTS: 0.0,
             DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
             TUNE: tuning + OTHER_SECONDS,
-            TUNE_DOCUMENTS: tuning * PASSAGE_EPOCHS * pace.passage_tokens + OTHER_SECONDS,
+            TUNE_DOCUMENTS: with_passages + OTHER_SECONDS,
         }
         parts[way] = build[way] + answers
     return parts
@@ -53,25 +55,20 @@ def measure_pace(work: Work) -> Pace:
     if isinstance(known, dict):
         return Pace(**known)
     cases = work.examples.train_cases[: ANSWERS + 1]
-    plain = [reply.seconds for reply in work.ask("pace", work.arm(Setup()), cases)[1:]]
+    plain = work.ask("pace", work.arm(Setup()), cases)[1:]
     passages = passages_of(work.found_train)
-    reading = work.ask("pace", work.arm(Setup(), passages), cases[1:]) if passages else []
-    read = [reply.seconds for reply in reading]
-    tuning = forecast_seconds(tuning_recipe(work, TUNE), work.events)
+    read = work.ask("pace", work.arm(Setup(), passages), cases[1:]) if passages else plain
+    tuning, steps = forecast_seconds(tuning_recipe(work, TUNE), work.events)
     pace = Pace(
-        plain=sum(plain) / max(1, len(plain)),
-        with_passages=sum(read) / max(1, len(read)) + work.search_seconds,
+        plain=_mean([reply.seconds for reply in plain]),
+        with_passages=_mean([reply.seconds for reply in read]) + work.search_seconds,
         tuning=tuning,
-        passage_tokens=_longer(work),
+        steps=steps,
+        longer=_mean([reply.read for reply in read]) / max(1.0, _mean([reply.read for reply in plain])),
     )
     choice_folder.note(work.folder, pace=vars(pace))
     return pace
 
 
-def _longer(work: Work) -> float:
-    """How many times as long a training row is with passages before its question, in letters."""
-    passages = passages_of(work.found_train)
-    rows = [(c.question, c.reference, passages.get(c.number, ())) for c in work.examples.train_cases]
-    bare = sum(len(question) + len(answer) for question, answer, _ in rows)
-    long = sum(len(with_passages(question, read)) + len(answer) for question, answer, read in rows)
-    return long / max(1, bare)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

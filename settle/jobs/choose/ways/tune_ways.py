@@ -124,8 +124,8 @@ def tuned(recipe: Recipe, events: Events) -> Tuned:
     )
 
 
-def forecast_seconds(recipe: Recipe, events: Events) -> float:
-    """Seconds that tuning is expected to take, measured by a few of its own steps."""
+def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
+    """Seconds that tuning is expected to take, and its steps among them, measured by a few of its own steps."""
     result: dict[str, object] = {}
 
     def listen(event: Event) -> None:
@@ -141,7 +141,7 @@ def forecast_seconds(recipe: Recipe, events: Events) -> float:
     expected = result.get("forecast")
     if not isinstance(expected, dict):
         raise SettleError("tuning could not be forecast", "see `settle tune --dry`")
-    return float(expected["time"]["value"])
+    return float(expected["time"]["value"]), float(dict(expected["phases"]).get("loop", 0.0))
 
 
 def _progress(events: Events, name: str) -> Callable[[Event], None]:
