@@ -88,3 +88,24 @@ def test_pay_off_forecasts_the_speed_of_a_model_that_it_knows(capsys):
 def test_what_is_missing_or_wrong_is_said(capsys, words, what):
     code, out, err = run(capsys, *words)
     assert code in (1, 2) and what in err and "Traceback" not in err
+
+
+def test_without_what_it_says_what_can_be_planned(capsys):
+    code, _, err = run(capsys)
+    assert code == 2 and all(f"settle plan {what}" in err for what in ("tune", "train", "pay-off"))
+
+
+def test_requests_at_once_are_served_in_less_time(capsys):
+    def planned(texts: str) -> tuple[float, float]:
+        words = ("pay-off", "llama-3.1-8b", "--against", "gpt-5", "--machine", "rtx 4090", "--texts", texts)
+        code, out, err = run(capsys, *words, "--json")
+        assert code == 0 and "out of date" in out + err  # prices of electricity are older than half a year
+        result = json.loads(out.strip().splitlines()[-1])
+        return result["forecast"]["speed"]["value"], result["busy_hours"]
+
+    (slow, long), (fast, short) = planned("1"), planned("16")
+    assert fast > 3 * slow and short < long / 2
+    code, _, err = run(
+        capsys, "pay-off", "llama-3.1-8b", "--against", "gpt-5", "--machine", "rtx 4090", "--texts", "2000"
+    )
+    assert code == 1 and "2000 texts at once" in err

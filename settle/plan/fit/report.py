@@ -15,7 +15,7 @@ from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
-from settle.plan.fit.speed import Law
+from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
 
 GIB = 2**30
@@ -54,6 +54,8 @@ def fit_models(
         if draft:
             for one in named:
                 _require_draft(draft, one)
+            share = f"{ACCEPTED.low:.0%} to {ACCEPTED.high:.0%} of its tokens are taken to be right"
+            events.emit(Say(text=f"{draft.name} proposes tokens as a draft: {share}"))
         rows = [row for one in named for row in type_rows(one, machine, context, texts, law, draft)]
     else:
         _warn_of_age(events)

@@ -150,6 +150,20 @@ def test_the_command_says_what_fits_and_draws_it(tmp_path, monkeypatch, capsys):
     assert main(["fit", "llama-3.1-8b", "--machine", "rtx 3060", "--context", "0"]) == 2
 
 
+def test_a_draft_makes_it_faster_and_takes_memory(home, capsys):
+    def row(*more):
+        assert main(["fit", "llama-3.1-8b", "--machine", "rtx 4090", *more, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+        return next(row for row in rows if row["type"] == "q8_0")
+
+    alone, with_draft = row(), row("--draft", "llama-3.2-1b")
+    assert with_draft["decode"]["value"] > 1.2 * alone["decode"]["value"]
+    assert with_draft["memory"]["total"] > alone["memory"]["total"] + 0.5 * GIB
+    for words in (["llama-3.1-8b", "--draft", "qwen3-0.6b"], ["llama-3.2-1b", "--draft", "llama-3.1-8b"]):
+        assert main(["fit", *words, "--machine", "rtx 4090"]) == 2 and "is no draft for" in capsys.readouterr().err
+    assert main(["fit", "--draft", "llama-3.2-1b"]) == 2
+
+
 def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
     assert main(["fit", "--machine", "rtx 4090", "--context", "8k", "--json"]) == 0
