@@ -353,26 +353,6 @@ def holm(deciding: Sequence[PairedTest], others: Sequence[PairedTest] = ()) -> l
     return adjusted
 
 
-def shaffer(tests: Sequence[PairedTest], candidates: int) -> list[PairedTest]:
-    """Tests of all pairs of so many candidates, with p-values that are corrected together (Shaffer 1986): where two
-    candidates differ, a third differs from one of them, so fewer claims can be false at once than Holm counts."""
-    possible = _numbers_of_equal_pairs(candidates)
-    adjusted, largest = list(tests), 0.0
-    for rank, i in enumerate(sorted(range(len(tests)), key=lambda i: tests[i].p_value)):
-        false_at_once = max(number for number in possible if number <= len(tests) - rank)
-        largest = max(largest, min(1.0, tests[i].p_value * max(1, false_at_once)))
-        adjusted[i] = replace(tests[i], adjusted_p=largest)
-    return adjusted
-
-
-def _numbers_of_equal_pairs(candidates: int) -> set[int]:
-    """How many pairs can be equal, when candidates fall into groups that are alike."""
-    if candidates < 2:
-        return {0}
-    sizes = range(1, candidates + 1)
-    return {size * (size - 1) // 2 + rest for size in sizes for rest in _numbers_of_equal_pairs(candidates - size)}
-
-
 def _skew_corrected(sums: "np.ndarray", counts: "np.ndarray", resampled: Interval) -> Interval:
     """The wider of the `resampled` interval of Σ sums ÷ Σ counts, both (G,), and Student's with Hall's correction for
     skewness (1992). Families of unequal size count as fewer (Carter, Schnepel and Steigerwald 2017)."""

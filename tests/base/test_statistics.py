@@ -17,7 +17,6 @@ from settle.base.statistics import (
     bootstrap_ratio,
     holm,
     paired_test,
-    shaffer,
     share_interval,
     student_cdf,
     student_quantile,
@@ -368,21 +367,3 @@ def test_an_interval_holds_its_ends():
 def test_importing_it_loads_no_numpy():
     script = "import sys, settle.base.statistics; print(sorted({'numpy', 'torch', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_of_all_pairs_fewer_claims_can_be_false_at_once_than_there_are():
-    def corrected(candidates, *p_values):
-        tests = [PairedTest(0, 0, Interval(0, 0, 0), p, 9, 0, 0, 9, p) for p in p_values]
-        return [one.adjusted_p for one in shaffer(tests, candidates)]
-
-    assert corrected(2, 0.02) == [0.02]
-    # of three: none is shown yet, so all three may be equal; then at most one pair
-    assert corrected(3, 0.001, 0.008, 0.009) == pytest.approx([0.003, 0.008, 0.009])
-    assert corrected(3, 0.009, 0.03, 0.001) == pytest.approx([0.009, 0.03, 0.003])
-    # of four: 6, then 3 (three that are alike), 3, 3, 2, 1
-    six = corrected(4, *(0.001 * k for k in range(1, 7)))
-    assert six == pytest.approx([0.006, 0.006, 0.009, 0.012, 0.012, 0.012])
-    assert all(ours <= theirs.adjusted_p for ours, theirs in zip(
-        corrected(3, 0.004, 0.005, 0.02),
-        holm([PairedTest(0, 0, Interval(0, 0, 0), p, 9, 0, 0, 9, p) for p in (0.004, 0.005, 0.02)]), strict=True
-    ))  # fmt: skip

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import Interval, PairedTest, paired_test, shaffer
+from settle.base.statistics import Interval, PairedTest, paired_test
+from settle.evaluate.compare.all_pairs import shaffer
 from settle.evaluate.compare.evidence import anytime_interval, evidence
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
