@@ -32,9 +32,11 @@ def test_noise_alone_is_seldom_called_a_difference_and_what_is_visible_is_seen()
     noise = [compare(Spread.of(a), Spread.of(b)) for a, b in draws]
     assert np.mean([d.is_shown for d in noise]) <= 0.02
     assert np.mean([d.difference.contains(0) for d in noise]) >= 0.94
-    visible = Spread((0.0,) * 5, None, 1.0).smallest_visible
-    seen = [compare(Spread.of(a), Spread.of(b + visible)).is_shown for a, b in random.normal(size=(300, 2, 5))]
-    assert 0.7 <= np.mean(seen) <= 0.92
+    for seeds in (3, 5):
+        visible = Spread((0.0,) * seeds, None, 1.0).smallest_visible
+        draws = random.normal(size=(300, 2, seeds))
+        seen = [compare(Spread.of(a), Spread.of(b + visible)).is_shown for a, b in draws]
+        assert 0.74 <= np.mean(seen) <= 0.93
 
 
 def test_runs_without_any_spread():
