@@ -4,7 +4,7 @@
 
 NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
-not answer. `judge_documents.py` puts the documents that its head names below FOLDER.
+not answer. Another file of that kind is named by its path. `judge_documents.py` puts the documents that its head names below FOLDER.
 
 Each line is a question with the first eight passages as `settle ask` finds them, and the first one that answers where
 it is not among them: headings, text, right, and span, the characters of the text that answer.
@@ -62,9 +62,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    paths = [WRITTEN / f"{name}.txt" for name in args.names] or sorted(WRITTEN.glob("*.txt"))
+    paths = [Path(name) if name.endswith(".txt") else WRITTEN / f"{name}.txt" for name in args.names]
     with args.out.open("a", encoding="utf-8") as out:
-        for path in paths:
+        for path in paths or sorted(WRITTEN.glob("*.txt")):
             with indexed(documents_of(path.stem, args.folder.resolve())) as collection:
                 rows = list(lists_of(path.stem, collection, list(questions_in(path))))
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
