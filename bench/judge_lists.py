@@ -4,7 +4,8 @@
 
 NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
-not answer. Another file of that kind is named by its path. `judge_documents.py` puts the documents that its head names below FOLDER.
+not answer. Another file of that kind is named by its path. `judge_documents.py` puts the documents that a head names
+below FOLDER.
 
 Each line is a question with the first eight passages as `settle ask` finds them, and the first one that answers where
 it is not among them: headings, text, right, and span, the characters of the text that answer.
