@@ -9,6 +9,7 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
+from settle.retrieve.answer.answer_judge import Reading
 from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, features_of, judge, weights_for
 from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cross_validate, run_trials, threshold
 from settle.retrieve.check.synthetic_questions.questions import Question, make
@@ -59,6 +60,17 @@ def test_features_are_finite_and_of_like_size_for_any_question(collection):
         assert features.shape == (len(FEATURES),)
         assert np.isfinite(features).all()
         assert np.abs(features).max() < 20
+
+
+def test_several_passages_that_may_answer_are_more_evidence_than_one(collection):
+    hits, judged = search(collection, "heron machine"), FEATURES.index("judged")
+
+    def logit(*logits):
+        readings = {number: Reading(logit, 0) for number, logit in enumerate(logits)}
+        return features_of(collection, "heron machine", hits, readings=readings)[judged]
+
+    assert logit(0.3) == pytest.approx(0.3) and logit() == 0.0
+    assert logit(0.3, -1.0) == pytest.approx(np.log(np.exp(0.3) + np.exp(-1.0)))
 
 
 def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):

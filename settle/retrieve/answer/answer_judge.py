@@ -25,7 +25,7 @@ from settle.retrieve.index.collection import Collection
 
 ENCODER = "minilm"  # whose states it was trained on
 WEIGHTS = Path(__file__).with_name("answer_judge.safetensors")
-QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 48, 24, 96  # that are read of each, at most
+QUESTION_TOKENS, HEADING_TOKENS, TEXT_TOKENS = 48, 24, 160  # that are read of each, at most
 STRIDE = 16  # tokens from one window of a long passage to the next
 SCALE = "_scale"  # behind the name of a matrix in int8: what its rows are multiplied by
 
