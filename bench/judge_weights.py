@@ -2,8 +2,8 @@
 
     python bench/judge_weights.py FOLDER [NAME ...]
 
-On questions that the judge has not learned from: the dev half of `asked/`, and the files NAME of `judge_questions/`
-that were left out of its training. Documents and indexes are made below FOLDER. Printed: what separates answerable
+On questions that the judge has not learned from: the dev half of three sets in `asked/`, and that of the files NAME of
+`judge_questions/`, which were left out of its training (rental and patience). Documents and indexes are made below FOLDER. Printed: what separates answerable
 questions from others (AUROC), each collection judged by weights fitted on the others; where the outcomes lie; the
 weights for `settle/retrieve/answer/evidence.py`; where the right passage comes first, by the judge's weight.
 """
@@ -58,7 +58,10 @@ def gathered(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         if name in ASKED:
             documents, asked = folder / name / "documents", [q for q in questions(name) if q.split == "dev"]
         else:
-            documents, asked = documents_of(name, folder), list(questions_in(WRITTEN / f"{name}.txt"))
+            documents, asked = (
+                documents_of(name, folder),
+                [q for q in questions_in(WRITTEN / f"{name}.txt") if q.split == "dev"],
+            )
         with indexed(documents) as collection:
             rows += rows_of(name, collection, asked)
         print(name, len(asked), flush=True)
