@@ -3,9 +3,10 @@
     python bench/judge_weights.py FOLDER [NAME ...]
 
 On questions that the judge has not learned from: the dev half of three sets in `asked/`, and that of the files NAME of
-`judge_questions/`, which were left out of its training (rental and patience). Documents and indexes are made below FOLDER. Printed: what separates answerable
-questions from others (AUROC), each collection judged by weights fitted on the others; where the outcomes lie; the
-weights for `settle/retrieve/answer/evidence.py`; where the right passage comes first, by the judge's weight.
+`judge_questions/`, which were left out of its training (rental and patience). Documents and indexes are made below
+FOLDER. Printed: what separates answerable questions from others (AUROC), each collection judged by weights fitted on
+the others; where the outcomes lie; the weights for `settle/retrieve/answer/evidence.py`; where the right passage comes
+first, by the judge's weight.
 """
 
 import argparse
