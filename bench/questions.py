@@ -6,8 +6,9 @@
 The questions are in `asked/`, written while reading the documents and before anything was scored, in the words that
 people use, typing errors included. Half of them, by a hash of the question, are for development; the other half is
 looked at only to report. `stars`: articles on astronomy (Markdown); `borg`: the web pages of a backup program;
-`games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`). Of the other
-sets (`--sets theatre notensatz engraving uprisings`) both halves are for judgement, `judgement` at the first look.
+`games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`). Of
+the other sets (`--sets theatre notensatz engraving uprisings`) both halves are for judgement: `judgement` was looked at
+first.
 
 A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
 for each set, and for the mean of the sets:
