@@ -8,6 +8,9 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.settings import resolve
+from settle.data.decisions.answers import Answer
+from settle.data.decisions.questions import Question
+from settle.infer.decisions.decider import Decider
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start
@@ -53,6 +56,14 @@ class FinishedRun:
         with Engine(model.weights, adapter=model.adapter) as engine:
             ids = _prompt_ids(engine, prompt)
             yield from engine.complete(ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    def decide(self, state: object) -> dict[str, Answer]:
+        """What a decision model answers to the questions that it was tuned for, by their names: `.key` is the likeliest
+        option, `.probabilities` are those of all, in the order of `.question.options`. state: text, or JSON. Raises
+        UsageError for another model."""
+        with Decider(resolve_gguf(f"run:{self.path.name}").weights) as decider:
+            questions = {name: Question.from_json(q, name) for name, q in decider.keys.questions.items()}
+            return dict(zip(questions, decider.decide(state, list(questions.values())), strict=True))
 
 
 def train(*inputs: str, **settings: object) -> FinishedRun:

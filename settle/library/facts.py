@@ -180,8 +180,8 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
     try:
         weights = read_gguf(ref.weights)
         metadata: Metadata = weights.metadata
-        if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < fewest:
-            return False
+        if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < fewest or read_decision(metadata):
+            return False  # what was tuned to name an option writes no answers
         own = adapter_template(ref.adapter) if ref.adapter else None
     except (UsageError, FormatError, OSError):
         return False

@@ -13,10 +13,14 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
-from settle.data.decisions.corpus import prepare_decisions
+from settle.data.decisions.corpus import open_decisions, prepare_decisions
 from settle.data.rows.batches import RowBatches
 from settle.data.settings import RowSettings
-from settle.formats.gguf import export_gguf
+from settle.evaluate.gate.export_by_name import export_by_name
+from settle.formats.gguf import Gguf, export_gguf, read_gguf
+from settle.formats.gguf.decision import read_decision
+from settle.infer.decisions.decider import Decider
+from settle.jobs.api import FinishedRun
 from settle.jobs.job import start_job
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
@@ -85,10 +89,27 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(files: Path, home: Path
     assert len(made["confidences"]) == len(made["correct"]) == made["report"]["rows"]
     assert np.mean(made["correct"]) == pytest.approx(tests["zero-shot"]["tuned"])
     assert 0 <= made["order_changes"]["value"] <= 1
+    assert made["columns"] == ["text"] and made["questions"].keys() == {"label"}
+    judged = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"]).rows("held_out")
+    with Decider(result["files"]["gguf"], slots=1) as decider:
+        answers = [decider.decide(row.state, [row.question])[0] for row in judged]
+    assert [answer.best == row.best for answer, row in zip(answers, judged, strict=True)] == made["correct"]
+    assert [answer.highest for answer in answers] == pytest.approx(made["confidences"], abs=0.01)
+    assert FinishedRun.find("d").decide(judged[0].state)["label"].probabilities == answers[0].probabilities
     shown = texts(said)
     assert "rows judge the result: a difference of" in shown and "majority class" in shown
     assert result["proof"][1]["detail"].endswith("guessing is ln(3 labels) = 1.099")
     assert "refusing above a risk of 5%" in shown and "asked in another order of the options" in shown
+
+
+def test_it_is_exported_whole_with_its_keys(files: Path, home: Path, tmp_path: Path) -> None:
+    tune(files, compare=False)
+    events, own = Events(), read_decision(read_gguf(Run.find("d").out / "d.gguf").metadata)
+    for dtype, bar in (("f32", 0.01), ("q8_0", 1.0)):
+        path, figures = export_by_name("d", Gguf(dtype=dtype), tmp_path / f"{dtype}.gguf", None, False, 0.02, events)
+        assert read_decision(read_gguf(path).metadata) == own
+        assert figures and figures["checked"]["largest_difference"] <= figures["checked"]["bar"] == bar
+    events.close()
 
 
 def test_it_resumes_to_the_same_weights(files: Path, home: Path) -> None:

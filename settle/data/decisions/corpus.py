@@ -69,11 +69,7 @@ def prepare_decisions(
 
     Raises DataError for what is no labelled row, for too few of them, and for labels that are no single token.
     """
-    template = None
-    if tokenizer.chat_template:
-        bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
-        template = ChatTemplate(tokenizer.chat_template, bos, eos)
-    prompt = DecisionPrompt.of(tokenizer, template)
+    prompt = prompt_for(tokenizer)
     with workspace() as work:
         ledger = Ledger()
         sources = find_sources(inputs, settings.held_out_from, work, ledger)
@@ -93,6 +89,14 @@ def prepare_decisions(
         write_json(work / "corpus" / "ledger.json", ledger.as_dict())
         publish(work / "corpus", corpus_folder(fingerprint))
         return open_decisions(corpus_folder(fingerprint))
+
+
+def prompt_for(tokenizer: Tokenizer) -> DecisionPrompt:
+    """The prompt of decisions for the model of that tokenizer."""
+    if not tokenizer.chat_template:
+        return DecisionPrompt.of(tokenizer, None)
+    bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return DecisionPrompt.of(tokenizer, ChatTemplate(tokenizer.chat_template, bos, eos))
 
 
 def open_decisions(folder: Path) -> DecisionCorpus:

@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 
 from settle.base.errors import GateError
+from settle.base.run import Run
+from settle.base.tokenizer import Tokenizer
+from settle.data.decisions.corpus import open_decisions, prompt_for
 from settle.data.decisions.encode import DecisionEncoder
+from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
+from settle.data.files import stored_corpus
 from settle.evaluate.decisions import score_rows
 from settle.evaluate.gate.behaviour import ADVERSARIAL, Figures
 from settle.evaluate.gate.gate import SMALL_FILE, in_fp32
+from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
+from settle.formats.gguf.types import ggml_type, is_float
 from settle.infer.decisions.decider import Decider
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import Decision
 
 APART = 0.01  # of a probability, at most
+DECISION_FILE = "decision.json"  # in a run's out/
 ROWS = 32  # held-out states, at most
 FIX = "report it with this recipe: the file was not written"
 KEYS = ("read_out", "template", "questions", "columns", "correct")  # compared as they are
@@ -31,17 +39,20 @@ KEYS = ("read_out", "template", "questions", "columns", "correct")  # compared a
 
 @dataclass(frozen=True)
 class DecisionGate:
-    """keys: what the file has to hold. rows: held-out ones, with what is asked of them."""
+    """keys: what the file has to hold. rows: held-out ones, with what is asked of them. bar: how far a probability may
+    be from the live model's; where the weights of the file are quantized, a change is no fault.
+    """
 
     model: Decoder
     objective: Decision
     encoder: DecisionEncoder
     keys: DecisionKeys
     rows: Sequence[DecisionRow]
+    bar: float = APART
 
     def run(self, file: Path) -> Figures:
-        """The figures. Raises GateError for a key that is another one, and for a probability that is further than
-        APART from the live model's."""
+        """The figures. Raises GateError for a key that is another one, and for a probability that is further away than
+        the bar."""
         self._require_keys(file)
         rows = self._sampled()
         with in_fp32(self.model, file.stat().st_size < SMALL_FILE):
@@ -55,13 +66,13 @@ class DecisionGate:
                 apart = float(np.abs(np.array(answer.probabilities) - ours[: len(answer.probabilities)]).max())
                 if not apart <= worst:  # so that NaN is the worst
                     worst, at = apart, row
-        if not worst <= APART:
+        if not worst <= self.bar:
             raise GateError(
                 f"{file.name} answers {at.name!r} about {at.state[:60]!r} with probabilities {worst:.3f} away from the "
-                f"trained model's (bar {APART})",
+                f"trained model's (bar {self.bar})",
                 FIX,
             )
-        return {"rows": len(rows), "largest_difference": worst, "bar": APART}
+        return {"rows": len(rows), "largest_difference": worst, "bar": self.bar}
 
     def _require_keys(self, file: Path) -> None:
         read = read_decision(read_gguf(file).metadata)
@@ -88,6 +99,26 @@ class DecisionGate:
 
 def _close(read: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(read) == len(wanted) and bool(np.allclose(read, wanted, rtol=1e-6, atol=1e-6))
+
+
+def gate_of_run(run: Run, model: Decoder, tokenizer: Tokenizer, dtype: str) -> DecisionGate | None:
+    """The gate of a run that made a decision model, None for another run. dtype: of the file that is written. Where the
+    run's rows are gone, its questions are asked about built-in texts."""
+    decision = run.read(f"out/{DECISION_FILE}")
+    if not decision:
+        return None
+    keys, labels = keys_of(decision), decision["labels"]
+    corpus = stored_corpus(str((run.read("plan.json") or {}).get("corpus")), open_decisions)
+    rows = corpus.rows("held_out") if corpus else _built_in(keys)
+    encoder = DecisionEncoder(tokenizer, prompt_for(tokenizer), labels)
+    bar = APART if is_float(ggml_type(dtype).name) else 1.0
+    return DecisionGate(model, Decision(labels=list(labels.values())), encoder, keys, rows, bar)
+
+
+def _built_in(keys: DecisionKeys) -> list[DecisionRow]:
+    questions = {name: Question.from_json(asked, name) for name, asked in keys.questions.items()}
+    flat = {name: (1 / len(asked.options),) * len(asked.options) for name, asked in questions.items()}
+    return [DecisionRow(text, name, q, flat[name], "built in") for text in PROSE for name, q in questions.items()]
 
 
 def keys_of(decision: Mapping[str, Any]) -> DecisionKeys:

@@ -111,15 +111,21 @@ class ExportedAdapter:
 
 
 def export(
-    exported: ExportedModel | ExportedAdapter, form: Format, path: Path, merge: bool = False, limit: float = 0.02
+    exported: ExportedModel | ExportedAdapter,
+    form: Format,
+    path: Path,
+    merge: bool = False,
+    limit: float = 0.02,
+    check: Check | None = None,
 ) -> Figures | None:
     """Write `path`. An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge`
-    says so. Returns the gate's figures, None for what llama.cpp does not read. Raises as `export_model`."""
+    says so. check: as of `export_model`. Returns the gate's figures, None for what llama.cpp does not read. Raises as
+    `export_model`."""
     if isinstance(exported, ExportedModel):
-        return export_model(exported, form, path)
+        return export_model(exported, form, path, check=check)
     if form.holds == "adapter" or (form.holds == "both" and exported.served_over_base and not merge):
         return export_adapter(exported, form, path)
-    return export_model(exported.merged(limit), form, path)
+    return export_model(exported.merged(limit), form, path, check=check)
 
 
 def export_model(
@@ -225,6 +231,9 @@ def emit_gate_checks(figures: Figures, events: Events) -> None:
         "distributions": f"KL {figures['kl']:.1e} nats per token over {figures['positions']} positions",
         "greedy answers": f"{figures['greedy_tokens_equal']} of {figures['greedy_tokens']} tokens equal",
     }
+    if checked := figures.get("checked"):
+        apart = f"at most {checked['largest_difference']:.4f} apart (bar {checked['bar']})"
+        details["decisions"] = f"{checked['rows']} answers of llama.cpp {apart}"
     merge = figures.get("merge")
     if merge:
         details["merge"] = (

@@ -7,16 +7,18 @@ from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.base.run import Run
 from settle.evaluate.gate.behaviour import Figures
+from settle.evaluate.gate.decision_gate import DECISION_FILE, gate_of_run, keys_of
 from settle.evaluate.gate.export import (
     ADAPTER_FOLDER,
     HF_FOLDER,
+    Check,
     ExportedAdapter,
     ExportedModel,
     emit_gate_checks,
     export,
 )
 from settle.evaluate.gate.held_out import PROSE, held_out_text
-from settle.formats import Format
+from settle.formats import Format, GgufLayout
 from settle.formats.gguf import card_of, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.peft import CONFIG
@@ -50,11 +52,24 @@ def export_by_name(
             raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
         path.parent.mkdir(parents=True)
     events.emit(Say(text=f"reading {exported.name} …"))
-    figures = export(exported, form, path, merge, limit)
+    figures = export(exported, form, path, merge, limit, _check(name, exported, form))
     if figures is not None:
         emit_gate_checks(figures, events)
     events.emit(Say(text=f"wrote {path}"))
     return path, figures
+
+
+def _check(name: str, exported: ExportedModel | ExportedAdapter, form: Format) -> Check | None:
+    """What is asked of the file beside what is asked of every one: of a decision model, its answers."""
+    run = find_run(name) if exported.gguf_keys else None
+    gate = gate_of_run(run, exported.model, exported.tokenizer, form.dtype) if run else None
+    return gate.run if gate else None
+
+
+def _gguf_keys(run: Run, architecture: GgufLayout) -> dict[str, object]:
+    """The keys of the run's decision model, none where it made another one."""
+    decision = run.read(f"out/{DECISION_FILE}")
+    return keys_of(decision).metadata(architecture.gguf_architecture) if decision else {}
 
 
 def _exported(name: str, base: str | None, form: Format, events: Events) -> ExportedModel | ExportedAdapter:
@@ -77,7 +92,10 @@ def _model_of_run(run: Run, events: Events) -> ExportedModel:
     if (run.read("plan.json") or {}).get("tuning"):
         opened = open_pretrained(folder)
         texts, model = held_out_text(run, opened.tokenizer, events), opened.load(trainable=True).eval()
-        return ExportedModel(run.name, model, opened.part, opened.weights, opened.tokenizer, texts, card)
+        keys = _gguf_keys(run, opened.part)
+        return ExportedModel(
+            run.name, model, opened.part, opened.weights, opened.tokenizer, texts, card, gguf_keys=keys
+        )
     live = load(folder)
     texts = held_out_text(run, live.tokenizer, events)
     return ExportedModel(run.name, live.model, live.part, live.weights, live.tokenizer, texts, card)
@@ -89,7 +107,7 @@ def _adapter_of_run(run: Run, base: str | None, events: Events) -> ExportedAdapt
     template, is_plain = _turns(run, opened)
     tokenizer = opened.tokenizer.with_template(template) if template else opened.tokenizer
     card = {"template": template} | ({"base": True} if is_plain else {})
-    return ExportedAdapter(run.name, opened, adapter, tokenizer, texts, card)
+    return ExportedAdapter(run.name, opened, adapter, tokenizer, texts, card, _gguf_keys(run, opened.part))
 
 
 def _turns(run: Run, base: Pretrained) -> tuple[str | None, bool]:

@@ -1,10 +1,14 @@
 """Texts that a model was not trained on, for the gate to compare on."""
 
+from collections.abc import Mapping
+
 from settle.base.event_log import Events
 from settle.base.events import Warn
 from settle.base.run import Run, home
 from settle.base.tokenizer import Tokenizer
-from settle.data.rows.prepare import prepared_rows
+from settle.data.decisions.corpus import open_decisions
+from settle.data.files import stored_corpus
+from settle.data.rows.prepare import RowCorpus, prepared_rows
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
 
@@ -28,11 +32,19 @@ def held_out_texts(store: TokenStore | RowStore, tokenizer: Tokenizer, most_toke
     return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
 
 
+def _rows_of(record: Mapping[str, object]) -> RowCorpus | None:
+    """The rows that a tuned model was made from, by the run's plan; None when they were removed."""
+    fingerprint = str(record.get("corpus"))
+    if record.get("objective") == "decision":
+        return stored_corpus(fingerprint, open_decisions)
+    return prepared_rows(fingerprint)
+
+
 def held_out_text(run: Run, tokenizer: Tokenizer, events: Events, most_tokens: int = 60_000) -> list[str]:
     """The run's held-out text; when its token store was removed, prose that is always there."""
     record = run.read("plan.json") or {}
     folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
-    rows = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
+    rows = _rows_of(record) if record.get("tuning") else None
     if rows is not None:
         return held_out_texts(rows.held_out, tokenizer, most_tokens)
     if folder.is_dir() and not record.get("tuning"):
