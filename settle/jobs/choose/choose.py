@@ -98,7 +98,7 @@ def _measured(work: Work, began: float) -> int:
     measured, outcome = ask_all(ways_built, failed, work)
     verdict = decide(measured, outcome, examples.families, settings.margin, work.task.is_share)
     result = report.to_json(measured, failed, outcome, verdict, first, _about(work, expected, time.monotonic() - began))
-    return finish(work, measured, verdict, result)
+    return finish(work, measured, failed, verdict, result)
 
 
 def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Failed]]:
@@ -244,11 +244,13 @@ def _about(work: Work, expected: dict[str, float], seconds: float) -> dict[str, 
     }
 
 
-def finish(work: Work, measured: Sequence[Measured], verdict: Verdict, result: dict[str, object]) -> int:
+def finish(
+    work: Work, measured: Sequence[Measured], failed: Sequence[Failed], verdict: Verdict, result: dict[str, object]
+) -> int:
     """The page, the files and the table; the exit code."""
     events, examples, is_share = work.events, work.examples, work.task.is_share
     table = report.rows(measured, verdict, examples.families, is_share)
-    lines = [*verdict.notes]
+    lines = [*verdict.notes, *(f"{f.name} could not be measured: {f.why}" for f in failed)]
     lines += [f"{m.name}: {m.way.about}" for m in measured if m.way.about]
     for m in measured:
         if m.unasked:
@@ -263,7 +265,7 @@ def finish(work: Work, measured: Sequence[Measured], verdict: Verdict, result: d
     write_json(work.folder / choice_folder.RESULT, result)
     events.emit(Listing(columns=report.COLUMNS, rows=table))
     for line in (
-        verdict.sentence,
+        str(result["why"]),
         *lines,
         f"to make it ready: {result['command']}",
         f"the page: {work.folder / 'page.md'}",

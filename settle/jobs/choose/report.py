@@ -47,7 +47,7 @@ def to_json(
         **about,
         "chosen": chosen.name,
         "verdict": "take" if verdict.is_shown else "cannot tell",
-        "why": verdict.sentence,
+        "why": verdict.sentence + _unknown(failed),
         "notes": list(verdict.notes),
         "more_rows": verdict.more,
         "command": chosen.way.command,
@@ -85,6 +85,12 @@ def to_json(
     }
 
 
+def _unknown(failed: Sequence[Failed]) -> str:
+    """What the verdict knows nothing of."""
+    names = " and ".join(f.name for f in failed)
+    return f"; nothing is known of {names}, which could not be measured" if failed else ""
+
+
 def page(
     title: str,
     table: Sequence[Sequence[str]],
@@ -111,7 +117,7 @@ def differing(measured: Sequence[Measured], test: Sequence[Case]) -> list[str]:
         lines += [f"**{_short(test[i].question)}** wanted: {_short(test[i].reference)}", ""]
         lines += [f"- {m.name} ({m.scores[i]:g}): {_short(m.replies[i].text) or 'nothing'}" for m in measured]
         lines += [""]
-    return lines
+    return lines or ["Nowhere: each question was answered as well by every way."]
 
 
 def duration(seconds: float) -> str:

@@ -83,7 +83,7 @@ def _range(difference: Interval, is_share: bool) -> str:
 
 
 def _points(value: float, is_share: bool) -> str:
-    return f"{100 * value:.0f} points" if is_share else f"{value:.3f}"
+    return f"{round(100 * value)} points" if is_share else f"{value:.3f}"
 
 
 def _value(value: float, is_share: bool) -> str:

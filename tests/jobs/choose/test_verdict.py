@@ -6,9 +6,9 @@ from settle.evaluate.compare.cases import asking
 from settle.evaluate.compare.race import Race
 from settle.jobs.choose import report
 from settle.jobs.choose.setup import Setup
-from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, GOLD, GOLD_EXAMPLES, only, predict
+from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, GOLD, GOLD_EXAMPLES, Triage, only, predict
 from settle.jobs.choose.verdict import ERROR, decide
-from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Measured
+from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
 from settle.jobs.trials.arm import Reply
 
 
@@ -67,6 +67,17 @@ def test_the_page_shows_where_ways_differ_and_no_text_leaves_its_cell():
     assert [row[0] for row in table] == ["  zero-shot", "→ prompt"]
     text = report.page("a | b", table, {"why": verdict.sentence, "command": ways[1].way.command}, verdict.notes, lines)
     assert "settle chat prompt" in text and "# a \\| b" in text
+
+
+def test_the_verdict_says_what_it_knows_nothing_of():
+    ways, outcome, verdict = decided([1] * 30, [1] * 30)
+    first = Triage(30, {}, {}, 0.0, TUNE, "", {})
+    result = report.to_json(ways, [Failed(TUNE, "it broke")], outcome, verdict, first, {})
+    assert "nothing is known of tune, which could not be measured" in result["why"]
+    assert report.differing(ways, [asking("q", n) for n in range(30)]) == [
+        "Nowhere: each question was answered as well by every way."
+    ]
+    assert not any("-0 points" in note for note in verdict.notes) and "(0 points measured)" in verdict.notes[0]
 
 
 def test_what_the_first_look_predicts():

@@ -116,12 +116,14 @@ def tuned(recipe: Recipe, events: Events) -> Tuned:
         raise KeyboardInterrupt
     run = Run.find(recipe.run)
     result = run.result()
-    if result is None or result.exit_code == 1:
-        raise RunError(f"tuning made nothing usable: {result.why if result else 'it ended early'}", "see `settle runs`")
-    took = result.actual.get("time")
-    return Tuned(
-        resolve_gguf(f"run:{run.path.name}"), recipe.run, float(took) if isinstance(took, int | float) else 0.0
-    )
+    try:
+        # a run that seems to have learned nothing has a model where some weights were better than the first ones
+        ref = resolve_gguf(f"run:{run.path.name}")
+    except SettleError:
+        why = result.why if result else "it ended early"
+        raise RunError(f"tuning made nothing usable: {why}", f"see `settle runs show {run.name}`") from None
+    took = result.actual.get("time") if result else None
+    return Tuned(ref, recipe.run, float(took) if isinstance(took, int | float) else 0.0)
 
 
 def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
