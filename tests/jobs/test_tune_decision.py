@@ -99,6 +99,7 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(files: Path, home: Path
     shown = texts(said)
     assert "rows judge the result: a difference of" in shown and "majority class" in shown
     assert result["proof"][1]["detail"].endswith("guessing is ln(3 labels) = 1.099")
+    assert '`settle decide d "some text"`' in shown
     assert "refusing above a risk of 5%" in shown and "asked in another order of the options" in shown
 
 

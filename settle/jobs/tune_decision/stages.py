@@ -45,6 +45,12 @@ class DecisionContext(TuningContext):
     def encoder(self) -> DecisionEncoder:
         return DecisionEncoder(self.live.tokenizer, self.corpus.prompt, self.corpus.labels)
 
+    def next_steps(self) -> str:
+        if not self.is_usable:
+            return ""
+        name = self.run.name
+        return f'`settle decide {name} "some text"` · `settle serve` · `settle runs show {name}`'
+
     def comparison_estimate(self, seconds_per_token: float) -> float:
         held_out = self.corpus.held_out
         asked = held_out.num_inputs * (1 + (ORDERS + 1) * min(1.0, ORDERED_ROWS / held_out.num_rows))
