@@ -41,7 +41,7 @@ from settle.retrieve.index.catalogue.records import Passage
 QUESTIONS, PASSAGES, AT_ONCE = 8, 2, 8  # of a step, of a question, pairs that are computed together
 LEFT_OUT = 0.35  # of the answerable questions' answers
 AGAIN, STRENGTH = 0.6, 0.5  # of the questions are worded again, with that share of the changes
-RATE, DECAY, WARMUP, HEAD_SHARE = 1e-4, 0.01, 20, 0.3
+RATE, DECAY, WARMUP, CONSTANT, HEAD_SHARE = 1e-4, 0.01, 20, 0.35, 0.3
 PLACE_WEIGHT = 0.3
 
 
@@ -161,7 +161,8 @@ def train(model: Reranker, lists: Lists, minutes: float, out: Path, save_every: 
     losses: list[float] = []
     model.train()
     while (past := (time.monotonic() - began) / (60 * minutes)) < 1:
-        fall = min(1, (step + 1) / WARMUP) * max(0.02, 0.5 * (1 + math.cos(math.pi * past)))
+        fall = 0.5 * (1 + math.cos(math.pi * max(0.0, past - CONSTANT) / (1 - CONSTANT)))
+        fall = min(1, (step + 1) / WARMUP) * max(0.02, fall)
         for group, rate in zip(adam.param_groups, (RATE, HEAD_SHARE * HEAD_RATE), strict=True):
             group["lr"] = rate * fall
         loss, logits, there = loss_of(model, list(lists.step()))
