@@ -6,7 +6,7 @@ Legend: n rows of a sample, R resamples.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -159,31 +159,28 @@ def wilson(hits: Sequence[bool], families: Sequence[int] | None = None) -> Inter
     families: (n,), the same number for those that belong together: the interval is that of as many independent ones as
     vary so much (Korn and Graubard 1998). Of an empty sample nothing is known: 0, between 0 and 1.
     """
-    if not hits:
-        return Interval(0.0, 0.0, 1.0)
-    p, n, z = _sample(hits, families)
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
+    return _share(
+        hits, families, lambda p, n, z, _: z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + (z / n) ** 2 / 4)
+    )
 
 
 def share_interval(hits: Sequence[bool], families: Sequence[int] | None = None) -> Interval:
     """As `wilson`, as wide as Agresti and Coull (1998) make it: of few rows of which nearly all or nearly none are true
     Wilson's interval misses one share in seven, this one hardly ever more than 7 in 100."""
+    return _share(hits, families, lambda p, n, z, middle: z * math.sqrt(middle * (1 - middle) / (n + z * z)))
+
+
+def _share(hits: Sequence[bool], families: Sequence[int] | None, half: Callable[..., float]) -> Interval:
+    """Around Wilson's middle. half: the interval's half width, by the share, how many independent ones vary as much, the
+    standard deviations that it has, and the middle."""
     if not hits:
         return Interval(0.0, 0.0, 1.0)
-    p, n, z = _sample(hits, families)
+    p, n, z = sum(hits) / len(hits), float(len(hits)), two_sided_z(LEVEL)
+    if families is not None:
+        n, z = _independent(hits, families, p), student_quantile((1 + LEVEL) / 2, max(1, len(set(families)) - 1))
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(middle * (1 - middle) / (n + z * z))
-    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
-
-
-def _sample(hits: Sequence[bool], families: Sequence[int] | None) -> tuple[float, float, float]:
-    """The share, how many independent ones vary as much, and how many standard deviations its interval has."""
-    p, n = sum(hits) / len(hits), float(len(hits))
-    if families is None:
-        return p, n, two_sided_z(LEVEL)
-    return p, _independent(hits, families, p), student_quantile((1 + LEVEL) / 2, max(1, len(set(families)) - 1))
+    width = half(p, n, z, middle)
+    return Interval(p, max(0.0, middle - width), min(1.0, middle + width))
 
 
 def _independent(hits: Sequence[bool], families: Sequence[int], share: float) -> float:
