@@ -47,13 +47,9 @@ class Interval:
     @classmethod
     def from_json(cls, values: Mapping[str, float | None], level: float) -> "Interval":
         """The interval that `to_json` wrote, whose level the reader knows. Raises KeyError, TypeError, ValueError."""
-        value, low, high = values["value"], values["low"], values["high"]
-        return cls(
-            math.nan if value is None else float(value),
-            -math.inf if low is None else float(low),
-            math.inf if high is None else float(high),
-            level,
-        )
+        unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
+        ends = [end if (known := values[name]) is None else float(known) for name, end in unknown.items()]
+        return cls(*ends, level=level)
 
     @property
     def is_bounded(self) -> bool:
@@ -171,8 +167,8 @@ def share_interval(hits: Sequence[bool], families: Sequence[int] | None = None) 
 
 
 def _share(hits: Sequence[bool], families: Sequence[int] | None, half: Callable[..., float]) -> Interval:
-    """Around Wilson's middle. half: the interval's half width, by the share, how many independent ones vary as much, the
-    standard deviations that it has, and the middle."""
+    """Around Wilson's middle. half: of the interval's width, by the share, how many independent ones vary as much, how
+    many standard deviations it has, and the middle."""
     if not hits:
         return Interval(0.0, 0.0, 1.0)
     p, n, z = sum(hits) / len(hits), float(len(hits)), two_sided_z(LEVEL)
