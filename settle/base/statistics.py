@@ -48,8 +48,8 @@ class Interval:
     def from_json(cls, values: Mapping[str, float | None], level: float) -> "Interval":
         """The interval that `to_json` wrote, whose level the reader knows. Raises KeyError, TypeError, ValueError."""
         unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
-        ends = [end if (known := values[name]) is None else float(known) for name, end in unknown.items()]
-        return cls(*ends, level=level)
+        known = {name: float(end) for name in unknown if (end := values[name]) is not None}
+        return cls(**(unknown | known), level=level)
 
     @property
     def is_bounded(self) -> bool:
