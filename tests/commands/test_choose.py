@@ -77,16 +77,28 @@ def test_what_the_model_can_already_needs_nothing_else(made, home, capsys, monke
     assert row["completion"] in capsys.readouterr().out
 
 
-def test_a_way_that_fails_is_reported_and_the_others_go_on(made, home, capsys, monkeypatch):
+def test_a_stop_between_ways_is_resumed_and_a_way_that_fails_is_reported(made, home, capsys, monkeypatch):
+    def stop(recipe, events):
+        raise KeyboardInterrupt
+
     def fail(recipe, events):
         raise EngineError("the tuning broke", "mend it")
 
-    monkeypatch.setattr(build, "tuned", fail)
     given = (made / "rows.jsonl", "--model", made / "tiny.gguf", "--score", "exact", "--max-tokens", 6)
-    code, result, err = run(capsys, *given, "--threads", 1, "--every")
+    given += ("--threads", 1, "--every")
+    monkeypatch.setattr(build, "tuned", stop)
+    code, _, err = run(capsys, *given)
+    assert code == 130 and "the same command continues" in err
+    (choice,) = (home / "choices").iterdir()
+    known = (choice / "progress.json").read_text()
+    monkeypatch.setattr(build, "tuned", fail)
+    code, result, err = run(capsys, *given)
     assert code == 0 and [f["name"] for f in result["failed"]] == ["tune"], err
-    assert "tune could not be built: the tuning broke" in err
+    assert "tune could not be built: the tuning broke" in err and "nothing is known of tune" in result["why"]
     assert {way["name"] for way in result["ways"]} == {"zero-shot", "prompt"}
+    assert result["folder"] == str(choice)
+    for key, value in json.loads(known).items():  # the prompt, the pace and the names that were found before the stop
+        assert json.loads((choice / "progress.json").read_text())[key] == value, key
 
 
 def test_too_few_examples_are_refused_before_anything_runs(made, home, capsys):

@@ -24,7 +24,7 @@ def rows(measured: Sequence[Measured], verdict: Verdict, families: Sequence[int]
             _score(m, families, is_share),
             duration(m.way.build_seconds) if m.way.build_seconds else "–",
             f"{m.seconds:.1f} s",
-            f"{m.tokens:.0f}",
+            f"{m.tokens:.0f}" if m.tokens else "–",
             f"{m.peak / 1e9:.2f} GB",
             f"{m.joules:.0f} J",
             m.way.change_note or (duration(m.way.change_seconds) if m.way.change_seconds is not None else "–"),
