@@ -141,6 +141,20 @@ def test_a_disk_that_fills_up_during_a_download_loses_nothing(files, home, capsy
     assert not [path for path in (home / "models").rglob("*") if path.is_file() and path.suffix == ".gguf"]
 
 
+def test_one_that_fails_while_it_answers_is_named_and_left_out(files, home, capsys, monkeypatch):
+    whole = ModelArm.make
+
+    def make(arm, cases):
+        if arm.name == "base":
+            raise EngineError("llama.cpp died with base loaded", "")
+        return whole(arm, cases)
+
+    monkeypatch.setattr(ModelArm, "make", make)
+    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
+    assert code == 0 and [m["name"] for m in result["models"]] == ["tuned"] and result["models"][0]["score"] == 1
+    assert "base failed, and the others go on: llama.cpp died" in err and not result["pairs"]
+
+
 def test_what_is_too_slow_is_left_out(files, home, capsys):
     code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--speed", 1e9)
     assert code == 3 and result["chosen"] is None and "are asked for" in err
