@@ -31,7 +31,7 @@ class ChooseSettings(ThreadSettings):
     max_tokens: int | None = Field(
         None, gt=0, description="longest answer, in tokens; half more than nearly all wanted answers if not given"
     )
-    epochs: float = Field(8.0, gt=0, description="passes over the examples when the model is tuned")
+    epochs: float = Field(8.0, gt=0, description="times that the model sees every example when it is tuned")
     every: bool = Field(False, description="build and measure every way, also those that the triage rules out")
     dry: bool = Field(False, description="show what the examples can tell and how long it takes; measure nothing")
     seed: int = Field(0, ge=0, description="seed of the split, of the chosen examples and of the tuning")
