@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import settle
-from settle.base.run import home
+from settle.base.files import home
 from settle.base.statistics import paired_test
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from settle.base.run import Run, home
+from settle.base.files import home
+from settle.base.run import Run
 from settle.data.store import TokenStore
 from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.gate import Reference, run_gate

@@ -29,7 +29,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.library.store import StoredModel, add_model
 
 RELOAD_SECONDS, SAMPLE_SECONDS = 30.0, 5.0

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 import settle
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 
 
 def test_the_verbs_stay_functions_when_rooms_of_their_name_are_loaded():

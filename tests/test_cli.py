@@ -17,7 +17,8 @@ import torch
 from settle import __version__
 from settle.base.event_log import Events
 from settle.base.events import Eval
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.commands import Command
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.events import VERSION, Event, Opened
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 
 Listener = Callable[[Event], None]
 

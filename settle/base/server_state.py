@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psutil
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.run import home, parse_json, read_json, write_atomic, write_json
+from settle.base.files import home, parse_json, read_json, write_atomic, write_json
 
 CLOCK_SECONDS = 2.0  # that two readings of when a process began may differ
 VALID_KEY = re.compile(r"[\x21-\x7e]{16,256}")

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.connect.clients import ClientRequest, Connection
 from settle.machine.web_request import open_request
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.run import home, read_json, write_atomic
+from settle.base.files import home, read_json, write_atomic
 from settle.base.server_state import allow_origins, allowed_origins
 from settle.connect.clients import ConfigFile
 

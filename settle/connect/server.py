@@ -6,7 +6,7 @@ import urllib.parse
 from typing import Any
 
 from settle.base.errors import RunError, UsageError
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.base.server_state import running_server, server_key
 from settle.connect.check import error_text, send
 from settle.connect.clients import ClientRequest, Connection

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import home, parse_json, write_atomic
+from settle.base.files import home, parse_json, write_atomic
 from settle.data.ledger import Ledger
 from settle.documents.readers import Reader
 from settle.documents.row_reader import missing_package

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.data.files import corpus_folder, find_sources, stored_corpus
 from settle.data.layouts import Broken, find, text_of
 from settle.data.ledger import Ledger, LedgerRecord

@@ -14,7 +14,7 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress, TextSummary
-from settle.base.run import home, read_json, write_json
+from settle.base.files import home, read_json, write_json
 from settle.data.collect_documents import DocumentCollector
 from settle.data.document_buffer import DocumentBuffer
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, row_format, stored_corpus

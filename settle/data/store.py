@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 
 
 class TokenStore:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from settle.base.errors import ResourceError
-from settle.base.run import fsync_folder, home
+from settle.base.files import fsync_folder, home
 
 
 def publish(finished: Path, folder: Path) -> None:

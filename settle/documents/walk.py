@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from settle.base.errors import DataError, UsageError
-from settle.base.run import home
+from settle.base.files import home
 from settle.base.visible import visible_line
 from settle.documents.compression import COMPRESSIONS, damage_error, open_unpacked
 from settle.documents.decode import is_binary

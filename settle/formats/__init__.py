@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from settle.base.errors import FormatError, ResourceError
+from settle.base.files import fsync_folder, sweep_leftovers
 from settle.base.registry import Part
-from settle.base.run import fsync_folder, sweep_leftovers
 from settle.base.tokenizer import Tokenizer
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.chat_template.default_system import default_system, without_default_system
 from settle.base.errors import ResourceError
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.base.tokenizer import Tokenizer
 from settle.formats import AdapterContents, Format, ModelContents, Weights
 from settle.formats.gguf import Dtype, export_contents, read_gguf

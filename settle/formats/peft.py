@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from settle.base.errors import FormatError, ResourceError, malformed_is_format_error
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights
 from settle.formats.gguf.metadata import text
 from settle.formats.safetensors import read_safetensors, write_safetensors

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError, ResourceError
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.tokenizer import Tokenizer
 from settle.formats import (
     Format,

@@ -8,7 +8,7 @@ from pathlib import Path
 from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.infer.draft import draft_for
 from settle.infer.engine import Engine
 from settle.library.facts import TEMPLATE_KEY

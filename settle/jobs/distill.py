@@ -11,7 +11,7 @@ import numpy as np
 
 from settle.base.errors import UsageError
 from settle.base.events import Progress, Say
-from settle.base.run import home, read_json, write_json
+from settle.base.files import home, read_json, write_json
 from settle.data.rows.batches import pack_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings

@@ -17,7 +17,8 @@ from typing import Generic, TypeVar
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.events import PhaseStarted, ResultReady, RunStarted, Say
-from settle.base.run import Run, free_name, write_atomic
+from settle.base.files import write_atomic
+from settle.base.run import Run, free_name
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
 from settle.jobs.settings import JobSettings

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from settle.base.events import Say, Warn
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.version import __version__
 from settle.data.rows.prepare import RowCorpus
 from settle.data.rows.store import RowStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from settle.base.errors import UsageError
 from settle.base.events import Listing, ResultReady, Say, Warn
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.run.result import Result
 from settle.base.version import __version__, refuse_newer
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers

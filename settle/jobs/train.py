@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from settle.base.events import ForecastReady, PlanReady
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.data.prepare import Corpus, prepare, prepared
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts

@@ -9,7 +9,8 @@ from settle.base.amounts import seconds
 from settle.base.errors import RunError
 from settle.base.event_log import read_events
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.base.version import refuse_newer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from settle.base.events import ForecastReady, PlanReady, RowPreviews, Warn
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import NAME, Run, home
+from settle.base.files import home
+from settle.base.run import NAME, Run
 from settle.base.visible import visible_name
 from settle.library.catalogue import catalogue
 from settle.library.reference import ModelRef, Proposal

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from settle.base.errors import RunError, UsageError
-from settle.base.run import Run, read_json, write_json
+from settle.base.files import read_json, write_json
+from settle.base.run import Run
 from settle.library.reference import Proposal
 from settle.model.source import Source
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.run import NAME, home, read_json, write_json
+from settle.base.files import home, read_json, write_json
+from settle.base.run import NAME
 from settle.model.source import Kind, Source
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from settle.base.run import home, parse_json, write_json
+from settle.base.files import home, parse_json, write_json
 from settle.machine.cores import cores, processor_name
 from settle.machine.memory import memory
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import FormatError, malformed_is_format_error
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf

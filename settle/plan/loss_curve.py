@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.base.statistics import Interval
 from settle.data.prepare import Corpus
 from settle.plan.loss_law import worth

@@ -7,7 +7,7 @@ from pathlib import Path
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
-from settle.base.run import home
+from settle.base.files import home
 from settle.base.server_state import allowed_origins, forget_server, note_server, server_key
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import read_gguf

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.base.statistics import Interval
 from settle.evaluate.divergence import TextLoss
 from settle.shrink.candidates import Candidate

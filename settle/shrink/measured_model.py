@@ -16,7 +16,7 @@ import numpy as np
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.run import home
+from settle.base.files import home
 from settle.data.likelihoods import Likelihoods
 from settle.data.windows import Windows
 from settle.evaluate.divergence import Divergence, divergence

@@ -30,7 +30,7 @@ from torch import Tensor
 from settle.base.errors import CheckpointError, FormatError
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
-from settle.base.run import fsync_folder
+from settle.base.files import fsync_folder
 from settle.formats.safetensors import read_safetensors
 
 Weights = dict[str, Tensor]

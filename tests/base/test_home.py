@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from settle.base.run import home, sweep_leftovers
+from settle.base.files import home, sweep_leftovers
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")

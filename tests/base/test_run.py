@@ -5,7 +5,8 @@ import pytest
 from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events, read_records
 from settle.base.events import Step
-from settle.base.run import Run, free_name, write_json
+from settle.base.files import write_json
+from settle.base.run import Run, free_name
 from tests.records import into
 
 

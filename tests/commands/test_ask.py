@@ -9,7 +9,8 @@ from dataclasses import asdict
 import pytest
 
 import settle
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.library import facts

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from settle.base.event_log import Events
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Draft

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from settle.base.event_log import Events
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.formats.gguf import export_gguf, read_gguf

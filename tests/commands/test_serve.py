@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.base.server_state import key_file, server_key
 from settle.cli import main
 from settle.library.store import StoredModel, add_model

@@ -10,7 +10,8 @@ import pytest
 import settle
 from settle.base import registry
 from settle.base.event_log import Events
-from settle.base.run import Run, write_atomic
+from settle.base.files import write_atomic
+from settle.base.run import Run
 from settle.base.settings import recipe_text
 from settle.cli import main
 from settle.evaluate.gate.export import ExportedModel, export_run_model

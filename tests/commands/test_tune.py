@@ -15,7 +15,8 @@ import pytest
 import settle
 from settle.base.chat_template.default_system import default_system
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf, read_gguf

@@ -13,7 +13,7 @@ import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.event_log import Events
-from settle.base.run import home
+from settle.base.files import home
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import uniform_order

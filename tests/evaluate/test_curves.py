@@ -8,7 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from settle.base.event_log import Events
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.evaluate.report.curves import draw_curves, picture

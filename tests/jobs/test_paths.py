@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from settle.base.errors import RunError, UsageError
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.jobs import api, distill, index, proof_stages, run_reports, tuning_stages
 from settle.jobs.distill import DistillContext
 from settle.jobs.index_settings import IndexSettings

@@ -6,7 +6,8 @@ from scipy import stats
 
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
-from settle.base.run import Run, write_atomic, write_json
+from settle.base.files import write_atomic, write_json
+from settle.base.run import Run
 from settle.base.settings import recipe_text
 from settle.cli import main
 from settle.jobs.job import INTERRUPTED

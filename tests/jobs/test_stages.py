@@ -11,7 +11,8 @@ import pytest
 
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.jobs import distill, training_stages, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep

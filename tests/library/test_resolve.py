@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from settle.base.errors import FormatError, RunError, SettleError, UsageError
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.formats.safetensors import export_safetensors

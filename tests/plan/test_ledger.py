@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.plan.ledger import entries, scores
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from settle.base.errors import RunError
-from settle.base.run import Run, write_json
+from settle.base.files import write_json
+from settle.base.run import Run
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan.forecast_figures import FORECAST_VERSION, Forecast, read_figures
 from settle.plan.ledger import entries

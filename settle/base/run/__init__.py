@@ -11,13 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from settle.base.errors import ResourceError, RunError, UsageError
-from settle.base.files import fsync_folder as fsync_folder
-from settle.base.files import home as home
-from settle.base.files import parse_json as parse_json
-from settle.base.files import read_json as read_json
-from settle.base.files import sweep_leftovers as sweep_leftovers
-from settle.base.files import write_atomic as write_atomic
-from settle.base.files import write_json as write_json
+from settle.base.files import home, read_json
 from settle.base.run.result import Result, parse_result
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")

@@ -21,7 +21,7 @@ from settle.base.events import (
     SettledEvidence,
     Step,
 )
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.base.statistics import FORECAST_LEVEL
 
 LOOP = "loop"  # the stage that trains

@@ -16,7 +16,7 @@ import numpy as np
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
 from settle.data.decisions.prompt import DecisionPrompt, labels_of

@@ -12,7 +12,7 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
 from settle.data.layouts import Example, Kind

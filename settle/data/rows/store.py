@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.data.store import StoreWriter, TokenStore
 
 SHARES = "shares.bin"

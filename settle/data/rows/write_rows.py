@@ -10,7 +10,7 @@ from settle.base.chat_template.default_system import with_default_system
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken, Example
 from settle.data.ledger import Ledger

@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
-from settle.base.run import parse_json, write_atomic
+from settle.base.files import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern
 from settle.data.tokenizer.encoder import Encoder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from settle.base.errors import FormatError, malformed_is_format_error
-from settle.base.run import parse_json, write_atomic
+from settle.base.files import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern as written_out_gpt2
 from settle.data.tokenizer.pre_tokenizers import CONTRACTION, GPT2, WAYS
 from settle.data.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary

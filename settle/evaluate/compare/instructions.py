@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 
 Check = Callable[[str], bool]
 

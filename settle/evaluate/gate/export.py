@@ -15,7 +15,7 @@ import torch
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import GateCheck
-from settle.base.run import fsync_folder, sweep_leftovers, write_atomic
+from settle.base.files import fsync_folder, sweep_leftovers, write_atomic
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures

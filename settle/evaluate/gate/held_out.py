@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from settle.base.event_log import Events
 from settle.base.events import Warn
-from settle.base.run import Run, home
+from settle.base.files import home
+from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
 from settle.data.decisions.corpus import open_decisions
 from settle.data.files import stored_corpus

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.base.run.result import ESTIMATED, energy_is_counted
 
 MOST_SOURCES = 40

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from settle.base.events import Eval, SettledEvidence, Step
-from settle.base.run import Run, write_atomic
+from settle.base.files import write_atomic
+from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.statistics import LEVEL

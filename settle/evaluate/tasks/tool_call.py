@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, share
 from settle.evaluate.tasks.json import agreement

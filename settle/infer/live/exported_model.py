@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from settle.base.errors import FormatError
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_hf_config

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from settle.base.errors import UsageError
-from settle.base.run import NAME, free_name, home, read_json, write_json
+from settle.base.files import home, read_json, write_json
+from settle.base.run import NAME, free_name
 from settle.jobs.choose.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of

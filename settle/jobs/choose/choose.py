@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
-from settle.base.run import write_atomic, write_json
+from settle.base.files import write_atomic, write_json
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.compare import longest_answer
 from settle.evaluate.compare.race import Outcome, Race

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.event_log import Events
-from settle.base.run import home
+from settle.base.files import home
 from settle.evaluate.compare.cases import Case
 from settle.jobs.index import bring_up_to_date
 from settle.jobs.index_settings import IndexSettings

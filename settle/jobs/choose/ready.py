@@ -6,7 +6,7 @@ from pathlib import Path
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import PASSAGES

@@ -12,7 +12,7 @@ from pathlib import Path
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady
-from settle.base.run import home, parse_json
+from settle.base.files import home, parse_json
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.machine import cores, memory, processor_name
 

@@ -9,7 +9,8 @@ from settle.base.amounts import count
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, Progress, ResultReady, Say, Warn
-from settle.base.run import free_name, home, write_json
+from settle.base.files import home, write_json
+from settle.base.run import free_name
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Outcome, Race

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.base.statistics import Interval, share_interval
 from settle.evaluate.compare.race import Outcome
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from settle.base.errors import ResourceError
-from settle.base.run import home, parse_json
+from settle.base.files import home, parse_json
 from settle.jobs.trials.arm import Reply
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from settle.base.errors import UsageError
 from settle.base.events import Progress, Say, Warn
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.statistics import VERDICT_P, PairedTest, holm, paired_test
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
 from settle.data.decisions.encode import DecisionEncoder

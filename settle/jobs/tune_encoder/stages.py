@@ -13,7 +13,7 @@ from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
 from settle.base.errors import ProofError, UsageError
 from settle.base.events import Eval, PlanReady, ResultReady, Say
-from settle.base.run import write_json
+from settle.base.files import write_json
 from settle.base.run.result import Result
 from settle.base.version import __version__
 from settle.data.batches import Batch

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.event_log import Events
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.library.pull.offer import Offer
 from settle.library.store import model_name
 

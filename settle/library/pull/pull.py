@@ -11,7 +11,8 @@ from pathlib import Path
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.base.run import NAME, sweep_leftovers
+from settle.base.files import sweep_leftovers
+from settle.base.run import NAME
 from settle.formats.gguf import read_gguf
 from settle.library.catalogue import catalogue
 from settle.library.pull import hub, neighbours, wheels

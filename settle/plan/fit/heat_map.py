@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.amounts import three_digits
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.evaluate.report.figure_style import GREY, INK, STYLE
 from settle.plan.fit.fit_table import FitRow
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import FormatError, UsageError
-from settle.base.run import read_json
+from settle.base.files import read_json
 from settle.formats.gguf import read_gguf
 from settle.formats.safetensors import read_safetensors
 from settle.library.catalogue import catalogue_file, find_known, known_model

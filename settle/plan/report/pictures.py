@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 from settle.plan.cluster.whole_run import RunForecast
 from settle.plan.cost.pay_off import PayOff

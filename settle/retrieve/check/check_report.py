@@ -5,7 +5,7 @@ from pathlib import Path
 
 from settle.base.event_log import Events
 from settle.base.events import Listing, Say
-from settle.base.run import write_atomic, write_json
+from settle.base.files import write_atomic, write_json
 from settle.base.statistics import Interval
 from settle.retrieve.check.calibration import LEAST
 from settle.retrieve.check.check import CheckResult

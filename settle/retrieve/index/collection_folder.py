@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from settle.base.errors import RunError
-from settle.base.run import fsync_folder, home
+from settle.base.files import fsync_folder, home
 
 CATALOGUE = "catalogue.sqlite"  # a version without one does not count
 

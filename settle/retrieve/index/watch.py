@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from settle.base.errors import ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Warn
-from settle.base.run import home
+from settle.base.files import home
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.update_index import Report, update
 

@@ -2,7 +2,7 @@
 
 from filelock import FileLock
 
-from settle.base.run import home, parse_json, write_json
+from settle.base.files import home, parse_json, write_json
 
 LOCK_SECONDS = 10.0
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from settle.base.run import home
+from settle.base.files import home
 from settle.infer.child_process import Draft
 from settle.library.resolve import all_refs
 from settle.library.store import all_models

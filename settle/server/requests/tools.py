@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.server.errors import invalid, reject_unknown
 from settle.server.grammar.grammars import CLOSE, OPEN
 from settle.server.wire_types import ChatMessage, JsonObject, Tool

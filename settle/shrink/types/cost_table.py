@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from settle.base.errors import DataError
-from settle.base.run import read_json, write_json
+from settle.base.files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from settle.base.run import write_atomic
+from settle.base.files import write_atomic
 from settle.data.decisions.questions import Option, Question
 from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.footprint import peak_bytes

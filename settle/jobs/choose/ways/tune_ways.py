@@ -10,7 +10,8 @@ import numpy as np
 from settle.base.errors import RunError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, PlanReady, Progress, ResultReady, Step
-from settle.base.run import Run, write_atomic
+from settle.base.files import write_atomic
+from settle.base.run import Run
 from settle.data.layouts import Example
 from settle.jobs.choose.documents import PASSAGES, Found
 from settle.jobs.choose.setup import with_passages

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import DataError, ResourceError, SettleError, UsageError
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.machine.web_request import open_request
 from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from settle.base.errors import DataError, ResourceError, UsageError
-from settle.base.run import fsync_folder
+from settle.base.files import fsync_folder
 from settle.retrieve.index.stores import Store, Vectors
 
 EXACT = 2_000_000  # numbers in all vectors together, up to which an index is not worth it

@@ -11,7 +11,7 @@ from typing import Literal
 
 from starlette.responses import Response
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.anthropic.body import CountBody, MessagesBody

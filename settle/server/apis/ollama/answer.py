@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 from starlette.responses import Response
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis.ollama.models import now
 from settle.server.errors import ApiError

@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.server.requests.messages import function_call
 from settle.server.requests.tool_calls.written_calls import (
     CLOSERS,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from settle.base.run import parse_json
+from settle.base.files import parse_json
 from settle.server.wire_types import JsonObject
 
 # what stands before calls only
