@@ -12,7 +12,7 @@ from gguf.constants import LlamaFileType
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.files import read_json
 from settle.base.run import Run
-from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
+from settle.data.tokenizer.token_types import CONTROL, ENDS, UNKNOWN
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.lora_gguf import read_lora

@@ -18,7 +18,8 @@ import numpy as np
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.data.tokenizer.vocabulary import BYTE, NORMAL, SPACE, USER_DEFINED
+from settle.data.tokenizer.token_types import BYTE, NORMAL, USER_DEFINED
+from settle.data.tokenizer.vocabulary import SPACE
 from settle.formats.gguf.metadata import TOKENS, texts
 
 _PREFIX = "tokenizer.ggml."

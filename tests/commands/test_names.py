@@ -11,6 +11,7 @@ from settle.formats.gguf import export_gguf
 ARGUMENTS = {
     "bench": ["serve", "notes"],
     "chat": ["notes", "hi"],
+    "decide": ["notes", "hi"],
     "distill": ["notes", "rows.jsonl", "--student", "notes"],
     "eval": ["notes", "--rows", "rows.jsonl"],
     "export": ["notes"],

@@ -58,8 +58,8 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Any] = []
-    monkeypatch.setattr(module, "_exported", lambda *args: SimpleNamespace(name="r"))
-    monkeypatch.setattr(module, "export", lambda exported, form, path, merge, limit: None)
+    monkeypatch.setattr(module, "_exported", lambda *args: SimpleNamespace(name="r", gguf_keys={}))
+    monkeypatch.setattr(module, "export", lambda exported, form, path, merge, limit, check: None)
     there, events = tmp_path / "x.gguf", Events(listeners=[into(heard)])
     there.write_text("x")
 
@@ -111,7 +111,7 @@ def test_an_adapter_is_merged_only_where_it_must_be(monkeypatch: pytest.MonkeyPa
     from settle.evaluate.gate import export as functions
 
     monkeypatch.setattr(functions, "export_adapter", lambda exported, form, path: "adapter")
-    monkeypatch.setattr(functions, "export_model", lambda exported, form, path: exported)
+    monkeypatch.setattr(functions, "export_model", lambda exported, form, path, check: exported)
     made = functions.ExportedAdapter.__new__(functions.ExportedAdapter)
     monkeypatch.setattr(functions.ExportedAdapter, "merged", lambda self, limit: f"merged {limit}")
     for served, holds, merge, wanted in (

@@ -17,8 +17,9 @@ import numpy as np
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import words
 from settle.data.tokenizer.special_tokens import Finder
+from settle.data.tokenizer.token_types import USER_DEFINED
 from settle.data.tokenizer.tokenizer_files import FILES, read, write
-from settle.data.tokenizer.vocabulary import SPACE, USER_DEFINED, Metadata, Vocabulary
+from settle.data.tokenizer.vocabulary import SPACE, Metadata, Vocabulary
 
 # a word is remembered with its ids; a longer one is hardly ever met twice
 MAX_REMEMBERED, LONGEST_REMEMBERED = 200_000, 64

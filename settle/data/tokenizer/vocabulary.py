@@ -11,17 +11,9 @@ from settle.base.chat_template import complaint
 from settle.base.errors import FormatError, malformed_is_format_error
 from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import WAYS, Way
+from settle.data.tokenizer.token_types import BYTE, CONTROL, ENDS, NORMAL, TURN_ENDS, UNKNOWN, UNUSED, USER_DEFINED
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of the GGUF format
 SPACE = "▁"
-# llama.cpp takes these for control tokens whatever the file says of them: ends of a text, a turn, a tool call
-ENDS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|eom_id|>", "<EOT>", "[EOT]", "_<EOT>",
-    "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "<|endoftext|>", "</s>", "[EOS]", "<eos>",
-    "<|return|>", "<|call|>", "<|tool_response>",
-)  # fmt: skip
-# tokens that end one speaker's turn, where a file does not name its own
-TURN_ENDS = ENDS[:8]
 _DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}

@@ -17,7 +17,7 @@ from settle.retrieve.search.question_normalizer import topic
 PASSAGES = 4  # that an answer is made from
 JUDGED = 10  # that the evidence is judged by
 RERANKED = 4  # that the trained judge reads
-JUDGE_WEIGHT = 1.5  # of what the judge thinks likely, relative to a cosine of 1
+JUDGE_WEIGHT = 0.5  # of what the judge thinks likely, relative to a cosine of 1
 _REFERRING = re.compile(
     r"^(?:and|but|so|then|also|what about|how about|why|why not|really|which one)\b"
     r"|\b(?:it|its|they|them|their|this|that|these|those|he|him|his|she|her|there|one|ones|else|other)\b",
