@@ -1,11 +1,12 @@
 """Which examples belong together: near duplicates, and answers to one prompt, are no independent samples."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from settle.data.document_buffer import BufferWriter
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.layouts import Example
 from settle.data.split import families_of, row_clusters
 from settle.data.workspace import workspace
@@ -14,6 +15,14 @@ from settle.data.workspace import workspace
 def row_families(examples: Sequence[Example]) -> list[int]:
     """The same number for examples of one family: texts that are kin, or answers to one prompt."""
     prompts = np.array([prompt_hash(words(example)[0]) for example in examples], np.uint64)
+    with buffered(examples) as texts:
+        families: list[int] = families_of(row_clusters(texts, prompts), np.ones(len(examples), bool)).tolist()
+        return families
+
+
+@contextlib.contextmanager
+def buffered(examples: Sequence[Example]) -> Iterator[DocumentBuffer]:
+    """The texts of examples, prompt and answer, in a buffer that is there for so long."""
     with workspace() as work:
         writer = BufferWriter(work / "texts")
         try:
@@ -21,8 +30,7 @@ def row_families(examples: Sequence[Example]) -> list[int]:
                 writer.append("\n\n".join(filter(None, words(example))), 0, number)
         finally:
             texts = writer.close()
-        families: list[int] = families_of(row_clusters(texts, prompts), np.ones(len(examples), bool)).tolist()
-        return families
+        yield texts
 
 
 def words(example: Example) -> tuple[str, str]:

@@ -12,12 +12,10 @@ import numpy as np
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
-from settle.data.document_buffer import BufferWriter
 from settle.data.layouts import Example
-from settle.data.rows.families import prompt_hash, words
+from settle.data.rows.families import buffered, prompt_hash, words
 from settle.data.similarity import Similarity
 from settle.data.split import HELD_OUT, NEAR_DUPLICATE, split_rows
-from settle.data.workspace import workspace
 from settle.evaluate.compare.against_base import rows_of
 from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.tasks import plain
@@ -119,26 +117,14 @@ def closed_set(answers: Sequence[str]) -> list[str]:
 def _split(rows: Sequence[Example], test_share: float) -> tuple[list[bool], np.ndarray]:
     """Which rows judge, bool (n,), and the families (n,): those of one family are on one side."""
     prompts = np.array([prompt_hash(words(row)[0]) for row in rows], np.uint64)
-    with workspace() as work:
-        writer = BufferWriter(work / "texts")
-        try:
-            for number, row in enumerate(rows):
-                writer.append("\n\n".join(filter(None, words(row))), 0, number)
-        finally:
-            texts = writer.close()
+    with buffered(rows) as texts:
         split = split_rows(texts, prompts, np.ones(len(rows), bool), test_share)
         return (split.sides == HELD_OUT).tolist(), split.families
 
 
 def _clusters(rows: Sequence[Example]) -> list[int]:
     """For each row the first that is nearly the same."""
-    with workspace() as work:
-        writer = BufferWriter(work / "texts")
-        try:
-            for number, row in enumerate(rows):
-                writer.append("\n\n".join(filter(None, words(row))), 0, number)
-        finally:
-            texts = writer.close()
+    with buffered(rows) as texts:
         clusters: list[int] = Similarity(texts).clusters(NEAR_DUPLICATE).tolist()
         return clusters
 
