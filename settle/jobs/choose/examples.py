@@ -55,6 +55,8 @@ def read_examples(path: Path, docs: Path | None, test_share: float, events: Even
     """The examples of a file or folder, split. Raises DataError for what cannot be chosen on."""
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path of the examples")
+    if docs is not None and not docs.expanduser().exists():
+        raise DataError(f"there is no folder {docs}", "check the path of --docs")
     if docs is not None and _is_within(path, docs):
         raise UsageError(
             f"{path} lies among the documents, which would then hold the answers", "move it out of that folder"

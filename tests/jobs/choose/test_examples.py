@@ -70,6 +70,8 @@ def test_what_cannot_be_chosen_on_is_refused(home, tmp_path):
         read_examples(text, None, 0.4, Events())
     with pytest.raises(DataError, match="no file"):
         read_examples(tmp_path / "none.jsonl", None, 0.4, Events())
+    with pytest.raises(DataError, match="there is no folder"):
+        read_examples(written(tmp_path / "rows.jsonl", ROWS), tmp_path / "no docs", 0.4, Events())
 
 
 def test_a_closed_set_is_a_few_answers_that_come_again():
