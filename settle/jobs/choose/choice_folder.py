@@ -53,7 +53,7 @@ def note(folder: Path, **figures: object) -> None:
 
 
 def noted(folder: Path) -> Mapping[str, object]:
-    """What `note` choice_folder."""
+    """What `note` kept."""
     path = folder / "progress.json"
     known: Mapping[str, object] = read_json(path) if path.is_file() else {}
     return known
@@ -77,7 +77,7 @@ def keep_way(folder: Path, way: str, ref: ModelRef, setup: Mapping[str, object])
 
 
 def kept_way(folder: Path, way: str) -> Mapping[str, object]:
-    """What `keep_way` choice_folder. Raises UsageError where that way was not built."""
+    """What `keep_way` kept. Raises UsageError where that way was not built."""
     path = folder / _way_file(way)
     if not path.is_file():
         raise UsageError(f"{folder.name} has no way {way!r} that is ready", f"`settle choose` lists them in {folder}")

@@ -1,7 +1,7 @@
 """The choose job: examples · documents · triage · forecast · ways, the cheapest first · verdict · page."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
@@ -15,7 +15,7 @@ from settle.evaluate.tasks import Task, best_suited, named, plain
 from settle.jobs.choose import choice_folder, report
 from settle.jobs.choose.documents import Documents, find_all, passages_of
 from settle.jobs.choose.examples import ExampleSet, read_examples
-from settle.jobs.choose.forecast import forecast, measure_pace
+from settle.jobs.choose.forecast import forecast, forecast_triage, measure_pace
 from settle.jobs.choose.ready import answer
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns
@@ -28,6 +28,7 @@ from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection_folder import collection_names
 
+TRIAGE = "triage"
 RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it
 
 
@@ -69,36 +70,59 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
 
 
 def _measured(work: Work, began: float) -> int:
-    settings, events = work.settings, work.events
-    possible = possible_ways(work.documents is not None, bool(work.examples.labels))
-    ways = {way: way in WITH_DOCUMENTS for way in possible}
-    pace = measure_pace(work)
-    examples = work.examples
-    expected = forecast(pace, len(examples.train), len(examples.test), ways, bool(examples.labels))
+    settings, events, examples = work.settings, work.events, work.examples
+    reads, is_closed = work.documents is not None, bool(examples.labels)
+    ways = {way: way in WITH_DOCUMENTS for way in possible_ways(reads, is_closed)}
+    with work.timed("pace"):
+        pace = measure_pace(work)
+    look = forecast_triage(pace, len(examples.train), reads, is_closed)
+    expected = {TRIAGE: look} | forecast(pace, len(examples.test), ways)
     events.emit(Say(text=f"all of it takes about {report.duration(sum(expected.values()))}: {_parts(expected)}"))
     if settings.dry:
         events.emit(ResultReady(result={"folder": str(work.folder), "forecast": expected, "removed": examples.removed}))
         return 0
-    first = triage(
+    with work.timed(TRIAGE):
+        first = _first_look(work)
+    say_triage(first, events)
+    run = {way: reads for way, reads in ways.items() if settings.every or way not in first.ruled_out}
+    left = forecast(pace.after(first.seconds), len(examples.test), run)
+    events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(sum(left.values()))} more"))
+    ways_built, failed = build_all(list(run), work)
+    measured, outcome = ask_all(ways_built, failed, work)
+    verdict = decide(measured, outcome, examples.families, settings.margin, work.task.is_share)
+    took = actual_seconds(work, measured)
+    times = {"forecast_seconds": expected, "forecast_after_triage": left, "actual_seconds": took}
+    about = {**_about(work, time.monotonic() - began), **times}
+    result = report.to_json(measured, failed, outcome, verdict, first, about)
+    events.emit(Say(text=_forecast_and_actual(left, took)))
+    return finish(work, measured, failed, verdict, result)
+
+
+def _first_look(work: Work) -> Triage:
+    examples = work.examples
+    return triage(
         examples.train_cases,
         examples.labels,
         work.found_train,
         work.task,
         lambda setup, passages, grammar, cases: work.ask(
-            "triage", setup.over(work.model.limited(work.model.max_tokens, grammar), "", passages), cases
+            TRIAGE, setup.over(work.model.limited(work.model.max_tokens, grammar), "", passages), cases
         ),
-        settings.seed,
+        work.settings.seed,
     )
-    say_triage(first, events)
-    run = [way for way in ways if settings.every or way not in first.ruled_out]
-    if len(run) < len(ways):
-        left = sum(expected[way] for way in run)
-        events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(left)} more"))
-    ways_built, failed = build_all(run, work)
-    measured, outcome = ask_all(ways_built, failed, work)
-    verdict = decide(measured, outcome, examples.families, settings.margin, work.task.is_share)
-    result = report.to_json(measured, failed, outcome, verdict, first, _about(work, expected, time.monotonic() - began))
-    return finish(work, measured, failed, verdict, result)
+
+
+def actual_seconds(work: Work, measured: Sequence[Measured]) -> dict[str, float]:
+    """What each part took, over all sessions: building a way and its answers."""
+    answers = {m.name: sum(reply.seconds for reply in m.replies) for m in measured}
+    return {part: round(seconds + answers.get(part, 0.0), 1) for part, seconds in work.spent().items()}
+
+
+def _forecast_and_actual(left: Mapping[str, float], took: Mapping[str, float]) -> str:
+    done = [way for way in left if way in took]
+    expected, actual = sum(left[way] for way in done), sum(took[way] for way in done)
+    parts = ", ".join(f"{way} {report.duration(took[way])} ({report.duration(left[way])})" for way in done)
+    return f"the ways took {report.duration(actual)}, forecast {report.duration(expected)}: {parts}"
 
 
 def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Failed]]:
@@ -106,7 +130,8 @@ def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Faile
     ways, failed = [], []
     for name in names:
         try:
-            ways.append(built(name, work))
+            with work.timed(name):
+                ways.append(built(name, work))
         except SettleError as e:
             failed.append(Failed(name, e.what.splitlines()[0]))
             work.events.emit(Warn(text=f"{name} could not be built: {failed[-1].why}"))
@@ -227,7 +252,7 @@ def _gain(first: Triage, name: str) -> str:
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def _about(work: Work, expected: dict[str, float], seconds: float) -> dict[str, object]:
+def _about(work: Work, seconds: float) -> dict[str, object]:
     examples = work.examples
     return {
         "folder": str(work.folder),
@@ -239,7 +264,6 @@ def _about(work: Work, expected: dict[str, float], seconds: float) -> dict[str, 
         "test_families": len(set(examples.families)),
         "removed": dict(examples.removed),
         "labels": list(examples.labels),
-        "forecast_seconds": expected,
         "seconds": round(seconds, 1),
     }
 

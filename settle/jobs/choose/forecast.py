@@ -1,15 +1,16 @@
-"""How long a choice takes, by a few answers and a few steps of tuning on this machine, told before it begins."""
+"""How long a choice takes, by a few answers and a few steps of tuning on this machine, said before it begins and again
+after the first look, which has timed many more answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import passages_of
 from settle.jobs.choose.setup import Setup
-from settle.jobs.choose.triage import ROWS
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD, ROWS, SHOTS
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
-from settle.jobs.choose.ways.build import Work, tuning_recipe
-from settle.jobs.choose.ways.prompts import CALLS
+from settle.jobs.choose.ways.build import READING_ROWS, Work, tuning_recipe
+from settle.jobs.choose.ways.prompts import CALLS, choose_shots
 from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, forecast_seconds
 
 OTHER_SECONDS = 5.0  # starting llama.cpp, the page
@@ -18,35 +19,51 @@ ANSWERS = 3  # after a first one, which loads the model
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an answer without passages and with them; of tuning on the examples, and of its steps among these.
-    longer: how many times as long a training row with passages is, in tokens."""
+    """Seconds of an answer to the question alone, with examples before it, and with passages before it; of tuning on
+    the examples, and of its steps among these. longer: how many times as long a training row with passages is, in
+    tokens."""
 
     plain: float
+    with_examples: float
     with_passages: float
     tuning: float
     steps: float
     longer: float = 1.0
 
+    def after(self, seconds: Mapping[str, float]) -> "Pace":
+        """With what an answer of the first look took, by what was tried."""
+        return replace(
+            self,
+            plain=seconds[AS_IT_IS],
+            with_examples=seconds[EXAMPLES],
+            with_passages=seconds.get(GOLD, self.with_passages),
+        )
 
-def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool], is_closed: bool) -> dict[str, float]:
-    """Seconds by part: the triage, then each way. ways: those that are built, and whether they read passages."""
-    has_passages = any(ways.values())
-    rows = min(ROWS, train)
-    parts = {"triage": rows * (pace.plain * (2 + is_closed) + 2 * pace.with_passages * has_passages)}
+
+def forecast_triage(pace: Pace, train: int, reads: bool, is_closed: bool) -> float:
+    """Seconds of the first look. reads: there are documents."""
+    both = pace.with_passages + pace.with_examples - pace.plain
+    read = (pace.with_passages + both) * reads
+    return min(ROWS, train) * (pace.plain * (1 + is_closed) + pace.with_examples + read)
+
+
+def forecast(pace: Pace, test: int, ways: Mapping[str, bool]) -> dict[str, float]:
+    """Seconds by way. ways: those that are built, and whether they read passages."""
     tuning = pace.tuning
     with_passages = tuning + pace.steps * (PASSAGE_EPOCHS * pace.longer - 1)
-    for way in ways:
-        answers = test * (pace.with_passages if ways[way] else pace.plain)
-        build = {
-            ZERO_SHOT: OTHER_SECONDS,
-            PROMPT: CALLS * pace.plain,
-            DOCUMENTS: 0.0,
-            DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
-            TUNE: tuning + OTHER_SECONDS,
-            TUNE_DOCUMENTS: with_passages + OTHER_SECONDS,
-        }
-        parts[way] = build[way] + answers
-    return parts
+    examples = pace.with_examples - pace.plain  # that an answer takes longer for them
+    build = {
+        ZERO_SHOT: OTHER_SECONDS,
+        PROMPT: CALLS * pace.with_examples,
+        DOCUMENTS: READING_ROWS * (2 * pace.with_passages + examples),
+        DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
+        TUNE: tuning + OTHER_SECONDS,
+        TUNE_DOCUMENTS: with_passages + OTHER_SECONDS,
+    }
+    answer = {way: pace.with_passages if reads else pace.plain for way, reads in ways.items()}
+    if PROMPT in answer:
+        answer[PROMPT] = pace.with_examples
+    return {way: build[way] + test * answer[way] for way in ways}
 
 
 def measure_pace(work: Work) -> Pace:
@@ -54,14 +71,19 @@ def measure_pace(work: Work) -> Pace:
     known = choice_folder.noted(work.folder).get("pace")
     if isinstance(known, dict):
         return Pace(**known)
-    cases = work.examples.train_cases[: ANSWERS + 1]
+    examples = work.examples
+    shots = choose_shots(examples.train_cases[ANSWERS + 1 :], examples.labels, SHOTS)
+    few = Setup(shots=tuple((case.question, case.reference) for case in shots))
+    cases = examples.train_cases[: ANSWERS + 1]
     plain = work.ask("pace", work.arm(Setup()), cases)[1:]
     passages = passages_of(work.found_train)
     read = work.ask("pace", work.arm(Setup(), passages), cases[1:]) if passages else plain
+    taught = work.ask("pace", work.arm(few), cases[1:])
     tuning, steps = forecast_seconds(tuning_recipe(work, TUNE), work.events)
     pace = Pace(
         plain=_mean([reply.seconds for reply in plain]),
-        with_passages=_mean([reply.seconds for reply in read]) + work.search_seconds,
+        with_examples=_mean([reply.seconds for reply in taught]),
+        with_passages=_mean([reply.seconds for reply in read]),
         tuning=tuning,
         steps=steps,
         longer=_mean([reply.read for reply in read]) / max(1.0, _mean([reply.read for reply in plain])),

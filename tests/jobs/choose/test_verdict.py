@@ -71,7 +71,7 @@ def test_the_page_shows_where_ways_differ_and_no_text_leaves_its_cell():
 
 def test_the_verdict_says_what_it_knows_nothing_of():
     ways, outcome, verdict = decided([1] * 30, [1] * 30)
-    first = Triage(30, {}, {}, 0.0, TUNE, "", {})
+    first = Triage(30, {}, {}, {}, 0.0, TUNE, "", {})
     result = report.to_json(ways, [Failed(TUNE, "it broke")], outcome, verdict, first, {})
     assert "nothing is known of tune, which could not be measured" in result["why"]
     assert report.differing(ways, [asking("q", n) for n in range(30)]) == [

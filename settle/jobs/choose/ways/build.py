@@ -1,7 +1,8 @@
 """Builds each way and asks it the test questions."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,6 +58,21 @@ class Work:
     def search_seconds(self) -> float:
         """Of finding the passages for a question, in the mean."""
         return sum(found.seconds for found in self.found_test.values()) / max(1, len(self.found_test))
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the time within to what a part took, which is kept over all sessions."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            known = self.spent()
+            choice_folder.note(self.folder, spent=known | {part: known.get(part, 0.0) + time.monotonic() - began})
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by part so far."""
+        known = choice_folder.noted(self.folder).get("spent")
+        return dict(known) if isinstance(known, dict) else {}
 
     def ask(self, what: str, arm: Arm, cases: Sequence[Case]) -> list[Reply]:
         """Answers to some cases, with their progress."""
