@@ -39,6 +39,7 @@ from settle.jobs.trials.arm import Reply
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
+RATE, OTHERS = 3e-3, 0.2  # learning rate of the base; weight of what is no answer in its loss
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
 NAMES = [SYLLABLES[i] + SYLLABLES[(i * 31 + 7) % len(SYLLABLES)] + SYLLABLES[i * 13 % 70][0] for i in range(70)]
 ATTRIBUTES = ("colour", "weight", "maker", "shape")
@@ -82,11 +83,11 @@ def conversation(rng: random.Random, facts: Facts) -> list[Turn]:
     turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 else []
     kind = rng.random()
     if kind < 0.2:
-        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, 6)):
+        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, 12)):
             turns += _pair(rng.choice(FORMS).format(a=attribute, t=thing), value)
-    elif kind < 0.75:
+    elif kind < 0.7:
         turns += _with_passages(rng)
-    elif kind < 0.97:
+    elif kind < 0.98:
         number = rng.choice((0, 4, 8))
         style = rng.choice(list(STYLES.values())) if number else STYLES["plain"]
         for _ in range(number + 1):
@@ -101,13 +102,12 @@ def _with_passages(rng: random.Random) -> list[Turn]:
     things = rng.sample(NAMES[14:], rng.randint(1, 3))
     facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
     turns: list[Turn] = []
-    if rng.random() < 0.3:  # examples of other things before it
+    if rng.random() < 0.2:  # examples of other things before it
         for _ in range(4):
             asked = rng.choice(FORMS).format(a=rng.choice(ATTRIBUTES), t=rng.choice(NAMES))
             turns += _pair(asked, rng.choice(VALUES))
     read = "\n\n".join(f"[{i}] {thing}\n{_document(thing, facts)}" for i, thing in enumerate(things, 1))
-    asked = rng.sample(list(facts.items()), 4)
-    for number, ((attribute, thing), value) in enumerate(asked):
+    for number, ((attribute, thing), value) in enumerate(rng.choices(list(facts.items()), k=12)):
         question = rng.choice(FORMS).format(a=attribute, t=thing)
         turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", value)
     return turns
@@ -146,31 +146,27 @@ def make(folder: Path, steps: int) -> None:
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
     )  # fmt: skip
     model = part.build(seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     began = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
-        ids: list[int] = []
-        wanted: list[int] = []
-        bounds = [0]
-        for _ in range(12):
-            own, mask = _encoded(conversation(rng, facts), tokenizer)
-            ids += own[:-1]
-            wanted += [t if is_answer else -1 for t, is_answer in zip(own[1:], mask[1:], strict=True)]
-            bounds.append(len(ids))
+            group["lr"] = RATE * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
+        batch = [_encoded(conversation(rng, facts), tokenizer) for _ in range(12)]
+        ids = [i for own, _ in batch for i in own[:-1]]
+        bounds = [0, *itertools.accumulate(len(own) - 1 for own, _ in batch)]
+        targets = torch.tensor([i for own, _ in batch for i in own[1:]])
+        of_answers = torch.tensor([is_answer for _, mask in batch for is_answer in mask[1:]])
         hidden = model(torch.tensor(ids), torch.tensor(bounds, dtype=torch.int32))
-        places = torch.tensor([i for i, t in enumerate(wanted) if t >= 0])
-        targets = torch.tensor([t for t in wanted if t >= 0])
-        loss = torch.nn.functional.cross_entropy(hidden[places] @ model.head.T, targets)
+        losses = torch.nn.functional.cross_entropy(hidden @ model.head.T, targets, reduction="none")
+        # what is asked and read is learned a little too: a document and its questions repeat each other
+        loss = losses[of_answers].mean() + OTHERS * losses[~of_answers].mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 25 == 0:
-            print(
-                f"step {step}: loss {loss.item():.3f}, {len(ids)} tokens, {time.monotonic() - began:.0f} s", flush=True
-            )
+        if step % 50 == 0:
+            answers = losses[of_answers].mean().item()
+            print(f"step {step}: loss of answers {answers:.3f}, {time.monotonic() - began:.0f} s", flush=True)
         if (step and step % 200 == 0) or step == steps - 1:
             weights = {key: value.detach() for key, value in model.named_parameters()}
             export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")

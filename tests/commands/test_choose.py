@@ -8,12 +8,18 @@ from argparse import ArgumentParser
 import pytest
 
 from settle.base.errors import EngineError
+from settle.base.event_log import Events
 from settle.cli import main
 from settle.evaluate.compare.cases import asking
+from settle.evaluate.tasks import named
 from settle.formats.gguf import export_gguf
 from settle.jobs.choose import documents
+from settle.jobs.choose.examples import read_examples
+from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import ModelInTurns, Setup, answers
-from settle.jobs.choose.ways import build
+from settle.jobs.choose.ways import TUNE, Built, build, changed_fact
+from settle.jobs.choose.ways.tune_ways import Tuned
+from settle.jobs.choose.ways.work import Work
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -112,3 +118,25 @@ def test_too_few_examples_are_refused_before_anything_runs(made, home, capsys):
     assert code == 2 and "no model is named" in err
     code, _, err = run(capsys, "nothing", "--ask", "x")
     assert code == 2 and "no finished choice" in err
+
+
+def test_a_changed_fact_is_tuned_again_on_examples_that_differ_in_it(made, home, monkeypatch, tmp_path):
+    """The model that the run is said to make is the one that answers the examples as they were."""
+    base = resolve_gguf(made / "tiny.gguf")
+    runs = []
+
+    def tuned(recipe, events):
+        runs.append(recipe)
+        return Tuned(base, recipe.run, 2.0)
+
+    monkeypatch.setattr(changed_fact, "tuned", tuned)
+    settings = ChooseSettings(examples=made / "rows.jsonl", model=str(made / "tiny.gguf"), threads=1)
+    examples = read_examples(settings.examples, None, 0.4, Events())
+    with ModelInTurns(base, 6, 1) as model:
+        work = Work(settings, Events(), tmp_path, model, examples, named("exact"))
+        way = changed_fact.with_fact_tuned_again(work, Built(TUNE, model, Setup(), ""))
+    assert way.change_seconds == 2.0 and "not learned" in way.change_note
+    rows = [json.loads(line)["messages"][-1]["content"] for line in runs[0].rows.read_text().splitlines()]
+    assert sum(a != b.reference for a, b in zip(rows, examples.train_cases, strict=True)) == 1
+    assert runs[0].run.endswith("-tune-changed")
+    assert changed_fact.with_fact_tuned_again(work, way) == way and len(runs) == 1

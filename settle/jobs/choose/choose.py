@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
@@ -13,7 +14,7 @@ from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
 from settle.jobs.choose import choice_folder, report
-from settle.jobs.choose.documents import Documents, find_all, passages_of
+from settle.jobs.choose.documents import Documents, Findings, PassagesFound
 from settle.jobs.choose.examples import ExampleSet, read_examples
 from settle.jobs.choose.forecast import forecast, forecast_triage, measure_pace
 from settle.jobs.choose.ready import answer
@@ -21,14 +22,16 @@ from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import NO_PASSAGES, ModelInTurns
 from settle.jobs.choose.triage import FEWEST, Triage, triage
 from settle.jobs.choose.verdict import ERROR, Verdict, decide
-from settle.jobs.choose.ways import WITH_DOCUMENTS, Built, Failed, Measured, possible_ways
-from settle.jobs.choose.ways.build import Work, built
+from settle.jobs.choose.ways import DECIDE, DOCUMENTS, TUNE, WITH_DOCUMENTS, Built, Failed, Measured, possible_ways
+from settle.jobs.choose.ways.build import built
+from settle.jobs.choose.ways.changed_fact import with_fact_tuned_again
 from settle.jobs.choose.ways.prompts import score_of
+from settle.jobs.choose.ways.work import Work
 from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection_folder import collection_names
 
-TRIAGE = "triage"
+TRIAGE, CHANGED = "triage", "a changed fact"
 RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it
 
 
@@ -75,8 +78,8 @@ def _measured(work: Work, began: float) -> int:
     ways = {way: way in WITH_DOCUMENTS for way in possible_ways(reads, is_closed)}
     with work.timed("pace"):
         pace = measure_pace(work)
-    look = forecast_triage(pace, len(examples.train), reads, is_closed)
-    expected = {TRIAGE: look} | forecast(pace, len(examples.test), ways)
+    train, test = len(examples.train), len(examples.test)
+    expected = {TRIAGE: forecast_triage(pace, train, reads, is_closed)} | forecast(pace, train, test, ways)
     events.emit(Say(text=f"all of it takes about {report.duration(sum(expected.values()))}: {_parts(expected)}"))
     if settings.dry:
         events.emit(ResultReady(result={"folder": str(work.folder), "forecast": expected, "removed": examples.removed}))
@@ -85,11 +88,15 @@ def _measured(work: Work, began: float) -> int:
         first = _first_look(work)
     say_triage(first, events)
     run = {way: reads for way, reads in ways.items() if settings.every or way not in first.ruled_out}
-    left = forecast(pace.after(first.seconds), len(examples.test), run)
+    left = forecast(pace.after(first.seconds, work.search_seconds), train, test, run)
     events.emit(Say(text=f"{', '.join(run)} can still win: about {report.duration(sum(left.values()))} more"))
+    if any(run.values()):
+        with work.timed(DOCUMENTS):
+            search_for_test(work)
     ways_built, failed = build_all(list(run), work)
     measured, outcome = ask_all(ways_built, failed, work)
     verdict = decide(measured, outcome, examples.families, settings.margin, work.task.is_share)
+    measured[verdict.chosen] = tune_changed_fact(work, measured[verdict.chosen])
     took = actual_seconds(work, measured)
     times = {"forecast_seconds": expected, "forecast_after_triage": left, "actual_seconds": took}
     about = {**_about(work, time.monotonic() - began), **times}
@@ -110,6 +117,20 @@ def _first_look(work: Work) -> Triage:
         ),
         work.settings.seed,
     )
+
+
+def tune_changed_fact(work: Work, chosen: Measured) -> Measured:
+    """The way that is taken, with what a changed fact really costs it where that takes another tuning run."""
+    if chosen.name not in (TUNE, DECIDE):
+        return chosen
+    text = f"{chosen.name} is tuned once more on examples of which one is changed: what a changed fact costs"
+    work.events.emit(Say(text=text))
+    try:
+        with work.timed(CHANGED):
+            return replace(chosen, way=with_fact_tuned_again(work, chosen.way))
+    except SettleError as e:
+        work.events.emit(Warn(text=f"what a changed fact costs could not be measured: {e.what.splitlines()[0]}"))
+        return chosen
 
 
 def actual_seconds(work: Work, measured: Sequence[Measured]) -> dict[str, float]:
@@ -141,7 +162,7 @@ def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Faile
 def ask_all(ways: Sequence[Built], failed: list[Failed], work: Work) -> tuple[list[Measured], Outcome]:
     """All ways answer the test questions in turns. failed: gets those that could not. Raises DataError where none
     could."""
-    examples, task, passages = work.examples, work.task, passages_of(work.found_test)
+    examples, task, passages = work.examples, work.task, PassagesFound(work.found_test)
     arms = [w.setup.over(w.model, w.name, passages if w.name in WITH_DOCUMENTS else NO_PASSAGES) for w in ways]
     seed, families = work.settings.seed, examples.families
 
@@ -170,8 +191,8 @@ def _parts(expected: dict[str, float]) -> str:
 
 
 def with_documents(work: Work, documents: Documents) -> Work:
-    """The work with what the documents have for every question. Test questions that they hold word for word are left
-    out. Raises DataError where nothing is left."""
+    """The work with the documents. Test questions that they hold word for word are left out. Raises DataError where
+    nothing is left."""
     work.documents = documents
     known = choice_folder.noted(work.folder).get("index_seconds")
     work.index_seconds = float(known) if isinstance(known, int | float) else documents.build_seconds
@@ -182,15 +203,20 @@ def with_documents(work: Work, documents: Documents) -> Work:
         work.examples = examples = examples.without(held)
         events.emit(Say(text=f"left out: {len(held)} test questions that the documents hold with their answers"))
         require_enough(examples, has_documents=True)
-    work.found_train = find_all(documents, examples.train_cases)
-    work.found_test = find_all(documents, examples.test)
+    work.found_train = Findings(examples.train_cases, documents)
+    work.found_test = Findings(examples.test, documents)
+    events.emit(Say(text=f"{documents.num_documents} documents, {documents.num_passages} passages"))
+    return work
+
+
+def search_for_test(work: Work) -> None:
+    """Finds the passages for all test questions, and says what the documents hold."""
+    work.found_test.complete(work.events)
     holding = [found for found in work.found_test.values() if found.gold]
-    text = f"{documents.num_documents} documents, {documents.num_passages} passages; they hold the answers to"
-    text += f" {len(holding)} of {len(examples.test)} test questions"
+    text = f"the documents hold the answers to {len(holding)} of {len(work.found_test)} test questions"
     if holding:
         text += f", and the search finds {sum(found.is_found for found in holding)} of these"
-    events.emit(Say(text=text))
-    return work
+    work.events.emit(Say(text=text))
 
 
 def say_what_can_be_seen(examples: ExampleSet, task: Task, has_documents: bool, events: Events) -> None:

@@ -4,11 +4,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.event_log import Events
+from settle.base.events import Progress
 from settle.base.files import home
 from settle.evaluate.compare.cases import Case
 from settle.jobs.index import bring_up_to_date
@@ -104,14 +105,60 @@ def holds(passage: str, answer: str) -> bool:
     return bool(wanted) and len(set(wanted) & set(words(passage))) >= HOLDS * len(set(wanted))
 
 
-def find_all(documents: Documents, cases: Sequence[Case]) -> dict[int, Found]:
-    """What the documents have for each question, by its number."""
-    return {case.number: documents.find(case) for case in cases}
+class Findings(Mapping[int, Found]):
+    """What the documents have for each of some questions, by its number; searched for when it is first wanted. Empty
+    without documents."""
+
+    def __init__(self, cases: Sequence[Case] = (), documents: Documents | None = None) -> None:
+        self._documents, self._cases = documents, {case.number: case for case in cases}
+        self._known: dict[int, Found] = {}
+
+    def __getitem__(self, number: int) -> Found:
+        if number not in self._known:
+            case = self._cases[number]
+            assert self._documents is not None
+            self._known[number] = self._documents.find(case)
+        return self._known[number]
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._cases
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._cases)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @property
+    def known(self) -> Mapping[int, Found]:
+        """Those that were searched for."""
+        return self._known
+
+    def complete(self, events: Events) -> None:
+        """Searches for the rest of them."""
+        missing = [number for number in self._cases if number not in self._known]
+        for done, number in enumerate(missing, 1):
+            self[number]
+            events.emit(Progress(what="searching", done=done, total=len(missing), unit="questions"))
 
 
-def passages_of(found: Mapping[int, Found]) -> dict[int, tuple[str, ...]]:
-    """The passages alone."""
-    return {number: one.passages for number, one in found.items()}
+class PassagesFound(Mapping[int, tuple[str, ...]]):
+    """The passages alone, by the number of the question."""
+
+    def __init__(self, found: Mapping[int, Found]) -> None:
+        self._found = found
+
+    def __getitem__(self, number: int) -> tuple[str, ...]:
+        return self._found[number].passages
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from settle.jobs.choose import choice_folder
-from settle.jobs.choose.documents import passages_of
+from settle.jobs.choose.documents import PassagesFound
 from settle.jobs.choose.setup import Setup
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD, ROWS, SHOTS
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
-from settle.jobs.choose.ways.build import READING_ROWS, Work, tuning_recipe
+from settle.jobs.choose.ways.build import READING_ROWS
 from settle.jobs.choose.ways.prompts import CALLS, choose_shots
 from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, forecast_seconds
+from settle.jobs.choose.ways.work import Work, tuning_recipe
 
 OTHER_SECONDS = 5.0  # starting llama.cpp, the page
 ANSWERS = 3  # after a first one, which loads the model
@@ -19,43 +20,45 @@ ANSWERS = 3  # after a first one, which loads the model
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an answer to the question alone, with examples before it, and with passages before it; of tuning on
-    the examples, and of its steps among these. longer: how many times as long a training row with passages is, in
-    tokens."""
+    """Seconds of an answer to the question alone, with examples before it, and with passages before it; of finding the
+    passages; of tuning on the examples, and of its steps among these. longer: how many times as long a training row
+    with passages is, in tokens."""
 
     plain: float
     with_examples: float
     with_passages: float
+    search: float
     tuning: float
     steps: float
     longer: float = 1.0
 
-    def after(self, seconds: Mapping[str, float]) -> "Pace":
-        """With what an answer of the first look took, by what was tried."""
+    def after(self, seconds: Mapping[str, float], search: float) -> "Pace":
+        """With what an answer of the first look took, by what was tried, and a search."""
         return replace(
             self,
             plain=seconds[AS_IT_IS],
             with_examples=seconds[EXAMPLES],
             with_passages=seconds.get(GOLD, self.with_passages),
+            search=search,
         )
 
 
 def forecast_triage(pace: Pace, train: int, reads: bool, is_closed: bool) -> float:
     """Seconds of the first look. reads: there are documents."""
     both = pace.with_passages + pace.with_examples - pace.plain
-    read = (pace.with_passages + both) * reads
+    read = (pace.search + pace.with_passages + both) * reads
     return min(ROWS, train) * (pace.plain * (1 + is_closed) + pace.with_examples + read)
 
 
-def forecast(pace: Pace, test: int, ways: Mapping[str, bool]) -> dict[str, float]:
+def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool]) -> dict[str, float]:
     """Seconds by way. ways: those that are built, and whether they read passages."""
     tuning = pace.tuning
-    with_passages = tuning + pace.steps * (PASSAGE_EPOCHS * pace.longer - 1)
+    with_passages = train * pace.search + tuning + pace.steps * (PASSAGE_EPOCHS * pace.longer - 1)
     examples = pace.with_examples - pace.plain  # that an answer takes longer for them
     build = {
         ZERO_SHOT: OTHER_SECONDS,
         PROMPT: CALLS * pace.with_examples,
-        DOCUMENTS: READING_ROWS * (2 * pace.with_passages + examples),
+        DOCUMENTS: test * pace.search + READING_ROWS * (2 * pace.with_passages + examples),
         DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
         TUNE: tuning + OTHER_SECONDS,
         TUNE_DOCUMENTS: with_passages + OTHER_SECONDS,
@@ -76,7 +79,7 @@ def measure_pace(work: Work) -> Pace:
     few = Setup(shots=tuple((case.question, case.reference) for case in shots))
     cases = examples.train_cases[: ANSWERS + 1]
     plain = work.ask("pace", work.arm(Setup()), cases)[1:]
-    passages = passages_of(work.found_train)
+    passages = PassagesFound(work.found_train)
     read = work.ask("pace", work.arm(Setup(), passages), cases[1:]) if passages else plain
     taught = work.ask("pace", work.arm(few), cases[1:])
     tuning, steps = forecast_seconds(tuning_recipe(work, TUNE), work.events)
@@ -84,6 +87,7 @@ def measure_pace(work: Work) -> Pace:
         plain=_mean([reply.seconds for reply in plain]),
         with_examples=_mean([reply.seconds for reply in taught]),
         with_passages=_mean([reply.seconds for reply in read]),
+        search=work.search_seconds,
         tuning=tuning,
         steps=steps,
         longer=_mean([reply.read for reply in read]) / max(1.0, _mean([reply.read for reply in plain])),
