@@ -37,7 +37,12 @@ if TYPE_CHECKING:
     from mutation.trials import Trials
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("train", "plan", "evaluate", "retrieve", "shrink", "jobs", "base/statistics.py")  # folders and files
+ROOMS = (  # folders and files; a file belongs to the last of these that holds it
+    *("train", "train/objectives/decision.py", "plan", "plan/fit", "plan/cluster", "plan/cost"),
+    *("evaluate", "evaluate/compare", "evaluate/calibration.py", "evaluate/decisions.py"),
+    *("retrieve", "retrieve/answer/answer_judge.py", "shrink", "jobs", "jobs/choose", "jobs/trials", "jobs/seeds"),
+    *("data/decisions", "machine", "base/statistics.py"),
+)
 PICTURES = ("report/curves.py", "check/picture.py", "shrink/pareto.py")  # what is drawn is looked at, not tested
 RESULTS, EQUIVALENT, NAMED = (
     "bench/results/mutants.jsonl",
@@ -48,7 +53,7 @@ A_FUNCTION, TESTS = 3, 40
 CHEAP = 0.5  # seconds of CPU, of a test that the suite runs again
 NEAR = [
     *(f"tests/{room}" for room in ("train", "plan", "evaluate", "retrieve", "shrink", "jobs", "base", "commands")),
-    *("tests/data", "tests/model", "tests/test_api.py"),
+    *("tests/data", "tests/machine", "tests/model", "tests/test_api.py"),
 ]
 
 
@@ -119,7 +124,7 @@ def draw(options: argparse.Namespace) -> list[Fault]:
         paths = sorted(set(paths) & changed(options.changed))
     by_room = collections.defaultdict(list)
     for path in paths:
-        by_room[path.split("/")[1]] += faults_of(ROOT, path)
+        by_room[room_of(path)] += faults_of(ROOT, path)
     count, others = options.count or 400, list[Fault]()
     for faults in by_room.values():
         chance.shuffle(faults)
@@ -134,10 +139,16 @@ def draw(options: argparse.Namespace) -> list[Fault]:
     return drawn + others
 
 
+def room_of(path: str) -> str:
+    """The room of a file: of those in ROOMS the one that holds the fewest others."""
+    inside = path.removeprefix("settle/")
+    return next((room for room in ROOMS[::-1] if (inside + "/").startswith(room + "/")), inside.split("/")[0])
+
+
 def paths_of(rooms: Sequence[str]) -> list[str]:
     """The files of rooms, but for pictures."""
     places = [ROOT / "settle" / room for room in rooms]
-    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    files = sorted({path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))})
     return [p for path in files if not (p := path.relative_to(ROOT).as_posix()).endswith(PICTURES)]
 
 
@@ -267,7 +278,7 @@ def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, f
 def report(records: list[dict]) -> list[str]:
     """A table by room of the faults whose line is as it was, and those that were missed."""
     same = equivalent(ROOT)
-    present = {fault.key: (path.split("/")[1], "all") for path in paths_of(ROOMS) for fault in faults_of(ROOT, path)}
+    present = {fault.key: (room_of(path), "all") for path in paths_of(ROOMS) for fault in faults_of(ROOT, path)}
     present |= {fault.key: ("named",) for fault in named(ROOT)}
     rooms: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for record in (record for record in records if record["key"] in present):
