@@ -43,7 +43,7 @@ class FinishedRun:
 
     @property
     def verdict(self) -> str:
-        """settled, out of budget, overfitting, diverged or broken."""
+        """settled, learned, out of budget, overfitting, diverged or broken."""
         return self.result.verdict
 
     def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:

@@ -20,6 +20,7 @@ from settle.train.state import LoopPlan
 from settle.train.training_plan import TrainingPlan, Tuning
 
 FULL = "full"
+MOST_PASSES = 20.0  # over the rows of a run without a budget
 EPOCHS = 3  # expected length of a run without a budget
 MOST_AT_ONCE = 8192  # tokens of a micro-batch, at most
 SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
@@ -137,6 +138,7 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
         sequence_length=int(store.lengths.max()) - 1,
         warmup_steps=warmup,
         max_steps=max_steps,
+        most_passes=None if max_steps or settings.time else MOST_PASSES,
         decay_fraction=0.4 if expected < 2000 else 0.25,
         tolerance=settings.tolerance,
         checkpoint_steps=max(10, math.ceil(expected / 50)),

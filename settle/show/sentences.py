@@ -19,6 +19,8 @@ PHASES = {  # names of stages, for people
 FEW = 10  # a pace over so few big things is not worth saying
 DECAY_REASONS = {
     "settled": "the model has settled",
+    "learned": "the training rows are learned",
+    "passes": "the rows were passed over as often as without a budget at most",
     "budget": "the budget is nearly spent",
     "time": "the time is nearly spent",
 }

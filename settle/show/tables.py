@@ -18,6 +18,7 @@ from settle.show.amounts import UNITS, amount, percent
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
 VERDICT_STYLES = {
     "settled": "green",
+    "learned": "green",
     "out of budget": "yellow",
     "overfitting": "yellow",
     "diverged": "red",

@@ -28,6 +28,9 @@ class LoopPlan(Settings):
     step_seconds: float = Field(0.0, description="the probe's pace, seconds per step")
     decay_fraction: float = Field(description="share of a budgeted run in which the learning rate falls to zero")
     tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
+    most_passes: float | None = Field(
+        None, description="passes over the rows that a run without a budget makes at most, and 200 steps at least"
+    )
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
     evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
     clip: float = Field(1.0, description="largest norm of the gradient")
@@ -85,7 +88,7 @@ class LoopState:
     best_step: int = 0
     is_past_half: bool = False  # whether the sample in the middle of the run was taken
     last_step: int | None = None  # by which the decay ends, where a number of steps decides it and not the clock
-    stop: str = ""  # why the end was decided: settled | overfitting | budget | diverged | broken
+    stop: str = ""  # why the end was decided: settled | learned | overfitting | passes | budget | diverged | broken
     judgement: dict[str, object] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
 

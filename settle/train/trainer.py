@@ -28,6 +28,10 @@ class TrainingBatches(Protocol):
         """Batch number `position`, from 0."""
         ...
 
+    def epoch(self, position: int) -> float:
+        """How many times the store has been seen before this batch."""
+        ...
+
     def rows_of(self, position: int) -> list[tuple[int, int, int]]:
         """The rows of a batch as (document, start, stop)."""
         ...

@@ -17,7 +17,7 @@ NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors i
 def verdict(
     state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval = NO_ESTIMATE
 ) -> dict[str, object]:
-    """`verdict` (settled, out of budget, overfitting, diverged, broken), `why`, and the evidence for it.
+    """`verdict` (settled, learned, out of budget, overfitting, diverged, broken), `why`, and the evidence for it.
 
     further: what an hour more would have taken off the loss that the run ended with, decayed both times, where a
     forecast knows that; else what it would at the constant rate is told by the evaluations alone.
@@ -40,6 +40,12 @@ def verdict(
     rise = _rise(state)
     if state.stop == "overfitting" or rise:
         return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
+    if state.stop == "learned":
+        return result | {"verdict": "learned", "why": f"{state.judgement['why']}. {_decayed(stable, state)}".rstrip()}
+    if state.stop == "passes":
+        why = f"{plan.most_passes:g} passes over the rows, the most that a run without a budget makes"
+        why = f"{why}; the rows that choose the weights are too few to tell whether more would help"
+        return result | {"verdict": "out of budget", "why": f"{why}. {_decayed(stable, state)}".rstrip()}
     hour = f"a further hour would lower the loss by about {_span(further)}" if math.isfinite(further.value) else ""
     if state.stop == "settled":
         after = f"{_decayed(stable, state)}{hour and f'From there {hour}. '}"

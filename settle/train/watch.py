@@ -6,6 +6,7 @@ Legend: V vocabulary.
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from settle.base.events import DecayStarted, Eval, SettledEvidence
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.settled import Judgement, Settled, decay_tokens, frequency_loss, next_evaluation
+from settle.train.settled.row_memory import learned
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 
 FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 FEWEST_STEPS, LEAST_SECONDS = 4, 5.0  # the latest steps that the pace is measured over: so many, and so long
+FEWEST_BY_PASSES = 200  # steps: the fewer the rows, the more passes they take
 MOST_SLOWDOWN = 3.0  # beyond this a busy moment is taken for what it is
 
 
@@ -56,8 +59,12 @@ class Watch:
             state.best_step = evaluation.step
             self.best = trainer.weights()
         self.events.emit(Eval(**evaluation.figures()))
-        if state.schedule.decay_start is None and self.settled.asks(state.history):
+        passes = self.trainer.batches.epoch(state.position)
+        rows_learned = learned(state.history, state.train_losses, passes, state.step)
+        if state.schedule.decay_start is None and (rows_learned or self.settled.asks(state.history)):
             judgement = self.settled.judge(state.history)
+            if rows_learned and judgement.state == "improving":
+                judgement = replace(judgement, state="learned", why=rows_learned)
             state.judgement = judgement.to_json()
             at = {"step": state.step, "tolerance": self.plan.tolerance}
             self.events.emit(SettledEvidence.model_validate(state.judgement | at))
@@ -65,11 +72,15 @@ class Watch:
                 self._act_on(judgement, state)
 
     def _act_on(self, judgement: Judgement, state: LoopState) -> None:
-        if judgement.state in ("settled", "overfitting"):
-            steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
-            self._begin_decay(state, judgement.state, min(steps, self._affordable_steps(state)))
+        if judgement.state in ("settled", "learned", "overfitting"):
+            self._begin_decay(state, judgement.state, self._settled_decay(state))
         elif judgement.state == "broken":
             state.stop = "broken"
+
+    def _settled_decay(self, state: LoopState) -> int:
+        """Steps of the decay of a run that does not end by its budget."""
+        steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
+        return min(steps, self._affordable_steps(state))
 
     def _frequency_loss(self) -> float:
         """The loss that knowing only token frequencies would give, from a bounded part of the training text."""
@@ -95,6 +106,10 @@ class Watch:
             if state.step >= plan.max_steps - steps:
                 self._begin_decay(state, "budget", plan.max_steps - state.step)
                 return
+        most = plan.most_passes
+        if most and state.step >= FEWEST_BY_PASSES and self.trainer.batches.epoch(state.position) >= most:
+            self._begin_decay(state, "passes", self._settled_decay(state))
+            return
         if plan.seconds is not None and state.step > 0:
             left = self._seconds_left(state)
             if left <= plan.decay_fraction * (state.seconds + left):

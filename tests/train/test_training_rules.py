@@ -69,6 +69,9 @@ class OneBatch:
     def at(self, position: int) -> Batch:
         return batch()
 
+    def epoch(self, position: int) -> float:
+        return position / 10
+
     def rows_of(self, position: int) -> list[tuple[int, int, int]]:
         return []
 
@@ -126,6 +129,36 @@ def test_an_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was() -> Non
         dropped = float(NextToken().batch_loss(model, batch())[0]) / 72
     assert abs(dropped - plain.loss) > 1e-3  # dropout does something here
     assert evaluate(model, NextToken(), held_out, 0, 0) == plain and model.training
+
+
+def watched_run(**plan: object) -> tuple[Watch, LoopState]:
+    """A watch over a run of 40 steps, four passes, at a constant rate."""
+    chosen = PLAN.model_copy(update=plan)
+    trainer = Trainer(chosen, Llama.TINY.build(seed=1), NextToken(), Still(), OneBatch())  # type: ignore[arg-type]
+    state = LoopState(step=40, position=40, schedule=Schedule(3), train_losses=[2.0] * 30 + [0.05] * 10)
+    state.history = [Evaluation(0, 0, 4.0, 0.1, None, (4.0,))]
+    return Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events()), state
+
+
+@pytest.mark.parametrize(("stderr", "ends"), [(0.06, "learned"), (0.04, "")])
+def test_a_run_ends_when_its_rows_are_learned(monkeypatch: pytest.MonkeyPatch, stderr: float, ends: str) -> None:
+    watched, state = watched_run()
+    monkeypatch.setattr(watch, "evaluate", lambda *args: Evaluation(40, 72 * 40, 0.5, stderr, None, (0.5,)))
+    watched.evaluate(state)
+    assert state.stop == ends and (state.schedule.end == 50) == bool(ends)
+    assert not ends or "0.0500" in str(state.judgement["why"])
+
+
+@pytest.mark.parametrize(("step", "ends"), [(200, "passes"), (199, "")])
+def test_a_run_without_a_budget_ends_after_so_many_passes(step: int, ends: str) -> None:
+    watched, state = watched_run(most_passes=4.0)
+    state.step = step
+    watched.spend_budget(state)
+    assert state.stop == ends
+    without, state = watched_run()
+    state.step = step
+    without.spend_budget(state)
+    assert not state.stop
 
 
 def test_the_best_weights_are_those_of_the_lowest_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,16 @@ def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
     assert "before there were enough evaluations" in str(verdict(run, PLAN, 1.0)["why"])
 
 
+@pytest.mark.parametrize(("stop", "name"), [("learned", "learned"), ("passes", "out of budget")])
+def test_a_run_whose_rows_were_used_up_says_so(stop: str, name: str):
+    run = state(*[(3.0 - 0.01 * i,) for i in range(10)], (2.5,))
+    run.stop, run.schedule, run.judgement = stop, Schedule(1, 9, 1), {"why": "the rows are learned"}
+    said = verdict(run, PLAN.model_copy(update={"most_passes": 20.0}), 1.0)
+    begins = {"learned": "the rows are learned. The", "passes": "20 passes over the rows, the most"}[stop]
+    assert said["verdict"] == name and str(said["why"]).startswith(begins)
+    assert "took it from 2.9300 to 2.5000." in str(said["why"])
+
+
 def test_a_short_run_tells_what_an_hour_more_would_bring_where_a_forecast_knows_it():
     short = state((3.0,), (2.5,), (2.4,))
     told = verdict(short, PLAN, 1.0, Interval(0.2, 0.1, 0.3))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 E = TypeVar("E", Step, Eval, SettledEvidence)
-VERDICT_COLOURS = {"settled": GREEN, "diverged": VERMILION, "broken": VERMILION}
+VERDICT_COLOURS = {"settled": GREEN, "learned": GREEN, "diverged": VERMILION, "broken": VERMILION}
 INCHES, DPI = (10.0, 7.6), 150
 MOST_DOTS = 60
 FEW_EVALUATIONS = 8

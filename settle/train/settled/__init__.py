@@ -25,7 +25,7 @@ import numpy as np
 from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval
 from settle.train.settled.trend import MORE, Posterior, Window
 
-State = Literal["improving", "settled", "overfitting", "broken"]
+State = Literal["improving", "settled", "learned", "overfitting", "broken"]
 
 REACH = 0.1  # the window reaches back to this fraction of the tokens seen
 MOST_ABOVE = 2.0  # times the latest loss: evaluations above are left out of the window

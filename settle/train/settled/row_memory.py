@@ -1,0 +1,38 @@
+"""Are the training rows learned, so that more passes over them can show nothing more?
+
+Of few rows a tenth chooses the weights: too few to tell *settled* or *overfitting* from their loss, which jumps from
+one evaluation to the next while the rows are learned by heart. The loss on the training rows tells it: once a whole
+pass costs less than the standard error of the held-out loss, what is left in them is less than that sample can show.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from settle.train.settled import Evaluation
+
+FEWEST_PASSES = 2.0  # over the rows, of which the last is averaged
+
+
+class JudgedEvaluation(Evaluation, Protocol):
+    @property
+    def stderr(self) -> float:
+        """Standard error of the loss through the finite sample, nats."""
+        ...
+
+
+def learned(history: Sequence[JudgedEvaluation], train_losses: Sequence[float], passes: float, steps: int) -> str:
+    """Why the rows count as learned, empty while they do not. train_losses: of the latest of `steps` steps (at least of
+    some hundred, where a pass takes more), which were `passes` over the rows. Losses in the units of the held-out loss.
+    """
+    if passes < FEWEST_PASSES:
+        return ""
+    last = train_losses[-max(1, round(steps / passes)) :]
+    left = sum(last) / len(last)
+    best = min(history, key=lambda e: e.loss)
+    if not (math.isfinite(best.stderr) and left < best.stderr):
+        return ""
+    return (
+        f"the training rows are learned: over the last pass their loss was {left:.4f}, less than the held-out rows can "
+        f"tell apart ({best.loss:.4f} ± {best.stderr:.4f}); more rows would help, more passes hardly"
+    )
