@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--recipes", nargs="+", default=["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"])
-    parser.add_argument("--tokens", type=int, default=64 * LENGTH, help="measured on: 64 windows or more")
+    parser.add_argument("--windows", type=int, default=64, help="of held-out text")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a window of held-out text")
     parser.add_argument("--measure-tokens", type=int, default=4096, help="of the calibration text")
     parser.add_argument("--dither", action="store_true")
     parser.add_argument("--engine", action="store_true")
@@ -75,7 +76,8 @@ def compared(source: Path, folder: Path, asked: argparse.Namespace) -> tuple[lis
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(f"{source.stem}: measured in {took[0]:.0f} s ({took[1]:.0f} s of cores), memory at most {peak:.1f} GiB")
     found.costs.save(folder / f"{source.stem}.json")
-    held_out = held_out_windows(opened.tokenizer, asked.text, asked.tokens)
+    held_out = held_out_windows(opened.tokenizer, asked.text, asked.windows * asked.length, asked.length)
+    print(f"held out: {len(held_out)} windows, {sum(map(len, held_out))} tokens", flush=True)
     file = read_gguf(source)
     if asked.engine:
         divergence = in_engine(source, folder, found.importance, held_out)
@@ -124,10 +126,10 @@ def by_window(kl: np.ndarray, windows: list[np.ndarray]) -> np.ndarray:
     return np.add.reduceat(kl, starts) / np.diff([*starts, len(kl)])
 
 
-def held_out_windows(tokenizer, paths: list[str], num_tokens: int) -> list[np.ndarray]:
+def held_out_windows(tokenizer, paths: list[str], num_tokens: int, length: int = LENGTH) -> list[np.ndarray]:
     """As many windows from each file, from all over it."""
     share = num_tokens // len(paths)
-    found = [calibration_windows(tokenizer, texts_of(Path(p)), share, LENGTH).windows for p in paths]
+    found = [calibration_windows(tokenizer, texts_of(Path(p)), share, length).windows for p in paths]
     return [w for windows in zip(*found, strict=False) for w in windows]
 
 

@@ -1,11 +1,13 @@
-"""Four gold sets for retrieval, made of Debian packages: what is asked, and the one place that answers it.
+"""Six gold sets for retrieval, made of Debian packages: what is asked, and the one place that answers it.
 
-    python bench/gold.py FOLDER
+    python bench/gold.py FOLDER [--sets …] [--share 0.25] [--seed 1]
 
     foldoc    a dictionary of computing        headword, reworded      → its entry (a text file)
     wordnet   the database WordNet 3.0         gloss, reworded         → the entry of the word (a text file)
     python    the documentation of Python 3.13 heading, reworded       → the section (web pages, as they are)
     man       manual pages, as `man` shows them NAME line's summary, reworded → the page (a text file)
+    django    the documentation of Django 4.2   as Python's
+    admin     manual pages of administration    as the others
 
 The packages come by `apt-get download` and are unpacked below FOLDER, nothing is installed; `groff` must be here. Each
 set becomes `FOLDER/SET/documents/`, `questions.jsonl`, `unanswerable.jsonl`, `about.json`, and for Python
@@ -17,8 +19,7 @@ does where the headword, gloss, heading or summary of another document has more 
 sentence, line or heading has four fifths of what the words tell (by how few sentences they stand in). Questions are
 split in two halves, `dev` to choose by and `test` to report on. The rules of rewording stand in `paraphrase.py`; an
 entry of FOLDOC that begins with another name, of which the headword has the initials or which has the headword's, is
-asked by that. Files are named by hashes, but for Python's pages, which are as they are. The same seed gives the same
-sets.
+asked by that. Files are named by hashes, which say nothing of what is asked for. The same seed gives the same sets.
 """
 
 import argparse
@@ -45,7 +46,10 @@ PACKAGES = {
     "wordnet": ["wordnet-base"],
     "python": ["python3.13-doc"],
     "man": ["manpages", "manpages-dev", "coreutils", "util-linux", "git-man", "procps", "e2fsprogs"],
+    "django": ["python-django-doc"],
+    "admin": ["systemd", "iproute2", "lvm2", "btrfs-progs", "openssl"],
 }
+KINDS = {"django": "python", "admin": "man"}  # the set that another one is made like
 DOCUMENTS = {"foldoc": 9000, "wordnet": 4000, "python": 340, "man": 1500}  # so that embedding them takes minutes
 HELD_OUT = {"foldoc": 0.45, "wordnet": 0.25, "python": 0.5, "man": 0.45}  # so that enough questions are unanswerable
 QUESTIONS, UNANSWERABLE = 1000, 300  # at most
@@ -60,7 +64,7 @@ FRAMES = {
     "foldoc": ["What is {}?", "What does {} mean?", "Explain {}.", "I keep reading about {}, what is it?"],
     "wordnet": ["What is the word for {}?", "Which term means {}?", "What do you call {}?", "Looking for a word: {}"],
     "python": ["Where is {} explained?", "What is there to know about {}?", "I need help with {}.",
-               "How does {} work in Python?"],
+               "How does {} work in LIBRARY?"],
     "verb": ["How do I {}?", "What is there to {}?", "I want to {}.", "Is there a way to {}?"],
     "noun": ["What is known about {}?", "Where is {} described?", "Tell me about {}.", "Which page is about {}?"],
 }  # fmt: skip
@@ -91,20 +95,20 @@ class Document:
     text: str = ""
 
 
-def file_name(title: str) -> str:
+def file_name(title: str, suffix: str = ".txt") -> str:
     """A name that says nothing: the headword that is asked for is no name of a file, which settle reads as a title."""
     name = hashlib.sha256(title.encode()).hexdigest()[:16]
-    return f"{name[:2]}/{name}.txt"
+    return f"{name[:2]}/{name}{suffix}"
 
 
-def foldoc(roots: list[Path]) -> Iterator[Document]:
+def dictionary(roots: list[Path]) -> Iterator[Document]:
     """An entry is a file; those of less than twenty words are left out: most only name another one. Of what has several
     names, the first is asked for, unless the entry begins with one that is the other's initials and nobody else's."""
-    folder = roots[0] / "usr/share/dictd"
-    text = gzip.decompress((folder / "foldoc.dict.dz").read_bytes())
+    index = next((roots[0] / "usr/share/dictd").glob("*.index"))
+    text = gzip.decompress(index.with_suffix(".dict.dz").read_bytes())
     digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
     places = set()
-    for line in (folder / "foldoc.index").read_text(encoding="utf-8").splitlines():
+    for line in index.read_text(encoding="utf-8").splitlines():
         name, *place = line.split("\t")
         if not name.startswith("00"):
             places.add(tuple(sum(digits[c] * 64**i for i, c in enumerate(reversed(p))) for p in place))
@@ -163,7 +167,10 @@ def wordnet_entries(database: WordNet, draw: random.Random, number: int) -> Iter
         yield Document(file_name(lemma), ("\n".join(lines) + "\n").encode(), asked)
 
 
-PARTS = ("library", "tutorial", "howto", "reference", "using", "faq", "c-api", "extending", "installing")
+PARTS = {
+    "Python": ("library", "tutorial", "howto", "reference", "using", "faq", "c-api", "extending", "installing"),
+    "Django": ("faq", "howto", "internals", "intro", "ref", "topics"),
+}
 
 
 def sections(page: LexborHTMLParser) -> list[tuple[str, str, str]]:
@@ -182,14 +189,14 @@ def _text(node: LexborNode) -> str:
     return " ".join(node.text(separator="").replace("¶", " ").split())
 
 
-def python_pages(
-    roots: list[Path], database: WordNet, draw: random.Random
+def sphinx_pages(
+    roots: list[Path], library: str, database: WordNet, draw: random.Random, most: int
 ) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
     """A page is a file, as it is. A heading of one or two words, or that others have too, is asked with the page's."""
-    folder = roots[0] / "usr/share/doc/python3.13/html"
-    paths = sorted(p for part in PARTS for p in (folder / part).glob("*.html") if p.stem != "index")
+    folder = next((roots[0] / "usr/share/doc").glob("*/html"))
+    paths = sorted(p for part in PARTS[library] for p in (folder / part).rglob("*.html") if p.stem != "index")
     paths = [path for path in paths if path.stat().st_size < 20 * LONGEST]
-    drawn = draw.sample(paths, min(len(paths), DOCUMENTS["python"]))
+    drawn = draw.sample(paths, min(len(paths), most))
     pages = {p: sections(LexborHTMLParser(p.read_text(encoding="utf-8"))) for p in drawn}
     headings = Counter(frozenset(stems(_bare(h))) for found in pages.values() for _, h, _ in found)
     for path, found in pages.items():
@@ -202,14 +209,21 @@ def python_pages(
                 first, _, rest = said.partition(" ")
                 verbs = database.lemmas(first.lower(), "v") if first.endswith("ing") and rest else []
                 if verbs:
-                    said, frames = f"{verbs[0]} {rest}", [frame.format("{} in Python") for frame in FRAMES["verb"]]
+                    said, frames = f"{verbs[0]} {rest}", [f.format(f"{{}} in {library}") for f in FRAMES["verb"]]
                 else:
                     is_question = said.split()[0].lower() in QUESTION_WORDS
-                    frames = ["{}"] if is_question else FRAMES["python"]
+                    frames = ["{}"] if is_question else [f.replace("LIBRARY", library) for f in FRAMES["python"]]
                 asked.append(Asked(said, frames, section=anchor, verb=bool(verbs)))
         text = "\n\n".join(f"{heading}\n\n{own}" for _, heading, own in found)
-        path_shown = str(path.relative_to(folder))
-        yield Document(path_shown, path.read_bytes(), draw.sample(asked, min(len(asked), 20)), text), found
+        yield (
+            Document(
+                file_name(str(path.relative_to(folder)), ".html"),
+                path.read_bytes(),
+                draw.sample(asked, min(len(asked), 20)),
+                text,
+            ),
+            found,
+        )
 
 
 def _bare(heading: str) -> str:
@@ -247,7 +261,7 @@ def _shown(path: Path) -> str:
 def build(folder: Path, name: str, documents: list[Document], words: Paraphraser, seed: int) -> None:
     """Writes a set: documents that are not held out, questions about them, and questions about the others."""
     draw = random.Random(f"{seed} {name}")
-    held = set(draw.sample(range(len(documents)), round(HELD_OUT[name] * len(documents))))
+    held = set(draw.sample(range(len(documents)), round(HELD_OUT[KINDS.get(name, name)] * len(documents))))
     kept = [(d, a) for i, d in enumerate(documents) if i not in held for a in d.asked]
     shutil.rmtree(folder / "documents", ignore_errors=True)
     for i, document in enumerate(documents):
@@ -348,6 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
+    parser.add_argument("--share", type=float, default=1.0, help="of the documents")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
@@ -355,11 +370,12 @@ def main() -> None:
     for name in args.sets:
         (folder / name).mkdir(exist_ok=True)
         draw = random.Random(f"{args.seed} {name}")
-        roots = unpacked(folder, PACKAGES[name])
-        if name == "wordnet":
-            documents = list(wordnet_entries(database, draw, DOCUMENTS[name]))
-        elif name == "python":
-            pages = list(python_pages(roots, database, draw))
+        roots, kind = unpacked(folder, PACKAGES[name]), KINDS.get(name, name)
+        most = round(args.share * DOCUMENTS[kind])
+        if kind == "wordnet":
+            documents = list(wordnet_entries(database, draw, most))
+        elif kind == "python":
+            pages = list(sphinx_pages(roots, name.capitalize(), database, draw, most))
             documents = [document for document, _ in pages]
             with (folder / name / "sections.jsonl").open("w", encoding="utf-8") as file:
                 for document, found in pages:
@@ -367,8 +383,8 @@ def main() -> None:
                         row = {"path": document.path, "section": anchor, "heading": heading, "text": own}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            documents = list(foldoc(roots) if name == "foldoc" else man(roots, database))
-            documents = draw.sample(documents, min(len(documents), DOCUMENTS[name]))
+            documents = list(dictionary(roots) if kind == "foldoc" else man(roots, database))
+            documents = draw.sample(documents, min(len(documents), most))
         build(folder / name, name, documents, Paraphraser(database, general=name == "wordnet"), args.seed)
 
 

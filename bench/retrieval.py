@@ -35,8 +35,8 @@ from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
 
-SETS = ("foldoc", "wordnet", "python", "man")
-PEERS = ("chroma", "chroma_whole", "llamaindex", "haystack", "haystack_hybrid")
+SETS = ("foldoc", "wordnet", "python", "man", "django", "admin")
+PEERS = ("chroma", "chroma_whole", "llamaindex", "llamaindex_hybrid", "haystack", "haystack_hybrid")
 FOUND = 50  # passages asked for
 Found = list[tuple[str, str]]  # (path below the documents, text), the best first
 
@@ -61,7 +61,7 @@ def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
 
 
 def peer(system: str, documents: Path, questions: list[dict], args: argparse.Namespace) -> Iterator[Found]:
-    """One of the peers, in a process of its own. LlamaIndex embeds the path of a file too: it gets a short one."""
+    """One of the peers, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         linked, asked, out = (Path(folder, name) for name in ("documents", "asked", "out"))
         linked.symlink_to(documents.resolve(), target_is_directory=True)
@@ -121,10 +121,10 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python interpreter that has them")
     parser.add_argument("--model", type=Path, help="a folder with MiniLM's weights in Hugging Face's layout")
     parser.add_argument("--cache", type=Path, help="a file for what the peers embedded")
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="that lie in GOLD")
     parser.add_argument("--systems", nargs="+", default=("settle", *PEERS), choices=("settle", *PEERS))
     parser.add_argument("--pages", action="store_true", help="in Python's documentation a result is a page")
-    parser.add_argument("--split", default="test", choices=("test", "dev"))
+    parser.add_argument("--split", default="test", choices=("test", "dev", "all"))
     parser.add_argument("--out", type=Path, help="a file for every rank, as JSON")
     args = parser.parse_args()
     ranks: dict[str, dict[str, list]] = defaultdict(dict)
@@ -132,7 +132,7 @@ def main() -> None:
     for name in args.sets:
         folder, began = args.gold / name, time.monotonic()
         judge = Judge(folder, args.pages)
-        questions = [row for row in read(folder / "questions.jsonl") if row["split"] == args.split]
+        questions = [row for row in read(folder / "questions.jsonl") if args.split in (row["split"], "all")]
         for system in args.systems:
             documents = folder / "documents"
             given = settle(documents, questions) if system == "settle" else peer(system, documents, questions, args)

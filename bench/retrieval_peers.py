@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ import numpy as np
 
 FOUND = 50  # passages asked for
 LONGEST = 256  # tokens that the embedder reads of a text
+SPLITS = (200, 150, 120, 100, 80, 60)  # words of Haystack's pieces
 Search = Callable[[str], list[tuple[str, str]]]
 
 
@@ -32,7 +34,7 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
         transformer = Transformer(str(model), max_seq_length=LONGEST)
         modules = [transformer, Pooling(transformer.get_embedding_dimension()), Normalize()]
         self.model = SentenceTransformer(modules=modules, device="cpu")
@@ -111,10 +113,10 @@ def chroma(documents: Path, embed: Embedder) -> Search:
     return _chroma(embed, [text for text, _ in pieces], [str(path.relative_to(documents)) for _, path in pieces])
 
 
-def llamaindex(documents: Path, embed: Embedder) -> Search:
+def _llamaindex(documents: Path, embed: Embedder):
     """SimpleDirectoryReader (web pages by its HTMLTagReader), SentenceSplitter and VectorStoreIndex with defaults, but
     pieces of at most the embedder's own length: the default of 1,024 tokens would be cut at the first 256 of each. The
-    embedder's tokenizer counts them, and the path of the file that LlamaIndex embeds too has room."""
+    embedder's tokenizer counts them. Names say nothing here, so the path is not embedded with the text."""
     from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.node_parser import SentenceSplitter
@@ -137,9 +139,13 @@ def llamaindex(documents: Path, embed: Embedder) -> Search:
     embedding = Embedding(embed_batch_size=1024)
     tokenizer = embed.model.tokenizer
     splitter = SentenceSplitter(chunk_size=LONGEST - 2, chunk_overlap=20, tokenizer=tokenizer.tokenize)
-    index = VectorStoreIndex.from_documents(reader.load_data(), transformations=[splitter], embed_model=embedding)
-    retriever = index.as_retriever(similarity_top_k=FOUND)
+    loaded = reader.load_data()
+    for document in loaded:
+        document.excluded_embed_metadata_keys.append("file_path")
+    return VectorStoreIndex.from_documents(loaded, transformations=[splitter], embed_model=embedding)
 
+
+def _retrieved(retriever, documents: Path) -> Search:
     def search(question: str) -> list[tuple[str, str]]:
         found = retriever.retrieve(question)
         return [(str(Path(n.metadata["file_path"]).relative_to(documents)), n.get_content()) for n in found]
@@ -147,8 +153,30 @@ def llamaindex(documents: Path, embed: Embedder) -> Search:
     return search
 
 
+def llamaindex(documents: Path, embed: Embedder) -> Search:
+    """The index's own retriever."""
+    return _retrieved(_llamaindex(documents, embed).as_retriever(similarity_top_k=FOUND), documents)
+
+
+def llamaindex_hybrid(documents: Path, embed: Embedder) -> Search:
+    """BM25Retriever and the index's retriever joined by reciprocal rank, as its guide "Reciprocal Rerank Fusion"."""
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.retrievers import QueryFusionRetriever
+    from llama_index.retrievers.bm25 import BM25Retriever
+
+    index = _llamaindex(documents, embed)
+    nodes = list(index.docstore.docs.values())
+    lexical = BM25Retriever.from_defaults(nodes=nodes, similarity_top_k=min(FOUND, len(nodes)))
+    both = [index.as_retriever(similarity_top_k=FOUND), lexical]
+    fused = QueryFusionRetriever(
+        both, llm=MockLLM(), num_queries=1, similarity_top_k=FOUND, mode="reciprocal_rerank", use_async=False
+    )
+    return _retrieved(fused, documents)
+
+
 def _haystack(documents: Path, embed: Embedder):
-    """The documents in an InMemoryDocumentStore: its converters and DocumentSplitter with defaults."""
+    """The documents in an InMemoryDocumentStore, by its converters and DocumentSplitter: of its default of 200 words
+    or fewer, the most for which 19 of 20 pieces are no longer than the embedder reads."""
     from haystack.components.converters import HTMLToDocument, TextFileToDocument
     from haystack.components.preprocessors import DocumentSplitter
     from haystack.document_stores.in_memory import InMemoryDocumentStore
@@ -158,9 +186,13 @@ def _haystack(documents: Path, embed: Embedder):
         converter = HTMLToDocument() if path.suffix == ".html" else TextFileToDocument()
         meta = {"path": str(path.relative_to(documents))}
         converted += converter.run(sources=[str(path)], meta=meta)["documents"]
-    splitter = DocumentSplitter()
-    splitter.warm_up()
-    split = splitter.run(documents=converted)["documents"]
+    for words in SPLITS:
+        splitter = DocumentSplitter(split_length=words)
+        splitter.warm_up()
+        split = splitter.run(documents=converted)["documents"]
+        lengths = [len(embed.model.tokenizer.tokenize(document.content)) for document in split]
+        if np.quantile(lengths, 0.95) <= LONGEST - 2:
+            break
     vectors = embed([document.content for document in split])
     store = InMemoryDocumentStore()
     store.write_documents([replace(d, embedding=v.tolist()) for d, v in zip(split, vectors, strict=True)])
@@ -197,7 +229,7 @@ def haystack_hybrid(documents: Path, embed: Embedder) -> Search:
     return search
 
 
-SYSTEMS = {f.__name__: f for f in (chroma, chroma_whole, llamaindex, haystack, haystack_hybrid)}
+SYSTEMS = {f.__name__: f for f in (chroma, chroma_whole, llamaindex, llamaindex_hybrid, haystack, haystack_hybrid)}
 
 
 def main() -> None:
