@@ -215,15 +215,8 @@ def sphinx_pages(
                     frames = ["{}"] if is_question else [f.replace("LIBRARY", library) for f in FRAMES["python"]]
                 asked.append(Asked(said, frames, section=anchor, verb=bool(verbs)))
         text = "\n\n".join(f"{heading}\n\n{own}" for _, heading, own in found)
-        yield (
-            Document(
-                file_name(str(path.relative_to(folder)), ".html"),
-                path.read_bytes(),
-                draw.sample(asked, min(len(asked), 20)),
-                text,
-            ),
-            found,
-        )
+        name = file_name(str(path.relative_to(folder)), ".html")
+        yield Document(name, path.read_bytes(), draw.sample(asked, min(len(asked), 20)), text), found
 
 
 def _bare(heading: str) -> str:
