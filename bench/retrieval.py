@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -60,16 +59,20 @@ def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
             yield [(os.path.relpath(s.path, documents), hit.passage.text) for hit in hits for s in hit.occurrences]
 
 
-def peer(system: str, documents: Path, questions: list[dict], args: argparse.Namespace) -> Iterator[Found]:
-    """One of the peers, in a process of its own."""
+def peers(
+    systems: list[str], documents: Path, questions: list[dict], args: argparse.Namespace
+) -> dict[str, list[Found]]:
+    """What each of the peers finds, all in one process."""
     with tempfile.TemporaryDirectory() as folder:
-        linked, asked, out = (Path(folder, name) for name in ("documents", "asked", "out"))
-        linked.symlink_to(documents.resolve(), target_is_directory=True)
+        asked, out = Path(folder, "asked"), Path(folder, "out")
+        out.mkdir()
         asked.write_text("\n".join(map(json.dumps, questions)))
         script = str(Path(__file__).with_name("retrieval_peers.py"))
-        command = [args.peers, "-W", "ignore", script, system, str(linked), str(asked), str(out)]
-        subprocess.run([*command, "--model", str(args.model), "--cache", str(args.cache)], check=True)
-        yield from map(json.loads, out.read_text().splitlines())
+        command = [args.peers, "-W", "ignore", script, str(documents.resolve()), str(asked), str(out)]
+        command += ["--systems", *systems, "--model", str(args.model), "--cache", str(args.cache)]
+        subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+        lines = {system: (out / f"{system}.jsonl").read_text().splitlines() for system in systems}
+    return {system: [json.loads(line) for line in of] for system, of in lines.items()}
 
 
 class Judge:
@@ -128,17 +131,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for every rank, as JSON")
     args = parser.parse_args()
     ranks: dict[str, dict[str, list]] = defaultdict(dict)
-    print("| set | system | recall@1 | recall@5 | recall@10 | MRR | s |\n|---|---|--:|--:|--:|--:|--:|")
+    print("| set | system | recall@1 | recall@5 | recall@10 | MRR |\n|---|---|--:|--:|--:|--:|")
     for name in args.sets:
-        folder, began = args.gold / name, time.monotonic()
+        folder = args.gold / name
         judge = Judge(folder, args.pages)
         questions = [row for row in read(folder / "questions.jsonl") if args.split in (row["split"], "all")]
-        for system in args.systems:
-            documents = folder / "documents"
-            given = settle(documents, questions) if system == "settle" else peer(system, documents, questions, args)
-            ranks[name][system] = [judge.rank(q, found) for q, found in zip(questions, given, strict=True)]
-            print(f"| {name} | {system} | {row_of(ranks[name][system])} | {time.monotonic() - began:.0f} |", flush=True)
-            began = time.monotonic()
+        documents = folder / "documents"
+        found = {"settle": list(settle(documents, questions))} if "settle" in args.systems else {}
+        if others := [system for system in args.systems if system != "settle"]:
+            found |= peers(others, documents, questions, args)
+        for system, given in found.items():
+            ranks[name][system] = [judge.rank(q, one) for q, one in zip(questions, given, strict=True)]
+            print(f"| {name}, {len(questions)} | {system} | {row_of(ranks[name][system])} |", flush=True)
     compare(ranks)
     if args.out:
         args.out.write_text(json.dumps(ranks) + "\n")

@@ -1,9 +1,9 @@
 """The peers of `retrieval.py`, each as its documentation shows it, over one folder of documents.
 
-    PEERS/bin/python bench/retrieval_peers.py SYSTEM DOCUMENTS QUESTIONS OUT --model FOLDER --cache FILE
+    PEERS/bin/python bench/retrieval_peers.py DOCUMENTS QUESTIONS OUT --systems SYSTEM… --model FOLDER --cache FILE
 
-SYSTEM is one of the functions below; QUESTIONS a file of JSON lines with `question`; OUT gets a line for each: the
-passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same embedder: the weights in
+SYSTEM is one of the functions below; QUESTIONS a file of JSON lines with `question`; OUT a folder, where SYSTEM.jsonl
+gets a line for each: the passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same embedder: the weights in
 FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1. What a text was embedded to is kept in the
 cache, by its hash: embedding it again would give the same.
 """
@@ -234,17 +234,19 @@ SYSTEMS = {f.__name__: f for f in (chroma, chroma_whole, llamaindex, llamaindex_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), required=True)
     for name in ("documents", "questions", "out"):
         parser.add_argument(name, type=Path)
     for name in ("--model", "--cache"):
         parser.add_argument(name, type=Path, required=True)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    search = SYSTEMS[args.system](args.documents, Embedder(args.model, args.cache))
-    with args.questions.open(encoding="utf-8") as asked, args.out.open("w", encoding="utf-8") as out:
-        for line in asked:
-            out.write(json.dumps(search(json.loads(line)["question"])) + "\n")
+    embed = Embedder(args.model, args.cache)
+    questions = [json.loads(line)["question"] for line in args.questions.read_text(encoding="utf-8").splitlines()]
+    for system in args.systems:
+        search = SYSTEMS[system](args.documents, embed)
+        found = (json.dumps(search(question)) + "\n" for question in questions)
+        (args.out / f"{system}.jsonl").write_text("".join(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
