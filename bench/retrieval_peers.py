@@ -3,9 +3,9 @@
     PEERS/bin/python bench/retrieval_peers.py DOCUMENTS QUESTIONS OUT --systems SYSTEM… --model FOLDER --cache FILE
 
 SYSTEM is one of the functions below; QUESTIONS a file of JSON lines with `question`; OUT a folder, where SYSTEM.jsonl
-gets a line for each: the passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same embedder: the weights in
-FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1. What a text was embedded to is kept in the
-cache, by its hash: embedding it again would give the same.
+gets a line for each: the passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same
+embedder: the weights in FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1. What a text was
+embedded to is kept in the cache, by its hash: embedding it again would give the same.
 """
 
 import argparse

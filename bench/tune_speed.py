@@ -12,7 +12,8 @@ rank 16 on every linear layer but the head, AdamW without decay, the rate consta
 batches of 8 rows.
 
 A peer's settings are its best measured ones below; `--settings trl='{"padding_free": false}'` overrides single ones
-(names in capitals are environment variables), `--preset default` takes its own defaults instead.
+(names in capitals are environment variables), `--preset default` takes its own defaults instead. --dtype holds all
+sides to one type of weights and products; without it settle takes what its probe finds fastest.
 """
 
 import argparse
@@ -101,7 +102,9 @@ def start(
     name: str, python: Path, asked: argparse.Namespace, rows: Path, folder: Path, warmup: int
 ) -> tuple[Side, dict[str, Any]]:
     """A side that has loaded everything and waits, and what it said."""
-    settings = PRESETS[asked.preset][name] | asked.settings.get(name, {})
+    same = {"dtype": asked.dtype} if asked.dtype else {}
+    threads = {"OMP_NUM_THREADS": asked.threads, "OPENBLAS_NUM_THREADS": asked.threads}
+    settings = threads | PRESETS[asked.preset][name] | same | asked.settings.get(name, {})
     arguments = [str(asked.model), str(rows), "--steps", str(asked.steps), "--threads", str(asked.threads)]
     arguments += ["--warmup", str(warmup)]
     side = Side(name, python, arguments, settings, folder / name)
@@ -178,6 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--skip", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all sides")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="best")
     parser.add_argument("--settings", type=pair, action="append", default=[], help="NAME=JSON")
     parser.add_argument("--without-settle", action="store_true", help="only the peers, the first one as the measure")

@@ -83,7 +83,7 @@ def main() -> None:
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **own,
+        **{"bf16": False, **own},  # the weights have the type; its default would cast at every product too
     )
     trainer = SFTTrainer(args=config, train_dataset=work, **given)
     counts = [(len(r["input_ids"]), sum(x != -100 for x in r["labels"])) for r in trainer.train_dataset]
