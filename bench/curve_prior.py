@@ -390,7 +390,8 @@ def main() -> None:
     if asked.run:
         finished(asked.run)
         return
-    every = [Recorded.read(path) for path in sorted(asked.recorded.glob("*.json"))]
+    paths = [path for path in sorted(asked.recorded.glob("*.json")) if not path.name.startswith("tune-")]
+    every = [Recorded.read(path) for path in paths]
     development = [run for run in every if not is_judged(run.corpus) and run.probes]
     if asked.judge:
         judged = [run for run in every if is_judged(run.corpus) and run.probes]

@@ -2,12 +2,14 @@
 
 python bench/proof_faults.py faults [STRIDE [LIKE]]  faults, in every recipe that they can befall: refused by what
 python bench/proof_faults.py sound [0-4 [STRIDE]]  architecture x adapter x objective x type: passed, or refused by what
-python bench/proof_faults.py model FILE            a pretrained model on plain text, in float32 and bfloat16
+python bench/proof_faults.py model FILE [SIZE [ADAPTERS [TYPES]]]  a pretrained model on four rows of plain text
+python bench/proof_faults.py model-faults FILE [SIZE [ADAPTER]]    the faults on a pretrained model
 python bench/proof_faults.py rows [0-4]            the gate's rows: sound ones refused, damaged ones found, type by type
 
 `sound` prints how far the gradient in the type was off, beside what emulated rounding says: the bars in
 settle/train/proof/compute_type.py were set on seeds below 100 and judged on seeds from 100 on.
-STRIDE: every so many cells.
+STRIDE: every so many cells. SIZE: tokens of a row. On a pretrained model products of bfloat16 are computed in float32
+and rounded, as hardware for bfloat16 does it (bench/proof.py).
 """
 
 import itertools
@@ -23,6 +25,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from proof import QuickBfloat16  # noqa: E402
+
 from settle.base.errors import ProofError  # noqa: E402
 from settle.base.event_log import Events  # noqa: E402
 from settle.base.registry import part, part_names  # noqa: E402
@@ -283,27 +287,49 @@ def sound(seeds: range) -> None:
     print(f"sound recipes: {number - len(refused)} of {number} passed, {seconds:.2f} s each")
 
 
-def model(path: str) -> None:
-    base = Pretrained.open(Path(path))
+def pretrained_recipe(base: Pretrained, adapter: str, dtype: str, size: int) -> Recipe:
+    """A sound recipe on four rows of `size` tokens of plain text."""
     text = Path(__file__).read_text()
-    for adapter, dtype in itertools.product(("lora", "dora", "full"), TYPES):
-        for size in (48, 250):
-            ids = base.tokenizer.encode(text[: size * 20])[: 4 * size + 1].astype(np.int64)
-            lengths = [size] * 4
-            data = Batch(ids[:-1].copy(), ids[1:].copy(), np.cumsum([0, *lengths]).astype(np.int32),
-                         np.concatenate([np.arange(n) for n in lengths]))  # fmt: skip
-            live = base.load(trainable=adapter == "full", dtype=TYPES[dtype])
-            if ADAPTERS[adapter] is not None:
-                ADAPTERS[adapter].apply(live, 0)
-            live.compute_dtype = TYPES[dtype]
-            rows, rule = source_rows(data), AdamW(lr=2e-4)
-            what = Recipe(live, NextToken(), rule, data, rows, live.options.vocab_size, 0.1, 0, True)
-            shown: list[object] = []
-            began = time.perf_counter()
-            with suppress(ProofError):
-                prove(what, Events(listeners=[shown.append]))
-            seconds = time.perf_counter() - began
-            print(adapter, dtype, size, f"{seconds:.0f} s", *(f"{e.check}: {e.detail}" for e in shown), sep="\n   ")
+    ids = base.tokenizer.encode(text[: size * 20])[: 4 * size + 1].astype(np.int64)
+    lengths = [size] * 4
+    data = Batch(ids[:-1].copy(), ids[1:].copy(), np.cumsum([0, *lengths]).astype(np.int32),
+                 np.concatenate([np.arange(n) for n in lengths]))  # fmt: skip
+    live = base.load(trainable=adapter == "full", dtype=TYPES[dtype])
+    if ADAPTERS[adapter] is not None:
+        ADAPTERS[adapter].apply(live, 0)
+    live.compute_dtype = TYPES[dtype]
+    return Recipe(live, NextToken(), AdamW(lr=2e-4), data, source_rows(data), live.options.vocab_size, 0.1, 0, True)
+
+
+def model(path: str, size: str = "48", adapters: str = "lora,dora,full", types: str = "float32,bfloat16") -> None:
+    base = Pretrained.open(Path(path))
+    for adapter, dtype in itertools.product(adapters.split(","), types.split(",")):
+        shown: list[object] = []
+        with suppress(ProofError):
+            prove(pretrained_recipe(base, adapter, dtype, int(size)), Events(listeners=[shown.append]))
+        checks = [f"{'' if e.passed else 'REFUSED '}{e.check}: {e.detail}" for e in shown]
+        passed = sum(e.passed for e in shown)
+        print(
+            f"{adapter} {dtype}, rows of {size}: {passed} of {len(shown)} checks passed",
+            *checks,
+            sep="\n   ",
+            flush=True,
+        )
+
+
+def model_faults(path: str, size: str = "48", adapter: str = "lora") -> None:
+    """Those of a half type in bfloat16, the others in float32, on one and the same model."""
+    base = Pretrained.open(Path(path))
+    for dtype in TYPES:
+        what = pretrained_recipe(base, adapter, dtype, int(size))
+        for fault in (fault for fault in FAULTS if fault.half_only == (dtype == "bfloat16")):
+            with ExitStack() as stack:
+                faulty = fault.change(what)
+                if fault.patched:
+                    stack.enter_context(fault.patched())
+                why = refusal(faulty)
+            what.model.model.norm._forward_hooks.clear()
+            print(f"{fault.name:36} {adapter} {dtype}: {why or 'PASSED'}", flush=True)
 
 
 def matrices(seed: int) -> dict[str, np.ndarray]:
@@ -371,5 +397,9 @@ if __name__ == "__main__":
     elif what == "rows":
         first, last = (int(n) for n in rest[0].split("-")) if rest else (0, 4)
         rows(range(first, last + 1))
+    elif what == "model-faults":
+        with QuickBfloat16():
+            model_faults(*rest)
     else:
-        model(*rest)
+        with QuickBfloat16():
+            model(*rest)

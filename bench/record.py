@@ -6,9 +6,9 @@ TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under 
 out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
 
 * trunk: warm-up, then constant; (tokens, loss, stderr, losses of the sample's blocks) of the run's own held-out sample,
-  at the product's evaluations. A run with a number of tokens ends where its decay begins; one without is followed for
-  `FOLLOWED` times the tokens at which the product's rule stops it, at a tolerance of `TOLERANCE`, or to `MOST`.
-* stop: what the rule said, and where; null when it did not stop.
+  at the product's evaluations. A run with a number of tokens ends where its decay begins. One without is watched until
+  `LATEST` by the product's rule at each of `TOLERANCES`, and followed for `FOLLOWED` times the last of its stops.
+* stops: what the rule said, and where, by tolerance. stop: that of the smallest tolerance at which it stopped, or null.
 * ends: losses on a larger held-out sample, the same for all. "probe": a short run with a warm-up and a decay of its
   own, as the product probes before a run. "end": a run of that many tokens by the plan's budgeted schedule. "stop": the
   decay of a run that has settled, branched off the trunk at every fourfold of the tokens, at the stop and at the end.
@@ -18,7 +18,7 @@ out. One thread. What each run is: `RUNS`; it is planned by the product's own pl
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,16 +33,16 @@ from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun
-from settle.train.settled import decay_tokens, next_evaluation
+from settle.train.settled import Settled, decay_tokens, next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
 from settle.train.watch import Watch
 
 SAMPLE = 12_288  # tokens of the larger held-out sample
 SHARES = (1 / 4, 1.0)  # of a run with a number of tokens: lengths of its decayed ends
-FIRST_STOP, APART = 1 << 16, 4  # the trunk is branched after so many tokens, and after so many times more
-TOLERANCE = 0.01  # of runs without a number of tokens: at the default they would settle after some 5 M tokens
-FOLLOWED, MOST = 3.2, 3_500_000  # times the stop; tokens
+FIRST_STOP, APART = 24, 4  # the trunk is branched at that share of LATEST, and after so many times more
+TOLERANCES = (0.005, 0.01, 0.015)  # of runs without a number of tokens; the first is the product's default
+LATEST, FOLLOWED = 2_000_000, 3.2  # tokens until which a stop is waited for; times the stop
 
 # (corpus, size, tokens; None: until it has settled), ordered so that every beginning of the list is a mixture
 RUNS = [
@@ -53,12 +53,14 @@ RUNS = [
     ("git_doc", "300k", "700k"), ("finnish", "60k", None), ("german", "300k", "700k"), ("codes", "300k", "500k"),
     ("french", "60k", None), ("lintian", "500k", "600k"), ("arabic", "300k", "700k"), ("handbook_ar", "60k", None),
     ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
+    ("devil", "20k", None), ("german", "60k", None), ("tool_calls", "20k", None), ("shakespeare", "60k", None),
+    ("chinese", "20k", None), ("handbook", "20k", None),
 ]  # fmt: skip
 
 
 def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, object]:
     """One run, as its file holds it."""
-    asked = {"size": size, "threads": 1, "seed": seed} | ({"tokens": tokens} if tokens else {"tolerance": TOLERANCE})
+    asked = {"size": size, "threads": 1, "seed": seed} | ({"tokens": tokens} if tokens else {})
     settings = resolve(TrainingSettings, [("asked", asked)])
     corpus = prepare([str(text)], settings.value.data, Events())
     plan = plan_training(settings.value, settings.origin, corpus, 0.0)
@@ -68,7 +70,7 @@ def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, ob
         corpus.tokenizer.byte_length,
     )
     ends = list(_probes(plan, corpus, sample))
-    trunk = Trunk(LiveRun.build(plan, corpus), sample)
+    trunk = Trunk(LiveRun.build(plan, corpus), sample, LATEST)
     trunk.follow()
     return {
         "corpus": text.stem,
@@ -86,12 +88,8 @@ def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, ob
             k: v for k, v in plan.loop.model_dump().items() if k in ("tokens_per_step", "sequence_length",
             "warmup_steps", "max_steps", "decay_fraction")
         },
-        "floor": round(trunk.watch.settled.floor or 0.0, 5),
         "ngrams": [[n, round(loss, 5)] for n, loss in _ngrams(corpus)],
-        "stop": trunk.stop,
-        "ends": sorted([*ends, *trunk.ends], key=lambda e: float(str(e["tokens"]))),
-        "trunk": [[e.tokens, round(e.loss, 5), round(e.stderr, 5), [round(b, 4) for b in e.blocks]]
-                  for e in trunk.history],
+        **trunk.to_json(ends),
         "cpu_seconds": round(time.process_time() - began),
     }  # fmt: skip
 
@@ -102,32 +100,44 @@ class Trunk:
 
     job: LiveRun
     sample: HeldOut
+    latest: int  # tokens until which a stop is waited for
     history: list[Evaluation] = field(default_factory=list)
     ends: list[dict[str, object]] = field(default_factory=list)
-    stop: dict[str, object] | None = None
+    stops: dict[float, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.trainer, self.state = self.job.trainer(), LoopState()
         self.held_out = HeldOut(self.job.selection, self.job.tokenizer.byte_length)
-        self.watch = Watch(self.trainer, self.held_out, Events())
+        self.floor = Watch(self.trainer, self.held_out, Events()).settled.floor
+
+    def to_json(self, probes: Sequence[dict[str, object]] = ()) -> dict[str, object]:
+        """The losses, and what the rule said."""
+        return {
+            "floor": round(self.floor or 0.0, 5),
+            "stop": self.stops[min(self.stops)] if self.stops else None,
+            "stops": self.stops,
+            "ends": sorted([*probes, *self.ends], key=lambda e: float(str(e["tokens"]))),
+            "trunk": [[e.tokens, round(e.loss, 5), round(e.stderr, 5), [round(b, 4) for b in e.blocks]]
+                      for e in self.history],
+        }  # fmt: skip
 
     def follow(self) -> None:
         """To its end: that of its budget, or well past its stop."""
         job, loop, state = self.job, self.job.plan.loop, self.state
-        per_step, at_stops = loop.tokens_per_step, FIRST_STOP
-        most = loop.max_steps or MOST // per_step
+        per_step, at_stops = loop.tokens_per_step, self.latest // FIRST_STOP
+        most = loop.max_steps or self.latest // per_step
         lengths = [round(most * share) for share in SHARES] if loop.max_steps else []
         branches = {max(1, round(steps * (1 - loop.decay_fraction))): steps for steps in lengths}
         most = max(branches, default=most)
         while True:
             seen = state.step * per_step
             last = self.history[-1].tokens if self.history else -1
-            if last < 0 or seen >= next_evaluation(last, self.held_out.num_tokens) or state.step == most:
+            if last < 0 or seen >= self._next_evaluation(last) or state.step == most:
                 e = evaluate(job.model, job.objective, self.held_out, state.step, seen)
                 self.history.append(e)
-                if self.stop is None and self._is_stop():
+                if not branches and seen <= self.latest and self._stopped(seen):
                     self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
-                    most = most if branches else min(most, round(FOLLOWED * state.step))
+                    most = max(most, round(FOLLOWED * state.step))
             if state.step in branches:
                 self._branch(branches[state.step], "end")
             if seen >= at_stops or (state.step == most and not branches):
@@ -138,16 +148,18 @@ class Trunk:
             self.trainer.take_step(state, min(1.0, (state.step + 1) / (loop.warmup_steps + 1)))
             state.step += 1
 
-    def _is_stop(self) -> bool:
-        """Whether the product's rule ends the run at the last evaluation."""
-        rule = self.watch.settled
-        if not rule.asks(self.history):
-            return False
-        judgement = rule.judge(self.history)
-        if judgement.state == "improving":
-            return False
-        self.stop = {"state": judgement.state, "tokens": self.history[-1].tokens, "why": judgement.why}
-        return True
+    def _next_evaluation(self, last: int) -> int:
+        return next_evaluation(last, self.held_out.num_tokens, self.job.plan.loop.evaluation_cost)
+
+    def _stopped(self, seen: int) -> bool:
+        """Whether the product's rule ends the run at the last evaluation, at a tolerance at which it has not before."""
+        since, stopped = self.job.plan.loop.warmup_steps * self.job.plan.loop.tokens_per_step, False
+        for tolerance in (t for t in TOLERANCES if t not in self.stops):
+            rule = Settled(tolerance, since, self.floor)
+            if rule.asks(self.history) and (judgement := rule.judge(self.history)).state != "improving":
+                self.stops[tolerance] = {"state": judgement.state, "tokens": seen, "why": judgement.why}
+                stopped = True
+        return stopped
 
     def _branch(self, until: int, kind: str) -> None:
         """A decay to zero from here to step `until`; then everything is as it was."""
@@ -209,7 +221,7 @@ def main() -> None:
             continue
         row = record(asked.texts / f"{name}.txt", size, tokens, seed=1)
         out.write_text(json.dumps(row))
-        print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stop']}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stops']}", flush=True)
 
 
 if __name__ == "__main__":

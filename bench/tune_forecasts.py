@@ -1,9 +1,11 @@
-"""What `settle tune` says of time, memory and loss before it begins, against what came: runs of every kind.
+"""What `settle tune` says of time, memory, loss and tokens before it begins, against what came: runs of every kind.
 
-    python bench/tune_forecasts.py SMOLLM2.gguf GEMMA.gguf GSM8K.jsonl ALPACA.json DPO.json TOOLS.json DOCSTRINGS.jsonl
+    python bench/tune_forecasts.py NAME=FILE … [--only NUMBER …] [--threads N]
 
-Prints a table in Markdown. Each run is a process of its own and ends after its steps; the data is read whole, so rows
-are as long as they come.
+NAME: of a base or of rows, as `RUNS` has them; runs whose files are not given are left out. smollm2 and gemma are those
+of `settle pull`; small is the base of bench/record_tuning.py, which writes the rows of the runs on it (`--rows`).
+Prints a table in Markdown. Each run is a process of its own; one without a number of steps ends when it has settled.
+The data is read whole, so rows are as long as they come.
 """
 
 import argparse
@@ -32,25 +34,38 @@ RUNS = [
     ("gemma", "gsm8k", "--steps 12 --quantize as-is"),
     ("gemma", "dpo", "--steps 8 --batch-rows 4"),
     ("smollm2", "gsm8k", "--steps 30 --threads 1 --batch-rows 16 --adapter.targets gate_proj,up_proj"),
+    ("small", "maths", ""),
+    ("small", "sayings_it", ""),
+    ("small", "hungarian", "--adapter full"),
+    ("small", "instructions", "--adapter dora"),
+    ("small", "cedict", "--adapter.rank 4"),
+    ("small", "docstrings", "--adapter full --batch-rows 4"),
+    ("small", "sayings_de", "--recompute"),
+    ("smollm2", "hungarian", "--steps 20 --dtype float32"),
+    ("smollm2", "cedict", "--steps 20 --dtype float32 --batch-rows 4 --adapter full"),
+    ("gemma", "hungarian", "--steps 12 --dtype float32 --batch-rows 4"),
 ]
-SAID = ("time", "peak_memory", "loss")
+SAID = ("time", "peak_memory", "loss", "tokens")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    names = ("smollm2", "gemma", "gsm8k", "alpaca", "dpo", "tools", "docstrings")
-    for name in names:
-        parser.add_argument(name, type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="NAME=FILE")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of runs, from 0")
+    parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
-    print("| run | time | peak memory | loss |\n|---|--:|--:|--:|")
+    files = {name: str(Path(path).absolute()) for name, _, path in (pair.partition("=") for pair in asked.files)}
+    common = ["--no-compare", *(["--threads", str(asked.threads)] if asked.threads else [])]
+    print("| run | time, s | peak memory, MB | loss | k tokens |\n|---|--:|--:|--:|--:|")
     errors: dict[str, list[tuple[float, bool]]] = {name: [] for name in SAID}
     with tempfile.TemporaryDirectory() as home:
         os.environ["SETTLE_HOME"] = home
         for number in asked.only or range(len(RUNS)):
             base, rows, settings = RUNS[number]
-            files = [str(getattr(asked, name).absolute()) for name in (base, rows)]
-            command = [sys.executable, "-m", "settle", "tune", *files, "--name", f"r{number}", "--no-compare"]
+            if base not in files or rows not in files:
+                continue
+            command = [sys.executable, "-m", "settle", "tune", files[base], files[rows], "--name", f"r{number}"]
+            command += common
             done = subprocess.run([*command, *settings.split()], capture_output=True, text=True)
             if done.returncode:
                 print(json.dumps({"run": number, "said": done.stderr[-2000:]}), file=sys.stderr)
@@ -58,9 +73,12 @@ def main() -> None:
             told = {entry.figure: entry for entry in entries([Run.find(f"r{number}")])}
             cells = []
             for name in SAID:
+                if name == "tokens" and "--steps" in settings:
+                    cells.append("as asked")
+                    continue
                 entry = told[name]
                 errors[name].append((abs(entry.error), entry.inside))
-                scale = 1e6 if name == "peak_memory" else 1
+                scale = {"peak_memory": 1e6, "tokens": 1e3}.get(name, 1)
                 inside = "" if entry.inside else ", outside"
                 cells.append(
                     f"{entry.forecast.value / scale:.4g} → {entry.actual / scale:.4g} ({entry.error:+.1%}{inside})"
@@ -68,6 +86,8 @@ def main() -> None:
             print(f"| {base}, {rows}: {settings} | {' | '.join(cells)} |", flush=True)
     print()
     for name, found in errors.items():
+        if not found:
+            continue
         off = [error for error, _ in found]
         inside = sum(held for _, held in found)
         print(f"{name}: median {statistics.median(off):.1%}, largest {max(off):.1%}, {inside} of {len(found)} inside")
