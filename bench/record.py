@@ -158,6 +158,7 @@ class Trunk:
             rule = Settled(tolerance, since, self.floor)
             if rule.asks(self.history) and (judgement := rule.judge(self.history)).state != "improving":
                 self.stops[tolerance] = {"state": judgement.state, "tokens": seen, "why": judgement.why}
+                print(f"    {tolerance:.1%}: {judgement.state} after {seen:,} tokens", flush=True)
                 stopped = True
         return stopped
 

@@ -32,7 +32,7 @@ from settle.plan.tuning_plan import plan_tuning
 from settle.train.evaluation import HeldOut
 from settle.train.live_run import LiveRun, blocks
 
-EPOCHS, LATEST = 12, 300_000
+EPOCHS, LATEST = 6, 150_000
 LONGEST = 1200  # characters of a row
 Rows = list[dict[str, object]]
 
@@ -87,14 +87,14 @@ def docstrings(texts: Path, data: Path) -> Rows:
 
 # name: (rows, how many, settings)
 RUNS: dict[str, tuple[Callable[[Path, Path], Rows], int, dict[str, object]]] = {
-    "maths": (maths, 400, {}),
-    "sayings_it": (sayings("sayings_it"), 500, {}),
-    "hungarian": (hungarian, 800, {}),
-    "instructions": (instructions, 400, {"adapter": "full"}),
-    "docstrings": (docstrings, 300, {}),
-    "cedict": (cedict, 800, {"adapter": "full"}),
-    "tool_calls": (tool_calls, 200, {}),
-    "sayings_de": (sayings("sayings_de"), 500, {"adapter": "full"}),
+    "maths": (maths, 150, {}),
+    "sayings_it": (sayings("sayings_it"), 400, {}),
+    "hungarian": (hungarian, 600, {}),
+    "instructions": (instructions, 150, {"adapter": "full"}),
+    "docstrings": (docstrings, 120, {}),
+    "cedict": (cedict, 600, {"adapter": "full"}),
+    "tool_calls": (tool_calls, 100, {}),
+    "sayings_de": (sayings("sayings_de"), 400, {"adapter": "full"}),
 }
 
 
