@@ -20,6 +20,7 @@ from settle.train.proof.compute_type import (
     LEAST_OF_TENSOR,
     TIMES,
     Deviation,
+    EmulatedRounding,
     RoundingError,
     deviation,
     require_within,
@@ -347,3 +348,8 @@ def test_the_first_loss_is_what_it_has_to_be(nats: float, teacher: float | None,
             proof.first_loss()
     else:
         assert f"{nats:.3f}" in proof.first_loss()
+
+
+def test_emulated_rounding_does_not_make_torch_import_its_compiler() -> None:
+    """torch wraps the method of such a mode, and the wrapper's first call imports 75 MB."""
+    assert not hasattr(EmulatedRounding.__torch_dispatch__, "__wrapped__")
