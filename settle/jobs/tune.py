@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from settle.base.events import Warn
+from settle.base.events import Say, Warn
 from settle.base.run import Run
+from settle.data.decisions.label_column import are_labels
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, Comparison, report
@@ -61,6 +62,12 @@ def data(c: TuneContext) -> None:
             "look, and little of what they say; for answers that make sense tune a chat model, such as smollm2"
         )
         c.events.emit(Warn(text=text))
+    answers = [example.messages[-1]["content"] for example in c.corpus.examples("train") if example.messages]
+    if are_labels(answers):
+        text = (
+            f"the {len(answers):,} answers are {len(set(answers))} different ones: `--objective decision` learns them"
+        )
+        c.events.emit(Say(text=f"{text} as labels, in less time, and says how sure each answer is"))
 
 
 def compare(c: TuneContext) -> None:

@@ -192,8 +192,11 @@ def test_a_model_of_plain_text_is_no_chat_model(files, home, capsys, tiny, tmp_p
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "text.gguf", "f32", {"base": True})
     code, _, err = tune(capsys, tmp_path / "text.gguf", files / "rows.jsonl", "--dry")
     assert code == 0 and "! text was trained on plain text alone and cannot hold a conversation" in err
-    code, _, err = tune(capsys, files / "base.gguf", files / "rows.jsonl", "--dry")
+    labelled = [f"{words} {i},{words}" for i in range(30) for words in ("loop", "raise")]
+    (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *labelled]))
+    code, _, err = tune(capsys, files / "base.gguf", tmp_path / "labelled.csv", "--dry")
     assert code == 0 and "plain text alone" not in err
+    assert "answers are 2 different ones: `--objective decision` learns them as labels" in err
 
 
 def test_every_weight(files, home, capsys):

@@ -21,6 +21,7 @@ TEXTS = ("text", "state", "input", "prompt", "message", "question", "body", "con
 _TRUE, _FALSE = ("true", "yes", "y", "1"), ("false", "no", "n", "0")
 NUMBERS = ("", "id", "index", "row", "uuid")  # columns that only number the rows
 REPEATS = 2.0  # rows for each value, at least, of a column that is taken for labels without a usual name
+SURE_REPEATS = 5.0  # the same of answers, before it is said that they could be labels
 LONGEST = 60  # characters of a label
 _SHOWN = 8
 
@@ -97,6 +98,13 @@ def _found(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> s
         f"the columns are {', '.join(columns[:_SHOWN])}"
     )  # fmt: skip
     raise DataError(f"no label column was found; {which}", "name it with --rows.columns.label")
+
+
+def are_labels(values: Sequence[str]) -> bool:
+    """Whether texts are few short ones that repeat, each a few times on average."""
+    different = set(values)
+    few = 2 <= len(different) <= MOST_OPTIONS and len(values) >= SURE_REPEATS * len(different)
+    return few and max(map(len, different)) <= LONGEST
 
 
 def _may_label(records: Sequence[Mapping[str, object]], column: str, repeats: float) -> bool:

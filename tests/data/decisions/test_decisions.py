@@ -6,7 +6,7 @@ import pytest
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
-from settle.data.decisions.label_column import LabelColumn
+from settle.data.decisions.label_column import LabelColumn, are_labels
 from settle.data.decisions.prompt import DecisionPrompt, labels_of, state_text
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import decision_rows
@@ -161,3 +161,17 @@ def test_labels_are_single_tokens_and_too_few_are_refused(tokenizer):
 def test_states_that_are_no_text_are_json():
     assert json.loads(state_text({"a": [1, "ü"]})) == {"a": [1, "ü"]}
     assert "ü" in state_text({"a": "ü"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "are"),
+    [
+        (["billing", "shipping"] * 5, True),
+        (["billing", "shipping"] * 4 + ["shipping"], False),  # fewer than five of each on average
+        (["billing"] * 20, False),
+        (["a" * 61, "b"] * 10, False),
+        ([], False),
+    ],
+)
+def test_answers_that_repeat_could_be_labels(answers: list[str], are: bool) -> None:
+    assert are_labels(answers) == are
