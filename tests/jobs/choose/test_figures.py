@@ -1,21 +1,24 @@
 """The figures of a choice by hand: the first look, what is left to win, what the page shows, how long it takes."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import DataError, EngineError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import AnswerText
+from settle.base.events import AnswerText, Say
 from settle.base.files import write_json
 from settle.base.statistics import Interval
 from settle.evaluate.compare.cases import Case, asking
 from settle.evaluate.compare.race import Outcome, Pair
+from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks.exact import Exact
 from settle.jobs.choose import choice_folder, ready, report
 from settle.jobs.choose import choose as choose_module
 from settle.jobs.choose import forecast as forecast_module
-from settle.jobs.choose.documents import Found
+from settle.jobs.choose.documents import Findings, Found
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import Setup, answers, with_passages
@@ -29,10 +32,12 @@ from settle.jobs.choose.ways import (
     TUNE_DOCUMENTS,
     ZERO_SHOT,
     Built,
+    Failed,
     Measured,
     possible_ways,
 )
-from settle.jobs.choose.ways.build import MOST_SHOTS, READING, Work, best_prompt, reading_prompt, tuning_recipe
+from settle.jobs.choose.ways.build import MOST_SHOTS, READING, best_prompt, reading_prompt
+from settle.jobs.choose.ways.work import Work, tuning_recipe
 from settle.jobs.trials.arm import Arm, Reply
 from settle.library.reference import ModelRef
 from settle.model.source import Source
@@ -187,10 +192,19 @@ class Told(Arm):
         self.closed += 1
 
 
+def findings(of):
+    """What documents have for training questions 1 to 30 and test questions 1 to 12, already searched for."""
+    cases = [wanting(n, str(n)) for n in of]
+    made = Findings(cases, SimpleNamespace(find=lambda case: of[case.number]))
+    made.complete(Events())
+    return made
+
+
 def work_of(folder, model, number=30, labels=(), found=None, **settings):
     examples = ExampleSet(rows(number), [wanting(n, str(n)) for n in range(1, 13)], list(range(12)), {}, labels)
     asked = ChooseSettings.model_validate({"examples": folder / "rows.jsonl", "model": "told", **settings})
-    return Work(asked, Events(), folder, model, examples, Exact(), None, found or {}, found or {})
+    train, test = (findings({n: found[n] for n in range(1, end)}) if found else Findings() for end in (number + 1, 13))
+    return Work(asked, Events(), folder, model, examples, Exact(), None, train, test)
 
 
 def test_what_was_answered_is_not_asked_again(home):
@@ -228,12 +242,107 @@ def test_the_best_prompt_is_kept_and_beside_passages_it_has_to_help(home, tmp_pa
 def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast_module, "forecast_seconds", lambda recipe, events: (90.0, 60.0))
     found = {n: Found(("p",), "", 0.25) for n in range(1, 31)}
-    times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
     model = Told(str)
     model.make = lambda cases: [Reply("x", read=40 if "Passages" in cases[0].question else 8, seconds=next(times))]
     pace = forecast_module.measure_pace(work := work_of(tmp_path, model, found=found))
-    assert vars(pace) == {"plain": 2.0, "with_passages": 5.25, "tuning": 90.0, "steps": 60.0, "longer": 5.0}
+    answers_take = {"plain": 2.0, "with_passages": 5.0, "with_examples": 8.0, "search": 0.25}
+    assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "longer": 5.0}
     assert forecast_module.measure_pace(work) == pace, "it is measured once"
+    looked = {AS_IT_IS: 1.0, EXAMPLES: 3.0, GOLD: 4.0}
+    assert vars(pace.after(looked, 0.5)) == vars(pace) | {
+        "plain": 1.0,
+        "with_examples": 3.0,
+        "with_passages": 4.0,
+        "search": 0.5,
+    }
+    assert pace.after({AS_IT_IS: 1.0, EXAMPLES: 3.0}, 0.5).with_passages == 5.0
+
+
+def test_the_first_look_and_each_way_are_forecast():
+    pace = forecast_module.Pace(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, 3.0)
+    assert forecast_module.forecast_triage(pace, 20, False, False) == 20 * (1 + 2)
+    assert forecast_module.forecast_triage(pace, 20, False, True) == 20 * (2 + 2)
+    # a search, the passages alone, and the passages behind examples
+    assert forecast_module.forecast_triage(pace, 90, True, False) == 30 * (1 + 2 + 0.5 + 4 + (4 + 2 - 1))
+
+
+def test_every_way_answers_the_test_and_one_that_fails_is_named(home, tmp_path):
+    found = {n: Found((f"says {n}",), "", 0.1) for n in range(1, 31)}
+    work = work_of(tmp_path, Told(str), found=found)
+
+    def read(case):
+        return case.question.split("says ")[1].split("\n")[0] if "says " in case.question else "?"
+
+    def fail(case):
+        raise EngineError("it died\nlater", "try again")
+
+    reading, broken = Told(read, key="reading"), Told(fail, key="broken")
+    ways = [Built(ZERO_SHOT, reading, Setup(), "a"), Built(PROMPT, broken, Setup(), "b")]
+    ways += [Built(DOCUMENTS, reading, Setup(), "c")]
+    failed = []
+    measured, known = choose_module.ask_all(ways, failed, work)
+    assert [(m.name, m.score) for m in measured] == [(ZERO_SHOT, 0.0), (DOCUMENTS, 1.0)]
+    assert [(f.name, f.why) for f in failed] == [(PROMPT, "it died")] and measured[1].peak == 10**8
+    assert known.pair(1, 0).is_shown and known.means[1] == 1.0 and not known.why
+    reading.process_peak = 10**7
+    assert choose_module.ask_all(ways[::2], [], work)[0][0].peak == 10**8, "the most of all sessions"
+    with pytest.raises(DataError, match="no way could be measured"):
+        choose_module.ask_all(ways[1:2], [], work)
+
+
+def test_a_way_that_cannot_be_built_is_left_out(home, tmp_path, monkeypatch):
+    def built(name, work):
+        if name == TUNE:
+            raise EngineError("no memory\nat all", "stop other programs")
+        return Built(name, None, Setup(), name)
+
+    monkeypatch.setattr(choose_module, "built", built)
+    work = work_of(tmp_path, Told(str))
+    ways, failed = choose_module.build_all([ZERO_SHOT, TUNE], work)
+    assert [w.name for w in ways] == [ZERO_SHOT] and [(f.name, f.why) for f in failed] == [(TUNE, "no memory")]
+    assert set(work.spent()) == {ZERO_SHOT, TUNE}, "the time of a failure counts"
+    with work.timed(TUNE):
+        pass
+    one = measured(TUNE, [1, 0, 1])
+    choice_folder.note(tmp_path, spent={TUNE: 7.0, DOCUMENTS: 2.0})
+    assert choose_module.actual_seconds(work, [one]) == {TUNE: 10.0, DOCUMENTS: 2.0}
+    said = choose_module._forecast_and_actual({TUNE: 20.0, PROMPT: 9.0}, {TUNE: 10.0})
+    assert said == "the ways took 10 s, forecast 20 s: tune 10 s (20 s)"
+
+
+def test_what_can_be_seen_is_said_before_anything_runs():
+    seen = []
+    labels = [*"abcdefg"]
+    rare = rows(30, lambda n: labels[n] if n < 6 else "g")
+    examples = ExampleSet(rare, [wanting(n, "g") for n in range(40)], list(range(40)), {"are odd": 2}, labels)
+    choose_module.say_what_can_be_seen(examples, Exact(), False, Events(listeners=[seen.append]))
+    texts = [event.text for event in seen]
+    assert texts[0] == "left out: 2 examples that are odd"
+    assert texts[1].startswith("fewer than 3 examples want a, b, c, d, e and 1 more: nothing")
+    assert texts[2].startswith("30 examples to build from, 40 locked away as a test, a closed set of 7 answers, scored")
+    # four ways are six pairs
+    visible = smallest_visible(40, 0.05 / 6)
+    assert texts[3] == f"a difference of {100 * visible:.0f} points or more would be seen in four cases of five"
+
+
+def test_the_page_and_the_exit_code(home, tmp_path):
+    work, seen = work_of(tmp_path, Told(str)), []
+    work.events = Events(listeners=[seen.append])
+    ways = [measured(ZERO_SHOT, [1] * 12, about="as it is"), measured(PROMPT, [0] * 12)]
+    shown = Outcome([ZERO_SHOT, PROMPT], [1.0, 0.0], [12, 12], [], [0], 12)
+    verdict = decide(ways, shown, range(12), 0.02, True)
+    result = {"why": "because", "command": "settle chat x"}
+    failed = [Failed(TUNE, "it broke")]
+    assert choose_module.finish(work, ways, failed, verdict, result) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "tune could not be measured: it broke" in page and "zero-shot: as it is" in page
+    # one reply of twelve was cut, which is no tenth and is told; two were not asked
+    assert page.count("2 test questions were too long for") == 2 and page.count("1 of 12 answers of") == 0
+    assert json.loads((tmp_path / choice_folder.RESULT).read_text()) == result
+    texts = [event.text for event in seen if isinstance(event, Say)]
+    assert texts[0] == "because" and texts[-2] == "to make it ready: settle chat x"
+    assert choose_module.finish(work, ways, [], replace(verdict, is_shown=False), result) == 3
 
 
 def test_how_a_way_is_tuned(home, tmp_path):
