@@ -274,3 +274,14 @@ def test_a_graph_that_finds_no_room_is_told_as_a_full_disk(tmp_path, monkeypatch
         monkeypatch.setattr(chroma, "disk_free", lambda _, free=free: free)
         with pytest.raises(kind), chroma._translated(str(tmp_path)):
             raise failure
+
+
+def test_lancedb_opens_without_its_client_of_a_rest_service(tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    code = (
+        "import sys; from pathlib import Path; from settle.retrieve.index.stores.lancedb import Lancedb\n"
+        "Lancedb().open(Path(sys.argv[1]), 'v', 2)\n"
+        "print('lancedb' in sys.modules, 'lance_namespace_urllib3_client.api' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr

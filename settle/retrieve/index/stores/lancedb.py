@@ -7,7 +7,9 @@ says which may be near; what came after it was made is compared as it is.
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,7 @@ class Lancedb(Store):
         os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own internals
         os.environ.setdefault("LANCE_LOG", "error")
         try:
+            _skip_rest_client()
             import lancedb
             import pyarrow as pa
         except ImportError:
@@ -50,6 +53,14 @@ class Lancedb(Store):
             table = database.create_table(name, schema=schema, exist_ok=True)
         local = None if "://" in where else Path(where) / f"{name}.lance"
         return _Table(database, table, width, where, local)
+
+
+def _skip_rest_client() -> None:
+    """Halves the time of `import lancedb`: its client of a REST service is a package that imports all of its parts,
+    of which LanceDB needs one. As an empty package it imports only those that are asked for."""
+    name = "lance_namespace_urllib3_client"
+    if name not in sys.modules and (spec := find_spec(name)):
+        sys.modules[name] = module_from_spec(spec)
 
 
 class _Table(Vectors):
