@@ -7,13 +7,17 @@ question's passages and "none of them", the likelier is the one that answers, as
 the logarithm of the sum of their exponentials is the logit of an answer among them. Beside it (weight 0.3) is that of
 the answer's words among the passage's. Passages are read through the window that `settle ask` has.
 
-Of an answerable question one time in three the passages that answer are left out, and none is right. Questions are
-worded again each time that they are drawn. --share NAME=1 gives a source's questions another weight than 1.
+An answerable question is drawn in four ways: with the passage that answers and another (`beside`); with that passage
+and the same one less the sentence or row that answers (`contrast`); with that lesser one, and none is right
+(`gutted`); without it (`absent`). From passages that answer another sentence is taken away as often, so that a
+passage with a gap is no sign. Questions are worded again each time that they are drawn. --share NAME=1 gives a source's
+questions another weight than 1.
 """
 
 import argparse
 import json
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,37 +37,17 @@ from torch import Tensor
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.library.resolve import resolve_whole
-from settle.model.encoder import Encoder, encoder_of_gguf
+from settle.model.encoder import encoder_of_gguf
 from settle.model.reranker import Reranker, file_names
 from settle.retrieve.answer.answer_judge import SCALE, AnswerJudge
 from settle.retrieve.index.catalogue.records import Passage
 
 QUESTIONS, PASSAGES, AT_ONCE = 8, 2, 8  # of a step, of a question, pairs that are computed together
-LEFT_OUT = 0.35  # of the answerable questions' answers
+WAYS = {"beside": 0.35, "contrast": 0.25, "gutted": 0.25, "absent": 0.15}  # shares of the answerable questions' draws
+GAPS = 0.5  # of the passages that answer, less another sentence
 AGAIN, STRENGTH = 0.6, 0.5  # of the questions are worded again, with that share of the changes
 RATE, DECAY, WARMUP, CONSTANT, HEAD_SHARE = 1e-4, 0.01, 20, 0.35, 0.3
 PLACE_WEIGHT = 0.3
-
-
-class Kept(Reranker):
-    """A reranker that keeps what its frozen layers make of each text; its first trained layer is frozen too."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder)
-        self._kept: dict[bytes, tuple[Tensor, Tensor]] = {}
-        for part in (self.blocks[0], self.figures):
-            part.requires_grad_(False)
-        self.segments.requires_grad_(False)
-
-    def _apart(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        texts = [row[: int(length)] for row, length in zip(ids, mask.sum(1), strict=True)]
-        for text in texts:
-            if (key := text.numpy().tobytes()) not in self._kept:
-                words, states = super()._apart(text[None], torch.ones(1, len(text), dtype=torch.bool))
-                self._kept[key] = words[0], states[0]
-        kept = [self._kept[text.numpy().tobytes()] for text in texts]
-        words, states = (torch.nn.utils.rnn.pad_sequence(of, batch_first=True) for of in zip(*kept, strict=True))
-        return words, states
 
 
 @dataclass(frozen=True)
@@ -108,10 +92,14 @@ class Lists:
     def _hits(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         right = [hit for hit in row["hits"] if hit["right"]][:1]
         others = [hit for hit in row["hits"] if not hit["right"]]
-        if right and others and self._random.random() < LEFT_OUT:
+        way = self._random.choices(list(WAYS), list(WAYS.values()))[0] if right else "absent"
+        lesser = gutted(right[0]) if way in ("contrast", "gutted") else None
+        if way == "absent" and others or way == "gutted" and lesser:
             right = []
-        near = others[: 4 if not right else 3]
-        return [*right, *self._random.sample(near, min(len(near), PASSAGES - len(right)))]
+        elif self._random.random() < GAPS:
+            right = [with_gap(right[0], self._random)]
+        near = [lesser] * (lesser is not None) + self._random.sample(others[:4], min(len(others), 4))
+        return [*right, *near[: PASSAGES - len(right)]]
 
     def _pair(self, number: int, asked: list[int], hit: dict[str, Any]) -> Pair:
         window = self._reader.window(asked, Passage(0, hit["text"], tuple(hit["headings"]), 0))
@@ -120,6 +108,35 @@ class Lists:
             begin, end = hit["span"]
             place = [token for token, at in enumerate(window.places) if begin <= at < end]
         return Pair(number, torch.tensor(asked), torch.tensor(window.ids), hit["right"], place)
+
+
+def units(text: str) -> list[tuple[int, int]]:
+    """Where the lines and sentences of a text begin and end."""
+    ends = [match.end() for match in re.finditer(r"\n+|(?<=[.!?])\s+(?=[A-Z\"'“(\[*`])|$", text)]
+    return [(a, b) for a, b in zip([0, *ends], ends, strict=False) if text[a:b].strip()]
+
+
+def gutted(hit: dict[str, Any]) -> dict[str, Any] | None:
+    """A passage that answers, less its lines or sentences that do; None where that leaves nothing, or the answer."""
+    if not hit["span"]:
+        return None
+    text, (begin, end) = hit["text"], hit["span"]
+    left = "".join(text[a:b] for a, b in units(text) if b <= begin or a >= end)
+    is_gone = left.strip() and text[begin:end] not in left
+    return {**hit, "text": left, "right": False, "span": None} if is_gone else None
+
+
+def with_gap(hit: dict[str, Any], random: Random) -> dict[str, Any]:
+    """A passage less one of the lines or sentences that do not answer, where it is known which do."""
+    if not hit["span"]:
+        return hit
+    text, (begin, end) = hit["text"], hit["span"]
+    others = [(a, b) for a, b in units(text) if b <= begin or a >= end]
+    if not others:
+        return hit
+    a, b = random.choice(others)
+    shift = b - a if b <= begin else 0
+    return {**hit, "text": text[:a] + text[b:], "span": (begin - shift, end - shift)}
 
 
 def loss_of(model: Reranker, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,11 +173,11 @@ def train(model: Reranker, lists: Lists, minutes: float, out: Path, save_every: 
     body = [p for name, p in own.items() if name.startswith("blocks.")]
     head = [p for name, p in own.items() if not name.startswith("blocks.")]
     adam = torch.optim.AdamW([{"params": body}, {"params": head}], lr=RATE, betas=(0.9, 0.98), weight_decay=DECAY)
-    began, step, told, saved = time.monotonic(), 0, 0.0, 0.0
+    began, step, told, saved = time.process_time(), 0, 0.0, 0.0
     seen: list[tuple[float, bool]] = []
     losses: list[float] = []
     model.train()
-    while (past := (time.monotonic() - began) / (60 * minutes)) < 1:
+    while (past := (time.process_time() - began) / (60 * minutes)) < 1:
         fall = 0.5 * (1 + math.cos(math.pi * max(0.0, past - CONSTANT) / (1 - CONSTANT)))
         fall = min(1, (step + 1) / WARMUP) * max(0.02, fall)
         for group, rate in zip(adam.param_groups, (RATE, HEAD_SHARE * HEAD_RATE), strict=True):
@@ -205,15 +222,18 @@ def main() -> None:
     parser.add_argument("lists", nargs="+", type=Path)
     parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=30, help="of processor time")
     parser.add_argument("--save-every", type=float, default=0, help="minutes")
     parser.add_argument("--share", nargs="*", default=[], metavar="NAME=SHARE")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     file = read_gguf(resolve_whole("minilm").source.path)
     torch.manual_seed(arguments.seed)
-    model = Kept(encoder_of_gguf(file))
+    model = Reranker(encoder_of_gguf(file))
     restore(model, arguments.start)
+    for part in (model.blocks[0], model.figures):
+        part.requires_grad_(False)
+    model.segments.requires_grad_(False)
     rows = [json.loads(line) for path in arguments.lists for line in path.read_text(encoding="utf-8").splitlines()]
     shares = {name: float(share) for name, _, share in (pair.partition("=") for pair in arguments.share)}
     lists = Lists(rows, AnswerJudge(file, arguments.start), shares, arguments.seed)
