@@ -2,11 +2,11 @@
 
     python bench/judge_weights.py FOLDER [NAME ...]
 
-On questions that the judge has not learned from: the dev half of three sets in `asked/`, and that of the files NAME of
-`judge_questions/`, which were left out of its training (rental and patience). Documents and indexes are made below
-FOLDER. Printed: what separates answerable questions from others (AUROC), each collection judged by weights fitted on
-the others; where the outcomes lie; the weights for `settle/retrieve/answer/evidence.py`; where the right passage comes
-first, by the judge's weight.
+On questions that the judge has not learned from: the dev half of seven sets in `asked/`, and that of the files NAME of
+`judge_questions/`, which were left out of its training (rental and patience). Each collection counts the same, and in
+it questions with an answer and without. Documents and indexes are made below FOLDER. Printed: what separates answerable
+questions from others (AUROC), each collection judged by weights fitted on the others; where the outcomes lie; the
+weights for `settle/retrieve/answer/evidence.py`; where the right passage comes first, by the judge's weight.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from questions import Question, auroc, plain, questions, questions_in
 from questions import make_documents as make_asked
 from retrieval import indexed
 
-from settle.base.statistics import wilson
 from settle.retrieve.answer.evidence import FEATURES, SURE, UNLIKELY, EvidenceWeights, features_of
 from settle.retrieve.answer.retrieval import JUDGED, RERANKED, answer_judge
 from settle.retrieve.check.calibration import fit
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
 
-ASKED = ("stars", "borg", "games")
-TRUST = 5.0  # precision of the prior, which is no weight at all
+ASKED = ("stars", "borg", "games", "uprisings", "engraving", "notensatz", "theatre")
+TRUST = 20.0  # precision of the prior, which is no weight at all
+COUNTED = 200  # rows that each kind of question of a collection is repeated to
 
 
 def rows_of(name: str, collection: Collection, asked: Sequence[Question]) -> Iterator[dict[str, Any]]:
@@ -56,21 +56,21 @@ def gathered(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     make_asked(folder)
     rows: list[dict[str, Any]] = []
     for name in (*ASKED, *names):
-        if name in ASKED:
-            documents, asked = folder / name / "documents", [q for q in questions(name) if q.split == "dev"]
-        else:
-            documents, asked = (
-                documents_of(name, folder),
-                [q for q in questions_in(WRITTEN / f"{name}.txt") if q.split == "dev"],
-            )
-        with indexed(documents) as collection:
+        written = questions(name) if name in ASKED else questions_in(WRITTEN / f"{name}.txt")
+        asked = [question for question in written if question.split == "dev"]
+        with indexed(documents_of(name, folder)) as collection:
             rows += rows_of(name, collection, asked)
         print(name, len(asked), flush=True)
     return rows
 
 
-def balanced(features: np.ndarray, there: np.ndarray) -> EvidenceWeights:
-    return fit(features[there], features[~there], [0.0] * features.shape[1], TRUST)
+def balanced(features: np.ndarray, there: np.ndarray, sets: np.ndarray) -> EvidenceWeights:
+    """Weights for which each collection counts the same."""
+    kinds = []
+    for is_there in (True, False):
+        own = [features[(there == is_there) & (sets == name)] for name in dict.fromkeys(sets)]
+        kinds.append(np.concatenate([np.repeat(of, round(COUNTED / len(of)), 0) for of in own]))
+    return fit(kinds[0], kinds[1], [0.0] * features.shape[1], TRUST)
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:
@@ -86,7 +86,7 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
     for name, own in columns.items():
         logits = np.zeros(len(rows))
         for left in dict.fromkeys(sets):
-            weights = balanced(features[sets != left][:, own], there[sets != left])
+            weights = balanced(features[sets != left][:, own], there[sets != left], sets[sets != left])
             logits[sets == left] = [weights.score(row) for row in features[sets == left][:, own]]
         by_set = [auroc(logits[there & (sets == s)], logits[~there & (sets == s)]) for s in dict.fromkeys(sets)]
         strict = float(np.mean(logits[~there] < np.quantile(logits[there], 0.05)))
@@ -96,14 +96,18 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
             *(f"{value:.3f}" for value in by_set),
             f"all {together:.3f}, refused at 5 %: {strict:.2f}",
         )
-        if name == "all":
-            for low in (UNLIKELY, SURE):
-                below = [wilson((logits[kind] < low).tolist()).value for kind in (~there, there)]
-                print(f"below {low}: {below[0]:.2f} of those without an answer, {below[1]:.2f} of those with one")
-    weights = balanced(features, there)
-    for field in ("means", "scales", "weights"):
-        print(field, "=", tuple(round(value, 4) for value in getattr(weights, field)))
-    print("bias =", round(weights.bias, 4))
+        for low in (UNLIKELY, SURE):
+            gone, wrong = (
+                [float(np.mean(logits[kind & (sets == s)] < low)) for s in dict.fromkeys(sets)]
+                for kind in (~there, there)
+            )
+            of_sets = " ".join(f"{share:.2f}" for share in wrong)
+            print(f"    below {low}: {np.mean(gone):.2f} without an answer, {np.mean(wrong):.3f} with one ({of_sets})")
+    weights = balanced(features, there, sets)
+    alone = balanced(features[:, -1:], there, sets)  # the judge's; what else was found did not help, see RESULTS
+    print("means =", tuple(round(value, 4) for value in weights.means))
+    print("scales =", tuple(round(value, 4) for value in weights.scales))
+    print("the judge's weight =", round(alone.weights[0], 4), "bias =", round(alone.bias, 4))
     for weight in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 100.0):
         first = [_first(row, weight) for row in rows if row["answerable"]]
         print(f"right first, weight {weight}: {np.mean(first):.3f}")

@@ -7,8 +7,8 @@ The questions are in `asked/`, written while reading the documents and before an
 people use, typing errors included. Half of them, by a hash of the question, are for development; the other half is
 looked at only to report. `stars`: articles on astronomy (Markdown); `borg`: the web pages of a backup program;
 `games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`). Of
-the other sets (`--sets theatre notensatz engraving uprisings`) both halves are for judgement: `judgement` was looked at
-first.
+the other sets, `theatre notensatz engraving uprisings` are split likewise, since both halves were looked at; `chats`
+and `recipes` are for judgement as a whole (`--sets chats recipes --split both`).
 
 A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
 for each set, and for the mean of the sets:
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), metavar="SET")
-    parser.add_argument("--split", default="dev", choices=SPLITS)
+    parser.add_argument("--split", default="dev", choices=(*SPLITS, "both"))
     parser.add_argument("--no-quotes", action="store_true", help="measure what is found and refused only")
     parser.add_argument("--check", action="store_true", help="calibrate refusals first, and tell what the check told")
     parser.add_argument("--rows", type=Path, help="a file for every question and its answer, as lines of JSON")
@@ -209,7 +209,7 @@ def main() -> None:
     make_documents(folder)
     groups: dict[str, list[list[str]]] = defaultdict(list)
     for name, split, lines in wordings():
-        if split == args.split:
+        if args.split in (split, "both"):
             groups[name].append(lines)
     everything: list[dict[str, Any]] = []
     others: list[bool] = []
@@ -221,7 +221,8 @@ def main() -> None:
     for name in args.sets:
         with indexed(documents_of(name, folder)) as collection:
             told = check(collection, Events()) if args.check else None
-            rows = measured(collection, [q for q in questions(name) if q.split == args.split], not args.no_quotes)
+            asked = [question for question in questions(name) if args.split in (question.split, "both")]
+            rows = measured(collection, asked, not args.no_quotes)
             other = changed(collection, groups[name])
         print(table_row(name, figures(rows), other), flush=True)
         if told:

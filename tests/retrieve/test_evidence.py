@@ -64,13 +64,24 @@ def test_features_are_finite_and_of_like_size_for_any_question(collection):
 
 def test_several_passages_that_may_answer_are_more_evidence_than_one(collection):
     hits, judged = search(collection, "heron machine"), FEATURES.index("judged")
+    similarity = max(hit.similarity for hit in hits)
 
     def logit(*logits):
         readings = {number: Reading(logit, 0) for number, logit in enumerate(logits)}
         return features_of(collection, "heron machine", hits, readings=readings)[judged]
 
-    assert logit(0.3) == pytest.approx(0.3) and logit() == 0.0
-    assert logit(0.3, -1.0) == pytest.approx(np.log(np.exp(0.3) + np.exp(-1.0)))
+    assert logit(0.3) == pytest.approx(0.3 * similarity) and logit() == 0.0
+    assert logit(0.3, -1.0) == pytest.approx(np.log(np.exp(0.3) + np.exp(-1.0)) * similarity)
+
+
+def test_the_judge_says_less_the_farther_the_passages_are(collection):
+    near = search(collection, "heron machine")
+    far = [replace(hit, similarity=hit.similarity / 2) for hit in near]
+    unlike = [replace(hit, similarity=-0.1) for hit in near]
+    for logit in (2.0, -2.0):
+        readings = {0: Reading(logit, 0)}
+        of = [features_of(collection, "heron machine", hits, readings=readings)[-1] for hits in (near, far, unlike)]
+        assert of[1] == pytest.approx(of[0] / 2) and of[2] == 0 and np.sign(of[0]) == np.sign(logit)
 
 
 def test_words_of_what_is_left_out_tell_as_if_they_stood_nowhere(collection):
