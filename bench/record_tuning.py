@@ -1,6 +1,7 @@
 """Record real tuning runs, as bench/record.py records those from nothing: a trunk, its stops, and decays from it.
 
     python bench/record_tuning.py BASE TEXTS OUT --data DIR [--only NAME …] [--rows FOLDER]
+    python bench/record_tuning.py --judge OUT
 
 BASE: a small pretrained model (GGUF), here of 0.3 M parameters: `settle train FOLDER --size 300k --tokens 500k` on
 handbook, sayings_en and german of bench/corpora.py. TEXTS: the folder that bench/corpora.py made. DIR: of rows, as
@@ -8,6 +9,9 @@ there. Writes one JSON file a run under OUT; a run whose file exists is left out
 
 Rows are of eight kinds: chats, completions, plain text; what each run is: `RUNS`. The plan is the product's own,
 without a budget and at its default tolerance; the trunk is watched for `EPOCHS` passes, at most `LATEST` tokens.
+
+--judge: the product's forecast of the loss, from the probe that it makes before a run, against what came after a decay
+from every stop and from the end of the trunk; and the tokens that it expects.
 """
 
 import argparse
@@ -15,24 +19,31 @@ import ast
 import json
 import random
 import re
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 from record import SAMPLE, Trunk
 
 from settle.base.event_log import Events
 from settle.base.settings import resolve
+from settle.base.statistics import Interval
 from settle.data.rows.prepare import prepare_rows
 from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
+from settle.plan.tuning_forecast import _expected_tokens, measure
+from settle.plan.tuning_forecast import _loss as loss_forecast
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.evaluation import HeldOut
 from settle.train.live_run import LiveRun, blocks
+from settle.train.settled import DECAY_FRACTION
 
-EPOCHS, LATEST = 6, 150_000
+EPOCHS, LATEST = 5, 120_000
 LONGEST = 1200  # characters of a row
 Rows = list[dict[str, object]]
 
@@ -108,6 +119,7 @@ def record(base: Pretrained, lines: str, asked: dict[str, object]) -> dict[str, 
         corpus = prepare_rows([str(path)], base.tokenizer, settings.value.rows, Events())
         plan = plan_tuning(settings.value, settings.origin, corpus, base)
         job = LiveRun.build(plan, corpus, base)
+        probe = measure(job)
         sample = HeldOut(blocks(plan, corpus.selection, SAMPLE), job.tokenizer.byte_length)
         trunk = Trunk(job, sample, min(LATEST, EPOCHS * corpus.train.num_inputs))
         trunk.follow()
@@ -122,19 +134,51 @@ def record(base: Pretrained, lines: str, asked: dict[str, object]) -> dict[str, 
         "sample_tokens": sample.num_tokens,
         "dtype": plan.dtype,
         "loop": {"tokens_per_step": plan.loop.tokens_per_step, "warmup_steps": plan.loop.warmup_steps},
+        "probe": {k: v for k, v in asdict(probe).items() if k in ("steps", "before", "after", "stderr")},
+        "latest": trunk.latest,
+        "expected": list(_expected_tokens(plan, corpus.train.num_inputs, 0.0).ends),
         **trunk.to_json(),
         "cpu_seconds": round(time.process_time() - began),
     }
 
 
+def judge(folder: Path) -> None:
+    """Forecasts of the loss beside decayed losses, for runs whose probe was recorded."""
+    print("| run | k tokens | before any | forecast | actual | error |\n|---|--:|--:|--:|--:|--:|")
+    pairs = []
+    for path in sorted(folder.glob("tune-*.json")):
+        row = json.loads(path.read_text())
+        if "probe" not in row:
+            continue
+        probed = SimpleNamespace(**row["probe"])
+        plan = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=row["loop"]["tokens_per_step"]))
+        stops = {stop["tokens"] for stop in row["stops"].values()}
+        for end in (e for e in row["ends"] if e["from"] in stops or e is row["ends"][-1]):
+            said = loss_forecast(plan, probed, Interval(*[float(end["tokens"])] * 3))  # type: ignore[arg-type]
+            pairs.append((abs(end["own"] / said.value - 1), said.contains(end["own"])))
+            span = f"{said.value:.3f} ({said.low:.3f} to {said.high:.3f})"
+            came = f"{end['own']:.3f} | {end['own'] / said.value - 1:+.1%}"
+            print(f"| {path.stem} | {end['tokens'] / 1e3:.0f} | {probed.before:.3f} | {span} | {came} |")
+        stop = row["stops"].get("0.005")
+        value, low, high = (t / 1e3 for t in row["expected"])
+        came = f"{stop['tokens'] * (1 + DECAY_FRACTION) / 1e3:.0f}" if stop else f"> {row['latest'] / 1e3:.0f}"
+        print(f"| {path.stem}, k tokens until settled | | | {value:.0f} ({low:.0f} to {high:.0f}) | {came} | |")
+    errors, inside = zip(*pairs, strict=True)
+    print(f"\nmedian {statistics.median(errors):.1%}, {sum(inside)} of {len(inside)} inside the 80 % interval")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("base", "texts", "out"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--data", type=Path, required=True)
+        parser.add_argument(name, type=Path, nargs="?")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--judge", type=Path)
     parser.add_argument("--rows", type=Path, help="write the rows of every run there, and record nothing")
     parser.add_argument("--only", nargs="*")
     asked = parser.parse_args()
+    if asked.judge:
+        judge(asked.judge)
+        return
     base = None if asked.rows else open_pretrained(str(asked.base))
     for name, (read, count, settings) in RUNS.items():
         if asked.only and name not in asked.only:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from settle.base.registry import parts
+from settle.model.adapters.dora import DoRA
+from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.muon import orthogonal
@@ -74,3 +76,17 @@ def test_state_round_trip_is_exact(name: str, rule) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
     size = sum(t.numel() * t.element_size() for t in state.values())
     assert size <= rule().bytes_per_parameter() * 2 * sum(p.numel() for p in model.parameters()) + 4
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=4, dropout=0.0), DoRA(rank=4, dropout=0.0)], ids=["lora", "dora"])
+@pytest.mark.parametrize(("name", "rule"), OPTIMIZERS)
+def test_an_adapter_alone_is_trained(name: str, rule, adapter) -> None:
+    """Muon has no table and no norm to leave to AdamW there."""
+    model = Llama.TINY.build(seed=0)
+    adapter.apply(model, seed=1)
+    stepper = rule().bind(model)
+    losses = train(model, stepper, 12)
+    assert losses[-1] < 0.97 * losses[0]
+    other = rule().bind(model)
+    other.restore(stepper.state())
+    assert all(torch.equal(tensor, other.state()[key]) for key, tensor in stepper.state().items())

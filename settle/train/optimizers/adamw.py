@@ -78,7 +78,7 @@ class AdamStepper(Stepper):
     def __init__(self, groups: list[AdamGroup], betas: tuple[float, float], eps: float) -> None:
         self.groups = [g for g in groups if g.parameters]
         self.betas, self.eps = betas, eps
-        device = self.groups[0].parameters[0].device
+        device = self.groups[0].parameters[0].device if self.groups else "cpu"  # Muon may leave nothing to AdamW
         self.count = torch.zeros((), dtype=torch.float32, device=device)
 
     @torch.no_grad()
