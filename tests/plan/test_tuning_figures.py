@@ -55,7 +55,12 @@ def job(whole: bool = False, dtype: str = "float32", recompute: int = 0, **loop:
     made = plan(**loop)
     object.__setattr__(made, "dtype", dtype)
     return SimpleNamespace(
-        plan=made, corpus=corpus, model=model, whole=whole, judged_tokens=lambda steps: int(9 * steps)
+        plan=made,
+        corpus=corpus,
+        model=model,
+        objective=SimpleNamespace(rows="examples"),
+        whole=whole,
+        judged_tokens=lambda steps: int(9 * steps),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from settle.base.statistics import Interval
 from settle.machine import COMPUTE_DTYPES
-from settle.plan.tuning_forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, Measured, _loss, memory_growth
+from settle.plan.tuning_forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, Measured, _label_loss, _loss, memory_growth
 from settle.train.proof.prove import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
@@ -30,6 +30,12 @@ def test_a_loss_that_fell_fast_may_fall_to_nearly_nothing():
     assert loss.low < 2.0 * (400_000 / 4_000) ** -0.5 * 1.01 < loss.value <= loss.high < 2.0
     never = _loss(PLAN, replace(SEEN, before=1.0), Interval(400_000, 400_000, 400_000))
     assert never.low < never.value == 2.0 < never.high
+
+
+def test_the_loss_of_labels_may_stay_or_go():
+    """Whatever the few steps of the probe did."""
+    loss = _label_loss(replace(SEEN, before=1.5, after=1.4))
+    assert loss.low < 0.15 * 1.5 < loss.value < 1.5 == loss.high
 
 
 def test_every_type_that_a_device_may_compute_in_has_its_memory_and_its_proof():
