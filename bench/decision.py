@@ -2,17 +2,26 @@
 
     python bench/decision.py tables smollm2 sections speech                      # development
     python bench/decision.py tables smollm2 functions feeling manuals fortunes   # judgement, once
+    python bench/decision.py orders speech sections                              # runs: asked by settle in other orders
 
 Each table is one `settle tune --objective decision` with default settings; a line for each shows accuracy beside the
 majority class and the untrained model, calibration, what another order of the options changes, and minutes beside the
-forecast. `--json FILE` keeps the results.
+forecast. `--json FILE` keeps the results. "orders" in a line is the model's own weakness: what changes when it is asked
+past settle in another order of the options. `orders` asks the exported file as `settle decide` does.
 """
 
 import argparse
 import json
+import random
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import settle
+from settle.base.run import Run
+from settle.data.decisions.corpus import open_decisions
+from settle.data.files import corpus_folder
+from settle.infer.decisions.decider import Decider
 
 BARS = {"gain": 0.25, "ece": 0.05, "orders": 0.02, "minutes": 30.0}
 
@@ -65,7 +74,28 @@ def line(row: dict) -> str:
     )
 
 
+def asked_in_other_orders(name: str, rows: int = 60) -> str:
+    """How many of settle's answers change when the options of a choice come in another order."""
+    run = Run.find(name)
+    corpus = open_decisions(corpus_folder(str((run.read("plan.json") or {})["corpus"])))
+    dice, changed, largest = random.Random(0), 0, 0.0
+    choices = [row for row in corpus.rows("held_out") if row.question.type == "choice"][:rows]
+    with Decider(next(run.out.glob("*.gguf")), slots=1) as decider:
+        for row in choices:
+            options = list(row.question.options)
+            dice.shuffle(options)
+            other = replace(row.question, options=tuple(options))
+            answers = [decider.decide(row.state, [question])[0] for question in (row.question, other)]
+            first, second = (dict(zip(a.question.keys, a.probabilities, strict=True)) for a in answers)
+            changed += answers[0].key != answers[1].key
+            largest = max(largest, *(abs(first[key] - second[key]) for key in first))
+    return f"{name:<10} {changed} of {len(choices)} answers changed; probabilities by {largest:.4f} at most"
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["orders"]:
+        print("\n".join(asked_in_other_orders(name) for name in sys.argv[2:]))
+        raise SystemExit
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path)
     parser.add_argument("model")
