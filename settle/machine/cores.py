@@ -35,12 +35,13 @@ def cores(root: Path = Path("/")) -> Cores:
     return Cores(logical, physical, len(allowed), quota, max(1, usable))
 
 
-def processor_name() -> str:
-    """The processor's own name, such as "Intel(R) Xeon(R) Processor"; the architecture where it has none."""
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's own name, such as "Intel(R) Xeon(R) Processor"; the architecture where it has none. root: as of
+    `cores`."""
     import platform
 
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     except OSError:

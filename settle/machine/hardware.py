@@ -121,6 +121,6 @@ def roofline_problem(memory: Sequence[float], bandwidth: float, flops: Mapping[s
     if bandwidth > MOST_BANDWIDTH or most > MOST_FLOPS or min(flops.values()) <= 0:
         return "a rate beyond what is built"
     half = max(flops.get(dtype, 0.0) for dtype in MATRIX_DTYPES[:2])
-    if half and not flops.get("float32", 0.0) <= half <= max(half, flops.get("float8", half)):
+    if half and not flops.get("float32", 0.0) <= half <= flops.get("float8", half):
         return "half precision slower than float32, or float8 slower than half"
     return None
