@@ -58,6 +58,37 @@ def test_every_name_says_something():
         assert path.stem not in VAGUE and path.parent.name not in VAGUE, path
 
 
+def test_every_test_asserts_something():
+    """By its syntax: an assert, an error or warning that is expected, or a helper of the tests that has one."""
+    found = [
+        node
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    used = [(function, _names_in(function)) for function in found]
+    asserting = {"assert", "raises", "warns", "fail"}
+    while more := {f.name for f, names in used if f.name[:5] != "test_" and names & asserting} - asserting:
+        asserting |= more
+    tests = [(function, names) for function, names in used if function.name.startswith("test_")]
+    assert len(tests) > 2000 and not [function.name for function, names in tests if not names & asserting]
+
+
+def _names_in(function: ast.AST) -> set[str]:
+    """What a function calls, names or takes; "assert" where it asserts."""
+    names = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Assert):
+            names.add("assert")
+    return names
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_says_what_it_is_and_leaves_nothing_for_later(path):
     text = path.read_text(encoding="utf-8")

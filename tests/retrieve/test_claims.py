@@ -61,8 +61,8 @@ def test_the_figures_of_the_results():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.claim)
 def test_every_sentence_of_a_passage_supports_itself(pair):
-    for line in sentences(pair.passage):
-        assert not differing(line, pair.passage)
+    lines = list(sentences(pair.passage))
+    assert lines and not any(differing(line, pair.passage) for line in lines)
 
 
 @pytest.mark.parametrize("claim", ["", "!", "and", "not", "[1]", "\x00", "a" * 10_000, "of " * 500 + "x", "日本語。"])

@@ -79,6 +79,7 @@ def test_listings_and_prose_are_told_apart(lines, expected):
 @pytest.mark.parametrize("text", ["", "\n\n", "|", "- ", "1.", "a | b", "```\n```"])
 def test_any_text_has_units_that_can_be_quoted(text):
     excerpts = Excerpts(text)
+    assert bool(excerpts.units) == bool(text.strip())
     for at in range(len(excerpts.units)):
         told, units = excerpts.excerpt(at)
         assert at in units and isinstance(told, str)

@@ -44,6 +44,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_cut(collection):
         kept = {piece.passage.id for source in packed.sources for piece in source.pieces}
         dropped = {hit.passage.id for hit in packed.dropped}
         assert {hit.passage.id for hit in hits} <= kept | dropped and not kept & dropped
+        assert bool(packed.sources) == (room > 0)
         for source in packed.sources:
             assert all(piece.passage.text in "".join(source.texts) for piece in source.pieces)
 
