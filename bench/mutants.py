@@ -2,7 +2,8 @@
 
     python bench/mutants.py [--room train --room plan] [--count 400] [--seed 1]   faults drawn by chance
     python bench/mutants.py --changed main     of the files changed since a commit
-    python bench/mutants.py --named [--room train]   those of bench/mutation/named.toml; with --count drawn ones too
+    python bench/mutants.py --named [--room train]   those of bench/mutation/named.toml that are not recorded as caught,
+                                               --again the others too; with --count drawn ones as well
     python bench/mutants.py --missed           those recorded as missed, once more
     python bench/mutants.py --report           the table of what is recorded
 
@@ -74,6 +75,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--changed", metavar="COMMIT", help="draw from files that differ from this commit")
     parser.add_argument("--named", action="store_true")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--missed", action="store_true")
     parser.add_argument("--seconds", type=float, default=40.0, help="of CPU for the tests of one fault, at most")
     parser.add_argument("--calls", type=Path, default=Path(tempfile.gettempdir()) / "settle-calls.jsonl")
@@ -220,9 +222,11 @@ def inside(options: argparse.Namespace) -> None:
     from mutation.trials import run_trials
 
     faults = [Fault(**entry) for entry in json.loads(Path("faults.json").read_text())]
-    done = set() if options.missed else {record["key"] for record in recorded(options.inside)}
+    records = [] if options.missed else recorded(options.inside)
+    done = {record["key"] for record in records}
     if options.named:
-        done -= {fault.key for fault in named(Path.cwd())}
+        caught = set() if options.again else {record["key"] for record in records if record["by"]}
+        done -= {fault.key for fault in named(Path.cwd())} - caught
     calls, seconds = read_calls(options.calls)
     faults = [fault for fault in faults if fault.key not in done]
     nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}

@@ -129,6 +129,8 @@ def test_an_error_is_a_share_of_what_is_wanted() -> None:
     assert _error(np.array([[1.0, 1.0]]), np.array([[1.0, 0.0]])) == pytest.approx(1.0)
     assert _rows_alike(wanted[::-1], wanted, 1e-6) and not _rows_alike(wanted * 1.1, wanted, 0.09)
     assert _rows_alike(wanted[:, ::-1] * [1, -1], wanted, 1e-6)
+    turned = np.array([[4.0, 3.0], [0.0, 1.0]])  # rows of the same lengths, columns of others
+    assert _rows_alike(turned, wanted, 1e-6) and not _rows_alike(wanted.T, wanted, 1e-6)
 
 
 def test_of_many_names_three_are_shown() -> None:

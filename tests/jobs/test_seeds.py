@@ -13,7 +13,7 @@ from settle.cli import main
 from settle.jobs.job import INTERRUPTED
 from settle.jobs.seeds import seeds as seeds_module
 from settle.jobs.seeds.seeds import compare_recipes, report, start_or_repeat
-from settle.jobs.seeds.spread import Spread, compare
+from settle.jobs.seeds.spread import FREEDOM_OF_POWER, POWER, VERDICT_ERROR, Spread, compare
 from settle.jobs.settings import TrainSettings
 
 
@@ -25,6 +25,15 @@ def test_two_recipes_are_compared_by_welch_s_test():
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
     mean = Spread.of(ours).mean
     assert (mean.low, mean.high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(ours), stats.sem(ours)))
+
+
+def test_what_is_visible_is_the_error_times_both_quantiles():
+    """Of three seeds a recipe, with fewer degrees of freedom than seeds minus two."""
+    freedom = FREEDOM_OF_POWER * (6 - 2)
+    both = stats.t.ppf(1 - VERDICT_ERROR / 2, freedom) + stats.t.ppf(POWER, freedom)
+    spread = Spread.of([1.0, 2.0, 3.0])
+    assert spread.smallest_visible == pytest.approx(both * np.sqrt(2 / 3), rel=1e-6)
+    assert compare(spread, spread).visible == pytest.approx(both * np.sqrt(2 / 3), rel=1e-6)
 
 
 def test_noise_alone_is_seldom_called_a_difference_and_what_is_visible_is_seen():

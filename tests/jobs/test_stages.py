@@ -1,7 +1,9 @@
 """What stages decide from the figures of a run: the time that is left, what is usable, what was changed."""
 
 import errno
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,11 +15,11 @@ from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
-from settle.jobs import distill, training_stages, tuning_stages
+from settle.jobs import distill, training_stages, tune, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep
 from settle.jobs.resume import _settings, job_of
-from settle.jobs.settings import DistillSettings, TrainSettings
+from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_of
 from settle.jobs.tuning_stages import TuningContext
 from tests.records import into
@@ -340,3 +342,80 @@ def test_a_lost_recipe_is_read_from_the_plan(home: Path) -> None:
         _settings(job, run, None)
     with pytest.raises(RunError, match="plan.json of r was changed"):
         _settings(job, run, {"asked": {"inputs": ["x"], "steps": "many"}})
+
+
+class _Corpus:
+    """Rows that are read, by the side that is asked for."""
+
+    kind, fingerprint, ledger = "chat", "f", {"rows": {"system_prompt": "Be kind."}}
+
+    def __init__(self) -> None:
+        self.sides: list[str] = []
+
+    def examples(self, side: str = "held_out") -> list[str]:
+        self.sides.append(side)
+        return [f"{side} rows"]
+
+
+def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, with what the person asked for, and how often these rows were looked at before."""
+    asked: dict[str, Any] = {}
+
+    @contextmanager
+    def opened(*models: Any) -> Iterator[Any]:
+        yield models if len(models) == 2 else models[0]
+
+    def compared(ours: Any, theirs: Any, examples: Any, events: Any, options: Any, readers: Any, judged: Any) -> Any:
+        asked.update(models=(ours, theirs), examples=examples, options=options, judged=judged)
+        return FakeComparison()
+
+    @dataclass(frozen=True)
+    class FakeComparison:
+        shortened: bool = True
+        judged_before: int = 0
+
+        def to_json(self) -> dict[str, int]:
+            return {"before": self.judged_before}
+
+        def card_lines(self) -> list[str]:
+            return ["a line"]
+
+    for name, fake in {
+        "resolve": lambda name: f"tuned {name}",
+        "as_gguf": lambda base, folder, tokenizer: opened("base"),
+        "both_in_llamacpp": lambda base, tuned: opened(base, tuned),
+        "readers": lambda base, tuned: None,
+        "compare_models": compared,
+        "report": lambda comparison, events: None,
+        "transformers_name": lambda source: "org/base",
+    }.items():
+        monkeypatch.setattr(tune, name, fake)
+    for name, fingerprint, known in (("a", "f", {"x": 1}), ("b", "f", None), ("c", "g", {"x": 1}), ("me", "f", {})):
+        run = run_named(home, name, "tune")
+        write_json(run.path / "plan.json", {"corpus": fingerprint})
+        write_json(run.path / "result.json", {"comparison": known})
+    corpus = _Corpus()
+    plan = SimpleNamespace(
+        loop=SimpleNamespace(seconds=100.0, threads=2), tuning=SimpleNamespace(base_name="base", base_sha256="5")
+    )
+    c = context(
+        tune.TuneContext,
+        TuneSettings(model="m", inputs=["x"], compare_rows=7, score="exact"),
+        plan=plan,
+        events=Events(),
+    )
+    c.corpus, c.run, c.estimates, c.phases = corpus, run, {"compare": 5.0}, {"compare": 30.0}
+    c.live = SimpleNamespace(plan=plan, base=SimpleNamespace(source="s"), tokenizer=object())
+    monkeypatch.setattr(tune.TuneContext, "tokenizer", "tokenizer")
+    c.outcome = SimpleNamespace(state=SimpleNamespace(stop="settled", best_step=3))
+    c.figures = {"verdict": "settled"}
+    tune.compare(c)
+    assert corpus.sides == ["held_out"] and asked["examples"] == ["held_out rows"]
+    assert asked["models"] == ("base", f"tuned run:{run.path.name}") and asked["judged"] is None
+    assert (asked["options"].score, asked["options"].limit) == ("exact", 7)
+    assert c.figures["comparison"] == {"before": 1}, "one other run was compared on these rows"
+    assert c.figures["system_prompt"] == "Be kind." and c.figures["base"]["transformers"] == "org/base"
+    assert "compare" not in c.estimates, "a shortened comparison says nothing of a whole one's time"
+    c.settings = c.settings.model_copy(update={"compare": False})
+    tune.compare(c)
+    assert len(corpus.sides) == 1

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,3 +100,14 @@ def test_llama_cpp_is_not_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_are_those_that_may_run_and_the_quota_allows(monkeypatch):
+    monkeypatch.setattr(ggml.machine, "is_asked", lambda: False)
+    for allowed, quota, threads in ((8, None, 8), (8, 2.5, 3), (2, 9.0, 2), (8, 0.2, 1), (0, None, 1)):
+        found = SimpleNamespace(allowed=allowed, quota=quota)
+        monkeypatch.setattr(ggml.machine, "cores", lambda found=found: found)
+        assert ggml.num_threads() == threads
+    monkeypatch.setattr(ggml.machine, "is_asked", lambda: True)
+    monkeypatch.setattr(ggml.machine, "num_threads", lambda: 5)
+    assert ggml.num_threads() == 5

@@ -48,6 +48,9 @@ def test_a_score_is_as_sure_as_its_levels_are_near_the_likeliest():
     # levels away from the likeliest: 0.25 · 1 + 0.25 · 2; an even share lies 1 from the middle on average
     assert answer.confidence == pytest.approx(1 - 0.75 / 1.0)
     assert Answer(SCORE, (0.5, 0.0, 0.0, 0.5)).confidence == 0 and Answer(SCORE, (0, 0, 1, 0)).confidence == 1
+    five = Question.from_json({"type": "score", "instructions": "How much?", "criteria": [*"abcde"]})
+    # an even share lies 2 + 1 + 0 + 1 + 2 from the middle, a fifth of it on average
+    assert Answer(five, (0.0, 0.0, 0.7, 0.3, 0.0)).confidence == pytest.approx(1 - 0.3 / (6 / 5))
     assert (answer.name_of(1), answer.name_of(2)) == ("some", "2")
     told = answer.to_json()
     assert told["score"] == answer.expected and told["legend"]["0"] == "none" and told["type"] == "score"
@@ -200,6 +203,8 @@ def test_columns_of_a_table():
     assert floats.question.type == "noul" and floats.row({"text": "t", "label": float("nan")}, "w") is None
     assert floats.row({"text": "t", "label": True}, "w").target == (0.0, 1.0)
     assert floats.row({"text": " ", "label": True}, "w") is None
+    constant = [{"text": f"t{n}", "source": "mail", "direction": "up" if n % 3 else "down"} for n in range(8)]
+    assert LabelColumn.find(constant).name == "direction", "a column that always says the same is no label"
     gaps = LabelColumn.find([{"text": "t", "label": str(value)} for value in (1, 2, 4)])
     assert gaps.question.type == "choice", "numbers with gaps are no levels"
     two = LabelColumn.find([{"text": "t", "label": str(value)} for value in (1, 2)])

@@ -239,6 +239,16 @@ def test_the_best_prompt_is_kept_and_beside_passages_it_has_to_help(home, tmp_pa
     assert len(read.shots) == MOST_SHOTS and read.system == READING and beside.startswith("passages, with 4 examples")
 
 
+def test_questions_are_searched_for_once_and_when_they_are_wanted():
+    asked, progress = [], []
+    search = SimpleNamespace(find=lambda case: asked.append(case.number) or Found((), "", 0.0))
+    found = Findings([wanting(n, "a") for n in (1, 2, 3)], search)
+    assert len(found) == 3 and 2 in found and 9 not in found and not asked
+    assert found[2] is found[2] and list(found.known) == [2]
+    found.complete(Events(listeners=[progress.append]))
+    assert asked == [2, 1, 3] and [(e.done, e.total) for e in progress] == [(1, 2), (2, 2)]
+
+
 def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast_module, "forecast_seconds", lambda recipe, events: (90.0, 60.0))
     found = {n: Found(("p",), "", 0.25) for n in range(1, 31)}

@@ -1,6 +1,7 @@
 """Forecasts of training on many devices, against numbers worked out by hand and against published runs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,18 @@ def test_states_are_split_as_the_shards_say():
     assert sharded.optimizer == pytest.approx(12 * held / 4) and sharded.weights < 0.8 * whole.weights
     eight_bit = device_memory(shape, Layout(), Precision(optimizer=2.0))
     assert eight_bit.optimizer == pytest.approx(2 * held)
+
+
+def test_experts_have_states_of_their_own_replicas():
+    shape = shape_with_experts(8e9, 2e9)
+    experts = Layout(data=4, expert=2)
+    whole, spread = (device_memory(shape, replace(experts, optimizer_sharded=on)) for on in (False, True))
+    held = whole.weights / 2
+    assert whole.optimizer == pytest.approx(12 * held)
+    # half of the replicas hold the other half of the experts
+    dense = 2 * held - shape.parameters
+    assert 0 < dense < held
+    assert spread.optimizer == pytest.approx(12 * (dense / 4 + (held - dense) / 2), rel=1e-3)
 
 
 def test_a_first_stage_holds_a_micro_batch_for_every_stage_behind_it():
