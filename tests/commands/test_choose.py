@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import re
 from argparse import ArgumentParser
 
 import pytest
@@ -14,6 +15,7 @@ from settle.evaluate.compare.cases import asking
 from settle.evaluate.tasks import named
 from settle.formats.gguf import export_gguf
 from settle.jobs.choose import documents
+from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.examples import read_examples
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import ModelInTurns, Setup, answers
@@ -140,3 +142,18 @@ def test_a_changed_fact_is_tuned_again_on_examples_that_differ_in_it(made, home,
     assert sum(a != b.reference for a, b in zip(rows, examples.train_cases, strict=True)) == 1
     assert runs[0].run.endswith("-tune-changed")
     assert changed_fact.with_fact_tuned_again(work, way) == way and len(runs) == 1
+
+
+def test_an_answer_is_held_to_the_form_of_the_examples(made, home):
+    forms = {
+        r"-?\d+(\.\d*)?": ["14", "-2.5"],
+        r"\d[\d-]*": ["2026-11-28"],
+        r'\{"name": ?("|n|t|f|-|\d).*': ['{"name": "mill", "is big": true}'],
+        "red|blue": [],
+    }
+    with ModelInTurns(resolve_gguf(made / "tiny.gguf"), 12, 1) as model:
+        for pattern, answers_of_form in forms.items():
+            form = form_of(answers_of_form, [] if answers_of_form else ["red", "blue"])
+            (reply,) = answers(Setup(grammar=form.grammar).over(model, "tiny"), [asking(QUESTIONS[0])])
+            assert re.fullmatch(pattern, reply.text), reply.text
+        assert Setup.from_json(Setup(grammar="x").to_json()).grammar == "x"

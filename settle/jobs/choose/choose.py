@@ -14,6 +14,7 @@ from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
 from settle.jobs.choose import choice_folder, report
+from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.documents import Documents, Findings, PassagesFound
 from settle.jobs.choose.examples import ExampleSet, read_examples
 from settle.jobs.choose.forecast import forecast, forecast_triage, measure_pace
@@ -75,11 +76,12 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
 def _measured(work: Work, began: float) -> int:
     settings, events, examples = work.settings, work.events, work.examples
     reads, is_closed = work.documents is not None, bool(examples.labels)
+    has_form = form_of([case.reference for case in examples.train_cases], examples.labels) is not None
     ways = {way: way in WITH_DOCUMENTS for way in possible_ways(reads, is_closed)}
     with work.timed("pace"):
         pace = measure_pace(work)
     train, test = len(examples.train), len(examples.test)
-    expected = {TRIAGE: forecast_triage(pace, train, reads, is_closed)} | forecast(pace, train, test, ways)
+    expected = {TRIAGE: forecast_triage(pace, train, reads, has_form)} | forecast(pace, train, test, ways)
     events.emit(Say(text=f"all of it takes about {report.duration(sum(expected.values()))}: {_parts(expected)}"))
     if settings.dry:
         events.emit(ResultReady(result={"folder": str(work.folder), "forecast": expected, "removed": examples.removed}))
@@ -112,9 +114,7 @@ def _first_look(work: Work) -> Triage:
         examples.labels,
         work.found_train,
         work.task,
-        lambda setup, passages, grammar, cases: work.ask(
-            TRIAGE, setup.over(work.model.limited(work.model.max_tokens, grammar), "", passages), cases
-        ),
+        lambda setup, passages, cases: work.ask(TRIAGE, work.arm(setup, passages), cases),
         work.settings.seed,
     )
 

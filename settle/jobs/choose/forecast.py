@@ -43,11 +43,11 @@ class Pace:
         )
 
 
-def forecast_triage(pace: Pace, train: int, reads: bool, is_closed: bool) -> float:
-    """Seconds of the first look. reads: there are documents."""
+def forecast_triage(pace: Pace, train: int, reads: bool, has_form: bool) -> float:
+    """Seconds of the first look. reads: there are documents. has_form: the answers have one that can be forced."""
     both = pace.with_passages + pace.with_examples - pace.plain
     read = (pace.search + pace.with_passages + both) * reads
-    return min(ROWS, train) * (pace.plain * (1 + is_closed) + pace.with_examples + read)
+    return min(ROWS, train) * (pace.plain * (1 + has_form) + pace.with_examples + read)
 
 
 def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool]) -> dict[str, float]:

@@ -27,14 +27,16 @@ NO_PASSAGES: Passages = {}
 @dataclass(frozen=True)
 class Setup:
     """What is put before a question. system: instructions. shots: questions with their answers, which the model sees as
-    earlier turns."""
+    earlier turns. grammar: that the whole answer is held to, in GBNF, or ""."""
 
     system: str = ""
     shots: tuple[tuple[str, str], ...] = ()
+    grammar: str = ""
 
-    def over(self, model: Arm, name: str, passages: Passages = NO_PASSAGES) -> Rewritten:
+    def over(self, model: "AnsweringModel", name: str, passages: Passages = NO_PASSAGES) -> Rewritten:
         """The model asked in this setup, with the passages of each case."""
-        return Rewritten(model, name, lambda case: self.asked(case, passages.get(case.number, ())))
+        held = model.held_to(self.grammar) if self.grammar else model
+        return Rewritten(held, name, lambda case: self.asked(case, passages.get(case.number, ())))
 
     def asked(self, case: Case, passages: Sequence[str] = ()) -> Case:
         """The case with everything that the model reads as its messages."""
@@ -53,13 +55,15 @@ class Setup:
         return [*turns[:-1], (role, with_passages(question, passages))]
 
     def to_json(self) -> dict[str, object]:
-        return {"system": self.system, "shots": [list(shot) for shot in self.shots]}
+        shots = [list(shot) for shot in self.shots]
+        return {"system": self.system, "shots": shots, "grammar": self.grammar}
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Self:
         shots = record["shots"]
         assert isinstance(shots, list)
-        return cls(str(record["system"]), tuple((str(question), str(answer)) for question, answer in shots))
+        pairs = tuple((str(question), str(answer)) for question, answer in shots)
+        return cls(str(record["system"]), pairs, str(record.get("grammar", "")))
 
 
 def with_passages(question: str, passages: Sequence[str]) -> str:
@@ -75,6 +79,10 @@ class AnsweringModel(Arm):
 
     def __init__(self, ref: ModelRef) -> None:
         self.name, self.ref, self.process_peak = ref.name, ref, 0
+
+    def held_to(self, grammar: str) -> "AnsweringModel":
+        """The same process, whose answers have the form of a grammar, in GBNF."""
+        raise NotImplementedError
 
 
 class ModelInTurns(AnsweringModel):
@@ -111,9 +119,12 @@ class ModelInTurns(AnsweringModel):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def limited(self, max_tokens: int, grammar: str = "") -> "ModelInTurns":
-        """The same process with another limit and grammar of the answers."""
-        return ModelInTurns(self.ref, max_tokens, self._threads, grammar, shares=self)
+    def limited(self, max_tokens: int) -> "ModelInTurns":
+        """The same process with another limit of the answers."""
+        return ModelInTurns(self.ref, max_tokens, self._threads, self._grammar, shares=self)
+
+    def held_to(self, grammar: str) -> "ModelInTurns":
+        return ModelInTurns(self.ref, self.max_tokens, self._threads, grammar, shares=self)
 
     @property
     def engine(self) -> Arm:

@@ -8,6 +8,7 @@ import numpy as np
 from settle.base.statistics import Interval, bootstrap_mean
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
+from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.documents import Found
 from settle.jobs.choose.setup import NO_PASSAGES, Passages, Setup
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
@@ -19,15 +20,15 @@ SHOTS = 8  # examples in the prompt
 SOLVED = 0.9  # mean score that leaves too little to gain for what costs more
 REPAIRS = 0.1  # gain from which on something repairs the answers
 IN_DOCUMENTS = 0.3  # share of answers found in the documents, from which on they matter
-AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES, CLOSED = (
+AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES, FORM = (
     "as it is",
     "examples in the prompt",
     "the right passage in the prompt",
     "the right passage and examples",
-    "only the known answers allowed",
+    "held to the form of the answers",
 )
-# of a setup, with passages by the number of a case, with a grammar of the answers
-Ask = Callable[[Setup, Passages, str, Sequence[Case]], list[Reply]]
+# in a setup, with passages by the number of a case
+Ask = Callable[[Setup, Passages, Sequence[Case]], list[Reply]]
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,16 @@ def triage(
     rows = [train[i] for i in order if train[i].number not in taken][:ROWS]
     examples = Setup(shots=tuple((case.question, case.reference) for case in shots))
     gold = {case.number: _with_gold(found[case.number]) for case in rows if case.number in found}
-    tried: dict[str, tuple[Setup, Passages, str]] = {
-        AS_IT_IS: (Setup(), NO_PASSAGES, ""),
-        EXAMPLES: (examples, NO_PASSAGES, ""),
+    tried: dict[str, tuple[Setup, Passages]] = {
+        AS_IT_IS: (Setup(), NO_PASSAGES),
+        EXAMPLES: (examples, NO_PASSAGES),
     }
     in_documents = sum(bool(found[c.number].gold) for c in rows if c.number in found) / max(1, len(rows))
     if in_documents >= IN_DOCUMENTS:
-        tried |= {GOLD: (Setup(), gold, ""), GOLD_EXAMPLES: (examples, gold, "")}
-    if labels:
-        tried[CLOSED] = (Setup(), NO_PASSAGES, only(labels))
+        tried |= {GOLD: (Setup(), gold), GOLD_EXAMPLES: (examples, gold)}
+    form = form_of([case.reference for case in train], labels)
+    if form:
+        tried[FORM] = (Setup(grammar=form.grammar), NO_PASSAGES)
     replies = {name: ask(*what, rows) for name, what in tried.items()}
     scores = {
         name: [score_of(task, reply, case) for reply, case in zip(of_name, rows, strict=True)]
@@ -82,19 +84,13 @@ def triage(
         if name != AS_IT_IS
     }
     prediction, why = predict(means, bool(labels))
-    out = _ruled_out(means, in_documents, bool(found))
+    out = _ruled_out(means, in_documents, bool(found), bool(labels))
     return Triage(len(rows), means, seconds, gains, in_documents, prediction, why, out)
-
-
-def only(labels: Sequence[str]) -> str:
-    """The grammar of an answer that is one of the labels, in GBNF."""
-    quoted = (label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for label in labels)
-    return "root ::= " + " | ".join(f'"{label}"' for label in quoted)
 
 
 def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
     """The way that is expected to win, and why."""
-    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(CLOSED, 0.0))
+    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(FORM, 0.0))
     read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
     if asked >= SOLVED:
         return ZERO_SHOT, f"the model as it is gets {asked:.0%} already"
@@ -109,10 +105,10 @@ def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
     return TUNE, "neither passages nor a few examples repair the answers: what is missing is a skill"
 
 
-def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: bool) -> dict[str, str]:
+def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: bool, is_closed: bool) -> dict[str, str]:
     """The ways that cannot win any more, with the reason."""
     out: dict[str, str] = {}
-    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(CLOSED, 0.0))
+    asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(FORM, 0.0))
     read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
     if has_documents and in_documents < IN_DOCUMENTS:
         reason = f"the documents hold {in_documents:.0%} of the answers"
@@ -124,7 +120,7 @@ def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: b
     if best >= SOLVED:
         reason = f"{best:.0%} are right without changing weights"
         out |= {TUNE: reason, TUNE_DOCUMENTS: out.get(TUNE_DOCUMENTS, reason)}
-        out |= {DECIDE: reason} if CLOSED in means else {}
+        out |= {DECIDE: reason} if is_closed else {}
     elif DOCUMENTS not in out and has_documents and prompted - asked < REPAIRS:
         out[TUNE] = "the answers are in the documents, and examples of other answers do not teach them"
     return out

@@ -5,7 +5,7 @@ import json
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.setup import Setup, answers
-from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, _ruled_out
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, _ruled_out
 from settle.jobs.choose.ways import DECIDE, possible_ways
 from settle.jobs.choose.ways.decide_way import NAME, DecisionModel, question, write_decisions
 from settle.library.resolve import resolve_gguf
@@ -39,5 +39,5 @@ def test_rows_of_decisions_have_all_labels_as_options(tmp_path):
 def test_decisions_are_a_way_for_closed_sets_only():
     assert DECIDE in possible_ways(has_documents=False, is_closed=True)
     assert DECIDE not in possible_ways(has_documents=True, is_closed=False)
-    assert DECIDE in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0, CLOSED: 1.0}, 0.0, False)
-    assert DECIDE not in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0}, 0.0, False)
+    assert DECIDE in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0, FORM: 1.0}, 0.0, False, True)
+    assert DECIDE not in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0}, 0.0, False, False)

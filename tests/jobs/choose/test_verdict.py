@@ -6,7 +6,7 @@ from settle.evaluate.compare.cases import asking
 from settle.evaluate.compare.race import Race
 from settle.jobs.choose import report
 from settle.jobs.choose.setup import Setup
-from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, GOLD, GOLD_EXAMPLES, Triage, only, predict
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict
 from settle.jobs.choose.verdict import ERROR, decide
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
 from settle.jobs.trials.arm import Reply
@@ -84,9 +84,5 @@ def test_what_the_first_look_predicts():
     assert predict({AS_IT_IS: 0.95, EXAMPLES: 1.0}, False)[0] == ZERO_SHOT
     assert predict({AS_IT_IS: 0.1, EXAMPLES: 0.2, GOLD: 0.7, GOLD_EXAMPLES: 0.9}, False)[0] == DOCUMENTS
     assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.95}, False)[0] == PROMPT
-    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.3, CLOSED: 0.3}, True)[0] == DECIDE
+    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.3, FORM: 0.3}, True)[0] == DECIDE
     assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.2}, False)[0] == TUNE
-
-
-def test_a_grammar_allows_the_known_answers_only():
-    assert only(['say "no"', "a\\b"]) == 'root ::= "say \\"no\\"" | "a\\\\b"'

@@ -112,7 +112,8 @@ def best_prompt(work: Work) -> tuple[Setup, float, str]:
     best, seconds = tried[0], time.monotonic() - began
     parts = [f"{len(best.setup.shots)} examples"] if best.setup.shots else []
     parts += [f"the instruction “{best.setup.system}”"] if best.setup.system else []
-    about = f"{' and '.join(parts) or 'nothing'} before every question, the best of {len(tried)} prompts"
+    held = ", answers held to their form," if best.setup.grammar else ""
+    about = f"{' and '.join(parts) or 'nothing'}{held} before every question, the best of {len(tried)} prompts"
     choice_folder.note(work.folder, prompt={**best.setup.to_json(), "seconds": seconds, "about": about})
     return best.setup, seconds, about
 
@@ -128,7 +129,14 @@ def reading_prompt(work: Work) -> tuple[Setup, float, str]:
     began, shots = time.monotonic(), {question for question, _ in prompt.shots}
     cases = [c for c in work.examples.train_cases if c.question not in shots][:READING_ROWS]
     passages = PassagesFound(work.found_train)
-    setups = list(dict.fromkeys((Setup(system=READING), replace(prompt, system=f"{READING} {prompt.system}".strip()))))
+    setups = list(
+        dict.fromkeys(
+            (
+                Setup(system=READING, grammar=prompt.grammar),
+                replace(prompt, system=f"{READING} {prompt.system}".strip()),
+            )
+        )
+    )
     scores = {}
     for setup in setups:
         replies = work.ask("documents", work.arm(setup, passages), cases)

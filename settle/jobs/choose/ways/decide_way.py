@@ -31,6 +31,10 @@ class DecisionModel(AnsweringModel):
         self.key = digest([str(ref.weights.resolve()), stamp_of(ref.weights), version("xllamacpp"), list(labels)])
         self.num_bytes = ref.weights.stat().st_size
 
+    def held_to(self, grammar: str) -> "DecisionModel":
+        """Itself: it answers with one of the labels, whatever the grammar."""
+        return self
+
     def load(self) -> None:
         if self._decider is None:
             decider = Decider(self.ref.weights, threads=self._threads)

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
+from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.setup import Setup
 from settle.jobs.trials.arm import Reply
 
@@ -38,7 +39,8 @@ def search_prompt(train: Sequence[Case], labels: Sequence[str], task: Task, ask:
     shots = choose_shots([train[i] for i in order], labels, max(SHOTS))
     taken = {case.number for case in shots}
     rows = [train[i] for i in order if train[i].number not in taken] or list(train)
-    setups = list(dict.fromkeys(_candidates(shots, labels)))
+    form = form_of([case.reference for case in train], labels)
+    setups = list(dict.fromkeys(_candidates(shots, labels, form.grammar if form else "")))
     scores: dict[Setup, list[float]] = {setup: [] for setup in setups}
     left, calls = setups, 0
     while len(left) > 1 or not calls:
@@ -84,7 +86,7 @@ def length(setup: Setup) -> int:
     return len(setup.system) + sum(len(q) + len(a) for q, a in setup.shots)
 
 
-def _candidates(shots: Sequence[Case], labels: Sequence[str]) -> list[Setup]:
+def _candidates(shots: Sequence[Case], labels: Sequence[str], grammar: str) -> list[Setup]:
     short, like_examples = INSTRUCTIONS
     instructions = ["", short]
     if labels:
@@ -95,4 +97,4 @@ def _candidates(shots: Sequence[Case], labels: Sequence[str]) -> list[Setup]:
         if len(pairs) >= min(SHOTS):
             setups += [Setup(shots=pairs[:number])]
             setups += [Setup(system=i, shots=pairs[:number]) for i in (instructions[1], like_examples)]
-    return setups
+    return [replace(setup, grammar=grammar) for setup in setups]

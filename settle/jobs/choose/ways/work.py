@@ -64,7 +64,7 @@ class Work:
         """Answers to some cases, with their progress."""
         return answers(arm, cases, _Progress(self.events, what, len(cases)))
 
-    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: Arm | None = None) -> Arm:
+    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: AnsweringModel | None = None) -> Arm:
         """The model in some setup; the one that was asked for unless another is given."""
         return setup.over(model or self.model, "", passages)
 
