@@ -39,7 +39,7 @@ from settle.jobs.trials.arm import Reply
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
-RATE, OTHERS = 3e-3, 0.2  # learning rate of the base; weight of what is no answer in its loss
+RATE = 3e-3  # learning rate of the base
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
 NAMES = [SYLLABLES[i] + SYLLABLES[(i * 31 + 7) % len(SYLLABLES)] + SYLLABLES[i * 13 % 70][0] for i in range(70)]
 ATTRIBUTES = ("colour", "weight", "maker", "shape")
@@ -78,17 +78,18 @@ def world() -> Facts:
     return {(a, t): rng.choice(VALUES) for t in NAMES[:14] for a in ATTRIBUTES}
 
 
-def conversation(rng: random.Random, facts: Facts) -> list[Turn]:
-    """A conversation of the base's training: known facts, passages, or a form that earlier turns show."""
-    turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 else []
+def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[Turn]:
+    """A conversation of the base's training: known facts, passages, or a form that earlier turns show. share: how much
+    of its full length it may have: to copy is learned from short ones ten times sooner."""
+    turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 * share else []
     kind = rng.random()
     if kind < 0.2:
-        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, 12)):
+        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, math.ceil(8 * share))):
             turns += _pair(rng.choice(FORMS).format(a=attribute, t=thing), value)
     elif kind < 0.7:
-        turns += _with_passages(rng)
+        turns += _with_passages(rng, share)
     elif kind < 0.98:
-        number = rng.choice((0, 4, 8))
+        number = rng.choice((0, round(4 * share), round(8 * share)))
         style = rng.choice(list(STYLES.values())) if number else STYLES["plain"]
         for _ in range(number + 1):
             a, b = rng.sample(VALUES, 2)
@@ -98,16 +99,16 @@ def conversation(rng: random.Random, facts: Facts) -> list[Turn]:
     return turns
 
 
-def _with_passages(rng: random.Random) -> list[Turn]:
-    things = rng.sample(NAMES[14:], rng.randint(1, 3))
+def _with_passages(rng: random.Random, share: float) -> list[Turn]:
+    things = rng.sample(NAMES[14:], rng.randint(1, math.ceil(3 * share)))
     facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
     turns: list[Turn] = []
-    if rng.random() < 0.2:  # examples of other things before it
+    if rng.random() < 0.2 * share:  # examples of other things before it
         for _ in range(4):
             asked = rng.choice(FORMS).format(a=rng.choice(ATTRIBUTES), t=rng.choice(NAMES))
             turns += _pair(asked, rng.choice(VALUES))
     read = "\n\n".join(f"[{i}] {thing}\n{_document(thing, facts)}" for i, thing in enumerate(things, 1))
-    for number, ((attribute, thing), value) in enumerate(rng.choices(list(facts.items()), k=12)):
+    for number, ((attribute, thing), value) in enumerate(rng.sample(list(facts.items()), math.ceil(4 * share))):
         question = rng.choice(FORMS).format(a=attribute, t=thing)
         turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", value)
     return turns
@@ -151,22 +152,23 @@ def make(folder: Path, steps: int) -> None:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
-        batch = [_encoded(conversation(rng, facts), tokenizer) for _ in range(12)]
+        share = min(1.0, max(0.1, 1.5 * step / steps))
+        batch = [_encoded(conversation(rng, facts, share), tokenizer) for _ in range(12)]
         ids = [i for own, _ in batch for i in own[:-1]]
         bounds = [0, *itertools.accumulate(len(own) - 1 for own, _ in batch)]
         targets = torch.tensor([i for own, _ in batch for i in own[1:]])
         of_answers = torch.tensor([is_answer for _, mask in batch for is_answer in mask[1:]])
         hidden = model(torch.tensor(ids), torch.tensor(bounds, dtype=torch.int32))
-        losses = torch.nn.functional.cross_entropy(hidden @ model.head.T, targets, reduction="none")
-        # what is asked and read is learned a little too: a document and its questions repeat each other
-        loss = losses[of_answers].mean() + OTHERS * losses[~of_answers].mean()
+        logits = hidden[of_answers] @ model.head.T
+        loss = torch.nn.functional.cross_entropy(logits, targets[of_answers])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            answers = losses[of_answers].mean().item()
-            print(f"step {step}: loss of answers {answers:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step}: loss {loss.item():.3f}, {len(ids)} tokens, {time.monotonic() - began:.0f} s", flush=True
+            )
         if (step and step % 200 == 0) or step == steps - 1:
             weights = {key: value.detach() for key, value in model.named_parameters()}
             export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")

@@ -14,6 +14,7 @@ from settle.evaluate.compare.race import Outcome
 from settle.jobs.choose.ways import Measured
 
 ERROR = 0.05  # chance of any false "better" among all pairs of ways
+LITTLE = 0.5  # score of the best way, below which the question is another one: whether any way is good enough
 ALONE = 0.05  # one-sided error of a pair by itself, from which on a lead is no chance as likely as not
 
 
@@ -47,6 +48,9 @@ def decide(
         and paired_test(measured[chosen].scores, measured[k].scores, families).p_value <= 2 * ALONE
     ]
     name, value = measured[chosen].name, _value(outcome.means[chosen], is_share)
+    most = max(outcome.means)
+    little = [f"no way is good: the best scores {_value(most, True)}; a larger model may do better, see `settle pick`"]
+    weak = little if is_share and most < LITTLE else []
     if leads:
         best = max(leads, key=lambda k: outcome.means[k])
         pair = outcome.pair(best, chosen)
@@ -56,7 +60,7 @@ def decide(
             f"{_range(pair.difference, is_share)}; {rest}"
         )
         notes = [_note(measured, outcome, chosen, k, is_share) for k in dearer if k != best]
-        return Verdict(chosen, False, sentence, notes, pair.more)
+        return Verdict(chosen, False, sentence, weak + notes, pair.more)
     if chosen == 0:
         sentence = f"take {name}: it scores {value}, and nothing dearer is shown to be better"
     else:
@@ -64,7 +68,7 @@ def decide(
         ahead = _range(outcome.pair(chosen, nearest).difference, is_share)
         sentence = f"take {name}: it scores {value}, ahead of {measured[nearest].name} by {ahead}"
         sentence += ", and nothing dearer is shown to be better" if chosen < len(measured) - 1 else ""
-    return Verdict(chosen, True, sentence, [_note(measured, outcome, chosen, k, is_share) for k in dearer])
+    return Verdict(chosen, True, sentence, weak + [_note(measured, outcome, chosen, k, is_share) for k in dearer])
 
 
 def _note(measured: Sequence[Measured], outcome: Outcome, chosen: int, other: int, is_share: bool) -> str:

@@ -86,3 +86,9 @@ def test_what_the_first_look_predicts():
     assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.95}, False)[0] == PROMPT
     assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.3, FORM: 0.3}, True)[0] == DECIDE
     assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.2}, False)[0] == TUNE
+
+
+def test_it_says_that_no_way_is_good():
+    poor, fair = [1] * 3 + [0] * 27, [1] * 20 + [0] * 10
+    assert any("no way is good: the best scores 10 %" in note for note in decided(poor, poor)[2].notes)
+    assert not any("no way is good" in note for note in decided(poor, fair)[2].notes)
