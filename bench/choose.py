@@ -4,6 +4,8 @@
     python bench/choose.py tasks FOLDER --split dev    seeds 0 to 4 of each task; --split judge: seeds 5 to 14
     python bench/choose.py show FOLDER --split dev     the table of what was chosen
     python bench/choose.py simulate --split dev        the verdict alone, on scores whose truth is known
+    python bench/judge_documents.py FOLDER panoramas household-money curve-fitting braille
+    python bench/choose.py pages FOLDER                30 real pages and 120 questions, for a whole choice that is timed
 
 A task is a made firm. What is known of each, fixed before any score was seen:
 - facts: the answers are in the documents and nowhere else, so documents are the cheapest way that can be right;
@@ -18,12 +20,14 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from judge_documents import read as read_questions
 
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
@@ -40,16 +44,19 @@ RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": 
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
 RATE = 3e-3  # learning rate of the base
+PAGES = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
 NAMES = [SYLLABLES[i] + SYLLABLES[(i * 31 + 7) % len(SYLLABLES)] + SYLLABLES[i * 13 % 70][0] for i in range(70)]
 ATTRIBUTES = ("colour", "weight", "maker", "shape")
 # fmt: off
-VALUES = (
+WORDS = (
     "red", "blue", "green", "white", "black", "grey", "brown", "pink", "gold", "silver", "iron", "steel", "wood",
     "glass", "stone", "paper", "wool", "silk", "clay", "sand", "north", "south", "east", "west", "round", "flat",
     "long", "short", "heavy", "light", "soft", "hard",
 )
 # fmt: on
+# the sign makes a word the same token after a space and at the beginning of an answer, so that copying is one step
+VALUES = tuple(f"#{word}" for word in WORDS)
 LABELS = ("alpha", "beta", "gamma", "delta")
 STYLES = {
     "plain": "{a} {b}",
@@ -272,6 +279,26 @@ def _saved(result: dict[str, dict[str, float]]) -> float:
     return sum(expected.get(way, 0.0) for way in out) / sum(expected.values())  # type: ignore[attr-defined]
 
 
+# --- real pages ---
+
+
+def pages(folder: Path) -> None:
+    """FOLDER/pages: 30 documents that answer written questions, and 120 of these with the words that answer them."""
+    docs = folder / "pages" / "docs"
+    docs.mkdir(parents=True)
+    rows: list[dict[str, str]] = []
+    for name in PAGES:
+        for asked in read_questions(name):
+            copy = docs / asked.document
+            is_left_out = asked.document == "manual.txt" or (not copy.exists() and len(list(docs.iterdir())) == 30)
+            if asked.phrases and not is_left_out:
+                shutil.copy(folder / name / "documents" / asked.document, copy)
+                rows.append({"prompt": asked.question, "completion": asked.phrases[0]})
+    random.Random(0).shuffle(rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows[:120])
+    (folder / "pages" / "examples.jsonl").write_text(text, encoding="utf-8")
+
+
 # --- the verdict alone ---
 
 # Chance of a right answer by way, the cheapest first, and the place of the cheapest that is good enough. The verdict's
@@ -331,7 +358,7 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "tasks", "show", "simulate"))
+    parser.add_argument("what", choices=("make", "tasks", "show", "pages", "simulate"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("choose"))
     parser.add_argument("--split", choices=tuple(SEEDS), default="dev")
     parser.add_argument("--tasks", nargs="*", default=list(RIGHT))
@@ -347,6 +374,8 @@ def main() -> None:
         run_tasks(given.folder, given.split, given.tasks, given.seeds, given.every)
     elif given.what == "show":
         show(given.folder, given.split)
+    elif given.what == "pages":
+        pages(given.folder)
     else:
         simulate(given.races, given.sizes, given.split)
 
