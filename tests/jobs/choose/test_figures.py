@@ -18,11 +18,12 @@ from settle.evaluate.tasks.exact import Exact
 from settle.jobs.choose import choice_folder, ready, report
 from settle.jobs.choose import choose as choose_module
 from settle.jobs.choose import forecast as forecast_module
+from settle.jobs.choose.answer_form import only
 from settle.jobs.choose.documents import Findings, Found
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import Setup, answers, with_passages
-from settle.jobs.choose.triage import AS_IT_IS, CLOSED, EXAMPLES, GOLD, GOLD_EXAMPLES, only, predict, triage
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, predict, triage
 from settle.jobs.choose.verdict import decide
 from settle.jobs.choose.ways import (
     DECIDE,
@@ -49,9 +50,9 @@ def wanting(number, answer):
     return Case(number, answer, case.messages, prompt=case.prompt)
 
 
-def tried_as(setup, passages, grammar):
-    if grammar:
-        return CLOSED
+def tried_as(setup, passages):
+    if setup.grammar:
+        return FORM
     if passages:
         return GOLD_EXAMPLES if setup.shots else GOLD
     return EXAMPLES if setup.shots else AS_IT_IS
@@ -63,15 +64,15 @@ def first_look(right, labels=(), gold=None):
     train = [wanting(n, labels[n % len(labels)] if labels else f"answer {n}") for n in range(1, 19)]
     asked = []
 
-    def ask(setup, passages, grammar, cases):
-        asked.append((setup, passages, grammar, [case.number for case in cases]))
-        number = right.get(tried_as(setup, passages, grammar), 0)
+    def ask(setup, passages, cases):
+        asked.append((setup, passages, [case.number for case in cases]))
+        number = right.get(tried_as(setup, passages), 0)
         return [Reply(case.reference if i < number else "?") for i, case in enumerate(cases)]
 
     found = {}
     if gold is not None:
         triage(train, labels, {}, Exact(), ask, 3)
-        numbers = asked[0][3]
+        numbers = asked[0][2]
         found = {n: Found(("one", "two", "three"), "gold" if n in numbers[:gold] else "", 0.0) for n in range(1, 19)}
         asked.clear()
     return triage(train, labels, found, Exact(), ask, 3), asked
@@ -81,7 +82,7 @@ def test_the_first_look_asks_rows_that_are_no_examples():
     first, asked = first_look({AS_IT_IS: 2, EXAMPLES: 7})
     assert first.rows == 10 and first.scores == {AS_IT_IS: 0.2, EXAMPLES: 0.7} and first.in_documents == 0
     assert set(first.gains) == {EXAMPLES} and first.gains[EXAMPLES].value == pytest.approx(0.5)
-    (plain, _, _, numbers), (shown, _, _, again) = asked
+    (plain, _, numbers), (shown, _, again) = asked
     assert not plain.shots and len(shown.shots) == 8 and numbers == again and len(set(numbers)) == 10
     assert not {question for question, _ in shown.shots} & {f"question {n}" for n in numbers}
     assert first.prediction == PROMPT and first.to_json()["gains"][EXAMPLES]["value"] == pytest.approx(0.5)
@@ -90,7 +91,7 @@ def test_the_first_look_asks_rows_that_are_no_examples():
 def test_the_right_passage_is_among_those_that_are_read():
     first, asked = first_look({GOLD: 6}, gold=4)
     assert first.in_documents == 0.4 and set(first.scores) == {AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES}
-    (passages,) = (p for setup, p, _, _ in asked if p and not setup.shots)
+    (passages,) = (p for setup, p, _ in asked if p and not setup.shots)
     assert sorted(passages.values()) == [("gold", "one", "two")] * 4 + [("one", "two", "three")] * 6
     assert first.prediction == DOCUMENTS and DOCUMENTS not in first.ruled_out
     # examples of other answers do not teach what only the documents hold
@@ -104,10 +105,10 @@ def test_the_right_passage_is_among_those_that_are_read():
 
 def test_a_closed_set_is_tried_with_its_answers_alone():
     labels = ("ham", "spam")
-    first, asked = first_look({AS_IT_IS: 5, CLOSED: 8}, labels)
-    assert first.scores[CLOSED] == 0.8 and [grammar for *_, grammar, _ in asked][-1] == only(labels)
+    first, asked = first_look({AS_IT_IS: 5, FORM: 8}, labels)
+    assert first.scores[FORM] == 0.8 and asked[-1][0].grammar == only(labels)
     assert first.prediction == DECIDE and not first.ruled_out
-    solved, _ = first_look({CLOSED: 9}, labels)
+    solved, _ = first_look({FORM: 9}, labels)
     assert solved.prediction == PROMPT and set(solved.ruled_out) == {TUNE, TUNE_DOCUMENTS, DECIDE}
     assert "90%" in solved.ruled_out[TUNE]
     free, _ = first_look({EXAMPLES: 9})
@@ -177,15 +178,15 @@ class Told(Arm):
 
     def __init__(self, say, path=None, key="told"):
         self.say, self.asked_for, self.closed, self.key, self.name = say, [], 0, key, "told"
-        self.process_peak, self.max_tokens, self.limits = 10**8, 5, []
+        self.process_peak, self.max_tokens, self.forms = 10**8, 5, []
         self.ref = ModelRef("told", "model", Source(path, "gguf", "told")) if path else None
 
     def make(self, cases):
         self.asked_for += cases
         return [Reply(self.say(case), read=len(case.messages), seconds=1.0) for case in cases]
 
-    def limited(self, max_tokens, grammar=""):
-        self.limits.append((max_tokens, grammar))
+    def held_to(self, grammar):
+        self.forms.append(grammar)
         return self
 
     def close(self):
@@ -228,8 +229,13 @@ def test_the_best_prompt_is_kept_and_beside_passages_it_has_to_help(home, tmp_pa
     assert work.search_seconds == pytest.approx(0.5)
     setup, seconds, about = best_prompt(work)
     assert len(setup.shots) == 4 and not setup.system and about.startswith("4 examples before every question")
+    assert about.endswith("held to their form") and set(work.model.forms) == {setup.grammar} != {""}
     read, longer, beside = reading_prompt(work)
-    assert read == Setup(system=READING) and beside == "passages before every question" and longer >= seconds
+    assert (
+        read == Setup(system=READING, grammar=setup.grammar)
+        and beside == "passages before every question"
+        and longer >= seconds
+    )
     number = len(work.model.asked_for)
     assert best_prompt(work) == (setup, seconds, about) and reading_prompt(work) == (read, longer, beside)
     assert len(work.model.asked_for) == number, "both are kept"

@@ -20,8 +20,8 @@ def test_each_way_takes_its_building_and_its_answers():
 
 
 def test_the_first_look_is_forecast_and_replaces_what_was_known_of_answers():
-    assert forecast_triage(PACE, 72, reads=True, is_closed=False) == 30 * (1 + 2 + 0.5 + 4 + 5)
-    assert forecast_triage(PACE, 20, reads=False, is_closed=True) == 20 * (1 + 2 + 1)
+    assert forecast_triage(PACE, 72, reads=True, has_form=False) == 30 * (1 + 2 + 0.5 + 4 + 5)
+    assert forecast_triage(PACE, 20, reads=False, has_form=True) == 20 * (1 + 2 + 1)
     seen = PACE.after({AS_IT_IS: 0.5, EXAMPLES: 1.0}, search=0.2)
     assert forecast(seen, 72, 48, WAYS)[PROMPT] == 108 and (seen.with_passages, seen.search) == (4.0, 0.2)
     assert seen.after({AS_IT_IS: 0.5, EXAMPLES: 1.0, GOLD: 3.0}, 0.2).with_passages == 3.0

@@ -112,8 +112,8 @@ def best_prompt(work: Work) -> tuple[Setup, float, str]:
     best, seconds = tried[0], time.monotonic() - began
     parts = [f"{len(best.setup.shots)} examples"] if best.setup.shots else []
     parts += [f"the instruction “{best.setup.system}”"] if best.setup.system else []
-    held = ", answers held to their form," if best.setup.grammar else ""
-    about = f"{' and '.join(parts) or 'nothing'}{held} before every question, the best of {len(tried)} prompts"
+    about = f"{' and '.join(parts) or 'nothing'} before every question, the best of {len(tried)} prompts"
+    about += "; answers are held to their form" if best.setup.grammar else ""
     choice_folder.note(work.folder, prompt={**best.setup.to_json(), "seconds": seconds, "about": about})
     return best.setup, seconds, about
 
