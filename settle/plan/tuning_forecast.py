@@ -41,6 +41,7 @@ TIME_SPREAD, MEMORY_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15
 MEMORY_GROWTH, HALF_MEMORY_GROWTH = 1.05, 1.25  # peak memory of the run ÷ that of the probe; float32, half types
 STOP_SPREAD = 0.4  # relative spread of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
+LABELS_AFTER = 6.0  # epochs after which few labelled rows are learned
 Comparing = Callable[[float], float]
 LABELS_LEFT = (0.12, 0.45, 1.0)  # share of a decision's loss before training that is left: ends and value
 FALL = 0.35  # share of the loss's fall in the probe that is repeated with every further factor e of tokens
@@ -157,7 +158,9 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
     loop, spent = job.plan.loop, phases.before
     assert isinstance(job.corpus, RowCorpus)
     per_token = measured.step_seconds / loop.tokens_per_step
-    tokens = _expected_tokens(job.plan, job.corpus.train.num_inputs, per_token, spent + phases.proof)
+    passes = LABELS_AFTER if job.objective.rows == "decision" else SETTLES_AFTER
+    around = settling(job.plan, passes * job.corpus.train.num_inputs, STOP_SPREAD)
+    tokens = within_budget(job.plan, around, per_token, spent + phases.proof)
     evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds
     if loop.seconds:  # the evaluations are part of the loop's time
         evaluations = min(evaluations, tokens.value * per_token * loop.evaluation_cost)
@@ -205,11 +208,6 @@ def _widened_head(job: LiveRun) -> int:
     """Bytes of the output table in fp32, which the proof multiplies by and the probe does not."""
     numbers = job.model.options.vocab_size * job.model.options.layers[-1].width
     return 0 if job.whole or job.plan.dtype == "float32" else 4 * numbers
-
-
-def _expected_tokens(plan: TrainingPlan, epoch: int, seconds_per_token: float, spent: float = 0.0) -> Interval:
-    around = settling(plan, SETTLES_AFTER * epoch, STOP_SPREAD)
-    return within_budget(plan, around, seconds_per_token, spent)
 
 
 def _evaluations(plan: TrainingPlan, tokens: float) -> int:
