@@ -32,7 +32,7 @@ from settle.plan.tuning_forecast import (
     measure,
 )
 from settle.train.evaluation import Evaluation
-from settle.train.settled import next_evaluation
+from settle.train.settled import decay_tokens, next_evaluation
 from tests.plan.test_look_ahead import SAMPLE, STEP_TOKENS, plan
 
 Z = 1.2815515655446004  # of an 80 % interval
@@ -286,3 +286,13 @@ def test_a_large_sample_is_thinned_to_what_a_short_probe_can_read(monkeypatch: p
     run.samples.clear()
     measure(run)  # type: ignore[arg-type]
     assert run.samples == [30, 30]  # all of them, where there are fewer
+
+
+def test_labelled_rows_take_more_passes_than_others() -> None:
+    phases, settings = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0), TuningSettings()
+    labels = job()
+    labels.objective = SimpleNamespace(rows="decision")
+    said = forecast(labels, SEEN, settings, phases)
+    assert said.tokens.value == 6 * 30_000 + decay_tokens(6 * 30_000)
+    assert said.loss.value == pytest.approx(0.45 * SEEN.before)
+    assert said.tokens.value > forecast(job(), SEEN, settings, phases).tokens.value
