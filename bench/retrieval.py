@@ -137,12 +137,13 @@ def main() -> None:
         judge = Judge(folder, args.pages)
         questions = [row for row in read(folder / "questions.jsonl") if args.split in (row["split"], "all")]
         documents = folder / "documents"
-        found = {"settle": list(settle(documents, questions))} if "settle" in args.systems else {}
-        if others := [system for system in args.systems if system != "settle"]:
-            found |= peers(others, documents, questions, args)
-        for system, given in found.items():
-            ranks[name][system] = [judge.rank(q, one) for q, one in zip(questions, given, strict=True)]
-            print(f"| {name}, {len(questions)} | {system} | {row_of(ranks[name][system])} |", flush=True)
+        asked = [("settle",)] * ("settle" in args.systems) + [[s for s in args.systems if s != "settle"]]
+        for systems in filter(None, asked):
+            own = systems == ("settle",)
+            found = {"settle": settle(documents, questions)} if own else peers(systems, documents, questions, args)
+            for system, given in found.items():
+                ranks[name][system] = [judge.rank(q, one) for q, one in zip(questions, given, strict=True)]
+                print(f"| {name}, {len(questions)} | {system} | {row_of(ranks[name][system])} |", flush=True)
     compare(ranks)
     if args.out:
         args.out.write_text(json.dumps(ranks) + "\n")

@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def _chroma(embed: Embedder, texts: list[str], paths: list[str]) -> Search:
             return list(embed(list(input)))
 
     client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
-    collection = client.create_collection("gold", embedding_function=Function())
+    collection = client.create_collection(f"gold-{uuid4()}", embedding_function=Function())
     for first in range(0, len(texts), 1000):
         ids = [str(i) for i in range(first, min(first + 1000, len(texts)))]
         metadatas = [{"path": path} for path in paths[first : first + 1000]]
