@@ -66,14 +66,19 @@ class Tuned:
 def by_settle(work: Work, trial: Trial) -> Tuned:
     """`settle tune` to its verdict."""
     (rate, seed), asked = trial, work.asked
-    rows = {"held_out_from": str(work.held_out), "template": asked.template}
-    given = {"model": str(work.model), "inputs": [str(work.rows)], "name": "quality", "compare": False, "seed": seed}
-    given |= {"steps": asked.steps, "dtype": asked.dtype, "threads": asked.threads, "rows": rows}
+    name = f"quality-{asked.rates.index(rate)}-{seed}"
+    given = {"model": str(work.model), "inputs": [str(work.rows)], "name": name, "compare": False, "seed": seed}
+    given |= {"steps": asked.steps, "dtype": asked.dtype, "threads": asked.threads, "rows": row_settings(asked)}
     heard: dict[str, Any] = {}
     settings = resolve(Tune, [("asked", given | {"optimizer": {"name": "adamw", "lr": rate}})]).value
     settings.run(Events(listeners=[lambda e: heard.update({e.kind: to_record(e)})]))
     result = heard["result"]["result"]
     return Tuned(Path(result["files"]["adapter"]), result["actual"]["tokens"] / work.corpus.train.num_inputs)
+
+
+def row_settings(asked: argparse.Namespace) -> dict[str, object]:
+    """Of RowSettings: half of `held_out` selects the weights where the judgement has a file of its own."""
+    return {"held_out_from": str(asked.held_out), "template": asked.template, "held_out": 2 * asked.selection}
 
 
 def by_trl(work: Work, trials: list[Trial], epochs: float) -> list[Tuned]:
@@ -143,6 +148,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--selection", type=float, default=0.2, help="share of TRAIN that chooses, at most 0.25")
     parser.add_argument("--steps", type=int, help="of settle, where it shall not stop by its verdict")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of both sides")
     parser.add_argument("--threads", type=int, default=2)
@@ -151,8 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = str(Path(folder, "home"))
         base = Pretrained.open(asked.model)
-        given = {"held_out_from": str(asked.held_out), "template": asked.template}
-        rows = resolve(RowSettings, [("asked", given)]).value
+        rows = resolve(RowSettings, [("asked", row_settings(asked))]).value
         longest = {"max_tokens": base.part.max_position_embeddings}  # type: ignore[attr-defined]
         corpus = prepare_rows([str(asked.train)], base.tokenizer, rows.model_copy(update=longest), Events())
         work = Work(asked.model, asked.train, asked.held_out, Path(folder), corpus, asked)
