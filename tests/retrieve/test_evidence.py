@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
 from settle.retrieve.answer.answer_judge import Reading
 from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, features_of, judge, weights_for
-from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cross_validate, run_trials, threshold
+from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cross_validate, fit, run_trials, threshold
 from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
@@ -155,9 +155,9 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
 
 
 def test_where_they_are_told_apart_the_unlikely_is_refused():
-    weights = cross_validate(_trials(3000, 0.9)).weights
+    weights = cross_validate(_trials(3000, 2.5)).weights
     assert weights.threshold == UNLIKELY
-    fresh = _trials(4000, 0.9, seed=1)
+    fresh = _trials(4000, 2.5, seed=1)
     gone, there = ([weights.score(row) for row in rows] for rows in ([t.gone for t in fresh], [t.there for t in fresh]))
     assert np.mean(np.array(there) < UNLIKELY) < 0.06
     assert np.mean(np.array(gone) < UNLIKELY) > 0.7
@@ -168,9 +168,27 @@ def test_where_they_are_told_apart_the_unlikely_is_refused():
 
 def test_no_evidence_speaks_against_an_answer():
     against = np.array([-1.0] + [1.0] * (len(FEATURES) - 1))
-    turned = [replace(t, there=t.there * against, gone=t.gone * against) for t in _trials(400, 2.0)]
-    weights = cross_validate(turned).weights.weights
+    turned = [(trial.there * against, trial.gone * against) for trial in _trials(400, 2.0)]
+    weights = fit(*(np.array(kind) for kind in zip(*turned, strict=True)), [0.1] * len(FEATURES), 1.0).weights
     assert weights[0] == 0 and min(weights[1:]) > 0
+
+
+def test_generated_questions_give_weight_only_to_what_the_shipped_weights_use():
+    """They repeat the documents' words, so words tell them apart better than they tell people's questions."""
+    fitted = cross_validate(_trials(400, 2.0)).weights
+    assert np.flatnonzero(fitted.weights).tolist() == np.flatnonzero(SHIPPED.weights).tolist()
+    without = cross_validate([replace(trial, is_judged=False) for trial in _trials(400, 2.0)]).weights
+    assert np.flatnonzero(without.weights).tolist() == np.flatnonzero(evidence.SHIPPED_UNREAD.weights).tolist()
+
+
+def test_lines_are_read_only_where_their_features_count(collection, monkeypatch):
+    calls = []
+    monkeypatch.setattr(evidence, "lines", lambda *given: calls.append(given) or [])
+    hits = search(collection, "heron machine")
+    judge(collection, "heron machine", hits, {0: Reading(1.0, 0)})
+    assert not calls
+    judge(collection, "heron machine", hits)
+    assert len(calls) == 1
 
 
 def test_what_something_else_speaks_of_counts_for_nothing():

@@ -46,6 +46,7 @@ FEATURES = (
     "same",  # of these two and the share of the line's own words that the question has
     "judged",  # the trained judge's logit that one passage answers, times the similarity; 0 without a judge
 )
+LINE_FEATURES = ("line", "like", "said", "same")  # those that take reading
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def judge(
     """The evidence for an answer in the hits of a question, the best first. readings: what the trained judge read in
     some of them, by the passage's id; none where there is no judge."""
     weights = weights_for(collection.catalogue, bool(readings))
-    features = features_of(collection, question, hits, readings=readings)
+    reads_lines = any(weights.weights[FEATURES.index(name)] for name in LINE_FEATURES)
+    features = features_of(collection, question, hits, readings=readings, reads_lines=reads_lines)
     there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
     missing = (word.strip(".,;:?!\"'()") for word in question.split() if not there.issuperset(words(word)))
     covered = float(features[FEATURES.index("covered")])
@@ -136,9 +138,10 @@ def features_of(
     hits: Sequence[Hit],
     without: Sequence[Passage] = (),
     readings: Mapping[int, Reading] = UNREAD,
+    reads_lines: bool = True,
 ) -> np.ndarray:
     """The features (F,) of a question and its hits. without: passages that were left out of the search, and of the
-    words' frequencies. readings: as of `judge`."""
+    words' frequencies. readings: as of `judge`. reads_lines: whether lines are compared; else those features are 0."""
     hits, catalogue = hits[:DEPTH], collection.catalogue
     total = max(2, catalogue.counts()["passages"] - len(without))
     subject = topic(question)
@@ -153,8 +156,11 @@ def features_of(
 
     covered = [share(_stems(hit.passage.embedded)) for hit in hits] or [0.0]
     near = [hit.similarity for hit in hits] or [0.0]
-    meaning, passages = collection.vectors.embed_query(subject), [hit.passage for hit in hits]
-    read = lines(collection.vectors.vectorizer, meaning, own, weight_of, passages) or [Line("", 0.0, 0.0)]
+    read: list[Line] = []
+    if reads_lines:
+        meaning, passages = collection.vectors.embed_query(subject), [hit.passage for hit in hits]
+        read = lines(collection.vectors.vectorizer, meaning, own, weight_of, passages)
+    read = read or [Line("", 0.0, 0.0)]
     return np.array(
         [
             max(near),

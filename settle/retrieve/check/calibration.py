@@ -84,12 +84,14 @@ def _run_trial(collection: Collection, question: Question) -> Trial:
 
 
 def cross_validate(trials: Sequence[Trial]) -> Calibration:
-    """Weights by logistic regression with the shipped ones as prior; a threshold of `UNLIKELY`, or one that refuses at
-    most `FALSE_REFUSALS` of the answerable questions that were left out of the fit."""
+    """Weights of the features that the shipped ones use, by logistic regression with those as prior; a threshold of
+    `UNLIKELY`, or one that refuses at most `FALSE_REFUSALS` of the answerable questions left out of the fit."""
     there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
     gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
     is_gone = np.array([trial.is_gone for trial in trials], bool)
     usual = shipped(any(trial.is_judged for trial in trials))
+    is_used = np.array(usual.weights) > 0  # words and lines tell generated questions apart, not people's
+    there, gone = there * is_used, gone * is_used
     if min(len(trials), 2 * is_gone.sum()) < LEAST:
         few = [np.array([usual.score(row) for row in features]) for features in (there, gone)]
         few[1][~is_gone] = np.nan
