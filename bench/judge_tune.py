@@ -7,11 +7,12 @@ question's passages and "none of them", the likelier is the one that answers, as
 the logarithm of the sum of their exponentials is the logit of an answer among them. Beside it (weight 0.3) is that of
 the answer's words among the passage's. Passages are read through the window that `settle ask` has.
 
-An answerable question is drawn in four ways: with the passage that answers and another (`beside`); with that passage
-and the same one less the sentence or row that answers (`contrast`); with that lesser one, and none is right
-(`gutted`); without it (`absent`). From passages that answer another sentence is taken away as often, so that a
-passage with a gap is no sign. Questions are worded again each time that they are drawn. --share NAME=1 gives a source's
-questions another weight than 1.
+Of an answerable question one time in three the passages that answer are left out, and none is right. Questions are
+worded again each time that they are drawn. --share NAME=1 gives a source's questions another weight than 1.
+
+--gutted 0.5 shows in half of an answerable question's draws the passage that answers less the sentence or row that
+does, beside the whole one or alone, and as often takes another sentence away from passages that answer, so that a gap
+is no sign. The weights that ship learned without.
 """
 
 import argparse
@@ -43,8 +44,7 @@ from settle.retrieve.answer.answer_judge import SCALE, AnswerJudge
 from settle.retrieve.index.catalogue.records import Passage
 
 QUESTIONS, PASSAGES, AT_ONCE = 8, 2, 8  # of a step, of a question, pairs that are computed together
-WAYS = {"beside": 0.35, "contrast": 0.25, "gutted": 0.25, "absent": 0.15}  # shares of the answerable questions' draws
-GAPS = 0.5  # of the passages that answer, less another sentence
+LEFT_OUT = 0.35  # of the answerable questions' answers
 AGAIN, STRENGTH = 0.6, 0.5  # of the questions are worded again, with that share of the changes
 RATE, DECAY, WARMUP, CONSTANT, HEAD_SHARE = 1e-4, 0.01, 20, 0.35, 0.3
 PLACE_WEIGHT = 0.3
@@ -65,9 +65,9 @@ class Lists:
     """Draws questions, each source's as often as its share says."""
 
     def __init__(
-        self, rows: Sequence[dict[str, Any]], reader: AnswerJudge, shares: Mapping[str, float], seed: int
+        self, rows: Sequence[dict[str, Any]], reader: AnswerJudge, shares: Mapping[str, float], seed: int, gutted: float
     ) -> None:
-        self._random, self._reader = Random(seed), reader
+        self._random, self._reader, self._gutted = Random(seed), reader, gutted
         self._synonyms = read_synonyms(Path(__file__).with_name("synonyms.txt"))
         self._by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
@@ -92,13 +92,13 @@ class Lists:
     def _hits(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         right = [hit for hit in row["hits"] if hit["right"]][:1]
         others = [hit for hit in row["hits"] if not hit["right"]]
-        way = self._random.choices(list(WAYS), list(WAYS.values()))[0] if right else "absent"
-        lesser = gutted(right[0]) if way in ("contrast", "gutted") else None
-        if way == "absent" and others or way == "gutted" and lesser:
+        lesser = gutted(right[0]) if right and self._random.random() < self._gutted else None
+        if right and (lesser or others) and self._random.random() < (0.5 if lesser else LEFT_OUT):
             right = []
-        elif self._random.random() < GAPS:
+        elif right and self._random.random() < self._gutted:
             right = [with_gap(right[0], self._random)]
-        near = [lesser] * (lesser is not None) + self._random.sample(others[:4], min(len(others), 4))
+        near = others[: 4 if not right else 3]
+        near = [lesser] * (lesser is not None) + self._random.sample(near, min(len(near), PASSAGES))
         return [*right, *near[: PASSAGES - len(right)]]
 
     def _pair(self, number: int, asked: list[int], hit: dict[str, Any]) -> Pair:
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="of processor time")
     parser.add_argument("--save-every", type=float, default=0, help="minutes")
     parser.add_argument("--share", nargs="*", default=[], metavar="NAME=SHARE")
+    parser.add_argument("--gutted", type=float, default=0, help="share of the draws, from 0 to 1")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     file = read_gguf(resolve_whole("minilm").source.path)
@@ -236,7 +237,7 @@ def main() -> None:
     model.segments.requires_grad_(False)
     rows = [json.loads(line) for path in arguments.lists for line in path.read_text(encoding="utf-8").splitlines()]
     shares = {name: float(share) for name, _, share in (pair.partition("=") for pair in arguments.share)}
-    lists = Lists(rows, AnswerJudge(file, arguments.start), shares, arguments.seed)
+    lists = Lists(rows, AnswerJudge(file, arguments.start), shares, arguments.seed, arguments.gutted)
     train(model, lists, arguments.minutes, arguments.out, arguments.save_every)
     save_file(stored(model), arguments.out)
 
