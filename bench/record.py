@@ -53,8 +53,6 @@ RUNS = [
     ("git_doc", "300k", "700k"), ("finnish", "60k", None), ("german", "300k", "700k"), ("codes", "300k", "500k"),
     ("french", "60k", None), ("lintian", "500k", "600k"), ("arabic", "300k", "700k"), ("handbook_ar", "60k", None),
     ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
-    ("devil", "20k", None), ("german", "60k", None), ("tool_calls", "20k", None), ("shakespeare", "60k", None),
-    ("chinese", "20k", None), ("handbook", "20k", None),
 ]  # fmt: skip
 
 
