@@ -12,7 +12,7 @@ from settle.jobs.choose.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of
 
-VERSION = 1  # of how a choice is made: another one begins anew
+VERSION = 2  # of how a choice is made: another one begins anew
 PLAN, RESULT = "plan.json", "result.json"
 
 
