@@ -28,8 +28,8 @@ LABEL_LETTERS = 80  # of the longest label
 @dataclass(frozen=True)
 class ExampleSet:
     """train: examples to build from; test: questions that only judge; families: of the test questions, the same number
-    for those that belong together. removed: how many rows were left out, by the reason. labels: the answers that come
-    again and again, most frequent first; empty where answers are free text."""
+    for those that belong together. removed: how many rows were left out, by the reason. labels: the answers of
+    the training examples where they come again and again, most frequent first; empty where answers are free text."""
 
     train: Sequence[Example]
     test: Sequence[Case]
@@ -82,7 +82,7 @@ def read_examples(path: Path, docs: Path | None, test_share: float, events: Even
         test=[case for i, case in enumerate(cases(kept)) if sides[i]],
         families=[int(families[i]) for i in test],
         removed=removed,
-        labels=closed_set([case.reference for case in cases(kept)]),
+        labels=closed_set([case.reference for case in cases(train)]),
     )
 
 

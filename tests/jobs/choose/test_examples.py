@@ -79,3 +79,16 @@ def test_a_closed_set_is_a_few_answers_that_come_again():
     assert closed_set([f"{n} euros" for n in range(12)]) == []
     assert closed_set([str(n % 60) for n in range(300)]) == []  # 60 different ones are none
     assert closed_set(["x" * 200, "y"] * 6) == []
+
+
+def test_a_closed_set_is_of_the_training_examples(tmp_path, home):
+    """An answer that only the test wants is not given away by the list of those that are allowed."""
+    given_away = 0
+    for n in range(8):
+        rows = [(f"What is the colour of thing number {i}?", ("red", "blue")[i % 2]) for i in range(40)]
+        made = read_examples(
+            written(tmp_path / "rows.jsonl", [*rows, (f"Sort {n * 17} apples", "odd")]), None, 0.4, Events()
+        )
+        assert set(made.labels) == {case.reference for case in made.train_cases}
+        given_away += "odd" not in made.labels
+    assert 0 < given_away < 8
