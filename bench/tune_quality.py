@@ -38,7 +38,7 @@ from settle.model.pretrained import Pretrained
 from settle.train.objectives.next_token import NextToken
 
 TRAINER = Path(__file__).parent / "tuners" / "train_trl.py"
-METHOD = {"r": 16, "lora_alpha": 32, "targets": "all-linear", "warmup_ratio": 0.04, "lr_scheduler_type": "linear"}
+METHOD = {"r": 16, "lora_alpha": 32, "targets": "all-linear", "warmup": 0.04, "lr_scheduler_type": "linear"}
 EVALUATIONS = 25  # of a trial of TRL's, from which its checkpoint is chosen
 Trial = tuple[float, int]  # rate and seed
 

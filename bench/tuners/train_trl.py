@@ -32,12 +32,14 @@ for trial in asked["trials"]:
     name, epochs = own.pop("name"), own.pop("epochs")
     lora = {"r": own.pop("r"), "lora_alpha": own.pop("lora_alpha"), "target_modules": own.pop("targets")}
     steps = max(1, round(epochs * len(train) / BATCH))
+    warmup = round(own.pop("warmup") * steps)
     every = math.ceil(steps / asked["evaluations"])
     config = SFTConfig(
         output_dir=str(folder / name / "work"),
         max_steps=every * math.ceil(steps / every),  # so that the last step is evaluated too
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=BATCH,
+        warmup_steps=warmup,
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
