@@ -367,3 +367,20 @@ def test_an_interval_holds_its_ends():
 def test_importing_it_loads_no_numpy():
     script = "import sys, settle.base.statistics; print(sorted({'numpy', 'torch', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "verdict"),
+    [
+        (0.01, 0.2, 0.001, "better"),
+        (-0.2, -0.01, 0.001, "worse"),
+        (-0.01, 0.2, 0.001, "no different"),
+        (-0.2, 0.01, 0.001, "no different"),
+        (0.01, 0.2, 0.1, "no different"),
+        (0.01, 0.2, VERDICT_P, "better"),
+        (0.01, 0.2, 1.01 * VERDICT_P, "no different"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_corrected_p_value(low, high, p, verdict):
+    found = PairedTest(0.5, 0.6, Interval((low + high) / 2, low, high), 1e-9, 40, 9, 3, 40, p)
+    assert found.verdict == verdict

@@ -8,6 +8,7 @@ from settle.formats.lora_gguf import export_lora
 from settle.formats.peft import export_peft
 from settle.model import adapters
 from settle.model.adapters import Adapter
+from settle.model.adapters.lora import LoRA
 from settle.model.architectures import Architecture
 from settle.model.layers.frozen_weights import FrozenDense
 from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
@@ -113,3 +114,7 @@ def test_ia3_equals_peft(installed_ia3: None, tmp_path) -> None:
     with torch.no_grad():
         ours: Tensor = model.logits(model(inputs, bounds))
         torch.testing.assert_close(ours, loaded(inputs[None]).logits[0], atol=1e-3, rtol=1e-3)
+
+
+def test_the_scale_is_alpha_over_the_rank_or_its_root() -> None:
+    assert LoRA(rank=16, alpha=8.0).scale == 0.5 and LoRA(rank=16, alpha=8.0, rslora=True).scale == 2.0
