@@ -98,6 +98,8 @@ def in_a_copy(arguments: list[str], options: argparse.Namespace) -> int:
             if (ROOT / room).exists():
                 shutil.copytree(ROOT / room, copy / room)
         shutil.copy(ROOT / "pyproject.toml", copy)
+        if any((copy / f.path).read_bytes()[f.start : f.end] != f.old.encode() for f in drawn):
+            sys.exit("the tree changed while it was copied: run it again")
         (copy / "faults.json").write_text(json.dumps([fault.__dict__ for fault in drawn]))
         command = [sys.executable, str(copy / "bench/mutants.py"), *arguments, "--calls", str(options.calls.resolve())]
         paths = os.pathsep.join([str(copy), str(copy / "bench")])
