@@ -18,6 +18,7 @@ from settle.base.statistics import (
     holm,
     paired_test,
     share_interval,
+    sign_tail,
     student_cdf,
     student_quantile,
     wilson,
@@ -384,3 +385,11 @@ def test_importing_it_loads_no_numpy():
 def test_a_verdict_needs_the_interval_and_the_corrected_p_value(low, high, p, verdict):
     found = PairedTest(0.5, 0.6, Interval((low + high) / 2, low, high), 1e-9, 40, 9, 3, 40, p)
     assert found.verdict == verdict
+
+
+def test_no_p_value_is_zero_and_all_tosses_are_counted():
+    """The data as it is is one assignment of signs: of thirty rows that agree at least that one is as extreme."""
+    after = [0.5 + 0.01 * n for n in range(30)]
+    found = paired_test([0.0] * 30, after, resamples=200)
+    assert found.p_value == pytest.approx(2 / 201)
+    assert sign_tail(5, 0) == 1 == sign_tail(5, -2) and sign_tail(5, 5) == 1 / 32 and sign_tail(5, 6) == 0

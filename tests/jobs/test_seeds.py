@@ -141,3 +141,10 @@ def test_two_recipes_are_compared_only_on_the_same_data(job, capsys):
 def test_standard_input_cannot_be_read_twice(job):
     with pytest.raises(UsageError, match="once for every seed"):
         start_or_repeat("train", TrainSettings(inputs=["-"], seeds=2), Events())
+
+
+@pytest.mark.parametrize(("apart", "says"), [(0.5, "higher"), (-0.5, "lower")])
+def test_a_difference_says_which_way_it_goes(apart, says):
+    difference = compare(Spread.of([1.0, 1.001, 0.999]), Spread.of([1.0 + apart, 1.001 + apart, 0.999 + apart]))
+    said = seeds_module._sentence("loss", "a", "b", difference)
+    assert said.startswith(f"loss: that of b is {says} than that of a by 0.5")

@@ -181,3 +181,12 @@ def test_a_line_that_a_crash_tore_is_asked_again(home):
     file.write_text(file.read_text()[:-40] + "\n[]\n")
     log = []
     assert run([Counting("a", log)]).made == 1
+
+
+def test_answers_faster_than_a_second_count():
+    pace = Pace()
+    pace.record(0, 5.0)
+    pace.record(4, 0.0)
+    assert pace.estimate is None
+    pace.record(4, 0.5)
+    assert seconds_left([pace], [8]).value == pytest.approx(1.0)

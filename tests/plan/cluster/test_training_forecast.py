@@ -75,6 +75,12 @@ def test_states_are_split_as_the_shards_say():
     assert eight_bit.optimizer == pytest.approx(2 * held)
 
 
+def test_only_devices_that_talk_have_buffers():
+    shape = Shape(8, 1024, 4096, 8, 8, 32000)
+    one, two = (device_memory(shape, layout) for layout in (Layout(), Layout(data=2)))
+    assert two.overhead > one.overhead > 0
+
+
 def test_experts_have_states_of_their_own_replicas():
     shape = shape_with_experts(8e9, 2e9)
     experts = Layout(data=4, expert=2)

@@ -68,3 +68,10 @@ def test_whether_a_feed_forward_is_gated_follows_from_the_weights():
     assert training_shape(LLAMA_3B).parameters == pytest.approx(LLAMA_3B.parameters, rel=0.01)
     hidden = LLAMA_3B.model_copy(update={"inner": 0})
     assert training_shape(hidden).ffn == pytest.approx(8192, rel=0.01)
+
+
+def test_recomputing_keeps_what_enters_each_layer_and_works_on_one():
+    kept = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=False))
+    again = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=True))
+    assert kept.working == 0 and again.working == pytest.approx(kept.activations / LLAMA_3B.layers)
+    assert again.activations == LLAMA_3B.layers * HALF * LLAMA_3B.width * 2048

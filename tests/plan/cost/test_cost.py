@@ -134,3 +134,14 @@ def test_a_wider_speed_makes_a_wider_answer():
         return plan.here.high / plan.here.low
 
     assert width(Interval(100, 60, 160, 0.8)) > width(exact(100.0)) > 1
+
+
+def test_the_cheapest_life_has_the_same_loss_for_less():
+    """A model that is served much is smaller and sees more text than the one that trains cheapest."""
+    whole = life(8e9, 1e12, 1e14)
+    assert whole.parameters < 8e9 and whole.tokens > 1e12
+    assert left_over(whole.parameters, whole.tokens) == pytest.approx(left_over(8e9, 1e12), rel=1e-6)
+    cost_of = [p * (6 * t + 3 * 2 * 1e14) for p, t in ((8e9, 1e12), (whole.parameters, whole.tokens))]
+    assert whole.saving == pytest.approx(1 - cost_of[1] / cost_of[0]) and 0 < whole.saving < 1
+    low, high, expected = whole.serving
+    assert 0 < low < expected < high < 1

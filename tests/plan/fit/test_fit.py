@@ -15,6 +15,7 @@ from settle.plan.fit.speed import (
     decode_rate,
     decode_terms,
     drafted,
+    first_token_seconds,
     further_seconds,
     laws,
     offloaded,
@@ -175,3 +176,16 @@ def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypa
 def test_a_name_that_is_a_missing_file_is_said():
     with pytest.raises(UsageError):
         named_shape("./nowhere.gguf")
+
+
+def test_a_first_token_waits_for_its_prompt_and_for_one_of_its_own():
+    machine = described("rtx 4090")
+    decode, prefill = decode_rate(LLAMA, "q4_k_m", machine), prefill_rate(LLAMA, "q4_k_m", machine)
+    first = first_token_seconds(prefill, decode, 700)
+    assert first == pytest.approx(700 / prefill.value + 1 / decode.value)
+
+
+def test_every_further_text_at_once_costs_the_same_again():
+    machine = described("rtx 4090")
+    one, two, four = (1 / decode_rate(LLAMA, "q4_k_m", machine, batch=n).value for n in (1, 2, 4))
+    assert two > one and four - two == pytest.approx(2 * (two - one), rel=0.02)
