@@ -131,18 +131,18 @@ def test_an_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was() -> Non
     assert evaluate(model, NextToken(), held_out, 0, 0) == plain and model.training
 
 
-def watched_run(**plan: object) -> tuple[Watch, LoopState]:
+def watched_run(stderr: float = 0.1, **plan: object) -> tuple[Watch, LoopState]:
     """A watch over a run of 40 steps, four passes, at a constant rate."""
     chosen = PLAN.model_copy(update=plan)
     trainer = Trainer(chosen, Llama.TINY.build(seed=1), NextToken(), Still(), OneBatch())  # type: ignore[arg-type]
     state = LoopState(step=40, position=40, schedule=Schedule(3), train_losses=[2.0] * 30 + [0.05] * 10)
-    state.history = [Evaluation(0, 0, 4.0, 0.1, None, (4.0,))]
+    state.history = [Evaluation(0, 0, 4.0, stderr, None, (4.0,)) for _ in range(4)]
     return Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events()), state
 
 
 @pytest.mark.parametrize(("stderr", "ends"), [(0.06, "learned"), (0.04, "")])
 def test_a_run_ends_when_its_rows_are_learned(monkeypatch: pytest.MonkeyPatch, stderr: float, ends: str) -> None:
-    watched, state = watched_run()
+    watched, state = watched_run(stderr)
     monkeypatch.setattr(watch, "evaluate", lambda *args: Evaluation(40, 72 * 40, 0.5, stderr, None, (0.5,)))
     watched.evaluate(state)
     assert state.stop == ends and (state.schedule.end == 50) == bool(ends)

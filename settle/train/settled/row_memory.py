@@ -5,12 +5,13 @@ one evaluation to the next while the rows are learned by heart. The loss on the 
 pass costs less than the standard error of the held-out loss, what is left in them is less than that sample can show.
 """
 
-import math
+import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
 from settle.train.settled import Evaluation
 
+EVALUATIONS = 5  # whose standard errors' median counts
 FEWEST_PASSES = 2.0  # over the rows, of which the last is averaged
 
 
@@ -29,10 +30,10 @@ def learned(history: Sequence[JudgedEvaluation], train_losses: Sequence[float], 
         return ""
     last = train_losses[-max(1, round(steps / passes)) :]
     left = sum(last) / len(last)
-    best = min(history, key=lambda e: e.loss)
-    if not (math.isfinite(best.stderr) and left < best.stderr):
+    stderr = statistics.median(e.stderr for e in history[-EVALUATIONS:])  # that of the lowest loss is low by luck
+    if len(history) < EVALUATIONS or not left < stderr:
         return ""
     return (
         f"the training rows are learned: over the last pass their loss was {left:.4f}, less than the held-out rows can "
-        f"tell apart ({best.loss:.4f} ± {best.stderr:.4f}); more rows would help, more passes hardly"
+        f"tell apart ({history[-1].loss:.4f} ± {stderr:.4f}); more rows would help, more passes hardly"
     )
