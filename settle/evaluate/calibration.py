@@ -150,12 +150,14 @@ class CalibrationReport:
 
     @classmethod
     def of(cls, shares: np.ndarray, targets: np.ndarray, families: Sequence[int] | None = None) -> "CalibrationReport":
-        """shares, targets (n, K): an answer is right when its likeliest option is the target's."""
-        right, confidence = shares.argmax(-1) == targets.argmax(-1), shares.max(-1)
+        """shares, targets (n, K): an answer is right when its likeliest option is the target's. Where targets are
+        shares of people, a probability is held against the share that gave the same answer."""
+        best, confidence = shares.argmax(-1), shares.max(-1)
+        right, agreed = best == targets.argmax(-1), targets[np.arange(len(targets)), best]
         return cls(
             len(shares),
             wilson(right.tolist(), families),
-            measure_calibration(confidence, right, families),
+            measure_calibration(confidence, agreed, families),
             brier(shares, targets),
             tuple(risk_coverage(confidence, right, families)),
         )

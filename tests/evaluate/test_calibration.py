@@ -92,3 +92,11 @@ def test_the_report_says_what_was_measured():
     text = "\n".join(report.lines())
     assert f"{report.accuracy.value:.1%} of 400 rows" in text
     assert "refusing above a risk of 5%" in text
+
+
+def test_shares_of_people_are_held_against_the_share_that_agrees() -> None:
+    """Of ten people six say the first: 0.6 is the right probability, though the first is always the likeliest."""
+    shares = np.tile([0.6, 0.3, 0.1], (200, 1))
+    report = CalibrationReport.of(shares, shares)
+    assert report.accuracy.value == 1.0 and report.error.error.value == pytest.approx(0.0, abs=1e-12)
+    assert CalibrationReport.of(shares, np.tile([1.0, 0.0, 0.0], (200, 1))).error.error.value == pytest.approx(0.4)
