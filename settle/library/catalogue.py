@@ -6,12 +6,12 @@ import functools
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from settle.base.errors import UsageError
-from settle.base.files.dated_file import dated_file
+from settle.base.files.dated_file import OLD_DAYS, dated_file, today
 from settle.base.run import NAME
 from settle.library.model_shape import ModelShape
 from settle.model.source import Source
@@ -35,15 +35,20 @@ class CatalogueEntry(BaseModel):
 
 
 class Quality(BaseModel):
-    """One published number of a model. kind: who measured it."""
+    """One published number of a model. task: the benchmark and its setting. kind: who measured it, its maker, settle or
+    anyone else. source: what it stands in, with its address. date: of the source."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: str
-    value: float
+    task: str = Field(min_length=1)
+    value: float = Field(allow_inf_nan=False)
     kind: Literal["independent", "self-reported", "ours"]
     source: str = Field(min_length=1)
     date: datetime.date
+
+    @property
+    def is_old(self) -> bool:
+        return (today() - self.date).days > OLD_DAYS
 
 
 class KnownModel(BaseModel):
@@ -75,6 +80,14 @@ class CatalogueFile(BaseModel):
     known_date: datetime.date
     known: tuple[KnownModel, ...]
     models: dict[str, CatalogueEntry]
+
+    @model_validator(mode="after")
+    def _read_before(self) -> Self:
+        """No number is younger than the file, whose own date an update compares with today's."""
+        for model in self.known:
+            if late := next((q for q in model.quality if q.date > self.date), None):
+                raise ValueError(f"{late.task} of {model.name} is dated {late.date}, after the file ({self.date})")
+        return self
 
     @property
     def days_old(self) -> int:

@@ -39,8 +39,9 @@ def update_data(file: str, sha256: str | None, events: Events) -> None:
         model.model_validate(tables)
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path.name}, {where}: {first['msg']}", "get it again; nothing was changed") from None
+        where = ", ".join((path.name, *_named(tables, first["loc"])))
+        message = first["msg"].removeprefix("Value error, ")
+        raise DataError(f"{where}: {message}", "get it again; nothing was changed") from None
     place = install(name, text)
     catalogue_file.cache_clear()
     hardware.cache_clear()
@@ -48,3 +49,15 @@ def update_data(file: str, sha256: str | None, events: Events) -> None:
     date = tables.get("known_date") or tables["date"]
     events.emit(Say(text=f"{name} of {date}, {age(date)}: {place}"))
     events.emit(ResultReady(result={"updated": name, "date": str(date), "path": str(place)}))
+
+
+def _named(tables: object, place: tuple[str | int, ...]) -> list[str]:
+    """Where in a file, as one word with dots or none: a row by its name where it has one, not by its number."""
+    words = []
+    for key in place:
+        if isinstance(tables, dict):
+            tables = tables.get(key)
+        elif isinstance(tables, list) and isinstance(key, int):
+            tables = tables[key]
+        words.append(str(tables["name"] if isinstance(tables, dict) and "name" in tables else key))
+    return [".".join(words)] if words else []

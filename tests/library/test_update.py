@@ -80,6 +80,29 @@ def test_what_is_wrong_changes_nothing(home, newer, spoil, capsys):
     assert names() == before and not (home / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "spoiled", "said"),
+    [
+        (r'source = "its model card[^"]*", ', "", "smollm2-135m.quality.0.source: Field required"),
+        (r'kind = "self-reported"', 'kind = "hearsay"', "quality.0.kind: Input should be 'independent'"),
+        (r"value = 29\.9", "value = nan", "smollm2-135m.quality.0.value"),
+        (r"date = 2024-10-31 }", "date = 2999-01-01 }", "of smollm2-135m is dated 2999-01-01, after the file"),
+    ],
+)
+def test_a_broken_quality_number_is_refused_by_the_name_of_its_model(home, newer, old, spoiled, said, capsys):
+    head, row, tail = re.split(r'(?m)^(.*name = "smollm2-135m",.*)$', newer.read_text())
+    head, tail = head[: head.index("known = [\n") + 10], tail[tail.index("\n]\n") :]  # the other rows take long to read
+    newer.write_text(head + re.sub(old, spoiled, row, count=1) + tail)
+    assert main(["models", "update", str(newer), "--sha256", digest(newer)]) == 1
+    assert said in " ".join(capsys.readouterr().err.split()) and not (home / "data").exists()
+
+
+def test_every_published_number_has_an_address_and_the_file_stays_small(home):
+    numbers = [number for model in catalogue_file().known for number in model.quality]
+    assert len(numbers) > 100 and all("https://" in number.source for number in numbers)
+    assert all(len(model.quality) <= 4 for model in catalogue_file().known) and len(SHIPPED.encode()) <= 300_000
+
+
 def test_an_update_that_was_changed_afterwards_is_refused(home, newer):
     assert main(["models", "update", str(newer), "--sha256", digest(newer)]) == 0
     place = home / "data" / "catalogue.toml"

@@ -8,7 +8,7 @@ from settle.base.errors import FormatError, UsageError
 from settle.base.files import read_json
 from settle.formats.gguf import read_gguf
 from settle.formats.safetensors import read_safetensors
-from settle.library.catalogue import catalogue_file, find_known, known_model
+from settle.library.catalogue import Quality, catalogue_file, find_known, known_model
 from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape, shape_from_config, shape_from_gguf
 from settle.library.resolve import is_path, resolve
@@ -18,7 +18,7 @@ from settle.plan.fit.processor_costs import Matrices, matrices_of
 @dataclass(frozen=True)
 class NamedShape:
     """type: of a file that is here, None where it may be chosen. bytes: of that file; matrices: as it stores them.
-    source: of the numbers."""
+    source: of the numbers. published: what others measured of its quality."""
 
     name: str
     shape: ModelShape
@@ -26,12 +26,14 @@ class NamedShape:
     type: str | None = None
     bytes: int | None = None
     matrices: Matrices | None = None
+    published: tuple[Quality, ...] = ()
 
 
 def named_shape(name: str) -> NamedShape:
     """Raises UsageError for an unknown name, FormatError for a file that does not describe a decoder."""
     if not is_path(name) and not Path(name).exists() and (found := find_known(name)):
-        return NamedShape(found.name, found.shape, f"catalogue of {catalogue_file().known_date}")
+        source = f"catalogue of {catalogue_file().known_date}"
+        return NamedShape(found.name, found.shape, source, published=found.quality)
     try:
         path = resolve(name).weights
     except UsageError:

@@ -15,6 +15,7 @@ from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
+from settle.plan.fit.published import published_json, published_lines
 from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
 
@@ -43,8 +44,8 @@ def fit_models(
     events.emit(Say(text=_about(machine)))
     for note in machine.notes:
         events.emit(Say(text=note))
-    if models:
-        named = [named_shape(name) for name in models]
+    named = [named_shape(name) for name in models]
+    if named:
         for one in named:
             if context > one.shape.context:
                 events.emit(
@@ -65,10 +66,13 @@ def fit_models(
     title = f"{machine.label}, {context:,} tokens of context" + (f", {texts} texts at once" if texts > 1 else "")
     title += f", {draft_name} as a draft" if draft_name else ""
     events.emit(Listing(title=title, columns=COLUMNS, rows=[cells(row) for row in shown], note=note))
+    for line in published_lines(named):
+        events.emit(Say(text=line))
     if picture:
         events.emit(Say(text=f"picture: {_picture(rows, machine, context, texts, law, title, Path(picture))}"))
     events.emit(ResultReady(result={"machine": _machine_json(machine), "context": context, "texts": texts,
-                                    "rows": [as_json(row) for row in rows]}))  # fmt: skip
+                                    "rows": [as_json(row) for row in rows],
+                                    "published": published_json(named)}))  # fmt: skip
     return 0 if any(row.is_whole for row in rows) else 3
 
 

@@ -1,5 +1,6 @@
 """What fits and how fast: the parts of the laws by hand, and the command from end to end."""
 
+import datetime
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from settle.library.catalogue import known_model
 from settle.machine import described
 from settle.plan.fit.memory import fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
+from settle.plan.fit.published import published_lines
 from settle.plan.fit.speed import (
     decode_rate,
     decode_terms,
@@ -171,6 +173,22 @@ def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypa
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     sizes = [row["parameters"] for row in rows]
     assert len(rows) > 200 and sizes == sorted(sizes, reverse=True) and all(row["fits"] for row in rows)
+
+
+def test_published_numbers_are_shown_by_source_and_marked_when_old(home, monkeypatch, capsys):
+    monkeypatch.setattr("settle.library.catalogue.today", lambda: datetime.date(2026, 12, 1))
+    assert main(["fit", "qwen3-8b", "yi-9b", "--machine", "rtx 4090", "--json"]) == 0
+    shown = capsys.readouterr()
+    said = " ".join(shown.err.split())
+    assert (
+        "qwen3-8b, published: MMLU-Redux (thinking off) 79.5; IFEval strict prompt (thinking off) 83 "
+        "(self-reported, 2025-05-15, old: Qwen3 technical report, https://arxiv.org/abs/2505.09388)"
+    ) in said
+    assert "(thinking not said) 83.4 (independent, 2026-09-24: silybench-data" in said and "do not compare" in said
+    assert "yi-9b, published" not in said and published_lines([named_shape("yi-9b")]) == []
+    rows = json.loads(shown.out.splitlines()[-1])["published"]
+    assert {row["model"] for row in rows} == {"qwen3-8b"} and rows[0]["date"] == "2025-05-15"
+    assert [(row["kind"], row["old"]) for row in rows] == [("self-reported", True)] * 2 + [("independent", False)] * 2
 
 
 def test_a_name_that_is_a_missing_file_is_said():
