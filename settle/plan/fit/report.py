@@ -15,7 +15,7 @@ from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
-from settle.plan.fit.published import published_json, published_lines
+from settle.plan.fit.published_numbers import published_json, published_lines
 from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
 

@@ -12,7 +12,7 @@ from settle.library.catalogue import known_model
 from settle.machine import described
 from settle.plan.fit.memory import fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
-from settle.plan.fit.published import published_lines
+from settle.plan.fit.published_numbers import published_lines
 from settle.plan.fit.speed import (
     decode_rate,
     decode_terms,
