@@ -87,6 +87,7 @@ def test_a_tuned_model_is_loaded_by_what_was_exported():
 def test_a_loss_says_on_how_much_text():
     best = RESULT["best"] | {"held_out_share": 0.25, "stderr": None}
     assert "2.3456 nats per token, on 25% of the held-out text" in card("x", PLAN, {"best": best}, {})
+    assert "2.3456 nats per decision" in card("x", {**PLAN, "objective": "decision"}, {"best": best}, {})
 
 
 def test_the_front_matter_is_yaml(tmp_path):

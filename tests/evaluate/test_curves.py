@@ -122,6 +122,7 @@ def test_the_best_weights_judged_at_the_end_undo_no_evaluation():
     assert course.evals[-1].step == 100 and course.whole == as_event(whole)
     without, result = RunCourse.of(as_events(events)), Result(verdict="settled", best={"step": 80})
     assert picture(course, result, FORECAST, "x") != picture(without, result, FORECAST, "x")
+    assert picture(course, result, FORECAST, "x") != picture(course, result, FORECAST, "x", "nats per decision")
 
 
 def test_numbers_of_the_title_fit(home):

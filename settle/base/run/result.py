@@ -10,6 +10,7 @@ from settle.base.version import refuse_newer
 
 VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
+LOSS_OF = {"decision": "decision", "dpo": "pair", "rank": "question", "contrastive": "question"}  # otherwise a token
 
 
 class Evaluated(BaseModel):
@@ -86,3 +87,8 @@ def parse_result(values: object, path: Path) -> Result:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunError(f"{path} is damaged: {where}: {first['msg'].lower()}", "restore the file") from None
+
+
+def loss_unit(objective: object) -> str:
+    """What a loss is counted in, by the name of the objective."""
+    return f"nats per {LOSS_OF.get(str(objective), 'token')}"

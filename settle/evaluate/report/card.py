@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from settle.base.files import write_atomic
-from settle.base.run.result import ESTIMATED, energy_is_counted
+from settle.base.run.result import ESTIMATED, energy_is_counted, loss_unit
 
 MOST_SOURCES = 40
 Values = Mapping[str, Any]
@@ -33,7 +33,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
         _section("Model", _table(_model(plan, ledger))),
         _section("Training data", list(_data(ledger))),
         _section("Training", _table(_training(plan, result))),
-        _section("Result", [*_table(_outcome(result)), *_forecasts(result)]),
+        _section("Result", [*_table(_outcome(plan, result)), *_forecasts(result)]),
         _section("Against its teacher" if plan.get("objective") == "distill" else "Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
         _section("Made with", _table(_made_with(plan))),
@@ -210,7 +210,7 @@ def _training(plan: Values, result: Values) -> Iterator[tuple[str, object]]:
     yield "peak memory", _amount("peak_memory", actual.get("peak_memory"))
 
 
-def _outcome(result: Values) -> Iterator[tuple[str, object]]:
+def _outcome(plan: Values, result: Values) -> Iterator[tuple[str, object]]:
     best = result.get("best") or {}
     yield "verdict", result.get("verdict")
     yield "why", result.get("why")
@@ -219,7 +219,7 @@ def _outcome(result: Values) -> Iterator[tuple[str, object]]:
         share = best.get("held_out_share")
         of_text = f", on {share:.0%} of the held-out text" if _is_number(share) else ""
         spread = f" ± {stderr:.4f}" if _is_number(stderr) else ""
-        yield "held-out loss", f"{loss:.4f}{spread} nats per token{of_text}"
+        yield "held-out loss", f"{loss:.4f}{spread} {loss_unit(plan.get('objective'))}{of_text}"
     if _is_number(best.get("bits_per_byte")):
         yield "bits per byte", f"{best['bits_per_byte']:.4f}"
 

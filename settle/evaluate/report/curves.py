@@ -15,7 +15,7 @@ from settle.base.events import Eval, SettledEvidence, Step
 from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.base.run.result import Result
+from settle.base.run.result import Result, loss_unit
 from settle.base.statistics import LEVEL
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 
@@ -42,12 +42,15 @@ def draw_curves(run: Run, result: Result | None = None) -> Path | None:
     result = result or run.result()
     forecast = (result.forecast if result else {}) or run.read("forecast.json") or {}
     path = run.out / "curves.png"
-    write_atomic(path, picture(course, result, forecast, run.name))
+    unit = loss_unit((run.read("plan.json") or {}).get("objective"))
+    write_atomic(path, picture(course, result, forecast, run.name, unit))
     return path
 
 
-def picture(course: RunCourse, result: Result | None, forecast: Mapping[str, object], name: str) -> bytes:
-    """The picture as the bytes of a PNG. What `result` and `forecast` lack is left out."""
+def picture(
+    course: RunCourse, result: Result | None, forecast: Mapping[str, object], name: str, unit: str = "nats per token"
+) -> bytes:
+    """The picture as the bytes of a PNG. What `result` and `forecast` lack is left out. unit: of the losses."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,6 +63,7 @@ def picture(course: RunCourse, result: Result | None, forecast: Mapping[str, obj
         axes = _axes(figure, has_evidence, expected is not None)
         loss, rate, evidence, beside = axes
         _draw_loss(loss, course, beside or loss, result.best.step if result and result.best else None)
+        loss.set_ylabel(f"loss, {unit}")
         _draw_rate(rate, course)
         if evidence is not None:
             _draw_evidence(evidence, course)
@@ -125,7 +129,6 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
     _draw_outlook(axes, course)
     _set_loss_limits(axes, [*y, best.loss], [e.loss for e in steps])
     _mark_rollbacks(axes, course)
-    axes.set_ylabel("loss, nats per token")
     axes.grid(axis="y", color="#E6E6E6")
     axes.legend(loc="upper right")
     if best.bits_per_byte and best.loss > 0:
