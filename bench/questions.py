@@ -1,7 +1,7 @@
 """Questions as people ask them, about documents that nothing in settle was tuned on: found, answered, refused?
 
     python bench/questions.py FOLDER                                    # makes the documents and measures the dev half
-    python bench/questions.py FOLDER --split judgement --check          # refusals calibrated as `--check` does first
+    python bench/questions.py FOLDER --split judgement --check 100      # and what `--check` says of the same collection
 
 The questions are in `asked/`, written while reading the documents and before anything was scored, in the words that
 people use, typing errors included. Half of them, by a hash of the question, are for development; the other half is
@@ -11,12 +11,13 @@ the other sets, `theatre notensatz engraving uprisings` are split likewise, sinc
 and `recipes` are for judgement as a whole (`--sets chats recipes --split both`).
 
 A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
-for each set, and for the mean of the sets:
+for each set, and for all questions together, by the weights that ship, and after `--check` by those that it stored:
 
     AUROC of the evidence; refused of the questions without an answer, and of those with one, and how many get
     "perhaps";
     right answers by quoting, of all questions with an answer, and were nothing refused; recall@1 and @5;
-    changed: of twelve wordings of one question (`wordings.txt`), how many have another outcome than most of them.
+    changed: of twelve wordings of one question (`wordings.txt`), how many have another outcome than most of them;
+    ms: processor time of a question without its quote, and of the search alone.
 """
 
 import argparse
@@ -40,12 +41,15 @@ from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import PASSAGES, Retrieval, retrieve
-from settle.retrieve.check.check import check
+from settle.retrieve.answer.evidence import EvidenceWeights, features_of, shipped, weights_for
+from settle.retrieve.answer.retrieval import JUDGED, PASSAGES, retrieve
+from settle.retrieve.check.check import CheckResult, check
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.search.hybrid_search import search
 
 ASKED = Path(__file__).with_name("asked")
 SPLITS = ("dev", "judgement")
+DEEPEST = 5  # passages among which the right one is looked for
 ARTICLES = (  # of the handbook: those on astronomy, not on the program
     "cequator horizon greatcircle meridian zenith epoch csphere hourangle equinox solarsys utime retrograde geocoords"
     " cpoles timezones precession flux luminosity ecliptic julianday parallax cosmicdist leapyear magnitude stars"
@@ -116,49 +120,69 @@ def make_documents(folder: Path) -> None:
         (target / "Guidebook.txt").write_bytes(gzip.decompress(guide))
 
 
-def measured(collection: Collection, asked: Sequence[Question], quotes: bool = True) -> list[dict[str, Any]]:
+Row = dict[str, Any]
+
+
+def measured(collection: Collection, asked: Sequence[Question], quotes: bool = True) -> list[Row]:
     """quotes: whether answers are quoted, which takes longest; only questions with an answer are."""
     rows = []
     for question in asked:
-        began = time.perf_counter()
-        found = retrieve(collection, question.text, k=5)
-        retrieval = replace(found, hits=found.hits[:PASSAGES])
-        seconds = time.perf_counter() - began
-        kind, text = outcome(retrieval), ""
+        began = time.process_time()
+        search(collection, question.text, JUDGED)
+        searched = time.process_time()
+        found = retrieve(collection, question.text, k=JUDGED)
+        seconds = time.process_time() - searched
+        retrieval, text = replace(found, hits=found.hits[:PASSAGES]), ""
         if quotes and question.is_answerable:
             sure = replace(retrieval, evidence=replace(retrieval.evidence, score=1.0))
             text = finish_answer(stream_answer(collection, None, sure)).text
-        is_right = any(phrase in plain(text) for phrase in question.phrases)
-        hits = [plain(hit.passage.embedded) for hit in found.hits]
+        hits = [plain(hit.passage.embedded) for hit in found.hits[:DEEPEST]]
         ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
+        features = features_of(collection, question.text, found.hits, readings=found.readings, reads_lines=False)
         rows.append(
             {
                 "question": question.text,
                 "answerable": question.is_answerable,
-                "score": retrieval.evidence.score,
-                "kind": kind,
-                "right": is_right and kind != "refused",
-                "would_be_right": is_right,
+                "features": features.tolist(),
+                "would_be_right": any(phrase in plain(text) for phrase in question.phrases),
                 "rank": min(ranks, default=None),
-                "logits": [reading.logit for reading in retrieval.readings.values()],
+                "logits": [reading.logit for reading in found.readings.values()],
                 "text": text,
                 "seconds": seconds,
+                "search_seconds": searched - began,
             }
         )
     return rows
 
 
-def outcome(retrieval: Retrieval) -> str:
+def judged(rows: Sequence[Row], weights: EvidenceWeights) -> list[Row]:
+    """The rows with their score, and whether they are answered, perhaps or refused, by some weights."""
+    found = []
+    for row in rows:
+        score = weights.score(np.array(row["features"]))
+        kind = outcome(score, weights)
+        right = row["would_be_right"] and kind != "refused"
+        found.append({**row, "score": score, "kind": kind, "right": right})
+    return found
+
+
+def outcome(score: float, weights: EvidenceWeights) -> str:
     """answered, perhaps or refused."""
-    evidence = retrieval.evidence
-    return "answered" if evidence.is_sure else "perhaps" if evidence.enough else "refused"
+    if score < weights.threshold:
+        return "refused"
+    return "answered" if score >= max(weights.sure, weights.threshold) else "perhaps"
 
 
-def changed(collection: Collection, groups: Sequence[list[str]]) -> list[bool]:
+def reworded(collection: Collection, groups: Sequence[list[str]]) -> list[list[Row]]:
+    """Each question of each group, measured."""
+    return [measured(collection, [Question(text, (), "") for text in group], quotes=False) for group in groups]
+
+
+def changed(groups: Sequence[list[Row]], weights: EvidenceWeights) -> list[bool]:
     """Of each wording, whether its outcome is another than that of most in its group."""
     other = []
     for group in groups:
-        kinds = [outcome(retrieve(collection, w)) for w in group]
+        kinds = [row["kind"] for row in judged(group, weights)]
         most = Counter(kinds).most_common(1)[0][0]
         other += [kind != most for kind in kinds]
     return other
@@ -182,7 +206,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "would": [r["would_be_right"] for r in there],
         "r1": [r["rank"] == 1 for r in there],
         "r5": [r["rank"] is not None for r in there],
-        "ms": 1e3 * float(np.median([r["seconds"] for r in rows])),
+        "ms": [1e3 * float(np.median([r[key] for r in rows])) for key in ("seconds", "search_seconds")],
     }
 
 
@@ -192,8 +216,22 @@ def table_row(name: str, of: dict[str, Any], other: list[bool]) -> str:
         return f"{100 * found.value:.0f} ({100 * found.low:.0f}–{100 * found.high:.0f})"
 
     shares = [share(of[key]) for key in ("refused", "perhaps_gone", "false", "perhaps", "right", "would", "r1", "r5")]
-    cells = [name, f"{of['n'][0]} + {of['n'][1]}", f"{of['auroc']:.3f}", *shares, share(other), f"{of['ms']:.0f}"]
+    ms = "{:.0f}, {:.0f}".format(*of["ms"])
+    cells = [name, f"{of['n'][0]} + {of['n'][1]}", f"{of['auroc']:.3f}", *shares, share(other) if other else "", ms]
     return f"| {' | '.join(cells)} |"
+
+
+def said(result: CheckResult) -> str:
+    """What `--check` says of its own questions."""
+    figures = {
+        "unanswerable refused": result.refused,
+        "answerable refused": result.false_refusals,
+        "recall@1": result.recall[1],
+        "recall@5": result.recall[DEEPEST],
+    }
+    shown = (f"{name} {100 * f.value:.0f} ({100 * f.low:.0f}–{100 * f.high:.0f})" for name, f in figures.items())
+    fitted = "fitted" if result.is_calibrated else "not fitted"
+    return f"--check of {result.questions} questions, {fitted}: {', '.join(shown)}"
 
 
 def main() -> None:
@@ -202,7 +240,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), metavar="SET")
     parser.add_argument("--split", default="dev", choices=(*SPLITS, "both"))
     parser.add_argument("--no-quotes", action="store_true", help="measure what is found and refused only")
-    parser.add_argument("--check", action="store_true", help="calibrate refusals first, and tell what the check told")
+    parser.add_argument("--check", type=int, metavar="N", help="run --check with N questions, and tell what it said")
     parser.add_argument("--rows", type=Path, help="a file for every question and its answer, as lines of JSON")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -211,8 +249,8 @@ def main() -> None:
     for name, split, lines in wordings():
         if args.split in (split, "both"):
             groups[name].append(lines)
-    everything: list[dict[str, Any]] = []
-    others: list[bool] = []
+    everything: dict[str, list[Row]] = defaultdict(list)
+    others: dict[str, list[bool]] = defaultdict(list)
     print(
         "| set | with + without an answer | AUROC | refused, none there | perhaps, none there | refused, there"
         " | perhaps, there | right by quoting | were nothing refused | recall@1 | recall@5 | changed | ms |\n"
@@ -220,22 +258,28 @@ def main() -> None:
     )
     for name in args.sets:
         with indexed(documents_of(name, folder)) as collection:
-            told = check(collection, Events()) if args.check else None
             asked = [question for question in questions(name) if args.split in (question.split, "both")]
-            rows = measured(collection, asked, not args.no_quotes)
-            other = changed(collection, groups[name])
-        print(table_row(name, figures(rows), other), flush=True)
+            rows, wordings_of = measured(collection, asked, not args.no_quotes), reworded(collection, groups[name])
+            by = {"as shipped": shipped(any(row["logits"] for row in rows))}
+            told = check(collection, Events(), args.check) if args.check else None
+            if told:
+                by["after --check"] = weights_for(collection.catalogue)
+        for way, weights in by.items():
+            everything[way] += (own := [{"set": name, "by": way, **row} for row in judged(rows, weights)])
+            others[way] += (other := changed(wordings_of, weights))
+            print(table_row(f"{name}, {way}", figures(own), other), flush=True)
         if told:
-            print(f"{name}, check: refused {told.refused}, falsely {told.false_refusals}, recall {told.recall[5]}")
-        everything += [{"set": name, **row} for row in rows]
-        others += other
-    print(table_row("all", figures(everything), others))
-    scores = np.array([row["score"] for row in everything])
-    there = np.array([float(row["answerable"]) for row in everything])
-    calibrated = CalibrationReport.of(np.column_stack([1 - scores, scores]), np.column_stack([1 - there, there]))
-    print("\n".join(["the evidence as a probability of an answer:", *calibrated.lines()]))
+            print(f"{name}: {said(told)}", flush=True)
+    for way, own in everything.items():
+        print(table_row(f"all, {way}", figures(own), others[way]))
+    for way, own in everything.items():
+        scores = np.array([row["score"] for row in own])
+        there = np.array([float(row["answerable"]) for row in own])
+        calibrated = CalibrationReport.of(np.column_stack([1 - scores, scores]), np.column_stack([1 - there, there]))
+        print("\n".join([f"the evidence, {way}, as a probability of an answer:", *calibrated.lines()]))
     if args.rows:
-        args.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything))
+        kept = [row for own in everything.values() for row in own]
+        args.rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 if __name__ == "__main__":
