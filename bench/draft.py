@@ -19,15 +19,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from settle.base.event_log import Events
-from settle.commands.make.distill import prompts_of
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings
 from settle.evaluate.speculative import measure_pair
 from settle.infer.draft import draft_for
 from settle.infer.engine import Engine
+from settle.jobs.distill import draft_prompts
 from settle.library.resolve import resolve_gguf
 from settle.model.pretrained import Pretrained
 
@@ -59,11 +60,17 @@ def made(given: argparse.Namespace) -> dict[str, Any]:
     return {**result["pair"], **kept, "tokens_learned": result["actual"]["tokens"], "seconds": result["actual"]["time"]}
 
 
+def prompts_of(model: Pretrained, given: argparse.Namespace) -> list[list[int]]:
+    """Those that `settle distill --draft` measures a pair on."""
+    corpus = prepare_rows(given.rows, model.tokenizer, RowSettings(), Events())
+    live = SimpleNamespace(tokenizer=model.tokenizer, architecture=model.part)
+    return draft_prompts(corpus, live, given.prompts)
+
+
 def there(given: argparse.Namespace) -> dict[str, Any]:
     """The figures of a pair of files."""
     model = Pretrained.open(given.model)
-    corpus = prepare_rows(given.rows, model.tokenizer, RowSettings(), Events())
-    prompts = prompts_of(corpus, model.tokenizer, model.part, given.prompts)
+    prompts = prompts_of(model, given)
     said = Events(listeners=[lambda event: print(getattr(event, "text", ""), file=sys.stderr)])
     return measure_pair(Path(given.model), Path(given.pair), prompts, given.answer_tokens, said).to_json()
 
@@ -83,8 +90,7 @@ def as_asked(given: argparse.Namespace) -> None:
     model = Path(given.model)
     draft = draft_for(resolve_gguf(model), given.pair, Events())
     opened = Pretrained.open(model)
-    corpus = prepare_rows(given.rows, opened.tokenizer, RowSettings(), Events())
-    prompts = prompts_of(corpus, opened.tokenizer, opened.part, given.prompts)
+    prompts = prompts_of(opened, given)
     ways: dict[str, dict[str, Any]] = {
         "greedily": {"temperature": 0.0},
         "drawn at 0.8": {"temperature": 0.8, "seed": 1},

@@ -35,8 +35,9 @@ from settle.base.statistics import Interval
 from settle.data.rows.prepare import prepare_rows
 from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
+from settle.plan.forecast import settling
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_forecast import _expected_tokens, measure
+from settle.plan.tuning_forecast import SETTLES_AFTER, STOP_SPREAD, measure
 from settle.plan.tuning_forecast import _loss as loss_forecast
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.evaluation import HeldOut
@@ -136,7 +137,7 @@ def record(base: Pretrained, lines: str, asked: dict[str, object]) -> dict[str, 
         "loop": {"tokens_per_step": plan.loop.tokens_per_step, "warmup_steps": plan.loop.warmup_steps},
         "probe": {k: v for k, v in asdict(probe).items() if k in ("steps", "before", "after", "stderr")},
         "latest": trunk.latest,
-        "expected": list(_expected_tokens(plan, corpus.train.num_inputs, 0.0).ends),
+        "expected": list(settling(plan, SETTLES_AFTER * corpus.train.num_inputs, STOP_SPREAD).ends),
         **trunk.to_json(),
         "cpu_seconds": round(time.process_time() - began),
     }

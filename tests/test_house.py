@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,38 @@ def test_the_tree_names_no_place_of_the_machine_it_was_made_on():
         for place in places | hosts:
             whole = re.compile(rf"(?<!\w){re.escape(place)}")  # settle/retrieve/check/ is a folder of ours
             assert not whole.search(text), f"{path.relative_to(ROOT)} names {place}"
+
+
+@cache
+def _names_of(module: str) -> set[str] | None:
+    """What can be imported from a module of this tree: names at its top level and its submodules. None: no such one."""
+    path = ROOT.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not source.is_file():
+        return None
+    below = {child.stem for child in path.iterdir()} if path.is_dir() else set()
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    statements = [s for top in tree.body for s in (ast.walk(top) if isinstance(top, ast.If | ast.Try) else (top,))]
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            below.add(statement.name)
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            below.update(alias.asname or alias.name for alias in statement.names)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            below.update(name.id for name in ast.walk(statement) if isinstance(name, ast.Name))
+    return below
+
+
+def test_benches_import_what_is_there():
+    """A bench runs rarely, so a name that was renamed under it is noticed months later."""
+    missing = []
+    for path in sorted((ROOT / "bench").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("settle", "tests"):
+                there = _names_of(node.module)
+                missing += [
+                    f"{path.name}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if there is None or not ({alias.name, "__getattr__"} & there)
+                ]
+    assert not missing
