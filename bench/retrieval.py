@@ -144,7 +144,8 @@ def main() -> None:
             for system, given in found.items():
                 ranks[name][system] = [judge.rank(q, one) for q, one in zip(questions, given, strict=True)]
                 print(f"| {name}, {len(questions)} | {system} | {row_of(ranks[name][system])} |", flush=True)
-    compare(ranks)
+    for k in (1, 5):
+        compare(ranks, k)
     if args.out:
         args.out.write_text(json.dumps(ranks) + "\n")
 
@@ -154,10 +155,10 @@ def row_of(ranks: list) -> str:
     return " | ".join([*(f"{(at <= k).mean():.1%}" for k in (1, 5, 10)), f"{(1 / at).mean():.3f}"])
 
 
-def compare(ranks: dict[str, dict[str, list]]) -> None:
-    """recall@5 against each of the peers, in points: the lead on every set, how many sets it is clear on, and last the
+def compare(ranks: dict[str, dict[str, list]], k: int) -> None:
+    """recall@k against each of the peers, in points: the lead on every set, how many sets it is clear on, and last the
     mean, of which one set may be the whole."""
-    hits = {name: {s: [float(bool(r) and r <= 5) for r in of] for s, of in by.items()} for name, by in ranks.items()}
+    hits = {name: {s: [float(bool(r) and r <= k) for r in of] for s, of in by.items()} for name, by in ranks.items()}
     for system in PEERS:
         tests = {
             name: paired_test(by[system], by["settle"]).difference
@@ -171,7 +172,7 @@ def compare(ranks: dict[str, dict[str, list]]) -> None:
             ahead, behind = (sum(sign(p) > 0 for p in tests.values()) for sign in (lambda p: p.low, lambda p: -p.high))
             clear = f"ahead on {ahead}, behind on {behind}"
             print(
-                f"settle − {system}: {each}; {clear} of {len(tests)} sets; median"
+                f"recall@{k}, settle − {system}: {each}; {clear} of {len(tests)} sets; median"
                 f" {100 * np.median([p.value for p in tests.values()]):+.1f}, mean"
                 f" {100 * np.mean([p.value for p in tests.values()]):+.1f}"
             )
