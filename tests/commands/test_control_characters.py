@@ -86,6 +86,7 @@ COMMANDS = {
     "decide": [["esc", f"Is it {ESCAPES}?"], [f"no{ESCAPES}", "x"], ["decider", f"{TITLE}x"]]
     + [["decider", "--rows", "rows\x1b[31m.jsonl"], ["decider", "x", "--questions", f"no{ESCAPES}"]],
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],
+    "doctor": [[], [f"no{ESCAPES}"], ["esc", "--only", "8"], ["esc", "--prove", f"no{ESCAPES}"]],
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],
     "fit": [[f"no{ESCAPES}"], ["esc", "--machine", f"rtx{ESCAPES}"], ["esc", "--machine", "rtx 4090"]],

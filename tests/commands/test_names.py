@@ -13,6 +13,7 @@ ARGUMENTS = {
     "chat": ["notes", "hi"],
     "decide": ["notes", "hi"],
     "distill": ["notes", "rows.jsonl", "--student", "notes"],
+    "doctor": ["notes"],
     "eval": ["notes", "--rows", "rows.jsonl"],
     "export": ["notes"],
     "serve": ["notes", "--port", "0"],

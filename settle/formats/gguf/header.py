@@ -136,6 +136,15 @@ def read_header(data: mmap.mmap | bytes, file: str) -> Header:
     return Header(metadata, places, _place(cursor, raw, alignment))
 
 
+def weights_begin(data: mmap.mmap | bytes, file: str, at: int, tensors: int, alignment: int) -> tuple[bytes, int]:
+    """The descriptions of so many tensors, as they lie from byte `at` on, and the byte at which the weights begin."""
+    cursor = Cursor(data, file)
+    cursor.at = at
+    for _ in range(tensors):
+        _tensor(cursor, alignment)
+    return bytes(data[at : cursor.at]), cursor.at + -cursor.at % alignment
+
+
 def _text(cursor: Cursor, what: str, longest: int) -> str:
     raw = cursor.string(what, longest)
     try:

@@ -1,0 +1,34 @@
+"""settle doctor: what is wrong, proven by a re-run with one thing changed."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from settle.base.event_log import Events
+from settle.commands import Command
+from settle.machine.threads import ThreadSettings
+
+
+class Doctor(ThreadSettings, Command):
+    """Find out what is wrong with a run, a model, an answer or this machine, prove the cause, and mend it.
+
+    Without SUBJECT: this machine, the store, the last runs and the servers that run. Every check looks for seconds and
+    changes nothing; what it finds is *likely*. `--prove` runs the same thing twice, with one setting changed, in the
+    order A B B A: only then is a cause *proven*, or *ruled out*, and its fix is tested again on other prompts. The
+    folder of a proof, given as SUBJECT, runs it again. The exit code is 3 when something is wrong.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("subject",)
+
+    subject: str | None = Field(None, description="a run, a model, a .gguf file, or the folder of a proof")
+    prove: str | None = Field(None, description="re-run one check by its number or name, or all that found something")
+    fix: bool = Field(False, description="with --prove: write the fix of what is proven, and test it again")
+    only: list[str] = Field(default_factory=list, description="look with these checks alone, by number or name")
+    context: int | None = Field(None, gt=0, description="tokens of context that you run it with")
+    cache: str = Field("f16", description="type of the KV cache that you run it with: f16, q8_0, q4_0 …")
+
+    def run(self, events: Events) -> int:
+        from settle.doctor.doctor import Asked, doctor
+
+        how = self.context, self.threads, self.cache
+        return doctor(Asked(self.subject, self.only, self.prove, self.fix, *how), events)

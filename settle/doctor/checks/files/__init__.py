@@ -1,0 +1,1 @@
+"""What is wrong in a file of weights, its header or its tokenizer."""

@@ -1,0 +1,85 @@
+"""The token that opens a text is missing, or is there where the model was trained without it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import PROSE
+from settle.doctor.likelihood import LikelihoodSide, Reader, Reading
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Item, Trial
+from settle.infer.engine import Engine
+
+KEY = "tokenizer.ggml.add_bos_token"
+LOOKED = 4  # texts that a look reads
+LEAST_NATS = 0.15  # per token
+
+
+class OpeningToken(Check):
+    """A text should begin with the token that the model saw at the beginning of its texts, once."""
+
+    number: ClassVar[int] = 8
+    symptom: ClassVar[str] = "rambling from the first word on: the opening token is missing, or there twice"
+    about: ClassVar[tuple[str, ...]] = ("model",)
+    seconds: ClassVar[float] = 3.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.model is not None
+        with Reader(subject.model) as reader:
+            metadata = reader.engine.metadata
+            opening = metadata.get("tokenizer.ggml.bos_token_id")
+            if not isinstance(opening, int):
+                return
+            is_set = bool(metadata.get(KEY))
+            gains = []
+            for text in PROSE[:LOOKED]:
+                ids = reader.engine.tokenize(text)
+                # the first id is predicted in one of the two only: neither counts it
+                with_it = reader.nats(Reading([opening, *ids], 2))
+                gains.append(with_it - reader.nats(Reading(ids, 1)))
+        gain = sum(gains) / len(gains) * (1 if is_set else -1)
+        if gain > LEAST_NATS:
+            state = "adds" if is_set else "leaves out"
+            yield Finding(
+                check=self.part_name(),
+                what=f"the file {state} the token that opens a text, and the model was trained otherwise",
+                evidence=(f"{KEY} is {str(is_set).lower()}", f"prose is {gain:.2f} nats per token likelier otherwise"),
+                strength=min(1.0, 0.5 + gain),
+                details={"is_set": is_set},
+            )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
+        assert subject.model is not None
+        wanted = not finding.details["is_set"]
+        fixed = edited_file(subject.model, folder / "fixed.gguf", {KEY: wanted})
+        return Trial(
+            knob=f"{KEY} = {str(wanted).lower()}",
+            before=_Prose("as it is", subject.model),
+            after=_Prose("changed", subject.model, fixed),
+            measure="loss",
+            unit="nats per token",
+            items=PROSE[LOOKED : LOOKED + 6],
+            others=PROSE[LOOKED + 6 :],
+            least=LEAST_NATS,
+            seconds=0.3,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        return fix_of(subject, self.number, {KEY: not finding.details["is_set"]})
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        assert healthy.model is not None
+        with Engine(healthy.model.weights, 256) as engine:
+            is_set = bool(engine.metadata.get(KEY))
+        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", {KEY: not is_set}))
+
+
+class _Prose(LikelihoodSide):
+    """Prose as llama.cpp reads it by the file's settings."""
+
+    def reading(self, engine: Engine, item: Item) -> Reading:
+        ids = engine.tokenize(str(item), opening=True)
+        return Reading(ids, 2 if ids[:1] == [engine.metadata.get("tokenizer.ggml.bos_token_id")] else 1)

@@ -1,0 +1,1 @@
+"""What a run needs and this machine has not: memory, time, room."""

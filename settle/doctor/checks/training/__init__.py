@@ -1,0 +1,1 @@
+"""What went wrong in a training run, and what a tuned model lost."""

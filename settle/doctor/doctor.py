@@ -1,0 +1,119 @@
+"""`settle doctor`: looks, proves one finding or all of them, and mends what is proven."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import ResultReady, Say, Warn
+from settle.doctor.checks import Check
+from settle.doctor.examine import Examination, check_name, examine
+from settle.doctor.find_subject import find_subject
+from settle.doctor.findings import Finding
+from settle.doctor.proof_folder import MEASUREMENTS, folder_for, is_proof_folder, opened, read_case, write_case
+from settle.doctor.prove import Proof, expected_seconds, prove
+from settle.doctor.report import findings_listing, proof_sentences
+from settle.doctor.subject import Running, Subject
+from settle.jobs.trials.pace import time_text
+
+FOUND = 3  # exit code: something is wrong
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
+    fix: mend what is proven. context, threads, cache: how the person runs the model, see `Running`."""
+
+    subject: str | None
+    only: Sequence[str] = ()
+    prove: str | None = None
+    fix: bool = False
+    context: int | None = None
+    threads: int | None = None
+    cache: str = "f16"
+
+
+def doctor(asked: Asked, events: Events) -> int:
+    """Returns the exit code: 0 when nothing is wrong, 3 when something is. Raises SettleError."""
+    if asked.subject is not None and is_proof_folder(Path(asked.subject)):
+        return _again(Path(asked.subject), asked, events)
+    subject = find_subject(asked.subject, Running(asked.context, asked.threads, asked.cache))
+    wanted = check_name(asked.prove) if asked.prove and asked.prove != "all" else None
+    seen = examine(subject, events, [wanted] if wanted else asked.only)
+    if wanted and not seen.findings:
+        why = seen.failed.get(wanted, "it found nothing, or there is nothing here that it looks at")
+        raise UsageError(f"there is nothing to prove about {wanted.replace('_', ' ')}: {why}", "`settle doctor` looks")
+    _show(subject, seen, events)
+    proofs: dict[int, Proof] = {}
+    for number, finding in enumerate(seen.findings if asked.prove else ()):
+        proof = _prove(subject, finding, events)
+        if proof is not None:
+            proofs[number] = proof
+            if asked.fix and proof.state == "proven":
+                _mend(subject, finding, proof, events)
+    events.emit(ResultReady(result=_result(subject, seen, proofs)))
+    left = [f for n, f in enumerate(seen.findings) if n not in proofs or proofs[n].state != "ruled out"]
+    return FOUND if left else 0
+
+
+def _show(subject: Subject, seen: Examination, events: Events) -> None:
+    if seen.findings:
+        events.emit(findings_listing(subject, seen.findings))
+    else:
+        events.emit(Say(text=f"{subject.name}: {len(seen.looked)} checks looked, and nothing is wrong"))
+    for name, why in seen.failed.items():
+        events.emit(Warn(text=f"{name.replace('_', ' ')} could not look: {why}"))
+    if seen.left_out:
+        names = ", ".join(name.replace("_", "-") for name in seen.left_out)
+        events.emit(Warn(text=f"there was no time for {names}: `--only` looks at those"))
+
+
+def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | None = None) -> Proof | None:
+    """The proof of a finding, or None where nothing can be run again."""
+    check = Check.part(finding.check)()
+    with opened(folder or folder_for(subject, finding)) as place:
+        trial = check.trial(finding, subject, place)
+        if trial is None:
+            events.emit(Say(text=f"{finding.what}: nothing can be run again to prove it, so it stays likely"))
+            return None
+        write_case(place, subject, finding, trial.knob, None)
+        seconds = expected_seconds(trial)
+        events.emit(Say(text=f"proving by one change, {trial.knob}: about {time_text(seconds)}"))
+        proof = prove(trial, place / MEASUREMENTS, events)
+        write_case(place, subject, finding, trial.knob, proof)
+        for sentence in proof_sentences(finding, trial, proof, place):
+            events.emit(Say(text=sentence))
+        return proof
+
+
+def _mend(subject: Subject, finding: Finding, proof: Proof, events: Events) -> None:
+    """Writes the fix of what was proven, and takes it back where the re-test did not hold."""
+    fix = Check.part(finding.check)().fix(finding, subject)
+    if not proof.verified:
+        events.emit(Warn(text=f"the fix did not hold on other items, so it is not written: {fix.command}"))
+    elif fix.write is None:
+        events.emit(Say(text=f"only you can do this: {fix.what}: {fix.command}"))
+    else:
+        events.emit(Say(text=fix.write()))
+
+
+def _again(folder: Path, asked: Asked, events: Events) -> int:
+    """Runs the proof of a folder again, from its first measurement, beside the earlier one."""
+    case = read_case(folder)
+    subject = find_subject(case.subject, case.running)
+    proof = _prove(subject, case.finding, events, folder / "again")
+    if proof is not None and asked.fix and proof.state == "proven":
+        _mend(subject, case.finding, proof, events)
+    return FOUND if proof is None or proof.state != "ruled out" else 0
+
+
+def _result(subject: Subject, seen: Examination, proofs: dict[int, Proof]) -> dict[str, object]:
+    found = [
+        finding.to_json()
+        | {"number": Check.part(finding.check).number, "state": proofs[n].state if n in proofs else "likely"}
+        | ({"proof": proofs[n].to_json()} if n in proofs else {})
+        | {"fix": Check.part(finding.check)().fix(finding, subject).command}
+        for n, finding in enumerate(seen.findings)
+    ]
+    return {"subject": subject.name, "findings": found, "looked": seen.looked, "failed": dict(seen.failed)}

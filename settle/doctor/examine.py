@@ -1,0 +1,73 @@
+"""The look: every check that has something to look at, in seconds, and what it found, the likeliest first."""
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from settle.base.errors import SettleError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Progress
+from settle.base.registry import nearest
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding
+from settle.doctor.subject import Subject
+
+LOOK_SECONDS = 20.0  # after which no further check begins
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a look came to. findings: the strongest first. looked: names of the checks that could look. failed: why
+    others could not, by name. left_out: those that there was no time for."""
+
+    findings: list[Finding]
+    looked: list[str]
+    failed: Mapping[str, str]
+    left_out: list[str]
+
+
+def checks_for(subject: Subject, only: Collection[str] = ()) -> dict[str, Check]:
+    """The checks that have what they look at, by name, the quickest first. only: names or numbers; all if empty."""
+    parts = {name: part() for name, part in Check.parts().items()}
+    wanted = {check_name(text) for text in only} or set(parts)
+    fitting = [(check.seconds, name) for name, check in parts.items() if name in wanted and _has(subject, check)]
+    return {name: parts[name] for _, name in sorted(fitting)}
+
+
+def check_name(text: str) -> str:
+    """The name of the check that a person calls by its name or number. Raises UsageError."""
+    parts = Check.parts()
+    for name, part in parts.items():
+        if text.replace("-", "_") == name or text == str(part.number):
+            return name
+    shown = tuple(name.replace("_", "-") for name in parts)
+    raise UsageError(f"there is no check {text!r}", nearest(text, shown))
+
+
+def examine(subject: Subject, events: Events, only: Collection[str] = ()) -> Examination:
+    """Looks; a check that cannot is passed over and named."""
+    findings: list[Finding] = []
+    looked: list[str] = []
+    failed: dict[str, str] = {}
+    checks, started = checks_for(subject, only), time.monotonic()
+    for number, (name, check) in enumerate(checks.items()):
+        if time.monotonic() - started > LOOK_SECONDS:
+            return Examination(_sorted(findings), looked, failed, list(checks)[number:])
+        events.emit(Progress(what="looking", done=number, total=len(checks), detail=check.symptom))
+        try:
+            findings += check.detect(subject)
+            looked.append(name)
+        except SettleError as e:
+            failed[name] = str(e)
+    events.emit(Progress(what="looking", done=len(checks), total=len(checks)))
+    return Examination(_sorted(findings), looked, failed, [])
+
+
+def _has(subject: Subject, check: Check) -> bool:
+    if not check.about:
+        return subject.kind == "machine"
+    return all(getattr(subject, name) is not None for name in check.about)
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: -finding.strength)

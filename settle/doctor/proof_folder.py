@@ -1,0 +1,93 @@
+"""The folder that a proof leaves: what was found, every measurement, what it came to, and how to run it again."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from settle.base.errors import ResourceError, RunError
+from settle.base.files import home, read_json, write_json
+from settle.base.version import __version__
+from settle.doctor.findings import Finding
+from settle.doctor.prove import Proof
+from settle.doctor.subject import Running, Subject
+
+FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a proof folder says it is about. arguments: of the command, beside the subject's name."""
+
+    subject: str | None
+    finding: Finding
+    running: Running
+    arguments: Mapping[str, object]
+
+
+def folder_for(subject: Subject, finding: Finding) -> Path:
+    """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
+    about = json.dumps(
+        [subject.name, vars(subject.running), finding.check, finding.details], default=str, sort_keys=True
+    )
+    name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
+    return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Path]:
+    """The folder, for this process alone. Raises RunError when another doctor works in it, ResourceError when it
+    cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0, is_singleton=False)
+        lock.acquire()
+    except Timeout:
+        raise RunError("another settle is proving this", "wait for it, or stop it, and try again") from None
+    except OSError as e:
+        raise ResourceError(f"cannot write to {folder}: {e.strerror}", "make room or permission there") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proof: Proof | None) -> None:
+    """Raises ResourceError when the disk is full."""
+    try:
+        write_json(
+            folder / FILE,
+            {
+                "settle": __version__,
+                "subject": None if subject.kind == "machine" else subject.name,
+                "running": vars(subject.running) | {"sampling": dict(subject.running.sampling)},
+                "finding": finding.to_json(),
+                "changed": knob,
+                "again": f"settle doctor {folder}",
+                "proof": proof and proof.to_json(),
+            },
+        )
+    except OSError as e:
+        raise ResourceError(f"cannot write to {folder}: {e.strerror}", "make room or permission there") from None
+
+
+def is_proof_folder(path: Path) -> bool:
+    return (path / FILE).is_file()
+
+
+def read_case(folder: Path) -> Case:
+    """Raises RunError for a folder that is damaged."""
+    record = read_json(folder / FILE)
+    try:
+        found = record["finding"]
+        finding = Finding(
+            str(found["check"]), str(found["what"]), tuple(found["evidence"]), found["strength"], found["details"]
+        )
+        return Case(record["subject"], finding, Running(**record["running"]), record.get("arguments") or {})
+    except (KeyError, TypeError, ValueError) as e:
+        raise RunError(f"{folder / FILE} is damaged: {e}", "run the proof anew from its finding") from None

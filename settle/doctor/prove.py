@@ -1,0 +1,179 @@
+"""Runs the A/B of a finding: A B B A, each measurement kept on the disk, and the fix tested again on other items."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settle.base.errors import ResourceError, SettleError
+from settle.base.event_log import Events
+from settle.base.events import Progress
+from settle.base.files import parse_json
+from settle.base.statistics import PairedTest, paired_test
+from settle.doctor.findings import State
+from settle.doctor.trial import Item, Side, Trial
+from settle.machine import memory
+
+MEMORY_SHARE = 0.6  # of what is free, for both sides together
+RETESTED = 0.5  # of the effect that counts, that the fix must still show on other items
+Key = tuple[str, str, int]  # part of the trial, side, item
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What an A/B came to. effect: of the change, better is more; of a time, in natural logarithms of the ratio.
+    retest: the same on other items, None where the proof did not hold. guards: what must not get worse, or None.
+    failed: why a side could not be measured, by its name."""
+
+    state: State
+    effect: PairedTest | None
+    retest: PairedTest | None
+    guards: PairedTest | None
+    verified: bool
+    seconds: float
+    failed: Mapping[str, str]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "state": self.state,
+            "verified": self.verified,
+            "effect": self.effect and self.effect.to_json(),
+            "retest": self.retest and self.retest.to_json(),
+            "guards": self.guards and self.guards.to_json(),
+            "seconds": round(self.seconds, 3),
+            "failed": dict(self.failed),
+        }
+
+
+def expected_seconds(trial: Trial) -> float:
+    """What proof and re-test take together, as expected before anything ran."""
+    return trial.seconds * 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
+
+
+def prove(trial: Trial, record: Path, events: Events) -> Proof:
+    """Measures both sides and compares them. record: the file of measurements; those in it are not made again. Raises
+    ResourceError when the disk is full."""
+    started = time.monotonic()
+    measurements = _Measurements(trial, record, events)
+    try:
+        effect = _compared(trial, *measurements.of("proof", trial.items))
+        state = _state(trial, effect)
+        retest = guards = None
+        if state == "proven":
+            retest = _compared(trial, *measurements.of("retest", trial.others))
+            if trial.guards:
+                before, after = measurements.of("guard", trial.guards)
+                guards = paired_test([-v for v in before], [-v for v in after])
+        holds = retest is not None and _is_shown(retest, RETESTED * _least(trial))
+        verified = holds and not (guards is not None and guards.verdict == "worse")
+        return Proof(state, effect, retest, guards, verified, time.monotonic() - started, {})
+    except _Unmeasured as e:
+        return Proof("likely", None, None, None, False, time.monotonic() - started, {e.side: e.why})
+    finally:
+        measurements.close()
+
+
+def _least(trial: Trial) -> float:
+    return math.log1p(trial.least) if trial.timed else trial.least
+
+
+def _is_shown(test: PairedTest, least: float) -> bool:
+    """Whether a change is real, and large enough to count."""
+    return test.verdict == "better" and test.difference.value >= least
+
+
+def _state(trial: Trial, effect: PairedTest) -> State:
+    least = _least(trial)
+    if _is_shown(effect, least):
+        return "proven"
+    return "ruled out" if effect.difference.high < least else "likely"
+
+
+def _compared(trial: Trial, before: Sequence[float], after: Sequence[float]) -> PairedTest:
+    """A test of the change; more is better."""
+    sign = -1.0 if trial.lower else 1.0
+    if trial.timed:
+        before, after = [math.log(max(v, 1e-9)) for v in before], [math.log(max(v, 1e-9)) for v in after]
+    return paired_test([sign * v for v in before], [sign * v for v in after])
+
+
+class _Unmeasured(Exception):
+    """A side could not be measured."""
+
+    def __init__(self, side: str, why: str) -> None:
+        self.side, self.why = side, why
+        super().__init__(why)
+
+
+class _Measurements:
+    """What was measured, on the disk, and the two sides while they are open."""
+
+    def __init__(self, trial: Trial, record: Path, events: Events) -> None:
+        self._trial, self._record, self._events = trial, record, events
+        self._known: dict[Key, float] = dict(_read(record))
+        self._open: list[Side] = []
+        both = trial.before.num_bytes + trial.after.num_bytes
+        self._one_at_a_time = both > MEMORY_SHARE * memory().available
+        self._total = 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
+
+    def of(self, part: str, items: Sequence[Item]) -> tuple[list[float], list[float]]:
+        """The values of both sides. Raises _Unmeasured."""
+        sides = {"before": self._trial.before, "after": self._trial.after}
+        for order, group in self._turns(items):
+            for name in order:
+                for at in group:
+                    if (part, name, at) not in self._known:
+                        self._add((part, name, at), self._measured(sides[name], part, items[at]))
+        return (
+            [self._known[part, "before", at] for at in range(len(items))],
+            [self._known[part, "after", at] for at in range(len(items))],
+        )
+
+    def close(self) -> None:
+        while self._open:
+            self._open.pop().close()
+
+    def _turns(self, items: Sequence[Item]) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
+        """A B, B A: by single items where times are compared, else by halves, which load a model least often."""
+        size = 1 if self._trial.timed else -(-len(items) // 2)
+        for number, first in enumerate(range(0, len(items), size)):
+            order = ("before", "after") if number % 2 == 0 else ("after", "before")
+            yield order, range(first, min(first + size, len(items)))
+
+    def _measured(self, side: Side, part: str, item: Item) -> float:
+        try:
+            if side not in self._open:
+                if self._one_at_a_time:
+                    self.close()
+                side.open()
+                self._open.append(side)
+            return float(side.guard(item) if part == "guard" else side.measure(item))
+        except SettleError as e:
+            raise _Unmeasured(side.name, str(e)) from None
+
+    def _add(self, key: Key, value: float) -> None:
+        self._known[key] = value
+        part, side, item = key
+        try:
+            with self._record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"part": part, "side": side, "item": item, "value": value}) + "\n")
+        except OSError as e:
+            raise ResourceError(
+                f"cannot write to {self._record.parent}: {e.strerror}",
+                "make room or permission there, and run the same command again: what was measured is kept",
+            ) from None
+        self._events.emit(Progress(what="A/B", done=len(self._known), total=self._total, unit="measurements"))
+
+
+def _read(record: Path) -> Iterator[tuple[Key, float]]:
+    """What is on the disk; a line that a crash tore is passed over."""
+    if not record.is_file():
+        return
+    for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            kept = parse_json(line)
+            yield (str(kept["part"]), str(kept["side"]), int(kept["item"])), float(kept["value"])
+        except (ValueError, KeyError, TypeError):
+            continue

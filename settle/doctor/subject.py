@@ -1,0 +1,37 @@
+"""What the doctor looks at: this machine, a run, a model, a transcript, a server of others, a collection, a history."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from settle.base.run import Run
+from settle.library.reference import ModelRef
+
+Kind = Literal["machine", "run", "model", "transcript", "server", "collection", "history"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
+    that compute. cache: the type of the keys and values that are kept. sampling: llama.cpp's words for how tokens are
+    drawn."""
+
+    context: int | None = None
+    threads: int | None = None
+    cache: str = "f16"
+    sampling: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
+    adapter over it. base: what it was tuned from, or None. collection: the folder of an index."""
+
+    kind: Kind
+    name: str
+    run: Run | None = None
+    model: ModelRef | None = None
+    base: ModelRef | None = None
+    collection: Path | None = None
+    running: Running = Running()
