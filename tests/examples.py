@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,18 @@ def example(name: str) -> str:
     return found[1]
 
 
-def install(site: Path, parts: Mapping[str, str], patch: pytest.MonkeyPatch) -> None:
-    """A package in the folder `site` that brings examples, family → "name:Class", here and in child processes."""
+def install(
+    site: Path, parts: Mapping[str, str], patch: pytest.MonkeyPatch, code: Callable[[str], str] = example
+) -> None:
+    """A package in the folder `site` that brings examples, family → "name:Class", here and in child processes. code:
+    of a part, by its name."""
     metadata = site / "settle_examples-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-examples\nVersion: 1\n")
     points = []
     for family, part in parts.items():
         name = part.partition(":")[0]
-        (site / f"settle_{name}.py").write_text(example(name), encoding="utf-8")
+        (site / f"settle_{name}.py").write_text(code(name), encoding="utf-8")
         points.append(f"[settle.{family.replace('/', '.')}]\n{name} = settle_{part}\n")
     (metadata / "entry_points.txt").write_text("".join(points))
     patch.syspath_prepend(site)

@@ -89,13 +89,20 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
 
 def _mend(subject: Subject, finding: Finding, proof: Proof, events: Events) -> None:
     """Writes the fix of what was proven, and takes it back where the re-test did not hold."""
-    fix = Check.part(finding.check)().fix(finding, subject)
+    check = Check.part(finding.check)()
+    fix = check.fix(finding, subject)
     if not proof.verified:
         events.emit(Warn(text=f"the fix did not hold on other items, so it is not written: {fix.command}"))
     elif fix.write is None:
         events.emit(Say(text=f"only you can do this: {fix.what}: {fix.command}"))
     else:
-        events.emit(Say(text=fix.write()))
+        written = fix.write()
+        still = list(check.detect(fix.mended())) if fix.mended else []
+        if still and fix.undo:
+            fix.undo()
+            events.emit(Warn(text=f"taken back, since it is still so with the fix: {still[0].what}"))
+        else:
+            events.emit(Say(text=written))
 
 
 def _again(folder: Path, asked: Asked, events: Events) -> int:

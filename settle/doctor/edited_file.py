@@ -40,6 +40,7 @@ def fix_of(subject: Subject, number: int, changes: Mapping[str, object]) -> Fix:
         what=f"use a file with {_changes_text(changes)}",
         command=f"settle doctor {subject.name} --prove {number} --fix",
         write=write,
+        mended=lambda: with_file(subject, out),
         undo=lambda: out.unlink(missing_ok=True),
     )
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from settle.doctor.subject import Subject
+
 State = Literal["likely", "proven", "ruled out"]
 
 
@@ -32,9 +34,11 @@ class Finding:
 @dataclass(frozen=True)
 class Fix:
     """What mends a cause. what: a sentence in the imperative. command: the exact command or setting, to copy. write:
-    does it, and returns what was written, in words; None where only the person can. undo: takes it back."""
+    does it, and returns what was written, in words; None where only the person can. mended: the subject once it is
+    written, which the check then looks at again. undo: takes it back where that finds it still."""
 
     what: str
     command: str
     write: Callable[[], str] | None = None
+    mended: Callable[[], Subject] | None = None
     undo: Callable[[], None] | None = None

@@ -1,0 +1,138 @@
+"""The A/B of a finding: its order, its verdicts, what a Ctrl-C leaves, and what it says of a side that fails."""
+
+import json
+import random
+
+import pytest
+
+from settle.base.errors import EngineError, ResourceError
+from settle.base.event_log import Events
+from settle.doctor.prove import prove
+from settle.doctor.trial import Side, Trial
+
+ITEMS = [f"item {i}" for i in range(8)]
+OTHERS = [f"other {i}" for i in range(8)]
+
+
+class Measured(Side):
+    """A side whose measure is `level` and the noise of each item, and that notes what it is asked."""
+
+    def __init__(self, name, level, asked, noise=0.05, guard=0.0, fails_at=None):
+        self.name, self.level, self.asked, self.noise, self.worse, self.fails_at = (
+            name,
+            level,
+            asked,
+            noise,
+            guard,
+            fails_at,
+        )
+        self.opened = 0
+
+    def open(self):
+        self.opened += 1
+
+    def measure(self, item):
+        if item == self.fails_at:
+            raise EngineError("llama.cpp died", "")
+        self.asked.append((self.name, item))
+        return self.level + self.noise * random.Random(f"{self.name}{item}").gauss(0, 1)
+
+    def guard(self, item):
+        return self.worse + 0.01 * random.Random(f"{self.name}{item}").gauss(0, 1)
+
+
+def trial_of(before, after, **settings):
+    settings = {"measure": "loss", "unit": "nats per token", "least": 0.2, "items": ITEMS, "others": OTHERS} | settings
+    return Trial(knob="a setting", before=before, after=after, **settings)
+
+
+def pair(asked, low=1.0, **after):
+    return Measured("before", 2.0, asked), Measured("after", low, asked, **after)
+
+
+def test_a_clear_effect_is_proven_and_the_fix_is_tested_on_other_items(tmp_path):
+    asked = []
+    proof = prove(trial_of(*pair(asked)), tmp_path / "m.jsonl", Events())
+    assert proof.state == "proven" and proof.verified
+    assert {item for _, item in asked} == {*ITEMS, *OTHERS}
+    # A B B A: each half of the items is measured on both sides before the next
+    order = [name for name, item in asked if item in ITEMS]
+    assert order == ["before"] * 4 + ["after"] * 8 + ["before"] * 4
+
+
+def test_no_effect_is_ruled_out_and_nothing_is_tested_again(tmp_path):
+    asked = []
+    proof = prove(trial_of(*pair(asked, low=2.0)), tmp_path / "m.jsonl", Events())
+    assert proof.state == "ruled out" and proof.retest is None and not proof.verified
+    assert {item for _, item in asked} == {*ITEMS}
+
+
+def test_an_effect_that_is_real_and_too_small_to_count_is_not_proven(tmp_path):
+    before, after = Measured("before", 2.0, [], noise=0.001), Measured("after", 1.9, [], noise=0.001)
+    assert prove(trial_of(before, after), tmp_path / "m.jsonl", Events()).state == "ruled out"
+
+
+def test_noise_as_large_as_the_effect_leaves_it_likely(tmp_path):
+    before, after = Measured("before", 2.0, [], noise=1.0), Measured("after", 1.6, [], noise=1.0)
+    assert prove(trial_of(before, after), tmp_path / "m.jsonl", Events()).state == "likely"
+
+
+def test_more_can_be_better(tmp_path):
+    before, after = Measured("before", 1.0, []), Measured("after", 2.0, [])
+    assert prove(trial_of(before, after, lower=False), tmp_path / "a.jsonl", Events()).state == "proven"
+    assert prove(trial_of(before, after), tmp_path / "b.jsonl", Events()).state == "ruled out"
+
+
+def test_times_are_compared_as_ratios_of_pairs_in_turns(tmp_path):
+    asked = []
+    before, after = Measured("before", 20.0, asked, noise=0.5), Measured("after", 10.0, asked, noise=0.5)
+    proof = prove(trial_of(before, after, timed=True, least=0.1), tmp_path / "m.jsonl", Events())
+    assert proof.state == "proven" and proof.effect.difference.value == pytest.approx(0.69, abs=0.1)
+    assert [name for name, _ in asked][:6] == ["before", "after", "after", "before", "before", "after"]
+
+
+def test_a_fix_that_makes_something_else_worse_is_not_verified(tmp_path):
+    trial = trial_of(*pair([], guard=1.0), guards=ITEMS)
+    proof = prove(trial, tmp_path / "m.jsonl", Events())
+    assert proof.state == "proven" and proof.guards.verdict == "worse" and not proof.verified
+
+
+def test_a_fix_that_helps_only_where_it_was_proven_is_not_verified(tmp_path):
+    class OnlyItems(Measured):
+        def measure(self, item):
+            return super().measure(item) + (1.0 if item in OTHERS else 0.0)
+
+    proof = prove(trial_of(Measured("before", 2.0, []), OnlyItems("after", 1.0, [])), tmp_path / "m.jsonl", Events())
+    assert proof.state == "proven" and not proof.verified
+
+
+def test_a_side_that_cannot_be_measured_leaves_it_likely_and_says_why(tmp_path):
+    proof = prove(trial_of(*pair([], fails_at=ITEMS[5])), tmp_path / "m.jsonl", Events())
+    assert proof.state == "likely" and proof.failed == {"after": "llama.cpp died"}
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path):
+    class Interrupted(Measured):
+        def measure(self, item):
+            if len(self.asked) == 10:
+                raise KeyboardInterrupt
+            return super().measure(item)
+
+    asked, record = [], tmp_path / "m.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        prove(trial_of(Measured("before", 2.0, asked), Interrupted("after", 1.0, asked)), record, Events())
+    assert len(record.read_text().splitlines()) == 10
+    with record.open("a") as file:
+        file.write('{"part": "proof", "side": "aft')  # torn by a crash
+    proof = prove(trial_of(*pair(asked)), record, Events())
+    assert proof.state == "proven" and len(asked) == len({*asked}) == 32
+
+
+def test_a_full_disk_is_said_and_what_was_measured_is_kept(tmp_path):
+    with pytest.raises(ResourceError, match="cannot write"):
+        prove(trial_of(*pair([])), tmp_path / "gone" / "m.jsonl", Events())
+
+
+def test_a_proof_is_json(tmp_path):
+    proof = prove(trial_of(*pair([])), tmp_path / "m.jsonl", Events())
+    assert json.loads(json.dumps(proof.to_json()))["state"] == "proven"

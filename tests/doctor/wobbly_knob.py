@@ -1,0 +1,61 @@
+"""A check of another package: a number in a file of this machine is too large. `level` files stand for a setting."""
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.trial import Side, Trial
+
+ITEMS = [f"item {i}" for i in range(8)]
+OTHERS = [f"other {i}" for i in range(8)]
+
+
+def level_file():
+    return Path(os.environ["SETTLE_HOME"]) / "level"
+
+
+class Level(Side):
+    def __init__(self, name, level):
+        self.name, self.level = name, level
+
+    def measure(self, item):
+        if (level_file().parent / "interrupt").exists():
+            raise KeyboardInterrupt
+        with (level_file().parent / "asked").open("a") as file:
+            file.write(f"{self.name} {item}\n")
+        return self.level + len(item) * 0.01 + (hash_of(item) % 7) * 0.01
+
+
+def hash_of(item):
+    return sum(map(ord, item))
+
+
+class WobblyKnob(Check):
+    """The level should be at most 3."""
+
+    number: ClassVar[int] = 901
+    symptom: ClassVar[str] = "wobbling"
+    about: ClassVar[tuple[str, ...]] = ()
+
+    def detect(self, subject):
+        level = float(level_file().read_text()) if level_file().exists() else 0.0
+        if level > 3:
+            yield Finding("wobbly_knob", f"the level is {level:g}", ("seen in its file",), 0.9, {"level": level})
+
+    def trial(self, finding, subject, folder):
+        before, after = Level("as it is", finding.details["level"]), Level("lower", 2.0)
+        return Trial("level = 2", before, after, "wobble", "mm", ITEMS, OTHERS, least=0.5, seconds=0.01)
+
+    def fix(self, finding, subject):
+        broken = level_file().with_name("no-write").exists()
+
+        def write():
+            level_file().write_text("5" if broken else "2")
+            return "wrote level = 2"
+
+        def undo():
+            level_file().write_text(f"{finding.details['level']:g}")
+
+        return Fix("lower the level", "echo 2 > level", write, lambda: subject, undo)
