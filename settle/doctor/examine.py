@@ -10,6 +10,7 @@ from settle.base.events import Progress
 from settle.base.registry import nearest
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding
+from settle.doctor.likelihood import shared_readers
 from settle.doctor.subject import Subject
 
 LOOK_SECONDS = 20.0  # after which no further check begins
@@ -46,6 +47,11 @@ def check_name(text: str) -> str:
 
 def examine(subject: Subject, events: Events, only: Collection[str] = ()) -> Examination:
     """Looks; a check that cannot is passed over and named."""
+    with shared_readers():
+        return _looked(subject, events, only)
+
+
+def _looked(subject: Subject, events: Events, only: Collection[str]) -> Examination:
     findings: list[Finding] = []
     looked: list[str] = []
     failed: dict[str, str] = {}

@@ -3,8 +3,9 @@
 The engine turns text into ids as it does for a person, and a reader in a second child gives the ids' likelihoods.
 """
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,37 @@ class Reader:
         """Negative log-likelihood of each id from `first` on (L,), in nats."""
         rows = self._scorer.rows(list(reading.ids), top=1, sampled=1)
         return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
+
+
+_open: dict[Path, Reader] = {}  # of the look that is going on
+_looks = 0
+
+
+@contextlib.contextmanager
+def shared_readers() -> Iterator[None]:
+    """While it lasts, `reader_of` gives every check the same reader of a file: loading takes longer than reading."""
+    global _looks
+    _looks += 1
+    try:
+        yield
+    finally:
+        _looks -= 1
+        while not _looks and _open:
+            _open.popitem()[1].__exit__()
+
+
+@contextlib.contextmanager
+def reader_of(model: ModelRef) -> Iterator[Reader]:
+    """A reader of the file of `model`, for a look. Raises SettleError."""
+    if not _looks:
+        with Reader(model) as reader:
+            yield reader
+        return
+    if model.weights not in _open:
+        while _open:  # one model in memory at a time
+            _open.popitem()[1].__exit__()
+        _open[model.weights] = Reader(model).__enter__()
+    yield _open[model.weights]
 
 
 def answer_reading(engine: Engine, known: KnownAnswer) -> Reading:

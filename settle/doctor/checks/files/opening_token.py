@@ -8,7 +8,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PROSE
-from settle.doctor.likelihood import LikelihoodSide, Reader, Reading
+from settle.doctor.likelihood import LikelihoodSide, Reading, reader_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
@@ -28,7 +28,7 @@ class OpeningToken(Check):
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         assert subject.model is not None
-        with Reader(subject.model) as reader:
+        with reader_of(subject.model) as reader:
             metadata = reader.engine.metadata
             opening = metadata.get("tokenizer.ggml.bos_token_id")
             if not isinstance(opening, int):
