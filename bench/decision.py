@@ -2,6 +2,7 @@
 
     python bench/decision.py tables smollm2 sections speech                      # development
     python bench/decision.py tables smollm2 functions feeling manuals fortunes   # judgement, once
+    python bench/decision.py tables smollm2 components reviews severity          # judgement of what changed since, once
     python bench/decision.py orders speech sections                              # runs: asked by settle in other orders
 
 Each table is one `settle tune --objective decision` with default settings; a line for each shows accuracy beside the

@@ -1,13 +1,18 @@
 """Labelled rows for the decision objective, made of what anybody can install offline, before any score was seen.
 
-    apt-get download wordnet-base fortunes manpages manpages-dev && for d in *.deb; do dpkg -x $d raw; done
+    apt-get download wordnet-base fortunes manpages manpages-dev python3.13 lintian
+    for d in *.deb; do dpkg -x $d raw; done
     pip download --no-deps bfcl-eval vaderSentiment && for w in *.whl; do unzip -q $w -d raw; done
-    python bench/decision_tables.py raw tables
+    pip download --no-deps --no-binary :all: vaderSentiment && tar xzf vaderSentiment-3.3.2.tar.gz
+    tar xzf vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz -C raw
+    python bench/decision_tables.py raw tables [TABLE…]
 
 Each table is a folder with train (200 rows) and test (400, or what is left). Development: sections, speech. Judgement,
-looked at once: functions, feeling, manuals, fortunes. Sources and licences: package descriptions of Debian (each
+looked at once: functions, feeling, manuals, fortunes; and, made when these had been looked at and the product was
+changed after them: components, reviews, severity. Sources and licences: package descriptions of Debian (each
 package's own), WordNet 3.0 (WordNet licence), the manual pages of Linux (man-pages, mostly GPL and BSD), fortunes
-(public domain and others), BFCL (Apache-2.0), the lexicon of vaderSentiment (MIT).
+(public domain and others), BFCL (Apache-2.0), the lexicon of vaderSentiment and the review sentences of its authors
+(MIT), the news of Python 3.13 (PSF), the tags of lintian (GPL).
 """
 
 import csv
@@ -24,13 +29,16 @@ TRAIN, TEST = 200, 400
 LONGEST = 220  # characters of a text
 Row = dict[str, object]
 
-DEVELOPMENT, JUDGEMENT = ("sections", "speech"), ("functions", "feeling", "manuals", "fortunes")
+DEVELOPMENT = ("sections", "speech")
+JUDGEMENT = ("functions", "feeling", "manuals", "fortunes", "components", "reviews", "severity")
 SECTIONS = ("games", "science", "sound", "mail", "fonts", "editors", "net", "graphics")
 SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 PAGES = {
     "2": "system call", "3": "library function", "4": "device file", "5": "file format", "8": "administration command"
 }  # fmt: skip
 TOPICS = ("computers", "law", "food", "love", "politics", "medicine", "science", "sports")
+COMPONENTS = ("Build", "C API", "Core and Builtins", "Documentation", "IDLE", "Library", "Tests", "Windows")
+SEVERITIES = ("error", "warning", "info", "pedantic")
 LEVELS = ["very negative", "negative", "neutral", "positive", "very positive"]
 
 
@@ -88,17 +96,56 @@ def functions(raw: Path) -> Iterator[tuple[str, str]]:
             yield f"{_cut(request)}\nFunction {function['name']}: {_cut(summary)}", answer
 
 
+def components(raw: Path) -> Iterator[tuple[str, str]]:
+    """An entry of Python's news → the part of Python that it is filed under."""
+    news = gzip.decompress((raw / "usr/share/doc/python3.13/NEWS.gz").read_bytes()).decode()
+    for section, body in re.findall(r"^(\S[^\n]*)\n-{3,}\n(.+?)(?=^\S[^\n]*\n[-=]{3,}\n|\Z)", news, re.M | re.S):
+        for entry in re.findall(r"^- (?:gh-\d+|bpo-\d+): (.+?)(?=^- |\Z)", body, re.M | re.S):
+            text = " ".join(re.sub(r":[\w:]+:`[!~]?([^`]+)`", r"\1", entry).replace("``", "").split())
+            if section in COMPONENTS and len(text) > 30:
+                yield text, section
+
+
+def severity(raw: Path) -> Iterator[tuple[str, str]]:
+    """What a check of a Debian package found → how severe that is."""
+    for path in sorted((raw / "usr/share/lintian/tags").rglob("*.tag")):
+        text = path.read_text()
+        level, words = (
+            re.search(r"^Severity: (\w+)", text, re.M),
+            re.search(r"^Explanation: (.+?)^\S", text, re.M | re.S),
+        )
+        if level and words and level[1] in SEVERITIES:
+            yield " ".join(re.sub(r"<[^>]+>|\n \.", "", words[1]).split()), level[1]
+
+
 def feeling(raw: Path) -> Iterator[Row]:
     """A word → how it feels, as ten people rated it from -4 to 4: a distribution over five levels."""
-    question = {"type": "score", "instructions": "How does this word feel?", "criteria": LEVELS}
     for line in (raw / "vaderSentiment/vader_lexicon.txt").read_text().splitlines():
         word, _, _, ratings = line.split("\t")[:4]
         if word.isalpha() and len(word) > 3:
-            counts = [0] * len(LEVELS)
-            for rating in json.loads(ratings):
-                counts[2 + (rating > 0) - (rating < 0) + (rating > 2) - (rating < -2)] += 1
-            shares = {str(level): count for level, count in enumerate(counts)}
-            yield {"state": word, "questions": {"feeling": question}, "targets": {"feeling": shares}}
+            yield _rated(word, "feeling", "How does this word feel?", json.loads(ratings))
+
+
+def reviews(raw: Path) -> Iterator[Row]:
+    """A sentence of a customer's review → how it feels, as twenty people rated it."""
+    texts, ratings = (
+        dict(line.split("\t", 1) for line in path.read_text("utf-8-sig").splitlines())
+        for path in (
+            raw / f"hutto_ICWSM_2014/amazonReviewSnippets_{what}.txt" for what in ("GroundTruth", "anonDataRatings")
+        )
+    )
+    for key in texts:
+        text, rated = texts[key].partition("\t")[2], json.loads(ratings[key].rpartition("\t")[2])
+        if len(text) > 20:
+            yield _rated(_cut(text), "opinion", "What does the customer think of the product?", rated)
+
+
+def _rated(text: str, name: str, asked: str, ratings: list[int]) -> Row:
+    counts = [0] * len(LEVELS)
+    for rating in ratings:
+        counts[2 + (rating > 0) - (rating < 0) + (rating > 2) - (rating < -2)] += 1
+    question = {"type": "score", "instructions": asked, "criteria": LEVELS}
+    return {"state": text, "questions": {name: question}, "targets": {name: {str(i): n for i, n in enumerate(counts)}}}
 
 
 TABLES: dict[str, tuple[str, Callable[[Path], Iterable[tuple[str, str]]]]] = {
@@ -107,20 +154,25 @@ TABLES: dict[str, tuple[str, Callable[[Path], Iterable[tuple[str, str]]]]] = {
     "functions": ("useful", functions),
     "manuals": ("kind", manuals),
     "fortunes": ("topic", fortunes),
+    "components": ("component", components),
+    "severity": ("severity", severity),
 }
+RATED = {"feeling": feeling, "reviews": reviews}
 
 
-def main(raw: Path, out: Path) -> None:
-    for name, (label, make) in TABLES.items():
+def main(raw: Path, out: Path, names: list[str]) -> None:
+    for name in names or [*TABLES, *RATED]:
+        dice = random.Random(name)
+        if name in RATED:
+            _write(out / name, dice.sample(list(RATED[name](raw)), TRAIN + TEST), dice, "jsonl")
+            continue
+        label, make = TABLES[name]
         by_label: dict[str, list[Row]] = {}
         for text, answer in dict(make(raw)).items():
             by_label.setdefault(answer, []).append({"text": text if "\n" in text else _cut(text), label: answer})
-        dice = random.Random(name)
         most = (TRAIN + TEST) // len(by_label)  # equally many of each class, as far as there are
         rows = [row for answers in by_label.values() for row in dice.sample(answers, min(most, len(answers)))]
         _write(out / name, rows, dice, "csv")
-    dice = random.Random("feeling")
-    _write(out / "feeling", dice.sample(list(feeling(raw)), TRAIN + TEST), dice, "jsonl")
 
 
 def _write(folder: Path, rows: list[Row], dice: random.Random, kind: str) -> None:
@@ -143,4 +195,4 @@ def _cut(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
