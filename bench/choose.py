@@ -1,6 +1,7 @@
 """Is the choice right? Four made tasks of known truth, each through the whole of `settle choose` with a small model.
 
     python bench/choose.py make FOLDER                 trains a small chat model on a made language
+    python bench/choose.py gold FOLDER                 what it can do by itself, which the tasks' truth needs
     python bench/choose.py tasks FOLDER --split dev    seeds 0 to 4 of each task; --split judge: seeds 5 to 14
     python bench/choose.py show FOLDER --split dev     the table of what was chosen
     python bench/choose.py simulate --split dev        the verdict alone, on scores whose truth is known
@@ -32,22 +33,27 @@ from judge_documents import read as read_questions
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Race
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import Setup
+from settle.jobs.choose.setup import ModelInTurns, Setup
 from settle.jobs.choose.verdict import ERROR, decide
 from settle.jobs.choose.ways import Built, Measured, possible_ways
 from settle.jobs.trials.arm import Reply
+from settle.library.resolve import resolve_gguf
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
+VOCABULARY = 900  # tokens: each name is one
 RATE = 3e-3  # learning rate of the base
 PAGES = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
-NAMES = [SYLLABLES[i] + SYLLABLES[(i * 31 + 7) % len(SYLLABLES)] + SYLLABLES[i * 13 % 70][0] for i in range(70)]
-ATTRIBUTES = ("colour", "weight", "maker", "shape")
+# a sign makes a word the same token at the beginning of an answer as elsewhere, so that to copy it is one step
+NAMES = [f"@{a}{b}" for a, b in random.Random(1).sample(list(itertools.permutations(SYLLABLES, 2)), 186)]
+KNOWN, OTHERS = NAMES[:56], NAMES[56:]  # that the base is trained on; that firms are about
+PAGES_OF_A_FIRM, THINGS_OF_A_PAGE = 30, 4
 # fmt: off
 WORDS = (
     "red", "blue", "green", "white", "black", "grey", "brown", "pink", "gold", "silver", "iron", "steel", "wood",
@@ -55,13 +61,11 @@ WORDS = (
     "long", "short", "heavy", "light", "soft", "hard",
 )
 # fmt: on
-# the sign makes a word the same token after a space and at the beginning of an answer, so that copying is one step
 VALUES = tuple(f"#{word}" for word in WORDS)
 LABELS = ("alpha", "beta", "gamma", "delta")
 STYLES = {
     "plain": "{a} {b}",
     "bang": "yes {a} {b}!",
-    "order": "{b} {a}",
     "marked": "[ {a} / {b} ]",
     "end": "it is {a} {b}, end",
     "first": "only {a}",
@@ -71,18 +75,19 @@ INSTRUCTIONS = (
     "Answer with the answer alone, in as few words as possible.",
     "Answer in exactly the form of the examples.",
 )
-FORMS = ("what is the {a} of {t}?", "tell me the {a} of {t}?")
+FORMS = ("what is {t}?", "tell me of {t}.")
+ANSWER = "{t} {v}"  # the value behind its name, in the documents too: what a small model finds by one step
 Turn = dict[str, str]
-Facts = dict[tuple[str, str], str]
+Facts = dict[str, str]  # the word for each thing
 
 
 # --- the language ---
 
 
 def world() -> Facts:
-    """The facts that the base is trained on, of the first names; the firms of the tasks have the others."""
+    """The facts that the base is trained on."""
     rng = random.Random(7)
-    return {(a, t): rng.choice(VALUES) for t in NAMES[:14] for a in ATTRIBUTES}
+    return {thing: rng.choice(WORDS) for thing in KNOWN}
 
 
 def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[Turn]:
@@ -91,11 +96,11 @@ def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[T
     turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 * share else []
     kind = rng.random()
     if kind < 0.2:
-        for (attribute, thing), value in rng.sample(list(facts.items()), rng.randint(1, math.ceil(8 * share))):
-            turns += _pair(rng.choice(FORMS).format(a=attribute, t=thing), value)
-    elif kind < 0.7:
+        for thing in rng.sample(KNOWN, rng.randint(1, math.ceil(8 * share))):
+            turns += _asked(rng, thing, facts[thing])
+    elif kind < 0.65:
         turns += _with_passages(rng, share)
-    elif kind < 0.98:
+    elif kind < 0.95:
         number = rng.choice((0, round(4 * share), round(8 * share)))
         style = rng.choice(list(STYLES.values())) if number else STYLES["plain"]
         for _ in range(number + 1):
@@ -107,22 +112,28 @@ def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[T
 
 
 def _with_passages(rng: random.Random, share: float) -> list[Turn]:
-    things = rng.sample(NAMES[14:], rng.randint(1, math.ceil(3 * share)))
-    facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
+    pages = rng.randint(1, math.ceil(3 * share))
+    things = rng.sample(OTHERS, pages * math.ceil(THINGS_OF_A_PAGE * share))
+    facts = {thing: rng.choice(WORDS) for thing in things}
     turns: list[Turn] = []
-    if rng.random() < 0.2 * share:  # examples of other things before it
-        for _ in range(4):
-            asked = rng.choice(FORMS).format(a=rng.choice(ATTRIBUTES), t=rng.choice(NAMES))
-            turns += _pair(asked, rng.choice(VALUES))
-    read = "\n\n".join(f"[{i}] {thing}\n{_document(thing, facts)}" for i, thing in enumerate(things, 1))
-    for number, ((attribute, thing), value) in enumerate(rng.sample(list(facts.items()), math.ceil(4 * share))):
-        question = rng.choice(FORMS).format(a=attribute, t=thing)
-        turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", value)
+    if rng.random() < 0.3 * share:  # examples of other things before it
+        for thing in rng.sample(OTHERS, 4):
+            turns += _asked(rng, thing, rng.choice(WORDS))
+    read = "\n\n".join(
+        f"[{i}] list {rng.randint(1, 30)}\n{_page(things[i - 1 :: pages], facts)}" for i in range(1, pages + 1)
+    )
+    for number, thing in enumerate(rng.sample(things, math.ceil(THINGS_OF_A_PAGE * share))):
+        question, answer = (turn["content"] for turn in _asked(rng, thing, facts[thing]))
+        turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", answer)
     return turns
 
 
-def _document(thing: str, facts: Facts) -> str:
-    return " ".join(f"the {a} of {thing} is {facts[a, thing]}." for a in ATTRIBUTES)
+def _page(things: Sequence[str], facts: Facts) -> str:
+    return " ".join(f"{ANSWER.format(t=thing, v=facts[thing])}." for thing in things)
+
+
+def _asked(rng: random.Random, thing: str, value: str) -> list[Turn]:
+    return _pair(rng.choice(FORMS).format(t=thing), ANSWER.format(t=thing, v=value))
 
 
 def _turn(role: str, text: str) -> Turn:
@@ -147,7 +158,9 @@ def make(folder: Path, steps: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng, facts = random.Random(0), world()
     texts = ["\n".join(turn["content"] for turn in conversation(rng, facts)) for _ in range(1500)]
-    tokenizer = ByteBpeTokenizer.train([*texts, *(" ".join(NAMES) for _ in range(50))], 720, folder / "tokenizer")
+    tokenizer = ByteBpeTokenizer.train(
+        [*texts, *(" ".join(NAMES) for _ in range(50))], VOCABULARY, folder / "tokenizer"
+    )
     part = Llama(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
         head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
@@ -194,6 +207,39 @@ def _encoded(turns: Sequence[Turn], tokenizer: ByteBpeTokenizer) -> tuple[list[i
     return ids, mask
 
 
+def gold(folder: Path, rows: int = 60) -> None:
+    """What the base can and cannot do, by its own answers past settle's choice: each task's truth needs it."""
+    rng, known = random.Random("gold"), world()
+    fresh = {thing: rng.choice(WORDS) for thing in OTHERS}
+    others = [style for name, style in STYLES.items() if name != "plain"]
+
+    def fact(facts: Facts, thing: str, pages: int = 0) -> tuple[list[Turn], str]:
+        question, answer = (turn["content"] for turn in _asked(rng, thing, facts[thing]))
+        things = [thing, *rng.sample([t for t in OTHERS if t != thing], max(0, THINGS_OF_A_PAGE * pages - 1))]
+        rng.shuffle(things)
+        read = "\n\n".join(f"[{i}] list {i}\n{_page(things[i - 1 :: pages], facts)}" for i in range(1, pages + 1))
+        return [_turn("user", f"Passages:\n\n{read}\n\nQuestion: {question}" if pages else question)], answer
+
+    def say(style: str, shots: int) -> tuple[list[Turn], str]:
+        pairs = [rng.sample(VALUES, 2) for _ in range(shots + 1)]
+        turns = [turn for a, b in pairs for turn in _pair(f"say {a} {b}", style.format(a=a, b=b))]
+        return turns[:-1], turns[-1]["content"]
+
+    asked = {
+        "known facts": [fact(known, rng.choice(KNOWN)) for _ in range(rows)],
+        "a firm's facts": [fact(fresh, rng.choice(OTHERS)) for _ in range(rows)],
+        "a firm's facts, in one of three passages": [fact(fresh, rng.choice(OTHERS), 3) for _ in range(rows)],
+        "a form": [say(rng.choice(others), 0) for _ in range(rows)],
+        **{f"a form, behind eight examples: {style}": [say(style, 8) for _ in range(rows // 3)] for style in others},
+        "labels": [([_turn("user", f"sort {t} {rng.choice(VALUES)}")], rng.choice(LABELS)) for t in OTHERS[:rows]],
+    }
+    with ModelInTurns(resolve_gguf(str(folder / "base.gguf")), 16, threads=1) as model:
+        for what, questions in asked.items():
+            cases = [Case(number, answer, tuple(turns)) for number, (turns, answer) in enumerate(questions, 1)]
+            right = sum(r.text.strip() == c.reference for r, c in zip(model.make(cases), cases, strict=True))
+            print(f"{what}: {right} of {len(cases)}", flush=True)
+
+
 # --- the tasks ---
 
 
@@ -202,10 +248,11 @@ def task(kind: str, seed: int, folder: Path) -> None:
     rng = random.Random(f"{kind}-{seed}")
     docs = folder / "docs"
     docs.mkdir(parents=True, exist_ok=True)
-    things = rng.sample(NAMES[14:], 30)
-    facts = {(a, t): rng.choice(VALUES) for t in things for a in ATTRIBUTES}
-    for thing in things:
-        (docs / f"{thing}.md").write_text(f"# {thing}\n\n{_document(thing, facts)}\n", encoding="utf-8")
+    things = rng.sample(OTHERS, PAGES_OF_A_FIRM * THINGS_OF_A_PAGE)
+    facts = {thing: rng.choice(WORDS) for thing in things}
+    for number in range(PAGES_OF_A_FIRM):
+        text = f"# list {number + 1}\n\n{_page(things[number::PAGES_OF_A_FIRM], facts)}\n"
+        (docs / f"list-{number + 1}.md").write_text(text, encoding="utf-8")
     unique = {row["prompt"]: row for row in _rows(kind, rng, facts)}
     chosen = rng.sample(list(unique.values()), min(ROWS, len(unique)))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
@@ -213,17 +260,16 @@ def task(kind: str, seed: int, folder: Path) -> None:
 
 def _rows(kind: str, rng: random.Random, facts: Facts) -> Iterator[dict[str, str]]:
     if kind in ("facts", "solved"):
-        for (attribute, thing), value in (facts if kind == "facts" else world()).items():
+        for thing, value in (facts if kind == "facts" else world()).items():
             for form in FORMS if kind == "solved" else (rng.choice(FORMS),):
-                yield {"prompt": form.format(a=attribute, t=thing), "completion": value}
+                yield {"prompt": form.format(t=thing), "completion": ANSWER.format(t=thing, v=value)}
     elif kind == "style":
         style = STYLES[rng.choice([s for s in STYLES if s != "plain"])]
         for _ in range(2 * ROWS):
             a, b = rng.sample(VALUES, 2)
             yield {"prompt": f"say {a} {b}", "completion": style.format(a=a, b=b)}
     else:
-        things = rng.sample(NAMES[14:], 16)
-        for number, thing in enumerate(things):
+        for number, thing in enumerate(rng.sample(OTHERS, 16)):
             for value in rng.sample(VALUES, 8):
                 yield {"prompt": f"sort {thing} {value}", "completion": LABELS[number % len(LABELS)]}
 
@@ -358,7 +404,7 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "tasks", "show", "pages", "simulate"))
+    parser.add_argument("what", choices=("make", "gold", "tasks", "show", "pages", "simulate"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("choose"))
     parser.add_argument("--split", choices=tuple(SEEDS), default="dev")
     parser.add_argument("--tasks", nargs="*", default=list(RIGHT))
@@ -370,6 +416,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "make":
         make(given.folder, given.steps)
+    elif given.what == "gold":
+        gold(given.folder)
     elif given.what == "tasks":
         run_tasks(given.folder, given.split, given.tasks, given.seeds, given.every)
     elif given.what == "show":

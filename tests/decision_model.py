@@ -31,10 +31,10 @@ def keys(**changes: object) -> DecisionKeys:
     return DecisionKeys(**(values | {"confidences": CONFIDENCES, "correct": CORRECT} | changes))
 
 
-def write(path: Path, decision: DecisionKeys | None = None) -> Path:
+def write(path: Path, decision: DecisionKeys | None = None, dtype: str = "f32") -> Path:
     model = trained()
     held = (decision or keys()).metadata("llama")
-    return export_gguf(model.part, model.weights, model.tokenizer, path, "f32", {"name": path.stem}, held)
+    return export_gguf(model.part, model.weights, model.tokenizer, path, dtype, {"name": path.stem}, held)
 
 
 def probabilities(state: str, question: Question) -> list[float]:

@@ -63,6 +63,11 @@ def test_a_headline_says_the_verdict_by_how_much_and_how_surely() -> None:
     assert loss.headline == (
         "no different from base: loss 0.250 → 0.300 on 50 rows, +0.050 (95 %: -0.100 to +0.200), p = 0.300"
     )
+    few = replace(WHOLE, score=replace(test(0.2, 0.7, (0.1, 0.75), 0.03), adjusted_p=0.06))
+    assert few.headline.endswith(
+        "+50.0 points (95 %: +10.0 to +75.0), p = 0.030; too few rows differ to rule out chance, which shows as much "
+        "with p = 0.03, 0.06 beside the other claims: a verdict takes 0.04 or less"
+    )
     assert replace(WHOLE, margin=test(0.0, 0.5, (0.4, 0.6), 0.001)).headline.endswith(
         "; reward margin +0.500 (95 %: +0.400 to +0.600)"
     )

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from settle.base.errors import GateError
+from settle.base.event_log import Events
 from settle.data.decisions.encode import DecisionEncoder
 from settle.data.decisions.prompt import all_labels
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
-from settle.evaluate.gate.decision_gate import DecisionGate
+from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart
 from settle.formats.gguf import export_gguf
 from settle.formats.gguf.decision import TEMPLATE_KEY
+from settle.jobs.tune_decision.export import in_fine_enough_type
 from settle.train.objectives.decision import Decision
 from tests import decision_model
 from tests.formats.test_gguf_decision import rewritten
@@ -100,3 +102,16 @@ def test_other_weights_are_refused(gate, tmp_path):
     path = export_gguf(model.part, weights, model.tokenizer, tmp_path / "w.gguf", "f32", {}, keys)
     with pytest.raises(GateError, match="away from the trained model's"):
         gate.run(path)
+
+
+def test_where_rounding_to_16_bits_moves_a_probability_too_far_the_file_is_f32(gate, tmp_path):
+    def write(dtype):
+        file = decision_model.write(tmp_path / f"{dtype}.gguf", gate.keys, dtype)
+        return {"gguf": file.name}, replace(gate, bar=bar, rows=gate.rows[:1]).run(file)
+
+    bar = 1.0
+    apart = {dtype: write(dtype)[1]["largest_difference"] for dtype in ("f16", "f32")}
+    bar = (apart["f32"] + apart["f16"]) / 2
+    with pytest.raises(ProbabilitiesApart, match="f16.gguf"):
+        write("f16")
+    assert in_fine_enough_type(write, Events())[0] == {"gguf": "f32.gguf"}

@@ -16,6 +16,7 @@ from settle.evaluate.compare.cases import Case, asking, cases
 from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
 from settle.evaluate.compare.in_time import TimeLeft, ask_in_time, on_progress, spread
 from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.evaluate.compare.sample_size import unshown
 from settle.evaluate.tasks import Task, best_suited, named
 
 ROWS = 200  # half of a change of ten points is seen with so many
@@ -74,7 +75,8 @@ class Comparison:
         if self.margin is not None:
             ends = [f"{end:+.3f}" for end in self.margin.difference.ends]
             text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
-        return text
+        why = unshown(s) if self.verdict == "no different" else ""
+        return f"{text}; {why}" if why else text
 
     def to_json(self) -> dict[str, object]:
         """For result.json."""

@@ -9,11 +9,25 @@ from statistics import NormalDist
 
 import numpy as np
 
+from settle.base.statistics import VERDICT_P, PairedTest
+
 POWER = 0.8  # how often a difference that can be seen is seen
 NOISE = 0.2  # share of rows, beside the difference itself, that one of two candidates gets right and the other does not
 MOST_ROWS = 5_000  # more rows than anybody gives
 DRAWS = 400
 HARDLY = 0.05  # chance below which asking the rest is not worth its time
+
+
+def unshown(test: PairedTest) -> str:
+    """Why a difference is not shown although its interval leaves out zero, for people; empty where it is shown, and
+    where the interval holds zero."""
+    if test.verdict != "no different" or test.difference.low <= 0 <= test.difference.high:
+        return ""
+    corrected = f", {test.adjusted_p:.2g} beside the other claims" if test.adjusted_p > test.p_value else ""
+    return (
+        f"too few rows differ to rule out chance, which shows as much with p = {test.p_value:.2g}{corrected}: "
+        f"a verdict takes {VERDICT_P:g} or less"
+    )
 
 
 def smallest_visible(rows: int, error: float) -> float | None:

@@ -34,7 +34,12 @@ APART = 0.01  # of a probability, at most
 DECISION_FILE = "decision.json"  # in a run's out/
 ROWS = 32  # held-out states, at most
 FIX = "report it with this recipe: the file was not written"
+FINER = "write it in f32 (--dtype f32), which rounds no weight; if that fails too, report it with this recipe"
 KEYS = ("read_out", "template", "questions", "columns", "correct")  # compared as they are
+
+
+class ProbabilitiesApart(GateError):
+    """The file's probabilities are further from the trained model's than the bar; a finer type may hold them."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,10 @@ class DecisionGate:
                 if not apart <= worst:  # so that NaN is the worst
                     worst, at = apart, row
         if not worst <= self.bar:
-            raise GateError(
+            raise ProbabilitiesApart(
                 f"{file.name} answers {at.name!r} about {at.state[:60]!r} with probabilities {worst:.3f} away from the "
                 f"trained model's (bar {self.bar})",
-                FIX,
+                FINER,
             )
         return {"rows": len(rows), "largest_difference": worst, "bar": self.bar}
 

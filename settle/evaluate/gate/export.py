@@ -196,20 +196,20 @@ def export_run_model(
 
 
 def export_run_adapter(
-    exported: ExportedAdapter, out: Path, events: Events, check: Check | None = None
+    exported: ExportedAdapter, out: Path, events: Events, dtype: str = "f16", check: Check | None = None
 ) -> tuple[dict[str, str], Figures]:
     """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
     `out`/NAME.gguf; and `out`/Modelfile.
 
-    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. check: of the merged
-    file. Returns and raises as `export_run_model`.
+    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. dtype, check: of the
+    merged file. Returns and raises as `export_run_model`.
     """
     over_base, part = exported.served_over_base, exported.base.part
     file = out / (f"{exported.name}-lora.gguf" if over_base else f"{exported.name}.gguf")
     if over_base:
         gate = export_adapter(exported, LoraGguf(), file)
     else:
-        gate = export_model(exported.merged(0.02), Gguf(), file, check=check)
+        gate = export_model(exported.merged(0.02), Gguf(dtype=dtype), file, check=check)
     assert gate is not None
     folder = out / ADAPTER_FOLDER
     export_peft(part, exported.adapter, folder)

@@ -1,8 +1,11 @@
 """The decision model as files: always whole, with the keys by which llama.cpp asks it, and through both gates."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from settle.evaluate.gate.decision_gate import DecisionGate, keys_of
+from settle.base.event_log import Events
+from settle.base.events import Say
+from settle.evaluate.gate.behaviour import Figures
+from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart, keys_of
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.tune_decision.stages import DecisionContext
@@ -33,13 +36,29 @@ def export(c: DecisionContext) -> None:
             name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card, gguf_keys=gguf_keys
         )
         gate = DecisionGate(live.model, c.decision, c.encoder, keys, rows)
-        files, figures = export_run_model(whole, c.run.out, c.events, check=gate.run)
+        files, figures = in_fine_enough_type(
+            lambda dtype: export_run_model(whole, c.run.out, c.events, dtype, gate.run), c.events
+        )
     else:
         base_name = transformers_name(base.source) or base.name
         adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base_name, base.source.sha256)
         exported = ExportedAdapter(name, base, adapter, c.tokenizer, texts, card, gguf_keys)
         gate = DecisionGate(exported.model, c.decision, c.encoder, keys, rows)
-        files, figures = export_run_adapter(exported, c.run.out, c.events, gate.run)
+        files, figures = in_fine_enough_type(
+            lambda dtype: export_run_adapter(exported, c.run.out, c.events, dtype, gate.run), c.events
+        )
     record_made(c.run, files, base.source)
     c.add_files(files)
     c.figures["gate"] = figures
+
+
+def in_fine_enough_type(
+    write: Callable[[str], tuple[dict[str, str], Figures]], events: Events
+) -> tuple[dict[str, str], Figures]:
+    """What `write` returns for the coarsest type that keeps the probabilities. A small model's can move by more than
+    the bar where its weights are only rounded to 16 bits. Raises GateError where none keeps them."""
+    try:
+        return write("f16")
+    except ProbabilitiesApart as e:
+        events.emit(Say(text=f"{e.what}; rounding to 16 bits may be why, so it is written in f32"))
+        return write("f32")

@@ -15,7 +15,7 @@ from settle.data.decisions.prompt import DECISION_TYPE
 from settle.data.decisions.rows import DecisionRow
 from settle.data.files import stored_corpus
 from settle.evaluate.calibration import CalibrationReport, brier
-from settle.evaluate.compare.sample_size import smallest_visible
+from settle.evaluate.compare.sample_size import smallest_visible, unshown
 from settle.evaluate.decisions import ORDERS, Scored, order_changes, score_rows
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import restored_data
@@ -202,4 +202,6 @@ def _comparison(tests: dict[str, PairedTest]) -> dict[str, object]:
         for name, test in tests.items()
     )
     headline = f"{verdict}: right on {tuned.tuned:.1%} of {tuned.rows} held-out rows, {beside}"
+    reasons = {name: why for name, test in tests.items() if verdict == "no different" and (why := unshown(test))}
+    headline += "".join(f"; beside the {name} {why}" for name, why in reasons.items())
     return {"verdict": verdict, "headline": headline, "tests": {name: test.to_json() for name, test in tests.items()}}
