@@ -60,8 +60,10 @@ def doctor(asked: Asked, events: Events) -> int:
 def _show(subject: Subject, seen: Examination, events: Events) -> None:
     if seen.findings:
         events.emit(findings_listing(subject, seen.findings))
+    elif seen.looked:
+        events.emit(Say(text=f"{subject.name}: {len(seen.looked)} checks looked, and found nothing wrong"))
     else:
-        events.emit(Say(text=f"{subject.name}: {len(seen.looked)} checks looked, and nothing is wrong"))
+        events.emit(Say(text=f"{subject.name}: no check could look at it"))
     for name, why in seen.failed.items():
         events.emit(Warn(text=f"{name.replace('_', ' ')} could not look: {why}"))
     if seen.left_out:

@@ -3,6 +3,7 @@
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
 from settle.doctor.subject import Running, Subject
+from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
 
@@ -30,9 +31,10 @@ def of_run(run: Run, name: str, running: Running) -> Subject:
 
 
 def of_model(model: ModelRef, name: str, running: Running) -> Subject:
-    """A model by name or a file."""
+    """A model by name or a file. Raises FormatError for a file that is not sound."""
     if model.weights.suffix != ".gguf":
         raise UsageError(f"{name} is not GGUF", "name a model of the store, or a .gguf file")
+    read_facts(model.weights)  # a file that is not sound is said once, and no check looks at it
     return Subject("model", name, model=model, base=_base(model), running=running)
 
 

@@ -41,7 +41,7 @@ def test_the_look_changes_nothing_and_says_likely(wobbly, capsys):
 def test_nothing_wrong_is_0(wobbly, capsys):
     (wobbly / "level").write_text("2")
     assert only() == 0
-    assert "nothing is wrong" in "".join(capsys.readouterr())
+    assert "found nothing wrong" in "".join(capsys.readouterr())
 
 
 def test_a_proof_says_its_time_before_and_leaves_its_folder(wobbly, capsys):
