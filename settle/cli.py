@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from settle.audit import session
 from settle.base.choice import Family, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     if argv is None:
         command_start.note()
+        session.from_command_line()
     try:
         _require_unicode(sys.argv[1:] if argv is None else argv)
         tokens = _readable(sys.argv[1:] if argv is None else argv)
@@ -226,7 +228,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
         events = Events(listeners=[face])
         try:
             made = command(**_gathered(given))
-            with getattr(made, "computing", nullcontext)():  # what has --threads
+            with session.ledger_of(made, events), getattr(made, "computing", nullcontext)():  # what has --threads
                 return made.run(events)
         finally:
             face.close()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "settle"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms that `settle --help`, `settle runs` or a reader of files need: they load no torch until asked to work.
-LIGHT = ("base", "machine", "documents", "data", "formats", "commands", "show", "cli.py", "__init__.py")
+LIGHT = ("base", "machine", "audit", "documents", "data", "formats", "commands", "show", "cli.py", "__init__.py")
 MOST_ANY, MOST_HIDDEN_IMPORTS = 5.0, 42  # per 1,000 lines; in the whole package
 MOST_COMMAND_LINES = 60
 VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc"}

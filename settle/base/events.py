@@ -54,6 +54,18 @@ class Warn(BaseEvent):
     text: str
 
 
+class UndeclaredConnection(BaseEvent):
+    """A process of this command reached beyond this machine, where it had not said that it would. host: the name that
+    was asked for, where it is known."""
+
+    kind: Literal["undeclared"] = "undeclared"
+    pid: int
+    call: str
+    address: str
+    port: int | None = None
+    host: str = ""
+
+
 class AnswerText(BaseEvent):
     """A piece of what was asked for: the text that stdout carries."""
 
@@ -340,6 +352,7 @@ Event = Annotated[
     | RunStarted
     | Say
     | Warn
+    | UndeclaredConnection
     | AnswerText
     | ResultReady
     | Progress

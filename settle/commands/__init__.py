@@ -1,7 +1,9 @@
 """One file is one command: its docstring is the help, its fields are the arguments, `run` does it."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+from settle.audit.reach import Reach
 from settle.base.event_log import Events
 from settle.base.registry import Part
 
@@ -19,6 +21,11 @@ class Command(Part):
     writes_answer: ClassVar[bool] = False
     # options that `--help` shows, the others with `--help-all`; (): all of them
     essential: ClassVar[tuple[str, ...]] = ()
+    is_watched: ClassVar[bool] = True  # whether it leaves a ledger of its connections; not where it only reads or lists
+
+    def reaches(self) -> Sequence[Reach]:
+        """The hosts beyond this machine that it may connect to."""
+        return ()
 
     def run(self, events: Events) -> int:
         """Do the work; the exit code: 0 done, 1 error, 2 usage, 3 no answer or not better, 130 interrupted."""

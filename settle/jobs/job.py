@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Generic, TypeVar
 
+from settle.audit.ledger import read_ledger
+from settle.audit.session import ledger
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.events import PhaseStarted, ResultReady, RunStarted, Say
@@ -104,7 +106,8 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
 def follow(job: Job[C], context: C) -> C:
     """The stages in order, until one ends the session."""
     try:
-        with context.resources:
+        with ledger(job.name) as open_ledger, context.resources:
+            open_ledger.put_into(context.run.path)
             for stage in job.stages:
                 left, name = context.seconds_left(stage.__name__), stage.__name__
                 context.events.emit(PhaseStarted(phase=name, elapsed=context.spending.total, left=left))
@@ -138,6 +141,15 @@ def interrupt(context: Context, saved: str) -> None:
     """End the session because it was stopped. saved: what of it is kept."""
     context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` continues from there"))
     context.exit_code = INTERRUPTED
+
+
+def network_record(context: Context) -> dict[str, object]:
+    """What the run has reached until now, for result.json; its sentence is said."""
+    found = read_ledger(context.run.path, is_running=True)
+    if found is None:
+        return {}
+    context.events.emit(Say(text=found.sentence))
+    return found.to_json()
 
 
 def end_dry(context: Context, result: Mapping[str, object]) -> None:

@@ -19,7 +19,7 @@ from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.held_out import held_out_text
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, Job, end_dry, require_same_data
+from settle.jobs.job import Context, Job, end_dry, network_record, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.shrink_settings import ShrinkSettings
 from settle.library.convert import to_gguf, unquantized_type
@@ -229,7 +229,7 @@ def report(c: ShrinkContext) -> None:
 
 def result(c: ShrinkContext) -> None:
     """Card, and result.json last: its presence means that the run is finished."""
-    made = Result.model_validate({"name": c.run.name, **c.figures})
+    made = Result.model_validate({"name": c.run.name, **c.figures, "audit": network_record(c)})
     if c.chosen is not None:
         facts = CardFacts(c.run.name, made.why, c.reference, c.chosen, made.gate or {}, c.loss_on_text, made.headline)
         write_card(c.run.out / "card.md", facts, c.session)

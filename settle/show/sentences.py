@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from settle.base.events import DecayStarted, Eval, Progress, Rollback
+from settle.base.events import DecayStarted, Eval, Progress, Rollback, UndeclaredConnection
 from settle.base.run.course import RunCourse
 from settle.show.amounts import amount, count, duration
 from settle.show.tables import gain_text
@@ -37,6 +37,11 @@ def eval_text(event: Eval) -> str:
     bits, share = event.bits_per_byte, event.held_out_share
     text += f" · {bits:.4f} bits per byte" if bits is not None and math.isfinite(bits) else ""
     return text + (f" · on {share:.0%} of the held-out text" if share is not None else "")
+
+
+def undeclared_text(event: UndeclaredConnection) -> str:
+    place = event.address if event.port is None else f"{event.address} port {event.port}"
+    return f"undeclared connection: process {event.pid} reached {event.host + ', ' if event.host else ''}{place}"
 
 
 def decay_text(event: DecayStarted) -> str:

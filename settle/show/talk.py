@@ -24,6 +24,7 @@ from settle.show.sentences import (
     progress_text,
     rollback_text,
     speed_text,
+    undeclared_text,
 )
 from settle.show.signs import SimpleSigns
 from settle.show.tables import comparison, listing, output_files, plan_table, verdict_panel
@@ -62,6 +63,8 @@ class Talk:
                 self._line(event.text)
             case kinds.Warn():
                 self._warn(event.text)
+            case kinds.UndeclaredConnection():
+                self._warn(undeclared_text(event))
             case kinds.Progress():
                 self._show_progress(event)
             case kinds.Step() | kinds.Eval() | kinds.SettledEvidence():

@@ -79,6 +79,7 @@ COMMANDS = {
     "ask": [["docs", question, "--model", "none"] for question in QUESTIONS]
     + [["docs", question, "--passages"] for question in QUESTIONS]
     + [["docs", "What is zymurgy\x1b[31m?", "--model", "none"], [f"no{ESCAPES}", "x"]],
+    "audit": [[], [f"no{ESCAPES}"]],
     "bench": [["serve", f"no{ESCAPES}"]],
     "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
     "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],

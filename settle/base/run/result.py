@@ -30,7 +30,8 @@ class Result(BaseModel):
     """What every run's result has; what a job adds (student, pair, points ...) is kept as it is.
 
     forecast and actual: figures by name; gate: the report of the check of the exported file; files: what was made;
-    system_prompt: of a tuned model, the one that it has by default because every row had it.
+    audit: what left this machine; system_prompt: of a tuned model, the one that it has by default because every row
+    had it.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
@@ -46,6 +47,7 @@ class Result(BaseModel):
     gate: Mapping[str, object] | None = None
     comparison: Mapping[str, object] | None = None
     system_prompt: str | None = None
+    audit: Mapping[str, object] = Field({})
     files: Mapping[str, object] = Field({})
 
     @property

@@ -23,6 +23,7 @@ class Export(ThreadSettings, Command):
     `--to ollama` give the adapter by itself.
     """
 
+    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("name",)
 
     name: str = Field(description="a run, or the folder of an adapter made by peft or Unsloth")

@@ -20,6 +20,7 @@ class Models(ThreadSettings, Command):
     `settle models update FILE --sha256 HASH` replaces the catalogue (or prices, or devices) by a newer one.
     """
 
+    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("names",)
     writes_answer: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ class Runs(Command):
     `settle runs compare NAME NAME` compares two recipes that were run with `--seeds`, by the noise of their seeds.
     """
 
+    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("action", "names")
 
     action: str = Field("list", description="list, show, compare, prune or remove")

@@ -16,6 +16,7 @@ class FitModels(Command):
     "2x rtx 3090", "8x h100", or numbers by hand. Speeds are forecasts with an 80 % interval.
     """
 
+    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("models",)
 
     models: list[str] = Field(default_factory=list, description="names of the catalogue or the store, or files")

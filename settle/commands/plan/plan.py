@@ -22,6 +22,7 @@ class Plan(PlanSettings, Command):
     a model of one's own with an API. Every number has an interval of 80 %, its source and its date.
     """
 
+    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("what", "model")
 
     what: Literal["tune", "train", "pay-off"] | None = Field(None, description="what to plan: tune, train or pay-off")

@@ -36,9 +36,15 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
         _section("Result", [*_table(_outcome(plan, result)), *_forecasts(result)]),
         _section("Against its teacher" if plan.get("objective") == "distill" else "Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
+        _section("What left this machine", _audit(result.get("audit") or {})),
         _section("Made with", _table(_made_with(plan))),
     ]
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+
+
+def _audit(audit: Values) -> list[str]:
+    """The ledger's sentence."""
+    return [_plain(audit["sentence"])] if audit.get("sentence") else []
 
 
 def _front(plan: Values, result: Values) -> list[str]:

@@ -24,7 +24,7 @@ from settle.evaluate.pair_scores import compare_scores, pair_scores
 from settle.evaluate.report.curves import draw_curves
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, end_dry, interrupt, require_same_data
+from settle.jobs.job import Context, end_dry, interrupt, network_record, require_same_data
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_encoder.export import export_encoder, export_reranker
 from settle.library.deletion import prune
@@ -281,7 +281,7 @@ def compare(c: EncoderContext) -> None:
 
 def result(c: EncoderContext) -> None:
     """The picture, and result.json last."""
-    made = Result.model_validate(c.figures)
+    made = Result.model_validate({**c.figures, "audit": network_record(c)})
     draw_curves(c.run, made)
     write_json(c.run.path / "result.json", made.to_json())
     if not c.settings.keep_checkpoints:

@@ -1,0 +1,5 @@
+"""What leaves this machine: a ledger of the connections of a run, with how complete it is.
+
+Three levels, by name: *proved* (an empty network namespace), *watched* (Linux's seccomp notifications: every process of
+the run, native code too), *observed* (Python's audit hook only).
+"""

@@ -1,0 +1,216 @@
+"""Reads ledgers: who connected to where, what of it was declared, and what can be said of it all in one sentence."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from settle.audit.reach import Reach, is_declared
+from settle.audit.session import FOLDER, OBSERVED, PROVED
+
+HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
+_ORDER = (OBSERVED, "watched", PROVED)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One address that one process reached, or tried to. time: of the first; count: how often; site: file:line of
+    Python; host: the name that was asked for, where it is known."""
+
+    time: float
+    pid: int
+    program: str
+    call: str
+    address: str
+    port: int | None
+    scope: str
+    host: str
+    site: str
+    count: int
+    declared: bool
+
+    @property
+    def is_here(self) -> bool:
+        return self.scope in HERE
+
+    @property
+    def target(self) -> str:
+        place = self.address if self.port is None else f"{self.address}:{self.port}"
+        return f"{self.host} ({place})" if self.host and self.host != self.address else place
+
+
+@dataclass
+class Ledger:
+    """All sessions of a run. gaps: why it is not complete. denied: calls that were refused."""
+
+    level: str = ""
+    why: str = ""
+    reaches: list[Reach] = field(default_factory=list)
+    processes: dict[tuple[int, str], str] = field(default_factory=dict)
+    connections: list[Connection] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
+    listens: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def beyond(self) -> list[Connection]:
+        return [c for c in self.connections if not c.is_here]
+
+    @property
+    def undeclared(self) -> list[Connection]:
+        return [c for c in self.beyond if not c.declared]
+
+    @property
+    def sentence(self) -> str:
+        """What is known, and how completely."""
+        return f"{self._finding()}; {self._completeness()}."
+
+    def to_json(self) -> dict[str, object]:
+        """For result.json."""
+        return {
+            "level": self.level,
+            "sentence": self.sentence,
+            "processes": len(self.processes),
+            "here": sum(c.count for c in self.connections if c.is_here),
+            "beyond": [_shown(c) for c in self.beyond],
+            "listens": self.listens,
+            "denied": self.denied,
+            "gaps": self.gaps,
+        }
+
+    def _finding(self) -> str:
+        listens = f", but it listened on {', '.join(self.listens)}, where others could connect" if self.listens else ""
+        if self.level == PROVED:
+            tries = f" ({len(self.beyond)} attempts failed)" if self.beyond else ""
+            return f"Nothing could leave this machine{tries}"
+        if self.undeclared:
+            names = ", ".join(dict.fromkeys(f"{c.target} by {Path(c.program).name}" for c in self.undeclared[:4]))
+            more = f" and {len(self.undeclared) - 4} more" if len(self.undeclared) > 4 else ""
+            return f"Undeclared connections: {names}{more}{listens}"
+        if self.beyond:
+            return f"Only declared connections: {', '.join(dict.fromkeys(c.target for c in self.beyond))}{listens}"
+        if self.level == OBSERVED:
+            return f"Python opened no connection beyond this machine{listens}"
+        if self.gaps:
+            return f"No connection beyond this machine was recorded{listens}"
+        return f"Nothing left this machine{listens}"
+
+    def _completeness(self) -> str:
+        here = sum(c.count for c in self.connections if c.scope in ("loopback", "own"))
+        processes = f"{len(self.processes)} process{'es' if len(self.processes) != 1 else ''}"
+        counted = f"{processes}, {here:,} loopback connection{'s' if here != 1 else ''}"
+        level = {
+            OBSERVED: f"observed only: native code and other programs are not in this ledger ({self.why})",
+            PROVED: f"proved: it ran in an empty network namespace, {counted}",
+        }.get(self.level, f"{self.level}, {counted}")
+        return f"{level}; incomplete: {', '.join(self.gaps)}" if self.gaps else level
+
+
+def read_ledger(run: Path, is_running: bool = False) -> Ledger | None:
+    """Of the folder of a run; None where it has none. is_running: the last session has not ended yet."""
+    paths = sorted((run / FOLDER).glob("*.jsonl"))
+    return read_sessions(paths, is_running) if paths else None
+
+
+def read_sessions(paths: Iterable[Path], is_running: bool = False) -> Ledger:
+    """Several files as one ledger, at the level of the least complete. Raises OSError."""
+    ledger, sessions = Ledger(), [_lines(path) for path in paths]
+    for at, lines in enumerate(sessions):
+        _add(ledger, lines, is_running and at == len(sessions) - 1)
+    return ledger
+
+
+def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) -> None:
+    opened: Mapping[str, object] = next((line for line in lines if line.get("kind") == "opened"), {})
+    level = str(opened.get("level", OBSERVED))
+    if not ledger.level or _ORDER.index(level) < _ORDER.index(ledger.level):
+        ledger.level, ledger.why = level, str(opened.get("why", ""))
+    ledger.reaches += [Reach(str(line["host"]), str(line["why"])) for line in lines if line.get("kind") == "declared"]
+    session = _Session(lines, level, ledger.reaches)
+    ledger.processes |= session.processes
+    ledger.connections += session.connections
+    for line in lines:
+        match line.get("kind"):
+            case "denied":
+                ledger.denied.append(f"{line.get('call')} by process {line.get('pid')}")
+            case "listen":
+                ledger.listens.append(f"{line.get('address')}:{line.get('port')}")
+            case "gap" | "unreadable":
+                ledger.gaps.append(str(line.get("why")))
+            case "lost":
+                ledger.gaps.append(f"{line.get('count')} lines found no room on the disk")
+    if not is_running and not any(line.get("kind") == "closed" for line in lines):
+        ledger.gaps.append("a session was cut off before its end")
+
+
+class _Session:
+    """What the lines of one file say together."""
+
+    def __init__(self, lines: list[Mapping[str, object]], level: str, reaches: list[Reach]) -> None:
+        self.processes: dict[tuple[int, str], str] = {}
+        self.connections: list[Connection] = []
+        self._programs: dict[object, str] = {}
+        sites = {(line.get("address"), line.get("port")): line for line in lines if line.get("kind") == "site"}
+        closed = next((line for line in lines if line.get("kind") == "closed"), {})
+        repeats = closed.get("repeats") or []
+        counts = {_key(r): r["count"] for r in repeats if isinstance(r, Mapping)} if isinstance(repeats, list) else {}
+        kind = "connect" if level != OBSERVED else "site"
+        found: dict[object, Connection] = {}
+        for line in lines:
+            if line.get("kind") == "process":
+                self._programs[line["pid"]] = str(line["program"])
+                self.processes[int(str(line["pid"])), str(line["program"])] = str(line.get("module", ""))
+            elif line.get("kind") in (kind, "socket"):
+                site = sites.get((line.get("address"), line.get("port")), {})
+                made = self._connection(line, site, counts, reaches)
+                found.setdefault((made.pid, made.program, made.call, made.target), made)
+        self.connections = list(found.values())
+
+    def _connection(
+        self, line: Mapping[str, object], site: Mapping[str, object], counts: Mapping[tuple[object, ...], object],
+        reaches: list[Reach],
+    ) -> Connection:  # fmt: skip
+        pid, address = int(str(line["pid"])), str(line.get("address", line.get("family", "")))
+        program = self._programs.get(line["pid"], "")
+        host = str(site.get("host") or line.get("name") or "")
+        port = line.get("port")
+        return Connection(
+            time=float(str(line.get("time", 0))),
+            pid=pid,
+            program=program,
+            call=str(line.get("call", "socket")),
+            address=address,
+            port=port if isinstance(port, int) else None,
+            scope=str(line.get("scope") or _scope(address)),
+            host=host,
+            site=str(site.get("site", "")),
+            count=int(str(counts.get(_key({**line, "program": program}), 1))),
+            declared=is_declared(reaches, (host, address)),
+        )
+
+
+def _key(line: Mapping[str, object]) -> tuple[object, ...]:
+    return tuple(line.get(key) for key in ("pid", "program", "call", "address", "port"))
+
+
+def _scope(address: str) -> str:
+    """Of an address that only Python's hook saw."""
+    is_here = address.startswith(("127.", "/")) or address in ("::1", "localhost", "0.0.0.0", "::")
+    return "loopback" if is_here else "beyond"
+
+
+def _shown(connection: Connection) -> dict[str, object]:
+    return {key: value for key, value in asdict(connection).items() if value not in (None, "")}
+
+
+def _lines(path: Path) -> list[Mapping[str, object]]:
+    """The lines that are whole."""
+    found: list[Mapping[str, object]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found

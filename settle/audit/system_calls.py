@@ -1,0 +1,176 @@
+"""Linux by number: the calls that reach a network, and the seccomp filter that reports each before it is carried out.
+
+Sources: seccomp(2), seccomp_unotify(2), linux/seccomp.h, linux/audit.h, the kernel's tables of system calls.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+PR_SET_NO_NEW_PRIVS, PR_SET_PTRACER = 38, 0x59616D61
+_SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
+# Without SPEC_ALLOW older kernels slow the whole process down; with WAIT_KILLABLE a signal does not repeat the call.
+_SPEC_ALLOW, _NEW_LISTENER, _WAIT_KILLABLE = 1 << 2, 1 << 3, 1 << 5
+_ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq, jge, ret
+_NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data
+_X32 = 0x40000000  # set in the numbers of the x32 ABI
+
+
+@dataclass(frozen=True)
+class Abi:
+    """The numbers of one processor's kernel interface. compat: its 32-bit sibling's network calls, which are refused:
+    nothing that settle starts is a 32-bit program."""
+
+    audit_arch: int
+    seccomp: int
+    calls: dict[str, int]
+    compat: tuple[int, ...]
+
+
+_X86_64 = Abi(
+    0xC000003E,
+    317,
+    {"socket": 41, "connect": 42, "sendto": 44, "sendmsg": 46, "bind": 49, "listen": 50, "sendmmsg": 307,
+     "io_uring_setup": 425, "setns": 308, "pidfd_getfd": 438, "ptrace": 101, "process_vm_writev": 311},
+    (102, 345, 359, 361, 362, 363, 369, 370, 425),
+)  # fmt: skip
+_AARCH64 = Abi(
+    0xC00000B7,
+    277,
+    {"socket": 198, "connect": 203, "sendto": 206, "sendmsg": 211, "bind": 200, "listen": 201, "sendmmsg": 269,
+     "io_uring_setup": 425, "setns": 268, "pidfd_getfd": 438, "ptrace": 117, "process_vm_writev": 271},
+    (281, 282, 283, 284, 290, 296, 374, 425),
+)  # fmt: skip
+ABIS = {"x86_64": _X86_64, "aarch64": _AARCH64}
+
+REPORTED = ("connect", "bind", "listen", "sendmsg", "sendmmsg", "io_uring_setup")  # whatever their arguments are
+# Ways out of an empty network namespace: into another one, or through a process outside it.
+WAYS_OUT = ("setns", "pidfd_getfd", "ptrace", "process_vm_writev")
+
+
+def native_abi() -> Abi | None:
+    """Of this process; None where there is no filter for it."""
+    is_64_bit = struct.calcsize("P") == 8
+    return ABIS.get(platform.machine()) if sys.platform == "linux" and is_64_bit else None
+
+
+def filter_program(abi: Abi, is_fenced: bool) -> bytes:
+    """The BPF program: network calls with an address are reported, others allowed. is_fenced: the process is in an
+    empty namespace, and the ways out of it are refused."""
+    p = _Program()
+    p.load(_ARCH)
+    p.jump(_EQUAL, abi.audit_arch, no="foreign")
+    p.load(_NR)
+    if abi is _X86_64:
+        p.jump(_AT_LEAST, _X32, yes="x32")
+    for name in REPORTED:
+        p.jump(_EQUAL, abi.calls[name], yes="report")
+    if is_fenced:
+        for name in WAYS_OUT:
+            p.jump(_EQUAL, abi.calls[name], yes="refuse")
+    p.jump(_EQUAL, abi.calls["sendto"], yes="sendto")
+    p.jump(_EQUAL, abi.calls["socket"], yes="socket", no="allow")
+    p.label("sendto")  # without an address it goes where `connect` went
+    p.load(_ARGS + 4 * 8)
+    p.jump(_EQUAL, 0, no="report")
+    p.load(_ARGS + 4 * 8 + 4)
+    p.jump(_EQUAL, 0, yes="allow", no="report")
+    p.label("socket")
+    p.load(_ARGS)
+    # a file of a socket is no part of a network namespace: in an empty one nothing but the network itself is allowed
+    for family in (AF_INET, AF_INET6, AF_NETLINK, *(() if is_fenced else (AF_UNIX,))):
+        p.jump(_EQUAL, family, yes="allow")
+    p.jump(_AT_LEAST, 0, yes="report")
+    p.label("x32")
+    p.jump(_EQUAL, 0xFFFFFFFF, yes="allow", no="report")  # a call that a debugger has skipped
+    p.label("foreign")
+    p.load(_NR)
+    for number in abi.compat:
+        p.jump(_EQUAL, number, yes="report")
+    p.label("allow")
+    p.answer(_ALLOW)
+    p.label("report")
+    p.answer(_NOTIFY)
+    p.label("refuse")
+    p.answer(_ERRNO | errno.EPERM)
+    return p.assemble()
+
+
+class _Program:
+    """A BPF program with names for the targets of its jumps, all of them forward."""
+
+    def __init__(self) -> None:
+        self._code: list[tuple[int, int, str | None, str | None]] = []
+        self._labels: dict[str, int] = {}
+
+    def load(self, offset: int) -> None:
+        self._code.append((_LOAD, offset, None, None))
+
+    def jump(self, test: int, value: int, yes: str | None = None, no: str | None = None) -> None:
+        """To a label, or on to the next instruction."""
+        self._code.append((test, value, yes, no))
+
+    def answer(self, value: int) -> None:
+        self._code.append((_RETURN, value, None, None))
+
+    def label(self, name: str) -> None:
+        self._labels[name] = len(self._code)
+
+    def assemble(self) -> bytes:
+        """Eight bytes an instruction: code, jump if true, jump if false, value."""
+        lines = []
+        for at, (code, value, yes, no) in enumerate(self._code):
+            jumps = [0 if name is None else self._labels[name] - at - 1 for name in (yes, no)]
+            lines.append(struct.pack("HBBI", code, *jumps, value))
+        return b"".join(lines)
+
+
+def install_filter(abi: Abi, program: bytes) -> int:
+    """From now on this thread, and every thread and process it starts, has the filter; it cannot be taken off.
+
+    Returns the descriptor that the reports come from. Raises OSError: EBUSY where another filter reports already.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(program, len(program))
+    descriptor = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+    for flags in (_NEW_LISTENER | _SPEC_ALLOW | _WAIT_KILLABLE, _NEW_LISTENER | _SPEC_ALLOW):
+        fd: int = libc.syscall(*_longs(abi.seccomp, _SET_MODE_FILTER, flags), descriptor)
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno.EINVAL:  # a kernel before 5.19 does not know the third flag
+            break
+    raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
+
+
+def notification_sizes(abi: Abi) -> tuple[int, int]:
+    """Bytes of a report and of its answer, as this kernel has them. Raises OSError where it has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    sizes = ctypes.create_string_buffer(6)
+    if libc.syscall(*_longs(abi.seccomp, _GET_NOTIF_SIZES, 0), sizes):
+        raise OSError(ctypes.get_errno(), "seccomp")
+    report, answer, _ = struct.unpack("HHH", sizes.raw)
+    return report, answer
+
+
+def allow_reader(pid: int) -> None:
+    """The process may read our memory, where Yama restricts who may; elsewhere it may already."""
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, pid, 0, 0, 0)
+
+
+def num_threads() -> int:
+    """Threads of this process, of any kind."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _longs(*values: int) -> Sequence[ctypes.c_long]:
+    return [ctypes.c_long(value) for value in values]
