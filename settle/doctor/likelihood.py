@@ -4,6 +4,7 @@ The engine turns text into ids as it does for a person, and a reader in a second
 """
 
 import contextlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from settle.doctor.known_answers import KnownAnswer
+from settle.base.errors import SettleError
 from settle.doctor.trial import Item, Side
 from settle.infer.engine import Engine
-from settle.infer.scorer import Scorer
+from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
 from settle.library.reference import ModelRef
 
 CONTEXT = 1024  # tokens, of what is read at once
@@ -28,12 +29,17 @@ class Reading(NamedTuple):
 
 
 class Reader:
-    """A GGUF file that turns text into ids, and says how likely they are. Use it as a context manager."""
+    """A GGUF file that turns text into ids, and says how likely they are, with its adapter. Use it as a context
+    manager. path: of a file that takes the place of the model's own. overrides: see `Overrides`; the adapter is the
+    model's."""
 
-    def __init__(self, model: ModelRef, path: Path | None = None, context: int = CONTEXT, cache: str = "f16") -> None:
+    def __init__(
+        self, model: ModelRef, path: Path | None = None, context: int = CONTEXT, overrides: Overrides = AS_IT_IS
+    ) -> None:
         weights = path or model.weights
-        self.engine = Engine(weights, context)
-        self._scorer = Scorer(weights, min(context, self.engine.context) - 1)
+        self.engine = Engine(weights, context, adapter=model.adapter)
+        overrides = overrides._replace(adapter=model.adapter)
+        self._scorer = Scorer(weights, min(context, self.engine.context) - 1, overrides=overrides)
 
     def __enter__(self) -> "Reader":
         self.engine.start()
@@ -58,7 +64,9 @@ class Reader:
         return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
 
 
-_open: dict[Path, Reader] = {}  # of the look that is going on
+_Key = tuple[Path, Path | None]
+_open: dict[_Key, Reader] = {}  # of the look that is going on
+_failed: dict[_Key, SettleError] = {}
 _looks = 0
 
 
@@ -71,44 +79,59 @@ def shared_readers() -> Iterator[None]:
         yield
     finally:
         _looks -= 1
-        while not _looks and _open:
-            _open.popitem()[1].__exit__()
+        if not _looks:
+            _close_all()
+            _failed.clear()
 
 
 @contextlib.contextmanager
 def reader_of(model: ModelRef) -> Iterator[Reader]:
-    """A reader of the file of `model`, for a look. Raises SettleError."""
+    """A reader of the file of `model`, for a look. Raises SettleError, and the same again for the next who asks."""
     if not _looks:
         with Reader(model) as reader:
             yield reader
         return
-    if model.weights not in _open:
-        while _open:  # one model in memory at a time
-            _open.popitem()[1].__exit__()
-        _open[model.weights] = Reader(model).__enter__()
-    yield _open[model.weights]
+    key = model.weights, model.adapter
+    if key in _failed:
+        raise _failed[key]
+    if key not in _open:
+        _close_all()  # one model in memory at a time
+        try:
+            _open[key] = Reader(model).__enter__()
+        except SettleError as e:
+            _failed[key] = e
+            raise
+    yield _open[key]
 
 
-def answer_reading(engine: Engine, known: KnownAnswer) -> Reading:
-    """A known answer behind its question, by the file's own chat template, or as plain text where it has none."""
-    if engine.takes_turns:
-        prompt = engine.turns([{"role": "user", "content": known.question}])
-    else:
-        prompt = engine.plain(f"Question: {known.question}\nAnswer: ")
-    answer = engine.tokenize(known.answer)
-    return Reading([*prompt, *answer], len(prompt))
+def _close_all() -> None:
+    while _open:
+        _open.popitem()[1].__exit__()
+
+
+def strength_of(gain: float) -> float:
+    """How sure a gain makes of its cause, in nats per token: the cause that explains more is the first."""
+    return 1.0 - math.exp(-gain)
 
 
 class LikelihoodSide(Side):
     """A set-up measured by the nats per token that it gives each item. model: whose file is read, or `path` instead."""
 
-    def __init__(self, name: str, model: ModelRef, path: Path | None = None, context: int = CONTEXT) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: ModelRef,
+        path: Path | None = None,
+        context: int = CONTEXT,
+        overrides: Overrides = AS_IT_IS,
+    ) -> None:
         self.name, self._model, self._path, self._context = name, model, path, context
+        self._overrides = overrides
         self.num_bytes = 2 * (path or model.weights).stat().st_size
         self._reader: Reader | None = None
 
     def open(self) -> None:
-        reader = Reader(self._model, self._path, self._context)
+        reader = Reader(self._model, self._path, self._context, self._overrides)
         self._reader = reader.__enter__()
 
     @abstractmethod

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
 from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
+from settle.formats.gguf.types import block_id
 from settle.infer.child_model import ChildModel
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import fitting_context
@@ -35,6 +37,20 @@ def ignore_progress(tokens: int) -> None:
     """No progress is shown."""
 
 
+class Overrides(NamedTuple):
+    """What a file is read with instead of as it says. adapter: a LoRA in a GGUF file of its own, merged as it is read.
+    cache: ggml's type of the keys and values that are kept. rope_base, rope_scale: of the rotary positions, as in
+    `rope.freq_base` and 1 / `rope.scaling.factor`."""
+
+    adapter: Path | None = None
+    cache: str = "f16"
+    rope_base: float | None = None
+    rope_scale: float | None = None
+
+
+AS_IT_IS = Overrides()
+
+
 class Scorer(ChildModel["ScorerChild"]):
     """One model loaded in one child that reads windows of ids.
 
@@ -44,7 +60,9 @@ class Scorer(ChildModel["ScorerChild"]):
     EngineError when llama.cpp refuses the file or dies.
     """
 
-    def __init__(self, path: Path | str, context: int = 512, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path | str, context: int = 512, threads: int | None = None, overrides: Overrides = AS_IT_IS
+    ) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
         self.path = Path(path)
@@ -61,6 +79,9 @@ class Scorer(ChildModel["ScorerChild"]):
             "path": str(self.path.resolve()),
             "context": self.context,
             "threads": num_threads(threads),
+            **overrides._asdict(),
+            "adapter": str(overrides.adapter.resolve()) if overrides.adapter else None,
+            "cache": block_id(overrides.cache.upper()),
         }
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -14,7 +14,7 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,9 +33,10 @@ class Unreadable(Exception):
 
 
 class Model:
-    """A GGUF file in llama.cpp, on the processor. context: tokens of the longest window."""
+    """A GGUF file in llama.cpp, on the processor. settings: path, context (tokens of the longest window), threads, and
+    what `scorer.Overrides` has."""
 
-    def __init__(self, path: str, context: int, threads: int) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
         self._lib, self._ffi = get_lib(), get_ffi()  # type: ignore[no-untyped-call]  # has no stubs
@@ -43,25 +44,38 @@ class Model:
         options = self._lib.llama_model_default_params()
         options.n_gpu_layers = 0
         options.check_tensors = True
-        self._model = self._lib.llama_model_load_from_file(os.fsencode(path), options)
+        self._model = self._lib.llama_model_load_from_file(os.fsencode(settings["path"]), options)
         if self._model == self._ffi.NULL:
             raise Unreadable("error: the model was not loaded")
         self.num_vocab = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(self._model))
         together = LOGITS_BYTES // (4 * self.num_vocab) // LEAST_TOGETHER * LEAST_TOGETHER
         self.together = min(max(together, LEAST_TOGETHER), MOST_TOGETHER)
-        self._context = self._open(context, threads)
+        self._context = self._open(settings)
+        if settings["adapter"]:
+            self._adapt(settings["adapter"])
         self._batch = self._lib.llama_batch_init(self.together, 0, 1)
 
-    def _open(self, context: int, threads: int) -> object:
+    def _open(self, settings: Mapping[str, Any]) -> object:
         options = self._lib.llama_context_default_params()
-        options.n_ctx, options.n_seq_max = context, 1
+        options.n_ctx, options.n_seq_max = settings["context"], 1
         options.n_batch = options.n_ubatch = self.together
-        options.n_threads = options.n_threads_batch = threads
+        options.n_threads = options.n_threads_batch = settings["threads"]
+        options.type_k = options.type_v = settings["cache"]
+        options.rope_freq_base = settings["rope_base"] or 0.0  # 0: as the file says
+        options.rope_freq_scale = settings["rope_scale"] or 0.0
         options.no_perf = True
         opened = self._lib.llama_init_from_model(self._model, options)
         if opened == self._ffi.NULL:
             raise Unreadable("error: there is no room for its context")
         return opened
+
+    def _adapt(self, path: str) -> None:
+        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if adapter == self._ffi.NULL:
+            raise Unreadable("error: the adapter was not loaded")
+        adapters, scales = self._ffi.new("struct llama_adapter_lora *[1]", [adapter]), self._ffi.new("float[1]", [1.0])
+        if self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales):
+            raise Unreadable("error: the adapter does not fit the model")
 
     def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
@@ -142,7 +156,7 @@ def main() -> None:
     threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
     settings = json.loads(lines.get())
     try:
-        model = Model(settings["path"], settings["context"], settings["threads"])
+        model = Model(settings)
     except Unreadable as e:
         print(e, file=sys.stderr, flush=True)  # noqa: T201
         os._exit(1)

@@ -8,7 +8,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PROSE
-from settle.doctor.likelihood import LikelihoodSide, Reading, reader_of
+from settle.doctor.likelihood import LikelihoodSide, Reading, reader_of, strength_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
@@ -47,7 +47,7 @@ class OpeningToken(Check):
                 check=self.part_name(),
                 what=f"the file {state} the token that opens a text, and the model was trained otherwise",
                 evidence=(f"{KEY} is {str(is_set).lower()}", f"prose is {gain:.2f} nats per token likelier otherwise"),
-                strength=min(1.0, 0.5 + gain),
+                strength=strength_of(gain),
                 details={"is_set": is_set},
             )
 

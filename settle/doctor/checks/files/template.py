@@ -1,0 +1,174 @@
+"""The chat template writes turns in another way than the model was trained on."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from settle.doctor.checks import Check
+from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS, KnownAnswer
+from settle.doctor.likelihood import LikelihoodSide, Reader, Reading, reader_of, strength_of
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Item, Trial
+from settle.doctor.turns import FORMS, fitting_forms, rendered, turn_end
+from settle.formats.gguf import read_gguf
+from settle.infer.engine import Engine
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, adapter_template
+from settle.library.reference import ModelRef
+
+LOOKED, PROVEN = 4, 10  # answers that a look reads, and a proof
+LEAST_NATS = 0.25  # per token
+UNKNOWN_END_NATS = 5.0  # of the token that ends an answer, where the model was not trained to write it there
+KNOWN_END_NATS = 1.5  # and where it was
+PLAIN = "plain text"  # no turns
+
+
+class Loss(NamedTuple):
+    """Nats per token of answers with their ends, of answers alone, and of ends alone (nan where there are none)."""
+
+    whole: float
+    answer: float
+    end: float
+
+
+class Template(Check):
+    """Turns have to be written as they were in training, or the model does not see what is asked, and when to end."""
+
+    number: ClassVar[int] = 6
+    symptom: ClassVar[str] = "garbage, or role words in the answer: the chat template is not the model's own"
+    about: ClassVar[tuple[str, ...]] = ("model",)
+    seconds: ClassVar[float] = 4.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        model = subject.model
+        assert model is not None
+        if model.adapter is not None and adapter_template(model.adapter):
+            return  # the adapter was trained with the template that it brings
+        with reader_of(model) as reader:
+            metadata, has_turns = reader.engine.metadata, reader.engine.takes_turns
+            own = _loss(reader, str(metadata[TEMPLATE_KEY])) if has_turns else None
+            gains: dict[str, tuple[float, Loss, Loss]] = {}
+            for name in fitting_forms(_tokens(metadata)):
+                loss = _loss(reader, FORMS[name].template)
+                before = own or _loss(reader, None, turn_end(metadata, FORMS[name].template))
+                gains[name] = before.whole - loss.whole, before, loss
+            if own and own.end > UNKNOWN_END_NATS:
+                plain = _loss(reader, None)
+                gains[PLAIN] = own.answer - plain.answer, own, plain
+        best = max(gains, key=lambda name: gains[name][0])
+        gain, before, after = gains[best]
+        if gain > LEAST_NATS and (own or after.end < KNOWN_END_NATS):
+            yield Finding(
+                check=self.part_name(),
+                what=_cause(own is not None, best),
+                evidence=_evidence(before, after, best),
+                strength=strength_of(gain),
+                details={"form": best},
+            )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
+        assert subject.model is not None
+        form = str(finding.details["form"])
+        fixed = edited_file(subject.model, folder / "fixed.gguf", _changes(form))
+        metadata = read_gguf(subject.model.weights).metadata
+        end = turn_end(metadata, FORMS[form].template) if form != PLAIN else None
+        answers: list[Item] = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
+        return Trial(
+            knob=f"turns as in {form}",
+            before=_Answers("as it is", subject.model, end),
+            after=_Answers("changed", subject.model, end, fixed),
+            measure="loss of known answers" if end is None else "loss of known answers and their ends",
+            unit="nats per token",
+            items=answers[:PROVEN],
+            others=answers[PROVEN:],
+            least=LEAST_NATS,
+            seconds=0.5,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        return fix_of(subject, self.number, _changes(str(finding.details["form"])))
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """Turns as another family writes them."""
+        assert healthy.model is not None
+        fitting = fitting_forms(_tokens(read_gguf(healthy.model.weights).metadata))
+        other = "llama-2" if "llama-2" not in fitting else "chatml"
+        changes = {TEMPLATE_KEY: FORMS[other].template, PLAIN_TEXT_KEY: None}
+        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
+
+
+class _Answers(LikelihoodSide):
+    """Known answers behind their questions, in the turns that the file has. end: what a file without turns is asked
+    for behind an answer, None to leave the ends out."""
+
+    def __init__(self, name: str, model: ModelRef, end: str | None, path: Path | None = None) -> None:
+        super().__init__(name, model, path)
+        self._end = end
+
+    def reading(self, engine: Engine, item: Item) -> Reading:
+        assert isinstance(item, Mapping)
+        known = KnownAnswer(str(item["question"]), str(item["answer"]))
+        template = str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
+        return _reading(engine, known, template, self._end)
+
+
+def _reading(engine: Engine, known: KnownAnswer, template: str | None, end: str | None) -> Reading:
+    """A known answer behind its question. end: what must follow it, of a template its own; None for nothing."""
+    answer = engine.tokenize(known.answer)
+    if template is None:
+        prompt = engine.plain(f"Question: {known.question}\nAnswer:")
+        answer = engine.tokenize(f" {known.answer}")
+    else:
+        prompt = engine.opened(engine.tokenize(rendered(engine.metadata, template, known.question), special=True))
+        end = end and turn_end(engine.metadata, template)
+    return Reading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
+
+
+def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
+    """Of the answers that a look reads. template: by which turns are written, None for plain text."""
+    answers, ends = [], []
+    has_end = template is not None or end is not None
+    for known in KNOWN_ANSWERS[:LOOKED]:
+        losses = reader.losses(_reading(reader.engine, known, template, end or template))
+        answers += losses[: len(losses) - has_end].tolist()
+        ends += losses[len(losses) - has_end :].tolist()
+    return Loss(float(np.mean(answers + ends)), float(np.mean(answers)), float(np.mean(ends)) if ends else float("nan"))
+
+
+def _tokens(metadata: Metadata) -> list[str]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return tokens if isinstance(tokens, list) else []
+
+
+def _changes(form: str) -> dict[str, object]:
+    """Of the metadata, for a file whose model was trained on turns of that form."""
+    if form == PLAIN:
+        return {TEMPLATE_KEY: None}
+    return {TEMPLATE_KEY: FORMS[form].template, PLAIN_TEXT_KEY: None}
+
+
+def _cause(has_turns: bool, form: str) -> str:
+    if form == PLAIN:
+        return "the file has a chat template, and its model was trained on plain text"
+    if not has_turns:
+        return f"the file has no chat template, and its model was trained on turns as in {form}"
+    return f"the chat template is not the one that the model was trained with, which writes turns as in {form}"
+
+
+def _evidence(before: Loss, after: Loss, form: str) -> tuple[str, ...]:
+    if form == PLAIN:
+        return (
+            f"known answers cost {before.answer:.2f} nats per token in its turns, {after.answer:.2f} as plain text",
+            f"the model ends a turn with a probability of {np.exp(-before.end):.2%}",
+        )
+    return (
+        f"known answers cost {before.whole:.2f} nats per token as it is, {after.whole:.2f} in those turns",
+        f"the model ends the answer there with a probability of {_share(after)}, as it is {_share(before)}",
+    )
+
+
+def _share(loss: Loss) -> str:
+    return f"{np.exp(-loss.end):.0%}"
