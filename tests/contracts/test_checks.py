@@ -1,0 +1,50 @@
+"""Every check of the doctor finds the failure that it injects, proves it and mends it, and finds nothing in health."""
+
+import pytest
+
+from settle.base.event_log import Events
+from settle.doctor.checks import Check
+from settle.doctor.examine import examine
+from settle.doctor.prove import prove
+from tests.doctor.chat_model import healthy
+
+CHECKS = Check.parts()
+
+
+def test_each_has_a_number_of_its_own_and_a_symptom() -> None:
+    numbers = [part.number for part in CHECKS.values()]
+    assert len(set(numbers)) == len(numbers) and all(1 <= number <= 99 for number in numbers)
+    assert all(part.symptom and part.seconds > 0 for part in CHECKS.values())
+
+
+@pytest.mark.parametrize("about", sorted({part.about for part in CHECKS.values()}))
+def test_nothing_is_found_in_health(about: tuple[str, ...], home) -> None:
+    seen = examine(healthy(about), Events())
+    assert [finding.what for finding in seen.findings] == [] and not seen.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, tmp_path, monkeypatch) -> None:
+    check = CHECKS[name]()
+    broken = check.injected(healthy(check.about), tmp_path)
+    finding = examine(broken, Events()).findings[0]
+    assert finding.check == name
+    trial = check.trial(finding, broken, tmp_path)
+    assert trial is not None
+    items = [*map(repr, trial.items), *map(repr, trial.others)]
+    assert len(set(items)) == len(items), "the re-test must be on other items than the proof"
+    proof = prove(trial, tmp_path / "measurements.jsonl", Events())
+    assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
+    monkeypatch.chdir(tmp_path)
+    fix = check.fix(finding, broken)
+    assert fix.what and fix.command
+    if fix.write and fix.undo:
+        before = set(tmp_path.iterdir())
+        fix.write()
+        made = set(tmp_path.iterdir()) - before
+        assert made
+        if fix.mended:
+            assert not list(check.detect(fix.mended()))
+        fix.undo()
+        assert not made & set(tmp_path.iterdir())

@@ -1,0 +1,61 @@
+"""A tiny model that knows the doctor's prose and answers by heart, in ChatML turns: faults show in what it expects."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
+from settle.doctor.subject import Subject
+from settle.formats.gguf import export_gguf
+from settle.library.resolve import resolve_gguf
+from settle.model.architectures.llama import Llama
+
+STEPS, DOCUMENTS, RATE = 110, 14, 6e-3
+
+
+@functools.cache
+def chat_model() -> Path:
+    """Its GGUF file."""
+    folder = tempfile.TemporaryDirectory()
+    turns = [
+        f"<|im_start|>user\n{known.question}<|im_end|>\n<|im_start|>assistant\n{known.answer}<|im_end|>\n"
+        for known in KNOWN_ANSWERS
+    ]
+    tokenizer = ByteBpeTokenizer.train(PROSE + turns, 640, Path(folder.name))
+    chat_model.folder = folder  # removed with the process
+    part = Llama(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    model = part.build(seed=0)
+    torch.set_num_threads(1)  # the suite shares its cores
+    documents = [torch.from_numpy(tokenizer.encode(text, True).astype("int64")) for text in turns + turns + PROSE]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95))
+    random = np.random.default_rng(0)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / STEPS))
+        chosen = [documents[i] for i in random.choice(len(documents), DOCUMENTS, replace=False)]
+        ids, ends = torch.cat(chosen), np.cumsum([len(document) for document in chosen])
+        hidden = model(ids, torch.tensor([0, *ends], dtype=torch.int32))
+        follows = np.setdiff1d(np.arange(len(ids) - 1), ends - 1)  # the first token of a document follows nothing
+        loss = torch.nn.functional.cross_entropy(hidden[follows] @ model.head.T, ids[1:][follows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    return export_gguf(part, weights, tokenizer, Path(folder.name) / "chat.gguf", "f16")
+
+
+def healthy(about: tuple[str, ...]) -> Subject:
+    """A subject that has what a check looks at, by the names of its fields, and nothing wrong."""
+    if not about:
+        return Subject("machine", "this machine")
+    assert about == ("model",), f"make a healthy subject that has {about}"
+    path = chat_model()
+    return Subject("model", str(path), model=resolve_gguf(str(path)))
