@@ -1,6 +1,6 @@
 """What `settle tune` says of time, memory, loss and tokens before it begins, against what came: runs of every kind.
 
-    python bench/tune_forecasts.py NAME=FILE … [--only NUMBER …] [--threads N]
+    python bench/tune_forecasts.py NAME=FILE … [--only NUMBER …] [--threads N] [--steps N]
 
 NAME: of a base or of rows, as `RUNS` has them; runs whose files are not given are left out. smollm2 and gemma are those
 of `settle pull`; small is the base of bench/record_tuning.py, which writes the rows of the runs on it (`--rows`).
@@ -48,14 +48,26 @@ RUNS = [
 SAID = ("time", "peak_memory", "loss", "tokens")
 
 
+def limited(settings: str, option: str, most: int | None) -> str:
+    """The settings with a number that is at most `most`."""
+    if most is None:
+        return settings
+    words = settings.split()
+    if option not in words:
+        return f"{settings} {option} {most}"
+    place = words.index(option) + 1
+    words[place] = str(min(most, int(words[place])))
+    return " ".join(words)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="NAME=FILE")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of runs, from 0")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--steps", type=int, help="at most, in place of those of the runs: where memory is asked for")
     asked = parser.parse_args()
     files = {name: str(Path(path).absolute()) for name, _, path in (pair.partition("=") for pair in asked.files)}
-    common = ["--no-compare", *(["--threads", str(asked.threads)] if asked.threads else [])]
     print("| run | time, s | peak memory, MB | loss | k tokens |\n|---|--:|--:|--:|--:|")
     errors: dict[str, list[tuple[float, bool]]] = {name: [] for name in SAID}
     with tempfile.TemporaryDirectory() as home:
@@ -65,9 +77,10 @@ def main() -> None:
             if base not in files or rows not in files:
                 continue
             command = [sys.executable, "-m", "settle", "tune", files[base], files[rows], "--name", f"r{number}"]
-            command += common
-            done = subprocess.run([*command, *settings.split()], capture_output=True, text=True)
-            if done.returncode:
+            settings = limited(settings, "--steps", asked.steps)
+            settings = limited(settings, "--threads", asked.threads)
+            done = subprocess.run([*command, "--no-compare", *settings.split()], capture_output=True, text=True)
+            if done.returncode not in (0, 3):
                 print(json.dumps({"run": number, "said": done.stderr[-2000:]}), file=sys.stderr)
                 continue
             told = {entry.figure: entry for entry in entries([Run.find(f"r{number}")])}
