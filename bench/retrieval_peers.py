@@ -6,7 +6,8 @@ SYSTEM is one of the functions below; QUESTIONS a file of JSON lines with `quest
 gets a line for each: the passages that were found, the best first, as [path below DOCUMENTS, text]. All have the same
 embedder: the weights in FOLDER, read by sentence-transformers, 256 tokens, mean pooling, length 1. What a text was
 embedded to is kept in the cache, by its hash: embedding it again would give the same. PEERS has chromadb,
-llama-index-core, llama-index-retrievers-bm25, haystack-ai, trafilatura (for its web pages) and sentence-transformers.
+llama-index-core, llama-index-retrievers-bm25, haystack-ai, trafilatura with lxml_html_clean (for its web pages) and
+sentence-transformers.
 """
 
 import argparse
