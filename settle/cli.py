@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     if argv is None:
         command_start.note()
-        session.from_command_line()
+        session.from_command_line("--offline" in sys.argv)
     try:
         _require_unicode(sys.argv[1:] if argv is None else argv)
         tokens = _readable(sys.argv[1:] if argv is None else argv)
@@ -219,7 +219,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
     short: of the essential options; shows_parts: it has the settings of parts too."""
 
     def call(*args: Any, **given: Any) -> int:
-        json, raw = given.pop("json", False), given.pop("raw", False)
+        json, raw, offline = (given.pop(name, False) for name in ("json", "raw", "offline"))
         given = {key: type(value)("-") if str(value) == STDIN else value for key, value in given.items()}
         for place, name in enumerate(command.positional[: len(args)]):
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
@@ -228,7 +228,10 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
         events = Events(listeners=[face])
         try:
             made = command(**_gathered(given))
-            with session.ledger_of(made, events), getattr(made, "computing", nullcontext)():  # what has --threads
+            with (
+                session.ledger_of(made, events, offline),
+                getattr(made, "computing", nullcontext)(),
+            ):  # --threads
                 return made.run(events)
         finally:
             face.close()
@@ -287,6 +290,8 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
     yield _option(
         "json", bool, False, help="print the result as JSON, the last line of stdout", negative="", show_default=False
     )
+    offline_help = "run without a network but its own loopback; refuses where that cannot be proved (Linux)"
+    yield _option("offline", bool, False, help=offline_help, negative="", show_default=False)
     if command.writes_answer:
         raw_help = "write control characters of the answer as they are; not to a terminal"
         yield _option("raw", bool, False, help=raw_help, negative="", show_default=False)

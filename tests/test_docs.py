@@ -26,7 +26,10 @@ ROOT = Path(settle.__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
-JSON = "| `--json` | off | print the result as JSON, the last line of stdout |"
+EVERYWHERE = {
+    "| `--json` | off | print the result as JSON, the last line of stdout |",
+    "| `--offline` | off | run without a network but its own loopback; refuses where that cannot be proved (Linux) |",
+}
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
 
@@ -86,7 +89,7 @@ def test_every_setting_is_documented_with_its_default_and_description() -> None:
         "^## (?:Every setting of `settle tune`|Settings of parts).*", page, flags=re.M
     )
     trained, tuned = _settings(Train, "--"), _settings(Tune, "--")
-    assert _rows(of_train) == {*trained, JSON}
+    assert _rows(of_train) == {*trained, *EVERYWHERE}
     assert _rows(of_tune) == {row for row in tuned - trained if not row.startswith(("| `--model`", "| `--time`"))}
     assert _rows(of_parts) == {row for _, _, rows in settings_of_parts() for row in rows}
 

@@ -41,7 +41,8 @@ class Connection:
 
 @dataclass
 class Ledger:
-    """All sessions of a run. gaps: why it is not complete. denied: calls that were refused."""
+    """All sessions of a run. gaps: why it is not complete. denied: calls that were refused. is_closed: repeats are
+    counted, which is done at the end of a session."""
 
     level: str = ""
     why: str = ""
@@ -51,6 +52,7 @@ class Ledger:
     denied: list[str] = field(default_factory=list)
     listens: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    is_closed: bool = True
 
     @property
     def beyond(self) -> list[Connection]:
@@ -98,7 +100,7 @@ class Ledger:
     def _completeness(self) -> str:
         here = sum(c.count for c in self.connections if c.scope in ("loopback", "own"))
         processes = f"{len(self.processes)} process{'es' if len(self.processes) != 1 else ''}"
-        counted = f"{processes}, {here:,} loopback connection{'s' if here != 1 else ''}"
+        counted = processes + (f", {here:,} loopback connection{'s' if here != 1 else ''}" if self.is_closed else "")
         level = {
             OBSERVED: f"observed only: native code and other programs are not in this ledger ({self.why})",
             PROVED: f"proved: it ran in an empty network namespace, {counted}",
@@ -114,7 +116,7 @@ def read_ledger(run: Path, is_running: bool = False) -> Ledger | None:
 
 def read_sessions(paths: Iterable[Path], is_running: bool = False) -> Ledger:
     """Several files as one ledger, at the level of the least complete. Raises OSError."""
-    ledger, sessions = Ledger(), [_lines(path) for path in paths]
+    ledger, sessions = Ledger(is_closed=not is_running), [_lines(path) for path in paths]
     for at, lines in enumerate(sessions):
         _add(ledger, lines, is_running and at == len(sessions) - 1)
     return ledger

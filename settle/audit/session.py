@@ -1,23 +1,19 @@
 """The ledger of this process: opened when a command begins, at the best level that there is here."""
 
 import contextlib
-import ctypes
-import errno
 import json
 import os
 import secrets
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from settle.audit import system_calls
 from settle.audit.audit_hook import Hook, Line
 from settle.audit.reach import Reach, is_declared
+from settle.audit.watcher import NotWatchedError, watch_this_process
+from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import UndeclaredConnection, Warn
 from settle.base.files import home
@@ -27,11 +23,6 @@ VERSION = 1  # of the lines of a ledger
 PROVED, WATCHED, OBSERVED = "proved", "watched", "observed"
 FOLDER = "audit"  # in the folder of a run
 MOST_KEPT = 200  # ledgers in settle's home; those of runs lie with them
-READY_SECONDS = 20.0  # for the watching process to start
-
-
-class NotWatchedError(Exception):
-    """Why the calls of this process cannot be watched: as what follows "since"."""
 
 
 class Session:
@@ -51,16 +42,20 @@ class Session:
         self._hosts: dict[tuple[object, object], str] = {}
         self._is_lossy = False
 
-    def start(self, watches: bool) -> None:
-        """Opens the ledger. watches: this process is the command's own, and may be watched from now on."""
-        if watches:
-            try:
-                self._watch()
-                self.level = WATCHED
-            except NotWatchedError as e:
-                self.why = str(e)
-        else:
-            self.why = "a library must not put a filter on the process that uses it"
+    def start(self, watches: bool, offline: bool) -> None:
+        """Opens the ledger. watches: this process is the command's own, and may be watched from now on. offline: it has
+        no network from now on. Raises UsageError where that cannot be."""
+        try:
+            self._watch(watches, offline)
+            self.level = PROVED if offline else WATCHED
+        except NotWatchedError as e:
+            self.why = str(e)
+        if offline and self.level != PROVED:
+            self._discard()
+            raise UsageError(
+                f"--offline cannot be proved here: {self.why}",
+                "leave --offline out: what connects is then reported, and not prevented",
+            )
         self.write({"kind": "opened", "version": VERSION, "settle": __version__, "command": self._command,
                     "pid": os.getpid(), "level": self.level, "why": self.why})  # fmt: skip
         for reach in self.reaches:
@@ -109,49 +104,16 @@ class Session:
             self._hosts[line["address"], line["port"]] = str(line["host"])
         self.write(line)
 
-    def _watch(self) -> None:
-        """Starts the process that watches, and puts the filter on this one. Raises NotWatchedError, before that."""
-        abi = system_calls.native_abi()
-        if abi is None:
-            raise NotWatchedError(f"{sys.platform} has no notifications of network calls")
-        if system_calls.num_threads() > 1:
-            raise NotWatchedError("threads of this process were running before")
-        try:
-            sizes = system_calls.notification_sizes(abi)
-        except OSError:
-            raise NotWatchedError("this kernel or container has no notifications of network calls") from None
-        ours, theirs = socket.socketpair()
-        heard, alarm = os.pipe()
-        with contextlib.ExitStack() as closing:
-            closing.callback(ours.close)
-            watcher = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher_child.py")),
-                 *map(str, (theirs.fileno(), self._fd, alarm))],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._fd, alarm), start_new_session=True,
-            )  # fmt: skip
-            theirs.close()
-            os.close(alarm)
-            system_calls.allow_reader(watcher.pid)
-            probe = ctypes.create_string_buffer(secrets.token_hex(8).encode(), 16)
-            task = {"calls": abi.calls, "arch": abi.audit_arch, "sizes": sizes, "is_fenced": False,
-                    "pid": os.getpid(), "probe": probe.raw.decode(), "probe_at": ctypes.addressof(probe)}  # fmt: skip
-            ours.settimeout(READY_SECONDS)
-            try:
-                ours.sendall(json.dumps(task).encode())
-                if ours.recv(8) != b"yes":
-                    raise NotWatchedError("no process may read another one's memory here")
-                _hand_over(abi, ours)
-                ours.recv(16)
-            except OSError as e:
-                os.close(heard)
-                reason = "another filter watches this process" if e.errno == errno.EBUSY else str(e)
-                raise NotWatchedError(reason) from None
-            except NotWatchedError:
-                os.close(heard)
-                raise
-        watcher.returncode = 0  # it outlives us: nobody waits for it
+    def _watch(self, watches: bool, offline: bool) -> None:
+        """Raises NotWatchedError, with nothing changed unless the network is gone already."""
+        if not watches:
+            raise NotWatchedError("a library must not put a filter on the process that uses it")
+        heard = watch_this_process(self._fd, offline)
         threading.Thread(target=self._listen, args=(heard,), name="audit", daemon=True).start()
+
+    def _discard(self) -> None:
+        os.close(self._fd)
+        self.path.unlink(missing_ok=True)
 
     def _listen(self, heard: int) -> None:
         """Reads what goes beyond this machine, and passes on what was not declared."""
@@ -162,29 +124,6 @@ class Session:
                 names += [self._hosts.get((line.get("address"), line.get("port")), "")]
                 if not is_declared(self.reaches, names):
                     self.on_undeclared({**line, "host": names[2] or names[0]})
-
-
-def _hand_over(abi: system_calls.Abi, channel: socket.socket) -> None:
-    """Puts the filter on this thread and sends its descriptor to the watcher. Raises OSError.
-
-    A second thread sends it: the call is one that the filter holds back until somebody watches.
-    """
-    fd, is_set = -1, threading.Event()
-
-    def send() -> None:
-        is_set.wait()
-        if fd >= 0:
-            socket.send_fds(channel, [b"f"], [fd])
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        fd = system_calls.install_filter(abi, system_calls.filter_program(abi, False))
-    finally:
-        is_set.set()
-        sender.join()
-        if fd >= 0:
-            os.close(fd)
 
 
 def _encoded(line: Line) -> bytes:
@@ -200,10 +139,13 @@ _current: Session | None = None
 _is_command_line = False
 
 
-def from_command_line() -> None:
-    """This process is settle's own, from its start to its end: it may be watched."""
+def from_command_line(offline: bool) -> None:
+    """This process is settle's own, from its start to its end: it may be watched. offline: libraries that are loaded
+    later need not try to connect."""
     global _is_command_line
     _is_command_line = True
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
 def current() -> Session | None:
@@ -212,14 +154,15 @@ def current() -> Session | None:
 
 
 @contextlib.contextmanager
-def ledger(command: str, reaches: Sequence[Reach] = ()) -> Iterator[Session]:
-    """The ledger of all that is done meanwhile: the one that is open already, or a new one. Raises OSError."""
+def ledger(command: str, reaches: Sequence[Reach] = (), offline: bool = False) -> Iterator[Session]:
+    """The ledger of all that is done meanwhile: the one that is open already, or a new one. Raises OSError, and
+    UsageError where `offline` cannot be proved."""
     global _current
     if _current is not None:
         yield _current
         return
     opened = Session(command, reaches)
-    opened.start(_is_command_line)
+    opened.start(_is_command_line, offline)
     _current = opened
     try:
         yield opened
@@ -229,21 +172,27 @@ def ledger(command: str, reaches: Sequence[Reach] = ()) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
-def ledger_of(command: "Watchable", events: Events) -> Iterator[None]:
-    """The ledger of a command of the command line; an undeclared connection becomes an event at once."""
-    if not command.is_watched:
+def ledger_of(command: "Watchable", events: Events, offline: bool) -> Iterator[None]:
+    """The ledger of a command of the command line; an undeclared connection becomes an event at once.
+
+    Raises UsageError where it shall have no network, and that cannot be proved."""
+    if not command.is_watched and not offline:
         yield
         return
     try:
-        opening = ledger(command.part_name(), command.reaches())
+        opening = ledger(command.part_name(), command.reaches(), offline)
         opened = opening.__enter__()
     except OSError as e:
+        if offline:
+            raise
         events.emit(Warn(text=f"no ledger of this command's connections can be written: {e.strerror}"))
         yield
         return
     with contextlib.ExitStack() as closing:
         closing.push(opening)
-        opened.on_undeclared = lambda line: events.emit(UndeclaredConnection.model_validate(line))
+        opened.on_undeclared = lambda line: events.emit(
+            UndeclaredConnection.model_validate({**line, "prevented": offline})
+        )
         yield
 
 

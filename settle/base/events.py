@@ -56,7 +56,7 @@ class Warn(BaseEvent):
 
 class UndeclaredConnection(BaseEvent):
     """A process of this command reached beyond this machine, where it had not said that it would. host: the name that
-    was asked for, where it is known."""
+    was asked for, where it is known; prevented: it had no network to do so."""
 
     kind: Literal["undeclared"] = "undeclared"
     pid: int
@@ -64,6 +64,7 @@ class UndeclaredConnection(BaseEvent):
     address: str
     port: int | None = None
     host: str = ""
+    prevented: bool = False
 
 
 class AnswerText(BaseEvent):

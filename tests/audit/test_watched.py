@@ -13,7 +13,7 @@ def test_nothing_left(can_watch, home):
     """)
     assert watched.level == "watched" and not watched.told
     assert [(c.address, c.scope) for c in watched.ledger.connections] == [("127.0.0.1", "loopback")]
-    assert watched.ledger.sentence.startswith("Nothing left this machine; watched, 1 process, ")
+    assert watched.ledger.sentence.startswith("Nothing left this machine; watched, 1 process")
 
 
 def test_an_undeclared_connection_is_told_at_once(can_watch, home):
