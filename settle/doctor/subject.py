@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from settle.base.run import Run
+from settle.doctor.exchanges.chat import Chat
 from settle.library.reference import ModelRef
 
 Kind = Literal["machine", "run", "model", "transcript", "server", "collection", "history"]
@@ -26,7 +27,8 @@ class Running:
 @dataclass(frozen=True)
 class Subject:
     """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
-    adapter over it. base: what it was tuned from, or None. collection: the folder of an index."""
+    adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
+    answered, recorded or by a server."""
 
     kind: Kind
     name: str
@@ -34,4 +36,5 @@ class Subject:
     model: ModelRef | None = None
     base: ModelRef | None = None
     collection: Path | None = None
+    chat: Chat | None = None
     running: Running = Running()

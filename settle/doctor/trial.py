@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from settle.doctor.findings import Fix
+
 Item = str | Mapping[str, object]  # a prompt, or whatever a side measures; JSON holds it
 FEWEST_ITEMS = 6  # all changing the same way are a proof; five could be chance
 LEAST_RATIO = 0.1  # of a time, that counts as an effect
@@ -37,7 +39,7 @@ class Trial:
     again on them; none is an item. least: the smallest mean change that counts, in `unit`; of a time, the smallest
     ratio less one. timed: the measure is a time or a speed, compared as ratios of pairs in turns. lower: less is
     better. guards: items of `Side.guard`, of which none may get worse. seconds: that one measurement is expected to
-    take."""
+    take. fix: what mends it, where the trial itself found the change that helps; else the check knows it."""
 
     knob: str
     before: Side
@@ -51,6 +53,7 @@ class Trial:
     timed: bool = False
     guards: Sequence[Item] = ()
     seconds: float = 1.0
+    fix: Fix | None = None
 
     def __post_init__(self) -> None:
         assert len(self.items) >= FEWEST_ITEMS, f"{self.knob}: a proof needs {FEWEST_ITEMS} items"

@@ -65,10 +65,18 @@ class LlamaClient(PromptEncoder):
         llama.cpp's words. Closing the generator stops llama.cpp."""
         event: Json = {}
         body = self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop, grammar)
-        for event in self._stream({**body, **sampling}):
+        for event in self._stream("/completion", {**body, **sampling}):
             if event.get("content"):
                 yield event["content"]
         return event
+
+    def chat_chunks(self, body: Mapping[str, object]) -> Iterator[Json]:
+        """The chunks of OpenAI's chat completions, by llama.cpp's own reading of the model's answer."""
+        return self._stream("/v1/chat/completions", self._with_lora(body))
+
+    def text_chunks(self, body: Mapping[str, object]) -> Iterator[Json]:
+        """llama.cpp's events of a completion; the prompt of `body` is ids or text."""
+        return self._stream("/completion", self._with_lora(body))
 
     def timed(self, prompt: str | Sequence[int], max_tokens: int) -> TimedAnswer:
         """The likeliest answer as by `greedy`, and what it took."""
@@ -129,9 +137,8 @@ class LlamaClient(PromptEncoder):
         grammar: str | None = None,
     ) -> dict[str, object]:
         """The body of a request; the likeliest tokens unless a temperature is given."""
-        lora = self._lora()
-        extras: dict[str, object] = ({"lora": lora} if lora else {}) | ({"grammar": grammar} if grammar else {})
-        return extras | {
+        extras: dict[str, object] = {"grammar": grammar} if grammar else {}
+        return self._with_lora(extras) | {
             "prompt": self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt)),
             "n_predict": max_tokens,
             "temperature": temperature,
@@ -143,11 +150,15 @@ class LlamaClient(PromptEncoder):
             "cache_prompt": True,
         }
 
+    def _with_lora(self, body: Mapping[str, object]) -> dict[str, object]:
+        lora = self._lora()
+        return {**body, "lora": lora} if lora else dict(body)
+
     def _lora(self) -> list[LORA]:
         return list(self.lora)
 
-    def _stream(self, body: Mapping[str, object]) -> Iterator[Json]:
-        connection, response = self._child.open("/completion", {**body, "stream": True})
+    def _stream(self, path: str, body: Mapping[str, object]) -> Iterator[Json]:
+        connection, response = self._child.open(path, {**body, "stream": True})
         try:
             for line in response:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":

@@ -1,0 +1,38 @@
+"""Who is asked again: a model of this machine in llama.cpp, or a server of others."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+from settle.doctor.exchanges.exchange import Reply, Request
+
+
+class Answerer(ABC):
+    """Answers requests. name: to show. num_bytes: of memory that it takes while it is open."""
+
+    name: str
+    num_bytes: int = 0
+
+    def open(self) -> None:  # noqa: B027 - a server runs already
+        """Makes it ready; calling it twice is harmless. Raises SettleError."""
+
+    @abstractmethod
+    def pieces(self, request: Request) -> Iterator[Reply]:
+        """The answer as it comes. Closing it stops the model. Raises SettleError."""
+
+    def close(self) -> None:  # noqa: B027 - a server is not ours to end
+        """Ends what `open` began; `open` makes it ready again."""
+
+    def ask(
+        self, request: Request, enough: Callable[[Reply], bool] | None = None, seconds: float | None = None
+    ) -> Reply:
+        """The answer. enough: of the answer so far, after which no more is read. seconds: after which it is cut off.
+        Raises SettleError."""
+        reply, started = Reply(), time.monotonic()
+        for piece in self.pieces(request):
+            reply = reply.then(piece)
+            if enough is not None and enough(reply):
+                break
+            if seconds is not None and time.monotonic() - started > seconds:
+                break
+        return reply

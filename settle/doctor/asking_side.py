@@ -1,0 +1,41 @@
+"""A side of an A/B that asks the same questions with one setting changed."""
+
+from collections.abc import Callable
+
+from settle.doctor.answerers import Answerer
+from settle.doctor.exchanges.exchange import Change, Reply, Request
+from settle.doctor.trial import Item, Side
+
+Score = Callable[[Request, Reply], float]
+
+
+class AskingSide(Side):
+    """answerer: which both sides share. base: the request that an item's question is put into. change: what this side
+    changes of a request. score: of an answer. enough: of an answer so far, after which no more is read."""
+
+    def __init__(
+        self,
+        name: str,
+        answerer: Answerer,
+        base: Request,
+        change: Change,
+        score: Score,
+        enough: Callable[[Reply], bool] | None = None,
+    ) -> None:
+        self.name, self._answerer, self._base = name, answerer, base
+        self._change, self._score, self._enough = change, score, enough
+        self.num_bytes = answerer.num_bytes // 2  # both sides are one process
+
+    def open(self) -> None:
+        self._answerer.open()
+
+    def close(self) -> None:
+        self._answerer.close()
+
+    def measure(self, item: Item) -> float:
+        request = self._change(self._base.asking(str(item)))
+        return self._score(request, self._answerer.ask(request, self._enough))
+
+
+def unchanged(request: Request) -> Request:
+    return request

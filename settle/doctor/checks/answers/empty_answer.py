@@ -1,0 +1,159 @@
+"""The answer is empty, since the model spent all it may write on thinking, or never stopped thinking."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.asking_side import AskingSide, unchanged
+from settle.doctor.checks import Check
+from settle.doctor.edited_file import edited_file, with_file
+from settle.doctor.exchanges.exchange import Reply, Request
+from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.exchanges.record import record
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.questions import PUZZLES
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
+
+ITEMS = 7  # six of seven that flip are no chance: five of six could be
+LEAST_SHARE = 0.5
+BUDGETS = (4, 16)  # times what was allowed
+UNLIMITED = 2048  # tokens: what an answer may take where a request names no limit
+PROBE_SECONDS = 60.0
+# a model that thinks before it answers, unless it is told not to
+THINKING_TEMPLATE = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
+    "{%- if message.reasoning_content -%}"
+    "{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}{%- endif -%}"
+    "{{- message.content + '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n<think>\n' -}}"
+    "{%- if enable_thinking is defined and not enable_thinking -%}{{- '\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
+)
+
+
+class EmptyAnswer(Check):
+    """Thoughts of a reasoning model count as tokens of its answer, and many clients do not show them."""
+
+    number: ClassVar[int] = 18
+    symptom: ClassVar[str] = "an empty answer, or one that is cut off: the model spent it on thinking"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 0.1
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.chat is not None
+        empty = [(at, exchange, reply) for at, exchange, reply in subject.chat.answered if _is_spent_on_thought(reply)]
+        if not empty:
+            return
+        at, exchange, reply = empty[0]
+        num = sum(1 for _ in subject.chat.answered)
+        cut = sum(reply.finish == "length" for _, _, reply in empty)
+        evidence = [f"{len(empty)} of {num} answers are empty, though the model thought", _thought_text(reply)]
+        if cut:
+            evidence.append(f"{cut} of them ended at the limit of {_limit_text(exchange.request, reply)}")
+        yield Finding(
+            check=self.part_name(),
+            what="the model spends its whole answer on thinking",
+            evidence=tuple(evidence),
+            strength=0.99 if reply.thought else 0.8,
+            details={"exchange": at, "is_cut": bool(cut)},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.chat is not None
+        answerer, request = subject.chat.answerer, _request(finding, subject)
+        if answerer is None:
+            return None
+        answerer.open()
+        started = time.monotonic()
+        setting, value = _what_helps(finding, subject)
+        seconds = (time.monotonic() - started) / 2
+
+        def change(request: Request) -> Request:
+            return request.having(**{setting: value})
+
+        return Trial(
+            knob=setting_text(request, setting, value),
+            before=AskingSide("as it is", answerer, request, unchanged, _answered, _has_begun),
+            after=AskingSide("changed", answerer, request, change, _answered, _has_begun),
+            measure="answers that are not empty",
+            unit="of one",
+            items=PUZZLES[:ITEMS],
+            others=PUZZLES[ITEMS : 2 * ITEMS],
+            least=LEAST_SHARE,
+            lower=False,
+            seconds=max(seconds, 0.2),
+            fix=request_fix(request, setting, value),
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        request = _request(finding, subject)
+        limit = _limit(request)
+        if finding.details.get("is_cut") and limit:
+            return request_fix(request, "max_tokens", limit * BUDGETS[0])
+        return request_fix(request, "thinking", False)
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A model that thinks whenever it is not told otherwise, as a client saw it that knows nothing of thoughts."""
+        assert healthy.model is not None
+        changes = {TEMPLATE_KEY: THINKING_TEMPLATE, PLAIN_TEXT_KEY: None}
+        path = edited_file(healthy.model, folder / "thinks.gguf", changes)
+        model = with_file(healthy, path).model
+        assert model is not None
+        answerer = LocalModel(model)
+        ask = Request(({"role": "user", "content": "Why is the sky blue?"},), settings={"max_tokens": 48})
+        return record(answerer, [ask], folder / "chat.jsonl")
+
+
+def _is_spent_on_thought(reply: Reply) -> bool:
+    """Whether nothing is left of an answer but thoughts, shown or not."""
+    if reply.is_answered:
+        return False
+    return bool(reply.thought) or (reply.finish == "length" and bool(reply.written_tokens))
+
+
+def _thought_text(reply: Reply) -> str:
+    if reply.thought:
+        return f"it thought {len(reply.thought.split())} words"
+    return f"it wrote {reply.written_tokens} tokens that were not recorded"
+
+
+def _limit(request: Request) -> int | None:
+    limit = request.settings.get("max_tokens")
+    return limit if isinstance(limit, int) else None
+
+
+def _limit_text(request: Request, reply: Reply) -> str:
+    return f"{_limit(request) or reply.written_tokens or 'its'} tokens"
+
+
+def _request(finding: Finding, subject: Subject) -> Request:
+    assert subject.chat is not None
+    at = finding.details["exchange"]
+    assert isinstance(at, int)
+    return subject.chat.exchanges[at].request
+
+
+def _what_helps(finding: Finding, subject: Subject) -> tuple[str, object]:
+    """The one setting that the A/B changes: more room to think where that ends in an answer, else no thinking. Tried on
+    the request that raised the suspicion."""
+    assert subject.chat is not None and subject.chat.answerer is not None
+    request = _request(finding, subject)
+    limit = _limit(request) or UNLIMITED
+    for times in BUDGETS if finding.details.get("is_cut") else ():
+        reply = subject.chat.answerer.ask(request.having(max_tokens=times * limit), _has_begun, PROBE_SECONDS)
+        if reply.is_answered:
+            return "max_tokens", times * limit
+        if reply.finish == "stop":
+            break
+    return "thinking", False
+
+
+def _has_begun(reply: Reply) -> bool:
+    return reply.is_answered
+
+
+def _answered(_: Request, reply: Reply) -> float:
+    return float(reply.is_answered)

@@ -1,0 +1,120 @@
+"""Layouts: one file an API whose requests and answers people record. A layout recognises its bodies by their fields."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from settle.base.registry import Part
+from settle.doctor.exchanges.exchange import Call, Finish, Message, Reply, Request, Tool
+
+Body = Mapping[str, object]
+
+
+class Layout(Part):
+    """The contract of a layout. rank: the order in which layouts are tried. known: its bodies, in a few words.
+    spelled: how its API spells our settings, as a path into the body, where it differs from ours."""
+
+    rank: ClassVar[int]
+    known: ClassVar[str]
+    spelled: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @abstractmethod
+    def request(self, body: Body) -> Request | None:
+        """The request that a body is, or None where it is none of this layout."""
+
+    @abstractmethod
+    def reply(self, body: Body) -> Reply | None:
+        """The answer, or the piece of a streamed one, that a body is; None where it is none of this layout."""
+
+    def changed(self, setting: str, value: object) -> dict[str, object]:
+        """The part of a body that sets one setting."""
+        *above, last = self.spelled.get(setting, (setting,))
+        changed: dict[str, object] = {last: value}
+        for name in reversed(above):
+            changed = {name: changed}
+        return changed
+
+
+def layouts() -> list[Layout]:
+    return sorted((part() for part in Layout.parts().values()), key=lambda layout: layout.rank)
+
+
+def messages_of(value: object) -> tuple[Message, ...] | None:
+    """OpenAI's messages, or None where `value` is no list of turns."""
+    if not isinstance(value, list) or not value:
+        return None
+    if not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value):
+        return None
+    return tuple(_message(turn) for turn in value)
+
+
+def _message(turn: Body) -> Message:
+    thought = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), None)
+    kept = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+    role = "system" if turn["role"] == "developer" else str(turn["role"])
+    return (
+        {"role": role, "content": content_text(turn.get("content"))}
+        | kept
+        | ({"reasoning_content": str(thought)} if thought else {})
+    )
+
+
+def content_text(content: object) -> str:
+    """A message's text, also where it is written in blocks."""
+    if isinstance(content, list):
+        blocks = [block if isinstance(block, str) else _block_text(block) for block in content]
+        return "\n".join(text for text in blocks if text)
+    return "" if content is None else str(content)
+
+
+def _block_text(block: object) -> str:
+    if not isinstance(block, Mapping):
+        return ""
+    return str(block.get("text") or block.get("input_text") or block.get("output_text") or "")
+
+
+def tools_of(value: object) -> tuple[Tool, ...]:
+    """Tools in OpenAI's form, from any of the forms in which they are sent."""
+    found: list[Tool] = []
+    for tool in value if isinstance(value, list) else ():
+        if not isinstance(tool, Mapping):
+            continue
+        function = tool.get("function", tool)
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            schema = function.get("parameters") or function.get("input_schema") or {"type": "object", "properties": {}}
+            about = {"name": function["name"], "description": function.get("description") or "", "parameters": schema}
+            found.append({"type": "function", "function": about})
+    return tuple(found)
+
+
+def calls_of(value: object) -> tuple[Call, ...]:
+    """Calls from OpenAI's or Ollama's `tool_calls`, whole or in pieces."""
+    found = []
+    for call in value if isinstance(value, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            found.append(Call(str(function.get("name") or ""), arguments_text(function.get("arguments"))))
+    return tuple(found)
+
+
+def arguments_text(value: object) -> str:
+    """Arguments of a call as JSON, which some APIs send as an object."""
+    return value if isinstance(value, str) else json.dumps({} if value is None else value)
+
+
+def finish_of(value: object) -> Finish:
+    """Why an answer ended, in OpenAI's words."""
+    if value in ("length", "max_tokens", "model_length", "limit", "max_output_tokens"):
+        return "length"
+    if value in ("tool_calls", "tool_use", "function_call"):
+        return "tool_calls"
+    return "stop" if value else ""
+
+
+def settings_of(body: Body, names: Sequence[str]) -> dict[str, object]:
+    return {name: body[name] for name in names if body.get(name) is not None}
+
+
+def count_of(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

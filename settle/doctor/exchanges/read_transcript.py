@@ -1,0 +1,246 @@
+"""Reads recorded requests and answers, and conversations, from the files that people have of them.
+
+A file is JSON, JSON lines, or a browser's HAR. Of each record the layouts say whether it is a request or an answer; one
+that holds both under names of its own is looked into, as is text that holds JSON, lines of JSON or server-sent events.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from settle.base.errors import DataError
+from settle.base.files import parse_json
+from settle.doctor.exchanges.exchange import Exchange, Message, Reply, Request, text_of
+from settle.doctor.exchanges.layouts import Body, calls_of, content_text, layouts, messages_of
+
+MOST_BYTES = 64 << 20
+MOST_DEPTH = 4  # of records within records
+_ASKED = ("request", "req", "request_body", "requestBody", "body", "kwargs", "input", "payload", "data", "json")
+_GIVEN = ("response", "res", "response_body", "responseBody", "output", "reply", "completion", "result")
+_TEXTS = ("text", "content", "body", "json", "postData", "data", "raw")  # of a body within a request or an answer
+_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant"}
+
+
+class Transcript(NamedTuple):
+    path: Path
+    exchanges: tuple[Exchange, ...]
+
+
+def read_transcript(path: Path) -> Transcript:
+    """Raises DataError for a file without an exchange, which names the layouts that are known."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path.name} is larger than {MOST_BYTES >> 20} MB", "cut out the exchange that went wrong")
+        text = path.read_bytes().decode("utf-8-sig", "replace")
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}", "name a file that is there") from None
+    exchanges = _Reader(path.name).exchanges(_records(text, path.name))
+    if not exchanges:
+        raise DataError(f"{path.name} holds no request and no conversation", known_layouts())
+    return Transcript(path, tuple(exchanges))
+
+
+def known_layouts() -> str:
+    """The layouts that are known, as the fix of an error."""
+    return "known: " + "; ".join([*(layout.known for layout in layouts()), '{"messages": […]}, also of `/save`'])
+
+
+def _records(text: str, name: str) -> list[tuple[str, object]]:
+    """Each record of a file with where it is. Raises DataError."""
+    try:
+        value = parse_json(text)
+    except ValueError as whole:
+        if (events := _events(text)) is not None:
+            return [("the stream", value) for value in events]
+        records: list[tuple[str, object]] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                records.append((f"line {number}", parse_json(line)))
+            except ValueError:
+                if not records:
+                    raise DataError(f"{name} is neither JSON nor JSON lines: {whole}", known_layouts()) from None
+                if number < len(text.splitlines()):
+                    raise DataError(f"line {number} of {name} is no JSON", "mend that line, or leave it out") from None
+        return records
+    if isinstance(value, Mapping) and isinstance(log := value.get("log"), Mapping):  # HAR
+        entries = log.get("entries")
+        return [(f"entry {n}", e) for n, e in enumerate(entries, 1)] if isinstance(entries, list) else []
+    if isinstance(value, list) and messages_of(value) is None and not _shared(value):
+        return [(f"record {number}", record) for number, record in enumerate(value, 1)]
+    return [("the file", value)]
+
+
+def _events(text: str) -> list[object] | None:
+    """The data of server-sent events, or None where a text has none."""
+    lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+    found: list[object] = []
+    for line in lines:
+        try:
+            found += [parse_json(line)] if line and line != "[DONE]" else []
+        except ValueError:
+            continue
+    return found if lines else None
+
+
+class _Reader:
+    """Pairs requests with their answers, in the order of the file."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._layouts = name, layouts()
+        self._exchanges: list[Exchange] = []
+        self._turns: list[Message] = []  # of a conversation that has one turn a line
+
+    def exchanges(self, records: Iterable[tuple[str, object]]) -> list[Exchange]:
+        for where, record in records:
+            if isinstance(record, Mapping) and (turns := messages_of([record])) and "messages" not in record:
+                self._turns += turns
+            elif not self._add(record, where, 0) and not self._is_beside(record):
+                fields = ", ".join(map(str, record))[:200] if isinstance(record, Mapping) else type(record).__name__
+                raise DataError(
+                    f"{self._name}, {where}: neither a request nor an answer in a known layout; it has {fields}",
+                    known_layouts(),
+                )
+        self._exchanges += _conversation(self._turns, "the conversation")
+        return self._exchanges
+
+    def _is_beside(self, record: object) -> bool:
+        """Whether a record has nothing to do with a model, such as a page's picture in a HAR."""
+        return isinstance(record, Mapping) and isinstance(record.get("request"), Mapping) and "url" in record["request"]
+
+    def _add(self, value: object, where: str, depth: int) -> bool:
+        """Adds what `value` holds; whether it holds anything."""
+        if isinstance(value, list) and (turns := messages_of(value) or _shared(value)):
+            found = _conversation(turns, where)
+            self._exchanges += found
+            return bool(found)
+        if not isinstance(value, Mapping):
+            return False
+        if depth < MOST_DEPTH and (pair := self._pair(value)) is not None:
+            self._exchanges.append(Exchange(*pair, where))
+            return True
+        if (request := self._request(value)) is not None:
+            self._exchanges += self._asked(request, where)
+            return True
+        if (reply := self._reply(value)) is not None:
+            return self._answered(reply)
+        turns = next((_shared(value[key]) for key in ("conversations", "conversation") if key in value), ())
+        return bool(turns) and self._add(list(turns), where, depth + 1)
+
+    def _asked(self, request: Request, where: str) -> list[Exchange]:
+        """A request without its answer; where it ends with an answer and has no settings, it is a conversation."""
+        last = request.messages[-1]
+        if last.get("role") != "assistant" or request.settings:
+            return [Exchange(request, None, where)]
+        return _conversation(request.messages, where, request)
+
+    def _answered(self, reply: Reply) -> bool:
+        """Gives an answer, or the next piece of one, to the request before it."""
+        if not self._exchanges:
+            return False
+        last = self._exchanges[-1]
+        self._exchanges[-1] = replace(last, reply=(last.reply or Reply()).then(reply))
+        return True
+
+    def _pair(self, record: Body) -> tuple[Request, Reply | None] | None:
+        """A request and its answer, from a record that names both."""
+        asked = next((r for key in _ASKED if key in record and (r := self._inner_request(record[key]))), None)
+        if asked is None:
+            return None
+        given = (self._inner_reply(record[key]) for key in _GIVEN if key in record)
+        return asked, next((reply for reply in given if reply is not None), None)
+
+    def _inner_request(self, value: object, depth: int = 0) -> Request | None:
+        for body in _bodies(value):
+            if (request := self._request(body)) is not None:
+                return request
+            for key in _TEXTS if depth < MOST_DEPTH else ():
+                if key in body and (request := self._inner_request(body[key], depth + 1)) is not None:
+                    return request
+        return None
+
+    def _inner_reply(self, value: object, depth: int = 0) -> Reply | None:
+        joined: Reply | None = None
+        for body in _bodies(value):
+            if (reply := self._reply(body)) is not None:
+                joined = joined.then(reply) if joined else reply
+                continue
+            for key in _TEXTS if depth < MOST_DEPTH else ():
+                if key in body and (reply := self._inner_reply(body[key], depth + 1)) is not None:
+                    return reply
+        if joined is None and isinstance(value, str) and value.strip() and depth == 0 and not _bodies(value):
+            return Reply(value)  # the answer's text alone
+        return joined
+
+    def _request(self, body: Body) -> Request | None:
+        return next((found for layout in self._layouts if (found := layout.request(body)) is not None), None)
+
+    def _reply(self, body: Body) -> Reply | None:
+        found = ((layout.reply(body)) for layout in self._layouts)
+        return next((reply for reply in found if reply is not None), _message_reply(body))
+
+
+def _message_reply(body: Body) -> Reply | None:
+    """The answer that one message is, as some logs have it."""
+    if body.get("role") != "assistant" or "content" not in body:
+        return None
+    return _spoken(messages_of([dict(body)])[0])  # type: ignore[index]
+
+
+def _bodies(value: object) -> list[Body]:
+    """The JSON objects that a value is or holds: as text, as lines of it, as server-sent events."""
+    if isinstance(value, Mapping):
+        return [value]
+    if isinstance(value, list):
+        return [body for body in value if isinstance(body, Mapping)]
+    if not isinstance(value, str):
+        return []
+    try:
+        return _bodies(parse_json(value))
+    except ValueError:
+        pass
+    events = _events(value)
+    if events is None:
+        events = list(_lines(value))
+    return [body for body in events if isinstance(body, Mapping)]
+
+
+def _lines(text: str) -> Iterator[object]:
+    for line in text.splitlines():
+        try:
+            yield parse_json(line)
+        except ValueError:
+            continue
+
+
+def _shared(value: object) -> tuple[Message, ...]:
+    """ShareGPT's turns, {"from", "value"}, as messages; none where `value` is something else."""
+    turns = value if isinstance(value, list) else []
+    if not turns or not all(isinstance(turn, Mapping) and {"from", "value"} <= set(turn) for turn in turns):
+        return ()
+    speakers = [str(turn["from"]).lower() for turn in turns]
+    return tuple(
+        {"role": _SPEAKERS.get(speaker, speaker), "content": content_text(turn["value"])}
+        for speaker, turn in zip(speakers, turns, strict=True)
+    )
+
+
+def _conversation(turns: Iterable[Message], where: str, request: Request | None = None) -> list[Exchange]:
+    """An exchange for each answer of a conversation; one without an answer where its last turn has none."""
+    messages = tuple(turns)
+    base = request or Request(())
+    found = [
+        Exchange(replace(base, messages=messages[:at]), _spoken(message), f"{where}, turn {at + 1}")
+        for at, message in enumerate(messages)
+        if message.get("role") == "assistant" and at
+    ]
+    if messages and messages[-1].get("role") == "user":
+        found.append(Exchange(replace(base, messages=messages), None, where))
+    return found
+
+
+def _spoken(message: Message) -> Reply:
+    """The answer that a message is."""
+    return Reply(text_of(message), str(message.get("reasoning_content") or ""), calls_of(message.get("tool_calls")))
