@@ -1,8 +1,10 @@
 """`settle doctor`: looks, proves one finding or all of them, and mends what is proven."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -10,7 +12,7 @@ from settle.base.events import ResultReady, Say, Warn
 from settle.doctor.checks import Check
 from settle.doctor.examine import Examination, check_name, examine
 from settle.doctor.find_subject import find_subject
-from settle.doctor.findings import Finding
+from settle.doctor.findings import Finding, Fix
 from settle.doctor.proof_folder import MEASUREMENTS, folder_for, is_proof_folder, opened, read_case, write_case
 from settle.doctor.prove import Proof, expected_seconds, prove
 from settle.doctor.report import findings_listing, proof_sentences
@@ -23,7 +25,8 @@ FOUND = 3  # exit code: something is wrong
 @dataclass(frozen=True)
 class Asked:
     """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
-    fix: mend what is proven. context, threads, cache: how the person runs the model, see `Running`."""
+    fix: mend what is proven. context, threads, cache: how the person runs the model, see `Running`. transcript: a file
+    of what was asked and answered."""
 
     subject: str | None
     only: Sequence[str] = ()
@@ -32,28 +35,42 @@ class Asked:
     context: int | None = None
     threads: int | None = None
     cache: str = "f16"
+    transcript: Path | None = None
+
+
+class Tried(NamedTuple):
+    """What an A/B came to, and what mends the cause."""
+
+    proof: Proof
+    fix: Fix
 
 
 def doctor(asked: Asked, events: Events) -> int:
     """Returns the exit code: 0 when nothing is wrong, 3 when something is. Raises SettleError."""
     if asked.subject is not None and is_proof_folder(Path(asked.subject)):
         return _again(Path(asked.subject), asked, events)
-    subject = find_subject(asked.subject, Running(asked.context, asked.threads, asked.cache))
+    subject = find_subject(asked.subject, Running(asked.context, asked.threads, asked.cache), asked.transcript)
+    with contextlib.closing(subject):
+        return _seen_by_doctor(subject, asked, events)
+
+
+def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
+    """Looks, and proves and mends what is asked; returns the exit code."""
     wanted = check_name(asked.prove) if asked.prove and asked.prove != "all" else None
     seen = examine(subject, events, [wanted] if wanted else asked.only)
     if wanted and not seen.findings:
         why = seen.failed.get(wanted, "it found nothing, or there is nothing here that it looks at")
         raise UsageError(f"there is nothing to prove about {wanted.replace('_', ' ')}: {why}", "`settle doctor` looks")
     _show(subject, seen, events)
-    proofs: dict[int, Proof] = {}
+    tried: dict[int, Tried] = {}
     for number, finding in enumerate(seen.findings if asked.prove else ()):
-        proof = _prove(subject, finding, events)
-        if proof is not None:
-            proofs[number] = proof
-            if asked.fix and proof.state == "proven":
-                _mend(subject, finding, proof, events)
-    events.emit(ResultReady(result=_result(subject, seen, proofs)))
-    left = [f for n, f in enumerate(seen.findings) if n not in proofs or proofs[n].state != "ruled out"]
+        trying = _prove(subject, finding, events)
+        if trying is not None:
+            tried[number] = trying
+            if asked.fix and trying.proof.state == "proven":
+                _mend(subject, finding, trying, events)
+    events.emit(ResultReady(result=_result(subject, seen, tried)))
+    left = [f for n, f in enumerate(seen.findings) if n not in tried or tried[n].proof.state != "ruled out"]
     return FOUND if left else 0
 
 
@@ -71,8 +88,8 @@ def _show(subject: Subject, seen: Examination, events: Events) -> None:
         events.emit(Warn(text=f"there was no time for {names}: `--only` looks at those"))
 
 
-def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | None = None) -> Proof | None:
-    """The proof of a finding, or None where nothing can be run again."""
+def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | None = None) -> Tried | None:
+    """The proof of a finding, and what mends it; None where nothing can be run again."""
     check = Check.part(finding.check)()
     with opened(folder or folder_for(subject, finding)) as place:
         trial = check.trial(finding, subject, place)
@@ -86,14 +103,13 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
         write_case(place, subject, finding, trial.knob, proof)
         for sentence in proof_sentences(finding, trial, proof, place):
             events.emit(Say(text=sentence))
-        return proof
+        return Tried(proof, trial.fix or check.fix(finding, subject))
 
 
-def _mend(subject: Subject, finding: Finding, proof: Proof, events: Events) -> None:
+def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> None:
     """Writes the fix of what was proven, and takes it back where the re-test did not hold."""
-    check = Check.part(finding.check)()
-    fix = check.fix(finding, subject)
-    if not proof.verified:
+    check, fix = Check.part(finding.check)(), tried.fix
+    if not tried.proof.verified:
         events.emit(Warn(text=f"the fix did not hold on other items, so it is not written: {fix.command}"))
     elif fix.write is None:
         events.emit(Say(text=f"only you can do this: {fix.what}: {fix.command}"))
@@ -110,19 +126,20 @@ def _mend(subject: Subject, finding: Finding, proof: Proof, events: Events) -> N
 def _again(folder: Path, asked: Asked, events: Events) -> int:
     """Runs the proof of a folder again, from its first measurement, beside the earlier one."""
     case = read_case(folder)
-    subject = find_subject(case.subject, case.running)
-    proof = _prove(subject, case.finding, events, folder / "again")
-    if proof is not None and asked.fix and proof.state == "proven":
-        _mend(subject, case.finding, proof, events)
-    return FOUND if proof is None or proof.state != "ruled out" else 0
+    subject = find_subject(case.subject, case.running, case.transcript)
+    with contextlib.closing(subject):
+        tried = _prove(subject, case.finding, events, folder / "again")
+        if tried is not None and asked.fix and tried.proof.state == "proven":
+            _mend(subject, case.finding, tried, events)
+    return FOUND if tried is None or tried.proof.state != "ruled out" else 0
 
 
-def _result(subject: Subject, seen: Examination, proofs: dict[int, Proof]) -> dict[str, object]:
+def _result(subject: Subject, seen: Examination, tried: dict[int, Tried]) -> dict[str, object]:
     found = [
         finding.to_json()
-        | {"number": Check.part(finding.check).number, "state": proofs[n].state if n in proofs else "likely"}
-        | ({"proof": proofs[n].to_json()} if n in proofs else {})
-        | {"fix": Check.part(finding.check)().fix(finding, subject).command}
+        | {"number": Check.part(finding.check).number, "state": tried[n].proof.state if n in tried else "likely"}
+        | ({"proof": tried[n].proof.to_json()} if n in tried else {})
+        | {"fix": (tried[n].fix if n in tried else Check.part(finding.check)().fix(finding, subject)).command}
         for n, finding in enumerate(seen.findings)
     ]
     return {"subject": subject.name, "findings": found, "looked": seen.looked, "failed": dict(seen.failed)}

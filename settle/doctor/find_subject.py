@@ -1,16 +1,26 @@
 """From what a person names to what the doctor looks at."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.exchange import Exchange
+from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.subject import Running, Subject
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
 
 
-def find_subject(name: str | None, running: Running) -> Subject:
-    """What `name` stands for; this machine where there is none. Raises UsageError when there is nothing of that name,
-    and what `resolve` raises."""
+def find_subject(name: str | None, running: Running, transcript: Path | None = None) -> Subject:
+    """What `name` stands for; this machine where there is none. transcript: a file of what was asked and answered, by
+    `name` or by the model that it names itself. Raises UsageError when there is nothing of that name, DataError for a
+    transcript in no known layout, and what `resolve` raises."""
+    if transcript is not None:
+        return of_transcript(transcript, name, running)
     if name is None:
         return Subject("machine", "this machine", running=running)
     if is_collection(name):
@@ -19,6 +29,27 @@ def find_subject(name: str | None, running: Running) -> Subject:
     if run is not None:
         return of_run(run, name, running)
     return of_model(resolve_gguf(name), name, running)
+
+
+def of_transcript(path: Path, name: str | None, running: Running) -> Subject:
+    """Recorded exchanges, and the model that answers them again where it is known."""
+    exchanges = read_transcript(path).exchanges
+    model = resolve_gguf(name) if name is not None else _named_in(exchanges)
+    asked = [exchange.request.context for exchange in exchanges if exchange.request.context]
+    context = running.context or max(asked, default=None)
+    answerer = LocalModel(model, context, running.threads) if model else None
+    chat, base = Chat(exchanges, answerer), _base(model)
+    return Subject("transcript", str(path), None, model, base, running=running, chat=chat, answered_by=name)
+
+
+def _named_in(exchanges: Sequence[Exchange]) -> ModelRef | None:
+    """The model of this machine that the requests themselves name."""
+    for name in {exchange.request.model: None for exchange in exchanges if exchange.request.model}:
+        try:
+            return resolve_gguf(name)
+        except SettleError:
+            continue
+    return None
 
 
 def of_run(run: Run, name: str, running: Running) -> Subject:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +22,18 @@ FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    """What a proof folder says it is about. arguments: of the command, beside the subject's name."""
+    """What a proof folder says it is about. transcript: the file beside the subject, or None."""
 
     subject: str | None
     finding: Finding
     running: Running
-    arguments: Mapping[str, object]
+    transcript: Path | None
 
 
 def folder_for(subject: Subject, finding: Finding) -> Path:
     """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
-    about = json.dumps(
-        [subject.name, vars(subject.running), finding.check, finding.details], default=str, sort_keys=True
-    )
+    named = [subject.name, _named(subject), vars(subject.running)]
+    about = json.dumps([*named, finding.check, finding.details], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
     return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
@@ -64,7 +63,8 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
             folder / FILE,
             {
                 "settle": __version__,
-                "subject": None if subject.kind == "machine" else subject.name,
+                "subject": _named(subject),
+                "transcript": str(Path(subject.name).resolve()) if subject.kind == "transcript" else None,
                 "running": vars(subject.running) | {"sampling": dict(subject.running.sampling)},
                 "finding": finding.to_json(),
                 "changed": knob,
@@ -74,6 +74,11 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
         )
     except OSError as e:
         raise ResourceError(f"cannot write to {folder}: {e.strerror}", "make room or permission there") from None
+
+
+def _named(subject: Subject) -> str | None:
+    """What a person named to look at it."""
+    return {"machine": None, "transcript": subject.answered_by}.get(subject.kind, subject.name)
 
 
 def is_proof_folder(path: Path) -> bool:
@@ -88,6 +93,8 @@ def read_case(folder: Path) -> Case:
         finding = Finding(
             str(found["check"]), str(found["what"]), tuple(found["evidence"]), found["strength"], found["details"]
         )
-        return Case(record["subject"], finding, Running(**record["running"]), record.get("arguments") or {})
+        transcript = record.get("transcript")
+        running = Running(**record["running"])
+        return Case(record["subject"], finding, running, Path(transcript) if transcript else None)
     except (KeyError, TypeError, ValueError) as e:
         raise RunError(f"{folder / FILE} is damaged: {e}", "run the proof anew from its finding") from None

@@ -28,7 +28,7 @@ class Running:
 class Subject:
     """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
     adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
-    answered, recorded or by a server."""
+    answered, recorded or by a server. answered_by: the model or server that the person named beside a transcript."""
 
     kind: Kind
     name: str
@@ -37,4 +37,10 @@ class Subject:
     base: ModelRef | None = None
     collection: Path | None = None
     chat: Chat | None = None
+    answered_by: str | None = None
     running: Running = Running()
+
+    def close(self) -> None:
+        """Ends the model that answers again, if it is running."""
+        if self.chat is not None and self.chat.answerer is not None:
+            self.chat.answerer.close()

@@ -1,5 +1,6 @@
 """settle doctor: what is wrong, proven by a re-run with one thing changed."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -21,6 +22,7 @@ class Doctor(ThreadSettings, Command):
     positional: ClassVar[tuple[str, ...]] = ("subject",)
 
     subject: str | None = Field(None, description="a run, a model, a .gguf file, or the folder of a proof")
+    from_: Path | None = Field(None, description="recorded requests and answers, or a conversation: why was it bad?")
     prove: str | None = Field(None, description="re-run one check by its number or name, or all that found something")
     fix: bool = Field(False, description="with --prove: write the fix of what is proven, and test it again")
     only: list[str] = Field(default_factory=list, description="look with these checks alone, by number or name")
@@ -30,5 +32,5 @@ class Doctor(ThreadSettings, Command):
     def run(self, events: Events) -> int:
         from settle.doctor.doctor import Asked, doctor
 
-        how = self.context, self.threads, self.cache
+        how = self.context, self.threads, self.cache, self.from_
         return doctor(Asked(self.subject, self.only, self.prove, self.fix, *how), events)

@@ -25,7 +25,7 @@ def request_fix(request: Request, setting: str, value: object) -> Fix:
         write_json(out, _with(request.body or OpenAI().body(request), changed))
         return f"wrote {out}: the recorded request with {command}; set the same in your client"
 
-    return Fix(f"send {command} with the request", command, write, lambda: out.unlink(missing_ok=True))
+    return Fix(f"send {command} with the request", command, write)
 
 
 def setting_text(request: Request, setting: str, value: object) -> str:
