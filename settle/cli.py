@@ -365,7 +365,7 @@ def _dotted(settings: type[BaseModel]) -> Iterator[str]:
 
 
 def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").rstrip("-")  # a word that Python keeps for itself has a `_` behind it
 
 
 def _is_list(command: type[Command], name: str) -> bool:

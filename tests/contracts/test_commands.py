@@ -17,7 +17,7 @@ def test_the_help_of_a_command_shows_every_option(name, capsys, monkeypatch):
     first_line = (command.__doc__ or "").strip().splitlines()[0].replace("`", "")
     assert first_line and first_line in " ".join(shown.split())
     for setting, field in command.model_fields.items():
-        option = f"--{setting.replace('_', '-')}"
+        option = f"--{setting.replace('_', '-').rstrip('-')}"
         if setting in command.positional:
             assert setting.upper() in shown
         elif group := group_of(field.annotation):

@@ -36,8 +36,8 @@ class Request:
     @property
     def question(self) -> str:
         """The last thing that a person said, or nothing."""
-        said = [text_of(message) for message in self.messages if message.get("role") == "user"]
-        return said[-1] if said else ""
+        questions = [text_of(message) for message in self.messages if message.get("role") == "user"]
+        return questions[-1] if questions else ""
 
     def asking(self, question: str) -> "Request":
         """The same with another last question, and without what followed it."""
@@ -91,11 +91,12 @@ class Reply:
 
     def then(self, piece: "Reply") -> "Reply":
         """This with what came after it in a stream."""
+        calls, finish = _joined(self.calls, piece.calls), piece.finish or self.finish
         return Reply(
             self.text + piece.text,
             self.reasoning + piece.reasoning,
-            _joined(self.calls, piece.calls),
-            piece.finish or self.finish,
+            calls,
+            "tool_calls" if calls and finish == "stop" else finish,
             piece.prompt_tokens if piece.prompt_tokens is not None else self.prompt_tokens,
             piece.written_tokens if piece.written_tokens is not None else self.written_tokens,
         )

@@ -95,7 +95,7 @@ class _Reader:
 
     def exchanges(self, records: Iterable[tuple[str, object]]) -> list[Exchange]:
         for where, record in records:
-            if isinstance(record, Mapping) and (turns := messages_of([record])) and "messages" not in record:
+            if isinstance(record, Mapping) and (turns := self._turn(record)):
                 self._turns += turns
             elif not self._add(record, where, 0) and not self._is_beside(record):
                 fields = ", ".join(map(str, record))[:200] if isinstance(record, Mapping) else type(record).__name__
@@ -105,6 +105,12 @@ class _Reader:
                 )
         self._exchanges += _conversation(self._turns, "the conversation")
         return self._exchanges
+
+    def _turn(self, record: Body) -> tuple[Message, ...]:
+        """The turn that a record is, where it is neither a request nor an API's answer."""
+        if "messages" in record or any(layout.reply(record) for layout in self._layouts):
+            return ()
+        return messages_of([record]) or ()
 
     def _is_beside(self, record: object) -> bool:
         """Whether a record has nothing to do with a model, such as a page's picture in a HAR."""

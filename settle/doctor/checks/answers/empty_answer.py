@@ -68,8 +68,9 @@ class EmptyAnswer(Check):
             return None
         answerer.open()
         started = time.monotonic()
+        answerer.ask(request, _has_begun)
+        seconds = time.monotonic() - started  # of the slower side
         setting, value = _what_helps(finding, subject)
-        seconds = (time.monotonic() - started) / 2
 
         def change(request: Request) -> Request:
             return request.having(**{setting: value})
@@ -84,7 +85,7 @@ class EmptyAnswer(Check):
             others=PUZZLES[ITEMS : 2 * ITEMS],
             least=LEAST_SHARE,
             lower=False,
-            seconds=max(seconds, 0.2),
+            seconds=seconds,
             fix=request_fix(request, setting, value),
         )
 

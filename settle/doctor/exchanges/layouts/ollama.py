@@ -56,8 +56,8 @@ class Ollama(Layout):
     def reply(self, body: Body) -> Reply | None:
         if "done" not in body or not ("message" in body or "response" in body):
             return None
-        said = body.get("message")
-        message = said if isinstance(said, Mapping) else {"content": body.get("response")}
+        message = body.get("message")
+        message = message if isinstance(message, Mapping) else {"content": body.get("response")}
         reason = body.get("done_reason") or ("stop" if body.get("done") else None)
         calls = calls_of(message.get("tool_calls"))
         return Reply(

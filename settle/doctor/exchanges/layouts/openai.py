@@ -62,15 +62,15 @@ class OpenAI(Layout):
             written_tokens=count_of(counts.get("completion_tokens")),
         )
         choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
-        said = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
-        if not isinstance(said, Mapping):
+        message = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
+        if not isinstance(message, Mapping):
             return reply
-        thought = said.get("reasoning_content") or said.get("reasoning") or ""
+        thought = message.get("reasoning_content") or message.get("reasoning") or ""
         return replace(
             reply,
-            text=content_text(said.get("content")),
+            text=content_text(message.get("content")),
             reasoning=str(thought),
-            calls=_calls(said),
+            calls=_calls(message),
             finish=finish_of(choice.get("finish_reason")),
         )
 
@@ -96,6 +96,6 @@ class OpenAI(Layout):
         return {"choices": [choice], "usage": usage}
 
 
-def _calls(said: Body) -> tuple[Call, ...]:
-    old = said.get("function_call")  # of OpenAI's first form
-    return calls_of(said.get("tool_calls") or ([{"function": old}] if isinstance(old, Mapping) else []))
+def _calls(message: Body) -> tuple[Call, ...]:
+    old = message.get("function_call")  # of OpenAI's first form
+    return calls_of(message.get("tool_calls") or ([{"function": old}] if isinstance(old, Mapping) else []))
