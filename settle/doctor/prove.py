@@ -49,7 +49,7 @@ class Proof:
 
 def expected_seconds(trial: Trial) -> float:
     """What proof and re-test take together, as expected before anything ran."""
-    return trial.seconds * 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
+    return trial.preparing + trial.seconds * 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
 
 
 def prove(trial: Trial, record: Path, events: Events) -> Proof:
@@ -147,6 +147,8 @@ class _Measurements:
             if side not in self._open:
                 if self._one_at_a_time:
                     self.close()
+                done = len(self._known)
+                self._events.emit(Progress(what="making ready", done=done, total=self._total, detail=side.name))
                 side.open()
                 self._open.append(side)
             return float(side.guard(item) if part == "guard" else side.measure(item))

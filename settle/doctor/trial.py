@@ -39,7 +39,8 @@ class Trial:
     again on them; none is an item. least: the smallest mean change that counts, in `unit`; of a time, the smallest
     ratio less one. timed: the measure is a time or a speed, compared as ratios of pairs in turns. lower: less is
     better. guards: items of `Side.guard`, of which none may get worse. seconds: that one measurement is expected to
-    take. fix: what mends it, where the trial itself found the change that helps; else the check knows it."""
+    take; preparing: that it takes to make both sides ready, once. fix: what mends it, where the trial itself found the
+    change that helps; else the check knows it."""
 
     knob: str
     before: Side
@@ -54,6 +55,7 @@ class Trial:
     guards: Sequence[Item] = ()
     seconds: float = 1.0
     fix: Fix | None = None
+    preparing: float = 0.0
 
     def __post_init__(self) -> None:
         assert len(self.items) >= FEWEST_ITEMS, f"{self.knob}: a proof needs {FEWEST_ITEMS} items"

@@ -1,0 +1,133 @@
+"""A tuned model answers as its base does: the rate was too low, or the steps too few, to learn anything."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.training.example_run import example_run
+from settle.doctor.training.facts import TrainingFacts, facts_of
+from settle.doctor.training.retrain import (
+    FEWEST_STEPS,
+    most_steps,
+    recipe_fix,
+    retrained,
+    training_seconds,
+    usual_rate,
+    with_rate,
+)
+from settle.doctor.training.rows import RowReader, RowSide, Served, rows_of
+from settle.doctor.trial import FEWEST_ITEMS, Trial
+
+LOOKED = 4  # rows that a look reads
+LEAST_SHARE, LEAST_NATS = 0.04, 0.04  # of the base's loss; per token: less than both together is nothing
+KNOWN_NATS = 0.1  # per token: rows that the base finds likelier than that teach nothing
+LOW_RATE = 0.2  # of the usual one: below that, the rate is to blame and not the steps
+
+
+class DidNothing(Check):
+    """A tuned model should find the rows that it learned from likelier than its base does."""
+
+    number: ClassVar[int] = 19
+    symptom: ClassVar[str] = "the tuned model answers as its base does"
+    about: ClassVar[tuple[str, ...]] = ("run",)
+    seconds: ClassVar[float] = 4.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        facts = _tuned(subject)
+        if facts is None:
+            return
+        assert facts.base is not None
+        served = Served.of_run(facts.run)
+        if served is None:
+            if facts.verdict == "broken":
+                seen = f"after {facts.steps:,} steps it was no better than its base, so no model was made"
+                yield self._finding(facts, _little(facts), (seen,), 0.9)
+            return
+        rows = rows_of(facts)
+        items = rows.items(0, LOOKED)
+        with RowReader(Served(facts.base), rows) as reader:
+            before = [reader.nats(item) for item in items]
+        with RowReader(served, rows) as reader:
+            after = [reader.nats(item) for item in items]
+        base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
+        if base < KNOWN_NATS or gain >= _least(base) or gain < -_least(base):
+            return
+        seen = f"its training rows are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}"
+        yield self._finding(facts, _little(facts), (seen,), 0.9, base)
+
+    def _finding(
+        self, facts: TrainingFacts, cause: str, evidence: tuple[str, ...], strength: float, base: float = 1.0
+    ) -> Finding:
+        what = {
+            "rate": f"the model learned next to nothing: a learning rate of {facts.rate:.2g} is too low",
+            "steps": f"the model learned next to nothing in {facts.steps:,} steps",
+        }[cause]
+        details = {"cause": cause, "base": base}
+        return Finding(self.part_name(), what, (*evidence, f"learning rate {facts.rate:.2g}"), strength, details)
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        facts = _tuned(subject)
+        assert facts is not None and facts.base is not None
+        rows = rows_of(facts)
+        half = min(8, (len(rows.places) - LOOKED) // 2)
+        if half < FEWEST_ITEMS:
+            return None
+        served = Served.of_run(facts.run) or Served(facts.base)
+        steps = self._steps(finding, facts)
+        recipe = self._recipe(finding, facts)
+        return Trial(
+            knob=self._knob(finding, facts, steps),
+            before=RowSide("as it is", rows, lambda: served),
+            after=RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after")),
+            measure="loss of its training rows",
+            unit="nats per token",
+            items=rows.items(LOOKED, half),
+            others=rows.items(LOOKED + half, half),
+            least=_least(float(str(finding.details["base"]))),
+            seconds=0.2,
+            preparing=training_seconds(facts, steps),
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        facts = _tuned(subject)
+        assert facts is not None
+        recipe = self._recipe(finding, facts)
+        if finding.details["cause"] == "rate":
+            return recipe_fix(facts, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+        longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}
+        return recipe_fix(facts, longer, "train until the model has settled, without a limit")
+
+    def _steps(self, finding: Finding, facts: TrainingFacts) -> int:
+        if finding.details["cause"] == "rate":
+            return min(most_steps(facts), max(facts.steps, FEWEST_STEPS))
+        return most_steps(facts)
+
+    def _recipe(self, finding: Finding, facts: TrainingFacts) -> Mapping[str, object]:
+        return with_rate(facts.recipe, usual_rate(facts)) if finding.details["cause"] == "rate" else facts.recipe
+
+    def _knob(self, finding: Finding, facts: TrainingFacts, steps: int) -> str:
+        if finding.details["cause"] == "rate":
+            return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
+        return f"{steps:,} steps instead of {facts.steps:,}"
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 1e-8}})
+
+
+def _tuned(subject: Subject) -> TrainingFacts | None:
+    facts = facts_of(subject.run) if subject.run is not None else None
+    return facts if facts is not None and facts.base is not None and facts.base.suffix == ".gguf" else None
+
+
+def _least(base: float) -> float:
+    """Nats per token that count, where the base's loss is `base`."""
+    return LEAST_NATS + LEAST_SHARE * base
+
+
+def _little(facts: TrainingFacts) -> str:
+    return "rate" if facts.rate < LOW_RATE * usual_rate(facts) else "steps"

@@ -1,0 +1,86 @@
+"""The same run with one setting changed: trained again in short for a proof, and as a recipe for a person."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from settle.base.errors import UsageError
+from settle.base.files import write_atomic
+from settle.base.run import Run
+from settle.base.settings import recipe_text
+from settle.doctor.findings import Fix
+from settle.doctor.training.facts import TrainingFacts
+from settle.doctor.training.rows import Served
+
+TRAINING_SECONDS = 60.0  # that one side of a proof may train
+FEWEST_STEPS, MOST_STEPS = 6, 200
+LOADING_SECONDS = 12.0  # of what a side does before and after its steps
+USUAL_RATE = {"adapter": 3e-4, "full": 3e-5}  # as `settle tune` takes when nobody asks for one
+NOT_AGAIN = (
+    "name", "dry", "recipe", "seeds", "time", "tokens", "epochs", "max_cost", "sample", "compare", "score", "version",
+)  # fmt: skip
+
+
+def most_steps(facts: TrainingFacts) -> int:
+    """Steps that a side of a proof can take in its time."""
+    if not facts.step_seconds:
+        return 2 * FEWEST_STEPS
+    return max(FEWEST_STEPS, min(MOST_STEPS, int(TRAINING_SECONDS / facts.step_seconds)))
+
+
+def training_seconds(facts: TrainingFacts, steps: int) -> float:
+    """That it takes to train so many steps, and to make the file ready."""
+    return steps * (facts.step_seconds or 3.0) + LOADING_SECONDS
+
+
+def with_rate(recipe: Mapping[str, object], rate: float) -> dict[str, object]:
+    """A recipe with another learning rate."""
+    optimizer = recipe.get("optimizer")
+    own = dict(optimizer) if isinstance(optimizer, Mapping) else {"name": optimizer} if optimizer else {}
+    return {**recipe, "optimizer": {**own, "lr": rate}}
+
+
+def usual_rate(facts: TrainingFacts) -> float:
+    return USUAL_RATE["full" if facts.whole else "adapter"]
+
+
+def retrained(facts: TrainingFacts, recipe: Mapping[str, object], steps: int, folder: Path) -> Callable[[], Served]:
+    """What makes the run again by `recipe`, `steps` steps long, in `folder`, where it is not there yet."""
+
+    def make() -> Served:
+        if "-" in _inputs(recipe):
+            raise UsageError(f"{facts.run.name} read its rows from stdin", "give them in a file, and run it again")
+        short = {key: value for key, value in recipe.items() if key not in NOT_AGAIN}
+        run = Run(folder)
+        short_run_of(facts.run.command, {**short, "steps": steps}, run)
+        served = Served.of_run(run)
+        assert served is not None, "a short run exports what it trained"
+        return served
+
+    return make
+
+
+def short_run_of(command: str, recipe: Mapping[str, object], run: Run) -> None:
+    """As `short_run`."""
+    from settle.jobs.trials.short_run import short_run  # loads torch, which a look does not need
+
+    short_run(command, recipe, run)
+
+
+def recipe_fix(facts: TrainingFacts, recipe: Mapping[str, object], what: str) -> Fix:
+    """A recipe in this folder with the change, which the person then runs. what: a sentence in the imperative."""
+    out = Path.cwd() / f"{facts.run.name}-fixed.toml"
+    command = f"settle {facts.run.command} --recipe {out.name}"
+
+    def write() -> str:
+        if out.exists():
+            raise UsageError(f"{out.name} is there already", "move it away, or use it")
+        changed = {key: value for key, value in recipe.items() if key not in ("version", "recipe", "dry")}
+        write_atomic(out, recipe_text({**changed, "name": f"{facts.run.name}-fixed"}))
+        return f"wrote {out}; `{command}` trains by it"
+
+    return Fix(what, command, write, undo=lambda: out.unlink(missing_ok=True))
+
+
+def _inputs(recipe: Mapping[str, object]) -> list[object]:
+    inputs = recipe.get("inputs")
+    return list(inputs) if isinstance(inputs, list | tuple) else []

@@ -1,0 +1,136 @@
+"""The rows of a run as its model read them, and how likely a file finds them in llama.cpp."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from settle.base.errors import EngineError, UsageError
+from settle.base.run import Run
+from settle.data.prepare import prepared
+from settle.data.rows.prepare import prepared_rows
+from settle.data.rows.store import RowStore
+from settle.data.store import TokenStore
+from settle.doctor.training.facts import TrainingFacts
+from settle.doctor.trial import Item, Side
+from settle.formats.gguf import read_gguf
+from settle.infer.scorer import AS_IT_IS, Scorer
+from settle.library.facts import longest_context
+from settle.library.run_models import models_of
+
+LONGEST = 512  # tokens of a row that are read
+WINDOW = 128  # tokens of a document that is no row of examples
+
+
+@dataclass(frozen=True)
+class Served:
+    """A file of weights, and the adapter over it."""
+
+    weights: Path
+    adapter: Path | None = None
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Served | None":
+        """What a run made; None where it made nothing."""
+        for made in models_of(run):
+            if made.kind == "model":
+                return cls(Path(made.path))
+            if made.kind == "adapter" and made.base and Path(made.base).is_file():
+                return cls(Path(made.base), Path(made.path))
+        return None
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """What a run learned from. places: of pieces of it, in an order that is the same every time."""
+
+    store: TokenStore
+    places: Sequence[tuple[int, int]]  # document, first token
+
+    def items(self, first: int, number: int) -> list[Item]:
+        """Pieces as the items of a trial."""
+        return [{"document": d, "begin": b} for d, b in self.places[first : first + number]]
+
+    def piece(self, item: Item, longest: int = LONGEST) -> tuple[list[int], np.ndarray]:
+        """Ids (L,), at most `longest` of them, and which of them are targets, bool (L,)."""
+        assert isinstance(item, Mapping)
+        document, begin = int(str(item["document"])), int(str(item["begin"]))
+        size = longest if isinstance(self.store, RowStore) else min(longest, WINDOW)
+        ids = self.store.document(document)[begin : begin + size]
+        if isinstance(self.store, RowStore):
+            mask = self.store.mask(document)[begin : begin + size].astype(bool)
+        else:
+            mask = np.ones(len(ids), bool)
+        mask[:1] = False  # nothing stands before it
+        return [int(i) for i in ids], mask
+
+
+def rows_of(facts: TrainingFacts) -> RunRows:
+    """Raises UsageError when they were deleted."""
+    fingerprint = str(facts.plan.get("corpus"))
+    corpus = prepared_rows(fingerprint) if facts.base else prepared(fingerprint)
+    if corpus is None:
+        raise UsageError(
+            f"the tokens that {facts.run.name} learned from were deleted", "run it again: they are made anew"
+        )
+    store = corpus.train
+    if isinstance(store, RowStore):
+        kept = [d for d in range(0, store.num_documents, store.segments_per_row) if store.mask(d)[1:LONGEST].any()]
+        places = [(d, 0) for d in kept]
+    else:
+        lengths = np.diff(store.document_starts)
+        places = [(d, b) for d in range(min(store.num_documents, 64)) for b in range(0, int(lengths[d]) - 8, WINDOW)]
+    order = np.random.default_rng(0).permutation(len(places))
+    return RunRows(store, [places[i] for i in order[:64]])
+
+
+class RowReader:
+    """A file in llama.cpp that says how likely it finds rows. Use it as a context manager."""
+
+    def __init__(self, served: Served, rows: RunRows) -> None:
+        self._rows = rows
+        metadata = read_gguf(served.weights).metadata
+        self._longest = min(LONGEST, longest_context(served.weights.name, metadata) - 1)
+        self._scorer = Scorer(served.weights, self._longest, overrides=AS_IT_IS._replace(adapter=served.adapter))
+        self.worst = 2 * math.log(self._scorer.num_vocab)  # what a row counts whose likelihood is no number
+
+    def __enter__(self) -> "RowReader":
+        self._scorer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scorer.close()
+
+    def nats(self, item: Item) -> float:
+        """Mean over the targets of a row, at most `worst`."""
+        ids, mask = self._rows.piece(item, self._longest)
+        try:
+            logprobs = np.asarray(self._scorer.rows(ids, top=1, sampled=1).came_logprobs, np.float64)
+        except EngineError:
+            if not self._scorer.alive():
+                raise
+            return self.worst  # what it computed is no number
+        nats = -logprobs[mask[1:]]
+        return min(self.worst, float(nats.mean())) if np.isfinite(nats).all() else self.worst
+
+
+class RowSide(Side):
+    """Rows of a run, read by what `make` makes ready."""
+
+    def __init__(self, name: str, rows: RunRows, make: Callable[[], Served], num_bytes: int = 0) -> None:
+        self.name, self._rows, self._make, self.num_bytes = name, rows, make, num_bytes
+        self._reader: RowReader | None = None
+
+    def open(self) -> None:
+        self._reader = RowReader(self._make(), self._rows).__enter__()
+
+    def measure(self, item: Item) -> float:
+        assert self._reader is not None
+        return self._reader.nats(item)
+
+    def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.__exit__()
