@@ -1,15 +1,19 @@
 """A tiny model that knows the doctor's prose and answers by heart, in ChatML turns: faults show in what it expects."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from settle.base.files import home
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.subject import Subject
+from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
@@ -56,6 +60,21 @@ def healthy(about: tuple[str, ...]) -> Subject:
     """A subject that has what a check looks at, by the names of its fields, and nothing wrong."""
     if not about:
         return Subject("machine", "this machine")
+    if about == ("run",):
+        subject, tokens = tuned_run()
+        shutil.copytree(tokens, home() / "tokens", dirs_exist_ok=True)
+        return subject
     assert about == ("model",), f"make a healthy subject that has {about}"
     path = chat_model()
     return Subject("model", str(path), model=resolve_gguf(str(path)))
+
+
+@functools.cache
+def tuned_run() -> tuple[Subject, Path]:
+    """A run that tuned it as it should be, and the tokens that it learned from."""
+    folder = tempfile.TemporaryDirectory()
+    tuned_run.folder = folder  # removed with the process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", folder.name)
+        subject = example_run(healthy(("model",)), Path(folder.name) / "run", {})
+    return subject, Path(folder.name) / "tokens"
