@@ -3,6 +3,7 @@
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch
 
 from settle.base.files import home
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.exchanges.exchange import Request
+from settle.doctor.exchanges.record import record
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
@@ -64,9 +68,13 @@ def healthy(about: tuple[str, ...]) -> Subject:
         subject, tokens = tuned_run()
         shutil.copytree(tokens, home() / "tokens", dirs_exist_ok=True)
         return subject
-    assert about == ("model",), f"make a healthy subject that has {about}"
+    assert about in (("model",), ("chat",)), f"make a healthy subject that has {about}"
     path = chat_model()
-    return Subject("model", str(path), model=resolve_gguf(str(path)))
+    model = resolve_gguf(str(path))
+    if about == ("chat",):
+        asked = [Request(({"role": "user", "content": known.question},)) for known in KNOWN_ANSWERS[:3]]
+        return replace(record(LocalModel(model), asked, path.with_name("chat.jsonl")), model=model)
+    return Subject("model", str(path), model=model)
 
 
 @functools.cache
