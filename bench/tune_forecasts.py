@@ -34,12 +34,12 @@ RUNS = [
     ("gemma", "gsm8k", "--steps 12 --quantize as-is"),
     ("gemma", "dpo", "--steps 8 --batch-rows 4"),
     ("smollm2", "gsm8k", "--steps 30 --threads 1 --batch-rows 16 --adapter.targets gate_proj,up_proj"),
-    ("small", "maths", ""),
+    ("small", "maths", "--rows.max-tokens 512"),
     ("small", "sayings_it", ""),
     ("small", "hungarian", "--adapter full"),
-    ("small", "instructions", "--adapter dora"),
+    ("small", "instructions", "--adapter dora --rows.max-tokens 512"),
     ("small", "cedict", "--adapter.rank 4"),
-    ("small", "docstrings", "--adapter full --batch-rows 4"),
+    ("small", "docstrings", "--adapter full --batch-rows 4 --rows.max-tokens 512"),
     ("small", "sayings_de", "--recompute"),
     ("smollm2", "hungarian", "--steps 20 --dtype float32"),
     ("smollm2", "cedict", "--steps 20 --dtype float32 --batch-rows 4 --adapter full"),
@@ -54,7 +54,7 @@ def limited(settings: str, option: str, most: int | None) -> str:
         return settings
     words = settings.split()
     if option not in words:
-        return f"{settings} {option} {most}"
+        return f"{settings} {option} {most}".strip()
     place = words.index(option) + 1
     words[place] = str(min(most, int(words[place])))
     return " ".join(words)
