@@ -12,11 +12,11 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from settle.audit.telemetry import switch_off
+
 __all__ = ["SettleError", "train", "tune", "distill", "shrink", "index", "open_run"]
 
-# Nothing phones home: the switches of every dependency that has some, before any of them is imported.
-for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-    os.environ.setdefault(_switch, "1")
+switch_off()  # nothing phones home
 # Threads that wait for each other spin a moment, then sleep. The default spins so long that whatever else runs on the
 # machine makes training some times slower; this costs 5 % of small operations on an idle one (both measured on two
 # cores). GNU OpenMP reads it when torch loads.

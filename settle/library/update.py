@@ -1,4 +1,4 @@
-"""`settle models update FILE`: newer models, devices or prices, from a file or a wheel of known hash."""
+"""`settle models update FILE`: newer models, devices, prices or terms, from a file or a wheel of known hash."""
 
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from settle.base.events import ResultReady, Say
 from settle.base.files.dated_file import age, check_pin, install, read_update
 from settle.library.catalogue import CatalogueFile, catalogue_file
 from settle.library.prices import Prices, prices
+from settle.library.providers import Providers
 from settle.machine.hardware import Hardware, hardware
 
 # What a file is, by a table that only it has.
@@ -19,6 +20,7 @@ KINDS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "known": ("catalogue", CatalogueFile),
     "devices": ("hardware", Hardware),
     "api": ("prices", Prices),
+    "provider": ("providers", Providers),
 }
 
 
@@ -33,7 +35,7 @@ def update_data(file: str, sha256: str | None, events: Events) -> None:
         raise DataError(f"{path.name} is no TOML: {e}", "get it again; nothing was changed") from None
     kind = next((kind for key, kind in KINDS.items() if key in tables), None)
     if kind is None:
-        raise DataError(f"{path.name} is no catalogue and no table of devices or prices", "check the file")
+        raise DataError(f"{path.name} is no catalogue and no table of devices, prices or providers", "check the file")
     name, model = kind
     try:
         model.model_validate(tables)

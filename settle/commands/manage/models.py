@@ -17,7 +17,7 @@ class Models(ThreadSettings, Command):
 
     `settle models show NAME` shows everything about one. --measure runs those named, or all that write, and remembers
     how fast they are here: tokens read and written per second. `settle models remove NAME` deletes a pulled model.
-    `settle models update FILE --sha256 HASH` replaces the catalogue (or prices, or devices) by a newer one.
+    `settle models update FILE --sha256 HASH` replaces the catalogue (or prices, devices, terms of providers).
     """
 
     is_watched: ClassVar[bool] = False

@@ -1,0 +1,103 @@
+"""Runs every command once, at its defaults but for sizes, in one watched process; prints what each reached as JSON."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from settle.audit import session
+
+if __name__ == "__main__":  # before any thread of torch runs
+    session.from_command_line(False)
+    LEDGER = session.ledger("every")
+    OPENED = LEDGER.__enter__()
+
+from settle.audit.ledger import read_sessions
+from settle.base.run import Run
+from settle.base.server_state import running_server
+from settle.cli import main
+from settle.formats.gguf import export_gguf
+from settle.library.store import StoredModel, add_model
+from tests import decision_model
+from tests.trained import trained
+
+SMALL = ["--threads", "1", "--steps", "2"]
+COMMANDS = [
+    ["train", "notes", "--name", "made", "--size", "20k", *SMALL],
+    ["resume", "made"],
+    ["tune", "tiny", "rows.jsonl", "--name", "tuned", *SMALL],
+    ["eval", "tuned", "--rows", "rows.jsonl", "--limit", "4"],
+    ["distill", "tiny", "notes", "--drop-layers", "1", "--name", "small", *SMALL],
+    ["shrink", "made", "notes", "--to", "Q8_0", "--name", "less"],
+    ["index", "notes"],
+    ["ask", "notes", "How are the models shrunk?"],
+    ["chat", "tiny", "Once", "--max-tokens", "4"],
+    ["decide", "decider", "It is late."],
+    ["export", "made", "--to", "safetensors", "--out", "out"],
+    ["fit"],
+    ["plan", "tune", "tiny", "--rows", "9"],
+    ["pick", "short answers", "--prompts", "rows.jsonl", "--models", "tiny"],
+    ["choose", "rows.jsonl", "--model", "tiny"],
+    ["models"],
+    ["runs"],
+    ["audit"],
+    ["doctor"],
+    ["connect"],
+    ["pull", "./decider.gguf", "--name", "copy"],
+    ["bench", "serve", "tiny", "--rounds", "1", "--tokens", "4"],
+    ["serve", "--port", "0"],
+]
+
+
+def stock(home: Path) -> None:
+    """Models in the store, documents, and rows."""
+    made = trained()
+    tiny = home / "tiny.gguf"
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    export_gguf(made.part, made.weights, made.tokenizer, tiny, "f32", {"chat_template": template})
+    add_model(StoredModel("tiny", "gguf", tiny, "ab" * 32, "test"))
+    decision_model.write(home / "decider.gguf", decision_model.keys(columns=("prompt",)))
+    add_model(StoredModel("decider", "gguf", home / "decider.gguf", "ab" * 32, "test"))
+    pages = sorted((Path(__file__).parents[2] / "docs").glob("s*.md"))
+    (home / "notes").mkdir()
+    for page in pages:
+        (home / "notes" / page.name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    rows = [{"prompt": f"What is {n} + {n}?", "completion": f"It is {2 * n}."} for n in range(48)]
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stop_when_it_serves() -> None:
+    end = time.monotonic() + 60
+    while not running_server() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(argv: list[str], ledger: Path) -> dict[str, object]:
+    """One command: its exit code, its last line, and what went beyond this machine meanwhile."""
+    before = len(read_sessions([ledger], True).beyond)
+    if argv[0] == "serve":
+        threading.Thread(target=stop_when_it_serves).start()
+    if argv[0] == "resume":  # as if it had been stopped before it was written
+        (Run.find("made").path / "result.json").unlink()
+    out, began = io.StringIO(), time.monotonic()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        code = main(argv)
+    after = read_sessions([ledger], True)
+    beyond = [c.target for c in after.beyond[before:]] + after.listens
+    text = out.getvalue().strip()
+    return {"code": code, "beyond": beyond, "seconds": round(time.monotonic() - began, 1), "end": text[-600:]}
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ["SETTLE_HOME"])
+    stock(folder)
+    os.chdir(folder)
+    results = {argv[0]: run(argv, OPENED.path) for argv in COMMANDS}
+    sys.stdout.write(json.dumps({"level": OPENED.level, "commands": results}) + "\n")
+    LEDGER.__exit__(None, None, None)
